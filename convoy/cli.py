@@ -1,0 +1,121 @@
+"""Finds the command, parses its flags, runs it, and turns mistakes into one line and an exit code.
+
+A command is a module with `define_flags(flags, argv)` and `run(flags, arguments)`; `REQUIRED` names the flags it cannot do
+without. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so that
+`--help` and a mistyped flag answer at once.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags as absl_flags
+
+from convoy import __version__
+from input_pipeline.errors import DataError, UsageError
+
+
+class Command(NamedTuple):
+    """Where a command lives and what `convoy` says of it."""
+
+    module: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "sample": Command("convoy.sample", "draws a small product-like image set", "convoy sample --output=photos"),
+    "convert": Command(
+        "convoy.convert", "turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"
+    ),
+    "train": Command(
+        "convoy.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
+    ),
+    "evaluate": Command(
+        "convoy.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
+    ),
+    "predict": Command(
+        "convoy.predict",
+        "writes a category for every image of a folder",
+        "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
+    ),
+    "bench": Command("convoy.bench", "measures Convoy against its peers in one run", "convoy bench step"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: program name, command, flags; the process's own where left out.
+
+    Returns:
+      The exit code: 0 done, 2 wrong flags or config, 3 unusable data or checkpoint. Any other exception passes
+      through and ends the process with its traceback and exit code 1.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except (UsageError, DataError) as error:
+        print(f"convoy: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("convoy: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = argv[1] if len(argv) > 1 else ""
+    if name in ("", "help", "--help", "-h"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"convoy {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)}. `convoy` alone lists the commands.")
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    flags = absl_flags.FlagValues()
+    arguments = argv[2:]
+    module.define_flags(flags, [f"convoy {name}", *arguments])
+    before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
+        print(_usage(name, command, flags))
+        return 0
+    try:
+        rest = flags([f"convoy {name}", *arguments])[1:]
+    except absl_flags.Error as error:
+        raise UsageError(f"{str(error).splitlines()[0]} `convoy {name} --help` lists the flags.") from None
+    missing = [f"--{flag}" for flag in getattr(module, "REQUIRED", ()) if flags[flag].value in (None, "")]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} must be given. Example: {command.example}")
+    if rest and not getattr(module, "TAKES_ARGUMENTS", False):
+        raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
+    return module.run(flags, rest) or 0
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns `; did you mean 'x'?` for the most similar of `known`, or nothing where none is similar."""
+    import difflib
+
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["convoy: trains image classifiers, the same on one device, all GPUs of a machine, or a cluster.", ""]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:<{width}}  {command.summary}", f"  {'':<{width}}    {command.example}"]
+    return "\n".join([*lines, "", "`convoy COMMAND --help` lists a command's flags."])
+
+
+def _usage(name: str, command: Command, flags: absl_flags.FlagValues) -> str:
+    lines = [f"convoy {name}: {command.summary}.", "", f"  {command.example}", ""]
+    own = {flag.name: flag for group in flags.flags_by_module_dict().values() for flag in group}
+    for flag in sorted(own.values(), key=lambda flag: flag.name):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default_as_str})"
+        lines += [f"  --{flag.name}", f"      {flag.help}{default}"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Images to TFRecord shards to batches. Knows nothing of models or strategies."""

@@ -1,0 +1,1 @@
+"""Starts worker processes. Knows the trainer only by its command line and exit codes."""

@@ -1,0 +1,43 @@
+"""Builds and installs the distribution `convoy`: the command `convoy` and the packages behind it.
+
+    pip install .            # the trainer
+    pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expects
+    pip install -e '.[test]' # for working on Convoy itself
+"""
+
+from setuptools import setup
+
+setup(
+    name="convoy",
+    version="0.1.0",
+    description="Train image classifiers with TensorFlow: the same run on one device, all GPUs of a machine, or a cluster",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=["convoy", "trainer", "input_pipeline", "configs", "launch", "benchmarks"],
+    entry_points={"console_scripts": ["convoy = convoy.cli:main"]},
+    install_requires=[
+        # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.
+        "tensorflow==2.21.*",
+        "keras==3.15.*",
+        "tensorflow-datasets>=4.9.9",
+        "tensorboard>=2.21",
+        "numpy>=1.26",
+        "absl-py>=2.1",
+        "pillow>=10.3",
+        "ml_collections>=1.0",  # config files with absl flags: the convention of the field's model repositories
+        "google-crc32c>=1.6",  # TFRecord checksums outside TensorFlow's graph, at memory speed
+        "rich>=13.7",  # the console's tables and progress bar
+        "matplotlib>=3.8",  # the pictures in the report
+        "jinja2>=3.1",  # the report page
+    ],
+    extras_require={
+        "cuda": ["tensorflow[and-cuda]==2.21.*"],
+        "profile": ["xprof>=2.20"],
+        "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.19"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
+        "bench": ["torch>=2.4"],
+    },
+)
