@@ -1,8 +1,8 @@
 """Builds and installs the distribution `convoy`: the command `convoy` and the packages behind it.
 
-    pip install .            # the trainer
-    pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expects
-    pip install -e '.[test]' # for working on Convoy itself
+pip install .            # the trainer
+pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expects
+pip install -e '.[test]' # for working on Convoy itself
 """
 
 from setuptools import setup

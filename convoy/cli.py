@@ -1,6 +1,7 @@
 """Finds the command, parses its flags, runs it, and turns mistakes into one line and an exit code.
 
-A command is a module with `define_flags(flags, argv)` and `run(flags, arguments)`; `REQUIRED` names the flags it cannot do
+A command is a module with `define_flags(flags, arguments)`, which may return other arguments to parse, and
+`run(flags, arguments)`; `REQUIRED` names the flags it cannot do
 without. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so that
 `--help` and a mistyped flag answer at once.
 """
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from convoy import __version__
-from input_pipeline.errors import DataError, UsageError
+from input_pipeline.errors import ConvoyError, UsageError, did_you_mean
 
 
 class Command(NamedTuple):
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     try:
         return _dispatch(argv)
-    except (UsageError, DataError) as error:
+    except ConvoyError as error:
         print(f"convoy: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -74,12 +75,12 @@ def _dispatch(argv: list[str]) -> int:
         print(f"convoy {__version__}")
         return 0
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)}. `convoy` alone lists the commands.")
+        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}. `convoy` alone lists the commands.")
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     flags = absl_flags.FlagValues()
     arguments = argv[2:]
-    module.define_flags(flags, [f"convoy {name}", *arguments])
+    arguments = module.define_flags(flags, arguments) or arguments
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
         print(_usage(name, command, flags))
@@ -88,20 +89,17 @@ def _dispatch(argv: list[str]) -> int:
         rest = flags([f"convoy {name}", *arguments])[1:]
     except absl_flags.Error as error:
         raise UsageError(f"{str(error).splitlines()[0]} `convoy {name} --help` lists the flags.") from None
-    missing = [f"--{flag}" for flag in getattr(module, "REQUIRED", ()) if flags[flag].value in (None, "")]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} must be given. Example: {command.example}")
+    require_flags(flags, *getattr(module, "REQUIRED", ()))
     if rest and not getattr(module, "TAKES_ARGUMENTS", False):
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
     return module.run(flags, rest) or 0
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns `; did you mean 'x'?` for the most similar of `known`, or nothing where none is similar."""
-    import difflib
-
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+def require_flags(flags: absl_flags.FlagValues, *names: str) -> None:
+    """Raises a UsageError that names those of `names` that were not given."""
+    missing = [f"--{name}" for name in names if flags[name].value in (None, "")]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} must be given. --help shows an example.")
 
 
 def _overview() -> str:

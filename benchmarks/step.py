@@ -1,0 +1,295 @@
+"""`convoy bench step`: the seed model's training step on the CPU against Keras `fit` and PyTorch, on a batch that is in memory.
+
+Every peer trains the same model with Adam on the same number of images a step, in its usual way: Keras through `compile` and `fit` with its
+own layers (timed from the third step of each call on), PyTorch eagerly with channels last and the fused Adam. The GEMM peers measure what
+the processor's arithmetic could do; a step's share of it compares with the hardware instead of with a library.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from absl import flags as absl_flags
+
+from benchmarks import measure
+from benchmarks.gemm import prepare_gemm, training_flops
+from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
+from input_pipeline.errors import UsageError
+from trainer.devices import cpu_has_bfloat16
+
+if TYPE_CHECKING:
+    from trainer.step import TrainStep
+
+PEERS = {
+    "fit-float32": "Keras fit, float32",
+    "fit-bfloat16": "Keras fit, mixed_bfloat16",
+    "torch-float32": "PyTorch, float32",
+    "torch-bfloat16": "PyTorch, bfloat16 autocast",
+    "convoy-auto": "Convoy, precision=auto",
+    "convoy-float32": "Convoy, float32",
+    "convoy-v4": "Convoy, auto, V=4 on one device",
+    "convoy-two-devices": "Convoy, auto, V=2 on two logical devices",
+    "gemm-float32": "matrix product, float32",
+    "gemm-bfloat16": "matrix product, bfloat16",
+}
+_CLASSES = 42
+_LEARNING_RATE = 1e-3
+_BASELINE = "fit-float32"
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines this benchmark's own flags."""
+    absl_flags.DEFINE_integer("steps_per_round", 8, "Benchmark step: steps a round.", lower_bound=1, flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Measures, prints the table, writes the JSON."""
+    if flags.batch_size % 4:
+        raise UsageError(f"--batch_size={flags.batch_size} is not a multiple of 4, the most virtual replicas of a row.")
+    peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
+    names = ("batch_size", "image_size", "steps_per_round", "threads")
+    options = {name: getattr(flags, name) for name in names} | {"precision": auto_precision()}
+    about = measure.environment()
+    measurement = measure.measure("benchmarks.step", peers, options, flags.rounds)
+    table = [_line(row, measurement.rows) for name, row in measurement.rows.items() if not name.startswith("gemm")]
+    measure.write_json(
+        flags.json,
+        {
+            "benchmark": "step",
+            "unit": "images/s",
+            "baseline": _BASELINE,
+            "environment": about,
+            "settings": options | {"rounds": flags.rounds},
+            "rows": table,
+            "gemm": [row.as_json() for name, row in measurement.rows.items() if name.startswith("gemm")],
+            "skipped": measurement.skipped,
+        },
+    )
+    _print(table, measurement, about, options)
+
+
+def auto_precision() -> str:
+    """Returns what `config.precision=auto` chooses on this CPU."""
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def _line(row: measure.Row, rows: dict[str, measure.Row]) -> dict[str, Any]:
+    torch_rows = [rows[name] for name in ("torch-float32", "torch-bfloat16") if name in rows]
+    return row.as_json() | {
+        "ratio": row.ratio_to(rows.get(_BASELINE)),
+        "ratio_to_best_torch": row.ratio_to(max(torch_rows, key=lambda r: r.rate, default=None)),
+        "share_of_gemm": _share_of_gemm(row, rows),
+    }
+
+
+def _share_of_gemm(row: measure.Row, rows: dict[str, measure.Row]) -> float | None:
+    precision = row.facts.get("precision") or row.peer.split("-")[-1]
+    gemm = rows.get(f"gemm-{precision}")
+    share = row.ratio_to(gemm)
+    return None if share is None else share * gemm.facts["training_flops_per_image"]
+
+
+def _print(
+    table: list[dict[str, Any]], measurement: measure.Measurement, about: dict[str, Any], options: dict[str, Any]
+) -> None:
+    console = measure.console()
+    measure.print_environment(console, about)
+    size = options["image_size"]
+    console.print(f"Seed model, {size}x{size}, batch {options['batch_size']}; auto is {options['precision']} here.")
+    columns = ("images/s", "median", "min", "max", "to Keras fit", "to best PyTorch", "of GEMM rate", "cores busy")
+    lines = [
+        (
+            line["label"],
+            *(f"{line[name]:.0f}" for name in ("median", "min", "max")),
+            measure.as_times(line["ratio"]),
+            measure.as_times(line["ratio_to_best_torch"]),
+            measure.as_percent(line["share_of_gemm"]),
+            f"{line['busy_cores']:.1f}",
+        )
+        for line in table
+    ]
+    measure.print_table(console, columns, lines)
+    gemms = [row for name, row in measurement.rows.items() if name.startswith("gemm")]
+    if gemms:
+        rates = ", ".join(f"{row.label} {row.rate / 1e9:,.0f} GFLOP/s" for row in gemms)
+        console.print(f"{rates}; a step needs {gemms[0].facts['training_flops_per_image'] / 1e9:.2f} GFLOP an image.")
+    for name, reason in measurement.skipped.items():
+        console.print(f"Left out: {PEERS[name]} ({reason}).")
+
+
+# What follows runs in the worker processes.
+
+
+def prepare(name: str, options: dict[str, Any]) -> Prepared:
+    """Prepares a peer of the table.
+
+    Args:
+      name: one of PEERS.
+      options: batch_size, image_size, steps_per_round, precision.
+
+    Raises:
+      SkippedError: PyTorch is not installed.
+    """
+    kind, _, variant = name.partition("-")
+    if kind == "gemm":
+        return prepare_gemm(variant, training_flops(_keras_model(options["image_size"])))
+    if kind == "fit":
+        return _prepare_fit(variant, options)
+    if kind == "torch":
+        return _prepare_torch(variant, options)
+    precision = "float32" if variant == "float32" else options["precision"]
+    virtual_replicas, devices = {"v4": (4, 1), "two-devices": (2, 2)}.get(variant, (1, 1))
+    train_step, batch = convoy_step(
+        precision, options["batch_size"], options["image_size"], virtual_replicas=virtual_replicas, devices=devices
+    )
+    steps = options["steps_per_round"]
+
+    def train() -> None:
+        for _ in range(steps):
+            result = train_step(batch, _LEARNING_RATE)
+        float(result.gradient_norm)
+
+    return Prepared(_timed(train, steps * options["batch_size"]), {"precision": precision})
+
+
+def convoy_step(
+    precision: str, batch_size: int, image_size: int, *, virtual_replicas: int = 1, devices: int = 1
+) -> "tuple[TrainStep, dict[str, Any]]":
+    """Returns Convoy's training step on the seed model, and a batch for it that lies in memory.
+
+    To be called before TensorFlow has started, as logical devices and the precision policy are set for the whole process.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from trainer.devices import make_strategy, parse_devices
+    from trainer.models import build_model
+    from trainer.optimizers import make_optimizer
+    from trainer.preprocess import DRAWS
+    from trainer.state import TrainState
+    from trainer.step import StepSettings, TrainStep
+
+    strategy = make_strategy(parse_devices(f"cpu:{devices}"))
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    keras.utils.set_random_seed(0)
+    optimizer = make_optimizer("adam")
+    with strategy.scope():
+        built = build_model("seed42", num_classes=_CLASSES, image_size=image_size)
+    settings = StepSettings(seed=0, global_batch_size=batch_size, virtual_replicas=virtual_replicas)
+    train_step = TrainStep(TrainState(built.model, optimizer, strategy), built, optimizer, settings)
+    random = np.random.default_rng(0)
+    columns = {
+        "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
+        "label": random.integers(0, _CLASSES, batch_size, np.int32),
+        "randomness": random.random((batch_size, DRAWS), np.float32),
+    }
+    share = batch_size // devices
+
+    def placed(column: "np.ndarray") -> Any:  # noqa: ANN401
+        def own(context):  # noqa: ANN001, ANN202
+            return tf.constant(column[context.replica_id_in_sync_group * share :][:share])
+
+        return strategy.experimental_distribute_values_from_function(own)
+
+    return train_step, {name: placed(column) for name, column in columns.items()}
+
+
+def _keras_model(image_size: int) -> Any:  # noqa: ANN401
+    """Returns the seed model as its author wrote it."""
+    import keras
+    from keras import layers
+
+    def block(filters: int) -> list[keras.Layer]:
+        return [layers.Conv2D(filters, 3), layers.Activation("relu"), layers.BatchNormalization()]
+
+    def dense(units: int) -> list[keras.Layer]:
+        own = [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
+        return own
+
+    stack = [layers.Input((image_size, image_size, 3)), *block(32), *block(32)]
+    stack += [layers.MaxPooling2D(2), layers.Dropout(0.25), *block(64), layers.Dropout(0.25)]
+    stack += [*block(128), layers.MaxPooling2D(2), layers.Dropout(0.25), layers.Flatten(), *dense(512), *dense(128)]
+    return keras.Sequential([*stack, layers.Dense(_CLASSES), layers.Activation("softmax", dtype="float32")])
+
+
+def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
+    size, batch_size, steps = options["image_size"], options["batch_size"], options["steps_per_round"]
+    model = _keras_model(size)
+    model.compile(keras.optimizers.Adam(_LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    random = np.random.default_rng(0)
+    images = random.random((batch_size, size, size, 3), np.float32)
+    labels = random.integers(0, _CLASSES, batch_size, np.int32)
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat().prefetch(2)
+    untimed_steps = 2
+
+    class Timer(keras.callbacks.Callback):
+        """Times a call of `fit` without its start."""
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ANN401
+            if batch == untimed_steps - 1:
+                self.watch = Stopwatch()
+            elif batch == untimed_steps + steps - 1:
+                self.round = self.watch.stop(steps * batch_size)
+
+    def time_round():  # noqa: ANN202
+        timer = Timer()
+        model.fit(dataset, steps_per_epoch=untimed_steps + steps, epochs=1, verbose=0, callbacks=[timer])
+        return timer.round
+
+    return Prepared(time_round)
+
+
+def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
+    try:
+        import torch
+    except ImportError:
+        raise SkippedError("torch is not installed; `pip install 'convoy[bench]'` brings it") from None
+    from torch import nn
+
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    size, batch_size, steps = options["image_size"], options["batch_size"], options["steps_per_round"]
+
+    def block(inputs: int, filters: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, filters, 3), nn.ReLU(), nn.BatchNorm2d(filters)]
+
+    def dense(units: int) -> list[nn.Module]:
+        return [nn.LazyLinear(units), nn.ReLU(), nn.BatchNorm1d(units), nn.Dropout(0.5)]
+
+    stack = [*block(3, 32), *block(32, 32), nn.MaxPool2d(2), nn.Dropout(0.25), *block(32, 64), nn.Dropout(0.25)]
+    stack += [*block(64, 128), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(), *dense(512), *dense(128)]
+    model = nn.Sequential(*stack, nn.LazyLinear(_CLASSES))
+    images = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, _CLASSES, (batch_size,))
+    model(images)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), _LEARNING_RATE, fused=True)
+
+    def train() -> None:
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = model(images)
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss.backward()
+            optimizer.step()
+
+    return Prepared(_timed(train, steps * batch_size))
+
+
+def _timed(work: Callable[[], None], amount: int) -> Callable[[], Any]:
+    def time_round():  # noqa: ANN202
+        watch = Stopwatch()
+        work()
+        return watch.stop(amount)
+
+    return time_round
+
+
+if __name__ == "__main__":
+    serve(prepare)

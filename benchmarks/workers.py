@@ -1,0 +1,216 @@
+"""Peers as worker processes: each is prepared once, then times a round whenever it is told to, and waits asleep in between.
+
+A peer's thread pools, precision policy and devices are settings of its whole process, so each has its own; and the parent can take
+one round of each in turn, so that a busy machine is equally busy for all of them. A module of peers ends with
+
+    if __name__ == "__main__":
+        serve(prepare)
+
+and the parent starts it by name:
+
+    with running("benchmarks.step", ["fit-float32", "convoy-auto"], options) as workers:
+        for worker in workers:
+            worker.wait_until_ready()
+        measured = [worker.measure() for worker in workers]
+
+Workers end with their parent, however it ends: each leaves as soon as its standard input closes.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from input_pipeline.errors import ConvoyError
+
+_ROOT = Path(__file__).parents[1]
+_SHOWN_ERROR_LINES = 12
+_STOP_SECONDS = 10.0
+# The benchmarks are of the CPU, also where there is a GPU.
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+class Round(NamedTuple):
+    """One round of one peer.
+
+    Attributes:
+      seconds: wall-clock time.
+      cpu_seconds: what all threads of the process computed in that time.
+      work: what was done: images, or floating point operations.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    work: float
+
+
+class Stopwatch:
+    """Times a round: `stop` returns what passed since `start`, or since it was made."""
+
+    def __init__(self):
+        """Starts."""
+        self.start()
+
+    def start(self) -> None:
+        """Starts anew."""
+        self._cpu_seconds, self._seconds = time.process_time(), time.perf_counter()
+
+    def stop(self, work: float) -> Round:
+        """Returns the round, in which `work` was done."""
+        return Round(time.perf_counter() - self._seconds, time.process_time() - self._cpu_seconds, work)
+
+
+class SkippedError(Exception):
+    """A peer that cannot run here, and why: a package that is not installed, say."""
+
+
+class PeerError(ConvoyError):
+    """A peer that failed. The message ends with the last lines it wrote."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A peer that is ready.
+
+    Attributes:
+      time_round: does one round and returns it. Called first once or twice to warm up.
+      facts: what the parent should know of it, as JSON.
+    """
+
+    time_round: Callable[[], Round]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def serve(prepare: Callable[[str, dict[str, Any]], Prepared]) -> None:
+    """Is the worker process: prepares the peer that the command line names, then answers every line of its input with a round.
+
+    Args:
+      prepare: makes the peer ready, given its name and the options; raises SkippedError where it cannot run here. Above 0,
+        `options["threads"]` is the number of cores that the process is held to.
+    """
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    # Whatever a library prints goes to standard error; the answers have the output to themselves.
+    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+        if options["threads"]:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options["threads"]])
+        try:
+            prepared = prepare(name, options)
+        except SkippedError as reason:
+            print(json.dumps({"skipped": str(reason)}), file=answers)
+            return
+        print(json.dumps({"ready": prepared.facts}), file=answers)
+        while True:
+            orders.get()
+            print(json.dumps({"round": prepared.time_round()}), file=answers)
+
+
+def _listen(orders: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)  # the parent has gone
+
+
+class Worker:
+    """The parent's side of one worker process."""
+
+    def __init__(self, module: str, peer: str, options: Mapping[str, Any]):
+        """Starts the process, which begins to prepare itself.
+
+        Args:
+          module: of the peer, run with `python -m`.
+          peer: its name there.
+          options: JSON values for its `prepare`; `threads` among them.
+        """
+        self.peer = peer
+        self.facts: dict[str, Any] = {}
+        self._errors = tempfile.TemporaryFile()
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, peer, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    def wait_until_ready(self) -> None:
+        """Waits for the peer to be prepared, and keeps its facts.
+
+        Raises:
+          SkippedError: it cannot run here.
+          PeerError: it failed.
+        """
+        self.facts = self._answer("ready")
+
+    def measure(self) -> Round:
+        """Has the peer do one round.
+
+        Raises:
+          PeerError: it failed.
+        """
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        return Round(*self._answer("round"))
+
+    def stop(self) -> None:
+        """Ends the process and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(_STOP_SECONDS)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def _answer(self, kind: str) -> Any:  # noqa: ANN401
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {}
+        if "skipped" in answer:
+            raise SkippedError(answer["skipped"])
+        if kind not in answer:
+            self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").splitlines()[-_SHOWN_ERROR_LINES:]
+            raise PeerError("\n  ".join([f"peer {self.peer} ended with exit code {self._process.returncode}:", *lines]))
+        return answer[kind]
+
+
+@contextlib.contextmanager
+def running(module: str, peers: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Worker]]:
+    """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included."""
+    workers: list[Worker] = []
+
+    def terminate(number: int, frame: object) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        for peer in peers:
+            workers.append(Worker(module, peer, options))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,30 @@
+"""The seed's trunk made to generalize: global average pooling, random crops, flips, colour, label smoothing, weight average.
+
+convoy train --config=convnet42 --data=data --workdir=runs/convnet42
+"""
+
+import ml_collections
+
+from trainer.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = default_config()
+    config.model.name = "convnet"
+    config.epochs = 30
+    config.label_smoothing = 0.1
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 1
+    config.schedule.scaling = "sqrt"
+    config.augment.crop_area = 0.4
+    config.augment.flip = True
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.4
+    config.augment.saturation = 0.4
+    config.ema.decay = 0.99
+    return config

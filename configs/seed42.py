@@ -1,0 +1,18 @@
+"""The published 42-category model and its settings, unchanged: Adam, cross-entropy, no augmentation. It memorises.
+
+convoy train --config=seed42 --data=data --workdir=runs/seed42
+"""
+
+import ml_collections
+
+from trainer.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = default_config()
+    config.model.name = "seed42"
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.epochs = 15
+    return config

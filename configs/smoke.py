@@ -1,0 +1,21 @@
+"""The smallest run that goes through everything: small images, a few steps, every ingredient of the step switched on.
+
+convoy train --config=smoke --data=data --workdir=runs/smoke
+"""
+
+import ml_collections
+
+from configs.convnet42 import get_config as convnet42
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = convnet42()
+    config.image_size = 32
+    config.batch_size = 16
+    config.steps = 20
+    config.eval_every_steps = 10
+    config.log_every_steps = 5
+    config.schedule.warmup_steps = 5
+    config.schedule.warmup_epochs = 0
+    return config

@@ -1,0 +1,55 @@
+"""`convoy bench NAME`: measures Convoy against its peers, all in one run, and prints a table.
+
+convoy bench step
+convoy bench input --data=data --json=input.json
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import flags as absl_flags
+
+from input_pipeline.errors import UsageError, did_you_mean
+
+TAKES_ARGUMENTS = True
+
+_BENCHMARKS = {"step": "benchmarks.step", "input": "benchmarks.input"}
+_KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Defines the flags of the benchmark that `arguments` name; those of all where they name none.
+
+    Raises:
+      UsageError: it names one that there isn't.
+    """
+    from benchmarks import measure
+
+    measure.define_common_flags(flags)
+    named = [argument for argument in arguments if argument in _BENCHMARKS]
+    other = [argument for argument in arguments if not argument.startswith("-")]
+    if other and not named:
+        raise UsageError(f"unknown benchmark {other[0]!r}{did_you_mean(other[0], _BENCHMARKS)}. {_KNOWN}")
+    for name in named[:1] or _BENCHMARKS:
+        _module(name).define_flags(flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+    """Measures and prints.
+
+    Raises:
+      UsageError: no benchmark is named, or several.
+    """
+    if len(arguments) != 1:
+        problem = f"one benchmark at a time, not {' '.join(arguments)!r}" if arguments else "which benchmark?"
+        raise UsageError(f"{problem} {_KNOWN}" if not arguments else f"{problem}. {_KNOWN}")
+    from benchmarks import measure
+
+    measure.check_flags(flags)
+    _module(arguments[0]).run(flags)
+    return 0
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_BENCHMARKS[name])

@@ -1,0 +1,91 @@
+"""`convoy train`: flags of training, and the config behind `--config`."""
+
+import os
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from trainer import config as configs
+from trainer.devices import STRATEGIES, parse_devices
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Defines the flags; returns the arguments with the config's file in place of its name, first."""
+    name, others = _take_config(arguments)
+    overrides = [
+        argument.split("=")[0].lstrip("-") for argument in others if argument.lstrip("-").startswith("config.")
+    ]
+    overrides += [argument.split("=")[0].lstrip("-")[2:] for argument in others if argument.startswith("--noconfig.")]
+    configs.check_field_names(configs.load_recipe(name), [field.removeprefix("config.") for field in overrides])
+    arguments = [f"--config={configs.recipe_path(name)}", *others]
+    config_flags.DEFINE_config_file(
+        "config",
+        str(configs.recipe_path(configs.DEFAULT_RECIPE)),
+        f"recipe: a file with get_config(), or one of {', '.join(configs.shipped_recipes())}. "
+        "--config.FIELD=VALUE changes a field; --print_config shows them all",
+        flag_values=flags,
+        sys_argv=["convoy train", *arguments],
+    )
+    absl_flags.DEFINE_string("data", None, "dataset directory that `convoy convert` wrote", flag_values=flags)
+    absl_flags.DEFINE_string("workdir", None, "run directory; training resumes what it holds", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags
+    )
+    absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices work together", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "deterministic", None, "the same bits on any number of devices; sets config.deterministic", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "print_config", False, "show the config and what follows from it, and stop", flag_values=flags
+    )
+    return arguments
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Trains, or prints the config."""
+    from convoy.cli import require_flags
+
+    config = flags.config
+    if flags.deterministic is not None:
+        config.deterministic = flags.deterministic
+    devices = parse_devices(flags.devices)
+    configs.check(config)
+    if flags.print_config:
+        _print_config(config, flags)
+        return
+    require_flags(flags, "data", "workdir")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from trainer.loop import train
+
+    train(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
+
+
+def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the value of `--config` and the other arguments."""
+    name, others, rest = configs.DEFAULT_RECIPE, [], iter(arguments)
+    for argument in rest:
+        if argument in ("--config", "-config"):
+            name = next(rest, "")
+        elif argument.startswith(("--config=", "-config=")):
+            name = argument.split("=", 1)[1]
+        else:
+            others.append(argument)
+    return name, others
+
+
+def _print_config(config: object, flags: absl_flags.FlagValues) -> None:
+    for field, value in configs.fields(config):
+        print(f"config.{field} = {value!r}")
+    if not flags.data:
+        print("\nWith --data=DATA the values that follow from the dataset and the devices are shown too.")
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from input_pipeline.dataset import open_dataset
+    from trainer.devices import make_strategy
+
+    strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
+    num_images = open_dataset(flags.data).split("train").num_images
+    plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
+    print()
+    for name, value in plan.as_dict().items():
+        print(f"{name} = {value}")

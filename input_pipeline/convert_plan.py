@@ -1,0 +1,166 @@
+"""Which image goes where, settled before the first is decoded: duplicates, the validation split, shuffling, shards.
+
+The plan is a pure function of the sources, their bytes and the seed. Whoever works it off, in whatever order and on
+however many processes, writes the same files.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from input_pipeline.sources import Source
+
+SHARD_BYTES = 128 * 2**20
+_READERS = 8  # at least one shard for each of so many readers, where there are images enough
+_IMAGES_PER_SHARD = 64  # more shards than this makes are files without a use
+_SAMPLE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What looking at the bytes found.
+
+    Attributes:
+      kept: the images without the duplicates, in their order.
+      dropped: (left out, kept in its stead).
+      conflicting: names of kept images whose bytes another kept image has under another category.
+    """
+
+    kept: tuple[Source, ...]
+    dropped: tuple[tuple[Source, Source], ...]
+    conflicting: frozenset[str]
+
+
+def find_duplicates(images: Sequence[Source]) -> Duplicates:
+    """Drops images that have the same bytes and category as an earlier one.
+
+    Images of the same bytes and different categories are all kept: which category is right is not ours to know, and
+    dropping one would hide the contradiction from the person who can settle it.
+
+    Only files of one size can be equal, and of those most differ in a few bytes in the middle, so that few are read
+    in full. Empty and unreadable files count as different; decoding says what is wrong with them.
+    """
+    by_size: dict[int, list[int]] = {}
+    for i, image in enumerate(images):
+        by_size.setdefault(image.size, []).append(i)
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    for size, same_size in by_size.items():
+        if size and len(same_size) > 1:
+            for i in same_size:
+                groups.setdefault((size, _sample(images[i])), []).append(i)
+    by_content: dict[bytes, list[int]] = {}
+    for (_, sample), alike in groups.items():
+        if sample and len(alike) > 1:
+            for i in alike:
+                content = _digest(images[i])
+                if content:
+                    by_content.setdefault(content, []).append(i)
+    dropped: dict[int, int] = {}
+    conflicting = set()
+    for equal in by_content.values():
+        first: dict[str, int] = {}
+        for i in sorted(equal):
+            if first.setdefault(images[i].category, i) != i:
+                dropped[i] = first[images[i].category]
+        if len(first) > 1:
+            conflicting.update(images[i].name for i in first.values())
+    return Duplicates(
+        kept=tuple(image for i, image in enumerate(images) if i not in dropped),
+        dropped=tuple((images[i], images[dropped[i]]) for i in sorted(dropped)),
+        conflicting=frozenset(conflicting),
+    )
+
+
+def split_off(
+    images: Sequence[Source], fraction: float, seed: int, together: frozenset[str] = frozenset()
+) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """Splits off a stratified share of the images.
+
+    Args:
+      images: all of them.
+      fraction: the share to split off, in [0, 1), of each class to within one image and of all as exactly as that
+        allows. No class gives its only image.
+      seed: which images of a class it falls on. An image's place in the draw depends on its name alone, so that adding
+        images to a class leaves most of the others where they were.
+      together: names of images that must not be split off, because one with their bytes might be left.
+
+    Returns:
+      (the rest, what was split off), each in the order of `images`.
+    """
+    by_class: dict[str, list[Source]] = {}
+    for image in images:
+        by_class.setdefault(image.category, []).append(image)
+    chosen: set[str] = set()
+    seen = taken = 0
+    for category in sorted(by_class):
+        members = by_class[category]
+        candidates = [image for image in members if image.name not in together]
+        seen += len(members)
+        # The share of all classes so far, less what they gave: rounding errors cancel instead of adding up.
+        quota = max(0, min(math.floor(fraction * seen + 0.5) - taken, len(members) - 1, len(candidates)))
+        chosen.update(image.name for image in _shuffled(candidates, f"validation {seed}")[:quota])
+        taken += quota
+    if fraction and not chosen:
+        largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
+        candidates = [image for image in by_class[largest] if image.name not in together]
+        if len(by_class[largest]) > 1 and candidates:
+            chosen.add(_shuffled(candidates, f"validation {seed}")[0].name)
+    return (
+        tuple(image for image in images if image.name not in chosen),
+        tuple(image for image in images if image.name in chosen),
+    )
+
+
+def assign_shards(
+    images: Sequence[Source], *, split: str, seed: int, total_bytes: int, shards: int = 0
+) -> tuple[tuple[Source, ...], ...]:
+    """Shuffles a split's images and deals them to shards.
+
+    Args:
+      images: of the split.
+      split: its name, part of the seed.
+      seed: of the shuffle.
+      total_bytes: about how many bytes the shards will have together.
+      shards: how many; 0 is one per 128 MiB, and at least 8 where that leaves each 64 images.
+
+    Returns:
+      The images of each shard in the order they are written.
+    """
+    if not shards:
+        shards = max(math.ceil(total_bytes / SHARD_BYTES), min(_READERS, len(images) // _IMAGES_PER_SHARD))
+    shards = max(1, min(shards, len(images)))
+    shuffled = _shuffled(images, f"shuffle {split} {seed}")
+    bounds = [len(images) * i // shards for i in range(shards + 1)]
+    return tuple(tuple(shuffled[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
+
+
+def _shuffled(images: Sequence[Source], salt: str) -> list[Source]:
+    # By a hash rather than a random number generator: it is the same in every version of every library.
+    key = hashlib.sha256(salt.encode()).digest()
+    return sorted(images, key=lambda image: hashlib.blake2b(os.fsencode(image.name), key=key, digest_size=16).digest())
+
+
+def _sample(image: Source) -> bytes:
+    try:
+        descriptor = os.open(image.path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.pread(descriptor, _SAMPLE_BYTES, image.size // 2)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _digest(image: Source) -> bytes:
+    content = hashlib.sha256()
+    try:
+        with open(image.path, "rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+    except OSError:
+        return b""
+    return content.digest()

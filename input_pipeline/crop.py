@@ -1,0 +1,72 @@
+"""Host work on one image: decode, cut out a random part, resize. It stops at uint8; colour and flips happen on the device."""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# An image's first random numbers choose its crop: area, aspect ratio, vertical and horizontal place.
+HOST_DRAWS = 4
+_MAX_LOG_ASPECT = math.log(4 / 3)
+
+
+class Crop(NamedTuple):
+    """What the host makes of an image.
+
+    Attributes:
+      size: side of the square result in pixels.
+      min_area: smallest share of the image's area that a random crop keeps, in (0, 1]; 1 keeps the whole image. Below 1, aspect
+        ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
+    """
+
+    size: int
+    min_area: float = 1.0
+
+
+def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
+    """Returns one image as the device takes it.
+
+    Args:
+      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64), all scalars.
+      randomness: [HOST_DRAWS] float32 in [0, 1); not read where the whole image is kept.
+      crop: what to cut out.
+
+    Returns:
+      [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
+    """
+    encoded, height, width = features["encoded"], features["height"], features["width"]
+    image = tf.cond(
+        features["format"] == "raw",
+        lambda: tf.reshape(tf.io.decode_raw(encoded, tf.uint8), [height, width, 3]),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
+    if crop.min_area < 1:
+        image = _random_crop(image, randomness, crop.min_area)
+    return _resize(image, crop.size)
+
+
+def _random_crop(image: tf.Tensor, randomness: tf.Tensor, min_area: float) -> tf.Tensor:
+    shape = tf.shape(image)
+    height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
+    area = height * width * (min_area + (1.0 - min_area) * randomness[0])
+    aspect = tf.exp((2.0 * randomness[1] - 1.0) * _MAX_LOG_ASPECT)  # width to height
+    # Where one side does not fit into the image, the other grows until the area is kept.
+    crop_height = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area / aspect), area / width)), 1.0, height)
+    crop_width = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area * aspect), area / height)), 1.0, width)
+    top = tf.cast(tf.floor(randomness[2] * (height - crop_height + 1.0)), tf.int32)
+    left = tf.cast(tf.floor(randomness[3] * (width - crop_width + 1.0)), tf.int32)
+    return image[top : top + tf.cast(crop_height, tf.int32), left : left + tf.cast(crop_width, tf.int32)]
+
+
+def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    shape = tf.shape(image)
+
+    def resized(method: str) -> tf.Tensor:
+        return tf.cast(tf.round(tf.image.resize(image, [size, size], method=method)), tf.uint8)
+
+    image = tf.cond(
+        tf.reduce_all(shape[:2] == size),
+        lambda: image,
+        lambda: tf.cond(tf.reduce_any(shape[:2] > size), lambda: resized("area"), lambda: resized("bilinear")),
+    )
+    return tf.ensure_shape(image, [size, size, 3])

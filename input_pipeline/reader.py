@@ -1,0 +1,188 @@
+"""From a dataset directory to batches: exact global order by position, random reads by index, every checksum checked.
+
+    reader = Reader(dataset.split("train"), Crop(64), draws=8)
+    slices = Slices(global_batch_size=128, replicas=2)
+    for batch in reader.training(slices, seed=0, start_step=0):
+        ...  # one replica's share a time: step 0 replica 0, step 0 replica 1, step 1 replica 0, ...
+
+An image's way: position -> index -> one read of a batch of records -> checksum -> parse -> decode and crop in parallel ->
+batch -> prefetch. Nothing is stored of where the reader stands: step `t` starts at position `t * global_batch_size`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import order, records
+from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from input_pipeline.dataset import Split
+from input_pipeline.errors import DataError
+
+_RECORD = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
+    "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
+    "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
+}
+_PREFETCHED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Which positions of each step this process reads, and in which pieces it hands them on.
+
+    Attributes:
+      global_batch_size: images of one step, over all processes; a multiple of `replicas`.
+      replicas: devices of all processes.
+      first_replica: the first one that this process feeds.
+      local_replicas: how many it feeds; all of them where 0.
+    """
+
+    global_batch_size: int
+    replicas: int = 1
+    first_replica: int = 0
+    local_replicas: int = 0
+
+    @property
+    def replica_batch_size(self) -> int:
+        """Images that one replica gets in one step."""
+        return self.global_batch_size // self.replicas
+
+    @property
+    def fed_replicas(self) -> int:
+        """How many replicas this process feeds."""
+        return self.local_replicas or self.replicas
+
+    def positions(self, step: int) -> np.ndarray:
+        """Returns this process's positions of one step, [fed_replicas * replica_batch_size] int64."""
+        start = step * self.global_batch_size + self.first_replica * self.replica_batch_size
+        return np.arange(start, start + self.fed_replicas * self.replica_batch_size)
+
+
+class Reader:
+    """Reads one split. Holds its shards open until `close`; safe to use from several threads.
+
+    Attributes:
+      num_images: how many images the split holds.
+      error: the DataError that ended an iteration, or None: TensorFlow's own error for it holds only its text.
+    """
+
+    def __init__(self, split: Split, crop: Crop, draws: int = HOST_DRAWS):
+        """Opens the shards.
+
+        Args:
+          split: what to read.
+          crop: what the host makes of each image in training; evaluation keeps whole images of the same size.
+          draws: random numbers an image gets in training, `HOST_DRAWS` or more.
+        """
+        self.num_images = split.num_images
+        self.error: DataError | None = None
+        self._split = split
+        self._crop = crop
+        self._draws = draws
+        self._descriptors = [os.open(path, os.O_RDONLY) for path in split.shard_paths]
+
+    def training(self, slices: Slices, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
+        """Returns the endless training stream from `start_step` on.
+
+        Args:
+          slices: which part of each step to read.
+          seed: the run's seed: chooses the order, and with epoch and index each image's random numbers.
+          start_step: the first step to read.
+
+        Returns:
+          Elements of one replica's share of one step, replicas in turn: `image` [replica_batch, size, size, 3] uint8, `label`
+          [replica_batch] int32, `index` [replica_batch] int64, `randomness` [replica_batch, draws] float32 in [0, 1).
+
+        Raises:
+          DataError: while iterating, as `tf.errors.OpError` with `error` set: a record cannot be used.
+        """
+
+        def locate(step: np.ndarray) -> dict[str, np.ndarray]:
+            positions = slices.positions(int(step))
+            indices, epochs = order.positions_to_images(positions, num_images=self.num_images, seed=seed)
+            randomness = order.image_randomness(indices, epochs, seed=seed, draws=self._draws)
+            return {"index": indices, "randomness": randomness}
+
+        extra = {"index": tf.TensorSpec([None], tf.int64), "randomness": tf.TensorSpec([None, self._draws], tf.float32)}
+        steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+        return self._batches(steps, locate, extra, slices, self._crop)
+
+    def evaluation(self, slices: Slices) -> tf.data.Dataset:
+        """Returns every image of the split once, in the order of the records.
+
+        Returns:
+          Elements as in `training`, without `randomness` and with `weight` [replica_batch] float32: 1, or 0 for the padding that
+          fills the last step.
+        """
+
+        def locate(step: np.ndarray) -> dict[str, np.ndarray]:
+            positions = slices.positions(int(step))
+            weight = (positions < self.num_images).astype(np.float32)
+            return {"index": np.minimum(positions, self.num_images - 1), "weight": weight}
+
+        extra = {"index": tf.TensorSpec([None], tf.int64), "weight": tf.TensorSpec([None], tf.float32)}
+        steps = tf.data.Dataset.range(-(-self.num_images // slices.global_batch_size))
+        return self._batches(steps, locate, extra, slices, Crop(self._crop.size))
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the payloads of the given images.
+
+        Args:
+          indices: [n] integers in [0, num_images).
+
+        Raises:
+          DataError: a record's length or checksum does not hold; names shard, offset and image index.
+        """
+        split = self._split
+        columns = (column[indices] for column in (split.shard, split.offset, split.length, split.crc))
+        return records.read_payloads(self._descriptors, *columns, paths=split.shard_paths, indices=indices)
+
+    def close(self) -> None:
+        """Closes the shards."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def _batches(
+        self,
+        steps: tf.data.Dataset,
+        locate: Callable[[np.ndarray], dict[str, np.ndarray]],
+        extra: dict[str, tf.TensorSpec],
+        slices: Slices,
+        crop: Crop,
+    ) -> tf.data.Dataset:
+        def read_step(step: np.ndarray) -> list[np.ndarray]:
+            columns = locate(step)
+            try:
+                payloads = self.read(columns["index"])
+            except DataError as error:
+                self.error = error
+                raise
+            return [np.array(payloads, object), self._split.label[columns["index"]], *(columns[name] for name in extra)]
+
+        def read(step: tf.Tensor) -> dict[str, tf.Tensor]:
+            types = [tf.string, tf.int32, *(spec.dtype for spec in extra.values())]
+            payloads, labels, *others = tf.numpy_function(read_step, [step], types, stateful=False)
+            columns = tf.io.parse_example(tf.ensure_shape(payloads, [None]), _RECORD)
+            columns = {name.removeprefix("image/"): column for name, column in columns.items()}
+            columns["label"] = tf.ensure_shape(labels, [None])
+            for (name, spec), column in zip(extra.items(), others, strict=True):
+                columns[name] = tf.ensure_shape(column, spec.shape)
+            return columns
+
+        def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            randomness = columns.get("randomness", tf.zeros([HOST_DRAWS]))
+            kept = {name: columns[name] for name in ("label", *extra)}
+            return {"image": decode_and_crop(columns, randomness, crop), **kept}
+
+        dataset = steps.map(read, num_parallel_calls=2).unbatch().map(decode, num_parallel_calls=os.cpu_count() or 1)
+        dataset = dataset.batch(slices.replica_batch_size, drop_remainder=True)
+        options = tf.data.Options()
+        options.deterministic = True
+        # The dataset hands each process its own positions already; TensorFlow must not share them out again.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)

@@ -1,0 +1,475 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convoy import cli
+from input_pipeline import records
+from input_pipeline.convert import Options, convert
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError, UsageError
+from tests.input_pipeline.images import draw, draw_classes, pixels
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return draw_classes(tmp_path / "photos", {"03": 6, "mug": 8})
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def examples(data, split="train"):
+    """Returns the records of a split by file name, each as {key: value}."""
+    import tensorflow as tf
+
+    found = {}
+    index = open_dataset(data).split(split)
+    descriptors = [os.open(path, os.O_RDONLY) for path in index.shard_paths]
+    for payload in records.read_payloads(descriptors, index.shard, index.offset, index.length, index.crc):
+        features = tf.train.Example.FromString(payload).features.feature
+        example = {key: (f.bytes_list.value or f.int64_list.value)[0] for key, f in features.items()}
+        found[example["image/filename"].decode()] = example
+    list(map(os.close, descriptors))
+    return found
+
+
+def quarantined(data):
+    return {
+        (entry["path"], entry["reason"])
+        for entry in map(json.loads, (data / "quarantine.jsonl").read_text().splitlines())
+    }
+
+
+def start(*flags, **options):
+    command = [sys.executable, "-m", "convoy", "convert", *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
+    )
+
+
+def refused(capsys, message, *flags, code):
+    assert cli.main(["convoy", "convert", *map(str, flags)]) == code
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) <= 2
+
+
+# What a conversion writes.
+
+
+def test_the_command_converts_says_what_it_did_and_what_comes_next(tmp_path, photos):
+    data = tmp_path / "My Photos-2"
+    process = start(f"--images={photos}", f"--output={data}", "--workers=2")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    assert "14 images in" in output and "0 duplicates, 0 quarantined, 0 other files ignored" in output
+    assert output.splitlines()[-1] == f"Next: convoy train --data={data} --workdir=RUN"
+    dataset = open_dataset(data)
+    assert dataset.name == "my_photos_2"
+    assert dataset.splits == ("train", "validation")
+    assert sum(dataset.split(split).num_images for split in dataset.splits) == 14
+    assert sorted(path.name for path in data.iterdir() if ".tfrecord-" not in path.name) == [
+        "dataset_info.json",
+        "features.json",
+        "image-class-label.labels.txt",
+        "image.class.label.labels.txt",
+        "index-train.npz",
+        "index-validation.npz",
+        "manifest.json",
+        "quarantine.jsonl",
+    ]
+
+
+def test_a_record_holds_the_file_s_own_bytes_and_the_imagenet_keys(tmp_path, photos):
+    draw(photos / "mug" / "grey.png", 99)
+    Image.fromarray(pixels(98)[..., 0]).save(photos / "mug" / "grey.jpg")
+    convert(Options(images=photos, output=tmp_path / "data", validation_fraction=0))
+    found = examples(tmp_path / "data")
+    assert len(found) == 16
+    for name, example in found.items():
+        category = name.split("/")[0]
+        assert example == {
+            "image/encoded": (photos / name).read_bytes(),
+            "image/format": b"png" if name.endswith("png") else b"jpeg",
+            "image/height": 24,
+            "image/width": 24,
+            "image/channels": 1 if name == "mug/grey.jpg" else 3,
+            "image/class/label": ["03", "mug"].index(category),
+            "image/class/text": category.encode(),
+            "image/filename": name.encode(),
+        }
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, photos):
+    (photos / "mug" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    draw(photos / "mug" / "large.png", 5, size=40)
+    for workers in (1, 2, 3):
+        output = tmp_path / f"workers{workers}" / "data"
+        convert(Options(photos, output, workers=workers, shards=4, image_size=24, max_bad_fraction=0.2))
+    assert contents(tmp_path / "workers1") == contents(tmp_path / "workers2") == contents(tmp_path / "workers3")
+
+
+def test_another_seed_gives_another_order_and_another_validation_split(tmp_path, photos):
+    for seed in (0, 1):
+        convert(Options(photos, tmp_path / f"data{seed}", seed=seed, validation_fraction=0.3))
+    splits = [[list(examples(tmp_path / f"data{seed}", split)) for split in ("train", "validation")] for seed in (0, 1)]
+    assert sorted(splits[0][0] + splits[0][1]) == sorted(splits[1][0] + splits[1][1])
+    assert set(splits[0][1]) != set(splits[1][1])
+
+
+def test_images_are_spread_over_as_many_shards_as_asked_for_and_mixed(tmp_path, photos):
+    convert(Options(photos, tmp_path / "data", shards=4, validation_fraction=0))
+    split = open_dataset(tmp_path / "data").split("train")
+    assert np.bincount(split.shard).tolist() == [3, 4, 3, 4]
+    assert np.any(np.diff(split.label) < 0)
+
+
+def test_a_csv_gives_the_categories_and_files_it_does_not_name_are_counted(tmp_path, photos):
+    rows = "filename,category\n" + "".join(f"mug_{i:03d}.jpg,0{i % 2}\n" for i in range(8))
+    (tmp_path / "train.csv").write_text(rows)
+    summary = convert(Options(photos, tmp_path / "data", tmp_path / "train.csv", validation_fraction=0))
+    assert summary.ignored == 6
+    assert open_dataset(tmp_path / "data").class_names == ("00", "01")
+    found = examples(tmp_path / "data")
+    assert found["mug/mug_003.jpg"]["image/class/text"] == b"01"
+    assert len(found) == 8
+
+
+# Pixels that must change.
+
+
+def converted_image(tmp_path, save, name="odd.png", **options):
+    """Converts one image, saved by `save(path)`, and returns (format, pixels, bytes before, bytes after)."""
+    path = tmp_path / "photos" / "odd" / name
+    path.parent.mkdir(parents=True)
+    save(path)
+    convert(Options(tmp_path / "photos", tmp_path / "data", validation_fraction=0, **options))
+    (example,) = examples(tmp_path / "data").values()
+    data = example["image/encoded"]
+    height, width = example["image/height"], example["image/width"]
+    if example["image/format"] == b"raw":
+        array = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    else:
+        image = Image.open(io.BytesIO(data))
+        assert image.format.lower() == example["image/format"].decode()
+        array = np.asarray(image)
+    assert array.shape == (height, width, 3) and example["image/channels"] == 3
+    return example["image/format"].decode(), array, path.read_bytes(), data
+
+
+def test_an_image_is_turned_as_its_orientation_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    array = np.zeros((20, 30, 3), np.uint8)
+    array[:10] = 255
+    image_format, turned, *_ = converted_image(
+        tmp_path, lambda path: Image.fromarray(array).save(path, quality=95, exif=exif), "turned.jpg"
+    )
+    assert image_format == "jpeg" and turned.shape == (30, 20, 3)
+    assert turned[:, 12:].mean() > 250 and turned[:, :8].mean() < 5
+
+
+def test_transparency_is_flattened_onto_white(tmp_path):
+    array = np.dstack([pixels(1), np.full((24, 24), 255, np.uint8)])
+    array[:12, :, 3] = 0
+    image_format, flat, *_ = converted_image(tmp_path, Image.fromarray(array).save)
+    assert image_format == "png"
+    assert (flat[:12] == 255).all()
+    np.testing.assert_array_equal(flat[12:], array[12:, :, :3])
+
+
+def test_a_palette_becomes_rgb(tmp_path):
+    palette = Image.fromarray(pixels(1)).quantize(16)
+    image_format, array, *_ = converted_image(tmp_path, palette.save)
+    assert image_format == "png"
+    np.testing.assert_array_equal(array, np.asarray(palette.convert("RGB")))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    grey = (np.arange(24 * 24).reshape(24, 24) * 100).astype(np.uint16)
+    image_format, array, *_ = converted_image(tmp_path, Image.fromarray(grey).save)
+    assert image_format == "png"
+    np.testing.assert_array_equal(array, np.repeat((grey >> 8)[..., None], 3, 2))
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    cmyk = Image.fromarray(np.full((24, 24, 3), (200, 40, 90), np.uint8)).convert("CMYK")
+    image_format, array, *_ = converted_image(tmp_path, lambda path: cmyk.save(path, quality=95), "cmyk.jpg")
+    assert image_format == "jpeg"
+    np.testing.assert_allclose(array.mean((0, 1)), (200, 40, 90), atol=4)
+
+
+@pytest.mark.parametrize(("suffix", "target"), [("bmp", "png"), ("gif", "png"), ("webp", "jpeg"), ("tif", "png")])
+def test_other_containers_become_jpeg_or_png(tmp_path, suffix, target):
+    image = Image.fromarray(np.full((24, 24, 3), (200, 40, 90), np.uint8))
+    image_format, array, *_ = converted_image(tmp_path, image.save, f"a.{suffix}")
+    assert image_format == target
+    np.testing.assert_allclose(array.mean((0, 1)), (200, 40, 90), atol=4)
+
+
+def test_a_format_is_known_by_the_content_and_not_by_the_suffix(tmp_path):
+    image_format, _, before, after = converted_image(
+        tmp_path, lambda path: Image.fromarray(pixels(1)).save(path, "JPEG"), "jpeg.png"
+    )
+    assert image_format == "jpeg" and before == after
+
+
+@pytest.mark.parametrize("encoding", ["keep", "jpeg", "png", "raw"])
+def test_images_are_resized_and_encoded_as_asked(tmp_path, encoding):
+    image_format, array, *_ = converted_image(
+        tmp_path, lambda path: draw(path, 7, size=50), "a.jpg", image_size=16, encoding=encoding
+    )
+    assert image_format == {"keep": "jpeg"}.get(encoding, encoding)
+    expected = Image.open(tmp_path / "photos/odd/a.jpg").resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.abs(array.astype(int) - np.asarray(expected)).mean() < (4 if image_format == "jpeg" else 1e-9)
+
+
+def test_raw_pixels_of_one_size_are_an_image_to_tfds(tmp_path, photos):
+    import tensorflow_datasets as tfds
+
+    convert(Options(photos, tmp_path / "data", image_size=16, encoding="raw", validation_fraction=0))
+    found = examples(tmp_path / "data")
+    for example in tfds.builder_from_directory(str(tmp_path / "data")).as_dataset(split="train"):
+        raw = found[example["image"]["filename"].numpy().decode()]["image/encoded"]
+        assert example["image"]["encoded"].numpy().tobytes() == raw
+        assert example["image"]["encoded"].shape == (16, 16, 3)
+
+
+# Images that are left out.
+
+
+def test_duplicates_are_dropped_within_a_class_and_kept_and_counted_across_classes(tmp_path, photos):
+    (photos / "03" / "z_copy.jpg").write_bytes((photos / "03" / "03_001.jpg").read_bytes())
+    (photos / "mug" / "z_other.jpg").write_bytes((photos / "03" / "03_002.jpg").read_bytes())
+    summary = convert(Options(photos, tmp_path / "data", validation_fraction=0.4))
+    assert (summary.duplicates, summary.conflicting, summary.quarantined) == (1, 2, 0)
+    assert quarantined(tmp_path / "data") == {("03/z_copy.jpg", "same bytes as 03/03_001.jpg")}
+    train = examples(tmp_path / "data")
+    assert {"03/03_002.jpg", "mug/z_other.jpg"} <= set(train)  # not one in each split
+    assert len(train) + len(examples(tmp_path / "data", "validation")) == 15
+
+
+def break_images(folder):
+    whole = (folder / "mug" / "mug_000.jpg").read_bytes()
+    (folder / "mug" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "mug" / "empty.png").write_bytes(b"")
+    (folder / "mug" / "text.jpg").write_text("<html>not found</html>")
+    png = draw(folder / "mug" / "damaged.png", 55).read_bytes()
+    (folder / "mug" / "damaged.png").write_bytes(png[:500] + bytes([png[500] ^ 255]) + png[501:])
+    return {"mug/cut.jpg", "mug/empty.png", "mug/text.jpg", "mug/damaged.png"}
+
+
+def test_broken_images_are_left_out_with_a_reason_within_the_share_that_is_allowed(tmp_path, photos):
+    bad = break_images(photos)
+    (photos / "mug" / "notes.txt").write_text("stray")
+    summary = convert(Options(photos, tmp_path / "data", validation_fraction=0, max_bad_fraction=4 / 18))
+    reasons = dict(quarantined(tmp_path / "data"))
+    assert set(reasons) == bad | {"mug/notes.txt"}
+    assert reasons["mug/empty.png"] == "the file is empty"
+    assert reasons["mug/text.jpg"] == "not an image, or of a format that Pillow does not know"
+    assert (summary.quarantined, summary.ignored) == (4, 1)
+    assert len(examples(tmp_path / "data")) == 14
+
+
+def test_too_many_broken_images_are_an_error_that_names_some_and_leaves_nothing(tmp_path, photos, capsys):
+    break_images(photos)
+    before = contents(tmp_path)
+    refused(capsys, "mug/", f"--images={photos}", f"--output={tmp_path}/new/data", code=3)
+    refused(
+        capsys,
+        "--max_bad_fraction=0.1",
+        f"--images={photos}",
+        f"--output={tmp_path}/data",
+        "--max_bad_fraction=.1",
+        code=3,
+    )
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_decompression_bomb_is_left_out(tmp_path, photos):
+    Image.new("1", (20_000, 20_000)).save(photos / "mug" / "bomb.png")
+    convert(Options(photos, tmp_path / "data", validation_fraction=0, max_bad_fraction=0.2))
+    ((path, reason),) = quarantined(tmp_path / "data")
+    assert path == "mug/bomb.png" and "decompression bomb" in reason
+
+
+# Adding splits.
+
+
+def test_a_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, photos):
+    data = tmp_path / "data"
+    convert(Options(photos, data, image_size=16, encoding="png"))
+    train = contents(data)
+    test = draw_classes(tmp_path / "test", {"mug": 3}, first=500)
+    summary = convert(Options(test, data, split="test"))
+    assert [split.name for split in summary.splits] == ["test"]
+    dataset = open_dataset(data)
+    assert dataset.splits == ("test", "train", "validation")
+    assert dataset.split("test").label.tolist() == [1, 1, 1]
+    assert {example["image/width"] for example in examples(data, "test").values()} == {16}
+    kept = {name: content for name, content in train.items() if ".tfrecord-" in name or name.startswith("index")}
+    assert kept.items() <= contents(data).items()
+    import tensorflow_datasets as tfds
+
+    assert len(list(tfds.builder_from_directory(str(data)).as_dataset(split="test"))) == 3
+
+
+def test_a_split_that_does_not_fit_is_refused_and_the_dataset_stays_as_it_was(tmp_path, photos, capsys):
+    data = tmp_path / "data"
+    convert(Options(photos, data))
+    before = contents(tmp_path)
+    new_class = draw_classes(tmp_path / "test", {"03": 1, "mugs": 1}, first=500)
+    before = contents(tmp_path)
+    flags = (f"--images={photos}", f"--output={data}")
+    refused(capsys, "has that split already (it has train, validation)", *flags, code=2)
+    refused(capsys, "add --validation_fraction=0", *flags, "--split=extra", "--validation_fraction=.5", code=2)
+    refused(capsys, "--image_size=0", *flags, "--split=test", "--image_size=8", code=2)
+    refused(capsys, "--encoding=keep", *flags, "--split=test", "--encoding=raw", code=2)
+    refused(capsys, "--name=data", *flags, "--split=test", "--name=other", code=2)
+    refused(capsys, "'mugs' (first image mugs/mugs_000.jpg)", f"--images={new_class}", flags[1], "--split=test", code=3)
+    refused(capsys, "did you mean 'mug'?", f"--images={new_class}", flags[1], "--split=test", code=3)
+    assert contents(tmp_path) == before
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--encoding=jpg", "did you mean 'jpeg'?"),
+        ("--validation_fraction=1", "--validation_fraction=1.0: at least 0 and below 1"),
+        ("--max_bad_fraction=-1", "--max_bad_fraction=-1.0: from 0 to 1"),
+        ("--image_size=-2", "--image_size=-2: 0 or more"),
+        ("--workers=-1", "--workers=-1: 0 or more"),
+        ("--split=my split", "--split=my split: a split's name is"),
+        ("--name=My Data", "such as --name=my_data"),
+        ("--imagesize=4", "image_size"),
+    ],
+)
+def test_a_flag_that_cannot_work_is_refused_with_the_mend(tmp_path, photos, capsys, flag, message):
+    refused(capsys, message, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
+
+
+def test_an_output_that_is_no_dataset_is_not_touched(tmp_path, photos, capsys):
+    before = contents(tmp_path)
+    refused(capsys, "is not a dataset (it has no manifest.json)", f"--images={photos}", f"--output={photos}", code=2)
+    assert contents(tmp_path) == before
+
+
+def test_images_that_cannot_be_listed_exit_with_3(tmp_path, capsys):
+    refused(capsys, "image folder", f"--images={tmp_path}/none", f"--output={tmp_path}/data", code=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_answers_at_once():
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "convoy", "convert", "--help"], cwd=ROOT, check=True, capture_output=True)
+    assert time.monotonic() - started < 1.5  # 0.2 s where the machine is idle
+
+
+# Interruptions.
+
+
+def worker_processes(parent):
+    """Returns the processes that descend from `parent`, the server that workers are forked from first."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, generation = [], [parent]
+    while generation:
+        generation = [child for process in generation for child in children.get(process, [])]
+        found += generation
+    return found
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def conversion(tmp_path):
+    """A conversion in another process that is writing shards and will be for some seconds."""
+    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=400, suffix=".png")
+    before = contents(tmp_path)
+    process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2", "--image_size=1500", "--shards=4")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data.partial-*/*.tmp")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_conversion_with_an_error_and_nothing_half_written(conversion):
+    os.kill(worker_processes(conversion.pid)[-1], signal.SIGKILL)
+    _, errors = conversion.communicate(timeout=30)
+    assert conversion.returncode == 3
+    assert "a worker process died" in errors and "--workers=1" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_leaves_nothing_half_written_and_no_process(conversion, number, code):
+    workers = worker_processes(conversion.pid)
+    os.killpg(conversion.pid, number)
+    _, errors = conversion.communicate(timeout=30)
+    assert conversion.returncode == code
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 10
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos, monkeypatch):
+    data = tmp_path / "data"
+    convert(Options(photos, data))
+    before = contents(data)
+    replace = os.replace
+
+    def full_disk(source, target):
+        if Path(target) == data / "dataset_info.json":
+            monkeypatch.setattr(os, "replace", replace)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        convert(Options(photos, data, split="test"))
+    assert contents(data) == before
+
+
+def test_a_validation_split_needs_images(tmp_path):
+    draw_classes(tmp_path / "photos", {"a": 1, "b": 1})
+    with pytest.raises(DataError, match="too few images .* add --validation_fraction=0"):
+        convert(Options(tmp_path / "photos", tmp_path / "data"))
+    with pytest.raises(UsageError, match="--split=validation with --validation_fraction"):
+        convert(Options(tmp_path / "photos", tmp_path / "data", split="validation", validation_fraction=0.1))

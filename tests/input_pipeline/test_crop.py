@@ -1,0 +1,145 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from tests.input_pipeline.datasets import encode
+from tests.input_pipeline.images import pixels
+
+LARGEST_DRAW = np.float32(1 - 2**-24)
+SIZES = [(1, 1), (1, 7), (7, 1), (2, 3), (1, 300), (300, 1), (33, 20)]
+
+
+def cropped(image: np.ndarray, crop: Crop, randomness=(0.0, 0.0, 0.0, 0.0), image_format: str = "raw") -> np.ndarray:
+    features = {
+        "encoded": tf.constant(encode(image, image_format)),
+        "format": tf.constant(image_format),
+        "height": tf.constant(image.shape[0], tf.int64),
+        "width": tf.constant(image.shape[1], tf.int64),
+    }
+    return compiled(crop)(features, tf.constant(randomness, tf.float32)).numpy()
+
+
+def compiled(crop: Crop, functions={}):  # noqa: B006 (one compilation a crop, for the whole module)
+    if crop not in functions:
+        functions[crop] = tf.function(lambda features, randomness: decode_and_crop(features, randomness, crop))
+    return functions[crop]
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """Returns an image whose pixels say where they are: [y, x, 255]."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y % 256, x % 256, np.full_like(x, 255)], -1).astype(np.uint8)
+
+
+def kept_window(image: np.ndarray, crop: Crop, randomness) -> tuple[int, int, int, int]:
+    """Returns (top, bottom, left, right), inclusive, of what a crop of `coordinates` kept."""
+    result = cropped(image, crop, randomness)
+    y, x = result[..., 0].astype(int), result[..., 1].astype(int)
+    return y.min(), y.max(), x.min(), x.max()
+
+
+def test_a_whole_image_of_the_right_size_is_returned_bit_for_bit():
+    image = pixels(3, 16)
+    for image_format in ("raw", "png", "bmp"):
+        assert np.array_equal(cropped(image, Crop(16), image_format=image_format), image)
+
+
+def test_a_jpeg_is_decoded_as_tensorflow_does():
+    image = pixels(4, 16)
+    decoded = tf.io.decode_jpeg(encode(image, "jpeg"), channels=3).numpy()
+    assert np.array_equal(cropped(image, Crop(16), image_format="jpeg"), decoded)
+
+
+def test_a_grey_image_gets_three_channels():
+    grey = pixels(5, 16)[..., 0]
+    result = cropped(grey, Crop(16), image_format="png")
+    assert np.array_equal(result, np.repeat(grey[..., None], 3, -1))
+
+
+def test_halving_an_image_averages_four_pixels():
+    image = pixels(6, 16)
+    averaged = np.round(image.reshape(8, 2, 8, 2, 3).astype(np.float32).mean((1, 3)))
+    assert np.array_equal(cropped(image, Crop(8)), averaged.astype(np.uint8))
+
+
+def test_doubling_an_image_interpolates_linearly():
+    image = pixels(7, 8)
+    expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
+    assert np.abs(cropped(image, Crop(16)).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_every_crop_of_even_the_thinnest_image_has_the_size_asked_for(shape):
+    image = np.full((*shape, 3), 200, np.uint8)
+    for min_area in (1.0, 0.5, 0.01):
+        for randomness in itertools.product([0.0, 0.5, LARGEST_DRAW], repeat=HOST_DRAWS):
+            result = cropped(image, Crop(6, min_area), randomness)
+            assert result.shape == (6, 6, 3) and result.dtype == np.uint8
+            assert (result == 200).all()  # nothing from outside the image
+
+
+def test_a_crop_can_touch_every_edge_of_the_image():
+    image = coordinates(40, 40)
+    crop = Crop(8, 0.25)
+    half = 0.5  # of the range of aspect ratios: a square, so a quarter of the area is 20x20
+    corners = {(0.0, 0.0): (0, 0), (LARGEST_DRAW, LARGEST_DRAW): (20, 20), (0.0, LARGEST_DRAW): (0, 20)}
+    for (down, right), (top, left) in corners.items():
+        # Downsizing averages 2.5 pixels into one, so the outermost of 8 lies about one pixel inside.
+        found = kept_window(image, crop, (0.0, half, down, right))
+        expected = (top, top + 19, left, left + 19)
+        assert np.abs(np.subtract(found, expected)).max() <= 1, (down, right)
+
+
+def test_the_first_two_draws_set_area_and_aspect_ratio():
+    image = coordinates(120, 120)
+
+    def height_and_width(area_draw, aspect_draw):
+        top, bottom, left, right = kept_window(image, Crop(120, 0.25), (area_draw, aspect_draw, 0.0, 0.0))
+        return bottom - top + 1, right - left + 1
+
+    assert height_and_width(0.0, 0.5) == (60, 60)  # a quarter of the area, as a square
+    assert height_and_width(LARGEST_DRAW, 0.5) == (120, 120)
+    assert height_and_width(0.0, 0.0) == (69, 52)  # width to height is 3:4
+    assert height_and_width(0.0, LARGEST_DRAW) == (52, 69)  # 4:3
+
+
+@pytest.mark.parametrize(
+    ("shape", "min_area"), [((200, 100), 0.5), ((60, 240), 0.9), ((240, 60), 0.9), ((150, 150), 0.3)]
+)
+def test_random_crops_keep_at_least_the_smallest_share_asked_for(shape, min_area):
+    image = coordinates(*shape)
+    for randomness in np.random.default_rng(0).random((50, HOST_DRAWS)):
+        top, bottom, left, right = kept_window(image, Crop(max(shape), min_area), randomness)
+        # Half a pixel may be lost on each side by rounding.
+        assert (bottom - top + 1.5) * (right - left + 1.5) >= min_area * shape[0] * shape[1]
+
+
+def test_the_random_numbers_are_not_read_where_the_whole_image_is_kept():
+    image = pixels(8, 24)
+    assert np.array_equal(cropped(image, Crop(12), [np.nan] * 4), cropped(image, Crop(12)))
+
+
+def test_bytes_that_are_no_image_are_an_error():
+    features = {
+        "encoded": tf.constant(b"not an image"),
+        "format": tf.constant("jpeg"),
+        "height": tf.constant(8, tf.int64),
+        "width": tf.constant(8, tf.int64),
+    }
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        compiled(Crop(8))(features, tf.zeros([HOST_DRAWS]))
+
+
+def test_raw_bytes_that_do_not_fill_the_stated_size_are_an_error():
+    features = {
+        "encoded": tf.constant(bytes(100)),
+        "format": tf.constant("raw"),
+        "height": tf.constant(8, tf.int64),
+        "width": tf.constant(8, tf.int64),
+    }
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        compiled(Crop(8))(features, tf.zeros([HOST_DRAWS]))

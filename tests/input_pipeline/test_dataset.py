@@ -1,0 +1,199 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from input_pipeline import records
+from input_pipeline.convert import Options, convert
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError
+from tests.input_pipeline.images import draw_classes
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    images = draw_classes(folder / "photos", {"03": 12, "mug": 18, "Käse": 6})
+    convert(Options(images=images, output=folder / "data", validation_fraction=0.25, shards=3, workers=2))
+    return folder / "data"
+
+
+@pytest.fixture
+def data(converted, tmp_path):
+    return shutil.copytree(converted, tmp_path / "data")
+
+
+def refused(message, directory):
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_tells_its_name_classes_and_splits(data):
+    dataset = open_dataset(data)
+    assert (dataset.directory, dataset.name, dataset.num_classes) == (data, "data", 3)
+    assert dataset.class_names == ("03", "Käse", "mug")
+    assert dataset.splits == ("train", "validation")
+    assert (dataset.split("train").num_images, dataset.split("validation").num_images) == (27, 9)
+    assert dataset.manifest["splits"]["train"]["counts"] == np.bincount(dataset.split("train").label).tolist()
+
+
+def test_an_index_has_the_types_that_readers_rely_on_and_cannot_be_written_to(data):
+    split = open_dataset(str(data)).split("train")
+    types = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
+    for name, dtype in types.items():
+        array = getattr(split, name)
+        assert array.dtype == dtype and array.shape == (split.num_images,)
+        assert not array.flags.writeable
+
+
+def test_an_index_leads_to_every_record_of_every_shard(data):
+    import tensorflow as tf
+
+    dataset = open_dataset(data)
+    for name in dataset.splits:
+        split = dataset.split(name)
+        descriptors = [os.open(path, os.O_RDONLY) for path in split.shard_paths]
+        payloads = records.read_payloads(descriptors, split.shard, split.offset, split.length, split.crc)
+        list(map(os.close, descriptors))
+        features = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
+        assert [f["image/class/label"].int64_list.value[0] for f in features] == split.label.tolist()
+        names = [f["image/class/text"].bytes_list.value[0].decode() for f in features]
+        assert names == [dataset.class_names[label] for label in split.label]
+        walked = [(s, *header) for s, path in enumerate(split.shard_paths) for header in records.walk(path)]
+        columns = (split.shard, split.offset, split.length, split.crc)
+        assert walked == list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_a_digest_follows_the_content_and_not_the_place(data, tmp_path):
+    digest = open_dataset(data).digest("train")
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert open_dataset(shutil.copytree(data, tmp_path / "moved")).digest("train") == digest
+    assert open_dataset(data).digest("validation") != digest
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["class_names"][0] = "04"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert open_dataset(data).digest("train") != digest
+
+
+def test_weights_a_class_undo_the_imbalance(data):
+    entry = open_dataset(data).manifest["splits"]["train"]
+    weighted = np.array(entry["counts"]) * entry["class_weights"]
+    np.testing.assert_allclose(weighted, weighted.mean())
+    assert weighted.sum() == pytest.approx(entry["num_images"])
+
+
+def test_an_unknown_split_is_named_with_the_nearest_and_all(data):
+    dataset = open_dataset(data)
+    with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\).*It has: train, validation"):
+        dataset.split("valid")
+    with pytest.raises(DataError, match="no split 'test'"):
+        dataset.digest("test")
+
+
+def test_a_missing_folder_is_named_with_the_nearest(data):
+    refused(r"dat does not exist \(did you mean 'data'\?\)", data.with_name("dat"))
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path):
+    refused("is not a dataset: it has no manifest.json", tmp_path)
+
+
+def test_a_damaged_manifest_and_one_of_another_version_are_refused(data):
+    text = (data / "manifest.json").read_text()
+    (data / "manifest.json").write_text(text[:100])
+    refused("manifest.json cannot be read", data)
+    (data / "manifest.json").write_text(text.replace('"format_version": 1', '"format_version": 99'))
+    refused("format version 99, and this Convoy reads version 1", data)
+    (data / "manifest.json").write_text('{"format_version": 1, "name": "data"}')
+    refused("manifest.json is damaged", data)
+
+
+def test_a_shard_that_is_missing_or_cut_short_is_named(data):
+    shard = data / "data-train.tfrecord-00001-of-00003"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    refused(f"{shard} has {len(content) - 1:,} bytes and the manifest says {len(content):,}", data)
+    shard.unlink()
+    refused(f"{shard} is missing", data)
+
+
+def test_an_index_that_is_missing_or_unreadable_is_named(data):
+    index = data / "index-validation.npz"
+    index.write_bytes(index.read_bytes()[:200])
+    refused("index .*index-validation.npz cannot be read.*--repair_index", data)
+    index.unlink()
+    refused("index .*index-validation.npz is missing.*--repair_index", data)
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "complaint"),
+    [
+        ("offset", lambda a: a + (np.arange(len(a)) == 5), "record 5 starts at byte"),
+        ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "its records fill"),
+        ("label", lambda a: a + 3, "it holds label"),
+        ("label", lambda a: np.zeros_like(a), "counts a class"),
+        ("shard", lambda a: a + 1, "it names shard 3 of 3"),
+        ("crc", lambda a: a[1:], "entries for 27 images"),
+        ("shard", lambda a: np.array([{}]), "cannot be read"),
+    ],
+)
+def test_an_index_that_does_not_match_the_shards_is_refused(data, array, change, complaint):
+    path = data / "index-train.npz"
+    with np.load(path) as index:
+        arrays = dict(index)
+    arrays[array] = change(arrays[array])
+    np.savez(path, **arrays)
+    refused(complaint, data)
+
+
+def test_opening_a_dataset_does_not_import_tensorflow(data):
+    program = f"import sys; from input_pipeline.dataset import open_dataset; open_dataset({str(data)!r}).split('train')"
+    program += "; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_tfds_opens_the_directory_and_slices_it(data):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(data))
+    label = builder.info.features["image"]["class"]["label"]
+    assert label.names == ["03", "Käse", "mug"]
+    assert builder.info.splits["train"].num_examples == 27
+    sliced = list(builder.as_dataset(split="train[2:5]"))
+    shards = sorted(str(path) for path in data.glob("data-train.tfrecord-*-of-00003"))
+    raw = [tf.train.Example.FromString(r.numpy()).features.feature for r in tf.data.TFRecordDataset(shards)][2:5]
+    assert len(sliced) == 3
+    for ours, theirs in zip(raw, sliced, strict=True):
+        image = theirs["image"]
+        pixels = tf.io.decode_jpeg(ours["image/encoded"].bytes_list.value[0]).numpy()
+        np.testing.assert_array_equal(image["encoded"].numpy(), pixels)
+        assert pixels.shape == (image["height"], image["width"], image["channels"])
+        assert image["class"]["label"].numpy() == ours["image/class/label"].int64_list.value[0]
+        assert image["class"]["text"].numpy().decode() == label.int2str(image["class"]["label"].numpy())
+        assert image["filename"].numpy() == ours["image/filename"].bytes_list.value[0]
+        assert image["format"].numpy() == b"jpeg"
+
+
+def test_the_idx_beside_a_shard_says_where_each_frame_is(data):
+    dataset = open_dataset(data)
+    split = dataset.split("train")
+    for number, path in enumerate(split.shard_paths):
+        lines = [tuple(map(int, line.split())) for line in path.with_name(path.name + ".idx").read_text().splitlines()]
+        of_shard = split.shard == number
+        assert lines == list(zip(split.offset[of_shard].tolist(), (split.length[of_shard] + 16).tolist(), strict=True))
+        content = path.read_bytes()
+        assert b"".join(content[offset : offset + size] for offset, size in lines) == content
+
+
+def test_the_validation_split_is_stratified(data):
+    counts = Counter(open_dataset(data).split("validation").label.tolist())
+    assert sum(counts.values()) == 9
+    assert all(abs(counts[label] - 0.25 * total) <= 1 for label, total in enumerate((12, 6, 18)))

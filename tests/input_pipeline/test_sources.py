@@ -1,0 +1,128 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.errors import DataError
+from input_pipeline.sources import list_sources
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"image")
+    return folder
+
+
+def manifest(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def refused(message: str, *arguments, **options) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        list_sources(*arguments, **options)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_each_folder_is_a_class_with_all_images_below_it(tmp_path):
+    touch(
+        tmp_path, "mug/b.JPG", "mug/nested/deeper/a.png", "bag/c.webp", "bag/notes.txt", "train.csv", "bag/.hidden.jpg"
+    )
+    found = list_sources(tmp_path)
+    assert [(image.name, image.category) for image in found.images] == [
+        ("bag/c.webp", "bag"),
+        ("mug/b.JPG", "mug"),
+        ("mug/nested/deeper/a.png", "mug"),
+    ]
+    assert found.class_names == ("bag", "mug")
+    assert found.images[0].size == 5
+    assert found.stray == ("bag/notes.txt",)
+    assert found.ignored == 2  # notes.txt and train.csv
+
+
+def test_a_csv_names_images_in_one_folder_or_a_folder_a_class_and_the_rest_is_ignored(tmp_path):
+    images = touch(tmp_path / "images", "x.jpg", "03/y.jpg", "03/z.jpg", "10/z.jpg", "10/unnamed.jpg")
+    rows = manifest(tmp_path / "train.csv", "filename,category", "x.jpg,10", "y.jpg,03", "10/z.jpg,10")
+    found = list_sources(images, rows)
+    assert {image.name: image.category for image in found.images} == {"x.jpg": "10", "03/y.jpg": "03", "10/z.jpg": "10"}
+    assert found.class_names == ("03", "10")
+    assert found.ignored == 2
+
+
+def test_a_csv_may_have_a_byte_order_mark_other_columns_and_other_names_for_its_own(tmp_path):
+    images = touch(tmp_path / "images", "a.jpg", "b.jpg")
+    rows = manifest(
+        tmp_path / "t.csv", "id,path,kind", '1,a.jpg,"Tea, green"', "2,b.jpg,Käse", "", encoding="utf-8-sig"
+    )
+    found = list_sources(images, rows, filename_column="path", category_column="kind")
+    assert found.class_names == ("Käse", "Tea, green")
+    rows = manifest(tmp_path / "u.csv", "filename,category", "a.jpg,1", encoding="utf-8-sig")
+    assert list_sources(images, rows).class_names == ("1",)
+
+
+def test_a_missing_folder_is_named_with_the_nearest(tmp_path):
+    touch(tmp_path, "photos/a/a.jpg")
+    refused(r"image folder .*phtos does not exist \(did you mean 'photos'\?\)", tmp_path / "phtos")
+    refused("a.jpg is not a folder", tmp_path / "photos/a/a.jpg")
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path):
+    refused(r"no class folders \(2 images lie directly in it\).*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    touch(tmp_path, "mug/a.jpg", "hat/readme.txt")
+    (tmp_path / "bag").mkdir()
+    refused("2 classes without images in .*: 'bag', 'hat'", tmp_path)
+
+
+def test_a_missing_manifest_is_named_with_the_nearest(tmp_path):
+    images = touch(tmp_path / "images", "a.jpg")
+    manifest(tmp_path / "train.csv", "filename,category", "a.jpg,1")
+    refused(r"tran.csv does not exist \(did you mean 'train.csv'\?\)", images, tmp_path / "tran.csv")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["file_name,category", "a.jpg,1"],
+            r"'file_name,category' and no column 'filename' \(did you mean 'file_name'",
+        ),
+        (["filename;category", "a.jpg;1"], r"Wanted: 'filename,category'"),
+        (["filename,category"], "a header and no rows"),
+        ([], r"no column 'filename'"),
+        (["filename,category", "a.jpg,"], r"line 2: empty category \(a.jpg,\)"),
+        (["filename,category", ",1"], "line 2: empty filename"),
+        (["filename,category", "a.jpg,1", "b.jpg"], "line 3 has 1 fields and the header 2"),
+        (["filename,category", "a.jpg, 1"], "category ' 1' .* has white space around it"),
+        (["filename,category", "a.jpg,1", "a.jpg,2"], "'a.jpg' in line 2 as '1', line 3 as '2'"),
+        (["filename,category", "a.jpg,1", "./a.jpg,1"], "line 3: './a.jpg' is the same file as another row's, a.jpg"),
+        (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
+    ],
+)
+def test_a_wrong_csv_is_refused_by_line(tmp_path, lines, message):
+    images = touch(tmp_path / "images", "a.jpg", "b.jpg")
+    refused(message, images, manifest(tmp_path / "t.csv", *lines))
+
+
+def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
+    images = touch(tmp_path / "images", "a.jpg")
+    rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,Käse", encoding="latin-1")
+    refused("not UTF-8", images, rows)
+
+
+def test_files_a_csv_names_and_the_folder_lacks_are_listed_and_counted(tmp_path):
+    images = touch(tmp_path / "images", "a.jpg", "b.jpg")
+    rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", *(f"n{i}.jpg,1" for i in range(5)))
+    refused("5 of the 6 files .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, rows)
+    rows = manifest(tmp_path / "t.csv", "filename,category", "b,1")
+    refused(re.escape("(did you mean 'b.jpg'?)"), images, rows)
+
+
+def test_a_name_that_two_class_folders_have_is_ambiguous(tmp_path):
+    images = touch(tmp_path / "images", "03/a.jpg", "10/a.jpg")
+    rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,03")
+    refused("'a.jpg' is 03/a.jpg and 10/a.jpg. Write the folder too in the CSV: 03/a.jpg", images, rows)

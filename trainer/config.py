@@ -1,0 +1,341 @@
+"""What a run is: the default config, recipes that change some of it, overrides from the command line, and what follows from them.
+
+    config = load_config("convnet42")            # a shipped recipe, or a file with get_config()
+    plan = resolve(config, num_images=4000, replicas=2)
+    plan.total_steps, plan.virtual_replicas, plan.peak_learning_rate
+
+A duration is given in steps, epochs or images, as one of `eval_every_steps`, `eval_every_epochs`, `eval_every_images`; a bare
+`eval_every` means steps. Imports no TensorFlow.
+"""
+
+import difflib
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from input_pipeline.errors import UsageError, did_you_mean
+from trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
+
+DEFAULT_RECIPE = "convnet42"
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+XLA_MODES = ("auto", "on", "off")
+
+# Fields that change what is shown and kept, not what is computed: a resumed run may change them.
+OPERATIONAL_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every field with its default. Recipes change what differs."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "virtual_replicas": 0,  # 0: the number of replicas at the first start
+            "batch_size": 64,  # images of a step, over all devices
+            "image_size": 64,  # side in pixels
+            "epochs": 10.0,
+            "steps": 0,  # above 0 it stands instead of epochs
+            "precision": "auto",
+            "xla": "auto",
+            "deterministic": False,
+            "label_smoothing": 0.0,
+            "keep_checkpoints": 3,
+            **_duration("eval_every"),
+            **_duration("checkpoint_every"),
+            **_duration("log_every"),
+            "model": {"name": "convnet", "weights": "", "dropout": -1.0},  # dropout below 0: the model's own
+            "optimizer": {
+                "name": "adam",
+                "learning_rate": 1e-3,
+                "beta_1": 0.9,
+                "beta_2": 0.999,
+                "epsilon": 1e-7,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 0.0,  # never on biases and norms
+                "trust_coefficient": 0.001,
+                "clip_norm": 0.0,  # 0: no clipping
+            },
+            "schedule": {
+                "name": "constant",
+                **_duration("warmup"),
+                "final_fraction": 0.0,  # cosine ends at this share of the peak
+                "boundaries": (0.5, 0.75),  # step: shares of the run
+                "factor": 0.1,  # step: times this at each boundary
+                "scaling": "none",  # of the learning rate with the global batch
+                "reference_batch_size": 64,
+            },
+            "augment": {
+                "crop_area": 1.0,  # smallest share of an image that a random crop keeps
+                "flip": False,
+                "brightness": 0.0,
+                "contrast": 0.0,
+                "saturation": 0.0,
+            },
+            "ema": {"decay": 0.0},  # 0: no moving average of the weights
+        }
+    )
+
+
+def _duration(name: str) -> dict[str, float]:
+    return {name: 0, f"{name}_steps": 0, f"{name}_epochs": 0.0, f"{name}_images": 0}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the recipes that come with Convoy, by bare name."""
+    spec = importlib.util.find_spec("configs")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def recipe_path(name: str) -> Path:
+    """Returns the file of a recipe.
+
+    Args:
+      name: a path, or the bare name of a shipped recipe.
+
+    Raises:
+      UsageError: neither a file nor a shipped recipe.
+    """
+    recipes = shipped_recipes()
+    if name in recipes:
+        return recipes[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise UsageError(
+        f"--config={name}: neither a file nor a shipped recipe{did_you_mean(name, recipes)}. Shipped: {', '.join(recipes)}."
+    )
+
+
+def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `(dotted name, value)` for every leaf of a config, in its order."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain JSON data."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config, a dataset and a number of replicas.
+
+    Attributes:
+      num_images: images of the training split.
+      replicas: devices, R.
+      virtual_replicas: V.
+      global_batch_size: images of a step.
+      replica_batch_size: images that a device gets in a step.
+      virtual_batch_size: images of a virtual replica: batch norm's batch.
+      steps_per_epoch: may have a fraction; batches cross the end of an epoch.
+      total_steps: the run's length.
+      warmup_steps: steps until the peak learning rate.
+      eval_every_steps: steps between evaluations.
+      checkpoint_every_steps: steps between checkpoints.
+      log_every_steps: steps between lines.
+      peak_learning_rate: after scaling with the global batch.
+    """
+
+    num_images: int
+    replicas: int
+    virtual_replicas: int
+    global_batch_size: int
+    replica_batch_size: int
+    virtual_batch_size: int
+    steps_per_epoch: float
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    log_every_steps: int
+    peak_learning_rate: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the attributes by name."""
+        return asdict(self)
+
+
+def duration_in_steps(config: Mapping[str, Any], name: str, *, images_per_step: int, num_images: int) -> int:
+    """Returns a duration in steps, rounded to the nearest, at least 1 where it is given at all.
+
+    Args:
+      config: holds `NAME`, `NAME_steps`, `NAME_epochs` and `NAME_images`; at most one above 0.
+      name: of the duration.
+      images_per_step: the global batch size.
+      num_images: images of an epoch.
+
+    Returns:
+      0 where none is given.
+
+    Raises:
+      UsageError: several are given, or one is negative.
+    """
+    in_steps = {
+        name: 1.0,
+        f"{name}_steps": 1.0,
+        f"{name}_epochs": num_images / images_per_step,
+        f"{name}_images": 1.0 / images_per_step,
+    }
+    for field in in_steps:
+        _require(config[field] >= 0, field, config[field], "give 0 or more")
+    given = {field: config[field] for field in in_steps if config[field]}
+    if len(given) > 1:
+        listed = " and ".join(f"{field}={value}" for field, value in given.items())
+        raise UsageError(f"config: {listed} say the same thing twice; set all but one of them to 0.")
+    return sum(max(1, round(value * in_steps[field])) for field, value in given.items())
+
+
+def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int, virtual_replicas: int = 0) -> Plan:
+    """Checks a config and returns what follows from it.
+
+    Args:
+      config: complete.
+      num_images: images of the training split, 1 or more.
+      replicas: devices of all processes, R.
+      virtual_replicas: V of a run that has started before; 0 for a new run.
+
+    Raises:
+      UsageError: a value is out of range, or batch, virtual replicas and devices do not divide.
+    """
+    check(config)
+    batch = config.batch_size
+    virtual = config.virtual_replicas or virtual_replicas or replicas
+    if virtual % replicas:
+        allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
+        raise UsageError(
+            f"virtual_replicas={virtual} does not divide over {replicas} devices: use {_one_of(allowed)} devices, "
+            "or start a new run with another config.virtual_replicas."
+        )
+    if batch % virtual:
+        below, above = batch // virtual * virtual, (batch // virtual + 1) * virtual
+        raise UsageError(
+            f"config.batch_size={batch} does not divide into virtual_replicas={virtual} equal parts: "
+            f"use {f'{below} or ' if below else ''}{above}."
+        )
+    convert = {"images_per_step": batch, "num_images": num_images}
+    steps_per_epoch = num_images / batch
+    epoch_steps = max(1, round(steps_per_epoch))
+    eval_every = duration_in_steps(config, "eval_every", **convert) or epoch_steps
+    schedule = config.schedule
+    return Plan(
+        num_images=num_images,
+        replicas=replicas,
+        virtual_replicas=virtual,
+        global_batch_size=batch,
+        replica_batch_size=batch // replicas,
+        virtual_batch_size=batch // virtual,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.steps or max(1, math.ceil(config.epochs * num_images / batch)),
+        warmup_steps=duration_in_steps(schedule, "warmup", **convert),
+        eval_every_steps=eval_every,
+        checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
+        log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
+        peak_learning_rate=scaled_peak(
+            config.optimizer.learning_rate,
+            scaling=schedule.scaling,
+            batch_size=batch,
+            reference_batch_size=schedule.reference_batch_size,
+        ),
+    )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a UsageError that names the first field whose value cannot work, the value and what can."""
+    _require(config.batch_size >= 1, "batch_size", config.batch_size, "give 1 or more")
+    _require(config.image_size >= 8, "image_size", config.image_size, "give 8 or more")
+    _require(config.virtual_replicas >= 0, "virtual_replicas", config.virtual_replicas, "give 0 or more")
+    _require(config.steps >= 0, "steps", config.steps, "give 0 or more")
+    _require(config.steps > 0 or config.epochs > 0, "epochs", config.epochs, "give more than 0, or set config.steps")
+    _require(config.keep_checkpoints >= 1, "keep_checkpoints", config.keep_checkpoints, "give 1 or more")
+    _require(0 <= config.label_smoothing < 1, "label_smoothing", config.label_smoothing, "give 0 to below 1")
+    _choice("precision", config.precision, PRECISIONS)
+    _choice("xla", config.xla, XLA_MODES)
+    _choice("schedule.name", config.schedule.name, SCHEDULES)
+    _choice("schedule.scaling", config.schedule.scaling, SCALINGS)
+    optimizer = config.optimizer
+    _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "give more than 0")
+    for name in ("weight_decay", "clip_norm"):
+        _require(optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "give 0 or more")
+    for name in ("beta_1", "beta_2", "momentum"):
+        _require(0 <= optimizer[name] < 1, f"optimizer.{name}", optimizer[name], "give 0 to below 1")
+    _require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
+    augment = config.augment
+    _require(0 < augment.crop_area <= 1, "augment.crop_area", augment.crop_area, "give more than 0, up to 1")
+    for name in ("brightness", "contrast", "saturation"):
+        _require(0 <= augment[name] <= 1, f"augment.{name}", augment[name], "give 0 to 1")
+    _require(
+        config.model.dropout < 1, "model.dropout", config.model.dropout, "give below 1; negative is the model's own"
+    )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Returns `name: before -> after` for every field that differs and changes what is computed."""
+    old, new = dict(fields(before)), dict(fields(after))
+    names = [name for name in [*new, *(old.keys() - new.keys())] if not name.startswith(OPERATIONAL_FIELDS)]
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in names
+        if _plain(old.get(name)) != _plain(new.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _require(holds: bool, field: str, value: object, mend: str) -> None:
+    if not holds:
+        raise UsageError(f"config.{field}={value}: {mend}.")
+
+
+def _choice(field: str, value: str, known: tuple[str, ...]) -> None:
+    _require(value in known, field, value, f"give one of {', '.join(known)}{did_you_mean(str(value), known)}")
+
+
+def _one_of(values: list[str]) -> str:
+    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+
+
+def load_recipe(name: str) -> ml_collections.ConfigDict:
+    """Returns the config of a recipe, unlocked for nothing but overriding fields that exist.
+
+    Args:
+      name: a file with `get_config()`, or the bare name of a shipped recipe.
+
+    Raises:
+      UsageError: no such recipe, or it cannot be run.
+    """
+    path = recipe_path(name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
+    return config.lock()
+
+
+def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> None:
+    """Raises a UsageError for the first of `names`, dotted, that is no field; names the nearest and its present value."""
+    known = dict(fields(config))
+    for name in names:
+        if name in known:
+            continue
+        # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
+        by_last_part = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+        close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        nearest = f" Nearest: config.{close[0]}, now {known[close[0]]!r}." if close else ""
+        raise UsageError(f"config has no field {name!r}.{nearest} `convoy train --print_config` shows them all.")

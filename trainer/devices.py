@@ -1,0 +1,125 @@
+"""From `--devices` and `--strategy` to a `tf.distribute` strategy, and what the devices can do.
+
+devices = parse_devices("cpu:2")              # before TensorFlow starts
+strategy = make_strategy(devices, "auto")     # starts it
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from input_pipeline.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+STRATEGIES = ("auto", "one_device", "mirrored")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What `--devices` asked for.
+
+    Attributes:
+      kind: `auto`, `cpu` or `gpu`.
+      count: logical CPU devices, for `cpu`.
+      gpus: which GPUs, for `gpu`; all where empty.
+    """
+
+    kind: str
+    count: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+def parse_devices(text: str) -> Devices:
+    """Returns what `auto`, `cpu`, `cpu:N`, `gpu` or `gpu:0,1` asks for.
+
+    Raises:
+      UsageError: it is none of these.
+    """
+    match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+(?:,\d+)*))?", text)
+    if not match or (match[1] == "auto" and match[2]) or (match[1] == "cpu" and "," in (match[2] or "")):
+        raise UsageError(f"--devices={text}: give auto, cpu:N (N logical devices) or gpu:0,1 (which GPUs).")
+    kind, numbers = match[1], tuple(int(number) for number in (match[2] or "").split(",") if number)
+    if kind == "cpu":
+        count = numbers[0] if numbers else 1
+        if not 1 <= count <= 64:
+            raise UsageError(f"--devices={text}: give 1 to 64 logical CPU devices.")
+        return Devices("cpu", count=count)
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"--devices={text}: a GPU is named twice.")
+    return Devices(kind, gpus=numbers)
+
+
+def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strategy":
+    """Configures TensorFlow's devices and returns the strategy over them. Call once, before anything else uses TensorFlow.
+
+    Args:
+      devices: from `parse_devices`.
+      name: one of `STRATEGIES`; `auto` is `one_device` for one and `mirrored` for several.
+
+    Raises:
+      UsageError: a GPU that is not there; `one_device` with several devices; TensorFlow runs already.
+    """
+    import tensorflow as tf
+
+    if name not in STRATEGIES:
+        raise UsageError(f"--strategy={name}{did_you_mean(name, STRATEGIES)}: give one of {', '.join(STRATEGIES)}.")
+    found = tf.config.list_physical_devices("GPU")
+    if devices.kind == "cpu" or (devices.kind == "auto" and not found):
+        names = _configure_cpus(devices.count)
+    else:
+        wanted = devices.gpus or tuple(range(len(found)))
+        missing = [gpu for gpu in wanted if gpu >= len(found)]
+        if missing or not wanted:
+            raise UsageError(
+                f"--devices=gpu:{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
+                "Leave --devices out to use what there is; `nvidia-smi` shows the driver's view."
+            )
+        tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
+        for gpu in wanted:
+            tf.config.experimental.set_memory_growth(found[gpu], True)
+        names = [f"GPU:{index}" for index in range(len(wanted))]
+    if name == "one_device" and len(names) > 1:
+        raise UsageError(f"--strategy=one_device with {len(names)} devices: give one device, or --strategy=mirrored.")
+    if name == "mirrored" or len(names) > 1:
+        return tf.distribute.MirroredStrategy(names)
+    return tf.distribute.OneDeviceStrategy(names[0])
+
+
+def _configure_cpus(count: int) -> list[str]:
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise UsageError(f"--devices=cpu:{count}: TensorFlow was started before its devices were chosen.") from error
+    return [f"CPU:{index}" for index in range(count)]
+
+
+def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:
+    """Whether the strategy's devices are GPUs."""
+    return "GPU" in strategy.extended.worker_devices[0]
+
+
+def computes_in_bfloat16(strategy: "tf.distribute.Strategy") -> bool:
+    """Whether every device multiplies bfloat16 in hardware: GPUs of compute capability 8.0 or more, CPUs with AVX512-BF16 or AMX."""
+    import tensorflow as tf
+
+    if runs_on_gpu(strategy):
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
+        return all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
+    return cpu_has_bfloat16()
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware, by the flags that Linux reports; False where it reports none."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,98 @@
+"""Measures a model on every image of a split, once each.
+
+evaluator = Evaluator(state, built, reader, batch_size=256)
+evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1": ..., "ece": ...}
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.reader import Reader, Slices
+from trainer import metrics
+from trainer.models import BuiltModel
+from trainer.state import TrainState
+from trainer.step import cross_entropy
+
+EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
+
+
+class Evaluator:
+    """Evaluates the state as it stands, with the weights' moving average where it keeps one."""
+
+    def __init__(self, state: TrainState, built: BuiltModel, reader: Reader, batch_size: int):
+        """Prepares the evaluation; the first call compiles it.
+
+        Args:
+          state: whose weights to use.
+          built: the model.
+          reader: of the split.
+          batch_size: images at a time over all devices; rounded up to a multiple of them.
+        """
+        self._state = state
+        self._built = built
+        self._reader = reader
+        replicas = state.strategy.num_replicas_in_sync
+        batch_size = min(batch_size, reader.num_images)
+        slices = Slices(global_batch_size=-(-batch_size // replicas) * replicas, replicas=replicas)
+        self._dataset = state.strategy.distribute_datasets_from_function(lambda context: reader.evaluation(slices))
+        self._sums = tf.function(self._all_replicas, autograph=False)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the quality metrics of the whole split (`metrics.summarize`).
+
+        Raises:
+          DataError: a record cannot be used.
+        """
+        total = None
+        for batch in read_all(self._dataset, self._reader):
+            sums = self._sums(batch).numpy().astype(np.float64)
+            total = sums if total is None else total + sums
+        counted = metrics.image_count(total)
+        if counted != self._reader.num_images:
+            raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
+        return metrics.summarize(total)
+
+    def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        sums = self._state.strategy.run(self._one_replica, (batch,))
+        return tf.add_n(self._state.strategy.experimental_local_results(sums))
+
+    def _one_replica(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        logits = infer(self._state, self._built, batch["image"])
+        losses = cross_entropy(logits, batch["label"])
+        return metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
+
+
+def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
+    """Returns the logits of whole images, in replica context.
+
+    Args:
+      state: whose weights to use: their moving average where there is one.
+      built: the model.
+      images: [batch, size, size, 3] uint8.
+
+    Returns:
+      [batch, num_classes] float32.
+    """
+    model = built.model
+    inputs = tf.cast(built.scale_pixels(tf.cast(images, tf.float32)), model.compute_dtype)
+    weights = [tf.convert_to_tensor(w) for w in state.evaluated_weights]
+    others = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
+    logits, _ = model.stateless_call(weights, others, inputs, training=False)
+    return tf.cast(logits, tf.float32)
+
+
+def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Iterator[dict[str, tf.Tensor]]:
+    """Yields a dataset's batches; an unusable record comes out as the reader's own DataError."""
+    iterator = iter(dataset)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError:
+            if reader.error:
+                raise reader.error from None
+            raise
+        yield batch

@@ -1,0 +1,80 @@
+"""From a config and a strategy to a model, its optimizer and its state: what training, evaluation and prediction share."""
+
+from dataclasses import dataclass
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from trainer.devices import computes_in_bfloat16, runs_on_gpu
+from trainer.models import BuiltModel, build_model
+from trainer.optimizers import Optimizer, make_optimizer
+from trainer.state import TrainState
+
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model ready to run.
+
+    Attributes:
+      strategy: over the devices.
+      precision: float32, bfloat16 or float16: what `auto` came to.
+      use_xla: whether steps are compiled by XLA.
+      built: the model.
+      optimizer: its formula.
+      state: its variables.
+    """
+
+    strategy: tf.distribute.Strategy
+    precision: str
+    use_xla: bool
+    built: BuiltModel
+    optimizer: Optimizer
+    state: TrainState
+
+
+def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy, *, num_classes: int) -> Runtime:
+    """Builds a config's model on the strategy's devices, with random weights seeded by the config.
+
+    Sets Keras' dtype policy and, for a deterministic run, TensorFlow's determinism for the whole process.
+
+    Args:
+      config: complete and checked.
+      strategy: over the devices.
+      num_classes: 2 or more.
+
+    Raises:
+      UsageError: an unknown model or optimizer.
+      DataError: a weights file that cannot be used.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
+    # On the CPU XLA's convolutions take five times as long as oneDNN's.
+    use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy))
+    keras.utils.clear_session()  # automatic layer names count from 1 again; this also resets the policy, so it goes first
+    keras.config.set_dtype_policy(_POLICIES[precision])
+    keras.utils.set_random_seed(config.seed % 2**32)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+        # Grappler rewrites chains of additions into AddN, which adds in another order.
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    optimizer_options = dict(config.optimizer)
+    name = optimizer_options.pop("name")
+    for field in ("learning_rate", "clip_norm"):
+        del optimizer_options[field]
+    optimizer = make_optimizer(name, **optimizer_options)
+    with strategy.scope():
+        built = build_model(
+            config.model.name,
+            num_classes=num_classes,
+            image_size=config.image_size,
+            weights=config.model.weights,
+            dropout=config.model.dropout,
+        )
+    state = TrainState(
+        built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
+    )
+    return Runtime(strategy, precision, use_xla, built, optimizer, state)

@@ -1,0 +1,318 @@
+"""One training step: forward and backward for each virtual replica, one reduction, one update.
+
+    train_step = TrainStep(state, optimizer, settings)
+    result = train_step(batch, learning_rate)      # advances state.step
+
+A run's global batch is split into `V` virtual replicas, each with its own dropout seeds and batch-norm statistics. `R` devices compute
+`V / R` of them each, one after another. Gradients, batch statistics and metric sums meet in one packed reduction; clipping, the
+check for overflow, loss scaling, the update and the moving average follow it, once, on reduced values. So the step is the same for any
+`R` that divides `V`.
+
+Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer import metrics, preprocess
+from trainer.models import BuiltModel
+from trainer.optimizers import Optimizer, decays_weight
+from trainer.reduction import reduce_over_virtual_replicas
+from trainer.state import TrainState
+from trainer.upstream import is_seed_state
+
+_LOSS_SCALE_GROWTH_STEPS = 2000
+_LARGEST_LOSS_SCALE = 2.0**24
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step depends on beside state and batch.
+
+    Attributes:
+      seed: the run's seed.
+      global_batch_size: images of a step.
+      virtual_replicas: V; divides the global batch, and is divided by the number of devices.
+      label_smoothing: share of a label's mass spread over all classes, in [0, 1).
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
+      average_decay: decay of the weights' moving average, used where the state keeps one.
+      float16: whether the loss is scaled.
+      use_xla: whether forward and backward, and the update, are compiled by XLA.
+      deterministic: whether the order of every addition is fixed.
+      colours: augmentation on the device.
+    """
+
+    seed: int
+    global_batch_size: int
+    virtual_replicas: int = 1
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
+    float16: bool = False
+    use_xla: bool = False
+    deterministic: bool = False
+    colours: preprocess.ColourRanges = field(default_factory=preprocess.ColourRanges)
+
+
+class StepResult(NamedTuple):
+    """What a step reports, the same on every device.
+
+    Attributes:
+      sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way.
+      gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
+      finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
+      loss_scale: float32 scalar: the scale that this step used.
+    """
+
+    sums: tf.Tensor
+    gradient_norm: tf.Tensor
+    finite: tf.Tensor
+    loss_scale: tf.Tensor
+
+
+class TrainStep:
+    """The compiled training step."""
+
+    def __init__(self, state: TrainState, built: BuiltModel, optimizer: Optimizer, settings: StepSettings):
+        """Prepares the step; the first call compiles it."""
+        self._state = state
+        self._built = built
+        self._optimizer = optimizer
+        self._settings = settings
+        self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
+        self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
+        self._forward_backward_compiled = tf.function(
+            self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
+        )
+        self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
+        self._run = tf.function(self._all_replicas, autograph=False)
+
+    def __call__(self, batch: dict[str, tf.Tensor], learning_rate: float) -> StepResult:
+        """Trains on one global batch.
+
+        Args:
+          batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3] uint8, `label` [G / R]
+            int32, `randomness` [G / R, draws] float32.
+          learning_rate: of this update.
+
+        Returns:
+          Tensors that may still be being computed.
+        """
+        result = self._run(tf.constant(self._state.step, tf.int64), tf.constant(learning_rate, tf.float32), batch)
+        self._state.step += 1
+        return StepResult(*result)
+
+    def gradients(self, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the reduced mean gradient of a global batch and changes nothing; for tests and tools."""
+
+        def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+            return self._reduced(step, batch)[0]
+
+        run = tf.function(
+            lambda step, batch: self._state.strategy.run(replica_gradients, (step, batch)), autograph=False
+        )
+        gradients = run(tf.constant(self._state.step, tf.int64), batch)
+        return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
+
+    def _all_replicas(self, step: tf.Tensor, learning_rate: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+        results = self._state.strategy.run(self._one_replica, (step, learning_rate, batch))
+        return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
+
+    def _one_replica(self, step: tf.Tensor, learning_rate: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+        gradients, statistics, sums, loss_scale = self._reduced(step, batch)
+        gradient_norm = self._global_norm(gradients)
+        finite = tf.math.is_finite(gradient_norm)
+        if self._settings.clip_norm:
+            scale = tf.minimum(1.0, self._settings.clip_norm / tf.maximum(gradient_norm, 1e-12))
+            gradients = [g * scale for g in gradients]
+        update_number = tf.cast(step + 1, tf.float32)
+        tf.cond(finite, lambda: self._update(gradients, statistics, learning_rate, update_number), tf.no_op)
+        if self._settings.float16:
+            self._adapt_loss_scale(finite)
+        return sums, gradient_norm, finite, loss_scale
+
+    def _reduced(self, step: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+        """Returns mean gradients, mean statistics, metric sums and the loss scale, after the reduction."""
+        settings, state = self._settings, self._state
+        context = tf.distribute.get_replica_context()
+        share = settings.virtual_replicas // context.num_replicas_in_sync
+        first = tf.cast(context.replica_id_in_sync_group, tf.int32) * share
+        slice_size = settings.global_batch_size // settings.virtual_replicas
+        weights = [tf.convert_to_tensor(w.value) for w in state.weights]
+        statistics = [tf.convert_to_tensor(v.value) for v in state.statistics]
+        loss_scale = tf.convert_to_tensor(state.loss_scale)
+
+        def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
+            start = (virtual_replica - first) * slice_size
+            # [slice_size, ...]: this virtual replica's images
+            part = {name: batch[name][start : start + slice_size] for name in ("image", "label", "randomness")}
+            for name, column in part.items():
+                part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
+            seeds = self._layer_seeds(step, virtual_replica)
+            return self._forward_backward_compiled(weights, statistics, seeds, part, loss_scale)
+
+        total = reduce_over_virtual_replicas(
+            term, virtual_replicas=settings.virtual_replicas, deterministic=settings.deterministic
+        )
+        gradients, new_statistics, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
+        divisor = settings.global_batch_size * loss_scale if settings.float16 else float(settings.global_batch_size)
+        return (
+            [g / divisor for g in gradients],
+            [v / float(settings.virtual_replicas) for v in new_statistics],
+            sums,
+            loss_scale,
+        )
+
+    def _layer_seeds(self, step: tf.Tensor, virtual_replica: tf.Tensor) -> tf.Tensor:
+        """Returns a seed for each random layer, [layers, 2] uint32, a pure function of (seed, step, virtual replica, layer)."""
+        stream = step * self._settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
+        return tf.random.stateless_uniform(
+            [max(1, sum(self._is_seed)), 2],
+            tf.stack([tf.constant(self._settings.seed, tf.int64), stream]),
+            minval=None,
+            maxval=None,
+            dtype=tf.uint32,
+            alg="philox",
+        )
+
+    def _forward_backward(
+        self,
+        weights: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        seeds: tf.Tensor,
+        part: dict[str, tf.Tensor],
+        loss_scale: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """Returns gradient sums, new statistics and metric sums of one virtual replica: a pure function, so XLA may compile it."""
+        model, settings = self._built.model, self._settings
+        pixels = preprocess.augment(part["image"], part["randomness"], settings.colours)
+        inputs = tf.cast(self._built.scale_pixels(pixels), model.compute_dtype)
+        seed_of, statistic_of = iter(tf.unstack(seeds)), iter(statistics)
+        others = [
+            tf.cast(next(seed_of), variable.dtype) if is_seed else next(statistic_of)
+            for variable, is_seed in zip(model.non_trainable_variables, self._is_seed, strict=True)
+        ]
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits, new_others, penalties = model.stateless_call(
+                weights, others, inputs, training=True, return_losses=True
+            )
+            logits = tf.cast(logits, tf.float32)
+            losses = cross_entropy(logits, part["label"], settings.label_smoothing)
+            loss = tf.reduce_sum(losses)
+            if penalties:  # a layer's own losses count once an image, so that they too add up over virtual replicas
+                loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
+            scaled_loss = loss * loss_scale if settings.float16 else loss
+        gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        new_statistics = [
+            tf.cast(value, tf.float32) for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed
+        ]
+        return [*gradients, *new_statistics, metrics.batch_sums(logits, part["label"], losses)]
+
+    def _update(
+        self,
+        gradients: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        learning_rate: tf.Tensor,
+        update_number: tf.Tensor,
+    ) -> tf.Operation:
+        state = self._state
+        weights = [self._own(w.value) for w in state.weights]
+        slots = [
+            {name: self._own(variables[k]) for name, variables in state.slots.items()} for k in range(len(weights))
+        ]
+        if self._optimizer.in_place and not self._settings.use_xla:
+            for weight, slot, gradient, decays in zip(weights, slots, gradients, self._decays, strict=True):
+                self._optimizer.in_place(weight, slot, gradient, learning_rate, update_number, decays)
+        else:
+            new_weights, new_slots = self._formulas_compiled(
+                [tf.convert_to_tensor(w) for w in weights],
+                [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
+                gradients,
+                learning_rate,
+                update_number,
+            )
+            for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
+                weight.assign(new_weight)
+                for name, variable in slot.items():
+                    variable.assign(new_slot[name])
+        if state.averages:
+            # Early on the average follows closely, else it would hold on to the random start (Adam's bias, in other words).
+            decay = tf.minimum(self._settings.average_decay, (1.0 + update_number) / (10.0 + update_number))
+            for average, weight in zip(state.averages, weights, strict=True):
+                own = self._own(average)
+                own.assign_sub((own - weight) * (1.0 - decay))
+        for variable, value in zip(state.statistics, statistics, strict=True):
+            self._own(variable.value).assign(tf.cast(value, variable.dtype))
+        return tf.no_op()
+
+    def _formulas(
+        self,
+        weights: list[tf.Tensor],
+        slots: list[dict[str, tf.Tensor]],
+        gradients: list[tf.Tensor],
+        learning_rate: tf.Tensor,
+        update_number: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], list[dict[str, tf.Tensor]]]:
+        updated = [
+            self._optimizer.formula(weight, slot, gradient, learning_rate, update_number, decays)
+            for weight, slot, gradient, decays in zip(weights, slots, gradients, self._decays, strict=True)
+        ]
+        return [weight for weight, _ in updated], [slot for _, slot in updated]
+
+    def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
+        """Halves the scale after an overflow, doubles it after many steps without (Micikevicius et al. 2018)."""
+        scale, good_steps = self._own(self._state.loss_scale), self._own(self._state.good_steps)
+        grown = good_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
+        scale.assign(
+            tf.where(
+                finite,
+                tf.where(grown, tf.minimum(scale * 2.0, _LARGEST_LOSS_SCALE), scale),
+                tf.maximum(scale / 2.0, 1.0),
+            )
+        )
+        good_steps.assign(tf.where(finite & ~grown, good_steps + 1, 0))
+
+    def _global_norm(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+        if not self._settings.deterministic:
+            return tf.linalg.global_norm(gradients)
+        return tf.sqrt(tf.reduce_sum(tf.stack([_ordered_sum(tf.square(g)) for g in gradients])))
+
+    def _own(self, variable: tf.Variable) -> tf.Variable:
+        """Returns this replica's component of a mirrored variable, which it may assign by itself."""
+        components = self._state.strategy.experimental_local_results(variable)
+        if len(components) == 1:
+            return components[0]
+        context = tf.distribute.get_replica_context()
+        replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
+        return components[replica % len(components)]
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Returns the softmax cross-entropy of each image in nats.
+
+    Args:
+      logits: [batch, num_classes] float32.
+      labels: [batch] int32.
+      label_smoothing: share of a label's mass spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
+
+    Returns:
+      [batch] float32.
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    if label_smoothing:
+        log_probabilities = tf.nn.log_softmax(logits)
+        losses = (1.0 - label_smoothing) * losses - label_smoothing * tf.reduce_mean(log_probabilities, -1)
+    return losses
+
+
+def _ordered_sum(values: tf.Tensor) -> tf.Tensor:
+    """Sums rows of a fixed length again and again: each row is added by one thread, so the number of threads changes nothing."""
+    row = 256
+    values = tf.reshape(values, [-1])
+    while values.shape[0] > 1:
+        padding = -values.shape[0] % row
+        values = tf.reduce_sum(tf.reshape(tf.pad(values, [[0, padding]]), [-1, row]), 1)
+    return values[0]

@@ -1,0 +1,56 @@
+"""Where numbers go: TensorBoard's event files and metrics.jsonl, under the same tags.
+
+writers = MetricWriters(run)
+writers.write("train", step=20, values={"quality/loss": 3.1})
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from trainer.run_directory import RunDirectory, append_json_line
+
+
+class MetricWriters:
+    """Writes scalars of the runs `train` and `validation`."""
+
+    def __init__(self, run: RunDirectory):
+        """Opens nothing yet; a run's event file is made with its first value."""
+        self._run = run
+        self._summaries: dict[str, tf.summary.SummaryWriter] = {}
+
+    def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Writes values of one split at one step.
+
+        Args:
+          split: `train` or `validation`.
+          step: optimizer steps done.
+          values: by tag. In metrics.jsonl, whose JSON has no NaN, values that are not finite become null.
+        """
+        with self._summary(split).as_default(step=step):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value)
+        finite = {tag: float(value) if math.isfinite(value) else None for tag, value in values.items()}
+        append_json_line(self._run.metrics, {"step": step, "split": split, **finite})
+
+    def write_text(self, tag: str, value: object) -> None:
+        """Writes a JSON value as text that TensorBoard shows as it stands."""
+        with self._summary("train").as_default(step=0):
+            tf.summary.text(tag, f"```\n{json.dumps(value, indent=2)}\n```")
+
+    def flush(self) -> None:
+        """Sends what was written to disk."""
+        for summary in self._summaries.values():
+            summary.flush()
+
+    def close(self) -> None:
+        """Ends the event files."""
+        for summary in self._summaries.values():
+            summary.close()
+
+    def _summary(self, split: str) -> tf.summary.SummaryWriter:
+        if split not in self._summaries:
+            self._summaries[split] = tf.summary.create_file_writer(str(self._run.tensorboard / split))
+        return self._summaries[split]
