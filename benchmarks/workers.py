@@ -65,9 +65,14 @@ class Stopwatch:
         """Starts anew."""
         self._cpu_seconds, self._seconds = time.process_time(), time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """What passed so far."""
+        return time.perf_counter() - self._seconds
+
     def stop(self, work: float) -> Round:
         """Returns the round, in which `work` was done."""
-        return Round(time.perf_counter() - self._seconds, time.process_time() - self._cpu_seconds, work)
+        return Round(self.seconds, time.process_time() - self._cpu_seconds, work)
 
 
 class SkippedError(Exception):

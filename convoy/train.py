@@ -1,10 +1,9 @@
 """`convoy train`: flags of training, and the config behind `--config`."""
 
-import os
-
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer import config as configs
 from trainer.devices import STRATEGIES, parse_devices
 
@@ -54,7 +53,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         _print_config(config, flags)
         return
     require_flags(flags, "data", "workdir")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    start_tensorflow()
     from trainer.loop import train
 
     train(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
@@ -79,7 +78,7 @@ def _print_config(config: object, flags: absl_flags.FlagValues) -> None:
     if not flags.data:
         print("\nWith --data=DATA the values that follow from the dataset and the devices are shown too.")
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    start_tensorflow()
     from input_pipeline.dataset import open_dataset
     from trainer.devices import make_strategy
 

@@ -3,40 +3,24 @@
 This is the one module of the converter that imports TensorFlow. Only worker processes import it.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
+
+from input_pipeline.quiet_tensorflow import start_tensorflow
 
 # Conversion is one image a process: a GPU, and threads that wait on each other, would only cost memory.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Turns file descriptor 2 away: TensorFlow writes to it at start-up whatever its log level is."""
-    kept = os.dup(2)
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(sink)
-
-
-with quiet_stderr():
-    import tensorflow as tf
+start_tensorflow()
+import tensorflow as tf  # noqa: E402
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def warm_up() -> None:
-    """Starts TensorFlow's runtime, which takes a moment and writes to stderr."""
-    with quiet_stderr():
-        tf.constant(0)
+    """Starts TensorFlow's runtime, which takes a moment."""
+    tf.constant(0)
 
 
 def check(data: bytes, image_format: str) -> None:

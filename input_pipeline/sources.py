@@ -52,7 +52,9 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class ImageFile:
+    """A file: `name` is its path under the folder of images, with `/`; `size` is in bytes."""
+
     path: str
     name: str
     size: int
@@ -81,10 +83,7 @@ def list_sources(
     Raises:
       DataError: something is missing, empty, doubled or ambiguous; names it and the mend.
     """
-    if not images.is_dir():
-        kind = "is not a folder" if images.exists() else "does not exist"
-        siblings = [entry.name for entry in images.parent.iterdir() if entry.is_dir()] if images.parent.is_dir() else []
-        raise DataError(f"image folder {images} {kind}{did_you_mean(images.name, siblings)}")
+    _check_folder(images)
     if manifest is None:
         return _from_folders(images)
     return _from_manifest(images, manifest, filename_column, category_column)
@@ -121,50 +120,59 @@ def _from_folders(images: Path) -> Sources:
 
 def _from_manifest(images: Path, manifest: Path, filename_column: str, category_column: str) -> Sources:
     rows = _read_rows(manifest, filename_column, category_column)
-    files = {file.name: file for file in _list_files(images, "")}
-    by_base_name: dict[str, list[str]] = {}
-    for name in files:
-        by_base_name.setdefault(posixpath.basename(name), []).append(name)
+    files = _list_files(images, "")
+    matched = _match(images, files, [filename for _, filename, _ in rows], manifest)
     found: dict[str, Source] = {}
-    missing, ambiguous = [], []
-    for line, filename, category in rows:
-        named = filename if filename in files else posixpath.normpath(filename)
-        matches = [named] if named in files else by_base_name.get(filename, [])
-        if not matches:
-            missing.append(filename)
-        elif len(matches) > 1:
-            ambiguous.append((filename, sorted(matches)))
-        elif matches[0] in found:
+    for (line, filename, category), file in zip(rows, matched, strict=True):
+        if file.name in found:
             raise DataError(
-                f"{manifest} line {line}: {filename!r} is the same file as another row's, {matches[0]}; remove one row"
+                f"{manifest} line {line}: {filename!r} is the same file as another row's, {file.name}; remove one row"
             )
-        else:
-            file = files[matches[0]]
-            found[file.name] = Source(file.path, file.name, category, file.size)
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(rows)} files that {manifest} names are not in {images}: {_first(missing)}"
-            f"{_nearest_file(missing[0], files, by_base_name)}"
-        )
-    if ambiguous:
-        filename, matches = ambiguous[0]
-        raise DataError(
-            f"{len(ambiguous)} file names of {manifest} stand for more than one file in {images}: {filename!r} is "
-            f"{' and '.join(matches[:_NAMED])}. Write the folder too in the CSV: {matches[0]}"
-        )
+        found[file.name] = Source(file.path, file.name, category, file.size)
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
     class_names = tuple(sorted({source.category for source in ordered}))
     return Sources(ordered, class_names, ignored=len(files) - len(ordered))
 
 
-def _read_rows(manifest: Path, filename_column: str, category_column: str) -> list[tuple[int, str, str]]:
-    """Returns (line, filename, category) of every row of the CSV, checked."""
+def list_images(images: Path) -> list[ImageFile]:
+    """Returns every image by its name's suffix, in the folder and in folders of it, in the order of their names.
+
+    Raises:
+      DataError: no such folder, or no image in it.
+    """
+    _check_folder(images)
+    found = sorted((file for file in _list_files(images, "") if _is_image_name(file.name)), key=lambda file: file.name)
+    if not found:
+        raise DataError(f"no images in {images} ({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...)")
+    return found
+
+
+def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[ImageFile]:
+    """Returns the file that each name stands for: a path under `images`, or a bare name that only one file there has.
+
+    Args:
+      images: the folder.
+      filenames: as a CSV has them.
+      manifest: the CSV, for the text of an error.
+
+    Raises:
+      DataError: no such folder; names that are missing or ambiguous, the first few listed.
+    """
+    _check_folder(images)
+    return _match(images, _list_files(images, ""), filenames, manifest)
+
+
+def read_table(manifest: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Returns a CSV's header and its rows with their line numbers, blank rows left out.
+
+    Raises:
+      DataError: missing, not UTF-8, no CSV, no rows, or a row with another number of fields than the header.
+    """
     try:
         # -sig: spreadsheet programs put a byte order mark first, which would become part of the first column's name.
         with open(manifest, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [column.strip() for column in next(reader, [])]
-            columns = _columns(manifest, header, filename_column, category_column)
             rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except FileNotFoundError:
         folder = manifest.parent
@@ -174,6 +182,43 @@ def _read_rows(manifest: Path, filename_column: str, category_column: str) -> li
         raise DataError(f"manifest {manifest} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (csv.Error, OSError) as error:
         raise DataError(f"manifest {manifest} cannot be read ({error})") from None
+    return header, rows
+
+
+def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str], manifest: Path) -> list[ImageFile]:
+    by_name = {file.name: file for file in files}
+    by_base_name: dict[str, list[str]] = {}
+    for name in by_name:
+        by_base_name.setdefault(posixpath.basename(name), []).append(name)
+    matched, missing, ambiguous = [], [], []
+    for filename in filenames:
+        named = filename if filename in by_name else posixpath.normpath(filename)
+        matches = [named] if named in by_name else by_base_name.get(filename, [])
+        if not matches:
+            missing.append(filename)
+        elif len(matches) > 1:
+            ambiguous.append((filename, sorted(matches)))
+        else:
+            matched.append(by_name[matches[0]])
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(filenames)} files that {manifest} names are not in {images}: {_first(missing)}"
+            f"{_nearest_file(missing[0], by_name, by_base_name)}"
+        )
+    if ambiguous:
+        filename, matches = ambiguous[0]
+        raise DataError(
+            f"{len(ambiguous)} file names of {manifest} stand for more than one file in {images}: {filename!r} is "
+            f"{' and '.join(matches[:_NAMED])}. Write the folder too in the CSV: {matches[0]}"
+        )
+    return matched
+
+
+def _read_rows(manifest: Path, filename_column: str, category_column: str) -> list[tuple[int, str, str]]:
+    """Returns (line, filename, category) of every row of the CSV, checked."""
+    header, rows = read_table(manifest)
+    mend = "; or name its columns with --filename_column and --category_column"
+    columns = column_indices(manifest, header, (filename_column, category_column), mend)
     if not rows:
         raise DataError(f"manifest {manifest} has a header and no rows: it must name every image to convert")
     parsed = []
@@ -202,16 +247,19 @@ def _read_rows(manifest: Path, filename_column: str, category_column: str) -> li
     return parsed
 
 
-def _columns(manifest: Path, header: Sequence[str], filename_column: str, category_column: str) -> tuple[int, int]:
-    wanted = (filename_column, category_column)
+def column_indices(manifest: Path, header: Sequence[str], wanted: Sequence[str], mend: str = "") -> list[int]:
+    """Returns where the wanted columns stand in a CSV's header.
+
+    Raises:
+      DataError: one is not there; names the nearest.
+    """
     absent = [column for column in wanted if column not in header]
     if absent:
         raise DataError(
             f"{manifest} has the header {','.join(header)!r} and no column {absent[0]!r}"
-            f"{did_you_mean(absent[0], header)}. Wanted: {','.join(wanted)!r}; "
-            "or name its columns with --filename_column and --category_column"
+            f"{did_you_mean(absent[0], header)}. Wanted: {','.join(wanted)!r}{mend}"
         )
-    return header.index(filename_column), header.index(category_column)
+    return [header.index(column) for column in wanted]
 
 
 def _check_class_names(names: Iterable[str], where: str) -> None:
@@ -225,7 +273,7 @@ def _check_class_names(names: Iterable[str], where: str) -> None:
             raise DataError(f"category {ascii(name)} of {where} is not UTF-8; rename it") from None
 
 
-def _list_files(root: Path, folder: str) -> list[_File]:
+def _list_files(root: Path, folder: str) -> list[ImageFile]:
     """Returns every visible file in `folder` of `root` and in the folders of it, unsorted. Follows links to files."""
     files, folders = [], [folder]
     while folders:
@@ -239,17 +287,24 @@ def _list_files(root: Path, folder: str) -> list[_File]:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)
                     elif entry.is_file():
-                        files.append(_File(entry.path, name, entry.stat().st_size))
+                        files.append(ImageFile(entry.path, name, entry.stat().st_size))
         except OSError as error:
             raise DataError(f"folder {root / current} cannot be read ({error.strerror})") from None
     return files
+
+
+def _check_folder(images: Path) -> None:
+    if not images.is_dir():
+        kind = "is not a folder" if images.exists() else "does not exist"
+        siblings = [entry.name for entry in images.parent.iterdir() if entry.is_dir()] if images.parent.is_dir() else []
+        raise DataError(f"image folder {images} {kind}{did_you_mean(images.name, siblings)}")
 
 
 def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _nearest_file(missing: str, files: Mapping[str, _File], by_base_name: Mapping[str, list[str]]) -> str:
+def _nearest_file(missing: str, files: Mapping[str, ImageFile], by_base_name: Mapping[str, list[str]]) -> str:
     stem = posixpath.basename(missing)
     for suffix in sorted(IMAGE_SUFFIXES):
         for candidate in (stem + suffix, os.path.splitext(stem)[0] + suffix):

@@ -9,9 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.crop import Crop
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError
 from input_pipeline.reader import Reader, Slices
 from trainer import metrics
 from trainer.models import BuiltModel
+from trainer.restore import TrainedRun
+from trainer.results import append_result
+from trainer.run_directory import append_json_line
 from trainer.state import TrainState
 from trainer.step import cross_entropy
 
@@ -96,3 +102,33 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Itera
                 raise reader.error from None
             raise
         yield batch
+
+
+def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = None) -> tuple[int, dict[str, float]]:
+    """Evaluates a trained run on a split, and adds the result to its results.csv and metrics.jsonl.
+
+    Args:
+      trained: the run with its weights.
+      split_name: `train`, `validation`, `test` or another of the dataset.
+      data: the dataset directory; the run's own where None.
+
+    Returns:
+      How many images were evaluated, and the metrics (`metrics.summarize`).
+
+    Raises:
+      DataError: the dataset cannot be used, has no such split, or other classes than the run.
+    """
+    dataset = open_dataset(data or trained.dataset["directory"])
+    if list(dataset.class_names) != trained.class_names:
+        different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
+        raise DataError(
+            f"--data={dataset.directory} has {dataset.num_classes} classes and the run {len(trained.class_names)}; "
+            f"different: {different[0]!r}. Convert with the classes that the run was trained on."
+        )
+    reader = Reader(dataset.split(split_name), Crop(trained.config.image_size))
+    evaluator = Evaluator(trained.runtime.state, trained.runtime.built, reader, EVALUATION_BATCH_SIZE)
+    quality = evaluator.metrics()
+    append_result(trained.run, step=trained.step, split=split_name, quality=quality)
+    tagged = {f"quality/{name}": value for name, value in quality.items()}
+    append_json_line(trained.run.metrics, {"step": trained.step, "split": split_name, **tagged})
+    return reader.num_images, quality

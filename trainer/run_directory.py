@@ -18,6 +18,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.json"
+        self.dataset = self.path / "dataset.json"
         self.result = self.path / "result.json"
         self.results_table = self.path / "results.csv"
         self.metrics = self.path / "metrics.jsonl"

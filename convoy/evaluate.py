@@ -1,0 +1,40 @@
+"""`convoy evaluate`: flags of the exact evaluation of a split."""
+
+from absl import flags as absl_flags
+
+from input_pipeline.quiet_tensorflow import start_tensorflow
+
+REQUIRED = ("workdir", "split")
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Defines the flags."""
+    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
+    absl_flags.DEFINE_string("split", None, "split to evaluate on", flag_values=flags)
+    absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
+    define_model_flags(flags)
+
+
+def define_model_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags that choose a run's weights and the devices to run them on."""
+    absl_flags.DEFINE_string(
+        "checkpoint", "best", "best (by validation top-1), last, or the step of a checkpoint", flag_values=flags
+    )
+    absl_flags.DEFINE_string("devices", "auto", "as in `convoy train`", flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Evaluates and prints the metrics."""
+    from trainer.devices import parse_devices
+
+    devices = parse_devices(flags.devices)
+    start_tensorflow()
+    from trainer.console import quality_row
+    from trainer.evaluation import evaluate_split
+    from trainer.restore import open_run
+
+    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
+    num_images, quality = evaluate_split(trained, flags.split, data=flags.data)
+    print(f"{num_images:,} images, each once, with the weights of step {trained.step}")
+    print(quality_row(flags.split, quality))
+    print(f"Added to {trained.run.results_table}")

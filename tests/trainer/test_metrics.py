@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.metrics import CALIBRATION_BINS, batch_sums, image_count, summarize, sums_size
+
+CLASSES = 9
+
+
+def batch(seed: int, images: int = 64, num_classes: int = CLASSES):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_classes, images).astype(np.int32)
+    logits = random.normal(0, 2, (images, num_classes)).astype(np.float32)
+    logits[np.arange(images), labels] += random.choice([0.0, 4.0], images)  # some classified well
+    losses = random.random(images).astype(np.float32)
+    return logits, labels, losses
+
+
+def summed(logits, labels, losses, weights=None) -> np.ndarray:
+    weights = None if weights is None else tf.constant(weights, tf.float32)
+    sums = batch_sums(tf.constant(logits), tf.constant(labels), tf.constant(losses), weights)
+    return sums.numpy().astype(np.float64)
+
+
+def softmax(logits):
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def expected_metrics(logits, labels, losses) -> dict[str, float]:
+    """The metrics as their definitions are written, image by image."""
+    predicted = [int(np.argmax(row)) for row in logits]
+    # Sorted by score, a lower class number first among equals.
+    ranked = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c)) for row in logits]
+    f1 = []
+    for c in range(logits.shape[1]):
+        true_positives = sum(p == c and y == c for p, y in zip(predicted, labels, strict=True))
+        false_positives = sum(p == c and y != c for p, y in zip(predicted, labels, strict=True))
+        false_negatives = sum(p != c and y == c for p, y in zip(predicted, labels, strict=True))
+        if true_positives + false_positives + false_negatives:
+            f1.append(2 * true_positives / (2 * true_positives + false_positives + false_negatives))
+    confidence = softmax(logits).max(-1)
+    bins = [min(int(value * CALIBRATION_BINS), CALIBRATION_BINS - 1) for value in confidence]
+    ece = 0.0
+    for b in range(CALIBRATION_BINS):
+        members = [i for i, own in enumerate(bins) if own == b]
+        if members:
+            accuracy = np.mean([predicted[i] == labels[i] for i in members])
+            ece += len(members) / len(labels) * abs(accuracy - np.mean([confidence[i] for i in members]))
+    return {
+        "loss": float(np.mean(losses)),
+        "top1": float(np.mean([p == y for p, y in zip(predicted, labels, strict=True)])),
+        "top5": float(np.mean([y in best[:5] for best, y in zip(ranked, labels, strict=True)])),
+        "macro_f1": float(np.mean(f1)),
+        "ece": ece,
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_are_what_their_definitions_say(seed):
+    data = batch(seed)
+    assert summarize(summed(*data)) == pytest.approx(expected_metrics(*data), rel=1e-5)
+
+
+def test_classes_that_do_not_occur_have_no_say_in_the_macro_f1():
+    logits = np.eye(12, dtype=np.float32)[[0, 0, 1]] * 5
+    labels = np.array([0, 1, 1], np.int32)
+    metrics = summarize(summed(logits, labels, np.zeros(3, np.float32)))
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # of two classes, not of twelve
+
+
+def test_a_class_that_is_only_predicted_counts_as_a_zero():
+    logits = np.eye(3, dtype=np.float32)[[0, 2]] * 5
+    metrics = summarize(summed(logits, np.array([0, 0], np.int32), np.zeros(2, np.float32)))
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_ties_are_broken_towards_the_lower_class_for_top1_and_top5_alike():
+    logits = np.zeros((8, 8), np.float32)  # every class scores the same
+    labels = np.arange(8, dtype=np.int32)
+    metrics = summarize(summed(logits, labels, np.zeros(8, np.float32)))
+    assert metrics["top1"] == pytest.approx(1 / 8)
+    assert metrics["top5"] == pytest.approx(5 / 8)
+    data = (np.round(batch(7)[0]), *batch(7)[1:])  # many partial ties
+    assert len(set(data[0][0])) < CLASSES
+    assert summarize(summed(*data)) == pytest.approx(expected_metrics(*data), rel=1e-5)
+
+
+def test_with_fewer_than_five_classes_every_image_is_in_the_top5():
+    logits, labels, losses = batch(1, num_classes=3)
+    assert summarize(summed(logits, labels, losses))["top5"] == 1.0
+
+
+def test_padding_changes_nothing_even_where_it_holds_nan():
+    logits, labels, losses = batch(2, images=10)
+    padded_logits = np.concatenate([logits, np.full((3, CLASSES), np.nan, np.float32), logits[:1]])
+    padded_labels = np.concatenate([labels, [0, 1, 2, 3]]).astype(np.int32)
+    padded_losses = np.concatenate([losses, [np.nan, np.inf, -np.inf, 1e30]]).astype(np.float32)
+    padded = summed(padded_logits, padded_labels, padded_losses, [1] * 10 + [0] * 4)
+    np.testing.assert_allclose(padded, summed(logits, labels, losses), rtol=1e-6)
+
+
+def test_a_nan_that_counts_is_shown_in_the_loss_and_leaves_the_rest_finite():
+    logits, labels, losses = batch(2, images=10)
+    logits[3], losses[3] = np.nan, np.nan
+    metrics = summarize(summed(logits, labels, losses))
+    assert math.isnan(metrics.pop("loss"))
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_sums_of_parts_add_up_to_the_sum_of_the_whole():
+    logits, labels, losses = batch(3, images=60)
+    parts = sum(summed(logits[i : i + 7], labels[i : i + 7], losses[i : i + 7]) for i in range(0, 60, 7))
+    np.testing.assert_allclose(parts, summed(logits, labels, losses), rtol=1e-5)
+    counts = np.r_[1 : 4 + 3 * CLASSES + CALIBRATION_BINS, sums_size(CLASSES) - CALIBRATION_BINS : sums_size(CLASSES)]
+    assert np.array_equal(parts[counts], summed(logits, labels, losses)[counts])  # counts are exact
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 42])
+def test_the_vector_has_the_size_that_was_announced_and_counts_images(num_classes):
+    sums = summed(*batch(4, images=13, num_classes=num_classes))
+    assert sums.shape == (sums_size(num_classes),)
+    assert image_count(sums) == 13
+
+
+def test_a_perfect_model_has_top1_and_f1_of_1_and_no_calibration_error():
+    labels = np.arange(CLASSES, dtype=np.int32)
+    logits = np.eye(CLASSES, dtype=np.float32) * 1000
+    metrics = summarize(summed(logits, labels, np.zeros(CLASSES, np.float32)))
+    assert metrics == pytest.approx({"loss": 0, "top1": 1, "top5": 1, "macro_f1": 1, "ece": 0})
+
+
+def test_a_confidence_of_one_lies_in_the_last_bin():
+    sums = summed(np.array([[1000.0, 0.0]], np.float32), np.array([1], np.int32), np.zeros(1, np.float32))
+    images_per_bin = sums[4 + 3 * 2 :].reshape(3, CALIBRATION_BINS)[0]
+    assert images_per_bin.tolist() == [0] * (CALIBRATION_BINS - 1) + [1]
+
+
+def test_nothing_cannot_be_summarized():
+    with pytest.raises(ValueError, match="no images"):
+        summarize(np.zeros(sums_size(3)))

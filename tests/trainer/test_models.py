@@ -1,0 +1,259 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.errors import DataError, UsageError
+from trainer.layers import ByteDropout, FusedBatchNormalization
+from trainer.models import build_model
+
+CLASSES, SIZE = 42, 32
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def published_model(image_size: int, num_classes: int, dropout: bool = True) -> keras.Sequential:
+    """The 42-category model in Keras' own layers, as it was published, but for the softmax at its end."""
+    layers = keras.layers
+
+    def rate(published):
+        return published if dropout else 0.0
+
+    return keras.Sequential(
+        [
+            layers.Input((image_size, image_size, 3)),
+            layers.Conv2D(32, (3, 3)),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.Conv2D(32, (3, 3)),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(pool_size=(2, 2)),
+            layers.Dropout(rate(0.25)),
+            layers.Conv2D(64, (3, 3)),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(rate(0.25)),
+            layers.Conv2D(128, (3, 3)),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(pool_size=(2, 2)),
+            layers.Dropout(rate(0.25)),
+            layers.Flatten(),
+            layers.Dense(512),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(rate(0.5)),
+            layers.Dense(128),
+            layers.Activation("relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(rate(0.5)),
+            layers.Dense(num_classes),
+        ]
+    )
+
+
+def images(count: int = 8, size: int = SIZE) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(1).random((count, size, size, 3)), tf.float32)
+
+
+def weights_of(model: keras.Model) -> list[np.ndarray]:
+    """Every weight and statistic, without the dropout layers' seed states."""
+    return [v.numpy() for v in model.variables if v.dtype == "float32"]
+
+
+def set_weights_of(model: keras.Model, values: list[np.ndarray]) -> None:
+    for variable, value in zip([v for v in model.variables if v.dtype == "float32"], values, strict=True):
+        variable.assign(value)
+
+
+@pytest.fixture(scope="module")
+def seed42():
+    keras.utils.set_random_seed(0)
+    model = build_model("seed42", num_classes=CLASSES, image_size=SIZE).model
+    # Batch norm's scales and statistics start at 0 and 1, where a mistake would not show.
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.name in ("gamma", "moving_variance", "moving_mean", "beta"):
+            variable.assign(random.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def test_the_seed_model_has_the_published_number_of_parameters():
+    assert build_model("seed42", num_classes=42, image_size=64).model.count_params() == 11_253_258
+    assert published_model(64, 42).count_params() == 11_253_258
+
+
+def test_the_seed_model_is_the_published_one_in_inference(seed42):
+    published = published_model(SIZE, CLASSES)
+    set_weights_of(published, weights_of(seed42))
+    np.testing.assert_allclose(seed42(images()), published(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_the_seed_model_has_the_published_layers_and_rates_in_their_order(seed42):
+    published = published_model(SIZE, CLASSES)
+    ours_for = {"BatchNormalization": "FusedBatchNormalization", "Dropout": "ByteDropout"}
+    names = [type(layer).__name__ for layer in published.layers]
+    assert [type(layer).__name__ for layer in seed42.layers] == [ours_for.get(name, name) for name in names]
+    for own, other in zip(seed42.layers, published.layers, strict=True):
+        own_config, other_config = own.get_config(), other.get_config()
+        for config in (own_config, other_config):
+            config.pop("name")
+        assert own_config == other_config
+
+
+def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(seed42):
+    """Outputs, statistics and every gradient, over one training step with the dropout rates at 0."""
+    inputs, labels = images(), tf.constant(np.arange(8) * 5, tf.int32)
+    ours = keras.Sequential([layer for layer in seed42.layers if not isinstance(layer, ByteDropout)])
+    ours.build((None, SIZE, SIZE, 3))
+    published = published_model(SIZE, CLASSES, dropout=False)
+    before = weights_of(seed42)
+    set_weights_of(published, before)
+
+    def step(model):
+        with tf.GradientTape() as tape:
+            logits = model(inputs, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return [logits, *tape.gradient(loss, [v.value for v in model.trainable_variables])]
+
+    own, other = step(ours), step(published)
+    statistics = weights_of(ours), weights_of(published)
+    set_weights_of(seed42, before)
+    names = ["logits", *(v.path for v in published.trainable_variables)]
+    for name, a, b in zip(names, own, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * max(1e-3, np.abs(b).max()), err_msg=name)
+    for a, b in zip(*statistics, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["seed42", "convnet", "keras_applications:MobileNetV2"])
+def test_a_model_returns_logits_for_each_class(name):
+    built = build_model(name, num_classes=7, image_size=SIZE)
+    logits = built.model(built.scale_pixels(images() * 255))
+    assert logits.shape == (8, 7) and logits.dtype == tf.float32
+    assert np.abs(np.sum(logits, 1) - 1).max() > 1e-3  # no softmax
+
+
+@pytest.mark.parametrize("name", ["seed42", "convnet", "keras_applications:MobileNetV2", "keras_applications:ResNet50"])
+def test_every_variable_of_a_model_has_a_path_of_its_own(name):
+    paths = [v.path for v in build_model(name, num_classes=3, image_size=SIZE).model.variables]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("name", ["seed42", "convnet"])
+def test_the_paths_of_variables_do_not_depend_on_what_was_built_before(name):
+    first, second = (build_model(name, num_classes=3, image_size=SIZE).model for _ in range(2))
+
+    def saved_paths(model):  # seed states are not saved
+        return [v.path for v in model.variables if v.dtype == "float32"]
+
+    assert saved_paths(first) == saved_paths(second)
+
+
+def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
+    model = build_model("convnet", num_classes=42, image_size=64).model
+    kinds = [type(layer) for layer in model.layers]
+    assert keras.layers.Flatten not in kinds and keras.layers.GlobalAveragePooling2D in kinds
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(convolutions) == 8 and not any(layer.use_bias for layer in convolutions)
+    assert kinds.count(FusedBatchNormalization) == 8
+    assert model.count_params() < 1_300_000
+
+
+def test_convnets_parameters_do_not_grow_with_the_image():
+    small, large = (build_model("convnet", num_classes=9, image_size=size).model for size in (16, 128))
+    assert small.count_params() == large.count_params()
+
+
+@pytest.mark.parametrize(("dropout", "rates"), [(-1.0, [0.2]), (0.4, [0.4]), (0.0, [])])
+def test_convnets_dropout_can_be_set_or_left_out(dropout, rates):
+    model = build_model("convnet", num_classes=3, image_size=SIZE, dropout=dropout).model
+    assert [layer.rate for layer in model.layers if isinstance(layer, ByteDropout)] == rates
+
+
+def test_a_published_architecture_gets_our_layers_and_its_own_scaling():
+    built = build_model("keras_applications:MobileNetV2", num_classes=3, image_size=SIZE)
+    kinds = {type(layer) for layer in built.model.layers}
+    assert FusedBatchNormalization in kinds and keras.layers.BatchNormalization not in kinds
+    # MobileNet takes [-1, 1], ResNet50 BGR minus ImageNet's mean; EfficientNet scales inside.
+    pixels = tf.constant([[[[255.0, 0.0, 127.5]]]])
+    assert built.scale_pixels(pixels).numpy().ravel().tolist() == [1.0, -1.0, 0.0]
+    resnet = build_model("keras_applications:ResNet50", num_classes=3, image_size=SIZE)
+    np.testing.assert_allclose(resnet.scale_pixels(pixels)[0, 0, 0], [127.5 - 103.939, -116.779, 255 - 123.68], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["seed42", "convnet"])
+def test_built_in_models_take_pixels_from_0_to_1(name):
+    built = build_model(name, num_classes=3, image_size=SIZE)
+    assert built.scale_pixels(tf.constant([0.0, 255.0])).numpy().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_mixed_precision_weights_and_statistics_stay_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    model = build_model("convnet", num_classes=3, image_size=SIZE).model
+    assert model.compute_dtype == policy.removeprefix("mixed_")
+    assert {v.dtype for v in model.variables if "seed" not in v.path} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("seed24", r"config\.model\.name='seed24' .*did you mean 'seed42'"),
+        ("conv_net", r"did you mean 'convnet'"),
+        ("keras_applications:ResNet5", r"keras_applications:ResNet5' .*did you mean 'ResNet50'"),
+        ("qqqq", r"Known: seed42, convnet, keras_applications:NAME"),
+        ("keras_applications:resnet50", r"did you mean 'ResNet50'"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_nearest_name(name, message):
+    with pytest.raises(UsageError, match=message):
+        build_model(name, num_classes=3, image_size=SIZE)
+
+
+@pytest.mark.parametrize(("name", "size"), [("seed42", 8), ("keras_applications:InceptionV3", 32), ("convnet", 4)])
+def test_an_image_too_small_for_the_model_is_refused(name, size):
+    with pytest.raises(UsageError, match=rf"config\.model\.name='{name}' cannot be built for images of {size} pixels"):
+        build_model(name, num_classes=3, image_size=size)
+
+
+def test_a_weights_file_is_loaded(tmp_path):
+    path = tmp_path / "convnet.weights.h5"
+    saved = build_model("convnet", num_classes=3, image_size=SIZE).model
+    saved.save_weights(path)
+    loaded = build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path)).model
+    for one, other in zip(weights_of(loaded), weights_of(saved), strict=True):
+        assert np.array_equal(one, other)
+    fresh = build_model("convnet", num_classes=3, image_size=SIZE).model
+    assert not np.array_equal(weights_of(fresh)[0], weights_of(saved)[0])
+
+
+def test_a_weights_file_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "other.weights.h5"
+    build_model("convnet", num_classes=4, image_size=SIZE).model.save_weights(path)
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'convnet'"):
+        build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))
+    with pytest.raises(DataError, match="does not fit model 'seed42'"):
+        build_model("seed42", num_classes=3, image_size=SIZE, weights=str(path))
+
+
+def test_a_weights_file_that_is_missing_or_damaged_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        build_model("convnet", num_classes=3, image_size=SIZE, weights=str(tmp_path / "none.weights.h5"))
+    damaged = tmp_path / "damaged.weights.h5"
+    damaged.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(DataError, match="does not fit"):
+        build_model("convnet", num_classes=3, image_size=SIZE, weights=str(damaged))
+
+
+def test_a_weights_file_with_an_unusual_name_is_refused_and_not_a_crash(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"something else")
+    with pytest.raises(DataError, match="does not fit"):
+        build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))

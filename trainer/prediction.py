@@ -1,0 +1,164 @@
+"""Writes a category for every image of a folder, in the order a CSV asks for.
+
+predict(trained, request)      # filename,category
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import pixels
+from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from input_pipeline.errors import DataError, UsageError
+from input_pipeline.sources import ImageFile, column_indices, list_images, match_files, read_table
+from trainer.evaluation import EVALUATION_BATCH_SIZE, infer
+from trainer.restore import TrainedRun
+from trainer.run_directory import write_atomically
+
+_NAMED = 3  # how many unreadable files an error names
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict and how to write it.
+
+    Attributes:
+      images: the folder.
+      output: the CSV to write.
+      manifest: a CSV whose column `filename` says which images, in which order; every image by name where None.
+      like: a sample submission: its rows say which images in which order, its header what the columns are called.
+      top_k: how many categories an image, best first.
+      probabilities: whether each category's probability is written too.
+    """
+
+    images: Path
+    output: Path
+    manifest: Path | None = None
+    like: Path | None = None
+    top_k: int = 1
+    probabilities: bool = False
+
+
+def predict(trained: TrainedRun, request: Request) -> int:
+    """Writes the predictions as a whole or not at all.
+
+    Returns:
+      How many images were predicted.
+
+    Raises:
+      UsageError: `top_k` is out of range, or the output's folder is missing.
+      DataError: images or CSV cannot be used.
+    """
+    class_names = trained.class_names
+    if not 1 <= request.top_k <= len(class_names):
+        raise UsageError(f"--top_k={request.top_k}: give 1 to {len(class_names)}, the number of categories.")
+    if not request.output.parent.is_dir():
+        raise UsageError(
+            f"--output={request.output}: the folder {request.output.parent} does not exist. Make it first."
+        )
+    header, names, files = _asked_for(request)
+    columns = [*header]
+    for k in range(1, request.top_k + 1):
+        suffix = "" if k == 1 else f"_{k}"
+        columns += [f"{header[1]}{suffix}"] if k > 1 else []
+        columns += [f"probability{suffix}"] if request.probabilities else []
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for name, probabilities in zip(names, _probabilities(trained, files), strict=True):
+        row = [name]
+        for label in np.argsort(-probabilities, kind="stable")[: request.top_k]:
+            row.append(class_names[label])
+            row += [f"{probabilities[label]:.6f}"] if request.probabilities else []
+        writer.writerow(row)
+    write_atomically(request.output, text.getvalue().encode("utf-8"))
+    return len(files)
+
+
+def _asked_for(request: Request) -> tuple[Sequence[str], list[str], list[ImageFile]]:
+    """Returns the first two columns' names, the names to write and the files they stand for, in order."""
+    header: Sequence[str] = ("filename", "category")
+    if request.like:
+        header, rows = read_table(request.like)
+        if len(header) < 2:
+            raise DataError(
+                f"{request.like} has the header {','.join(header)!r}: two columns are needed, name and category."
+            )
+        header, names = header[:2], [row[0] for _, row in rows]
+        if request.manifest:
+            _check_same_names(names, _manifest_names(request.manifest), request)
+    elif request.manifest:
+        names = _manifest_names(request.manifest)
+    else:
+        files = list_images(request.images)
+        return header, [file.name for file in files], files
+    return header, names, match_files(request.images, names, request.like or request.manifest)
+
+
+def _manifest_names(manifest: Path) -> list[str]:
+    header, rows = read_table(manifest)
+    (column,) = column_indices(manifest, header, ["filename"])
+    return [row[column] for _, row in rows]
+
+
+def _check_same_names(like: list[str], manifest: list[str], request: Request) -> None:
+    for names, others, where in ((like, manifest, request.manifest), (manifest, like, request.like)):
+        missing = sorted(set(names) - set(others))
+        if missing:
+            raise DataError(
+                f"--like={request.like} and --manifest={request.manifest} differ: {where} lacks {missing[0]!r}."
+            )
+
+
+def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[np.ndarray]:
+    """Yields each file's class probabilities, [num_classes] float32."""
+    unreadable: dict[str, str] = {}
+
+    def load(index: np.ndarray) -> tuple[bytes, bytes, np.int64, np.int64]:
+        file = files[int(index)]
+        try:
+            data = Path(file.path).read_bytes()
+            encoded, image_format, (width, height), _ = pixels.encode(data, pixels.Pixels(0, "keep"))
+        except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
+            unreadable[file.name] = pixels.reason(error)
+            raise
+        return encoded, image_format.encode(), np.int64(height), np.int64(width)
+
+    def decode(index: tf.Tensor) -> tf.Tensor:
+        values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
+        features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
+        features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
+        return decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(trained.config.image_size))
+
+    strategy = trained.runtime.strategy
+    replicas = strategy.num_replicas_in_sync
+    batch = -(-min(EVALUATION_BATCH_SIZE, len(files)) // replicas)
+    padded = -(-len(files) // (batch * replicas)) * batch * replicas
+    indices = tf.data.Dataset.range(padded).map(lambda index: tf.minimum(index, len(files) - 1))
+    dataset = indices.map(decode, num_parallel_calls=os.cpu_count() or 1).batch(batch).prefetch(2 * replicas)
+    distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
+
+    @tf.function(autograph=False)
+    def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def one_replica(images: tf.Tensor) -> tf.Tensor:
+            return tf.nn.softmax(infer(trained.runtime.state, trained.runtime.built, images))
+
+        return strategy.experimental_local_results(strategy.run(one_replica, (images,)))
+
+    remaining = len(files)
+    try:
+        for images in distributed:
+            for probabilities in classify(images):
+                yield from probabilities.numpy()[:remaining]
+                remaining = max(0, remaining - batch)
+    except tf.errors.OpError:
+        if not unreadable:
+            raise
+        listed = "; ".join(f"{name!r}: {why}" for name, why in list(unreadable.items())[:_NAMED])
+        raise DataError(f"{len(unreadable)} or more images cannot be read: {listed}. Mend or remove them.") from None

@@ -1,0 +1,80 @@
+"""A finished or running run, opened to be evaluated or applied."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from input_pipeline.errors import DataError, UsageError
+from trainer.checkpoints import CheckpointStore
+from trainer.devices import Devices, make_strategy
+from trainer.run_directory import RunDirectory
+from trainer.runtime import Runtime, make_runtime
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model with trained weights.
+
+    Attributes:
+      run: its directory.
+      config: as it was trained.
+      dataset: the contents of RUN/dataset.json: `directory`, `class_names`, digests.
+      runtime: the model on this machine's devices.
+      step: of the weights.
+    """
+
+    run: RunDirectory
+    config: ml_collections.ConfigDict
+    dataset: dict[str, Any]
+    runtime: Runtime
+    step: int
+
+    @property
+    def class_names(self) -> list[str]:
+        """The categories, by label."""
+        return self.dataset["class_names"]
+
+
+def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best") -> TrainedRun:
+    """Opens a run with the weights of one of its checkpoints.
+
+    Args:
+      workdir: the run directory.
+      devices: what to run on.
+      checkpoint: `best` (by validation top-1; the last where nothing was evaluated), `last`, or a step.
+
+    Raises:
+      UsageError: another `checkpoint`.
+      DataError: no run directory, no such checkpoint, or a damaged one.
+    """
+    run = RunDirectory(workdir)
+    if not run.path.is_dir():
+        raise DataError(f"--workdir={workdir}: no such folder. Give the --workdir of `convoy train`.")
+    config = ml_collections.ConfigDict(run.read_json(run.config))
+    dataset = run.read_json(run.dataset)
+    store = CheckpointStore(run.checkpoints)
+    step = _chosen_step(store, checkpoint, workdir)
+    values, _ = store.load(step)
+    config.model.weights = ""  # the checkpoint replaces them
+    runtime = make_runtime(config, make_strategy(devices), num_classes=len(dataset["class_names"]))
+    try:
+        runtime.state.assign(values, step)
+    except DataError as error:
+        raise DataError(f"checkpoint of step {step} in {run.checkpoints}: {error}") from None
+    return TrainedRun(run, config, dataset, runtime, step)
+
+
+def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
+    steps = store.steps()
+    if not steps:
+        raise DataError(f"--workdir={workdir} holds no checkpoint yet. Train it with `convoy train` first.")
+    if checkpoint == "last":
+        return steps[-1]
+    if checkpoint == "best":
+        return store.best() or steps[-1]
+    if checkpoint.isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise UsageError(f"--checkpoint={checkpoint}: give best, last or one of the steps {', '.join(map(str, steps))}.")
