@@ -10,7 +10,7 @@ from setuptools import setup
 setup(
     name="convoy",
     version="0.1.0",
-    description="Train image classifiers with TensorFlow: the same run on one device, all GPUs of a machine, or a cluster",
+    description="Train image classifiers with TensorFlow: the same run on one device, all GPUs, or a cluster",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""The seed's trunk made to generalize: global average pooling, random crops, flips, colour, label smoothing, weight average.
+"""The seed's trunk made to generalize: average pooling, random crops, flips, colour, label smoothing, weight average.
 
 convoy train --config=convnet42 --data=data --workdir=runs/convnet42
 """

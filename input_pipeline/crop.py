@@ -1,4 +1,4 @@
-"""Host work on one image: decode, cut out a random part, resize. It stops at uint8; colour and flips happen on the device."""
+"""Host work on one image: decode, cut out a random part, resize. Colour and flips are the device's."""
 
 import math
 from typing import NamedTuple
@@ -15,8 +15,8 @@ class Crop(NamedTuple):
 
     Attributes:
       size: side of the square result in pixels.
-      min_area: smallest share of the image's area that a random crop keeps, in (0, 1]; 1 keeps the whole image. Below 1, aspect
-        ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
+      min_area: smallest share of the image's area that a random crop keeps, in (0, 1]; 1 keeps the whole image. Below
+        1, aspect ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
     """
 
     size: int
@@ -27,7 +27,8 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
     """Returns one image as the device takes it.
 
     Args:
-      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64), all scalars.
+      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64), all
+        scalars.
       randomness: [HOST_DRAWS] float32 in [0, 1); not read where the whole image is kept.
       crop: what to cut out.
 

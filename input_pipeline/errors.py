@@ -1,4 +1,4 @@
-"""The mistakes a person can mend. The command line prints their text, without a traceback, and exits with their code."""
+"""Mistakes a person can mend. The command line prints their text, without a traceback, and exits with their code."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,11 +1,12 @@
 """Which image stands at which position of the endless training stream, and what is random about it.
 
-Position `p` is image `permutation(seed, epoch=p // N)[p % N]`. Both the order and each image's random numbers are pure functions of
-a few integers: to resume at a step is to compute, any worker can compute any position, and memory does not grow with the data.
+Position `p` is image `permutation(seed, epoch=p // N)[p % N]`. Both the order and each image's random numbers are
+pure functions of a few integers: to resume at a step is to compute, any worker can compute any position, and memory
+does not grow with the data.
 
-The permutation is a Feistel network over the next even number of bits, walked along its cycles until the value falls below N
-(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Mixing is SplitMix64 (Steele et al. 2014). Golden vectors in
-`tests/input_pipeline/test_order.py` keep the order of existing runs from ever changing.
+The permutation is a Feistel network over the next even number of bits, walked along its cycles until the value falls
+below N (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Mixing is SplitMix64 (Steele et al. 2014).
+Golden vectors in `tests/input_pipeline/test_order.py` keep the order of existing runs from ever changing.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def positions_to_images(positions: np.ndarray, *, num_images: int, seed: int) ->
 
 
 def permute(values: np.ndarray, *, num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns where a permutation of [0, num_images), chosen by `(seed, epoch)`, sends each value; int64, same shape."""
+    """Returns where a permutation of [0, num_images), chosen by `(seed, epoch)`, sends each value; int64."""
     half_bits = max(1, ((num_images - 1).bit_length() + 1) // 2)
     keys = _mix(_key(seed, _ORDER_STREAM, epoch) + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GAMMA)
     permuted = np.asarray(values).astype(np.uint64)

@@ -1,7 +1,7 @@
-"""From the bytes of an image file to bytes that TensorFlow decodes to what a viewer shows. Used by the converter and for prediction.
+"""From an image file to bytes that TensorFlow decodes to what a viewer shows, for the converter and for prediction.
 
-Bytes pass through untouched unless they must change, so that nothing is lost: a decoder sees what the camera or the shop wrote.
-What must change goes through Pillow once: oriented, flattened onto white, 8-bit RGB.
+Bytes pass through untouched unless they must change, so that nothing is lost: a decoder sees what the camera or the
+shop wrote. What must change goes through Pillow once: oriented, flattened onto white, 8-bit RGB.
 """
 
 import io

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and looks for GPUs. What it wrote comes out only where that fails or a GPU driver is there in vain."""
+    """Imports TensorFlow and looks for GPUs.
+
+    What it wrote comes out only where that fails, or where it finds no GPU although there is an NVIDIA device.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _stderr_set_aside() as release:
         import tensorflow as tf
@@ -19,7 +22,7 @@ def start_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _stderr_set_aside() -> Iterator:
-    """Turns file descriptor 2 into a file; what was written is shown on an exception or where the yielded function was called."""
+    """Turns file descriptor 2 into a file; its content is shown on an exception, or where the yielded call was made."""
     shown = False
 
     def release() -> None:

@@ -5,8 +5,9 @@
     for batch in reader.training(slices, seed=0, start_step=0):
         ...  # one replica's share a time: step 0 replica 0, step 0 replica 1, step 1 replica 0, ...
 
-An image's way: position -> index -> one read of a batch of records -> checksum -> parse -> decode and crop in parallel ->
-batch -> prefetch. Nothing is stored of where the reader stands: step `t` starts at position `t * global_batch_size`.
+An image's way: position -> index -> one read of a batch of records -> checksum -> parse -> decode and crop in
+parallel -> batch -> prefetch. Nothing is stored of where the reader stands: step `t` starts at position `t *
+global_batch_size`.
 """
 
 import os
@@ -94,8 +95,9 @@ class Reader:
           start_step: the first step to read.
 
         Returns:
-          Elements of one replica's share of one step, replicas in turn: `image` [replica_batch, size, size, 3] uint8, `label`
-          [replica_batch] int32, `index` [replica_batch] int64, `randomness` [replica_batch, draws] float32 in [0, 1).
+          Elements of one replica's share of one step, replicas in turn: `image` [replica_batch, size, size, 3] uint8,
+          `label` [replica_batch] int32, `index` [replica_batch] int64, `randomness` [replica_batch, draws] float32 in
+          [0, 1).
 
         Raises:
           DataError: while iterating, as `tf.errors.OpError` with `error` set: a record cannot be used.
@@ -115,8 +117,8 @@ class Reader:
         """Returns every image of the split once, in the order of the records.
 
         Returns:
-          Elements as in `training`, without `randomness` and with `weight` [replica_batch] float32: 1, or 0 for the padding that
-          fills the last step.
+          Elements as in `training`, without `randomness` and with `weight` [replica_batch] float32: 1, or 0 for the
+          padding that fills the last step.
         """
 
         def locate(step: np.ndarray) -> dict[str, np.ndarray]:

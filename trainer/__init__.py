@@ -1,1 +1,1 @@
-"""Trains, evaluates and applies a classifier: config, strategy, models, step, loop, checkpoints, evaluation, reporting."""
+"""Trains, evaluates and applies a classifier."""

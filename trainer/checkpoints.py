@@ -5,8 +5,9 @@
     found = store.latest()             # the newest that is whole
     values, metadata = store.load(found)
 
-A checkpoint is NumPy's `.npz` (a plain zip whose members carry a CRC-32 that reading checks), written under another name, flushed to
-disk and renamed. So it is there as a whole or not at all, needs no pointer file, and any tool that reads NumPy opens it.
+A checkpoint is NumPy's `.npz` (a plain zip whose members carry a CRC-32 that reading checks), written under another
+name, flushed to disk and renamed. So it is there as a whole or not at all, needs no pointer file, and any tool that
+reads NumPy opens it.
 """
 
 import io
@@ -84,7 +85,7 @@ class CheckpointStore:
         return path
 
     def mark_best(self, step: int, score: float) -> bool:
-        """Remembers `step` as the best where `score` is above all before it; returns whether it is. Call before `save`."""
+        """Remembers `step` as the best where `score` is above all before it; returns whether. Goes before `save`."""
         best = self.best_score()
         if best is not None and score <= best:
             return False

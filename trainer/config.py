@@ -1,11 +1,11 @@
-"""What a run is: the default config, recipes that change some of it, overrides from the command line, and what follows from them.
+"""What a run is: the default config, recipes that change some of it, and what follows from both.
 
     config = load_config("convnet42")            # a shipped recipe, or a file with get_config()
     plan = resolve(config, num_images=4000, replicas=2)
     plan.total_steps, plan.virtual_replicas, plan.peak_learning_rate
 
-A duration is given in steps, epochs or images, as one of `eval_every_steps`, `eval_every_epochs`, `eval_every_images`; a bare
-`eval_every` means steps. Imports no TensorFlow.
+A duration is given in steps, epochs or images, as one of `eval_every_steps`, `eval_every_epochs`,
+`eval_every_images`; a bare `eval_every` means steps. Imports no TensorFlow.
 """
 
 import difflib
@@ -108,7 +108,8 @@ def recipe_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise UsageError(
-        f"--config={name}: neither a file nor a shipped recipe{did_you_mean(name, recipes)}. Shipped: {', '.join(recipes)}."
+        f"--config={name}: neither a file nor a shipped recipe{did_you_mean(name, recipes)}. "
+        f"Shipped: {', '.join(recipes)}."
     )
 
 
@@ -329,7 +330,7 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
 
 
 def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> None:
-    """Raises a UsageError for the first of `names`, dotted, that is no field; names the nearest and its present value."""
+    """Raises a UsageError for the first of `names`, dotted, that is no field; names the nearest and its value."""
     known = dict(fields(config))
     for name in names:
         if name in known:

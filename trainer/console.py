@@ -75,7 +75,8 @@ class TrainingConsole:
     def evaluation(self, step: int, epoch: float, split: str, values: Mapping[str, float], is_best: bool) -> None:
         """Shows an evaluation's metrics (`metrics.summarize`) as a row."""
         self.say(
-            f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}{'  *best*' if is_best else ''}"
+            f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}"
+            + ("  *best*" if is_best else "")
         )
 
     def say(self, text: str) -> None:

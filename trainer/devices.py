@@ -53,7 +53,7 @@ def parse_devices(text: str) -> Devices:
 
 
 def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strategy":
-    """Configures TensorFlow's devices and returns the strategy over them. Call once, before anything else uses TensorFlow.
+    """Configures TensorFlow's devices and returns the strategy over them. Call once, before TensorFlow is used.
 
     Args:
       devices: from `parse_devices`.
@@ -106,7 +106,7 @@ def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:
 
 
 def computes_in_bfloat16(strategy: "tf.distribute.Strategy") -> bool:
-    """Whether every device multiplies bfloat16 in hardware: GPUs of compute capability 8.0 or more, CPUs with AVX512-BF16 or AMX."""
+    """Whether every device multiplies bfloat16 in hardware: compute capability 8.0, AVX512-BF16 or AMX."""
     import tensorflow as tf
 
     if runs_on_gpu(strategy):

@@ -17,7 +17,6 @@ from trainer import metrics
 from trainer.models import BuiltModel
 from trainer.restore import TrainedRun
 from trainer.results import append_result
-from trainer.run_directory import append_json_line
 from trainer.state import TrainState
 from trainer.step import cross_entropy
 
@@ -105,7 +104,7 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Itera
 
 
 def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = None) -> tuple[int, dict[str, float]]:
-    """Evaluates a trained run on a split, and adds the result to its results.csv and metrics.jsonl.
+    """Evaluates a trained run on a split, and adds the result to its results.csv.
 
     Args:
       trained: the run with its weights.
@@ -129,6 +128,4 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
     evaluator = Evaluator(trained.runtime.state, trained.runtime.built, reader, EVALUATION_BATCH_SIZE)
     quality = evaluator.metrics()
     append_result(trained.run, step=trained.step, split=split_name, quality=quality)
-    tagged = {f"quality/{name}": value for name, value in quality.items()}
-    append_json_line(trained.run.metrics, {"step": trained.step, "split": split_name, **tagged})
     return reader.num_images, quality

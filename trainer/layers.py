@@ -1,11 +1,11 @@
 """Keras' own batch normalization and dropout, the same functions computed faster on TensorFlow.
 
 Both subclass the Keras layer: same arguments, same weights under the same names, same serialized form but for the class
-name, so a model can be built from either and its weights loaded into the other. What the fast path does not cover falls back
-to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward and backward.
+name, so a model can be built from either and its weights loaded into the other. What the fast path does not cover
+falls back to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward and backward.
 
-Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of the seed
-model's step on a CPU), and dropout draws a 32-bit float for every value.
+Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of the
+seed model's step on a CPU), and dropout draws a 32-bit float for every value.
 """
 
 import keras
@@ -18,9 +18,9 @@ _PACKAGE = "convoy"
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` through TensorFlow's fused kernel.
 
-    The kernel serves inputs `[batch, height, width, channels]` and `[batch, channels]` (seen as 1x1 images), normalized over the
-    last axis, in float32, bfloat16 or float16; means and variances are float32. Moving averages use the biased
-    variance of the batch, as Keras does (the kernel reports the unbiased one).
+    The kernel serves inputs `[batch, height, width, channels]` and `[batch, channels]` (seen as 1x1 images),
+    normalized over the last axis, in float32, bfloat16 or float16; means and variances are float32. Moving averages
+    use the biased variance of the batch, as Keras does (the kernel reports the unbiased one).
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:

@@ -24,6 +24,7 @@ from trainer.checkpoints import CheckpointStore
 from trainer.chronometer import Chronometer
 from trainer.config import Plan
 from trainer.console import TrainingConsole
+from trainer.curves import draw_curves
 from trainer.devices import Devices, make_strategy
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.preprocess import DRAWS, ColourRanges
@@ -56,7 +57,8 @@ def train(
 
     Raises:
       UsageError: config, devices and dataset do not fit together.
-      DataError: data, checkpoint or run directory cannot be used, or the run was started with another config or dataset.
+      DataError: data, checkpoint or run directory cannot be used, or the run was started with another config or
+        dataset.
       DivergedError: the loss became NaN or infinite, other than by float16's overflow.
     """
     configs.check(config)
@@ -272,7 +274,9 @@ class _Training:
         self._run.write_json(self._run.result, result)
         self._run.append_event("done", step=step)
         self._writers.close()
-        self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}. {self._run.result}")
+        draw_curves(self._run)
+        self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")
+        self._console.say(f"Curves: {self._run.curves}")
         return result
 
     def _epoch(self) -> float:
@@ -375,7 +379,8 @@ def _header(
         "length": length,
         "devices": f"{', '.join(devices)} ({type(strategy).__name__})",
         "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
-        "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, {plan.virtual_batch_size} a virtual replica",
+        "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
+        f"{plan.virtual_batch_size} a virtual replica",
         "optimizer": f"{config.optimizer.name}, peak learning rate {plan.peak_learning_rate:g}"
         + (scaled if scaling != "none" else "")
         + f", {config.schedule.name}",

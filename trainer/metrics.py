@@ -1,7 +1,7 @@
 """Quality as sums that add up: over a batch, over devices, over a split. Each image counts once, with its weight.
 
-A device adds `batch_sums(...)`, one float32 vector; `summarize` turns the total into the numbers that are shown. Training and
-validation go through the same two functions, so their curves mean the same.
+A device adds `batch_sums(...)`, one float32 vector; `summarize` turns the total into the numbers that are shown.
+Training and validation go through the same two functions, so their curves mean the same.
 """
 
 import math
@@ -27,8 +27,8 @@ def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights:
       weights: [batch] float32: 1 for an image that counts, 0 for padding; all ones where left out.
 
     Returns:
-      [sums_size(num_classes)] float32: loss, top-1 hits, top-5 hits, images; per class true positives, predictions, images; per
-      confidence bin images, confidence, hits. Exact up to 2**24 images.
+      [sums_size(num_classes)] float32: loss, top-1 hits, top-5 hits, images; per class true positives, predictions,
+      images; per confidence bin images, confidence, hits. Exact up to 2**24 images.
     """
     num_classes = logits.shape[-1]
     weights = tf.ones_like(losses) if weights is None else weights
@@ -62,8 +62,8 @@ def summarize(sums: np.ndarray) -> dict[str, float]:
       sums: [sums_size(num_classes)] the total, float64 preferred.
 
     Returns:
-      `loss` in nats; `top1`, `top5`, `macro_f1` (mean over the classes that occur, as images or predictions) and `ece` (expected
-      calibration error over 15 equal bins, Guo et al. 2017), each in [0, 1].
+      `loss` in nats; `top1`, `top5`, `macro_f1` (mean over the classes that occur, as images or predictions) and
+      `ece` (expected calibration error over 15 equal bins, Guo et al. 2017), each in [0, 1].
 
     Raises:
       ValueError: nothing was summed.

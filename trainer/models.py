@@ -92,8 +92,8 @@ def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Mo
 def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
     """The seed's trunk made to generalize.
 
-    Convolutions without bias, batch normalization before ReLU, and global average pooling in place of the 11-million-weight
-    Dense. Each stage halves the image; the channels grow to 256.
+    Convolutions without bias, batch normalization before ReLU, and global average pooling in place of the
+    11-million-weight Dense. Each stage halves the image; the channels grow to 256.
     """
     rate = 0.2 if dropout < 0 else dropout
     inputs = x = layers.Input((image_size, image_size, 3))

@@ -1,15 +1,15 @@
 """Optimizers as pure formulas, applied once a step to reduced gradients.
 
 Keras' optimizers cannot run here: under `tf.distribute` they reduce, clip and check gradients a replica at a time, and
-`stateless_apply` is refused on TensorFlow. These are the same formulas (`tests/trainer/test_optimizers.py` holds each against
-Keras' own over several steps), as functions of values:
+`stateless_apply` is refused on TensorFlow. These are the same formulas (`tests/trainer/test_optimizers.py` holds each
+against Keras' own over several steps), as functions of values:
 
     optimizer = make_optimizer("adam", beta_1=0.9)
     slots = {slot: zeros for slot in optimizer.slots}
     weight, slots = optimizer.formula(weight, slots, gradient, learning_rate, step)
 
-On a GPU the formulas of all weights compile into one XLA program. On a CPU Adam, AdamW and SGD run in place through TensorFlow's
-fused kernels, which take a third of the time (`optimizer.in_place`).
+On a GPU the formulas of all weights compile into one XLA program. On a CPU Adam, AdamW and SGD run in place through
+TensorFlow's fused kernels, which take a third of the time (`optimizer.in_place`).
 """
 
 from collections.abc import Callable
@@ -56,14 +56,15 @@ def make_optimizer(
     """Returns the optimizer of that name.
 
     Args:
-      name: `adam` (Kingma and Ba 2015), `adamw` (Loshchilov and Hutter 2019), `sgd` (with momentum, Nesterov's by default), `lamb` (You et
-        al. 2020) or `lars` (You et al. 2017).
+      name: `adam` (Kingma and Ba 2015), `adamw` (Loshchilov and Hutter 2019), `sgd` (with momentum, Nesterov's by
+        default), `lamb` (You et al. 2020) or `lars` (You et al. 2017).
       beta_1: decay of the first moment, in [0, 1); adam, adamw, lamb.
       beta_2: decay of the second moment, in [0, 1); adam, adamw, lamb.
       epsilon: added to the denominator, above 0; adam, adamw, lamb.
       momentum: in [0, 1); sgd, lars.
       nesterov: whether sgd looks ahead.
-      weight_decay: decoupled (times the learning rate) for adamw, sgd and lamb; added to the gradient for lars; 0 or more.
+      weight_decay: decoupled (times the learning rate) for adamw, sgd and lamb; added to the gradient for lars; 0 or
+        more.
       trust_coefficient: lars' ratio of step to weight norm, above 0.
 
     Raises:

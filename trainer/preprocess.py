@@ -1,8 +1,8 @@
 """From uint8 images to what the model takes, on the device, inside the step: colour, flip, scaling, casting.
 
 Everything random comes in as numbers in [0, 1), drawn for each image from `(run seed, epoch, image index)`
-(`input_pipeline.order.image_randomness`); so these are pure functions, the same on any device. Which number serves what is settled in
-`Draw`; the host's crop uses the first four.
+(`input_pipeline.order.image_randomness`); so these are pure functions, the same on any device. Which number serves
+what is settled in `Draw`; the host's crop uses the first four.
 """
 
 import enum

@@ -1,9 +1,10 @@
 """Sums over virtual replicas: one packed reduction a step, in an order that does not depend on who holds what.
 
-The terms of a run's `V` virtual replicas are summed along one fixed binary tree: its nodes are the aligned blocks `[i * 2**k, (i + 1) * 2**k)`, cut off at
-`V`. A device sums the largest aligned blocks inside its own slice; those few partial sums meet in the reduction, where the
-rest of the tree is climbed. So any number of devices that divides `V` adds the same pairs in the same order, and the result is the
-same to the last bit. Where order does not matter (`deterministic=False`) devices reduce with one `all_reduce` instead.
+The terms of a run's `V` virtual replicas are summed along one fixed binary tree: its nodes are the aligned blocks `[i
+* 2**k, (i + 1) * 2**k)`, cut off at `V`. A device sums the largest aligned blocks inside its own slice; those few
+partial sums meet in the reduction, where the rest of the tree is climbed. So any number of devices that divides `V`
+adds the same pairs in the same order, and the result is the same to the last bit. Where order does not matter
+(`deterministic=False`) devices reduce with one `all_reduce` instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,8 +63,8 @@ def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Term
     """
     if size <= _UNROLLED:
         return _sum_unrolled(term, start, size)
-    # A binary counter: `partial[k]` holds the sum of 2**k terms while bit k of the number of finished terms is set. One more
-    # term carries through the lowest set bits, just as the tree pairs them.
+    # A binary counter: `partial[k]` holds the sum of 2**k terms while bit k of the number of finished terms is set.
+    # One more term carries through the lowest set bits, just as the tree pairs them.
     levels = size.bit_length()
 
     def carry_through(ones: int, partial: list[Terms], value: Terms) -> list[Terms]:

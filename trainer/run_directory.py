@@ -19,6 +19,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.json"
         self.dataset = self.path / "dataset.json"
+        self.curves = self.path / "curves.png"
         self.result = self.path / "result.json"
         self.results_table = self.path / "results.csv"
         self.metrics = self.path / "metrics.jsonl"

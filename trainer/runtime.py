@@ -1,4 +1,4 @@
-"""From a config and a strategy to a model, its optimizer and its state: what training, evaluation and prediction share."""
+"""From a config and a strategy to a model, its optimizer and its state: what all commands with a model share."""
 
 from dataclasses import dataclass
 
@@ -54,7 +54,8 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
         precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
     # On the CPU XLA's convolutions take five times as long as oneDNN's.
     use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy))
-    keras.utils.clear_session()  # automatic layer names count from 1 again; this also resets the policy, so it goes first
+    # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
+    keras.utils.clear_session()
     keras.config.set_dtype_policy(_POLICIES[precision])
     keras.utils.set_random_seed(config.seed % 2**32)
     if config.deterministic:

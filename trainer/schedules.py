@@ -27,8 +27,10 @@ def learning_rate(
       step: in [0, total_steps).
       total_steps: the run's length.
       peak: the rate after warmup.
-      name: `constant`; `cosine` (Loshchilov and Hutter 2017), to `final_fraction * peak` at the end; `step`, times `factor` at each boundary.
-      warmup_steps: the rate rises linearly over so many steps, from `peak / warmup_steps` at step 0 (Goyal et al. 2017).
+      name: `constant`; `cosine` (Loshchilov and Hutter 2017), to `final_fraction * peak` at the end; `step`, times
+        `factor` at each boundary.
+      warmup_steps: the rate rises linearly over so many steps, from `peak / warmup_steps` at step 0 (Goyal et al.
+        2017).
       final_fraction: in [0, 1].
       boundaries: shares of the run, in (0, 1), rising.
       factor: in (0, 1].

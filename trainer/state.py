@@ -15,7 +15,7 @@ _INITIAL_FLOAT16_LOSS_SCALE = 2.0**15
 
 
 class TrainState:
-    """The model's variables, the optimizer's slots, the weights' moving average and the loss scale, mirrored on every device.
+    """The model's variables, the optimizer's slots, the weights' moving average, the loss scale, on every device.
 
     Dropout's seed states are no part of it: the step derives them from `(seed, step, virtual replica, layer)`.
 
@@ -74,7 +74,7 @@ class TrainState:
         return self.averages or [w.value for w in self.weights]
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """Returns every variable of the state by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
+        """Returns every variable by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
         named = {f"model/{v.path}": v.value for v in self.model_variables}
         for slot, variables in self.slots.items():
             named |= {f"optimizer/{slot}/{w.path}": v for w, v in zip(self.weights, variables, strict=True)}
@@ -106,7 +106,7 @@ class TrainState:
         self.step = step
 
     def weights_sha256(self) -> str:
-        """Returns the SHA-256 of every model variable in the order of paths: path, dtype, shape, little-endian bytes."""
+        """Returns the SHA-256 over every model variable (`weights_sha256` of this module)."""
         return weights_sha256({v.path: self._read(v.value) for v in self.model_variables})
 
     def weight_norm(self) -> float:
@@ -118,7 +118,7 @@ class TrainState:
 
 
 def weights_sha256(values: Mapping[str, np.ndarray]) -> str:
-    """Returns the hex SHA-256 over arrays in the order of their names, each as name, dtype, shape and little-endian bytes."""
+    """Returns the hex SHA-256 over arrays in the order of names, each as name, dtype, shape, little-endian bytes."""
     digest = hashlib.sha256()
     for path in sorted(values):
         value = np.ascontiguousarray(values[path])

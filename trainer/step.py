@@ -3,10 +3,10 @@
     train_step = TrainStep(state, optimizer, settings)
     result = train_step(batch, learning_rate)      # advances state.step
 
-A run's global batch is split into `V` virtual replicas, each with its own dropout seeds and batch-norm statistics. `R` devices compute
-`V / R` of them each, one after another. Gradients, batch statistics and metric sums meet in one packed reduction; clipping, the
-check for overflow, loss scaling, the update and the moving average follow it, once, on reduced values. So the step is the same for any
-`R` that divides `V`.
+A run's global batch is split into `V` virtual replicas, each with its own dropout seeds and batch-norm statistics.
+`R` devices compute `V / R` of them each, one after another. Gradients, batch statistics and metric sums meet in one
+packed reduction; clipping, the check for overflow, loss scaling, the update and the moving average follow it, once,
+on reduced values. So the step is the same for any `R` that divides `V`.
 
 Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
@@ -93,8 +93,8 @@ class TrainStep:
         """Trains on one global batch.
 
         Args:
-          batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3] uint8, `label` [G / R]
-            int32, `randomness` [G / R, draws] float32.
+          batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3]
+            uint8, `label` [G / R] int32, `randomness` [G / R, draws] float32.
           learning_rate: of this update.
 
         Returns:
@@ -166,7 +166,7 @@ class TrainStep:
         )
 
     def _layer_seeds(self, step: tf.Tensor, virtual_replica: tf.Tensor) -> tf.Tensor:
-        """Returns a seed for each random layer, [layers, 2] uint32, a pure function of (seed, step, virtual replica, layer)."""
+        """Returns a seed for each random layer, [layers, 2] uint32, from (run seed, step, virtual replica, layer)."""
         stream = step * self._settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
         return tf.random.stateless_uniform(
             [max(1, sum(self._is_seed)), 2],
@@ -185,7 +185,10 @@ class TrainStep:
         part: dict[str, tf.Tensor],
         loss_scale: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Returns gradient sums, new statistics and metric sums of one virtual replica: a pure function, so XLA may compile it."""
+        """Returns gradient sums, new statistics and metric sums of one virtual replica.
+
+        A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
+        """
         model, settings = self._built.model, self._settings
         pixels = preprocess.augment(part["image"], part["randomness"], settings.colours)
         inputs = tf.cast(self._built.scale_pixels(pixels), model.compute_dtype)
@@ -239,7 +242,7 @@ class TrainStep:
                 for name, variable in slot.items():
                     variable.assign(new_slot[name])
         if state.averages:
-            # Early on the average follows closely, else it would hold on to the random start (Adam's bias, in other words).
+            # Early on the average follows closely, else it would hold on to the random start.
             decay = tf.minimum(self._settings.average_decay, (1.0 + update_number) / (10.0 + update_number))
             for average, weight in zip(state.averages, weights, strict=True):
                 own = self._own(average)
@@ -309,7 +312,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
 
 
 def _ordered_sum(values: tf.Tensor) -> tf.Tensor:
-    """Sums rows of a fixed length again and again: each row is added by one thread, so the number of threads changes nothing."""
+    """Sums rows of a fixed length, again and again: one thread adds a row, so how many there are changes nothing."""
     row = 256
     values = tf.reshape(values, [-1])
     while values.shape[0] > 1:

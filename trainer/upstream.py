@@ -1,4 +1,4 @@
-"""Everything that rests on how TensorFlow and Keras are built inside. `tests/trainer/test_upstream.py` fails when an upgrade moves it."""
+"""What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_upstream.py` fails when that moves."""
 
 import keras
 

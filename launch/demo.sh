@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The main job on generated images, from nothing to predictions: environment, install, sample, convert, train, evaluate, predict.
+#
+#   ./launch/demo.sh [FOLDER]        # FOLDER holds everything it makes; default: demo/ in the checkout
+set -euo pipefail
+
+checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+demo="${1:-$checkout/demo}"
+mkdir -p "$demo"
+demo="$(cd "$demo" && pwd)"
+epochs="${CONVOY_DEMO_EPOCHS:-24}"
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+
+say "1/6 Installing Convoy into $checkout/.venv"
+"$checkout/launch/install.sh" "$checkout/.venv" ""
+export PATH="$checkout/.venv/bin:$PATH"
+
+# Two GPUs or more: all of them. Otherwise two logical CPU devices stand for two GPUs.
+devices="cpu:2"
+if [ "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" -ge 2 ]; then devices="auto"; fi
+
+rm -rf "$demo/photos" "$demo/data" "$demo/run"
+
+say "2/6 Drawing sample images: 42 categories"
+convoy sample --output="$demo/photos"
+
+say "3/6 Converting them to TFRecords"
+convoy convert --images="$demo/photos/train" --manifest="$demo/photos/train.csv" --output="$demo/data"
+convoy convert --images="$demo/photos/test" --manifest="$demo/photos/test.csv" --output="$demo/data" --split=test
+
+say "4/6 Training on --devices=$devices"
+convoy train --config=convnet42 --data="$demo/data" --workdir="$demo/run" --devices="$devices" \
+  --config.epochs="$epochs" --config.eval_every_epochs=3
+
+say "5/6 Evaluating on images it has never seen"
+convoy evaluate --workdir="$demo/run" --split=train --devices="$devices"
+evaluation="$(convoy evaluate --workdir="$demo/run" --split=test --devices="$devices")"
+echo "$evaluation"
+
+say "6/6 Predicting a category for every test image"
+convoy predict --workdir="$demo/run" --images="$demo/photos/test" --manifest="$demo/photos/test.csv" \
+  --output="$demo/predictions.csv" --devices="$devices"
+
+say "Done"
+cat <<END
+Accuracy on the test images:
+  $(grep -o 'top-1 [^ ]*  top-5 [^ ]*' <<<"$evaluation")
+
+Files:
+  $demo/photos             the sample images
+  $demo/data               TFRecord shards, index, manifest
+  $demo/run                checkpoints, metrics.jsonl, results.csv, result.json
+  $demo/run/curves.png     how training and validation went
+  $demo/predictions.csv    filename,category
+
+TensorBoard:
+  $checkout/.venv/bin/tensorboard --logdir $demo/run/tensorboard
+END

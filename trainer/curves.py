@@ -1,0 +1,36 @@
+"""RUN/curves.png: how loss and top-1 went on training and validation images, from metrics.jsonl."""
+
+import json
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from trainer.run_directory import RunDirectory
+
+matplotlib.use("Agg")  # no screen is needed
+
+_PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
+_COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
+
+
+def draw_curves(run: RunDirectory) -> bool:
+    """Draws a run's curves into `run.curves`; returns whether there was anything to draw."""
+    if not run.metrics.exists():
+        return False
+    points = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    drawn = False
+    for axes, (tag, title, scale) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for split, colour in _COLOURS.items():
+            chosen = [point for point in points if point["split"] == split and point.get(tag) is not None]
+            if chosen:
+                steps, values = [point["step"] for point in chosen], [scale * point[tag] for point in chosen]
+                axes.plot(steps, values, color=colour, label=f"{split}: {values[-1]:.3g}", marker=".")
+                drawn = True
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    if drawn:
+        figure.savefig(run.curves, dpi=110)
+    return drawn
