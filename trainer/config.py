@@ -261,6 +261,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(0 <= config.label_smoothing < 1, "label_smoothing", config.label_smoothing, "give 0 to below 1")
     _choice("precision", config.precision, PRECISIONS)
     _choice("xla", config.xla, XLA_MODES)
+    can_compile = not (config.deterministic and config.xla == "on")
+    _require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
     _choice("schedule.name", config.schedule.name, SCHEDULES)
     _choice("schedule.scaling", config.schedule.scaling, SCALINGS)
     optimizer = config.optimizer

@@ -4,8 +4,8 @@ Both subclass the Keras layer: same arguments, same weights under the same names
 name, so a model can be built from either and its weights loaded into the other. What the fast path does not cover
 falls back to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward and backward.
 
-Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of the
-seed model's step on a CPU), and dropout draws a 32-bit float for every value.
+Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of
+the seed model's step on a CPU), and dropout draws a 32-bit float for every value.
 """
 
 import keras
