@@ -5,13 +5,15 @@ pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expec
 pip install -e '.[test]' # for working on Convoy itself
 """
 
+from pathlib import Path
+
 from setuptools import setup
 
 setup(
     name="convoy",
     version="0.1.0",
     description="Train image classifiers with TensorFlow: the same run on one device, all GPUs, or a cluster",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

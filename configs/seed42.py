@@ -1,6 +1,8 @@
 """The published 42-category model and its settings, unchanged: Adam, cross-entropy, no augmentation. It memorises.
 
-convoy train --config=seed42 --data=data --workdir=runs/seed42
+    convoy train --config=seed42 --data=data --workdir=runs/seed42
+
+On the sample set (`convoy sample`, seed 0): 88 % top-1 on the training images, 39 % on the test images.
 """
 
 import ml_collections

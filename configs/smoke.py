@@ -1,6 +1,8 @@
 """The smallest run that goes through everything: small images, a few steps, every ingredient of the step switched on.
 
-convoy train --config=smoke --data=data --workdir=runs/smoke
+    convoy train --config=smoke --data=data --workdir=runs/smoke
+
+Twenty steps teach it nothing (4 % top-1 in validation of the sample set); that they run is the result.
 """
 
 import ml_collections

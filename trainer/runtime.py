@@ -52,7 +52,7 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
-    # On the CPU XLA's convolutions take five times as long as oneDNN's. Under determinism XLA lacks max pooling's gradient.
+    # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
     use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy) and not config.deterministic)
     # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
     keras.utils.clear_session()
