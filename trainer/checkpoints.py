@@ -85,9 +85,13 @@ class CheckpointStore:
         return path
 
     def mark_best(self, step: int, score: float) -> bool:
-        """Remembers `step` as the best where `score` is above all before it; returns whether. Goes before `save`."""
-        best = self.best_score()
-        if best is not None and score <= best:
+        """Remembers `step` as the best where `score` is above all before it; returns whether. Goes before `save`.
+
+        A record of this step or a later one does not count: the run was killed before that checkpoint was saved, or
+        went back behind one that was damaged.
+        """
+        best = self._best_record()
+        if best and best["step"] < step and score <= best["score"]:
             return False
         partial = self.folder / f".{_BEST}.partial"
         partial.write_text(json.dumps({"step": step, "score": score}))
@@ -108,7 +112,7 @@ class CheckpointStore:
                 values = {name.removesuffix(".npy"): _read_array(archive, name) for name in names}
         except FileNotFoundError:
             raise DataError(f"checkpoint {path} is missing. There are: {self.steps() or 'none'}.") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        except Exception as error:  # a flipped bit can make zipfile and NumPy throw almost anything
             raise DataError(
                 f"checkpoint {path} is damaged ({error}). Delete it to go on from the one before."
             ) from error
@@ -135,8 +139,9 @@ class CheckpointStore:
 
     def _best_record(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.folder / _BEST).read_text())
-        except (FileNotFoundError, ValueError):
+            record = json.loads((self.folder / _BEST).read_text())
+            return {"step": int(record["step"]), "score": float(record["score"])}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _path(self, step: int) -> Path:

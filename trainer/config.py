@@ -29,6 +29,9 @@ XLA_MODES = ("auto", "on", "off")
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
 OPERATIONAL_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 
+# What a run's first start chooses by its hardware, and every later start keeps: the value that leaves it open.
+AUTOMATIC = {"virtual_replicas": 0, "precision": "auto"}
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every field with its default. Recipes change what differs."""
@@ -166,7 +169,9 @@ class Plan:
         return asdict(self)
 
 
-def duration_in_steps(config: Mapping[str, Any], name: str, *, images_per_step: int, num_images: int) -> int:
+def duration_in_steps(
+    config: Mapping[str, Any], name: str, *, images_per_step: int, num_images: int, section: str = ""
+) -> int:
     """Returns a duration in steps, rounded to the nearest, at least 1 where it is given at all.
 
     Args:
@@ -174,6 +179,7 @@ def duration_in_steps(config: Mapping[str, Any], name: str, *, images_per_step: 
       name: of the duration.
       images_per_step: the global batch size.
       num_images: images of an epoch.
+      section: what stands before the name in the whole config, for the text of an error: `schedule.`.
 
     Returns:
       0 where none is given.
@@ -188,29 +194,37 @@ def duration_in_steps(config: Mapping[str, Any], name: str, *, images_per_step: 
         f"{name}_images": 1.0 / images_per_step,
     }
     for field in in_steps:
-        _require(config[field] >= 0, field, config[field], "give 0 or more")
+        _require(0 <= config[field] < math.inf, f"{section}{field}", config[field], "give 0 or more")
     given = {field: config[field] for field in in_steps if config[field]}
     if len(given) > 1:
-        listed = " and ".join(f"{field}={value}" for field, value in given.items())
-        raise UsageError(f"config: {listed} say the same thing twice; set all but one of them to 0.")
+        listed = " and ".join(f"config.{section}{field}={value}" for field, value in given.items())
+        raise UsageError(f"{listed} say the same thing twice; set all but one of them to 0.")
     return sum(max(1, round(value * in_steps[field])) for field, value in given.items())
 
 
-def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int, virtual_replicas: int = 0) -> Plan:
+def with_choices_of(config: ml_collections.ConfigDict, chosen: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a copy of `config` in which what is left to Convoy (`AUTOMATIC`) is as it was chosen before."""
+    config = config.copy_and_resolve_references()
+    for field, automatic in AUTOMATIC.items():
+        if config[field] == automatic:
+            config[field] = chosen[field]
+    return config
+
+
+def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int) -> Plan:
     """Checks a config and returns what follows from it.
 
     Args:
       config: complete.
       num_images: images of the training split, 1 or more.
       replicas: devices of all processes, R.
-      virtual_replicas: V of a run that has started before; 0 for a new run.
 
     Raises:
       UsageError: a value is out of range, or batch, virtual replicas and devices do not divide.
     """
     check(config)
     batch = config.batch_size
-    virtual = config.virtual_replicas or virtual_replicas or replicas
+    virtual = config.virtual_replicas or replicas
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
         raise UsageError(
@@ -237,7 +251,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         virtual_batch_size=batch // virtual,
         steps_per_epoch=steps_per_epoch,
         total_steps=config.steps or max(1, math.ceil(config.epochs * num_images / batch)),
-        warmup_steps=duration_in_steps(schedule, "warmup", **convert),
+        warmup_steps=duration_in_steps(schedule, "warmup", **convert, section="schedule."),
         eval_every_steps=eval_every,
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
         log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
@@ -256,7 +270,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(config.image_size >= 8, "image_size", config.image_size, "give 8 or more")
     _require(config.virtual_replicas >= 0, "virtual_replicas", config.virtual_replicas, "give 0 or more")
     _require(config.steps >= 0, "steps", config.steps, "give 0 or more")
-    _require(config.steps > 0 or config.epochs > 0, "epochs", config.epochs, "give more than 0, or set config.steps")
+    endless = not (config.steps > 0 or 0 < config.epochs < math.inf)
+    _require(not endless, "epochs", config.epochs, "give a number above 0, or set config.steps")
+    _require(-(2**63) <= config.seed < 2**63, "seed", config.seed, "give a 64-bit integer")
     _require(config.keep_checkpoints >= 1, "keep_checkpoints", config.keep_checkpoints, "give 1 or more")
     _require(0 <= config.label_smoothing < 1, "label_smoothing", config.label_smoothing, "give 0 to below 1")
     _choice("precision", config.precision, PRECISIONS)
@@ -264,9 +280,20 @@ def check(config: ml_collections.ConfigDict) -> None:
     can_compile = not (config.deterministic and config.xla == "on")
     _require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
     _choice("schedule.name", config.schedule.name, SCHEDULES)
-    _choice("schedule.scaling", config.schedule.scaling, SCALINGS)
+    schedule = config.schedule
+    _choice("schedule.scaling", schedule.scaling, SCALINGS)
+    reference = schedule.reference_batch_size
+    _require(reference >= 1, "schedule.reference_batch_size", reference, "give 1 or more")
+    _require(0 <= schedule.final_fraction <= 1, "schedule.final_fraction", schedule.final_fraction, "give 0 to 1")
+    _require(0 < schedule.factor <= 1, "schedule.factor", schedule.factor, "give more than 0, up to 1")
+    boundaries = list(schedule.boundaries)
+    are_rising = boundaries == sorted(boundaries) and all(0 < boundary < 1 for boundary in boundaries)
+    _require(are_rising, "schedule.boundaries", schedule.boundaries, "give rising shares of the run, between 0 and 1")
     optimizer = config.optimizer
-    _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "give more than 0")
+    rate = optimizer.learning_rate
+    _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "give a number above 0")
+    for name in ("epsilon", "trust_coefficient"):
+        _require(optimizer[name] > 0, f"optimizer.{name}", optimizer[name], "give more than 0")
     for name in ("weight_decay", "clip_norm"):
         _require(optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "give 0 or more")
     for name in ("beta_1", "beta_2", "momentum"):

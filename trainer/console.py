@@ -9,7 +9,6 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 
 class TrainingConsole:
@@ -50,10 +49,9 @@ class TrainingConsole:
 
     def header(self, rows: Mapping[str, str]) -> None:
         """Shows what is about to run, a row each."""
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table)
+        width = max(map(len, rows))
+        for name, value in rows.items():  # unlike in a table no line is broken, so that a command can be copied
+            self.say(f"{name:<{width}}  {value}")
 
     def step(self, step: int) -> None:
         """Moves the bar."""

@@ -68,15 +68,14 @@ def train(
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     checkpoint = _newest_checkpoint(store)
     if checkpoint:
+        config = configs.with_choices_of(config, checkpoint[1]["config"])
         _check_same_run(checkpoint[1], config, dataset, run)
     strategy = make_strategy(devices, strategy_name)
-    plan = configs.resolve(
-        config,
-        num_images=split.num_images,
-        replicas=strategy.num_replicas_in_sync,
-        virtual_replicas=checkpoint[1]["virtual_replicas"] if checkpoint else 0,
-    )
+    plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
     runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
+    config = configs.with_choices_of(
+        config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
+    )
     run.create()
     if checkpoint:
         values, metadata = checkpoint
@@ -133,7 +132,7 @@ class _Training:
         run, step = self._run, self._state.step
         truncate_json_lines(run.metrics, step)
         files = {
-            "config": {**configs.to_json(self._config), "virtual_replicas": self._plan.virtual_replicas},
+            "config": configs.to_json(self._config),
             "environment": _environment(),
             "dataset": {"directory": str(self._dataset.directory.resolve()), **_dataset_identity(self._dataset)},
         }
@@ -200,7 +199,8 @@ class _Training:
         """Waits for a step's result and adds it up."""
         self._window_sums += result.sums.numpy()
         self._window_last = result
-        if not result.finite.numpy() and self._runtime.precision != "float16":
+        # In float16 an overflow is no news while the loss scale can still be lowered.
+        if not result.finite.numpy() and result.loss_scale.numpy() <= 1:
             last = self._store.latest()
             raise DivergedError(
                 f"the gradient of step {step} is NaN or infinite; that update was not applied. "
@@ -251,8 +251,6 @@ class _Training:
             step=self._state.step,
             metadata={
                 "config": configs.to_json(self._config),
-                "virtual_replicas": self._plan.virtual_replicas,
-                "replicas": self._plan.replicas,
                 "dataset": _dataset_identity(self._dataset),
                 "weights_sha256": self._state.weights_sha256(),
             },

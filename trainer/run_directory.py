@@ -88,10 +88,10 @@ def truncate_json_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+    write_atomically(path, b"".join(line + b"\n" for line in kept))
