@@ -88,7 +88,9 @@ def _dispatch(argv: list[str]) -> int:
     try:
         rest = flags([f"convoy {name}", *arguments])[1:]
     except absl_flags.Error as error:
-        raise UsageError(f"{str(error).splitlines()[0]} `convoy {name} --help` lists the flags.") from None
+        problem = str(error).splitlines()[0].replace(" ?", "?")
+        stop = "" if problem.endswith((".", "?")) else "."
+        raise UsageError(f"{problem}{stop} `convoy {name} --help` lists the flags.") from None
     require_flags(flags, *getattr(module, "REQUIRED", ()))
     if rest and not getattr(module, "TAKES_ARGUMENTS", False):
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")

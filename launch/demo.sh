@@ -8,7 +8,7 @@ checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 demo="${1:-$checkout/demo}"
 mkdir -p "$demo"
 demo="$(cd "$demo" && pwd)"
-epochs="${CONVOY_DEMO_EPOCHS:-12}"
+epochs="${CONVOY_DEMO_EPOCHS:-15}"
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 

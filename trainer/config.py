@@ -34,7 +34,7 @@ AUTOMATIC = {"virtual_replicas": 0, "precision": "auto"}
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Returns every field with its default. Recipes change what differs."""
+    """Returns every field with its default, locked: a recipe that sets a field that is not there fails."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
@@ -82,7 +82,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "ema": {"decay": 0.0},  # 0: no moving average of the weights
         }
-    )
+    ).lock()
 
 
 def _duration(name: str) -> dict[str, float]:

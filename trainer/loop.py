@@ -28,7 +28,7 @@ from trainer.curves import draw_curves
 from trainer.devices import Devices, make_strategy
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.preprocess import DRAWS, ColourRanges
-from trainer.results import append_result
+from trainer.results import append_result, truncate_results
 from trainer.run_directory import RunDirectory, truncate_json_lines
 from trainer.runtime import Runtime, make_runtime
 from trainer.schedules import learning_rate as learning_rate_at
@@ -131,6 +131,7 @@ class _Training:
     def _begin(self) -> None:
         run, step = self._run, self._state.step
         truncate_json_lines(run.metrics, step)
+        truncate_results(run, step)
         files = {
             "config": configs.to_json(self._config),
             "environment": _environment(),

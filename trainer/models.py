@@ -1,4 +1,4 @@
-"""The models by name: two built-ins and everything in `keras.applications`. All return logits.
+"""The models by name: two built-ins, everything in `keras.applications`, and a function in a file. All return logits.
 
     built = build_model("seed42", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
@@ -8,6 +8,7 @@ A model's layers are named explicitly, because checkpoints are keyed by the path
 
 import dataclasses
 import inspect
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,9 @@ def build_model(
     """Builds a model with random weights, or with those of a file.
 
     Args:
-      name: `seed42`, `convnet`, or `keras_applications:NAME`, for example `keras_applications:ResNet50`.
+      name: `seed42`, `convnet`, `keras_applications:NAME` (for example `keras_applications:ResNet50`), or
+        `FILE.py:FUNCTION`, a function of `num_classes` and `image_size` that returns a Keras model; it sees pixels in
+        [0, 1] and returns logits.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
       weights: a `.weights.h5` file with weights of exactly this model; random weights where empty.
@@ -54,12 +57,14 @@ def build_model(
     try:
         if name.startswith(_APPLICATIONS):
             built = _application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
+        elif ".py:" in name:
+            built = BuiltModel(_from_file(name, num_classes, image_size), _unit_scale)
         elif name in _BUILT_IN:
             built = BuiltModel(_BUILT_IN[name](num_classes, image_size, dropout), _unit_scale)
         else:
             raise UsageError(
                 f"config.model.name={name!r} is no known model{did_you_mean(name, _BUILT_IN)}. "
-                f"Known: {', '.join(_BUILT_IN)}, {_APPLICATIONS}NAME."
+                f"Known: {', '.join(_BUILT_IN)}, {_APPLICATIONS}NAME, FILE.py:FUNCTION."
             )
     except ValueError as error:
         reason = str(error).splitlines()[0]
@@ -153,6 +158,25 @@ def _application(name: str, num_classes: int, image_size: int) -> BuiltModel:
     # Each family keeps its scaling beside its constructor.
     preprocess = sys.modules[known[name].__module__].preprocess_input
     return BuiltModel(with_fast_layers(model), preprocess)
+
+
+def _from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"config.model.name={name!r}: there is no file {path}.")
+    namespace = runpy.run_path(path)
+    if not callable(namespace.get(function)):
+        functions = [key for key, value in namespace.items() if inspect.isfunction(value)]
+        raise UsageError(
+            f"config.model.name={name!r}: {path} has no function {function}{did_you_mean(function, functions)}."
+        )
+    model = namespace[function](num_classes=num_classes, image_size=image_size)
+    if not isinstance(model, keras.Model) or model.output_shape != (None, num_classes):
+        shape = getattr(model, "output_shape", type(model).__name__)
+        raise UsageError(
+            f"config.model.name={name!r} gives {shape}; a keras.Model with {num_classes} logits is needed."
+        )
+    return with_fast_layers(model)
 
 
 def _load_weights(model: keras.Model, weights: str) -> None:
