@@ -10,6 +10,7 @@ parallel -> batch -> prefetch. Nothing is stored of where the reader stands: ste
 global_batch_size`.
 """
 
+import collections
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
 from input_pipeline.dataset import Split
 from input_pipeline.errors import DataError
 
+_REMEMBERED_STEPS = 64  # more than ever lie between reading and decoding
 _RECORD = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
@@ -68,7 +70,6 @@ class Reader:
 
     Attributes:
       num_images: how many images the split holds.
-      error: the DataError that ended an iteration, or None: TensorFlow's own error for it holds only its text.
     """
 
     def __init__(self, split: Split, crop: Crop, draws: int = HOST_DRAWS):
@@ -80,7 +81,8 @@ class Reader:
           draws: random numbers an image gets in training, `HOST_DRAWS` or more.
         """
         self.num_images = split.num_images
-        self.error: DataError | None = None
+        self._error: DataError | None = None
+        self._recently_read: collections.deque[np.ndarray] = collections.deque(maxlen=_REMEMBERED_STEPS)
         self._split = split
         self._crop = crop
         self._draws = draws
@@ -100,7 +102,7 @@ class Reader:
           [0, 1).
 
         Raises:
-          DataError: while iterating, as `tf.errors.OpError` with `error` set: a record cannot be used.
+          tf.errors.OpError: while iterating: a record cannot be used; `explain` says which.
         """
 
         def locate(step: np.ndarray) -> dict[str, np.ndarray]:
@@ -143,6 +145,28 @@ class Reader:
         columns = (column[indices] for column in (split.shard, split.offset, split.length, split.crc))
         return records.read_payloads(self._descriptors, *columns, paths=split.shard_paths, indices=indices)
 
+    def explain(self) -> DataError | None:
+        """Returns what ended an iteration with a `tf.errors.OpError`; None where it was no record of this split."""
+        return self._error or self._undecodable()
+
+    def _undecodable(self) -> DataError | None:
+        """Looks for a record among those last read whose bytes are whole and yet no image; TensorFlow names none."""
+        split = self._split
+        for index in np.unique(np.concatenate([[], *self._recently_read])).astype(np.int64):
+            features = tf.io.parse_single_example(self.read(np.array([index]))[0], _RECORD)
+            try:
+                decode_and_crop(
+                    {name.removeprefix("image/"): value for name, value in features.items()},
+                    tf.zeros([HOST_DRAWS]),
+                    Crop(self._crop.size),
+                )
+            except tf.errors.OpError:
+                return DataError(
+                    f"{split.shard_paths[split.shard[index]]}: record {index} at offset {split.offset[index]} is whole "
+                    "but holds no image that can be decoded; convert again without it"
+                )
+        return None
+
     def close(self) -> None:
         """Closes the shards."""
         for descriptor in self._descriptors:
@@ -159,10 +183,11 @@ class Reader:
     ) -> tf.data.Dataset:
         def read_step(step: np.ndarray) -> list[np.ndarray]:
             columns = locate(step)
+            self._recently_read.append(columns["index"])
             try:
                 payloads = self.read(columns["index"])
             except DataError as error:
-                self.error = error
+                self._error = error
                 raise
             return [np.array(payloads, object), self._split.label[columns["index"]], *(columns[name] for name in extra)]
 

@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -352,6 +353,9 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:
+        unknown = re.match(r"\W*Key \"([^\"]+)\" does not exist", str(error))
+        if unknown:  # ml_collections' own text lists all fields with their values
+            raise UsageError(f"--config={name}: {path}: {_no_field(unknown[1], default_config())}") from error
         raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
@@ -362,10 +366,14 @@ def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> No
     """Raises a UsageError for the first of `names`, dotted, that is no field; names the nearest and its value."""
     known = dict(fields(config))
     for name in names:
-        if name in known:
-            continue
-        # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
-        by_last_part = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
-        close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        nearest = f" Nearest: config.{close[0]}, now {known[close[0]]!r}." if close else ""
-        raise UsageError(f"config has no field {name!r}.{nearest} `convoy train --print_config` shows them all.")
+        if name not in known:
+            raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` shows them all.")
+
+
+def _no_field(name: str, config: ml_collections.ConfigDict) -> str:
+    known = dict(fields(config))
+    # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
+    by_last_part = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+    close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    nearest = f" Nearest: config.{close[0]}, now {known[close[0]]!r}." if close else ""
+    return f"config has no field {name!r}.{nearest}"

@@ -97,8 +97,8 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Itera
         except StopIteration:
             return
         except tf.errors.OpError:
-            if reader.error:
-                raise reader.error from None
+            if cause := reader.explain():
+                raise cause from None
             raise
         yield batch
 

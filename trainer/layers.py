@@ -1,8 +1,9 @@
 """Keras' own batch normalization and dropout, the same functions computed faster on TensorFlow.
 
-Both subclass the Keras layer: same arguments, same weights under the same names, same serialized form but for the class
-name, so a model can be built from either and its weights loaded into the other. What the fast path does not cover
-falls back to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward and backward.
+Both subclass the Keras layer: same arguments, same weights under the same names, so `set_weights` goes from a model of
+either to one of the other (`with_fast_layers`). A `.weights.h5` file does not: it is keyed by the layers' classes. What
+the fast path does not cover falls back to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward
+and backward.
 
 Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of
 the seed model's step on a CPU), and dropout draws a 32-bit float for every value.
@@ -94,12 +95,7 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
     fast = {keras.layers.BatchNormalization: FusedBatchNormalization, keras.layers.Dropout: ByteDropout}
 
     def replace(layer: keras.Layer) -> keras.Layer:
-        fast_class = fast.get(type(layer))
-        return (
-            fast_class.from_config(layer.get_config())
-            if fast_class
-            else layer.__class__.from_config(layer.get_config())
-        )
+        return fast.get(type(layer), type(layer)).from_config(layer.get_config())
 
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return model

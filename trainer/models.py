@@ -3,7 +3,8 @@
     built = build_model("seed42", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
 
-A model's layers are named explicitly, because checkpoints are keyed by the paths of variables.
+Models are written in Keras' own layers, then rebuilt with the fast ones of `trainer.layers`. Their layers are named
+explicitly, because checkpoints are keyed by the paths of variables.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import tensorflow as tf
 from keras import layers
 
 from input_pipeline.errors import DataError, UsageError, did_you_mean
-from trainer.layers import ByteDropout, FusedBatchNormalization, with_fast_layers
+from trainer.layers import with_fast_layers
 
 _APPLICATIONS = "keras_applications:"
 
@@ -47,7 +48,7 @@ def build_model(
         [0, 1] and returns logits.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
-      weights: a `.weights.h5` file with weights of exactly this model; random weights where empty.
+      weights: a `.weights.h5` file with weights of this very model, in Keras' own layers or ours; random where empty.
       dropout: rate before the last layer of `convnet`, in [0, 1); the model's own where negative.
 
     Raises:
@@ -56,11 +57,11 @@ def build_model(
     """
     try:
         if name.startswith(_APPLICATIONS):
-            built = _application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
+            model, scale_pixels = _application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
         elif ".py:" in name:
-            built = BuiltModel(_from_file(name, num_classes, image_size), _unit_scale)
+            model, scale_pixels = _from_file(name, num_classes, image_size), _unit_scale
         elif name in _BUILT_IN:
-            built = BuiltModel(_BUILT_IN[name](num_classes, image_size, dropout), _unit_scale)
+            model, scale_pixels = _BUILT_IN[name](num_classes, image_size, dropout), _unit_scale
         else:
             raise UsageError(
                 f"config.model.name={name!r} is no known model{did_you_mean(name, _BUILT_IN)}. "
@@ -71,9 +72,10 @@ def build_model(
         raise UsageError(
             f"config.model.name={name!r} cannot be built for images of {image_size} pixels: {reason}"
         ) from error
+    fast = with_fast_layers(model)
     if weights:
-        _load_weights(built.model, weights)
-    return built
+        _load_weights(model, fast, weights)
+    return BuiltModel(fast, scale_pixels)
 
 
 def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
@@ -82,16 +84,25 @@ def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Mo
     11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first Dense layer.
     """
     del dropout  # the published rates are part of the model
-    stack = [layers.Input((image_size, image_size, 3))]
-    stack += (
-        _seed_block(1, 32)
-        + _seed_block(2, 32)
-        + [layers.MaxPooling2D(2, name="pool1"), ByteDropout(0.25, name="drop1")]
+    return keras.Sequential(
+        [
+            layers.Input((image_size, image_size, 3)),
+            *_seed_block(1, 32),
+            *_seed_block(2, 32),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Dropout(0.25, name="drop1"),
+            *_seed_block(3, 64),
+            layers.Dropout(0.25, name="drop2"),
+            *_seed_block(4, 128),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Dropout(0.25, name="drop3"),
+            layers.Flatten(name="flatten"),
+            *_seed_dense(1, 512),
+            *_seed_dense(2, 128),
+            layers.Dense(num_classes, name="logits"),
+        ],
+        name="seed42",
     )
-    stack += _seed_block(3, 64) + [ByteDropout(0.25, name="drop2")]
-    stack += _seed_block(4, 128) + [layers.MaxPooling2D(2, name="pool2"), ByteDropout(0.25, name="drop3")]
-    stack += [layers.Flatten(name="flatten"), *_seed_dense(1, 512), *_seed_dense(2, 128)]
-    return keras.Sequential([*stack, layers.Dense(num_classes, name="logits")], name="seed42")
 
 
 def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
@@ -108,7 +119,7 @@ def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.M
         if stage < 4:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    x = ByteDropout(rate, name="drop")(x) if rate > 0 else x
+    x = layers.Dropout(rate, name="drop")(x) if rate > 0 else x
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
 
 
@@ -119,7 +130,7 @@ def _seed_block(number: int, filters: int) -> list[keras.Layer]:
     return [
         layers.Conv2D(filters, 3, name=f"conv{number}"),
         layers.Activation("relu", name=f"relu{number}"),
-        FusedBatchNormalization(name=f"norm{number}"),
+        layers.BatchNormalization(name=f"norm{number}"),
     ]
 
 
@@ -127,14 +138,14 @@ def _seed_dense(number: int, units: int) -> list[keras.Layer]:
     return [
         layers.Dense(units, name=f"dense{number}"),
         layers.Activation("relu", name=f"dense{number}_relu"),
-        FusedBatchNormalization(name=f"dense{number}_norm"),
-        ByteDropout(0.5, name=f"dense{number}_drop"),
+        layers.BatchNormalization(name=f"dense{number}_norm"),
+        layers.Dropout(0.5, name=f"dense{number}_drop"),
     ]
 
 
 def _conv_norm_relu(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
     x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}")(x)
-    x = FusedBatchNormalization(momentum=0.9, name=f"norm{name}")(x)
+    x = layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
     return layers.Activation("relu", name=f"relu{name}")(x)
 
 
@@ -142,7 +153,7 @@ def _unit_scale(pixels: tf.Tensor) -> tf.Tensor:
     return pixels / 255.0
 
 
-def _application(name: str, num_classes: int, image_size: int) -> BuiltModel:
+def _application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable]:
     known = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
     if name not in known:
         raise UsageError(
@@ -157,7 +168,7 @@ def _application(name: str, num_classes: int, image_size: int) -> BuiltModel:
     )
     # Each family keeps its scaling beside its constructor.
     preprocess = sys.modules[known[name].__module__].preprocess_input
-    return BuiltModel(with_fast_layers(model), preprocess)
+    return model, preprocess
 
 
 def _from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
@@ -176,14 +187,20 @@ def _from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
         raise UsageError(
             f"config.model.name={name!r} gives {shape}; a keras.Model with {num_classes} logits is needed."
         )
-    return with_fast_layers(model)
+    return model
 
 
-def _load_weights(model: keras.Model, weights: str) -> None:
+def _load_weights(model: keras.Model, fast: keras.Model, weights: str) -> None:
+    """Loads a file into `fast`, saved from either: Keras finds weights by their layers' classes."""
     if not Path(weights).is_file():
         raise DataError(f"config.model.weights={weights!r}: no such file.")
-    try:
-        model.load_weights(weights)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"config.model.weights={weights!r} does not fit model {model.name!r}: {reason}") from error
+    reasons = []
+    for loaded in (model, fast):
+        try:
+            loaded.load_weights(weights)
+        except (ValueError, OSError, KeyError) as error:
+            reasons.append(str(error).splitlines()[0])
+        else:
+            fast.set_weights(loaded.get_weights())
+            return
+    raise DataError(f"config.model.weights={weights!r} does not fit model {model.name!r}: {reasons[0]}")

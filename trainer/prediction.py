@@ -158,7 +158,21 @@ def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[
                 yield from probabilities.numpy()[:remaining]
                 remaining = max(0, remaining - batch)
     except tf.errors.OpError:
+        unreadable = unreadable or _undecodable(files)
         if not unreadable:
             raise
         listed = "; ".join(f"{name!r}: {why}" for name, why in list(unreadable.items())[:_NAMED])
         raise DataError(f"{len(unreadable)} or more images cannot be read: {listed}. Mend or remove them.") from None
+
+
+def _undecodable(files: Sequence[ImageFile]) -> dict[str, str]:
+    """Returns the first file that TensorFlow cannot decode, by name, and why; its own error does not say which."""
+    for file in files:
+        try:
+            encoded, *_ = pixels.encode(Path(file.path).read_bytes(), pixels.Pixels(0, "keep"))
+            tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        except tf.errors.OpError:
+            return {file.name: "it is cut short or damaged"}
+        except Exception as error:  # as above
+            return {file.name: pixels.reason(error)}
+    return {}

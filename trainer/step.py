@@ -157,10 +157,11 @@ class TrainStep:
             term, virtual_replicas=settings.virtual_replicas, deterministic=settings.deterministic
         )
         gradients, new_statistics, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
-        divisor = settings.global_batch_size * loss_scale if settings.float16 else float(settings.global_batch_size)
+        virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
+        divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
         return (
             [g / divisor for g in gradients],
-            [v / float(settings.virtual_replicas) for v in new_statistics],
+            [v / virtual_replicas for v in new_statistics],
             sums,
             loss_scale,
         )
@@ -207,7 +208,8 @@ class TrainStep:
             loss = tf.reduce_sum(losses)
             if penalties:  # a layer's own losses count once an image, so that they too add up over virtual replicas
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
-            scaled_loss = loss * loss_scale if settings.float16 else loss
+            # In float16 the mean of the slice is scaled: a sum over many images would overflow much earlier.
+            scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
         gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         new_statistics = [
             tf.cast(value, tf.float32) for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed

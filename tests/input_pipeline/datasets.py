@@ -12,7 +12,10 @@ from input_pipeline.dataset import Split
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
-    """Returns [height, width, 3] uint8 as a file of that format, or as the bytes themselves for `raw`."""
+    """Returns [height, width, 3] uint8 as a file of that format, as its bytes for `raw`, or as half a PNG for `cut`."""
+    if image_format == "cut":
+        whole = encode(pixels, "png")
+        return whole[: len(whole) // 2]
     if image_format == "raw":
         return np.ascontiguousarray(pixels).tobytes()
     file = io.BytesIO()
@@ -37,6 +40,7 @@ def write_split(
     folder: Path, images: Sequence[np.ndarray], labels: Sequence[int], image_format: str = "png", shards: int = 2
 ) -> Split:
     """Writes images to shards in turn and returns their split; image `i` has index `i`."""
+    folder.mkdir(exist_ok=True)
     paths = tuple(folder / f"made-train.tfrecord-{shard:05d}-of-{shards:05d}" for shard in range(shards))
     columns = {name: [] for name in ("shard", "offset", "length", "label", "crc")}
     files = [path.open("wb") for path in paths]

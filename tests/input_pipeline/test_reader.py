@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 
@@ -241,11 +242,10 @@ def test_a_flipped_byte_ends_training_with_shard_offset_and_index(converted, tmp
     split = damaged(converted, tmp_path, 13, place)
     reader = open_reader(split, Crop(8))
     batches = reader.training(Slices(8), seed=0)
-    assert reader.error is None
     with pytest.raises(tf.errors.OpError):
         first(batches, 3)
-    assert isinstance(reader.error, DataError)
-    message = str(reader.error)
+    assert isinstance(reader.explain(), DataError)
+    message = str(reader.explain())
     assert split.shard_paths[split.shard[13]].name in message
     assert re.search(rf"record 13 at offset {split.offset[13]}\b", message)
 
@@ -254,7 +254,24 @@ def test_a_flipped_byte_ends_evaluation_too(converted, tmp_path, open_reader):
     reader = open_reader(damaged(converted, tmp_path, 22, 100), Crop(8))
     with pytest.raises(tf.errors.OpError):
         list(reader.evaluation(Slices(8)).as_numpy_iterator())
-    assert "record 22 " in str(reader.error)
+    assert "record 22 " in str(reader.explain())
+
+
+def test_a_whole_record_that_holds_no_image_is_named(tmp_path, open_reader):
+    images = [pixels(number, 8) for number in range(6)]
+    split = write_split(tmp_path, images, [0] * 6)
+    broken = write_split(tmp_path / "broken", images[:1], [0], "cut", shards=1)
+    columns = ("offset", "length", "label", "crc")
+    split = dataclasses.replace(
+        split,
+        shard_paths=(*split.shard_paths, *broken.shard_paths),
+        shard=np.append(split.shard, 2),
+        **{name: np.append(getattr(split, name), getattr(broken, name)) for name in columns},
+    )
+    reader = open_reader(split, Crop(8))
+    with pytest.raises(tf.errors.OpError):
+        list(reader.evaluation(Slices(3)).as_numpy_iterator())
+    assert re.search(r"broken.* record 6 at offset 0 .* no image", str(reader.explain()))
 
 
 def test_a_shard_cut_short_after_opening_is_named(converted, tmp_path, open_reader):

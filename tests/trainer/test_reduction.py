@@ -158,7 +158,7 @@ def test_each_virtual_replica_is_computed_once_in_turn():
         assert seen.numpy()[start : start + size].tolist() == list(range(1, size + 1))
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 5, 6, 7, 12, 16, 24])
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 6, 7, 12, 15, 16, 24])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_one_device_sums_all_virtual_replicas(total, deterministic):
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")

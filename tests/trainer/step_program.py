@@ -1,0 +1,235 @@
+"""Training steps on a few logical devices, in a process of their own: devices and determinism hold for a whole process.
+
+    python -m tests.trainer.step_program '{"devices": 2, "values": "values.npz", "runs": [{"id": "a", ...}]}'
+
+prints a JSON object of what each run gave, by id, and writes every variable's value to `values`, as `ID/NAME`.
+`tests/trainer/test_step.py` imports the same functions for what one device can show.
+"""
+
+import functools
+import json
+import os
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.layers import ByteDropout, FusedBatchNormalization
+from trainer.models import BuiltModel, build_model
+from trainer.optimizers import make_optimizer
+from trainer.preprocess import ColourRanges
+from trainer.state import TrainState
+from trainer.step import StepSettings, TrainStep
+
+CLASSES = 10
+ALL_COLOURS = ColourRanges(flip=True, brightness=0.2, contrast=0.3, saturation=0.3)
+# The planted models take a pixel this bright for infinite.
+PLANTED, _BRIGHTEST = 255, 254
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Recorder(keras.layers.Layer):
+    """Passes its input on and keeps the mean over the batch as a statistic, as batch norm does."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight(shape=input_shape[1:], trainable=False, initializer="zeros", name="seen")
+
+    def call(self, inputs, training=False):
+        if training:
+            self.seen.assign(tf.cast(tf.reduce_mean(inputs, 0), tf.float32))
+        return inputs
+
+
+def _unit_scale(pixels: tf.Tensor) -> tf.Tensor:
+    return pixels / 255.0
+
+
+def _planted_scale(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.where(pixels > _BRIGHTEST, np.inf, pixels / 255.0)
+
+
+def make_model(name: str, image_size: int) -> BuiltModel:
+    """Builds `seed42`, or one of the small models below."""
+    layers = keras.layers
+    inputs = layers.Input((image_size, image_size, 3))
+    scale = _unit_scale
+    if name == "seed42":
+        return build_model("seed42", num_classes=CLASSES, image_size=image_size)
+    if name == "mini":  # all that a seed model has, with few parameters
+        x = layers.Conv2D(8, 3, activation="relu", name="conv1")(inputs)
+        x = FusedBatchNormalization(name="norm1")(x)
+        x = ByteDropout(0.25, name="drop1")(x)
+        x = layers.Conv2D(12, 3, strides=2, activation="relu", name="conv2")(x)
+        x = layers.Flatten(name="flatten")(x)
+        x = layers.Dense(24, activation="relu", name="dense1")(x)
+        x = FusedBatchNormalization(name="dense1_norm")(x)
+        x = ByteDropout(0.5, name="dense1_drop")(x)
+    elif name in ("plain", "regularized"):  # neither dropout nor batch norm
+        regularizer = keras.regularizers.L2(0.05) if name == "regularized" else None
+        x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1")(inputs)
+        x = layers.Flatten(name="flatten")(x)
+        x = layers.Dense(16, activation="tanh", kernel_regularizer=regularizer, name="dense1")(x)
+    elif name == "planted":
+        scale = _planted_scale
+        x = layers.Conv2D(6, 3, strides=2, activation="relu", name="conv1")(inputs)
+        x = FusedBatchNormalization(name="norm1")(x)
+        x = layers.Flatten(name="flatten")(x)
+    elif name == "norm":  # batch norm alone
+        x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1")(inputs)
+        x = FusedBatchNormalization(momentum=0.8, name="norm1")(x)
+        x = layers.Flatten(name="flatten")(x)
+    elif name == "masks":  # shows which values each of two dropout layers keeps
+        x = layers.Flatten(name="flatten")(inputs)
+        first = Recorder(name="first")(ByteDropout(0.5, name="first_drop")(x))
+        second = Recorder(name="second")(ByteDropout(0.5, name="second_drop")(x))
+        x = layers.Add(name="add")([first, second])
+    else:
+        raise ValueError(name)
+    return BuiltModel(keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name), scale)
+
+
+@functools.cache  # a second MirroredStrategy in one process counts its collectives from the start, and they collide
+def make_strategy(replicas: int) -> tf.distribute.Strategy:
+    """Returns the process's strategy over its first so many logical devices."""
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("CPU:0")
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+
+
+def make_step(
+    model: str,
+    *,
+    replicas: int = 1,
+    precision: str = "float32",
+    optimizer: str = "sgd",
+    optimizer_options: dict[str, Any] | None = None,
+    image_size: int = 8,
+    initial_seed: int = 0,
+    **settings: Any,  # noqa: ANN401
+) -> tuple[TrainStep, TrainState, BuiltModel]:
+    """Builds a model and its step; `settings` are those of `StepSettings`."""
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(initial_seed)
+    strategy = make_strategy(replicas)
+    formulas = make_optimizer(optimizer, **(optimizer_options or {}))
+    with strategy.scope():
+        built = make_model(model, image_size)
+    float16 = precision == "mixed_float16"
+    state = TrainState(
+        built.model, formulas, strategy, average_weights=settings.get("average_decay", 0) > 0, float16=float16
+    )
+    step = TrainStep(state, built, formulas, StepSettings(float16=float16, **{"seed": 1, **settings}))
+    return step, state, built
+
+
+def make_batch(images: int, image_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draws a global batch."""
+    random = np.random.default_rng(seed)
+    return {
+        "image": random.integers(0, _BRIGHTEST, (images, image_size, image_size, 3)).astype(np.uint8),
+        "label": random.integers(0, CLASSES, images).astype(np.int32),
+        "randomness": random.random((images, 8)).astype(np.float32),
+    }
+
+
+def distribute(strategy: tf.distribute.Strategy, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Gives each replica its share, in order."""
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return {name: tf.constant(column) for name, column in batch.items()}
+
+    def share(column: np.ndarray) -> Any:  # noqa: ANN401
+        shares = np.split(column, replicas)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(shares[context.replica_id_in_sync_group])
+        )
+
+    return {name: share(column) for name, column in batch.items()}
+
+
+def values_on_every_device(state: TrainState) -> dict[str, list[np.ndarray]]:
+    """Returns each variable's value on each device, by name."""
+    return {
+        name: [component.numpy() for component in state.strategy.experimental_local_results(variable)]
+        for name, variable in state.named_variables().items()
+    }
+
+
+def run(
+    *,
+    steps: int = 3,
+    batch_size: int = 16,
+    image_size: int = 8,
+    learning_rate: float = 0.01,
+    planted_step: int = -1,
+    planted_image: int = 0,
+    loss_scale: float = 0.0,
+    colours: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Trains for some steps.
+
+    Args:
+      planted_step: the step in whose batch one image has a pixel too bright.
+      planted_image: which image of the batch.
+      loss_scale: to start with, where it is not 0.
+
+    Returns:
+      What the steps reported; every variable's value before the first step, as `before/NAME`, and after the last, as
+      `after/NAME`; and the first batch's mean gradient, as `gradient/PATH`.
+    """
+    if colours:
+        options["colours"] = ALL_COLOURS
+    train_step, state, _ = make_step(image_size=image_size, global_batch_size=batch_size, **options)
+    if loss_scale:
+        state.loss_scale.assign(loss_scale)
+    report: dict[str, Any] = {"losses": [], "norms": [], "finite": [], "scales": [], "changed": []}
+    values = {f"before/{name}": value for name, value in state.values().items()}
+    if options["model"] in ("plain", "regularized"):
+        gradients = train_step.gradients(distribute(state.strategy, make_batch(batch_size, image_size)))
+        values |= {f"gradient/{w.path}": g.numpy() for w, g in zip(state.weights, gradients, strict=True)}
+    for number in range(steps):
+        batch = make_batch(batch_size, image_size, seed=number)
+        if number == planted_step:
+            batch["image"][planted_image, 0, 0] = PLANTED
+        before = values_on_every_device(state)
+        result = train_step(distribute(state.strategy, batch), learning_rate)
+        after = values_on_every_device(state)
+        same = {
+            name: all(np.array_equal(a, b) for a, b in zip(before[name], after[name], strict=True)) for name in after
+        }
+        report["changed"].append([name for name in same if not same[name]])
+        report["losses"].append(float(result.sums[0]))
+        report["norms"].append(float(result.gradient_norm))
+        report["finite"].append(bool(result.finite))
+        report["scales"].append(float(result.loss_scale))
+    copies = values_on_every_device(state).values()
+    report["devices_agree"] = all(np.array_equal(copy, components[0]) for components in copies for copy in components)
+    report["sha256"] = state.weights_sha256()
+    values |= {f"after/{name}": value for name, value in state.values().items()}
+    return report, values
+
+
+def main(specification: dict[str, Any]) -> None:
+    """Does the runs of a specification, those without determinism first: it cannot be switched off again."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * specification["devices"])
+    reports, values, deterministic = {}, {}, False
+    for options in sorted(specification["runs"], key=lambda options: options.get("deterministic", False)):
+        identity = options.pop("id")
+        if options.get("deterministic") and not deterministic:
+            tf.config.experimental.enable_op_determinism()
+            tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+            deterministic = True
+        reports[identity], run_values = run(**options)
+        values |= {f"{identity}/{name}": value for name, value in run_values.items()}
+    np.savez(specification["values"], **values)
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,195 @@
+"""Canaries: what Convoy goes around in TensorFlow and Keras is still there. Each says what may go when it is not.
+
+A failure here is mostly good news, not a bug: an upgrade has mended something. The message names the code that may be
+simplified.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer.step_program import make_batch, make_step
+from trainer.layers import ByteDropout
+from trainer.upstream import is_seed_state
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def on_two_devices():
+    """What `upstream_program.py` found: two logical devices take a process of their own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.trainer.upstream_program"],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0, errors[-4000:]
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_keras_dropout_draws_the_same_mask_on_every_device(on_two_devices):
+    assert on_two_devices["dropout_masks_are_the_same"] is True, (
+        "Keras' Dropout now tells replicas apart. Seeds for each virtual replica (TrainStep._layer_seeds) are still "
+        "needed, for masks that do not depend on the hardware."
+    )
+
+
+def test_keras_batch_normalization_leaves_the_devices_moving_averages_apart(on_two_devices):
+    assert on_two_devices["moving_means_stay_apart"] is True, (
+        "Keras now aggregates moving statistics over replicas: TrainStep may stop carrying them through the reduction."
+    )
+
+
+def test_keras_clips_each_devices_gradient_before_the_sum(on_two_devices):
+    # 3 and -1 sum to 2, which clipping to 1 would make 1; clipped first, 1 and -1 sum to 0.
+    assert on_two_devices["clipped_gradient"] == 0.0, (
+        "Keras optimizers now clip the reduced gradient: one reason for trainer/optimizers.py is gone."
+    )
+
+
+def test_keras_loss_scaling_lets_another_devices_overflow_into_the_weights(on_two_devices):
+    assert on_two_devices["overflow_on_the_second_device"] is True, (
+        "Keras' LossScaleOptimizer now checks the reduced gradient: one reason for our own loss scaling is gone."
+    )
+
+
+def test_keras_gradient_accumulation_is_refused_under_a_strategy(on_two_devices):
+    assert on_two_devices["accumulation_in_the_optimizer"] == "RuntimeError", (
+        "Keras' gradient_accumulation_steps now works under tf.distribute; virtual replicas do not depend on that."
+    )
+
+
+def test_a_keras_optimizer_cannot_make_its_slots_inside_a_function(on_two_devices):
+    assert on_two_devices["unbuilt_optimizer"] == "InvalidArgumentError", (
+        "Keras optimizers may now be built inside tf.function."
+    )
+
+
+def test_xla_as_the_replica_function_itself_is_refused(on_two_devices):
+    assert on_two_devices["compiled_replica_function"] == "InvalidArgumentError", (
+        "strategy.run now takes a function compiled with XLA: TrainStep may compile the whole replica function "
+        "in place of _forward_backward and _formulas."
+    )
+
+
+def test_xla_within_the_replica_function_works(on_two_devices):
+    assert on_two_devices["compiled_function_within_a_replica_function"] == "worked", (
+        "The one arrangement of XLA under tf.distribute that Convoy relies on broke: train with xla=off till then."
+    )
+
+
+def test_keras_refuses_stateless_optimizers_on_tensorflow():
+    weight = keras.Variable(np.zeros(2, np.float32))
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([weight])
+    refusal = ""
+    try:
+        optimizer.stateless_apply([v.value for v in optimizer.variables], [tf.ones(2)], [weight.value])
+    except ValueError as error:
+        refusal = str(error)
+    assert "not supported with the TensorFlow backend" in refusal, (
+        "Optimizer.stateless_apply now works on TensorFlow: the formulas of trainer/optimizers.py may be Keras' own."
+    )
+
+
+def test_grappler_changes_the_order_of_additions_unless_told_not_to():
+    columns = [tf.fill([4], value) for value in (1e8, 1.0, -1e8, 1.0)]
+
+    def added(arithmetic_optimization):
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": arithmetic_optimization})
+        function = tf.function(lambda a, b, c, d: (a + b) + (c + d), autograph=False)
+        return function(*columns).numpy().tolist()
+
+    before = tf.config.optimizer.get_experimental_options().get("arithmetic_optimization", True)
+    try:
+        as_written, optimized = added(False), added(True)
+    finally:
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": before})
+    assert as_written == [0.0] * 4, "Additions are no longer done as written: deterministic runs may differ by device."
+    assert optimized == [1.0] * 4, (
+        "Grappler no longer merges additions into AddN: deterministic runs need not switch arithmetic optimization off."
+    )
+
+
+def test_clearing_keras_session_resets_the_dtype_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.utils.clear_session()
+    assert keras.config.dtype_policy().name == "float32", (
+        "clear_session now keeps the dtype policy: make_runtime may set it before."
+    )
+
+
+def test_seed_states_are_told_from_all_other_variables():
+    layers = keras.layers
+    random_layers = [
+        layers.Dropout(0.5),
+        ByteDropout(0.5),
+        layers.SpatialDropout2D(0.2),
+        layers.GaussianNoise(0.1),
+        layers.GaussianDropout(0.1),
+        layers.RandomFlip(),
+    ]
+    model = keras.Sequential(
+        [
+            layers.Input((8, 8, 2)),
+            *random_layers,
+            layers.Conv2D(2, 3),  # a bias of shape [2]
+            layers.BatchNormalization(),  # statistics of shape [2]
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    states = [v for v in model.variables if is_seed_state(v)]
+    expected = [layer.seed_generator.state for layer in random_layers if hasattr(layer, "seed_generator")]
+    # RandomFlip and its like keep a generator under another name.
+    expected += [layer.generator.state for layer in random_layers if hasattr(layer, "generator")]
+    assert len(expected) == len(random_layers)
+    assert {id(v) for v in states} == {id(v) for v in expected}, (
+        "The variables of seed generators are called otherwise now: mend trainer/upstream.py, or seeds will be "
+        "averaged like statistics."
+    )
+    others = [v for v in model.variables if not is_seed_state(v)]
+    assert {v.dtype for v in others} == {"float32"}
+
+
+@pytest.mark.parametrize("model", ["mini"])
+def test_every_dropout_of_a_model_gets_its_seeds_from_the_step(model):
+    """Were one seed state missed, its layer would draw from its own state, and two equal steps would differ."""
+    train_step, state, built = make_step(model, global_batch_size=4, image_size=24)
+    dropouts = [layer for layer in built.model.layers if isinstance(layer, ByteDropout)]
+    states = [v for v in built.model.non_trainable_variables if is_seed_state(v)]
+    assert dropouts and [id(layer.seed_generator.state) for layer in dropouts] == [id(v) for v in states]
+    before = [v.numpy().tolist() for v in states]
+    start = state.values()
+    batch = {name: tf.constant(column) for name, column in make_batch(4, 24).items()}
+    losses = []
+    for _ in range(2):
+        state.assign(start, 0)
+        losses.append(float(train_step(batch, 0.1).sums[0]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert [v.numpy().tolist() for v in states] == before
