@@ -36,11 +36,11 @@ def prepare_gemm(dtype: str, training_flops_per_image: int) -> Prepared:
 
 
 def training_flops(model: "keras.Model") -> int:
-    """Returns the floating point operations of one image's forward and backward pass in convolutions and dense layers.
+    """Returns the floating point operations of one image's way forward and back through convolutions and dense layers.
 
-    A multiplication and an addition count as two. The backward pass takes two products as large as the forward's, one for the
-    gradient of the weights and one for that of the input, which the first layer does without. Everything else (normalization,
-    activations, the optimizer) is left out, so this is the least that a step needs.
+    A multiplication and an addition count as two. The backward pass takes two products as large as the forward's, one
+    for the gradient of the weights and one for that of the input, which the first layer does without. Everything else
+    (normalization, activations, the optimizer) is left out, so this is the least that a step needs.
     """
     import keras
 

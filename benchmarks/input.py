@@ -1,8 +1,9 @@
 """`convoy bench input`: from shards to batches, against plain `tf.data`, TFDS, and decoding alone.
 
-All peers read the same shards, from the page cache, and hand over batches of square uint8 images and labels. The decode loop is the bound:
-it has the encoded images in memory and does nothing but decode them, each core one at a time. With `--with_step` the seed model
-trains on a batch that stays in memory, and on what the reader delivers.
+All peers read the same shards, from the page cache, and hand over batches of square uint8 images and labels. The decode
+loops have the encoded images in memory and do nothing but decode them: as a `tf.data` map of one image does it, which
+the others are compared with, and many images in one graph, which spares the map's cost an image. With `--with_step` the
+seed model trains on a batch that stays in memory, and on what the reader delivers.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from input_pipeline.dataset import Split, open_dataset
 from input_pipeline.errors import UsageError
 
 INPUT_PEERS = {
-    "decode": "decode loop, bytes in memory",
+    "decode": "decode loop, image by image",
+    "decode-batch": "decode loop, 64 in one graph",
     "reader": "Convoy's reader",
     "tfdata": "tf.data, TFRecordDataset",
     "tfds": "TFDS, builder_from_directory",
@@ -29,9 +31,12 @@ STEP_PEERS = {
     "step-reader": "training, Convoy's reader",
 }
 _BOUND, _STEP_BOUND = "decode", "step-memory"
-# Buffers fill while a peer waits for its turn: so many batches are taken first, untimed, in which they come to their usual level.
+# Buffers fill while a peer waits for its turn: so many batches, untimed, bring them to the level they have in use.
 _LEAD_BATCHES = 12
 _SHUFFLED_RECORDS = 1024
+# With a call a core in flight, calls wait for each other to hand over their images in order.
+_CALLS_PER_CORE = 4
+_UNROLLED = 64
 _DRAWN = {"64x64": (64, 64), "500x375": (500, 375)}
 
 
@@ -123,7 +128,7 @@ def _datasets(flags: absl_flags.FlagValues) -> Iterator[list[tuple[str, Path, st
 
 
 def _drawn(folder: Path, count: int, width: int, height: int) -> Path:
-    """Draws JPEGs with the smooth shapes and the noise of photographs, and converts them; returns the dataset directory."""
+    """Draws JPEGs with the smooth shapes and the noise of photographs; returns the dataset directory made of them."""
     import numpy as np
     from PIL import Image
 
@@ -154,8 +159,14 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     split = open_dataset(options["data"]).split(options["split"])
     if name in STEP_PEERS:
         return _prepare_step(name, split, options)
-    batches = {"decode": _decode_loop, "reader": _reader, "tfdata": _tfdata, "tfds": _tfds}[name](split, options)
-    return Prepared(_timed(iter(batches), lambda batch: None, options))
+    makers = {
+        "decode": _decode_loop,
+        "decode-batch": _decode_unrolled,
+        "reader": _reader,
+        "tfdata": _tfdata,
+        "tfds": _tfds,
+    }
+    return Prepared(_timed(iter(makers[name](split, options)), lambda batch: None, options))
 
 
 def _timed(
@@ -186,23 +197,44 @@ def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
 
 
 def _decode_loop(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    batches = _encoded(split).map(_decoded_shape, num_parallel_calls=_CALLS_PER_CORE * usable_cores())
+    return batches.batch(options["batch_size"], drop_remainder=True).prefetch(2)
+
+
+def _decode_unrolled(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    import tensorflow as tf
+
+    def decode(images: tf.Tensor) -> tf.Tensor:
+        return tf.stack([_decoded_shape(image) for image in tf.unstack(images)])
+
+    groups = _encoded(split).batch(_UNROLLED, drop_remainder=True).map(decode, num_parallel_calls=usable_cores())
+    if options["batch_size"] != _UNROLLED:
+        groups = groups.rebatch(options["batch_size"], drop_remainder=True)
+    return groups.prefetch(2)
+
+
+def _encoded(split: Split) -> Any:  # noqa: ANN401
+    """Returns the endless dataset of encoded images, held in memory."""
     import numpy as np
     import tensorflow as tf
 
+    payloads = _payloads(split, np.arange(min(split.num_images, 4096)))
+    encoded = [_feature(payload, "image/encoded").bytes_list.value[0] for payload in payloads]
+    return tf.data.Dataset.from_tensor_slices(encoded).cache().repeat()
+
+
+def _decoded_shape(image: Any) -> Any:  # noqa: ANN401
+    """Decodes, and returns only the shape: pixels are computed and dropped, and batching costs nothing."""
+    import tensorflow as tf
+
+    return tf.shape(tf.io.decode_image(image, channels=3, expand_animations=False))
+
+
+def _payloads(split: Split, indices: Any) -> list[bytes]:  # noqa: ANN401
     from input_pipeline.crop import Crop
     from input_pipeline.reader import Reader
 
-    held = min(split.num_images, 4096)
-    payloads = Reader(split, Crop(options["image_size"])).read(np.arange(held))
-    encoded = [_feature(payload, "image/encoded").bytes_list.value[0] for payload in payloads]
-
-    # Only the shape leaves the map: pixels are computed and dropped, and batching costs nothing.
-    def decode(image: tf.Tensor) -> tf.Tensor:
-        return tf.shape(tf.io.decode_image(image, channels=3, expand_animations=False))
-
-    images = tf.data.Dataset.from_tensor_slices(encoded).cache().repeat()
-    batches = images.map(decode, num_parallel_calls=usable_cores()).batch(options["batch_size"], drop_remainder=True)
-    return batches.prefetch(2)
+    return Reader(split, Crop(1)).read(indices)
 
 
 def _tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -221,7 +253,9 @@ def _tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
 
     # Records are shuffled before they are decoded, which takes less memory and time than after.
     records = tf.data.TFRecordDataset([str(path) for path in split.shard_paths]).repeat().shuffle(_SHUFFLED_RECORDS)
-    batches = records.map(decode, num_parallel_calls=usable_cores()).batch(options["batch_size"], drop_remainder=True)
+    batches = records.map(decode, num_parallel_calls=_CALLS_PER_CORE * usable_cores()).batch(
+        options["batch_size"], drop_remainder=True
+    )
     return batches.prefetch(3)
 
 
@@ -237,20 +271,19 @@ def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     def chosen(features: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
         return resized(features["image"]["encoded"]), features["image"]["class"]["label"]
 
-    batches = images.repeat().shuffle(_SHUFFLED_RECORDS).map(chosen, num_parallel_calls=usable_cores())
+    batches = (
+        images.repeat().shuffle(_SHUFFLED_RECORDS).map(chosen, num_parallel_calls=_CALLS_PER_CORE * usable_cores())
+    )
     return batches.batch(options["batch_size"], drop_remainder=True).prefetch(3)
 
 
 def _resize(split: Split, options: dict[str, Any]) -> Callable[[Any], Any]:
-    """Returns what brings an image to the batch's size: as Convoy does it, and nothing where all have the size already."""
+    """Returns what brings an image to the batch's size: as Convoy does it, or nothing where all have it already."""
     import numpy as np
     import tensorflow as tf
 
-    from input_pipeline.crop import Crop
-    from input_pipeline.reader import Reader
-
     size = options["image_size"]
-    payloads = Reader(split, Crop(size)).read(np.arange(min(split.num_images, 256)))
+    payloads = _payloads(split, np.arange(min(split.num_images, 256)))
     sides = {
         _feature(payload, f"image/{side}").int64_list.value[0] for payload in payloads for side in ("height", "width")
     }

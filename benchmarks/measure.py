@@ -1,7 +1,9 @@
 """Rounds of peers in turn, and what is made of them: medians, ratios, a table, and a JSON file with every number.
 
-A ratio of two peers is the median over rounds of the ratio of their rates in the same round. What else the machine is doing changes from
-round to round and falls on both alike, so ratios are steadier than rates.
+A ratio of two peers is the median over rounds of the ratio of their rates in the same round. What else the machine is
+doing changes from round to round and falls on both, so ratios are steadier than rates. They are not beyond its reach:
+a library that splits work evenly over threads and waits for the last one loses more on a busy machine than one that
+doesn't.
 """
 
 import importlib.metadata
@@ -25,6 +27,7 @@ from input_pipeline.errors import UsageError, did_you_mean
 
 # Lets a peer's prefetching come to rest before the next one starts.
 _SETTLE_SECONDS = 0.15
+_BUSY = 0.5
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,10 @@ def print_environment(console: Console, about: Mapping[str, Any]) -> None:
     """Prints processor, cores and versions, and a word when the machine is busy with something else."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     console.print(f"{about['cpu']}, {about['cores']} cores; {versions}")
-    if about["load_average_before"] > 0.5:
+    if about["load_average_before"] > _BUSY:
         console.print(
-            f"The machine was busy (load {about['load_average_before']:.1f}) before this began: trust ratios, not rates."
+            f"Something else was running (load {about['load_average_before']:.1f}), which slows peers unequally: "
+            "measure again when it has ended."
         )
 
 

@@ -1,8 +1,9 @@
-"""`convoy bench step`: the seed model's training step on the CPU against Keras `fit` and PyTorch, on a batch that is in memory.
+"""`convoy bench step`: the seed model's training step on the CPU, against Keras `fit` and PyTorch.
 
-Every peer trains the same model with Adam on the same number of images a step, in its usual way: Keras through `compile` and `fit` with its
-own layers (timed from the third step of each call on), PyTorch eagerly with channels last and the fused Adam. The GEMM peers measure what
-the processor's arithmetic could do; a step's share of it compares with the hardware instead of with a library.
+Every peer trains the same model with Adam on a batch that stays in memory, in its usual way: Keras through `compile`
+and `fit` with its own layers (timed from the third step of each call on), PyTorch eagerly with channels last and the
+fused Adam. The GEMM peers measure what the processor's arithmetic could do; a step's share of it compares with the
+hardware instead of with a library.
 """
 
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def convoy_step(
 ) -> "tuple[TrainStep, dict[str, Any]]":
     """Returns Convoy's training step on the seed model, and a batch for it that lies in memory.
 
-    To be called before TensorFlow has started, as logical devices and the precision policy are set for the whole process.
+    To be called before TensorFlow has started: logical devices and the precision policy are set for the whole process.
     """
     import keras
     import numpy as np

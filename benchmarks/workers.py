@@ -1,7 +1,7 @@
-"""Peers as worker processes: each is prepared once, then times a round whenever it is told to, and waits asleep in between.
+"""Peers as worker processes: each is prepared once, times a round when it is told to, and sleeps in between.
 
-A peer's thread pools, precision policy and devices are settings of its whole process, so each has its own; and the parent can take
-one round of each in turn, so that a busy machine is equally busy for all of them. A module of peers ends with
+A peer's thread pools, precision policy and devices are settings of its whole process, so each has its own; and the
+parent can take one round of each in turn, so that only one computes at a time. A module of peers ends with
 
     if __name__ == "__main__":
         serve(prepare)
@@ -102,11 +102,11 @@ def usable_cores() -> int:
 
 
 def serve(prepare: Callable[[str, dict[str, Any]], Prepared]) -> None:
-    """Is the worker process: prepares the peer that the command line names, then answers every line of its input with a round.
+    """Is the worker process: prepares the peer that the command line names, then answers each order with a round.
 
     Args:
-      prepare: makes the peer ready, given its name and the options; raises SkippedError where it cannot run here. Above 0,
-        `options["threads"]` is the number of cores that the process is held to.
+      prepare: makes the peer ready, given its name and the options; raises SkippedError where it cannot run here. Above
+        0, `options["threads"]` is the number of cores that the process is held to.
     """
     name, options = sys.argv[1], json.loads(sys.argv[2])
     # Whatever a library prints goes to standard error; the answers have the output to themselves.
@@ -136,17 +136,18 @@ def _listen(orders: "queue.SimpleQueue[str]") -> None:
 class Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, module: str, peer: str, options: Mapping[str, Any]):
+    def __init__(self, module: str, peer: str, options: Mapping[str, Any], scratch: str):
         """Starts the process, which begins to prepare itself.
 
         Args:
           module: of the peer, run with `python -m`.
           peer: its name there.
           options: JSON values for its `prepare`; `threads` among them.
+          scratch: folder for its temporary files, which it has no chance to remove when it is ended.
         """
         self.peer = peer
         self.facts: dict[str, Any] = {}
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, peer, json.dumps(options)],
@@ -155,7 +156,7 @@ class Worker:
             stderr=self._errors,
             text=True,
             start_new_session=True,
-            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
         )
 
     def wait_until_ready(self) -> None:
@@ -212,10 +213,13 @@ def running(module: str, peers: Sequence[str], options: Mapping[str, Any]) -> It
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        for peer in peers:
-            workers.append(Worker(module, peer, options))
-        yield workers
+        with tempfile.TemporaryDirectory(prefix="convoy-bench-", ignore_cleanup_errors=True) as scratch:
+            try:
+                for peer in peers:
+                    workers.append(Worker(module, peer, options, scratch))
+                yield workers
+            finally:
+                for worker in workers:
+                    worker.stop()
     finally:
-        for worker in workers:
-            worker.stop()
         signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.workers import PeerError, Round
+from convoy import cli
+
+ROOT = Path(__file__).parents[2]
+FAKE = "tests.benchmarks.fake_peers"
+
+
+@pytest.fixture
+def mark(monkeypatch):
+    """A word in the environment that every process of this test inherits, to find those that are left."""
+    word = uuid.uuid4().hex
+    monkeypatch.setenv("CONVOY_TEST_MARK", word)
+    return word
+
+
+def processes(mark, module="benchmarks."):
+    """Returns the ids of running worker processes that inherited the mark."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in environment and f"\0-m\0{module}".encode() in command:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def bench(*arguments, **options):
+    command = [sys.executable, "-m", "convoy", "bench", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
+    )
+
+
+def refused(capsys, message, *arguments):
+    assert cli.main(["convoy", "bench", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) <= 2
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {"threads": 0, "seconds": 0.02, "log": str(tmp_path / "log")}
+
+
+# What is made of rounds.
+
+
+def test_ratios_pair_rounds_of_the_same_time():
+    quiet_then_busy = [Round(1.0, 1.0, 100), Round(4.0, 1.0, 100), Round(1.0, 1.0, 100)]
+    twice_as_fast = [Round(0.5, 1.0, 100), Round(2.0, 1.0, 100), Round(0.5, 1.0, 100)]
+    slow = measure.Row("slow", "slow", tuple(quiet_then_busy), {})
+    fast = measure.Row("fast", "fast", tuple(twice_as_fast), {})
+    assert fast.ratio_to(slow) == 2.0
+    assert slow.ratio_to(None) is None
+    assert (slow.rate, min(slow.rates), slow.rate_per_core) == (100, 25, 100)
+
+
+def test_peers_take_turns_and_each_round_begins_with_another(options, mark):
+    measured = measure.measure(FAKE, {"steady": "Steady", "double": "Double"}, options, rounds=3)
+    assert list(measured.rows) == ["steady", "double"]
+    assert measured.rows["double"].label == "Double"
+    assert [len(row.rounds) for row in measured.rows.values()] == [3, 3]
+    assert 1.5 < measured.rows["double"].ratio_to(measured.rows["steady"]) < 2.5
+    turns = Path(options["log"]).read_text().split()
+    assert turns == ["steady", "double", "double", "steady", "steady", "double", "double", "steady"]
+    assert processes(mark, FAKE) == []
+
+
+def test_a_peer_that_cannot_run_here_is_left_out_with_the_reason(options):
+    measured = measure.measure(FAKE, {"absent": "Absent", "steady": "Steady"}, options, rounds=1)
+    assert list(measured.rows) == ["steady"]
+    assert measured.skipped == {"absent": "the package absent is not installed"}
+
+
+@pytest.mark.parametrize(
+    ("peer", "words"), [("broken", "ValueError: cannot be prepared"), ("dying", "ended with exit code 7")]
+)
+def test_a_peer_that_fails_is_named_with_its_last_words_and_no_worker_stays(options, mark, peer, words):
+    with pytest.raises(PeerError, match=f"peer {peer} ") as failure:
+        measure.measure(FAKE, {"steady": "Steady", peer: peer}, options, rounds=1)
+    assert words in str(failure.value)
+    assert processes(mark, FAKE) == []
+
+
+def test_a_peer_is_held_to_so_many_cores(options):
+    measured = measure.measure(FAKE, {"steady": "Steady"}, options | {"threads": 1}, rounds=1)
+    assert measured.rows["steady"].facts["cores"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent_however_it_ends(options, mark, number):
+    code = (
+        "import json, sys; from benchmarks import measure\n"
+        f"measure.measure({FAKE!r}, dict(steady='', double=''), json.loads(sys.argv[1]), rounds=1000)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(options)], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: len(processes(mark, FAKE)) == 2 and Path(options["log"]).exists(), 30)
+    parent.send_signal(number)
+    parent.wait(30)
+    wait_until(lambda: not processes(mark, FAKE), 10)
+
+
+# The command.
+
+
+def test_mistakes_are_named_before_anything_starts(capsys, tmp_path):
+    refused(capsys, "unknown benchmark 'stpe' (did you mean 'step'?)", "stpe")
+    refused(capsys, "which benchmark? Benchmarks: step, input", "--rounds=2")
+    refused(capsys, "one benchmark at a time, not 'step input'", "step", "input")
+    refused(capsys, "unknown peer 'torch-float23' (did you mean 'torch-float32'?)", "step", "--peers=torch-float23")
+    refused(capsys, "--batch_size=6 is not a multiple of 4", "step", "--batch_size=6")
+    refused(capsys, f"--threads={os.cpu_count() + 1}", "step", f"--threads={os.cpu_count() + 1}")
+    refused(capsys, "no file can be written there", "step", f"--json={tmp_path}/missing/step.json")
+    refused(capsys, "leave nothing to read", "input", "--small=0", "--large=0")
+    assert cli.main(["convoy", "bench", "input", f"--data={tmp_path}"]) == 3
+    assert "is not a dataset" in capsys.readouterr().err
+
+
+def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
+    code = "import sys; from convoy import cli; cli.main(sys.argv); assert 'tensorflow' not in sys.modules"
+    for arguments, flag in ((["step"], "--steps_per_round"), (["input"], "--with_step"), ([], "--small")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "bench", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert flag in done.stdout
+
+
+@pytest.mark.slow
+def test_bench_step_measures_real_peers(tmp_path, mark):
+    path = tmp_path / "step.json"
+    names = ["fit-float32", "convoy-float32", "gemm-float32"]
+    process = bench(
+        "step", f"--peers={','.join(names)}", f"--json={path}", "--image_size=20", "--batch_size=8", "--rounds=2",
+        "--steps_per_round=2",
+    )  # fmt: skip
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    result = json.loads(path.read_text())
+    rows = {row["peer"]: row for row in result["rows"]}
+    assert list(rows) == names[:2]
+    rates = {name: [r["work"] / r["seconds"] for r in row["rounds"]] for name, row in rows.items()}
+    for name, row in rows.items():
+        assert [r["work"] for r in row["rounds"]] == [16, 16]
+        assert row["median"] == statistics.median(rates[name])
+        ratios = [own / base for own, base in zip(rates[name], rates["fit-float32"], strict=True)]
+        assert row["ratio"] == statistics.median(ratios)
+        assert 0 < row["share_of_gemm"] < 1
+        assert row["label"] in output
+    assert rows["fit-float32"]["ratio"] == 1
+    assert result["gemm"][0]["median"] > 1e9
+    assert result["environment"]["versions"]["tensorflow"]
+
+
+@pytest.mark.slow
+def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path, mark):
+    path = tmp_path / "input.json"
+    process = bench(
+        "input", f"--json={path}", "--small=40", "--large=0", "--image_size=32", "--batch_size=8", "--rounds=2",
+        "--round_seconds=0.05",
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["input.json"]
+    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["decode", "decode-batch", "reader", "tfdata", "tfds"]
+    assert rows["decode"]["ratio"] == 1
+    assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
+    assert "Convoy's reader" in output
+
+
+@pytest.mark.slow
+def test_training_is_fed_from_a_dataset_directory(tmp_path, mark):
+    from benchmarks.input import _drawn
+
+    data = _drawn(tmp_path, 24, 32, 32)
+    path = tmp_path / "input.json"
+    process = bench(
+        "input", f"--data={data}", "--peers=step-memory,step-reader", f"--json={path}", "--image_size=20",
+        "--batch_size=8", "--rounds=1", "--round_seconds=0.05",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows["step-memory"]["ratio"] == 1
+    assert rows["step-reader"]["ratio"] > 0
