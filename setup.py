@@ -18,7 +18,16 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=["convoy", "trainer", "input_pipeline", "configs", "launch", "benchmarks"],
+    packages=[
+        "convoy",
+        "trainer",
+        "input_pipeline",
+        "input_pipeline.converter",
+        "input_pipeline.sample",
+        "configs",
+        "launch",
+        "benchmarks",
+    ],
     entry_points={"console_scripts": ["convoy = convoy.cli:main"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.

@@ -132,7 +132,7 @@ def _drawn(folder: Path, count: int, width: int, height: int) -> Path:
     import numpy as np
     from PIL import Image
 
-    from input_pipeline.convert import Options, convert
+    from input_pipeline.converter.convert import Options, convert
 
     random = np.random.default_rng(0)
     for number in range(count):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 if TYPE_CHECKING:
-    from input_pipeline.convert import Summary
+    from input_pipeline.converter.convert import Summary
 
 REQUIRED = ("images", "output")
 
@@ -70,7 +70,7 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Converts, shows how far it is, and says what was done."""
     del arguments
-    from input_pipeline import convert
+    from input_pipeline.converter import convert
 
     options = convert.Options(
         images=Path(flags.images),

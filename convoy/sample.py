@@ -38,7 +38,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     Raises:
       UsageError: a flag is outside its range, or the output folder cannot be taken.
     """
-    from input_pipeline.sample import SampleSet
+    from input_pipeline.sample.sample_set import SampleSet
 
     # A scheduler's polite kill unwinds as an error does, which takes the unfinished folder away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

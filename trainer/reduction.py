@@ -96,8 +96,11 @@ def _sum_unrolled(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> 
     sums: dict[Block, Terms] = {}
     previous: Terms = []
     for v in range(start, start + size):
-        with tf.control_dependencies(previous):  # one after another, so that one set of activations lives at a time
-            sums[v, 1] = previous = term(tf.constant(v))
+        # One after another, so that one set of activations lives at a time. The control edges reach the number alone:
+        # what a term makes of values that all terms share, such as a weight's cast, is then computed once for all.
+        with tf.control_dependencies(previous):
+            number = tf.identity(v)
+        sums[v, 1] = previous = term(number)
     while len(sums) > 1:
         (left_start, width), *_ = sums
         sums = {(v, 2 * width): add(sums[v, width], sums[v + width, width]) for v, _ in list(sums)[::2]}

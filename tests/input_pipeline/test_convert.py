@@ -13,7 +13,7 @@ from PIL import Image
 
 from convoy import cli
 from input_pipeline import records
-from input_pipeline.convert import Options, convert
+from input_pipeline.converter.convert import Options, convert
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError, UsageError
 from tests.input_pipeline.images import draw, draw_classes, pixels

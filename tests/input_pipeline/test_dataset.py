@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import records
-from input_pipeline.convert import Options, convert
+from input_pipeline.converter.convert import Options, convert
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
 from tests.input_pipeline.images import draw_classes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.convert import Options, convert
+from input_pipeline.converter.convert import Options, convert
 from input_pipeline.crop import HOST_DRAWS, Crop
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError

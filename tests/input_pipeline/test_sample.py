@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import sample
 from input_pipeline.errors import UsageError
-from input_pipeline.sample import SampleSet
-from input_pipeline.sample_pen import Pen, Role
-from input_pipeline.sample_photograph import photograph
-from input_pipeline.sample_silhouettes import PRODUCTS
+from input_pipeline.sample import sample_set
+from input_pipeline.sample.pen import Pen, Role
+from input_pipeline.sample.photograph import photograph
+from input_pipeline.sample.sample_set import SampleSet
+from input_pipeline.sample.silhouettes import PRODUCTS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -246,7 +246,7 @@ class TestUnfinishedWork:
                 raise RuntimeError("no ink")
             return photograph(seed, split, category, product, index, size)
 
-        monkeypatch.setattr(sample, "photograph", fail)
+        monkeypatch.setattr(sample_set, "photograph", fail)
         with pytest.raises(RuntimeError, match="no ink"):
             SampleSet(categories=2, per_category=5, size=16).write(tmp_path / "photos", workers=1)
         assert os.listdir(tmp_path) == []
@@ -275,5 +275,5 @@ class TestUnfinishedWork:
 
 
 def test_drawing_needs_no_tensorflow():
-    code = "import sys, convoy.sample, input_pipeline.sample; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, convoy.sample, input_pipeline.sample.sample_set; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

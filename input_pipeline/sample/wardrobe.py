@@ -1,13 +1,13 @@
-"""Outlines of things to wear and to carry, for `sample_silhouettes`.
+"""Outlines of things to wear and to carry, for `silhouettes`.
 
-`sample_silhouettes` says how these functions are called.
+`silhouettes` says how these functions are called.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from input_pipeline.sample_pen import Pen, Role
+from input_pipeline.sample.pen import Pen, Role
 
 Vary = Callable[[float, float], float]
 BODY, ACCENT, DARK, LIGHT, NOTHING = Role.BODY, Role.ACCENT, Role.DARK, Role.LIGHT, Role.NOTHING

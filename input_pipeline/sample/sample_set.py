@@ -2,7 +2,7 @@
 
 Each image is a pure function of the seed, the split, the category and its number there, so that the set is the same
 byte for byte however many processes draw it. Training and test images show the same products in different styles
-(`sample_photograph`), and about three in a hundred training images show another category's product, as in real
+(`photograph`), and about three in a hundred training images show another category's product, as in real
 catalogues. The set appears at its place in one rename, when it is complete.
 
 Synopsis:
@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import UsageError
-from input_pipeline.sample_photograph import MARKETS, photograph
-from input_pipeline.sample_silhouettes import PRODUCTS
+from input_pipeline.sample.photograph import MARKETS, photograph
+from input_pipeline.sample.silhouettes import PRODUCTS
 
 MISLABELLED_SHARE = 0.03
 JPEG_QUALITY = 90

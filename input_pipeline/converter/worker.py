@@ -58,7 +58,7 @@ def start(board: MutableSequence[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    from input_pipeline import decoder
+    from input_pipeline.converter import decoder
 
     decoder.warm_up()
 
@@ -126,7 +126,7 @@ def record(image: Source, label: int, pixels: Pixels) -> bytes:
         raise ValueError("the file is empty")
     encoded, image_format, (width, height), channels = encode(data, pixels)
     if image_format != "raw":
-        from input_pipeline import decoder
+        from input_pipeline.converter import decoder
 
         decoder.check(encoded, image_format)
     return example(

@@ -2,7 +2,7 @@
 
     summary = convert(Options(images=Path("photos/train"), output=Path("data")))
 
-The plan (convert_plan) settles which image goes into which shard. Worker processes (convert_worker) write the shards
+The plan (`plan`) settles which image goes into which shard. Worker processes (`worker`) write the shards
 into a folder beside the dataset, or in it when a split is added; only when all is there do the files take their names,
 the manifest last. Whoever interrupts a conversion finds what was there before it.
 """
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import convert_worker, metadata, publish
-from input_pipeline.convert_plan import Duplicates, assign_shards, find_duplicates, split_off
-from input_pipeline.convert_worker import Pixels, Shard, ShardTask
+from input_pipeline.converter import metadata, publish, worker
+from input_pipeline.converter.plan import Duplicates, assign_shards, find_duplicates, split_off
+from input_pipeline.converter.worker import Pixels, Shard, ShardTask
 from input_pipeline.dataset import INDEX_TYPES, MANIFEST, QUARANTINE, open_dataset
 from input_pipeline.errors import DataError, UsageError, did_you_mean
 from input_pipeline.sources import Source, Sources, list_sources
@@ -132,7 +132,7 @@ def convert(options: Options, progress: Callable[[int, int], None] = lambda done
         _check_classes(found, manifest["class_names"], options.output)
     # The server that workers are forked from imports TensorFlow while the plan is made.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["input_pipeline.decoder", "input_pipeline.convert_worker"])
+    context.set_forkserver_preload(["input_pipeline.converter.decoder", "input_pipeline.converter.worker"])
     multiprocessing.forkserver.ensure_running()
     duplicates = find_duplicates(found.images)
     splits = _plan(options, manifest, duplicates)
@@ -288,10 +288,10 @@ def _work(
     flat = [task for of_split in tasks.values() for task in of_split]
     workers = max(1, min(options.workers or _cores(), len(flat)))
     board = RawArray("q", 1 + len(flat))
-    pool = ProcessPoolExecutor(workers, context, initializer=convert_worker.start, initargs=(board,))
+    pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(board,))
     bad: list[tuple[Source, str]] = []
     try:
-        futures = [pool.submit(convert_worker.write_shard, task) for task in flat]
+        futures = [pool.submit(worker.write_shard, task) for task in flat]
         pending: set[Future] = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)

@@ -1,0 +1,1 @@
+"""Images to shards: plan, then work, all or nothing."""

@@ -1,0 +1,230 @@
+"""What tests of whole commands share: a small data set, a finished run, and real processes of which none is left."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; none of them is a number
+
+# Runs each command that stands as JSON on a line of standard input, and answers with a line each: starting TensorFlow
+# once for many short commands is what keeps the tests short.
+_TOGETHER = """
+import contextlib, io, json, sys, traceback
+from convoy.cli import main
+for line in sys.stdin:
+    sys.argv = ["convoy", *json.loads(line)]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            code = main(sys.argv)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, output.getvalue()]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one of several commands in a process answered; `output` holds standard output and error."""
+
+    returncode: int
+    output: str
+
+
+@dataclass(frozen=True)
+class SmallDataset:
+    """Drawn images and what `convoy convert` made of them.
+
+    Attributes:
+      photos: `{train,test}/PRODUCT/*.jpg`, and `{train,test}.csv` with categories that are easily mistaken for numbers.
+      data: the dataset directory: train, validation and test.
+      categories: sorted.
+    """
+
+    photos: Path
+    data: Path
+    categories: tuple[str, ...]
+
+    def rows(self, split: str) -> list[tuple[str, str]]:
+        """Returns the bare file name and the category of each image, in the CSV's order."""
+        with open(self.photos / f"{split}.csv", encoding="utf-8", newline="") as file:
+            return [(row["filename"], row["category"]) for row in csv.DictReader(file)]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that nothing disturbed: its directory, its flags without --data and --workdir, and what it printed."""
+
+    workdir: Path
+    flags: tuple[str, ...]
+    output: str
+
+
+@contextlib.contextmanager
+def _started(command: list[str], *, output: Path, cwd: Path = REPOSITORY) -> Iterator[subprocess.Popen]:
+    """Starts a command in a session of its own, and ends that session's processes, whatever happens."""
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env=_environment(),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdin.close()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def _run(command: list[str], *, cwd: Path = REPOSITORY, text: str = "", timeout: float = 300):
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(text, timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python *arguments`, by default in the repository's root."""
+    return lambda *arguments, **options: _run([sys.executable, *map(str, arguments)], **options)
+
+
+@pytest.fixture(scope="session")
+def convoy(python) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `convoy *arguments` in a process of its own; `check=True` demands exit code 0."""
+
+    def run(*arguments: object, check: bool = False, **options) -> subprocess.CompletedProcess:
+        result = python("-m", "convoy", *arguments, **options)
+        assert not check or result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def convoy_together(python) -> Callable[..., list[Answer]]:
+    """Runs several commands, each a list of arguments, one after another in one process; they must share --devices."""
+
+    def run(*commands: list[object], **options) -> list[Answer]:
+        lines = "".join(json.dumps([str(argument) for argument in command]) + "\n" for command in commands)
+        result = python("-c", _TOGETHER, text=lines, **options)
+        answers = [Answer(*json.loads(line)) for line in result.stdout.splitlines()]
+        assert len(answers) == len(commands), result.stdout + result.stderr
+        return answers
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def convoy_started() -> Callable[..., contextlib.AbstractContextManager[subprocess.Popen]]:
+    """Starts `convoy *arguments` as a context manager; on leaving it the process is gone. `output` is a file."""
+
+    def start(*arguments: object, output: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        return _started([sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Polls a condition until it holds."""
+
+    def wait(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, convoy) -> SmallDataset:
+    """Seven categories of 32x32 images. The test split's 259 images fill one evaluation batch and three of the next."""
+    folder = tmp_path_factory.mktemp("dataset")
+    dataset = SmallDataset(folder / "photos", folder / "data", CATEGORIES)
+    sizes = ("--categories=7", "--per_category=13", "--test_per_category=37", "--size=32")
+    convoy("sample", f"--output={dataset.photos}", *sizes, check=True)
+    for split in ("train", "test"):
+        manifest = dataset.photos / f"{split}.csv"
+        rows = dataset.rows(split)
+        code_of = dict(zip(sorted({product for _, product in rows}), CATEGORIES, strict=True))
+        manifest.write_text("filename,category\n" + "".join(f"{name},{code_of[product]}\n" for name, product in rows))
+        images = (f"--images={dataset.photos / split}", f"--manifest={manifest}")
+        convoy("convert", *images, f"--output={dataset.data}", f"--split={split}", "--workers=1", check=True)
+    return dataset
+
+
+@pytest.fixture(scope="session")
+def dataset_without_validation(tmp_path_factory, dataset, convoy) -> Path:
+    """Every training image of `dataset` in its training split; its classes are the products' names."""
+    data = tmp_path_factory.mktemp("without_validation") / "data"
+    convoy(
+        "convert",
+        f"--images={dataset.photos / 'train'}",
+        f"--output={data}",
+        "--validation_fraction=0",
+        "--workers=1",
+        check=True,
+    )
+    return data
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
+    """The smoke recipe on two devices, four virtual replicas, deterministic, in float32. Tests must not change it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    flags = (
+        "--config=smoke",
+        "--deterministic",
+        "--config.virtual_replicas=4",
+        "--config.precision=float32",
+        "--config.steps=40",
+        "--config.eval_every_steps=8",
+        "--config.checkpoint_every_steps=6",
+        "--config.log_every_steps=2",
+    )
+    result = convoy("train", *flags, "--devices=cpu:2", f"--data={dataset.data}", f"--workdir={workdir}", check=True)
+    return FinishedRun(workdir, flags, result.stdout + result.stderr)
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished_run.workdir, tmp_path / "run"))

@@ -1,0 +1,189 @@
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import DataError
+from trainer.checkpoints import CheckpointStore
+
+METADATA = {"config": {"seed": 3}, "text": "Käse"}
+
+
+def values(seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "model/conv1/kernel": random.normal(size=(3, 3, 3, 4)).astype(np.float32),
+        "model/norm1/moving_mean": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+        "loss_scale/good_steps": np.array(7, np.int32),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(
+        (first[name].dtype, first[name].shape, first[name].tobytes())
+        == (second[name].dtype, second[name].shape, second[name].tobytes())
+        for name in first
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path, keep=2)
+
+
+def save(store, *steps):
+    for step in steps:
+        store.save(values(step), step=step, metadata=METADATA)
+
+
+class TestRoundTrip:
+    def test_every_value_comes_back_bit_for_bit_under_its_name(self, store):
+        store.save(values(), step=12, metadata=METADATA)
+        loaded, metadata = store.load(12)
+        assert same_bits(loaded, values())
+        assert metadata == {**METADATA, "step": 12}
+
+    def test_numpy_opens_the_file_by_itself(self, store):
+        path = store.save(values(), step=12, metadata=METADATA)
+        with np.load(path) as archive:
+            np.testing.assert_array_equal(archive["model/conv1/kernel"], values()["model/conv1/kernel"])
+
+    def test_saving_a_step_again_replaces_it(self, store):
+        store.save(values(1), step=12, metadata=METADATA)
+        store.save(values(2), step=12, metadata=METADATA)
+        assert same_bits(store.load(12)[0], values(2))
+
+
+class TestWhichStay:
+    def test_the_newest_k_stay(self, store):
+        save(store, 1, 2, 3, 10)
+        assert store.steps() == [3, 10]
+        assert store.latest() == 10
+
+    def test_the_best_stays_beside_the_newest_until_a_better_one(self, store):
+        for step, score in ((1, 0.5), (2, 0.9), (3, 0.4), (4, 0.9), (5, 0.8)):
+            store.mark_best(step, score)
+            save(store, step)
+        assert store.steps() == [2, 4, 5]
+        assert (store.best(), store.best_score()) == (2, 0.9)
+        assert store.mark_best(6, 0.91)
+        save(store, 6)
+        assert store.steps() == [5, 6]
+        assert (store.best(), store.best_score()) == (6, 0.91)
+
+    def test_the_best_is_remembered_by_a_store_that_is_opened_later(self, store, tmp_path):
+        store.mark_best(1, 0.5)
+        save(store, 1, 2, 3, 4)
+        later = CheckpointStore(tmp_path, keep=2)
+        assert later.best() == 1
+        assert later.steps() == [1, 3, 4]
+        assert not later.mark_best(5, 0.5)
+
+    def test_a_kill_between_marking_and_saving_does_not_cost_the_best(self, store):
+        save(store, 1)
+        store.mark_best(2, 0.9)  # killed here, restored from step 1, trained on to step 2
+        assert store.best() is None
+        assert store.mark_best(2, 0.9)
+        save(store, 2)
+        assert store.best() == 2
+
+    def test_a_run_that_went_back_forgets_the_best_of_the_steps_it_lost(self, store):
+        save(store, 1)
+        store.mark_best(3, 0.9)
+        save(store, 3)
+        assert store.mark_best(2, 0.7)  # step 3 was damaged: restored from step 1
+        save(store, 2)
+        assert (store.best(), store.best_score()) == (2, 0.7)
+
+    def test_an_empty_or_absent_folder_holds_none(self, tmp_path):
+        for folder in (tmp_path, tmp_path / "absent"):
+            store = CheckpointStore(folder)
+            assert (store.steps(), store.latest(), store.best(), store.best_score()) == ([], None, None, None)
+
+    def test_a_damaged_record_of_the_best_is_no_obstacle(self, store, tmp_path):
+        save(store, 1)
+        for content in ('{"step": 1, "sc', "", "[]", '{"step": 1}'):
+            (tmp_path / "best.json").write_text(content)
+            assert store.best_score() is None
+            assert store.best() is None
+            assert store.mark_best(1, 0.3)
+
+
+class TestCrashes:
+    def test_a_half_written_checkpoint_is_not_seen_and_the_next_save_removes_it(self, store, tmp_path):
+        save(store, 1)
+        leftover = tmp_path / ".step-000000002.npz.partial"
+        leftover.write_bytes(b"half")
+        assert store.steps() == [1]
+        save(store, 3)
+        assert not leftover.exists()
+        assert sorted(os.listdir(tmp_path)) == ["step-000000001.npz", "step-000000003.npz"]
+
+    def test_other_files_are_neither_checkpoints_nor_removed(self, store, tmp_path):
+        strangers = ["step-1.npz", "step-000000007.npz.bak", "notes.txt"]
+        for name in strangers:
+            (tmp_path / name).write_text("")
+        save(store, 1, 2, 3)
+        assert store.steps() == [2, 3]
+        assert set(strangers) < set(os.listdir(tmp_path))
+
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+    def test_a_file_that_was_cut_short_is_named(self, store, share):
+        path = store.save(values(), step=12, metadata=METADATA)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=f"checkpoint {re.escape(str(path))} is damaged"):
+            store.load(12)
+
+    def test_a_flipped_bit_anywhere_is_either_named_or_changes_nothing_that_is_read(self, store):
+        path = store.save(values(), step=12, metadata=METADATA)
+        whole, detected = path.read_bytes(), 0
+        for position in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            try:
+                loaded, metadata = store.load(12)
+            except DataError as error:
+                assert str(path) in str(error)
+                detected += 1
+            else:
+                assert same_bits(loaded, values()), f"byte {position}"
+                assert metadata == {**METADATA, "step": 12}, f"byte {position}"
+        assert detected > sum(value.nbytes for value in values().values())
+
+    def test_a_missing_step_is_named_with_those_there_are(self, store):
+        save(store, 1, 2)
+        with pytest.raises(DataError, match=r"step-000000007\.npz is missing\. There are: \[1, 2\]"):
+            store.load(7)
+
+    def test_a_save_that_fails_leaves_the_older_ones_intact_and_nothing_half_written(self, store, tmp_path):
+        save(store, 1, 2)
+        (tmp_path / "step-000000003.npz").mkdir()  # what the new file cannot take the name of
+        with pytest.raises(DataError, match=r"step-000000003\.npz cannot be written .*Older ones are untouched"):
+            save(store, 3)
+        (tmp_path / "step-000000003.npz").rmdir()
+        assert sorted(os.listdir(tmp_path)) == ["step-000000001.npz", "step-000000002.npz"]
+        assert same_bits(store.load(2)[0], values(2))
+
+    def test_a_save_into_an_absent_folder_is_named(self, tmp_path):
+        with pytest.raises(DataError, match=r"checkpoint .*absent.* cannot be written \(No such file"):
+            save(CheckpointStore(tmp_path / "absent"), 1)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not hold for root")
+    def test_a_save_into_a_folder_that_cannot_be_written_is_named(self, store, tmp_path):
+        save(store, 1)
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)"):
+                save(store, 2)
+        finally:
+            tmp_path.chmod(0o700)
+        assert store.steps() == [1]
+
+    def test_metadata_is_json_in_the_file(self, store):
+        path = store.save(values(), step=12, metadata=METADATA)
+        assert json.dumps({**METADATA, "step": 12}).encode() in path.read_bytes()

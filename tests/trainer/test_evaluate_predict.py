@@ -1,0 +1,345 @@
+"""What a trained run says of images: exact numbers, and a CSV in the order it was asked for."""
+
+import csv
+import random
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.checkpoints import CheckpointStore
+
+pytestmark = pytest.mark.slow
+
+TOP = 7
+
+# The run's weights in a plain Keras call, one image file after another: no reader, no strategy, no compiled step.
+_PLAIN_PROBABILITIES = """
+import sys
+import numpy as np
+import tensorflow as tf
+from trainer.models import build_model
+checkpoint, output, *files = sys.argv[1:]
+values = np.load(checkpoint)
+model = build_model("convnet", num_classes=7, image_size=32).model
+for variable in model.variables:
+    for name in (f"average/{variable.path}", f"model/{variable.path}"):
+        if name in values:
+            variable.assign(values[name])
+            break
+images = np.stack([tf.io.decode_jpeg(tf.io.read_file(file)).numpy() for file in files])
+np.save(output, tf.nn.softmax(model(images.astype("float32") / 255, training=False)).numpy())
+"""
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_csv(path, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def quality(probabilities, labels):
+    """Returns loss, top-1, top-5 and macro F1 by their definitions."""
+    of_label = probabilities[np.arange(len(labels)), labels]
+    predicted = probabilities.argmax(1)
+    f1 = []
+    for label in range(probabilities.shape[1]):
+        hits = np.sum((predicted == label) & (labels == label))
+        occurrences = np.sum(predicted == label) + np.sum(labels == label)
+        f1 += [2 * hits / occurrences] if occurrences else []
+    return {
+        "loss": -np.log(of_label).mean(),
+        "top1": np.mean(predicted == labels),
+        "top5": np.mean((probabilities > of_label[:, np.newaxis]).sum(1) < 5),
+        "macro_f1": np.mean(f1),
+    }
+
+
+def draw_odd_images(folder):
+    """Images that a decoder could show otherwise than a viewer does, each with what a viewer shows as a plain PNG."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (5, 4, 3), np.uint8)).resize((40, 52), Image.Resampling.BICUBIC)
+    for category in ("odd", "plain"):
+        (folder / category / "deep" / "er").mkdir(parents=True)
+    odd, plain = (folder / name / "deep" / "er" for name in ("odd", "plain"))
+    grey = smooth.convert("L")
+    grey.save(odd / "grey.png")
+    grey.convert("RGB").save(plain / "grey.png")
+    alpha = Image.linear_gradient("L").resize(smooth.size)
+    transparent = smooth.copy()
+    transparent.putalpha(alpha)
+    transparent.save(odd / "transparent.png")
+    white = Image.new("RGBA", smooth.size, "white")
+    Image.alpha_composite(white, transparent).convert("RGB").save(plain / "transparent.png")
+    smooth.quantize(256).save(odd / "palette.png")
+    smooth.quantize(256).convert("RGB").save(plain / "palette.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held on its side: a viewer turns the image by 90 degrees clockwise
+    smooth.save(odd / "turned.png", exif=turned)
+    smooth.transpose(Image.Transpose.ROTATE_270).save(plain / "turned.png")
+    smooth.save(odd / "bitmap.bmp")
+    smooth.save(plain / "bitmap.png")
+    smooth.save(odd / "photo.jpg", exif=turned, quality=98, subsampling=0)
+    smooth.transpose(Image.Transpose.ROTATE_270).save(plain / "photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    """A copy of the finished run whose best checkpoint is not its last."""
+    workdir = shutil.copytree(finished_run.workdir, tmp_path_factory.mktemp("trained") / "run")
+    store = CheckpointStore(workdir / "checkpoints")
+    (workdir / "checkpoints" / "best.json").unlink()
+    store.mark_best(36, 1.0)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def asked(run, dataset, dataset_without_validation, convoy_together, tmp_path_factory):
+    """Many questions to one run on one device, in one process: ({name: answer}, the folder of the CSVs)."""
+    folder = tmp_path_factory.mktemp("predictions")
+    photos = dataset.photos / "test"
+    rows = dataset.rows("test")
+    shuffled = random.Random(0).sample(rows, len(rows))
+    write_csv(folder / "manifest.csv", [("note", "filename"), *(("x", name) for name, _ in shuffled)])
+    some = [name for name, _ in shuffled[:5]]
+    write_csv(folder / "like.csv", [("image id", "label", "unused"), *((name, "", "") for name in some)])
+    write_csv(folder / "some.csv", [("filename",), *((name,) for name in reversed(some))])
+    write_csv(folder / "missing.csv", [("filename",), (some[0],), ("no_such_image.jpg",)])
+    write_csv(folder / "header.csv", [("file", "category"), (some[0], "")])
+    broken = folder / "broken"
+    shutil.copytree(photos, broken / "garbage")
+    (sorted((broken / "garbage").rglob("*.jpg"))[3]).write_bytes(b"no image at all")
+    shutil.copytree(photos, broken / "cut")
+    cut = sorted((broken / "cut").rglob("*.jpg"))[5]
+    cut.write_bytes(cut.read_bytes()[:-40])  # it opens as an image, and its last rows are missing
+    odd = draw_odd_images(folder / "images")
+
+    def predict(name, images=photos, **flags):
+        given = [f"--{flag}={value}" for flag, value in flags.items()]
+        return ["predict", f"--images={images}", f"--output={folder / name}.csv", *given]
+
+    questions = {
+        "best": ["evaluate", "--split=test"],
+        "last": ["evaluate", "--split=test", "--checkpoint=last"],
+        "step": ["evaluate", "--split=validation", "--checkpoint=36"],
+        "validation": ["evaluate", "--split=validation", "--checkpoint=40"],
+        "no checkpoint": ["evaluate", "--split=test", "--checkpoint=37"],
+        "no split": ["evaluate", "--split=tset"],
+        "other classes": ["evaluate", "--split=train", f"--data={dataset_without_validation}"],
+        "all": predict("all", manifest=folder / "manifest.csv", checkpoint="last", top_k=TOP, probabilities="true"),
+        "by name": predict("by name", checkpoint="last"),
+        "top": predict("top", checkpoint="last", top_k=3),
+        "like": predict("liked", checkpoint="last", like=folder / "like.csv", probabilities="true"),
+        "like and manifest": predict("both", like=folder / "like.csv", manifest=folder / "some.csv"),
+        "like and another manifest": predict("differ", like=folder / "like.csv", manifest=folder / "manifest.csv"),
+        "missing": predict("missing_out", manifest=folder / "missing.csv"),
+        "header": predict("header_out", manifest=folder / "header.csv"),
+        "garbage": predict("garbage", images=broken / "garbage"),
+        "cut": predict("cut", images=broken / "cut"),
+        "no images": predict("none", images=folder / "predictions"),
+        "too many": predict("many", top_k=8),
+        "no folder": predict("no/folder"),
+        "odd": predict("odd", images=odd, top_k=TOP, probabilities="true"),
+    }
+    # The last of two --workdir counts.
+    questions["no run"] = ["evaluate", "--split=test", f"--workdir={folder}"]
+    questions["absent run"] = ["evaluate", "--split=test", f"--workdir={folder / 'absent'}"]
+    commands = ([name, f"--workdir={run}", "--devices=cpu:1", *flags] for name, *flags in questions.values())
+    answers = dict(zip(questions, convoy_together(*commands, timeout=600), strict=True))
+    return answers, folder, shuffled
+
+
+@pytest.fixture(scope="module")
+def asked_on_two_devices(run, dataset, asked, convoy_together, tmp_path_factory):
+    """The evaluation and the prediction of every image on two devices."""
+    _, folder, _ = asked
+    output = tmp_path_factory.mktemp("two") / "all.csv"
+    common = [f"--workdir={run}", "--devices=cpu:2", "--checkpoint=last"]
+    predict = ["predict", f"--images={dataset.photos / 'test'}", f"--manifest={folder / 'manifest.csv'}"]
+    predict += [f"--output={output}", f"--top_k={TOP}", "--probabilities"]
+    evaluated, predicted = convoy_together(["evaluate", "--split=test", *common], [*predict, *common])
+    assert predicted.returncode == 0, predicted.output
+    return evaluated, output
+
+
+@pytest.fixture(scope="module")
+def plain_quality(run, dataset, python, tmp_path_factory):
+    """Quality of the last checkpoint on the test images, by the plain computation."""
+    output = tmp_path_factory.mktemp("plain") / "probabilities.npy"
+    rows = dataset.rows("test")
+    files = [next((dataset.photos / "test").rglob(name)) for name, _ in rows]
+    result = python("-c", _PLAIN_PROBABILITIES, run / "checkpoints" / "step-000000040.npz", output, *files)
+    assert result.returncode == 0, result.stderr
+    return quality(np.load(output), np.array([dataset.categories.index(category) for _, category in rows]))
+
+
+def probabilities_of(path, categories):
+    """Returns the names and [images, classes] probabilities of a CSV with every category's."""
+    _, *rows = read_csv(path)
+    values = np.zeros((len(rows), len(categories)))
+    for values_of_image, (_, *pairs) in zip(values, rows, strict=True):
+        for category, probability in zip(pairs[::2], pairs[1::2], strict=True):
+            values_of_image[categories.index(category)] = float(probability)
+    return [name for name, *_ in rows], values
+
+
+def refused(answer, code):
+    assert answer.returncode == code, answer.output
+    assert "Traceback" not in answer.output
+    lines = answer.output.splitlines()
+    assert 1 <= len(lines) <= 2
+    return answer.output
+
+
+def results(run):
+    with open(run / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestEvaluate:
+    def test_every_image_counts_once_as_in_a_plain_computation(self, run, asked, asked_on_two_devices, plain_quality):
+        rows = [row for row in results(run) if (row["split"], row["step"]) == ("test", "40")]
+        assert len(rows) == 2  # on one device and on two
+        for row in rows:
+            for name, value in plain_quality.items():
+                assert float(row[name]) == pytest.approx(value, abs=2e-6), name
+
+    def test_it_says_how_many_images_and_which_weights(self, asked, asked_on_two_devices):
+        answers, _, _ = asked
+        for answer in (answers["last"], asked_on_two_devices[0]):
+            assert answer.returncode == 0, answer.output
+            assert "259 images, each once, with the weights of step 40\n" in answer.output
+            assert "test: loss " in answer.output
+
+    def test_the_best_checkpoint_is_used_unless_another_is_asked_for(self, run, asked):
+        answers, _, _ = asked
+        assert "259 images, each once, with the weights of step 36\n" in answers["best"].output
+        assert "9 images, each once, with the weights of step 36\n" in answers["step"].output
+        by_step = {row["step"]: row["loss"] for row in results(run) if row["split"] == "test"}
+        assert by_step["36"] != by_step["40"]
+
+    def test_an_evaluation_in_training_is_that_of_evaluate(self, run, asked):
+        answers, _, _ = asked
+        assert "9 images, each once, with the weights of step 40\n" in answers["validation"].output
+        in_training, afterwards = (row for row in results(run) if (row["split"], row["step"]) == ("validation", "40"))
+        for name in ("loss", "top1", "top5", "macro_f1", "ece"):
+            assert float(in_training[name]) == pytest.approx(float(afterwards[name]), abs=2e-6)
+
+    def test_what_cannot_be_evaluated_is_named(self, asked):
+        answers, _, _ = asked
+        assert "--checkpoint=37: give best, last or one of the steps" in refused(answers["no checkpoint"], 2)
+        assert "no split 'tset' (did you mean 'test'?)" in refused(answers["no split"], 3)
+        assert "7 classes and the run 7; different: '" in refused(answers["other classes"], 3)
+
+    def test_a_folder_that_is_no_run_is_named(self, asked):
+        answers, folder, _ = asked
+        assert f"{folder / 'config.json'} is missing: {folder} is no run directory" in refused(answers["no run"], 3)
+        assert f"--workdir={folder / 'absent'}: no such folder" in refused(answers["absent run"], 3)
+
+
+class TestPredict:
+    def test_rows_stand_in_the_manifests_order_with_categories_as_they_were(self, asked, dataset):
+        answers, folder, shuffled = asked
+        assert answers["all"].returncode == 0, answers["all"].output
+        assert "259 images, with the weights of step 40" in answers["all"].output
+        _, *rows = read_csv(folder / "all.csv")
+        assert [row[0] for row in rows] == [name for name, _ in shuffled]
+        for row in rows:
+            assert sorted(row[1::2]) == list(dataset.categories)
+
+    def test_probabilities_fall_and_add_up_to_1(self, asked):
+        _, folder, _ = asked
+        header, *rows = read_csv(folder / "all.csv")
+        assert header[:5] == ["filename", "category", "probability", "category_2", "probability_2"]
+        for row in rows:
+            values = [float(value) for value in row[2::2]]
+            assert values == sorted(values, reverse=True)
+            assert sum(values) == pytest.approx(1, abs=1e-5)
+
+    def test_predictions_give_the_accuracy_of_evaluate(self, asked, dataset, plain_quality):
+        _, folder, shuffled = asked
+        _, *rows = read_csv(folder / "all.csv")
+        right = [row[1] == category for row, (_, category) in zip(rows, shuffled, strict=True)]
+        assert np.mean(right) == pytest.approx(plain_quality["top1"])
+
+    def test_two_devices_predict_the_same(self, asked, asked_on_two_devices, dataset):
+        _, folder, _ = asked
+        names, one = probabilities_of(folder / "all.csv", dataset.categories)
+        names_of_two, two = probabilities_of(asked_on_two_devices[1], dataset.categories)
+        assert names_of_two == names
+        np.testing.assert_allclose(two, one, atol=2e-6)
+
+    def test_without_a_manifest_every_image_of_every_folder_stands_by_its_path(self, asked, dataset):
+        _, folder, _ = asked
+        header, *rows = read_csv(folder / "by name.csv")
+        photos = dataset.photos / "test"
+        assert header == ["filename", "category"]
+        assert [name for name, _ in rows] == sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+        best = {row[0]: row[1] for row in read_csv(folder / "all.csv")[1:]}
+        assert all(category == best[name.split("/")[-1]] for name, category in rows)
+
+    def test_top_k_gives_k_columns(self, asked):
+        _, folder, _ = asked
+        header, *rows = read_csv(folder / "top.csv")
+        assert header == ["filename", "category", "category_2", "category_3"]
+        of_all = {row[0]: row[1:6:2] for row in read_csv(folder / "all.csv")[1:]}
+        assert all(categories == of_all[name.split("/")[-1]] for name, *categories in rows)
+
+    def test_like_gives_its_header_and_its_order(self, asked):
+        _, folder, shuffled = asked
+        header, *rows = read_csv(folder / "liked.csv")
+        assert header == ["image id", "label", "probability"]
+        assert [row[0] for row in rows] == [name for name, _ in shuffled[:5]]
+
+    def test_like_decides_the_order_where_a_manifest_names_the_same_images(self, asked):
+        answers, folder, shuffled = asked
+        assert answers["like and manifest"].returncode == 0
+        header, *rows = read_csv(folder / "both.csv")
+        assert header == ["image id", "label"]
+        assert [row[0] for row in rows] == [name for name, _ in shuffled[:5]]
+
+    @pytest.mark.parametrize(
+        ("name", "code", "said"),
+        [
+            ("missing", 3, "'no_such_image.jpg'"),
+            ("header", 3, "no column 'filename' (did you mean 'file'?)"),
+            ("like and another manifest", 3, "like.csv lacks '"),
+            ("no images", 3, "does not exist"),
+            ("too many", 2, "--top_k=8: give 1 to 7"),
+            ("no folder", 2, "does not exist. Make it first."),
+        ],
+    )
+    def test_what_cannot_be_predicted_is_named(self, asked, name, code, said):
+        assert said in refused(asked[0][name], code)
+
+    @pytest.mark.parametrize(("name", "place"), [("garbage", 3), ("cut", 5)])
+    def test_an_image_that_cannot_be_read_is_named_and_no_csv_is_written(self, asked, name, place):
+        answers, folder, _ = asked
+        images = folder / "broken" / name
+        assert repr(str(sorted(images.rglob("*.jpg"))[place].relative_to(images))) in refused(answers[name], 3)
+        assert not (folder / f"{name}.csv").exists()
+
+    def test_nothing_half_written_stays(self, asked):
+        _, folder, _ = asked
+        assert not list(folder.rglob("*partial*"))
+        assert not [
+            name for name in ("missing_out", "header_out", "differ", "many") if (folder / f"{name}.csv").exists()
+        ]
+
+    @pytest.mark.parametrize(
+        ("name", "tolerance"),
+        [("grey", 0), ("transparent", 0), ("palette", 0), ("turned", 0), ("bitmap", 0), ("photo", 0.02)],
+    )
+    def test_an_image_is_seen_as_a_viewer_shows_it(self, asked, dataset, name, tolerance):
+        answers, folder, _ = asked
+        assert answers["odd"].returncode == 0, answers["odd"].output
+        names, values = probabilities_of(folder / "odd.csv", dataset.categories)
+        found = {path.rsplit(".", 1)[0]: probabilities for path, probabilities in zip(names, values, strict=True)}
+        np.testing.assert_allclose(found[f"odd/deep/er/{name}"], found[f"plain/deep/er/{name}"], atol=tolerance)

@@ -1,0 +1,161 @@
+import json
+import os
+
+import pytest
+
+from input_pipeline.errors import DataError
+from trainer.results import append_result, truncate_results
+from trainer.run_directory import RunDirectory, append_json_line, truncate_json_lines, write_atomically
+
+QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TestAtomicWrites:
+    def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(self, tmp_path):
+        path = tmp_path / "file.json"
+        write_atomically(path, b"before")
+        write_atomically(path, b"after")
+        assert path.read_bytes() == b"after"
+        assert os.listdir(tmp_path) == ["file.json"]
+
+    def test_a_reader_that_has_the_old_file_open_keeps_reading_it(self, tmp_path):
+        path = tmp_path / "file.json"
+        write_atomically(path, b"before")
+        with path.open("rb") as reader:
+            write_atomically(path, b"after")
+            assert reader.read() == b"before"
+
+    def test_what_a_crash_left_half_written_is_replaced(self, tmp_path):
+        (tmp_path / ".file.json.partial").write_bytes(b"a long half-written leftover of a crash")
+        write_atomically(tmp_path / "file.json", b"whole")
+        assert (tmp_path / "file.json").read_bytes() == b"whole"
+        assert os.listdir(tmp_path) == ["file.json"]
+
+    def test_a_write_that_fails_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "file.json"
+        path.write_bytes(b"before")
+        (tmp_path / ".file.json.partial").mkdir()
+        with pytest.raises(OSError):
+            write_atomically(path, b"after")
+        assert path.read_bytes() == b"before"
+
+
+class TestJsonLines:
+    def test_each_object_is_a_line(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        for step in (1, 2):
+            append_json_line(path, {"step": step, "text": "two\nlines"})
+        assert lines(path) == [{"step": 1, "text": "two\nlines"}, {"step": 2, "text": "two\nlines"}]
+
+    def test_a_line_that_a_crash_cut_short_does_not_swallow_the_next(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n{"step": 2, "quali')
+        append_json_line(path, {"step": 3})
+        assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'
+
+    def test_truncation_keeps_the_lines_up_to_a_step_byte_for_byte(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        kept = '{"step": 1,  "split":"train"}\n{"step": 2, "split": "train"}\n{"step": 2, "split": "validation"}\n'
+        path.write_text(kept + '{"step": 3, "split": "train"}\n')
+        truncate_json_lines(path, last_step=2)
+        assert path.read_text() == kept
+
+    def test_truncation_drops_lines_that_are_cut_short_or_no_objects_with_a_step(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n{"step": 1, "x": \n[1]\n{"other": 1}\n{"step": null}\n{"step": 2}\n{"st')
+        truncate_json_lines(path, last_step=9)
+        assert lines(path) == [{"step": 1}, {"step": 2}]
+
+    def test_truncation_at_step_0_empties_the_file(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n')
+        truncate_json_lines(path, last_step=0)
+        assert path.read_text() == ""
+
+    def test_truncating_a_file_that_is_not_there_makes_none(self, tmp_path):
+        truncate_json_lines(tmp_path / "metrics.jsonl", last_step=3)
+        assert os.listdir(tmp_path) == []
+
+    def test_a_byte_that_is_no_text_costs_its_line_only(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes(b'{"step": 1}\n{"step": 2, "x": "\xff"}\n{"step": 3}\n')
+        truncate_json_lines(path, last_step=9)
+        assert [line["step"] for line in lines(path)] == [1, 3]
+
+
+class TestResultsTable:
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        for step in (8, 16, 24):
+            append_result(run, step=step, split="validation", quality=dict.fromkeys(QUALITY, step / 100))
+        return run
+
+    def test_holds_a_header_and_a_row_an_evaluation(self, run):
+        header, *rows = run.results_table.read_text().splitlines()
+        assert header == "time,step,split,loss,top1,top5,macro_f1,ece"
+        assert [row.split(",", 1)[1] for row in rows] == [
+            f"{step},validation" + f",{step / 100:.6f}" * 5 for step in (8, 16, 24)
+        ]
+
+    def test_truncation_drops_the_rows_that_a_resumed_run_takes_again(self, run):
+        before = run.results_table.read_text().splitlines()
+        truncate_results(run, last_step=16)
+        assert run.results_table.read_text().splitlines() == before[:3]
+
+    def test_a_row_that_a_crash_cut_short_is_dropped_and_the_next_stands_by_itself(self, run):
+        before = run.results_table.read_text()
+        run.results_table.write_text(before[: before.rindex(",0.24")])
+        truncate_results(run, last_step=99)
+        append_result(run, step=32, split="test", quality=dict.fromkeys(QUALITY, 0.5))
+        rows = run.results_table.read_text().splitlines()
+        assert len(rows) == 4
+        assert rows[-1].split(",")[1:4] == ["32", "test", "0.500000"]
+
+    def test_truncating_a_table_that_is_not_there_makes_none(self, tmp_path):
+        truncate_results(RunDirectory(tmp_path), last_step=3)
+        assert os.listdir(tmp_path) == []
+
+
+class TestRunDirectory:
+    def test_is_made_with_its_parents_and_may_be_there_already(self, tmp_path):
+        run = RunDirectory(tmp_path / "runs" / "first")
+        run.create()
+        run.create()
+        assert run.checkpoints.is_dir()
+
+    def test_a_path_that_is_a_file_is_named(self, tmp_path):
+        (tmp_path / "run").write_text("")
+        with pytest.raises(DataError, match=r"--workdir=.*run: cannot be made"):
+            RunDirectory(tmp_path / "run").create()
+
+    def test_json_comes_back_as_it_was_written(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        value = {"text": "Käse", "list": [1, 2.5, None]}
+        run.write_json(run.result, value)
+        assert run.read_json(run.result) == value
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        with pytest.raises(DataError, match=r"config\.json is missing: .* is no run directory of `convoy train`"):
+            run.read_json(run.config)
+
+    @pytest.mark.parametrize("content", [b'{"seed": 0', b"", b"\xff\xfe"])
+    def test_a_damaged_file_is_named(self, tmp_path, content):
+        run = RunDirectory(tmp_path)
+        run.config.write_bytes(content)
+        with pytest.raises(DataError, match=r"config\.json is damaged"):
+            run.read_json(run.config)
+
+    def test_events_are_lines_with_their_time(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        run.append_event("start", step=0)
+        run.append_event("done", step=7)
+        first, last = lines(run.events)
+        assert (first["event"], first["step"]) == ("start", 0)
+        assert (last["event"], last["step"]) == ("done", 7)
+        assert first["time"] <= last["time"]
