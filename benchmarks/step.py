@@ -28,6 +28,7 @@ PEERS = {
     "convoy-auto": "Convoy, precision=auto",
     "convoy-float32": "Convoy, float32",
     "convoy-v4": "Convoy, auto, V=4 on one device",
+    "convoy-quarter": "Convoy, auto, V=1, a quarter of the batch",
     "convoy-two-devices": "Convoy, auto, V=2 on two logical devices",
     "gemm-float32": "matrix product, float32",
     "gemm-bfloat16": "matrix product, bfloat16",
@@ -138,9 +139,11 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     if kind == "torch":
         return _prepare_torch(variant, options)
     precision = "float32" if variant == "float32" else options["precision"]
+    # The batch of one of four virtual replicas, to compare four of them with: the same batch norm, an update each.
+    batch_size = options["batch_size"] // 4 if variant == "quarter" else options["batch_size"]
     virtual_replicas, devices = {"v4": (4, 1), "two-devices": (2, 2)}.get(variant, (1, 1))
     train_step, batch = convoy_step(
-        precision, options["batch_size"], options["image_size"], virtual_replicas=virtual_replicas, devices=devices
+        precision, batch_size, options["image_size"], virtual_replicas=virtual_replicas, devices=devices
     )
     steps = options["steps_per_round"]
 
@@ -149,7 +152,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             result = train_step(batch, _LEARNING_RATE)
         float(result.gradient_norm)
 
-    return Prepared(_timed(train, steps * options["batch_size"]), {"precision": precision})
+    return Prepared(_timed(train, steps * batch_size), {"precision": precision})
 
 
 def convoy_step(

@@ -220,7 +220,7 @@ class Reader:
 
         def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             kept = {name: columns[name] for name in ("label", *extra)}
-            return {"image": decode_and_crop_all(columns, columns.get("randomness"), crop), **kept}
+            return {"image": decode_and_crop_all(columns, columns.get("randomness"), crop, chunk), **kept}
 
         def sized(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             size = slices.replica_batch_size
