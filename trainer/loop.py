@@ -3,16 +3,12 @@
 result = train(config, data="data", workdir="run", devices=parse_devices("auto"))
 """
 
-import os
-import platform
 import shlex
 import sys
 from typing import Any
 
-import keras
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
 from input_pipeline.crop import Crop
 from input_pipeline.dataset import Dataset, open_dataset
@@ -25,6 +21,7 @@ from trainer.chronometer import Chronometer
 from trainer.config import Plan
 from trainer.console import TrainingConsole
 from trainer.curves import draw_curves
+from trainer.description import dataset_identity, environment, header_rows
 from trainer.devices import Devices, make_strategy
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.preprocess import DRAWS, ColourRanges
@@ -83,7 +80,8 @@ def train(
             runtime.state.assign(values, metadata["step"])
         except DataError as error:
             raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
-    return _Training(config, plan, runtime, dataset, run, store).to_the_end()
+    reported = checkpoint[1]["reported"] if checkpoint else {}
+    return _Training(config, plan, runtime, dataset, run, store, reported).to_the_end()
 
 
 class _Training:
@@ -97,6 +95,7 @@ class _Training:
         dataset: Dataset,
         run: RunDirectory,
         store: CheckpointStore,
+        reported: dict[str, Any],
     ):
         self._config = config
         self._plan = plan
@@ -117,7 +116,9 @@ class _Training:
         self._console = TrainingConsole(plan.total_steps, runtime.state.step)
         self._window_sums = np.zeros(metrics.sums_size(dataset.num_classes))
         self._window_last: StepResult | None = None
-        self._quality: dict[str, dict[str, float]] = {}  # newest metrics by split
+        # A run that was killed between its last checkpoint and its result reports what it had measured.
+        self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
+        self._images_per_second_before: float | None = reported.get("images_per_second")
 
     def to_the_end(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
@@ -134,8 +135,8 @@ class _Training:
         truncate_results(run, step)
         files = {
             "config": configs.to_json(self._config),
-            "environment": _environment(),
-            "dataset": {"directory": str(self._dataset.directory.resolve()), **_dataset_identity(self._dataset)},
+            "environment": environment(),
+            "dataset": {"directory": str(self._dataset.directory.resolve()), **dataset_identity(self._dataset)},
         }
         for name, value in files.items():
             run.write_json(run.path / f"{name}.json", value)
@@ -144,7 +145,7 @@ class _Training:
         (run.path / "command.txt").write_text(command + "\n", encoding="utf-8")
         self._writers.write_text("run/command", command)
         run.append_event("restored" if step else "start", step=step, replicas=self._plan.replicas)
-        self._console.header(_header(self._config, self._plan, self._runtime, self._dataset, run))
+        self._console.header(header_rows(self._config, self._plan, self._runtime, self._dataset, run))
         if step:
             self._console.say(f"Resumed at step {step} of {self._plan.total_steps}.")
 
@@ -252,8 +253,9 @@ class _Training:
             step=self._state.step,
             metadata={
                 "config": configs.to_json(self._config),
-                "dataset": _dataset_identity(self._dataset),
+                "dataset": dataset_identity(self._dataset),
                 "weights_sha256": self._state.weights_sha256(),
+                "reported": {"metrics": self._quality, "images_per_second": self._images_per_second()},
             },
         )
 
@@ -265,7 +267,7 @@ class _Training:
             "images_seen": step * plan.global_batch_size,
             "metrics": self._quality,
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
-            "images_per_second": self._chronometer.steady_images_per_second(),
+            "images_per_second": self._images_per_second(),
             "weights_sha256": self._state.weights_sha256(),
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
@@ -277,6 +279,9 @@ class _Training:
         self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")
         self._console.say(f"Curves: {self._run.curves}")
         return result
+
+    def _images_per_second(self) -> float | None:
+        return self._chronometer.steady_images_per_second() or self._images_per_second_before
 
     def _epoch(self) -> float:
         return self._state.step / self._plan.steps_per_epoch
@@ -306,23 +311,13 @@ def _check_same_run(
             f"--workdir={run.path} holds step {metadata['step']} of a run with another config: {'; '.join(changed)}. "
             "Give the same config to go on with it, or another --workdir."
         )
-    before, now = metadata["dataset"], _dataset_identity(dataset)
+    before, now = metadata["dataset"], dataset_identity(dataset)
     if before != now:
         names = [f"{name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
         raise DataError(
             f"--workdir={run.path} holds step {metadata['step']} of a run on another dataset than {dataset.directory}: "
             f"{'; '.join(names)}. Give the same --data to go on with it, or another --workdir."
         )
-
-
-def _dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    split = dataset.split("train")
-    return {
-        "name": dataset.name,
-        "train_images": split.num_images,
-        "train_digest": dataset.digest("train"),
-        "class_names": list(dataset.class_names),
-    }
 
 
 def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> StepSettings:
@@ -339,52 +334,3 @@ def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runti
         deterministic=config.deterministic,
         colours=ColourRanges(augment.flip, augment.brightness, augment.contrast, augment.saturation),
     )
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "cpus": os.cpu_count(),
-        "gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")],
-    }
-
-
-def _header(
-    config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, dataset: Dataset, run: RunDirectory
-) -> dict[str, str]:
-    strategy = runtime.strategy
-    devices = [device.split("device:")[-1] for device in strategy.extended.worker_devices]
-    validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
-    length = (
-        f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
-    )
-    scaling = config.schedule.scaling
-    scaled = (
-        f", scaled ({scaling}) from {config.optimizer.learning_rate:g} at batch {config.schedule.reference_batch_size}"
-    )
-    return {
-        "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters",
-        "data": f"{dataset.directory}: {dataset.num_classes} classes"
-        + (
-            f", {validation} validation images"
-            if validation
-            else ", no validation split: nothing is evaluated while training"
-        ),
-        "length": length,
-        "devices": f"{', '.join(devices)} ({type(strategy).__name__})",
-        "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
-        "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
-        f"{plan.virtual_batch_size} a virtual replica",
-        "optimizer": f"{config.optimizer.name}, peak learning rate {plan.peak_learning_rate:g}"
-        + (scaled if scaling != "none" else "")
-        + f", {config.schedule.name}",
-        "precision": f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"
-        + (", deterministic" if config.deterministic else ""),
-        "run directory": str(run.path),
-        "TensorBoard": f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}",
-    }

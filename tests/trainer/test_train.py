@@ -334,6 +334,9 @@ def short_runs(convoy_together, tmp_path_factory, finished_run, killed_run, data
         commands[name] = ["train", *finished_run.flags, *flags, f"--workdir={folder / name}"]
     shutil.copytree(finished_run.workdir, folder / "finished")
     commands["finished"] = ["train", *finished_run.flags, data, f"--workdir={folder / 'finished'}"]
+    shutil.copytree(finished_run.workdir, folder / "no result")
+    (folder / "no result" / "result.json").unlink()
+    commands["no result"] = ["train", *finished_run.flags, data, f"--workdir={folder / 'no result'}"]
     answers = convoy_together(*([*command, "--devices=cpu:2"] for command in commands.values()), timeout=600)
     return {name: (answer, folder / name) for name, answer in zip(commands, answers, strict=True)}
 
@@ -406,6 +409,14 @@ class TestShortRuns:
         assert answer.returncode == 0
         assert last_line(answer) == f"Nothing left to train: {workdir} is at its last step, {LAST_STEP}."
         assert fingerprints(workdir) == fingerprints(finished_run.workdir)
+
+    def test_a_run_killed_after_its_last_checkpoint_still_gets_its_result(self, short_runs, finished_run):
+        answer, workdir = short_runs["no result"]
+        assert answer.returncode == 0, answer.output
+        result, expected = result_of(workdir), result_of(finished_run.workdir)
+        assert result["images_per_second"] == pytest.approx(expected.pop("images_per_second"), rel=0.5)
+        assert {**expected, "images_per_second": result["images_per_second"]} == result
+        assert steps_evaluated(workdir) == EVALUATED
 
     def test_a_batch_that_does_not_divide_names_those_that_do(self, short_runs):
         answer, workdir = short_runs["batch"]

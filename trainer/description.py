@@ -1,0 +1,78 @@
+"""What a run is said to be before it starts: the console's header, its environment, its dataset's identity."""
+
+import os
+import platform
+import shlex
+from typing import Any
+
+import keras
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.dataset import Dataset
+from trainer.config import Plan
+from trainer.run_directory import RunDirectory
+from trainer.runtime import Runtime
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """Returns what must be the same for a run to go on with a dataset, as JSON data."""
+    split = dataset.split("train")
+    return {
+        "name": dataset.name,
+        "train_images": split.num_images,
+        "train_digest": dataset.digest("train"),
+        "class_names": list(dataset.class_names),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions and hardware, as JSON data."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")],
+    }
+
+
+def header_rows(
+    config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, dataset: Dataset, run: RunDirectory
+) -> dict[str, str]:
+    """Returns the rows of the console's header: what is about to run, on what, and how long."""
+    strategy = runtime.strategy
+    devices = [device.split("device:")[-1] for device in strategy.extended.worker_devices]
+    validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
+    length = (
+        f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
+    )
+    scaling = config.schedule.scaling
+    scaled = (
+        f", scaled ({scaling}) from {config.optimizer.learning_rate:g} at batch {config.schedule.reference_batch_size}"
+    )
+    return {
+        "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters",
+        "data": f"{dataset.directory}: {dataset.num_classes} classes"
+        + (
+            f", {validation} validation images"
+            if validation
+            else ", no validation split: nothing is evaluated while training"
+        ),
+        "length": length,
+        "devices": f"{', '.join(devices)} ({type(strategy).__name__})",
+        "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
+        "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
+        f"{plan.virtual_batch_size} a virtual replica",
+        "optimizer": f"{config.optimizer.name}, peak learning rate {plan.peak_learning_rate:g}"
+        + (scaled if scaling != "none" else "")
+        + f", {config.schedule.name}",
+        "precision": f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"
+        + (", deterministic" if config.deterministic else ""),
+        "run directory": str(run.path),
+        "TensorBoard": f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}",
+    }
