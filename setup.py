@@ -28,7 +28,7 @@ setup(
         "launch",
         "benchmarks",
     ],
-    entry_points={"console_scripts": ["convoy = convoy.cli:main"]},
+    entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.
         "tensorflow==2.21.*",

@@ -15,9 +15,10 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.workers import Prepared, Stopwatch, serve, usable_cores
+from benchmarks.workers import Prepared, Stopwatch, serve
 from input_pipeline.dataset import Split, open_dataset
 from input_pipeline.errors import UsageError
+from input_pipeline.processes import usable_cores
 
 INPUT_PEERS = {
     "decode": "decode loop, image by image",

@@ -22,8 +22,10 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import Round, SkippedError, Worker, running, usable_cores
+from benchmarks.workers import Round, SkippedError, Worker, running
 from input_pipeline.errors import UsageError, did_you_mean
+from input_pipeline.files import write_whole
+from input_pipeline.processes import usable_cores
 
 # Lets a peer's prefetching come to rest before the next one starts.
 _SETTLE_SECONDS = 0.15
@@ -227,9 +229,7 @@ def write_json(path: str | None, content: Mapping[str, Any]) -> None:
     """Writes the file whole, where a path was given."""
     if not path:
         return
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _rotated(workers: Sequence[Worker], by: int) -> list[Worker]:

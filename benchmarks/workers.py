@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline.errors import ConvoyError
+from input_pipeline.processes import terminable
 
 _ROOT = Path(__file__).parents[1]
 _SHOWN_ERROR_LINES = 12
@@ -94,11 +95,6 @@ class Prepared:
 
     time_round: Callable[[], Round]
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def serve(prepare: Callable[[str, dict[str, Any]], Prepared]) -> None:
@@ -206,20 +202,11 @@ class Worker:
 def running(module: str, peers: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Worker]]:
     """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included."""
     workers: list[Worker] = []
-
-    def terminate(number: int, frame: object) -> None:
-        del frame
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with tempfile.TemporaryDirectory(prefix="convoy-bench-", ignore_cleanup_errors=True) as scratch:
-            try:
-                for peer in peers:
-                    workers.append(Worker(module, peer, options, scratch))
-                yield workers
-            finally:
-                for worker in workers:
-                    worker.stop()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with terminable(), tempfile.TemporaryDirectory(prefix="convoy-bench-", ignore_cleanup_errors=True) as scratch:
+        try:
+            for peer in peers:
+                workers.append(Worker(module, peer, options, scratch))
+            yield workers
+        finally:
+            for worker in workers:
+                worker.stop()

@@ -1,5 +1,6 @@
 """`python -m convoy` is `convoy`."""
 
-from convoy.cli import main
+from convoy.cli import entry_point
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    entry_point()

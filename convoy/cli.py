@@ -1,15 +1,18 @@
 """Finds the command, parses its flags, runs it, and turns mistakes into one line and an exit code.
 
 A command is a module with `define_flags(flags, arguments)`, which may return other arguments to parse, and
-`run(flags, arguments)`; `REQUIRED` names the flags it cannot do
-without. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so that
-`--help` and a mistyped flag answer at once.
+`run(flags, arguments)`. `REQUIRED` names the flags it cannot do without; `TAKES_ARGUMENTS` says that it takes words
+that are no flags. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so
+that `--help` and a mistyped flag answer at once.
 """
 
 import importlib
+import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from absl import flags as absl_flags
 
@@ -66,6 +69,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def entry_point() -> NoReturn:
+    """Runs the process's command and ends the process."""
+    try:
+        code = main()
+    except SystemExit as request:
+        code = request.code if isinstance(request.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without Python's shutdown: a TensorFlow thread that then asks for the interpreter would hang the process for ever.
+    os._exit(code)
+
+
 def _dispatch(argv: list[str]) -> int:
     name = argv[1] if len(argv) > 1 else ""
     if name in ("", "help", "--help", "-h"):
@@ -89,6 +107,8 @@ def _dispatch(argv: list[str]) -> int:
         rest = flags([f"convoy {name}", *arguments])[1:]
     except absl_flags.Error as error:
         problem = str(error).splitlines()[0].replace(" ?", "?")
+        problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", problem)
+        problem = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", problem)
         stop = "" if problem.endswith((".", "?")) else "."
         raise UsageError(f"{problem}{stop} `convoy {name} --help` lists the flags.") from None
     require_flags(flags, *getattr(module, "REQUIRED", ()))

@@ -5,7 +5,6 @@ convoy convert --images=photos/train --manifest=train.csv --output=data
 convoy convert --images=photos/test --output=data --split=test
 """
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +70,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Converts, shows how far it is, and says what was done."""
     del arguments
     from input_pipeline.converter import convert
+    from input_pipeline.processes import terminable
 
     options = convert.Options(
         images=Path(flags.images),
@@ -89,7 +89,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         category_column=flags.category_column,
     )
     started = time.monotonic()
-    with _terminated_like_interrupted(), _progress() as progress:
+    with terminable(), _progress() as progress:
         summary = convert.convert(options, progress)
     _print_summary(summary, options.output, time.monotonic() - started)
     return 0
@@ -168,22 +168,3 @@ class _PlainProgress:
         rate = (done - self._first[1]) / (now - self._first[0]) if self._first and now > self._first[0] else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         print(f"converting: {done:,} of {total:,} images, {rate:,.0f} images/s{left}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Lets SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written stays."""
-
-    def terminate(number: int, frame: object) -> None:
-        del frame
-        raise SystemExit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # only the main thread may; a caller in another answers signals itself
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

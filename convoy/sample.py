@@ -1,7 +1,5 @@
 """`convoy sample`: draws a small product-like image set to try everything else with."""
 
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +36,9 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     Raises:
       UsageError: a flag is outside its range, or the output folder cannot be taken.
     """
+    from input_pipeline.processes import terminable
     from input_pipeline.sample.sample_set import SampleSet
 
-    # A scheduler's polite kill unwinds as an error does, which takes the unfinished folder away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     output = Path(flags.output)
     images = SampleSet(
         categories=flags.categories,
@@ -51,7 +48,8 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         seed=flags.seed,
     )
     started = time.monotonic()
-    images.write(output, workers=flags.workers)
+    with terminable():  # and the unfinished folder goes
+        images.write(output, workers=flags.workers)
     seconds = time.monotonic() - started
     train, test = (images.categories * images.count(split) for split in ("train", "test"))
     noun = "category" if images.categories == 1 else "categories"

@@ -1,8 +1,10 @@
 """`convoy train`: flags of training, and the config behind `--config`."""
 
+import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer import config as configs
 from trainer.devices import STRATEGIES, parse_devices
@@ -15,7 +17,13 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
         argument.split("=")[0].lstrip("-") for argument in others if argument.lstrip("-").startswith("config.")
     ]
     overrides += [argument.split("=")[0].lstrip("-")[2:] for argument in others if argument.startswith("--noconfig.")]
-    configs.check_field_names(configs.load_recipe(name), [field.removeprefix("config.") for field in overrides])
+    recipe = configs.load_recipe(name)
+    configs.check_field_names(recipe, [field.removeprefix("config.") for field in overrides])
+    if "config.epochs" in overrides and "config.steps" not in overrides and recipe.steps:
+        raise UsageError(
+            f"config.epochs has no effect while config.steps={recipe.steps} in recipe {name}: add --config.steps=0."
+        )
+    _check_for_bare_fields(recipe, others)
     arguments = [f"--config={configs.recipe_path(name)}", *others]
     config_flags.DEFINE_config_file(
         "config",
@@ -57,6 +65,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from trainer.loop import train
 
     train(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
+
+
+def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:
+    """Raises a UsageError for `--batch_size=2` that names `--config.batch_size=2`."""
+    by_last_part = {field.split(".")[-1]: field for field, _ in configs.fields(recipe)}
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and name in by_last_part and name != "deterministic":
+            raise UsageError(f"--{name} is a field of the config: write --config.{by_last_part[name]}={value}.")
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:

@@ -164,8 +164,7 @@ def _open_split(directory: Path, name: str, entry: Mapping[str, Any], num_classe
     problem = _index_problem(arrays, sizes, entry["num_images"], entry["counts"], num_classes)
     if problem:
         raise DataError(
-            f"{path} does not match the shards of split {name!r}: {problem}. "
-            f"`convoy verify --data={directory} --repair_index` writes it anew from the shards."
+            f"{path} does not match the shards of split {name!r}: {problem}. Convert again into another folder."
         )
     return Split(name=name, shard_paths=shard_paths, **arrays)
 
@@ -187,13 +186,10 @@ def _load_index(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as index:
             arrays = {name: np.asarray(index[name], dtype) for name, dtype in INDEX_TYPES.items()}
     except FileNotFoundError:
-        raise DataError(
-            f"index {path} is missing; `convoy verify --data={path.parent} --repair_index` writes it from the shards"
-        ) from None
+        raise DataError(f"index {path} is missing; restore it, or convert again into another folder") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"index {path} cannot be read ({error}); "
-            f"`convoy verify --data={path.parent} --repair_index` writes it from the shards"
+            f"index {path} cannot be read ({error}); restore it, or convert again into another folder"
         ) from None
     for array in arrays.values():
         array.flags.writeable = False

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+# What Pillow warns of in an odd file is settled here: it is decoded, or left out with a reason.
+warnings.filterwarnings("ignore", module="PIL")
+
 JPEG_QUALITY = 92
 ORIENTATION_TAG = 0x0112
 # Formats whose bytes TensorFlow decodes as they are. A multi-picture object (MPO) is a JPEG with more behind it.
@@ -46,16 +49,15 @@ def encode(data: bytes, pixels: Pixels) -> tuple[bytes, str, tuple[int, int], in
     Raises:
       Exception: the bytes are no image, or cannot be decoded where they must change.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            image_format = _FORMATS.get(image.format, "")
-            size, channels = image.size, len(image.getbands())
-            target = _target_format(image, pixels.encoding)
-            if image_format != target or _must_change(image, data, pixels.image_size):
-                rgb = _as_rgb(image, pixels.image_size)
-                data, size, channels = _encoded(rgb, target), rgb.size, 3
+    with Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels: more than {Image.MAX_IMAGE_PIXELS:,}")
+        image_format = _FORMATS.get(image.format, "")
+        size, channels = image.size, len(image.getbands())
+        target = _target_format(image, pixels.encoding)
+        if image_format != target or _must_change(image, data, pixels.image_size):
+            rgb = _as_rgb(image, pixels.image_size)
+            data, size, channels = _encoded(rgb, target), rgb.size, 3
     return data, target, size, channels
 
 

@@ -16,7 +16,8 @@ def start_tensorflow() -> None:
     with _stderr_set_aside() as release:
         import tensorflow as tf
 
-        if not tf.config.list_physical_devices("GPU") and os.path.exists("/dev/nvidia0"):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        if not tf.config.list_physical_devices("GPU") and not hidden and os.path.exists("/dev/nvidia0"):
             release()
 
 
@@ -35,7 +36,7 @@ def _stderr_set_aside() -> Iterator:
         os.dup2(aside.fileno(), 2)
         try:
             yield release
-        except BaseException:
+        except Exception:
             shown = True
             raise
         finally:

@@ -22,6 +22,7 @@ from input_pipeline import order, records
 from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop, decode_and_crop_all
 from input_pipeline.dataset import Split
 from input_pipeline.errors import DataError
+from input_pipeline.processes import usable_cores
 
 # What costs the same for one image as for many is shared: some hundred images are read and parsed in one go, and
 # decoded in chunks of about so many bytes. Alone, each 64x64 JPEG would cost half as much again as its decoding.
@@ -29,6 +30,8 @@ _IMAGES_A_READ = 512
 _BYTES_A_CHUNK = 65536
 _LARGEST_CHUNK = 16
 _REMEMBERED_READS = 16  # more than ever lie between reading and decoding
+Batch = dict[str, tf.Tensor]  # columns by name
+
 _RECORD = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
@@ -85,6 +88,9 @@ class Reader:
           split: what to read.
           crop: what the host makes of each image in training; evaluation keeps whole images of the same size.
           draws: random numbers an image gets in training, `HOST_DRAWS` or more.
+
+        Raises:
+          DataError: a shard cannot be opened.
         """
         self.num_images = split.num_images
         self._error: DataError | None = None
@@ -92,7 +98,13 @@ class Reader:
         self._split = split
         self._crop = crop
         self._draws = draws
-        self._descriptors = [os.open(path, os.O_RDONLY) for path in split.shard_paths]
+        self._descriptors: list[int] = []
+        for path in split.shard_paths:
+            try:
+                self._descriptors.append(os.open(path, os.O_RDONLY))
+            except OSError as error:
+                self.close()
+                raise DataError(f"{path}: cannot be opened ({error.strerror}).") from None
 
     def training(self, slices: Slices, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
         """Returns the endless training stream from `start_step` on.
@@ -219,7 +231,8 @@ class Reader:
             return columns
 
         def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            kept = {name: columns[name] for name in ("label", *extra)}
+            # Copied: `rebatch` hands on views of larger tensors, and complains when it is given them again.
+            kept = {name: tf.raw_ops.DeepCopy(x=columns[name]) for name in ("label", *extra)}
             return {"image": decode_and_crop_all(columns, columns.get("randomness"), crop, chunk), **kept}
 
         def sized(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -228,7 +241,7 @@ class Reader:
 
         chunk = int(np.clip(_BYTES_A_CHUNK // max(1.0, self._split.length.mean()), 1, _LARGEST_CHUNK))
         dataset = tf.data.Dataset.range(start_step, stop_step, steps_a_read).map(read, num_parallel_calls=2)
-        dataset = dataset.rebatch(chunk).map(decode, num_parallel_calls=2 * len(os.sched_getaffinity(0)))
+        dataset = dataset.rebatch(chunk).map(decode, num_parallel_calls=2 * usable_cores())
         dataset = dataset.rebatch(slices.replica_batch_size, drop_remainder=True).map(sized)
         options = tf.data.Options()
         options.deterministic = True

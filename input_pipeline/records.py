@@ -206,7 +206,7 @@ def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
 def _corruption(record: bytes, *, path: str | os.PathLike, index: int, offset: int, length: int) -> str:
     name = os.fspath(path) if isinstance(path, Path) else path
     place = f"{name}: record {index} at offset {offset}"
-    mend = "`convoy verify` lists every damaged record; convert again, or restore the file"
+    mend = "convert again, or restore the file"
     if len(record) < length + FRAME_OVERHEAD:
         return f"{place} is cut short ({len(record)} of {length + FRAME_OVERHEAD} bytes); {mend}"
     stated = _HEADER.unpack_from(record)[0]

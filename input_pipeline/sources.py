@@ -182,6 +182,14 @@ def read_table(manifest: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DataError(f"manifest {manifest} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (csv.Error, OSError) as error:
         raise DataError(f"manifest {manifest} cannot be read ({error})") from None
+    if header and not rows:
+        raise DataError(f"manifest {manifest} has a header and no rows: it must name every image")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(
+                f"{manifest} line {line} has {len(row)} fields and the header {len(header)} ({','.join(header)}); "
+                "quote a field that holds a comma"
+            )
     return header, rows
 
 
@@ -219,15 +227,8 @@ def _read_rows(manifest: Path, filename_column: str, category_column: str) -> li
     header, rows = read_table(manifest)
     mend = "; or name its columns with --filename_column and --category_column"
     columns = column_indices(manifest, header, (filename_column, category_column), mend)
-    if not rows:
-        raise DataError(f"manifest {manifest} has a header and no rows: it must name every image to convert")
     parsed = []
     for line, row in rows:
-        if len(row) != len(header):
-            raise DataError(
-                f"{manifest} line {line} has {len(row)} fields and the header {len(header)} ({','.join(header)}); "
-                "quote a field that holds a comma"
-            )
         filename, category = row[columns[0]], row[columns[1]]
         for column, value in ((filename_column, filename), (category_column, category)):
             if not value.strip():
@@ -253,6 +254,11 @@ def column_indices(manifest: Path, header: Sequence[str], wanted: Sequence[str],
     Raises:
       DataError: one is not there; names the nearest.
     """
+    if not header:
+        raise DataError(f"{manifest} is empty. Wanted: a CSV with the columns {','.join(wanted)!r}{mend}")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise DataError(f"{manifest} separates its columns by {name}: save it with commas")
     absent = [column for column in wanted if column not in header]
     if absent:
         raise DataError(

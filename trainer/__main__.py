@@ -2,6 +2,8 @@
 
 import sys
 
-from convoy.cli import main
+from convoy.cli import entry_point
 
-raise SystemExit(main(["convoy", "train", *sys.argv[1:]]))
+if __name__ == "__main__":
+    sys.argv[1:1] = ["train"]
+    entry_point()

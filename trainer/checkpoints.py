@@ -2,12 +2,12 @@
 
     store = CheckpointStore(run.checkpoints, keep=3)
     store.save(state.values(), step=120, metadata={...}, score=0.61)
-    found = store.latest()             # the newest that is whole
-    values, metadata = store.load(found)
+    for step in reversed(store.steps()):
+        values, metadata = store.load(step)      # DamagedError: try the one before
 
 A checkpoint is NumPy's `.npz` (a plain zip whose members carry a CRC-32 that reading checks), written under another
-name, flushed to disk and renamed. So it is there as a whole or not at all, needs no pointer file, and any tool that
-reads NumPy opens it.
+name, flushed to disk and renamed. So it is there as a whole or not at all; which is the newest and which the best is
+read off the files themselves, and any tool that reads NumPy opens them.
 """
 
 import io
@@ -22,10 +22,15 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.files import PARTIAL_SUFFIX, written_whole
+from trainer.run_directory import json_value
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _METADATA = "metadata.json"
-_BEST = "best.json"
+
+
+class DamagedError(DataError):
+    """A checkpoint that can be read but is not what was written."""
 
 
 class CheckpointStore:
@@ -43,26 +48,30 @@ class CheckpointStore:
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def latest(self) -> int | None:
-        """Returns the newest step, or None."""
+        """Returns the newest step, whole or not, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Returns the step with the best score so far, or None where none was scored."""
-        record = self._best_record()
-        return record["step"] if record and record["step"] in self.steps() else None
+        """Returns the step with the best score, the first of equals, or None where none was scored."""
+        scores = self._scores()
+        return max(scores, key=scores.__getitem__, default=None)
 
     def best_score(self) -> float | None:
-        """Returns the best score so far, or None where none was scored."""
-        record = self._best_record()
-        return record["score"] if record else None
+        """Returns the best score, or None where none was scored."""
+        return max(self._scores().values(), default=None)
 
-    def save(self, values: Mapping[str, np.ndarray], *, step: int, metadata: Mapping[str, Any]) -> Path:
+    def save(
+        self, values: Mapping[str, np.ndarray], *, step: int, metadata: Mapping[str, Any], score: float | None = None
+    ) -> Path:
         """Writes a checkpoint and lets go of those that are neither among the newest nor the best.
+
+        Those of later steps go too: this run has gone back behind them, since they could not be read.
 
         Args:
           values: every variable by name.
           step: updates done.
-          metadata: any JSON data; `step` is added.
+          metadata: any JSON data; `step` and `score` are added.
+          score: what `best` goes by, higher is better; None where these weights were not evaluated.
 
         Returns:
           Its path.
@@ -71,38 +80,27 @@ class CheckpointStore:
           DataError: it cannot be written; older ones stay.
         """
         path = self._path(step)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            self._write(partial, values, {**metadata, "step": step})
-            os.replace(partial, path)
+            with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, value in values.items():
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+                text = json.dumps(json_value({**metadata, "step": step, "score": score}))
+                archive.writestr(zipfile.ZipInfo(_METADATA), text)
             _sync_folder(self.folder)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DataError(
                 f"checkpoint {path} cannot be written ({error.strerror}). Older ones are untouched."
             ) from error
-        self._prune()
+        self._prune(step)
         return path
-
-    def mark_best(self, step: int, score: float) -> bool:
-        """Remembers `step` as the best where `score` is above all before it; returns whether. Goes before `save`.
-
-        A record of this step or a later one does not count: the run was killed before that checkpoint was saved, or
-        went back behind one that was damaged.
-        """
-        best = self._best_record()
-        if best and best["step"] < step and score <= best["score"]:
-            return False
-        partial = self.folder / f".{_BEST}.partial"
-        partial.write_text(json.dumps({"step": step, "score": score}))
-        os.replace(partial, self.folder / _BEST)
-        return True
 
     def load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns a checkpoint's variables by name and its metadata.
 
         Raises:
-          DataError: missing, cut short or damaged.
+          DamagedError: cut short, or a bit has flipped.
+          DataError: missing, or cannot be read at all.
         """
         path = self._path(step)
         try:
@@ -112,37 +110,35 @@ class CheckpointStore:
                 values = {name.removesuffix(".npy"): _read_array(archive, name) for name in names}
         except FileNotFoundError:
             raise DataError(f"checkpoint {path} is missing. There are: {self.steps() or 'none'}.") from None
+        except MemoryError:
+            raise
         except Exception as error:  # a flipped bit can make zipfile and NumPy throw almost anything
-            raise DataError(
-                f"checkpoint {path} is damaged ({error}). Delete it to go on from the one before."
-            ) from error
+            if isinstance(error, OSError) and error.strerror:  # the system's word, not zipfile's
+                raise DataError(f"checkpoint {path} cannot be read ({error.strerror}).") from error
+            raise DamagedError(f"checkpoint {path} is damaged ({error}).") from error
         return values, metadata
 
-    def _write(self, path: Path, values: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-        with open(path, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, value in values.items():
-                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(_METADATA), json.dumps(metadata))
-            file.flush()
-            os.fsync(file.fileno())
+    def _scores(self) -> dict[int, float]:
+        scores = {}
+        for step in self.steps():
+            try:
+                with zipfile.ZipFile(self._path(step)) as archive:
+                    score = json.loads(archive.read(_METADATA))["score"]
+            except Exception:  # as in `load`; a checkpoint that cannot be read is nobody's best
+                continue
+            if score is not None:
+                scores[step] = float(score)
+        return scores
 
-    def _prune(self) -> None:
-        steps = self.steps()
-        kept = {*steps[-self._keep :], self.best()}
-        for step in steps:
-            if step not in kept:
+    def _prune(self, newest: int) -> None:
+        for step in self.steps():
+            if step > newest:
                 self._path(step).unlink(missing_ok=True)
-        for leftover in self.folder.glob(".step-*.partial"):
+        steps = self.steps()
+        for step in set(steps) - {*steps[-self._keep :], self.best()}:
+            self._path(step).unlink(missing_ok=True)
+        for leftover in self.folder.glob(f"step-*{PARTIAL_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-
-    def _best_record(self) -> dict[str, Any] | None:
-        try:
-            record = json.loads((self.folder / _BEST).read_text())
-            return {"step": int(record["step"]), "score": float(record["score"])}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.npz"

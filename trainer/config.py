@@ -351,7 +351,11 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"--config={name}: {path} has no function get_config().")
         config = module.get_config()
+    except UsageError:
+        raise
     except Exception as error:
         unknown = re.match(r"\W*Key \"([^\"]+)\" does not exist", str(error))
         if unknown:  # ml_collections' own text lists all fields with their values

@@ -2,12 +2,10 @@
 
 import json
 
-import matplotlib
 from matplotlib.figure import Figure
 
+from input_pipeline.files import written_whole
 from trainer.run_directory import RunDirectory
-
-matplotlib.use("Agg")  # no screen is needed
 
 _PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
@@ -32,5 +30,6 @@ def draw_curves(run: RunDirectory) -> bool:
         axes.grid(alpha=0.3)
         axes.legend()
     if drawn:
-        figure.savefig(run.curves, dpi=110)
+        with written_whole(run.curves) as file:
+            figure.savefig(file, format="png", dpi=110)
     return drawn

@@ -22,8 +22,8 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "train_images": split.num_images,
-        "train_digest": dataset.digest("train"),
-        "class_names": list(dataset.class_names),
+        "train_digest": dataset.digest("train")[:16],
+        "classes": dataset.num_classes,
     }
 
 

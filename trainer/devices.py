@@ -77,9 +77,12 @@ def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strate
                 f"--devices=gpu:{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
                 "Leave --devices out to use what there is; `nvidia-smi` shows the driver's view."
             )
-        tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
-        for gpu in wanted:
-            tf.config.experimental.set_memory_growth(found[gpu], True)
+        try:
+            tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
+            for gpu in wanted:
+                tf.config.experimental.set_memory_growth(found[gpu], True)
+        except RuntimeError as error:
+            raise UsageError("--devices: TensorFlow was started before its devices were chosen.") from error
         names = [f"GPU:{index}" for index in range(len(wanted))]
     if name == "one_device" and len(names) > 1:
         raise UsageError(f"--strategy=one_device with {len(names)} devices: give one device, or --strategy=mirrored.")
@@ -91,9 +94,9 @@ def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strate
 def _configure_cpus(count: int) -> list[str]:
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
+        tf.config.set_visible_devices([], "GPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
         raise UsageError(f"--devices=cpu:{count}: TensorFlow was started before its devices were chosen.") from error

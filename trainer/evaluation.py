@@ -4,7 +4,9 @@ evaluator = Evaluator(state, built, reader, batch_size=256)
 evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1": ..., "ece": ...}
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -50,10 +52,10 @@ class Evaluator:
         Raises:
           DataError: a record cannot be used.
         """
-        total = None
-        for batch in read_all(self._dataset, self._reader):
-            sums = self._sums(batch).numpy().astype(np.float64)
-            total = sums if total is None else total + sums
+        total = np.float64(0)
+        with contextlib.closing(read_all(self._dataset, self._reader)) as batches:
+            for batch in batches:
+                total = total + self._sums(batch).numpy()
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
@@ -88,19 +90,32 @@ def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
     return tf.cast(logits, tf.float32)
 
 
-def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Iterator[dict[str, tf.Tensor]]:
-    """Yields a dataset's batches; an unusable record comes out as the reader's own DataError."""
+def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf.Tensor], None, None]:
+    """Yields a dataset's batches. To be closed: reading ends with it, even where an exception keeps frames alive.
+
+    An iterator that is still reading when Python shuts down waits for the interpreter's lock for ever.
+    """
     iterator = iter(dataset)
-    while True:
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            yield batch
+    finally:
+        del iterator
+
+
+def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Generator[dict[str, tf.Tensor], None, None]:
+    """As `iterate`; an unusable record comes out as the DataError that names it."""
+    with contextlib.closing(iterate(dataset)) as batches:
         try:
-            batch = next(iterator)
-        except StopIteration:
-            return
+            yield from batches
         except tf.errors.OpError:
             if cause := reader.explain():
                 raise cause from None
             raise
-        yield batch
 
 
 def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = None) -> tuple[int, dict[str, float]]:
@@ -117,7 +132,10 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
     Raises:
       DataError: the dataset cannot be used, has no such split, or other classes than the run.
     """
-    dataset = open_dataset(data or trained.dataset["directory"])
+    directory = data or trained.dataset["directory"]
+    if not data and not Path(directory).is_dir():
+        raise DataError(f"the run's dataset {directory} is not there any more: say where it is with --data=DATA.")
+    dataset = open_dataset(directory)
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         raise DataError(

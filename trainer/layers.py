@@ -95,10 +95,12 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
     fast = {keras.layers.BatchNormalization: FusedBatchNormalization, keras.layers.Dropout: ByteDropout}
 
     def replace(layer: keras.Layer) -> keras.Layer:
-        return fast.get(type(layer), type(layer)).from_config(layer.get_config())
+        fast_class = fast.get(type(layer))
+        # Other layers are shared with `model`: some cannot be made again from their config.
+        return fast_class.from_config(layer.get_config()) if fast_class else layer
 
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return model
-    rebuilt = keras.models.clone_model(model, clone_function=replace)
+    rebuilt = keras.models.clone_model(model, clone_function=replace, recursive=True)
     rebuilt.set_weights(model.get_weights())
     return rebuilt

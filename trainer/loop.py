@@ -3,8 +3,10 @@
 result = train(config, data="data", workdir="run", devices=parse_devices("auto"))
 """
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -13,10 +15,10 @@ import numpy as np
 from input_pipeline.crop import Crop
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.errors import ConvoyError, DataError, UsageError
-from input_pipeline.reader import Reader, Slices
+from input_pipeline.reader import Batch, Reader, Slices
 from trainer import config as configs
 from trainer import metrics
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoints import CheckpointStore, DamagedError
 from trainer.chronometer import Chronometer
 from trainer.config import Plan
 from trainer.console import TrainingConsole
@@ -34,7 +36,13 @@ from trainer.writers import MetricWriters
 
 
 class DivergedError(ConvoyError):
-    """The loss is no number any more. The message names step and mend; the weights before that step are saved."""
+    """The loss is no number any more. The message names the step, the last checkpoint and the mend."""
+
+
+class InterruptedRunError(ConvoyError):
+    """Ctrl-C."""
+
+    exit_code = 130
 
 
 def train(
@@ -61,6 +69,11 @@ def train(
     configs.check(config)
     dataset = open_dataset(data)
     split = dataset.split("train")
+    if dataset.num_classes < 2:
+        raise UsageError(
+            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
+            "`convoy convert --images` wants the folder that holds a folder a class."
+        )
     run = RunDirectory(workdir)
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     checkpoint = _newest_checkpoint(store)
@@ -126,8 +139,16 @@ class _Training:
             return self._run.read_json(self._run.result)
         with self._console:
             self._begin()
-            self._train_steps()
+            try:
+                self._train_steps()
+            except KeyboardInterrupt:
+                raise InterruptedRunError(self._where_it_goes_on()) from None
             return self._finish()
+
+    def _where_it_goes_on(self) -> str:
+        newest = self._store.latest()
+        start = "the start, for want of a checkpoint" if newest is None else f"step {newest}, the newest checkpoint"
+        return f"interrupted at step {self._state.step}. The same command goes on from {start}."
 
     def _begin(self) -> None:
         run, step = self._run, self._state.step
@@ -136,7 +157,11 @@ class _Training:
         files = {
             "config": configs.to_json(self._config),
             "environment": environment(),
-            "dataset": {"directory": str(self._dataset.directory.resolve()), **dataset_identity(self._dataset)},
+            "dataset": {
+                "directory": str(self._dataset.directory.resolve()),
+                "class_names": list(self._dataset.class_names),
+                **dataset_identity(self._dataset),
+            },
         }
         for name, value in files.items():
             run.write_json(run.path / f"{name}.json", value)
@@ -155,7 +180,11 @@ class _Training:
         dataset = self._runtime.strategy.distribute_datasets_from_function(
             lambda context: self._reader.training(slices, seed=self._config.seed, start_step=state.step)
         )
-        batches = read_all(dataset, self._reader)
+        with contextlib.closing(read_all(dataset, self._reader)) as batches:
+            self._train_on(batches)
+
+    def _train_on(self, batches: Iterator[Batch]) -> None:
+        plan, state = self._plan, self._state
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
             with self._chronometer.waiting():
@@ -176,13 +205,12 @@ class _Training:
             self._console.step(state.step)
             if state.step == first_step:
                 self._run.append_event("first_step", step=state.step)
-            if log:
-                self._log(learning_rate)
-            if evaluate or checkpoint:
-                with self._chronometer.paused():
-                    is_best = evaluate and self._evaluate()
-                    if checkpoint or is_best:
-                        self._save()
+            with self._chronometer.paused():
+                if log:
+                    self._log(learning_rate)
+                score, is_best = self._evaluate() if evaluate else (None, False)
+                if checkpoint or is_best:
+                    self._save(score)
 
     def _learning_rate(self, step: int) -> float:
         schedule = self._config.schedule
@@ -230,10 +258,10 @@ class _Training:
         self._writers.write("train", state.step, values)
         self._console.progress(state.step, self._epoch(), values)
 
-    def _evaluate(self) -> bool:
-        """Evaluates on the validation split, where there is one; returns whether this is the best so far."""
+    def _evaluate(self) -> tuple[float | None, bool]:
+        """Evaluates on the validation split, where there is one; returns the score and whether it is the best."""
         if not self._evaluator:
-            return False
+            return None, False
         step, quality = self._state.step, self._evaluator.metrics()
         self._quality["validation"] = quality
         self._writers.write(
@@ -242,12 +270,14 @@ class _Training:
             {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self._epoch()},
         )
         self._writers.flush()
-        is_best = self._store.mark_best(step, quality["top1"])
+        score, best_score = quality["top1"], self._store.best_score()
+        is_best = best_score is None or score > best_score
         append_result(self._run, step=step, split="validation", quality=quality)
         self._console.evaluation(step, self._epoch(), "validation", quality, is_best)
-        return is_best
+        return score, is_best
 
-    def _save(self) -> None:
+    def _save(self, score: float | None) -> None:
+        self._writers.flush()
         self._store.save(
             self._state.values(),
             step=self._state.step,
@@ -257,6 +287,7 @@ class _Training:
                 "weights_sha256": self._state.weights_sha256(),
                 "reported": {"metrics": self._quality, "images_per_second": self._images_per_second()},
             },
+            score=score,
         )
 
     def _finish(self) -> dict[str, Any]:
@@ -272,10 +303,10 @@ class _Training:
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
         }
-        self._run.write_json(self._run.result, result)
-        self._run.append_event("done", step=step)
         self._writers.close()
         draw_curves(self._run)
+        self._run.write_json(self._run.result, result)
+        self._run.append_event("done", step=step)
         self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")
         self._console.say(f"Curves: {self._run.curves}")
         return result
@@ -289,15 +320,15 @@ class _Training:
 
 def _newest_checkpoint(store: CheckpointStore) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Returns the newest checkpoint that is whole, as values and metadata; says which ones are not."""
-    damaged: DataError | None = None
+    damaged: DamagedError | None = None
     for step in reversed(store.steps()):
         try:
             return store.load(step)
-        except DataError as error:
+        except DamagedError as error:
             damaged = error
             print(f"convoy: {error}", file=sys.stderr)
     if damaged:
-        raise damaged
+        raise DataError(f"no checkpoint in {store.folder} is whole. Restore one, or start anew in another --workdir.")
     return None
 
 
@@ -312,11 +343,11 @@ def _check_same_run(
             "Give the same config to go on with it, or another --workdir."
         )
     before, now = metadata["dataset"], dataset_identity(dataset)
-    if before != now:
-        names = [f"{name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
         raise DataError(
             f"--workdir={run.path} holds step {metadata['step']} of a run on another dataset than {dataset.directory}: "
-            f"{'; '.join(names)}. Give the same --data to go on with it, or another --workdir."
+            f"{'; '.join(changed)}. Give the same --data to go on with it, or another --workdir."
         )
 
 

@@ -175,17 +175,24 @@ def _from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise UsageError(f"config.model.name={name!r}: there is no file {path}.")
-    namespace = runpy.run_path(path)
+    try:
+        namespace = runpy.run_path(path)
+    except Exception as error:
+        raise UsageError(f"config.model.name={name!r}: {path} fails: {type(error).__name__}: {error}") from error
     if not callable(namespace.get(function)):
         functions = [key for key, value in namespace.items() if inspect.isfunction(value)]
         raise UsageError(
             f"config.model.name={name!r}: {path} has no function {function}{did_you_mean(function, functions)}."
         )
-    model = namespace[function](num_classes=num_classes, image_size=image_size)
-    if not isinstance(model, keras.Model) or model.output_shape != (None, num_classes):
-        shape = getattr(model, "output_shape", type(model).__name__)
+    try:
+        model = namespace[function](num_classes=num_classes, image_size=image_size)
+        outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds a model that is not yet
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
+    if tuple(outputs.shape) != (1, num_classes):
         raise UsageError(
-            f"config.model.name={name!r} gives {shape}; a keras.Model with {num_classes} logits is needed."
+            f"config.model.name={name!r} gives {list(outputs.shape)} for one image: [1, {num_classes}] is needed."
         )
     return model
 

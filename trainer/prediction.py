@@ -3,9 +3,9 @@
 predict(trained, request)      # filename,category
 """
 
+import contextlib
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ import tensorflow as tf
 from input_pipeline import pixels
 from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
 from input_pipeline.errors import DataError, UsageError
+from input_pipeline.files import write_whole
+from input_pipeline.processes import usable_cores
 from input_pipeline.sources import ImageFile, column_indices, list_images, match_files, read_table
-from trainer.evaluation import EVALUATION_BATCH_SIZE, infer
+from trainer.evaluation import EVALUATION_BATCH_SIZE, infer, iterate
 from trainer.restore import TrainedRun
-from trainer.run_directory import write_atomically
 
 _NAMED = 3  # how many unreadable files an error names
 
@@ -62,6 +63,11 @@ def predict(trained: TrainedRun, request: Request) -> int:
         raise UsageError(
             f"--output={request.output}: the folder {request.output.parent} does not exist. Make it first."
         )
+    if request.output.is_dir():
+        raise UsageError(f"--output={request.output} is a folder. Name the CSV to write in it.")
+    for given in (request.like, request.manifest):
+        if given and given.exists() and request.output.exists() and given.samefile(request.output):
+            raise UsageError(f"--output={request.output} would overwrite the CSV that says what to predict.")
     header, names, files = _asked_for(request)
     columns = [*header]
     for k in range(1, request.top_k + 1):
@@ -77,7 +83,10 @@ def predict(trained: TrainedRun, request: Request) -> int:
             row.append(class_names[label])
             row += [f"{probabilities[label]:.6f}"] if request.probabilities else []
         writer.writerow(row)
-    write_atomically(request.output, text.getvalue().encode("utf-8"))
+    try:
+        write_whole(request.output, text.getvalue().encode("utf-8"))
+    except OSError as error:
+        raise DataError(f"--output={request.output} cannot be written ({error.strerror}).") from None
     return len(files)
 
 
@@ -141,7 +150,7 @@ def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[
     batch = -(-min(EVALUATION_BATCH_SIZE, len(files)) // replicas)
     padded = -(-len(files) // (batch * replicas)) * batch * replicas
     indices = tf.data.Dataset.range(padded).map(lambda index: tf.minimum(index, len(files) - 1))
-    dataset = indices.map(decode, num_parallel_calls=os.cpu_count() or 1).batch(batch).prefetch(2 * replicas)
+    dataset = indices.map(decode, num_parallel_calls=usable_cores()).batch(batch).prefetch(2 * replicas)
     distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
 
     @tf.function(autograph=False)
@@ -153,10 +162,11 @@ def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[
 
     remaining = len(files)
     try:
-        for images in distributed:
-            for probabilities in classify(images):
-                yield from probabilities.numpy()[:remaining]
-                remaining = max(0, remaining - batch)
+        with contextlib.closing(iterate(distributed)) as batches:
+            for images in batches:
+                for probabilities in classify(images):
+                    yield from probabilities.numpy()[:remaining]
+                    remaining = max(0, remaining - batch)
     except tf.errors.OpError:
         unreadable = unreadable or _undecodable(files)
         if not unreadable:

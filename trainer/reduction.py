@@ -66,6 +66,7 @@ def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Term
     # A binary counter: `partial[k]` holds the sum of 2**k terms while bit k of the number of finished terms is set.
     # One more term carries through the lowest set bits, just as the tree pairs them.
     levels = size.bit_length()
+    carries = tf.constant([_lowest_clear_bit(finished) for finished in range(size)])
 
     def carry_through(ones: int, partial: list[Terms], value: Terms) -> list[Terms]:
         for level in range(ones):
@@ -74,11 +75,8 @@ def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Term
 
     def body(finished: tf.Tensor, partial: list[Terms]) -> tuple[tf.Tensor, list[Terms]]:
         value = term(start + finished)
-        ones = tf.math.log(tf.cast(tf.bitwise.bitwise_and(finished + 1, -(finished + 1)), tf.float32)) / tf.math.log(
-            2.0
-        )
         branches = [lambda k=k: carry_through(k, partial, value) for k in range(levels)]
-        return finished + 1, tf.switch_case(tf.cast(tf.round(ones), tf.int32), branches)
+        return finished + 1, tf.switch_case(carries[finished], branches)
 
     # The first term, outside the loop, tells the shapes.
     first = term(tf.constant(start))
@@ -90,6 +88,10 @@ def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Term
         parallel_iterations=1,
     )
     return partial[-1]
+
+
+def _lowest_clear_bit(number: int) -> int:
+    return (~number & number + 1).bit_length() - 1
 
 
 def _sum_unrolled(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Terms:

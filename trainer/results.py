@@ -5,7 +5,8 @@ import io
 import time
 from collections.abc import Mapping
 
-from trainer.run_directory import RunDirectory, write_atomically
+from input_pipeline.files import write_whole
+from trainer.run_directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
 
@@ -38,4 +39,4 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     writer = csv.DictWriter(kept, _COLUMNS)
     writer.writeheader()
     writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step)
-    write_atomically(run.results_table, kept.getvalue().encode())
+    write_whole(run.results_table, kept.getvalue().encode())

@@ -1,12 +1,16 @@
 """RUN, the run directory: where everything of a run lies, and how it is written so that a crash leaves no half file."""
 
+import fcntl
 import json
+import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, UsageError
+from input_pipeline.files import write_whole
 
 
 class RunDirectory:
@@ -14,7 +18,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike):
         """Names the run directory; `create` makes it."""
-        self.path = Path(path)
+        self.path = Path(os.path.normpath(path))
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.json"
@@ -26,11 +30,16 @@ class RunDirectory:
         self.events = self.path / "events.jsonl"
 
     def create(self) -> None:
-        """Makes the folder.
+        """Makes the folder and keeps it for this process until that ends, however it ends.
 
         Raises:
-          DataError: it cannot be made or written.
+          UsageError: it is a file, or a folder that holds something else.
+          DataError: it cannot be made or written, or another process trains in it.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
+        if self.path.is_dir() and not self.checkpoints.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -39,10 +48,17 @@ class RunDirectory:
             ) from None
         if not os.access(self.path, os.W_OK):
             raise DataError(f"--workdir={self.path}: cannot be written. Give a folder that can.")
+        self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"--workdir={self.path}: another process is training in it. Wait for it, or give another folder."
+            ) from None
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Writes a JSON file as a whole or not at all."""
-        write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+        write_whole(path, (json.dumps(json_value(value), indent=2, allow_nan=False) + "\n").encode())
 
     def read_json(self, path: Path) -> Any:  # noqa: ANN401 (any JSON value)
         """Reads a JSON file of the run.
@@ -62,14 +78,13 @@ class RunDirectory:
         append_json_line(self.events, {"event": name, "time": time.time(), **details})
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or, after a crash, as it was before."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    """Returns `value` with null for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
@@ -80,7 +95,7 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(value).encode() + b"\n")
+        file.write(json.dumps(json_value(value), allow_nan=False).encode() + b"\n")
 
 
 def truncate_json_lines(path: Path, last_step: int) -> None:
@@ -94,4 +109,4 @@ def truncate_json_lines(path: Path, last_step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    write_atomically(path, b"".join(line + b"\n" for line in kept))
+    write_whole(path, b"".join(line + b"\n" for line in kept))

@@ -86,6 +86,7 @@ class TrainStep:
         self._forward_backward_compiled = tf.function(
             self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
         )
+        # The update compiles quickly on any device, and XLA makes one pass over memory of each weight's formula.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
         self._run = tf.function(self._all_replicas, autograph=False)
 
@@ -168,15 +169,17 @@ class TrainStep:
 
     def _layer_seeds(self, step: tf.Tensor, virtual_replica: tf.Tensor) -> tf.Tensor:
         """Returns a seed for each random layer, [layers, 2] uint32, from (run seed, step, virtual replica, layer)."""
-        stream = step * self._settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
-        return tf.random.stateless_uniform(
-            [max(1, sum(self._is_seed)), 2],
-            tf.stack([tf.constant(self._settings.seed, tf.int64), stream]),
-            minval=None,
-            maxval=None,
-            dtype=tf.uint32,
-            alg="philox",
-        )
+        # On the host, where the dropout kernels of a GPU want their seeds too.
+        with tf.device("/CPU:0"):
+            stream = step * self._settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
+            return tf.random.stateless_uniform(
+                [max(1, sum(self._is_seed)), 2],
+                tf.stack([tf.constant(self._settings.seed, tf.int64), stream]),
+                minval=None,
+                maxval=None,
+                dtype=tf.uint32,
+                alg="philox",
+            )
 
     def _forward_backward(
         self,

@@ -5,7 +5,6 @@ writers.write("train", step=20, values={"quality/loss": 3.1})
 """
 
 import json
-import math
 from collections.abc import Mapping
 
 import tensorflow as tf
@@ -27,13 +26,13 @@ class MetricWriters:
         Args:
           split: `train` or `validation`.
           step: optimizer steps done.
-          values: by tag. In metrics.jsonl, whose JSON has no NaN, values that are not finite become null.
+          values: by tag. In metrics.jsonl those that are not finite become null.
         """
         with self._summary(split).as_default(step=step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
-        finite = {tag: float(value) if math.isfinite(value) else None for tag, value in values.items()}
-        append_json_line(self._run.metrics, {"step": step, "split": split, **finite})
+        numbers = {tag: float(value) for tag, value in values.items()}
+        append_json_line(self._run.metrics, {"step": step, "split": split, **numbers})
 
     def write_text(self, tag: str, value: object) -> None:
         """Writes a JSON value as text that TensorBoard shows as it stands."""

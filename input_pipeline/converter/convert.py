@@ -11,7 +11,6 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,9 +25,11 @@ import numpy as np
 
 from input_pipeline.converter import metadata, publish, worker
 from input_pipeline.converter.plan import Duplicates, assign_shards, find_duplicates, split_off
-from input_pipeline.converter.worker import Pixels, Shard, ShardTask
+from input_pipeline.converter.worker import Shard, ShardTask
 from input_pipeline.dataset import INDEX_TYPES, MANIFEST, QUARANTINE, open_dataset
 from input_pipeline.errors import DataError, UsageError, did_you_mean
+from input_pipeline.pixels import Pixels
+from input_pipeline.processes import interrupts_ignored, usable_cores
 from input_pipeline.sources import Source, Sources, list_sources
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
@@ -133,7 +134,8 @@ def convert(options: Options, progress: Callable[[int, int], None] = lambda done
     # The server that workers are forked from imports TensorFlow while the plan is made.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["input_pipeline.converter.decoder", "input_pipeline.converter.worker"])
-    multiprocessing.forkserver.ensure_running()
+    with interrupts_ignored():  # by the server, from its first moment on
+        multiprocessing.forkserver.ensure_running()
     duplicates = find_duplicates(found.images)
     splits = _plan(options, manifest, duplicates)
     try:
@@ -286,7 +288,7 @@ def _work(
 ) -> dict[str, list[Shard]]:
     """Has the tasks done by worker processes and returns the shards by split, in order."""
     flat = [task for of_split in tasks.values() for task in of_split]
-    workers = max(1, min(options.workers or _cores(), len(flat)))
+    workers = max(1, min(options.workers or usable_cores(), len(flat)))
     board = RawArray("q", 1 + len(flat))
     pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(board,))
     bad: list[tuple[Source, str]] = []
@@ -377,7 +379,3 @@ def _validation_fraction(options: Options) -> float:
     if options.validation_fraction is not None:
         return options.validation_fraction
     return 0.1 if options.split == "train" else 0.0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

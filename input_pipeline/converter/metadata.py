@@ -8,7 +8,6 @@ label names; they are plain JSON and text, written here without importing it. Th
 
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+from input_pipeline.files import write_whole
 
 VERSION = "1.0.0"
 # TFDS names the file by the features' nesting; readers of flat records look for it by the record's key.
@@ -67,16 +67,6 @@ def write_descriptions(directory: Path, manifest: Mapping[str, Any]) -> None:
     write_whole(directory / "features.json", _json(_features(manifest)))
     write_whole(directory / "dataset_info.json", _json(_dataset_info(manifest)))
     write_whole(directory / MANIFEST, _json(manifest))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there with all its content or, after a crash, as it was before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

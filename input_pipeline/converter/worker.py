@@ -1,19 +1,16 @@
 """One image to one record, one list of images to one shard: the part of the converter that runs in worker processes."""
 
-import contextlib
 import hashlib
-import io
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterator, MutableSequence
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.files import written_whole
 from input_pipeline.pixels import Pixels, encode, reason
+from input_pipeline.processes import follow_parent
 from input_pipeline.records import FRAME_OVERHEAD, example, frame
 from input_pipeline.sources import Source
 
@@ -54,10 +51,7 @@ def start(board: MutableSequence[int]) -> None:
     """Prepares a worker process."""
     global _board
     _board = board
-    # The parent answers Ctrl-C, by the board; a traceback from each worker would bury its message.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    follow_parent()  # which answers Ctrl-C by the board
     from input_pipeline.converter import decoder
 
     decoder.warm_up()
@@ -80,7 +74,7 @@ def write_shard(task: ShardTask) -> Shard:
     offsets, lengths, labels, crcs, bad = [], [], [], [], []
     sha256 = hashlib.sha256()
     offset = 0
-    with _written_whole(task.path) as file:
+    with written_whole(task.path) as file:
         for i, (image, label) in enumerate(zip(task.images, task.labels, strict=True)):
             _board[1 + task.number] = i
             if _board[0]:
@@ -98,7 +92,7 @@ def write_shard(task: ShardTask) -> Shard:
             labels.append(label)
             crcs.append(int.from_bytes(framed[-4:], "little"))
             offset += len(framed)
-    with _written_whole(task.path.with_name(task.path.name + ".idx")) as file:
+    with written_whole(task.path.with_name(task.path.name + ".idx")) as file:
         lines = (f"{start} {length + FRAME_OVERHEAD}\n" for start, length in zip(offsets, lengths, strict=True))
         file.write("".join(lines).encode("ascii"))
     _board[1 + task.number] = len(task.images)
@@ -141,20 +135,3 @@ def record(image: Source, label: int, pixels: Pixels) -> bytes:
             "image/filename": os.fsencode(image.name),
         }
     )
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[io.BufferedWriter]:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", buffering=2**20) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

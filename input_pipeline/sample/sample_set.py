@@ -16,16 +16,14 @@ import dataclasses
 import functools
 import hashlib
 import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UsageError
+from input_pipeline.processes import follow_parent, usable_cores
 from input_pipeline.sample.photograph import MARKETS, photograph
 from input_pipeline.sample.silhouettes import PRODUCTS
 
@@ -134,14 +132,14 @@ class SampleSet:
         tasks = [listings[start : start + together] for start in range(0, len(listings), together)]
         if not workers:
             small = len(listings) * self.size**2 < PIXELS_WORTH_PROCESSES
-            workers = 1 if small else _usable_cores()
+            workers = 1 if small else usable_cores()
         workers = min(workers, len(tasks))
         if workers == 1:
             for task in tasks:
                 draw(task)
             return
         executor = concurrent.futures.ProcessPoolExecutor(
-            workers, multiprocessing.get_context("forkserver"), initializer=_end_with_parent
+            workers, multiprocessing.get_context("forkserver"), initializer=follow_parent
         )
         try:
             for _ in executor.map(draw, tasks):
@@ -154,18 +152,6 @@ def _draw_listings(folder: Path, seed: int, size: int, listings: list[Listing]) 
     for listing in listings:
         picture = photograph(seed, listing.split, listing.category, listing.product, listing.index, size)
         picture.save(folder / listing.split / listing.folder / listing.filename, quality=JPEG_QUALITY)
-
-
-def _end_with_parent() -> None:
-    """Makes a drawing process leave interrupts to its parent, and end when that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _folder_beside(place: Path, output: Path) -> tempfile.TemporaryDirectory:
@@ -184,10 +170,6 @@ def _folder_beside(place: Path, output: Path) -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent)
     except OSError as error:
         raise UsageError(f"--output={output} cannot be made: {error.filename}: {error.strerror}. {ELSEWHERE}") from None
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]]) -> None:

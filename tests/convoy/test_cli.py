@@ -222,13 +222,13 @@ class TestConfig:
             ("--devices=cpu:x", "give auto, cpu:N (N logical devices) or gpu:0,1 (which GPUs)"),
             ("--devices=cpu:0", "give 1 to 64"),
             ("--devices=gpu:0,0", "named twice"),
-            ("--config.batch_size=abc", "invalid literal for int()"),
+            ("--config.batch_size=abc", "'abc' is no whole number"),
             ("--config.batch_size=0", "give 1 or more"),
             ("--config.precision=fp8", "give one of auto, float32, bfloat16, float16"),
             ("--config.precision=float23", "did you mean 'float32'?"),
             ("--config.xla=yes", "give one of auto, on, off"),
             ("--config.epochs=inf", "give a number above 0"),
-            ("--config.log_every=0.5", "invalid literal"),
+            ("--config.log_every=0.5", "'0.5' is no whole number"),
         ],
     )
     def test_a_bad_value_is_named_with_its_mend(self, refuses, flag, mend):
@@ -320,3 +320,13 @@ class TestPrintConfig:
         assert derived["total_steps"] == "20"
         assert float(derived["peak_learning_rate"]) == 1e-3
         assert not (tmp_path / "run").exists()
+
+
+class TestSlipsOfBeginners:
+    def test_a_config_field_as_a_flag_of_its_own_is_told_how_to_write_it(self, refuses):
+        assert "write --config.batch_size=2" in refuses("train", "--batch_size=2")
+        assert "write --config.optimizer.learning_rate=1" in refuses("train", "--learning_rate=1")
+
+    def test_epochs_that_a_recipes_steps_would_hide_are_refused(self, refuses):
+        error = refuses("train", "--config=smoke", "--config.epochs=3")
+        assert "config.steps=20 in recipe smoke: add --config.steps=0" in error

@@ -127,9 +127,9 @@ def test_a_shard_that_is_missing_or_cut_short_is_named(data):
 def test_an_index_that_is_missing_or_unreadable_is_named(data):
     index = data / "index-validation.npz"
     index.write_bytes(index.read_bytes()[:200])
-    refused("index .*index-validation.npz cannot be read.*--repair_index", data)
+    refused("index .*index-validation.npz cannot be read.*convert again", data)
     index.unlink()
-    refused("index .*index-validation.npz is missing.*--repair_index", data)
+    refused("index .*index-validation.npz is missing.*convert again", data)
 
 
 @pytest.mark.parametrize(

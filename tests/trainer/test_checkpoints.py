@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import DataError
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoints import CheckpointStore, DamagedError
 
 METADATA = {"config": {"seed": 3}, "text": "Käse"}
 
@@ -34,9 +34,16 @@ def store(tmp_path):
     return CheckpointStore(tmp_path, keep=2)
 
 
-def save(store, *steps):
+def save(store, *steps, score=None):
     for step in steps:
-        store.save(values(step), step=step, metadata=METADATA)
+        store.save(values(step), step=step, metadata=METADATA, score=score)
+
+
+def damage(path):
+    """Flips a bit in the middle of the file, where the values are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 class TestRoundTrip:
@@ -44,7 +51,7 @@ class TestRoundTrip:
         store.save(values(), step=12, metadata=METADATA)
         loaded, metadata = store.load(12)
         assert same_bits(loaded, values())
-        assert metadata == {**METADATA, "step": 12}
+        assert metadata == {**METADATA, "step": 12, "score": None}
 
     def test_numpy_opens_the_file_by_itself(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
@@ -64,58 +71,47 @@ class TestWhichStay:
         assert store.latest() == 10
 
     def test_the_best_stays_beside_the_newest_until_a_better_one(self, store):
-        for step, score in ((1, 0.5), (2, 0.9), (3, 0.4), (4, 0.9), (5, 0.8)):
-            store.mark_best(step, score)
-            save(store, step)
+        for step, score in ((1, 0.5), (2, 0.9), (3, 0.4), (4, 0.9), (5, None)):
+            save(store, step, score=score)
         assert store.steps() == [2, 4, 5]
         assert (store.best(), store.best_score()) == (2, 0.9)
-        assert store.mark_best(6, 0.91)
-        save(store, 6)
+        save(store, 6, score=0.91)
         assert store.steps() == [5, 6]
         assert (store.best(), store.best_score()) == (6, 0.91)
 
     def test_the_best_is_remembered_by_a_store_that_is_opened_later(self, store, tmp_path):
-        store.mark_best(1, 0.5)
-        save(store, 1, 2, 3, 4)
+        save(store, 1, score=0.5)
+        save(store, 2, 3, 4)
         later = CheckpointStore(tmp_path, keep=2)
-        assert later.best() == 1
+        assert (later.best(), later.best_score()) == (1, 0.5)
         assert later.steps() == [1, 3, 4]
-        assert not later.mark_best(5, 0.5)
 
-    def test_a_kill_between_marking_and_saving_does_not_cost_the_best(self, store):
-        save(store, 1)
-        store.mark_best(2, 0.9)  # killed here, restored from step 1, trained on to step 2
-        assert store.best() is None
-        assert store.mark_best(2, 0.9)
-        save(store, 2)
-        assert store.best() == 2
+    def test_a_run_that_went_back_forgets_the_steps_it_lost_and_keeps_what_it_saves(self, tmp_path):
+        store = CheckpointStore(tmp_path, keep=1)
+        save(store, 1, score=0.9)
+        save(store, 4, score=0.1)
+        damage(tmp_path / "step-000000004.npz")
+        save(store, 2, score=0.3)  # restored from step 1
+        assert store.steps() == [1, 2]
+        assert store.best() == 1
 
-    def test_a_run_that_went_back_forgets_the_best_of_the_steps_it_lost(self, store):
-        save(store, 1)
-        store.mark_best(3, 0.9)
-        save(store, 3)
-        assert store.mark_best(2, 0.7)  # step 3 was damaged: restored from step 1
-        save(store, 2)
-        assert (store.best(), store.best_score()) == (2, 0.7)
+    def test_a_best_that_cannot_be_read_leaves_the_next_best(self, store, tmp_path):
+        save(store, 1, score=0.5)
+        save(store, 2, score=0.9)
+        path = tmp_path / "step-000000002.npz"
+        path.write_bytes(path.read_bytes()[:-50])
+        assert (store.best(), store.best_score()) == (1, 0.5)
 
     def test_an_empty_or_absent_folder_holds_none(self, tmp_path):
         for folder in (tmp_path, tmp_path / "absent"):
             store = CheckpointStore(folder)
             assert (store.steps(), store.latest(), store.best(), store.best_score()) == ([], None, None, None)
 
-    def test_a_damaged_record_of_the_best_is_no_obstacle(self, store, tmp_path):
-        save(store, 1)
-        for content in ('{"step": 1, "sc', "", "[]", '{"step": 1}'):
-            (tmp_path / "best.json").write_text(content)
-            assert store.best_score() is None
-            assert store.best() is None
-            assert store.mark_best(1, 0.3)
-
 
 class TestCrashes:
     def test_a_half_written_checkpoint_is_not_seen_and_the_next_save_removes_it(self, store, tmp_path):
         save(store, 1)
-        leftover = tmp_path / ".step-000000002.npz.partial"
+        leftover = tmp_path / "step-000000002.npz.tmp"
         leftover.write_bytes(b"half")
         assert store.steps() == [1]
         save(store, 3)
@@ -152,8 +148,14 @@ class TestCrashes:
                 detected += 1
             else:
                 assert same_bits(loaded, values()), f"byte {position}"
-                assert metadata == {**METADATA, "step": 12}, f"byte {position}"
+                assert metadata == {**METADATA, "step": 12, "score": None}, f"byte {position}"
         assert detected > sum(value.nbytes for value in values().values())
+
+    def test_what_the_system_cannot_read_is_not_called_damaged(self, store, tmp_path):
+        (tmp_path / "step-000000012.npz").mkdir()
+        with pytest.raises(DataError, match=r"step-000000012\.npz cannot be read \(Is a directory\)") as caught:
+            store.load(12)
+        assert not isinstance(caught.value, DamagedError)
 
     def test_a_missing_step_is_named_with_those_there_are(self, store):
         save(store, 1, 2)
@@ -186,4 +188,4 @@ class TestCrashes:
 
     def test_metadata_is_json_in_the_file(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
-        assert json.dumps({**METADATA, "step": 12}).encode() in path.read_bytes()
+        assert json.dumps({**METADATA, "step": 12, "score": None}).encode() in path.read_bytes()

@@ -266,7 +266,7 @@ class TestRecipes:
         ("text", "reason"),
         [
             ("def get_config(:\n", "SyntaxError"),
-            ("", "AttributeError: .* no attribute 'get_config'"),
+            ("", r"has no function get_config\(\)"),
             ("import no_such_module\n", "ModuleNotFoundError: .*no_such_module"),
             ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError"),
             ("def get_config():\n    return {'seed': 1}\n", "must return an ml_collections.ConfigDict"),

@@ -283,3 +283,74 @@ def test_a_weights_file_with_an_unusual_name_is_refused_and_not_a_crash(tmp_path
     path.write_bytes(b"something else")
     with pytest.raises(DataError, match="does not fit"):
         build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))
+
+
+PROGRAM = """
+import keras
+from keras import layers
+
+class Double(layers.Layer):
+    def __init__(self):
+        super().__init__(name="double")
+
+    def call(self, x):
+        return 2 * x
+
+def nested(num_classes, image_size):
+    trunk = keras.Sequential(
+        [layers.Input((image_size, image_size, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(name="norm")],
+        name="trunk",
+    )
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Lambda(lambda x: x + 1)(Double()(trunk(inputs)))
+    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
+
+class Own(keras.Model):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.pool, self.dense = layers.GlobalAveragePooling2D(), layers.Dense(num_classes)
+
+    def call(self, x):
+        return self.dense(self.pool(x))
+
+def subclassed(num_classes, image_size):
+    return Own(num_classes)
+
+def two_outputs(num_classes, image_size):
+    return Own(num_classes + 1)
+
+def fails(num_classes, image_size):
+    raise RuntimeError("no idea")
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "mine.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def test_a_function_in_a_file_may_nest_models_and_use_layers_of_its_own(program):
+    model = build_model(f"{program}:nested", num_classes=3, image_size=SIZE).model
+    assert isinstance(model.get_layer("trunk").get_layer("norm"), FusedBatchNormalization)
+    assert len({v.path for v in model.variables}) == len(model.variables)
+    assert model(np.zeros((2, SIZE, SIZE, 3), np.float32)).shape == (2, 3)
+
+
+def test_a_function_in_a_file_may_return_a_subclassed_model(program):
+    model = build_model(f"{program}:subclassed", num_classes=3, image_size=SIZE).model
+    assert [tuple(v.shape) for v in model.variables] == [(3, 3), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("two_outputs", r"gives \[1, 4\] for one image: \[1, 3\] is needed"),
+        ("fails", "fails: RuntimeError: no idea"),
+        ("subclased", "has no function subclased .did you mean 'subclassed'"),
+    ],
+)
+def test_a_function_in_a_file_that_gives_no_such_model_is_refused(program, function, message):
+    with pytest.raises(UsageError, match=message):
+        build_model(f"{program}:{function}", num_classes=3, image_size=SIZE)

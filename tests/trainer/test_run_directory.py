@@ -1,47 +1,19 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, UsageError
 from trainer.results import append_result, truncate_results
-from trainer.run_directory import RunDirectory, append_json_line, truncate_json_lines, write_atomically
+from trainer.run_directory import RunDirectory, append_json_line, truncate_json_lines
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-class TestAtomicWrites:
-    def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(self, tmp_path):
-        path = tmp_path / "file.json"
-        write_atomically(path, b"before")
-        write_atomically(path, b"after")
-        assert path.read_bytes() == b"after"
-        assert os.listdir(tmp_path) == ["file.json"]
-
-    def test_a_reader_that_has_the_old_file_open_keeps_reading_it(self, tmp_path):
-        path = tmp_path / "file.json"
-        write_atomically(path, b"before")
-        with path.open("rb") as reader:
-            write_atomically(path, b"after")
-            assert reader.read() == b"before"
-
-    def test_what_a_crash_left_half_written_is_replaced(self, tmp_path):
-        (tmp_path / ".file.json.partial").write_bytes(b"a long half-written leftover of a crash")
-        write_atomically(tmp_path / "file.json", b"whole")
-        assert (tmp_path / "file.json").read_bytes() == b"whole"
-        assert os.listdir(tmp_path) == ["file.json"]
-
-    def test_a_write_that_fails_leaves_the_old_file(self, tmp_path):
-        path = tmp_path / "file.json"
-        path.write_bytes(b"before")
-        (tmp_path / ".file.json.partial").mkdir()
-        with pytest.raises(OSError):
-            write_atomically(path, b"after")
-        assert path.read_bytes() == b"before"
 
 
 class TestJsonLines:
@@ -130,8 +102,14 @@ class TestRunDirectory:
 
     def test_a_path_that_is_a_file_is_named(self, tmp_path):
         (tmp_path / "run").write_text("")
-        with pytest.raises(DataError, match=r"--workdir=.*run: cannot be made"):
+        with pytest.raises(UsageError, match=r"--workdir=.*run is a file"):
             RunDirectory(tmp_path / "run").create()
+
+    def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path):
+        (tmp_path / "photo.jpg").write_text("")
+        with pytest.raises(UsageError, match="is not empty and holds no run"):
+            RunDirectory(tmp_path).create()
+        assert os.listdir(tmp_path) == ["photo.jpg"]
 
     def test_json_comes_back_as_it_was_written(self, tmp_path):
         run = RunDirectory(tmp_path)
@@ -159,3 +137,32 @@ class TestRunDirectory:
         assert (first["event"], first["step"]) == ("start", 0)
         assert (last["event"], last["step"]) == ("done", 7)
         assert first["time"] <= last["time"]
+
+
+class TestLock:
+    def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(self, tmp_path):
+        code = (
+            "import sys; from trainer.run_directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.create()"
+        )
+        command = [
+            sys.executable,
+            "-c",
+            f"{code}; print('locked', flush=True); sys.stdin.read()",
+            str(tmp_path / "run"),
+        ]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        try:
+            assert holder.stdout.readline() == b"locked\n"
+            with pytest.raises(DataError, match="another process is training in it"):
+                RunDirectory(tmp_path / "run").create()
+        finally:
+            holder.kill()
+            holder.communicate()
+        RunDirectory(tmp_path / "run").create()
+
+
+class TestJson:
+    def test_numbers_that_are_not_finite_become_null(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        run.write_json(run.result, {"metrics": {"loss": float("nan"), "top1": [1.0, float("inf")]}})
+        assert run.read_json(run.result) == {"metrics": {"loss": None, "top1": [1.0, None]}}

@@ -166,6 +166,10 @@ class TestAFinishedRun:
         assert finished_run.output.count("*best*") >= 1
         assert "\x1b" not in finished_run.output
 
+    def test_nothing_of_tensorflows_is_on_the_screen(self, finished_run):
+        noise = [line for line in finished_run.output.splitlines() if re.match(r"[IWEF]\d{4} |WARNING|20\d\d-", line)]
+        assert not noise
+
     def test_events_tell_the_runs_story(self, finished_run):
         events = json_lines(finished_run.workdir / "events.jsonl")
         assert [event["event"] for event in events] == ["start", "first_step", "done"]

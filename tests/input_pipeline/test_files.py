@@ -1,0 +1,47 @@
+import os
+
+import pytest
+
+from input_pipeline.files import write_whole, written_whole
+
+
+def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    write_whole(path, b"after")
+    assert path.read_bytes() == b"after"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_reader_that_has_the_old_file_open_keeps_reading_it(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    with path.open("rb") as reader:
+        write_whole(path, b"after")
+        assert reader.read() == b"before"
+
+
+def test_what_a_crash_left_half_written_is_replaced(tmp_path):
+    (tmp_path / "file.json.tmp").write_bytes(b"a long half-written leftover of a crash")
+    write_whole(tmp_path / "file.json", b"whole")
+    assert (tmp_path / "file.json").read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_bytes(b"before")
+    (tmp_path / "file.json.tmp").mkdir()
+    with pytest.raises(OSError):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+
+
+def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    with pytest.raises(RuntimeError), written_whole(path) as file:
+        file.write(b"half of what")
+        raise RuntimeError
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file.json"]
