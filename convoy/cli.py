@@ -6,6 +6,7 @@ that are no flags. Only the module of the command that was typed is imported, an
 that `--help` and a mistyped flag answer at once.
 """
 
+import atexit
 import importlib
 import os
 import re
@@ -78,9 +79,10 @@ def entry_point() -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
+    atexit._run_exitfuncs()  # temporary folders go, for example
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without Python's shutdown: a TensorFlow thread that then asks for the interpreter would hang the process for ever.
+    # Without the rest of Python's shutdown: a TensorFlow thread that then asks for the interpreter would hang for ever.
     os._exit(code)
 
 

@@ -89,19 +89,21 @@ def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
     return name, others
 
 
-def _print_config(config: object, flags: absl_flags.FlagValues) -> None:
+def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues) -> None:
     for field, value in configs.fields(config):
         print(f"config.{field} = {value!r}")
     if not flags.data:
-        print("\nWith --data=DATA the values that follow from the dataset and the devices are shown too.")
+        print("\nWith --data=DATA what follows from the dataset and the devices is shown too.")
         return
     start_tensorflow()
     from input_pipeline.dataset import open_dataset
     from trainer.devices import make_strategy
+    from trainer.runtime import hardware_choices
 
-    strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     num_images = open_dataset(flags.data).split("train").num_images
+    strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
+    precision, use_xla = hardware_choices(config, strategy)
     print()
-    for name, value in plan.as_dict().items():
+    for name, value in {**plan.as_dict(), "precision": precision, "use_xla": use_xla}.items():
         print(f"{name} = {value}")

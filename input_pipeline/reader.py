@@ -232,7 +232,8 @@ class Reader:
 
         def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             # Copied: `rebatch` hands on views of larger tensors, and complains when it is given them again.
-            kept = {name: tf.raw_ops.DeepCopy(x=columns[name]) for name in ("label", *extra)}
+            everything = tf.range(tf.size(columns["label"]))
+            kept = {name: tf.gather(columns[name], everything) for name in ("label", *extra)}
             return {"image": decode_and_crop_all(columns, columns.get("randomness"), crop, chunk), **kept}
 
         def sized(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -245,6 +246,4 @@ class Reader:
         dataset = dataset.rebatch(slices.replica_batch_size, drop_remainder=True).map(sized)
         options = tf.data.Options()
         options.deterministic = True
-        # The dataset hands each process its own positions already; TensorFlow must not share them out again.
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)

@@ -12,13 +12,16 @@ epochs="${CONVOY_DEMO_EPOCHS:-15}"
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
-say "1/6 Installing Convoy into $checkout/.venv"
-"$checkout/launch/install.sh" "$checkout/.venv" ""
-export PATH="$checkout/.venv/bin:$PATH"
+# Two devices: two GPUs, or two logical CPU devices where there is none; one GPU computes both virtual replicas.
+case "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" in
+  0) devices="cpu:2" extras="" ;;
+  1) devices="gpu:0" extras="[cuda]" ;;
+  *) devices="gpu:0,1" extras="[cuda]" ;;
+esac
 
-# Two GPUs or more: all of them. Otherwise two logical CPU devices stand for two GPUs.
-devices="cpu:2"
-if [ "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" -ge 2 ]; then devices="auto"; fi
+say "1/6 Installing Convoy into $checkout/.venv"
+"$checkout/launch/install.sh" "$checkout/.venv" "$extras"
+export PATH="$checkout/.venv/bin:$PATH"
 
 rm -rf "$demo/photos" "$demo/data" "$demo/run"
 
@@ -31,7 +34,7 @@ convoy convert --images="$demo/photos/test" --manifest="$demo/photos/test.csv" -
 
 say "4/6 Training on --devices=$devices"
 convoy train --config=convnet42 --data="$demo/data" --workdir="$demo/run" --devices="$devices" \
-  --config.epochs="$epochs" --config.eval_every_epochs=3
+  --config.virtual_replicas=2 --config.epochs="$epochs" --config.eval_every_epochs=3
 
 say "5/6 Evaluating on images it has never seen"
 convoy evaluate --workdir="$demo/run" --split=train --devices="$devices"

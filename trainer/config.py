@@ -92,9 +92,8 @@ def _duration(name: str) -> dict[str, float]:
 
 def shipped_recipes() -> dict[str, Path]:
     """Returns the recipes that come with Convoy, by bare name."""
-    spec = importlib.util.find_spec("configs")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+    folder = Path(__file__).parents[1] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
 def recipe_path(name: str) -> Path:

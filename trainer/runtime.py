@@ -35,6 +35,16 @@ class Runtime:
     state: TrainState
 
 
+def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
+    """Returns the precision and whether XLA compiles the steps: what `auto` comes to on these devices."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
+    # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
+    use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy) and not config.deterministic)
+    return precision, use_xla
+
+
 def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy, *, num_classes: int) -> Runtime:
     """Builds a config's model on the strategy's devices, with random weights seeded by the config.
 
@@ -49,11 +59,7 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
       UsageError: an unknown model or optimizer.
       DataError: a weights file that cannot be used.
     """
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
-    # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
-    use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy) and not config.deterministic)
+    precision, use_xla = hardware_choices(config, strategy)
     # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
     keras.utils.clear_session()
     keras.config.set_dtype_policy(_POLICIES[precision])

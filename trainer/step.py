@@ -86,7 +86,7 @@ class TrainStep:
         self._forward_backward_compiled = tf.function(
             self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
         )
-        # The update compiles quickly on any device, and XLA makes one pass over memory of each weight's formula.
+        # Also where forward and backward are not: XLA makes one pass over memory of each weight's formula.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
         self._run = tf.function(self._all_replicas, autograph=False)
 

@@ -29,7 +29,7 @@ from input_pipeline.converter.worker import Shard, ShardTask
 from input_pipeline.dataset import INDEX_TYPES, MANIFEST, QUARANTINE, open_dataset
 from input_pipeline.errors import DataError, UsageError, did_you_mean
 from input_pipeline.pixels import Pixels
-from input_pipeline.processes import interrupts_ignored, usable_cores
+from input_pipeline.processes import interrupts_deferred, interrupts_ignored, usable_cores
 from input_pipeline.sources import Source, Sources, list_sources
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
@@ -293,7 +293,8 @@ def _work(
     pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(board,))
     bad: list[tuple[Source, str]] = []
     try:
-        futures = [pool.submit(worker.write_shard, task) for task in flat]
+        with interrupts_deferred():  # a worker that is left half-started would complain on the screen
+            futures = [pool.submit(worker.write_shard, task) for task in flat]
         pending: set[Future] = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)

@@ -449,6 +449,19 @@ def test_an_interrupted_conversion_leaves_nothing_half_written_and_no_process(co
         time.sleep(0.05)
 
 
+def test_a_conversion_that_is_interrupted_while_its_workers_start_says_one_line(tmp_path):
+    images = draw_classes(tmp_path / "photos", {"a": 4, "b": 4})
+    process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data.partial-*")):  # the workers' TensorFlow is being imported then
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "convoy: interrupted\n")
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos, monkeypatch):
     data = tmp_path / "data"
     convert(Options(photos, data))

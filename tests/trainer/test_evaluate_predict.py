@@ -95,8 +95,11 @@ def run(finished_run, tmp_path_factory):
     """A copy of the finished run whose best checkpoint is not its last."""
     workdir = shutil.copytree(finished_run.workdir, tmp_path_factory.mktemp("trained") / "run")
     store = CheckpointStore(workdir / "checkpoints")
-    (workdir / "checkpoints" / "best.json").unlink()
-    store.mark_best(36, 1.0)
+    values, metadata = store.load(36)
+    later = [store.load(step) for step in store.steps() if step > 36]
+    store.save(values, step=36, metadata=metadata, score=1.0)
+    for values, metadata in later:
+        store.save(values, step=metadata["step"], metadata=metadata, score=metadata["score"])
     return workdir
 
 
