@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 def usable_cores() -> int:
@@ -35,45 +35,37 @@ def terminable() -> Iterator[None]:
     def terminate(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # only the main thread may; a caller in another answers signals itself
+    with _handling(terminate, signal.SIGTERM):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def interrupts_ignored() -> Iterator[None]:
     """Ignores Ctrl-C inside, and in every process that is started inside."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # as in `terminable`
+    with _handling(signal.SIG_IGN, signal.SIGINT):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM take effect only on leaving."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
-    except ValueError:  # as in `terminable`
-        yield
-        return
+        with _handling(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, object], None] | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # only the main thread may; a caller in another answers signals itself
+        before = {}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+_INPUT_BOUND_PCT = 20  # from this share of the time on, faster devices would not help
+
 
 class TrainingConsole:
     """Shows a run of `total_steps` steps. A context manager: leaving it takes the bar away."""
@@ -60,10 +62,12 @@ class TrainingConsole:
 
     def progress(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Shows how training goes, from the values of the last `log_every` steps by tag."""
+        input_bound = " (input-bound)" if values["perf/input_wait_pct"] > _INPUT_BOUND_PCT else ""
         text = (
             f"loss {values['quality/loss']:.4f}  top-1 {values['quality/top1']:6.2%}  "
             f"{values['perf/images_per_s']:,.0f} images/s  {values['perf/step_ms_p50']:.0f} ms/step  "
-            f"input wait {values['perf/input_wait_pct']:.1f}%  lr {values['optim/lr']:.2e}  ETA {self._eta(step)}"
+            f"input wait {values['perf/input_wait_pct']:.1f}%{input_bound}  "
+            f"lr {values['optim/lr']:.2e}  ETA {self._eta(step)}"
         )
         if self._bar:
             self._bar.update(self._task, completed=step, where=f"step {step}/{self._total_steps}", what=text)
