@@ -157,12 +157,13 @@ class TrainStep:
         total = reduce_over_virtual_replicas(
             term, virtual_replicas=settings.virtual_replicas, deterministic=settings.deterministic
         )
-        gradients, new_statistics, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
+        gradients, changes, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
         virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
         divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
         return (
             [g / divisor for g in gradients],
-            [v / virtual_replicas for v in new_statistics],
+            # Changes are averaged, not values, so that a frozen weight stays as it is to the bit.
+            [old + tf.cast(c / virtual_replicas, old.dtype) for old, c in zip(statistics, changes, strict=True)],
             sums,
             loss_scale,
         )
@@ -189,7 +190,7 @@ class TrainStep:
         part: dict[str, tf.Tensor],
         loss_scale: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Returns gradient sums, new statistics and metric sums of one virtual replica.
+        """Returns gradient sums, changes of statistics and metric sums of one virtual replica.
 
         A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
         """
@@ -214,10 +215,9 @@ class TrainStep:
             # In float16 the mean of the slice is scaled: a sum over many images would overflow much earlier.
             scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
         gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        new_statistics = [
-            tf.cast(value, tf.float32) for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed
-        ]
-        return [*gradients, *new_statistics, metrics.batch_sums(logits, part["label"], losses)]
+        new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
+        changes = [tf.cast(new - old, tf.float32) for new, old in zip(new_statistics, statistics, strict=True)]
+        return [*gradients, *changes, metrics.batch_sums(logits, part["label"], losses)]
 
     def _update(
         self,
@@ -253,7 +253,7 @@ class TrainStep:
                 own = self._own(average)
                 own.assign_sub((own - weight) * (1.0 - decay))
         for variable, value in zip(state.statistics, statistics, strict=True):
-            self._own(variable.value).assign(tf.cast(value, variable.dtype))
+            self._own(variable.value).assign(value)
         return tf.no_op()
 
     def _formulas(

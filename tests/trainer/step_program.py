@@ -76,6 +76,9 @@ def make_model(name: str, image_size: int) -> BuiltModel:
         x = layers.Conv2D(6, 3, strides=2, activation="relu", name="conv1")(inputs)
         x = FusedBatchNormalization(name="norm1")(x)
         x = layers.Flatten(name="flatten")(x)
+    elif name == "frozen":
+        x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1", trainable=False)(inputs)
+        x = layers.Flatten(name="flatten")(x)
     elif name == "norm":  # batch norm alone
         x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1")(inputs)
         x = FusedBatchNormalization(momentum=0.8, name="norm1")(x)

@@ -265,6 +265,16 @@ def test_batch_norm_sees_one_virtual_replica_and_its_averages_take_the_mean_of_a
         np.testing.assert_allclose(variable.numpy(), total / virtual_replicas, rtol=1e-5, err_msg=variable.path)
 
 
+@pytest.mark.parametrize("virtual_replicas", [1, 3])
+def test_frozen_weights_stay_as_they_are_to_the_bit(virtual_replicas):
+    train_step, state, _ = make_step("frozen", global_batch_size=12, virtual_replicas=virtual_replicas)
+    before = {v.path: v.numpy() for v in state.model_variables}
+    for _ in range(2):
+        train_step(distribute(state.strategy, make_batch(12)), 0.5)
+    unchanged = {v.path for v in state.model_variables if np.array_equal(v.numpy(), before[v.path])}
+    assert unchanged == {"conv1/kernel", "conv1/bias"}
+
+
 def test_the_whole_gradient_is_clipped_once_after_the_reduction(on_two_devices):
     reports, values = on_two_devices
     before, after = part(values, "clipped/before/model/"), part(values, "clipped/after/model/")
