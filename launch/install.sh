@@ -18,7 +18,7 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3
   exit 2
 fi
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$checkout$extras"
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$checkout$extras"
 touch "$stamp"
 echo "Installed into $venv."
