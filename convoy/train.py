@@ -1,5 +1,7 @@
 """`convoy train`: flags of training, and the config behind `--config`."""
 
+import os
+
 import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
@@ -7,7 +9,8 @@ from ml_collections import config_flags
 from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer import config as configs
-from trainer.devices import STRATEGIES, parse_devices
+from trainer.cluster import find_cluster
+from trainer.devices import STRATEGIES, check_strategy, parse_devices
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -39,6 +42,19 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
         "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags
     )
     absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices work together", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "worker_hosts", [], "HOST:PORT of every worker, where no TF_CONFIG or scheduler says it", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("worker_index", None, "this process's place in --worker_hosts", flag_values=flags)
+    for name, seconds, what in (
+        ("startup_timeout", 300.0, "for all workers to come"),
+        ("heartbeat_timeout", 30.0, "of silence until a worker is given up"),
+        ("step_timeout", 600.0, "for a step, an evaluated batch or a checkpoint until the process is taken for stuck"),
+    ):
+        absl_flags.DEFINE_float(name, seconds, f"seconds {what}", lower_bound=1.0, flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "record_order", False, "write which images each step trained on to RUN/order", flag_values=flags
+    )
     absl_flags.DEFINE_bool(
         "deterministic", None, "the same bits on any number of devices; sets config.deterministic", flag_values=flags
     )
@@ -61,10 +77,24 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         _print_config(config, flags)
         return
     require_flags(flags, "data", "workdir")
+    cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
+    check_strategy(flags.strategy, cluster)
+    if cluster:  # who is gone is told in one line; TensorFlow's several name nobody
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     start_tensorflow()
     from trainer.loop import train
+    from trainer.watchdog import Deadlines
 
-    train(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
+    train(
+        config,
+        data=flags.data,
+        workdir=flags.workdir,
+        devices=devices,
+        strategy_name=flags.strategy,
+        cluster=cluster,
+        deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
+        record_order=flags.record_order,
+    )
 
 
 def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:

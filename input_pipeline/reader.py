@@ -129,7 +129,9 @@ class Reader:
             return {"index": indices, "randomness": randomness}
 
         extra = {"index": tf.TensorSpec([None], tf.int64), "randomness": tf.TensorSpec([None, self._draws], tf.float32)}
-        return self._batches(start_step, _ENDLESS, locate, extra, slices, self._crop)
+        dataset = self._batches(start_step, _ENDLESS, locate, extra, slices, self._crop)
+        # So that TensorFlow knows it, and does not ask all workers at each batch whether they have one more.
+        return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
 
     def evaluation(self, slices: Slices) -> tf.data.Dataset:
         """Returns every image of the split once, in the order of the records.

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,6 +143,24 @@ class CheckpointStore:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.npz"
+
+
+def newest_whole(store: CheckpointStore) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Returns the newest checkpoint that is whole, None where there is none at all; says which ones are not.
+
+    Raises:
+      DataError: there are some, and none is whole.
+    """
+    damaged: DamagedError | None = None
+    for step in reversed(store.steps()):
+        try:
+            return store.load(step)
+        except DamagedError as error:
+            damaged = error
+            print(f"convoy: {error}", file=sys.stderr)
+    if damaged:
+        raise DataError(f"no checkpoint in {store.folder} is whole. Restore one, or start anew in another --workdir.")
+    return None
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

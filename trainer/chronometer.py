@@ -90,6 +90,11 @@ class Chronometer:
             input_wait_pct=100.0 * float(waits.sum() / max(seconds.sum(), 1e-9)),
         )
 
+    def window_dropped(self) -> None:
+        """Starts a new window without what happened in this one, and forgets the step in progress."""
+        self._steps = []
+        self._step_started, self._waited, self._paused = None, 0.0, 0.0
+
     def steady_images_per_second(self) -> float | None:
         """Returns the speed over the run without its first steps and pauses; None while there were no others."""
         return self._images_per_step * self._steady_steps / self._steady_seconds if self._steady_seconds else None

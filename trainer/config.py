@@ -47,6 +47,8 @@ def default_config() -> ml_collections.ConfigDict:
             "precision": "auto",
             "xla": "auto",
             "deterministic": False,
+            "deterministic_threads": 2,  # of a CPU, on any machine: how many share a sum changes its last bits
+            "reduce_in_bfloat16": False,  # gradients between devices: half the traffic, 8 bits of mantissa
             "label_smoothing": 0.0,
             "keep_checkpoints": 3,
             **_duration("eval_every"),
@@ -82,6 +84,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "saturation": 0.0,
             },
             "ema": {"decay": 0.0},  # 0: no moving average of the weights
+            "divergence": {
+                "rollbacks": 0,  # how often a run goes back to its last checkpoint when its loss is NaN or infinite
+                "learning_rate_factor": 0.5,  # times this from there on, each time
+            },
         }
     ).lock()
 
@@ -279,6 +285,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     _choice("xla", config.xla, XLA_MODES)
     can_compile = not (config.deterministic and config.xla == "on")
     _require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
+    threads = config.deterministic_threads
+    _require(1 <= threads <= 1024, "deterministic_threads", threads, "give 1 to 1024")
+    keeps_order = not (config.deterministic and config.reduce_in_bfloat16)
+    _require(
+        keeps_order, "reduce_in_bfloat16", True, "with deterministic give False: bfloat16 sums depend on the order"
+    )
+    divergence = config.divergence
+    _require(divergence.rollbacks >= 0, "divergence.rollbacks", divergence.rollbacks, "give 0 or more")
+    factor = divergence.learning_rate_factor
+    _require(0 < factor <= 1, "divergence.learning_rate_factor", factor, "give more than 0, up to 1")
     _choice("schedule.name", config.schedule.name, SCHEDULES)
     schedule = config.schedule
     _choice("schedule.scaling", schedule.scaling, SCALINGS)

@@ -16,15 +16,16 @@ _INPUT_BOUND_PCT = 20  # from this share of the time on, faster devices would no
 class TrainingConsole:
     """Shows a run of `total_steps` steps. A context manager: leaving it takes the bar away."""
 
-    def __init__(self, total_steps: int, first_step: int, console: Console | None = None):
+    def __init__(self, total_steps: int, first_step: int, console: Console | None = None, *, shows: bool = True):
         """Shows nothing yet.
 
         Args:
           total_steps: of the run.
           first_step: where this start begins.
           console: where to; standard output where left out.
+          shows: False for a worker that leaves the showing to the chief.
         """
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=not shows)
         self._total_steps = total_steps
         self._first_step = first_step
         self._started = time.perf_counter()

@@ -1,5 +1,6 @@
 """What a run is said to be before it starts: the console's header, its environment, its dataset's identity."""
 
+import importlib.metadata
 import os
 import platform
 import shlex
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from input_pipeline.dataset import Dataset
 from trainer.config import Plan
+from trainer.devices import runs_on_gpu
+from trainer.peers import Peers
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
 
@@ -27,12 +30,20 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions that workers of one run must share."""
+    try:
+        convoy = importlib.metadata.version("convoy")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        convoy = "not installed"
+    return {"convoy": convoy, "tensorflow": tf.__version__, "keras": keras.__version__}
+
+
 def environment() -> dict[str, Any]:
     """Returns versions and hardware, as JSON data."""
     return {
+        **versions(),
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
         "host": platform.node(),
@@ -41,8 +52,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def place(plan: Plan, runtime: Runtime, peers: Peers) -> dict[str, Any]:
+    """Returns where a run runs, as JSON data: what may change when it goes on."""
+    return {
+        "devices": f"{plan.replicas} {'GPU' if runs_on_gpu(runtime.strategy) else 'CPU'}",
+        "workers": peers.num_workers,
+        "host": platform.node(),
+        **versions(),
+    }
+
+
 def header_rows(
-    config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, dataset: Dataset, run: RunDirectory
+    config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, dataset: Dataset, run: RunDirectory, peers: Peers
 ) -> dict[str, str]:
     """Returns the rows of the console's header: what is about to run, on what, and how long."""
     strategy = runtime.strategy
@@ -64,7 +85,8 @@ def header_rows(
             else ", no validation split: nothing is evaluated while training"
         ),
         "length": length,
-        "devices": f"{', '.join(devices)} ({type(strategy).__name__})",
+        "devices": f"{', '.join(devices)} ({_strategy_name(strategy)})"
+        + (f" on each of {peers.num_workers} workers" if peers.num_workers > 1 else ""),
         "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
         "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
         f"{plan.virtual_batch_size} a virtual replica",
@@ -72,7 +94,13 @@ def header_rows(
         + (scaled if scaling != "none" else "")
         + f", {config.schedule.name}",
         "precision": f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"
-        + (", deterministic" if config.deterministic else ""),
+        + (", deterministic" if config.deterministic else "")
+        + (", gradients reduced in bfloat16" if config.reduce_in_bfloat16 else ""),
         "run directory": str(run.path),
         "TensorBoard": f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}",
     }
+
+
+def _strategy_name(strategy: tf.distribute.Strategy) -> str:
+    name = type(strategy).__name__
+    return {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}.get(name, name)  # its old name, still inside

@@ -1,4 +1,4 @@
-"""From `--devices` and `--strategy` to a `tf.distribute` strategy, and what the devices can do.
+"""From `--devices`, `--strategy` and a cluster to a `tf.distribute` strategy, and what the devices can do.
 
 devices = parse_devices("cpu:2")              # before TensorFlow starts
 strategy = make_strategy(devices, "auto")     # starts it
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from input_pipeline.errors import UsageError, did_you_mean
+from trainer.cluster import Cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,41 @@ def parse_devices(text: str) -> Devices:
     return Devices(kind, gpus=numbers)
 
 
-def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strategy":
+def check_strategy(name: str, cluster: Cluster | None) -> None:
+    """Raises a UsageError where the strategy is unknown, or does not fit the cluster."""
+    if name not in STRATEGIES:
+        raise UsageError(f"--strategy={name}{did_you_mean(name, STRATEGIES)}: give one of {', '.join(STRATEGIES)}.")
+    if cluster and name not in ("auto", "multi_worker"):
+        raise UsageError(
+            f"--strategy={name} with the {cluster.num_workers} workers of {cluster.source}: "
+            "leave --strategy out, or unset the cluster."
+        )
+    if name == "multi_worker" and not cluster:
+        raise UsageError(
+            "--strategy=multi_worker without a cluster: set TF_CONFIG, give --worker_hosts and --worker_index, or "
+            "start it with `convoy launch local --processes=2 -- train ...`."
+        )
+
+
+def make_strategy(
+    devices: Devices, name: str = "auto", *, cluster: Cluster | None = None, heartbeat_seconds: float = 30.0
+) -> "tf.distribute.Strategy":
     """Configures TensorFlow's devices and returns the strategy over them. Call once, before TensorFlow is used.
 
     Args:
-      devices: from `parse_devices`.
-      name: one of `STRATEGIES`; `auto` is `one_device` for one and `mirrored` for several.
+      devices: of this process, from `parse_devices`.
+      name: one of `STRATEGIES`; `auto` is `multi_worker` in a cluster, else `one_device` for one and `mirrored` for
+        several.
+      cluster: the workers of the run; None for a process that is alone.
+      heartbeat_seconds: silence after which a worker is given up.
 
     Raises:
-      UsageError: a GPU that is not there; `one_device` with several devices; TensorFlow runs already.
+      UsageError: a GPU that is not there; `one_device` with several devices; a strategy that does not fit the cluster;
+        TensorFlow runs already.
     """
     import tensorflow as tf
 
-    if name not in STRATEGIES:
-        raise UsageError(f"--strategy={name}{did_you_mean(name, STRATEGIES)}: give one of {', '.join(STRATEGIES)}.")
+    check_strategy(name, cluster)
     found = tf.config.list_physical_devices("GPU")
     if devices.kind == "cpu" or (devices.kind == "auto" and not found):
         names = _configure_cpus(devices.count)
@@ -84,11 +106,48 @@ def make_strategy(devices: Devices, name: str = "auto") -> "tf.distribute.Strate
         except RuntimeError as error:
             raise UsageError("--devices: TensorFlow was started before its devices were chosen.") from error
         names = [f"GPU:{index}" for index in range(len(wanted))]
+    if cluster:
+        return _multi_worker(cluster, names, heartbeat_seconds)
     if name == "one_device" and len(names) > 1:
         raise UsageError(f"--strategy=one_device with {len(names)} devices: give one device, or --strategy=mirrored.")
     if name == "mirrored" or len(names) > 1:
         return tf.distribute.MirroredStrategy(names)
     return tf.distribute.OneDeviceStrategy(names[0])
+
+
+def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) -> "tf.distribute.Strategy":
+    import tensorflow as tf
+
+    from trainer.upstream import cpu_devices_of_a_worker, set_heartbeat
+
+    tasks: dict[str, list[str]] = {}
+    for (job, _), address in zip(cluster.jobs, cluster.addresses, strict=True):
+        tasks.setdefault(job, []).append(address)
+    job, index = cluster.jobs[cluster.index]
+    spec = tf.train.ClusterSpec(tasks)
+    on_gpu = names[0].startswith("GPU")
+    set_heartbeat(spec, heartbeat_seconds=heartbeat_seconds, register_seconds=2 * heartbeat_seconds)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec, task_type=job, task_id=index, num_accelerators={"GPU": len(names) if on_gpu else 0}, rpc_layer="grpc"
+    )
+    with cpu_devices_of_a_worker(1 if on_gpu else len(names)):
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
+def set_cpu_threads(count: int) -> None:
+    """Sets how many threads share an operation on the CPU. Call before TensorFlow is used.
+
+    oneDNN and Eigen split sums among them, so in a deterministic run their number must be the same everywhere.
+
+    Raises:
+      UsageError: TensorFlow runs already.
+    """
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError as error:
+        raise UsageError("TensorFlow was started before its number of threads was chosen.") from error
 
 
 def _configure_cpus(count: int) -> list[str]:

@@ -5,6 +5,7 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 """
 
 import contextlib
+import itertools
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import tensorflow as tf
 from input_pipeline.crop import Crop
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
-from input_pipeline.reader import Reader, Slices
+from input_pipeline.reader import Reader
 from trainer import metrics
 from trainer.models import BuiltModel
+from trainer.peers import Peers
 from trainer.restore import TrainedRun
 from trainer.results import append_result
+from trainer.runtime import slices_of
 from trainer.state import TrainState
 from trainer.step import cross_entropy
 
@@ -28,7 +31,9 @@ EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
 class Evaluator:
     """Evaluates the state as it stands, with the weights' moving average where it keeps one."""
 
-    def __init__(self, state: TrainState, built: BuiltModel, reader: Reader, batch_size: int):
+    def __init__(
+        self, state: TrainState, built: BuiltModel, reader: Reader, batch_size: int, peers: Peers | None = None
+    ):
         """Prepares the evaluation; the first call compiles it.
 
         Args:
@@ -36,26 +41,41 @@ class Evaluator:
           built: the model.
           reader: of the split.
           batch_size: images at a time over all devices; rounded up to a multiple of them.
+          peers: the workers that evaluate together; alone where None.
         """
         self._state = state
         self._built = built
         self._reader = reader
-        replicas = state.strategy.num_replicas_in_sync
-        batch_size = min(batch_size, reader.num_images)
-        slices = Slices(global_batch_size=-(-batch_size // replicas) * replicas, replicas=replicas)
-        self._dataset = state.strategy.distribute_datasets_from_function(lambda context: reader.evaluation(slices))
+        self._peers = peers or Peers(None)
+        strategy = state.strategy
+        replicas = strategy.num_replicas_in_sync
+        batch_size = -(-min(batch_size, reader.num_images) // replicas) * replicas
+        slices = slices_of(strategy, self._peers.rank, batch_size)
+        self._steps = -(-reader.num_images // batch_size)
+        # Told that it never ends, TensorFlow does not ask all workers at each batch whether they have one more.
+        endless = tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)
+        self._dataset = strategy.distribute_datasets_from_function(
+            lambda context: reader.evaluation(slices).apply(endless)
+        )
         self._sums = tf.function(self._all_replicas, autograph=False)
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the quality metrics of the whole split (`metrics.summarize`).
+    def metrics(self, *, seconds: float | None = None) -> dict[str, float]:
+        """Returns the quality metrics of the whole split (`metrics.summarize`), the same on every worker.
+
+        Args:
+          seconds: how long to wait for the other workers at the end.
 
         Raises:
           DataError: a record cannot be used.
+          PeerLostError: another worker is gone.
         """
         total = np.float64(0)
         with contextlib.closing(read_all(self._dataset, self._reader)) as batches:
-            for batch in batches:
+            for batch in itertools.islice(batches, self._steps):
                 total = total + self._sums(batch).numpy()
+                self._peers.report(self._state.step, "evaluation")
+        everyones = self._peers.exchange("evaluation", total.tolist(), seconds=seconds)
+        total = np.sum(np.array(everyones, np.float64), axis=0)
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")

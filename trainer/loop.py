@@ -1,42 +1,57 @@
 """The story of a run: from wherever its directory says it stands to its last step.
 
 result = train(config, data="data", workdir="run", devices=parse_devices("auto"))
+
+In a cluster every worker tells this story, each with its own share of the images; the chief alone writes it down.
 """
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 import numpy as np
+import tensorflow as tf
 
+from input_pipeline import order
 from input_pipeline.crop import Crop
-from input_pipeline.dataset import Dataset, open_dataset
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from input_pipeline.reader import Batch, Reader, Slices
+from input_pipeline.errors import ConvoyError, DataError
+from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
 from trainer import metrics
-from trainer.checkpoints import CheckpointStore, DamagedError
+from trainer.agreement import agree_on_checkpoint
 from trainer.chronometer import Chronometer
+from trainer.cluster import Cluster
 from trainer.config import Plan
 from trainer.console import TrainingConsole
-from trainer.curves import draw_curves
-from trainer.description import dataset_identity, environment, header_rows
-from trainer.devices import Devices, make_strategy
+from trainer.description import dataset_identity, environment, header_rows, place
+from trainer.devices import Devices
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
+from trainer.journal import Journal
+from trainer.order_record import OrderRecord
+from trainer.peers import RETRYABLE, TRAINING, PeerLostError, Peers
 from trainer.preprocess import DRAWS, ColourRanges
-from trainer.results import append_result, truncate_results
-from trainer.run_directory import RunDirectory, truncate_json_lines
-from trainer.runtime import Runtime, make_runtime
+from trainer.restore import load_into
+from trainer.resume import what_changed
+from trainer.runtime import Runtime, slices_of
+from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
+from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
-from trainer.writers import MetricWriters
+from trainer.stop_request import StopRequest
+from trainer.watchdog import Deadlines, Watchdog
+
+_NAMED_IMAGES = 8
+_LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses
 
 
 class DivergedError(ConvoyError):
-    """The loss is no number any more. The message names the step, the last checkpoint and the mend."""
+    """The loss is no number any more. The message names the step, the images, the last checkpoint and the mend."""
+
+    def __init__(self, message: str, step: int):
+        """Args: message: for people. step: whose gradient it was."""
+        super().__init__(message)
+        self.step = step
 
 
 class InterruptedRunError(ConvoyError):
@@ -45,138 +60,185 @@ class InterruptedRunError(ConvoyError):
     exit_code = 130
 
 
+class PreemptedError(ConvoyError):
+    """SIGTERM or SIGUSR1: saved and stopped."""
+
+    exit_code = RETRYABLE
+
+
 def train(
-    config: ml_collections.ConfigDict, *, data: str, workdir: str, devices: Devices, strategy_name: str = "auto"
+    config: ml_collections.ConfigDict,
+    *,
+    data: str,
+    workdir: str,
+    devices: Devices,
+    strategy_name: str = "auto",
+    cluster: Cluster | None = None,
+    deadlines: Deadlines | None = None,
+    record_order: bool = False,
 ) -> dict[str, Any]:
     """Trains until the config's last step, from the newest checkpoint in `workdir` or from the start.
 
     Args:
       config: complete.
       data: the dataset directory, with a split `train`; evaluated on `validation` where it has that.
-      workdir: the run directory.
-      devices: what to train on.
+      workdir: the run directory, one for all workers.
+      devices: what this process trains on.
       strategy_name: one of `devices.STRATEGIES`.
+      cluster: the workers that train together; None for a process that is alone.
+      deadlines: how long to wait for what.
+      record_order: whether to write down which images each step trained on (`order_record`).
 
     Returns:
       What result.json holds.
 
     Raises:
-      UsageError: config, devices and dataset do not fit together.
-      DataError: data, checkpoint or run directory cannot be used, or the run was started with another config or
-        dataset.
+      UsageError: config, devices and dataset do not fit together, or the workers' do not.
+      DataError: data, checkpoint or run directory cannot be used, the run was started with another config or
+        dataset, or its last checkpoint cannot be written.
       DivergedError: the loss became NaN or infinite, other than by float16's overflow.
+      PreemptedError: SIGTERM or SIGUSR1 came to any worker.
+      PeerLostError: a worker is missing, gone or stuck.
     """
-    configs.check(config)
-    dataset = open_dataset(data)
-    split = dataset.split("train")
-    if dataset.num_classes < 2:
-        raise UsageError(
-            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
-            "`convoy convert --images` wants the folder that holds a folder a class."
-        )
-    run = RunDirectory(workdir)
-    store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
-    checkpoint = _newest_checkpoint(store)
-    if checkpoint:
-        config = configs.with_choices_of(config, checkpoint[1]["config"])
-        _check_same_run(checkpoint[1], config, dataset, run)
-    strategy = make_strategy(devices, strategy_name)
-    plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
-    runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
-    config = configs.with_choices_of(
-        config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
-    )
-    run.create()
-    if checkpoint:
-        values, metadata = checkpoint
+    deadlines = deadlines or Deadlines()
+    with Peers(cluster, startup_seconds=deadlines.startup) as peers:
         try:
-            runtime.state.assign(values, metadata["step"])
-        except DataError as error:
-            raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
-    reported = checkpoint[1]["reported"] if checkpoint else {}
-    return _Training(config, plan, runtime, dataset, run, store, reported).to_the_end()
+            start = prepare(
+                config,
+                data=data,
+                workdir=workdir,
+                devices=devices,
+                strategy_name=strategy_name,
+                cluster=cluster,
+                peers=peers,
+                deadlines=deadlines,
+            )
+            return _Training(start, peers, deadlines, record_order).to_the_end()
+        except tf.errors.OpError as error:
+            if lost := _as_peer_lost(error, peers):
+                raise lost from None
+            raise
+
+
+def _as_peer_lost(error: PeerLostError | tf.errors.OpError, peers: Peers) -> PeerLostError | None:
+    """Returns what names the worker that TensorFlow only says is gone; None where the error is another one."""
+    if isinstance(error, PeerLostError):
+        return error
+    if peers.num_workers == 1:
+        return None
+    why = peers.why_lost(seconds=_LOSS_SECONDS)
+    if not why and not isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError):
+        return None
+    return PeerLostError(why or f"a worker is gone: {error.message.splitlines()[0]}")
 
 
 class _Training:
     """A run in progress."""
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        plan: Plan,
-        runtime: Runtime,
-        dataset: Dataset,
-        run: RunDirectory,
-        store: CheckpointStore,
-        reported: dict[str, Any],
-    ):
-        self._config = config
-        self._plan = plan
-        self._runtime = runtime
-        self._dataset = dataset
-        self._run = run
-        self._store = store
-        self._state = runtime.state
+    def __init__(self, start: Start, peers: Peers, deadlines: Deadlines, record_order: bool):
+        self._config = start.config
+        self._plan = plan = start.plan
+        self._runtime = start.runtime
+        self._dataset = start.dataset
+        self._run = start.run
+        self._store = start.store
+        self._state = start.runtime.state
+        self._peers = peers
+        self._deadlines = deadlines
+        self._before = start.metadata
         self._chronometer = Chronometer(plan.global_batch_size)
-        self._writers = MetricWriters(run)
-        self._step = TrainStep(runtime.state, runtime.built, runtime.optimizer, _step_settings(config, plan, runtime))
-        crop = Crop(config.image_size, config.augment.crop_area)
-        self._reader = Reader(dataset.split("train"), crop, draws=DRAWS)
+        self._step = TrainStep(
+            self._state, self._runtime.built, self._runtime.optimizer, _step_settings(self._config, plan, self._runtime)
+        )
+        crop = Crop(self._config.image_size, self._config.augment.crop_area)
+        self._reader = Reader(self._dataset.split("train"), crop, draws=DRAWS)
         self._evaluator = None
-        if "validation" in dataset.splits:
-            reader = Reader(dataset.split("validation"), crop)
-            self._evaluator = Evaluator(self._state, runtime.built, reader, EVALUATION_BATCH_SIZE)
-        self._console = TrainingConsole(plan.total_steps, runtime.state.step)
-        self._window_sums = np.zeros(metrics.sums_size(dataset.num_classes))
+        if "validation" in self._dataset.splits:
+            reader = Reader(self._dataset.split("validation"), crop)
+            self._evaluator = Evaluator(self._state, self._runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
+        self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
+        self._journal = Journal(self._run, writes=peers.is_chief, warn=self._console.say)
+        self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
+        self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
+        self._stop = StopRequest()
+        self._stop_agreed = False
+        self._saved_step: int | None = self._state.step or None
+        self._window_sums = np.zeros(metrics.sums_size(self._dataset.num_classes))
         self._window_last: StepResult | None = None
         # A run that was killed between its last checkpoint and its result reports what it had measured.
+        reported = self._before.get("reported", {})
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
+        self._rollbacks = self._before.get("rollbacks", 0)
 
     def to_the_end(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
             self._console.say(f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}.")
             return self._run.read_json(self._run.result)
-        with self._console:
-            self._begin()
-            try:
-                self._train_steps()
-            except KeyboardInterrupt:
-                raise InterruptedRunError(self._where_it_goes_on()) from None
-            return self._finish()
+        watchdog = Watchdog(self._peers, self._deadlines, on_end=self._note_lost_peer)
+        try:
+            with self._console, self._stop, watchdog:
+                self._begin()
+                while self._state.step < self._plan.total_steps:
+                    try:
+                        self._train_steps()
+                    except DivergedError as error:
+                        self._roll_back(error)
+                return self._finish()
+        except KeyboardInterrupt:
+            with contextlib.suppress(DataError):
+                self._saver.finish()
+            raise InterruptedRunError(
+                f"interrupted at step {self._state.step}. The same command goes on from {self._where_it_goes_on()}."
+            ) from None
+        except (PeerLostError, tf.errors.OpError) as error:
+            with contextlib.suppress(DataError):
+                self._saver.finish()
+            lost = _as_peer_lost(error, self._peers)
+            if not lost:
+                raise
+            self._note_lost_peer(str(lost))
+            raise PeerLostError(f"{lost}. The same commands go on from {self._where_it_goes_on()}.") from None
 
     def _where_it_goes_on(self) -> str:
         newest = self._store.latest()
-        start = "the start, for want of a checkpoint" if newest is None else f"step {newest}, the newest checkpoint"
-        return f"interrupted at step {self._state.step}. The same command goes on from {start}."
+        return "the start, for want of a checkpoint" if newest is None else f"step {newest}, the newest checkpoint"
+
+    def _note_lost_peer(self, message: str) -> None:
+        self._journal.event("peer_lost", step=self._state.step, message=message)
 
     def _begin(self) -> None:
-        run, step = self._run, self._state.step
-        truncate_json_lines(run.metrics, step)
-        truncate_results(run, step)
-        files = {
-            "config": configs.to_json(self._config),
-            "environment": environment(),
-            "dataset": {
-                "directory": str(self._dataset.directory.resolve()),
-                "class_names": list(self._dataset.class_names),
-                **dataset_identity(self._dataset),
+        state, plan, here = self._state, self._plan, place(self._plan, self._runtime, self._peers)
+        self._journal.begin(
+            state.step,
+            {
+                "config": configs.to_json(self._config),
+                "environment": environment(),
+                "dataset": {
+                    "directory": str(self._dataset.directory.resolve()),
+                    "class_names": list(self._dataset.class_names),
+                    **dataset_identity(self._dataset),
+                },
             },
-        }
-        for name, value in files.items():
-            run.write_json(run.path / f"{name}.json", value)
-            self._writers.write_text(f"run/{name}", value)
-        command = shlex.join(sys.argv)
-        (run.path / "command.txt").write_text(command + "\n", encoding="utf-8")
-        self._writers.write_text("run/command", command)
-        run.append_event("restored" if step else "start", step=step, replicas=self._plan.replicas)
-        self._console.header(header_rows(self._config, self._plan, self._runtime, self._dataset, run))
-        if step:
-            self._console.say(f"Resumed at step {step} of {self._plan.total_steps}.")
+        )
+        if self._order_record and self._peers.is_chief:
+            self._order_record.go_back(state.step)
+        changed = what_changed(self._before.get("place", {}), here)
+        if state.step:
+            self._journal.event("restored", step=state.step, replicas=plan.replicas, changed=changed)
+        else:
+            self._journal.event("start", step=0, replicas=plan.replicas)
+        self._console.header(header_rows(self._config, plan, self._runtime, self._dataset, self._run, self._peers))
+        if state.step:
+            self._console.say(
+                f"Resumed at step {state.step} of {plan.total_steps}."
+                + (f" Changed: {'; '.join(changed)}." if changed else "")
+            )
+        self._peers.exchange("begin")
 
     def _train_steps(self) -> None:
-        plan, state = self._plan, self._state
-        slices = Slices(plan.global_batch_size, plan.replicas)
+        state = self._state
+        slices = slices_of(self._runtime.strategy, self._peers.rank, self._plan.global_batch_size)
         dataset = self._runtime.strategy.distribute_datasets_from_function(
             lambda context: self._reader.training(slices, seed=self._config.seed, start_step=state.step)
         )
@@ -187,10 +249,12 @@ class _Training:
         plan, state = self._plan, self._state
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
+            self._peers.report(state.step + 1, "waiting for input")
             with self._chronometer.waiting():
                 batch = next(batches)
+            self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
-            result = self._step(batch, learning_rate)
+            result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
             if pending:  # results are read one step late, so that a GPU always has the next step waiting
                 self._take_in(pending, state.step - 1)
             pending = result
@@ -198,23 +262,27 @@ class _Training:
                 state.step == plan.total_steps or state.step % every == 0
                 for every in (plan.log_every_steps, plan.eval_every_steps, plan.checkpoint_every_steps)
             )
-            if log or evaluate or checkpoint or state.step == first_step:
+            if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
                 self._take_in(pending, state.step)
                 pending = None
             self._chronometer.end_step()
             self._console.step(state.step)
+            if self._order_record:
+                self._order_record.write(state.step, batch, self._runtime.strategy)
             if state.step == first_step:
-                self._run.append_event("first_step", step=state.step)
+                self._journal.event("first_step", step=state.step)
             with self._chronometer.paused():
                 if log:
                     self._log(learning_rate)
                 score, is_best = self._evaluate() if evaluate else (None, False)
                 if checkpoint or is_best:
                     self._save(score)
+                if self._stop_agreed and state.step < plan.total_steps:
+                    self._save_and_stop()
 
     def _learning_rate(self, step: int) -> float:
-        schedule = self._config.schedule
-        return learning_rate_at(
+        schedule, divergence = self._config.schedule, self._config.divergence
+        return divergence.learning_rate_factor**self._rollbacks * learning_rate_at(
             step,
             total_steps=self._plan.total_steps,
             peak=self._plan.peak_learning_rate,
@@ -226,18 +294,53 @@ class _Training:
         )
 
     def _take_in(self, result: StepResult, step: int) -> None:
-        """Waits for a step's result and adds it up."""
+        """Waits for a step's result and adds it up. What it decides is the same on every worker."""
         self._window_sums += result.sums.numpy()
         self._window_last = result
+        self._stop_agreed = self._stop_agreed or bool(result.stop_requested.numpy())
         # In float16 an overflow is no news while the loss scale can still be lowered.
         if not result.finite.numpy() and result.loss_scale.numpy() <= 1:
-            last = self._store.latest()
-            raise DivergedError(
-                f"the gradient of step {step} is NaN or infinite; that update was not applied. "
-                f"Last checkpoint: {'none' if last is None else f'step {last}'}. "
-                f"Lower config.optimizer.learning_rate={self._config.optimizer.learning_rate:g}, "
-                "or limit the gradient with config.optimizer.clip_norm=1."
-            )
+            raise self._diverged(step)
+
+    def _diverged(self, step: int) -> DivergedError:
+        batch = self._plan.global_batch_size
+        positions = np.arange((step - 1) * batch, step * batch)
+        images, _ = order.positions_to_images(positions, num_images=self._plan.num_images, seed=self._config.seed)
+        self._journal.event("diverged", step=step, images=images.tolist())
+        return DivergedError(
+            f"the gradient of step {step} is NaN or infinite; that update was not applied. "
+            f"Its batch: images {', '.join(map(str, images[:_NAMED_IMAGES]))}, ... of the training split "
+            f"(all {len(images)} in {self._run.events}). Last checkpoint: {self._store.latest() or 'none'}. "
+            f"Lower config.optimizer.learning_rate={self._config.optimizer.learning_rate:g}, "
+            "limit the gradient with config.optimizer.clip_norm=1, or let it go back by itself with "
+            "config.divergence.rollbacks=2.",
+            step,
+        )
+
+    def _roll_back(self, error: DivergedError) -> None:
+        """Goes on from the last checkpoint with a lower learning rate, where the config allows it once more."""
+        with contextlib.suppress(DataError):
+            self._saver.finish()
+        checkpoint = None
+        if self._rollbacks < self._config.divergence.rollbacks:
+            checkpoint = agree_on_checkpoint(self._peers, self._store)
+        if not checkpoint:
+            raise error
+        load_into(self._state, *checkpoint, self._run)
+        self._rollbacks += 1
+        step, factor = self._state.step, self._config.divergence.learning_rate_factor**self._rollbacks
+        self._saved_step = step
+        self._window_sums[:] = 0
+        self._chronometer.window_dropped()
+        self._journal.go_back(step)
+        if self._order_record and self._peers.is_chief:
+            self._order_record.go_back(step)
+        self._journal.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
+        self._console.say(
+            f"The gradient of step {error.step} is NaN or infinite. Going back to step {step} with the learning rate "
+            f"times {factor:g} (rollback {self._rollbacks} of {self._config.divergence.rollbacks})."
+        )
+        self._peers.exchange("rolled back")
 
     def _log(self, learning_rate: float) -> None:
         window, state = self._chronometer.window(), self._state
@@ -255,43 +358,72 @@ class _Training:
             "perf/input_wait_pct": window.input_wait_pct,
             "run/epoch": self._epoch(),
         }
-        self._writers.write("train", state.step, values)
+        self._journal.metrics("train", state.step, values)
         self._console.progress(state.step, self._epoch(), values)
 
     def _evaluate(self) -> tuple[float | None, bool]:
         """Evaluates on the validation split, where there is one; returns the score and whether it is the best."""
         if not self._evaluator:
             return None, False
-        step, quality = self._state.step, self._evaluator.metrics()
+        step, quality = self._state.step, self._evaluator.metrics(seconds=self._deadlines.step)
         self._quality["validation"] = quality
-        self._writers.write(
-            "validation",
-            step,
-            {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self._epoch()},
-        )
-        self._writers.flush()
-        score, best_score = quality["top1"], self._store.best_score()
+        values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self._epoch()}
+        self._journal.metrics("validation", step, values)
+        self._journal.flush()
+        score, best_score = quality["top1"], self._saver.best_score
         is_best = best_score is None or score > best_score
-        append_result(self._run, step=step, split="validation", quality=quality)
+        self._journal.evaluation("validation", step, quality)
         self._console.evaluation(step, self._epoch(), "validation", quality, is_best)
         return score, is_best
 
     def _save(self, score: float | None) -> None:
-        self._writers.flush()
-        self._store.save(
+        step = self._saved_step = self._state.step
+        if not self._peers.is_chief:
+            return
+        self._peers.report(step, "saving")
+        self._journal.flush()
+        self._journal.event("checkpoint", step=step)
+        self._saver.save(
             self._state.values(),
-            step=self._state.step,
+            step=step,
             metadata={
                 "config": configs.to_json(self._config),
                 "dataset": dataset_identity(self._dataset),
-                "weights_sha256": self._state.weights_sha256(),
+                "place": place(self._plan, self._runtime, self._peers),
+                "rollbacks": self._rollbacks,
                 "reported": {"metrics": self._quality, "images_per_second": self._images_per_second()},
             },
             score=score,
         )
 
+    def _warn_of_failed_save(self, error: DataError) -> None:
+        self._console.say(f"Warning: {error} Training goes on; the next checkpoint is tried in its turn.")
+        self._journal.event("checkpoint_failed", message=str(error))
+
+    def _save_and_stop(self) -> None:
+        step = self._state.step
+        if self._saved_step != step:
+            self._save(None)
+        with contextlib.suppress(DataError):  # told by then; the one before is still there
+            self._saver.finish()
+        asked = self._peers.exchange("stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step)
+        rank, (name, seconds) = next((rank, own) for rank, own in enumerate(asked) if own[0])
+        who = f" to {self._peers.address(rank)}" if self._peers.num_workers > 1 else ""
+        seconds = max(self._stop.seconds, seconds)
+        self._journal.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
+        raise PreemptedError(
+            f"{name}{who}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
+            f"The same command goes on from {self._where_it_goes_on()}."
+        )
+
     def _finish(self) -> dict[str, Any]:
         plan, step = self._plan, self._state.step
+        self._peers.report(step, "saving")
+        digest = self._state.weights_sha256()
+        digests = self._peers.exchange("weights", digest, seconds=self._deadlines.step)
+        if len(set(digests)) > 1:
+            raise AssertionError(f"the workers' weights differ at the end: {digests}")
+        self._saver.finish()
         result = {
             "step": step,
             "epoch": self._epoch(),
@@ -299,16 +431,15 @@ class _Training:
             "metrics": self._quality,
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
             "images_per_second": self._images_per_second(),
-            "weights_sha256": self._state.weights_sha256(),
+            "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
+            "workers": self._peers.num_workers,
         }
-        self._writers.close()
-        draw_curves(self._run)
-        self._run.write_json(self._run.result, result)
-        self._run.append_event("done", step=step)
+        self._journal.finish(result)
         self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")
         self._console.say(f"Curves: {self._run.curves}")
+        self._peers.exchange("end", seconds=self._deadlines.step)
         return result
 
     def _images_per_second(self) -> float | None:
@@ -316,39 +447,6 @@ class _Training:
 
     def _epoch(self) -> float:
         return self._state.step / self._plan.steps_per_epoch
-
-
-def _newest_checkpoint(store: CheckpointStore) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Returns the newest checkpoint that is whole, as values and metadata; says which ones are not."""
-    damaged: DamagedError | None = None
-    for step in reversed(store.steps()):
-        try:
-            return store.load(step)
-        except DamagedError as error:
-            damaged = error
-            print(f"convoy: {error}", file=sys.stderr)
-    if damaged:
-        raise DataError(f"no checkpoint in {store.folder} is whole. Restore one, or start anew in another --workdir.")
-    return None
-
-
-def _check_same_run(
-    metadata: dict[str, Any], config: ml_collections.ConfigDict, dataset: Dataset, run: RunDirectory
-) -> None:
-    """Raises a UsageError where a checkpoint belongs to another config, a DataError where to another dataset."""
-    changed = configs.differences(metadata["config"], configs.to_json(config))
-    if changed:
-        raise UsageError(
-            f"--workdir={run.path} holds step {metadata['step']} of a run with another config: {'; '.join(changed)}. "
-            "Give the same config to go on with it, or another --workdir."
-        )
-    before, now = metadata["dataset"], dataset_identity(dataset)
-    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
-    if changed:
-        raise DataError(
-            f"--workdir={run.path} holds step {metadata['step']} of a run on another dataset than {dataset.directory}: "
-            f"{'; '.join(changed)}. Give the same --data to go on with it, or another --workdir."
-        )
 
 
 def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> StepSettings:

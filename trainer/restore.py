@@ -1,15 +1,18 @@
 """A finished or running run, opened to be evaluated or applied."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from input_pipeline.errors import DataError, UsageError
 from trainer.checkpoints import CheckpointStore
 from trainer.devices import Devices, make_strategy
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, make_runtime
+from trainer.state import TrainState
 
 CHECKPOINTS = ("best", "last")
 
@@ -60,11 +63,22 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best") -> Tra
     values, _ = store.load(step)
     config.model.weights = ""  # the checkpoint replaces them
     runtime = make_runtime(config, make_strategy(devices), num_classes=len(dataset["class_names"]))
-    try:
-        runtime.state.assign(values, step)
-    except DataError as error:
-        raise DataError(f"checkpoint of step {step} in {run.checkpoints}: {error}") from None
+    load_into(runtime.state, values, {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)
+
+
+def load_into(
+    state: TrainState, values: Mapping[str, np.ndarray], metadata: Mapping[str, Any], run: RunDirectory
+) -> None:
+    """Sets a state to a checkpoint of a run.
+
+    Raises:
+      DataError: its variables are not the model's.
+    """
+    try:
+        state.assign(values, metadata["step"])
+    except DataError as error:
+        raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
 
 
 def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:

@@ -6,6 +6,7 @@ import keras
 import ml_collections
 import tensorflow as tf
 
+from input_pipeline.reader import Slices
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import Optimizer, make_optimizer
@@ -43,6 +44,12 @@ def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.
     # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
     use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy) and not config.deterministic)
     return precision, use_xla
+
+
+def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> Slices:
+    """Returns which part of each global batch the worker `rank` reads for its devices."""
+    local_replicas = len(strategy.extended.worker_devices)
+    return Slices(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
 
 
 def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy, *, num_classes: int) -> Runtime:

@@ -12,6 +12,7 @@ from trainer.optimizers import Optimizer
 from trainer.upstream import is_seed_state
 
 _INITIAL_FLOAT16_LOSS_SCALE = 2.0**15
+_MODEL = "model/"
 
 
 class TrainState:
@@ -75,7 +76,7 @@ class TrainState:
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """Returns every variable by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
-        named = {f"model/{v.path}": v.value for v in self.model_variables}
+        named = {f"{_MODEL}{v.path}": v.value for v in self.model_variables}
         for slot, variables in self.slots.items():
             named |= {f"optimizer/{slot}/{w.path}": v for w, v in zip(self.weights, variables, strict=True)}
         named |= {f"average/{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (none, or one each)
@@ -115,6 +116,11 @@ class TrainState:
 
     def _read(self, variable: tf.Variable) -> np.ndarray:
         return np.asarray(self.strategy.experimental_local_results(variable)[0])
+
+
+def model_sha256(values: Mapping[str, np.ndarray]) -> str:
+    """Returns the `weights_sha256` of all variables of a state, as `TrainState.values` gives them."""
+    return weights_sha256({name.removeprefix(_MODEL): v for name, v in values.items() if name.startswith(_MODEL)})
 
 
 def weights_sha256(values: Mapping[str, np.ndarray]) -> str:

@@ -64,12 +64,14 @@ class StepResult(NamedTuple):
       gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
       finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
       loss_scale: float32 scalar: the scale that this step used.
+      stop_requested: bool scalar: whether any worker was asked to stop.
     """
 
     sums: tf.Tensor
     gradient_norm: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
+    stop_requested: tf.Tensor
 
 
 class TrainStep:
@@ -90,18 +92,26 @@ class TrainStep:
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
         self._run = tf.function(self._all_replicas, autograph=False)
 
-    def __call__(self, batch: dict[str, tf.Tensor], learning_rate: float) -> StepResult:
+    def __call__(
+        self, batch: dict[str, tf.Tensor], learning_rate: float, *, stop_requested: bool = False
+    ) -> StepResult:
         """Trains on one global batch.
 
         Args:
           batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3]
             uint8, `label` [G / R] int32, `randomness` [G / R, draws] float32.
           learning_rate: of this update.
+          stop_requested: whether this worker was asked to stop. The result says so to every worker at the same step.
 
         Returns:
           Tensors that may still be being computed.
         """
-        result = self._run(tf.constant(self._state.step, tf.int64), tf.constant(learning_rate, tf.float32), batch)
+        result = self._run(
+            tf.constant(self._state.step, tf.int64),
+            tf.constant(learning_rate, tf.float32),
+            tf.constant(stop_requested, tf.float32),
+            batch,
+        )
         self._state.step += 1
         return StepResult(*result)
 
@@ -109,7 +119,7 @@ class TrainStep:
         """Returns the reduced mean gradient of a global batch and changes nothing; for tests and tools."""
 
         def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-            return self._reduced(step, batch)[0]
+            return self._reduced(step, tf.constant(0.0), batch)[0]
 
         run = tf.function(
             lambda step, batch: self._state.strategy.run(replica_gradients, (step, batch)), autograph=False
@@ -117,12 +127,16 @@ class TrainStep:
         gradients = run(tf.constant(self._state.step, tf.int64), batch)
         return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
 
-    def _all_replicas(self, step: tf.Tensor, learning_rate: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
-        results = self._state.strategy.run(self._one_replica, (step, learning_rate, batch))
+    def _all_replicas(
+        self, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+    ) -> tuple:
+        results = self._state.strategy.run(self._one_replica, (step, learning_rate, stop, batch))
         return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
 
-    def _one_replica(self, step: tf.Tensor, learning_rate: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
-        gradients, statistics, sums, loss_scale = self._reduced(step, batch)
+    def _one_replica(
+        self, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+    ) -> tuple:
+        gradients, statistics, sums, stop_requested, loss_scale = self._reduced(step, stop, batch)
         gradient_norm = self._global_norm(gradients)
         finite = tf.math.is_finite(gradient_norm)
         if self._settings.clip_norm:
@@ -132,10 +146,10 @@ class TrainStep:
         tf.cond(finite, lambda: self._update(gradients, statistics, learning_rate, update_number), tf.no_op)
         if self._settings.float16:
             self._adapt_loss_scale(finite)
-        return sums, gradient_norm, finite, loss_scale
+        return sums, gradient_norm, finite, loss_scale, stop_requested
 
-    def _reduced(self, step: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
-        """Returns mean gradients, mean statistics, metric sums and the loss scale, after the reduction."""
+    def _reduced(self, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+        """Returns mean gradients and statistics, metric sums, stop flag and loss scale, after the reduction."""
         settings, state = self._settings, self._state
         context = tf.distribute.get_replica_context()
         share = settings.virtual_replicas // context.num_replicas_in_sync
@@ -152,7 +166,8 @@ class TrainStep:
             for name, column in part.items():
                 part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
             seeds = self._layer_seeds(step, virtual_replica)
-            return self._forward_backward_compiled(weights, statistics, seeds, part, loss_scale)
+            *values, sums = self._forward_backward_compiled(weights, statistics, seeds, part, loss_scale)
+            return [*values, tf.concat([sums, [stop]], 0)]
 
         total = reduce_over_virtual_replicas(
             term, virtual_replicas=settings.virtual_replicas, deterministic=settings.deterministic
@@ -164,7 +179,8 @@ class TrainStep:
             [g / divisor for g in gradients],
             # Changes are averaged, not values, so that a frozen weight stays as it is to the bit.
             [old + tf.cast(c / virtual_replicas, old.dtype) for old, c in zip(statistics, changes, strict=True)],
-            sums,
+            sums[:-1],
+            sums[-1] > 0,
             loss_scale,
         )
 

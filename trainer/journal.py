@@ -1,0 +1,122 @@
+"""What a run writes down: metrics, evaluations, events, result. The chief writes; other workers' journals do nothing.
+
+A full disk must not end a run that could still save once there is room again: from the first step to the last, what
+cannot be written is left out with a warning.
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from input_pipeline.errors import DataError
+from trainer.curves import draw_curves
+from trainer.results import append_result, truncate_results
+from trainer.run_directory import RunDirectory, truncate_json_lines
+from trainer.writers import MetricWriters
+
+
+class Journal:
+    """The run directory's files, other than checkpoints, as training fills them."""
+
+    def __init__(self, run: RunDirectory, *, writes: bool, warn: Callable[[str], None]):
+        """Writes nothing yet.
+
+        Args:
+          run: where to.
+          writes: whether this process is the one that writes.
+          warn: shows a line.
+        """
+        self._run = run
+        self._writes = writes
+        self._warn = warn
+        self._failing: set[str] = set()
+        self._writers = MetricWriters(run)
+
+    def begin(self, step: int, files: Mapping[str, Any]) -> None:
+        """Drops what was written after `step`, and writes `RUN/NAME.json` and the same as text for TensorBoard.
+
+        Raises:
+          DataError: something cannot be written.
+        """
+        if not self._writes:
+            return
+        try:
+            self.go_back(step)
+            for name, value in files.items():
+                self._run.write_json(self._run.path / f"{name}.json", value)
+                self._writers.write_text(f"run/{name}", value)
+            command = shlex.join(sys.argv)
+            (self._run.path / "command.txt").write_text(command + "\n", encoding="utf-8")
+            self._writers.write_text("run/command", command)
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self._run.path}: {error.filename or 'a file'} cannot be written ({error.strerror})."
+            ) from None
+
+    def go_back(self, step: int) -> None:
+        """Drops what was written after `step`."""
+        if self._writes:
+            truncate_json_lines(self._run.metrics, step)
+            truncate_results(self._run, step)
+
+    def event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
+        """Adds a line to events.jsonl."""
+        if not self._writes:
+            return
+        with self._tolerating("events.jsonl"):
+            self._run.append_event(name, **details)
+
+    def metrics(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Writes values by tag of a split."""
+        if not self._writes:
+            return
+        with self._tolerating("metrics"):
+            self._writers.write(split, step, values)
+
+    def evaluation(self, split: str, step: int, quality: Mapping[str, float]) -> None:
+        """Adds a row to results.csv."""
+        if not self._writes:
+            return
+        with self._tolerating("results.csv"):
+            append_result(self._run, step=step, split=split, quality=quality)
+
+    def flush(self) -> None:
+        """Sends what was written to disk."""
+        with self._tolerating("TensorBoard's event file"):
+            self._writers.flush()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json and the curves, and ends the event files.
+
+        Raises:
+          DataError: result.json cannot be written.
+        """
+        if not self._writes:
+            return
+        with self._tolerating("TensorBoard's event file"):
+            self._writers.close()
+        with self._tolerating("curves.png"):
+            draw_curves(self._run)
+        try:
+            self._run.write_json(self._run.result, result)
+        except OSError as error:
+            raise DataError(
+                f"{self._run.result} cannot be written ({error.strerror}). The last checkpoint is there: make room and "
+                "type the same command again."
+            ) from None
+        self.event("done", step=result["step"])
+
+    @contextlib.contextmanager
+    def _tolerating(self, what: str) -> Iterator[None]:
+        try:
+            yield
+            self._failing.discard(what)
+        except (OSError, tf.errors.OpError) as error:
+            if what not in self._failing:
+                self._failing.add(what)
+                reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
+                self._warn(f"Warning: {what} cannot be written ({reason}). Training goes on without.")

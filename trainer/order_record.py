@@ -1,0 +1,44 @@
+"""Which images each step trained on, written down as it happens: for audits and for proofs that none is lost.
+
+RUN/order/worker-RANK.jsonl holds a line a step, `{"step": 7, "images": [...]}`: the images that this worker fed to
+its devices for that step, by their index in the training split.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import TextIO
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.run_directory import RunDirectory, truncate_json_lines
+
+
+class OrderRecord:
+    """One worker's file."""
+
+    def __init__(self, run: RunDirectory, rank: int):
+        """Opens nothing yet."""
+        self._folder = run.path / "order"
+        self._rank = rank
+        self._file: TextIO | None = None
+
+    def go_back(self, step: int) -> None:
+        """Drops the lines after `step` from every worker's file. To be called by the chief, before the others write."""
+        for path in self._folder.glob("worker-*.jsonl"):
+            truncate_json_lines(path, step)
+
+    def write(self, step: int, batch: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy) -> None:
+        """Adds the line of a step that has been done.
+
+        Args:
+          step: updates done with it.
+          batch: its distributed batch, with `index` [replica_batch] int64 on each device.
+          strategy: of the batch.
+        """
+        if self._file is None:
+            self._folder.mkdir(exist_ok=True)
+            self._file = open(self._folder / f"worker-{self._rank}.jsonl", "a")  # noqa: SIM115 (open while it trains)
+        images = np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch["index"])])
+        self._file.write(json.dumps({"step": step, "images": images.tolist()}) + "\n")
+        self._file.flush()

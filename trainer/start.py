@@ -1,0 +1,123 @@
+"""From what was asked for to a run that is ready to train: everything that can be refused is refused here.
+
+start = prepare(config, data="data", workdir="run", devices=devices, peers=peers)
+start.runtime.state.step            # 0, or where the newest checkpoint stands
+"""
+
+import contextlib
+import faulthandler
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from input_pipeline.dataset import Dataset, open_dataset
+from input_pipeline.errors import UsageError
+from trainer import config as configs
+from trainer.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.checkpoints import CheckpointStore
+from trainer.cluster import Cluster
+from trainer.config import Plan
+from trainer.description import dataset_identity, versions
+from trainer.devices import Devices, check_strategy, make_strategy, set_cpu_threads
+from trainer.peers import Peers
+from trainer.restore import load_into
+from trainer.resume import check_same_run
+from trainer.run_directory import RunDirectory
+from trainer.runtime import Runtime, hardware_choices, make_runtime
+from trainer.watchdog import Deadlines
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is ready to train.
+
+    Attributes:
+      config: complete, with what was left to Convoy chosen.
+      plan: what follows from it.
+      dataset: to train on.
+      run: its directory, which this process keeps for itself where it is the chief.
+      store: its checkpoints.
+      runtime: the model, with the weights of the newest checkpoint where there is one.
+      metadata: of that checkpoint; empty where there is none.
+    """
+
+    config: ml_collections.ConfigDict
+    plan: Plan
+    dataset: Dataset
+    run: RunDirectory
+    store: CheckpointStore
+    runtime: Runtime
+    metadata: dict[str, Any]
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    *,
+    data: str,
+    workdir: str,
+    devices: Devices,
+    strategy_name: str,
+    cluster: Cluster | None,
+    peers: Peers,
+    deadlines: Deadlines,
+) -> Start:
+    """Opens dataset and run, waits for the other workers, agrees with them, builds the model, restores it.
+
+    Raises:
+      UsageError: config, devices and dataset do not fit together, or the workers' do not.
+      DataError: data, checkpoint or run directory cannot be used, or the run was started with another dataset.
+      PeerLostError: a worker did not come.
+    """
+    configs.check(config)
+    check_strategy(strategy_name, cluster)
+    dataset = open_dataset(data)
+    split = dataset.split("train")
+    if dataset.num_classes < 2:
+        raise UsageError(
+            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
+            "`convoy convert --images` wants the folder that holds a folder a class."
+        )
+    run = RunDirectory(workdir)
+    store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
+    peers.meet()
+    agree_on_run(peers, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
+    checkpoint = agree_on_checkpoint(peers, store)
+    if checkpoint:
+        config = configs.with_choices_of(config, checkpoint[1]["config"])
+        check_same_run(checkpoint[1], config, dataset, run)
+    with _deadline(deadlines.startup if cluster else 0.0):
+        if config.deterministic:
+            set_cpu_threads(config.deterministic_threads)
+        strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
+        precision, use_xla = hardware_choices(config, strategy)
+        agree_on_hardware(peers, precision=precision, use_xla=use_xla, devices=len(strategy.extended.worker_devices))
+        plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
+        runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
+        config = configs.with_choices_of(
+            config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
+        )
+        if peers.is_chief:
+            run.create()
+        if checkpoint:
+            load_into(runtime.state, *checkpoint, run)
+        peers.exchange("ready")
+    return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends the process, with every stack, where what is done inside takes longer; 0 for no limit.
+
+    A strategy that waits for a worker holds Python's lock, so no thread of ours could end it. Exit code 1, which a
+    launcher tells from a program's own error by the missing error file.
+    """
+    if not seconds:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

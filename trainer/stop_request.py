@@ -1,0 +1,45 @@
+"""SIGTERM and SIGUSR1: a scheduler wants the machine back. They only raise a flag; the next step carries it to all.
+
+with StopRequest() as stop:            # after the strategy is made: TensorFlow sets a handler of its own then
+    ...
+    stop.is_set, stop.signal_name, stop.seconds
+"""
+
+import signal
+import time
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    def __init__(self):
+        """Not yet."""
+        self.is_set = False
+        self.signal_name = ""
+        self._received = 0.0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        """Listens for the signals; outside the main thread it cannot, and stays unset."""
+        try:
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        except ValueError:
+            self._previous = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back what listened before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    @property
+    def seconds(self) -> float:
+        """How long ago the first signal came."""
+        return time.monotonic() - self._received if self.is_set else 0.0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.is_set:
+            self.is_set, self.signal_name, self._received = True, signal.Signals(number).name, time.monotonic()

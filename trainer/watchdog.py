@@ -1,0 +1,93 @@
+"""Ends a process that no longer gets on: stuck in a step, or waiting for a worker that is gone.
+
+    with Watchdog(peers, deadlines, on_end=note):
+        ...  # peers.report(step, phase) at each step
+
+A collective that waits for a worker that will not come waits for ever, inside TensorFlow, where no Python signal
+handler runs. Threads do run. So a thread looks at what the main thread last reported, and ends the process with exit
+code 138, every thread's stack on standard error and the missing or stuck worker named: the launcher starts anew.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.peers import RETRYABLE, Peers
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long a worker waits before it gives up, in seconds.
+
+    Attributes:
+      startup: for the other workers to come, and for the strategy to be made.
+      heartbeat: silence of another worker.
+      step: without a step, an evaluated batch or a saved checkpoint.
+    """
+
+    startup: float = 300.0
+    heartbeat: float = 30.0
+    step: float = 600.0
+
+
+class Watchdog:
+    """A thread that watches the main one while the context lasts."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        deadlines: Deadlines,
+        *,
+        on_end: Callable[[str], None] = lambda message: None,
+        end: Callable[[int], None] = os._exit,
+    ):
+        """Watches nothing yet.
+
+        Args:
+          peers: where the main thread reports.
+          deadlines: `heartbeat` and `step` are used.
+          on_end: called with the message before the process ends.
+          end: ends the process with an exit code.
+        """
+        self._peers = peers
+        self._deadlines = deadlines
+        self._on_end = on_end
+        self._end = end
+        self._done = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        """Starts to watch."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watches no longer."""
+        self._done.set()
+
+    def problem(self) -> str | None:
+        """Returns what is wrong, None while all is well."""
+        peers, deadlines = self._peers, self._deadlines
+        step, phase, seconds = peers.status
+        if seconds > deadlines.step:
+            return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {peers.describe_stall()}"
+        # TensorFlow reports a lost worker by itself, but not from within every collective of a GPU.
+        if peers.lost_for() > deadlines.heartbeat:
+            return f"{peers.why_lost()}; step {step} ({phase}) does not end"
+        silent = max((age for *_, age in peers.table()), default=0.0)
+        if silent > 2 * deadlines.heartbeat:
+            return f"{peers.why_lost()}; step {step} ({phase}) does not end"
+        return None
+
+    def _watch(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            if problem := self.problem():
+                print(f"convoy: {problem}. All stacks:", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(all_threads=True)
+                self._on_end(problem)
+                self._end(RETRYABLE)
+                return
