@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 
 from convoy import __version__
 from input_pipeline.errors import ConvoyError, UsageError, did_you_mean
+from trainer.error_file import note_error
 
 
 class Command(NamedTuple):
@@ -45,6 +46,11 @@ COMMANDS = {
         "writes a category for every image of a folder",
         "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
     ),
+    "launch": Command(
+        "convoy.launch",
+        "starts workers, watches them, restarts them from the newest checkpoint",
+        "convoy launch local --processes=2 -- train --data=data --workdir=run",
+    ),
     "bench": Command("convoy.bench", "measures Convoy against its peers in one run", "convoy bench step"),
 }
 
@@ -63,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except ConvoyError as error:
+        note_error(error)
         print(f"convoy: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -76,7 +83,8 @@ def entry_point() -> NoReturn:
         code = main()
     except SystemExit as request:
         code = request.code if isinstance(request.code, int) else 1
-    except BaseException:
+    except BaseException as error:
+        note_error(error)
         traceback.print_exc()
         code = 1
     atexit._run_exitfuncs()  # temporary folders go, for example

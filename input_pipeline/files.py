@@ -1,10 +1,12 @@
-"""Files that are there as a whole or, after a crash, as they were before."""
+"""Files that are there as a whole or, after a crash, as they were before; JSON lines, of which a crash costs one."""
 
 import contextlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".tmp"
 
@@ -35,3 +37,23 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file with that content. Raises OSError where it cannot."""
     with written_whole(path) as file:
         file.write(content)
+
+
+def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    """Returns `value` with null for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append_json_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds one JSON object as a line to a file, after a newline where a crash cut the last line short."""
+    with open(path, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(json_value(value), allow_nan=False).encode() + b"\n")

@@ -1,1 +1,1 @@
-"""Starts worker processes. Knows the trainer only by its command line and exit codes."""
+"""Starts workers, watches and restarts them. Knows the trainer only by its command line, files and exit codes."""

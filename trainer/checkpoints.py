@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.files import PARTIAL_SUFFIX, written_whole
-from trainer.run_directory import json_value
+from input_pipeline.files import PARTIAL_SUFFIX, json_value, written_whole
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _METADATA = "metadata.json"

@@ -26,6 +26,7 @@ from trainer.config import Plan
 from trainer.console import TrainingConsole
 from trainer.description import dataset_identity, environment, header_rows, place
 from trainer.devices import Devices
+from trainer.error_file import note_error
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.journal import Journal
 from trainer.order_record import OrderRecord
@@ -117,6 +118,10 @@ def train(
         except tf.errors.OpError as error:
             if lost := _as_peer_lost(error, peers):
                 raise lost from None
+            note_error(error, rank=peers.rank, step=peers.status[0])
+            raise
+        except Exception as error:
+            note_error(error, rank=peers.rank, step=peers.status[0])
             raise
 
 
@@ -307,10 +312,11 @@ class _Training:
         positions = np.arange((step - 1) * batch, step * batch)
         images, _ = order.positions_to_images(positions, num_images=self._plan.num_images, seed=self._config.seed)
         self._journal.event("diverged", step=step, images=images.tolist())
+        last = self._store.latest()
         return DivergedError(
             f"the gradient of step {step} is NaN or infinite; that update was not applied. "
             f"Its batch: images {', '.join(map(str, images[:_NAMED_IMAGES]))}, ... of the training split "
-            f"(all {len(images)} in {self._run.events}). Last checkpoint: {self._store.latest() or 'none'}. "
+            f"(all {len(images)} in {self._run.events}). Last checkpoint: {'none' if last is None else f'step {last}'}. "
             f"Lower config.optimizer.learning_rate={self._config.optimizer.learning_rate:g}, "
             "limit the gradient with config.optimizer.clip_norm=1, or let it go back by itself with "
             "config.divergence.rollbacks=2.",
@@ -461,5 +467,6 @@ def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runti
         float16=runtime.precision == "float16",
         use_xla=runtime.use_xla,
         deterministic=config.deterministic,
+        reduce_in_bfloat16=config.reduce_in_bfloat16,
         colours=ColourRanges(augment.flip, augment.brightness, augment.contrast, augment.saturation),
     )

@@ -2,15 +2,15 @@
 
 import fcntl
 import json
-import math
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import DataError, UsageError
-from input_pipeline.files import write_whole
+from input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
+
+_FILES_OF_A_LAUNCHER = ("logs", "launch.json")  # there before the trainer starts
 
 
 class RunDirectory:
@@ -38,7 +38,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
-        if self.path.is_dir() and not self.checkpoints.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
             raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -55,6 +55,9 @@ class RunDirectory:
             raise DataError(
                 f"--workdir={self.path}: another process is training in it. Wait for it, or give another folder."
             ) from None
+
+    def _holds_something_else(self) -> bool:
+        return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_OF_A_LAUNCHER for path in self.path.iterdir())
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Writes a JSON file as a whole or not at all."""
@@ -76,26 +79,6 @@ class RunDirectory:
     def append_event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Adds a line to events.jsonl: what happened, when (seconds since 1970), and details."""
         append_json_line(self.events, {"event": name, "time": time.time(), **details})
-
-
-def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    """Returns `value` with null for every number that is not finite: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def append_json_line(path: Path, value: dict[str, Any]) -> None:
-    """Adds one JSON object as a line to a file, after a newline where a crash cut the last line short."""
-    with open(path, "ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(json_value(value), allow_nan=False).encode() + b"\n")
 
 
 def truncate_json_lines(path: Path, last_step: int) -> None:

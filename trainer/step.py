@@ -41,6 +41,7 @@ class StepSettings:
       float16: whether the loss is scaled.
       use_xla: whether forward and backward, and the update, are compiled by XLA.
       deterministic: whether the order of every addition is fixed.
+      reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
       colours: augmentation on the device.
     """
 
@@ -53,6 +54,7 @@ class StepSettings:
     float16: bool = False
     use_xla: bool = False
     deterministic: bool = False
+    reduce_in_bfloat16: bool = False
     colours: preprocess.ColourRanges = field(default_factory=preprocess.ColourRanges)
 
 
@@ -170,7 +172,10 @@ class TrainStep:
             return [*values, tf.concat([sums, [stop]], 0)]
 
         total = reduce_over_virtual_replicas(
-            term, virtual_replicas=settings.virtual_replicas, deterministic=settings.deterministic
+            term,
+            virtual_replicas=settings.virtual_replicas,
+            deterministic=settings.deterministic,
+            bfloat16_terms=len(weights) if settings.reduce_in_bfloat16 else 0,
         )
         gradients, changes, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
         virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)

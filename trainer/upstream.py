@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import keras
@@ -12,6 +13,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 from tensorflow.python.eager import context
 
 _SEED_STATE = "seed_generator_state"
+_MOST_LOCAL_DEVICES = 11
 
 
 def is_seed_state(variable: keras.Variable) -> bool:
@@ -58,3 +60,60 @@ def cpu_devices_of_a_worker(count: int) -> Iterator[None]:
 
     with mock.patch.object(CollectiveAllReduceExtended, "_initialize_local_devices", local_devices):
         yield
+
+
+def all_to_all(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
+    """Sends row `r` to device `r`. Called in replica context inside a `tf.function`.
+
+    `tf.distribute` has no such collective; this runs TensorFlow's own in the strategy's group, numbered and ordered
+    among the strategy's other collectives.
+
+    Args:
+      context: the replica's.
+      value: [replicas, ...], the same shape and dtype on every device.
+
+    Returns:
+      Same shape: row `r` is what device `r` sent to this one.
+
+    Raises:
+      NotImplementedError: more than 11 devices in this process. TensorFlow names a message by its sender and receiver
+        without a sign between, so that from 1 to 11 and from 11 to 1 are both `111`, and mixes them up.
+    """
+    launchers, own = _launchers(context)
+    if len(launchers) > _MOST_LOCAL_DEVICES:
+        raise NotImplementedError(f"An exchange among {len(launchers)} devices of one process.")
+    with tf.device(own._device):
+        received = tf.raw_ops.CollectiveAllToAllV2(
+            input=value,
+            group_size=own._group_size,
+            group_key=own._group_key,
+            instance_key=own._next_instance_key(),
+            ordering_token=[own._get_ordering_token()],
+            communication_hint=own._options.implementation.value.lower(),
+        )
+    return tf.ensure_shape(received, value.shape)
+
+
+def all_gather(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
+    """Joins equally long vectors of all devices, in order. Called in replica context inside a `tf.function`.
+
+    `ReplicaContext.all_gather` first asks for lengths, then transposes, pads, slices and joins: it copies all values
+    several times.
+
+    Args:
+      context: the replica's.
+      value: [values], the same shape and dtype on every device.
+
+    Returns:
+      [replicas * values].
+    """
+    _, own = _launchers(context)
+    gathered = own._all_gather(value, None)
+    return tf.ensure_shape(gathered, [value.shape[0] * context.num_replicas_in_sync])
+
+
+def _launchers(context: tf.distribute.ReplicaContext) -> tuple[list, Any]:
+    """Returns what starts the strategy's collectives on each device of this process, and the one on this device."""
+    launchers = context.strategy.extended._cross_device_ops._launchers
+    replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
+    return launchers, launchers[replica % len(launchers)]

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainer.run_directory import RunDirectory, append_json_line
+from input_pipeline.files import append_json_line
+from trainer.run_directory import RunDirectory
 
 
 class MetricWriters:

@@ -1,8 +1,9 @@
+import json
 import os
 
 import pytest
 
-from input_pipeline.files import write_whole, written_whole
+from input_pipeline.files import append_json_line, write_whole, written_whole
 
 
 def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
@@ -45,3 +46,20 @@ def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_pat
         raise RuntimeError
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_each_json_object_is_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        append_json_line(path, {"step": step, "text": "two\nlines"})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "text": "two\nlines"},
+        {"step": 2, "text": "two\nlines"},
+    ]
+
+
+def test_a_json_line_that_a_crash_cut_short_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "quali')
+    append_json_line(path, {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'

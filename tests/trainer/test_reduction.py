@@ -1,12 +1,23 @@
+import json
 import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
 from trainer.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
 
 UP_TO = 24
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_SECONDS = 120
+WORKERS = 3
 
 
 class Expression:
@@ -92,25 +103,6 @@ def additions_as_written():
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": before})
 
 
-# Sums of these depend on the order of the additions: sizes differ by up to 2**30, so that each addition rounds.
-_generator = np.random.default_rng(0)
-VALUES = (_generator.standard_normal((64, 50)) * 2.0 ** _generator.integers(-15, 15, (64, 50))).astype(np.float32)
-
-
-def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
-    row = tf.constant(VALUES)[virtual_replica]
-    return [row, tf.reshape(row[:6] * 3.0, [2, 3])]
-
-
-def tree_sum(start: int, size: int, total: int, values: np.ndarray = VALUES) -> np.ndarray:
-    """The tree in numpy, one float32 addition at a time."""
-    if size == 1:
-        return values[start]
-    left = tree_sum(start, size // 2, total, values)
-    middle = start + size // 2
-    return left + tree_sum(middle, size // 2, total, values) if middle < total else left
-
-
 def test_the_values_of_these_tests_show_the_order_of_additions():
     in_a_row = VALUES[0]
     for row in VALUES[1:16]:
@@ -169,3 +161,91 @@ def test_one_device_sums_all_virtual_replicas(total, deterministic):
     result = tf.function(lambda: strategy.run(in_replica), autograph=False)()
     size = 1 << math.ceil(math.log2(total))
     assert np.array_equal(result[0].numpy(), tree_sum(0, size, total))
+
+
+def run_programs(environments: list[dict[str, str]], kind: str) -> list[subprocess.CompletedProcess]:
+    """Runs `reduction_program.py` once for each of the environments, all at the same time."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.trainer.reduction_program", kind],
+            cwd=ROOT,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for environment in environments
+    ]
+    try:
+        outputs = [process.communicate(timeout=DEADLINE_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def report_of(finished: subprocess.CompletedProcess) -> dict:
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def on_logical_devices():
+    (finished,) = run_programs([{}], "devices")
+    return report_of(finished)
+
+
+@pytest.fixture(scope="module")
+def on_workers():
+    sockets = [socket.socket() for _ in range(WORKERS)]
+    for taken in sockets:
+        taken.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{taken.getsockname()[1]}" for taken in sockets]
+    for taken in sockets:
+        taken.close()
+    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}} for i in range(WORKERS)]
+    return run_programs([{"TF_CONFIG": json.dumps(task)} for task in tasks], "worker")
+
+
+def assert_crossed_in_bfloat16(result: list, devices: int) -> None:
+    """The first tensor crossed in bfloat16, the second in float32; two virtual replicas a device."""
+    virtual_replicas = 2 * devices
+    exact = SIMILAR[:virtual_replicas].astype(np.float64).sum(0)
+    scale = np.abs(SIMILAR[:virtual_replicas]).sum(0)
+    narrow_error, error = (np.abs(np.array(value) - exact) / scale for value in result)
+    # Each device's sum, and each addition of another one, rounds to 8 binary digits.
+    assert 1e-4 < narrow_error.max() <= devices * 2**-8
+    assert error.max() < 1e-6
+
+
+def test_devices_of_one_process_sum_along_the_tree_in_every_way(on_logical_devices):
+    assert on_logical_devices["wrong"] == []  # [way, devices, virtual replicas]
+
+
+def test_logical_devices_reduce_the_first_terms_in_bfloat16_where_told_to(on_logical_devices):
+    for devices, results in on_logical_devices["bfloat16"].items():
+        assert all(result == results[0] for result in results)
+        assert_crossed_in_bfloat16(results[0], int(devices))
+
+
+@pytest.mark.slow
+def test_processes_sum_along_the_tree_among_other_collectives(on_workers):
+    for survivor in on_workers[:-1]:
+        report = report_of(survivor)
+        assert report["wrong"] == []  # virtual replicas
+        assert_crossed_in_bfloat16(report["bfloat16"], WORKERS)
+
+
+@pytest.mark.slow
+def test_processes_learn_at_once_that_another_died_in_the_exchange(on_workers):
+    assert on_workers[-1].returncode == -signal.SIGKILL
+    for survivor in on_workers[:-1]:
+        report = report_of(survivor)
+        assert report["error"] == "UnavailableError"
+        assert report["seconds"] < 20

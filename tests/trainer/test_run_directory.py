@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.errors import DataError, UsageError
 from trainer.results import append_result, truncate_results
-from trainer.run_directory import RunDirectory, append_json_line, truncate_json_lines
+from trainer.run_directory import RunDirectory, truncate_json_lines
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
 
@@ -17,18 +17,6 @@ def lines(path):
 
 
 class TestJsonLines:
-    def test_each_object_is_a_line(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
-        for step in (1, 2):
-            append_json_line(path, {"step": step, "text": "two\nlines"})
-        assert lines(path) == [{"step": 1, "text": "two\nlines"}, {"step": 2, "text": "two\nlines"}]
-
-    def test_a_line_that_a_crash_cut_short_does_not_swallow_the_next(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
-        path.write_text('{"step": 1}\n{"step": 2, "quali')
-        append_json_line(path, {"step": 3})
-        assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'
-
     def test_truncation_keeps_the_lines_up_to_a_step_byte_for_byte(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         kept = '{"step": 1,  "split":"train"}\n{"step": 2, "split": "train"}\n{"step": 2, "split": "validation"}\n'
@@ -110,6 +98,12 @@ class TestRunDirectory:
         with pytest.raises(UsageError, match="is not empty and holds no run"):
             RunDirectory(tmp_path).create()
         assert os.listdir(tmp_path) == ["photo.jpg"]
+
+    def test_what_a_launcher_left_there_before_the_first_start_is_no_obstacle(self, tmp_path):
+        (tmp_path / "logs" / "attempt-1").mkdir(parents=True)
+        (tmp_path / "launch.json").write_text("{}")
+        RunDirectory(tmp_path).create()
+        assert (tmp_path / "checkpoints").is_dir()
 
     def test_json_comes_back_as_it_was_written(self, tmp_path):
         run = RunDirectory(tmp_path)

@@ -345,8 +345,14 @@ def short_runs(convoy_together, tmp_path_factory, finished_run, killed_run, data
     shutil.copytree(finished_run.workdir, folder / "no result")
     (folder / "no result" / "result.json").unlink()
     commands["no result"] = ["train", *finished_run.flags, data, f"--workdir={folder / 'no result'}"]
-    answers = convoy_together(*([*command, "--devices=cpu:2"] for command in commands.values()), timeout=600)
-    return {name: (answer, folder / name) for name, answer in zip(commands, answers, strict=True)}
+    answers = {}
+    for deterministic in (False, True):  # which a process is from its first run on
+        together = {
+            name: command for name, command in commands.items() if ("--deterministic" in command) == deterministic
+        }
+        told = convoy_together(*([*command, "--devices=cpu:2"] for command in together.values()), timeout=600)
+        answers |= {name: (answer, folder / name) for name, answer in zip(together, told, strict=True)}
+    return answers
 
 
 def last_line(answer):

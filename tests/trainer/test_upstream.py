@@ -24,11 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 120
 
 
-@pytest.fixture(scope="module")
-def on_two_devices():
-    """What `upstream_program.py` found: two logical devices take a process of their own."""
+def found_by(*arguments: str) -> dict:
+    """Returns what a program under `tests.trainer` found: several logical devices take a process of their own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.trainer.upstream_program"],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -44,6 +43,11 @@ def on_two_devices():
             process.wait()
     assert process.returncode == 0, errors[-4000:]
     return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def on_two_devices():
+    return found_by("tests.trainer.upstream_program")
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,19 @@ def test_xla_as_the_replica_function_itself_is_refused(on_two_devices):
 def test_xla_within_the_replica_function_works(on_two_devices):
     assert on_two_devices["compiled_function_within_a_replica_function"] == "worked", (
         "The one arrangement of XLA under tf.distribute that Convoy relies on broke: train with xla=off till then."
+    )
+
+
+def test_an_exchange_among_many_devices_of_one_process_mixes_up_messages():
+    found = found_by("tests.trainer.reduction_program", "twelve")
+    assert found["eleven"] == 0, (
+        "CollectiveAllToAllV2, or what trainer/upstream.py takes from the strategy to start it, broke: deterministic "
+        "runs of several processes are wrong. Let them all_gather the sums and climb the whole tree till then."
+    )
+    assert found["refused"] is True
+    assert found["twelve"] > 0, (
+        "CollectiveAllToAllV2 now tells the message from device 1 to 11 from that of 11 to 1: all_to_all need no "
+        "longer refuse more than 11 devices in a process."
     )
 
 

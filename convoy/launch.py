@@ -1,0 +1,70 @@
+"""`convoy launch ENGINE [flags] -- train ...`: starts workers, watches them, and starts them again where that helps.
+
+convoy launch local --processes=2 -- train --data=data --workdir=run
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import flags as absl_flags
+
+from input_pipeline.errors import UsageError, did_you_mean
+
+TAKES_ARGUMENTS = True
+
+_ENGINES = {"local": "launch.local"}
+_KNOWN = (
+    f"Engines: {', '.join(_ENGINES)}. Example: convoy launch local --processes=2 -- train --data=data --workdir=run"
+)
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Defines the flags of every engine, and those of the engine that `arguments` name; of all where they name none.
+
+    Raises:
+      UsageError: they name one that there isn't, or the trainer's command without `--` before it.
+    """
+    absl_flags.DEFINE_integer(
+        "max_restarts",
+        3,
+        "how many restarts may follow one another without a new checkpoint",
+        lower_bound=0,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "grace_seconds",
+        60.0,
+        "how long a worker may take to save and end before it is killed",
+        lower_bound=0.0,
+        flag_values=flags,
+    )
+    own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    if "train" in own:
+        raise UsageError(f"`--` is missing before 'train': what stands after it goes to the trainer. {_KNOWN}")
+    named = [argument for argument in own if argument in _ENGINES]
+    other = [argument for argument in own if not argument.startswith("-")]
+    if other and not named:
+        raise UsageError(f"unknown engine {other[0]!r}{did_you_mean(other[0], _ENGINES)}. {_KNOWN}")
+    for name in named[:1] or _ENGINES:
+        _module(name).define_flags(flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+    """Launches; returns the exit code.
+
+    Raises:
+      UsageError: no engine is named, or what stands after `--` cannot be launched.
+    """
+    from convoy.cli import require_flags
+    from launch.trainer_command import trainer_command
+
+    if not arguments or arguments[0] not in _ENGINES:
+        raise UsageError(f"which engine? {_KNOWN}")
+    engine = _module(arguments[0])
+    require_flags(flags, *engine.REQUIRED)
+    return engine.run(flags, trainer_command(arguments[1:]))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_ENGINES[name])

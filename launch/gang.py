@@ -1,0 +1,151 @@
+"""The worker processes of one attempt on this machine: started together, watched, signalled, and none left behind.
+
+    gang = Gang([WorkerProgram(command, environment, log), ...])
+    while gang.running():
+        for ended in gang.poll():
+            ...
+    gang.kill()
+
+Workers run in sessions of their own, so that Ctrl-C at a terminal reaches the launcher alone, and with every signal as
+it is by default, however the launcher was started. On Linux the kernel kills them when the launcher is gone, also by
+`kill -9`. Whatever a worker started and left running ends with it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class WorkerProgram:
+    """How to start one worker.
+
+    Attributes:
+      command: program and arguments.
+      environment: all of it.
+      log: file for what it writes, standard output and error in their order.
+      cores: that it may run on; all where empty.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    cores: frozenset[int] = frozenset()
+
+
+class Ended(NamedTuple):
+    """A worker that has ended: its exit code or minus its signal, and when that was seen (seconds since 1970)."""
+
+    rank: int
+    returncode: int
+    time: float
+
+
+class Gang:
+    """Running worker processes; a worker's rank is its place in the list of programs."""
+
+    def __init__(self, programs: Sequence[WorkerProgram]):
+        """Starts all, or none. Call it in the main thread: workers end with the thread that started them.
+
+        Raises:
+          OSError: a program cannot be started.
+        """
+        self._running: dict[int, subprocess.Popen] = {}
+        try:
+            for rank, program in enumerate(programs):
+                self._running[rank] = _start(program)
+        except BaseException:
+            self.kill()
+            raise
+
+    def running(self) -> list[int]:
+        """Returns the ranks of workers that had not ended at the last `poll`."""
+        return list(self._running)
+
+    def poll(self) -> list[Ended]:
+        """Returns the workers that have ended since the last call."""
+        ended = []
+        for rank, process in list(self._running.items()):
+            if process.poll() is not None:
+                ended.append(self._ended(rank))
+        return ended
+
+    def send(self, number: int) -> None:
+        """Sends a signal to every worker that runs, and wakes those that are stopped to receive it."""
+        for process in self._running.values():
+            process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+
+    def stopped(self) -> list[int]:
+        """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot end by themselves."""
+        return [rank for rank, process in self._running.items() if _state(process.pid) == "T"]
+
+    def kill(self) -> list[Ended]:
+        """Kills every worker that runs and returns them when they are gone."""
+        for process in self._running.values():
+            process.kill()
+        ended = []
+        for rank, process in list(self._running.items()):
+            process.wait()
+            ended.append(self._ended(rank))
+        return ended
+
+    def _ended(self, rank: int) -> Ended:
+        process = self._running.pop(rank)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nobody else in its session
+            os.killpg(process.pid, signal.SIGKILL)
+        return Ended(rank, process.returncode, time.time())
+
+
+def _start(program: WorkerProgram) -> subprocess.Popen:
+    with open(program.log, "ab") as log:
+        return subprocess.Popen(
+            program.command,
+            env=dict(program.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # Safe here: the launcher has one thread, and all that it needs is looked up before the fork.
+            preexec_fn=_preparation(program.cores),
+        )
+
+
+def _preparation(cores: frozenset[int]) -> Callable[[], None]:
+    """Returns what a new process does before it becomes the worker."""
+    parent = os.getpid()
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    set_affinity = getattr(os, "sched_setaffinity", None) if cores else None
+    signals = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+
+    def prepare() -> None:
+        if prctl:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:  # the launcher was killed before the kernel knew
+                os._exit(1)
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        if set_affinity:
+            set_affinity(0, cores)
+
+    return prepare
+
+
+def _state(pid: int) -> str:
+    """Returns the letter by which /proc names a process's state; nothing where there is no /proc."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return content.rpartition(")")[2].split()[0]

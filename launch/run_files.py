@@ -1,0 +1,182 @@
+"""What a launcher reads and writes in RUN, the run directory: all it knows of the trainer besides its exit codes.
+
+RUN/logs/attempt-K/worker-R.log    what worker R wrote in the launcher's K-th start, counted over the life of RUN
+RUN/logs/attempt-K/error-R.json    its own exception, where it had one
+RUN/launch.json                    the attempts of the last launch
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import DataError, UsageError
+from input_pipeline.files import append_json_line, json_value, write_whole
+from launch.policy import WorkerError
+
+_CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+_LAST_BYTES = 2**16  # of metrics.jsonl: many times its longest line
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AttemptFiles:
+    """The folder of one attempt. `number` counts from 1 over the life of RUN."""
+
+    number: int
+    folder: Path
+
+    def log(self, rank: int) -> Path:
+        """Returns the file that holds all a worker writes."""
+        return self.folder / f"worker-{rank}.log"
+
+    def error_file(self, rank: int) -> Path:
+        """Returns the file in which a worker leaves its own exception."""
+        return self.folder / f"error-{rank}.json"
+
+    def error(self, rank: int) -> WorkerError | None:
+        """Returns a worker's own exception, or None where it had none."""
+        path = self.error_file(rank)
+        try:
+            content = json.loads(path.read_bytes())
+            step = None if content.get("step") is None else int(content["step"])
+            error = str(content.get("error") or "unknown error")
+            return WorkerError(float(content["time"]), step, int(content.get("exit_code", 1)), error)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return WorkerError(time.time(), None, 1, f"an error that {path.name} does not tell: it is damaged")
+
+    def last_lines(self, rank: int, count: int) -> list[str]:
+        """Returns the last lines that a worker wrote."""
+        try:
+            return _last_bytes(self.log(rank)).decode(errors="replace").splitlines()[-count:]
+        except OSError:
+            return []
+
+
+class RunFiles:
+    """The launcher's side of RUN."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        """Reads nothing yet. Args: workdir: RUN."""
+        self.path = Path(os.path.abspath(workdir))
+        self._workdir = workdir
+        self._logs = self.path / "logs"
+        self._checkpoints = self.path / "checkpoints"
+        self._events = self.path / "events.jsonl"
+        self._summary = self.path / "launch.json"
+        self._made: list[Path] = []  # folders, the outermost first
+
+    def new_attempt(self) -> AttemptFiles:
+        """Makes the folder of the next attempt.
+
+        Raises:
+          UsageError: RUN is a file.
+          DataError: the folder cannot be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--workdir={self._workdir} is a file. Give a folder.")
+        try:
+            self._make(self._logs)
+            numbers = [int(match[1]) for path in self._logs.iterdir() if (match := _ATTEMPT.fullmatch(path.name))]
+            number = max(numbers, default=0) + 1
+            while not self._make(self._logs / f"attempt-{number}"):  # another launch was faster
+                number += 1
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self._workdir}: cannot be written ({error.strerror}). Give a folder that can."
+            ) from None
+        return AttemptFiles(number, self._logs / f"attempt-{number}")
+
+    def checkpoint_step(self) -> int | None:
+        """Returns the step of the newest complete checkpoint, or None."""
+        try:
+            names = os.listdir(self._checkpoints)
+        except OSError:
+            return None
+        return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=None)
+
+    def logged_step(self) -> int | None:
+        """Returns the step of the newest line in metrics.jsonl, or None."""
+        with contextlib.suppress(OSError):
+            for line in reversed(_last_bytes(self.path / "metrics.jsonl").splitlines()):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    return int(json.loads(line)["step"])
+        return None
+
+    def events_end(self) -> int:
+        """Returns where events.jsonl ends: `events` from there are those of what comes now."""
+        try:
+            return self._events.stat().st_size
+        except OSError:
+            return 0
+
+    def events(self, start: int) -> list[Event]:
+        """Returns the trainer's events from a place in events.jsonl on, without lines that a crash cut short."""
+        try:
+            with open(self._events, "rb") as file:
+                file.seek(start)
+                lines = file.read().splitlines()
+        except OSError:
+            return []
+        events = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                event["event"], float(event["time"])
+                events.append(event)
+        return events
+
+    def append_restart(self, attempt: int, cause: str) -> None:
+        """Notes a restart in events.jsonl. Only while no worker runs."""
+        if self._checkpoints.is_dir():  # before that RUN is not the trainer's yet, and it would refuse the folder
+            with contextlib.suppress(OSError):  # a full disk is for the trainer to report
+                append_json_line(
+                    self._events, {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
+                )
+
+    def write_summary(self, value: Mapping[str, Any]) -> None:
+        """Writes RUN/launch.json."""
+        with contextlib.suppress(OSError):
+            write_whole(self._summary, (json.dumps(json_value(value), indent=2) + "\n").encode())
+
+    def remove_traces(self) -> bool:
+        """Takes away what the launcher made, where the trainer never accepted RUN. Returns whether it did."""
+        if self._checkpoints.is_dir() or not self._made:
+            return False
+        self._summary.unlink(missing_ok=True)
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # it holds something of somebody else
+                if folder.parent == self._logs:
+                    for path in folder.iterdir():
+                        path.unlink()
+                folder.rmdir()
+        return True
+
+    def _make(self, folder: Path) -> bool:
+        """Makes a folder with its parents; returns whether it was not there."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                if path == folder:
+                    return False
+            else:
+                self._made.append(path)
+        return bool(missing)
+
+
+def _last_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - _LAST_BYTES))
+        return file.read()

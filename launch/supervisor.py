@@ -1,0 +1,260 @@
+"""Starts the gang, watches it, starts it again: the same for every engine, which says only how workers are started.
+
+    supervisor = Supervisor(run, start, max_restarts=3, grace_seconds=60, screen=Screen.of_standard_output())
+    exit_code = supervisor.run()
+
+`start(files)` returns the running `Workers` of an attempt whose logs and error files lie where `files` says.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from launch import history
+from launch.ending import Ending, Signals
+from launch.gang import Ended
+from launch.history import Attempt
+from launch.policy import (
+    Cause,
+    Kind,
+    RestartPolicy,
+    WorkerEnd,
+    cause_of,
+    exit_code_after_signal,
+    signal_name,
+)
+from launch.run_files import AttemptFiles, RunFiles
+from launch.screen import Follower, Screen
+
+_TICK_SECONDS = 0.05
+_SHOWN_LINES = 15
+_QUIET = (Kind.PREEMPTED, Kind.STOPPED, Kind.INTERRUPTED)  # a worker's last lines say nothing more about these
+
+
+class Workers(Protocol):
+    """A started gang, whatever engine started it. See `launch.gang.Gang`."""
+
+    def running(self) -> list[int]:
+        """Returns the ranks of workers that had not ended at the last `poll`."""
+
+    def poll(self) -> list[Ended]:
+        """Returns the workers that have ended since the last call."""
+
+    def send(self, number: int) -> None:
+        """Sends a signal to every worker that runs."""
+
+    def stopped(self) -> list[int]:
+        """Returns the ranks of workers that are stopped and so cannot end by themselves."""
+
+    def kill(self) -> list[Ended]:
+        """Kills every worker that runs and returns them when they are gone."""
+
+
+class Supervisor:
+    """One launch: attempt after attempt until the run is done or the policy gives up."""
+
+    def __init__(
+        self,
+        run: RunFiles,
+        start: Callable[[AttemptFiles], Workers],
+        *,
+        max_restarts: int,
+        grace_seconds: float,
+        screen: Screen,
+        facts: Mapping[str, Any] | None = None,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          run: the run directory.
+          start: starts the workers of an attempt.
+          max_restarts: how many restarts may follow one another without a new checkpoint.
+          grace_seconds: that a worker has between SIGTERM and SIGKILL.
+          screen: where the chief's output and the launcher's own words go.
+          facts: more for launch.json.
+        """
+        self._run = run
+        self._start = start
+        self._policy = RestartPolicy(max_restarts)
+        self._grace_seconds = grace_seconds
+        self._screen = screen
+        self._facts = dict(facts or {})
+        self._signals = Signals()
+        self._attempts: list[Attempt] = []
+        self._furthest_checkpoint = run.checkpoint_step()
+        self._started = time.monotonic()
+
+    def run(self) -> int:
+        """Launches, and returns the exit code.
+
+        Raises:
+          UsageError, DataError: RUN cannot be used.
+          OSError: a worker cannot be started.
+        """
+        try:
+            with self._signals:
+                exit_code = None
+                while exit_code is None:
+                    exit_code = self._attempt()
+        finally:
+            self._screen.drain()
+        return exit_code
+
+    def _attempt(self) -> int | None:
+        """Lives one attempt; returns the launch's exit code, or None where another follows."""
+        files, first_event, started = self._run.new_attempt(), self._run.events_end(), time.monotonic()
+        ending = Ending(self._grace_seconds)
+        workers = self._start(files)
+        log = Follower(files.log(0), prefix="[0] ")
+        try:
+            ends = self._watch(workers, ending, files, log)
+        finally:
+            workers.kill()
+        self._screen.write(log.rest())
+        events = self._run.events(first_event)
+        if all(end.returncode == 0 for end in ends):
+            self._keep(files, ends, events, started, "done")
+            return self._finish(0)
+        cause = cause_of(ends, events)
+        step = history.end_step(events, cause.step, self._run.logged_step(), *_steps_of_errors(ends))
+        last_lines = self._last_lines(files, cause)
+        log_name = os.path.relpath(files.log(cause.rank), self._run.path) if last_lines else ""
+        if ending.signals:
+            self._keep(files, ends, events, started, f"ended by {signal_name(ending.signals[-1])}", step)
+            return self._after_signal(ends, ending, step)
+        self._keep(files, ends, events, started, cause.text, step, log_name)
+        if cause.rank and last_lines:  # the chief's are on the screen already
+            self._screen.say(f"convoy: the last lines of worker {cause.rank} ({log_name}):")
+            self._screen.say("\n".join(f"[{cause.rank}] {line}" for line in last_lines))
+        return self._after_failure(files, cause, step)
+
+    def _watch(self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower) -> list[WorkerEnd]:
+        """Waits for the end of all workers, and sees to it where that is needed."""
+        ends: list[WorkerEnd] = []
+        ended_as: dict[int, Kind] = {}
+
+        def note(ended: Sequence[Ended]) -> None:
+            for rank, returncode, seen in ended:
+                ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank)))
+                if returncode != 0:
+                    ending.worker_failed()
+
+        while workers.running():
+            note(workers.poll())
+            self._pass_on_signals(workers, ending)
+            stopped = set(workers.stopped()) if ending.was_called_for else set()
+            if stopped and stopped == set(workers.running()):
+                ended_as |= dict.fromkeys(stopped, Kind.STOPPED)
+                note(workers.kill())
+            elif ending.kill_is_due():
+                if ending.signals:
+                    self._screen.say(f"convoy: killing {_workers(workers.running())} that did not end.")
+                ended_as |= {rank: ended_as.get(rank, Kind.SILENT) for rank in workers.running()}
+                note(workers.kill())
+            elif ending.term_is_due():
+                ended_as |= {rank: Kind.STOPPED if rank in stopped else Kind.SILENT for rank in workers.running()}
+                workers.send(signal.SIGTERM)
+            self._screen.follow(log)
+            if workers.running():
+                time.sleep(_TICK_SECONDS)
+        return ends
+
+    def _pass_on_signals(self, workers: Workers, ending: Ending) -> None:
+        for number in self._signals.take():
+            if ending.signal_received(number):
+                continue
+            if not ending.kill_is_due() and workers.running():
+                workers.send(number)
+                self._screen.say(
+                    f"convoy: {signal_name(number)}, passed on to {_workers(workers.running())}. "
+                    f"What has not ended in {self._grace_seconds:g} s is killed; a second signal does it at once."
+                )
+
+    def _after_signal(self, ends: Sequence[WorkerEnd], ending: Ending, step: int | None) -> int:
+        number = ending.signals[-1]
+        exit_code = exit_code_after_signal(ends, number, had_to_kill=any(end.ended_as for end in ends))
+        self._screen.say(f"convoy: ended by {signal_name(number)}{_at(step)}. {self._where_it_goes_on()}")
+        return self._finish(exit_code)
+
+    def _after_failure(self, files: AttemptFiles, cause: Cause, step: int | None) -> int | None:
+        checkpoint = self._run.checkpoint_step()
+        is_new = checkpoint is not None and (
+            self._furthest_checkpoint is None or checkpoint > self._furthest_checkpoint
+        )
+        if is_new:
+            self._furthest_checkpoint = checkpoint
+        decision = self._policy.after(cause, new_checkpoint=is_new)
+        if cause.kind is Kind.REFUSED and all(attempt.start_step is None for attempt in self._attempts):
+            # The worker's own message is the last on the screen, and there is nothing to sum up.
+            self._write_summary(decision.exit_code)
+            self._run.remove_traces()
+            return decision.exit_code
+        what = f"convoy: attempt {files.number} ended{_at(step)}: {cause.text.rstrip('.')}."
+        if not decision.restart:
+            self._screen.say(f"{what} {decision.reason}.")
+            return self._finish(decision.exit_code)
+        place = "the start" if checkpoint is None else f"step {checkpoint}"
+        self._screen.say(f"{what} Restarting from {place} ({decision.reason}).")
+        self._run.append_restart(files.number + 1, cause.text)
+        with contextlib.suppress(IndexError):
+            number = self._signals.take()[-1]  # while nobody was there to pass it on to
+            self._screen.say(f"convoy: ended by {signal_name(number)}. {self._where_it_goes_on()}")
+            return self._finish(128 + number)
+        self._write_summary(None)
+        return None
+
+    def _where_it_goes_on(self) -> str:
+        step = self._run.checkpoint_step()
+        return f"The same command goes on from {'the start' if step is None else f'step {step}'}."
+
+    @staticmethod
+    def _last_lines(files: AttemptFiles, cause: Cause) -> list[str]:
+        if cause.rank is None or cause.kind in _QUIET:
+            return []
+        return files.last_lines(cause.rank, _SHOWN_LINES)
+
+    def _keep(
+        self,
+        files: AttemptFiles,
+        ends: Sequence[WorkerEnd],
+        events: Sequence[history.Event],
+        started: float,
+        cause: str,
+        step: int | None = None,
+        log: str = "",
+    ) -> None:
+        self._attempts.append(
+            Attempt(
+                files.number,
+                time.monotonic() - started,
+                cause,
+                tuple(end.exit_code for end in sorted(ends, key=lambda end: end.rank)),
+                events,
+                history.end_step(events) if step is None else step,
+                log,
+            )
+        )
+
+    def _finish(self, exit_code: int) -> int:
+        self._write_summary(exit_code)
+        self._screen.say(history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step()))
+        return exit_code
+
+    def _write_summary(self, exit_code: int | None) -> None:
+        content = history.as_json(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step())
+        self._run.write_summary({**self._facts, "exit_code": exit_code, **content})
+
+
+def _steps_of_errors(ends: Sequence[WorkerEnd]) -> list[int | None]:
+    return [end.error.step for end in ends if end.error]
+
+
+def _at(step: int | None) -> str:
+    return " before its first step" if step is None else f" at step {step}"
+
+
+def _workers(ranks: Sequence[int]) -> str:
+    return f"worker {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} workers"
