@@ -53,8 +53,13 @@ def agree_on_hardware(peers: Peers, *, precision: str, use_xla: bool, devices: i
     _compare(peers, everyones, "devices of a worker", UsageError, "Give each worker the same --devices.")
 
 
-def agree_on_checkpoint(peers: Peers, store: CheckpointStore) -> Checkpoint | None:
+def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | None = None) -> Checkpoint | None:
     """Returns the newest whole checkpoint, as the chief sees it, read by every worker for itself.
+
+    Args:
+      peers: the workers.
+      store: the run's checkpoints.
+      before: only those of earlier steps than this.
 
     Raises:
       DataError: no checkpoint is whole; or a worker does not see the chief's, or sees another under its number.
@@ -62,7 +67,7 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore) -> Checkpoint | No
     chosen, problem = None, None
     if peers.is_chief:
         try:
-            chosen = newest_whole(store)
+            chosen = newest_whole(store, before=before)
         except DataError as error:
             problem = error
     step = chosen[1]["step"] if chosen else None
@@ -72,7 +77,7 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore) -> Checkpoint | No
     step = found[0]["step"]
     if step is None:
         for rank, other in enumerate(found[1:], 1):
-            if other["newest"] is not None:
+            if other["newest"] is not None and before is None:
                 raise DataError(
                     f"{peers.address(rank)} sees a checkpoint of step {other['newest']} in {store.folder} and "
                     f"{peers.address(0)} sees none: all workers must share one --workdir."

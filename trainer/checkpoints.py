@@ -144,14 +144,20 @@ class CheckpointStore:
         return self.folder / f"step-{step:09d}.npz"
 
 
-def newest_whole(store: CheckpointStore) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+def newest_whole(
+    store: CheckpointStore, *, before: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Returns the newest checkpoint that is whole, None where there is none at all; says which ones are not.
+
+    Args:
+      store: where to look.
+      before: only checkpoints of earlier steps than this.
 
     Raises:
       DataError: there are some, and none is whole.
     """
     damaged: DamagedError | None = None
-    for step in reversed(store.steps()):
+    for step in reversed([step for step in store.steps() if before is None or step < before]):
         try:
             return store.load(step)
         except DamagedError as error:

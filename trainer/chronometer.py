@@ -49,6 +49,7 @@ class Chronometer:
         self._steady_steps = 0
         self._steady_seconds = 0.0
         self._seen_steps = 0
+        self._seconds: dict[str, float] = {"steps": 0.0}
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -60,18 +61,21 @@ class Chronometer:
         self._waited += self._clock() - start
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Times what is done inside as no training."""
+    def paused(self, why: str = "other") -> Iterator[None]:
+        """Times what is done inside as no training, and counts it under `why`."""
         start = self._clock()
         yield
+        spent = self._clock() - start
+        self._seconds[why] = self._seconds.get(why, 0.0) + spent
         if self._step_started is not None:
-            self._paused += self._clock() - start
+            self._paused += spent
 
     def end_step(self) -> None:
         """Ends a step; the next starts here."""
         now = self._clock()
         seconds = now - (self._step_started if self._step_started is not None else now) - self._paused
         self._steps.append((seconds, self._waited))
+        self._seconds["steps"] += seconds
         self._seen_steps += 1
         if self._seen_steps > _WARMUP_STEPS:
             self._steady_steps += 1
@@ -94,6 +98,10 @@ class Chronometer:
         """Starts a new window without what happened in this one, and forgets the step in progress."""
         self._steps = []
         self._step_started, self._waited, self._paused = None, 0.0, 0.0
+
+    def seconds(self) -> dict[str, float]:
+        """Returns what the time was spent on: `steps`, and each reason of a pause."""
+        return dict(self._seconds)
 
     def steady_images_per_second(self) -> float | None:
         """Returns the speed over the run without its first steps and pauses; None while there were no others."""

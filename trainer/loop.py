@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from input_pipeline import order
 from input_pipeline.crop import Crop
-from input_pipeline.errors import ConvoyError, DataError
+from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
 from trainer import metrics
@@ -26,11 +26,12 @@ from trainer.config import Plan
 from trainer.console import TrainingConsole
 from trainer.description import dataset_identity, environment, header_rows, place
 from trainer.devices import Devices
+from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.journal import Journal
 from trainer.order_record import OrderRecord
-from trainer.peers import RETRYABLE, TRAINING, PeerLostError, Peers
+from trainer.peers import TRAINING, PeerLostError, Peers
 from trainer.preprocess import DRAWS, ColourRanges
 from trainer.restore import load_into
 from trainer.resume import what_changed
@@ -41,30 +42,6 @@ from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
 from trainer.stop_request import StopRequest
 from trainer.watchdog import Deadlines, Watchdog
-
-_NAMED_IMAGES = 8
-_LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses
-
-
-class DivergedError(ConvoyError):
-    """The loss is no number any more. The message names the step, the images, the last checkpoint and the mend."""
-
-    def __init__(self, message: str, step: int):
-        """Args: message: for people. step: whose gradient it was."""
-        super().__init__(message)
-        self.step = step
-
-
-class InterruptedRunError(ConvoyError):
-    """Ctrl-C."""
-
-    exit_code = 130
-
-
-class PreemptedError(ConvoyError):
-    """SIGTERM or SIGUSR1: saved and stopped."""
-
-    exit_code = RETRYABLE
 
 
 def train(
@@ -102,7 +79,7 @@ def train(
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
-    with Peers(cluster, startup_seconds=deadlines.startup) as peers:
+    with Peers(cluster, startup_seconds=deadlines.startup) as peers, StopRequest() as stop:
         try:
             start = prepare(
                 config,
@@ -113,10 +90,11 @@ def train(
                 cluster=cluster,
                 peers=peers,
                 deadlines=deadlines,
+                stop=stop,
             )
-            return _Training(start, peers, deadlines, record_order).to_the_end()
+            return _Training(start, peers, deadlines, stop, record_order).to_the_end()
         except tf.errors.OpError as error:
-            if lost := _as_peer_lost(error, peers):
+            if lost := as_peer_lost(error, peers):
                 raise lost from None
             note_error(error, rank=peers.rank, step=peers.status[0])
             raise
@@ -125,22 +103,10 @@ def train(
             raise
 
 
-def _as_peer_lost(error: PeerLostError | tf.errors.OpError, peers: Peers) -> PeerLostError | None:
-    """Returns what names the worker that TensorFlow only says is gone; None where the error is another one."""
-    if isinstance(error, PeerLostError):
-        return error
-    if peers.num_workers == 1:
-        return None
-    why = peers.why_lost(seconds=_LOSS_SECONDS)
-    if not why and not isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError):
-        return None
-    return PeerLostError(why or f"a worker is gone: {error.message.splitlines()[0]}")
-
-
 class _Training:
     """A run in progress."""
 
-    def __init__(self, start: Start, peers: Peers, deadlines: Deadlines, record_order: bool):
+    def __init__(self, start: Start, peers: Peers, deadlines: Deadlines, stop: StopRequest, record_order: bool):
         self._config = start.config
         self._plan = plan = start.plan
         self._runtime = start.runtime
@@ -165,7 +131,7 @@ class _Training:
         self._journal = Journal(self._run, writes=peers.is_chief, warn=self._console.say)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
         self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
-        self._stop = StopRequest()
+        self._stop = stop
         self._stop_agreed = False
         self._saved_step: int | None = self._state.step or None
         self._window_sums = np.zeros(metrics.sums_size(self._dataset.num_classes))
@@ -174,6 +140,7 @@ class _Training:
         reported = self._before.get("reported", {})
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
+        self._rolled_back_to: int | None = None
         self._rollbacks = self._before.get("rollbacks", 0)
 
     def to_the_end(self) -> dict[str, Any]:
@@ -182,7 +149,7 @@ class _Training:
             return self._run.read_json(self._run.result)
         watchdog = Watchdog(self._peers, self._deadlines, on_end=self._note_lost_peer)
         try:
-            with self._console, self._stop, watchdog:
+            with self._console, watchdog:
                 self._begin()
                 while self._state.step < self._plan.total_steps:
                     try:
@@ -199,7 +166,7 @@ class _Training:
         except (PeerLostError, tf.errors.OpError) as error:
             with contextlib.suppress(DataError):
                 self._saver.finish()
-            lost = _as_peer_lost(error, self._peers)
+            lost = as_peer_lost(error, self._peers)
             if not lost:
                 raise
             self._note_lost_peer(str(lost))
@@ -234,6 +201,12 @@ class _Training:
         else:
             self._journal.event("start", step=0, replicas=plan.replicas)
         self._console.header(header_rows(self._config, plan, self._runtime, self._dataset, self._run, self._peers))
+        if not self._peers.is_chief:
+            print(
+                f"Worker {self._peers.rank} of {self._peers.num_workers} trains from step {state.step}; "
+                f"{self._peers.address(0)} shows progress and writes {self._run.path}.",
+                flush=True,
+            )
         if state.step:
             self._console.say(
                 f"Resumed at step {state.step} of {plan.total_steps}."
@@ -276,10 +249,12 @@ class _Training:
                 self._order_record.write(state.step, batch, self._runtime.strategy)
             if state.step == first_step:
                 self._journal.event("first_step", step=state.step)
-            with self._chronometer.paused():
+            with self._chronometer.paused("log"):
                 if log:
                     self._log(learning_rate)
+            with self._chronometer.paused("evaluation"):
                 score, is_best = self._evaluate() if evaluate else (None, False)
+            with self._chronometer.paused("checkpoints"):
                 if checkpoint or is_best:
                     self._save(score)
                 if self._stop_agreed and state.step < plan.total_steps:
@@ -312,15 +287,13 @@ class _Training:
         positions = np.arange((step - 1) * batch, step * batch)
         images, _ = order.positions_to_images(positions, num_images=self._plan.num_images, seed=self._config.seed)
         self._journal.event("diverged", step=step, images=images.tolist())
-        last = self._store.latest()
         return DivergedError(
-            f"the gradient of step {step} is NaN or infinite; that update was not applied. "
-            f"Its batch: images {', '.join(map(str, images[:_NAMED_IMAGES]))}, ... of the training split "
-            f"(all {len(images)} in {self._run.events}). Last checkpoint: {'none' if last is None else f'step {last}'}. "
-            f"Lower config.optimizer.learning_rate={self._config.optimizer.learning_rate:g}, "
-            "limit the gradient with config.optimizer.clip_norm=1, or let it go back by itself with "
-            "config.divergence.rollbacks=2.",
             step,
+            images.tolist(),
+            last_checkpoint=self._store.latest(),
+            learning_rate=self._config.optimizer.learning_rate,
+            rollbacks=self._rollbacks,
+            events=self._run.events,
         )
 
     def _roll_back(self, error: DivergedError) -> None:
@@ -329,13 +302,15 @@ class _Training:
             self._saver.finish()
         checkpoint = None
         if self._rollbacks < self._config.divergence.rollbacks:
-            checkpoint = agree_on_checkpoint(self._peers, self._store)
+            # Where it went back before and got no further, that checkpoint is no good either.
+            before = self._rolled_back_to if self._rolled_back_to == self._saved_step else None
+            checkpoint = agree_on_checkpoint(self._peers, self._store, before=before)
         if not checkpoint:
             raise error
         load_into(self._state, *checkpoint, self._run)
         self._rollbacks += 1
         step, factor = self._state.step, self._config.divergence.learning_rate_factor**self._rollbacks
-        self._saved_step = step
+        self._saved_step = self._rolled_back_to = step
         self._window_sums[:] = 0
         self._chronometer.window_dropped()
         self._journal.go_back(step)
@@ -437,6 +412,7 @@ class _Training:
             "metrics": self._quality,
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
             "images_per_second": self._images_per_second(),
+            "seconds": self._chronometer.seconds(),
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,

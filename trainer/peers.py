@@ -26,6 +26,7 @@ RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
+_PATIENCE_SECONDS = 15.0  # then the missing workers are named, again and again
 _LONGEST_LINE = 2**24
 
 
@@ -226,11 +227,15 @@ class Peers:
             ) from None
         with listener:
             while len(self._links) < self.num_workers - 1:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                listener.settimeout(min(_PATIENCE_SECONDS, max(0.01, deadline - time.monotonic())))
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     missing = set(range(1, self.num_workers)) - self._links.keys()
+                    if time.monotonic() < deadline:
+                        left = deadline - time.monotonic()
+                        print(f"Waiting for {self._names(missing)}, {left:.0f} s more.", flush=True)
+                        continue
                     reason = f"{self._names(missing)} did not come within {self._deadline_seconds:g} s."
                     self._send_to_all({"bye": reason})
                     raise PeerLostError(f"{reason} Do they run, and do they reach {self.address(0)}?") from None

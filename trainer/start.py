@@ -26,6 +26,7 @@ from trainer.restore import load_into
 from trainer.resume import check_same_run
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, hardware_choices, make_runtime
+from trainer.stop_request import StopRequest
 from trainer.watchdog import Deadlines
 
 
@@ -62,6 +63,7 @@ def prepare(
     cluster: Cluster | None,
     peers: Peers,
     deadlines: Deadlines,
+    stop: StopRequest,
 ) -> Start:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model, restores it.
 
@@ -91,6 +93,7 @@ def prepare(
         if config.deterministic:
             set_cpu_threads(config.deterministic_threads)
         strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
+        stop.listen()
         precision, use_xla = hardware_choices(config, strategy)
         agree_on_hardware(peers, precision=precision, use_xla=use_xla, devices=len(strategy.extended.worker_devices))
         plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)

@@ -5,6 +5,7 @@ with StopRequest() as stop:            # after the strategy is made: TensorFlow 
     stop.is_set, stop.signal_name, stop.seconds
 """
 
+import contextlib
 import signal
 import time
 from types import FrameType
@@ -23,12 +24,14 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Listens for the signals; outside the main thread it cannot, and stays unset."""
-        try:
-            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        except ValueError:
-            self._previous = {}
+        """Returns itself; until `listen` the signals do what they did before."""
         return self
+
+    def listen(self) -> None:
+        """Takes the signals over; outside the main thread it cannot, and stays unset."""
+        with contextlib.suppress(ValueError):
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._receive)
 
     def __exit__(self, *_: object) -> None:
         """Puts back what listened before."""
