@@ -59,7 +59,7 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | N
     Args:
       peers: the workers.
       store: the run's checkpoints.
-      before: only those of earlier steps than this.
+      before: only those of earlier steps than this; the chief's word counts.
 
     Raises:
       DataError: no checkpoint is whole; or a worker does not see the chief's, or sees another under its number.
@@ -71,19 +71,20 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | N
         except DataError as error:
             problem = error
     step = chosen[1]["step"] if chosen else None
-    found = peers.exchange("checkpoint", {"step": step, "newest": store.latest(), "problem": str(problem or "")})
+    own = {"step": step, "newest": store.latest(), "before": before, "problem": str(problem or "")}
+    found = peers.exchange("checkpoint", own)
     if found[0]["problem"]:
         raise problem or DataError(found[0]["problem"])
     step = found[0]["step"]
     if step is None:
         for rank, other in enumerate(found[1:], 1):
-            if other["newest"] is not None and before is None:
+            if other["newest"] is not None and found[0]["before"] is None:
                 raise DataError(
                     f"{peers.address(rank)} sees a checkpoint of step {other['newest']} in {store.folder} and "
                     f"{peers.address(0)} sees none: all workers must share one --workdir."
                 )
         return None
-    own: dict[str, Any] = {"weights_sha256": None, "problem": ""}
+    own = {"weights_sha256": None, "problem": ""}
     try:
         chosen = chosen or _load_when_visible(store, step)
         own["weights_sha256"] = chosen[1]["weights_sha256"]

@@ -134,7 +134,9 @@ class _Training:
         self._stop = stop
         self._stop_agreed = False
         self._saved_step: int | None = self._state.step or None
-        self._window_sums = np.zeros(metrics.sums_size(self._dataset.num_classes))
+        # Of the steps since the last line: a run that goes on between two lines writes the same next one.
+        empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
+        self._window_sums = np.array(self._before.get("window_sums", empty), np.float64)
         self._window_last: StepResult | None = None
         # A run that was killed between its last checkpoint and its result reports what it had measured.
         reported = self._before.get("reported", {})
@@ -146,6 +148,7 @@ class _Training:
     def to_the_end(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
             self._console.say(f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}.")
+            self._peers.exchange("end")
             return self._run.read_json(self._run.result)
         watchdog = Watchdog(self._peers, self._deadlines, on_end=self._note_lost_peer)
         try:
@@ -308,10 +311,10 @@ class _Training:
         if not checkpoint:
             raise error
         load_into(self._state, *checkpoint, self._run)
+        self._window_sums[:] = checkpoint[1]["window_sums"]
         self._rollbacks += 1
         step, factor = self._state.step, self._config.divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step
-        self._window_sums[:] = 0
         self._chronometer.window_dropped()
         self._journal.go_back(step)
         if self._order_record and self._peers.is_chief:
@@ -360,6 +363,7 @@ class _Training:
     def _save(self, score: float | None) -> None:
         step = self._saved_step = self._state.step
         if not self._peers.is_chief:
+            self._saver.note_score(score)
             return
         self._peers.report(step, "saving")
         self._journal.flush()
@@ -372,6 +376,7 @@ class _Training:
                 "dataset": dataset_identity(self._dataset),
                 "place": place(self._plan, self._runtime, self._peers),
                 "rollbacks": self._rollbacks,
+                "window_sums": self._window_sums.tolist(),
                 "reported": {"metrics": self._quality, "images_per_second": self._images_per_second()},
             },
             score=score,

@@ -48,8 +48,7 @@ class CheckpointSaver:
           score: higher is better, or None.
         """
         self._wait()
-        if score is not None:
-            self.best_score = score if self.best_score is None else max(self.best_score, score)
+        self.note_score(score)
 
         def write() -> None:
             try:
@@ -62,6 +61,11 @@ class CheckpointSaver:
 
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
+
+    def note_score(self, score: float | None) -> None:
+        """Takes a score into `best_score`; for a worker that leaves the saving to the chief."""
+        if score is not None:
+            self.best_score = score if self.best_score is None else max(self.best_score, score)
 
     def finish(self) -> None:
         """Waits for what is being written.
