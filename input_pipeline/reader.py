@@ -248,4 +248,5 @@ class Reader:
         dataset = dataset.rebatch(slices.replica_batch_size, drop_remainder=True).map(sized)
         options = tf.data.Options()
         options.deterministic = True
+        options.autotune.enabled = False  # nothing is left to it, and its thread can hold up the end of a run
         return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 _LONGEST_ECHO_SECONDS = 45.0  # longer than a worker takes to notice that it has lost a peer
+_STARTUP_ECHO_SECONDS = 3.0  # so that an error that all have can be told by all
 
 
 class Signals:
@@ -41,9 +42,9 @@ class Signals:
 class Ending:
     """When to end what is left of a gang: its clock begins with the first worker that fails or with a signal.
 
-    After a failure the others have `echo_seconds` to notice and end by themselves, then SIGTERM, then `grace_seconds`
-    later SIGKILL. After a signal to the launcher, which they all got, SIGKILL follows `grace_seconds` later, or at once
-    with the second.
+    After a failure the others have some time to notice and end by themselves, little while nothing is trained that
+    could be lost; then SIGTERM, then `grace_seconds` later SIGKILL. After a signal to the launcher, which they all got,
+    SIGKILL follows `grace_seconds` later, or at once with the second.
     """
 
     _ONE_SIGNAL_SECONDS = 0.2  # `timeout` sends its signal to the process and to the group it is in: two that are one
@@ -57,10 +58,11 @@ class Ending:
         self._kill_at: float | None = None
         self._first_order_to_end: float | None = None
 
-    def worker_failed(self) -> None:
-        """Notes that a worker ended badly."""
+    def worker_failed(self, *, in_startup: bool = False) -> None:
+        """Notes that a worker ended badly, `in_startup` where training had not begun."""
         if self._term_at is None and self._kill_at is None:
-            self._term_at = self._clock() + min(self._grace_seconds, _LONGEST_ECHO_SECONDS)
+            echo_seconds = _STARTUP_ECHO_SECONDS if in_startup else _LONGEST_ECHO_SECONDS
+            self._term_at = self._clock() + min(self._grace_seconds, echo_seconds)
 
     def signal_received(self, number: int) -> bool:
         """Notes a signal to the launcher. Returns whether it is one more of the same, to be passed over."""

@@ -110,7 +110,7 @@ class Supervisor:
         workers = self._start(files)
         log = Follower(files.log(0), prefix="[0] ")
         try:
-            ends = self._watch(workers, ending, files, log)
+            ends = self._watch(workers, ending, files, log, first_event)
         finally:
             workers.kill()
         self._screen.write(log.rest())
@@ -131,7 +131,9 @@ class Supervisor:
             self._screen.say("\n".join(f"[{cause.rank}] {line}" for line in last_lines))
         return self._after_failure(files, cause, step)
 
-    def _watch(self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower) -> list[WorkerEnd]:
+    def _watch(
+        self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower, first_event: int
+    ) -> list[WorkerEnd]:
         """Waits for the end of all workers, and sees to it where that is needed."""
         ends: list[WorkerEnd] = []
         ended_as: dict[int, Kind] = {}
@@ -140,7 +142,8 @@ class Supervisor:
             for rank, returncode, seen in ended:
                 ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank)))
                 if returncode != 0:
-                    ending.worker_failed()
+                    # A worker that waits for others to come does not know of those that never will.
+                    ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
         while workers.running():
             note(workers.poll())

@@ -118,7 +118,7 @@ def make_strategy(
 def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    from trainer.upstream import cpu_devices_of_a_worker, set_heartbeat
+    from trainer.upstream import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept
 
     tasks: dict[str, list[str]] = {}
     for (job, _), address in zip(cluster.jobs, cluster.addresses, strict=True):
@@ -130,7 +130,7 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec, task_type=job, task_id=index, num_accelerators={"GPU": len(names) if on_gpu else 0}, rpc_layer="grpc"
     )
-    with cpu_devices_of_a_worker(1 if on_gpu else len(names)):
+    with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 

@@ -24,6 +24,7 @@ from trainer.results import append_result
 from trainer.runtime import slices_of
 from trainer.state import TrainState
 from trainer.step import cross_entropy
+from trainer.upstream import device_iterators_that_end_at_once
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
 
@@ -115,7 +116,8 @@ def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf
 
     An iterator that is still reading when Python shuts down waits for the interpreter's lock for ever.
     """
-    iterator = iter(dataset)
+    with device_iterators_that_end_at_once():
+        iterator = iter(dataset)
     try:
         while True:
             try:

@@ -196,7 +196,7 @@ class _Training:
                 },
             },
         )
-        if self._order_record and self._peers.is_chief:
+        if self._order_record:
             self._order_record.go_back(state.step)
         changed = what_changed(self._before.get("place", {}), here)
         if state.step:
@@ -233,6 +233,8 @@ class _Training:
             self._peers.report(state.step + 1, "waiting for input")
             with self._chronometer.waiting():
                 batch = next(batches)
+            if self._order_record:
+                self._order_record.write(state.step + 1, batch, self._runtime.strategy)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
@@ -248,8 +250,6 @@ class _Training:
                 pending = None
             self._chronometer.end_step()
             self._console.step(state.step)
-            if self._order_record:
-                self._order_record.write(state.step, batch, self._runtime.strategy)
             if state.step == first_step:
                 self._journal.event("first_step", step=state.step)
             with self._chronometer.paused("log"):
@@ -317,7 +317,7 @@ class _Training:
         self._saved_step = self._rolled_back_to = step
         self._chronometer.window_dropped()
         self._journal.go_back(step)
-        if self._order_record and self._peers.is_chief:
+        if self._order_record:
             self._order_record.go_back(step)
         self._journal.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
         self._console.say(

@@ -24,12 +24,19 @@ class OrderRecord:
         self._file: TextIO | None = None
 
     def go_back(self, step: int) -> None:
-        """Drops the lines after `step` from every worker's file. To be called by the chief, before the others write."""
+        """Drops the lines after `step`: the chief from every worker's file, before any worker writes again."""
+        if self._file:
+            self._file.close()
+            self._file = None
+        if self._rank:
+            return
         for path in self._folder.glob("worker-*.jsonl"):
             truncate_json_lines(path, step)
 
     def write(self, step: int, batch: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy) -> None:
-        """Adds the line of a step that has been done.
+        """Adds the line of a step that is about to be done.
+
+        Before it, so that no worker can be killed between a step that ends up in a checkpoint and its line.
 
         Args:
           step: updates done with it.

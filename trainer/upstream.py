@@ -1,13 +1,15 @@
 """What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_upstream.py` fails when that moves."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
 
 import keras
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 from tensorflow.python.eager import context
@@ -59,6 +61,38 @@ def cpu_devices_of_a_worker(count: int) -> Iterator[None]:
         return tuple(f"{worker_device}/device:CPU:{index}" for index in range(count)), "CPU"
 
     with mock.patch.object(CollectiveAllReduceExtended, "_initialize_local_devices", local_devices):
+        yield
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Gives SIGTERM back what it meant before, where a MultiWorkerMirroredStrategy is made inside.
+
+    TensorFlow listens for it from then on, to tell of preemptions whoever asks; nobody does, and a worker that is
+    asked to end before it trains would not.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    with suppress(ValueError):  # outside of the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def device_iterators_that_end_at_once() -> Iterator[None]:
+    """Makes the iterators of a distributed dataset that are made inside do without tf.data's autotuning.
+
+    A dataset turns it off by its options, but what feeds each device from it is a dataset of TensorFlow's own, which
+    takes none and has nothing to tune. Its tuning thread sleeps twice as long each time, up to a minute, and whoever
+    destroys the iterator waits until it wakes: the call to wake it can come a moment before it sees why.
+    """
+    made = multi_device_iterator_ops._create_device_dataset
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    with mock.patch.object(
+        multi_device_iterator_ops,
+        "_create_device_dataset",
+        lambda *arguments: made(*arguments).with_options(options),
+    ):
         yield
 
 

@@ -48,6 +48,12 @@ class TestEnding:
         clock.now += 60
         assert ending.kill_is_due()
 
+    def test_before_training_has_begun_they_have_3_s(self, clock):
+        ending = Ending(60, clock)
+        ending.worker_failed(in_startup=True)
+        clock.now += 3
+        assert ending.term_is_due()
+
     def test_a_short_grace_time_shortens_the_first_wait_too(self, clock):
         ending = Ending(5, clock)
         ending.worker_failed()

@@ -448,6 +448,21 @@ class TestShortRuns:
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_between_two_lines_of_metrics_measures_the_same(convoy_together, dataset, tmp_path):
+    durations = ("--config.steps=8", "--config.checkpoint_every_steps=3", "--config.log_every_steps=4")
+    command = ["train", "--config=smoke", "--deterministic", *durations, f"--data={dataset.data}"]
+    command += ["--devices=cpu:1", f"--workdir={tmp_path / 'run'}"]
+    (first,) = convoy_together(command)
+    undisturbed = measured(tmp_path / "run", "train")
+    assert [line["step"] for line in undisturbed] == [4, 8], first.output
+    (tmp_path / "run" / "checkpoints" / "step-000000008.npz").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    (second,) = convoy_together(command)
+    assert "Resumed at step 6 of 8." in second.output
+    assert measured(tmp_path / "run", "train") == undisturbed
+
+
+@pytest.mark.slow
 def test_a_corrupt_record_is_named_with_shard_offset_and_index(convoy, dataset, tmp_path):
     data = shutil.copytree(dataset.data, tmp_path / "data")
     shard = sorted(data.glob("*-train.tfrecord-*[0-9]"))[0]

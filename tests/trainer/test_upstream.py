@@ -4,6 +4,7 @@ A failure here is mostly good news, not a bug: an upgrade has mended something. 
 simplified.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tests.trainer.step_program import make_batch, make_step
 from trainer.layers import ByteDropout
-from trainer.upstream import is_seed_state
+from trainer.upstream import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 120
@@ -159,6 +161,28 @@ def test_clearing_keras_session_resets_the_dtype_policy():
     assert keras.config.dtype_policy().name == "float32", (
         "clear_session now keeps the dtype policy: make_runtime may set it before."
     )
+
+
+def test_what_feeds_a_device_is_not_tuned(monkeypatch):
+    tuned, iterate = [], tf.data.Dataset.__iter__
+    monkeypatch.setattr(
+        tf.data.Dataset, "__iter__", lambda self: tuned.append(self.options().autotune.enabled) or iterate(self)
+    )
+    with device_iterators_that_end_at_once():
+        iterator = multi_device_iterator_ops.OwnedMultiDeviceIterator(tf.data.Dataset.range(4), devices=["/cpu:0"])
+    assert tuned == [False], "the iterators of devices are made in another way: see device_iterators_that_end_at_once"
+    assert [int(value) for (value,) in iterator] == [0, 1, 2, 3]
+
+
+def test_what_listens_for_sigterm_beside_python_is_sent_away():
+    def is_ignored() -> bool:
+        (mask,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "SigIgn" in line)
+        return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+    with sigterm_kept():
+        ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN
+        assert is_ignored()
+    assert not is_ignored()
 
 
 def test_seed_states_are_told_from_all_other_variables():
