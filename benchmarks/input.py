@@ -304,7 +304,7 @@ def _prepare_step(name: str, split: Split, options: dict[str, Any]) -> Prepared:
 
     from benchmarks.step import auto_precision, convoy_step
 
-    train_step, batch = convoy_step(auto_precision(), options["batch_size"], options["image_size"])
+    train_step, batch, _ = convoy_step(auto_precision(), options["batch_size"], options["image_size"])
     batches = repeat(batch) if name == _STEP_BOUND else iter(_reader(split, options))
 
     def train(batch: dict[str, Any]) -> None:

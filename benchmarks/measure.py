@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import Round, SkippedError, Worker, running
+from benchmarks.workers import Member, Round, SkippedError, Worker, running
 from input_pipeline.errors import UsageError, did_you_mean
 from input_pipeline.files import write_whole
 from input_pipeline.processes import usable_cores
@@ -102,12 +102,22 @@ def define_common_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "rounds", 5, "Rounds; each takes every peer once.", lower_bound=1, upper_bound=1000, flag_values=flags
     )
-    absl_flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "batch_size", 64, "Images a step; of each device in scaling.", lower_bound=1, flag_values=flags
+    )
     absl_flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", lower_bound=18, flag_values=flags)
     absl_flags.DEFINE_integer(
         "threads", 0, "Cores that each peer is held to; 0 is all.", lower_bound=0, flag_values=flags
     )
     absl_flags.DEFINE_list("peers", [], "Which peers to measure, comma-separated. Left out: all.", flag_values=flags)
+
+
+def define_steps_per_round(flags: absl_flags.FlagValues) -> None:
+    """Defines the flag of those benchmarks that train, whose help is listed together."""
+    if "steps_per_round" not in flags:
+        absl_flags.DEFINE_integer(
+            "steps_per_round", 8, "Benchmarks step and scaling: steps a round.", lower_bound=1, flag_values=flags
+        )
 
 
 def chosen_peers(names: Sequence[str], known: Mapping[str, str]) -> list[str]:
@@ -136,7 +146,13 @@ def check_flags(flags: absl_flags.FlagValues) -> None:
             raise UsageError(f"--json={flags.json}: no file can be written there. Its folder must exist.")
 
 
-def measure(module: str, peers: Mapping[str, str], options: Mapping[str, Any], rounds: int) -> Measurement:
+def measure(
+    module: str,
+    peers: Mapping[str, str],
+    options: Mapping[str, Any],
+    rounds: int,
+    members: Mapping[str, Sequence[Member]] | None = None,
+) -> Measurement:
     """Takes rounds of all peers in turn, one computing at a time; each round begins with another peer.
 
     Args:
@@ -144,13 +160,14 @@ def measure(module: str, peers: Mapping[str, str], options: Mapping[str, Any], r
       peers: labels by name.
       options: for the peers, as JSON.
       rounds: how many, after one that is not counted.
+      members: the processes of the peers that have several, or need their own options; one each where left out.
 
     Raises:
       PeerError: a peer failed.
     """
     skipped: dict[str, str] = {}
     _say(f"preparing {len(peers)} peers")
-    with running(module, list(peers), options) as workers:
+    with running(module, list(peers), options, members) as workers:
         ready = []
         for worker in workers:
             try:

@@ -7,7 +7,7 @@ hardware instead of with a library.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags as absl_flags
 
@@ -15,9 +15,11 @@ from benchmarks import measure
 from benchmarks.gemm import prepare_gemm, training_flops
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
 from input_pipeline.errors import UsageError
+from trainer.cluster import Cluster
 from trainer.devices import cpu_has_bfloat16
 
 if TYPE_CHECKING:
+    from trainer.state import TrainState
     from trainer.step import TrainStep
 
 PEERS = {
@@ -34,13 +36,13 @@ PEERS = {
     "gemm-bfloat16": "matrix product, bfloat16",
 }
 _CLASSES = 42
-_LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-3
 _BASELINE = "fit-float32"
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines this benchmark's own flags."""
-    absl_flags.DEFINE_integer("steps_per_round", 8, "Benchmark step: steps a round.", lower_bound=1, flag_values=flags)
+    measure.define_steps_per_round(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -142,52 +144,97 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     # The batch of one of four virtual replicas, to compare four of them with: the same batch norm, an update each.
     batch_size = options["batch_size"] // 4 if variant == "quarter" else options["batch_size"]
     virtual_replicas, devices = {"v4": (4, 1), "two-devices": (2, 2)}.get(variant, (1, 1))
-    train_step, batch = convoy_step(
+    train_step, batch, _ = convoy_step(
         precision, batch_size, options["image_size"], virtual_replicas=virtual_replicas, devices=devices
     )
     steps = options["steps_per_round"]
 
     def train() -> None:
         for _ in range(steps):
-            result = train_step(batch, _LEARNING_RATE)
+            result = train_step(batch, LEARNING_RATE)
         float(result.gradient_norm)
 
     return Prepared(_timed(train, steps * batch_size), {"precision": precision})
 
 
-def convoy_step(
-    precision: str, batch_size: int, image_size: int, *, virtual_replicas: int = 1, devices: int = 1
-) -> "tuple[TrainStep, dict[str, Any]]":
-    """Returns Convoy's training step on the seed model, and a batch for it that lies in memory.
+class InMemory(NamedTuple):
+    """A step to measure.
 
-    To be called before TensorFlow has started: logical devices and the precision policy are set for the whole process.
+    Attributes:
+      train_step: it.
+      batch: what to call it with, again and again.
+      state: what it changes.
+    """
+
+    train_step: "TrainStep"
+    batch: "dict[str, Any]"
+    state: "TrainState"
+
+
+def convoy_step(
+    precision: str,
+    batch_size: int,
+    image_size: int,
+    *,
+    model: str = "seed42",
+    virtual_replicas: int = 1,
+    devices: int = 1,
+    cluster: Cluster | None = None,
+    deterministic_threads: int = 0,
+) -> InMemory:
+    """Returns Convoy's training step, and this process's part of a batch for it.
+
+    To be called before TensorFlow has started: logical devices, the precision policy and determinism are set for the
+    whole process.
+
+    Args:
+      precision: "float32", "bfloat16" or "float16".
+      batch_size: images of a step, on all devices of all processes.
+      image_size: side of the images in pixels.
+      model: as `trainer.models.build_model` takes it.
+      virtual_replicas: of the step.
+      devices: logical CPU devices of this process.
+      cluster: the processes that train together; None for one alone.
+      deterministic_threads: above 0, the order of every addition is fixed, as by `convoy train --deterministic` with
+        so many threads to an operation.
     """
     import keras
     import numpy as np
     import tensorflow as tf
 
-    from trainer.devices import make_strategy, parse_devices
+    from trainer.devices import make_strategy, parse_devices, set_cpu_threads
     from trainer.models import build_model
     from trainer.optimizers import make_optimizer
     from trainer.preprocess import DRAWS
+    from trainer.runtime import fix_order_of_additions
     from trainer.state import TrainState
     from trainer.step import StepSettings, TrainStep
 
-    strategy = make_strategy(parse_devices(f"cpu:{devices}"))
+    if deterministic_threads:
+        set_cpu_threads(deterministic_threads)
+    strategy = make_strategy(parse_devices(f"cpu:{devices}"), cluster=cluster)
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     keras.utils.set_random_seed(0)
+    if deterministic_threads:
+        fix_order_of_additions()
     optimizer = make_optimizer("adam")
     with strategy.scope():
-        built = build_model("seed42", num_classes=_CLASSES, image_size=image_size)
-    settings = StepSettings(seed=0, global_batch_size=batch_size, virtual_replicas=virtual_replicas)
-    train_step = TrainStep(TrainState(built.model, optimizer, strategy), built, optimizer, settings)
+        built = build_model(model, num_classes=_CLASSES, image_size=image_size)
+    settings = StepSettings(
+        seed=0,
+        global_batch_size=batch_size,
+        virtual_replicas=virtual_replicas,
+        deterministic=deterministic_threads > 0,
+    )
+    state = TrainState(built.model, optimizer, strategy)
+    train_step = TrainStep(state, built, optimizer, settings)
     random = np.random.default_rng(0)
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
         "label": random.integers(0, _CLASSES, batch_size, np.int32),
         "randomness": random.random((batch_size, DRAWS), np.float32),
     }
-    share = batch_size // devices
+    share = batch_size // strategy.num_replicas_in_sync
 
     def placed(column: "np.ndarray") -> Any:  # noqa: ANN401
         def own(context):  # noqa: ANN001, ANN202
@@ -195,7 +242,7 @@ def convoy_step(
 
         return strategy.experimental_distribute_values_from_function(own)
 
-    return train_step, {name: placed(column) for name, column in columns.items()}
+    return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, state)
 
 
 def _keras_model(image_size: int) -> Any:  # noqa: ANN401
@@ -224,7 +271,7 @@ def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
     keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
     size, batch_size, steps = options["image_size"], options["batch_size"], options["steps_per_round"]
     model = _keras_model(size)
-    model.compile(keras.optimizers.Adam(_LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
     random = np.random.default_rng(0)
     images = random.random((batch_size, size, size, 3), np.float32)
     labels = random.integers(0, _CLASSES, batch_size, np.int32)
@@ -272,7 +319,7 @@ def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
     labels = torch.randint(0, _CLASSES, (batch_size,))
     model(images)
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), _LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
 
     def train() -> None:
         for _ in range(steps):

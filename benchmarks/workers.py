@@ -14,12 +14,15 @@ and the parent starts it by name:
         measured = [worker.measure() for worker in workers]
 
 Workers end with their parent, however it ends: each leaves as soon as its standard input closes.
+
+A peer may be several processes that do its rounds together (`Member`): to the parent they look like one worker.
 """
 
 import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -74,6 +77,18 @@ class Stopwatch:
     def stop(self, work: float) -> Round:
         """Returns the round, in which `work` was done."""
         return Round(self.seconds, time.process_time() - self._cpu_seconds, work)
+
+
+class Member(NamedTuple):
+    """One process of a peer.
+
+    Attributes:
+      options: its own, over those of all.
+      prefix: what its command is run by: `ip netns exec NAME`, say.
+    """
+
+    options: Mapping[str, Any]
+    prefix: tuple[str, ...] = ()
 
 
 class SkippedError(Exception):
@@ -132,7 +147,7 @@ def _listen(orders: "queue.SimpleQueue[str]") -> None:
 class Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, module: str, peer: str, options: Mapping[str, Any], scratch: str):
+    def __init__(self, module: str, peer: str, options: Mapping[str, Any], scratch: str, *, prefix: Sequence[str] = ()):
         """Starts the process, which begins to prepare itself.
 
         Args:
@@ -140,13 +155,14 @@ class Worker:
           peer: its name there.
           options: JSON values for its `prepare`; `threads` among them.
           scratch: folder for its temporary files, which it has no chance to remove when it is ended.
+          prefix: what the command is run by. It must become the command, not start it as a child.
         """
         self.peer = peer
         self.facts: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, peer, json.dumps(options)],
+            [*prefix, sys.executable, "-m", module, peer, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -170,10 +186,26 @@ class Worker:
         Raises:
           PeerError: it failed.
         """
+        self.order_round()
+        return self.take_round()
+
+    def order_round(self) -> None:
+        """Has the peer begin a round."""
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
+
+    def take_round(self) -> Round:
+        """Returns the round that was ordered.
+
+        Raises:
+          PeerError: it failed.
+        """
         return Round(*self._answer("round"))
+
+    def fileno(self) -> int:
+        """Returns the descriptor that becomes readable when the peer has answered, or ended."""
+        return self._process.stdout.fileno()
 
     def stop(self) -> None:
         """Ends the process and whatever it started."""
@@ -198,15 +230,81 @@ class Worker:
         return answer[kind]
 
 
+class Gang:
+    """The parent's side of a peer's several processes, which do each round together. Used like a `Worker`.
+
+    Attributes:
+      peer: its name.
+      facts: what its first process said of itself.
+    """
+
+    def __init__(self, workers: Sequence[Worker]):
+        """Takes workers that have been started."""
+        self.peer = workers[0].peer
+        self.facts: dict[str, Any] = {}
+        self._workers = workers
+
+    def wait_until_ready(self) -> None:
+        """Waits for all processes, as `Worker.wait_until_ready`."""
+        self._take_answers(Worker.wait_until_ready)
+        self.facts = self._workers[0].facts
+
+    def measure(self) -> Round:
+        """Returns a round of all: its time until the last one is done, and the sums of their computing and work.
+
+        Raises:
+          PeerError: one of them failed.
+        """
+        watch = Stopwatch()
+        for worker in self._workers:
+            worker.order_round()
+        rounds = self._take_answers(Worker.take_round)
+        return Round(watch.seconds, sum(r.cpu_seconds for r in rounds), sum(r.work for r in rounds))
+
+    def stop(self) -> None:
+        """Ends all processes."""
+        for worker in self._workers:
+            worker.stop()
+
+    def _take_answers(self, take: Callable[[Worker], Any]) -> list[Any]:
+        # Whoever answers first is heard first: where one fails, its error is the cause and the others' are echoes.
+        waiting, answers = list(self._workers), []
+        while waiting:
+            for worker in select.select(waiting, [], [])[0]:
+                answers.append(take(worker))
+                waiting.remove(worker)
+        return answers
+
+
 @contextlib.contextmanager
-def running(module: str, peers: Sequence[str], options: Mapping[str, Any]) -> Iterator[list[Worker]]:
-    """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included."""
+def running(
+    module: str,
+    peers: Sequence[str],
+    options: Mapping[str, Any],
+    members: Mapping[str, Sequence[Member]] | None = None,
+) -> Iterator[list[Worker | Gang]]:
+    """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included.
+
+    Args:
+      module: where the peers are.
+      peers: their names.
+      options: for all.
+      members: the processes of the peers that have several, or need their own options.
+    """
     workers: list[Worker] = []
+
+    def start(peer: str, member: Member) -> Worker:
+        worker = Worker(module, peer, {**options, **member.options}, scratch, prefix=member.prefix)
+        workers.append(worker)
+        return worker
+
     with terminable(), tempfile.TemporaryDirectory(prefix="convoy-bench-", ignore_cleanup_errors=True) as scratch:
         try:
+            started = []
             for peer in peers:
-                workers.append(Worker(module, peer, options, scratch))
-            yield workers
+                own = [start(peer, member) for member in (members or {}).get(peer, [Member({})])]
+                started.append(own[0] if len(own) == 1 else Gang(own))
+            yield started
         finally:
             for worker in workers:
                 worker.stop()

@@ -2,6 +2,7 @@
 
 convoy bench step
 convoy bench input --data=data --json=input.json
+convoy bench scaling --model=seed42
 """
 
 import importlib
@@ -14,7 +15,7 @@ from input_pipeline.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 
-_BENCHMARKS = {"step": "benchmarks.step", "input": "benchmarks.input"}
+_BENCHMARKS = {"step": "benchmarks.step", "input": "benchmarks.input", "scaling": "benchmarks.scaling"}
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 
 def usable_cores() -> int:
     """Returns how many cores this process may run on: a scheduler or container often grants fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(processor_numbers())
+
+
+def processor_numbers() -> list[int]:
+    """Returns the numbers of the cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def follow_parent() -> None:

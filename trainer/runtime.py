@@ -52,6 +52,13 @@ def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: in
     return Slices(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
 
 
+def fix_order_of_additions() -> None:
+    """Sets TensorFlow's determinism for the whole process. Call once a strategy is made, before a step is."""
+    tf.config.experimental.enable_op_determinism()
+    # Grappler rewrites chains of additions into AddN, which adds in another order.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+
+
 def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy, *, num_classes: int) -> Runtime:
     """Builds a config's model on the strategy's devices, with random weights seeded by the config.
 
@@ -72,9 +79,7 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
     keras.config.set_dtype_policy(_POLICIES[precision])
     keras.utils.set_random_seed(config.seed % 2**32)
     if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-        # Grappler rewrites chains of additions into AddN, which adds in another order.
-        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+        fix_order_of_additions()
     optimizer_options = dict(config.optimizer)
     name = optimizer_options.pop("name")
     for field in ("learning_rate", "clip_norm"):

@@ -143,7 +143,12 @@ def test_mistakes_are_named_before_anything_starts(capsys, tmp_path):
 
 def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
     code = "import sys; from convoy import cli; cli.main(sys.argv); assert 'tensorflow' not in sys.modules"
-    for arguments, flag in ((["step"], "--steps_per_round"), (["input"], "--with_step"), ([], "--small")):
+    for arguments, flag in (
+        (["step"], "--steps_per_round"),
+        (["input"], "--with_step"),
+        (["scaling"], "--link"),
+        ([], "--small"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, "bench", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
         )

@@ -1,0 +1,118 @@
+"""The processes that `convoy bench scaling` measures: training steps of a replica, and what there is beside them.
+
+A peer is called `LAYOUT-WHAT[-apart]`. The layout is `one` (a process with a device), `devices` (a process with two) or
+`processes` (two processes with a device each). `fast` and `deterministic` are whole steps; `apart` leaves out their
+reduction, so that each device trains for itself. `bare` is the reduction of as many values with no step around it,
+`tiny` that of one value.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from benchmarks.step import LEARNING_RATE, convoy_step
+from benchmarks.workers import Prepared, Round, Stopwatch, serve
+from trainer.cluster import Cluster
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+DEVICES = {"one": 1, "devices": 2, "processes": 2}
+_TINY_REPEATS = 20
+
+
+def prepare(name: str, options: dict[str, Any]) -> Prepared:
+    """Prepares a peer, or this process's part of it.
+
+    Args:
+      name: as above.
+      options: batch_size (images a device), image_size, steps_per_round, precision, model, cores (which this process
+        is held to); for one of two processes addresses (of both) and rank.
+    """
+    # Before TensorFlow counts them.
+    os.sched_setaffinity(0, options["cores"])
+    layout, what, *rest = name.split("-")
+    cluster, devices = None, DEVICES[layout]
+    if layout == "processes":
+        jobs = tuple(("worker", rank) for rank in range(devices))
+        cluster = Cluster(tuple(options["addresses"]), options["rank"], "convoy bench", jobs)
+    step = convoy_step(
+        options["precision"],
+        devices * options["batch_size"],
+        options["image_size"],
+        model=options["model"],
+        virtual_replicas=devices,
+        devices=1 if cluster else devices,
+        cluster=cluster,
+        # A thread without a core of its own costs an eighth of the step; a core without a thread stands idle.
+        deterministic_threads=len(options["cores"]) if what == "deterministic" else 0,
+    )
+    shapes = [*(w.shape for w in step.state.weights), *(v.shape for v in step.state.statistics)]
+    facts = {
+        "parameters": sum(w.shape.num_elements() for w in step.state.weights),
+        "reduced_bytes": 4 * sum(shape.num_elements() for shape in shapes),
+    }
+    steps, images = options["steps_per_round"], options["batch_size"] * (1 if cluster else devices)
+    if what in ("bare", "tiny"):
+        repeats = steps if what == "bare" else steps * _TINY_REPEATS
+        # Both processes do the same reductions, which count once.
+        counted = 0 if options["rank"] else repeats
+        return Prepared(
+            _timed(_reduction(step.state.strategy, shapes if what == "bare" else [[1]]), repeats, counted), facts
+        )
+
+    def train() -> None:
+        with _without_reduction() if rest else contextlib.nullcontext():  # looked at where the step is traced
+            result = step.train_step(step.batch, LEARNING_RATE)
+        float(result.gradient_norm)
+
+    return Prepared(_timed(train, steps, steps * images), facts)
+
+
+@contextlib.contextmanager
+def _without_reduction() -> Iterator[None]:
+    """Makes steps that are traced inside sum their own virtual replicas only."""
+    import tensorflow as tf
+
+    from trainer.reduction import Terms, sum_block
+
+    def own_sum(term: Callable[[tf.Tensor], Terms], *, virtual_replicas: int, **_: Any) -> Terms:  # noqa: ANN401
+        context = tf.distribute.get_replica_context()
+        share = virtual_replicas // context.num_replicas_in_sync
+        return sum_block(term, tf.get_static_value(context.replica_id_in_sync_group) * share, share)
+
+    with mock.patch("trainer.step.reduce_over_virtual_replicas", own_sum):
+        yield
+
+
+def _reduction(strategy: "tf.distribute.Strategy", shapes: Sequence[Any]) -> Callable[[], None]:
+    """Returns what sums tensors of these shapes, float32, over the devices: the step's reduction by itself."""
+    import tensorflow as tf
+
+    from trainer.reduction import reduce_over_virtual_replicas
+
+    values = [tf.random.stateless_normal(shape, seed=[0, 0]) for shape in shapes]
+    devices = strategy.num_replicas_in_sync
+
+    def reduced(values: list[tf.Tensor]) -> list[tf.Tensor]:
+        values = [tf.identity(value) for value in values]  # the replica's own
+        return reduce_over_virtual_replicas(lambda _: values, virtual_replicas=devices, deterministic=False)
+
+    run = tf.function(lambda values: strategy.run(reduced, (values,)), autograph=False)
+    return lambda: run(values)
+
+
+def _timed(once: Callable[[], None], times: int, work: int) -> Callable[[], Round]:
+    def time_round() -> Round:
+        watch = Stopwatch()
+        for _ in range(times):
+            once()
+        return watch.stop(work)
+
+    return time_round
+
+
+if __name__ == "__main__":
+    serve(prepare)
