@@ -1,6 +1,7 @@
 """Files that are there as a whole or, after a crash, as they were before; JSON lines, of which a crash costs one."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -49,11 +50,26 @@ def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
-    """Adds one JSON object as a line to a file, after a newline where a crash cut the last line short."""
-    with open(path, "ab+") as file:
+    """Adds one JSON object as a line to a file, after a newline where a crash cut the last line short.
+
+    Raises:
+      OSError: it cannot be written; no part of it is there then.
+    """
+    append_whole(path, json.dumps(json_value(value), allow_nan=False).encode() + b"\n")
+
+
+def append_whole(path: Path, lines: bytes) -> None:
+    """Adds lines to a file, after a newline where a crash cut the last one short.
+
+    Raises:
+      OSError: they cannot be written; no part of them is there then.
+    """
+    with open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(json_value(value), allow_nan=False).encode() + b"\n")
+                lines = b"\n" + lines
+        if file.write(lines) < len(lines):  # the disk has become full within them
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

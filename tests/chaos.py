@@ -43,7 +43,8 @@ _PILOT_STEPS = 60
 _LEAST_STEPS = 100
 _END = 0.85  # of the steps: from there on injuries come before training begins, so that the run outlives them all
 _SHARE_IN_STARTUP = 0.4  # of the injuries; the others come when training has begun
-_LONGEST_TRAINING_SECONDS = 4.0  # before an injury
+_LONGEST_TRAINING_SECONDS = 4.0  # before an injury,
+_MOST_TRAINING_STEPS = 20  # and so many steps, so that the run lasts however fast the machine becomes
 _NEAR_THE_END = 0.6  # of a start: the latest moment of an injury that must let no step be trained
 _USER_SIGNALS = 10  # one injury of so many is SIGUSR1; the others are SIGKILL, SIGSTOP and SIGTERM in equal shares
 _SHARED = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
@@ -180,10 +181,12 @@ def planned_injuries(count: int, randomness: random.Random) -> list[Injury]:
     ]
 
 
-def steps_for(injuries: Sequence[Injury], speed: Speed) -> int:
+def steps_for(injuries: Sequence[Injury]) -> int:
     """Returns how long a run is of which its injuries leave nearly nothing to train in peace."""
-    training_seconds = _LONGEST_TRAINING_SECONDS * sum(injury.moment for injury in injuries if not injury.in_startup)
-    steps = training_seconds * speed.steps_per_second / _END
+    steps = sum(
+        _MOST_TRAINING_STEPS * injury.moment + _STEPS_A_CHECKPOINT for injury in injuries if not injury.in_startup
+    )
+    steps /= _END
     return max(_LEAST_STEPS, -(-int(steps) // _STEPS_A_CHECKPOINT) * _STEPS_A_CHECKPOINT)
 
 
@@ -250,7 +253,7 @@ class Chaos:
         self._await_gang()
         for injury in injuries:
             self._wait(lambda injury=injury: self._is_due(injury), "the next injury's moment")
-            phase = "start-up" if self._first_step_time() is None else "training"
+            phase = "start-up" if self._first_step() is None else "training"
             done.append(replace(injury, time=time.time(), phase=phase))
             os.kill(self._gang[injury.worker], injury.kind)
             print(f"{len(done):>4} {_told(done[-1])}, step {self._run.checkpoint_step()}", flush=True)
@@ -262,12 +265,16 @@ class Chaos:
         if injury.in_startup or is_near_its_end:
             share = _NEAR_THE_END if is_near_its_end else 1.0
             return time.time() >= self._gang_started + share * injury.moment * self._speed.start_seconds
-        first_step = self._first_step_time()
-        return first_step is not None and time.time() >= first_step + injury.moment * _LONGEST_TRAINING_SECONDS
+        first_step = self._first_step()
+        if first_step is None:
+            return False
+        steps = self._run.checkpoint_step() - first_step["step"]
+        seconds = time.time() - first_step["time"]
+        return seconds >= injury.moment * _LONGEST_TRAINING_SECONDS or steps >= injury.moment * _MOST_TRAINING_STEPS
 
-    def _first_step_time(self) -> float | None:
+    def _first_step(self) -> dict[str, Any] | None:
         events = self._run.events("first_step", since=self._gang_started)
-        return events[-1]["time"] if events else None
+        return events[-1] if events else None
 
     def _await_gang(self, injury: Injury | None = None) -> None:
         """Waits until new workers have been started, or the old ones have gone on as if nothing had happened."""
@@ -370,7 +377,7 @@ def prove(workplace: Workplace, count: int, seed: int) -> list[str]:
     data = make_dataset(workplace)
     speed = measure_speed(workplace, data)
     plan = planned_injuries(count, random.Random(seed))
-    steps = steps_for(plan, speed)
+    steps = steps_for(plan)
     print(
         f"{count} injuries, seed {seed}: {steps} steps; a start takes {speed.start_seconds:.1f} s, "
         f"then {speed.steps_per_second:.0f} steps a second",

@@ -1,4 +1,8 @@
-"""What tests of whole commands share: a small data set, a finished run, and real processes of which none is left."""
+"""What tests of whole commands share: a small data set, a finished run, and real processes of which none is left.
+
+A command runs in a process (`convoy`, `convoy_started`), several in one (`convoy_together`), or one in several that
+train together (`cluster`, `workers_started`).
+"""
 
 import contextlib
 import csv
@@ -9,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from launch.ports import reserved_ports
 
 REPOSITORY = Path(__file__).parents[1]
 CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; none of them is a number
@@ -76,8 +82,38 @@ class FinishedRun:
     output: str
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Processes that train one run together, by rank; `addresses` are those of their TF_CONFIG."""
+
+    processes: tuple[subprocess.Popen, ...]
+    addresses: tuple[str, ...]
+    outputs: tuple[Path, ...]
+
+    def output(self, rank: int) -> str:
+        """Returns what a worker has printed so far, standard output and error."""
+        return self.outputs[rank].read_text()
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Waits for all to end; returns their exit codes."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.01, deadline - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            told = "\n".join(f"worker {rank}:\n{self.output(rank)}" for rank in range(len(self.processes)))
+            raise AssertionError(f"the workers did not end within {seconds} s:\n{told}") from None
+
+    def error(self, rank: int) -> str:
+        """Returns what Convoy said in the end; a traceback would be a failure of its own."""
+        output = self.output(rank)
+        assert "Traceback" not in output, output
+        return next(line for line in reversed(output.splitlines()) if line.startswith("convoy: "))
+
+
 @contextlib.contextmanager
-def _started(command: list[str], *, output: Path, cwd: Path = REPOSITORY) -> Iterator[subprocess.Popen]:
+def _started(
+    command: list[str], *, output: Path, cwd: Path = REPOSITORY, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
     """Starts a command in a session of its own, and ends that session's processes, whatever happens."""
     with open(output, "wb") as file:
         process = subprocess.Popen(
@@ -86,7 +122,7 @@ def _started(command: list[str], *, output: Path, cwd: Path = REPOSITORY) -> Ite
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            env=_environment(),
+            env={**_environment(), **(environment or {})},
             start_new_session=True,
         )
     try:
@@ -158,10 +194,58 @@ def convoy_together(python) -> Callable[..., list[Answer]]:
 def convoy_started() -> Callable[..., contextlib.AbstractContextManager[subprocess.Popen]]:
     """Starts `convoy *arguments` as a context manager; on leaving it the process is gone. `output` is a file."""
 
-    def start(*arguments: object, output: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
-        return _started([sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
+    def start(
+        *arguments: object, output: Path, prefix: tuple[str, ...] = ()
+    ) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        return _started([*prefix, sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers]]:
+    """Starts `convoy *arguments` as several workers of one cluster; on leaving the context none is left.
+
+    `output` is a folder. `only` adds arguments of one worker, by rank, and `environments` variables.
+    """
+
+    @contextlib.contextmanager
+    def start(
+        *arguments: object,
+        output: Path,
+        processes: int = 2,
+        only: Mapping[int, tuple[object, ...]] | None = None,
+        environments: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> Iterator[Workers]:
+        output.mkdir(parents=True, exist_ok=True)
+        outputs = tuple(output / f"worker-{rank}.log" for rank in range(processes))
+        with contextlib.ExitStack() as stack:
+            with reserved_ports(processes) as ports:
+                addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+            started = []
+            for rank in range(processes):
+                task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+                command = [*arguments, *(only or {}).get(rank, ())]
+                environment = {"TF_CONFIG": json.dumps(task), **(environments or {}).get(rank, {})}
+                command = [sys.executable, "-m", "convoy", *map(str, command)]
+                started.append(stack.enter_context(_started(command, output=outputs[rank], environment=environment)))
+            yield Workers(tuple(started), addresses, outputs)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def cluster(workers_started) -> Callable[..., Workers]:
+    """Runs `convoy *arguments` as a cluster's workers till all have ended; `check=True` demands exit code 0 of each."""
+
+    def run(*arguments: object, check: bool = False, seconds: float = 240, **options) -> Workers:
+        with workers_started(*arguments, **options) as workers:
+            codes = workers.wait(seconds)
+        ranks = range(len(codes))
+        assert not check or not any(codes), "\n".join(f"{codes[rank]}: {workers.output(rank)}" for rank in ranks)
+        return workers
+
+    return run
 
 
 @pytest.fixture(scope="session")

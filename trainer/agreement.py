@@ -71,7 +71,13 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | N
         except DataError as error:
             problem = error
     step = chosen[1]["step"] if chosen else None
-    own = {"step": step, "newest": store.latest(), "before": before, "problem": str(problem or "")}
+    own = {
+        "step": step,
+        "newest": store.latest(),
+        "folder": str(store.folder),
+        "before": before,
+        "problem": str(problem or ""),
+    }
     found = peers.exchange("checkpoint", own)
     if found[0]["problem"]:
         raise problem or DataError(found[0]["problem"])
@@ -80,7 +86,7 @@ def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | N
         for rank, other in enumerate(found[1:], 1):
             if other["newest"] is not None and found[0]["before"] is None:
                 raise DataError(
-                    f"{peers.address(rank)} sees a checkpoint of step {other['newest']} in {store.folder} and "
+                    f"{peers.address(rank)} sees a checkpoint of step {other['newest']} in {other['folder']} and "
                     f"{peers.address(0)} sees none: all workers must share one --workdir."
                 )
         return None

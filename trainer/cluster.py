@@ -74,6 +74,8 @@ def find_cluster(
 
 
 def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
+    if not 0 <= index < len(addresses):
+        raise UsageError(f"{source}: this task has index {index}, and there are {len(addresses)} workers, from 0 on.")
     return Cluster(tuple(addresses), index, source, tuple(("worker", rank) for rank in range(len(addresses))))
 
 

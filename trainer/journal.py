@@ -52,10 +52,9 @@ class Journal:
             command = shlex.join(sys.argv)
             (self._run.path / "command.txt").write_text(command + "\n", encoding="utf-8")
             self._writers.write_text("run/command", command)
-        except OSError as error:
-            raise DataError(
-                f"--workdir={self._run.path}: {error.filename or 'a file'} cannot be written ({error.strerror})."
-            ) from None
+        except (OSError, tf.errors.OpError) as error:
+            name = getattr(error, "filename", None) or "a file"
+            raise DataError(f"--workdir={self._run.path}: {name} cannot be written ({_reason(error)}).") from None
 
     def go_back(self, step: int) -> None:
         """Drops what was written after `step`."""
@@ -67,26 +66,26 @@ class Journal:
         """Adds a line to events.jsonl."""
         if not self._writes:
             return
-        with self._tolerating("events.jsonl"):
+        with self.tolerating("events.jsonl"):
             self._run.append_event(name, **details)
 
     def metrics(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes values by tag of a split."""
         if not self._writes:
             return
-        with self._tolerating("metrics"):
+        with self.tolerating("metrics"):
             self._writers.write(split, step, values)
 
     def evaluation(self, split: str, step: int, quality: Mapping[str, float]) -> None:
         """Adds a row to results.csv."""
         if not self._writes:
             return
-        with self._tolerating("results.csv"):
+        with self.tolerating("results.csv"):
             append_result(self._run, step=step, split=split, quality=quality)
 
     def flush(self) -> None:
         """Sends what was written to disk."""
-        with self._tolerating("TensorBoard's event file"):
+        with self.tolerating("TensorBoard's event file"):
             self._writers.flush()
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -97,9 +96,9 @@ class Journal:
         """
         if not self._writes:
             return
-        with self._tolerating("TensorBoard's event file"):
+        with self.tolerating("TensorBoard's event file"):
             self._writers.close()
-        with self._tolerating("curves.png"):
+        with self.tolerating("curves.png"):
             draw_curves(self._run)
         try:
             self._run.write_json(self._run.result, result)
@@ -111,12 +110,17 @@ class Journal:
         self.event("done", step=result["step"])
 
     @contextlib.contextmanager
-    def _tolerating(self, what: str) -> Iterator[None]:
+    def tolerating(self, what: str) -> Iterator[None]:
+        """Turns a failure to write inside into a warning, the first of several in a row; `what` names the file."""
         try:
             yield
             self._failing.discard(what)
         except (OSError, tf.errors.OpError) as error:
             if what not in self._failing:
                 self._failing.add(what)
-                reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-                self._warn(f"Warning: {what} cannot be written ({reason}). Training goes on without.")
+                self._warn(f"Warning: {what} cannot be written ({_reason(error)}). Training goes on without.")
+
+
+def _reason(error: OSError | tf.errors.OpError) -> str:
+    told = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    return told.splitlines()[0].split("}} ")[-1]  # TensorFlow says more, and the operation's name before it

@@ -234,7 +234,8 @@ class _Training:
             with self._chronometer.waiting():
                 batch = next(batches)
             if self._order_record:
-                self._order_record.write(state.step + 1, batch, self._runtime.strategy)
+                with self._journal.tolerating("the order record"):
+                    self._order_record.write(state.step + 1, batch, self._runtime.strategy)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)

@@ -4,13 +4,12 @@ RUN/order/worker-RANK.jsonl holds a line a step, `{"step": 7, "images": [...]}`:
 its devices for that step, by their index in the training split.
 """
 
-import json
 from collections.abc import Mapping
-from typing import TextIO
 
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.files import append_json_line
 from trainer.run_directory import RunDirectory, truncate_json_lines
 
 
@@ -18,16 +17,12 @@ class OrderRecord:
     """One worker's file."""
 
     def __init__(self, run: RunDirectory, rank: int):
-        """Opens nothing yet."""
+        """Writes nothing yet."""
         self._folder = run.path / "order"
         self._rank = rank
-        self._file: TextIO | None = None
 
     def go_back(self, step: int) -> None:
         """Drops the lines after `step`: the chief from every worker's file, before any worker writes again."""
-        if self._file:
-            self._file.close()
-            self._file = None
         if self._rank:
             return
         for path in self._folder.glob("worker-*.jsonl"):
@@ -42,10 +37,10 @@ class OrderRecord:
           step: updates done with it.
           batch: its distributed batch, with `index` [replica_batch] int64 on each device.
           strategy: of the batch.
+
+        Raises:
+          OSError: it cannot be written.
         """
-        if self._file is None:
-            self._folder.mkdir(exist_ok=True)
-            self._file = open(self._folder / f"worker-{self._rank}.jsonl", "a")  # noqa: SIM115 (open while it trains)
+        self._folder.mkdir(exist_ok=True)
         images = np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch["index"])])
-        self._file.write(json.dumps({"step": step, "images": images.tolist()}) + "\n")
-        self._file.flush()
+        append_json_line(self._folder / f"worker-{self._rank}.jsonl", {"step": step, "images": images.tolist()})

@@ -185,6 +185,8 @@ class Peers:
         elif self._cluster:
             # The chief's own silence shows in the table that does not come.
             table[0] = (*table[0][:3], since)
+        for rank in list(self._left):  # it said goodbye: that it is silent means nothing
+            table[rank] = (*table[rank][:3], 0.0)
         step, phase, seconds = self.status
         table[self.rank] = (step, phase, seconds, 0.0)
         return table

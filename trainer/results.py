@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Mapping
 
-from input_pipeline.files import write_whole
+from input_pipeline.files import append_whole, write_whole
 from trainer.run_directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
@@ -20,13 +20,13 @@ def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[
       split: what they were evaluated on.
       quality: from `metrics.summarize`.
     """
-    is_new = not run.results_table.exists()
-    with open(run.results_table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        if is_new:
-            writer.writeheader()
-        row = {name: f"{value:.6f}" for name, value in quality.items()}
-        writer.writerow({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "split": split, **row})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    if not run.results_table.exists() or not run.results_table.stat().st_size:
+        writer.writeheader()
+    row = {name: f"{value:.6f}" for name, value in quality.items()}
+    writer.writerow({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "split": split, **row})
+    append_whole(run.results_table, text.getvalue().encode())
 
 
 def truncate_results(run: RunDirectory, last_step: int) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 
 import pytest
 
@@ -63,3 +64,19 @@ def test_a_json_line_that_a_crash_cut_short_does_not_swallow_the_next(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2, "quali')
     append_json_line(path, {"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_no_part_of_it(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_json_line(path, {"step": 1})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, hard))  # ends within the line, as a full disk does
+    try:
+        with pytest.raises(OSError):
+            append_json_line(path, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    append_json_line(path, {"step": 3})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]

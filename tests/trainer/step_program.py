@@ -2,7 +2,8 @@
 
     python -m tests.trainer.step_program '{"devices": 2, "values": "values.npz", "runs": [{"id": "a", ...}]}'
 
-prints a JSON object of what each run gave, by id, and writes every variable's value to `values`, as `ID/NAME`.
+prints a JSON object of what each run gave, by id, and writes every variable's value to `values`, as `ID/NAME`. With a
+TF_CONFIG it is one worker of several, of one device each; then there can be but one run.
 `tests/trainer/test_step.py` imports the same functions for what one device can show.
 """
 
@@ -16,6 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import devices
+from trainer.cluster import find_cluster
 from trainer.layers import ByteDropout, FusedBatchNormalization
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import make_optimizer
@@ -95,7 +98,9 @@ def make_model(name: str, image_size: int) -> BuiltModel:
 
 @functools.cache  # a second MirroredStrategy in one process counts its collectives from the start, and they collide
 def make_strategy(replicas: int) -> tf.distribute.Strategy:
-    """Returns the process's strategy over its first so many logical devices."""
+    """Returns the process's strategy over its first so many logical devices, or over the workers of its cluster."""
+    if cluster := find_cluster(os.environ):
+        return devices.make_strategy(devices.Devices("cpu"), cluster=cluster)
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("CPU:0")
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import DataError
-from trainer.checkpoints import CheckpointStore, DamagedError
+from trainer.checkpoints import CheckpointStore, DamagedError, newest_whole
 
 METADATA = {"config": {"seed": 3}, "text": "Käse"}
 
@@ -189,3 +189,61 @@ class TestCrashes:
     def test_metadata_is_json_in_the_file(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
         assert json.dumps({**METADATA, "step": 12, "score": None}).encode() in path.read_bytes()
+
+
+class TestTheNewestWhole:
+    """Steps 1 and 2 are there, and something has befallen step 2."""
+
+    @pytest.fixture(autouse=True)
+    def two(self, store):
+        save(store, 1, 2)
+
+    def newest(self, store, capsys):
+        """Returns its step, and what was said of the others."""
+        loaded, metadata = newest_whole(store)
+        assert same_bits(loaded, values(metadata["step"]))
+        return metadata["step"], capsys.readouterr().err
+
+    def test_is_the_newest_where_nothing_has(self, store, capsys):
+        assert self.newest(store, capsys) == (2, "")
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+    def test_is_the_one_before_where_it_was_cut_short(self, store, capsys, tmp_path, share):
+        path = tmp_path / "step-000000002.npz"
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        step, told = self.newest(store, capsys)
+        assert step == 1
+        assert told.startswith(f"convoy: checkpoint {path} is damaged (")
+        assert len(told.splitlines()) == 1
+
+    @pytest.mark.parametrize("name", [*values(), "metadata.json"])
+    def test_is_the_one_before_where_a_bit_of_a_value_has_flipped(self, store, capsys, tmp_path, name):
+        path = tmp_path / "step-000000002.npz"
+        content = bytearray(path.read_bytes())
+        member = name if name == "metadata.json" else f"{name}.npy"
+        # Behind the member's name at its local header; an empty array still has NumPy's own header.
+        content[content.index(member.encode()) + len(member) + 40] ^= 4
+        path.write_bytes(content)
+        step, told = self.newest(store, capsys)
+        assert step == 1
+        assert f"{path} is damaged" in told
+
+    def test_is_the_one_before_where_it_was_never_finished(self, store, capsys, tmp_path):
+        path = tmp_path / "step-000000002.npz"
+        half = path.read_bytes()[: path.stat().st_size // 2]
+        path.unlink()
+        path.with_name(f"{path.name}.tmp").write_bytes(half)
+        assert self.newest(store, capsys) == (1, "")  # no run had ever counted on it
+
+    def test_is_an_error_where_none_is(self, store, capsys, tmp_path):
+        for step in (1, 2):
+            damage(tmp_path / f"step-{step:09d}.npz")
+        with pytest.raises(DataError, match=f"no checkpoint in {re.escape(str(tmp_path))} is whole"):
+            newest_whole(store)
+        told = capsys.readouterr().err
+        newest, before = told.splitlines()
+        assert "step-000000002.npz is damaged" in newest
+        assert "step-000000001.npz is damaged" in before
+
+    def test_is_none_where_there_are_none(self, tmp_path):
+        assert newest_whole(CheckpointStore(tmp_path / "absent")) is None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from launch.ports import reserved_ports
 from tests.trainer.step_program import (
     ALL_COLOURS,
     CLASSES,
@@ -45,8 +46,8 @@ EVERYTHING = {
 class Program:
     """`step_program.py`, running."""
 
-    def __init__(self, folder: Path, devices: int, runs: dict[str, dict]):
-        self._values = folder / f"{devices}.npz"
+    def __init__(self, folder: Path, devices: int, runs: dict[str, dict], cluster: dict | None = None):
+        self._values = folder / (f"worker-{cluster['task']['index']}.npz" if cluster else f"{devices}.npz")
         specification = {
             "devices": devices,
             "values": str(self._values),
@@ -55,7 +56,11 @@ class Program:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.trainer.step_program", json.dumps(specification)],
             cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+            env={
+                **os.environ,
+                **{"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+                **({"TF_CONFIG": json.dumps(cluster)} if cluster else {}),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -339,6 +344,30 @@ def test_an_overflow_halves_the_loss_scale_in_float16_alone(on_two_devices):
     assert values["planted/after/loss_scale/good_steps"] == 1  # counted anew since
     assert reports["planted_float32"]["scales"] == [1.0, 1.0, 1.0]
     assert "loss_scale/scale" in reports["planted"]["changed"][1]
+
+
+@pytest.mark.slow
+def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
+    planted = {
+        **{"model": "planted", "replicas": 2, "virtual_replicas": 2, "optimizer": "adamw", "average_decay": 0.9},
+        **{"planted_step": 1, "planted_image": 13, "precision": "mixed_float16", "loss_scale": 2.0**8},
+    }
+    with reserved_ports(2) as ports:
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+    clusters = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}} for rank in (0, 1)]
+    programs = [Program(tmp_path, 1, {f"worker_{rank}": planted}, clusters[rank]) for rank in (0, 1)]
+    reports, values = results_of(programs)
+    first, second = reports["worker_0"], reports["worker_1"]
+    # Image 13 of 16 is the second worker's; the first has seen no overflow of its own.
+    assert first == second
+    assert first["finite"] == [True, False, True]
+    assert first["scales"] == [2.0**8, 2.0**8, 2.0**7]
+    good, bad, after = first["changed"]
+    assert any(name.startswith("model/") for name in good) and any(name.startswith("model/") for name in after)
+    assert bad and all(name.startswith("loss_scale/") for name in bad)
+    of_first, of_second = part(values, "worker_0/after/"), part(values, "worker_1/after/")
+    assert of_first.keys() == of_second.keys()
+    assert [name for name in of_first if not np.array_equal(of_first[name], of_second[name])] == []
 
 
 def test_the_loss_scale_doubles_after_2000_steps_without_overflow_up_to_a_limit():

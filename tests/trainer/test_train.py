@@ -1,7 +1,5 @@
 """Whole runs: what they leave behind, what a kill does to them, and what they refuse."""
 
-import csv
-import hashlib
 import json
 import os
 import re
@@ -12,6 +10,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from tests.trainer.run_files import (
+    fingerprints,
+    json_lines,
+    measured,
+    result_of,
+    steps_evaluated,
+    steps_logged,
+)
 from trainer.checkpoints import CheckpointStore
 
 QUALITY = {f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")}
@@ -30,40 +36,6 @@ TRAIN_TAGS = QUALITY | {
 LAST_STEP, EVALUATED, LOGGED = 40, [8, 16, 24, 32, 40], list(range(2, 41, 2))
 OPTIMIZERS = ("adam", "adamw", "sgd", "lamb", "lars")
 PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-def json_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def result_of(workdir):
-    return json.loads((workdir / "result.json").read_text())
-
-
-def steps_logged(workdir, split):
-    return [line["step"] for line in json_lines(workdir / "metrics.jsonl") if line["split"] == split]
-
-
-def steps_evaluated(workdir):
-    with open(workdir / "results.csv", newline="") as file:
-        return [int(row["step"]) for row in csv.DictReader(file)]
-
-
-def measured(workdir, split):
-    """Returns what a run measured on a split, without the times, which differ from run to run."""
-    return [
-        {name: value for name, value in line.items() if not name.startswith("perf/")}
-        for line in json_lines(workdir / "metrics.jsonl")
-        if line["split"] == split
-    ]
-
-
-def fingerprints(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 class TestAFinishedRun:

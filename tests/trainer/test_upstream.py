@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
+from launch.ports import reserved_ports
 from tests.trainer.step_program import make_batch, make_step
 from trainer.layers import ByteDropout
 from trainer.upstream import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
@@ -119,6 +120,33 @@ def test_an_exchange_among_many_devices_of_one_process_mixes_up_messages():
     assert found["twelve"] > 0, (
         "CollectiveAllToAllV2 now tells the message from device 1 to 11 from that of 11 to 1: all_to_all need no "
         "longer refuse more than 11 devices in a process."
+    )
+
+
+@pytest.fixture(scope="module")
+def in_a_cluster():
+    with reserved_ports(1) as (port,):
+        pass
+    return found_by("tests.trainer.upstream_program", "cluster", str(port))
+
+
+def test_a_multi_worker_strategy_keeps_the_heartbeat_that_was_set_before_it(in_a_cluster):
+    assert (in_a_cluster["heartbeat_ms"], in_a_cluster["register_ms"]) == (17_000, 34_000), (
+        "MultiWorkerMirroredStrategy now overwrites the coordination service's settings: set_heartbeat of "
+        "trainer/upstream.py has no effect, and a link that is down for a few seconds ends every worker."
+    )
+
+
+def test_a_multi_worker_strategy_takes_one_cpu_device_of_a_worker_by_itself(in_a_cluster):
+    assert in_a_cluster["by_itself"] == 1, (
+        "MultiWorkerMirroredStrategy now takes several logical CPU devices: cpu_devices_of_a_worker of "
+        "trainer/upstream.py may go."
+    )
+
+
+def test_a_multi_worker_strategy_can_be_made_to_take_two(in_a_cluster):
+    assert (in_a_cluster["devices"], in_a_cluster["sums"]) == (["CPU:0", "CPU:1"], [3.0, 3.0]), (
+        "cpu_devices_of_a_worker of trainer/upstream.py no longer works: workers train on one CPU device each."
     )
 
 

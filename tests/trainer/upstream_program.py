@@ -1,14 +1,19 @@
 """What TensorFlow and Keras do under a strategy over two devices, each probe by name; prints a JSON object.
 
 python -m tests.trainer.upstream_program
+python -m tests.trainer.upstream_program cluster PORT     # a cluster of one worker with two devices
 """
 
 import json
 import os
+import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
+
+from trainer.upstream import cpu_devices_of_a_worker, set_heartbeat
 
 
 def per_device(strategy: tf.distribute.Strategy, value) -> list[np.ndarray]:
@@ -128,9 +133,39 @@ PROBES = (
 )
 
 
+def in_a_cluster(port: str) -> dict:
+    """Returns which devices a worker takes, and what becomes of the heartbeat that was set before."""
+    spec = tf.train.ClusterSpec({"worker": [f"127.0.0.1:{port}"]})
+    set_heartbeat(spec, heartbeat_seconds=17.0, register_seconds=34.0)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec, task_type="worker", task_id=0, num_accelerators={"GPU": 0}, rpc_layer="grpc"
+    )
+    with cpu_devices_of_a_worker(2):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    by_itself, _ = strategy.extended._initialize_local_devices(resolver, "")
+    configured = context.context().config.experimental.coordination_config
+
+    def in_replica():
+        replica = tf.distribute.get_replica_context()
+        own = tf.cast(replica.replica_id_in_sync_group, tf.float32) + 1.0
+        return replica.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+    sums = per_device(strategy, tf.function(lambda: strategy.run(in_replica))())
+    return {
+        "heartbeat_ms": configured.heartbeat_timeout_in_ms,
+        "register_ms": configured.cluster_register_timeout_in_ms,
+        "by_itself": len(by_itself),
+        "devices": [device.split("device:")[-1] for device in strategy.extended.worker_devices],
+        "sums": [float(value) for value in sums],
+    }
+
+
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    if sys.argv[1:2] == ["cluster"]:
+        print(json.dumps(in_a_cluster(sys.argv[2])), flush=True)
+        os._exit(0)  # a server that still runs need not end by itself
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     found = {}
     for probe in PROBES:

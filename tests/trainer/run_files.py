@@ -1,0 +1,58 @@
+"""What a run left behind, as tests read it."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def result_of(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def events_of(workdir: Path, name: str) -> list[dict[str, Any]]:
+    return [event for event in json_lines(workdir / "events.jsonl") if event["event"] == name]
+
+
+def story_of(workdir: Path) -> list[str]:
+    """Returns the names of a run's events, without its checkpoints'."""
+    return [event["event"] for event in json_lines(workdir / "events.jsonl") if event["event"] != "checkpoint"]
+
+
+def steps_logged(workdir: Path, split: str) -> list[int]:
+    return [line["step"] for line in json_lines(workdir / "metrics.jsonl") if line["split"] == split]
+
+
+def steps_evaluated(workdir: Path) -> list[int]:
+    with open(workdir / "results.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def measured(workdir: Path, split: str) -> list[dict[str, Any]]:
+    """Returns what a run measured on a split, without the times, which differ from run to run."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("perf/")}
+        for line in json_lines(workdir / "metrics.jsonl")
+        if line["split"] == split
+    ]
+
+
+def order_of(workdir: Path, rank: int) -> dict[int, list[int]]:
+    """Returns the images that a worker trained on, by step; a step that stands there twice is a failure."""
+    lines = json_lines(workdir / "order" / f"worker-{rank}.jsonl")
+    steps = [line["step"] for line in lines]
+    assert len(set(steps)) == len(steps), f"worker {rank} recorded steps twice: {steps}"
+    return {line["step"]: line["images"] for line in lines}
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,201 @@
+"""What workers compare before they train, in threads of this process: all stop, with the same words, or none does."""
+
+import contextlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import ConvoyError, DataError, UsageError
+from launch.ports import reserved_ports
+from trainer import agreement
+from trainer.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.checkpoints import CheckpointStore
+from trainer.cluster import Cluster
+from trainer.peers import Peers
+
+WORKERS = 3
+DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}
+VERSIONS = {"tensorflow": "2.21.0", "keras": "3.15.0"}
+CONFIG = {"seed": 0, "optimizer": {"name": "adam", "beta_1": 0.9}}
+
+
+@pytest.fixture
+def everyone():
+    """Three workers that have met."""
+    with reserved_ports(WORKERS) as ports:
+        addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    jobs = tuple(("worker", rank) for rank in range(WORKERS))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
+        made = [
+            stack.enter_context(Peers(Cluster(addresses, rank, "flags", jobs), startup_seconds=20))
+            for rank in range(WORKERS)
+        ]
+        list(pool.map(Peers.meet, made))
+        yield made
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """A folder of checkpoints for each worker, all empty."""
+    folders = [tmp_path / str(rank) for rank in range(WORKERS)]
+    for folder in folders:
+        folder.mkdir()
+    return [CheckpointStore(folder) for folder in folders]
+
+
+def outcomes(everyone, function):
+    """Calls `function(peers)` on all workers at once; returns what each returned or raised."""
+
+    def call(peers):
+        try:
+            return function(peers)
+        except ConvoyError as error:
+            return error
+
+    with ThreadPoolExecutor(len(everyone)) as pool:
+        return list(pool.map(call, everyone))
+
+
+def refusal(everyone, function, kind):
+    """Returns the words with which all workers stop."""
+    errors = outcomes(everyone, function)
+    assert [type(error) for error in errors] == [kind] * len(everyone), errors
+    assert len({str(error) for error in errors}) == 1, errors
+    return str(errors[0])
+
+
+def agree_with(everyone, rank, kind=UsageError, **different):
+    def agree(peers):
+        own = {"config": CONFIG, "dataset": DATASET, "versions": VERSIONS}
+        agree_on_run(peers, **(own | different if peers.rank == rank else own))
+
+    return refusal(everyone, agree, kind)
+
+
+def save(store, step, seed=0):
+    values = {"model/dense/kernel": np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)}
+    store.save(values, step=step, metadata={"weights_sha256": f"{seed:064x}"})
+
+
+class TestTheRun:
+    def test_that_is_the_same_on_all_goes_on(self, everyone):
+        def agree(peers):
+            agree_on_run(peers, config=CONFIG, dataset=DATASET, versions=VERSIONS)
+            agree_on_hardware(peers, precision="bfloat16", use_xla=False, devices=2)
+
+        assert outcomes(everyone, agree) == [None] * WORKERS
+
+    @pytest.mark.parametrize("rank", range(WORKERS))
+    def test_with_another_config_names_field_values_and_workers(self, everyone, rank):
+        error = agree_with(everyone, rank, config={"seed": 0, "optimizer": {"name": "adam", "beta_1": 0.8}})
+        values = (0.8, 0.9) if rank == 0 else (0.9, 0.8)
+        assert error == (
+            f"the workers differ in config.optimizer.beta_1: {values[0]} on {everyone[0].address(0)}, {values[1]} on "
+            f"{everyone[0].address(rank or 1)}. Start all workers with the same flags."
+        )
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_with_a_field_that_only_one_has_names_it(self, everyone, rank):
+        assert "config.new" in agree_with(everyone, rank, config={**CONFIG, "new": 1})
+
+    def test_with_another_dataset_is_a_matter_of_data(self, everyone):
+        error = agree_with(everyone, 2, DataError, dataset={**DATASET, "train_digest": "xyz"})
+        assert "dataset.train_digest: 'abc' on worker 0" in error
+        assert error.endswith("Give all workers the same --data.")
+
+    def test_with_another_version_of_a_library_names_both(self, everyone):
+        error = agree_with(everyone, 1, versions={**VERSIONS, "keras": "3.14.0"})
+        assert "versions.keras: '3.15.0' on worker 0" in error
+        assert "'3.14.0' on worker 1" in error
+
+    def test_where_auto_came_to_something_else_says_so(self, everyone):
+        error = refusal(
+            everyone,
+            lambda peers: agree_on_hardware(
+                peers, precision="float32" if peers.rank == 1 else "bfloat16", use_xla=False, devices=1
+            ),
+            UsageError,
+        )
+        assert "config.precision: 'bfloat16' on worker 0" in error
+        assert error.endswith("Set it for all workers instead of leaving it to auto.")
+
+    def test_with_more_devices_on_one_worker_says_so(self, everyone):
+        error = refusal(
+            everyone,
+            lambda peers: agree_on_hardware(
+                peers, precision="float32", use_xla=False, devices=2 if peers.rank == 2 else 1
+            ),
+            UsageError,
+        )
+        assert "devices of a worker.number: 1 on worker 0" in error
+        assert error.endswith("Give each worker the same --devices.")
+
+
+class TestTheCheckpoint:
+    @pytest.fixture(autouse=True)
+    def short_patience(self, monkeypatch):
+        monkeypatch.setattr(agreement, "_VISIBLE_SECONDS", 0.5)
+        monkeypatch.setattr(agreement, "_POLL_SECONDS", 0.01)
+
+    def test_is_none_where_there_is_none(self, everyone, stores):
+        assert outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0])) == [None] * WORKERS
+
+    def test_is_the_newest_on_all(self, everyone, stores):
+        save(stores[0], 3), save(stores[0], 6, seed=1)
+        for _, metadata in outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0])):
+            assert (metadata["step"], metadata["weights_sha256"]) == (6, f"{1:064x}")
+
+    def test_is_the_newest_whole_one_on_all(self, everyone, stores, capsys):
+        save(stores[0], 3), save(stores[0], 6)
+        newest = stores[0].folder / "step-000000006.npz"
+        newest.write_bytes(newest.read_bytes()[:-60])
+        found = outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0]))
+        assert [metadata["step"] for _, metadata in found] == [3] * WORKERS
+        assert capsys.readouterr().err.count(f"{newest} is damaged") == 1  # one voice
+
+    def test_that_shows_late_on_another_host_is_waited_for(self, everyone, stores):
+        save(stores[0], 6)
+
+        def agree(peers):
+            if peers.rank == 0:
+                return agree_on_checkpoint(peers, stores[0])
+            with ThreadPoolExecutor(1) as pool:
+                agreed = pool.submit(agree_on_checkpoint, peers, stores[peers.rank])
+                if peers.rank == 1:  # worker 2 sees it only once worker 1 looks already
+                    save(stores[1], 6)
+                else:
+                    shutil.copytree(stores[0].folder, stores[2].folder, dirs_exist_ok=True)
+                return agreed.result(20)
+
+        assert [metadata["step"] for _, metadata in outcomes(everyone, agree)] == [6] * WORKERS
+
+    def test_that_another_worker_lacks_is_refused_by_all(self, everyone, stores):
+        for store in stores[:2]:
+            save(store, 6)
+        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        assert error.startswith(
+            f"{everyone[0].address(2)} cannot go on from step 6 of {everyone[0].address(0)}: checkpoint "
+            f"{stores[2].folder}/step-000000006.npz is missing."
+        )
+        assert error.endswith("All workers must share one --workdir.")
+
+    def test_that_the_chief_lacks_is_refused_by_all(self, everyone, stores):
+        save(stores[1], 6)
+        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        assert f"{everyone[0].address(1)} sees a checkpoint of step 6 in " in error
+        assert error.endswith("sees none: all workers must share one --workdir.")
+
+    def test_with_other_weights_under_the_same_step_is_refused_by_all(self, everyone, stores):
+        for rank, store in enumerate(stores):
+            save(store, 6, seed=int(rank == 1))
+        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        assert f"{everyone[0].address(1)} cannot go on from step 6" in error
+        assert "its step 6 has other weights" in error
+
+    def test_of_which_none_is_whole_is_refused_by_all(self, everyone, stores):
+        save(stores[0], 6)
+        (stores[0].folder / "step-000000006.npz").write_bytes(b"half")
+        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[0]), DataError)
+        assert error.startswith(f"no checkpoint in {stores[0].folder} is whole")

@@ -1,0 +1,144 @@
+"""A run that changes its hardware on the way, killed and preempted, ends as one that nothing disturbed."""
+
+import os
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from input_pipeline import order
+from input_pipeline.dataset import open_dataset
+from tests.trainer.run_files import events_of, fingerprints, json_lines, measured, order_of, result_of, story_of
+from trainer.checkpoints import CheckpointStore
+
+BATCH, LAST_STEP = 16, 40  # of the finished run
+STOP_AFTER = 20
+
+pytestmark = pytest.mark.slow
+
+
+def last_logged(run):
+    return max([line["step"] for line in json_lines(run / "metrics.jsonl")], default=0)
+
+
+def checkpoints(run):
+    return CheckpointStore(run / "checkpoints").steps()
+
+
+@pytest.fixture(scope="module")
+def command(finished_run, dataset):
+    return ("train", *finished_run.flags, "--record_order", f"--data={dataset.data}")
+
+
+@pytest.fixture(scope="module")
+def killed_on_four_devices(tmp_path_factory, command, convoy_started, wait_until):
+    """A run on four devices that was killed with SIGKILL behind its first checkpoint. Tests work on copies of it."""
+    run = tmp_path_factory.mktemp("elastic") / "run"
+    output = run.with_suffix(".log")
+    with convoy_started(*command, "--devices=cpu:4", f"--workdir={run}", output=output) as process:
+        wait_until(
+            lambda: (checkpoints(run) and last_logged(run) > checkpoints(run)[0]) or process.poll() is not None,
+            "a step behind the first checkpoint",
+        )
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, output.read_text()
+    return run
+
+
+@pytest.fixture(scope="module")
+def preempted(killed_on_four_devices, tmp_path_factory, command, workers_started, wait_until):
+    """The same run, continued by two processes until worker 1 was sent SIGTERM: (run, workers, where it resumed)."""
+    folder = tmp_path_factory.mktemp("preempted")
+    run = shutil.copytree(killed_on_four_devices, folder / "run")
+    began = checkpoints(run)[-1]
+    with workers_started(*command, "--devices=cpu:1", f"--workdir={run}", output=folder / "output") as workers:
+        wait_until(
+            lambda: (
+                (events_of(run, "restored") and last_logged(run) >= STOP_AFTER)
+                or any(process.poll() is not None for process in workers.processes)
+            ),
+            f"step {STOP_AFTER}",
+        )
+        workers.processes[1].send_signal(signal.SIGTERM)
+        assert workers.wait(120) == [138, 138], workers.output(0) + workers.output(1)
+    return run, workers, began
+
+
+class TestARunOnTwoProcesses:
+    def test_goes_on_where_four_devices_were_killed_and_says_what_changed(self, preempted):
+        run, workers, began = preempted
+        assert (
+            f"Resumed at step {began} of {LAST_STEP}. Changed: devices: 4 CPU -> 2 CPU; workers: 1 -> 2."
+            in workers.output(0)
+        )
+        (restored,) = events_of(run, "restored")
+        assert (restored["step"], restored["replicas"]) == (began, 2)
+        assert restored["changed"] == ["devices: 4 CPU -> 2 CPU", "workers: 1 -> 2"]
+
+    def test_shows_progress_on_the_chief_alone(self, preempted):
+        _, workers, _ = preempted
+        assert re.search(r"^step \d+/40 ", workers.output(0), re.MULTILINE)
+        (line,) = workers.output(1).splitlines()
+        assert line.startswith("convoy: SIGTERM to worker 1 ")
+
+    def test_saves_and_stops_at_one_step_when_any_worker_is_sent_sigterm(self, preempted):
+        run, workers, _ = preempted
+        (event,) = events_of(run, "preempted")
+        step = event["step"]
+        assert STOP_AFTER <= step < LAST_STEP
+        assert checkpoints(run)[-1] == step
+        assert (event["signal"], event["worker"]) == ("SIGTERM", 1)
+        assert 0 < event["seconds"] < 30
+        for rank in (0, 1):
+            assert re.fullmatch(
+                rf"convoy: SIGTERM to worker 1 \({re.escape(workers.addresses[1])}\): stopped at step {step} of 40, "
+                rf"\d+\.\d s after the signal\. The same command goes on from step {step}, the newest checkpoint\.",
+                workers.error(rank),
+            )
+        assert story_of(run)[-1] == "preempted"
+
+    def test_leaves_a_run_that_three_devices_refuse_and_one_ends_as_if_nothing_had_been(
+        self, preempted, command, convoy, finished_run, dataset, tmp_path
+    ):
+        run = shutil.copytree(preempted[0], tmp_path / "run")
+        before = fingerprints(run)
+        refused = convoy(*command, "--devices=cpu:3", f"--workdir={run}")
+        assert refused.returncode == 2
+        (error,) = refused.stderr.splitlines()
+        assert "virtual_replicas=4 does not divide over 3 devices: use 1, 2 or 4 devices" in error
+        after = fingerprints(run)
+        assert {name: after.get(name) for name in before} == before
+
+        convoy(*command, "--devices=cpu:1", f"--workdir={run}", check=True)
+        result, expected = result_of(run), result_of(finished_run.workdir)
+        for name in ("weights_sha256", "step", "images_seen", "virtual_replicas"):
+            assert result[name] == expected[name], name
+        assert (result["replicas"], result["workers"]) == (1, 1)
+        assert measured(run, "train") == measured(finished_run.workdir, "train")
+        assert story_of(run) == [
+            *("start", "first_step"),  # on four devices
+            *("restored", "first_step", "preempted"),  # on two processes
+            *("restored", "first_step", "done"),
+        ]
+        of_workers = [order_of(run, rank) for rank in (0, 1)]
+        num_images = open_dataset(dataset.data).split("train").num_images
+        for step in range(1, LAST_STEP + 1):
+            positions = np.arange((step - 1) * BATCH, step * BATCH)
+            images, _ = order.positions_to_images(positions, num_images=num_images, seed=0)
+            assert [image for part in of_workers for image in part.get(step, [])] == images.tolist(), f"step {step}"
+
+
+def test_a_run_of_one_process_saves_and_stops_on_sigusr1(command, convoy_started, wait_until, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "output"
+    with convoy_started(*command, "--devices=cpu:1", f"--workdir={run}", output=output) as process:
+        wait_until(lambda: last_logged(run) >= 2 or process.poll() is not None, "step 2")
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(60) == 138, output.read_text()
+    (event,) = events_of(run, "preempted")
+    assert (event["signal"], event["worker"]) == ("SIGUSR1", 0)
+    assert 0 < event["seconds"] < 30
+    assert checkpoints(run)[-1] == event["step"] < LAST_STEP
+    assert output.read_text().splitlines()[-1].startswith(f"convoy: SIGUSR1: stopped at step {event['step']} of 40, ")
+    assert not (run / "result.json").exists()

@@ -1,0 +1,146 @@
+"""A run is the same on any hardware: devices of one process, processes, processes of several devices, fewer cores."""
+
+import functools
+import os
+
+import numpy as np
+import pytest
+
+from input_pipeline import order
+from input_pipeline.dataset import open_dataset
+from tests.trainer.run_files import measured, order_of, result_of
+
+STEPS, BATCH = 8, 16
+HARDWARE = {  # name: (processes, devices of each)
+    "one device": (1, 1),
+    "two devices": (1, 2),
+    "four devices": (1, 4),
+    "two processes": (2, 1),
+    "two processes of two devices": (2, 2),
+}
+PRECISIONS = ("float32", "bfloat16")
+# Everything random, and everything that is done once a step on reduced values; dropout is in the model.
+EVERYTHING = (
+    "--config=smoke",
+    f"--config.batch_size={BATCH}",
+    "--config.virtual_replicas=4",
+    f"--config.steps={STEPS}",
+    "--config.eval_every_steps=5",
+    "--config.checkpoint_every_steps=3",
+    "--config.log_every_steps=2",
+    "--config.augment.crop_area=0.7",
+    "--config.augment.flip=True",
+    "--config.augment.brightness=0.2",
+    "--config.augment.contrast=0.2",
+    "--config.augment.saturation=0.2",
+    "--config.ema.decay=0.9",
+    "--config.optimizer.clip_norm=1",
+    "--config.label_smoothing=0.1",
+    "--record_order",
+)
+# `convoy` on one core of those this process may use.
+_ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from convoy.cli import entry_point
+entry_point()
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
+    """Returns a function from hardware to the run directories of its deterministic runs, by precision."""
+    folder = tmp_path_factory.mktemp("same")
+
+    @functools.cache
+    def train(hardware):
+        processes, devices = HARDWARE[hardware]
+        runs = {precision: folder / hardware.replace(" ", "-") / precision for precision in PRECISIONS}
+        commands = {
+            precision: [
+                *("train", *EVERYTHING, "--deterministic", f"--devices=cpu:{devices}"),
+                *(f"--config.precision={precision}", f"--data={dataset.data}", f"--workdir={run}"),
+            ]
+            for precision, run in runs.items()
+        }
+        if processes == 1:
+            for answer in convoy_together(*commands.values()):
+                assert answer.returncode == 0, answer.output
+        else:
+            for precision, command in commands.items():
+                output = folder / hardware.replace(" ", "-") / f"{precision}-output"
+                cluster(*command, processes=processes, output=output, check=True)
+        return runs
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def positions(dataset):
+    """Returns the images of a step, [batch], as the order says them."""
+
+    def images(step):
+        num_images = open_dataset(dataset.data).split("train").num_images
+        return order.positions_to_images(np.arange((step - 1) * BATCH, step * BATCH), num_images=num_images, seed=0)[
+            0
+        ].tolist()
+
+    return images
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("hardware", [name for name in HARDWARE if name != "one device"])
+def test_a_deterministic_run_is_the_same_to_the_bit_as_on_one_device(trained_on, hardware, precision):
+    one, other = trained_on("one device")[precision], trained_on(hardware)[precision]
+    result, expected = result_of(other), result_of(one)
+    processes, devices = HARDWARE[hardware]
+    assert (result["workers"], result["replicas"]) == (processes, processes * devices)
+    assert (result["step"], result["images_seen"]) == (STEPS, STEPS * BATCH)
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert measured(other, "train") == measured(one, "train")
+    assert [line["step"] for line in measured(other, "validation")] == [5, STEPS]
+    for line, expected_line in zip(measured(other, "validation"), measured(one, "validation"), strict=True):
+        quality = {tag: value for tag, value in expected_line.items() if tag.startswith("quality/")}
+        assert line == {**expected_line, **{tag: pytest.approx(value, rel=1e-4) for tag, value in quality.items()}}
+
+
+def test_precisions_are_runs_of_their_own(trained_on):
+    runs = trained_on("one device")
+    assert result_of(runs["float32"])["weights_sha256"] != result_of(runs["bfloat16"])["weights_sha256"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core as it is")
+def test_a_deterministic_run_on_one_core_is_the_same_to_the_bit_as_on_all(trained_on, python, dataset, tmp_path):
+    command = ("train", *EVERYTHING, "--deterministic", "--devices=cpu:1", "--config.precision=float32")
+    where = (f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}")
+    answer = python("-c", _ON_ONE_CORE, *command, *where)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    expected = result_of(trained_on("one device")["float32"])
+    assert result_of(tmp_path / "run")["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_two_processes_agree_with_one_device_to_rounding_without_determinism(convoy, cluster, dataset, tmp_path):
+    # Adam would make more of rounding with each step: it divides small gradients by their own size.
+    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.01", "--config.precision=float32")
+    command = ("train", *EVERYTHING, *sgd, "--devices=cpu:1", f"--data={dataset.data}")
+    one, two = tmp_path / "one", tmp_path / "two"
+    convoy(*command, f"--workdir={one}", check=True)
+    cluster(*command, f"--workdir={two}", output=tmp_path / "output", check=True)
+    for split in ("train", "validation"):
+        lines, expected = measured(two, split), measured(one, split)
+        assert lines and [line["step"] for line in lines] == [line["step"] for line in expected]
+        losses, expected_losses = ([line["quality/loss"] for line in measures] for measures in (lines, expected))
+        assert losses == pytest.approx(expected_losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_the_workers_together_train_on_exactly_the_images_of_each_step(trained_on, positions, hardware):
+    run, workers = trained_on(hardware)["float32"], HARDWARE[hardware][0]
+    assert len(list((run / "order").iterdir())) == workers
+    of_workers = [order_of(run, rank) for rank in range(workers)]
+    for step in range(1, STEPS + 1):
+        # In order: worker 0 has the first part of the batch.
+        assert [image for images in of_workers for image in images[step]] == positions(step), f"step {step}"
+    assert all(images.keys() == set(range(1, STEPS + 1)) for images in of_workers)

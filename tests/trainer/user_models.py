@@ -1,0 +1,52 @@
+"""Models as a user would give them, `--config.model.name=tests/trainer/user_models.py:NAME`, and what can befall them.
+
+`small` compiles in a second. `hanging` is the same, and makes the input of worker 1 hang as a dead network disk would.
+"""
+
+import json
+import os
+import threading
+
+import keras
+from keras import layers
+
+HANGING_WORKER = 1
+_READS = 4  # so many reads, of one step or more each, before it hangs
+
+
+def small(num_classes: int, image_size: int) -> keras.Model:
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, strides=4, activation="relu", name="conv")(inputs)
+    x = layers.Dropout(0.2, name="drop")(layers.Flatten(name="flatten")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small")
+
+
+def wide(num_classes: int, image_size: int) -> keras.Model:
+    """2.5 MB to a checkpoint."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, strides=4, activation="relu", name="conv")(inputs)
+    x = layers.Dense(512, activation="relu", name="dense")(layers.Flatten(name="flatten")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="wide")
+
+
+def linear(num_classes: int, image_size: int) -> keras.Model:
+    """Two layers without anything between: each step of SGD multiplies the gradient by about the learning rate."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Dense(32, name="dense")(layers.Flatten(name="flatten")(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="linear")
+
+
+def hanging(num_classes: int, image_size: int) -> keras.Model:
+    if json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index") == HANGING_WORKER:
+        from input_pipeline.reader import Reader
+
+        read, reads = Reader.read, []
+
+        def read_and_hang(self, indices):
+            reads.append(len(indices))
+            if len(reads) > _READS:
+                threading.Event().wait()
+            return read(self, indices)
+
+        Reader.read = read_and_hang
+    return small(num_classes, image_size)
