@@ -257,7 +257,8 @@ class TestSignals:
         launched.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "passed on" in launched.output, "the first", 5)
         wait_until(lambda: sends(launched, signal.SIGTERM) and launched.process.poll() is not None, "the end", 5)
-        assert launched.process.returncode == 143
+        # One more signal can come when the launcher listens no longer: to a shell that is the same.
+        assert launched.process.returncode in (143, -signal.SIGTERM)
         assert "convoy: killing 2 workers that did not end.\n" in launched.output
         assert launched.left() == []
 
