@@ -45,7 +45,7 @@ class Journal:
         if not self._writes:
             return
         try:
-            self.go_back(step)
+            self._truncate(step)
             for name, value in files.items():
                 self._run.write_json(self._run.path / f"{name}.json", value)
                 self._writers.write_text(f"run/{name}", value)
@@ -58,9 +58,10 @@ class Journal:
 
     def go_back(self, step: int) -> None:
         """Drops what was written after `step`."""
-        if self._writes:
-            truncate_json_lines(self._run.metrics, step)
-            truncate_results(self._run, step)
+        if not self._writes:
+            return
+        with self.tolerating("metrics"):
+            self._truncate(step)
 
     def event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Adds a line to events.jsonl."""
@@ -108,6 +109,10 @@ class Journal:
                 "type the same command again."
             ) from None
         self.event("done", step=result["step"])
+
+    def _truncate(self, step: int) -> None:
+        truncate_json_lines(self._run.metrics, step)
+        truncate_results(self._run, step)
 
     @contextlib.contextmanager
     def tolerating(self, what: str) -> Iterator[None]:

@@ -161,14 +161,12 @@ class _Training:
                         self._roll_back(error)
                 return self._finish()
         except KeyboardInterrupt:
-            with contextlib.suppress(DataError):
-                self._saver.finish()
+            self._end_saving()
             raise InterruptedRunError(
                 f"interrupted at step {self._state.step}. The same command goes on from {self._where_it_goes_on()}."
             ) from None
         except (PeerLostError, tf.errors.OpError) as error:
-            with contextlib.suppress(DataError):
-                self._saver.finish()
+            self._end_saving()
             lost = as_peer_lost(error, self._peers)
             if not lost:
                 raise
@@ -302,8 +300,7 @@ class _Training:
 
     def _roll_back(self, error: DivergedError) -> None:
         """Goes on from the last checkpoint with a lower learning rate, where the config allows it once more."""
-        with contextlib.suppress(DataError):
-            self._saver.finish()
+        self._end_saving()
         checkpoint = None
         if self._rollbacks < self._config.divergence.rollbacks:
             # Where it went back before and got no further, that checkpoint is no good either.
@@ -344,6 +341,7 @@ class _Training:
             "run/epoch": self._epoch(),
         }
         self._journal.metrics("train", state.step, values)
+        self._saver.check()
         self._console.progress(state.step, self._epoch(), values)
 
     def _evaluate(self) -> tuple[float | None, bool]:
@@ -383,16 +381,24 @@ class _Training:
             score=score,
         )
 
-    def _warn_of_failed_save(self, error: DataError) -> None:
-        self._console.say(f"Warning: {error} Training goes on; the next checkpoint is tried in its turn.")
+    def _end_saving(self) -> None:
+        """Waits for the checkpoint that is being written; where that fails, the one before is still there."""
+        try:
+            self._saver.finish()
+        except DataError as error:
+            self._warn_of_failed_save(error, "")
+
+    def _warn_of_failed_save(
+        self, error: DataError, what_follows: str = " Training goes on; the next checkpoint is tried in its turn."
+    ) -> None:
+        self._console.say(f"Warning: {error}{what_follows}")
         self._journal.event("checkpoint_failed", message=str(error))
 
     def _save_and_stop(self) -> None:
         step = self._state.step
         if self._saved_step != step:
             self._save(None)
-        with contextlib.suppress(DataError):  # told by then; the one before is still there
-            self._saver.finish()
+        self._end_saving()
         asked = self._peers.exchange("stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step)
         rank, (name, seconds) = next((rank, own) for rank, own in enumerate(asked) if own[0])
         who = f" to {self._peers.address(rank)}" if self._peers.num_workers > 1 else ""

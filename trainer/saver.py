@@ -28,7 +28,7 @@ class CheckpointSaver:
 
         Args:
           store: where to.
-          on_failure: told of each checkpoint that could not be written, from the thread of `save` or `finish`.
+          on_failure: told of a checkpoint that could not be written, by the next `check` or `save`.
         """
         self._store = store
         self._on_failure = on_failure
@@ -47,7 +47,8 @@ class CheckpointSaver:
           metadata: any JSON data; `weights_sha256` is added.
           score: higher is better, or None.
         """
-        self._wait()
+        if error := self._wait():
+            self._on_failure(error)
         self.note_score(score)
 
         def write() -> None:
@@ -61,6 +62,11 @@ class CheckpointSaver:
 
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
+
+    def check(self) -> None:
+        """Tells of a checkpoint that could not be written, where that is known by now."""
+        if self._thread and not self._thread.is_alive() and (error := self._wait()):
+            self._on_failure(error)
 
     def note_score(self, score: float | None) -> None:
         """Takes a score into `best_score`; for a worker that leaves the saving to the chief."""
@@ -83,5 +89,4 @@ class CheckpointSaver:
         error, self._error = self._error, None
         if error:
             self.best_score = self._store.best_score()
-            self._on_failure(error)
         return error

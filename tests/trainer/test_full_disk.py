@@ -133,7 +133,7 @@ def test_training_goes_on_while_the_disk_is_full_and_saves_once_there_is_room(
         warnings = re.findall(
             rf"^Warning: {what} cannot be written \(.*\)\. Training goes on without\.$", told, re.MULTILINE
         )
-        assert 1 <= len(warnings) <= 3, told
+        assert 1 <= len(warnings) < len(failed), told  # what a failed checkpoint leaves free lets a line through
         assert all(_NO_ROOM in warning for warning in warnings)
     # What is there is whole: readers need not know that the disk was full.
     assert whole(store)[-1] == 1500

@@ -114,9 +114,8 @@ class TestACheckpointThatCannotBeWritten:
         save(saver, 6)
         with pytest.raises(DataError, match=r"step-000000006\.npz cannot be written .*Older ones are untouched"):
             saver.finish()
-        assert len(failures) == 1
         saver.finish()  # told once
-        assert len(failures) == 1
+        assert failures == []
         assert store.load(5)[1]["step"] == 5
 
     def test_takes_its_score_with_it(self, saver):
