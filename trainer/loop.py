@@ -172,6 +172,8 @@ class _Training:
                 raise
             self._note_lost_peer(str(lost))
             raise PeerLostError(f"{lost}. The same commands go on from {self._where_it_goes_on()}.") from None
+        finally:
+            self._end_saving()
 
     def _where_it_goes_on(self) -> str:
         newest = self._store.latest()

@@ -80,7 +80,8 @@ class TestARunOnTwoProcesses:
     def test_shows_progress_on_the_chief_alone(self, preempted):
         _, workers, _ = preempted
         assert re.search(r"^step \d+/40 ", workers.output(0), re.MULTILINE)
-        (line,) = workers.output(1).splitlines()
+        where, line = workers.output(1).splitlines()
+        assert where.startswith("Worker 1 of 2 trains from step ")
         assert line.startswith("convoy: SIGTERM to worker 1 ")
 
     def test_saves_and_stops_at_one_step_when_any_worker_is_sent_sigterm(self, preempted):
