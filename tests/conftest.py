@@ -41,8 +41,10 @@ for line in sys.stdin:
     print(json.dumps([code, output.getvalue()]), flush=True)
 """
 
-# A shell that starts the tests in the background makes them ignore Ctrl-C, and all that they start.
+# A shell that starts the tests in the background makes them ignore Ctrl-C, `nohup` a terminal that hangs up, and so
+# would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
