@@ -27,6 +27,7 @@ from trainer.resume import check_same_run
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, hardware_choices, make_runtime
 from trainer.stop_request import StopRequest
+from trainer.upstream import MOST_EXCHANGING_DEVICES
 from trainer.watchdog import Deadlines
 
 
@@ -95,7 +96,13 @@ def prepare(
         strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
         stop.listen()
         precision, use_xla = hardware_choices(config, strategy)
-        agree_on_hardware(peers, precision=precision, use_xla=use_xla, devices=len(strategy.extended.worker_devices))
+        local_devices = len(strategy.extended.worker_devices)
+        agree_on_hardware(peers, precision=precision, use_xla=use_xla, devices=local_devices)
+        if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
+            raise UsageError(
+                f"{local_devices} devices a worker: workers of a deterministic run exchange sums among at most "
+                f"{MOST_EXCHANGING_DEVICES} devices each. Start more workers with fewer devices."
+            )
         plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
         runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
         config = configs.with_choices_of(

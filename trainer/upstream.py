@@ -15,7 +15,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 from tensorflow.python.eager import context
 
 _SEED_STATE = "seed_generator_state"
-_MOST_LOCAL_DEVICES = 11
+MOST_EXCHANGING_DEVICES = 11
 
 
 def is_seed_state(variable: keras.Variable) -> bool:
@@ -114,7 +114,7 @@ def all_to_all(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Te
         without a sign between, so that from 1 to 11 and from 11 to 1 are both `111`, and mixes them up.
     """
     launchers, own = _launchers(context)
-    if len(launchers) > _MOST_LOCAL_DEVICES:
+    if len(launchers) > MOST_EXCHANGING_DEVICES:
         raise NotImplementedError(f"An exchange among {len(launchers)} devices of one process.")
     with tf.device(own._device):
         received = tf.raw_ops.CollectiveAllToAllV2(

@@ -141,7 +141,7 @@ def on_twelve_devices() -> dict[str, Any]:
         mistakes(12)
     except NotImplementedError:
         refused = True
-    with mock.patch.object(upstream, "_MOST_LOCAL_DEVICES", 12):
+    with mock.patch.object(upstream, "MOST_EXCHANGING_DEVICES", 12):
         return {"refused": refused, "eleven": mistakes(11), "twelve": mistakes(12)}
 
 
