@@ -1,7 +1,8 @@
 """SIGTERM and SIGUSR1: a scheduler wants the machine back. They only raise a flag; the next step carries it to all.
 
-with StopRequest() as stop:            # after the strategy is made: TensorFlow sets a handler of its own then
-    ...
+with StopRequest() as stop:
+    strategy = ...      # TensorFlow may set a handler of its own here
+    stop.listen()
     stop.is_set, stop.signal_name, stop.seconds
 """
 
