@@ -21,6 +21,7 @@ setup(
     packages=[
         "convoy",
         "trainer",
+        "trainer.cluster",
         "input_pipeline",
         "input_pipeline.converter",
         "input_pipeline.sample",

@@ -14,7 +14,7 @@ from unittest import mock
 
 from benchmarks.step import LEARNING_RATE, convoy_step
 from benchmarks.workers import Prepared, Round, Stopwatch, serve
-from trainer.cluster import Cluster
+from trainer.cluster.discovery import Cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf

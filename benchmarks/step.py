@@ -15,7 +15,7 @@ from benchmarks import measure
 from benchmarks.gemm import prepare_gemm, training_flops
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
 from input_pipeline.errors import UsageError
-from trainer.cluster import Cluster
+from trainer.cluster.discovery import Cluster
 from trainer.devices import cpu_has_bfloat16
 
 if TYPE_CHECKING:

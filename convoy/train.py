@@ -9,7 +9,7 @@ from ml_collections import config_flags
 from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer import config as configs
-from trainer.cluster import find_cluster
+from trainer.cluster.discovery import find_cluster
 from trainer.devices import STRATEGIES, check_strategy, parse_devices
 
 
@@ -82,8 +82,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if cluster:  # who is gone is told in one line; TensorFlow's several name nobody
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     start_tensorflow()
+    from trainer.cluster.watchdog import Deadlines
     from trainer.loop import train
-    from trainer.watchdog import Deadlines
 
     train(
         config,

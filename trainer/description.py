@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.dataset import Dataset
+from trainer.cluster.peers import Peers
 from trainer.config import Plan
 from trainer.devices import runs_on_gpu
-from trainer.peers import Peers
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime
 

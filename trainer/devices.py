@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from input_pipeline.errors import UsageError, did_you_mean
-from trainer.cluster import Cluster
+from trainer.cluster.discovery import Cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf

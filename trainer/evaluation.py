@@ -17,8 +17,8 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Reader
 from trainer import metrics
+from trainer.cluster.peers import Peers
 from trainer.models import BuiltModel
-from trainer.peers import Peers
 from trainer.restore import TrainedRun
 from trainer.results import append_result
 from trainer.runtime import slices_of

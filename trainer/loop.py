@@ -19,9 +19,12 @@ from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
 from trainer import metrics
-from trainer.agreement import agree_on_checkpoint
 from trainer.chronometer import Chronometer
-from trainer.cluster import Cluster
+from trainer.cluster.agreement import agree_on_checkpoint
+from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import TRAINING, PeerLostError, Peers
+from trainer.cluster.stop_request import StopRequest
+from trainer.cluster.watchdog import Deadlines, Watchdog
 from trainer.config import Plan
 from trainer.console import TrainingConsole
 from trainer.description import dataset_identity, environment, header_rows, place
@@ -31,7 +34,6 @@ from trainer.error_file import note_error
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
 from trainer.journal import Journal
 from trainer.order_record import OrderRecord
-from trainer.peers import TRAINING, PeerLostError, Peers
 from trainer.preprocess import DRAWS, ColourRanges
 from trainer.restore import load_into
 from trainer.resume import what_changed
@@ -40,8 +42,6 @@ from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
-from trainer.stop_request import StopRequest
-from trainer.watchdog import Deadlines, Watchdog
 
 
 def train(

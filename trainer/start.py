@@ -15,20 +15,20 @@ import ml_collections
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.errors import UsageError
 from trainer import config as configs
-from trainer.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
 from trainer.checkpoints import CheckpointStore
-from trainer.cluster import Cluster
+from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import Peers
+from trainer.cluster.stop_request import StopRequest
+from trainer.cluster.watchdog import Deadlines
 from trainer.config import Plan
 from trainer.description import dataset_identity, versions
 from trainer.devices import Devices, check_strategy, make_strategy, set_cpu_threads
-from trainer.peers import Peers
 from trainer.restore import load_into
 from trainer.resume import check_same_run
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, hardware_choices, make_runtime
-from trainer.stop_request import StopRequest
 from trainer.upstream import MOST_EXCHANGING_DEVICES
-from trainer.watchdog import Deadlines
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import devices
-from trainer.cluster import find_cluster
+from trainer.cluster.discovery import find_cluster
 from trainer.layers import ByteDropout, FusedBatchNormalization
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import make_optimizer

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from input_pipeline.errors import UsageError
-from trainer.cluster import find_cluster
+from trainer.cluster.discovery import find_cluster
 
 HOSTS = ["a:2222", "b:2223", "c:2224"]
 

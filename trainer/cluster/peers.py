@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from input_pipeline.errors import ConvoyError
-from trainer.cluster import Cluster
+from trainer.cluster.discovery import Cluster
 
 RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0

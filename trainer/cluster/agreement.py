@@ -12,7 +12,7 @@ import numpy as np
 from input_pipeline.errors import ConvoyError, DataError, UsageError
 from trainer import config as configs
 from trainer.checkpoints import CheckpointStore, newest_whole
-from trainer.peers import Peers
+from trainer.cluster.peers import Peers
 
 # On a network file system a file that one host has written may take this long to show on another.
 _VISIBLE_SECONDS = 60.0

@@ -9,11 +9,11 @@ import pytest
 
 from input_pipeline.errors import ConvoyError, DataError, UsageError
 from launch.ports import reserved_ports
-from trainer import agreement
-from trainer.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
 from trainer.checkpoints import CheckpointStore
-from trainer.cluster import Cluster
-from trainer.peers import Peers
+from trainer.cluster import agreement
+from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import Peers
 
 WORKERS = 3
 DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}
