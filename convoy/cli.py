@@ -111,7 +111,8 @@ def _dispatch(argv: list[str]) -> int:
     arguments = module.define_flags(flags, arguments) or arguments
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
-        print(_usage(name, command, flags))
+        example = module.example(before_dashes) if hasattr(module, "example") else f"  {command.example}"
+        print(_usage(f"convoy {name}: {command.summary}.\n\n{example}\n", flags))
         return 0
     try:
         rest = flags([f"convoy {name}", *arguments])[1:]
@@ -142,8 +143,8 @@ def _overview() -> str:
     return "\n".join([*lines, "", "`convoy COMMAND --help` lists a command's flags."])
 
 
-def _usage(name: str, command: Command, flags: absl_flags.FlagValues) -> str:
-    lines = [f"convoy {name}: {command.summary}.", "", f"  {command.example}", ""]
+def _usage(overview: str, flags: absl_flags.FlagValues) -> str:
+    lines = [overview]
     own = {flag.name: flag for group in flags.flags_by_module_dict().values() for flag in group}
     for flag in sorted(own.values(), key=lambda flag: flag.name):
         default = "" if flag.default in (None, "") else f" (default: {flag.default_as_str})"

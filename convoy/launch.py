@@ -6,6 +6,7 @@ convoy launch local --processes=2 -- train --data=data --workdir=run
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 from absl import flags as absl_flags
 
@@ -13,14 +14,32 @@ from input_pipeline.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 
-_ENGINES = {"local": "launch.local"}
-_KNOWN = (
-    f"Engines: {', '.join(_ENGINES)}. Example: convoy launch local --processes=2 -- train --data=data --workdir=run"
-)
+
+class Engine(NamedTuple):
+    """Where an engine lives and what `convoy launch --help` says of it."""
+
+    module: str
+    summary: str
+    example: str
+
+
+_ENGINES = {
+    "local": Engine(
+        "launch.local",
+        "processes of this machine",
+        "convoy launch local --processes=2 -- train --data=data --workdir=run",
+    ),
+    "worker": Engine(
+        "launch.worker",
+        "one worker, where a scheduler starts them",
+        "convoy launch worker -- train --data=data --workdir=run",
+    ),
+}
+_KNOWN = f"Engines: {', '.join(_ENGINES)}. Example: {_ENGINES['local'].example}"
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
-    """Defines the flags of every engine, and those of the engine that `arguments` name; of all where they name none.
+    """Defines the flags that all engines have, and those of the engine that `arguments` name.
 
     Raises:
       UsageError: they name one that there isn't, or the trainer's command without `--` before it.
@@ -46,7 +65,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
     other = [argument for argument in own if not argument.startswith("-")]
     if other and not named:
         raise UsageError(f"unknown engine {other[0]!r}{did_you_mean(other[0], _ENGINES)}. {_KNOWN}")
-    for name in named[:1] or _ENGINES:
+    for name in named[:1]:
         _module(name).define_flags(flags)
 
 
@@ -66,5 +85,17 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     return engine.run(flags, trainer_command(arguments[1:]))
 
 
+def example(arguments: Sequence[str]) -> str:
+    """Returns what `--help` shows before the flags: how the engine that `arguments` name is used, or all of them."""
+    named = [argument for argument in arguments if argument in _ENGINES][:1]
+    width = max(map(len, _ENGINES))
+    lines = []
+    for name in named or _ENGINES:
+        lines += [f"  {name:<{width}}  {_ENGINES[name].summary}", f"  {'':<{width}}    {_ENGINES[name].example}"]
+    if not named:
+        lines += ["", "`convoy launch ENGINE --help` lists an engine's flags; those of all engines:"]
+    return "\n".join(lines)
+
+
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(_ENGINES[name])
+    return importlib.import_module(_ENGINES[name].module)

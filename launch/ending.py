@@ -33,6 +33,11 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether `take` would return any."""
+        return bool(self._received)
+
     def take(self) -> list[int]:
         """Returns the signals since the last call. A terminal that hangs up counts as SIGTERM."""
         received, self._received[:] = list(self._received), []

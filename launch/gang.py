@@ -44,11 +44,15 @@ class WorkerProgram:
 
 
 class Ended(NamedTuple):
-    """A worker that has ended: its exit code or minus its signal, and when that was seen (seconds since 1970)."""
+    """A worker that has ended: its exit code or minus its signal, and when that was seen (seconds since 1970).
+
+    `lost` says why nothing is known of how it ended, where its host is gone: `host b does not answer`.
+    """
 
     rank: int
     returncode: int
     time: float
+    lost: str = ""
 
 
 class Gang:

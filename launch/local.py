@@ -6,7 +6,6 @@ processes form a cluster over the loopback interface, each with its share of cor
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
@@ -17,14 +16,12 @@ from launch.ports import reserved_ports
 from launch.run_files import AttemptFiles, RunFiles
 from launch.screen import Screen
 from launch.supervisor import Supervisor
-from launch.trainer_command import flag_value
+from launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
 
 REQUIRED = ("processes",)
 
 # What would make a worker believe that it is one of a cluster around this machine.
 _OTHER_CLUSTERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
-
-_TRAINER = (sys.executable, "-m", "convoy")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -60,7 +57,7 @@ def launch(
     max_restarts: int = 3,
     grace_seconds: float = 60.0,
     share_cores: bool = True,
-    trainer: Sequence[str] = _TRAINER,
+    trainer: Sequence[str] = TRAINER,
 ) -> int:
     """Trains in worker processes until the run is done or is given up.
 
@@ -104,6 +101,7 @@ def launch(
         max_restarts=max_restarts,
         grace_seconds=grace_seconds,
         screen=Screen.of_standard_output(),
+        trains=trains(command),
         facts={"engine": "local", "processes": processes, "command": list(command)},
     )
     return supervisor.run()
@@ -111,12 +109,9 @@ def launch(
 
 def _environment(command: Sequence[str], processes: int, *, one_thread: bool) -> list[dict[str, str]]:
     """Returns what the environment of each worker holds in every attempt."""
-    common = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    common = trainer_environment()
     for name in _OTHER_CLUSTERS:
         common.pop(name, None)
-    if not {"", os.getcwd()} & set(sys.path):
-        # `python -m` would look for packages in this folder first, which the command that was typed did not.
-        common["PYTHONSAFEPATH"] = "1"
     if one_thread:
         common = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", **common}
     gpus = gpus_by_worker(processes, command, os.environ)

@@ -31,6 +31,7 @@ class Kind(Enum):
     SILENT = "silent"  # alive, and did not end although its peers had
     PREEMPTED = "preempted"
     PEER_LOST = "peer_lost"
+    HOST_LOST = "host_lost"  # nothing is known of how it ended: its host is gone
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class WorkerEnd:
       time: when that was seen, in seconds since 1970.
       error: its own word on it, where it left one.
       ended_as: STOPPED or SILENT where the launcher had to end it, otherwise None.
+      lost: why nothing is known of how it ended, where its host is gone; `returncode` means nothing then.
     """
 
     rank: int
@@ -67,6 +69,7 @@ class WorkerEnd:
     time: float
     error: WorkerError | None = None
     ended_as: Kind | None = None
+    lost: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -157,7 +160,8 @@ def cause_of(ends: Sequence[WorkerEnd], events: Sequence[Mapping[str, Any]] = ()
     """
     bad = sorted((end for end in ends if end.returncode != 0), key=_time)
     forced = [end for end in bad if end.ended_as]
-    own = [end for end in bad if not end.ended_as and _is_its_own(end)]
+    gone = [end for end in bad if end.lost]
+    own = [end for end in bad if not end.ended_as and not end.lost and _is_its_own(end)]
     # TensorFlow may abort a worker that has lost its peer: where anything else went wrong, that is an echo.
     aborted = [end for end in own if end.killed_by == signal.SIGABRT]
     own = [end for end in own if end not in aborted]
@@ -166,6 +170,8 @@ def cause_of(ends: Sequence[WorkerEnd], events: Sequence[Mapping[str, Any]] = ()
         return _cause_of_end(min(refused, key=lambda end: end.rank))  # the same flags are wrong everywhere
     if own:
         return _cause_of_end(own[0])
+    if gone:
+        return _cause_of_end(gone[0])
     stopped = [end for end in forced if end.ended_as is Kind.STOPPED]
     if stopped:
         return _cause_of_end(stopped[0])
@@ -217,6 +223,8 @@ def _time(end: WorkerEnd) -> float:
 
 def _cause_of_end(end: WorkerEnd) -> Cause:
     worker = f"worker {end.rank}"
+    if end.lost:
+        return Cause(Kind.HOST_LOST, end.rank, f"{worker} is lost: {end.lost}", RETRYABLE)
     if end.ended_as is Kind.STOPPED:
         return Cause(Kind.STOPPED, end.rank, f"{worker} was stopped (SIGSTOP)", RETRYABLE)
     if end.ended_as is Kind.SILENT:

@@ -2,6 +2,7 @@
 
 RUN/logs/attempt-K/worker-R.log    what worker R wrote in the launcher's K-th start, counted over the life of RUN
 RUN/logs/attempt-K/error-R.json    its own exception, where it had one
+RUN/logs/attempt-K/end-R.json      how it ended, where a `launch worker` beside it has noted that
 RUN/launch.json                    the attempts of the last launch
 """
 
@@ -10,13 +11,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import append_json_line, json_value, write_whole
+from launch.gang import Ended
 from launch.policy import WorkerError
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
@@ -40,6 +42,24 @@ class AttemptFiles:
     def error_file(self, rank: int) -> Path:
         """Returns the file in which a worker leaves its own exception."""
         return self.folder / f"error-{rank}.json"
+
+    def end_file(self, rank: int) -> Path:
+        """Returns the file in which `launch worker` leaves how its worker ended."""
+        return self.folder / f"end-{rank}.json"
+
+    def write_end(self, end: Ended) -> None:
+        """Notes how a worker ended."""
+        content = {"rank": end.rank, "returncode": end.returncode, "time": end.time}
+        with contextlib.suppress(OSError):  # the exit code still tells
+            write_whole(self.end_file(end.rank), (json.dumps(content) + "\n").encode())
+
+    def end(self, rank: int) -> Ended | None:
+        """Returns how a worker ended, or None where that was not noted."""
+        try:
+            content = json.loads(self.end_file(rank).read_bytes())
+            return Ended(int(content["rank"]), int(content["returncode"]), float(content["time"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def error(self, rank: int) -> WorkerError | None:
         """Returns a worker's own exception, or None where it had none."""
@@ -82,19 +102,25 @@ class RunFiles:
           UsageError: RUN is a file.
           DataError: the folder cannot be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--workdir={self._workdir} is a file. Give a folder.")
-        try:
+        with self._refusals():
             self._make(self._logs)
             numbers = [int(match[1]) for path in self._logs.iterdir() if (match := _ATTEMPT.fullmatch(path.name))]
             number = max(numbers, default=0) + 1
             while not self._make(self._logs / f"attempt-{number}"):  # another launch was faster
                 number += 1
-        except OSError as error:
-            raise DataError(
-                f"--workdir={self._workdir}: cannot be written ({error.strerror}). Give a folder that can."
-            ) from None
         return AttemptFiles(number, self._logs / f"attempt-{number}")
+
+    def attempt(self, number: int) -> AttemptFiles:
+        """Returns the files of an attempt that somebody else began, and makes its folder where that is not there yet.
+
+        Raises:
+          UsageError: RUN is a file.
+          DataError: the folder cannot be made.
+        """
+        folder = self._logs / f"attempt-{number}"
+        with self._refusals():
+            self._make(folder)
+        return AttemptFiles(number, folder)
 
     def checkpoint_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -160,6 +186,17 @@ class RunFiles:
                         path.unlink()
                 folder.rmdir()
         return True
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--workdir={self._workdir} is a file. Give a folder.")
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self._workdir}: cannot be written ({error.strerror}). Give a folder that can."
+            ) from None
 
     def _make(self, folder: Path) -> bool:
         """Makes a folder with its parents; returns whether it was not there."""

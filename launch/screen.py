@@ -24,11 +24,17 @@ _LONGEST_REST = 2**18  # bytes of a log that are taken over at its end
 class Follower:
     """Reads a growing file line by line."""
 
-    def __init__(self, path: Path, prefix: str):
-        """Begins at the file's start. Args: path: need not be there yet. prefix: put before each line."""
+    def __init__(self, path: Path, prefix: str, *, at_end: bool = False):
+        """Reads nothing yet.
+
+        Args:
+          path: need not be there yet.
+          prefix: put before each line.
+          at_end: whether to leave out what the file holds now.
+        """
         self._path = path
         self._prefix = prefix.encode()
-        self._position = 0
+        self._position = path.stat().st_size if at_end and path.exists() else 0
 
     def lines(self, most: int) -> bytes:
         """Returns whole lines that are new, about `most` bytes of them, each with the prefix."""

@@ -18,6 +18,7 @@ from launch.ending import Ending, Signals
 from launch.gang import Ended
 from launch.history import Attempt
 from launch.policy import (
+    RETRYABLE,
     Cause,
     Kind,
     RestartPolicy,
@@ -30,8 +31,13 @@ from launch.run_files import AttemptFiles, RunFiles
 from launch.screen import Follower, Screen
 
 _TICK_SECONDS = 0.05
+_START_AGAIN_SECONDS = 3.0
 _SHOWN_LINES = 15
 _QUIET = (Kind.PREEMPTED, Kind.STOPPED, Kind.INTERRUPTED)  # a worker's last lines say nothing more about these
+
+
+class StartError(Exception):
+    """An attempt cannot be started now, and perhaps later. The message says why: which host does not answer."""
 
 
 class Workers(Protocol):
@@ -64,21 +70,27 @@ class Supervisor:
         max_restarts: int,
         grace_seconds: float,
         screen: Screen,
+        start_seconds: float = 300.0,
+        trains: bool = True,
         facts: Mapping[str, Any] | None = None,
     ):
         """Starts nothing yet.
 
         Args:
           run: the run directory.
-          start: starts the workers of an attempt.
+          start: starts the workers of an attempt, or raises StartError where that may go well later.
           max_restarts: how many restarts may follow one another without a new checkpoint.
           grace_seconds: that a worker has between SIGTERM and SIGKILL.
           screen: where the chief's output and the launcher's own words go.
+          start_seconds: for how long a start that fails is tried again.
+          trains: False for a command that only looks: it is started once, and leaves nothing in RUN.
           facts: more for launch.json.
         """
         self._run = run
         self._start = start
-        self._policy = RestartPolicy(max_restarts)
+        self._policy = RestartPolicy(max_restarts if trains else 0)
+        self._start_seconds = start_seconds
+        self._trains = trains
         self._grace_seconds = grace_seconds
         self._screen = screen
         self._facts = dict(facts or {})
@@ -107,7 +119,9 @@ class Supervisor:
         """Lives one attempt; returns the launch's exit code, or None where another follows."""
         files, first_event, started = self._run.new_attempt(), self._run.events_end(), time.monotonic()
         ending = Ending(self._grace_seconds)
-        workers = self._start(files)
+        workers = self._started_workers(files)
+        if workers is None:
+            return self._not_started()
         log = Follower(files.log(0), prefix="[0] ")
         try:
             ends = self._watch(workers, ending, files, log, first_event)
@@ -115,7 +129,7 @@ class Supervisor:
             workers.kill()
         self._screen.write(log.rest())
         events = self._run.events(first_event)
-        if all(end.returncode == 0 for end in ends):
+        if all(end.returncode == 0 and not end.lost for end in ends):
             self._keep(files, ends, events, started, "done")
             return self._finish(0)
         cause = cause_of(ends, events)
@@ -131,6 +145,31 @@ class Supervisor:
             self._screen.say("\n".join(f"[{cause.rank}] {line}" for line in last_lines))
         return self._after_failure(files, cause, step)
 
+    def _started_workers(self, files: AttemptFiles) -> Workers | None:
+        """Starts an attempt, again and again while that cannot be done; None where it comes to nothing."""
+        deadline, said = time.monotonic() + self._start_seconds, ""
+        while not self._signals.are_waiting:
+            try:
+                return self._start(files)
+            except StartError as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._trains:
+                    self._screen.say(f"convoy: {error} Given up.")
+                    return None
+                if said != (said := str(error)):
+                    self._screen.say(f"convoy: {error} Trying again for {left:.0f} s.")
+            again = time.monotonic() + _START_AGAIN_SECONDS
+            while time.monotonic() < again and not self._signals.are_waiting:
+                self._screen.pump()
+                time.sleep(_TICK_SECONDS)
+        return None
+
+    def _not_started(self) -> int:
+        numbers = self._signals.take()
+        if numbers:
+            self._screen.say(f"convoy: ended by {signal_name(numbers[-1])}. {self._where_it_goes_on()}")
+        return self._finish(128 + numbers[-1] if numbers else RETRYABLE)
+
     def _watch(
         self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower, first_event: int
     ) -> list[WorkerEnd]:
@@ -139,9 +178,9 @@ class Supervisor:
         ended_as: dict[int, Kind] = {}
 
         def note(ended: Sequence[Ended]) -> None:
-            for rank, returncode, seen in ended:
-                ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank)))
-                if returncode != 0:
+            for rank, returncode, seen, lost in ended:
+                ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
+                if returncode != 0 or lost:
                     # A worker that waits for others to come does not know of those that never will.
                     ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
@@ -242,6 +281,9 @@ class Supervisor:
         )
 
     def _finish(self, exit_code: int) -> int:
+        if not self._trains:
+            self._run.remove_traces()
+            return exit_code
         self._write_summary(exit_code)
         self._screen.say(history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step()))
         return exit_code

@@ -4,11 +4,15 @@ command = trainer_command(["train", "--data=data", "--workdir=run"])    # what s
 workdir = flag_value(command, "workdir")
 """
 
+import os
+import sys
 from collections.abc import Sequence
 
 from input_pipeline.errors import UsageError, did_you_mean
 
-_COMMANDS = ("train",)
+TRAINER = (sys.executable, "-m", "convoy")  # the program that understands the command
+
+_COMMANDS = ("train", "doctor")
 
 
 def trainer_command(words: Sequence[str]) -> list[str]:
@@ -28,6 +32,20 @@ def trainer_command(words: Sequence[str]) -> list[str]:
     if not flag_value(words, "workdir"):
         raise UsageError(f"--workdir must be given after `-- train`: logs and checkpoints go there. Example: {example}")
     return list(words)
+
+
+def trainer_environment() -> dict[str, str]:
+    """Returns the environment of a worker that this process starts, without what tells it of its cluster."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not {"", os.getcwd()} & set(sys.path):
+        # `python -m` would look for packages in this folder first, which the command that was typed did not.
+        environment["PYTHONSAFEPATH"] = "1"
+    return environment
+
+
+def trains(command: Sequence[str]) -> bool:
+    """Returns whether a command trains, and does not only look."""
+    return command[0] == "train"
 
 
 def flag_value(words: Sequence[str], name: str) -> str | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from launch.ports import reserved_ports
+from tests.network import Network, missing_for_networks
 
 REPOSITORY = Path(__file__).parents[1]
 CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; none of them is a number
@@ -248,6 +249,15 @@ def cluster(workers_started) -> Callable[..., Workers]:
         return workers
 
     return run
+
+
+@pytest.fixture
+def network(tmp_path) -> Callable[..., Network]:
+    """Makes a network of hosts with these names, of which nothing is left after the test."""
+    if reason := missing_for_networks():
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+        yield lambda *hosts: stack.enter_context(Network(tmp_path / "network", hosts))
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ class TestHelp:
     @pytest.mark.parametrize("name", COMMANDS)
     @pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
     def test_shows_an_example_and_every_required_flag(self, says, name, flag):
-        code, out, error = says(name, flag)
+        code, out, error = says(name, *["local"] * (name == "launch"), flag)
         assert (code, error) == (0, "")
         assert f"convoy {name}: {COMMANDS[name].summary}.\n" in out
         assert COMMANDS[name].example in out

@@ -288,7 +288,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("", "which engine? Engines: local. Example: convoy launch local --processes=2 -- train"),
+            ("", "which engine? Engines: local, "),
             ("lcal --processes=2", "unknown engine 'lcal' (did you mean 'local'?)"),
             ("local -- train --workdir=w", "--processes must be given."),
             ("local --processes=0 -- train --workdir=w", "--processes=0"),

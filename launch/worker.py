@@ -1,0 +1,115 @@
+"""One worker where somebody else starts it: `convoy launch worker -- train ...` in a SLURM step, a pod, a PBS task.
+
+The scheduler starts one of these for each worker, and the environment says which it is, as for the trainer itself. It
+keeps the worker's output in RUN/logs, passes signals on, and ends with an exit code that a scheduler can act upon:
+128 + N for signal N, and 138, which is worth another try, for a start-up deadline.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import flags as absl_flags
+
+from launch.ending import Ending, Signals
+from launch.gang import Ended, Gang, WorkerProgram
+from launch.policy import RETRYABLE, WorkerEnd, signal_name
+from launch.run_files import AttemptFiles, RunFiles
+from launch.screen import Follower, Screen
+from launch.trainer_command import TRAINER, flag_value, trainer_environment
+from trainer.cluster.discovery import find_cluster
+
+REQUIRED = ()
+
+_TICK_SECONDS = 0.05
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of this engine."""
+    absl_flags.DEFINE_bool(
+        "show", True, "worker: show what the worker writes, besides keeping it in RUN/logs", flag_values=flags
+    )
+
+
+def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
+    """Runs the trainer's `command` (`train` and its flags); returns the exit code."""
+    return launch(command, grace_seconds=flags.grace_seconds, show=flags.show)
+
+
+def launch(
+    command: Sequence[str], *, grace_seconds: float = 60.0, show: bool = True, trainer: Sequence[str] = TRAINER
+) -> int:
+    """Runs one worker to its end.
+
+    Args:
+      command: `train` and its flags, with `--workdir`.
+      grace_seconds: between a signal and SIGKILL.
+      show: whether its output is shown as well as kept.
+      trainer: the program that understands `command`; tests put a small one in its place.
+
+    Returns:
+      The worker's exit code, as `exit_code` makes it.
+
+    Raises:
+      UsageError: the environment describes a cluster that cannot be; RUN is a file.
+      DataError: RUN cannot be written.
+    """
+    cluster = find_cluster(
+        os.environ,
+        hosts=list(filter(None, (flag_value(command, "worker_hosts") or "").split(","))),
+        index=_number(flag_value(command, "worker_index")),
+    )
+    rank = cluster.index if cluster else 0
+    files = RunFiles(flag_value(command, "workdir")).attempt(attempt_number(os.environ))
+    for stale in (files.error_file(rank), files.end_file(rank)):
+        stale.unlink(missing_ok=True)
+    variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
+    program = WorkerProgram([*trainer, *command], {**trainer_environment(), **variables}, files.log(rank))
+    screen = Screen.of_standard_output() if show else Screen(None)
+    log = Follower(files.log(rank), prefix="", at_end=True)
+    ending = Ending(grace_seconds)
+    with Signals() as signals:
+        end = _watch(Gang([program]), signals, ending, screen, log)
+    screen.write(log.rest())
+    end = end._replace(rank=rank)
+    files.write_end(end)
+    screen.drain()
+    return exit_code(end, files)
+
+
+def attempt_number(environment: Mapping[str, str]) -> int:
+    """Returns which start of the gang this is, from 1, as the scheduler counts them."""
+    for name, first in (("CONVOY_ATTEMPT", 1), ("CONVOY_RESTARTS", 0), ("SLURM_RESTART_COUNT", 0)):
+        with contextlib.suppress(KeyError, ValueError):
+            return max(1, int(environment[name]) - first + 1)
+    return 1
+
+
+def exit_code(end: Ended, files: AttemptFiles) -> int:
+    """Returns what to end with after a worker.
+
+    Exit code 1 without an error file is the start-up deadline, which ends a process from outside Python: 138.
+    """
+    if end.returncode == 1 and files.error(end.rank) is None:
+        return RETRYABLE
+    return WorkerEnd(end.rank, end.returncode, end.time).exit_code
+
+
+def _watch(gang: Gang, signals: Signals, ending: Ending, screen: Screen, log: Follower) -> Ended:
+    while True:
+        for ended in gang.poll():
+            return ended
+        for number in signals.take():
+            if not ending.signal_received(number):
+                gang.send(number)
+        if ending.kill_is_due():
+            screen.say(f"convoy: killing the worker, which did not end after {signal_name(ending.signals[-1])}.")
+            (ended,) = gang.kill()
+            return ended
+        screen.follow(log)
+        time.sleep(_TICK_SECONDS)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

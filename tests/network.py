@@ -1,0 +1,134 @@
+"""Hosts on one machine: each a network namespace with a name, an address and a cable to a switch of their own.
+
+    with Network(folder, ["a", "b"]) as network:
+        subprocess.Popen(network.command("a", "python", "-m", "convoy", ...))     # runs on host a
+        network.unplug("b"), network.plug_in("b")
+        network.kill_all("b")                                                     # its power is gone
+
+Beside the hosts there is `head`, which holds the switch: a place for a launcher or a scheduler. Every host knows all by
+name. Nothing of it touches the machine's own network. Needs root and iproute2.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+HEAD = "head"
+_SUBNET = "10.213.7"
+_GONE_SECONDS = 30.0
+
+
+def missing_for_networks() -> str:
+    """Returns what this machine lacks to make networks; nothing where it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "network namespaces need root on Linux"
+    lacking = [tool for tool in ("ip", "nsenter", "unshare", "mount") if not shutil.which(tool)]
+    return f"{', '.join(lacking)} not installed" if lacking else ""
+
+
+class Network:
+    """Hosts that reach each other and nobody else. A context manager; on leaving it all of it is gone."""
+
+    def __init__(self, folder: Path, hosts: Sequence[str]):
+        """Makes nothing yet.
+
+        Args:
+          folder: for the hosts' files; there are few.
+          hosts: their names, besides `head`; at most 10 characters each.
+        """
+        self.folder = folder
+        self.hosts = tuple(hosts)
+        self.addresses = {name: f"{_SUBNET}.{number}" for number, name in enumerate((HEAD, *hosts), 1)}
+        self._tag = f"convoy-{uuid.uuid4().hex[:8]}"
+        self._hosts_file = folder / "hosts"
+
+    def __enter__(self) -> "Network":
+        """Makes it, and returns itself."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
+        self._hosts_file.write_text("\n".join(lines) + "\n")
+        try:
+            self._make()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends everything that runs on the hosts, and takes them away."""
+        for name in self.addresses:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.kill_all(name)
+                _run("ip", "netns", "delete", self.namespace(name))
+
+    def namespace(self, host: str) -> str:
+        """Returns the name of a host's network namespace."""
+        return f"{self._tag}-{host}"
+
+    def command(self, host: str, *command: object) -> list[str]:
+        """Returns the command that runs a command on a host, in the very process that is started."""
+        enter = f'hostname {host} && mount --bind "$0" /etc/hosts && exec "$@"'
+        return [
+            *("nsenter", f"--net=/run/netns/{self.namespace(host)}"),
+            *("unshare", "--uts", "--mount", "sh", "-c", enter, str(self._hosts_file)),
+            *map(str, command),
+        ]
+
+    def unplug(self, host: str) -> None:
+        """Pulls a host's cable: what is sent to or from it is lost without a word."""
+        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "nomaster")
+
+    def plug_in(self, host: str) -> None:
+        """Puts the cable back."""
+        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "master", "switch")
+
+    def processes(self, host: str) -> list[int]:
+        """Returns the processes that run on a host."""
+        return [int(pid) for pid in _run("ip", "netns", "pids", self.namespace(host)).split()]
+
+    def kill_all(self, host: str) -> None:
+        """Kills every process on a host and returns when they are gone."""
+        deadline = time.monotonic() + _GONE_SECONDS
+        while pids := [pid for pid in self.processes(host) if not _is_zombie(pid)]:
+            assert time.monotonic() < deadline, f"{pids} on {host} do not die"
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def _make(self) -> None:
+        for name in self.addresses:
+            _run("ip", "netns", "add", self.namespace(name))
+            _run("ip", "-n", self.namespace(name), "link", "set", "lo", "up")
+        head = self.namespace(HEAD)
+        _run("ip", "-n", head, "link", "add", "switch", "type", "bridge")
+        _run("ip", "-n", head, "address", "add", f"{self.addresses[HEAD]}/24", "dev", "switch")
+        _run("ip", "-n", head, "link", "set", "switch", "up")
+        for name in self.hosts:
+            own = self.namespace(name)
+            _run(*f"ip -n {head} link add name {_port(name)} type veth peer name eth0 netns {own}".split())
+            _run("ip", "-n", head, "link", "set", "dev", _port(name), "master", "switch", "up")
+            _run("ip", "-n", own, "address", "add", f"{self.addresses[name]}/24", "dev", "eth0")
+            _run("ip", "-n", own, "link", "set", "eth0", "up")
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+
+
+def _port(host: str) -> str:
+    return f"to-{host}"  # the switch's end of the host's cable
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
