@@ -323,6 +323,53 @@ def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
     return FinishedRun(workdir, flags, result.stdout + result.stderr)
 
 
+@pytest.fixture(scope="session")
+def undisturbed_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
+    """What runs on two hosts must come to whatever befalls them: one process, 200 steps, a checkpoint every 10."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    flags = (
+        "--config=smoke",
+        "--deterministic",
+        "--config.virtual_replicas=2",
+        "--config.precision=float32",
+        "--config.steps=200",
+        "--config.eval_every_steps=1000",
+        "--config.checkpoint_every_steps=10",
+        "--config.log_every_steps=10",
+    )
+    result = convoy("train", *flags, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={workdir}", check=True)
+    return FinishedRun(workdir, flags, result.stdout + result.stderr)
+
+
+@pytest.fixture
+def recovery(record_property) -> Callable[[str, Path, float], None]:
+    """Notes how long a run took from a fault to the first new step; all of it is shown when the tests have ended."""
+
+    def note(fault: str, run: Path, time_of_fault: float) -> None:
+        """Args: fault: for people. run: its directory. time_of_fault: in seconds since 1970."""
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        times = [event["time"] for event in events if event["event"] == "first_step" and event["time"] > time_of_fault]
+        assert times, f"no step was trained after {fault}"
+        record_property("recovery", f"{min(times) - time_of_fault:6.1f} s  {fault}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what the fixture `recovery` has noted."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    noted = [
+        text
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, text in report.user_properties
+        if name == "recovery"
+    ]
+    if noted:
+        terminalreporter.section("from a fault to the first new step")
+        terminalreporter.write("".join(f"{line}\n" for line in noted))
+
+
 @pytest.fixture
 def copied_run(finished_run, tmp_path) -> Path:
     """A copy of the finished run that a test may damage."""
