@@ -72,6 +72,11 @@ class WorkerEnd:
     lost: str = ""
 
     @property
+    def went_well(self) -> bool:
+        """Whether it is known to have done what it should."""
+        return self.returncode == 0 and not self.lost
+
+    @property
     def exit_code(self) -> int:
         """The code as a shell counts: 128 + N for signal N."""
         return self.returncode if self.returncode >= 0 else 128 - self.returncode
@@ -158,7 +163,7 @@ def cause_of(ends: Sequence[WorkerEnd], events: Sequence[Mapping[str, Any]] = ()
       ends: of all workers; one at least did not end with 0.
       events: what the trainer wrote to events.jsonl in this attempt.
     """
-    bad = sorted((end for end in ends if end.returncode != 0), key=_time)
+    bad = sorted((end for end in ends if not end.went_well), key=_time)
     forced = [end for end in bad if end.ended_as]
     gone = [end for end in bad if end.lost]
     own = [end for end in bad if not end.ended_as and not end.lost and _is_its_own(end)]

@@ -129,7 +129,7 @@ class Supervisor:
             workers.kill()
         self._screen.write(log.rest())
         events = self._run.events(first_event)
-        if all(end.returncode == 0 and not end.lost for end in ends):
+        if all(end.went_well for end in ends):
             self._keep(files, ends, events, started, "done")
             return self._finish(0)
         cause = cause_of(ends, events)
@@ -180,7 +180,7 @@ class Supervisor:
         def note(ended: Sequence[Ended]) -> None:
             for rank, returncode, seen, lost in ended:
                 ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
-                if returncode != 0 or lost:
+                if not ends[-1].went_well:
                     # A worker that waits for others to come does not know of those that never will.
                     ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
@@ -285,7 +285,10 @@ class Supervisor:
             self._run.remove_traces()
             return exit_code
         self._write_summary(exit_code)
-        self._screen.say(history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step()))
+        if self._attempts:
+            self._screen.say(
+                history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step())
+            )
         return exit_code
 
     def _write_summary(self, exit_code: int | None) -> None:

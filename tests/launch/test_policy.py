@@ -18,6 +18,10 @@ def end(rank, returncode, time=100.0, error=None, step=7, at=None, ended_as=None
     return WorkerEnd(rank, returncode, time, said, ended_as)
 
 
+def lost(rank, why="host b does not answer"):
+    return WorkerEnd(rank, -9, 105.0, lost=why)
+
+
 def killed():
     return Cause(Kind.KILLED, 1, "worker 1 was killed (SIGKILL)", 138)
 
@@ -54,6 +58,13 @@ class TestCause:
 
     def test_a_refusal_without_a_file_says_what_its_code_means(self):
         assert cause_of([end(0, 3)]).text == "worker 0: exit code 3, data or checkpoint that cannot be used"
+
+    def test_a_lost_host_is_the_cause_and_its_peers_are_echoes(self):
+        cause = cause_of([end(0, 138, 99.0), lost(1), end(2, 1, 98.0)])
+        assert cause == Cause(Kind.HOST_LOST, 1, "worker 1 is lost: host b does not answer", 138)
+
+    def test_an_error_of_a_workers_own_comes_before_a_host_that_was_lost_meanwhile(self):
+        assert cause_of([lost(0), end(1, 1, 107.0, "ValueError: x")]).kind is Kind.FAILED
 
     def test_a_stopped_worker_comes_before_its_peers_that_tensorflow_aborted(self):
         ends = [end(0, -signal.SIGABRT, 99.0), end(1, -9, 101.0, ended_as=Kind.STOPPED)]
