@@ -5,11 +5,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
 
+_LOCK_POLL_SECONDS = 0.2
 _FILES_OF_A_LAUNCHER = ("logs", "launch.json")  # there before the trainer starts
 
 
@@ -28,9 +29,13 @@ class RunDirectory:
         self.results_table = self.path / "results.csv"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
+        self._lock: BinaryIO | None = None
 
-    def create(self) -> None:
+    def create(self, *, wait_seconds: float = 0.0) -> None:
         """Makes the folder and keeps it for this process until that ends, however it ends.
+
+        Args:
+          wait_seconds: for how long to wait for another process that keeps it.
 
         Raises:
           UsageError: it is a file, or a folder that holds something else.
@@ -48,13 +53,30 @@ class RunDirectory:
             ) from None
         if not os.access(self.path, os.W_OK):
             raise DataError(f"--workdir={self.path}: cannot be written. Give a folder that can.")
-        self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"--workdir={self.path}: another process is training in it. Wait for it, or give another folder."
-            ) from None
+        if not self._lock:
+            self._keep(wait_seconds)
+
+    def _keep(self, wait_seconds: float) -> None:
+        lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+        deadline, waits = time.monotonic() + wait_seconds, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise DataError(
+                        f"--workdir={self.path}: another process is training in it. "
+                        "Wait for it, or give another folder."
+                    ) from None
+            except OSError as error:  # a file system without locks
+                print(f"warning: --workdir={self.path} cannot be locked ({error.strerror}): train in it only once.")
+                break
+            if not waits:
+                waits = True
+                print(f"Waiting up to {wait_seconds:.0f} s for another process that trains in {self.path}.", flush=True)
+            time.sleep(_LOCK_POLL_SECONDS)
+        self._lock = lock
 
     def _holds_something_else(self) -> bool:
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_OF_A_LAUNCHER for path in self.path.iterdir())

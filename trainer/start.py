@@ -6,6 +6,7 @@ start.runtime.state.step            # 0, or where the newest checkpoint stands
 
 import contextlib
 import faulthandler
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from trainer.resume import check_same_run
 from trainer.run_directory import RunDirectory
 from trainer.runtime import Runtime, hardware_choices, make_runtime
 from trainer.upstream import MOST_EXCHANGING_DEVICES
+
+_LONGEST_LEASE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def prepare(
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     peers.meet()
     agree_on_run(peers, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
+    if peers.is_chief and run.checkpoints.is_dir():  # before it is read: the gang before this one may still write
+        run.create(wait_seconds=_patience_with_a_lock(deadlines) if _may_be_a_restart(cluster) else 0.0)
     checkpoint = agree_on_checkpoint(peers, store)
     if checkpoint:
         config = configs.with_choices_of(config, checkpoint[1]["config"])
@@ -114,6 +119,19 @@ def prepare(
             load_into(runtime.state, *checkpoint, run)
         peers.exchange("ready")
     return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
+
+
+def _may_be_a_restart(cluster: Cluster | None) -> bool:
+    return cluster is not None or "CONVOY_ATTEMPT" in os.environ
+
+
+def _patience_with_a_lock(deadlines: Deadlines) -> float:
+    """Returns for how many seconds to wait for the gang before this one to let go of RUN.
+
+    The chief of a host that was cut off notices it only after its heartbeat, and a file server keeps the locks of one
+    that lost its power for a lease, 90 s on NFS.
+    """
+    return min(_LONGEST_LEASE_SECONDS, deadlines.startup / 2)
 
 
 @contextlib.contextmanager

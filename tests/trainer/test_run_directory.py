@@ -1,7 +1,10 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -134,7 +137,7 @@ class TestRunDirectory:
 
 
 class TestLock:
-    def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(self, tmp_path):
+    def test_a_folder_in_which_another_process_trains_is_refused_or_waited_for(self, tmp_path):
         code = (
             "import sys; from trainer.run_directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.create()"
         )
@@ -149,10 +152,19 @@ class TestLock:
             assert holder.stdout.readline() == b"locked\n"
             with pytest.raises(DataError, match="another process is training in it"):
                 RunDirectory(tmp_path / "run").create()
+            threading.Timer(0.3, holder.kill).start()
+            RunDirectory(tmp_path / "run").create(wait_seconds=60)
         finally:
             holder.kill()
             holder.communicate()
+
+    def test_on_a_file_system_without_locks_a_warning_says_so(self, tmp_path, monkeypatch, capsys):
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
         RunDirectory(tmp_path / "run").create()
+        assert "run cannot be locked (No locks available): train in it only once." in capsys.readouterr().out
 
 
 class TestJson:
