@@ -287,6 +287,7 @@ class _Training:
             raise self._diverged(step)
 
     def _diverged(self, step: int) -> DivergedError:
+        self._end_saving()
         batch = self._plan.global_batch_size
         positions = np.arange((step - 1) * batch, step * batch)
         images, _ = order.positions_to_images(positions, num_images=self._plan.num_images, seed=self._config.seed)
@@ -302,7 +303,6 @@ class _Training:
 
     def _roll_back(self, error: DivergedError) -> None:
         """Goes on from the last checkpoint with a lower learning rate, where the config allows it once more."""
-        self._end_saving()
         checkpoint = None
         if self._rollbacks < self._config.divergence.rollbacks:
             # Where it went back before and got no further, that checkpoint is no good either.
