@@ -27,6 +27,7 @@ setup(
         "input_pipeline.sample",
         "configs",
         "launch",
+        "launch.kubernetes",
         "benchmarks",
     ],
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
@@ -44,12 +45,21 @@ setup(
         "rich>=13.7",  # the console's tables and progress bar
         "matplotlib>=3.8",  # the pictures in the report
         "jinja2>=3.1",  # the report page
+        "pyyaml>=6",  # Kubernetes manifests; ml_collections brings it in any case
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "profile": ["xprof>=2.20"],
         "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.19"],
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
+            "kubernetes-validate>=1.33",
+            "kubeflow-trainer-api>=2.3",
+            "kubeflow-training>=1.9",
+        ],
         "bench": ["torch>=2.4"],
     },
 )

@@ -29,6 +29,12 @@ _ENGINES = {
         "processes of this machine",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
+    "kubernetes": Engine(
+        "launch.kubernetes.engine",
+        "pods of a Kubernetes cluster: JobSet, or Kubeflow's TFJob",
+        "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
+        "-- train --data=/team/data --workdir=/team/run",
+    ),
     "worker": Engine(
         "launch.worker",
         "one worker, where a scheduler starts them",

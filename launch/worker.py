@@ -3,6 +3,9 @@
 The scheduler starts one of these for each worker, and the environment says which it is, as for the trainer itself. It
 keeps the worker's output in RUN/logs, passes signals on, and ends with an exit code that a scheduler can act upon:
 128 + N for signal N, and 138, which is worth another try, for a start-up deadline.
+
+When one worker ends, the others lose it and end with 138. A scheduler that judges a run by the first end it sees may
+see one of these echoes first: `--echo_seconds` has them wait until it has acted on the cause.
 """
 
 import contextlib
@@ -30,21 +33,35 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "show", True, "worker: show what the worker writes, besides keeping it in RUN/logs", flag_values=flags
     )
+    absl_flags.DEFINE_float(
+        "echo_seconds",
+        0.0,
+        "worker: how long to wait for a signal before ending with 138 where none came: so that a scheduler sees the "
+        "end of the worker that caused it first",
+        lower_bound=0.0,
+        flag_values=flags,
+    )
 
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """Runs the trainer's `command` (`train` and its flags); returns the exit code."""
-    return launch(command, grace_seconds=flags.grace_seconds, show=flags.show)
+    return launch(command, grace_seconds=flags.grace_seconds, echo_seconds=flags.echo_seconds, show=flags.show)
 
 
 def launch(
-    command: Sequence[str], *, grace_seconds: float = 60.0, show: bool = True, trainer: Sequence[str] = TRAINER
+    command: Sequence[str],
+    *,
+    grace_seconds: float = 60.0,
+    echo_seconds: float = 0.0,
+    show: bool = True,
+    trainer: Sequence[str] = TRAINER,
 ) -> int:
     """Runs one worker to its end.
 
     Args:
       command: `train` and its flags, with `--workdir`.
       grace_seconds: between a signal and SIGKILL.
+      echo_seconds: for how long an end with 138 that no signal asked for is held back, at most.
       show: whether its output is shown as well as kept.
       trainer: the program that understands `command`; tests put a small one in its place.
 
@@ -70,12 +87,14 @@ def launch(
     log = Follower(files.log(rank), prefix="", at_end=True)
     ending = Ending(grace_seconds)
     with Signals() as signals:
-        end = _watch(Gang([program]), signals, ending, screen, log)
-    screen.write(log.rest())
-    end = end._replace(rank=rank)
-    files.write_end(end)
+        end = _watch(Gang([program]), signals, ending, screen, log)._replace(rank=rank)
+        screen.write(log.rest())
+        files.write_end(end)
+        code = exit_code(end, files)
+        if code == RETRYABLE and not ending.signals:
+            _wait_for_signal(signals, echo_seconds, screen)
     screen.drain()
-    return exit_code(end, files)
+    return code
 
 
 def attempt_number(environment: Mapping[str, str]) -> int:
@@ -108,6 +127,13 @@ def _watch(gang: Gang, signals: Signals, ending: Ending, screen: Screen, log: Fo
             (ended,) = gang.kill()
             return ended
         screen.follow(log)
+        time.sleep(_TICK_SECONDS)
+
+
+def _wait_for_signal(signals: Signals, seconds: float, screen: Screen) -> None:
+    deadline = time.monotonic() + seconds
+    while not signals.are_waiting and time.monotonic() < deadline:
+        screen.pump()
         time.sleep(_TICK_SECONDS)
 
 

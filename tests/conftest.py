@@ -257,7 +257,7 @@ def network(tmp_path) -> Callable[..., Network]:
     if reason := missing_for_networks():
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
-        yield lambda *hosts: stack.enter_context(Network(tmp_path / "network", hosts))
+        yield lambda *hosts, **options: stack.enter_context(Network(tmp_path / "network", hosts, **options))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HEAD = "head"
@@ -36,23 +36,26 @@ def missing_for_networks() -> str:
 class Network:
     """Hosts that reach each other and nobody else. A context manager; on leaving it all of it is gone."""
 
-    def __init__(self, folder: Path, hosts: Sequence[str]):
+    def __init__(self, folder: Path, hosts: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None):
         """Makes nothing yet.
 
         Args:
           folder: for the hosts' files; there are few.
           hosts: their names, besides `head`; at most 10 characters each.
+          aliases: more names of a host, as long as they like.
         """
         self.folder = folder
         self.hosts = tuple(hosts)
         self.addresses = {name: f"{_SUBNET}.{number}" for number, name in enumerate((HEAD, *hosts), 1)}
+        self._aliases = aliases or {}
         self._tag = f"convoy-{uuid.uuid4().hex[:8]}"
         self._hosts_file = folder / "hosts"
 
     def __enter__(self) -> "Network":
         """Makes it, and returns itself."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
+        lines = ["127.0.0.1 localhost"]
+        lines += [" ".join([address, name, *self._aliases.get(name, ())]) for name, address in self.addresses.items()]
         self._hosts_file.write_text("\n".join(lines) + "\n")
         try:
             self._make()

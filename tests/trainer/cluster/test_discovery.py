@@ -77,6 +77,17 @@ class TestTfConfig:
             with pytest.raises(UsageError, match=f"names a task '{job}': Convoy's workers are of type chief or worker"):
                 find_cluster(environment)
 
+    def test_of_training_operator_names_services_and_an_environment(self):
+        hosts = [f"shelf-worker-{index}.vision.svc:2222" for index in range(2)]
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 1}, "environment": "cloud"}
+        cluster = find_cluster({"TF_CONFIG": json.dumps(config)})
+        assert (cluster.addresses, cluster.index) == (tuple(hosts), 1)
+
+    def test_of_training_operators_dynamic_workers_which_names_one_alone_is_refused(self):
+        config = {"cluster": {"worker": {"1": HOSTS[1]}, "ps": []}, "task": {"type": "worker", "index": 1}}
+        with pytest.raises(UsageError, match="TF_CONFIG"):
+            find_cluster({"TF_CONFIG": json.dumps(config)})
+
     def test_with_a_task_that_its_cluster_lacks_is_refused(self):
         with pytest.raises(UsageError, match="this task is worker 3, which its cluster .* lacks"):
             find_cluster(tf_config({"worker": HOSTS}, index=3))

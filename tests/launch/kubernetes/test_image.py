@@ -1,0 +1,76 @@
+"""The Dockerfile, as far as that can be told without building it."""
+
+import fnmatch
+import re
+import shutil
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[3]
+FOLDER = REPOSITORY / "launch" / "kubernetes"
+
+
+def instructions():
+    text = re.sub(r"^\s*#.*\n", "", (FOLDER / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def of_kind(kind):
+    return [value for name, value in instructions() if name == kind]
+
+
+def is_ignored(path):
+    """Returns whether .dockerignore keeps a path out: the last pattern that fits it or a folder it is in decides."""
+    ignored = False
+    for line in (REPOSITORY / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = line.removeprefix("!")
+        names = [path, *(parent for parent in path.parents if parent != Path("."))]
+        if any(fnmatch.fnmatch(str(name), pattern.removeprefix("**/")) for name in names) or (
+            pattern.startswith("**/") and pattern[3:] in path.parts
+        ):
+            ignored = not line.startswith("!")
+    return ignored
+
+
+def packages():
+    return re.findall(r'^ {8}"([a-z_.]+)",$', (REPOSITORY / "setup.py").read_text().partition("entry_points")[0], re.M)
+
+
+def test_the_user_is_a_number_that_is_not_roots_and_the_group_that_volumes_are_given_to():
+    *_, user = of_kind("USER")
+    assert user == "10001:10001"  # test_manifests.py has the pods' fsGroup
+    assert instructions().index(("USER", user)) > max(
+        index for index, (kind, _) in enumerate(instructions()) if kind == "RUN"
+    )
+
+
+def test_what_is_copied_is_there_and_not_ignored():
+    copied = [source for value in of_kind("COPY") for source in value.split()[:-1]]
+    assert copied[-1] == "."
+    for source in copied[:-1]:
+        assert (REPOSITORY / source).is_file() and not is_ignored(Path(source)), source
+
+
+def test_the_image_gets_every_package_and_nothing_of_a_checkouts_other_folders():
+    assert {"convoy", "trainer.cluster", "launch.kubernetes"} <= set(packages())
+    for package in packages():
+        assert not is_ignored(Path(package.replace(".", "/"), "__init__.py")), package
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        assert not is_ignored(Path(name)), name
+    for name in (".git/config", ".venv/bin/python", "run/checkpoints/step-1.npz", "data/a", "launch/__pycache__/a.pyc"):
+        assert is_ignored(Path(name)), name
+
+
+def test_the_layer_of_requirements_does_not_change_with_the_code():
+    before, _, after = (FOLDER / "Dockerfile").read_text().partition("COPY . .")
+    assert "pip install -r requirements.txt" in before
+    assert "pip install --no-deps ." in after
+
+
+def test_requirements_are_those_of_setup_py(python, tmp_path):
+    for path in (REPOSITORY / "setup.py", FOLDER / "requirements.py"):
+        shutil.copy(path, tmp_path)
+    plain, cuda = (python("requirements.py", extras, cwd=tmp_path).stdout.split() for extras in ("", "[cuda]"))
+    assert "tensorflow==2.21.*" in plain and "pyyaml>=6" in plain
+    assert [line for line in cuda if line not in plain] == ["tensorflow[and-cuda]==2.21.*"]

@@ -1,0 +1,149 @@
+"""The pods of a rendered JobSet as processes: on hosts with the pods' names, with what the controllers would set."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.kubernetes.manifests import manifests
+from launch.kubernetes.request import Request, checked
+
+REPOSITORY = Path(__file__).parents[3]
+HOSTS = ("a", "b")
+NAME = "shelf"
+POD_NAMES = {host: [f"{NAME}-worker-0-{index}.{NAME}"] for index, host in enumerate(HOSTS)}
+
+
+class Pods:
+    """What Kubernetes makes of a JobSet: its pods, one a host, by their index."""
+
+    def __init__(self, network, folder, *flags, data, run):
+        command = ("train", *flags, "--devices=cpu:1", f"--data={data}", f"--workdir={run}")
+        request = Request("jobset", command, 2, "image", NAME, pvc="claim", mount=os.path.commonpath([data, run]))
+        (jobset,) = [manifest for manifest in manifests(checked(request)) if manifest["kind"] == "JobSet"]
+        jobset = yaml.safe_load(yaml.safe_dump(jobset))
+        job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+        self.folder, self.network = folder, network
+        self._number, (self._container,) = job["completions"], job["template"]["spec"]["containers"]
+        self._programs = folder / "bin"
+        self._programs.mkdir()
+        (self._programs / "convoy").write_text(f'#!/bin/sh\nexec {sys.executable} -m convoy "$@"\n')
+        (self._programs / "convoy").chmod(0o755)
+
+    @contextlib.contextmanager
+    def started(self, restart=0, only=None):
+        """Starts the pods of a restart of the JobSet, from 0; on leaving, no process of them is there."""
+        processes = []
+        try:
+            for index, host in enumerate(HOSTS[: self._number]):
+                if only in (None, index):
+                    processes.append(self._start(index, host, restart))
+            yield processes
+        finally:
+            for host in HOSTS:
+                self.network.kill_all(host)
+            for process in processes:
+                process.wait()
+
+    def output(self, index, restart=0):
+        return (self.folder / f"pod-{index}-{restart}.log").read_text()
+
+    def _start(self, index, host, restart):
+        labels = {"jobset.sigs.k8s.io/restart-attempt": str(restart)}
+        environment = {
+            "PATH": f"{self._programs}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(REPOSITORY),
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "JOB_COMPLETION_INDEX": str(index),
+            "HOSTNAME": f"{NAME}-worker-0-{index}",
+        }
+        for variable in self._container["env"]:
+            field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+            label = re.fullmatch(r"metadata\.labels\['(.*)'\]", field)
+            environment[variable["name"]] = labels[label[1]] if label else variable["value"]
+        words = [*self._container["command"], *self._container["args"]]
+        assert not any("$" in word for word in words)  # or they would have to be expanded here
+        with open(self.folder / f"pod-{index}-{restart}.log", "wb") as log:
+            return subprocess.Popen(
+                self.network.command(host, *words),
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+def events(run):
+    path = run / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_as_the_undisturbed_one(
+    network, undisturbed_run, dataset, tmp_path, wait_until, recovery
+):
+    run = tmp_path / "run"
+    flags = (*undisturbed_run.flags, "--heartbeat_timeout=5")
+    pods = Pods(network(*HOSTS, aliases=POD_NAMES), tmp_path, *flags, data=dataset.data, run=run)
+
+    def steps_begun():
+        return [event for event in events(run) if event["event"] == "first_step"]
+
+    with pods.started() as (chief, other):
+        wait_until(lambda: list((run / "checkpoints").glob("step-*.npz")), "a checkpoint", 120)
+        killed = time.time()
+        pods.network.kill_all(HOSTS[1])
+        assert other.wait(10) == -signal.SIGKILL
+        wait_until((run / "logs" / "attempt-1" / "end-0.json").exists, "the end of the chief's trainer", 30)
+        chief.terminate()  # what the Job controller does with the others when a pod has failed
+        assert chief.wait(30) == 138, pods.output(0)
+    with pods.started(restart=1) as (chief, other):
+        wait_until(lambda: len(steps_begun()) == 2, "a step of the second start", 120)
+        recovery("Kubernetes: a pod is killed", run, killed)
+        evicted = time.time()
+        other.terminate()
+        assert other.wait(30) == 138, pods.output(1, 1)
+        assert chief.poll() is None  # the Job sees the end of the pod that was disrupted before that of its echo
+        chief.terminate()
+        assert chief.wait(30) == 138, pods.output(0, 1)
+    (preempted,) = [event for event in events(run) if event["event"] == "preempted"]
+    assert preempted["worker"] == 1
+    with pods.started(restart=2) as (chief, other):
+        assert [chief.wait(180), other.wait(30)] == [0, 0], pods.output(0, 2)
+    recovery("Kubernetes: a pod is evicted (SIGTERM)", run, evicted)
+    (*_, restored) = [event for event in events(run) if event["event"] == "restored"]
+    assert restored["step"] == preempted["step"]
+    hashes = [
+        json.loads((folder / "result.json").read_text())["weights_sha256"] for folder in (run, undisturbed_run.workdir)
+    ]
+    assert hashes[0] == hashes[1]
+    for attempt in (1, 2, 3):
+        logs = run / "logs" / f"attempt-{attempt}"
+        assert (logs / "worker-1.log").exists()
+        assert pods.output(0, attempt - 1) == (logs / "worker-0.log").read_text()  # what `kubectl logs` shows
+
+
+@pytest.mark.slow
+def test_a_pod_ends_with_2_on_a_mistake_and_with_138_when_the_others_do_not_come(network, dataset, tmp_path):
+    hosts = network(*HOSTS, aliases=POD_NAMES)
+    for name, flag, code, told in (
+        ("refused", "--config.stepz=3", 2, "stepz"),
+        ("waited", "--startup_timeout=3", 138, f"{NAME}-worker-0-1.{NAME}:2222"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        pods = Pods(hosts, folder, "--config=smoke", flag, data=dataset.data, run=folder / "run")
+        with pods.started(only=0) as (pod,):
+            assert pod.wait(120) == code, pods.output(0)
+        assert told in pods.output(0) and "Traceback" not in pods.output(0)
