@@ -22,6 +22,7 @@ setup(
         "convoy",
         "trainer",
         "trainer.cluster",
+        "trainer.doctor",
         "input_pipeline",
         "input_pipeline.converter",
         "input_pipeline.sample",

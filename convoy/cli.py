@@ -51,6 +51,11 @@ COMMANDS = {
         "starts workers, watches them, restarts them from the newest checkpoint",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
+    "doctor": Command(
+        "convoy.doctor",
+        "checks what a run would use, alone or among its workers, and says how to mend what fails",
+        "convoy doctor --data=data --workdir=run",
+    ),
     "bench": Command("convoy.bench", "measures Convoy against its peers in one run", "convoy bench step"),
 }
 

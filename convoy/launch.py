@@ -65,8 +65,8 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
         flag_values=flags,
     )
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-    if "train" in own:
-        raise UsageError(f"`--` is missing before 'train': what stands after it goes to the trainer. {_KNOWN}")
+    for command in {"train", "doctor"} & set(own):
+        raise UsageError(f"`--` is missing before {command!r}: what stands after it goes to the trainer. {_KNOWN}")
     named = [argument for argument in own if argument in _ENGINES]
     other = [argument for argument in own if not argument.startswith("-")]
     if other and not named:

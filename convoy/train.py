@@ -1,4 +1,4 @@
-"""`convoy train`: flags of training, and the config behind `--config`."""
+"""`convoy train`: flags of training, and the config behind `--config`. `convoy doctor` has the same flags."""
 
 import os
 
@@ -15,6 +15,26 @@ from trainer.devices import STRATEGIES, check_strategy, parse_devices
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
     """Defines the flags; returns the arguments with the config's file in place of its name, first."""
+    absl_flags.DEFINE_bool(
+        "print_config", False, "show the config and what follows from it, and stop", flag_values=flags
+    )
+    return define_run_flags(flags, arguments, startup_seconds=300.0)
+
+
+def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
+    """Defines the flags that say what runs and where.
+
+    Args:
+      flags: where to.
+      arguments: what was typed.
+      startup_seconds: the default of `--startup_timeout`.
+
+    Returns:
+      The arguments with the config's file in place of its name, first.
+
+    Raises:
+      UsageError: no such recipe, or a config field that is not there.
+    """
     name, others = _take_config(arguments)
     overrides = [
         argument.split("=")[0].lstrip("-") for argument in others if argument.lstrip("-").startswith("config.")
@@ -46,8 +66,14 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
         "worker_hosts", [], "HOST:PORT of every worker, where no TF_CONFIG or scheduler says it", flag_values=flags
     )
     absl_flags.DEFINE_integer("worker_index", None, "this process's place in --worker_hosts", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "interface",
+        "",
+        "where hosts have several networks: an interface's name or a network (10.1.0.0/16) for TensorFlow's traffic",
+        flag_values=flags,
+    )
     for name, seconds, what in (
-        ("startup_timeout", 300.0, "for all workers to come"),
+        ("startup_timeout", startup_seconds, "for all workers to come"),
         ("heartbeat_timeout", 30.0, "of silence until a worker is given up"),
         ("step_timeout", 600.0, "for a step, an evaluated batch or a checkpoint until the process is taken for stuck"),
     ):
@@ -57,9 +83,6 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
     )
     absl_flags.DEFINE_bool(
         "deterministic", None, "the same bits on any number of devices; sets config.deterministic", flag_values=flags
-    )
-    absl_flags.DEFINE_bool(
-        "print_config", False, "show the config and what follows from it, and stop", flag_values=flags
     )
     return arguments
 
@@ -94,6 +117,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         cluster=cluster,
         deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
         record_order=flags.record_order,
+        interface=flags.interface,
     )
 
 

@@ -179,13 +179,17 @@ class RunFiles:
         if self._checkpoints.is_dir() or not self._made:
             return False
         self._summary.unlink(missing_ok=True)
+        self.remove_attempts()
+        return True
+
+    def remove_attempts(self) -> None:
+        """Takes away the folders that this launch made, with what lies in those of its attempts."""
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):  # it holds something of somebody else
                 if folder.parent == self._logs:
                     for path in folder.iterdir():
                         path.unlink()
                 folder.rmdir()
-        return True
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -139,6 +139,8 @@ class Supervisor:
         if ending.signals:
             self._keep(files, ends, events, started, f"ended by {signal_name(ending.signals[-1])}", step)
             return self._after_signal(ends, ending, step)
+        if not self._trains:
+            return self._after_failed_look(files, ends, cause)
         self._keep(files, ends, events, started, cause.text, step, log_name)
         if cause.rank and last_lines:  # the chief's are on the screen already
             self._screen.say(f"convoy: the last lines of worker {cause.rank} ({log_name}):")
@@ -180,7 +182,7 @@ class Supervisor:
         def note(ended: Sequence[Ended]) -> None:
             for rank, returncode, seen, lost in ended:
                 ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
-                if not ends[-1].went_well:
+                if not ends[-1].went_well and self._trains:  # who only looks ends in its own time
                     # A worker that waits for others to come does not know of those that never will.
                     ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
@@ -248,6 +250,14 @@ class Supervisor:
         self._write_summary(None)
         return None
 
+    def _after_failed_look(self, files: AttemptFiles, ends: Sequence[WorkerEnd], cause: Cause) -> int:
+        """Shows what the others wrote beside the chief: they write where they cannot tell it the chief."""
+        for rank in sorted(end.rank for end in ends if end.rank):
+            self._screen.write(Follower(files.log(rank), prefix=f"[{rank}] ").rest())
+        if cause.kind is not Kind.REFUSED:
+            self._screen.say(f"convoy: {cause.text.rstrip('.')}.")
+        return self._finish(cause.exit_code)
+
     def _where_it_goes_on(self) -> str:
         step = self._run.checkpoint_step()
         return f"The same command goes on from {'the start' if step is None else f'step {step}'}."
@@ -282,7 +292,7 @@ class Supervisor:
 
     def _finish(self, exit_code: int) -> int:
         if not self._trains:
-            self._run.remove_traces()
+            self._run.remove_attempts()
             return exit_code
         self._write_summary(exit_code)
         if self._attempts:

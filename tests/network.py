@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HEAD = "head"
-_SUBNET = "10.213.7"
+_SUBNET, _SECOND_SUBNET = "10.213.7", "10.213.8"
 _GONE_SECONDS = 30.0
 
 
@@ -92,6 +92,29 @@ class Network:
         """Puts the cable back."""
         _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "master", "switch")
 
+    def add_second(self) -> dict[str, str]:
+        """Gives every host another interface, eth1, on a network of its own; returns the addresses there by host."""
+        head = self.namespace(HEAD)
+        _run("ip", "-n", head, "link", "add", "switch2", "type", "bridge")
+        _run("ip", "-n", head, "link", "set", "switch2", "up")
+        addresses = {name: f"{_SECOND_SUBNET}.{number}" for number, name in enumerate(self.hosts, 2)}
+        for name, address in addresses.items():
+            self._connect(name, "eth1", f"{address}/24", f"{_port(name)}2", "switch2")
+        return addresses
+
+    def drop(self, host: str, port: int) -> None:
+        """Makes a host's firewall drop what comes in for a port."""
+        rule = f"INPUT -p tcp --dport {port} -j DROP".split()
+        _run("nsenter", f"--net=/run/netns/{self.namespace(host)}", "iptables", "-I", *rule)
+
+    def received(self, host: str, interface: str) -> int:
+        """Returns how many bytes have come in on an interface of a host."""
+        for line in _run(*self.command(host, "cat", "/proc/net/dev")).splitlines():
+            name, _, counts = line.partition(":")
+            if name.strip() == interface:
+                return int(counts.split()[0])
+        raise AssertionError(f"{host} has no {interface}")
+
     def processes(self, host: str) -> list[int]:
         """Returns the processes that run on a host."""
         return [int(pid) for pid in _run("ip", "netns", "pids", self.namespace(host)).split()]
@@ -115,11 +138,14 @@ class Network:
         _run("ip", "-n", head, "address", "add", f"{self.addresses[HEAD]}/24", "dev", "switch")
         _run("ip", "-n", head, "link", "set", "switch", "up")
         for name in self.hosts:
-            own = self.namespace(name)
-            _run(*f"ip -n {head} link add name {_port(name)} type veth peer name eth0 netns {own}".split())
-            _run("ip", "-n", head, "link", "set", "dev", _port(name), "master", "switch", "up")
-            _run("ip", "-n", own, "address", "add", f"{self.addresses[name]}/24", "dev", "eth0")
-            _run("ip", "-n", own, "link", "set", "eth0", "up")
+            self._connect(name, "eth0", f"{self.addresses[name]}/24", _port(name), "switch")
+
+    def _connect(self, host: str, interface: str, address: str, port: str, switch: str) -> None:
+        head, own = self.namespace(HEAD), self.namespace(host)
+        _run(*f"ip -n {head} link add name {port} type veth peer name {interface} netns {own}".split())
+        _run("ip", "-n", head, "link", "set", "dev", port, "master", switch, "up")
+        _run("ip", "-n", own, "address", "add", address, "dev", interface)
+        _run("ip", "-n", own, "link", "set", interface, "up")
 
 
 def _run(*command: str) -> str:

@@ -54,6 +54,7 @@ def train(
     cluster: Cluster | None = None,
     deadlines: Deadlines | None = None,
     record_order: bool = False,
+    interface: str = "",
 ) -> dict[str, Any]:
     """Trains until the config's last step, from the newest checkpoint in `workdir` or from the start.
 
@@ -66,6 +67,7 @@ def train(
       cluster: the workers that train together; None for a process that is alone.
       deadlines: how long to wait for what.
       record_order: whether to write down which images each step trained on (`order_record`).
+      interface: which network TensorFlow's traffic takes (`cluster.interface`); that of the addresses where empty.
 
     Returns:
       What result.json holds.
@@ -91,6 +93,7 @@ def train(
                 peers=peers,
                 deadlines=deadlines,
                 stop=stop,
+                interface=interface,
             )
             return _Training(start, peers, deadlines, stop, record_order).to_the_end()
         except tf.errors.OpError as error:

@@ -41,10 +41,7 @@ class RunDirectory:
           UsageError: it is a file, or a folder that holds something else.
           DataError: it cannot be made or written, or another process trains in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
-        if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
-            raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
+        self.check()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,6 +74,17 @@ class RunDirectory:
                 print(f"Waiting up to {wait_seconds:.0f} s for another process that trains in {self.path}.", flush=True)
             time.sleep(_LOCK_POLL_SECONDS)
         self._lock = lock
+
+    def check(self) -> None:
+        """Looks whether a run may lie here, and makes nothing.
+
+        Raises:
+          UsageError: it is a file, or a folder that holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
+        if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
+            raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
 
     def _holds_something_else(self) -> bool:
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_OF_A_LAUNCHER for path in self.path.iterdir())

@@ -19,6 +19,7 @@ from trainer import config as configs
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
 from trainer.cluster.discovery import Cluster
+from trainer.cluster.interface import over_interface
 from trainer.cluster.peers import Peers
 from trainer.cluster.stop_request import StopRequest
 from trainer.cluster.watchdog import Deadlines
@@ -68,8 +69,11 @@ def prepare(
     peers: Peers,
     deadlines: Deadlines,
     stop: StopRequest,
+    interface: str = "",
 ) -> Start:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model, restores it.
+
+    Its arguments are those of `trainer.loop.train`, and the workers, not met yet, and a flag that signals raise.
 
     Raises:
       UsageError: config, devices and dataset do not fit together, or the workers' do not.
@@ -88,6 +92,7 @@ def prepare(
     run = RunDirectory(workdir)
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     peers.meet()
+    cluster = over_interface(cluster, peers, interface)
     agree_on_run(peers, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
     if peers.is_chief and run.checkpoints.is_dir():  # before it is read: the gang before this one may still write
         run.create(wait_seconds=_patience_with_a_lock(deadlines) if _may_be_a_restart(cluster) else 0.0)

@@ -21,6 +21,7 @@ from typing import Any
 
 from input_pipeline.errors import ConvoyError
 from trainer.cluster.discovery import Cluster
+from trainer.cluster.interface import loopback_note
 
 RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0
@@ -102,6 +103,10 @@ class Peers:
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
         self._table_time = time.monotonic()
         threading.Thread(target=self._tick, daemon=True).start()
+
+    def missing(self) -> list[int]:
+        """Returns, on the chief, the ranks of the workers that have not come yet."""
+        return [rank for rank in range(self.num_workers) if rank != self.rank and rank not in self._links]
 
     def exchange(self, name: str, value: Any = None, *, seconds: float | None = None) -> list[Any]:  # noqa: ANN401
         """Returns every worker's value by rank. All workers must call it, in the same order; it is a barrier too.
@@ -265,7 +270,7 @@ class Peers:
                 if time.monotonic() > deadline:
                     raise PeerLostError(
                         f"{self.address(0)}, the chief, could not be reached within {self._deadline_seconds:g} s "
-                        f"({error.strerror or error}). Does it run, and is its port open?"
+                        f"({error.strerror or error}). Does it run, and is its port open?{loopback_note(host)}"
                     ) from None
                 time.sleep(_RETRY_SECONDS)
                 continue
@@ -279,6 +284,7 @@ class Peers:
             if time.monotonic() > deadline:
                 raise PeerLostError(
                     f"{self.address(0)}, the chief, did not answer within {self._deadline_seconds:g} s."
+                    f"{loopback_note(host)}"
                 )
             time.sleep(_RETRY_SECONDS)  # something else answered, or the chief went away and may come back
 

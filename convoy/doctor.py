@@ -1,0 +1,40 @@
+"""`convoy doctor`: checks what `convoy train` with the same flags would use.
+
+convoy doctor --data=data --workdir=run
+convoy launch local --processes=2 -- doctor --data=data --workdir=run
+srun convoy doctor --data=data --workdir=run
+"""
+
+from absl import flags as absl_flags
+
+from convoy.train import define_run_flags
+from input_pipeline.processes import terminable
+from trainer.devices import parse_devices
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Defines `convoy train`'s flags, so that one word of a command is all that changes."""
+    return define_run_flags(flags, arguments, startup_seconds=30.0)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
+    """Checks; returns 0 where nothing failed, otherwise 2."""
+    from trainer.doctor.examination import Question, examine
+
+    if flags.deterministic is not None:
+        flags.config.deterministic = flags.deterministic
+    question = Question(
+        config=flags.config,
+        data=flags.data or "",
+        workdir=flags.workdir or "",
+        devices_flag=flags.devices,
+        devices=parse_devices(flags.devices),
+        strategy_name=flags.strategy,
+        interface=flags.interface,
+        startup_seconds=flags.startup_timeout,
+        heartbeat_seconds=flags.heartbeat_timeout,
+        worker_hosts=tuple(flags.worker_hosts),
+        worker_index=flags.worker_index,
+    )
+    with terminable():  # the file that it writes into RUN goes also then
+        return 0 if examine(question) else 2

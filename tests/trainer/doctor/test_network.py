@@ -1,0 +1,128 @@
+"""Ports and clocks: real connections on the loopback interface, and what is said of made-up results."""
+
+import socket
+import threading
+
+import pytest
+
+from launch.ports import reserved_ports
+from trainer.cluster.discovery import Cluster
+from trainer.doctor.findings import FAILED, OK, WARNING
+from trainer.doctor.network import Reached, Responder, check_clocks, check_names, check_ports, reach
+
+ADDRESSES = ("a:2222", "b:2222", "c:2222")
+GOOD = Reached("", 0.0, 0.002)
+
+
+@pytest.fixture
+def port():
+    with reserved_ports(1) as ports:
+        pass
+    return ports[0]
+
+
+class TestReaching:
+    def test_says_who_answers_and_that_clocks_of_one_machine_agree(self, port):
+        with Responder(port, rank=1):
+            reached = reach(f"127.0.0.1:{port}", 1)
+        assert reached.problem == ""
+        assert abs(reached.clock_ahead) < 0.5
+
+    def test_the_port_is_free_at_once_afterwards(self, port):
+        with Responder(port, rank=1):
+            reach(f"127.0.0.1:{port}", 1)
+        with Responder(port, rank=2):
+            assert reach(f"127.0.0.1:{port}", 2).problem == ""
+
+    def test_another_worker_is_told(self, port):
+        with Responder(port, rank=2):
+            assert reach(f"127.0.0.1:{port}", 1).problem == "worker 2 answers there"
+
+    def test_nobody_is_told(self, port):
+        assert reach(f"127.0.0.1:{port}", 1).problem == "connection refused"
+
+    def test_another_program_is_told(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer():
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            assert reach(f"127.0.0.1:{server.getsockname()[1]}", 1).problem == "another program answers there"
+
+    def test_one_that_accepts_and_says_nothing_is_told(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+            assert reach(address, 1, seconds=0.2).problem == "timed out"
+
+    def test_a_name_that_nobody_knows_is_told(self):
+        assert reach("no.such.host.invalid:1", 1).problem.startswith("the name no.such.host.invalid is not known there")
+
+
+class TestPorts:
+    def test_open_ones_are_counted(self):
+        finding = check_ports({0: {1: GOOD, 2: GOOD}, 1: {0: GOOD, 2: GOOD}, 2: {0: GOOD, 1: GOOD}}, ADDRESSES)
+        assert (finding.level, finding.text.split(",")[0]) == (OK, "all 6 ways between workers are open")
+
+    def test_a_closed_one_names_pair_direction_and_the_port_to_open(self):
+        finding = check_ports({0: {1: Reached("timed out")}, 1: {0: GOOD}}, ADDRESSES[:2])
+        assert finding.level == FAILED
+        assert finding.text == "worker 0 (a:2222) cannot reach worker 1 (b:2222): timed out"
+        assert finding.mend.startswith("Open b:2222 for the other workers")
+
+
+class TestClocks:
+    @pytest.mark.parametrize(
+        ("seconds", "level"), [(0.02, OK), (-0.9, OK), (2.0, WARNING), (-29, WARNING), (31, FAILED)]
+    )
+    def test_that_differ_are_a_warning_and_far_apart_a_failure(self, seconds, level):
+        finding = check_clocks({0: {1: Reached("", seconds, 0.001)}, 1: {}}, ADDRESSES[:2])
+        assert finding.level == level
+        if level != OK:
+            which = "before" if seconds > 0 else "behind"
+            assert f"worker 1 (b:2222) is {abs(seconds):.1f} s {which} that of worker 0 (a:2222)" in finding.text
+
+    def test_are_read_in_the_direction_that_is_open(self):
+        finding = check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("", 5.0, 0.1)}}, ADDRESSES[:2])
+        assert "worker 1 (b:2222) is 5.0 s behind" in finding.text
+
+    def test_that_nobody_could_read_are_not_told(self):
+        assert check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("timed out")}}, ADDRESSES[:2]) is None
+
+
+class TestNames:
+    @pytest.fixture
+    def names(self, monkeypatch):
+        table = {"node1": "127.0.1.1", "node2": "10.0.0.2"}
+
+        def resolve(host, *_, **__):
+            if host[0].isdigit():
+                return [(0, 0, 0, "", (host, 0))]
+            if host not in table:
+                raise socket.gaierror(-2, "Name or service not known")
+            return [(0, 0, 0, "", (table[host], 0))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        return lambda *addresses, rank=0: check_names(Cluster(addresses, rank, "flags", ()))
+
+    def test_one_that_cannot_be_resolved_fails(self, names):
+        (finding,) = names("node2:1", "nodee:1")
+        assert (finding.level, finding.text) == (FAILED, "nodee cannot be resolved (Name or service not known).")
+
+    def test_another_workers_that_is_a_loopback_address_here_fails(self, names):
+        (finding,) = names("node1:1", "node2:1", rank=1)
+        assert (finding.level, finding.text) == (
+            FAILED,
+            "node1 is 127.0.1.1 here: this machine, and not worker 0's.",
+        )
+
+    def test_its_own_may_be_as_debian_has_it(self, names):
+        (finding,) = names("node1:1", "node2:1", rank=0)
+        assert (finding.level, finding.text) == (OK, "node1 is 127.0.1.1, node2 is 10.0.0.2")
+
+    def test_a_cluster_on_one_machine_may_be_all_loopback(self, names):
+        assert [finding.level for finding in names("127.0.0.1:1", "127.0.0.1:2")] == [OK]
+        assert [finding.level for finding in names("node1:1", "node1:2")] == [OK]

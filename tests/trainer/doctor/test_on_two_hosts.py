@@ -1,0 +1,130 @@
+"""`convoy doctor` as workers on hosts of their own, and training over the second network of such hosts."""
+
+import contextlib
+import json
+import shutil
+import sys
+
+import pytest
+
+from tests.trainer.run_files import result_of
+
+pytestmark = pytest.mark.slow
+PORT = 2222
+needs_a_firewall = pytest.mark.skipif(not shutil.which("iptables"), reason="iptables not installed")
+
+
+@pytest.fixture
+def workers_on(tmp_path, convoy_started):
+    """Runs `convoy *arguments` on some hosts of a network, as that cluster's workers; returns codes and outputs."""
+
+    def run(network, *arguments, hosts=("a", "b"), runs_on=None, only=None, variables=None, seconds=120):
+        outputs, processes = {}, {}
+        with contextlib.ExitStack() as stack:
+            for rank, host in enumerate(hosts):
+                if host not in (runs_on or hosts):
+                    continue
+                cluster = {"worker": [f"{name}:{PORT}" for name in hosts]}
+                task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
+                given = {"TF_CONFIG": task, **(variables or {}).get(host, {})}
+                prefix = network.command(host, "env", *(f"{name}={value}" for name, value in given.items()))
+                outputs[host] = tmp_path / f"{host}.log"
+                words = (*arguments, *(only or {}).get(host, ()))
+                processes[host] = stack.enter_context(
+                    convoy_started(*words, output=outputs[host], prefix=tuple(prefix))
+                )
+            codes = {host: process.wait(seconds) for host, process in processes.items()}
+            return codes, {host: output.read_text() for host, output in outputs.items()}
+
+    return run
+
+
+def test_training_and_the_doctor_go_over_the_network_that_is_chosen(network, workers_on, dataset, tmp_path):
+    hosts = network("a", "b")
+    second = hosts.add_second()
+    run = tmp_path / "run"
+    flags = (
+        "--config=smoke",
+        f"--data={dataset.data}",
+        f"--workdir={run}",
+        "--devices=cpu:1",
+    )
+    codes, outputs = workers_on(hosts, "doctor", *flags, "--interface=eth1")
+    assert codes == {"a": 0, "b": 0}, outputs
+    assert outputs["b"] == ""
+    assert f"--interface=eth1: {second['a']}:{PORT}, {second['b']}:{PORT}" in outputs["a"]
+    for told in ("a is 10.213.7.2, b is 10.213.7.3", "all 2 ways between workers are open", "summed over 2 devices"):
+        assert told in outputs["a"]
+    assert "Nothing failed" in outputs["a"]
+    assert not run.exists()
+
+    before = {name: hosts.received("b", name) for name in ("eth0", "eth1")}
+    codes, outputs = workers_on(hosts, "train", *flags, "--interface=10.213.8.0/24")
+    assert codes == {"a": 0, "b": 0}, outputs
+    assert result_of(run)["replicas"] == 2
+    came = {name: hosts.received("b", name) - before[name] for name in before}
+    assert came["eth1"] > 20_000_000  # gradients of 20 steps
+    assert came["eth0"] < 1_000_000  # the meeting
+
+
+@needs_a_firewall
+def test_what_differs_and_what_is_closed_is_told_at_once_with_worker_and_direction(
+    network, workers_on, dataset, tmp_path
+):
+    hosts = network("a", "b")
+    hosts.drop("b", PORT)
+    other = shutil.copytree(dataset.data, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    old = tmp_path / "old" / "convoy-0.0.9.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: convoy\nVersion: 0.0.9\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    codes, outputs = workers_on(
+        hosts,
+        "doctor",
+        f"--workdir={tmp_path / 'run'}",
+        "--devices=cpu:1",
+        only={
+            "a": (f"--data={dataset.data}",),
+            "b": (f"--data={other}", f"--workdir={elsewhere / 'run'}"),
+        },
+        variables={"b": {"PYTHONPATH": f"{old.parent}:{':'.join(sys.path)}"}},
+    )
+    assert codes == {"a": 2, "b": 2}, outputs
+    told = outputs["a"]
+    assert f"worker 0 (a:{PORT}) cannot reach worker 1 (b:{PORT}): timed out" in told
+    assert f"worker 1 (b:{PORT}) cannot reach" not in told
+    assert f"is not the same on worker 0 (a:{PORT}) and worker 1 (b:{PORT}): digest" in told
+    assert f"convoy 0.1.0 on worker 0 (a:{PORT}), 0.0.9 on worker 1 (b:{PORT})" in told
+    assert "skipped  collective" in told
+    assert outputs["b"] == ""
+    assert not list(tmp_path.glob(".convoy*"))
+
+
+@needs_a_firewall
+def test_workers_that_do_not_find_each_other_tell_it_from_each_side(network, workers_on, tmp_path):
+    hosts = network("a", "b", "c")
+    hosts.drop("a", PORT)
+    codes, outputs = workers_on(
+        hosts,
+        "doctor",
+        "--devices=cpu:1",
+        "--startup_timeout=8",
+        f"--workdir={tmp_path / 'run'}",
+        hosts=("a", "b", "c"),
+        runs_on=("a", "b"),
+    )
+    assert codes == {"a": 2, "b": 2}, outputs
+    of_chief, of_worker = outputs["a"], outputs["b"]
+    here, there, absent = (f"worker {rank} ({host}:{PORT})" for rank, host in enumerate("abc"))
+    assert f"{there} and {absent} did not come within 8 s" in of_chief
+    assert f"{here} reaches {there}, which runs, and {there} cannot reach {here}" in of_chief
+    assert f"{here} cannot reach {absent}: connection refused" in of_chief
+    assert f"{there}, by itself:" in of_worker
+    assert f"{here}, the chief, could not be reached within 8 s" in of_worker
+    for output in outputs.values():  # what needs no others is checked all the same
+        assert "ok       devices" in output
+        assert "ok       run directory" in output

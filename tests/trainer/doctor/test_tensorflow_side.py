@@ -1,0 +1,36 @@
+"""TensorFlow in a process beside: what becomes of the doctor when it hangs or dies there."""
+
+import time
+
+import pytest
+
+from launch.ports import reserved_ports
+from trainer.cluster.discovery import Cluster
+from trainer.devices import parse_devices
+from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide
+
+NOTHING = Setup(
+    config=None, data="", workdir="", devices=parse_devices("cpu:1"), strategy_name="auto", heartbeat_seconds=30
+)
+
+
+@pytest.mark.slow
+def test_a_sum_that_waits_for_a_worker_is_given_up_in_time():
+    with reserved_ports(2) as ports:
+        addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    lonely = Cluster(addresses, 0, "flags", (("worker", 0), ("worker", 1)))
+    with TensorFlowSide(NOTHING) as side:
+        assert side.start_up(180)["versions"]["keras"]
+        began = time.monotonic()
+        with pytest.raises(NoAnswerError, match="no answer within 3 s"):
+            side.reduce(lonely, 3)
+        assert time.monotonic() - began < 10
+        with pytest.raises(NoAnswerError, match="TensorFlow's process ended"):  # and what follows does not wait
+            side.checkpoint_bytes(60)
+
+
+def test_a_process_that_dies_is_told_with_its_exit_code():
+    with TensorFlowSide(NOTHING) as side:
+        side._process.kill()
+        with pytest.raises(NoAnswerError, match=r"TensorFlow's process ended \(exit code -9\)"):
+            side.start_up(60)

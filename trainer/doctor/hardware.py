@@ -1,0 +1,214 @@
+"""Devices, drivers, versions and limits: what each worker has, and whether it is the same everywhere.
+
+Pure functions over what was read; `driver_gpus` and `read_limits` do the reading. Imports no TensorFlow.
+"""
+
+import os
+import resource
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.devices import Devices
+from trainer.doctor.findings import Finding, failed, ok, skipped, warning
+
+_SMI_SECONDS = 30
+_DESCRIPTORS = 256  # that a worker keeps open whatever it reads: libraries, event files, TensorFlow's own
+_DESCRIPTORS_OF_A_WORKER = 8  # of each other worker
+_NCCL_SHARED_MEMORY = 2**30  # what NVIDIA's containers are started with (--shm-size=1g)
+_SAME_IN_A_RUN = ("convoy", "tensorflow", "keras")  # a run refuses workers that differ in these
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What `nvidia-smi` says.
+
+    Attributes:
+      gpus: a line of text each; empty where there are none.
+      version: of the driver.
+      problem: why it says nothing.
+    """
+
+    gpus: tuple[str, ...] = ()
+    version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the system grants this process: open files, and bytes of /dev/shm (0 where there is none)."""
+
+    open_files: int
+    shared_memory: int
+
+
+def driver_gpus() -> Driver:
+    """Asks `nvidia-smi`."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_SMI_SECONDS)
+    except FileNotFoundError:
+        return Driver(problem="there is no nvidia-smi")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Driver(problem=f"nvidia-smi does not answer ({error})")
+    if answer.returncode:
+        lines = (answer.stdout + answer.stderr).strip().splitlines()
+        return Driver(problem=f"nvidia-smi fails: {lines[0] if lines else f'exit code {answer.returncode}'}")
+    rows = [line.rpartition(", ") for line in answer.stdout.splitlines() if ", " in line]
+    return Driver(tuple(name for name, _, _ in rows), rows[0][2] if rows else "")
+
+
+def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> Finding:
+    """Says whether the driver answers, where GPUs are there or asked for."""
+    if driver.gpus:
+        return ok("GPU driver", f"{driver.version}, {_counted(driver.gpus)}")
+    if devices.kind == "gpu" or (has_device_file and devices.kind != "cpu"):
+        mend = "Install the NVIDIA driver; in a container start it with GPUs (docker: --gpus=all)."
+        return failed("GPU driver", driver.problem or "it lists no GPU", mend)
+    return skipped("GPU driver", "no GPU here, and none asked for")
+
+
+def check_devices(
+    devices: Devices, flag: str, driver: Driver, seen: Mapping[str, Any], visible: str | None
+) -> tuple[list[Finding], int]:
+    """Compares what TensorFlow sees with what the driver has and what was asked for.
+
+    Args:
+      devices: asked for.
+      flag: as it was typed.
+      driver: of this host.
+      seen: TensorFlow's side: `gpus` (a list of `name` and `capability`), `built_with_cuda`, `compiled_for`
+        (`sm_80`, `compute_90`), `cpu_bfloat16`.
+      visible: CUDA_VISIBLE_DEVICES, or None.
+
+    Returns:
+      The findings, and how many devices this worker brings; 0 where that is not possible.
+    """
+    gpus = seen["gpus"]
+    if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not _granted(driver, visible)):
+        logical = f"{devices.count} logical CPU {'devices' if devices.count > 1 else 'device'}"
+        computes = "which computes in bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
+        return [ok("devices", f"{logical} on this CPU, {computes}")], devices.count
+    findings = []
+    granted = _granted(driver, visible)
+    if len(gpus) != granted:
+        text = f"TensorFlow sees {len(gpus)} of the {granted} GPUs that nvidia-smi lists"
+        if visible is not None:
+            text += f" and CUDA_VISIBLE_DEVICES={visible} leaves"
+        if not seen["built_with_cuda"]:
+            mend = "This TensorFlow is built without CUDA: `pip install 'convoy[cuda]'`."
+        else:
+            mend = "`pip install 'convoy[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
+        findings.append(failed("devices", f"{text}.", mend))
+    wanted = devices.gpus or tuple(range(len(gpus)))
+    missing = [gpu for gpu in wanted if gpu >= len(gpus)]
+    if missing:
+        text = f"--devices={flag}: TensorFlow sees {len(gpus)} GPUs, numbered from 0."
+        findings.append(failed("devices", text, "Name GPUs that are there, or leave --devices out."))
+    if missing or not wanted:
+        if not findings:
+            findings.append(failed("devices", f"--devices={flag}: there is no GPU.", "Give --devices=cpu:N, or auto."))
+        return findings, 0
+    findings += [too_old for gpu in wanted if (too_old := _check_capability(gpus[gpu], seen["compiled_for"]))]
+    if not findings:
+        findings.append(ok("devices", _counted([gpu["name"] for gpu in (gpus[index] for index in wanted)])))
+    return findings, len(wanted)
+
+
+def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[Finding]:
+    """Compares the workers' numbers of devices."""
+    first, number = min(counts.items())
+    for rank, count in sorted(counts.items()):
+        if count != number:
+            text = (
+                f"{number} devices on worker {first} ({addresses[first]}), {count} on worker {rank} "
+                f"({addresses[rank]}): each must have as many."
+            )
+            return [failed("devices", text, "Give each worker the same --devices.", of_all=True)]
+    return []
+
+
+def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[Finding]:
+    """Compares the workers' versions."""
+    if not versions:
+        return []
+    first_rank, first = min(versions.items())
+    findings = []
+    for name in first:
+        for rank, other in sorted(versions.items()):
+            if other[name] == first[name]:
+                continue
+            text = (
+                f"{name} {first[name]} on worker {first_rank} ({addresses[first_rank]}), "
+                f"{other[name]} on worker {rank} ({addresses[rank]})."
+            )
+            level = failed if name in _SAME_IN_A_RUN else warning
+            findings.append(level("versions", text, "Install the same version on all workers.", of_all=True))
+            break
+    if not findings:
+        findings.append(ok("versions", ", ".join(f"{name} {version}" for name, version in first.items()), of_all=True))
+    return findings
+
+
+def read_limits() -> Limits:
+    """Reads them."""
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files == resource.RLIM_INFINITY:
+        open_files = 2**31
+    try:
+        shared = os.statvfs("/dev/shm")
+    except OSError:
+        return Limits(open_files, 0)
+    return Limits(open_files, shared.f_blocks * shared.f_frsize)
+
+
+def check_limits(limits: Limits, *, num_workers: int, num_shards: int, gpus: int) -> list[Finding]:
+    """Says whether they are wide enough.
+
+    Args:
+      limits: of this process.
+      num_workers: of the run.
+      num_shards: of the training split; 0 where not known.
+      gpus: of this worker; 0 for CPUs, which share no memory this way.
+    """
+    findings = []
+    needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_WORKER * num_workers + num_shards
+    if limits.open_files < needed:
+        text = f"{limits.open_files} open files allowed (ulimit -n), and about {needed} may be needed."
+        findings.append(warning("limits", text, f"`ulimit -n {2 * needed}` before the start."))
+    told = f"{limits.open_files} open files"
+    if gpus and limits.shared_memory < _NCCL_SHARED_MEMORY:
+        text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which NCCL may find too small."
+        mend = "docker: --shm-size=1g; Kubernetes: an emptyDir with medium Memory mounted at /dev/shm."
+        findings.append(warning("limits", text, mend))
+    elif gpus:
+        told += f", {limits.shared_memory / 2**30:.1f} GiB of /dev/shm"
+    return findings or [ok("limits", told)]
+
+
+def _granted(driver: Driver, visible: str | None) -> int:
+    """Returns how many of the driver's GPUs CUDA_VISIBLE_DEVICES leaves; CUDA ignores what follows a bad one."""
+    if visible is None:
+        return len(driver.gpus)
+    names = [name.strip() for name in visible.split(",")]
+    count = next((at for at, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return min(count, len(driver.gpus))
+
+
+def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> Finding | None:
+    """Says where TensorFlow has no code for a GPU: neither of its generation, nor an older one's to be compiled."""
+    major, minor = gpu["capability"]
+    for target in compiled_for:
+        kind, _, number = target.partition("_")
+        of = (int(number[:-1]), int(number[-1]))
+        if (kind == "sm" and of[0] == major and of[1] <= minor) or (kind == "compute" and of <= (major, minor)):
+            return None
+    text = (
+        f"{gpu['name']} has compute capability {major}.{minor}; this TensorFlow is built for {', '.join(compiled_for)}."
+    )
+    return failed("devices", text, "Use another GPU, or --devices=cpu.")
+
+
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

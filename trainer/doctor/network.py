@@ -1,0 +1,248 @@
+"""Names, ports and clocks: whether every worker reaches every other on its cluster port, and what time it is there.
+
+    with Responder(port, rank=1):                            # on every worker
+        reached = reach("a:2222", rank=0, seconds=3)         # from every worker, to every other
+        reached.problem, reached.clock_ahead
+
+Ports are tried in both directions of each pair, since firewalls close them in one. The answer that comes back says who
+gave it and when, so that a wrong host is noticed, and clocks compared, on the way. Imports no TensorFlow.
+"""
+
+import contextlib
+import ipaddress
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import Peers
+from trainer.doctor.findings import Finding, failed, ok, warning
+
+_QUESTION = b"convoy doctor\n"
+_ANSWER_SECONDS = 3.0
+_MOST_AT_ONCE = 32
+_MOST_NAMED = 8
+_CLOCK_WARNING_SECONDS, _CLOCK_FAILED_SECONDS = 1.0, 30.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What came of reaching another worker.
+
+    Attributes:
+      problem: why it was not reached; empty where it was.
+      clock_ahead: how far its clock is before this one's, seconds, correct to half of `round_trip`.
+      round_trip: seconds from question to answer.
+    """
+
+    problem: str = ""
+    clock_ahead: float = 0.0
+    round_trip: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as JSON data: `Reached(**data)` is the way back."""
+        return asdict(self)
+
+
+class Responder:
+    """Answers on a port, in a thread, who listens there and what time it is. A context manager."""
+
+    def __init__(self, port: int, rank: int):
+        """Listens.
+
+        Raises:
+          OSError: the port is taken.
+        """
+        self._rank = rank
+        self._listener = socket.create_server(("", port), backlog=128)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> "Responder":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listens no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_ANSWER_SECONDS)
+            if connection.recv(len(_QUESTION)) == _QUESTION:
+                connection.sendall(json.dumps({"rank": self._rank, "time": time.time()}).encode() + b"\n")
+
+
+def reach(address: str, rank: int, seconds: float = _ANSWER_SECONDS) -> Reached:
+    """Asks the worker `rank` at `address` who it is and what time it is there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+            asked = time.time()
+            connection.sendall(_QUESTION)
+            with connection.makefile("rb") as file:
+                answer = json.loads(file.readline(1000))
+            answered = time.time()
+        if answer["rank"] != rank:
+            return Reached(f"worker {answer['rank']} answers there")
+        return Reached("", answer["time"] - (asked + answered) / 2, answered - asked)
+    except socket.gaierror as error:
+        return Reached(f"the name {host} is not known there ({error.strerror})")
+    except TimeoutError:
+        return Reached("timed out")
+    except OSError as error:
+        return Reached((error.strerror or str(error)).lower())
+    except (ValueError, KeyError, TypeError):
+        return Reached("another program answers there")
+
+
+def reach_all(cluster: Cluster) -> dict[int, Reached]:
+    """Reaches for every other worker; returns what came of it by rank."""
+    others = [rank for rank in range(cluster.num_workers) if rank != cluster.index]
+    with ThreadPoolExecutor(min(_MOST_AT_ONCE, len(others))) as pool:
+        return dict(zip(others, pool.map(lambda rank: reach(cluster.addresses[rank], rank), others), strict=True))
+
+
+def check_names(cluster: Cluster) -> list[Finding]:
+    """Resolves the workers' names as this host sees them."""
+    hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
+    own, findings, resolved = hosts[cluster.index], [], {}
+    for host in dict.fromkeys(hosts):
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            mend = "Mend the name in the cluster's description, /etc/hosts or DNS."
+            findings.append(failed("names", f"{host} cannot be resolved ({error.strerror}).", mend))
+        else:
+            resolved[host] = found[0][4][0].split("%")[0]
+    loopback = [host for host, address in resolved.items() if ipaddress.ip_address(address).is_loopback]
+    if len(loopback) < len(resolved) or findings:  # a cluster on one machine may be all loopback
+        for host in loopback:
+            if host != own:  # its own name may be: Debian has it so, and others know it by another address
+                text = f"{host} is {resolved[host]} here: this machine, and not worker {hosts.index(host)}'s."
+                findings.append(failed("names", text, "Take it out of that line of /etc/hosts here."))
+    if resolved and not findings:
+        told = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
+        rest = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+        findings.append(ok("names", f"{', '.join(told[:_MOST_NAMED])}{rest}", of_all=True))
+    return findings
+
+
+def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> Finding:
+    """Says which worker does not reach which.
+
+    Args:
+      reached: by the rank of who reached, and for whom.
+      addresses: by rank.
+    """
+    problems = [
+        f"worker {one} ({addresses[one]}) cannot reach worker {other} ({addresses[other]}): {result.problem}"
+        for one, results in sorted(reached.items())
+        for other, result in sorted(results.items())
+        if result.problem
+    ]
+    if problems:
+        closed = {addresses[other] for results in reached.values() for other, found in results.items() if found.problem}
+        mend = (
+            f"Open {_listed(sorted(closed))} for the other workers in the firewall of that host and between the hosts; "
+            "TensorFlow needs it both ways. `--interface` chooses another network."
+        )
+        return failed("ports", "; ".join(problems), mend, of_all=True)
+    pairs = sum(map(len, reached.values()))
+    slowest = max(result.round_trip for results in reached.values() for result in results.values())
+    return ok(
+        "ports",
+        f"all {pairs} ways between workers are open, {slowest * 1e3:.1f} ms there and back at most",
+        of_all=True,
+    )
+
+
+def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> Finding | None:
+    """Compares all clocks with the chief's; None where none could be read."""
+    ahead = {}
+    for rank in range(1, len(addresses)):
+        by_chief, by_worker = reached.get(0, {}).get(rank), reached.get(rank, {}).get(0)
+        if by_chief and not by_chief.problem:
+            ahead[rank] = by_chief.clock_ahead
+        elif by_worker and not by_worker.problem:
+            ahead[rank] = -by_worker.clock_ahead
+    if not ahead:
+        return None
+    worst = max(ahead, key=lambda rank: abs(ahead[rank]))
+    apart = abs(ahead[worst])
+    if apart < _CLOCK_WARNING_SECONDS:
+        return ok("clocks", f"{apart * 1e3:.0f} ms apart at most", of_all=True)
+    text = (
+        f"the clock of worker {worst} ({addresses[worst]}) is {apart:.1f} s "
+        f"{'before' if ahead[worst] > 0 else 'behind'} that of worker 0 ({addresses[0]})."
+    )
+    level = failed if apart >= _CLOCK_FAILED_SECONDS else warning
+    return level(
+        "clocks", text, "Set the hosts' clocks by NTP (chrony): logs and events carry their times.", of_all=True
+    )
+
+
+class Search:
+    """Reaches, from the chief and while it waits for the workers, for those that have not come. A context manager."""
+
+    def __init__(self, peers: Peers, cluster: Cluster):
+        """Looks for nobody yet."""
+        self._peers, self._cluster = peers, cluster
+        self._found: dict[int, Reached] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Search":
+        """Begins, on the chief."""
+        if self._cluster.is_chief:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends."""
+        self._ended.set()
+        if self._cluster.is_chief:
+            self._thread.join()
+
+    def told(self) -> list[Finding]:
+        """Returns what is known of each worker that did not come."""
+        return [self._told(rank) for rank in self._peers.missing()] if self._cluster.is_chief else []
+
+    def _told(self, rank: int) -> Finding:
+        addresses, found = self._cluster.addresses, self._found.get(rank)
+        here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
+        if found and not found.problem:
+            text = f"{here} reaches {there}, which runs, and {there} cannot reach {here}."
+            mend = f"Open {addresses[0]} for the other workers in the firewall. Does that name mean this host there?"
+            return failed("ports", text, mend, of_all=True)
+        problem = found.problem if found else "not tried"
+        mend = {
+            "connection refused": "Its host answers and nothing listens there: was `convoy doctor` started on it, with "
+            "the same cluster?",
+            "timed out": f"Is the host up? Then open {addresses[rank]} for the other workers in the firewall.",
+        }.get(problem, "Is that its address?")
+        return failed("ports", f"{here} cannot reach {there}: {problem}", mend, of_all=True)
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.5):
+            for rank in self._peers.missing():
+                if rank not in self._found or self._found[rank].problem:
+                    self._found[rank] = reach(self._cluster.addresses[rank], rank, seconds=1.0)
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

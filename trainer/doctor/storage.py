@@ -1,0 +1,188 @@
+"""RUN and DATA: whether they can be used, are the same for all workers, are large enough, and how fast they are.
+
+Of what is written nothing stays. Imports no TensorFlow.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.dataset import Dataset
+from input_pipeline.errors import UsageError
+from trainer.doctor.findings import Finding, failed, ok, warning
+from trainer.run_directory import RunDirectory
+
+_WRITTEN_BYTES = 8 * 2**20
+_READ_BYTES, _READ_SECONDS = 32 * 2**20, 2.0
+_CHUNK = 2**20
+_VISIBLE_SECONDS = 10.0  # how long a network file system may take to show a file on another host
+_SLOW_CHECKPOINT_SECONDS = 60.0
+_LARGE_SHARD_BYTES = 2**28  # twice what `convoy convert` puts into one
+
+
+@contextlib.contextmanager
+def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Finding]]]:
+    """Writes a file of some megabytes where RUN is or will be; it is gone on leaving.
+
+    Yields:
+      The file, or None where it cannot be written; the seconds it took; and what was found.
+    """
+    try:
+        RunDirectory(workdir).check()
+    except UsageError as error:
+        yield None, 0.0, [failed("run directory", str(error))]
+        return
+    path = Path(os.path.abspath(workdir))
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    token = folder / f".convoy-doctor-{uuid.uuid4().hex[:12]}"
+    try:
+        seconds = _write(token)
+    except OSError as error:
+        token.unlink(missing_ok=True)
+        action = "written" if folder == path else "made"
+        mend = "Give a --workdir that can be written, or mend the permissions."
+        text = f"--workdir={workdir} cannot be {action}: {folder}: {error.strerror}."
+        yield None, 0.0, [failed("run directory", text, mend)]
+        return
+    try:
+        what = "can be written" if folder == path else f"can be made in {folder}"
+        yield token, seconds, [ok("run directory", f"{workdir} {what}", of_all=True)]
+    finally:
+        token.unlink(missing_ok=True)
+
+
+def _write(path: Path) -> float:
+    content = os.urandom(_CHUNK)
+    began = time.perf_counter()
+    with open(path, "xb") as file:
+        for _ in range(_WRITTEN_BYTES // _CHUNK):
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - began
+
+
+def sees(token: str, seconds: float = _VISIBLE_SECONDS) -> bool:
+    """Returns whether the chief's file shows here, waiting for it a little."""
+    path, deadline = Path(token), time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if path.name in os.listdir(path.parent):  # a listing asks a network file system anew
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+
+
+def check_shared(sights: Mapping[int, bool], workdir: str, addresses: Sequence[str]) -> list[Finding]:
+    """Says which workers do not see what the chief wrote in RUN."""
+    blind = [f"worker {rank} ({addresses[rank]})" for rank, sees_it in sorted(sights.items()) if not sees_it]
+    if not blind:
+        return []
+    text = f"--workdir={workdir}: {' and '.join(blind)} do not see there what worker 0 ({addresses[0]}) writes."
+    return [failed("run directory", text, "Give a --workdir on a file system that all workers share.", of_all=True)]
+
+
+def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> Finding:
+    """Compares free space and speed with what checkpoints will take.
+
+    Args:
+      folder: in the file system of RUN.
+      write_seconds: that the token took.
+      checkpoint_bytes: of one; None where not known.
+      kept: config.keep_checkpoints.
+    """
+    free = shutil.disk_usage(folder).free
+    speed = _WRITTEN_BYTES / max(write_seconds, 1e-9)
+    has = f"{_size(free)} free, written at {_size(speed)}/s"
+    if checkpoint_bytes is None:
+        return ok("disk", has, of_all=True)
+    files = kept + 2  # the best, and the one that is being written
+    takes = f"{files} checkpoints of {_size(checkpoint_bytes)} take {_size(files * checkpoint_bytes)}"
+    if free < files * checkpoint_bytes:
+        mend = "Make room, give another --workdir, or lower --config.keep_checkpoints."
+        return failed("disk", f"{_size(free)} free in {folder}, and {takes}.", mend, of_all=True)
+    seconds = checkpoint_bytes / speed
+    if seconds > _SLOW_CHECKPOINT_SECONDS:
+        mend = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
+        return warning(
+            "disk", f"{has}: a checkpoint of {_size(checkpoint_bytes)} takes {seconds:.0f} s.", mend, of_all=True
+        )
+    return ok("disk", f"{has}; {takes}", of_all=True)
+
+
+def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) -> list[Finding]:
+    """Says where the training split is too small, or in too few files."""
+    split = dataset.split("train")
+    size = int(split.length.sum())
+    findings = []
+    if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
+        mend = "`convoy convert --shards=N` writes several, which a file server can spread."
+        findings.append(warning("data", f"one shard of {_size(size)}, which {num_workers} workers read at once.", mend))
+    if split.num_images < global_batch_size:
+        text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
+        findings.append(warning("data", text, "Lower config.batch_size: a step would see images more than once."))
+    return findings
+
+
+def look_at(dataset: Dataset) -> dict[str, Any]:
+    """Returns what must be the same on all workers, and `bytes_per_second` of reading, as JSON data.
+
+    Raises:
+      DataError: there is no training split.
+    """
+    split = dataset.split("train")
+    count, seconds = _read(split.shard_paths)
+    return {
+        "images": split.num_images,
+        "classes": dataset.num_classes,
+        "shards": len(split.shard_paths),
+        "digest": dataset.digest("train")[:16],
+        "bytes_per_second": count / max(seconds, 1e-9),
+    }
+
+
+def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[Finding]:
+    """Compares what the workers see behind --data.
+
+    Args:
+      seen: by rank, from `look_at`; of those who could open it.
+      addresses: of all workers, by rank.
+      data: as it was typed.
+    """
+    if not seen:
+        return []
+    first_rank, first = min(seen.items())
+    identity = [name for name in first if name != "bytes_per_second"]
+    for rank, other in sorted(seen.items()):
+        changed = [f"{name} {first[name]} and {other[name]}" for name in identity if first[name] != other[name]]
+        if changed:
+            text = (
+                f"--data={data} is not the same on worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
+                f"({addresses[rank]}): {', '.join(changed)}."
+            )
+            return [failed("data", text, "Give all workers the same files.", of_all=True)]
+    text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
+    slowest = min(other["bytes_per_second"] for other in seen.values())
+    read = f"read at {_size(slowest)}/s (what is in memory already, faster)"
+    return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
+
+
+def _read(paths: Sequence[Path]) -> tuple[int, float]:
+    count, began = 0, time.perf_counter()
+    for path in paths:
+        with open(path, "rb") as file:
+            while content := file.read(_CHUNK):
+                count += len(content)
+                if count >= _READ_BYTES or time.perf_counter() - began > _READ_SECONDS:
+                    return count, time.perf_counter() - began
+    return count, time.perf_counter() - began
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
