@@ -29,6 +29,7 @@ setup(
         "configs",
         "launch",
         "launch.kubernetes",
+        "launch.ssh",
         "benchmarks",
     ],
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},

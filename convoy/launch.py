@@ -35,6 +35,11 @@ _ENGINES = {
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
     ),
+    "ssh": Engine(
+        "launch.ssh.engine",
+        "a few machines with no scheduler that share a folder",
+        "convoy launch ssh --hosts=hosts.txt -- train --data=data --workdir=run",
+    ),
     "worker": Engine(
         "launch.worker",
         "one worker, where a scheduler starts them",

@@ -22,13 +22,16 @@ def cores_by_worker(processes: int) -> list[frozenset[int]]:
     return [frozenset(usable[rank * share : (rank + 1) * share]) for rank in range(processes)]
 
 
-def gpus_by_worker(processes: int, command: Sequence[str], environment: Mapping[str, str]) -> list[str] | None:
+def gpus_by_worker(
+    processes: int, command: Sequence[str], environment: Mapping[str, str], *, asked_as: str = ""
+) -> list[str] | None:
     """Returns CUDA_VISIBLE_DEVICES of each worker, or None where it stays as it is.
 
     Args:
       processes: number of workers.
       command: the trainer's, whose `--devices=cpu` wants no GPU.
       environment: of the launcher; its CUDA_VISIBLE_DEVICES is what there is to share out.
+      asked_as: how a person gave that number; `--processes=N` where left out.
 
     Raises:
       UsageError: the GPUs cannot be shared out evenly.
@@ -39,8 +42,9 @@ def gpus_by_worker(processes: int, command: Sequence[str], environment: Mapping[
     if not gpus:
         return None
     if len(gpus) % processes:
+        asked_as = asked_as or f"--processes={processes}"
         raise UsageError(
-            f"--processes={processes} does not divide the {len(gpus)} GPUs of this machine ({','.join(gpus)}). "
+            f"{asked_as} does not divide the {len(gpus)} GPUs of this machine ({','.join(gpus)}). "
             "Give a number that does, choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu."
         )
     share = len(gpus) // processes

@@ -16,12 +16,9 @@ from launch.ports import reserved_ports
 from launch.run_files import AttemptFiles, RunFiles
 from launch.screen import Screen
 from launch.supervisor import Supervisor
-from launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
+from launch.trainer_command import OTHER_CLUSTERS, TRAINER, flag_value, trainer_environment, trains
 
 REQUIRED = ("processes",)
-
-# What would make a worker believe that it is one of a cluster around this machine.
-_OTHER_CLUSTERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -110,7 +107,7 @@ def launch(
 def _environment(command: Sequence[str], processes: int, *, one_thread: bool) -> list[dict[str, str]]:
     """Returns what the environment of each worker holds in every attempt."""
     common = trainer_environment()
-    for name in _OTHER_CLUSTERS:
+    for name in OTHER_CLUSTERS:
         common.pop(name, None)
     if one_thread:
         common = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", **common}

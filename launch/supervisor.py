@@ -99,6 +99,11 @@ class Supervisor:
         self._furthest_checkpoint = run.checkpoint_step()
         self._started = time.monotonic()
 
+    @property
+    def is_asked_to_end(self) -> bool:
+        """Whether a signal waits: a start that takes long had better give up."""
+        return self._signals.are_waiting
+
     def run(self) -> int:
         """Launches, and returns the exit code.
 
@@ -154,6 +159,8 @@ class Supervisor:
             try:
                 return self._start(files)
             except StartError as error:
+                if self._signals.are_waiting:
+                    break
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._trains:
                     self._screen.say(f"convoy: {error} Given up.")
@@ -291,14 +298,11 @@ class Supervisor:
         )
 
     def _finish(self, exit_code: int) -> int:
-        if not self._trains:
+        if not self._trains or not self._attempts:
             self._run.remove_attempts()
             return exit_code
         self._write_summary(exit_code)
-        if self._attempts:
-            self._screen.say(
-                history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step())
-            )
+        self._screen.say(history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step()))
         return exit_code
 
     def _write_summary(self, exit_code: int | None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from input_pipeline.errors import UsageError, did_you_mean
 
 TRAINER = (sys.executable, "-m", "convoy")  # the program that understands the command
+# What would make a worker believe that it is one of a cluster around the machine that starts it.
+OTHER_CLUSTERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
 
 _COMMANDS = ("train", "doctor")
 

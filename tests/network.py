@@ -86,11 +86,11 @@ class Network:
 
     def unplug(self, host: str) -> None:
         """Pulls a host's cable: what is sent to or from it is lost without a word."""
-        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "nomaster")
+        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "nomaster", "down")
 
     def plug_in(self, host: str) -> None:
         """Puts the cable back."""
-        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "master", "switch")
+        _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "master", "switch", "up")
 
     def add_second(self) -> dict[str, str]:
         """Gives every host another interface, eth1, on a network of its own; returns the addresses there by host."""

@@ -87,14 +87,19 @@ def lost():
     end(138)
 
 
+def own_address():
+    host, port = addresses[rank].split(":")
+    return host, int(port)
+
+
 def connect():
     if len(addresses) == 1:
         return []
     if rank == 0:
-        with socket.create_server(("127.0.0.1", int(addresses[0].split(":")[1]))) as server:
+        with socket.create_server(own_address()) as server:
             server.settimeout(20)
             return [server.accept()[0] for _ in addresses[1:]]
-    with socket.create_server(("127.0.0.1", int(addresses[rank].split(":")[1]))):  # its own port is free too
+    with socket.create_server(own_address()):  # its own port is free too
         host, port = addresses[0].split(":")
         deadline = time.monotonic() + 20
         while True:

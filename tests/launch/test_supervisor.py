@@ -1,6 +1,5 @@
 """The supervisor where an engine cannot start its workers, loses them, or runs a command that only looks."""
 
-import json
 import os
 import signal
 import time
@@ -72,7 +71,7 @@ def test_a_start_that_goes_on_failing_is_given_up_as_retryable(supervise, tmp_pa
     code, said = supervise(StartError("host b does not answer."), start_seconds=0)
     assert code == 138
     assert "convoy: host b does not answer. Given up.\n" in said
-    assert json.loads((tmp_path / "run" / "launch.json").read_text())["exit_code"] == 138
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_ends_the_waiting_for_a_start(supervise):

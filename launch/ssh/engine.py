@@ -1,0 +1,135 @@
+"""Workers on hosts that ssh reaches: `convoy launch ssh --hosts=FILE -- train ...`.
+
+`starter.py` says which hosts take part in an attempt and how they are asked to, `agent.py` what runs at the other end
+and how it ends.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
+
+from input_pipeline.errors import ConvoyError, UsageError
+from launch.run_files import RunFiles
+from launch.screen import Screen
+from launch.ssh.hosts import read_hosts
+from launch.ssh.messages import SILENT_SECONDS
+from launch.ssh.refusals import Remote
+from launch.ssh.starter import Starter
+from launch.supervisor import Supervisor
+from launch.trainer_command import flag_value, trains
+from trainer.devices import parse_devices
+
+REQUIRED = ("hosts",)
+
+_START_SECONDS = 300.0
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of this engine."""
+    absl_flags.DEFINE_string(
+        "hosts",
+        None,
+        "ssh: file with a host a line, `[user@]host[:port] [slots=N] [address=ADDRESS]`; slots are worker processes, "
+        "address is where the other hosts reach it",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "min_hosts",
+        None,
+        "ssh: go on with as few as these when others do not answer and the run's virtual replicas allow it; all hosts "
+        "where left out, and always for a run's first start",
+        lower_bound=1,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string("ssh_config", "", "ssh: config file for the ssh client (its -F)", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "python",
+        "",
+        "ssh: Python with Convoy on the hosts; where left out, at the same path as here",
+        flag_values=flags,
+    )
+
+
+def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
+    """Launches the trainer's `command` (`train` and its flags); returns the exit code."""
+    return launch(
+        command,
+        hosts_file=flags.hosts,
+        min_hosts=flags.min_hosts,
+        ssh_config=flags.ssh_config,
+        python=flags.python or sys.executable,
+        max_restarts=flags.max_restarts,
+        grace_seconds=flags.grace_seconds,
+    )
+
+
+def launch(
+    command: Sequence[str],
+    *,
+    hosts_file: str,
+    min_hosts: int | None = None,
+    ssh_config: str = "",
+    python: str = sys.executable,
+    max_restarts: int = 3,
+    grace_seconds: float = 60.0,
+    silent_seconds: float = SILENT_SECONDS,
+    trainer: Sequence[str] | None = None,
+) -> int:
+    """Trains on the hosts of a file until the run is done or is given up.
+
+    Args:
+      command: `train` and its flags, with `--workdir`.
+      hosts_file: see `launch.ssh.hosts`.
+      min_hosts: with as few as these a run goes on; all where None.
+      ssh_config: for ssh's -F; ssh's own choice where empty.
+      python: interpreter on the hosts.
+      max_restarts: restarts that may follow one another without a new checkpoint.
+      grace_seconds: between SIGTERM and SIGKILL.
+      silent_seconds: after which launcher and agents give each other up.
+      trainer: the program that understands `command`; tests put a small one in its place.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: the host file, or a host that no other try would mend; RUN is a file.
+      DataError: RUN cannot be written.
+    """
+    hosts = read_hosts(hosts_file)
+    if min_hosts and min_hosts > len(hosts):
+        raise UsageError(f"--min_hosts={min_hosts} and {hosts_file} names {len(hosts)} of them. Give fewer.")
+    if ssh_config and not os.access(ssh_config, os.R_OK):
+        raise UsageError(f"--ssh_config={ssh_config} cannot be read. Give a file as in `man ssh_config`.")
+    parse_devices(flag_value(command, "devices") or "auto")
+    screen = Screen.of_standard_output()
+    run_files = RunFiles(flag_value(command, "workdir"))
+    starter = Starter(
+        hosts=hosts,
+        hosts_file=hosts_file,
+        min_hosts=min_hosts,
+        remote=Remote(os.getcwd(), python, os.path.abspath(ssh_config) if ssh_config else ""),
+        command=command,
+        program=[*(trainer or (python, "-m", "convoy")), *command],
+        run_files=run_files,
+        grace_seconds=grace_seconds,
+        silent_seconds=silent_seconds,
+        screen=screen,
+        is_asked_to_end=lambda: supervisor.is_asked_to_end,
+    )
+    supervisor = Supervisor(
+        run_files,
+        starter.start,
+        max_restarts=max_restarts,
+        grace_seconds=grace_seconds,
+        screen=screen,
+        start_seconds=max(_START_SECONDS, 2 * starter.lease_seconds),
+        trains=trains(command),
+        facts={"engine": "ssh", "hosts": [str(host) for host in hosts], "command": list(command)},
+    )
+    try:
+        return supervisor.run()
+    except ConvoyError:
+        run_files.remove_traces()
+        raise

@@ -1,0 +1,101 @@
+"""JSON objects, one a line, between the launcher and an agent: neither side ever waits for the other.
+
+    messages = Messages(read_from, write_to)
+    messages.send({"kill": True})
+    for message in messages.receive():
+        ...
+    messages.beat()      # now and then: a sign of life
+    if messages.are_over or messages.silence > limit:
+        ...              # the other side is gone
+
+Lines that are no such object are passed over: a login shell may greet on the same way.
+"""
+
+import json
+import os
+import select
+import time
+from collections.abc import Mapping
+from typing import Any
+
+SILENT_SECONDS = 25.0  # then the other side, or the way to it, counts as gone
+_BEAT_SECONDS = 3.0
+_READ_BYTES = 2**16
+_LONGEST_LINE = 2**22
+
+
+class Messages:
+    """One end of a conversation over two file descriptors."""
+
+    def __init__(self, read_from: int, write_to: int):
+        """Args: read_from, write_to: open file descriptors of pipes, which stay the caller's."""
+        self._read_from = read_from
+        self._write_to = write_to
+        self._received = bytearray()
+        self._waiting = bytearray()
+        self._heard = self._sent = time.monotonic()
+        self.are_over = False
+        for descriptor in (read_from, write_to):
+            os.set_blocking(descriptor, False)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since something was heard; none while something waits to be heard."""
+        waits = not self.are_over and select.select([self._read_from], [], [], 0)[0]
+        return 0.0 if waits else time.monotonic() - self._heard
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends, now or as soon as there is room."""
+        self._waiting += json.dumps(message).encode() + b"\n"
+        self._sent = time.monotonic()
+        self._write()
+
+    def beat(self) -> None:
+        """Sends a sign of life where nothing else was sent for a while."""
+        if time.monotonic() - self._sent >= _BEAT_SECONDS:
+            self.send({"beat": True})
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Returns what has come. Once the other side has ended, `are_over` is True."""
+        self._write()
+        while not self.are_over:
+            try:
+                content = os.read(self._read_from, _READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                content = b""
+            if not content:
+                self.are_over = True
+            else:
+                self._heard = time.monotonic()
+                self._received += content
+        *lines, rest = bytes(self._received).split(b"\n")
+        self._received = bytearray(rest[:_LONGEST_LINE])
+        return [message for line in lines if (message := _message(line)) is not None]
+
+    def wait(self, seconds: float) -> None:
+        """Waits until something comes, at most that long."""
+        if self.are_over:
+            time.sleep(seconds)
+        else:
+            select.select([self._read_from], [], [], seconds)
+
+    def _write(self) -> None:
+        while self._waiting:
+            try:
+                written = os.write(self._write_to, self._waiting)
+            except BlockingIOError:
+                return
+            except OSError:  # nobody reads any more; that nothing comes either is seen by `receive`
+                self._waiting.clear()
+                return
+            del self._waiting[:written]
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None

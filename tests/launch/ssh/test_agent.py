@@ -1,0 +1,189 @@
+"""The agent by itself, with pipes in place of ssh: it leaves nothing behind, whatever ends."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch.ssh.messages import Messages
+from tests.launch.ssh.conftest import REPOSITORY, is_gone
+
+SLEEP = "import signal, time; print('up', flush=True); time.sleep(1000)"
+SAVE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(138))); " + SLEEP
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+
+
+class Agent:
+    """An agent that was started, with a worker."""
+
+    def __init__(self, folder, wait_until, name="a"):
+        self.folder, self.wait_until = folder, wait_until
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.ssh.agent"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.messages = Messages(self.process.stdout.fileno(), self.process.stdin.fileno())
+        self.reports = []
+        self.name = name
+
+    def hello(self, **changes):
+        (self.folder / "token").write_text("secret")
+        order = {
+            **{"name": self.name, "run": str(self.folder), "token_file": str(self.folder / "token"), "token": "secret"},
+            **{"slots": 1, "command": ["train", "--devices=cpu:1"], "avoid_ports": []},
+            **{"silent_seconds": 30, "grace_seconds": 30},
+        }
+        self.messages.send({"hello": {**order, **changes}})
+
+    def start(self, program):
+        log = self.folder / f"{self.name}.log"
+        workers = [{"rank": 7, "log": str(log), "variables": {}}]
+        self.messages.send({"start": {"command": [sys.executable, "-c", program], "variables": {}, "workers": workers}})
+        self.wait_until(lambda: log.exists() and "up" in log.read_text(), "the worker", 20)
+        (self.worker,) = [int(pid) for pid in self._children().split()]
+        return log
+
+    def _children(self):
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as file:
+            return file.read()
+
+    def expect(self, name, seconds=20):
+        """Returns the first report of that name."""
+
+        def has_come():
+            self.messages.beat()
+            self.reports += self.messages.receive()
+            return any(name in report for report in self.reports)
+
+        self.wait_until(has_come, f"a report {name!r}", seconds)
+        return next(report[name] for report in self.reports if name in report)
+
+    def end(self, seconds=20):
+        assert self.process.wait(seconds) is not None
+        self.wait_until(lambda: is_gone(self.worker), "the worker's end", 5)
+
+
+@pytest.fixture
+def agent(tmp_path, wait_until):
+    with contextlib.ExitStack() as stack:
+
+        def start(**options):
+            started = Agent(tmp_path, wait_until, **options)
+            stack.callback(started.process.stdout.close)
+            stack.callback(started.process.wait)
+            stack.callback(started.process.kill)
+            stack.callback(started.process.stdin.close)
+            return started
+
+        yield start
+
+
+def test_says_who_it_is_and_reports_the_end_of_a_worker(agent):
+    a = agent()
+    a.hello()
+    hello = a.expect("hello")
+    assert (hello["sees_run"], hello["problem"], len(hello["ports"])) == (True, "", 1)
+    a.start(SLEEP)
+    os.kill(a.worker, signal.SIGKILL)
+    assert a.expect("ended") == [7, -signal.SIGKILL]
+    a.process.stdin.close()
+    assert a.process.wait(10) == 0
+
+
+@pytest.mark.slow  # it looks for 10 s
+def test_does_not_see_a_folder_that_is_not_shared(agent):
+    a = agent()
+    a.hello(token="another", silent_seconds=60)
+    assert a.expect("hello")["sees_run"] is False
+
+
+def test_that_hears_the_end_lets_workers_save_and_ends(agent):
+    a = agent()
+    a.hello()
+    log = a.start(SAVE)
+    a.process.stdin.close()
+    a.end()
+    assert log.read_text() == "up\nsaved\n"
+
+
+def test_that_hears_nothing_more_does_the_same(agent):
+    a = agent()
+    a.hello(silent_seconds=1)
+    log = a.start(SAVE)
+    a.end()
+    assert log.read_text() == "up\nsaved\n"
+
+
+def test_kills_what_does_not_end_in_the_grace_time(agent):
+    a = agent()
+    a.hello(grace_seconds=0.5)
+    a.start(STUBBORN)
+    began = time.monotonic()
+    a.process.stdin.close()
+    a.end()
+    assert time.monotonic() - began >= 0.5
+
+
+def test_when_the_host_shuts_down_still_reports(agent):
+    a = agent()
+    a.hello()
+    a.start(SAVE)
+    a.process.terminate()
+    assert a.expect("ended") == [7, 138]
+    a.end()
+
+
+def test_that_is_killed_takes_its_workers_along(agent):
+    a = agent()
+    a.hello()
+    a.start(STUBBORN)
+    a.process.kill()
+    a.end()
+
+
+def test_passes_signals_on_tells_of_stopped_workers_and_kills(agent):
+    a = agent()
+    a.hello()
+    a.start(STUBBORN)
+    os.kill(a.worker, signal.SIGSTOP)
+    assert a.expect("stopped") == [7]
+    a.messages.send({"kill": True})
+    assert a.expect("ended") == [7, -signal.SIGKILL]
+
+
+def test_waits_for_the_agent_before_it_whose_workers_still_save(agent):
+    first, second = agent(), agent()
+    first.hello(grace_seconds=2)
+    first.start(STUBBORN)
+    first.process.stdin.close()
+    second.hello()
+    assert second.expect("waits") is True
+    assert not any("hello" in report for report in second.reports)
+    assert not is_gone(first.worker)
+    assert second.expect("hello")["problem"] == ""
+    assert is_gone(first.worker)
+
+
+def test_says_so_when_the_one_before_it_stays(agent, tmp_path):
+    first, second = agent(), agent()
+    first.hello()
+    first.expect("hello")
+    second.hello(silent_seconds=4, grace_seconds=0)
+    problem = second.expect("hello")["problem"]
+    assert problem.startswith(f"another launch still has workers of {tmp_path} there.")
+
+
+def test_passes_over_what_is_no_order(agent):
+    a = agent()
+    a.process.stdin.write(b"garbage\n[1]\n" + json.dumps({"unknown": 1}).encode() + b"\n")
+    a.process.stdin.flush()
+    a.hello()
+    assert a.expect("hello")["sees_run"]
