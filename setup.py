@@ -56,6 +56,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",  # two tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
             # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
             "kubernetes-validate>=1.33",

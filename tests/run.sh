@@ -23,4 +23,4 @@ fi
 launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist=worksteal "$@"
