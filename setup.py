@@ -30,8 +30,10 @@ setup(
         "launch",
         "launch.kubernetes",
         "launch.ssh",
+        "launch.slurm",
         "benchmarks",
     ],
+    package_data={"launch.slurm": ["train.sbatch"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.

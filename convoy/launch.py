@@ -29,16 +29,26 @@ _ENGINES = {
         "processes of this machine",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
+    "ssh": Engine(
+        "launch.ssh.engine",
+        "a few machines with no scheduler that share a folder",
+        "convoy launch ssh --hosts=hosts.txt -- train --data=data --workdir=run",
+    ),
+    "slurm": Engine(
+        "launch.slurm.submit",
+        "a job of SLURM, submitted and followed",
+        "convoy launch slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 -- train --data=data --workdir=run",
+    ),
+    "srun": Engine(
+        "launch.slurm.step",
+        "the nodes of a SLURM job, from inside it",
+        "convoy launch srun -- train --data=data --workdir=run",
+    ),
     "kubernetes": Engine(
         "launch.kubernetes.engine",
         "pods of a Kubernetes cluster: JobSet, or Kubeflow's TFJob",
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
-    ),
-    "ssh": Engine(
-        "launch.ssh.engine",
-        "a few machines with no scheduler that share a folder",
-        "convoy launch ssh --hosts=hosts.txt -- train --data=data --workdir=run",
     ),
     "worker": Engine(
         "launch.worker",

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class AttemptFiles:
             return Ended(int(content["rank"]), int(content["returncode"]), float(content["time"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def write_error(self, rank: int, error: WorkerError) -> None:
+        """Leaves the word of a worker that could not leave it itself."""
+        with contextlib.suppress(OSError):
+            write_whole(self.error_file(rank), (json.dumps({"rank": rank, **asdict(error)}) + "\n").encode())
 
     def error(self, rank: int) -> WorkerError | None:
         """Returns a worker's own exception, or None where it had none."""

@@ -98,6 +98,7 @@ class Supervisor:
         self._attempts: list[Attempt] = []
         self._furthest_checkpoint = run.checkpoint_step()
         self._started = time.monotonic()
+        self.ended_by: int | None = None  # the signal that ended the launch, where one did
 
     @property
     def is_asked_to_end(self) -> bool:
@@ -176,6 +177,7 @@ class Supervisor:
     def _not_started(self) -> int:
         numbers = self._signals.take()
         if numbers:
+            self.ended_by = numbers[-1]
             self._screen.say(f"convoy: ended by {signal_name(numbers[-1])}. {self._where_it_goes_on()}")
         return self._finish(128 + numbers[-1] if numbers else RETRYABLE)
 
@@ -225,7 +227,7 @@ class Supervisor:
                 )
 
     def _after_signal(self, ends: Sequence[WorkerEnd], ending: Ending, step: int | None) -> int:
-        number = ending.signals[-1]
+        self.ended_by = number = ending.signals[-1]
         exit_code = exit_code_after_signal(ends, number, had_to_kill=any(end.ended_as for end in ends))
         self._screen.say(f"convoy: ended by {signal_name(number)}{_at(step)}. {self._where_it_goes_on()}")
         return self._finish(exit_code)
@@ -251,7 +253,7 @@ class Supervisor:
         self._screen.say(f"{what} Restarting from {place} ({decision.reason}).")
         self._run.append_restart(files.number + 1, cause.text)
         with contextlib.suppress(IndexError):
-            number = self._signals.take()[-1]  # while nobody was there to pass it on to
+            self.ended_by = number = self._signals.take()[-1]  # while nobody was there to pass it on to
             self._screen.say(f"convoy: ended by {signal_name(number)}. {self._where_it_goes_on()}")
             return self._finish(128 + number)
         self._write_summary(None)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags as absl_flags
 
+from input_pipeline.errors import UsageError
 from launch.ending import Ending, Signals
 from launch.gang import Ended, Gang, WorkerProgram
 from launch.policy import RETRYABLE, WorkerEnd, signal_name
@@ -72,13 +73,17 @@ def launch(
       UsageError: the environment describes a cluster that cannot be; RUN is a file.
       DataError: RUN cannot be written.
     """
-    cluster = find_cluster(
-        os.environ,
-        hosts=list(filter(None, (flag_value(command, "worker_hosts") or "").split(","))),
-        index=_number(flag_value(command, "worker_index")),
-    )
-    rank = cluster.index if cluster else 0
     files = RunFiles(flag_value(command, "workdir")).attempt(attempt_number(os.environ))
+    try:
+        cluster = find_cluster(
+            os.environ,
+            hosts=list(filter(None, (flag_value(command, "worker_hosts") or "").split(","))),
+            index=_number(flag_value(command, "worker_index")),
+        )
+    except UsageError as error:
+        _note_refusal(error, files)
+        raise
+    rank = cluster.index if cluster else 0
     for stale in (files.error_file(rank), files.end_file(rank)):
         stale.unlink(missing_ok=True)
     variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
@@ -115,12 +120,22 @@ def exit_code(end: Ended, files: AttemptFiles) -> int:
     return WorkerEnd(end.rank, end.returncode, end.time).exit_code
 
 
+def _note_refusal(error: UsageError, files: AttemptFiles) -> None:
+    """Leaves word of a worker that was not started, where whoever started the gang looks for it."""
+    rank = _number(os.environ.get("SLURM_PROCID"))
+    if rank is not None:
+        with contextlib.suppress(OSError), open(files.log(rank), "a", encoding="utf-8") as log:
+            log.write(f"convoy: {error}\n")
+        files.write_end(Ended(rank, error.exit_code, time.time()))
+
+
 def _watch(gang: Gang, signals: Signals, ending: Ending, screen: Screen, log: Follower) -> Ended:
     while True:
         for ended in gang.poll():
             return ended
         for number in signals.take():
-            if not ending.signal_received(number):
+            # A scheduler's order may come by two ways, from itself and from the launcher of the gang: it is one order.
+            if number not in ending.signals and not ending.signal_received(number):
                 gang.send(number)
         if ending.kill_is_due():
             screen.say(f"convoy: killing the worker, which did not end after {signal_name(ending.signals[-1])}.")

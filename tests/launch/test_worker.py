@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,14 @@ class TestExitCode:
         assert one.wait() == 2
         assert re.fullmatch(r"convoy: HOSTNAME=pod does not end in JOB_COMPLETION_INDEX=1: .*\n", one.output)
 
+    def test_is_2_where_slurm_does_not_tell_its_place_and_the_launcher_finds_word_of_it(self, worker):
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1"}
+        layout = {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_DISTRIBUTION": "arbitrary"}
+        one = worker(CONVOY_SLURM_HOSTS="n1,n2", **step, **layout)
+        assert one.wait() == 2
+        assert one.end(rank=1)["returncode"] == 2
+        assert one.log(rank=1).startswith("convoy: SLURM_DISTRIBUTION=arbitrary does not tell")
+
     def test_is_2_where_the_run_directory_is_a_file(self, worker, tmp_path):
         (tmp_path / "run").write_text("")
         one = worker()
@@ -223,6 +232,15 @@ class TestSignals:
         assert one.wait() == 137
         assert one.output.endswith("convoy: killing the worker, which did not end after SIGTERM.\n")
         assert one.trainer() is None
+
+    def test_that_come_by_two_ways_are_one_order_and_leave_the_time_to_save(self, held, wait_until):
+        one = held("--grace_seconds=2", plan=doing({"do": "ignore_signals"}))
+        first = time.monotonic()
+        one.process.terminate()  # by the scheduler
+        wait_until(lambda: time.monotonic() > first + 0.5, "half a second")
+        one.process.terminate()  # by the launcher of the gang
+        assert one.wait() == 137
+        assert time.monotonic() > first + 1.9
 
     def test_wake_a_trainer_that_is_stopped(self, held):
         one = held()

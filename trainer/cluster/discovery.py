@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from input_pipeline.errors import UsageError
 
 DEFAULT_PORT = 2222
+HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # the step's, by commas, from a launcher: containers have no scontrol
 # SLURM's jobs on one host must not meet on one port, and the job's number is known on every host of it.
 _SLURM_FIRST_PORT, _SLURM_PORTS = 20000, 20000
+_IN_BLOCKS = "Start the step with `srun --distribution=block`, and without SLURM_HOSTFILE."
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,56 @@ def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], li
     number = _integer(environment, "SLURM_STEP_NUM_TASKS")
     if number < 2:
         return None
-    hosts = expand_hosts(environment["SLURM_STEP_NODELIST"])
-    per_host = _tasks_per_host(environment.get("SLURM_STEP_TASKS_PER_NODE", ""), len(hosts), number)
+    known = environment.get(HOSTS_VARIABLE)
+    hosts = known.split(",") if known else expand_hosts(environment["SLURM_STEP_NODELIST"])
+    tasks_per_host = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts = counts_by_host(tasks_per_host)
+    if len(counts) != len(hosts) or sum(counts) != number:
+        raise UsageError(
+            f"SLURM_STEP_TASKS_PER_NODE={tasks_per_host!r} does not tell where the {number} tasks of {len(hosts)} "
+            f"hosts run. {_IN_BLOCKS}"
+        )
+    places = _places_of_ranks(counts, environment)
+    rank = _integer(environment, "SLURM_PROCID")
     first_port = _SLURM_FIRST_PORT + _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_PORTS
-    addresses = [
-        f"{host}:{first_port + local}" for host, tasks in zip(hosts, per_host, strict=True) for local in range(tasks)
-    ]
-    return _workers(addresses, _integer(environment, "SLURM_PROCID"), "SLURM")
+    found = _workers([f"{hosts[host]}:{first_port + local}" for host, local in places], rank, "SLURM")
+    if {"SLURM_NODEID", "SLURM_LOCALID"} <= environment.keys():
+        own = (_integer(environment, "SLURM_NODEID"), _integer(environment, "SLURM_LOCALID"))
+        if own != places[rank]:
+            raise UsageError(
+                f"SLURM runs task {rank} at another place (SLURM_NODEID={own[0]}, SLURM_LOCALID={own[1]}) than its "
+                f"layout says ({places[rank][0]}, {places[rank][1]}). {_IN_BLOCKS}"
+            )
+    return found
 
 
-def _tasks_per_host(text: str, hosts: int, tasks: int) -> list[int]:
-    """Returns how many tasks each host has, from SLURM's `2(x3),1`."""
+def _places_of_ranks(counts: Sequence[int], environment: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Returns where each rank runs: the place of its host in the list, and its own among the host's tasks."""
+    distribution = environment.get("SLURM_DISTRIBUTION", "").partition(":")[0].partition(",")[0]
+    if distribution == "arbitrary":
+        raise UsageError(f"SLURM_DISTRIBUTION=arbitrary does not tell which task runs where. {_IN_BLOCKS}")
+    # So many ranks go to a host at a time, host after host, and again from the first where it has more.
+    at_a_time = {"cyclic": 1, "plane": _integer(environment, "SLURM_DIST_PLANESIZE", "1")}.get(
+        distribution, max(counts)
+    )
+    places: list[tuple[int, int]] = []
+    placed = [0] * len(counts)
+    while placed != list(counts):
+        for host, count in enumerate(counts):
+            until = min(placed[host] + max(1, at_a_time), count)
+            places += [(host, local) for local in range(placed[host], until)]
+            placed[host] = until
+    return places
+
+
+def counts_by_host(text: str) -> list[int]:
+    """Returns the number that each host has of something, from SLURM's `2(x3),1`; nothing where it is no such text."""
     counts = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if not match:
-            break
+            return []
         counts += [int(match[1])] * int(match[2] or 1)
-    if len(counts) != hosts or sum(counts) != tasks:
-        raise UsageError(
-            f"SLURM_STEP_TASKS_PER_NODE={text!r} does not tell where the {tasks} tasks of {hosts} hosts run. "
-            "Start the step with `srun --distribution=block`."
-        )
     return counts
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from input_pipeline.errors import UsageError
-from trainer.cluster.discovery import find_cluster
+from trainer.cluster.discovery import HOSTS_VARIABLE, find_cluster
 
 HOSTS = ["a:2222", "b:2223", "c:2224"]
 
@@ -104,6 +104,37 @@ class TestSlurm:
             cluster = find_cluster(slurm(rank), expand_hosts=expand)
             assert cluster.addresses == ("n1:20007", "n1:20008", "n2:20007", "n2:20008", "n3:20007")
             assert (cluster.index, cluster.source) == (rank, "SLURM")
+
+    @pytest.mark.parametrize(
+        ("variables", "hosts"),
+        [
+            ({"SLURM_DISTRIBUTION": "block:cyclic"}, "n1 n1 n2 n2 n3"),
+            ({"SLURM_DISTRIBUTION": "cyclic"}, "n1 n2 n3 n1 n2"),
+            ({"SLURM_DISTRIBUTION": "cyclic:block"}, "n1 n2 n3 n1 n2"),
+            ({"SLURM_DISTRIBUTION": "plane", "SLURM_DIST_PLANESIZE": "2"}, "n1 n1 n2 n2 n3"),
+            ({"SLURM_DISTRIBUTION": "plane", "SLURM_DIST_PLANESIZE": "1"}, "n1 n2 n3 n1 n2"),
+        ],
+    )
+    def test_places_tasks_on_hosts_as_the_step_distributes_them(self, variables, hosts):
+        cluster = find_cluster({**slurm(), **variables}, expand_hosts=expand)
+        assert [address.partition(":")[0] for address in cluster.addresses] == hosts.split()
+        assert len(set(cluster.addresses)) == 5
+
+    def test_of_a_layout_that_it_does_not_tell_is_refused_with_the_mend(self):
+        with pytest.raises(
+            UsageError, match="SLURM_DISTRIBUTION=arbitrary does not tell .* `srun --distribution=block`"
+        ):
+            find_cluster({**slurm(), "SLURM_DISTRIBUTION": "arbitrary"}, expand_hosts=expand)
+
+    def test_of_a_task_that_runs_elsewhere_is_refused_with_the_mend(self):
+        here = {**slurm(3), "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}
+        assert find_cluster(here, expand_hosts=expand).index == 3
+        with pytest.raises(UsageError, match=r"task 3 at another place \(SLURM_NODEID=0, SLURM_LOCALID=1\)"):
+            find_cluster({**here, "SLURM_NODEID": "0"}, expand_hosts=expand)
+
+    def test_takes_the_hosts_from_a_launcher_where_there_is_one(self):
+        hosts = {HOSTS_VARIABLE: "a,b07,c"}
+        assert find_cluster({**slurm(), **hosts}, expand_hosts=None).addresses[2] == "b07:20007"
 
     def test_gives_jobs_on_one_host_different_ports_that_a_server_may_have(self):
         ports = set()

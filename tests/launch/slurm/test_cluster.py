@@ -1,0 +1,157 @@
+"""Jobs on a real SLURM cluster of two nodes, and what befalls clusters."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+LAUNCH = ("launch", "slurm", "--nodes=2", "--grace_seconds=5")
+
+
+def train(undisturbed_run, dataset, run):
+    flags = (*undisturbed_run.flags, "--devices=cpu:1", "--heartbeat_timeout=5")
+    return ("train", *flags, f"--data={dataset.data}", f"--workdir={run}")
+
+
+def weights(run):
+    return json.loads((run / "result.json").read_text())["weights_sha256"]
+
+
+def has_checkpoint(run, step):
+    return any(int(path.stem.partition("-")[2]) >= step for path in (run / "checkpoints").glob("step-*.npz"))
+
+
+def trainers(slurm, node):
+    """Returns the processes of a node that train."""
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in slurm.network.processes(node)}
+    return [pid for pid, command in words.items() if command[1:4] == [b"-m", b"convoy", b"train"]]
+
+
+@pytest.mark.slow
+def test_a_job_whose_worker_is_killed_whose_link_is_cut_and_whose_time_is_up_ends_as_if_undisturbed(
+    slurm, convoy_started, undisturbed_run, dataset, tmp_path, wait_until, recovery
+):
+    run, output = tmp_path / "run", tmp_path / "output"
+    command = (*LAUNCH, "--", *train(undisturbed_run, dataset, run))
+    faults = {}
+    with convoy_started(*command, output=output, prefix=tuple(slurm.command())) as client:
+        wait_until(lambda: has_checkpoint(run, 20), "step 20")
+        (trainer,) = trainers(slurm, "n2")
+        faults["SLURM: a worker is killed"] = time.time()
+        os.kill(trainer, signal.SIGKILL)
+
+        wait_until(lambda: has_checkpoint(run, 60), "step 60")
+        faults["SLURM: a node's link is cut until the workers have noticed (--heartbeat_timeout=5)"] = time.time()
+        slurm.network.unplug("n2")
+        noted = run / "logs" / "attempt-2" / "end-0.json"
+        wait_until(lambda: noted.exists() or slurm.job("1", "Restarts") != "0", "the end of a worker", 60)
+        slurm.network.plug_in("n2")
+
+        wait_until(lambda: has_checkpoint(run, 100), "step 100")
+        faults["SLURM: the warning before the time limit, the job is put back into the queue"] = time.time()
+        slurm.run("scancel", "--signal=USR1", "--batch", "1")
+        assert client.wait(300) == 0, output.read_text()
+    shown = output.read_text()
+    assert weights(run) == weights(undisturbed_run.workdir), shown
+    # Where the workers are slow to notice the cut, SLURM is faster, and puts the job back by itself.
+    assert (slurm.job("1"), slurm.job("1", "Restarts")) in (("COMPLETED", "1"), ("COMPLETED", "2"))
+    assert re.search(r"convoy: attempt 1 ended at step \d+: worker 1 was killed \(SIGKILL\)\. Restarting from", shown)
+    assert "convoy: putting job 1 back into the queue (scontrol requeue): this start of it got as far as the" in shown
+    assert "convoy: job 1 is back in the queue, start " in shown
+    assert shown.endswith("convoy: job 1 is done.\n")
+    for fault, when in faults.items():
+        recovery(fault, run, when)
+
+
+@pytest.mark.slow
+def test_the_template_trains_and_a_node_that_dies_puts_its_job_back_into_the_queue(
+    slurm, undisturbed_run, dataset, tmp_path, wait_until, recovery
+):
+    run, log = tmp_path / "run", tmp_path / "slurm-1.out"
+    _, *flags = train(undisturbed_run, dataset, run)
+    variables = {"CONVOY": f"{sys.executable} -m convoy", "RUN": str(run), "DATA": str(dataset.data)}
+    variables |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1"}
+    submit = ["sbatch", REPOSITORY / "launch/slurm/train.sbatch", *flags]
+    slurm.run("env", "-C", tmp_path, *(f"{name}={value}" for name, value in variables.items()), *submit)
+    wait_until(lambda: has_checkpoint(run, 20), "step 20")
+    died = time.time()
+    slurm.stop_node("n2")
+    wait_until(lambda: slurm.node_state("n2") == "DOWN", "word that n2 is down", 60)
+    slurm.start_node("n2")
+    wait_until(lambda: slurm.job("1") in ("COMPLETED", "FAILED", "CANCELLED"), "the end of the job")
+    shown = log.read_text()
+    assert (slurm.job("1"), slurm.job("1", "Restarts")) == ("COMPLETED", "1"), shown
+    assert weights(run) == weights(undisturbed_run.workdir), shown
+    recovery("SLURM: a node dies, and is back when SLURM has noticed", run, died)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_good_ends_the_job_at_once(slurm, convoy_started, tmp_path):
+    cases = (
+        ("--config.batch_sie=3", 2, "config has no field 'batch_sie'"),
+        ("--data=nodata", 3, "nodata does not exist"),
+    )
+    for number, (flag, code, message) in enumerate(cases, 1):
+        run, output = tmp_path / f"run-{number}", tmp_path / f"output-{number}"
+        command = (*LAUNCH, "--", "train", "--config=smoke", "--data=data", flag, f"--workdir={run}")
+        with convoy_started(*command, output=output, prefix=tuple(slurm.command())) as client:
+            assert client.wait(120) == code, output.read_text()
+        assert output.read_text().count(message) == 1
+        assert (slurm.job(str(number)), slurm.job(str(number), "Restarts")) == ("FAILED", "0")
+        assert sorted(path.name for path in run.rglob("*")) == ["job.sbatch", "logs", f"slurm-{number}.out"]
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_start_is_tried_twice_and_not_put_back(slurm, convoy_started, tmp_path, monkeypatch):
+    run, output, image = tmp_path / "run", tmp_path / "output", tmp_path / "image.sif"
+    image.touch()
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text("#!/bin/sh\necho FATAL: no such image >&2\nexit 255\n")
+    apptainer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    command = (*LAUNCH, f"--container={image}", "--", "train", f"--workdir={run}")
+    with convoy_started(*command, output=output, prefix=tuple(slurm.command())) as client:
+        assert client.wait(120) == 1, output.read_text()
+    assert "worker 0: FATAL: no such image. Not restarted: it failed before the first step twice" in output.read_text()
+    assert (slurm.job("1"), slurm.job("1", "Restarts")) == ("FAILED", "0")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_only_the_following_and_scancel_the_job(slurm, convoy_started, dataset, tmp_path, wait_until):
+    run, output = tmp_path / "run", tmp_path / "output"
+    command = (*LAUNCH, "--", "train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}")
+    many = ("--config.steps=100000", "--config.checkpoint_every_steps=100000", "--config.eval_every_steps=100000")
+    with convoy_started(*command, *many, output=output, prefix=tuple(slurm.command())) as client:
+        wait_until(lambda: "step 10/" in output.read_text(), "a step")
+        client.send_signal(signal.SIGINT)
+        assert client.wait(30) == 130
+    assert "convoy: no longer following. Job 1 goes on; `scancel 1` ends it. Its log: " in output.read_text()
+    assert slurm.job("1") == "RUNNING"
+    slurm.run("scancel", "1")
+    wait_until(lambda: slurm.job("1") == "CANCELLED", "the end of the job", 60)
+    assert not any(trainers(slurm, node) for node in ("n1", "n2"))
+    assert has_checkpoint(run, 10), "nothing was saved"
+
+
+@pytest.mark.slow
+def test_ranks_of_a_step_find_the_hosts_that_they_run_on(slurm):
+    find = (
+        "import os, socket; from trainer.cluster.discovery import find_cluster; cluster = find_cluster(os.environ); "
+        "print(cluster.index, socket.gethostname(), *cluster.addresses)"
+    )
+    program = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-c", find]
+    layouts = ("--ntasks=4 --distribution=block", "--ntasks=4 --distribution=cyclic", "--ntasks=3")
+    for layout in (*layouts, "--ntasks=4 --distribution=plane=2"):
+        output = slurm.run("srun", "--nodes=2", *layout.split(), *program).stdout
+        lines = sorted(line.split() for line in output.splitlines())
+        assert [line[0] for line in lines] == [str(rank) for rank in range(len(lines))]
+        assert len({tuple(addresses) for _, _, *addresses in lines}) == 1
+        assert [address.partition(":")[0] for address in lines[0][2:]] == [host for _, host, *_ in lines], layout
+    told = slurm.run("srun", "--ntasks=2", "--distribution=arbitrary", "--nodelist=n2,n1", *program, check=False)
+    assert "SLURM_DISTRIBUTION=arbitrary does not tell which task runs where" in told.stderr

@@ -1,0 +1,190 @@
+"""What `convoy launch slurm` and `convoy launch srun` would have SLURM do, as text."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.errors import UsageError
+from launch.slurm.client import parsed_job
+from launch.slurm.script import JobOptions, job_script
+from launch.slurm.step import Allocation, find_allocation, requeue_decision, step_command, worker_command
+
+TRAIN = ["train", "--data=data", "--workdir=my run"]
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "32(x2)"}
+
+
+def script(command=TRAIN, **options):
+    return job_script(
+        JobOptions(**{"nodes": 2, **options}),
+        command,
+        logs=Path("/shared/my run/logs"),
+        cwd=Path("/shared"),
+        python="/venv/bin/python",
+    )
+
+
+@pytest.fixture
+def scontrol(monkeypatch, tmp_path):
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\ntest "$*" = "show hostnames n[1-2]" && printf "n1\\nn2\\n"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+class TestJobScript:
+    def test_asks_for_what_was_asked_for_and_becomes_the_launcher(self):
+        assert script(
+            gpus_per_node=8, time="1:00:00", sbatch=["--mem=0"], setup=["module load cuda\nulimit -n 4096"]
+        ) == (
+            "#!/bin/bash\n"
+            "# Written by `convoy launch slurm`. Submitted again, it goes on from the newest checkpoint.\n"
+            "#SBATCH --job-name='convoy-my run'\n"
+            "#SBATCH --nodes=2\n"
+            "#SBATCH --ntasks-per-node=1\n"
+            "#SBATCH --gpus-per-node=8\n"
+            "#SBATCH --time=1:00:00\n"
+            "#SBATCH --chdir=/shared\n"
+            "#SBATCH --output='/shared/my run/logs/slurm-%j.out'\n"
+            "#SBATCH --open-mode=append\n"
+            "#SBATCH --requeue\n"
+            "#SBATCH --signal=B:USR1@120\n"
+            "#SBATCH --mem=0\n"
+            "\n"
+            "module load cuda\n"
+            "ulimit -n 4096\n"
+            "# `exec`: SLURM's signals go to the process of this script, which then is the one that watches.\n"
+            "exec /venv/bin/python -m convoy launch srun --processes_per_node=1 --max_restarts=3 --grace_seconds=60 "
+            "\\\n"
+            "    -- train \\\n"
+            "    --data=data \\\n"
+            "    '--workdir=my run'\n"
+        )
+
+    def test_is_a_shell_script_whose_words_are_those_that_were_typed(self, tmp_path):
+        command = ["train", "--data=it's $HOME", "--workdir=a\tb", "--config.name=`x`"]
+        text = script(command).replace("exec /venv/bin/python", "printf '%s\\n'")
+        shown = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert shown[shown.index("--") + 1 :] == command
+
+    def test_of_a_command_that_only_looks_is_not_put_back_into_the_queue(self):
+        text = script(["doctor", "--workdir=run"], requeue=False)
+        assert "#SBATCH --no-requeue\n" in text
+        assert "--signal" not in text
+
+    @pytest.mark.parametrize("option", ["mem=0", "--mem=0\nrm"])
+    def test_refuses_what_is_no_option_of_sbatch(self, option):
+        with pytest.raises(UsageError, match="is no option of sbatch. Example: --sbatch=--mail-type=END"):
+            script(sbatch=[option])
+
+    def test_refuses_a_value_of_two_lines(self):
+        with pytest.raises(UsageError, match="--job-name='a\\\\nb' has more than one line"):
+            script(job_name="a\nb")
+
+
+class TestCommand:
+    def test_dry_run_prints_the_script_and_writes_nothing(self, convoy, tmp_path):
+        flags = ("--nodes=2", "--dry_run", "--container=registry#convoy:1")
+        result = convoy(
+            "launch", "slurm", *flags, "--", "train", "--data=d", f"--workdir={tmp_path / 'run'}", check=True
+        )
+        assert "#SBATCH --nodes=2\n" in result.stdout
+        assert "'--container=registry#convoy:1' \\\n    -- train" in result.stdout
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_slurm_is_refused_and_writes_nothing(self, convoy, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        result = convoy("launch", "slurm", "--nodes=2", "--", "train", f"--workdir={tmp_path / 'run'}")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("convoy: sbatch is not on the PATH. Run this where SLURM's commands are")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_gpus_that_cannot_be_shared_out_are_refused(self, convoy, tmp_path):
+        flags = ("--nodes=2", "--gpus_per_node=8", "--processes_per_node=3")
+        result = convoy("launch", "slurm", *flags, "--", "train", f"--workdir={tmp_path / 'run'}")
+        assert result.returncode == 2
+        assert "--processes_per_node=3 does not divide --gpus_per_node=8" in result.stderr
+
+    def test_srun_outside_of_a_job_is_refused_with_the_ways_to_one(self, convoy, tmp_path, monkeypatch):
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+        result = convoy("launch", "srun", "--", "train", f"--workdir={tmp_path / 'run'}")
+        assert result.returncode == 2
+        assert "`salloc --nodes=2`. `convoy launch slurm` writes and submits one." in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestAllocation:
+    def test_is_one_worker_a_node_with_all_its_cores(self, scontrol):
+        assert find_allocation(JOB, None) == Allocation("7", "n[1-2]", ("n1", "n2"), 1, 32, None)
+
+    def test_follows_what_the_job_asked_for(self, scontrol):
+        job = {**JOB, "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6", "SLURM_GPUS_ON_NODE": "8"}
+        assert find_allocation(job, None)[3:] == (4, 6, 2)
+        assert find_allocation(job, 8)[3:] == (8, 6, 1)
+
+    def test_leaves_the_gpus_of_a_node_to_its_only_worker(self, scontrol):
+        assert find_allocation({**JOB, "SLURM_GPUS_ON_NODE": "8"}, None).gpus_per_task is None
+
+    def test_with_gpus_that_cannot_be_shared_out_is_refused(self, scontrol):
+        with pytest.raises(UsageError, match="--processes_per_node=3 does not divide the 8 GPUs of a node"):
+            find_allocation({**JOB, "SLURM_GPUS_ON_NODE": "8"}, 3)
+
+
+class TestStepCommand:
+    ALLOCATION = Allocation("7", "n[1-2]", ("n1", "n2"), 4, 8, 2)
+
+    def test_starts_the_whole_gang_in_blocks(self):
+        assert step_command(self.ALLOCATION, "convoy-attempt-3", ["worker"], TRAIN, None) == [
+            *("srun", "--job-name=convoy-attempt-3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"),
+            *("--distribution=block", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--label"),
+            *("--cpus-per-task=8", "--gpus-per-task=2", "worker"),
+        ]
+
+    def test_shows_run_and_data_to_a_container_of_pyxis(self, monkeypatch):
+        monkeypatch.setattr("os.getcwd", lambda: "/work")
+        train = ["train", "--data=/data", "--workdir=run"]
+        worker = worker_command(train, "registry#convoy:1", grace_seconds=9)
+        command = step_command(self.ALLOCATION, "name", worker, train, "registry#convoy:1")
+        assert command[command.index("--gpus-per-task=2") + 1 :] == [
+            "--container-image=registry#convoy:1",
+            "--container-mounts=/work:/work,/work/run:/work/run,/data:/data",
+            "--container-workdir=/work",
+            *("convoy", "launch", "worker", "--noshow", "--grace_seconds=9", "--", *train),
+        ]
+
+    def test_runs_an_image_file_under_apptainer(self, monkeypatch):
+        monkeypatch.setattr("os.getcwd", lambda: "/work")
+        worker = worker_command(["train", "--data=/data", "--workdir=run"], "/images/convoy.sif", grace_seconds=60)
+        assert worker[:8] == [
+            *("apptainer", "exec", "--nv", "--bind=/work,/work/run,/data", "--pwd=/work", "/images/convoy.sif"),
+            *("convoy", "launch"),
+        ]
+        assert not [word for word in step_command(self.ALLOCATION, "n", worker, TRAIN, "/c.sif") if "container" in word]
+
+
+class TestRequeue:
+    @pytest.mark.parametrize(
+        ("new_checkpoint", "restarts", "wanted"), [(120, 0, True), (120, 99, True), (None, 2, True), (None, 3, False)]
+    )
+    def test_goes_on_as_long_as_the_run_gets_further_and_a_few_times_more(self, new_checkpoint, restarts, wanted):
+        assert requeue_decision(new_checkpoint, restarts, 3)[0] is wanted
+
+
+class TestJobFacts:
+    def test_are_read_from_a_line_of_scontrols(self):
+        line = (
+            "JobId=17 JobName=a b UserId=root(0) JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 "
+            "Restarts=2 BatchFlag=1 ExitCode=3:0 StartTime=2026-11-22T18:42:33 NodeList=n[1-2] StdOut=/a/JobState=X"
+        )
+        job = parsed_job(line)
+        assert (job.state, job.reason, job.nodes, job.restarts, job.exit_code) == (
+            "FAILED",
+            "NonZeroExitCode",
+            "n[1-2]",
+            2,
+            3,
+        )
+        assert (job.is_batch, job.has_ended) == (True, True)
+
+    def test_of_a_killed_script_have_a_shells_exit_code(self):
+        assert parsed_job("JobState=CANCELLED ExitCode=0:15 NodeList=(null)").exit_code == 143
