@@ -14,13 +14,11 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from input_pipeline.errors import UsageError
 from trainer.cluster.discovery import Cluster
-
-if TYPE_CHECKING:
-    from trainer.cluster.peers import Peers
+from trainer.cluster.peers import Peers
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _REQUEST_BYTES, _ADDRESS_AT = 256, 20  # struct ifreq: the name, then a sockaddr_in whose address is at this byte
@@ -83,7 +81,7 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
     return fitting[0]
 
 
-def over_interface(cluster: Cluster | None, peers: "Peers", wanted: str) -> Cluster | None:
+def over_interface(cluster: Cluster | None, peers: Peers, wanted: str) -> Cluster | None:
     """Returns the cluster with the workers' addresses on an interface. Call it on all workers, once they have met.
 
     NCCL is told the interface too, unless `NCCL_SOCKET_IFNAME` is set already.
@@ -134,20 +132,3 @@ def with_addresses(cluster: Cluster, by_rank: Mapping[int, str], wanted: str) ->
                 f"({cluster.addresses[rank]}) the same address {address}: choose one that is its own on each host."
             )
     return replace(cluster, addresses=tuple(addresses))
-
-
-def loopback_note(host: str) -> str:
-    """Returns a sentence about a host name that means this very machine here; nothing for other names and addresses.
-
-    Debian writes `127.0.1.1 NAME` to /etc/hosts: on the host of that name it is harmless, on another it is not.
-    """
-    if host == "localhost" or host.replace(".", "").isdigit():
-        return ""
-    try:
-        addresses = {found[4][0] for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return ""
-    loopback = sorted(address for address in addresses if ipaddress.ip_address(address.split("%")[0]).is_loopback)
-    if not loopback:
-        return ""
-    return f" {host} is {loopback[0]} here, this machine itself: take that line out of /etc/hosts."

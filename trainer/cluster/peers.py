@@ -13,6 +13,7 @@ port that TensorFlow listens on a moment later. Nothing that training computes t
 """
 
 import contextlib
+import ipaddress
 import json
 import socket
 import threading
@@ -21,7 +22,6 @@ from typing import Any
 
 from input_pipeline.errors import ConvoyError
 from trainer.cluster.discovery import Cluster
-from trainer.cluster.interface import loopback_note
 
 RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0
@@ -349,6 +349,23 @@ class Peers:
 
 
 TRAINING = "training step"  # the phase in which workers wait for each other
+
+
+def loopback_note(host: str) -> str:
+    """Returns a sentence about a host name that means this very machine here; nothing for other names and addresses.
+
+    Debian writes `127.0.1.1 NAME` to /etc/hosts: on the host of that name it is harmless, on another it is not.
+    """
+    if host == "localhost" or host.replace(".", "").isdigit():
+        return ""
+    try:
+        addresses = {found[4][0] for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return ""
+    loopback = sorted(address for address in addresses if ipaddress.ip_address(address.split("%")[0]).is_loopback)
+    if not loopback:
+        return ""
+    return f" {host} is {loopback[0]} here, this machine itself: take that line out of /etc/hosts."
 
 
 class _Link:
