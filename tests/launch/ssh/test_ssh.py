@@ -263,3 +263,12 @@ class TestAHostThatCannot:
 def parent_of(pid):
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.slow
+def test_doctor_examines_the_hosts_and_leaves_the_run_directory_as_it_was(machines, dataset):
+    launch = machines.launch(verb="doctor", command=(f"--data={dataset.data}", "--devices=cpu:1"), fake=False)
+    assert launch.wait(120) == 0, launch.output
+    assert re.search(r"\[0\] ok +ports +all 2 ways between workers are open", launch.output)
+    assert launch.output.endswith("[0] Nothing failed.\n")
+    assert not machines.run.exists()
