@@ -80,7 +80,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
         flag_values=flags,
     )
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-    for command in {"train", "doctor"} & set(own):
+    for command in () if "--" in arguments else {"train", "doctor"} & set(own):
         raise UsageError(f"`--` is missing before {command!r}: what stands after it goes to the trainer. {_KNOWN}")
     named = [argument for argument in own if argument in _ENGINES]
     other = [argument for argument in own if not argument.startswith("-")]

@@ -40,7 +40,9 @@ class Signals:
 
     def take(self) -> list[int]:
         """Returns the signals since the last call. A terminal that hangs up counts as SIGTERM."""
-        received, self._received[:] = list(self._received), []
+        received = []
+        while self._received:  # a handler may add one at any moment
+            received.append(self._received.pop(0))
         return [signal.SIGTERM if number == signal.SIGHUP else number for number in received]
 
 

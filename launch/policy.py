@@ -223,7 +223,8 @@ def _said_why(end: WorkerEnd) -> bool:
 
 
 def _time(end: WorkerEnd) -> float:
-    return end.error.time if end.error and _said_why(end) else end.time
+    # A host's clock may be ahead of the launcher's.
+    return min(end.error.time, end.time) if end.error and _said_why(end) else end.time
 
 
 def _cause_of_end(end: WorkerEnd) -> Cause:

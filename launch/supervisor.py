@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from input_pipeline.errors import ConvoyError, UsageError
 from launch import history
 from launch.ending import Ending, Signals
 from launch.gang import Ended
@@ -117,17 +118,22 @@ class Supervisor:
                 exit_code = None
                 while exit_code is None:
                     exit_code = self._attempt()
+        except ConvoyError as error:
+            if self._attempts and self._trains:
+                self._write_summary(error.exit_code)
+            raise
         finally:
             self._screen.drain()
         return exit_code
 
     def _attempt(self) -> int | None:
         """Lives one attempt; returns the launch's exit code, or None where another follows."""
-        files, first_event, started = self._run.new_attempt(), self._run.events_end(), time.monotonic()
-        ending = Ending(self._grace_seconds)
+        files, ending = self._run.new_attempt(), Ending(self._grace_seconds)
         workers = self._started_workers(files)
         if workers is None:
             return self._not_started()
+        # What was written till now came from the attempt before: a start may have waited for its end.
+        first_event, started = self._run.events_end(), time.monotonic()
         log = Follower(files.log(0), prefix="[0] ")
         try:
             ends = self._watch(workers, ending, files, log, first_event)
@@ -164,7 +170,8 @@ class Supervisor:
                     break
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._trains:
-                    self._screen.say(f"convoy: {error} Given up.")
+                    ending = f" Given up. {self._where_it_goes_on()}" if self._trains else ""
+                    self._screen.say(f"convoy: {error}{ending}")
                     return None
                 if said != (said := str(error)):
                     self._screen.say(f"convoy: {error} Trying again for {left:.0f} s.")
@@ -179,7 +186,9 @@ class Supervisor:
         if numbers:
             self.ended_by = numbers[-1]
             self._screen.say(f"convoy: ended by {signal_name(numbers[-1])}. {self._where_it_goes_on()}")
-        return self._finish(128 + numbers[-1] if numbers else RETRYABLE)
+        if numbers:
+            return self._finish(128 + numbers[-1])
+        return self._finish(RETRYABLE if self._trains else UsageError.exit_code)
 
     def _watch(
         self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower, first_event: int

@@ -1,5 +1,6 @@
 """RUN, the run directory: where everything of a run lies, and how it is written so that a crash leaves no half file."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
 
 _LOCK_POLL_SECONDS = 0.2
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
 _FILES_OF_A_LAUNCHER = ("logs", "launch.json")  # there before the trainer starts
 
 
@@ -54,7 +56,12 @@ class RunDirectory:
             self._keep(wait_seconds)
 
     def _keep(self, wait_seconds: float) -> None:
-        lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+        try:
+            lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Give a folder that can."
+            ) from None
         deadline, waits = time.monotonic() + wait_seconds, False
         while True:
             try:
@@ -66,7 +73,12 @@ class RunDirectory:
                         f"--workdir={self.path}: another process is training in it. "
                         "Wait for it, or give another folder."
                     ) from None
-            except OSError as error:  # a file system without locks
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise DataError(
+                        f"--workdir={self.path} cannot be locked ({error.strerror}). Mend the file system, or give "
+                        "another folder."
+                    ) from None
                 print(f"warning: --workdir={self.path} cannot be locked ({error.strerror}): train in it only once.")
                 break
             if not waits:

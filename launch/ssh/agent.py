@@ -27,7 +27,7 @@ from launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
 from launch.gang import Ended, Gang, WorkerProgram
 from launch.ports import reserved_ports
 from launch.ssh.messages import SILENT_SECONDS, Messages
-from launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment
+from launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
 
 _TICK_SECONDS = 0.05
 _TO_SEE_SECONDS = 10.0  # what one host writes may take a while to show on another
@@ -63,10 +63,19 @@ class Agent:
                         self._obey(order)
                     self._report()
                     self._messages.wait(_TICK_SECONDS)
+                self._say_why()
                 self._end_workers()
             finally:
                 if self._gang:
                     self._gang.kill()
+
+    def _say_why(self) -> None:
+        """Tells through ssh, where somebody still listens, why this agent ends of itself."""
+        with contextlib.suppress(OSError):
+            if self._is_terminated:
+                print("its agent got SIGTERM", file=sys.stderr, flush=True)
+            elif not self._messages.are_over:
+                print(f"the agent heard nothing for {self._silent_seconds:.0f} s", file=sys.stderr, flush=True)
 
     def _is_over(self) -> bool:
         return self._is_terminated or self._messages.are_over or self._messages.silence > self._silent_seconds
@@ -82,11 +91,18 @@ class Agent:
             self._tell(self._gang.kill())
 
     def _introduce(self, order: Mapping[str, Any]) -> None:
+        if order.get("version") != __version__:  # and its orders may be others too
+            self._messages.send({"hello": {"version": __version__}})
+            return
         self._silent_seconds = float(order["silent_seconds"])
         self._grace_seconds = float(order["grace_seconds"])
         slots, command = int(order["slots"]), order["command"]
         facts = {"version": __version__, "hostname": socket.gethostname(), "sees_run": self._sees(order), "problem": ""}
-        if facts["sees_run"] and not self._gets_its_turn(order):
+        if facts["sees_run"] and not os.access(Path(order["token_file"]).parent, os.W_OK):
+            facts["problem"] = (
+                f"this user cannot write {order['run']}, where logs and checkpoints go. Give it the right to"
+            )
+        elif facts["sees_run"] and trains(command) and not self._gets_its_turn(order):
             if self._is_over():
                 return
             facts["problem"] = (
@@ -199,6 +215,7 @@ def main() -> int:
         os.setsid()
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    os.write(1, b"\n")  # a login shell's greeting may have no end of line
     agent = Agent(Messages(0, 1))
     signal.signal(signal.SIGTERM, agent.terminate)
     agent.serve()

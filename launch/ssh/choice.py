@@ -10,7 +10,7 @@ from collections.abc import Sequence
 def chosen_hosts(devices: Sequence[int], *, virtual_replicas: int, least: int) -> tuple[int, ...] | None:
     """Returns the places of the hosts that train, or None where no choice fits.
 
-    The most hosts whose devices together divide `virtual_replicas`; of these the most devices, then the first hosts.
+    The most devices that divide `virtual_replicas`, on the most hosts that have just so many, the first of them.
 
     Args:
       devices: of each host, in the order of preference.
@@ -28,8 +28,8 @@ def chosen_hosts(devices: Sequence[int], *, virtual_replicas: int, least: int) -
         return pick(first + 1, hosts, wanted) if others is None else (first, *others)
 
     totals = [total for total in range(virtual_replicas, 0, -1) if virtual_replicas % total == 0]
-    for hosts in range(len(devices), least - 1, -1):
-        for total in totals:
+    for total in totals:
+        for hosts in range(len(devices), least - 1, -1):
             if (chosen := pick(0, hosts, total)) is not None:
                 return chosen
     return None

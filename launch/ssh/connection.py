@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from typing import IO, Any
@@ -28,7 +29,8 @@ _OPTIONS = (
     "LogLevel=INFO",
 )
 _HELLO_SECONDS = 45.0  # for a server that accepts the connection and then says nothing
-_GOODBYE_SECONDS = 3.0
+_BEAT_SECONDS = 1.0  # between looks at whether a sign of life is due
+GOODBYE_SECONDS = 3.0
 _LAST_BYTES = 2**13
 
 
@@ -73,6 +75,10 @@ class Connection:
             start_new_session=True,  # Ctrl-C at a terminal is for the launcher alone
         )
         self._messages = Messages(self._client.stdout.fileno(), self._client.stdin.fileno())
+        self._left = threading.Event()
+        # Of its own: a file server that hangs may hold up the launcher, and no agent must then take it for dead.
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
         self.send({"hello": hello})
 
     @property
@@ -90,7 +96,6 @@ class Connection:
             return []
         has_ended = self._client.poll() is not None  # before the last words are read
         reports = self._messages.receive()
-        self._messages.beat()
         for report in reports:
             if "hello" in report:
                 self.hello = report["hello"]
@@ -106,11 +111,15 @@ class Connection:
             self.problem = Problem(f"host {self.host} does not answer (ssh: nothing for {_HELLO_SECONDS:.0f} s)")
         return reports
 
-    def close(self) -> None:
-        """Lets the agent go, which then ends what it has, and returns when the client has ended."""
+    def close(self, seconds: float = GOODBYE_SECONDS) -> None:
+        """Lets the agent go, which then ends what it has, and returns when the client has ended.
+
+        Args:
+          seconds: that the client has for it before it is killed.
+        """
         self.leave()
         try:
-            self._client.wait(_GOODBYE_SECONDS)
+            self._client.wait(seconds)
         except subprocess.TimeoutExpired:
             self._client.kill()
             self._client.wait()
@@ -119,8 +128,14 @@ class Connection:
 
     def leave(self) -> None:
         """Begins `close` without waiting."""
+        self._left.set()
+        self._beats.join()  # before the descriptor's number becomes another file's
         with contextlib.suppress(OSError):
             self._client.stdin.close()
+
+    def _beat(self) -> None:
+        while not self._left.wait(_BEAT_SECONDS):
+            self._messages.beat()
 
     def _age(self) -> float:
         return time.monotonic() - self._started

@@ -109,7 +109,7 @@ def launch(
         hosts=hosts,
         hosts_file=hosts_file,
         min_hosts=min_hosts,
-        remote=Remote(os.getcwd(), python, os.path.abspath(ssh_config) if ssh_config else ""),
+        remote=Remote(_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
         command=command,
         program=[*(trainer or (python, "-m", "convoy")), *command],
         run_files=run_files,
@@ -133,3 +133,9 @@ def launch(
     except ConvoyError:
         run_files.remove_traces()
         raise
+
+
+def _folder() -> str:
+    """Returns the current folder as the shell names it: behind that name another host may keep it elsewhere."""
+    name = os.environ.get("PWD", "")
+    return name if os.path.isabs(name) and os.path.exists(name) and os.path.samefile(name, ".") else os.getcwd()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from launch.gang import Ended
 from launch.policy import RETRYABLE
-from launch.ssh.connection import Connection
+from launch.ssh.connection import GOODBYE_SECONDS, Connection
 from launch.ssh.hosts import Host
 
 _TO_DIE_SECONDS = 10.0
@@ -100,5 +100,6 @@ def close_all(connections: Sequence[Connection]) -> None:
     """Closes connections, all at once."""
     for connection in connections:
         connection.leave()
+    deadline = time.monotonic() + GOODBYE_SECONDS
     for connection in connections:
-        connection.close()
+        connection.close(max(0.0, deadline - time.monotonic()))

@@ -4,7 +4,7 @@
 node1
 node2 slots=2                     # two workers there
 me@node3:2222 address=10.0.0.3    # the other workers reach it at 10.0.0.3
-[fd00::4]:2222                    # an IPv6 address stands in brackets
+[fd00::4]:2222 address=10.0.0.4   # an IPv6 address stands in brackets; workers reach each other over IPv4
 """
 
 import re
@@ -53,7 +53,7 @@ def read_hosts(path: str) -> tuple[Host, ...]:
       UsageError: it cannot be read, has a line that is none, or names no host.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"--hosts={path} cannot be read ({why}). Give a file with a host a line. {_EXAMPLE}") from None
@@ -84,6 +84,11 @@ def parse_hosts(text: str, path: str) -> tuple[Host, ...]:
                 f"{path}: host {host} is {host.address} to the other hosts, which would find themselves there. "
                 "Add address=ADDRESS, at which they reach it."
             )
+        if len(hosts) > 1 and host.address.startswith("["):  # TensorFlow's server listens on IPv4 only
+            raise UsageError(
+                f"{path}: host {host} has the address {host.address}, and workers reach each other over IPv4. "
+                "Add address=ADDRESS, its IPv4 address or a name that has one."
+            )
     return tuple(hosts)
 
 
@@ -105,7 +110,7 @@ def _host(words: list[str], where: str) -> Host:
             raise UsageError(f"{where}: {key} stands there twice. Give it once.")
         values[key] = value
     slots = values.get("slots", "1")
-    if not slots.isdigit() or not 1 <= int(slots) <= _MOST_SLOTS:
+    if not re.fullmatch(r"[0-9]{1,4}", slots) or not 1 <= int(slots) <= _MOST_SLOTS:
         raise UsageError(
             f"{where}: slots={slots} cannot be. Give 1 to {_MOST_SLOTS} workers, or put # before a host that "
             "is to have none."

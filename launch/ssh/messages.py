@@ -14,6 +14,7 @@ Lines that are no such object are passed over: a login shell may greet on the sa
 import json
 import os
 import select
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ class Messages:
         self._write_to = write_to
         self._received = bytearray()
         self._waiting = bytearray()
+        self._sending = threading.RLock()  # signs of life may come from a thread of their own
         self._heard = self._sent = time.monotonic()
         self.are_over = False
         for descriptor in (read_from, write_to):
@@ -46,9 +48,10 @@ class Messages:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends, now or as soon as there is room."""
-        self._waiting += json.dumps(message).encode() + b"\n"
-        self._sent = time.monotonic()
-        self._write()
+        with self._sending:
+            self._waiting += json.dumps(message).encode() + b"\n"
+            self._sent = time.monotonic()
+            self._write()
 
     def beat(self) -> None:
         """Sends a sign of life where nothing else was sent for a while."""
@@ -82,15 +85,16 @@ class Messages:
             select.select([self._read_from], [], [], seconds)
 
     def _write(self) -> None:
-        while self._waiting:
-            try:
-                written = os.write(self._write_to, self._waiting)
-            except BlockingIOError:
-                return
-            except OSError:  # nobody reads any more; that nothing comes either is seen by `receive`
-                self._waiting.clear()
-                return
-            del self._waiting[:written]
+        with self._sending:
+            while self._waiting:
+                try:
+                    written = os.write(self._write_to, self._waiting)
+                except BlockingIOError:
+                    return
+                except OSError:  # nobody reads any more; that nothing comes either is seen by `receive`
+                    self._waiting.clear()
+                    return
+                del self._waiting[:written]
 
 
 def _message(line: bytes) -> dict[str, Any] | None:

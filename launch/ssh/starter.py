@@ -98,10 +98,14 @@ class Starter:
         try:
             token_file.write_text(token, encoding="ascii")
         except OSError as error:
-            raise DataError(f"{token_file}: cannot be written ({error.strerror}). Free some space.") from None
+            text = f"{token_file}: cannot be written ({error.strerror})."
+            if self._members:  # a file server that fails over, for example
+                raise StartError(text) from None
+            raise DataError(f"{text} Give a --workdir that can, or free some space.") from None
         try:
             for host in self.hosts:
                 hello = {
+                    "version": __version__,
                     "name": str(host),
                     "run": str(self.run_files.path),
                     "token_file": str(token_file),
@@ -114,8 +118,8 @@ class Starter:
                 }
                 connections.append(Connection(host, self.remote, hello, variables))
             self._wait_for_answers(connections)
-        except FileNotFoundError:
-            raise UsageError("there is no `ssh` on this machine. Install OpenSSH's client.") from None
+        except OSError as error:
+            raise UsageError(f"`ssh` cannot be run ({error.strerror}). Install OpenSSH's client.") from None
         finally:
             token_file.unlink(missing_ok=True)
         found = {connection.host: self._problem(connection) for connection in connections}
@@ -123,7 +127,11 @@ class Starter:
 
     def _wait_for_answers(self, connections: Sequence[Connection]) -> None:
         told: set[Host] = set()
-        while not all([connection.poll() is not None and connection.is_decided for connection in connections]):
+        while True:
+            for connection in connections:
+                connection.poll()
+            if all(connection.is_decided for connection in connections):
+                return
             if self.is_asked_to_end():
                 raise StartError("asked to end.")
             for connection in connections:

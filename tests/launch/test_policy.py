@@ -43,6 +43,10 @@ class TestCause:
         ends = [end(0, 1, 100.0, "ValueError: late", at=99.0), end(1, 1, 101.0, "KeyError: early\nmore", at=98.0)]
         assert cause_of(ends) == Cause(Kind.FAILED, 1, "worker 1: KeyError: early", 1, 7)
 
+    def test_a_hosts_clock_that_is_ahead_makes_its_error_no_later(self):
+        ends = [end(0, -9, 100.0), end(1, 1, 99.0, "ValueError: x", at=190.0)]
+        assert cause_of(ends).rank == 1
+
     def test_an_echo_that_wrote_a_file_stays_an_echo(self):
         ends = [end(0, 138, 90.0, "UnavailableError: reset"), end(1, -9, 100.0)]
         assert cause_of(ends).rank == 1

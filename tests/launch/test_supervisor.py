@@ -1,11 +1,13 @@
 """The supervisor where an engine cannot start its workers, loses them, or runs a command that only looks."""
 
+import json
 import os
 import signal
 import time
 
 import pytest
 
+from input_pipeline.errors import DataError
 from launch import supervisor as supervisor_module
 from launch.gang import Ended
 from launch.run_files import RunFiles
@@ -70,7 +72,7 @@ def test_a_start_that_fails_is_tried_again_and_its_reason_is_told_once(supervise
 def test_a_start_that_goes_on_failing_is_given_up_as_retryable(supervise, tmp_path):
     code, said = supervise(StartError("host b does not answer."), start_seconds=0)
     assert code == 138
-    assert "convoy: host b does not answer. Given up.\n" in said
+    assert "convoy: host b does not answer. Given up. The same command goes on from the start.\n" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -88,6 +90,27 @@ def test_a_lost_host_is_named_and_the_gang_is_started_again(supervise):
     code, said = supervise(Workers(ended(0, 138), ended(1, lost="host b does not answer")), Workers(ended(0)))
     assert code == 0
     assert "worker 1 is lost: host b does not answer. Restarting from the start" in said
+
+
+def test_a_restart_that_is_refused_leaves_its_exit_code(supervise, tmp_path):
+    with pytest.raises(DataError):
+        supervise(Workers(ended(0, 138)), DataError("RUN cannot be written."))
+    assert json.loads((tmp_path / "run" / "launch.json").read_text())["exit_code"] == 3
+
+
+def test_what_was_written_while_a_start_waited_is_not_taken_for_the_new_attempts(supervise, tmp_path):
+    def start():
+        (tmp_path / "run" / "events.jsonl").write_text('{"event": "peer_lost", "time": 1, "message": "of before"}\n')
+        return Workers(ended(0, 138))
+
+    code, said = supervise(start, max_restarts=0)
+    assert code == 138
+    assert "of before" not in said
+
+
+def test_a_command_that_only_looks_and_cannot_be_started_ends_with_2(supervise):
+    code, said = supervise(StartError("host b does not answer."), trains=False)
+    assert (code, said) == (2, "convoy: host b does not answer.\n")
 
 
 @pytest.mark.parametrize("returncode", [0, 2, 138])

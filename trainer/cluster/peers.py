@@ -342,7 +342,7 @@ class Peers:
                 link.send(message)
 
     def _describe_gone(self) -> str:
-        return " and ".join(f"{self.address(rank)} is gone: {why}" for rank, why in self._gone.items())
+        return " and ".join(f"{self.address(rank)} is gone: {why}" for rank, why in list(self._gone.items()))
 
     def _names(self, ranks: Any) -> str:  # noqa: ANN401 (any collection of ranks)
         return " and ".join(self.address(rank) for rank in sorted(ranks))

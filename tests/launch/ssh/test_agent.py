@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from convoy import __version__
 from launch.ssh.messages import Messages
 from tests.launch.ssh.conftest import REPOSITORY, is_gone
 
@@ -21,10 +22,10 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 class Agent:
     """An agent that was started, with a worker."""
 
-    def __init__(self, folder, wait_until, name="a"):
+    def __init__(self, folder, wait_until, name="a", program=(sys.executable, "-m", "launch.ssh.agent")):
         self.folder, self.wait_until = folder, wait_until
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.ssh.agent"],
+            program,
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -37,6 +38,7 @@ class Agent:
     def hello(self, **changes):
         (self.folder / "token").write_text("secret")
         order = {
+            **{"version": __version__},
             **{"name": self.name, "run": str(self.folder), "token_file": str(self.folder / "token"), "token": "secret"},
             **{"slots": 1, "command": ["train", "--devices=cpu:1"], "avoid_ports": []},
             **{"silent_seconds": 30, "grace_seconds": 30},
@@ -96,6 +98,27 @@ def test_says_who_it_is_and_reports_the_end_of_a_worker(agent):
     assert a.expect("ended") == [7, -signal.SIGKILL]
     a.process.stdin.close()
     assert a.process.wait(10) == 0
+
+
+def test_of_another_version_only_says_so(agent):
+    a = agent()
+    a.messages.send({"hello": {"version": "0.0.1", "what": "ever"}})
+    assert a.expect("hello") == {"version": __version__}
+
+
+def test_answers_behind_a_greeting_that_has_no_end_of_line(agent, tmp_path):
+    a = agent(program=["sh", "-c", 'printf "Welcome"; exec "$0" "$@"', sys.executable, "-m", "launch.ssh.agent"])
+    a.hello()
+    assert a.expect("hello")["sees_run"]
+
+
+def test_that_only_looks_takes_no_turn_and_so_need_not_wait_for_a_run(agent):
+    first, second = agent(), agent(name="a")
+    first.hello()
+    assert first.expect("hello")["problem"] == ""
+    second.hello(command=["doctor", "--devices=cpu:1"])
+    assert second.expect("hello")["problem"] == ""
+    assert not any("waits" in report for report in second.reports)
 
 
 @pytest.mark.slow  # it looks for 10 s

@@ -14,15 +14,17 @@ class TestTheHostFile:
         # the machines under the desk
         node1
         me@node2:2222 slots=4 address=10.0.0.2   # the second interface
-        [fd00::3]:22
-        node4 address=fd00::4
+        [fd00::3]:22 address=node3
         """
         assert parse_hosts(text, "hosts.txt") == (
             Host("node1", address="node1"),
             Host("node2", "me", 2222, 4, "10.0.0.2"),
-            Host("fd00::3", port=22, address="[fd00::3]"),
-            Host("node4", address="[fd00::4]"),
+            Host("fd00::3", port=22, address="node3"),
         )
+
+    def test_may_name_one_host_by_its_ipv6_address_and_begin_with_a_byte_order_mark(self, tmp_path):
+        (tmp_path / "hosts.txt").write_text("\ufeff[fd00::3]\n", encoding="utf-8")
+        assert read_hosts(str(tmp_path / "hosts.txt")) == (Host("fd00::3", address="[fd00::3]"),)
 
     def test_may_name_a_machine_once_for_each_user_or_port(self):
         assert len(parse_hosts("node1:22\nnode1:23\nme@node1:22", "hosts.txt")) == 3
@@ -41,6 +43,8 @@ class TestTheHostFile:
                 "hosts.txt:4: 'a slots=2' names a again, after line 1. Give several workers of",
             ),
             ("fd00::1", "'fd00::1' is no host. An IPv6 address stands in brackets."),
+            ("a\n[fd00::1]", "host [fd00::1] has the address [fd00::1], and workers reach each other over IPv4."),
+            ("a slots=\u00b2", "slots=\u00b2 cannot be"),
             ("-oProxyCommand=x", "'-oProxyCommand=x' is no host."),
             ("a:70000", "port 70000 cannot be"),
             ("a\nlocalhost", "hosts.txt: host localhost is localhost to the other hosts, which would find themselves"),
@@ -70,6 +74,7 @@ class TestTheChoiceOfHosts:
             ([1, 1, 1], 3, 1, (0, 1, 2)),
             ([2, 2, 1], 4, 1, (0, 1)),
             ([3, 1, 1], 4, 1, (0, 1)),
+            ([4, 1, 1], 4, 1, (0,)),  # one host with four devices before two hosts with two
             ([3, 1, 1], 2, 1, (1, 2)),  # the first host does not fit at all
             ([4, 4, 4, 4, 4, 4, 4], 32, 2, (0, 1, 2, 3)),
             ([1, 1, 1], 2, 3, None),
