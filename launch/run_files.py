@@ -127,6 +127,14 @@ class RunFiles:
             self._make(folder)
         return AttemptFiles(number, folder)
 
+    def drop(self, files: AttemptFiles, rank: int) -> None:
+        """Takes away what a worker that only looked has left in an attempt, and folders that hold nothing then."""
+        for path in (files.log(rank), files.end_file(rank), files.error_file(rank)):
+            path.unlink(missing_ok=True)
+        for folder in (files.folder, self._logs, *reversed(self._made)):
+            with contextlib.suppress(OSError):  # another worker's files lie in it, or that one was faster
+                folder.rmdir()
+
     def checkpoint_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
         try:

@@ -21,7 +21,7 @@ from launch.gang import Ended, Gang, WorkerProgram
 from launch.policy import RETRYABLE, WorkerEnd, signal_name
 from launch.run_files import AttemptFiles, RunFiles
 from launch.screen import Follower, Screen
-from launch.trainer_command import TRAINER, flag_value, trainer_environment
+from launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
 from trainer.cluster.discovery import find_cluster
 
 REQUIRED = ()
@@ -73,7 +73,8 @@ def launch(
       UsageError: the environment describes a cluster that cannot be; RUN is a file.
       DataError: RUN cannot be written.
     """
-    files = RunFiles(flag_value(command, "workdir")).attempt(attempt_number(os.environ))
+    run_files = RunFiles(flag_value(command, "workdir"))
+    files = run_files.attempt(attempt_number(os.environ))
     try:
         cluster = find_cluster(
             os.environ,
@@ -99,6 +100,8 @@ def launch(
         if code == RETRYABLE and not ending.signals:
             _wait_for_signal(signals, echo_seconds, screen)
     screen.drain()
+    if not trains(command) and show:  # otherwise a launcher reads what lies there
+        run_files.drop(files, rank)
     return code
 
 

@@ -78,7 +78,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "network_policy",
         True,
-        "kubernetes: let nobody but the run's workers reach their port, which asks for no password",
+        "kubernetes: let nobody but the run's workers reach them, whose ports ask for no password",
         flag_values=flags,
     )
     number(
@@ -119,7 +119,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     print(answer)
     if was_there(request, answer):
         print(
-            f"convoy: {request.name} was there already, as it is. If it has ended, take it away and launch again; it "
+            f"convoy: {request.name} was there already. If it has ended, take it away and launch again; it "
             f"goes on from its newest checkpoint:\n  {delete_line(request, kubectl)}"
         )
         return 0

@@ -49,20 +49,23 @@ class Kubectl:
             ) from None
         said = done.stderr.decode(errors="replace").strip()
         if done.returncode:
-            # Nothing is taken back: what came before the one that was refused is applied again with the rest.
             mend = next((f"\n{mend}" for sign, mend in _MENDS.items() if sign in said), "")
-            raise UsageError(f"`{self.line('apply')}` failed (exit code {done.returncode}): {said}{mend}")
+            # Nothing is taken back; the next try applies it again with the rest.
+            applied = done.stdout.decode(errors="replace").strip().replace("\n", ", ")
+            stays = f"\nWhat was not refused is in the cluster: {applied}." if applied else ""
+            raise UsageError(f"`{self.line('apply')}` failed (exit code {done.returncode}): {said}{mend}{stays}")
         return "\n".join(filter(None, (done.stdout.decode(errors="replace").strip(), said)))
 
 
 def was_there(request: Request, answer: str) -> bool:
-    """Returns whether kubectl's answer says that this very run was in the cluster before, so that nothing starts."""
-    return any(f"/{request.name} unchanged" in line for line in answer.splitlines() if line.startswith(request.engine))
+    """Returns whether kubectl's answer says that the run was in the cluster before, so that nothing starts anew."""
+    signs = (f"/{request.name} unchanged", f"/{request.name} configured")
+    return any(line.startswith(request.engine) and line.endswith(signs) for line in answer.splitlines())
 
 
 def how_to_follow(request: Request, kubectl: Kubectl) -> str:
     """Returns the commands by which a person follows a run, and takes it away."""
-    instance = f"app.kubernetes.io/instance={request.name}"
+    instance = f"app.kubernetes.io/name=convoy,app.kubernetes.io/instance={request.name}"
     chief = f"-l jobset.sigs.k8s.io/jobset-name={request.name},batch.kubernetes.io/job-completion-index=0 --tail=-1"
     if request.engine == "tfjob":
         chief = f"{request.name}-worker-0"
@@ -83,4 +86,6 @@ def delete_line(request: Request, kubectl: Kubectl) -> str:
     kinds = [request.engine]
     kinds += ["networkpolicy"] if request.network_policy else []
     kinds += ["deployment", "service"] if request.tensorboard else []
-    return kubectl.line(f"delete {','.join(kinds)} -l app.kubernetes.io/instance={request.name}")
+    # Helm labels its releases with an instance too: without the other label those would go as well.
+    whose = f"app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance={request.name}"
+    return kubectl.line(f"delete {','.join(kinds)} -l {whose}")

@@ -143,7 +143,10 @@ def tfjob(request: Request) -> Manifest:
 
 
 def network_policy(request: Request) -> Manifest:
-    """Returns the NetworkPolicy by which only the run's workers reach their port, which asks for no password."""
+    """Returns the NetworkPolicy by which only the run's workers reach each other: their ports ask for no password.
+
+    It names no ports: NCCL listens on some that the system chooses.
+    """
     workers = {"matchLabels": labels(request, "worker")}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -152,7 +155,7 @@ def network_policy(request: Request) -> Manifest:
         "spec": {
             "podSelector": workers,
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": workers}], "ports": [{"protocol": "TCP", "port": request.port}]}],
+            "ingress": [{"from": [{"podSelector": workers}]}],
         },
     }
 

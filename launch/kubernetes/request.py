@@ -107,8 +107,9 @@ def checked(request: Request) -> Request:
         raise UsageError(f"--image={request.image!r} is no image. Example: --image=registry/convoy:gpu.")
     for flag in ("namespace", "service_account", "pvc", "queue"):
         value = getattr(request, flag)
-        most = _LONGEST_LABEL if flag in ("namespace", "queue") else 253
-        if value and (not _SUBDOMAIN.fullmatch(value) or len(value) > most):
+        is_label = flag in ("namespace", "queue")
+        most = _LONGEST_LABEL if is_label else 253
+        if value and (not _SUBDOMAIN.fullmatch(value) or len(value) > most or (is_label and "." in value)):
             raise UsageError(f"--{flag}={value} is no name in Kubernetes: small letters, digits and dashes make one.")
     for flag, example in (("cpus", "8"), ("memory", "32Gi"), ("shm_size", "1Gi")):
         value = getattr(request, flag)

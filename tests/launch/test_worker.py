@@ -213,6 +213,13 @@ class TestEcho:
         assert one.wait() == 138
 
 
+def test_a_command_that_only_looks_leaves_nothing(tmp_path, convoy):
+    result = convoy("launch", "worker", "--", "doctor", f"--workdir={tmp_path / 'run'}", "--devices=cpu:1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Nothing failed." in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
     def test_are_passed_on_so_that_the_trainer_saves(self, held, number):

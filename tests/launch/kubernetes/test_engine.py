@@ -96,27 +96,34 @@ class TestApply:
             "convoy: run is in the cluster, with 2 workers.\n"
             f"  log          {kubectl_line} logs -f -l jobset.sigs.k8s.io/jobset-name=run,"
             "batch.kubernetes.io/job-completion-index=0 --tail=-1\n"
-            f"  state        {kubectl_line} get jobset,pods -l app.kubernetes.io/instance=run -o wide\n"
+            f"  state        {kubectl_line} get jobset,pods -l app.kubernetes.io/name=convoy,app.kubernetes.io/instance=run -o wide\n"
             f"  tensorboard  {kubectl_line} port-forward service/run-tensorboard 6006    # then http://localhost:6006\n"
             f"  delete       {kubectl_line} delete jobset,networkpolicy,deployment,service "
-            "-l app.kubernetes.io/instance=run\n"
+            "-l app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run\n"
         )
 
     def test_names_the_pod_of_a_tfjobs_chief(self, launch, kubectl):
         output = launch(*FLAGS, "--engine=tfjob", "--notensorboard", f"--kubectl={kubectl.path}")[1]
         assert " logs -f run-worker-0\n" in output
         assert "tensorboard" not in output
-        assert " delete tfjob,networkpolicy -l app.kubernetes.io/instance=run\n" in output
+        assert (
+            " delete tfjob,networkpolicy -l app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run\n"
+            in output
+        )
 
     @pytest.mark.parametrize(
         ("engine", "kind"), [("jobset", "jobset.jobset.x-k8s.io"), ("tfjob", "tfjob.kubeflow.org")]
     )
-    def test_says_so_when_the_run_was_there_already_and_nothing_starts(self, launch, kubectl, engine, kind):
-        kubectl.answer(out=f"networkpolicy.networking.k8s.io/run-workers unchanged\n{kind}/run unchanged\n")
+    @pytest.mark.parametrize("state", ["unchanged", "configured"])
+    def test_says_so_when_the_run_was_there_already_and_nothing_starts(self, launch, kubectl, engine, kind, state):
+        kubectl.answer(out=f"networkpolicy.networking.k8s.io/run-workers unchanged\n{kind}/run {state}\n")
         code, output, _ = launch(*FLAGS, f"--engine={engine}", f"--kubectl={kubectl.path}")
         assert code == 0
-        assert "convoy: run was there already, as it is. If it has ended, take it away and launch again" in output
-        assert f" delete {engine},networkpolicy,deployment,service -l app.kubernetes.io/instance=run\n" in output
+        assert "convoy: run was there already. If it has ended, take it away and launch again" in output
+        assert (
+            f" delete {engine},networkpolicy,deployment,service -l app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run\n"
+            in output
+        )
 
     @pytest.mark.parametrize(
         ("said", "mend"),
