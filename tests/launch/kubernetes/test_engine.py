@@ -96,7 +96,8 @@ class TestApply:
             "convoy: run is in the cluster, with 2 workers.\n"
             f"  log          {kubectl_line} logs -f -l jobset.sigs.k8s.io/jobset-name=run,"
             "batch.kubernetes.io/job-completion-index=0 --tail=-1\n"
-            f"  state        {kubectl_line} get jobset,pods -l app.kubernetes.io/name=convoy,app.kubernetes.io/instance=run -o wide\n"
+            f"  state        {kubectl_line} get jobset,pods "
+            "-l app.kubernetes.io/name=convoy,app.kubernetes.io/instance=run -o wide\n"
             f"  tensorboard  {kubectl_line} port-forward service/run-tensorboard 6006    # then http://localhost:6006\n"
             f"  delete       {kubectl_line} delete jobset,networkpolicy,deployment,service "
             "-l app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run\n"
@@ -120,10 +121,8 @@ class TestApply:
         code, output, _ = launch(*FLAGS, f"--engine={engine}", f"--kubectl={kubectl.path}")
         assert code == 0
         assert "convoy: run was there already. If it has ended, take it away and launch again" in output
-        assert (
-            f" delete {engine},networkpolicy,deployment,service -l app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run\n"
-            in output
-        )
+        whose = "app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run"
+        assert f" delete {engine},networkpolicy,deployment,service -l {whose}\n" in output
 
     @pytest.mark.parametrize(
         ("said", "mend"),
