@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,19 @@ def events(run):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_started_again_and_the_run_goes_on(convoy_started, dataset, tmp_path, wait_until):
+def test_a_worker_that_is_killed_is_started_again_and_the_run_goes_on(
+    convoy_started, dataset, tmp_path, wait_until, recovery
+):
     run, output = tmp_path / "run", tmp_path / "output"
     trainer = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
     steps = ("--config.steps=150", "--config.checkpoint_every_steps=10")
     with convoy_started("launch", "local", "--processes=1", "--", *trainer, *steps, output=output) as launcher:
         wait_until(lambda: len(list((run / "checkpoints").glob("step-*.npz"))) > 0, "a checkpoint")
         (worker,) = (int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split())
+        time_of_kill = time.time()
         os.kill(worker, signal.SIGKILL)
         assert launcher.wait(240) == 0, output.read_text()
+    recovery("local: a worker is killed", run, time_of_kill)
     shown = output.read_text()
     assert re.search(
         r"convoy: attempt 1 ended at step \d+: worker 0 was killed \(SIGKILL\)\. Restarting from step", shown
