@@ -126,12 +126,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
       DataError: the folder or the manifest is missing, unreadable or of another format version.
     """
     path = directory / MANIFEST
-    if not directory.is_dir():
-        raise DataError(
-            f"dataset folder {directory} does not exist{_nearest_folder(directory)}. "
-            f"`convoy convert --images=... --output={directory}` makes one."
-        )
     try:
+        if not directory.is_dir():
+            raise DataError(
+                f"dataset folder {directory} does not exist{_nearest_folder(directory)}. "
+                f"`convoy convert --images=... --output={directory}` makes one."
+            )
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except FileNotFoundError:

@@ -41,7 +41,7 @@ class RunDirectory:
 
         Raises:
           UsageError: it is a file, or a folder that holds something else.
-          DataError: it cannot be made or written, or another process trains in it.
+          DataError: it cannot be made, read or written, or another process trains in it.
         """
         self.check()
         try:
@@ -92,11 +92,17 @@ class RunDirectory:
 
         Raises:
           UsageError: it is a file, or a folder that holds something else.
+          DataError: it cannot be looked at.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
-        if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
-            raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
+            if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
+                raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
+        except OSError as error:
+            raise DataError(
+                f"--workdir={self.path}: cannot be read ({error.strerror}). Give a folder that can be."
+            ) from None
 
     def _holds_something_else(self) -> bool:
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_OF_A_LAUNCHER for path in self.path.iterdir())

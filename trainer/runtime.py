@@ -38,11 +38,16 @@ class Runtime:
 
 def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
     """Returns the precision and whether XLA compiles the steps: what `auto` comes to on these devices."""
+    return choices_on(config, on_gpu=runs_on_gpu(strategy), in_bfloat16=computes_in_bfloat16(strategy))
+
+
+def choices_on(config: ml_collections.ConfigDict, *, on_gpu: bool, in_bfloat16: bool) -> tuple[str, bool]:
+    """Returns `hardware_choices` for devices that are GPUs or not, and compute in bfloat16 or not."""
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if computes_in_bfloat16(strategy) else "float32"
+        precision = "bfloat16" if in_bfloat16 else "float32"
     # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
-    use_xla = config.xla == "on" or (config.xla == "auto" and runs_on_gpu(strategy) and not config.deterministic)
+    use_xla = config.xla == "on" or (config.xla == "auto" and on_gpu and not config.deterministic)
     return precision, use_xla
 
 

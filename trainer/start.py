@@ -90,6 +90,8 @@ def prepare(
             "`convoy convert --images` wants the folder that holds a folder a class."
         )
     run = RunDirectory(workdir)
+    if peers.is_chief:
+        run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     peers.meet()
     cluster = over_interface(cluster, peers, interface)

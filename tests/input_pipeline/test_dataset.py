@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -99,6 +100,14 @@ def test_an_unknown_split_is_named_with_the_nearest_and_all(data):
 
 def test_a_missing_folder_is_named_with_the_nearest(data):
     refused(r"dat does not exist \(did you mean 'data'\?\)", data.with_name("dat"))
+
+
+def test_a_folder_that_may_not_be_looked_at_is_named(data, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    refused(r"manifest\.json cannot be read .*Permission denied", data)
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path):

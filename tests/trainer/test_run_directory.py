@@ -2,9 +2,11 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +98,14 @@ class TestRunDirectory:
         with pytest.raises(UsageError, match=r"--workdir=.*run is a file"):
             RunDirectory(tmp_path / "run").create()
 
+    def test_a_path_that_may_not_be_looked_at_is_named(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        with pytest.raises(DataError, match=r"--workdir=.*run: cannot be read \(Permission denied\)"):
+            RunDirectory(tmp_path / "run").create()
+
     def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path):
         (tmp_path / "photo.jpg").write_text("")
         with pytest.raises(UsageError, match="is not empty and holds no run"):
@@ -134,6 +144,21 @@ class TestRunDirectory:
         assert (first["event"], first["step"]) == ("start", 0)
         assert (last["event"], last["step"]) == ("done", 7)
         assert first["time"] <= last["time"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root to give a folder away")
+def test_training_into_a_folder_that_may_not_be_entered_names_it(convoy_started, dataset, tmp_path):
+    locked = tmp_path / "locked"
+    (locked / "run").mkdir(parents=True)
+    os.chown(locked, 65534, 65534)
+    locked.chmod(0o700)
+    rights = "-dac_override,-dac_read_search"  # without which root is a user like others
+    prefix = ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}")
+    command = ("train", f"--data={dataset.data}", f"--workdir={locked / 'run'}")
+    with convoy_started(*command, output=tmp_path / "output", prefix=prefix) as process:
+        assert process.wait(120) == 3, (tmp_path / "output").read_text()
+    told = f"convoy: --workdir={locked / 'run'}: cannot be read (Permission denied). Give a folder that can be.\n"
+    assert (tmp_path / "output").read_text() == told
 
 
 class TestLock:

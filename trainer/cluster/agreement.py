@@ -36,9 +36,9 @@ def agree_on_run(peers: Peers, *, config: Mapping[str, Any], dataset: Mapping[st
     """
     own = {"config": config, "dataset": dataset, "versions": versions}
     everyones = peers.exchange("run", own)
-    _compare(peers, everyones, "config", UsageError, "Start all workers with the same flags.")
-    _compare(peers, everyones, "dataset", DataError, "Give all workers the same --data.")
-    _compare(peers, everyones, "versions", UsageError, "Install the same version on all of them.")
+    compare(peers, everyones, "config", UsageError, "Start all workers with the same flags.")
+    compare(peers, everyones, "dataset", DataError, "Give all workers the same --data.")
+    compare(peers, everyones, "versions", UsageError, "Install the same version on all of them.")
 
 
 def agree_on_hardware(peers: Peers, *, precision: str, use_xla: bool, devices: int) -> None:
@@ -49,8 +49,8 @@ def agree_on_hardware(peers: Peers, *, precision: str, use_xla: bool, devices: i
     """
     own = {"config": {"precision": precision, "xla": use_xla}, "devices of a worker": {"number": devices}}
     everyones = peers.exchange("hardware", own)
-    _compare(peers, everyones, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
-    _compare(peers, everyones, "devices of a worker", UsageError, "Give each worker the same --devices.")
+    compare(peers, everyones, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
+    compare(peers, everyones, "devices of a worker", UsageError, "Give each worker the same --devices.")
 
 
 def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | None = None) -> Checkpoint | None:
@@ -114,7 +114,16 @@ def _load_when_visible(store: CheckpointStore, step: int) -> Checkpoint:
     return store.load(step)
 
 
-def _compare(peers: Peers, everyones: list[dict], part: str, error: type[ConvoyError], mend: str) -> None:
+def compare(peers: Peers, everyones: list[dict], part: str, error: type[ConvoyError], mend: str) -> None:
+    """Raises `error` where the workers differ in a part of what each of them told, a mapping of fields.
+
+    Args:
+      peers: the workers.
+      everyones: what each told, by rank: its parts by name.
+      part: which one is compared.
+      error: what is raised. Names the first field, its values, and whose they are.
+      mend: what to do about it.
+    """
     first = dict(configs.fields(everyones[0][part]))
     for rank, other in enumerate(everyones):
         fields = dict(configs.fields(other[part]))

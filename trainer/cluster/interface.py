@@ -73,7 +73,7 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
             ) from None
         fitting = [interface for interface in interfaces if ipaddress.IPv4Address(interface.address) in network]
     if not fitting:
-        there = ", ".join(f"{name} {address}" for name, address in interfaces)
+        there = ", ".join(f"{name} {address}" for name, address in interfaces) + " (the first address of each)"
         raise UsageError(
             f"--interface={wanted} is none of its interfaces with an IPv4 address: {there}. "
             "Give the name of one, or a network that every worker has an address in."

@@ -23,12 +23,13 @@ from trainer.cluster.discovery import Cluster, find_cluster
 from trainer.cluster.interface import choose, over_interface, own_interfaces
 from trainer.cluster.peers import PeerLostError, Peers
 from trainer.devices import Devices, check_strategy
-from trainer.doctor import hardware, network, storage
+from trainer.doctor import hardware, network, plan, storage
 from trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
 from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide
 
 _TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
 _MODEL_SECONDS = 60.0
+_COLLECTIVE_SECONDS = 120.0  # for the strategy, CUDA's contexts, tracing and NCCL's start
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,6 @@ class _Examination:
             if self._question.interface:
                 self._say(skipped("interface", f"--interface={self._question.interface}: one process has no traffic"))
             return
-        names = network.check_names(cluster)
         port = int(cluster.addresses[rank].rpartition(":")[2])
         if rank:  # so that the chief can reach for a worker that cannot reach it
             self._answer_on(port)
@@ -150,6 +150,7 @@ class _Examination:
                 self._peers.meet()
             except PeerLostError as error:
                 self._lose(error)
+        names = network.check_names(cluster)  # not before: a pod that is not there yet has no address
         # On many hosts a worker's own name means something else than elsewhere: good rows would differ by that alone.
         self._say(*(finding for finding in names if self._speaks or finding.level == FAILED))
         if not self._together:
@@ -200,29 +201,24 @@ class _Examination:
 
     def _check_data(self) -> None:
         """Whether DATA opens here, is the same everywhere, and suffices."""
-        if not self._question.data:
-            if self._speaks:
-                self._say(skipped("data", "no --data given", of_all=True))
-            return
-        try:
-            dataset = open_dataset(self._question.data)
-            seen = storage.look_at(dataset)
-        except ConvoyError as error:
-            self._say(failed("data", str(error)))
-            seen = None
-        else:
-            self._dataset = dataset
-            self._say(
-                *storage.check_data(
-                    dataset,
-                    num_workers=self._peers.num_workers,
-                    global_batch_size=self._question.config.batch_size,
-                )
-            )
-        everyones = self._everyones("data", seen)
-        opened = {rank: other for rank, other in everyones.items() if other}
+        data, seen = self._question.data, None
+        if data:
+            try:
+                dataset = open_dataset(data)
+                seen = storage.look_at(dataset)
+            except ConvoyError as error:
+                self._say(failed("data", str(error)))
+            else:
+                self._dataset = dataset
+                batch_size = self._question.config.batch_size
+                workers = self._peers.num_workers
+                self._say(*storage.check_data(dataset, num_workers=workers, global_batch_size=batch_size))
+        everyones = self._everyones("data", {"given": data, "seen": seen})
         if self._speaks:
-            self._say(*storage.check_same_data(opened, self._addresses, self._question.data))
+            given = {rank: other["given"] for rank, other in everyones.items()}
+            opened = {rank: other["seen"] for rank, other in everyones.items() if other["seen"]}
+            not_given = storage.check_given("--data", "data", given, self._addresses)
+            self._say(*(not_given or storage.check_same_data(opened, self._addresses, data)))
 
     def _check_tensorflow(self, side: TensorFlowSide) -> None:
         """Versions, devices, config, limits, and a sum over all devices."""
@@ -250,7 +246,12 @@ class _Examination:
                 gpus=count if on_gpu else 0,
             )
         )
-        own = {"versions": answer and answer["versions"], "count": count}
+        own = {
+            "versions": answer and answer["versions"],
+            "count": count,
+            "config": configs.to_json(self._question.config),
+            "auto": answer and answer["auto"],
+        }
         everyones = self._everyones("hardware", own, seconds=_TENSORFLOW_SECONDS)
         counts = {rank: other["count"] for rank, other in everyones.items()}
         if self._speaks:
@@ -258,35 +259,18 @@ class _Examination:
             self._say(*hardware.check_versions(versions, self._addresses))
             if all(counts.values()):
                 self._say(*hardware.check_counts(counts, self._addresses))
-            self._check_plan(sum(counts.values()), answer["resume"] if answer else None)
+            if self._config_is_good:
+                self._say(
+                    *plan.check_plan(
+                        self._question.config,
+                        everyones,
+                        self._peers,
+                        workdir=self._question.workdir,
+                        resume=answer and answer["resume"],
+                        num_images=self._dataset.split("train").num_images if self._dataset else None,
+                    )
+                )
         self._check_collective(side, everyones, on_gpu=on_gpu)
-
-    def _check_plan(self, replicas: int, resume: dict[str, Any] | None) -> None:
-        """Whether config, devices and dataset fit together, and RUN's newest checkpoint with them."""
-        question, config = self._question, self._question.config
-        if not self._config_is_good:
-            return
-        if resume and resume["problem"]:
-            self._say(failed("resume", resume["problem"], of_all=True))
-        elif resume and resume["step"] is not None:
-            self._say(ok("resume", f"{question.workdir} goes on from step {resume['step']}", of_all=True))
-            config = configs.with_choices_of(config, resume["choices"])
-        elif resume:
-            self._say(ok("resume", f"no checkpoint in {question.workdir}: a new run", of_all=True))
-        if not replicas or (self._cluster and not self._together):
-            self._say(skipped("config", "not all workers' devices are known", of_all=True))
-            return
-        images = self._dataset.split("train").num_images if self._dataset else config.batch_size
-        try:
-            plan = configs.resolve(config, num_images=images, replicas=replicas)
-        except UsageError as error:
-            self._say(failed("config", str(error), of_all=True))
-            return
-        text = (
-            f"batch {plan.global_batch_size}, replicas {plan.replicas}, virtual replicas {plan.virtual_replicas}: "
-            f"{plan.replica_batch_size} images a device, {plan.virtual_batch_size} a virtual replica"
-        )
-        self._say(ok("config", text, of_all=True))
 
     def _check_collective(self, side: TensorFlowSide, everyones: dict[int, Any], *, on_gpu: bool) -> None:
         counts = [other["count"] for other in everyones.values()]
@@ -303,10 +287,11 @@ class _Examination:
             if self._speaks:
                 self._say(skipped("collective", reason, of_all=True))
             return
+        seconds = max(self._question.startup_seconds, _COLLECTIVE_SECONDS)
         through = "NCCL" if on_gpu else "gRPC" if self._cluster else "memory"
         try:
             self._responding.close()  # TensorFlow listens on this port now
-            answer = side.reduce(self._cluster, self._question.startup_seconds)
+            answer = side.reduce(self._cluster, seconds)
         except NoAnswerError as error:
             mend = "NCCL_DEBUG=INFO shows what NCCL does; --interface chooses its network." if on_gpu else ""
             mend = mend or "TensorFlow opens connections of its own between all workers: look at the ports above."
@@ -318,26 +303,25 @@ class _Examination:
             elif self._speaks:
                 text = f"1 MiB summed over {answer['replicas']} devices through {through} in "
                 self._say(ok("collective", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
-        self._everyones("after the collective", seconds=self._question.startup_seconds + 10)
+        self._everyones("after the collective", seconds=seconds + 10)
 
     def _check_workdir(self, side: TensorFlowSide) -> None:
         """Whether RUN can be written, is the same folder everywhere, and has room."""
         workdir = self._question.workdir
-        if not workdir:
-            if self._speaks:
-                self._say(skipped("run directory", "no --workdir given", of_all=True))
-            return
         if not self._speaks:
-            token = self._everyones("token").get(0)
-            sight = bool(token) and storage.sees(token)
-            self._everyones("sight", sight)
+            place = self._everyones("token").get(0)
+            sees = bool(place and workdir) and storage.sees(place, workdir)
+            self._everyones("sight", {"workdir": workdir, "sees": sees})
             return
         with storage.written_token(workdir) as (token, seconds, findings):
             self._say(*findings)
-            self._everyones("token", str(token) if token else "")
-            sights = self._everyones("sight", True, seconds=60)
+            self._everyones("token", storage.place_of(token, workdir) if token else None)
+            everyones = self._everyones("sight", {"workdir": workdir, "sees": True}, seconds=60)
+            given = {rank: other["workdir"] for rank, other in everyones.items()}
+            self._say(*storage.check_given("--workdir", "run directory", given, self._addresses))
             if token:
-                self._say(*storage.check_shared(sights, workdir, self._addresses))
+                sights = {rank: other["sees"] for rank, other in everyones.items()}
+                self._say(*storage.check_shared(sights, given, self._addresses))
                 size = None
                 if self._config_is_good:
                     with contextlib.suppress(NoAnswerError):

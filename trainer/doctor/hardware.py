@@ -5,6 +5,7 @@ Pure functions over what was read; `driver_gpus` and `read_limits` do the readin
 
 import os
 import resource
+import string
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ def _granted(driver: Driver, visible: str | None) -> int:
     if visible is None:
         return len(driver.gpus)
     names = [name.strip() for name in visible.split(",")]
-    count = next((at for at, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    good = [name.isdigit() or name.startswith(("GPU-", "MIG-")) for name in names]
+    count = good.index(False) if False in good else len(good)
     return min(count, len(driver.gpus))
 
 
@@ -201,6 +203,7 @@ def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> Fi
     major, minor = gpu["capability"]
     for target in compiled_for:
         kind, _, number = target.partition("_")
+        number = number.rstrip(string.ascii_letters)  # sm_90a
         of = (int(number[:-1]), int(number[-1]))
         if (kind == "sm" and of[0] == major and of[1] <= minor) or (kind == "compute" and of <= (major, minor)):
             return None

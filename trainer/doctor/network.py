@@ -240,6 +240,8 @@ class Search:
     def _look(self) -> None:
         while not self._ended.wait(0.5):
             for rank in self._peers.missing():
+                if self._ended.is_set():  # many hosts that do not answer would take many seconds more
+                    return
                 if rank not in self._found or self._found[rank].problem:
                     self._found[rank] = reach(self._cluster.addresses[rank], rank, seconds=1.0)
 

@@ -8,13 +8,14 @@ import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.dataset import Dataset
-from input_pipeline.errors import UsageError
-from trainer.doctor.findings import Finding, failed, ok, warning
+from input_pipeline.errors import ConvoyError, DataError
+from trainer.doctor.findings import Finding, failed, ok, skipped, warning
 from trainer.run_directory import RunDirectory
 
 _WRITTEN_BYTES = 8 * 2**20
@@ -30,11 +31,14 @@ def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Findi
     """Writes a file of some megabytes where RUN is or will be; it is gone on leaving.
 
     Yields:
-      The file, or None where it cannot be written; the seconds it took; and what was found.
+      The file, or None where it cannot be written or RUN is not given; the seconds it took; and what was found.
     """
+    if not workdir:
+        yield None, 0.0, []
+        return
     try:
         RunDirectory(workdir).check()
-    except UsageError as error:
+    except ConvoyError as error:
         yield None, 0.0, [failed("run directory", str(error))]
         return
     path = Path(os.path.abspath(workdir))
@@ -67,24 +71,68 @@ def _write(path: Path) -> float:
     return time.perf_counter() - began
 
 
-def sees(token: str, seconds: float = _VISIBLE_SECONDS) -> bool:
-    """Returns whether the chief's file shows here, waiting for it a little."""
-    path, deadline = Path(token), time.monotonic() + seconds
+def place_of(token: Path, workdir: str) -> tuple[str, list[str]]:
+    """Returns the token's name, and RUN's path from the token's folder, by its parts: none where it lies in RUN."""
+    return token.name, list(Path(os.path.abspath(workdir)).relative_to(token.parent).parts)
+
+
+def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_SECONDS) -> bool:
+    """Returns whether the chief's file shows in this worker's RUN or where that will be, waiting for it a little.
+
+    Args:
+      place: the chief's, from `place_of`. The way to RUN may differ from host to host, what is made of it may not.
+      workdir: this worker's.
+      seconds: how long to wait.
+    """
+    (name, below), folder = place, Path(os.path.abspath(workdir))
+    for part in reversed(below):
+        if folder.name != part:
+            return False
+        folder = folder.parent
+    deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
-            if path.name in os.listdir(path.parent):  # a listing asks a network file system anew
+            if name in os.listdir(folder):  # a listing asks a network file system anew
                 return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
 
 
-def check_shared(sights: Mapping[int, bool], workdir: str, addresses: Sequence[str]) -> list[Finding]:
-    """Says which workers do not see what the chief wrote in RUN."""
-    blind = [f"worker {rank} ({addresses[rank]})" for rank, sees_it in sorted(sights.items()) if not sees_it]
+def check_given(flag: str, check: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[Finding]:
+    """Says which workers were started without a flag that others have, or that nobody has it.
+
+    Args:
+      flag: its name.
+      check: that it is for.
+      given: its value by rank, empty where it was left out.
+      addresses: by rank.
+    """
+    without = [f"worker {rank} ({addresses[rank]})" for rank, value in sorted(given.items()) if not value]
+    if len(without) == len(given):
+        return [skipped(check, f"no {flag} given", of_all=True)]
+    if without:
+        text = f"started without {flag}: {' and '.join(without)}."
+        return [failed(check, text, "Give it to all workers.", of_all=True)]
+    return []
+
+
+def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[Finding]:
+    """Says which workers do not see what the chief wrote in RUN.
+
+    Args:
+      sights: by rank, whether it sees that.
+      given: --workdir by rank; who was given none is not blamed here.
+      addresses: by rank.
+    """
+    blind = [
+        f"worker {rank} ({addresses[rank]}) in --workdir={given[rank]}"
+        for rank, sees_it in sorted(sights.items())
+        if given[rank] and not sees_it
+    ]
     if not blind:
         return []
-    text = f"--workdir={workdir}: {' and '.join(blind)} do not see there what worker 0 ({addresses[0]}) writes."
+    text = f"what worker 0 ({addresses[0]}) writes in --workdir={given[0]} does not show on {' and '.join(blind)}."
     return [failed("run directory", text, "Give a --workdir on a file system that all workers share.", of_all=True)]
 
 
@@ -133,16 +181,19 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
 def look_at(dataset: Dataset) -> dict[str, Any]:
     """Returns what must be the same on all workers, and `bytes_per_second` of reading, as JSON data.
 
+    The digest is what the manifest says; `checksum` is of the first bytes as they are, None where there was no time.
+
     Raises:
-      DataError: there is no training split.
+      DataError: there is no training split, or a shard cannot be read.
     """
     split = dataset.split("train")
-    count, seconds = _read(split.shard_paths)
+    count, seconds, checksum = _read(split.shard_paths)
     return {
         "images": split.num_images,
         "classes": dataset.num_classes,
         "shards": len(split.shard_paths),
         "digest": dataset.digest("train")[:16],
+        "checksum": checksum,
         "bytes_per_second": count / max(seconds, 1e-9),
     }
 
@@ -160,7 +211,11 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
     first_rank, first = min(seen.items())
     identity = [name for name in first if name != "bytes_per_second"]
     for rank, other in sorted(seen.items()):
-        changed = [f"{name} {first[name]} and {other[name]}" for name in identity if first[name] != other[name]]
+        changed = [
+            f"{name} {first[name]} and {other[name]}"
+            for name in identity
+            if first[name] != other[name] and None not in (first[name], other[name])
+        ]
         if changed:
             text = (
                 f"--data={data} is not the same on worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
@@ -173,15 +228,24 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
     return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
-def _read(paths: Sequence[Path]) -> tuple[int, float]:
-    count, began = 0, time.perf_counter()
+def _read(paths: Sequence[Path]) -> tuple[int, float, str | None]:
+    """Reads the first bytes; returns how many, the seconds, and their checksum, None where time ended before them."""
+    count, seconds, checksum = 0, 0.0, 0
     for path in paths:
-        with open(path, "rb") as file:
-            while content := file.read(_CHUNK):
-                count += len(content)
-                if count >= _READ_BYTES or time.perf_counter() - began > _READ_SECONDS:
-                    return count, time.perf_counter() - began
-    return count, time.perf_counter() - began
+        try:
+            with open(path, "rb") as file:
+                while count < _READ_BYTES:
+                    began = time.perf_counter()
+                    content = file.read(_CHUNK)
+                    seconds += time.perf_counter() - began
+                    if not content:
+                        break
+                    count, checksum = count + len(content), zlib.crc32(content, checksum)
+                    if seconds > _READ_SECONDS:
+                        return count, seconds, None
+        except OSError as error:
+            raise DataError(f"shard {path} cannot be read ({error.strerror}); mend that, or copy it again") from None
+    return count, seconds, f"{checksum:08x}"
 
 
 def _size(count: float) -> str:

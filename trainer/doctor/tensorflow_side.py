@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import ml_collections
 
 from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import ConvoyError, UsageError
+from input_pipeline.errors import ConvoyError
 from input_pipeline.processes import follow_parent
 from trainer.cluster.discovery import Cluster
 from trainer.devices import Devices, make_strategy
@@ -79,7 +79,10 @@ class TensorFlowSide:
         self._connection.close()
 
     def start_up(self, seconds: float) -> dict[str, Any]:
-        """Returns `versions`, `seen` (as `hardware.check_devices` wants it) and `resume` (see `_resume`).
+        """Returns `versions`, `seen` (as `hardware.check_devices` wants it), `auto` (see `_auto`) and `resume`.
+
+        `resume` is None where there is no RUN to look at, or none that a run could lie in; otherwise the `step` that
+        training would go on from, its `choices` that stay, and the `problem` with it.
 
         Raises:
           NoAnswerError: none came in time.
@@ -162,15 +165,27 @@ def _start_up(setup: Setup) -> dict[str, Any]:
             "compiled_for": list(build.get("cuda_compute_capabilities", [])),
             "cpu_bfloat16": cpu_has_bfloat16(),
         },
+        "auto": _auto(setup, gpus),
         "resume": _resume(setup),
     }
 
 
-def _resume(setup: Setup) -> dict[str, Any] | None:
-    """Returns the `step` that training would go on from, its `choices` that stay, and the `problem` with it.
+def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Returns what `auto` comes to on this worker's devices, by field; None without a config or without the devices."""
+    from trainer.devices import cpu_has_bfloat16
+    from trainer.runtime import choices_on
 
-    None where there is no RUN to look at, or none that a run could lie in.
-    """
+    wanted = setup.devices.gpus or tuple(range(len(gpus)))
+    on_gpu = setup.devices.kind == "gpu" or (setup.devices.kind == "auto" and bool(gpus))
+    if not setup.config or (on_gpu and (not wanted or max(wanted) >= len(gpus))):
+        return None
+    in_bfloat16 = all(gpus[gpu]["capability"] >= (8, 0) for gpu in wanted) if on_gpu else cpu_has_bfloat16()
+    precision, use_xla = choices_on(setup.config, on_gpu=on_gpu, in_bfloat16=in_bfloat16)
+    return {"precision": precision, "xla": use_xla}
+
+
+def _resume(setup: Setup) -> dict[str, Any] | None:
+    """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
     from trainer import config as configs
     from trainer.checkpoints import CheckpointStore, newest_whole
     from trainer.resume import check_same_run
@@ -182,7 +197,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
     run = RunDirectory(setup.workdir)
     try:
         run.check()
-    except UsageError:
+    except ConvoyError:
         return None
     try:
         checkpoint = newest_whole(CheckpointStore(run.checkpoints, setup.config.keep_checkpoints))
@@ -193,7 +208,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
             config = configs.with_choices_of(setup.config, metadata["config"])
             if setup.data:
                 check_same_run(metadata, config, open_dataset(setup.data), run)
-    except ConvoyError as error:
+    except (ConvoyError, OSError) as error:
         found["problem"] = str(error)
     return found
 

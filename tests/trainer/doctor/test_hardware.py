@@ -76,12 +76,14 @@ class TestDevices:
         assert finding.text == "TensorFlow sees 0 of the 2 GPUs that nvidia-smi lists."
         assert "pip install 'convoy[cuda]'" in finding.mend
 
-    @pytest.mark.parametrize(("visible", "gpus"), [("0", 1), ("1,0", 2), ("0,-1,1", 1), ("GPU-5f,GPU-6a", 2)])
+    @pytest.mark.parametrize(
+        ("visible", "gpus"), [("0", 1), ("1,0", 2), ("0,-1,1", 1), ("GPU-5f,GPU-6a", 2), ("0,NoDevFiles", 1)]
+    )
     def test_that_cuda_visible_devices_hides_are_not_missed(self, visible, gpus):
         (finding,), count = devices("auto", Driver(("H100", "H100"), "1"), seen(*[H100] * gpus), visible)
         assert (finding.level, count) == (OK, gpus)
 
-    @pytest.mark.parametrize("visible", ["", "-1"])
+    @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
     def test_that_are_all_hidden_leave_the_cpu(self, visible):
         (finding,), count = devices("auto", Driver(("H100",), "1"), seen(), visible)
         assert (finding.level, count) == (OK, 1)
@@ -100,6 +102,11 @@ class TestDevices:
         gpu = {"name": "GPU", "capability": capability}
         findings, _ = devices("auto", Driver(("GPU",), "1"), seen(gpu))
         assert [finding.level for finding in findings] == [level]
+
+    def test_of_a_target_with_a_letter_count_as_its_generation(self):
+        gpu = {"name": "GPU", "capability": (9, 0)}
+        (finding,), _ = devices("auto", Driver(("GPU",), "1"), {**seen(gpu), "compiled_for": ["sm_80", "sm_90a"]})
+        assert finding.level == OK
 
     def test_must_be_as_many_on_each_worker(self):
         assert check_counts({0: 2, 1: 2}, ADDRESSES) == []

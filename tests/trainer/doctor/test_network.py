@@ -7,8 +7,10 @@ import pytest
 
 from launch.ports import reserved_ports
 from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import Peers
+from trainer.doctor import network
 from trainer.doctor.findings import FAILED, OK, WARNING
-from trainer.doctor.network import Reached, Responder, check_clocks, check_names, check_ports, reach
+from trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
 
 ADDRESSES = ("a:2222", "b:2222", "c:2222")
 GOOD = Reached("", 0.0, 0.002)
@@ -60,6 +62,22 @@ class TestReaching:
 
     def test_a_name_that_nobody_knows_is_told(self):
         assert reach("no.such.host.invalid:1", 1).problem.startswith("the name no.such.host.invalid is not known there")
+
+
+def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
+    tried, trying = [], threading.Event()
+
+    def slow(address, rank, seconds):
+        tried.append(rank)
+        trying.set()
+        assert search._ended.wait(60)
+        return Reached("timed out")
+
+    monkeypatch.setattr(network, "reach", slow)
+    cluster = Cluster(ADDRESSES, 0, "flags", ())
+    with Search(Peers(cluster), cluster) as search:
+        assert trying.wait(60)
+    assert tried == [1]
 
 
 class TestPorts:

@@ -89,7 +89,7 @@ def test_what_differs_and_what_is_closed_is_told_at_once_with_worker_and_directi
         "--devices=cpu:1",
         only={
             "a": (f"--data={dataset.data}",),
-            "b": (f"--data={other}", f"--workdir={elsewhere / 'run'}"),
+            "b": (f"--data={other}", f"--workdir={elsewhere / 'run'}", "--config.batch_size=96"),
         },
         variables={"b": {"PYTHONPATH": f"{old.parent}:{':'.join(sys.path)}"}},
     )
@@ -99,6 +99,8 @@ def test_what_differs_and_what_is_closed_is_told_at_once_with_worker_and_directi
     assert f"worker 1 (b:{PORT}) cannot reach" not in told
     assert f"is not the same on worker 0 (a:{PORT}) and worker 1 (b:{PORT}): digest" in told
     assert f"convoy 0.1.0 on worker 0 (a:{PORT}), 0.0.9 on worker 1 (b:{PORT})" in told
+    assert f"config.batch_size: 64 on worker 0 (a:{PORT}), 96 on worker 1 (b:{PORT})" in told
+    assert f"does not show on worker 1 (b:{PORT}) in --workdir={elsewhere / 'run'}" in told
     assert "skipped  collective" in told
     assert outputs["b"] == ""
     assert not list(tmp_path.glob(".convoy*"))

@@ -1,22 +1,31 @@
 """RUN and DATA: real folders, and what is said of other workers' sight of them."""
 
+import errno
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError
 from trainer.doctor import storage
-from trainer.doctor.findings import FAILED, OK, WARNING
+from trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
 
 ADDRESSES = ("a:2222", "b:2222")
+
+
+def no_permission(*_, **__):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 class TestRunDirectory:
     def test_that_is_not_there_can_be_made_and_is_not(self, tmp_path):
         with storage.written_token(str(tmp_path / "deep" / "run")) as (token, seconds, (finding,)):
             assert (token.parent, seconds > 0, finding.level) == (tmp_path, True, OK)
-            assert storage.sees(str(token))
+            assert storage.place_of(token, str(tmp_path / "deep" / "run")) == (token.name, ["deep", "run"])
+            assert storage.sees((token.name, ["deep", "run"]), str(tmp_path / "deep" / "run"))
         assert os.listdir(tmp_path) == []
 
     def test_of_a_run_is_as_it_was(self, tmp_path):
@@ -38,17 +47,37 @@ class TestRunDirectory:
             assert (token, finding.level) == (None, FAILED)
             assert finding.text.startswith("--workdir=/proc/run cannot be made: /proc: ")
 
+    def test_that_may_not_be_looked_at_fails(self, monkeypatch):
+        monkeypatch.setattr(Path, "exists", no_permission)
+        with storage.written_token("run") as (token, _, (finding,)):
+            assert (token, finding.level) == (None, FAILED)
+            assert finding.text.startswith("--workdir=run: cannot be read (Permission denied)")
+
     def test_that_a_worker_does_not_share_names_it(self):
-        assert storage.check_shared({0: True, 1: True}, "run", ADDRESSES) == []
-        (finding,) = storage.check_shared({0: True, 1: False}, "run", ADDRESSES)
+        given = {0: "run", 1: "other"}
+        assert storage.check_shared({0: True, 1: True}, given, ADDRESSES) == []
+        (finding,) = storage.check_shared({0: True, 1: False}, given, ADDRESSES)
         assert finding.level == FAILED
-        assert "worker 1 (b:2222) do not see there what worker 0 (a:2222) writes" in finding.text
+        assert finding.text == (
+            "what worker 0 (a:2222) writes in --workdir=run does not show on worker 1 (b:2222) in --workdir=other."
+        )
+
+    @pytest.mark.parametrize("folder", ["", "there"])
+    def test_that_a_worker_has_by_another_way_is_the_same_and_one_of_another_name_is_not(self, tmp_path, folder):
+        (tmp_path / "home" / "there" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "home" / "other").mkdir()
+        (tmp_path / "mount").symlink_to(tmp_path / "home")
+        run = str(tmp_path / "home" / (folder or "run"))
+        with storage.written_token(run) as (token, _, _):
+            place = storage.place_of(token, run)
+            assert storage.sees(place, str(tmp_path / "mount" / (folder or "run")), seconds=0)
+            assert not storage.sees(place, str(tmp_path / "home" / "other"), seconds=0)
+            assert not storage.sees(place, str(tmp_path / "home" / "another"), seconds=0)
 
     def test_that_shows_a_file_late_is_waited_for(self, tmp_path):
-        late = tmp_path / "token"
-        threading.Timer(0.3, late.touch).start()
-        assert storage.sees(str(late), seconds=20)
-        assert not storage.sees(str(tmp_path / "never"), seconds=0.2)
+        threading.Timer(0.3, (tmp_path / "token").touch).start()
+        assert storage.sees(("token", []), str(tmp_path), seconds=20)
+        assert not storage.sees(("never", []), str(tmp_path), seconds=0.2)
 
 
 class TestDisk:
@@ -92,3 +121,35 @@ class TestData:
         (finding,) = storage.check_same_data({0: seen, 1: {**seen, "digest": "bb"}}, ADDRESSES, "data")
         assert finding.level == FAILED
         assert "worker 0 (a:2222) and worker 1 (b:2222): digest aa and bb" in finding.text
+
+    def test_of_other_bytes_behind_the_same_manifest_differs(self, dataset, tmp_path):
+        other = shutil.copytree(dataset.data, tmp_path / "other")
+        shard = open_dataset(other).split("train").shard_paths[0]
+        content = bytearray(shard.read_bytes())
+        content[100] ^= 1
+        shard.write_bytes(content)
+        seen = {rank: storage.look_at(open_dataset(data)) for rank, data in enumerate((dataset.data, other))}
+        (finding,) = storage.check_same_data(seen, ADDRESSES, "data")
+        assert (finding.level, "worker 1 (b:2222): checksum " in finding.text) == (FAILED, True)
+
+    def test_that_there_was_no_time_to_read_is_compared_by_the_rest(self, dataset, monkeypatch):
+        whole = storage.look_at(open_dataset(dataset.data))
+        monkeypatch.setattr(storage, "_READ_SECONDS", 0.0)
+        short = storage.look_at(open_dataset(dataset.data))
+        assert short["checksum"] is None
+        (finding,) = storage.check_same_data({0: whole, 1: short}, ADDRESSES, "data")
+        assert finding.level == OK
+
+    def test_with_a_shard_that_cannot_be_read_names_it(self, dataset, monkeypatch):
+        opened = open_dataset(dataset.data)
+        monkeypatch.setattr("builtins.open", no_permission)
+        with pytest.raises(DataError, match=r"shard .*train.* cannot be read \(Permission denied\)"):
+            storage.look_at(opened)
+
+
+def test_a_flag_that_not_all_workers_have_fails_and_one_that_nobody_has_is_skipped():
+    assert storage.check_given("--data", "data", {0: "x", 1: "y"}, ADDRESSES) == []
+    (finding,) = storage.check_given("--data", "data", {0: "x", 1: ""}, ADDRESSES)
+    assert (finding.level, finding.text) == (FAILED, "started without --data: worker 1 (b:2222).")
+    (finding,) = storage.check_given("--data", "data", {0: "", 1: ""}, ADDRESSES)
+    assert (finding.level, finding.text) == (SKIPPED, "no --data given")

@@ -1,13 +1,15 @@
 """TensorFlow in a process beside: what becomes of the doctor when it hangs or dies there."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from launch.ports import reserved_ports
+from trainer import config as configs
 from trainer.cluster.discovery import Cluster
 from trainer.devices import parse_devices
-from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide
+from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide, _auto
 
 NOTHING = Setup(
     config=None, data="", workdir="", devices=parse_devices("cpu:1"), strategy_name="auto", heartbeat_seconds=30
@@ -34,3 +36,19 @@ def test_a_process_that_dies_is_told_with_its_exit_code():
         side._process.kill()
         with pytest.raises(NoAnswerError, match=r"TensorFlow's process ended \(exit code -9\)"):
             side.start_up(60)
+
+
+@pytest.mark.parametrize(
+    ("flag", "comes_to"),
+    [
+        ("gpu:0", {"precision": "bfloat16", "xla": True}),
+        ("gpu:1", {"precision": "float32", "xla": True}),
+        ("auto", {"precision": "float32", "xla": True}),
+        ("gpu:2", None),
+    ],
+)
+def test_what_auto_comes_to_is_for_the_gpus_that_are_asked_for(flag, comes_to):
+    gpus = [{"name": name, "capability": capability} for name, capability in (("A100", (8, 0)), ("V100", (7, 0)))]
+    setup = replace(NOTHING, devices=parse_devices(flag), config=configs.default_config())
+    assert _auto(setup, gpus) == comes_to
+    assert _auto(replace(setup, config=None), gpus) is None

@@ -1,0 +1,132 @@
+"""Parts of the doctor's round by two workers that are threads of this process; TensorFlow's side is made up."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from launch.ports import reserved_ports
+from trainer import config as configs
+from trainer.cluster.discovery import Cluster
+from trainer.cluster.peers import Peers
+from trainer.devices import parse_devices
+from trainer.doctor.examination import Question, _Examination
+from trainer.doctor.findings import FAILED, OK
+from trainer.doctor.tensorflow_side import NoAnswerError
+
+
+class NoTensorFlow:
+    """In the place of its process."""
+
+    def __init__(self):
+        self.seconds = None
+
+    def checkpoint_bytes(self, seconds):
+        raise NoAnswerError("made up")
+
+    def reduce(self, cluster, seconds):
+        self.seconds = seconds
+        return {"replicas": 2, "sum": 3.0, "expected": 3.0, "milliseconds": 1.0}
+
+
+def question(data="", workdir=""):
+    return Question(
+        config=configs.default_config(),
+        data=str(data),
+        workdir=str(workdir),
+        devices_flag="cpu:1",
+        devices=parse_devices("cpu:1"),
+        strategy_name="auto",
+        interface="",
+        startup_seconds=20.0,
+        heartbeat_seconds=30.0,
+        worker_hosts=(),
+        worker_index=None,
+    )
+
+
+@pytest.fixture
+def findings_of():
+    """Runs a part of the round on two workers; returns each one's findings by check."""
+
+    def run(part, *questions, second_host="127.0.0.1"):
+        with reserved_ports(2) as ports:
+            addresses = (f"127.0.0.1:{ports[0]}", f"{second_host}:{ports[1]}")
+
+        def worker(rank):
+            cluster = Cluster(addresses, rank, "flags", (("worker", 0), ("worker", 1)))
+            with Peers(cluster, startup_seconds=20) as peers:
+                examination = _Examination(questions[rank], cluster, peers, [])
+                with examination._responding:
+                    part(examination)
+                peers.exchange("done")
+                return {finding.check: finding for finding in examination._findings}
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(worker, (0, 1)))
+
+    return run
+
+
+def met(part):
+    def meet_first(examination):
+        examination._peers.meet()
+        part(examination)
+
+    return meet_first
+
+
+def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of, monkeypatch):
+    meet, resolve, has_come = Peers.meet, socket.getaddrinfo, threading.Event()
+
+    def meet_and_tell(peers):
+        meet(peers)
+        has_come.set()
+
+    def resolve_late(host, *arguments, **options):
+        if host == "late-pod" and not has_come.is_set():
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve("127.0.0.1" if host == "late-pod" else host, *arguments, **options)
+
+    monkeypatch.setattr(Peers, "meet", meet_and_tell)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    chiefs, _ = findings_of(_Examination._check_network, question(), question(), second_host="late-pod")
+    assert (chiefs["names"].level, chiefs["ports"].level) == (OK, OK)
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_path, without):
+    given = [question(dataset.data, tmp_path / "run"), question(dataset.data, tmp_path / "run")]
+    given[without] = question()
+
+    def part(examination):
+        examination._check_data()
+        examination._check_workdir(NoTensorFlow())
+
+    chiefs, workers = findings_of(met(part), *given)
+    for check, flag in (("data", "--data"), ("run directory", "--workdir")):
+        assert chiefs[check].level == FAILED
+        assert f"started without {flag}: worker {without} (" in chiefs[check].text
+    assert not any(finding.level == FAILED for finding in workers.values())
+
+
+def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
+    part = met(lambda examination: examination._check_workdir(NoTensorFlow()))
+    chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "run"))
+    assert chiefs["run directory"].level == OK
+    chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "other"))
+    assert chiefs["run directory"].level == FAILED
+    assert f"in --workdir={tmp_path / 'other'}" in chiefs["run directory"].text
+
+
+def test_a_sum_over_all_devices_has_time_to_start_whatever_the_startup_timeout(findings_of):
+    sides = []
+
+    def part(examination):
+        sides.append(NoTensorFlow())
+        examination._check_collective(sides[-1], {0: {"count": 1}, 1: {"count": 1}}, on_gpu=True)
+
+    findings_of(met(part), question(), question())
+    assert [side.seconds for side in sides] == [120.0, 120.0]

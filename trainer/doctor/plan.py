@@ -1,0 +1,81 @@
+"""Config, devices, dataset and RUN's newest checkpoint together: whether a run of them would start, and which.
+
+    check_plan(config, everyones, peers, workdir="run", resume=answer["resume"], num_images=50_000)
+
+Pure functions over what was found. Imports no TensorFlow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from input_pipeline.errors import UsageError
+from trainer import config as configs
+from trainer.cluster.agreement import compare
+from trainer.cluster.peers import Peers
+from trainer.doctor.findings import Finding, failed, ok, skipped
+
+
+def check_plan(
+    config: ml_collections.ConfigDict,
+    everyones: Mapping[int, Mapping[str, Any]],
+    peers: Peers,
+    *,
+    workdir: str,
+    resume: Mapping[str, Any] | None,
+    num_images: int | None,
+) -> list[Finding]:
+    """Says whether all workers have one config, and what a run of it would be.
+
+    Args:
+      config: the chief's, checked.
+      everyones: by rank, as far as the workers found each other: `config` as JSON data, what `auto` comes to (`auto`,
+        None where not known), and the `count` of devices, 0 where not known.
+      peers: the workers.
+      workdir: RUN.
+      resume: what TensorFlow's side says of it.
+      num_images: of the training split; None where not known.
+    """
+    findings = []
+    if resume and resume["problem"]:
+        findings.append(failed("resume", resume["problem"], of_all=True))
+    elif resume and resume["step"] is not None:
+        findings.append(ok("resume", f"{workdir} goes on from step {resume['step']}", of_all=True))
+        config = configs.with_choices_of(config, resume["choices"])
+    elif resume:
+        findings.append(ok("resume", f"no checkpoint in {workdir}: a new run", of_all=True))
+    return [*findings, _check_config(config, everyones, peers, num_images)]
+
+
+def _check_config(
+    config: ml_collections.ConfigDict,
+    everyones: Mapping[int, Mapping[str, Any]],
+    peers: Peers,
+    num_images: int | None,
+) -> Finding:
+    counts = [other["count"] for other in everyones.values()]
+    try:
+        if len(everyones) == peers.num_workers:
+            _compare_configs(config, [everyones[rank] for rank in range(peers.num_workers)], peers)
+        if len(everyones) < peers.num_workers or not all(counts):
+            return skipped("config", "not all workers' devices are known", of_all=True)
+        if len(set(counts)) > 1:
+            return skipped("config", "the workers' devices do not fit", of_all=True)
+        plan = configs.resolve(config, num_images=num_images or config.batch_size, replicas=sum(counts))
+    except UsageError as error:
+        return failed("config", str(error), of_all=True)
+    text = (
+        f"batch {plan.global_batch_size}, replicas {plan.replicas}, virtual replicas {plan.virtual_replicas}: "
+        f"{plan.replica_batch_size} images a device, {plan.virtual_batch_size} a virtual replica"
+    )
+    return ok("config", text, of_all=True)
+
+
+def _compare_configs(config: ml_collections.ConfigDict, everyones: list[Mapping[str, Any]], peers: Peers) -> None:
+    """Raises the UsageError that `train` would."""
+    compare(peers, everyones, "config", UsageError, "Start all workers with the same flags.")
+    if all(other["auto"] for other in everyones):
+        left = [field for field in ("precision", "xla") if config[field] == "auto"]  # a run keeps what it began with
+        came_to = [{"config": {field: other["auto"][field] for field in left}} for other in everyones]
+        compare(peers, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
