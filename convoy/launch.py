@@ -37,7 +37,8 @@ _ENGINES = {
     "slurm": Engine(
         "launch.slurm.submit",
         "a job of SLURM, submitted and followed",
-        "convoy launch slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 -- train --data=data --workdir=run",
+        "convoy launch slurm --nodes=2 --gpus_per_node=8 --cpus_per_task=32 --time=12:00:00 "
+        "-- train --data=data --workdir=run",
     ),
     "srun": Engine(
         "launch.slurm.step",

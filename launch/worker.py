@@ -26,6 +26,7 @@ from trainer.cluster.discovery import find_cluster
 
 REQUIRED = ()
 
+GPUS_VARIABLE = "CONVOY_GPUS_PER_TASK"  # of each worker where several share a node's, from `launch srun`
 _TICK_SECONDS = 0.05
 
 
@@ -88,6 +89,8 @@ def launch(
     for stale in (files.error_file(rank), files.end_file(rank)):
         stale.unlink(missing_ok=True)
     variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
+    if (gpus := own_gpus(os.environ)) is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpus
     program = WorkerProgram([*trainer, *command], {**trainer_environment(), **variables}, files.log(rank))
     screen = Screen.of_standard_output() if show else Screen(None)
     log = Follower(files.log(rank), prefix="", at_end=True)
@@ -111,6 +114,18 @@ def attempt_number(environment: Mapping[str, str]) -> int:
         with contextlib.suppress(KeyError, ValueError):
             return max(1, int(environment[name]) - first + 1)
     return 1
+
+
+def own_gpus(environment: Mapping[str, str]) -> str | None:
+    """Returns CUDA_VISIBLE_DEVICES of this worker where several share a node's GPUs in a SLURM step, or None."""
+    number, place = _number(environment.get(GPUS_VARIABLE)), _number(environment.get("SLURM_LOCALID"))
+    if not number or place is None:
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range((place + 1) * number)]
+    if len(gpus) <= number:  # the site's own settings have shared them out
+        return None
+    return ",".join(gpus[place * number : (place + 1) * number])
 
 
 def exit_code(end: Ended, files: AttemptFiles) -> int:

@@ -7,6 +7,7 @@ slurm("scancel", "--signal=TERM", "17.0")
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from input_pipeline.errors import UsageError
@@ -29,6 +30,10 @@ _UNKNOWN_JOB = "Invalid job id"
 
 class SlurmError(Exception):
     """A SLURM command failed. The message is what it said."""
+
+
+class NoAnswerError(SlurmError):
+    """A SLURM command was not done in time. What it was to do may still happen."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,12 @@ class Job:
         return self.state in _ENDED
 
 
-def slurm(*command: str) -> str:
+def slurm(*command: str, environment: Mapping[str, str] | None = None) -> str:
     """Runs a SLURM command and returns what it printed.
+
+    Args:
+      command: and its arguments.
+      environment: of it; this process's where left out.
 
     Raises:
       UsageError: there is no such command here.
@@ -68,14 +77,20 @@ def slurm(*command: str) -> str:
     """
     try:
         result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_SECONDS
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE_SECONDS,
         )
     except FileNotFoundError:
         raise UsageError(
             f"{command[0]} is not on the PATH. Run this where SLURM's commands are: on a login node of the cluster."
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {_PATIENCE_SECONDS:g} s") from None
+        raise NoAnswerError(f"{command[0]} did not answer within {_PATIENCE_SECONDS:g} s") from None
     if result.returncode != 0:
         lines = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
         raise SlurmError("; ".join(re.sub(rf"^{command[0]}: (error: )?", "", line) for line in lines))

@@ -42,6 +42,8 @@ def follow(job: str, log: Path, screen: Screen) -> int:
                         facts = job_facts(job)
                         text = _described(job, facts)
                     except SlurmError as error:
+                        if signals.are_waiting:  # the person's Ctrl-C reached the command too
+                            break
                         facts, text = Job("UNKNOWN", "", "", "", 0, 0, True), f"SLURM does not answer: {error}"
                     if facts is None or facts.has_ended:
                         screen.write(lines.rest())

@@ -13,17 +13,36 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from launch.gang import Ended, Gang, WorkerProgram
-from launch.policy import WorkerError
+from launch.policy import RETRYABLE, WorkerError
 from launch.run_files import AttemptFiles
 from launch.slurm.client import SlurmError, nodes_that_do_not_answer, slurm
 
 _LOOK_SECONDS = 0.5  # between looks into the attempt's folder, which a file server keeps
 _LATE_NOTE_SECONDS = 5.0  # that a note may take to be seen from here after srun has ended
 _LAST_STEPS_SECONDS = 15.0  # that srun may take to end after its tasks
+_NEXT_TRY_SECONDS = 5.0  # between tries to send a signal while SLURM does not answer
 _TICK_SECONDS = 0.05
+# Why srun could not begin, where another try gives the same.
+_REFUSED_FOR_GOOD = re.compile(
+    r"More processors requested|Requested node configuration is not available|Invalid generic resource|"
+    r"Memory required by task|unrecognized option|Invalid .* specification"
+)
+_EXIT_CODE = re.compile(r"Exited with exit code (\d+)")
+# What people can do something about: srun's words, and ours.
+_WORTH_SAYING = (
+    (
+        re.compile("Requested nodes are busy"),
+        "the workers wait for cores of the job that another step of it has (`squeue --me --steps`).",
+    ),
+    (
+        re.compile(r"oom.kill|Out Of Memory", re.IGNORECASE),
+        "SLURM says that the job ran out of memory on a node and a process was killed. Ask for more: --sbatch=--mem=0 "
+        "is all that a node has.",
+    ),
+)
 
 
 class StepWorkers:
@@ -38,6 +57,7 @@ class StepWorkers:
         hosts: Sequence[str],
         job: str,
         name: str,
+        say: Callable[[str], None],
     ):
         """Starts srun.
 
@@ -48,6 +68,7 @@ class StepWorkers:
           hosts: node of each worker, by rank.
           job: SLURM's number of the job.
           name: of the step, which no other of the job has.
+          say: shows a line to people.
 
         Raises:
           OSError: srun cannot be started.
@@ -59,6 +80,11 @@ class StepWorkers:
         self._left = set(range(len(hosts)))
         self._hosts = hosts
         self._next_look = 0.0
+        self._say = say
+        self._said: set[str] = set()
+        self._log_size = 0
+        self._unsent: int | None = None
+        self._next_try = 0.0
         self._log = files.folder / "srun.log"
         self._log.write_text(f"{shlex.join(command)}\n", encoding="utf-8")
         self._gang = Gang([WorkerProgram(command, environment, self._log)])
@@ -75,6 +101,9 @@ class StepWorkers:
         if time.monotonic() < self._next_look:
             return []
         self._next_look = time.monotonic() + _LOOK_SECONDS
+        self._pass_on_what_srun_says()
+        if self._unsent is not None and time.monotonic() > self._next_try:
+            self.send(self._unsent)
         ended = self._noted()
         left = sorted(self._left)
         if self._srun and self._srun.returncode == 0:
@@ -86,12 +115,20 @@ class StepWorkers:
         return ended
 
     def send(self, number: int) -> None:
-        """Sends a signal to every worker that runs."""
-        with contextlib.suppress(SlurmError):  # the step is ending by itself, or SLURM does not answer
+        """Sends a signal to every worker that runs; later, where SLURM does not answer now."""
+        self._unsent = None
+        try:
             if step := self._find_step():
                 slurm("scancel", f"--signal={number}", step)
             else:
                 self._gang.send(signal.SIGTERM)  # srun still waits for the nodes
+        except SlurmError:  # the step is ending by itself, or SLURM does not answer; srun reaches the nodes without it
+            if number == signal.SIGUSR1:
+                self._gang.send(number)
+            elif number == signal.SIGKILL:
+                self._gang.send(signal.SIGTERM)
+            else:
+                self._unsent, self._next_try = number, time.monotonic() + _NEXT_TRY_SECONDS
 
     def stopped(self) -> list[int]:
         """Returns nothing: from here a worker that is stopped looks like one that works."""
@@ -153,15 +190,31 @@ class StepWorkers:
         output = self._srun_output()
         said = [line.removeprefix("srun: ").removeprefix("error: ") for line in output if line.startswith("srun: ")]
         of_rank = [line for line in said if _names_task(line, rank)]
+        if refused := [line for line in said if _REFUSED_FOR_GOOD.search(line)]:
+            self._files.write_error(rank, WorkerError(self._srun.time, None, 1, f"srun: {refused[-1]}"))
+            return Ended(rank, 1, self._srun.time)
         if not self._files.log(rank).exists():  # `launch worker` never began: what was written went to srun
             own = [line.partition(": ")[2] for line in output if re.match(rf" *{rank}: ", line)]
             with contextlib.suppress(OSError):
                 self._files.log(rank).write_text("".join(f"{line}\n" for line in own or output), encoding="utf-8")
-            if own and any("Exited with exit code" in line for line in of_rank):  # and nor would it a third time
+            if own and any(map(_EXIT_CODE.search, of_rank)):  # and nor would it a third time
                 self._files.write_error(rank, WorkerError(self._srun.time, None, 1, own[-1]))
                 return Ended(rank, 1, self._srun.time)
+        if code := next((int(match[1]) for line in of_rank if (match := _EXIT_CODE.search(line))), 0):
+            # It could not leave its note: the disk is full.
+            return Ended(rank, code if code < 128 or code == RETRYABLE else 128 - code, self._srun.time)
         words = of_rank or [line for line in said if "task" not in line] or ["nothing"]
         return Ended(rank, 1, self._srun.time, lost=f"it left no word of its end (srun: {words[-1]})")
+
+    def _pass_on_what_srun_says(self) -> None:
+        """Shows what people can do something about, once."""
+        if self._log.stat().st_size == self._log_size:
+            return
+        self._log_size = self._log.stat().st_size
+        for sign, words in _WORTH_SAYING:
+            if words not in self._said and any(sign.search(line) for line in self._srun_output()):
+                self._said.add(words)
+                self._say(f"convoy: {words}")
 
     def _srun_output(self) -> list[str]:
         try:

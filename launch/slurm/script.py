@@ -6,6 +6,7 @@ Its `#SBATCH` lines ask for the machines; its last line becomes `convoy launch s
 watches them, so that SLURM's signals to the batch script reach it.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.errors import UsageError
+
+# From the end of the grace to the requeue: SLURM's commands take their time, and what was killed is waited for.
+_REQUEUE_SECONDS = 45
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ def job_script(
     if options.requeue:
         # B: to this script alone, which passes it on.
         lines += ["#SBATCH --requeue", f"#SBATCH --signal=B:USR1@{options.warn_seconds}"]
+        if options.warn_seconds < options.grace_seconds + _REQUEUE_SECONDS:
+            raise UsageError(
+                f"--warn_seconds={options.warn_seconds} leaves no time for --grace_seconds={options.grace_seconds:g} "
+                f"and putting the job back: give {options.grace_seconds + _REQUEUE_SECONDS:g} or more, or less grace."
+            )
     else:
         lines += ["#SBATCH --no-requeue"]
     lines += [f"#SBATCH {_checked_option(option)}" for option in options.sbatch]
@@ -109,6 +118,8 @@ def job_script(
             "# Written by `convoy launch slurm`. Submitted again, it goes on from the newest checkpoint.",
             *lines,
             "",
+            # The warning must not end this script before the launcher is there.
+            *(["trap '' USR1"] if options.requeue else []),
             *[line for text in options.setup for line in text.splitlines()],
             *(["export PYTHONSAFEPATH=1"] if safe_path else []),
             "# `exec`: SLURM's signals go to the process of this script, which then is the one that watches.",
@@ -128,4 +139,6 @@ def _quoted(name: str, value: object) -> str:
 def _checked_option(option: str) -> str:
     if not option.startswith("-") or "\n" in option:
         raise UsageError(f"--sbatch={option!r} is no option of sbatch. Example: --sbatch=--mail-type=END")
+    if re.match(r"--output([= ]|$)|-o", option):
+        raise UsageError(f"--sbatch={option}: the job's log is RUN/logs/slurm-JOB.out, where it is followed.")
     return option

@@ -22,16 +22,29 @@ from launch.slurm.client import SlurmError, job_facts, nodes_that_do_not_answer,
 from launch.slurm.gang import StepWorkers
 from launch.supervisor import StartError, Supervisor
 from launch.trainer_command import flag_value, trainer_environment, trains
+from launch.worker import GPUS_VARIABLE
 from trainer.cluster.discovery import HOSTS_VARIABLE, counts_by_host
 
 REQUIRED = ()
 
 # What srun would take for orders of the user, and a worker for the description of another cluster.
-_NOT_PASSED_ON = ("SLURM_HOSTFILE", "TF_CONFIG", "JOB_COMPLETION_INDEX")
+_NOT_PASSED_ON = ("SLURM_HOSTFILE", "SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "TF_CONFIG", "JOB_COMPLETION_INDEX")
+# The same where this process is itself in a step: what holds for that one alone.
+_OF_THE_STEP = ("SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND")
 
 
 class Allocation(NamedTuple):
-    """What the job has: SLURM's number of it, its nodes, and how a step is laid out on them."""
+    """What the job has, and how a step is laid out on it.
+
+    Attributes:
+      job: SLURM's number of it; `12_3` for the third of an array.
+      nodes: in SLURM's short form.
+      hosts: the same, one by one.
+      processes_per_node: workers on each.
+      cpus_per_task: cores of each worker; None where SLURM does not tell.
+      gpus_per_task: GPUs of each worker where a node has several workers, otherwise None.
+      in_step: whether this process is itself in a step of the job, such as `srun --pty bash`.
+    """
 
     job: str
     nodes: str
@@ -39,6 +52,7 @@ class Allocation(NamedTuple):
     processes_per_node: int
     cpus_per_task: int | None
     gpus_per_task: int | None
+    in_step: bool = False
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -81,10 +95,10 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
             names = " and ".join(f"{host} ({state})" for host, state in unreachable.items())
             raise StartError(f"SLURM says that {names} cannot be used.")
         name = f"convoy-attempt-{files.number}"
-        environment = {name: value for name, value in trainer_environment().items() if name not in _NOT_PASSED_ON}
-        environment |= {"CONVOY_ATTEMPT": str(files.number), HOSTS_VARIABLE: ",".join(allocation.hosts)}
+        environment = step_environment(allocation, trainer_environment())
+        environment["CONVOY_ATTEMPT"] = str(files.number)
         step = step_command(allocation, name, worker, command, flags.container)
-        return StepWorkers(files, step, environment, hosts=hosts, job=allocation.job, name=name)
+        return StepWorkers(files, step, environment, hosts=hosts, job=allocation.job, name=name, say=screen.say)
 
     restarts = _restarts(os.environ)
     again = f", start {restarts + 1}" if restarts else ""
@@ -130,14 +144,30 @@ def find_allocation(environment: Mapping[str, str], processes_per_node: int | No
         raise UsageError(f"SLURM_JOB_NODELIST={nodes}: {error}.") from None
     per_node = processes_per_node or _number(environment, "SLURM_NTASKS_PER_NODE") or 1
     cores = counts_by_host(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
-    cpus = _number(environment, "SLURM_CPUS_PER_TASK") or (min(cores) // per_node if cores else None)
+    share = min(cores) // per_node if cores else None
+    asked = _number(environment, "SLURM_CPUS_PER_TASK")
+    cpus = min(asked, share) if asked and share else asked or share  # asked for fewer workers than there are now
     gpus = _number(environment, "SLURM_GPUS_ON_NODE") if per_node > 1 else None
     if gpus and gpus % per_node:
         raise UsageError(
             f"--processes_per_node={per_node} does not divide the {gpus} GPUs of a node (SLURM_GPUS_ON_NODE). "
             "Give 1, or a number that does."
         )
-    return Allocation(environment["SLURM_JOB_ID"], nodes, hosts, per_node, cpus or None, gpus and gpus // per_node)
+    job = environment["SLURM_JOB_ID"]
+    if {"SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"} <= environment.keys():  # the array's own number means all of it
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    in_step = "SLURM_STEP_ID" in environment
+    return Allocation(job, nodes, hosts, per_node, cpus or None, gpus and gpus // per_node, in_step)
+
+
+def step_environment(allocation: Allocation, environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what srun gets of an environment, and so the workers, with what they need to know."""
+    dropped = _NOT_PASSED_ON + (_OF_THE_STEP if allocation.in_step else ())
+    passed = {name: value for name, value in environment.items() if not name.startswith(dropped)}
+    passed[HOSTS_VARIABLE] = ",".join(allocation.hosts)
+    if allocation.gpus_per_task:
+        passed[GPUS_VARIABLE] = str(allocation.gpus_per_task)
+    return passed
 
 
 def step_command(
@@ -157,9 +187,11 @@ def step_command(
     step = ["srun", f"--job-name={name}", f"--nodes={number}", f"--ntasks={tasks}"]
     step += [f"--ntasks-per-node={allocation.processes_per_node}", "--distribution=block"]
     # The others save or notice by themselves, and the launcher sees to the rest.
-    step += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--label"]
+    step += ["--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--mpi=none", "--label"]
+    step += ["--overlap"] if allocation.in_step else []  # that step has cores, and would be waited for
     step += [f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task else []
-    step += [f"--gpus-per-task={allocation.gpus_per_task}"] if allocation.gpus_per_task else []
+    # NCCL's fastest ways lead only to GPUs that a process could see: `launch worker` picks its own among the node's.
+    step += ["--gpu-bind=none"] if allocation.gpus_per_task else []
     if container and not container.endswith(".sif"):
         mounts = ",".join(f"{path}:{path}" for path in _paths_of(command))
         step += [f"--container-image={container}", f"--container-mounts={mounts}", f"--container-workdir={os.getcwd()}"]
@@ -194,6 +226,7 @@ def requeue_decision(new_checkpoint: int | None, restarts: int, max_restarts: in
 
 def _requeue(job: str, decision: tuple[bool, str], screen: Screen) -> None:
     wanted, reason = decision
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the warning may still come; what it asks for is being done
     try:
         facts = job_facts(job)
         if facts is None or not facts.is_batch:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import DataError, UsageError
+from input_pipeline.errors import ConvoyError, DataError, UsageError
 from input_pipeline.files import write_whole
 from launch.screen import Screen
-from launch.slurm.client import SlurmError, slurm
+from launch.slurm.client import NoAnswerError, SlurmError, slurm
 from launch.slurm.follow import follow
 from launch.slurm.script import JobOptions, job_script
 from launch.trainer_command import flag_value, trainer_environment, trains
@@ -26,6 +26,8 @@ from launch.trainer_command import flag_value, trainer_environment, trains
 REQUIRED = ("nodes",)
 
 _PASSED_ON = ("partition", "time", "account", "qos", "constraint", "job_name")  # to sbatch, as they are
+# Where the cluster is. Any other variable of SLURM's is about the job that this shell may be in.
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -65,6 +67,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     Raises:
       UsageError: an option that cannot be; sbatch refuses the job, or is not here.
       DataError: RUN cannot be written.
+      ConvoyError: sbatch does not answer.
     """
     if flags.container and flags.container.endswith(".sif") and not os.path.exists(flags.container):
         raise UsageError(f"--container={flags.container} is no file. Give the path of the image.")
@@ -117,8 +120,16 @@ def _submitted(script: str, logs: Path) -> str:
         raise DataError(
             f"--workdir={logs.parent}: cannot be written ({error.strerror}). Give a folder that can."
         ) from None
+    environment = {
+        name: value for name, value in os.environ.items() if name in _OF_THE_CLUSTER or not name.startswith("SLURM_")
+    }
     try:
-        return slurm("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+        printed = slurm("sbatch", "--parsable", str(path), environment=environment)
+        return printed.split()[-1].partition(";")[0]  # a site's own words may stand above
+    except NoAnswerError as error:
+        raise ConvoyError(
+            f"{error}. The job may be in the queue all the same: `squeue --me` shows it. Its script: {path}"
+        ) from None
     except SlurmError as error:
         if made:
             path.unlink()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.worker import own_gpus
+
 REPOSITORY = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 
@@ -261,3 +263,19 @@ class TestSignals:
         one.process.kill()
         one.wait()
         wait_until(lambda: one.trainer() is None, "the trainer's end", 10)
+
+
+@pytest.mark.parametrize(
+    ("visible", "own"),
+    [
+        (None, "2,3"),
+        ("4,5,6,7", "6,7"),
+        ("GPU-a,GPU-b,GPU-c,GPU-d", "GPU-c,GPU-d"),
+        ("0,1", None),  # SLURM has shared them out
+    ],
+)
+def test_a_worker_that_shares_a_node_takes_its_own_gpus_of_those_it_can_see(visible, own):
+    step = {"CONVOY_GPUS_PER_TASK": "2", "SLURM_LOCALID": "1"}
+    step |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    assert own_gpus(step) == own
+    assert own_gpus({**step, "CONVOY_GPUS_PER_TASK": ""}) is None

@@ -16,8 +16,9 @@ from input_pipeline.errors import UsageError
 
 DEFAULT_PORT = 2222
 HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # the step's, by commas, from a launcher: containers have no scontrol
-# SLURM's jobs on one host must not meet on one port, and the job's number is known on every host of it.
-_SLURM_FIRST_PORT, _SLURM_PORTS = 20000, 20000
+# SLURM's jobs on one host must not meet on one port, and the job's number is known on every host of it: up to 16 ports
+# a job, below those that systems give to outgoing connections (32768 and above).
+_SLURM_FIRST_PORT, _SLURM_PORTS_A_JOB, _SLURM_JOBS = 20000, 16, 750
 _IN_BLOCKS = "Start the step with `srun --distribution=block`, and without SLURM_HOSTFILE."
 
 
@@ -125,7 +126,8 @@ def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], li
         )
     places = _places_of_ranks(counts, environment)
     rank = _integer(environment, "SLURM_PROCID")
-    first_port = _SLURM_FIRST_PORT + _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_PORTS
+    place_of_job = _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_JOBS
+    first_port = _SLURM_FIRST_PORT + place_of_job * _SLURM_PORTS_A_JOB
     found = _workers([f"{hosts[host]}:{first_port + local}" for host, local in places], rank, "SLURM")
     if {"SLURM_NODEID", "SLURM_LOCALID"} <= environment.keys():
         own = (_integer(environment, "SLURM_NODEID"), _integer(environment, "SLURM_LOCALID"))

@@ -92,6 +92,42 @@ def test_the_template_trains_and_a_node_that_dies_puts_its_job_back_into_the_que
 
 
 @pytest.mark.slow
+def test_of_a_job_array_only_the_one_that_is_warned_is_put_back(slurm, undisturbed_run, dataset, tmp_path, wait_until):
+    runs = {task: tmp_path / f"run-{task}" for task in (1, 2)}
+    words = " ".join(train(undisturbed_run, dataset, tmp_path / "run"))
+    script = tmp_path / "job"
+    script.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -m convoy launch srun --grace_seconds=5 -- {words}-$SLURM_ARRAY_TASK_ID\n"
+    )
+    submit = [
+        "sbatch",
+        "--array=1-2",
+        "--nodes=1",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={tmp_path}/%a",
+        script,
+    ]
+    slurm.run("env", f"PYTHONPATH={REPOSITORY}", "CUDA_VISIBLE_DEVICES=-1", *submit)
+    wait_until(lambda: all(has_checkpoint(run, 20) for run in runs.values()), "step 20 of both")
+    slurm.run("scancel", "--signal=USR1", "--batch", "1_2")
+    wait_until(lambda: all(slurm.job(f"1_{task}") == "COMPLETED" for task in runs), "the end of both", 240)
+    shown = (tmp_path / "1").read_text() + (tmp_path / "2").read_text()
+    assert [slurm.job(f"1_{task}", "Restarts") for task in runs] == ["0", "1"], shown
+    assert {weights(run) for run in runs.values()} == {weights(undisturbed_run.workdir)}, shown
+
+
+@pytest.mark.slow
+def test_from_a_shell_in_a_step_of_the_job_the_workers_get_all_its_nodes(slurm, dataset, tmp_path):
+    launch = (sys.executable, "-m", "convoy", "launch", "srun", "--", "doctor")
+    flags = ("--config=smoke", f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", "--devices=cpu:1")
+    shell = ("salloc", "--nodes=2", "srun", "--nodes=1", "--ntasks=1", "--unbuffered")
+    told = slurm.run("env", f"PYTHONPATH={REPOSITORY}", *shell, *launch, *flags).stdout
+    assert "2 workers, from SLURM: 0 n1:" in told
+    assert "Nothing failed" in told
+
+
+@pytest.mark.slow
 def test_what_is_wrong_for_good_ends_the_job_at_once(slurm, convoy_started, tmp_path):
     cases = (
         ("--config.batch_sie=3", 2, "config has no field 'batch_sie'"),

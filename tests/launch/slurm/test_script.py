@@ -8,7 +8,14 @@ import pytest
 from input_pipeline.errors import UsageError
 from launch.slurm.client import parsed_job
 from launch.slurm.script import JobOptions, job_script
-from launch.slurm.step import Allocation, find_allocation, requeue_decision, step_command, worker_command
+from launch.slurm.step import (
+    Allocation,
+    find_allocation,
+    requeue_decision,
+    step_command,
+    step_environment,
+    worker_command,
+)
 
 TRAIN = ["train", "--data=data", "--workdir=my run"]
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "32(x2)"}
@@ -51,6 +58,7 @@ class TestJobScript:
             "#SBATCH --signal=B:USR1@120\n"
             "#SBATCH --mem=0\n"
             "\n"
+            "trap '' USR1\n"
             "module load cuda\n"
             "ulimit -n 4096\n"
             "# `exec`: SLURM's signals go to the process of this script, which then is the one that watches.\n"
@@ -70,12 +78,22 @@ class TestJobScript:
     def test_of_a_command_that_only_looks_is_not_put_back_into_the_queue(self):
         text = script(["doctor", "--workdir=run"], requeue=False)
         assert "#SBATCH --no-requeue\n" in text
-        assert "--signal" not in text
+        assert "USR1" not in text
 
     @pytest.mark.parametrize("option", ["mem=0", "--mem=0\nrm"])
     def test_refuses_what_is_no_option_of_sbatch(self, option):
         with pytest.raises(UsageError, match="is no option of sbatch. Example: --sbatch=--mail-type=END"):
             script(sbatch=[option])
+
+    @pytest.mark.parametrize("option", ["--output=x", "-ox", "--output x"])
+    def test_refuses_another_place_for_the_log_that_is_followed(self, option):
+        with pytest.raises(UsageError, match="the job's log is RUN/logs/slurm-JOB.out"):
+            script(sbatch=[option])
+
+    def test_refuses_a_warning_that_leaves_no_time_to_save(self):
+        with pytest.raises(UsageError, match="--warn_seconds=90 leaves no time for --grace_seconds=60 .* 105 or more"):
+            script(warn_seconds=90)
+        assert "--signal=B:USR1@50" in script(warn_seconds=50, grace_seconds=5)
 
     def test_refuses_a_value_of_two_lines(self):
         with pytest.raises(UsageError, match="--job-name='a\\\\nb' has more than one line"):
@@ -119,8 +137,12 @@ class TestAllocation:
 
     def test_follows_what_the_job_asked_for(self, scontrol):
         job = {**JOB, "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6", "SLURM_GPUS_ON_NODE": "8"}
-        assert find_allocation(job, None)[3:] == (4, 6, 2)
-        assert find_allocation(job, 8)[3:] == (8, 6, 1)
+        assert find_allocation(job, None)[3:] == (4, 6, 2, False)
+        assert find_allocation(job, 8)[3:] == (8, 4, 1, False)  # 32 cores for 8
+
+    def test_of_an_array_has_the_number_of_its_task_and_not_that_of_all(self, scontrol):
+        array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
+        assert find_allocation({**JOB, **array}, None).job == "5_2"
 
     def test_leaves_the_gpus_of_a_node_to_its_only_worker(self, scontrol):
         assert find_allocation({**JOB, "SLURM_GPUS_ON_NODE": "8"}, None).gpus_per_task is None
@@ -136,16 +158,25 @@ class TestStepCommand:
     def test_starts_the_whole_gang_in_blocks(self):
         assert step_command(self.ALLOCATION, "convoy-attempt-3", ["worker"], TRAIN, None) == [
             *("srun", "--job-name=convoy-attempt-3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"),
-            *("--distribution=block", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--label"),
-            *("--cpus-per-task=8", "--gpus-per-task=2", "worker"),
+            *("--distribution=block", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL", "--mpi=none", "--label"),
+            *("--cpus-per-task=8", "--gpu-bind=none", "worker"),
         ]
+
+    def test_from_within_a_step_shares_its_cores_and_forgets_what_holds_for_it_alone(self):
+        allocation = self.ALLOCATION._replace(in_step=True)
+        assert "--overlap" in step_command(allocation, "name", ["worker"], TRAIN, None)
+        environment = {"SLURM_CPU_BIND_LIST": "0x1", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "TF_CONFIG": "{}"}
+        known = {"CONVOY_SLURM_HOSTS": "n1,n2", "CONVOY_GPUS_PER_TASK": "2", "SLURM_JOB_ID": "7"}
+        assert step_environment(allocation, environment) == known
+        outside = step_environment(self.ALLOCATION, environment)
+        assert outside == {**known, "SLURM_CPU_BIND_LIST": "0x1", "SLURM_STEP_ID": "0"}
 
     def test_shows_run_and_data_to_a_container_of_pyxis(self, monkeypatch):
         monkeypatch.setattr("os.getcwd", lambda: "/work")
         train = ["train", "--data=/data", "--workdir=run"]
         worker = worker_command(train, "registry#convoy:1", grace_seconds=9)
         command = step_command(self.ALLOCATION, "name", worker, train, "registry#convoy:1")
-        assert command[command.index("--gpus-per-task=2") + 1 :] == [
+        assert command[command.index("--gpu-bind=none") + 1 :] == [
             "--container-image=registry#convoy:1",
             "--container-mounts=/work:/work,/work/run:/work/run,/data:/data",
             "--container-workdir=/work",

@@ -91,7 +91,8 @@ def test_what_differs_and_what_is_closed_is_told_at_once_with_worker_and_directi
             "a": (f"--data={dataset.data}",),
             "b": (f"--data={other}", f"--workdir={elsewhere / 'run'}", "--config.batch_size=96"),
         },
-        variables={"b": {"PYTHONPATH": f"{old.parent}:{':'.join(sys.path)}"}},
+        # The other version's metadata before that in the current folder, which an editable install may leave there.
+        variables={"b": {"PYTHONPATH": f"{old.parent}:{':'.join(sys.path)}", "PYTHONSAFEPATH": "1"}},
     )
     assert codes == {"a": 2, "b": 2}, outputs
     told = outputs["a"]
