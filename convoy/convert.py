@@ -1,10 +1,11 @@
 """`convoy convert`: turns images into a dataset directory of TFRecord shards.
 
 convoy convert --images=photos/train --output=data
-convoy convert --images=photos/train --manifest=train.csv --output=data
+convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,19 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from input_pipeline.errors import UsageError
+
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from input_pipeline.converter.convert import Summary
+    from input_pipeline.converter.options import Options
+    from input_pipeline.sources import Table
 
 REQUIRED = ("images", "output")
 
 _PLAIN_LINE_SECONDS = 10.0
+_CLASSES_SHOWN = 50
 
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -27,15 +35,36 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
     string("images", None, "Folder of images: a folder a class, unless --manifest is given.", flag_values=flags)
-    string("manifest", None, "CSV (UTF-8) that says which image is what: filename,category.", flag_values=flags)
+    string("manifest", None, "CSV that says which image is what: filename,category.", flag_values=flags)
     string("filename_column", "filename", "The manifest's column of file names.", flag_values=flags)
     string("category_column", "category", "The manifest's column of categories.", flag_values=flags)
+    string("csv_delimiter", "", "Between the manifest's columns. Left out: what its header has.", flag_values=flags)
+    string(
+        "csv_encoding",
+        "",
+        "The manifest's encoding, such as cp1252. Left out: UTF-8, or UTF-16 where it begins so.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "missing",
+        "error",
+        ("error", "skip"),
+        "Files that the manifest names and that are not there: an error, or left out and listed in quarantine.jsonl.",
+        flag_values=flags,
+    )
     string("output", None, "Dataset directory: a new one, or one to add a split to.", flag_values=flags)
     string("split", "train", "The split to write.", flag_values=flags)
     number(
         "validation_fraction",
         None,
         "Share of each class that goes into the split 'validation'. Left out: 0.1 for the split train, else 0.",
+        flag_values=flags,
+    )
+    string(
+        "splits",
+        None,
+        "Writes several splits at once, stratified: train:0.8,validation:0.1,test:0.1. Stands in place of --split and "
+        "--validation_fraction.",
         flag_values=flags,
     )
     integer(
@@ -53,7 +82,7 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
         flag_values=flags,
     )
     integer("workers", 0, "Processes; 0 is one a core. The result does not depend on it.", flag_values=flags)
-    integer("seed", 0, "Seed of the validation split and of the order in the shards.", flag_values=flags)
+    integer("seed", 0, "Seed of the splits and of the order in the shards.", flag_values=flags)
     number(
         "max_bad_fraction",
         0.01,
@@ -69,13 +98,19 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Converts, shows how far it is, and says what was done."""
     del arguments
-    from input_pipeline.converter import convert
+    from input_pipeline.converter.convert import convert
+    from input_pipeline.converter.options import Options, parse_splits
     from input_pipeline.processes import terminable
 
-    options = convert.Options(
+    if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
+        raise UsageError(
+            f"--splits={flags.splits} stands in place of --split and --validation_fraction: leave them out"
+        )
+    options = Options(
         images=Path(flags.images),
         output=Path(flags.output),
-        manifest=Path(flags.manifest) if flags.manifest else None,
+        table=_table(flags),
+        splits=parse_splits(flags.splits) if flags.splits else None,
         split=flags.split,
         validation_fraction=flags.validation_fraction,
         image_size=flags.image_size,
@@ -85,14 +120,45 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         max_bad_fraction=flags.max_bad_fraction,
         name=flags.name,
         shards=flags.shards,
-        filename_column=flags.filename_column,
-        category_column=flags.category_column,
     )
     started = time.monotonic()
-    with terminable(), _progress() as progress:
-        summary = convert.convert(options, progress)
+    with _kept_shards_told(options), terminable(), _progress() as progress:
+        summary = convert(options, progress, say=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started)
     return 0
+
+
+def _table(flags: absl_flags.FlagValues) -> "Table | None":
+    from input_pipeline.sources import Table
+
+    if not flags.manifest:
+        return None
+    return Table(
+        Path(flags.manifest),
+        filename_column=flags.filename_column,
+        category_column=flags.category_column,
+        delimiter=flags.csv_delimiter,
+        encoding=flags.csv_encoding,
+        skip_missing=flags.missing == "skip",
+    )
+
+
+@contextmanager
+def _kept_shards_told(options: "Options") -> Iterator[None]:
+    """Says what is left of a conversion that ends early, and what it is good for."""
+    from input_pipeline.converter.publish import working_folder
+
+    try:
+        yield
+    except BaseException:
+        work = working_folder(options.output, next(iter(options.shares)))
+        if number := len(work.finished()):
+            print(
+                f"convoy: {number} whole shards are kept in {os.path.relpath(work.folder)}: the same command goes on "
+                "from them.",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _print_summary(summary: "Summary", output: Path, seconds: float) -> None:
@@ -106,25 +172,55 @@ def _print_summary(summary: "Summary", output: Path, seconds: float) -> None:
         numbers = (f"{split.images:,}", f"{split.classes:,}", f"{split.shards:,}", f"{split.size / 1e6:,.1f}")
         table.add_row(split.name, *numbers)
     console = Console(highlight=False)
+    console.print(_class_table(summary))
+    console.print()
     console.print(table)
     images = sum(split.images for split in summary.splits)
     lines = [f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}."]
     if summary.conflicting:
         lines.append(f"{summary.conflicting:,} images have the bytes of one in another category; all were kept.")
-    if summary.duplicates or summary.quarantined:
-        lines.append(f"{output}/quarantine.jsonl says which images were left out, and why.")
+    if any(_counts_left_out(summary).values()):
+        lines.append(f"{output}/quarantine.jsonl says which files were left out, and why.")
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
 
 
+def _class_table(summary: "Summary") -> "RichTable":
+    """Returns a line a class; of many classes, those with most left out and those with fewest images."""
+    from rich.table import Table
+    from rich.text import Text
+
+    splits = [split.name for split in summary.splits]
+    table = Table("class", box=None, pad_edge=False)
+    for heading in (*splits, "re-encoded", "duplicates", "quarantined"):
+        table.add_column(heading, justify="right")
+    shown = sorted(summary.classes, key=lambda one: (-one.quarantined - one.duplicates, sum(one.kept.values())))
+    chosen = {one.name for one in shown[:_CLASSES_SHOWN]}
+    for one in summary.classes:
+        if one.name in chosen:
+            numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
+            name = Text(one.name.encode("utf-8", "replace").decode(), overflow="ellipsis", no_wrap=True)
+            table.add_row(name, *(f"{number:,}" for number in numbers))
+    if len(summary.classes) > len(chosen):
+        table.add_row(f"and {len(summary.classes) - len(chosen):,} more classes")
+    return table
+
+
 def _left_out(summary: "Summary") -> str:
-    counts = {
+    counts = _counts_left_out(summary)
+    always = ("duplicates", "quarantined", "other files ignored")
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what in always)
+
+
+def _counts_left_out(summary: "Summary") -> dict[str, int]:
+    return {
         "duplicates": summary.duplicates,
+        "that another split has": summary.leaked,
         "quarantined": summary.quarantined,
+        "missing": summary.missing,
         "other files ignored": summary.ignored,
     }
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
 @contextmanager

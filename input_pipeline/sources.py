@@ -1,20 +1,21 @@
 """What there is to convert: a folder a class, or a CSV of `filename,category` beside a folder of images.
 
-    found = list_sources(Path("photos/train"))                                # photos/train/CATEGORY/*.jpg
-    found = list_sources(Path("photos/train"), manifest=Path("train.csv"))    # a CSV says which image is what
+    found = list_sources(Path("photos/train"))                            # photos/train/CATEGORY/*.jpg
+    found = list_sources(Path("photos/train"), Table(Path("train.csv")))  # a CSV says which image is what
 
 Listing looks at names and sizes only. Whether a file is an image is found out when it is decoded.
 """
 
-import csv
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.errors import DataError, did_you_mean
+from input_pipeline.tables import column_indices, read_table
 
 # Without a CSV a file's name is all that tells an image from a stray file before it is opened.
 IMAGE_SUFFIXES = frozenset(
@@ -26,12 +27,21 @@ _SEARCHED = 5_000  # looking for similar names takes a second per 100,000 of the
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image to convert: `name` is its path under the folder of images, with `/`; `size` is in bytes."""
+    """One image to convert.
+
+    Attributes:
+      path: of the file.
+      name: its path under the folder of images, with `/`.
+      category: its class.
+      size: in bytes.
+      modified: when the file last changed, in nanoseconds since 1970.
+    """
 
     path: str
     name: str
     category: str
     size: int
+    modified: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,51 +52,66 @@ class Sources:
       images: in the order of their names.
       class_names: every category of `images`, sorted; a label is an index into them.
       ignored: how many files were left aside: those a CSV does not name, or those that are no image by their name.
-      stray: of the ignored, those that lie in class folders and whose names are not an image's. Empty with a CSV.
+      stray: of the ignored, those that lie in class folders and whose names are not an image's; with a CSV, all.
+      missing: (file name, category) of the CSV's rows whose file is not there, where that is no error.
     """
 
     images: tuple[Source, ...]
     class_names: tuple[str, ...]
     ignored: int = 0
     stray: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file: `name` is its path under the folder of images, with `/`; `size` is in bytes."""
+    """A file: `name` is its path under the folder of images, with `/`; `size` and `modified` are as in `Source`."""
 
     path: str
     name: str
     size: int
+    modified: int = 0
 
 
-def list_sources(
-    images: Path,
-    manifest: Path | None = None,
-    *,
-    filename_column: str = "filename",
-    category_column: str = "category",
-) -> Sources:
+@dataclass(frozen=True)
+class Table:
+    """A CSV that says which image is what.
+
+    Attributes:
+      path: of the CSV, which has a header. A file name in it is a path under the folder of images, or a bare name that
+        only one file there has.
+      filename_column: the name of its column of file names.
+      category_column: the name of its column of categories, kept as text: `03` stays `03`.
+      delimiter: as in `read_table`.
+      encoding: as in `read_table`.
+      skip_missing: whether rows whose file is not there are listed instead of being an error.
+    """
+
+    path: Path
+    filename_column: str = "filename"
+    category_column: str = "category"
+    delimiter: str = ""
+    encoding: str = ""
+    skip_missing: bool = False
+
+
+def list_sources(images: Path, table: Table | None = None) -> Sources:
     """Lists the images of a folder a class, or those that a CSV names.
 
     Args:
       images: the folder. Without a CSV each folder in it is a class, named after it, with its images directly in it or
         in folders of it. With one the images lie in it in any folders.
-      manifest: a CSV, UTF-8, with a header. A file name is a path under `images`, or a bare name that only one file
-        there has.
-      filename_column: the CSV's column of file names.
-      category_column: the CSV's column of categories, kept as text: `03` stays `03`.
+      table: the CSV.
 
     Returns:
       The images in the order of their names, and the sorted class names.
 
     Raises:
+      UsageError: a delimiter or an encoding that there isn't.
       DataError: something is missing, empty, doubled or ambiguous; names it and the mend.
     """
     _check_folder(images)
-    if manifest is None:
-        return _from_folders(images)
-    return _from_manifest(images, manifest, filename_column, category_column)
+    return _from_folders(images) if table is None else _from_table(images, table)
 
 
 def _from_folders(images: Path) -> Sources:
@@ -106,7 +131,7 @@ def _from_folders(images: Path) -> Sources:
         files = _list_files(images, category)
         of_class = [file for file in files if _is_image_name(file.name)]
         stray.extend(file.name for file in files if not _is_image_name(file.name))
-        found.extend(Source(file.path, file.name, category, file.size) for file in of_class)
+        found.extend(Source(file.path, file.name, category, file.size, file.modified) for file in of_class)
         if not of_class:
             empty.append(category)
     if empty:
@@ -118,20 +143,33 @@ def _from_folders(images: Path) -> Sources:
     return Sources(tuple(found), tuple(folders), len(stray) + len(loose), tuple(sorted(stray)))
 
 
-def _from_manifest(images: Path, manifest: Path, filename_column: str, category_column: str) -> Sources:
-    rows = _read_rows(manifest, filename_column, category_column)
+def _from_table(images: Path, table: Table) -> Sources:
+    rows = _read_rows(table)
     files = _list_files(images, "")
-    matched = _match(images, files, [filename for _, filename, _ in rows], manifest)
+    matched = _match(images, files, [filename for _, filename, _ in rows])
+    missing = [filename for (_, filename, _), matches in zip(rows, matched, strict=True) if not matches]
+    if missing and (not table.skip_missing or len(missing) == len(rows)):
+        raise _missing_error(images, files, missing, len(rows), table.path)
     found: dict[str, Source] = {}
-    for (line, filename, category), file in zip(rows, matched, strict=True):
+    for (line, filename, category), matches in zip(rows, matched, strict=True):
+        if not matches:
+            continue
+        file = _only(matches, filename, images, f"{table.path} line {line}")
         if file.name in found:
             raise DataError(
-                f"{manifest} line {line}: {filename!r} is the same file as another row's, {file.name}; remove one row"
+                f"{table.path} line {line}: {filename!r} is the same file as another row's, {file.name}; remove one row"
             )
-        found[file.name] = Source(file.path, file.name, category, file.size)
+        found[file.name] = Source(file.path, file.name, category, file.size, file.modified)
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
-    class_names = tuple(sorted({source.category for source in ordered}))
-    return Sources(ordered, class_names, ignored=len(files) - len(ordered))
+    return Sources(
+        images=ordered,
+        class_names=tuple(sorted({source.category for source in ordered})),
+        ignored=len(files) - len(ordered),
+        stray=tuple(sorted(file.name for file in files if file.name not in found)),
+        missing=tuple(
+            (name, category) for (_, name, category), matches in zip(rows, matched, strict=True) if not matches
+        ),
+    )
 
 
 def list_images(images: Path) -> list[ImageFile]:
@@ -159,72 +197,73 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
       DataError: no such folder; names that are missing or ambiguous, the first few listed.
     """
     _check_folder(images)
-    return _match(images, _list_files(images, ""), filenames, manifest)
+    files = _list_files(images, "")
+    matched = _match(images, files, filenames)
+    missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
+    if missing:
+        raise _missing_error(images, files, missing, len(filenames), manifest)
+    pairs = zip(matched, filenames, strict=True)
+    return [_only(matches, filename, images, str(manifest)) for matches, filename in pairs]
 
 
-def read_table(manifest: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns a CSV's header and its rows with their line numbers, blank rows left out.
+def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -> list[list[ImageFile]]:
+    """Returns the files that each name may stand for: one, none, or several of one bare name.
 
     Raises:
-      DataError: missing, not UTF-8, no CSV, no rows, or a row with another number of fields than the header.
+      DataError: a name that leads out of the folder.
     """
-    try:
-        # -sig: spreadsheet programs put a byte order mark first, which would become part of the first column's name.
-        with open(manifest, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [column.strip() for column in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
-    except FileNotFoundError:
-        folder = manifest.parent
-        known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        raise DataError(f"manifest {manifest} does not exist{did_you_mean(manifest.name, known)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"manifest {manifest} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (csv.Error, OSError) as error:
-        raise DataError(f"manifest {manifest} cannot be read ({error})") from None
-    if header and not rows:
-        raise DataError(f"manifest {manifest} has a header and no rows: it must name every image")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise DataError(
-                f"{manifest} line {line} has {len(row)} fields and the header {len(header)} ({','.join(header)}); "
-                "quote a field that holds a comma"
-            )
-    return header, rows
+    by_name = {_plain(file.name): file for file in files}
+    by_base_name: dict[str, list[ImageFile]] = {}
+    for name, file in by_name.items():
+        by_base_name.setdefault(posixpath.basename(name), []).append(file)
+    outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
+    if outside:
+        raise DataError(
+            f"{len(outside)} file names of the CSV lead out of {images}: {_first(outside)}. Write them as paths under "
+            "it, or give --images the folder above them"
+        )
+    matched = []
+    for filename in filenames:
+        plain = _plain(filename)
+        # Spreadsheets on Windows write backslashes, which a name may hold elsewhere.
+        spellings = (plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/")))
+        named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
+        matched.append([named] if named else by_base_name.get(plain, []))
+    return matched
 
 
-def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str], manifest: Path) -> list[ImageFile]:
+def _plain(name: str) -> str:
+    # One accented letter may be one character or two, and file systems and spreadsheets differ in which they write.
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _missing_error(
+    images: Path, files: Sequence[ImageFile], missing: Sequence[str], number: int, manifest: Path
+) -> DataError:
     by_name = {file.name: file for file in files}
     by_base_name: dict[str, list[str]] = {}
     for name in by_name:
         by_base_name.setdefault(posixpath.basename(name), []).append(name)
-    matched, missing, ambiguous = [], [], []
-    for filename in filenames:
-        named = filename if filename in by_name else posixpath.normpath(filename)
-        matches = [named] if named in by_name else by_base_name.get(filename, [])
-        if not matches:
-            missing.append(filename)
-        elif len(matches) > 1:
-            ambiguous.append((filename, sorted(matches)))
-        else:
-            matched.append(by_name[matches[0]])
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(filenames)} files that {manifest} names are not in {images}: {_first(missing)}"
-            f"{_nearest_file(missing[0], by_name, by_base_name)}"
-        )
-    if ambiguous:
-        filename, matches = ambiguous[0]
-        raise DataError(
-            f"{len(ambiguous)} file names of {manifest} stand for more than one file in {images}: {filename!r} is "
-            f"{' and '.join(matches[:_NAMED])}. Write the folder too in the CSV: {matches[0]}"
-        )
-    return matched
+    return DataError(
+        f"{len(missing)} of the {number} files that {manifest} names are not in {images}: {_first(missing)}"
+        f"{_nearest_file(missing[0], by_name, by_base_name)}"
+    )
 
 
-def _read_rows(manifest: Path, filename_column: str, category_column: str) -> list[tuple[int, str, str]]:
+def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str) -> ImageFile:
+    if len(matches) > 1:
+        names = sorted(file.name for file in matches)
+        raise DataError(
+            f"{where}: {filename!r} stands for more than one file in {images}: {' and '.join(names[:_NAMED])}. "
+            f"Write the folder too in the CSV: {names[0]}"
+        )
+    return matches[0]
+
+
+def _read_rows(table: Table) -> list[tuple[int, str, str]]:
     """Returns (line, filename, category) of every row of the CSV, checked."""
-    header, rows = read_table(manifest)
+    manifest, filename_column, category_column = table.path, table.filename_column, table.category_column
+    header, rows = read_table(manifest, delimiter=table.delimiter, encoding=table.encoding)
     mend = "; or name its columns with --filename_column and --category_column"
     columns = column_indices(manifest, header, (filename_column, category_column), mend)
     parsed = []
@@ -246,26 +285,6 @@ def _read_rows(manifest: Path, filename_column: str, category_column: str) -> li
         )
     _check_class_names({category for _, _, category in parsed}, where=str(manifest))
     return parsed
-
-
-def column_indices(manifest: Path, header: Sequence[str], wanted: Sequence[str], mend: str = "") -> list[int]:
-    """Returns where the wanted columns stand in a CSV's header.
-
-    Raises:
-      DataError: one is not there; names the nearest.
-    """
-    if not header:
-        raise DataError(f"{manifest} is empty. Wanted: a CSV with the columns {','.join(wanted)!r}{mend}")
-    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and separator in header[0]:
-            raise DataError(f"{manifest} separates its columns by {name}: save it with commas")
-    absent = [column for column in wanted if column not in header]
-    if absent:
-        raise DataError(
-            f"{manifest} has the header {','.join(header)!r} and no column {absent[0]!r}"
-            f"{did_you_mean(absent[0], header)}. Wanted: {','.join(wanted)!r}{mend}"
-        )
-    return [header.index(column) for column in wanted]
 
 
 def _check_class_names(names: Iterable[str], where: str) -> None:
@@ -293,7 +312,8 @@ def _list_files(root: Path, folder: str) -> list[ImageFile]:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)
                     elif entry.is_file():
-                        files.append(ImageFile(entry.path, name, entry.stat().st_size))
+                        status = entry.stat()
+                        files.append(ImageFile(entry.path, name, status.st_size, status.st_mtime_ns))
         except OSError as error:
             raise DataError(f"folder {root / current} cannot be read ({error.strerror})") from None
     return files

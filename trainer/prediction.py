@@ -18,7 +18,8 @@ from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
 from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import write_whole
 from input_pipeline.processes import usable_cores
-from input_pipeline.sources import ImageFile, column_indices, list_images, match_files, read_table
+from input_pipeline.sources import ImageFile, list_images, match_files
+from input_pipeline.tables import column_indices, read_table
 from trainer.evaluation import EVALUATION_BATCH_SIZE, infer, iterate
 from trainer.restore import TrainedRun
 

@@ -9,6 +9,7 @@ label names; they are plain JSON and text, written here without importing it. Th
 import io
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_
 from input_pipeline.files import write_whole
 
 VERSION = "1.0.0"
+# What images-SPLIT.npz tells of each image, in the order of the records: its size in pixels as it is stored, its source
+# file's bytes and `plan.content_hash`, and whether it was encoded anew.
+IMAGE_TYPES = {
+    "width": np.uint32,
+    "height": np.uint32,
+    "source_bytes": np.int64,
+    "content": np.uint64,
+    "changed": np.bool_,
+}
 # TFDS names the file by the features' nesting; readers of flat records look for it by the record's key.
 LABEL_FILES = ("image.class.label.labels.txt", "image-class-label.labels.txt")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -54,9 +64,32 @@ def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, A
 
 def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes index-SPLIT.npz, the same bytes for the same arrays."""
+    _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
+
+
+def images_path(directory: Path, split: str) -> Path:
+    """Returns where the facts of a split's images lie."""
+    return directory / f"images-{split}.npz"
+
+
+def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes images-SPLIT.npz, the same bytes for the same arrays."""
+    _write_arrays(images_path(directory, split), arrays, IMAGE_TYPES)
+
+
+def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
+    """Returns what images-SPLIT.npz holds; nothing where there is none, or no whole one."""
+    try:
+        with np.load(images_path(directory, split), allow_pickle=False) as file:
+            return {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(arrays[name], dtype) for name, dtype in INDEX_TYPES.items()})
-    write_whole(index_path(directory, split), buffer.getvalue())
+    np.savez(buffer, **{name: np.asarray(arrays[name], dtype) for name, dtype in types.items()})
+    write_whole(path, buffer.getvalue())
 
 
 def write_descriptions(directory: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which image goes where, settled before the first is decoded: duplicates, the validation split, shuffling, shards.
+"""Which image goes where, settled before the first is decoded: duplicates, splits, shuffling, shards.
 
 The plan is a pure function of the sources, their bytes and the seed. Whoever works it off, in whatever order and on
 however many processes, writes the same files.
@@ -7,8 +7,9 @@ however many processes, writes the same files.
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from input_pipeline.sources import Source
 
@@ -73,44 +74,78 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
     )
 
 
-def split_off(
-    images: Sequence[Source], fraction: float, seed: int, together: frozenset[str] = frozenset()
-) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """Splits off a stratified share of the images.
+def find_known(images: Sequence[Source], known: Mapping[tuple[int, int], str]) -> dict[str, str]:
+    """Returns what is known of images whose bytes other splits have, by their names.
+
+    Args:
+      images: to look for.
+      known: by (size in bytes, `content_hash`), what to say of an image of other splits.
+    """
+    sizes = {size for size, _ in known}
+    found = {}
+    for image in images:
+        if image.size in sizes:
+            try:
+                content = content_hash(Path(image.path).read_bytes())
+            except OSError:  # decoding says what is wrong with it
+                continue
+            if (image.size, content) in known:
+                found[image.name] = known[image.size, content]
+    return found
+
+
+def content_hash(data: bytes) -> int:
+    """Returns 64 bits by which a file's bytes are known again."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def divide(
+    images: Sequence[Source], shares: Mapping[str, float], seed: int, together: frozenset[str] = frozenset()
+) -> dict[str, tuple[Source, ...]]:
+    """Divides images among splits, stratified by class.
 
     Args:
       images: all of them.
-      fraction: the share to split off, in [0, 1), of each class to within one image and of all as exactly as that
-        allows. No class gives its only image.
+      shares: of each split, in (0, 1]. The first split gets what the others leave; of the others each gets its share of
+        every class to within one image, and of all as exactly as that allows. No class gives its only image away.
       seed: which images of a class it falls on. An image's place in the draw depends on its name alone, so that adding
         images to a class leaves most of the others where they were.
-      together: names of images that must not be split off, because one with their bytes might be left.
+      together: names of images that must stay in the first split, because one with their bytes might be left there.
 
     Returns:
-      (the rest, what was split off), each in the order of `images`.
+      The images of each split, in the order of `images`; some may have none where there are few.
     """
+    first, *others = shares
     by_class: dict[str, list[Source]] = {}
     for image in images:
         by_class.setdefault(image.category, []).append(image)
-    chosen: set[str] = set()
-    seen = taken = 0
-    for category in sorted(by_class):
-        members = by_class[category]
-        candidates = [image for image in members if image.name not in together]
-        seen += len(members)
-        # The share of all classes so far, less what they gave: rounding errors cancel instead of adding up.
-        quota = max(0, min(math.floor(fraction * seen + 0.5) - taken, len(members) - 1, len(candidates)))
-        chosen.update(image.name for image in _shuffled(candidates, f"validation {seed}")[:quota])
-        taken += quota
-    if fraction and not chosen:
-        largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
-        candidates = [image for image in by_class[largest] if image.name not in together]
-        if len(by_class[largest]) > 1 and candidates:
-            chosen.add(_shuffled(candidates, f"validation {seed}")[0].name)
-    return (
-        tuple(image for image in images if image.name not in chosen),
-        tuple(image for image in images if image.name in chosen),
-    )
+    drawn = {
+        category: _shuffled([image for image in members if image.name not in together], f"validation {seed}")
+        for category, members in by_class.items()
+    }
+    left = {category: len(members) - 1 for category, members in by_class.items()}  # that a class may still give away
+    split_of: dict[str, str] = {}
+    for split in others:
+        seen = taken = 0
+        for category in sorted(by_class):
+            seen += len(by_class[category])
+            # The share of all classes so far, less what they gave: rounding errors cancel instead of adding up.
+            wanted = math.floor(shares[split] * seen + 0.5) - taken
+            quota = max(0, min(wanted, left[category], len(drawn[category])))
+            _take(drawn, left, category, quota, split, split_of)
+            taken += quota
+        if not taken:
+            largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
+            _take(drawn, left, largest, min(1, left[largest], len(drawn[largest])), split, split_of)
+    return {split: tuple(image for image in images if split_of.get(image.name, first) == split) for split in shares}
+
+
+def _take(
+    drawn: dict[str, list[Source]], left: dict[str, int], category: str, number: int, split: str, split_of: dict
+) -> None:
+    split_of.update((image.name, split) for image in drawn[category][:number])
+    del drawn[category][:number]
+    left[category] -= number
 
 
 def assign_shards(

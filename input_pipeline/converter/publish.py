@@ -1,68 +1,148 @@
 """All or nothing: a dataset directory is built in a folder of its own and takes its name when it is whole.
 
-with partial_directory(output) as partial:
-    ...write files into partial...
-    publish(partial, output)
+    with working_directory(output, "train") as work:
+        ...write the dataset's files into work.dataset, and what is done into work.marks...
+        publish(work, output)
+
+What a killed or interrupted conversion has finished stays in the working folder, and the next one finds it there.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.dataset import MANIFEST
+from input_pipeline.errors import UsageError
+from input_pipeline.files import PARTIAL_SUFFIX
+
+
+@dataclass(frozen=True)
+class WorkingDirectory:
+    """Where a dataset is built: `dataset` is to become it, or be added to it; in `marks` stands which shards are whole.
+
+    A mark has the name of its shard.
+    """
+
+    folder: Path
+
+    @property
+    def dataset(self) -> Path:
+        """The files of the dataset."""
+        return self.folder / "dataset"
+
+    @property
+    def marks(self) -> Path:
+        """A file for each shard that is whole."""
+        return self.folder / "marks"
+
+    def finished(self) -> list[str]:
+        """Returns the names of the shards that are marked as whole."""
+        with contextlib.suppress(OSError):
+            return sorted(path.name for path in self.marks.iterdir() if path.suffix != PARTIAL_SUFFIX)
+        return []
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Removes all files but those of the shards of these names."""
+        for path in self.dataset.iterdir():
+            if path.name.removesuffix(".idx") not in names:
+                path.unlink()
+        for path in self.marks.iterdir():
+            if path.name not in names:
+                path.unlink()
+
+
+def working_folder(output: Path, split: str) -> WorkingDirectory:
+    """Returns where the conversion of a dataset, or of a further split of it, works; it need not be there."""
+    output = output.absolute()
+    if (output / MANIFEST).exists():
+        return WorkingDirectory(output / f"{split}.partial")
+    return WorkingDirectory(output.parent / f"{output.name}.partial")
 
 
 @contextlib.contextmanager
-def partial_directory(output: Path) -> Iterator[Path]:
-    """Gives a new folder on the disk of `output` that is gone in the end, whatever happens.
+def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
+    """Gives the working folder, on the disk of `output`. It is gone in the end, unless shards in it are whole.
 
     It lies in `output` where that is a dataset, and beside it otherwise.
 
     Raises:
+      UsageError: another conversion works in it.
       OSError: it cannot be made.
     """
-    output = output.absolute()
-    parent = output if (output / MANIFEST).exists() else output.parent
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    partial = parent / f"{output.name}.partial-{os.getpid()}-{time.time_ns():x}"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the first that is not empty holds the dataset
-            for folder in missing:
-                folder.rmdir()
+    work = working_folder(output, split)
+    adds = work.folder.parent == output.absolute()
+    if (
+        adds
+        and not (beside := WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))).dataset.exists()
+    ):
+        shutil.rmtree(beside.folder, ignore_errors=True)  # what a kill right after publishing has left
+    missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
+    work.dataset.mkdir(parents=True, exist_ok=True)
+    work.marks.mkdir(exist_ok=True)
+    with open(work.folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"--output={output}: another conversion is writing it (it holds {work.folder}/lock). Wait for its end, "
+                "or name another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        if adds:
+            _take_back(work, output)
+        try:
+            yield work
+        finally:
+            if not work.finished():
+                shutil.rmtree(work.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the first that is not empty holds the dataset
+                for folder in missing:
+                    folder.rmdir()
 
 
-def publish(partial: Path, output: Path) -> None:
-    """Gives the files of `partial` their names in `output`: all at once for a new dataset, else the manifest last.
+def _take_back(work: WorkingDirectory, output: Path) -> None:
+    """Fetches the shards that a conversion gave to `output` and was killed before the manifest named them."""
+    for shard in work.finished():
+        for name in (shard, f"{shard}.idx"):
+            if (output / name).exists() and not (work.dataset / name).exists():
+                os.replace(output / name, work.dataset / name)
+
+
+def publish(work: WorkingDirectory, output: Path) -> None:
+    """Gives the dataset's files their names in `output`: all at once for a new one, else the manifest last.
 
     Raises:
       OSError: a file cannot be renamed; `output` is as it was before.
     """
     output = output.absolute()
-    if not (output / MANIFEST).exists():
-        os.replace(partial, output)
-        return
-    names = sorted(path.name for path in partial.iterdir())
+    if (output / MANIFEST).exists():
+        _add(work, output)
+    else:
+        os.replace(work.dataset, output)
+    shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _add(work: WorkingDirectory, output: Path) -> None:
+    names = sorted(path.name for path in work.dataset.iterdir())
     replaced = [name for name in names if (output / name).exists()]
     names.sort(key=lambda name: (name == MANIFEST, name in replaced))
-    before = partial / "before"
-    before.mkdir()
+    before = work.folder / "before"
+    before.mkdir(exist_ok=True)
     for name in replaced:
         shutil.copyfile(output / name, before / name)
     try:
         for name in names:
-            os.replace(partial / name, output / name)
+            os.replace(work.dataset / name, output / name)
     except BaseException:
         # Renames only: what a full disk interrupted, a full disk must not keep from being undone.
         for name in names:
+            if not (work.dataset / name).exists():
+                os.replace(output / name, work.dataset / name)
             if name in replaced:
                 os.replace(before / name, output / name)
-            else:
-                (output / name).unlink(missing_ok=True)
         raise

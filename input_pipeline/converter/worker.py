@@ -3,18 +3,20 @@
 import hashlib
 import os
 from collections.abc import MutableSequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from input_pipeline.converter import marks
+from input_pipeline.converter.marks import Shard
+from input_pipeline.converter.plan import content_hash
 from input_pipeline.files import written_whole
 from input_pipeline.pixels import Pixels, encode, reason
 from input_pipeline.processes import follow_parent
 from input_pipeline.records import FRAME_OVERHEAD, example, frame
 from input_pipeline.sources import Source
 
-# [1 + shards] int64, shared: the first is 1 once everybody should stop, then how many images of each shard are done.
+# Shared with the parent, int64: 1 once everybody should stop, then for each shard how many of its images are done, then
+# for each shard the process that writes it.
 _board: MutableSequence[int] = [0]
 
 
@@ -22,29 +24,37 @@ class StoppedError(Exception):
     """The conversion was given up; the shard is not needed any more."""
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """A shard to write: `number` is its place on the progress board, from 0; labels go with `images`."""
+class ShardTask(NamedTuple):
+    """A shard to write.
 
-    number: int
+    Attributes:
+      path: where to.
+      mark: where to note that it is whole.
+      fingerprint: of all that its content follows from.
+      images: in the order of the records.
+      labels: of the images.
+      pixels: what may happen to pixels.
+      number: its place on the progress board, from 0.
+    """
+
     path: Path
+    mark: Path
+    fingerprint: str
     images: tuple[Source, ...]
     labels: tuple[int, ...]
     pixels: Pixels
+    number: int = 0
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A shard as written, and the images that were left out of it as (image, reason)."""
+class Record(NamedTuple):
+    """A serialised `tf.train.Example`, and what is known of its image: the fields of `metadata.IMAGE_TYPES`."""
 
-    path: Path
-    size: int
-    sha256: str
-    offset: np.ndarray  # [num_records] int64: start of the frame, bytes
-    length: np.ndarray  # [num_records] int64: payload bytes
-    label: np.ndarray  # [num_records] int32
-    crc: np.ndarray  # [num_records] uint32: masked crc32c of the payload
-    bad: tuple[tuple[Source, str], ...]
+    payload: bytes
+    width: int
+    height: int
+    source_bytes: int
+    content: int
+    changed: bool
 
 
 def start(board: MutableSequence[int]) -> None:
@@ -57,21 +67,18 @@ def start(board: MutableSequence[int]) -> None:
     decoder.warm_up()
 
 
-def is_ready() -> bool:
-    """Returns True; to have a worker process started before there is work for it."""
-    return True
-
-
 def write_shard(task: ShardTask) -> Shard:
-    """Writes a shard and, beside it, its `.idx`: "offset size" a line, sizes of whole frames.
+    """Writes a shard and, beside it, its `.idx`: "offset size" a line, sizes of whole frames; then marks it as whole.
 
-    Both are written under a name ending in `.tmp`, flushed to the disk, and renamed.
+    Each is written under a name ending in `.tmp`, flushed to the disk, and renamed.
 
     Raises:
       StoppedError: the conversion was given up.
       OSError: the shard cannot be written.
     """
-    offsets, lengths, labels, crcs, bad = [], [], [], [], []
+    shards = (len(_board) - 1) // 2
+    _board[1 + shards + task.number] = os.getpid()
+    rows, bad = [], []
     sha256 = hashlib.sha256()
     offset = 0
     with written_whole(task.path) as file:
@@ -80,36 +87,26 @@ def write_shard(task: ShardTask) -> Shard:
             if _board[0]:
                 raise StoppedError
             try:
-                payload = record(image, label, task.pixels)
+                converted = record(image, label, task.pixels)
             except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
                 bad.append((image, reason(error)))
                 continue
-            framed = frame(payload)
+            framed = frame(converted.payload)
             file.write(framed)
             sha256.update(framed)
-            offsets.append(offset)
-            lengths.append(len(payload))
-            labels.append(label)
-            crcs.append(int.from_bytes(framed[-4:], "little"))
+            crc = int.from_bytes(framed[-4:], "little")
+            rows.append((offset, len(converted.payload), label, crc, *converted[1:]))
             offset += len(framed)
     with written_whole(task.path.with_name(task.path.name + ".idx")) as file:
-        lines = (f"{start} {length + FRAME_OVERHEAD}\n" for start, length in zip(offsets, lengths, strict=True))
-        file.write("".join(lines).encode("ascii"))
+        file.write("".join(f"{start} {length + FRAME_OVERHEAD}\n" for start, length, *_ in rows).encode("ascii"))
+    shard = Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
+    marks.write(task.mark, shard, task.fingerprint)
     _board[1 + task.number] = len(task.images)
-    return Shard(
-        path=task.path,
-        size=offset,
-        sha256=sha256.hexdigest(),
-        offset=np.array(offsets, np.int64),
-        length=np.array(lengths, np.int64),
-        label=np.array(labels, np.int32),
-        crc=np.array(crcs, np.uint32),
-        bad=tuple(bad),
-    )
+    return shard
 
 
-def record(image: Source, label: int, pixels: Pixels) -> bytes:
-    """Returns an image's record, a serialised `tf.train.Example`.
+def record(image: Source, label: int, pixels: Pixels) -> Record:
+    """Returns an image's record.
 
     Raises:
       Exception: of any kind, where the file is not an image that can be decoded in full; `reason` words it.
@@ -123,7 +120,7 @@ def record(image: Source, label: int, pixels: Pixels) -> bytes:
         from input_pipeline.converter import decoder
 
         decoder.check(encoded, image_format)
-    return example(
+    payload = example(
         {
             "image/encoded": encoded,
             "image/format": image_format,
@@ -135,3 +132,4 @@ def record(image: Source, label: int, pixels: Pixels) -> bytes:
             "image/filename": os.fsencode(image.name),
         }
     )
+    return Record(payload, width, height, len(data), content_hash(data), encoded is not data)

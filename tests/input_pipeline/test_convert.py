@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from PIL import Image
 
 from convoy import cli
 from input_pipeline import records
+from input_pipeline.converter import publish
 from input_pipeline.converter.convert import Options, convert
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError, UsageError
+from input_pipeline.sources import Table
 from tests.input_pipeline.images import draw, draw_classes, pixels
+from tests.small_disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,11 +56,10 @@ def quarantined(data):
     }
 
 
-def start(*flags, **options):
+def start(*flags, file=subprocess.PIPE):
+    """Starts `convoy convert`; its errors go to `file`, and its output too where that is one."""
     command = [sys.executable, "-m", "convoy", "convert", *map(str, flags)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
-    )
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=file, stderr=file, start_new_session=True)
 
 
 def refused(capsys, message, *flags, code):
@@ -86,6 +89,8 @@ def test_the_command_converts_says_what_it_did_and_what_comes_next(tmp_path, pho
         "features.json",
         "image-class-label.labels.txt",
         "image.class.label.labels.txt",
+        "images-train.npz",
+        "images-validation.npz",
         "index-train.npz",
         "index-validation.npz",
         "manifest.json",
@@ -140,12 +145,78 @@ def test_images_are_spread_over_as_many_shards_as_asked_for_and_mixed(tmp_path, 
 def test_a_csv_gives_the_categories_and_files_it_does_not_name_are_counted(tmp_path, photos):
     rows = "filename,category\n" + "".join(f"mug_{i:03d}.jpg,0{i % 2}\n" for i in range(8))
     (tmp_path / "train.csv").write_text(rows)
-    summary = convert(Options(photos, tmp_path / "data", tmp_path / "train.csv", validation_fraction=0))
+    summary = convert(Options(photos, tmp_path / "data", Table(tmp_path / "train.csv"), validation_fraction=0))
     assert summary.ignored == 6
     assert open_dataset(tmp_path / "data").class_names == ("00", "01")
     found = examples(tmp_path / "data")
     assert found["mug/mug_003.jpg"]["image/class/text"] == b"01"
     assert len(found) == 8
+    assert ("03/03_000.jpg", "not named by train.csv") in quarantined(tmp_path / "data")
+
+
+def test_the_files_that_a_csv_names_in_vain_are_listed_where_that_is_asked_for(tmp_path, photos, capsys):
+    (tmp_path / "t.csv").write_text("filename;category\nmug_001.jpg;a\nmug_002.jpg;b\ngone.jpg;a\n")
+    flags = (
+        f"--images={photos}",
+        f"--output={tmp_path}/data",
+        f"--manifest={tmp_path}/t.csv",
+        "--validation_fraction=0",
+    )
+    refused(capsys, "1 of the 3 files that", *flags, code=3)
+    assert cli.main(["convoy", "convert", *flags, "--missing=skip"]) == 0
+    assert "2 images in" in (told := capsys.readouterr().out) and "1 missing, 12 other files ignored" in told
+    assert ("gone.jpg", "named by t.csv, and not there") in quarantined(tmp_path / "data")
+
+
+def test_several_splits_are_written_at_once_and_have_their_share_of_every_class(tmp_path, capsys):
+    photos = draw_classes(tmp_path / "photos", {"a": 40, "b": 20, "c": 3, "d": 1})
+    flags = (f"--images={photos}", f"--output={tmp_path}/data")
+    assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[:5] == [
+        ["class", "train", "validation", "test", "re-encoded", "duplicates", "quarantined"],
+        *(["a", "28", "8", "4", "0", "0", "0"], ["b", "14", "4", "2", "0", "0", "0"]),
+        *(["c", "2", "1", "0", "0", "0", "0"], ["d", "1", "0", "0", "0", "0", "0"]),
+    ]
+    dataset = open_dataset(tmp_path / "data")
+    assert {split: dataset.split(split).num_images for split in dataset.splits} == {
+        "train": 45,
+        "validation": 13,
+        "test": 6,
+    }
+    names = [name for split in dataset.splits for name in examples(tmp_path / "data", split)]
+    assert len(names) == len(set(names)) == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--splits=train:0.8,test:0.3"], "the shares are 1.1 together, and must be 1"),
+        (["--splits=train"], "'train' is no NAME:SHARE. Example: --splits=train:0.8,validation:0.1,test:0.1"),
+        (["--splits=a:1,b:0"], "each split once, with a share above 0"),
+        (["--splits=a:0.5,a:0.5"], "each split once"),
+        (["--splits=a b:1"], "--split=a b: a split's name is letters"),
+        (["--splits=a:1", "--split=b"], "stands in place of --split and --validation_fraction"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(tmp_path, photos, capsys, flags, message):
+    refused(capsys, message, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
+
+
+def test_images_that_another_split_has_are_kept_out_of_the_one_that_comes_later(tmp_path, photos):
+    convert(Options(photos, tmp_path / "data", validation_fraction=0.2))
+    test = draw_classes(tmp_path / "test", {"mug": 3}, first=500)
+    for kind, name in (("mug", "a.jpg"), ("03", "other_class.jpg")):
+        (test / kind).mkdir(exist_ok=True)
+        (test / kind / name).write_bytes((photos / "mug" / "mug_003.jpg").read_bytes())
+    summary = convert(Options(test, tmp_path / "data", split="test"))
+    assert (summary.leaked, summary.duplicates) == (2, 0)
+    assert sorted(examples(tmp_path / "data", "test")) == ["mug/mug_000.jpg", "mug/mug_001.jpg", "mug/mug_002.jpg"]
+    reasons = dict(quarantined(tmp_path / "data"))
+    assert reasons.keys() == {"mug/a.jpg", "03/other_class.jpg"}
+    assert re.fullmatch(r"same bytes as image \d+ of split (train|validation)", reasons["mug/a.jpg"])
+    with pytest.raises(DataError, match="all images of .* are in .* already, in another split"):
+        convert(Options(photos, tmp_path / "data", split="again"))
 
 
 # Pixels that must change.
@@ -284,7 +355,7 @@ def test_broken_images_are_left_out_with_a_reason_within_the_share_that_is_allow
     assert len(examples(tmp_path / "data")) == 14
 
 
-def test_too_many_broken_images_are_an_error_that_names_some_and_leaves_nothing(tmp_path, photos, capsys):
+def test_too_many_broken_images_are_an_error_that_names_some_and_leaves_no_dataset(tmp_path, photos, capsys):
     break_images(photos)
     before = contents(tmp_path)
     refused(capsys, "mug/", f"--images={photos}", f"--output={tmp_path}/new/data", code=3)
@@ -296,8 +367,10 @@ def test_too_many_broken_images_are_an_error_that_names_some_and_leaves_nothing(
         "--max_bad_fraction=.1",
         code=3,
     )
-    assert contents(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert {name: content for name, content in contents(tmp_path).items() if "partial" not in name} == before
+    assert (
+        cli.main(["convoy", "convert", f"--images={photos}", f"--output={tmp_path}/data", "--max_bad_fraction=.5"]) == 0
+    )
 
 
 def test_a_decompression_bomb_is_left_out(tmp_path, photos):
@@ -408,52 +481,154 @@ def is_running(process):
         return False
 
 
+@pytest.mark.slow
+def test_a_conversion_killed_at_any_moment_goes_on_and_ends_as_if_undisturbed(tmp_path, wait_until):
+    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
+    marks, errors = tmp_path / "data.partial" / "marks", tmp_path / "errors"
+    settings = ("--image_size=500", "--shards=8", "--workers=2", f"--images={images}")
+
+    def stopped(stop):
+        """Starts the conversion, stops it when it has done one more shard; returns its exit code and errors."""
+        before = len(list(marks.glob("*-of-00008")))
+        with open(errors, "w") as file:
+            process = start(*settings, f"--output={tmp_path}/data", file=file)
+            wait_until(
+                lambda: process.poll() is not None or len(list(marks.glob("*-of-00008"))) > before, "a shard", 60
+            )
+            workers = worker_processes(process.pid)
+            stop(process, workers)
+            process.wait(30)
+        wait_until(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
+        assert not (tmp_path / "data").exists()
+        return process.returncode, errors.read_text()
+
+    code, _ = stopped(lambda process, workers: os.kill(process.pid, signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    code, told = stopped(lambda process, workers: os.kill(workers[-1], signal.SIGKILL))
+    assert code == 3
+    assert re.search(
+        r"a worker process was killed \(SIGKILL\)( by the kernel, .*)? at (a|b)/(a|b)_\d+\.png\. The same", told
+    )
+    assert re.search(r"convoy: \d whole shards are kept in .*data\.partial: the same command goes on from them\.", told)
+    assert "--workers=1 needs less memory" in told and "Traceback" not in told
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
+        assert "Traceback" not in errors.read_text()
+
+    for name in ("data", "undisturbed/data"):
+        with open(errors, "w") as file:
+            assert start(*settings, f"--output={tmp_path / name}", file=file).wait(120) == 0
+        if name == "data":
+            assert re.search(
+                r"An earlier conversion was stopped: [4-8] of its [4-8] whole shards are used\.", errors.read_text()
+            )
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed" / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "undisturbed"]
+
+
 @pytest.fixture
-def conversion(tmp_path):
-    """A conversion in another process that is writing shards and will be for some seconds."""
-    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=400, suffix=".png")
-    before = contents(tmp_path)
-    process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2", "--image_size=1500", "--shards=4")
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("data.partial-*/*.tmp")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
-    yield process
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert contents(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+def stopped_before_publishing(monkeypatch):
+    """Runs a conversion whose shards are all done when it is stopped."""
+
+    def stop(options):
+        with monkeypatch.context() as patch:
+            patch.setattr(publish, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                convert(options)
+
+    return stop
+
+
+def test_shards_are_written_anew_where_an_image_or_a_setting_has_changed(tmp_path, photos, stopped_before_publishing):
+    told = []
+    stopped_before_publishing(Options(photos, tmp_path / "data", shards=3))
+    draw(photos / "mug" / "mug_003.jpg", 77)
+    convert(Options(photos, tmp_path / "data", shards=3), say=told.append)
+    assert told.pop() == (
+        "An earlier conversion was stopped: 3 of its 4 whole shards are used, and 1 not: something has changed."
+    )
+    convert(Options(photos, tmp_path / "undisturbed" / "data", shards=3))
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed" / "data")
+
+    stopped_before_publishing(Options(photos, tmp_path / "small", shards=2))
+    (damaged,) = (tmp_path / "small.partial" / "dataset").glob("*-train.tfrecord-00001-of-00002")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    convert(Options(photos, tmp_path / "small", shards=2), say=told.append)
+    assert "2 of its 3 whole shards are used" in told.pop()
+    stopped_before_publishing(Options(photos, tmp_path / "tiny", shards=2))
+    convert(Options(photos, tmp_path / "tiny", shards=2, image_size=8), say=told.append)
+    assert "0 of its 3 whole shards are used" in told.pop()
+    assert {example["image/width"] for example in examples(tmp_path / "tiny").values()} == {8}
+    assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
+
+# Publishes a further split and is killed after so many renames into the dataset.
+_KILLED_WHILE_PUBLISHING = """
+import os, sys
+from pathlib import Path
+from input_pipeline.converter.convert import Options, convert
+images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+replace, done = os.replace, []
+def counted(source, target):
+    if Path(target).parent == data and Path(source).parent != data:
+        done.append(target)
+        if len(done) > renames:
+            os._exit(99)
+    replace(source, target)
+os.replace = counted
+convert(Options(images, data, split="test", shards=2))
+"""
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_conversion_with_an_error_and_nothing_half_written(conversion):
-    os.kill(worker_processes(conversion.pid)[-1], signal.SIGKILL)
-    _, errors = conversion.communicate(timeout=30)
-    assert conversion.returncode == 3
-    assert "a worker process died" in errors and "--workers=1" in errors
-    assert "Traceback" not in errors
+def test_a_kill_while_a_split_is_published_leaves_the_dataset_whole_and_the_next_start_finishes(tmp_path, photos):
+    data, undisturbed = tmp_path / "data", tmp_path / "undisturbed" / "data"
+    test = draw_classes(tmp_path / "test", {"mug": 5}, first=500)
+    (test / "mug" / "stray.txt").touch()
+    for output in (data, undisturbed):
+        convert(Options(photos, output))
+    convert(Options(test, undisturbed, split="test", shards=2))
+    for renames in (0, 1, 3, 5, 8, 11):
+        command = [sys.executable, "-c", _KILLED_WHILE_PUBLISHING, str(test), str(data), str(renames)]
+        assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 99
+        assert open_dataset(data).splits == ("train", "validation")
+    convert(Options(test, data, split="test", shards=2))
+    assert contents(data) == contents(undisturbed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_conversion_leaves_nothing_half_written_and_no_process(conversion, number, code):
-    workers = worker_processes(conversion.pid)
-    os.killpg(conversion.pid, number)
-    _, errors = conversion.communicate(timeout=30)
-    assert conversion.returncode == code
-    assert "Traceback" not in errors
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_a_full_disk_ends_a_conversion_in_one_line_and_more_room_lets_it_go_on(tmp_path):
+    images = draw_classes(tmp_path / "photos", {"a": 20, "b": 20}, size=200, suffix=".png")
+    flags = (f"--images={images}", "--shards=8", "--validation_fraction=0", "--workers=1", "--name=data")
+
+    def converted(output):
+        with open(tmp_path / "errors", "w") as file:
+            code = start(*flags, f"--output={output}", file=file).wait(120)
+        return code, (tmp_path / "errors").read_text()
+
+    with small_disk(tmp_path / "disk", 12 * 2**20) as disk:
+        disk.fill(all_but=2_000_000)  # of about 5 MB
+        code, told = converted(disk.seen / "data")
+        assert code == 3, told
+        assert "cannot be written: No space left on device; it is as it was before" in told
+        assert re.search(r"convoy: [1-7] whole shards are kept in ", told) and "Traceback" not in told
+        disk.make_room()
+        assert converted(disk.seen / "data")[0] == 0
+        assert converted(tmp_path / "data")[0] == 0
+        assert contents(disk.seen / "data") == contents(tmp_path / "data")
+
+
+def test_two_conversions_do_not_write_one_dataset(tmp_path, photos, capsys):
+    with publish.working_directory(tmp_path / "data", "train"):
+        refused(capsys, "another conversion is writing it", f"--images={photos}", f"--output={tmp_path}/data", code=2)
+    convert(Options(photos, tmp_path / "data"))
 
 
 def test_a_conversion_that_is_interrupted_while_its_workers_start_says_one_line(tmp_path):
     images = draw_classes(tmp_path / "photos", {"a": 4, "b": 4})
     process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2")
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("data.partial-*")):  # the workers' TensorFlow is being imported then
+    while not list(tmp_path.glob("data.partial")):  # the workers' TensorFlow is being imported then
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
@@ -466,6 +641,7 @@ def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos,
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(data)
+    test = draw_classes(tmp_path / "test", {"mug": 3}, first=500)
     replace = os.replace
 
     def full_disk(source, target):
@@ -476,8 +652,10 @@ def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos,
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(DataError, match="cannot be written: No space left on device"):
-        convert(Options(photos, data, split="test"))
-    assert contents(data) == before
+        convert(Options(test, data, split="test"))
+    after = contents(data)
+    assert {name: after[name] for name in before} == before
+    assert {name.partition("/")[0] for name in after.keys() - before.keys()} == {"test.partial"}
 
 
 def test_a_validation_split_needs_images(tmp_path):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.errors import DataError
-from input_pipeline.sources import list_sources
+from input_pipeline.errors import DataError, UsageError
+from input_pipeline.sources import Table, list_sources
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -45,10 +45,10 @@ def test_each_folder_is_a_class_with_all_images_below_it(tmp_path):
 def test_a_csv_names_images_in_one_folder_or_a_folder_a_class_and_the_rest_is_ignored(tmp_path):
     images = touch(tmp_path / "images", "x.jpg", "03/y.jpg", "03/z.jpg", "10/z.jpg", "10/unnamed.jpg")
     rows = manifest(tmp_path / "train.csv", "filename,category", "x.jpg,10", "y.jpg,03", "10/z.jpg,10")
-    found = list_sources(images, rows)
+    found = list_sources(images, Table(rows))
     assert {image.name: image.category for image in found.images} == {"x.jpg": "10", "03/y.jpg": "03", "10/z.jpg": "10"}
     assert found.class_names == ("03", "10")
-    assert found.ignored == 2
+    assert (found.ignored, found.stray) == (2, ("03/z.jpg", "10/unnamed.jpg"))
 
 
 def test_a_csv_may_have_a_byte_order_mark_other_columns_and_other_names_for_its_own(tmp_path):
@@ -56,10 +56,55 @@ def test_a_csv_may_have_a_byte_order_mark_other_columns_and_other_names_for_its_
     rows = manifest(
         tmp_path / "t.csv", "id,path,kind", '1,a.jpg,"Tea, green"', "2,b.jpg,Käse", "", encoding="utf-8-sig"
     )
-    found = list_sources(images, rows, filename_column="path", category_column="kind")
+    found = list_sources(images, Table(rows, filename_column="path", category_column="kind"))
     assert found.class_names == ("Käse", "Tea, green")
     rows = manifest(tmp_path / "u.csv", "filename,category", "a.jpg,1", encoding="utf-8-sig")
-    assert list_sources(images, rows).class_names == ("1",)
+    assert list_sources(images, Table(rows)).class_names == ("1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (b"filename;category\na.jpg;3,5\n", {}),
+        ("filename\tcategory\r\na.jpg\t3,5\r\n".encode("utf-16"), {}),
+        (b"filename|category\na.jpg|3,5", {}),
+        (b'filename,category\r"a.jpg","3,5"\r', {}),
+        ("größe:filename:category\n1:a.jpg:3,5\n".encode("cp1252"), {"delimiter": ":", "encoding": "cp1252"}),
+    ],
+)
+def test_a_csv_is_read_as_spreadsheets_write_it(tmp_path, content, options):
+    images = touch(tmp_path / "images", "a.jpg")
+    (tmp_path / "t.csv").write_bytes(content)
+    assert [image.category for image in list_sources(images, Table(tmp_path / "t.csv", **options)).images] == ["3,5"]
+
+
+def test_a_csv_and_the_disk_may_spell_a_name_differently(tmp_path):
+    images = touch(tmp_path / "images", "Ka\u0308se/a b.jpg", "03/line\nbreak.jpg")
+    rows = tmp_path / "t.csv"
+    rows.write_text(
+        'filename,category\nK\u00e4se\\a b.jpg,1\n"./03//line\nbreak.jpg",2\n', encoding="utf-8", newline=""
+    )
+    assert {image.name: image.category for image in list_sources(images, Table(rows)).images} == {
+        "Ka\u0308se/a b.jpg": "1",
+        "03/line\nbreak.jpg": "2",
+    }
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/secret.jpg", ".."])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    images = touch(tmp_path / "images", "a.jpg")
+    touch(tmp_path, "secret.jpg")
+    rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", f"{name},1")
+    refused(f"1 file names of the CSV lead out of .*images: {name!r}", images, Table(rows, skip_missing=True))
+
+
+def test_files_that_are_not_there_can_be_skipped_and_are_listed(tmp_path):
+    images = touch(tmp_path / "images", "a.jpg")
+    rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", "b.jpg,2", "c.jpg,1")
+    found = list_sources(images, Table(rows, skip_missing=True))
+    assert found.missing == (("b.jpg", "2"), ("c.jpg", "1"))
+    assert found.class_names == ("1",)
+    refused("3 of the 3 files", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
 
 
 def test_a_missing_folder_is_named_with_the_nearest(tmp_path):
@@ -81,7 +126,7 @@ def test_a_class_without_images_is_named(tmp_path):
 def test_a_missing_manifest_is_named_with_the_nearest(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     manifest(tmp_path / "train.csv", "filename,category", "a.jpg,1")
-    refused(r"tran.csv does not exist \(did you mean 'train.csv'\?\)", images, tmp_path / "tran.csv")
+    refused(r"tran.csv does not exist \(did you mean 'train.csv'\?\)", images, Table(tmp_path / "tran.csv"))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +136,8 @@ def test_a_missing_manifest_is_named_with_the_nearest(tmp_path):
             ["file_name,category", "a.jpg,1"],
             r"'file_name,category' and no column 'filename' \(did you mean 'file_name'",
         ),
-        (["filename;category", "a.jpg;1"], "separates its columns by semicolons: save it with commas"),
+        (["filename;kind", "a.jpg;1"], "has the header 'filename,kind' and no column 'category'"),
+        (["filename,category,category", "a.jpg,1,2"], "with more than one 'category'; rename one"),
         (["filename,category"], "a header and no rows"),
         ([], "is empty. Wanted: a CSV with the columns 'filename,category'"),
         (["filename,category", "a.jpg,"], r"line 2: empty category \(a.jpg,\)"),
@@ -105,24 +151,28 @@ def test_a_missing_manifest_is_named_with_the_nearest(tmp_path):
 )
 def test_a_wrong_csv_is_refused_by_line(tmp_path, lines, message):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
-    refused(message, images, manifest(tmp_path / "t.csv", *lines))
+    refused(message, images, Table(manifest(tmp_path / "t.csv", *lines)))
 
 
 def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,Käse", encoding="latin-1")
-    refused("not UTF-8", images, rows)
+    refused("not UTF-8 .*: --csv_encoding=cp1252", images, Table(rows))
+    for wrong in ({"encoding": "klingon"}, {"encoding": "hex"}, {"delimiter": "::"}):
+        with pytest.raises(UsageError, match="--csv_(encoding=(klingon|hex) is no text encoding|delimiter='::': one)"):
+            list_sources(images, Table(rows, **wrong))
 
 
 def test_files_a_csv_names_and_the_folder_lacks_are_listed_and_counted(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", *(f"n{i}.jpg,1" for i in range(5)))
-    refused("5 of the 6 files .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, rows)
+    refused("5 of the 6 files .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
     rows = manifest(tmp_path / "t.csv", "filename,category", "b,1")
-    refused(re.escape("(did you mean 'b.jpg'?)"), images, rows)
+    refused(re.escape("(did you mean 'b.jpg'?)"), images, Table(rows))
 
 
 def test_a_name_that_two_class_folders_have_is_ambiguous(tmp_path):
     images = touch(tmp_path / "images", "03/a.jpg", "10/a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,03")
-    refused("'a.jpg' is 03/a.jpg and 10/a.jpg. Write the folder too in the CSV: 03/a.jpg", images, rows)
+    message = "'a.jpg' stands for more than one file in .*: 03/a.jpg and 10/a.jpg. Write the folder too in the CSV"
+    refused(message, images, Table(rows))

@@ -1,17 +1,12 @@
 """A run directory on a disk that really is full: a small one in memory, mounted where only these tests see it."""
 
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.small_disk import small_disk
 from tests.trainer import user_models
 from tests.trainer.run_files import json_lines
 from trainer.checkpoints import CheckpointStore
@@ -28,53 +23,10 @@ _NO_ROOM = "No space left on device"
 pytestmark = pytest.mark.slow
 
 
-@dataclass
-class SmallDisk:
-    """A file system of `SIZE` bytes.
-
-    Attributes:
-      folder: where it is, for processes started with `prefix`.
-      seen: the same, as this process sees it.
-      prefix: a command's beginning that lets it see the file system.
-    """
-
-    folder: Path
-    seen: Path
-    prefix: tuple[str, ...]
-
-    def fill(self) -> None:
-        """Takes all room there is, to the last byte."""
-        with open(self.seen / "ballast", "ab", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-
-    def make_room(self) -> None:
-        (self.seen / "ballast").unlink()
-
-
 @pytest.fixture
 def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = f"mount -t tmpfs -o size={SIZE} none '{folder}' && echo mounted && exec sleep infinity"
-    holder = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", mount],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = holder.stdout.readline().strip()
-        if said != "mounted":
-            pytest.skip(f"a file system cannot be mounted here: {said}")
-        yield SmallDisk(
-            folder, Path(f"/proc/{holder.pid}/root{folder}"), ("nsenter", f"--target={holder.pid}", "--mount")
-        )
-    finally:
-        os.killpg(holder.pid, signal.SIGKILL)  # the file system goes with the last process that sees it
-        holder.wait()
-        holder.stdout.close()
+    with small_disk(tmp_path / "disk", SIZE) as disk:
+        yield disk
 
 
 def last_step(output):
