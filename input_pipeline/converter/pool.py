@@ -101,13 +101,14 @@ def _death(
     dead = [p for p in processes.values() if p.exitcode not in (None, 0, -signal.SIGTERM)] or list(processes.values())
     first = dead[0] if dead else None
     ended = "died"
-    if first is not None and first.exitcode and first.exitcode < 0:
+    if memory_kills > 0:
+        ended = "was killed (SIGKILL) by the kernel, which was out of memory,"
+    elif first is not None and first.exitcode and first.exitcode < 0:
         ended = f"was killed ({signal.Signals(-first.exitcode).name})"
     place = f" at {at[first.pid]}" if first is not None and first.pid in at else ""
-    cause = " by the kernel, which was out of memory" if memory_kills > 0 and "SIGKILL" in ended else ""
     fewer = max(1, workers // 2)
     mend = f"The same command with --workers={fewer} needs less memory" if fewer < workers else "Give it more memory"
-    return f"a worker process {ended}{cause}{place}. {mend}, and goes on from the shards that are done"
+    return f"a worker process {ended}{place}. {mend}, and goes on from the shards that are done"
 
 
 def _memory_kills() -> int:
