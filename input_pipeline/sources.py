@@ -35,6 +35,8 @@ class Source:
       category: its class.
       size: in bytes.
       modified: when the file last changed, in nanoseconds since 1970.
+      offset: where its bytes begin in a file that holds many; None where the file is the image.
+      split: that it belongs to already; "" where that is still to be settled.
     """
 
     path: str
@@ -42,6 +44,20 @@ class Source:
     category: str
     size: int
     modified: int = 0
+    offset: int | None = None
+    split: str = ""
+
+    def read(self) -> bytes:
+        """Returns its bytes.
+
+        Raises:
+          OSError: they cannot be read.
+        """
+        with open(self.path, "rb") as file:
+            if self.offset is None:
+                return file.read()
+            file.seek(self.offset)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True)

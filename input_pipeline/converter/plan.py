@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from input_pipeline.sources import Source
 
@@ -86,7 +85,7 @@ def find_known(images: Sequence[Source], known: Mapping[tuple[int, int], str]) -
     for image in images:
         if image.size in sizes:
             try:
-                content = content_hash(Path(image.path).read_bytes())
+                content = content_hash(image.read())
             except OSError:  # decoding says what is wrong with it
                 continue
             if (image.size, content) in known:
@@ -183,7 +182,7 @@ def _sample(image: Source) -> bytes:
     except OSError:
         return b""
     try:
-        return os.pread(descriptor, _SAMPLE_BYTES, image.size // 2)
+        return os.pread(descriptor, _SAMPLE_BYTES, (image.offset or 0) + image.size // 2)
     except OSError:
         return b""
     finally:
@@ -191,11 +190,7 @@ def _sample(image: Source) -> bytes:
 
 
 def _digest(image: Source) -> bytes:
-    content = hashlib.sha256()
     try:
-        with open(image.path, "rb") as file:
-            while block := file.read(2**20):
-                content.update(block)
+        return hashlib.sha256(image.read()).digest()
     except OSError:
         return b""
-    return content.digest()

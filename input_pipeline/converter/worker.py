@@ -111,8 +111,7 @@ def record(image: Source, label: int, pixels: Pixels) -> Record:
     Raises:
       Exception: of any kind, where the file is not an image that can be decoded in full; `reason` words it.
     """
-    with open(image.path, "rb") as file:
-        data = file.read()
+    data = image.read()
     if not data:
         raise ValueError("the file is empty")
     encoded, image_format, (width, height), channels = encode(data, pixels)
