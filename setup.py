@@ -25,6 +25,7 @@ setup(
         "trainer.doctor",
         "input_pipeline",
         "input_pipeline.converter",
+        "input_pipeline.report",
         "input_pipeline.sample",
         "configs",
         "launch",
@@ -33,7 +34,7 @@ setup(
         "launch.slurm",
         "benchmarks",
     ],
-    package_data={"launch.slurm": ["train.sbatch"]},
+    package_data={"launch.slurm": ["train.sbatch"], "input_pipeline.report": ["report.html.j2"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.
@@ -41,14 +42,14 @@ setup(
         "keras==3.15.*",
         "tensorflow-datasets>=4.9.9",
         "tensorboard>=2.21",
-        "numpy>=1.26",
+        "numpy>=2.0",  # bitwise_count: how many bits of two perceptual hashes differ
         "absl-py>=2.1",
         "pillow>=10.3",
         "ml_collections>=1.0",  # config files with absl flags: the convention of the field's model repositories
         "google-crc32c>=1.6",  # TFRecord checksums outside TensorFlow's graph, at memory speed
         "rich>=13.7",  # the console's tables and progress bar
         "matplotlib>=3.8",  # the pictures in the report
-        "jinja2>=3.1",  # the report page
+        "jinja2>=3.1",  # the report pages, which hold names that people and scrapers chose: all are escaped
         "pyyaml>=6",  # Kubernetes manifests; ml_collections brings it in any case
     ],
     extras_require={

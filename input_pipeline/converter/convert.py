@@ -8,7 +8,6 @@ names, the manifest last. Whoever stops a conversion finds what was there before
 shards that are whole (`marks`).
 """
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.options import Options, check
 from input_pipeline.converter.publish import WorkingDirectory
 from input_pipeline.converter.worker import ShardTask
-from input_pipeline.dataset import INDEX_TYPES, QUARANTINE
+from input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, open_dataset
 from input_pipeline.errors import DataError, did_you_mean
+from input_pipeline.files import write_whole
 from input_pipeline.pixels import Pixels
 from input_pipeline.processes import usable_cores
 from input_pipeline.sources import Source, Sources, list_sources
@@ -125,10 +125,17 @@ def convert(
         with publish.working_directory(options.output, next(iter(splits))) as work:
             tasks = _tasks(work, splits, manifest)
             shards = _work(tasks, work, context, options, total=len(images), progress=progress, say=say)
+            columns = {split: _columns(of_split) for split, of_split in shards.items()}
             for split, of_split in shards.items():
-                manifest["splits"][split] = _split_entry(work, options, split, of_split, manifest["class_names"])
-            left_out = list(_left_out(options, found, duplicates, leaked, shards))
-            _write_quarantine(work, options, left_out)
+                manifest["splits"][split] = _split_entry(
+                    options, of_split, columns[split], split, len(manifest["class_names"])
+                )
+                metadata.write_index(work.dataset, split, columns[split])
+                metadata.write_images(work.dataset, split, columns[split])
+            left_out = _quarantine(options) + list(_left_out(options, found, duplicates, leaked, shards))
+            lines = "".join(json.dumps(vars(one)) + "\n" for one in left_out)
+            write_whole(work.dataset / QUARANTINE, lines.encode("ascii"))
+            _write_report(work, options, manifest, left_out, shards, columns)
             metadata.write_descriptions(work.dataset, manifest)
             publish.publish(work, options.output)
     except OSError as error:
@@ -271,21 +278,24 @@ def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fractio
     )
 
 
-def _split_entry(
-    work: WorkingDirectory, options: Options, split: str, shards: Sequence[Shard], class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Writes a split's arrays and returns its entry in the manifest."""
+def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:
+    """Returns a split's arrays, as `INDEX_TYPES` and `IMAGE_TYPES`."""
     columns = {
         name: np.concatenate([shard.columns[name] for shard in shards])
         for name in (INDEX_TYPES | metadata.IMAGE_TYPES)
         if name != "shard"
     }
     columns["shard"] = np.repeat(np.arange(len(shards)), [shard.num_records for shard in shards])
+    return columns
+
+
+def _split_entry(
+    options: Options, shards: Sequence[Shard], columns: Mapping[str, np.ndarray], split: str, num_classes: int
+) -> dict[str, Any]:
+    """Returns a split's entry in the manifest."""
     if not len(columns["label"]):
         raise DataError(f"no image of split {split!r} can be used; the first: {shards[0].bad[0][1]}")
-    metadata.write_index(work.dataset, split, columns)
-    metadata.write_images(work.dataset, split, columns)
-    counts = np.bincount(columns["label"], minlength=len(class_names)).tolist()
+    counts = np.bincount(columns["label"], minlength=num_classes).tolist()
     return {
         "seed": options.seed,
         "num_images": len(columns["label"]),
@@ -350,12 +360,41 @@ def _left_out(
                 yield _LeftOut(split, image.name, image.category, reason)
 
 
-def _write_quarantine(work: WorkingDirectory, options: Options, left_out: Sequence[_LeftOut]) -> None:
-    """Writes what the dataset's quarantine held of other splits, and a line for every image that was left out now."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        before = (options.output / QUARANTINE).read_text(encoding="ascii").splitlines(keepends=True)
-        # A conversion that was killed while it published may have left its own lines.
-        lines = [line for line in before if json.loads(line)["split"] not in options.shares]
-    lines += [json.dumps(vars(one)) + "\n" for one in left_out]
-    (work.dataset / QUARANTINE).write_text("".join(lines), encoding="ascii")
+def _quarantine(options: Options) -> list[_LeftOut]:
+    """Returns what the dataset's quarantine holds of other splits than those that are written now."""
+    try:
+        lines = (options.output / QUARANTINE).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return []
+    # A conversion that was killed while it published may have left lines of these.
+    return [one for line in lines if (one := _LeftOut(**json.loads(line))).split not in options.shares]
+
+
+def _write_report(
+    work: WorkingDirectory,
+    options: Options,
+    manifest: Mapping[str, Any],
+    left_out: Sequence[_LeftOut],
+    shards: Mapping[str, Sequence[Shard]],
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Writes the report on all splits, those that were there before among them."""
+    from input_pipeline.report.page import REPORT, write_report  # its template engine takes a moment to import
+
+    splits, images = {}, {}
+    if len(manifest["splits"]) > len(shards):
+        before = open_dataset(options.output)
+        splits = {name: before.split(name) for name in before.splits}
+        images = {name: metadata.read_images(options.output, name) for name in before.splits}
+    for split, of_split in shards.items():
+        index = {name: columns[split][name].astype(dtype) for name, dtype in INDEX_TYPES.items()}
+        splits[split] = Split(split, tuple(shard.path for shard in of_split), **index)
+        images[split] = {name: columns[split][name] for name in metadata.IMAGE_TYPES}
+    write_report(
+        work.dataset / REPORT,
+        manifest=manifest,
+        splits=splits,
+        quarantine=[vars(one) for one in left_out],
+        images=images,
+        sources=dict.fromkeys(shards, options.images),
+    )

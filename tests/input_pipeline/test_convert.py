@@ -95,6 +95,7 @@ def test_the_command_converts_says_what_it_did_and_what_comes_next(tmp_path, pho
         "index-validation.npz",
         "manifest.json",
         "quarantine.jsonl",
+        "report.html",
     ]
 
 

@@ -1,0 +1,238 @@
+"""What a data set holds more than once: the same bytes, or pictures that look alike, in and across classes and splits.
+
+    images = gather(splits, sidecars)
+    alike = find_alike(images)
+    alike.leaks[0].exact, alike.across_classes[0].members
+
+An image is an entry of `Images`, of all splits together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from input_pipeline.dataset import Split
+from input_pipeline.perceptual import FLAT, NearPairs, near_pairs
+
+SIDECAR_ARRAYS = ("width", "height", "source_bytes", "content", "perceptual", "changed")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Every image of the splits that have a sidecar, one split after another.
+
+    Attributes:
+      splits: their names, the one that is trained on first.
+      split: [n] int64: which of `splits`.
+      position: [n] int64: which record of its split.
+      label: [n] int32, from 0.
+      width, height: [n] uint32: pixels, as in the record.
+      source_bytes: [n] int64: the source file's size.
+      content: [n] uint64: hash of the source file's bytes.
+      perceptual: [n] uint64: `perceptual_hash`.
+      changed: [n] bool: whether the bytes were encoded anew.
+    """
+
+    splits: tuple[str, ...]
+    split: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    source_bytes: np.ndarray
+    content: np.ndarray
+    perceptual: np.ndarray
+    changed: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are the same or look alike.
+
+    Attributes:
+      members: two or more, in their order.
+      exact: whether some of them have the same bytes, under different labels where the group has several.
+    """
+
+    members: tuple[int, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Images of the split `later` that are in the split `earlier` too.
+
+    Attributes:
+      earlier, later: the splits' names.
+      images: how many images `later` has.
+      exact: of them, how many have the bytes of an image of `earlier`.
+      near: of them, how many only look like one.
+      pairs: the first few as (image of `later`, its like in `earlier`), exact ones first, then by their distance.
+    """
+
+    earlier: str
+    later: str
+    images: int
+    exact: int
+    near: int
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def number(self) -> int:
+        """How many images of `later` are in `earlier` too."""
+        return self.exact + self.near
+
+    @property
+    def in_words(self) -> str:
+        """How they are alike: `3 with the same bytes, 4 that look alike`."""
+        exact = f"{self.exact:,} with the same bytes" if self.exact else ""
+        near = f"{self.near:,} that look{'s' * (self.near == 1)} alike" if self.near else ""
+        return ", ".join(filter(None, (exact, near)))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What is there more than once.
+
+    Attributes:
+      leaks: of each two splits that share a picture.
+      across_classes: groups with more than one label; those of the same bytes first, then the largest first.
+      within_classes: groups with one label and two or more images in one split; the largest first.
+      flat: images of one colour, which all look alike and are in no group but for their bytes.
+      complete: False where pictures are so alike that not all pairs could be compared.
+    """
+
+    leaks: tuple[Leak, ...]
+    across_classes: tuple[Group, ...]
+    within_classes: tuple[Group, ...]
+    flat: np.ndarray  # [flat images] int64
+    complete: bool
+
+    @property
+    def surplus(self) -> int:
+        """How many images have a like in a group of `within_classes` that stands for them."""
+        return sum(len(group.members) - 1 for group in self.within_classes)
+
+
+def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.ndarray]]) -> Images:
+    """Puts the splits that have a sidecar in a row.
+
+    Args:
+      splits: by name, in the order to take them.
+      sidecars: the arrays `SIDECAR_ARRAYS` by split, each as long as its split.
+    """
+    names = tuple(name for name in splits if name in sidecars)
+
+    def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)
+
+    sizes = [splits[name].num_images for name in names]
+    dtypes = {"width": np.uint32, "height": np.uint32, "source_bytes": np.int64, "changed": bool}
+    return Images(
+        splits=names,
+        split=np.repeat(np.arange(len(names)), sizes),
+        position=joined([np.arange(size) for size in sizes], np.int64),
+        label=joined([splits[name].label for name in names], np.int32),
+        **{
+            array: joined([sidecars[name][array] for name in names], dtypes.get(array, np.uint64))
+            for array in SIDECAR_ARRAYS
+        },
+    )
+
+
+def find_alike(images: Images, *, leaks_shown: int) -> Alike:
+    """Finds what is there more than once.
+
+    Args:
+      images: of all splits.
+      leaks_shown: how many pairs a `Leak` holds at most.
+    """
+    contents, content = np.unique(images.content, return_inverse=True)
+    hashes, looks = np.unique(images.perceptual, return_inverse=True)
+    pairs = near_pairs(hashes)
+    is_flat = images.perceptual == FLAT
+    group = _components(len(hashes), pairs)[looks]
+    group[is_flat] = len(hashes) + content[is_flat]
+    across, within = _groups(images, group, content)
+    leaks = [
+        _leak(images, earlier, later, content, len(contents), looks, len(hashes), pairs, leaks_shown)
+        for later in range(len(images.splits))
+        for earlier in range(later)
+    ]
+    return Alike(
+        leaks=tuple(leak for leak in leaks if leak.exact or leak.near),
+        across_classes=across,
+        within_classes=within,
+        flat=np.flatnonzero(is_flat),
+        complete=pairs.complete,
+    )
+
+
+def _components(number: int, pairs: NearPairs) -> np.ndarray:
+    """Returns, for each of `number` hashes, the smallest one that a chain of pairs leads to."""
+    component = np.arange(number)
+    while True:
+        before = component.copy()
+        lower = np.minimum(component[pairs.first], component[pairs.second])
+        np.minimum.at(component, pairs.first, lower)
+        np.minimum.at(component, pairs.second, lower)
+        component = component[component]
+        if np.array_equal(component, before):
+            return component
+
+
+def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    order = np.argsort(group, kind="stable")
+    order = order[np.bincount(group)[group[order]] > 1]
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    across, within = [], []
+    for members in np.split(order, starts[1:]) if len(order) else ():
+        label, contents, places = images.label[members], set(content[members].tolist()), tuple(members.tolist())
+        if (label != label[0]).any():
+            labelled = set(zip(content[members].tolist(), label.tolist(), strict=True))
+            across.append(Group(places, exact=len(contents) < len(labelled)))
+        elif np.bincount(images.split[members]).max() > 1:
+            within.append(Group(places, exact=len(contents) < len(places)))
+
+    def worst_first(group: Group) -> tuple:
+        return not group.exact, -len(group.members), group.members
+
+    return tuple(sorted(across, key=worst_first)), tuple(sorted(within, key=lambda group: worst_first(group)[1:]))
+
+
+def _leak(
+    images: Images,
+    earlier: int,
+    later: int,
+    content: np.ndarray,
+    num_contents: int,
+    looks: np.ndarray,
+    num_hashes: int,
+    pairs: NearPairs,
+    shown: int,
+) -> Leak:
+    old, new = np.flatnonzero(images.split == earlier), np.flatnonzero(images.split == later)
+    in_old = np.zeros(num_contents, bool)
+    in_old[content[old]] = True
+    exact = in_old[content[new]]
+    there = np.zeros(num_hashes, bool)
+    there[looks[old]] = True
+    reached = there.copy()
+    reached[pairs.first[there[pairs.second]]] = True
+    reached[pairs.second[there[pairs.first]]] = True
+    near = reached[looks[new]] & ~exact & (images.perceptual[new] != FLAT)
+    partners = [(i, old[np.argmax(content[old] == content[i])]) for i in new[exact][:shown]]
+    likes = []
+    for i in new[near][: shown - len(partners)]:
+        distance = np.bitwise_count(images.perceptual[old] ^ images.perceptual[i])
+        likes.append((int(distance.min()), int(i), int(old[np.argmin(distance)])))
+    partners += [(i, like) for _, i, like in sorted(likes)]
+    return Leak(
+        earlier=images.splits[earlier],
+        later=images.splits[later],
+        images=len(new),
+        exact=int(exact.sum()),
+        near=int(near.sum()),
+        pairs=tuple((int(i), int(like)) for i, like in partners),
+    )

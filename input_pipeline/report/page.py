@@ -1,0 +1,258 @@
+"""Writes the report of a data set.
+
+    write_report(
+        partial / REPORT,
+        manifest=manifest,
+        splits={"train": train, "test": test},
+        quarantine=[json.loads(line) for line in lines],
+        images={"train": np.load("images-train.npz")},
+        sources={"train": Path("photos/train")},
+    )
+
+The page is one file without scripts and without links to other files. It depends on its input alone: no time, no path.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from input_pipeline.dataset import Split
+from input_pipeline.files import write_whole
+from input_pipeline.perceptual import NEAR
+from input_pipeline.report import numbers, pictures
+from input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
+from input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
+from input_pipeline.report.numbers import counted, megabytes, percent
+
+REPORT = "report.html"
+DUPLICATE = "same bytes as "  # how the reason of an image begins that was left out because it is there already
+
+_LEAKED = re.compile(re.escape(DUPLICATE) + r"image \d+ of split \w+")  # such a reason, across splits
+# How much is shown, so that the page stays under 3 MB; all is counted.
+_SAMPLES, _SAMPLES_A_CLASS = 336, 8
+_GROUPS, _GROUP_PICTURES = 20, 5
+_LEAKS, _QUARANTINED, _DUPLICATES, _FLAT = 48, 48, 50, 12
+_NAMED, _SIZES, _REASONS = 12, 8, 12
+_CLASSES_AT_A_GLANCE = 60
+_NAME_LENGTH = 160
+_BIDIRECTIONAL = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
+_FIRST_SPLITS = ("train", "validation", "val", "test")
+
+
+def write_report(
+    path: Path,
+    *,
+    manifest: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    quarantine: Sequence[Mapping[str, str]],
+    images: Mapping[str, Mapping[str, np.ndarray]],
+    sources: Mapping[str, Path],
+) -> None:
+    """Writes the report of a data set.
+
+    Args:
+      path: the file to write.
+      manifest: the data set's manifest.json.
+      splits: the index of every split of the manifest. A bounded number of records is read for the pictures.
+      quarantine: the lines of quarantine.jsonl: `split`, `path`, `category`, `reason`.
+      images: `SIDECAR_ARRAYS` by split, in the order of its records. A split may have none, or arrays of another length
+        that are left aside; the page then says what it cannot show.
+      sources: the folder of images by split, where it is still there; for pictures of what was left out.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    write_whole(path, _page(manifest, splits, quarantine, images, sources).encode("utf-8"))
+
+
+def shown(name: str) -> str:
+    """Returns a name as it can be shown: what is no character or would change the text around it, as its code."""
+    text = "".join(_escape(c) if _is_disturbing(c) else c for c in name[: 2 * _NAME_LENGTH])
+    if len(text) > _NAME_LENGTH or len(name) > 2 * _NAME_LENGTH:
+        return text[: _NAME_LENGTH - 1] + "…"
+    return text
+
+
+def _is_disturbing(character: str) -> bool:
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in _BIDIRECTIONAL
+        or character in "\u200e\u200f\u061c"
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
+
+
+def _page(
+    manifest: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    quarantine: Sequence[Mapping[str, str]],
+    sidecars: Mapping[str, Mapping[str, np.ndarray]],
+    sources: Mapping[str, Path],
+) -> str:
+    names = sorted(splits, key=lambda name: (_FIRST_SPLITS.index(name) if name in _FIRST_SPLITS else 9, name))
+    splits = {name: splits[name] for name in names}
+    whole = {
+        name: sidecars[name]
+        for name in names
+        if name in sidecars
+        and all(len(sidecars[name].get(array, ())) == splits[name].num_images for array in SIDECAR_ARRAYS)
+    }
+    images = gather(splits, whole)
+    pairs_of_splits = math.comb(len(images.splits), 2)
+    alike = find_alike(images, leaks_shown=max(1, _LEAKS // max(1, pairs_of_splits)))
+    class_names = list(manifest["class_names"])
+    counts = {name: np.bincount(split.label, minlength=len(class_names)) for name, split in splits.items()}
+    samples = _samples(splits, len(class_names))
+    groups = {"across": alike.across_classes[:_GROUPS], "within": alike.within_classes[:_GROUPS]}
+    records = [_record(images, i) for i in _pictured(alike, groups)]
+    records += [record for _, chosen in samples for record in chosen]
+    found = pictures.of_records(splits, class_names, records)
+
+    def picture(i: int) -> pictures.Picture:
+        return found[_record(images, i)]
+
+    duplicates = [entry for entry in quarantine if entry["reason"].startswith(DUPLICATE)]
+    bad = [entry for entry in quarantine if not entry["reason"].startswith(DUPLICATE)]
+    kinds, num_kinds = numbers.reasons([entry["reason"] for entry in bad], _REASONS)
+    small, balance = small_classes(counts, class_names), balances(counts, class_names)
+    num_images = sum(split.num_images for split in splits.values())
+    return _template().render(
+        name=manifest["name"],
+        manifest=manifest,
+        class_names=class_names,
+        num_images=num_images,
+        splits=[_split_row(name, manifest["splits"][name], quarantine) for name in splits],
+        lacking=[name for name in splits if name not in whole],
+        findings=findings(
+            small=small,
+            balance=balance,
+            num_classes=len(class_names),
+            images=images,
+            alike=alike,
+            num_kept=num_images,
+            num_bad=len(bad),
+            num_duplicates=len(duplicates),
+        ),
+        classes=_class_rows(counts, class_names),
+        small=small,
+        few_images=FEW_IMAGES,
+        named=_NAMED,
+        balance=balance,
+        tail=numbers.area(next(iter(counts.values()))) if len(class_names) > _CLASSES_AT_A_GLANCE else "",
+        images=images,
+        sizes=_sizes(images),
+        alike=alike,
+        near=NEAR,
+        leaks=[
+            (leak, [(images.content[i] == images.content[like], picture(i), picture(like)) for i, like in leak.pairs])
+            for leak in alike.leaks
+        ],
+        kept_out=sum(1 for entry in duplicates if _LEAKED.fullmatch(entry["reason"])),
+        groups={
+            where: [(group, [picture(i) for i in group.members[:_GROUP_PICTURES]]) for group in of_kind]
+            for where, of_kind in groups.items()
+        },
+        flat=[picture(i) for i in alike.flat[:_FLAT]],
+        samples=[(class_names[label], [found[record] for record in chosen]) for label, chosen in samples],
+        most_samples=max((len(chosen) for _, chosen in samples), default=1),
+        duplicates=duplicates,
+        duplicates_shown=duplicates[:_DUPLICATES],
+        bad=bad,
+        bad_shown=[(entry, _source_picture(entry, sources)) for entry in bad[:_QUARANTINED]],
+        kinds=kinds,
+        num_kinds=num_kinds,
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(shown=shown, megabytes=megabytes, number=lambda value: f"{value:,}")
+    environment.globals.update(percent=percent, counted=counted)
+    return environment.get_template("report.html.j2")
+
+
+def _split_row(name: str, entry: Mapping[str, Any], quarantine: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "images": entry["num_images"],
+        "classes": sum(1 for count in entry["counts"] if count),
+        "size": sum(shard["bytes"] for shard in entry["shards"]),
+        "shards": len(entry["shards"]),
+        "left_out": sum(1 for line in quarantine if line["split"] == name),
+    }
+
+
+def _class_rows(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[tuple[str, list[numbers.Bar]]]:
+    """Returns a row a class, the largest of the first split first: its name and a bar for each split."""
+    columns = [numbers.bars(class_names, of_split.tolist()) for of_split in counts.values()]
+    order = sorted(range(len(class_names)), key=lambda label: ([-column[label].count for column in columns], label))
+    return [(class_names[label], [column[label] for column in columns]) for label in order]
+
+
+def _sizes(images: Images) -> dict[str, Any] | None:
+    if not len(images.label):
+        return None
+    frequent, different = numbers.frequent_sizes(images.width, images.height, _SIZES)
+    return {
+        "sides": numbers.shorter_sides(images.width, images.height),
+        "aspects": numbers.aspect_ratios(images.width, images.height),
+        "frequent": frequent,
+        "different": different,
+        "smaller": numbers.smaller_than_usual(images.width, images.height),
+        "median_bytes": int(np.median(images.source_bytes)),
+        "source_bytes": int(images.source_bytes.sum()),
+        "changed": int(images.changed.sum()),
+    }
+
+
+def _samples(splits: Mapping[str, Split], num_classes: int) -> list[tuple[int, list[tuple[str, int]]]]:
+    """Chooses records of the first split to show: (label, [(split, record)]), the first of each class in the shards.
+
+    Of more classes than there is room for, every so manieth is shown.
+    """
+    if not splits:
+        return []
+    name, split = next(iter(splits.items()))
+    order = np.argsort(split.label, kind="stable")
+    starts = np.searchsorted(split.label[order], np.arange(num_classes + 1))
+    labels = np.flatnonzero(np.diff(starts))
+    if len(labels) > _SAMPLES:
+        labels = labels[np.arange(_SAMPLES) * len(labels) // _SAMPLES]
+    each = min(_SAMPLES_A_CLASS, max(1, _SAMPLES // max(1, len(labels))))
+    return [
+        (int(label), [(name, int(i)) for i in order[starts[label] : min(starts[label + 1], starts[label] + each)]])
+        for label in labels
+    ]
+
+
+def _record(images: Images, i: int) -> tuple[str, int]:
+    return images.splits[images.split[i]], int(images.position[i])
+
+
+def _pictured(alike: Alike, groups: Mapping[str, Sequence[Group]]) -> list[int]:
+    shown_pairs = [i for leak in alike.leaks for pair in leak.pairs for i in pair]
+    members = [i for of_kind in groups.values() for group in of_kind for i in group.members[:_GROUP_PICTURES]]
+    return [*shown_pairs, *members, *alike.flat[:_FLAT].tolist()]
+
+
+def _source_picture(entry: Mapping[str, str], sources: Mapping[str, Path]) -> str:
+    folder = sources.get(entry["split"])
+    return pictures.of_file(folder / entry["path"]) if folder is not None and entry["path"] else ""

@@ -1,0 +1,170 @@
+"""Thumbnails as data URIs: of records, decoded as training sees them, and of source files as far as they decode."""
+
+import base64
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+from input_pipeline.dataset import Split
+from input_pipeline.errors import DataError
+from input_pipeline.records import read_payloads
+
+SIDE = 96  # pixels of the longer side
+_QUALITY = 72
+# Of a file that could not be converted there need not be a thumbnail; reading it must not take long.
+_MAX_FILE_BYTES = 50_000_000
+_MAX_PIXELS = 16_000_000  # to decode; a large JPEG is decoded at an eighth of its size
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to show. `uri` is empty where there is no picture; names are not yet fit to be shown."""
+
+    uri: str
+    name: str
+    category: str
+    split: str
+
+
+def of_records(
+    splits: Mapping[str, Split], class_names: Sequence[str], wanted: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], Picture]:
+    """Reads records and makes their thumbnails.
+
+    Args:
+      splits: by name.
+      class_names: by label.
+      wanted: (split, number of the record), in any order.
+
+    Returns:
+      A picture of each; without a thumbnail where its record is damaged or gone.
+    """
+    by_shard: dict[tuple[str, int], list[int]] = {}
+    for split, position in sorted(set(wanted)):
+        by_shard.setdefault((split, int(splits[split].shard[position])), []).append(position)
+    pictures = {}
+    for (name, shard), positions in by_shard.items():
+        split = splits[name]
+        for position, payload in zip(positions, _payloads(split, shard, positions), strict=True):
+            features = _features(payload)
+            uri = _thumbnail(partial(_decoded, features))
+            filename = os.fsdecode(features.get(b"image/filename", b""))
+            pictures[name, position] = Picture(uri, filename, class_names[split.label[position]], name)
+    return pictures
+
+
+def of_file(path: Path) -> str:
+    """Returns the thumbnail of a source file, of a truncated one as far as it goes; nothing where there is none."""
+    return _thumbnail(partial(_opened, path))
+
+
+def _payloads(split: Split, shard: int, positions: Sequence[int]) -> Iterator[bytes]:
+    try:
+        descriptor = os.open(split.shard_paths[shard], os.O_RDONLY)
+    except OSError:
+        yield from (b"" for _ in positions)
+        return
+    try:
+        for position in positions:
+            place = slice(position, position + 1)
+            try:
+                yield from read_payloads([descriptor], [0], split.offset[place], split.length[place], split.crc[place])
+            except DataError:
+                yield b""
+    finally:
+        os.close(descriptor)
+
+
+def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
+    try:
+        image = open_image()
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+    except Exception:  # whatever a decoder throws at a broken image: it has no thumbnail then
+        return ""
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _decoded(features: Mapping[bytes, bytes | int]) -> Image.Image:
+    encoded = features[b"image/encoded"]
+    if features.get(b"image/format") == b"raw":
+        return Image.frombytes("RGB", (features[b"image/width"], features[b"image/height"]), encoded)
+    return Image.open(io.BytesIO(encoded))
+
+
+def _opened(path: Path) -> Image.Image:
+    found = path.stat()  # before opening: a pipe would wait for a writer
+    if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _MAX_FILE_BYTES:
+        raise ValueError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that are refused here
+        image = Image.open(io.BytesIO(path.read_bytes()))
+    image.draft("RGB", (2 * SIDE, 2 * SIDE))
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError
+    with _truncated_images_allowed():
+        image.load()
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+@contextmanager
+def _truncated_images_allowed() -> Iterator[None]:
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _features(payload: bytes) -> dict[bytes, bytes | int]:
+    """Returns a record's features; none of one that is empty or no Example as the converter writes it."""
+    try:
+        return dict(_example(payload))
+    except (IndexError, ValueError):
+        return {}
+
+
+def _example(payload: bytes) -> Iterator[tuple[bytes, bytes | int]]:
+    """Yields the features of a serialised `tf.train.Example` that are bytes or int64, each with its first value."""
+    for features in _fields(payload):
+        for entry in _fields(features):
+            key, feature = _fields(entry)
+            for values in _fields(feature):
+                if feature[0] == 1 << 3 | 2:  # bytes_list
+                    yield key, next(iter(_fields(values)), b"")
+                elif feature[0] == 3 << 3 | 2:  # int64_list, packed
+                    yield key, _varint(next(iter(_fields(values)), b"\0"), 0)[0]
+
+
+def _fields(message: bytes) -> list[bytes]:
+    """Returns a message's fields, all of which must be length-delimited."""
+    found, place = [], 0
+    while place < len(message):
+        length, start = _varint(message, place + 1)
+        place = start + length
+        found.append(message[start:place])
+    return found
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, place
