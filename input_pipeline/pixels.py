@@ -1,26 +1,60 @@
 """From an image file to bytes that TensorFlow decodes to what a viewer shows, for the converter and for prediction.
 
+    data, image_format, (width, height), channels = encode(file.read(), Pixels(image_size=0, encoding="keep"))
+
 Bytes pass through untouched unless they must change, so that nothing is lost: a decoder sees what the camera or the
-shop wrote. What must change goes through Pillow once: oriented, flattened onto white, 8-bit RGB.
+shop wrote. JPEG and PNG of 8-bit RGB or grey, upright and opaque, pass; everything else (turned by EXIF, CMYK, palette,
+alpha, 16 bits, animation, GIF, WebP, BMP, TIFF, AVIF, ...) goes through Pillow once (`rgb`). Its first frame is taken.
+What was lossless is a PNG then, with exactly the pixels that Pillow shows, and what was lossy a JPEG.
+
+Embedded colour profiles are applied to CMYK only; the values of RGB pixels stay as they are stored (see `rgb`).
+A truncated or damaged file raises, and `reason` words it in a line.
 """
 
 import io
+import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, JpegImagePlugin
+
+from input_pipeline.rgb import as_rgb, orientation, stored_as
 
 # What Pillow warns of in an odd file is settled here: it is decoded, or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
 
 JPEG_QUALITY = 92
-ORIENTATION_TAG = 0x0112
+# More than any image of so many pixels as are accepted takes: a film under an image's name is not read into memory.
+MAX_FILE_BYTES = 2**30
+# What people keep photographs and drawings in. Pillow opens more, some by starting another program (EPS).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")
 # Formats whose bytes TensorFlow decodes as they are. A multi-picture object (MPO) is a JPEG with more behind it.
-_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
+_PASSING = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 # Where a PNG holds none of these it has no orientation, and need not be decoded by Pillow to know it.
-_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
-_PNG_BIT_DEPTH_BYTE = 24
+_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_CHROMA_HALVED = 2  # as Pillow counts: 4:2:0
+# What else is found under an image's name, by how it begins, white space and case aside.
+_OTHER_THINGS = tuple(
+    (re.compile(beginning, re.DOTALL), kind)
+    for beginning, kind in (
+        (rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title|script)", "HTML, not an image"),
+        (rb"(<[?!].*?)?<svg", "SVG, a drawing without pixels: save it as PNG"),
+        (rb"<\?xml", "XML, not an image"),
+        (rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "HEIC, which Pillow cannot read: save it as JPEG"),
+        (rb"....ftyp(?!avi[fs])", "a video, not an image"),
+        (rb"%pdf", "PDF, not an image"),
+        (rb"pk\x03\x04|\x1f\x8b|rar!|7z\xbc\xaf", "a compressed archive, not an image"),
+        (rb"8bps", "a Photoshop document: save it as PNG"),
+        (rb"version https://git-lfs", "a Git LFS pointer, not the image: run git lfs pull"),
+        (rb"[\[{]", "text, not an image"),
+        (rb"\x00+\Z", "zero bytes, not an image"),
+        (rb"\xff\xd8|\x89png|gif8|riff|bm|ii\*\x00|mm\x00\*|....ftyp|p[1-6]\s", "damaged or cut off in its header"),
+    )
+)
+_SNIFFED = 1024
+Size = tuple[int, int]  # width and height in pixels
 
 
 @dataclass(frozen=True)
@@ -36,97 +70,114 @@ class Pixels:
     encoding: str
 
 
-def encode(data: bytes, pixels: Pixels) -> tuple[bytes, str, tuple[int, int], int]:
+class Encoded(NamedTuple):
+    """An image's bytes as they go into the record. `format` is "jpeg", "png" or "raw"; `size` is (width, height)."""
+
+    data: bytes
+    format: str
+    size: Size
+    channels: int
+
+
+def encode(
+    data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool] = lambda data, image_format, size: True
+) -> Encoded:
     """Returns an image's bytes as they go into the record.
 
     Args:
       data: the file's bytes.
       pixels: what may happen to them.
-
-    Returns:
-      (bytes, format, (width, height), channels): format is "jpeg", "png" or "raw".
+      check: is given what would be returned, its format ("jpeg" or "png") and size, and says whether the reader decodes
+        it well. False: it had better be given what Pillow makes of it. It raises where the image is damaged.
 
     Raises:
-      Exception: the bytes are no image, or cannot be decoded where they must change.
+      Exception: of any kind; the bytes are no image, or one that is damaged. `reason` words it.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    if not data:
+        raise ValueError("the file is empty")
+    with _opened(data) as image:
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels: more than {Image.MAX_IMAGE_PIXELS:,}")
-        image_format = _FORMATS.get(image.format, "")
-        size, channels = image.size, len(image.getbands())
-        target = _target_format(image, pixels.encoding)
-        if image_format != target or _must_change(image, data, pixels.image_size):
-            rgb = _as_rgb(image, pixels.image_size)
-            data, size, channels = _encoded(rgb, target), rgb.size, 3
-    return data, target, size, channels
+            raise ValueError(
+                f"decompression bomb: {image.width:,}x{image.height:,} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
+            )
+        target = _target_format(image, data, pixels.encoding)
+        if _passes(image, data, pixels.image_size, target):
+            if check(data, target, image.size):
+                return Encoded(data, target, image.size, len(image.getbands()))
+        elif image.format in ("JPEG", "MPO") and not pixels.image_size:
+            # Pillow does not tell where libjpeg made up what was missing. Where images are resized, this would take as
+            # long as all the rest.
+            check(data, "jpeg", image.size)
+        rgb = as_rgb(image, pixels.image_size)
+        encoded = _encoded(rgb, target, _subsampling(image, pixels.image_size))
+    if target != "raw" and not check(encoded, target, rgb.size):
+        raise ValueError(f"TensorFlow does not decode what Pillow makes of it, a {target.upper()}")
+    return Encoded(encoded, target, rgb.size, 3)
 
 
 def reason(error: Exception) -> str:
     """Returns why an image was left out, in one line and without what differs between runs (addresses)."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or of a format that Pillow does not know"
+    text = " ".join(re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(error)).split())
+    text = "".join(character if character.isprintable() else "?" for character in text)[:300]
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        return f"not readable: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    if isinstance(error, Image.DecompressionBombError):
+        number = re.search(r"\d+", text)
+        return f"decompression bomb: {int(number[0]):,} pixels" if number else "decompression bomb"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "only got", "not enough")):
+        return "truncated"
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"damaged ({text or type(error).__name__})"
 
 
-def _target_format(image: Image.Image, encoding: str) -> str:
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.UnidentifiedImageError, KeyError):  # KeyError: an older Pillow without AVIF
+        start = data[:_SNIFFED].removeprefix(b"\xef\xbb\xbf").strip().lower()
+        kinds = (kind for beginning, kind in _OTHER_THINGS if beginning.match(start))
+        raise ValueError(next(kinds, f"not an image ({', '.join(FORMATS)})")) from None
+
+
+def _target_format(image: Image.Image, data: bytes, encoding: str) -> str:
     if encoding != "keep":
         return encoding
     # What was lossy becomes JPEG where it must change, and what was lossless PNG.
-    return "jpeg" if image.format in ("JPEG", "MPO", "WEBP", "AVIF") else "png"
+    is_lossy = image.format in ("JPEG", "MPO", "AVIF") or (image.format == "WEBP" and b"VP8L" not in data)
+    return "jpeg" if is_lossy else "png"
 
 
-def _must_change(image: Image.Image, data: bytes, image_size: int) -> bool:
-    """Says whether TensorFlow's decoder would give other pixels than a viewer shows, or another size was asked for."""
-    if image_size and image.size != (image_size, image_size):
-        return True
+def _passes(image: Image.Image, data: bytes, image_size: int, target: str) -> bool:
+    """Says whether TensorFlow's decoder gives the pixels that a viewer shows, in the size and format asked for."""
+    if _PASSING.get(image.format) != target or (image_size and image.size != (image_size, image_size)):
+        return False
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
-        return True
+        return False
     if image.format == "PNG":
-        # Pillow opens 16-bit RGB under mode "RGB" too, so the depth is read from the header.
-        return (
-            data[_PNG_BIT_DEPTH_BYTE] != 8
-            or getattr(image, "is_animated", False)
-            or (any(mark in data for mark in _PNG_ORIENTATION_MARKS) and _orientation(image) != 1)
-        )
-    return _orientation(image) != 1
+        # Pillow opens RGB of 16 bits and grey of 2 and 4 under these modes too.
+        if stored_as(image) != image.mode or getattr(image, "is_animated", False):
+            return False
+        return not any(mark in data for mark in _PNG_ORIENTATION_MARKS) or orientation(image) == 1
+    return orientation(image) == 1
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION_TAG, 1) or 1
-    except Exception:  # metadata that cannot be parsed says nothing about the pixels
-        return 1
+def _subsampling(image: Image.Image, image_size: int) -> int:
+    """Returns how a JPEG's colours are to be stored, as Pillow counts: in full if made of one that had them so."""
+    if image_size or image.format not in ("JPEG", "MPO"):
+        return _CHROMA_HALVED
+    return _CHROMA_HALVED if JpegImagePlugin.get_sampling(image) == _CHROMA_HALVED else 0
 
 
-def _as_rgb(image: Image.Image, image_size: int) -> Image.Image:
-    """Decodes the first frame: oriented, on white, 8-bit RGB, resized to a square with antialiasing (bilinear)."""
-    orientation = _orientation(image)
-    if image_size:
-        # Lets libjpeg skip the finest frequencies, which a resize to less than half throws away anyway.
-        image.draft(image.mode, (2 * image_size, 2 * image_size))
-    image.load()
-    if orientation != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    elif "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
-    if image_size and image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return image
-
-
-def _encoded(rgb: Image.Image, target: str) -> bytes:
+def _encoded(rgb: Image.Image, target: str, subsampling: int) -> bytes:
     if target == "raw":
         return rgb.tobytes()
     buffer = io.BytesIO()
     rgb.info.clear()  # or Pillow would carry orientation, transparency and comments over
     if target == "jpeg":
-        rgb.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        rgb.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=subsampling)
     else:
         rgb.save(buffer, "PNG")
     return buffer.getvalue()

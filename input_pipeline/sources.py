@@ -133,8 +133,9 @@ def list_sources(images: Path, table: Table | None = None) -> Sources:
 def _from_folders(images: Path) -> Sources:
     with os.scandir(images) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = sorted(entry.name for entry in visible if entry.is_dir())
-    loose = [entry.name for entry in visible if not entry.is_dir()]
+    # Not entry.is_dir(), which raises at a link to itself.
+    folders = sorted(entry.name for entry in visible if os.path.isdir(entry.path))
+    loose = [entry.name for entry in visible if not os.path.isdir(entry.path)]
     if not folders:
         number = sum(map(_is_image_name, loose))
         raise DataError(
@@ -327,12 +328,22 @@ def _list_files(root: Path, folder: str) -> list[ImageFile]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)
-                    elif entry.is_file():
-                        status = entry.stat()
-                        files.append(ImageFile(entry.path, name, status.st_size, status.st_mtime_ns))
+                    elif (status := _status(entry)) is not None:
+                        files.append(ImageFile(entry.path, name, *status))
         except OSError as error:
             raise DataError(f"folder {root / current} cannot be read ({error.strerror})") from None
     return files
+
+
+def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
+    """Returns a file's size and time; 0 for a link to nowhere, so that opening it says so; None for a pipe."""
+    try:
+        if entry.is_file():
+            status = entry.stat()
+            return status.st_size, status.st_mtime_ns
+        return (0, 0) if entry.is_symlink() and not os.path.exists(entry.path) else None
+    except OSError:  # a link to itself, or a file that is gone by now
+        return 0, 0
 
 
 def _check_folder(images: Path) -> None:

@@ -21,12 +21,13 @@ from input_pipeline.files import write_whole
 
 VERSION = "1.0.0"
 # What images-SPLIT.npz tells of each image, in the order of the records: its size in pixels as it is stored, its source
-# file's bytes and `plan.content_hash`, and whether it was encoded anew.
+# file's bytes and `plan.content_hash`, its `perceptual_hash`, and whether it was encoded anew.
 IMAGE_TYPES = {
     "width": np.uint32,
     "height": np.uint32,
     "source_bytes": np.int64,
     "content": np.uint64,
+    "perceptual": np.uint64,
     "changed": np.bool_,
 }
 # TFDS names the file by the features' nesting; readers of flat records look for it by the record's key.

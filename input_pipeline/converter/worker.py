@@ -10,7 +10,7 @@ from input_pipeline.converter import marks
 from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.plan import content_hash
 from input_pipeline.files import written_whole
-from input_pipeline.pixels import Pixels, encode, reason
+from input_pipeline.pixels import MAX_FILE_BYTES, Pixels, reason
 from input_pipeline.processes import follow_parent
 from input_pipeline.records import FRAME_OVERHEAD, example, frame
 from input_pipeline.sources import Source
@@ -54,6 +54,7 @@ class Record(NamedTuple):
     height: int
     source_bytes: int
     content: int
+    perceptual: int
     changed: bool
 
 
@@ -111,14 +112,12 @@ def record(image: Source, label: int, pixels: Pixels) -> Record:
     Raises:
       Exception: of any kind, where the file is not an image that can be decoded in full; `reason` words it.
     """
+    if image.size > MAX_FILE_BYTES:
+        raise ValueError(f"a file of {image.size:,} bytes; images have up to {MAX_FILE_BYTES:,}")
     data = image.read()
-    if not data:
-        raise ValueError("the file is empty")
-    encoded, image_format, (width, height), channels = encode(data, pixels)
-    if image_format != "raw":
-        from input_pipeline.converter import decoder
+    from input_pipeline.converter import decoder
 
-        decoder.check(encoded, image_format)
+    (encoded, image_format, (width, height), channels), perceptual = decoder.encode_checked(data, pixels)
     payload = example(
         {
             "image/encoded": encoded,
@@ -131,4 +130,4 @@ def record(image: Source, label: int, pixels: Pixels) -> Record:
             "image/filename": os.fsencode(image.name),
         }
     )
-    return Record(payload, width, height, len(data), content_hash(data), encoded is not data)
+    return Record(payload, width, height, len(data), content_hash(data), perceptual, encoded is not data)

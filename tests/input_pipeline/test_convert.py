@@ -351,7 +351,7 @@ def test_broken_images_are_left_out_with_a_reason_within_the_share_that_is_allow
     reasons = dict(quarantined(tmp_path / "data"))
     assert set(reasons) == bad | {"mug/notes.txt"}
     assert reasons["mug/empty.png"] == "the file is empty"
-    assert reasons["mug/text.jpg"] == "not an image, or of a format that Pillow does not know"
+    assert reasons["mug/text.jpg"] == "HTML, not an image"
     assert (summary.quarantined, summary.ignored) == (4, 1)
     assert len(examples(tmp_path / "data")) == 14
 
