@@ -181,6 +181,7 @@ def _print_summary(summary: "Summary", output: Path, seconds: float) -> None:
         lines.append(f"{summary.conflicting:,} images have the bytes of one in another category; all were kept.")
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl says which files were left out, and why.")
+    lines.append(f"{output}/report.html shows what is in the data, and what stands out.")
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
