@@ -27,6 +27,7 @@ setup(
         "input_pipeline.converter",
         "input_pipeline.report",
         "input_pipeline.sample",
+        "input_pipeline.verifier",
         "configs",
         "launch",
         "launch.kubernetes",
@@ -61,6 +62,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",  # two tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
+            "tfrecord>=1.14",  # another reader of our shards, by their .idx
             # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",

@@ -35,6 +35,9 @@ COMMANDS = {
     "convert": Command(
         "convoy.convert", "turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"
     ),
+    "verify": Command(
+        "convoy.verify", "checks every record, checksum, image and label of a dataset", "convoy verify --data=data"
+    ),
     "train": Command(
         "convoy.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
     ),

@@ -8,13 +8,14 @@ convoy convert --images=photos/test --output=data --split=test
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.progress import shown_progress
 from input_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 REQUIRED = ("images", "output")
 
-_PLAIN_LINE_SECONDS = 10.0
 _CLASSES_SHOWN = 50
 
 
@@ -122,7 +122,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         shards=flags.shards,
     )
     started = time.monotonic()
-    with _kept_shards_told(options), terminable(), _progress() as progress:
+    with _kept_shards_told(options), terminable(), shown_progress("converting", "images") as progress:
         summary = convert(options, progress, say=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started)
     return 0
@@ -222,46 +222,3 @@ def _counts_left_out(summary: "Summary") -> dict[str, int]:
         "missing": summary.missing,
         "other files ignored": summary.ignored,
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, and a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield _PlainProgress()
-        return
-    from rich import progress as rich_progress
-    from rich.console import Console
-
-    columns = (
-        rich_progress.TextColumn("converting"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[rate]}"),
-        rich_progress.TimeRemainingColumn(),
-    )
-    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("convert", total=None, rate="starting")
-
-        def update(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} images/s" if speed else "starting")
-
-        yield update
-
-
-class _PlainProgress:
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-        self._next = time.monotonic() + _PLAIN_LINE_SECONDS
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done and self._first is None:
-            self._first = (now, done)
-        if now < self._next:
-            return
-        self._next = now + _PLAIN_LINE_SECONDS
-        rate = (done - self._first[1]) / (now - self._first[0]) if self._first and now > self._first[0] else 0.0
-        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
-        print(f"converting: {done:,} of {total:,} images, {rate:,.0f} images/s{left}", file=sys.stderr, flush=True)

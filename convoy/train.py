@@ -56,7 +56,9 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
         flag_values=flags,
         sys_argv=["convoy train", *arguments],
     )
-    absl_flags.DEFINE_string("data", None, "dataset directory that `convoy convert` wrote", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "data", None, "dataset directory: of `convoy convert`, of TFDS, or a folder of TFRecords", flag_values=flags
+    )
     absl_flags.DEFINE_string("workdir", None, "run directory; training resumes what it holds", flag_values=flags)
     absl_flags.DEFINE_string(
         "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags

@@ -22,6 +22,7 @@ from input_pipeline import order, records
 from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop, decode_and_crop_all
 from input_pipeline.dataset import Split
 from input_pipeline.errors import DataError
+from input_pipeline.index import RecordKeys
 from input_pipeline.processes import usable_cores
 
 # What costs the same for one image as for many is shared: some hundred images are read and parsed in one go, and
@@ -32,12 +33,6 @@ _LARGEST_CHUNK = 16
 _REMEMBERED_READS = 16  # more than ever lie between reading and decoding
 Batch = dict[str, tf.Tensor]  # columns by name
 
-_RECORD = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
-    "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
-    "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
-}
 _PREFETCHED_STEPS = 3
 _ENDLESS = 2**62
 
@@ -170,13 +165,10 @@ class Reader:
         """Looks for a record among those last read whose bytes are whole and yet no image; TensorFlow names none."""
         split = self._split
         for index in np.unique(np.concatenate([[], *self._recently_read])).astype(np.int64):
-            features = tf.io.parse_single_example(self.read(np.array([index]))[0], _RECORD)
+            payload = tf.constant(self.read(np.array([index])))
             try:
-                decode_and_crop(
-                    {name.removeprefix("image/"): value for name, value in features.items()},
-                    tf.zeros([HOST_DRAWS]),
-                    Crop(self._crop.size),
-                )
+                features = {name: column[0] for name, column in _parse(payload, split.keys).items()}
+                decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(self._crop.size))
             except tf.errors.OpError:
                 return DataError(
                     f"{split.shard_paths[split.shard[index]]}: record {index} at offset {split.offset[index]} is whole "
@@ -225,8 +217,7 @@ class Reader:
         def read(first: tf.Tensor) -> dict[str, tf.Tensor]:
             types = [tf.string, tf.int32, *(spec.dtype for spec in extra.values())]
             payloads, labels, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
-            columns = tf.io.parse_example(tf.ensure_shape(payloads, [None]), _RECORD)
-            columns = {name.removeprefix("image/"): column for name, column in columns.items()}
+            columns = _parse(tf.ensure_shape(payloads, [None]), self._split.keys)
             columns["label"] = tf.ensure_shape(labels, [None])
             for (name, spec), column in zip(extra.items(), others, strict=True):
                 columns[name] = tf.ensure_shape(column, spec.shape)
@@ -250,3 +241,15 @@ class Reader:
         options.deterministic = True
         options.autotune.enabled = False  # nothing is left to it, and its thread can hold up the end of a run
         return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)
+
+
+def _parse(payloads: tf.Tensor, keys: RecordKeys) -> dict[str, tf.Tensor]:
+    """Returns what records [n] hold: `encoded`, `format`, `height` and `width`, each [n]."""
+    features = {
+        keys.image: tf.io.FixedLenFeature([], tf.string),
+        "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
+        "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
+        "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
+    }
+    columns = tf.io.parse_example(payloads, features)
+    return {"encoded" if name == keys.image else name.removeprefix("image/"): columns[name] for name in features}

@@ -30,6 +30,7 @@ _UINT32 = 0xFFFFFFFF
 _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
+_GZIP = b"\x1f\x8b"
 _ONE_BYTE = [bytes([value]) for value in range(0x80)]
 
 
@@ -188,16 +189,29 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+def frame_length(header: bytes) -> int | None:
+    """Returns the payload bytes that a frame's header states, or None where it is cut short or damaged."""
+    if len(header) < HEADER_BYTES:
+        return None
+    length, length_crc = _HEADER.unpack(header)
+    return length if masked_crc(header[:8]) == length_crc else None
+
+
 def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
     if len(header) < HEADER_BYTES:
         raise DataError(
             f"{path}: the record header at offset {offset} is cut short ({len(header)} of {HEADER_BYTES} bytes); "
             "convert again, or restore the file"
         )
-    length, length_crc = _HEADER.unpack(header)
-    if masked_crc(header[:8]) != length_crc:
+    length = frame_length(header)
+    if length is None:
+        if offset == 0 and header.startswith(_GZIP):
+            raise DataError(
+                f"{path}: is compressed with GZIP, and a record in the middle of such a file cannot be read; write the "
+                "TFRecords uncompressed"
+            )
         raise DataError(
-            f"{path}: corrupt record header at offset {offset} (checksum {length_crc:#010x}); "
+            f"{path}: corrupt record header at offset {offset} (it does not give its checksum); "
             "convert again, or restore the file"
         )
     return length

@@ -1,13 +1,15 @@
 """Splits written record by record, for what a conversion does not make: formats and sizes of the test's choosing."""
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline import records
+from input_pipeline.converter import metadata
 from input_pipeline.dataset import Split
 
 
@@ -34,6 +36,51 @@ def example(encoded: bytes, image_format: str, pixels: np.ndarray, label: int) -
             "image/class/label": label,
         }
     )
+
+
+def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], class_names: Sequence[str]) -> Path:
+    """Writes what a conversion does, PNGs in two shards a split; image `i` is of class `i % len(class_names)`."""
+    folder.mkdir(parents=True)
+    manifest = metadata.new_manifest("made", class_names, {"image_size": 0, "encoding": "png"})
+    for split, images in splits.items():
+        columns = {name: [] for name in ("shard", "offset", "length", "label", "crc")}
+        shards = []
+        for number, of_shard in enumerate((range(0, len(images), 2), range(1, len(images), 2))):
+            path = folder / metadata.shard_name("made", split, number, 2)
+            content, lines = b"", ""
+            for i in of_shard:
+                label = i % len(class_names)
+                shape = dict(zip(("height", "width", "channels"), images[i].shape, strict=True))
+                payload = records.example(
+                    {
+                        "image/encoded": encode(images[i], "png"),
+                        "image/format": "png",
+                        **{f"image/{name}": value for name, value in shape.items()},
+                        "image/class/label": label,
+                        "image/class/text": class_names[label],
+                        "image/filename": f"{i}.png",
+                    }
+                )
+                row = (number, len(content), len(payload), label, records.masked_crc(payload))
+                for column, value in zip(columns.values(), row, strict=True):
+                    column.append(value)
+                lines += f"{len(content)} {len(payload) + records.FRAME_OVERHEAD}\n"
+                content += records.frame(payload)
+            path.write_bytes(content)
+            path.with_name(path.name + ".idx").write_text(lines)
+            sha256 = hashlib.sha256(content).hexdigest()
+            shards.append({"file": path.name, "images": len(of_shard), "bytes": len(content), "sha256": sha256})
+        metadata.write_index(folder, split, {name: np.array(column) for name, column in columns.items()})
+        counts = np.bincount(columns["label"], minlength=len(class_names)).tolist()
+        manifest["splits"][split] = {
+            "seed": 0,
+            "num_images": len(images),
+            "counts": counts,
+            "class_weights": metadata.class_weights(counts),
+            "shards": shards,
+        }
+    metadata.write_descriptions(folder, manifest)
+    return folder
 
 
 def write_split(

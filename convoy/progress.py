@@ -1,0 +1,65 @@
+"""How far a long command is: a bar on a terminal, and a line now and then elsewhere.
+
+with shown_progress("converting", "images") as progress:
+    progress(120, 5000)    # as often as there is news
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_PLAIN_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def shown_progress(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function that is told how much is done, and of how much.
+
+    Args:
+      doing: what is going on.
+      unit: what is counted.
+    """
+    if not sys.stderr.isatty():
+        yield _PlainProgress(doing, unit)
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.TextColumn(doing),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None, rate="starting")
+
+        def update(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed else "starting")
+
+        yield update
+
+
+class _PlainProgress:
+    def __init__(self, doing: str, unit: str) -> None:
+        self._doing, self._unit = doing, unit
+        self._first: tuple[float, int] | None = None
+        self._next = time.monotonic() + _PLAIN_LINE_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done and self._first is None:
+            self._first = (now, done)
+        if now < self._next:
+            return
+        self._next = now + _PLAIN_LINE_SECONDS
+        rate = (done - self._first[1]) / (now - self._first[0]) if self._first and now > self._first[0] else 0.0
+        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+        print(
+            f"{self._doing}: {done:,} of {total:,} {self._unit}, {rate:,.0f} {self._unit}/s{left}",
+            file=sys.stderr,
+            flush=True,
+        )

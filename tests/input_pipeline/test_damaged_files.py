@@ -1,0 +1,235 @@
+"""Shards, indexes, manifests and descriptions with random damage: a DataError or the records as they were, never else.
+
+Each case damages one file of a small data set, opens the directory, reads every record that the index leads to, and has
+the verifier check everything. Memory is limited, so that a length that is believed shows.
+"""
+
+import contextlib
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from input_pipeline import foreign, records
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError
+from input_pipeline.verifier import shard as worker
+from input_pipeline.verifier import verify as verifier
+from tests.input_pipeline.datasets import write_dataset
+from tests.input_pipeline.images import pixels
+
+KINDS = ("flip", "cut", "splice", "insert")
+SHARDS, DESCRIPTIONS = 250, 60  # cases of each kind, a test
+SHARD = "made-train.tfrecord-00000-of-00002"
+WEIRD = (None, True, -1, 0, 1.5, 2**31, 2**60, 2**64, 1e308, "", "..", "../..", "\0", "x" * 300, [], {}, [[]], [None])
+
+
+@pytest.fixture
+def data(tmp_path):
+    images = [pixels(number, size=6) for number in range(9)]
+    return write_dataset(tmp_path / "data", {"train": images[:6], "validation": images[6:]}, ("cup", "fork", "jar"))
+
+
+@pytest.fixture
+def payloads(data):
+    """The payloads of all whole records."""
+    found = set()
+    for path in data.glob("*.tfrecord-*-of-00002"):
+        content = path.read_bytes()
+        found |= {content[offset + 12 : offset + 12 + length] for offset, length, _ in records.walk(path)}
+    return found
+
+
+@pytest.fixture(autouse=True)
+def limited(monkeypatch):
+    """Checks shards in this process, and gives it 1 GB more of address space than it has."""
+    from input_pipeline.verifier import image
+
+    image.decoded(_png())  # TensorFlow has started before
+    monkeypatch.setattr(worker, "_board", [0] * 9)
+    monkeypatch.setattr(verifier, "_work", lambda tasks, *_: [worker.check_shard(task) for task in tasks])
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _png():
+    from tests.input_pipeline.datasets import encode
+
+    return encode(pixels(0, size=6), "png")
+
+
+def damaged(content, random, kind):
+    """Returns a file's bytes with damage: bits flipped, cut short, a piece moved or removed, or bytes put in."""
+    content = bytearray(content)
+    place, other = sorted(random.integers(0, len(content) + 1, 2).tolist())
+    if kind == "flip":
+        for _ in range(random.integers(1, 4)):
+            content[random.integers(len(content))] ^= 1 << random.integers(8)
+    elif kind == "cut":
+        del content[place:]
+    elif kind == "splice":
+        piece = content[place:other]
+        if random.random() < 0.5:
+            del content[place:other]
+        at = random.integers(len(content) + 1)
+        content[at:at] = piece
+    else:
+        content[place:place] = random.bytes(random.integers(1, 40))
+    return bytes(content)
+
+
+def read_all(directory, payloads):
+    """Opens a directory and reads all; returns how many records were there. Each is one that was written."""
+    count = 0
+    dataset = open_dataset(directory)
+    for name in dataset.splits:
+        with contextlib.suppress(DataError):
+            split = dataset.split(name)
+            assert dataset.digest(name)
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(open(path, "rb")).fileno() for path in split.shard_paths]
+                for record in range(split.num_images):
+                    columns = (column[[record]] for column in (split.shard, split.offset, split.length, split.crc))
+                    with contextlib.suppress(DataError):
+                        (payload,) = records.read_payloads(files, *columns, paths=split.shard_paths)
+                        assert payload in payloads
+                        count += 1
+    return count
+
+
+@pytest.mark.slow
+def test_damaged_shards(data, payloads, capfd):
+    random = np.random.default_rng(0)
+    whole = (data / SHARD).read_bytes()
+    manifest = (data / "manifest.json").read_text()
+    index = (data / "index-train.npz").read_bytes()
+    noticed = refused = 0
+    for kind in KINDS * SHARDS:
+        content = damaged(whole, random, kind)
+        (data / SHARD).write_bytes(content)
+        # Half of them come with a manifest that knows nothing better, and a quarter without an index.
+        adjusted = random.random() < 0.5
+        entry = json.loads(manifest)
+        if adjusted:
+            entry["splits"]["train"]["shards"][0]["bytes"] = len(content)
+        (data / "manifest.json").write_text(json.dumps(entry))
+        if random.random() < 0.25:
+            (data / "index-train.npz").unlink(missing_ok=True)
+        else:
+            (data / "index-train.npz").write_bytes(index)
+        try:
+            read_all(data, payloads)
+        except DataError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        if content != whole:
+            assert any(fault.split == "train" for fault in verifier.verify(data).faults)
+            noticed += 1
+        capfd.readouterr()
+    assert noticed > 3.8 * SHARDS and refused > SHARDS
+
+
+def test_damaged_shards_of_others(tmp_path, data, payloads, capfd, monkeypatch):
+    random = np.random.default_rng(1)
+    whole = (data / SHARD).read_bytes()
+    folder = tmp_path / "others"
+    folder.mkdir()
+    monkeypatch.setattr(foreign, "_kept_paths", lambda directory, split: [])  # quicker
+    refused = 0
+    for kind in KINDS * SHARDS:
+        content = damaged(whole, random, kind)
+        (folder / "train.tfrecord").write_bytes(content)
+        try:
+            read_all(folder, payloads)
+            faults = verifier.verify(folder).faults
+            found = {content[offset + 12 : offset + 12 + n] for offset, n, _ in records.walk(folder / "train.tfrecord")}
+            assert faults or found <= payloads
+        except DataError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        capfd.readouterr()
+    assert refused > SHARDS
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**31, 2**60, 2**63, 2**64 - 1])
+def test_a_length_with_a_right_checksum_is_not_believed(data, payloads, length, capfd):
+    header = length.to_bytes(8, "little")
+    content = bytearray((data / SHARD).read_bytes())
+    content[:12] = header + records.masked_crc(header).to_bytes(4, "little")
+    (data / SHARD).write_bytes(content)
+    assert read_all(data, payloads) == 8  # the index knows better
+    (data / "index-train.npz").unlink()
+    with pytest.raises(DataError):
+        read_all(data, payloads)
+    assert any(fault.offset == 0 for fault in verifier.verify(data).faults)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["index-train.npz", f"{SHARD}.idx", "manifest.json", "dataset_info.json", "features.json"],
+)
+def test_damaged_descriptions(data, payloads, file, capfd, monkeypatch):
+    random = np.random.default_rng(2)
+    as_tfds = file in ("dataset_info.json", "features.json")
+    manifest = (data / "manifest.json").read_bytes()
+    whole = (data / file).read_bytes()
+    monkeypatch.setattr(foreign, "_kept_paths", lambda directory, split: [])  # quicker
+    for kind in KINDS * DESCRIPTIONS:
+        changed = damaged(whole, random, kind)
+        if file.endswith("json") and random.random() < 0.7:
+            changed = json.dumps(with_something_weird(json.loads(whole), random)).encode()
+        (data / file).write_bytes(changed)
+        for hidden in (False, True) if as_tfds else (False,):
+            if hidden:
+                (data / "manifest.json").unlink()
+            for use in (lambda: read_all(data, payloads), lambda: verifier.verify(data)):
+                try:
+                    use()
+                except DataError as error:
+                    assert "\n" not in str(error)
+            if file.endswith((".npz", ".idx")):
+                assert read_all(data, payloads) == 9
+            (data / "manifest.json").write_bytes(manifest if file != "manifest.json" else changed)
+        capfd.readouterr()
+
+
+def test_a_damaged_kept_index(tmp_path, data, payloads, capfd):
+    random = np.random.default_rng(3)
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "train.tfrecord").write_bytes((data / SHARD).read_bytes())
+    number = read_all(folder, payloads)
+    kept = folder / ".convoy" / "index-train.npz"
+    whole = kept.read_bytes()
+    for kind in KINDS * DESCRIPTIONS:
+        kept.write_bytes(damaged(whole, random, kind))
+        assert read_all(folder, payloads) == number
+        capfd.readouterr()
+
+
+def with_something_weird(value, random):
+    """Returns JSON data with one value in it replaced, renamed or removed."""
+    containers = []
+
+    def collect(node):
+        if isinstance(node, dict | list) and node:
+            containers.append(node)
+            for inner in node.values() if isinstance(node, dict) else node:
+                collect(inner)
+
+    collect(value)
+    container = containers[random.integers(len(containers))]
+    keys = list(container) if isinstance(container, dict) else list(range(len(container)))
+    key = keys[random.integers(len(keys))]
+    if random.random() < 0.2:
+        del container[key]
+    elif random.random() < 0.2 and isinstance(container, dict):
+        container[str(WEIRD[random.integers(len(WEIRD))])] = container.pop(key)
+    else:
+        container[key] = WEIRD[random.integers(len(WEIRD))]
+    return value
