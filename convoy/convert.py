@@ -3,6 +3,7 @@
 convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
+convoy convert --tfds=food101 --output=data
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.progress import shown_progress
-from input_pipeline.errors import UsageError
+from input_pipeline.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from input_pipeline.converter.options import Options
     from input_pipeline.sources import Table
 
-REQUIRED = ("images", "output")
+REQUIRED = ("output",)
 
 _CLASSES_SHOWN = 50
 
@@ -35,6 +36,13 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
     string("images", None, "Folder of images: a folder a class, unless --manifest is given.", flag_values=flags)
+    string(
+        "tfds",
+        None,
+        "In place of --images: a dataset that TFDS has prepared, NAME[/CONFIG][:VERSION].",
+        flag_values=flags,
+    )
+    string("tfds_dir", None, "Where TFDS keeps its datasets. Left out: its own choice.", flag_values=flags)
     string("manifest", None, "CSV that says which image is what: filename,category.", flag_values=flags)
     string("filename_column", "filename", "The manifest's column of file names.", flag_values=flags)
     string("category_column", "category", "The manifest's column of categories.", flag_values=flags)
@@ -106,11 +114,20 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         raise UsageError(
             f"--splits={flags.splits} stands in place of --split and --validation_fraction: leave them out"
         )
+    if flags.tfds:
+        images, splits = _prepared(flags)
+    elif flags.images:
+        images, splits = Path(flags.images), parse_splits(flags.splits) if flags.splits else None
+    else:
+        raise UsageError(
+            "--images=FOLDER is missing (or --tfds=NAME). Example: convoy convert --images=photos --output=data"
+        )
     options = Options(
-        images=Path(flags.images),
+        images=images,
         output=Path(flags.output),
         table=_table(flags),
-        splits=parse_splits(flags.splits) if flags.splits else None,
+        splits=splits,
+        prepared=bool(flags.tfds),
         split=flags.split,
         validation_fraction=flags.validation_fraction,
         image_size=flags.image_size,
@@ -126,6 +143,28 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         summary = convert(options, progress, say=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started)
     return 0
+
+
+def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
+    """Returns the directory that TFDS has prepared, and its splits, train first."""
+    from input_pipeline.dataset import open_dataset
+    from input_pipeline.tfds_sources import default_folder, find_prepared
+
+    for name in ("images", "manifest", "split", "splits", "validation_fraction"):
+        if flags[name].present:
+            raise UsageError(f"--{name} with --tfds={flags.tfds}: a dataset of TFDS has its own images and splits")
+    directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
+    dataset = open_dataset(directory)
+    usable = []
+    for split in sorted(dataset.splits, key=lambda split: (split != "train", split)):
+        try:
+            dataset.split(split)
+            usable.append(split)
+        except DataError as error:
+            print(f"convoy: {error}: left out.", file=sys.stderr)
+    if not usable:
+        raise DataError(f"--tfds={flags.tfds}: no split of {directory} can be used")
+    return directory, dict.fromkeys(usable, 1 / len(usable))
 
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":

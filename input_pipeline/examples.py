@@ -82,6 +82,26 @@ def feature_names(source: Source, length: int) -> list[str]:
     return sorted(names)
 
 
+def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
+    """Returns where in the payload the first value of a feature of bytes begins and ends.
+
+    Raises:
+      ValueError: there is none, or the bytes are no Example.
+    """
+    for number, wire_type, start, end in _fields(source, 0, length):
+        if (number, wire_type) != (1, _DELIMITED):
+            continue
+        for entry in _fields(source, start, end):
+            if entry[:2] != (1, _DELIMITED):
+                continue
+            found, value = _entry(source, *entry[2:])
+            for kind, _, list_start, list_end in _fields(source, *value) if found == name else ():
+                for item, item_type, item_start, item_end in _fields(source, list_start, list_end):
+                    if kind == _BYTES_LIST and (item, item_type) == (1, _DELIMITED):
+                        return item_start, item_end
+    raise ValueError("no such feature of bytes")
+
+
 def _entry(source: Source, start: int, end: int) -> tuple[str, tuple[int, int]]:
     """Returns the name in a map entry, and where its value lies."""
     name, value = "", (end, end)

@@ -27,6 +27,7 @@ from input_pipeline.files import write_whole
 from input_pipeline.pixels import Pixels
 from input_pipeline.processes import usable_cores
 from input_pipeline.sources import Source, Sources, list_sources
+from input_pipeline.tfds_sources import list_prepared
 
 _NAMED = 3
 
@@ -109,7 +110,11 @@ def convert(
         disk. Whatever is raised, `output` is as it was before, and shards that are whole are kept beside it.
     """
     manifest = check(options)
-    found = list_sources(options.images, options.table)
+    found = (
+        list_prepared(options.images, tuple(options.shares))
+        if options.prepared
+        else list_sources(options.images, options.table)
+    )
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
         name = options.name or metadata.dataset_name(options.output.absolute().name)
@@ -183,7 +188,10 @@ def _plan(
     """Returns the images of each shard of each split."""
     if not images:
         raise DataError(f"all images of {options.images} are in {options.output} already, in another split")
-    splits = plan.divide(images, options.shares, options.seed, together=conflicting)
+    if options.prepared:
+        splits = {split: tuple(image for image in images if image.split == split) for split in options.shares}
+    else:
+        splits = plan.divide(images, options.shares, options.seed, together=conflicting)
     for split, of_split in splits.items():
         if not of_split:
             mend = "name fewer with --splits" if options.splits else "add --validation_fraction=0"

@@ -20,13 +20,14 @@ class Options:
     """What to convert, and how.
 
     Attributes:
-      images: the folder of images.
+      images: the folder of images, or the directory of a dataset that TFDS prepared.
       output: the dataset directory, new or to be given more splits.
       table: a CSV that says which image is what; without it each folder in `images` is a class.
       split: the split to write.
       validation_fraction: share of the images, in [0, 1), that goes into the split `validation`. None is 0.1 for the
         split `train` and 0 for others.
       splits: shares by split, in (0, 1] and 1 together; stands in place of `split` and `validation_fraction`.
+      prepared: whether TFDS has prepared `images`; `splits` names those of its splits that are wanted then.
       image_size: side of the square images are resized to, aspect ratio not kept; 0 leaves them their size. None is
         what the dataset has, or 0.
       encoding: one of `ENCODINGS`. None is what the dataset has, or "keep".
@@ -43,6 +44,7 @@ class Options:
     split: str = "train"
     validation_fraction: float | None = None
     splits: Mapping[str, float] | None = None
+    prepared: bool = False
     image_size: int | None = None
     encoding: str | None = None
     workers: int = 0

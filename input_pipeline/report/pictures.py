@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from input_pipeline.dataset import Split
 from input_pipeline.errors import DataError
+from input_pipeline.examples import from_bytes, read_features
 from input_pipeline.records import read_payloads
 
 SIDE = 96  # pixels of the longer side
@@ -56,7 +57,7 @@ def of_records(
         for position, payload in zip(positions, _payloads(split, shard, positions), strict=True):
             features = _features(payload)
             uri = _thumbnail(partial(_decoded, features))
-            filename = os.fsdecode(features.get(b"image/filename", b""))
+            filename = os.fsdecode(features.get("image/filename", b""))
             pictures[name, position] = Picture(uri, filename, class_names[split.label[position]], name)
     return pictures
 
@@ -94,10 +95,10 @@ def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _decoded(features: Mapping[bytes, bytes | int]) -> Image.Image:
-    encoded = features[b"image/encoded"]
-    if features.get(b"image/format") == b"raw":
-        return Image.frombytes("RGB", (features[b"image/width"], features[b"image/height"]), encoded)
+def _decoded(features: Mapping[str, bytes | int]) -> Image.Image:
+    encoded = features["image/encoded"]
+    if features.get("image/format") == b"raw":
+        return Image.frombytes("RGB", (features["image/width"], features["image/height"]), encoded)
     return Image.open(io.BytesIO(encoded))
 
 
@@ -129,42 +130,10 @@ def _truncated_images_allowed() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _features(payload: bytes) -> dict[bytes, bytes | int]:
-    """Returns a record's features; none of one that is empty or no Example as the converter writes it."""
+def _features(payload: bytes) -> dict[str, bytes | int]:
+    """Returns the first value of each of a record's features; none of one that is no Example."""
     try:
-        return dict(_example(payload))
-    except (IndexError, ValueError):
+        features = read_features(from_bytes(payload), len(payload))
+    except ValueError:
         return {}
-
-
-def _example(payload: bytes) -> Iterator[tuple[bytes, bytes | int]]:
-    """Yields the features of a serialised `tf.train.Example` that are bytes or int64, each with its first value."""
-    for features in _fields(payload):
-        for entry in _fields(features):
-            key, feature = _fields(entry)
-            for values in _fields(feature):
-                if feature[0] == 1 << 3 | 2:  # bytes_list
-                    yield key, next(iter(_fields(values)), b"")
-                elif feature[0] == 3 << 3 | 2:  # int64_list, packed
-                    yield key, _varint(next(iter(_fields(values)), b"\0"), 0)[0]
-
-
-def _fields(message: bytes) -> list[bytes]:
-    """Returns a message's fields, all of which must be length-delimited."""
-    found, place = [], 0
-    while place < len(message):
-        length, start = _varint(message, place + 1)
-        place = start + length
-        found.append(message[start:place])
-    return found
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, place
+    return {name: values[0] for name, values in features.items() if values}

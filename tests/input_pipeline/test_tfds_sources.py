@@ -1,0 +1,62 @@
+"""A dataset that TFDS prepared, converted."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from convoy import cli
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import UsageError
+from input_pipeline.tfds_sources import find_prepared
+from tests.input_pipeline.images import pixels
+
+
+def test_a_prepared_dataset_is_converted_with_its_own_splits_and_labels(tmp_path, capsys, monkeypatch):
+    import tensorflow as tf
+
+    from input_pipeline.crop import Crop
+    from input_pipeline.examples import from_bytes, read_features
+    from input_pipeline.reader import Reader
+    from tests.input_pipeline.foreign_sets import prepare_with_tfds
+
+    prepare_with_tfds(tmp_path / "tfds")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    assert cli.main(["convoy", "convert", "--tfds=photos", f"--output={tmp_path}/data"]) == 0
+    told = capsys.readouterr()
+    assert "split 'test'" in told.err and ": left out." in told.err  # its images have no labels
+    dataset = open_dataset(tmp_path / "data")
+    assert (dataset.class_names, dataset.splits) == (("cup", "fork", "jar"), ("train", "validation"))
+    assert [dataset.split(split).num_images for split in dataset.splits] == [60, 15]
+    payloads = Reader(dataset.split("validation"), Crop(24)).read(np.arange(15))
+    found = {}
+    for payload in payloads:
+        features = read_features(from_bytes(payload), len(payload))
+        assert features["image/filename"][0].startswith(b"photos-validation.tfrecord-00000-of-00001/00000")
+        image = tf.io.decode_png(features["image/encoded"][0]).numpy()
+        number = next(number for number in range(60, 75) if np.array_equal(image, pixels(number)))
+        found[number] = features["image/class/label"][0]
+    assert found == {number: number % 3 for number in range(60, 75)}
+
+
+def test_a_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
+    for path in ("mnist/3.0.1", "mnist/3.0.10", "resized/8x8/1.0.0", "resized/16x16/1.0.0", "half/1.0.0"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "dataset_info.json").touch()
+    shutil.rmtree(tmp_path / "half" / "1.0.0")
+    for name, path in (("mnist", "mnist/3.0.10"), ("mnist:3.0.1", "mnist/3.0.1"), ("resized/8x8", "resized/8x8/1.0.0")):
+        assert find_prepared(name, tmp_path) == tmp_path / path
+    for name, message in (
+        ("minst", r"there is no folder .*minst \(did you mean 'mnist'\?\)"),
+        ("mnist:1.0.0", "holds no prepared dataset of version 1.0.0"),
+        ("half", "half holds no prepared dataset$"),
+        ("resized", "has 2 configurations: name one, --tfds=resized/16x16"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            find_prepared(name, tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--images=x", "--manifest=x.csv", "--split=train", "--splits=a:1"])
+def test_flags_that_a_prepared_dataset_answers_itself_are_refused(tmp_path, capsys, flag):
+    assert cli.main(["convoy", "convert", "--tfds=photos", f"--tfds_dir={tmp_path}", "--output=data", flag]) == 2
+    assert "a dataset of TFDS has its own images and splits" in capsys.readouterr().err
