@@ -15,7 +15,12 @@ from input_pipeline.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 
-_BENCHMARKS = {"step": "benchmarks.step", "input": "benchmarks.input", "scaling": "benchmarks.scaling"}
+_BENCHMARKS = {
+    "step": "benchmarks.step",
+    "input": "benchmarks.input",
+    "index": "benchmarks.index",
+    "scaling": "benchmarks.scaling",
+}
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 

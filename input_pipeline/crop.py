@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from input_pipeline.pixel_cache import PixelCache
+
 # An image's first random numbers choose its crop: area, aspect ratio, vertical and horizontal place.
 HOST_DRAWS = 4
 _MAX_LOG_ASPECT = math.log(4 / 3)
@@ -24,7 +26,11 @@ class Crop(NamedTuple):
 
 
 def decode_and_crop_all(
-    features: dict[str, tf.Tensor], randomness: tf.Tensor | None, crop: Crop, usual_number: int
+    features: dict[str, tf.Tensor],
+    randomness: tf.Tensor | None,
+    crop: Crop,
+    usual_number: int,
+    cache: PixelCache | None = None,
 ) -> tf.Tensor:
     """Returns several images, each as `decode_and_crop` gives it.
 
@@ -33,14 +39,18 @@ def decode_and_crop_all(
       randomness: [n, HOST_DRAWS or more] float32; may be None where whole images are kept.
       crop: as there.
       usual_number: the n to be fast for.
+      cache: gives images that are `kept`, and is given those `to_keep`, by `index`: whole ones where `crop` is random,
+        else as they are returned. All three are features then, [n].
 
     Returns:
       [n, size, size, 3] uint8.
     """
-    columns = {name: features[name] for name in ("encoded", "format", "height", "width")}
+    encoded_images = {name: features[name] for name in ("encoded", "format", "height", "width")}
+    columns = {**encoded_images, **{name: features[name] for name in ("index", "kept", "to_keep") if cache}}
     image = tf.TensorSpec([crop.size, crop.size, 3], tf.uint8)
+    number = tf.size(columns["encoded"])
     if randomness is None:
-        randomness = tf.zeros([tf.size(columns["encoded"]), HOST_DRAWS])
+        randomness = tf.zeros([number, HOST_DRAWS])
 
     def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return decode_and_crop(*inputs, crop)
@@ -48,18 +58,59 @@ def decode_and_crop_all(
     def one_that_fits(encoded: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), image.shape)
 
+    def all_decoded() -> tf.Tensor:
+        return tf.map_fn(one, (encoded_images, randomness), fn_output_signature=image, parallel_iterations=1)
+
     def all_as_they_come() -> tf.Tensor:
-        return tf.map_fn(one, (columns, randomness), fn_output_signature=image, parallel_iterations=1)
+        if not cache:
+            return all_decoded()
+        return tf.cond(
+            tf.reduce_any(columns["kept"] | columns["to_keep"]),
+            lambda: _all_through_the_cache(columns, randomness, crop, cache),
+            all_decoded,
+        )
+
+    def all_that_fit() -> tf.Tensor:
+        images = tf.stack([one_that_fits(columns["encoded"][k]) for k in range(usual_number)])
+        if not cache:
+            return images
+        return tf.cond(tf.reduce_any(columns["to_keep"]), lambda: cache.keep(columns["index"], images), lambda: images)
 
     if crop.min_area < 1:
         return all_as_they_come()
     # A loop and an image's own conditions cost half as much as its decoding; mostly neither is needed.
     fits = (columns["format"] != "raw") & (columns["height"] == crop.size) & (columns["width"] == crop.size)
-    return tf.cond(
-        tf.reduce_all(fits) & (tf.size(columns["encoded"]) == usual_number),
-        lambda: tf.stack([one_that_fits(columns["encoded"][k]) for k in range(usual_number)]),
-        all_as_they_come,
-    )
+    if cache:
+        fits &= ~columns["kept"]
+    ways = [(tf.reduce_all(fits) & (number == usual_number), all_that_fit)]
+    if cache:
+        ways.append((tf.reduce_all(columns["kept"]), lambda: cache.take_all(columns["index"], crop.size)))
+    return tf.case(ways, default=all_as_they_come)
+
+
+def _all_through_the_cache(
+    columns: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop, cache: PixelCache
+) -> tf.Tensor:
+    pixels, places = cache.take(columns["index"], columns["kept"])
+
+    def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        features, draws, place = inputs
+
+        def taken() -> tf.Tensor:
+            start, height, width = tf.unstack(place, num=3)
+            return tf.reshape(pixels[start : start + height * width * 3], [height, width, 3])
+
+        def decoded() -> tf.Tensor:
+            image = decode(features) if crop.min_area < 1 else decode_and_crop(features, draws, crop)
+            return tf.cond(features["to_keep"], lambda: cache.keep(features["index"], image), lambda: image)
+
+        image = tf.cond(features["kept"], taken, decoded)
+        if crop.min_area < 1:
+            return _crop_and_resize(image, draws, crop)
+        return tf.ensure_shape(image, [crop.size, crop.size, 3])
+
+    image = tf.TensorSpec([crop.size, crop.size, 3], tf.uint8)
+    return tf.map_fn(one, (columns, randomness, places), fn_output_signature=image, parallel_iterations=1)
 
 
 def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
@@ -74,12 +125,20 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
     Returns:
       [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
     """
+    return _crop_and_resize(decode(features), randomness, crop)
+
+
+def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns one image, [height, width, 3] uint8, whole. `features` are those of `decode_and_crop`."""
     encoded, height, width = features["encoded"], features["height"], features["width"]
-    image = tf.cond(
+    return tf.cond(
         features["format"] == "raw",
         lambda: tf.reshape(tf.io.decode_raw(encoded, tf.uint8), [height, width, 3]),
         lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
+
+
+def _crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
     if crop.min_area < 1:
         image = _random_crop(image, randomness, crop.min_area)
     return _resize(image, crop.size)

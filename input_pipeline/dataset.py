@@ -25,6 +25,7 @@ import numpy as np
 from input_pipeline import foreign, index
 from input_pipeline.errors import DataError, did_you_mean
 from input_pipeline.index import INDEX_TYPES, RecordKeys, index_path
+from input_pipeline.storage import RemotePath, dataset_path
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -38,7 +39,7 @@ class Split:
     """The records of one split, in the order of the shards. Image `i` of the split is entry `i` of every array."""
 
     name: str
-    shard_paths: tuple[Path, ...]
+    shard_paths: tuple[Path | RemotePath, ...]
     shard: np.ndarray  # [num_images] int32: which of shard_paths
     offset: np.ndarray  # [num_images] int64: start of the record's frame, bytes
     length: np.ndarray  # [num_images] int64: payload bytes
@@ -56,7 +57,7 @@ class Split:
 class Dataset:
     """A dataset directory. `manifest` is its manifest.json, as it stands; empty where `convoy convert` wrote none."""
 
-    directory: Path
+    directory: Path | RemotePath
     name: str
     class_names: tuple[str, ...]
     splits: tuple[str, ...]
@@ -111,7 +112,8 @@ def open_dataset(directory: str | os.PathLike) -> Dataset:
     """Opens a dataset directory.
 
     Args:
-      directory: what `convoy convert` wrote; or what TFDS prepared, or a folder of TFRecord shards (`foreign`).
+      directory: what `convoy convert` wrote: a folder, or `SCHEME://...` of a file system that TensorFlow knows. Or a
+        folder that TFDS prepared, or one of TFRecord shards (`foreign`).
 
     Returns:
       The dataset, its splits in the order of their names.
@@ -120,8 +122,8 @@ def open_dataset(directory: str | os.PathLike) -> Dataset:
       DataError: the folder is missing, is no dataset or one of another format version; a shard is missing or not of
         the size the manifest says; an index is not that of the shards, and cannot be had from them.
     """
-    directory = Path(directory)
-    if not has_manifest(directory) and (layout := foreign.find_layout(directory)):
+    directory = dataset_path(directory)
+    if isinstance(directory, Path) and not has_manifest(directory) and (layout := foreign.find_layout(directory)):
         return _open_foreign(directory, layout)
     manifest = read_manifest(directory)
     class_names = tuple(manifest["class_names"])
@@ -220,6 +222,11 @@ def _open_split(directory: Path, name: str, entry: Mapping[str, Any], num_classe
     for path, size in zip(shard_paths, sizes.tolist(), strict=True):
         _check_size(path, size)
     arrays, problem = _usable_index(index_path(directory, name), sizes.tolist(), entry, num_classes)
+    if problem and not isinstance(directory, Path):
+        raise DataError(
+            f"{index_path(directory, name)} {problem}. Copy it there again from where it is whole; in a folder "
+            "`convoy verify --repair_index` mends it"
+        )
     if problem:
         # On the spot, because it may take minutes.
         print(

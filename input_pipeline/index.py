@@ -23,6 +23,7 @@ import numpy as np
 from input_pipeline.errors import ConvoyError, DataError
 from input_pipeline.examples import feature_names, from_file, read_features
 from input_pipeline.records import FRAME_OVERHEAD, HEADER_BYTES, walk
+from input_pipeline.storage import local_copy
 
 # The index's arrays and their types, in the order they are written.
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
@@ -71,7 +72,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
       IndexUnusableError: it is missing or damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with local_copy(path) as local, zipfile.ZipFile(local) as archive:
             arrays = {name: read_array(archive, name, dtype) for name, dtype in INDEX_TYPES.items()}
     except FileNotFoundError:
         raise IndexUnusableError("is missing") from None

@@ -1,4 +1,4 @@
-"""From a dataset directory to batches: exact global order by position, random reads by index, every checksum checked.
+"""From a dataset directory to batches: exact order by position, records by index, every checksum checked.
 
     reader = Reader(dataset.split("train"), Crop(64), draws=8)
     slices = Slices(global_batch_size=128, replicas=2)
@@ -8,29 +8,40 @@
 An image's way: position -> index -> one read of a batch of records -> checksum -> parse -> decode and crop in
 parallel -> batch -> prefetch. Nothing is stored of where the reader stands: step `t` starts at position `t *
 global_batch_size`.
+
+In the order `global` each record is read by itself, from a folder; in the order `windowed` (`order`) by long reads,
+from a folder or from any file system of TensorFlow (`storage`). Records that cannot be used end the iteration, or have
+others in their place (`substitutes`). Decoded images may be kept over the epochs (`pixel_cache`).
 """
 
 import collections
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline import order, records
-from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop, decode_and_crop_all
+from input_pipeline.crop import HOST_DRAWS, Crop, decode, decode_and_crop_all
 from input_pipeline.dataset import Split
-from input_pipeline.errors import DataError
+from input_pipeline.errors import ConvoyError, UsageError
 from input_pipeline.index import RecordKeys
+from input_pipeline.long_reads import LongReads, windows_of
+from input_pipeline.pixel_cache import PixelCache
 from input_pipeline.processes import usable_cores
+from input_pipeline.records import FRAME_OVERHEAD, RecordError
+from input_pipeline.storage import Shards
+from input_pipeline.substitutes import Substitutes, Substitution
 
 # What costs the same for one image as for many is shared: some hundred images are read and parsed in one go, and
 # decoded in chunks of about so many bytes. Alone, each 64x64 JPEG would cost half as much again as its decoding.
 _IMAGES_A_READ = 512
 _BYTES_A_CHUNK = 65536
 _LARGEST_CHUNK = 16
+_SMALLEST_CACHED_CHUNK = 8  # to take an image from memory costs little beside a call for it
 _REMEMBERED_READS = 16  # more than ever lie between reading and decoding
+_EXAMINED_IMAGES = 4096  # in one go, for those that cannot be decoded
 Batch = dict[str, tf.Tensor]  # columns by name
 
 _PREFETCHED_STEPS = 3
@@ -76,30 +87,45 @@ class Reader:
       num_images: how many images the split holds.
     """
 
-    def __init__(self, split: Split, crop: Crop, draws: int = HOST_DRAWS):
-        """Opens the shards.
+    def __init__(
+        self,
+        split: Split,
+        crop: Crop,
+        draws: int = HOST_DRAWS,
+        *,
+        order: str = "global",
+        window: int = 0,
+        on_corrupt: str = "raise",
+        cache: PixelCache | None = None,
+    ):
+        """Opens the shards. What follows `draws` is about training; evaluation reads every record once, in order.
 
         Args:
           split: what to read.
           crop: what the host makes of each image in training; evaluation keeps whole images of the same size.
           draws: random numbers an image gets in training, `HOST_DRAWS` or more.
+          order: `global` or `windowed`. Shards that are not in a folder are trained on in windowed order only.
+          window: records that windowed order shuffles together; 0 as in `windows_of`.
+          on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the
+            split's could be compared with no other.
+          cache: of decoded images; none where left out.
 
         Raises:
           DataError: a shard cannot be opened.
         """
         self.num_images = split.num_images
-        self._error: DataError | None = None
+        self._error: ConvoyError | None = None
         self._recently_read: collections.deque[np.ndarray] = collections.deque(maxlen=_REMEMBERED_READS)
         self._split = split
         self._crop = crop
         self._draws = draws
-        self._descriptors: list[int] = []
-        for path in split.shard_paths:
-            try:
-                self._descriptors.append(os.open(path, os.O_RDONLY))
-            except OSError as error:
-                self.close()
-                raise DataError(f"{path}: cannot be opened ({error.strerror}).") from None
+        self._cache = cache
+        self._shards = Shards(split.shard_paths)
+        self._windows = windows_of(split, window) if order == "windowed" else None
+        self._long_reads: LongReads | None = None
+        if self._shards.are_remote or self._windows:
+            self._long_reads = LongReads(split, self._shards, self._windows)
+        self._substitutes = Substitutes(self.num_images, self._problem_of) if on_corrupt == "substitute" else None
 
     def training(self, slices: Slices, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
         """Returns the endless training stream from `start_step` on.
@@ -115,16 +141,26 @@ class Reader:
           [0, 1).
 
         Raises:
-          tf.errors.OpError: while iterating: a record cannot be used; `explain` says which.
+          UsageError: the shards are not in a folder and the order is global.
+          tf.errors.OpError: while iterating: a record cannot be used; `explain` says which. Where it is to be
+            substituted and only its decoding failed, `mend` it and iterate anew from the step that failed.
         """
+        if self._shards.are_remote and not self._windows:
+            raise UsageError(
+                f"{self._shards.paths[0].parent} is no folder of this machine, and in global order each record would "
+                "be asked for by itself: give --config.order=windowed."
+            )
 
         def locate(positions: np.ndarray) -> dict[str, np.ndarray]:
-            indices, epochs = order.positions_to_images(positions, num_images=self.num_images, seed=seed)
+            indices, epochs = self._located(positions, seed)
             randomness = order.image_randomness(indices, epochs, seed=seed, draws=self._draws)
             return {"index": indices, "randomness": randomness}
 
+        def read(positions: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, list[bytes], np.ndarray]:
+            return self._read_usable(positions, indices, seed)
+
         extra = {"index": tf.TensorSpec([None], tf.int64), "randomness": tf.TensorSpec([None, self._draws], tf.float32)}
-        dataset = self._batches(start_step, _ENDLESS, locate, extra, slices, self._crop)
+        dataset = self._batches(start_step, _ENDLESS, locate, read, extra, slices, self._crop, self._cache)
         # So that TensorFlow knows it, and does not ask all workers at each batch whether they have one more.
         return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
 
@@ -140,9 +176,21 @@ class Reader:
             weight = (positions < self.num_images).astype(np.float32)
             return {"index": np.minimum(positions, self.num_images - 1), "weight": weight}
 
+        def read(_: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, list[bytes], np.ndarray]:
+            return indices, self.read(indices), np.zeros(len(indices), bool)
+
         extra = {"index": tf.TensorSpec([None], tf.int64), "weight": tf.TensorSpec([None], tf.float32)}
         steps = -(-self.num_images // slices.global_batch_size)
-        return self._batches(0, steps, locate, extra, slices, Crop(self._crop.size))
+        return self._batches(0, steps, locate, read, extra, slices, Crop(self._crop.size))
+
+    def images_at(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
+        """Returns the images that stand at positions of the training stream, [n] int64, substitutes included."""
+        indices, _ = self._located(positions, seed)
+        return self._substitutes.applied(indices) if self._substitutes else indices
+
+    def substituted(self, positions: np.ndarray, *, seed: int) -> list[Substitution]:
+        """Returns what is substituted at positions of the training stream that were read before."""
+        return self._substitutes.of(self._located(positions, seed)[0]) if self._substitutes else []
 
     def read(self, indices: np.ndarray) -> list[bytes]:
         """Returns the payloads of the given images.
@@ -151,45 +199,145 @@ class Reader:
           indices: [n] integers in [0, num_images).
 
         Raises:
-          DataError: a record's length or checksum does not hold; names shard, offset and image index.
+          RecordError: a record's length or checksum does not hold; names shard, offset and image index.
+          ConvoyError: the file system fails.
         """
-        split = self._split
-        columns = (column[indices] for column in (split.shard, split.offset, split.length, split.crc))
-        return records.read_payloads(self._descriptors, *columns, paths=split.shard_paths, indices=indices)
+        frames = self._long_reads.read(indices) if self._shards.are_remote else self._frames_one_by_one(indices)
+        return self._checked(frames, indices)
 
-    def explain(self) -> DataError | None:
-        """Returns what ended an iteration with a `tf.errors.OpError`; None where it was no record of this split."""
-        return self._error or self._undecodable()
+    def explain(self) -> ConvoyError | None:
+        """Returns what ended an iteration with a `tf.errors.OpError`; None where it was nothing of this split.
 
-    def _undecodable(self) -> DataError | None:
-        """Looks for a record among those last read whose bytes are whole and yet no image; TensorFlow names none."""
-        split = self._split
-        for index in np.unique(np.concatenate([[], *self._recently_read])).astype(np.int64):
-            payload = tf.constant(self.read(np.array([index])))
-            try:
-                features = {name: column[0] for name, column in _parse(payload, split.keys).items()}
-                decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(self._crop.size))
-            except tf.errors.OpError:
-                return DataError(
-                    f"{split.shard_paths[split.shard[index]]}: record {index} at offset {split.offset[index]} is whole "
-                    "but holds no image that can be decoded; convert again without it"
-                )
-        return None
+        Of records whose bytes are whole and yet no image TensorFlow names none: those last read are looked through.
+        """
+        if self._error:
+            return self._error
+        indices = np.unique(np.concatenate([[], *self._recently_read])).astype(np.int64)
+        return next((problem for index in indices.tolist() if (problem := self._problem_of(index))), None)
+
+    def mend(self, slices: Slices, step: int, *, seed: int) -> bool:
+        """Looks for images that cannot be decoded, after an iteration ended with a `tf.errors.OpError`.
+
+        Only then are they looked for, so that runs whose images can all be decoded pay nothing.
+
+        Args:
+          slices: as they were given to `training`.
+          step: the step whose batch could not be had.
+          seed: as it was given to `training`.
+
+        Returns:
+          Whether there are any, and substitutes for all of them: then it can go on from `step`.
+        """
+        if not self._substitutes or self._error:
+            return False
+        steps = max(2, -(-_EXAMINED_IMAGES // len(slices.positions(0))))
+        positions = np.concatenate([slices.positions(step + k) for k in range(steps)])
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            problems = [p for p in pool.map(self._problem_of, np.unique(self.images_at(positions, seed=seed))) if p]
+        for problem in problems:
+            self._substitutes.add(problem)
+        return bool(problems)
 
     def close(self) -> None:
         """Closes the shards."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
+        if self._long_reads:
+            self._long_reads.close()
+        self._shards.close()
+
+    def _located(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._windows:
+            return order.windowed_positions_to_images(positions, windows=self._windows, seed=seed)
+        return order.positions_to_images(positions, num_images=self.num_images, seed=seed)
+
+    def _problem_of(self, index: int) -> RecordError | None:
+        """Says what keeps an image from being used, if anything does."""
+        indices = np.array([index])
+        try:
+            (payload,) = self._checked(self._frames_one_by_one(indices), indices)
+            decode({name: column[0] for name, column in _parse(tf.constant([payload]), self._split.keys).items()})
+        except RecordError as error:
+            return error
+        except tf.errors.OpError:
+            path, offset = self._split.shard_paths[self._split.shard[index]], int(self._split.offset[index])
+            reason, mend = "is whole but holds no image that can be decoded", "convert again without it"
+            return RecordError(path, offset=offset, index=int(index), reason=reason, mend=mend)
+        return None
+
+    def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
+        split = self._split
+        columns = (column[indices] for column in (split.shard, split.offset, split.length, split.crc))
+        return records.checked_payloads(frames, *columns, paths=split.shard_paths, indices=indices)
+
+    def _frames_one_by_one(self, indices: np.ndarray) -> Iterator[bytes]:
+        split = self._split
+        columns = (split.shard[indices], split.offset[indices], split.length[indices] + FRAME_OVERHEAD)
+        return map(self._shards.read, *(column.tolist() for column in columns))
+
+    def _read_usable(
+        self, positions: np.ndarray, indices: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, list[bytes], np.ndarray]:
+        """Reads what training wants.
+
+        Args:
+          positions: [n] int64, of the training stream.
+          indices: [n] int64, what stands there.
+          seed: the run's seed.
+
+        Returns:
+          indices [n] with those of substitutes, payloads [n], and whether the cache has the image [n] bool: such a
+          payload is empty.
+
+        Raises:
+          RecordError: a record cannot be used and is not to be substituted.
+        """
+        used = self._substitutes.applied(indices) if self._substitutes else indices
+        kept = self._cache.keeps(used) if self._cache else np.zeros(len(used), bool)
+        wanted = np.flatnonzero(~kept)
+        try:
+            if self._windows and len(wanted):
+                alone = (used != indices)[wanted]
+                frames = self._frames_of_windows(positions[wanted], used[wanted], alone, seed)
+            else:
+                frames = self._frames_one_by_one(used[wanted])
+            read = self._checked(frames, used[wanted])
+        except RecordError:
+            if not self._substitutes:
+                raise
+            used = np.array([self._usable(index) for index in used.tolist()])
+            kept, wanted = np.zeros(len(used), bool), np.arange(len(used))
+            read = self._checked(self._frames_one_by_one(used), used)
+        payloads = [b""] * len(used)
+        for place, payload in zip(wanted.tolist(), read, strict=True):
+            payloads[place] = payload
+        return used, payloads, kept
+
+    def _usable(self, index: int) -> int:
+        """Returns the image, or its substitute where its record is damaged."""
+        try:
+            self._checked(self._frames_one_by_one(np.array([index])), np.array([index]))
+        except RecordError as error:
+            return self._substitutes.add(error)
+        return index
+
+    def _frames_of_windows(
+        self, positions: np.ndarray, indices: np.ndarray, alone: np.ndarray, seed: int
+    ) -> Iterator[bytes]:
+        """Yields frames, [n], from the windows the positions lie in; those of substitutes, `alone`, by themselves."""
+        inside = ~alone
+        of_windows = self._long_reads.read_windows(self._windows.numbers(positions[inside]), indices[inside], seed=seed)
+        others = self._frames_one_by_one(indices[alone])
+        return (next(others if is_alone else of_windows) for is_alone in alone.tolist())
 
     def _batches(
         self,
         start_step: int,
         stop_step: int,
         locate: Callable[[np.ndarray], dict[str, np.ndarray]],
+        read: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, list[bytes], np.ndarray]],
         extra: dict[str, tf.TensorSpec],
         slices: Slices,
         crop: Crop,
+        cache: PixelCache | None = None,
     ) -> tf.data.Dataset:
         """Returns the batches of the steps in [start_step, stop_step).
 
@@ -197,45 +345,54 @@ class Reader:
           start_step: the first step.
           stop_step: behind the last.
           locate: from positions [n] to `index` [n] and the other columns of `extra`.
+          read: from positions and indices [n] to the indices used, their payloads, and whether `cache` has them.
           extra: what `locate` returns, each [n, ...].
           slices: which positions of a step.
           crop: what to make of an image.
+          cache: of decoded images.
         """
         steps_a_read = max(1, _IMAGES_A_READ // len(slices.positions(0)))
 
         def read_steps(first: np.ndarray) -> list[np.ndarray]:
             steps = range(int(first), min(int(first) + steps_a_read, stop_step))
-            columns = locate(np.concatenate([slices.positions(step) for step in steps]))
-            self._recently_read.append(columns["index"])
+            positions = np.concatenate([slices.positions(step) for step in steps])
+            columns = locate(positions)
             try:
-                payloads = self.read(columns["index"])
-            except DataError as error:
+                columns["index"], payloads, kept = read(positions, columns["index"])
+            except ConvoyError as error:
                 self._error = error
                 raise
-            return [np.array(payloads, object), self._split.label[columns["index"]], *(columns[name] for name in extra)]
+            self._recently_read.append(columns["index"])
+            labels = self._split.label[columns["index"]]
+            to_keep = ~kept if cache and cache.takes_more else np.zeros_like(kept)
+            return [np.array(payloads, object), labels, kept, to_keep, *(columns[name] for name in extra)]
 
-        def read(first: tf.Tensor) -> dict[str, tf.Tensor]:
-            types = [tf.string, tf.int32, *(spec.dtype for spec in extra.values())]
-            payloads, labels, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
+        def parse(first: tf.Tensor) -> dict[str, tf.Tensor]:
+            types = [tf.string, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
+            payloads, labels, kept, to_keep, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
             columns = _parse(tf.ensure_shape(payloads, [None]), self._split.keys)
             columns["label"] = tf.ensure_shape(labels, [None])
+            if cache:
+                columns |= {"kept": tf.ensure_shape(kept, [None]), "to_keep": tf.ensure_shape(to_keep, [None])}
             for (name, spec), column in zip(extra.items(), others, strict=True):
                 columns[name] = tf.ensure_shape(column, spec.shape)
             return columns
 
-        def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def decode_chunk(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             # Copied: `rebatch` hands on views of larger tensors, and complains when it is given them again.
             everything = tf.range(tf.size(columns["label"]))
-            kept = {name: tf.gather(columns[name], everything) for name in ("label", *extra)}
-            return {"image": decode_and_crop_all(columns, columns.get("randomness"), crop, chunk), **kept}
+            handed_on = {name: tf.gather(columns[name], everything) for name in ("label", *extra)}
+            image = decode_and_crop_all(columns, columns.get("randomness"), crop, chunk, cache)
+            return {"image": image, **handed_on}
 
         def sized(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             size = slices.replica_batch_size
             return {name: tf.ensure_shape(column, [size, *column.shape[1:]]) for name, column in columns.items()}
 
-        chunk = int(np.clip(_BYTES_A_CHUNK // max(1.0, self._split.length.mean()), 1, _LARGEST_CHUNK))
-        dataset = tf.data.Dataset.range(start_step, stop_step, steps_a_read).map(read, num_parallel_calls=2)
-        dataset = dataset.rebatch(chunk).map(decode, num_parallel_calls=2 * usable_cores())
+        smallest = _SMALLEST_CACHED_CHUNK if cache else 1
+        chunk = int(np.clip(_BYTES_A_CHUNK // max(1.0, self._split.length.mean()), smallest, _LARGEST_CHUNK))
+        dataset = tf.data.Dataset.range(start_step, stop_step, steps_a_read).map(parse, num_parallel_calls=2)
+        dataset = dataset.rebatch(chunk).map(decode_chunk, num_parallel_calls=2 * usable_cores())
         dataset = dataset.rebatch(slices.replica_batch_size, drop_remainder=True).map(sized)
         options = tf.data.Options()
         options.deterministic = True
@@ -246,7 +403,7 @@ class Reader:
 def _parse(payloads: tf.Tensor, keys: RecordKeys) -> dict[str, tf.Tensor]:
     """Returns what records [n] hold: `encoded`, `format`, `height` and `width`, each [n]."""
     features = {
-        keys.image: tf.io.FixedLenFeature([], tf.string),
+        keys.image: tf.io.FixedLenFeature([], tf.string, ""),  # to hold none is to hold one that is damaged
         "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
         "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
         "image/width": tf.io.FixedLenFeature([], tf.int64, 0),

@@ -13,8 +13,7 @@ enough to read one record in the middle of a file, which is what exact global sh
 
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import google_crc32c
 import numpy as np
@@ -32,6 +31,23 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _GZIP = b"\x1f\x8b"
 _ONE_BYTE = [bytes([value]) for value in range(0x80)]
+_MEND = "convert again, or restore the file"
+
+
+class RecordError(DataError):
+    """A record that was read and cannot be used.
+
+    Attributes:
+      path: its shard.
+      offset: where its frame starts, bytes.
+      index: its number in its split.
+      reason: what is wrong with it: the rest of a sentence that begins with it.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, offset: int, index: int, reason: str, mend: str = _MEND):
+        """Makes the message of these and of what to do about it."""
+        self.path, self.offset, self.index, self.reason = str(path), offset, index, reason
+        super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {mend}")
 
 
 def masked_crc(data: bytes) -> int:
@@ -109,33 +125,50 @@ def read_payloads(
       [n] payloads, in the order asked for.
 
     Raises:
-      DataError: a record is cut short, or its header or bytes differ from what the index says. Names the shard, the
-        offset and the record's index.
+      RecordError: a record is cut short, or its header or bytes differ from what the index says. Names the shard,
+        the offset and the record's index.
     """
+    pread = os.pread
+    places = (np.asarray(column).tolist() for column in (shards, offsets, lengths))
+    frames = (
+        pread(file_descriptors[shard], length + FRAME_OVERHEAD, offset)
+        for shard, offset, length in zip(*places, strict=True)
+    )
+    return checked_payloads(frames, shards, offsets, lengths, crcs, paths=paths, indices=indices)
+
+
+def checked_payloads(
+    frames: Iterable[bytes],
+    shards: Sequence[int] | np.ndarray,
+    offsets: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    crcs: Sequence[int] | np.ndarray,
+    *,
+    paths: Sequence[str | os.PathLike] = (),
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> list[bytes]:
+    """As `read_payloads`, of records whose bytes, frame included, are given: [n], shorter where they were cut short."""
     # Unmasking the index's checksums here, as arrays, saves masking each record's in Python.
     rotated = (np.asarray(crcs, np.int64) - _MASK_DELTA) & _UINT32
     expected_crcs = (((rotated >> 17) | (rotated << 15)) & _UINT32).tolist()
-    pread, unpack_header, crc32c = os.pread, _HEADER.unpack_from, google_crc32c.value
+    unpack_header, crc32c = _HEADER.unpack_from, google_crc32c.value
     payloads = []
-    for shard, offset, length, expected in zip(
+    for record, shard, offset, length, expected in zip(
+        frames,
         np.asarray(shards).tolist(),
         np.asarray(offsets).tolist(),
         np.asarray(lengths).tolist(),
         expected_crcs,
         strict=True,
     ):
-        record = pread(file_descriptors[shard], length + FRAME_OVERHEAD, offset)
         payload = record[HEADER_BYTES : HEADER_BYTES + length]
         if len(record) != length + FRAME_OVERHEAD or unpack_header(record)[0] != length or crc32c(payload) != expected:
             position = len(payloads)
-            raise DataError(
-                _corruption(
-                    record,
-                    path=paths[shard] if len(paths) else f"shard {shard}",
-                    index=position if indices is None else int(indices[position]),
-                    offset=offset,
-                    length=length,
-                )
+            raise RecordError(
+                paths[shard] if len(paths) else f"shard {shard}",
+                offset=offset,
+                index=position if indices is None else int(indices[position]),
+                reason=_corruption(record, length),
             )
         payloads.append(payload)
     return payloads
@@ -217,14 +250,11 @@ def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
     return length
 
 
-def _corruption(record: bytes, *, path: str | os.PathLike, index: int, offset: int, length: int) -> str:
-    name = os.fspath(path) if isinstance(path, Path) else path
-    place = f"{name}: record {index} at offset {offset}"
-    mend = "convert again, or restore the file"
+def _corruption(record: bytes, length: int) -> str:
     if len(record) < length + FRAME_OVERHEAD:
-        return f"{place} is cut short ({len(record)} of {length + FRAME_OVERHEAD} bytes); {mend}"
+        return f"is cut short ({len(record)} of {length + FRAME_OVERHEAD} bytes)"
     stated = _HEADER.unpack_from(record)[0]
     if stated != length:
-        return f"{place} has {stated} bytes by its header and {length} by the index; {mend}"
+        return f"has {stated} bytes by its header and {length} by the index"
     crc = masked_crc(record[HEADER_BYTES:-FOOTER_BYTES])
-    return f"{place} is corrupt (its bytes give checksum {crc:#010x}, not the index's); {mend}"
+    return f"is corrupt (its bytes give checksum {crc:#010x}, not the index's)"

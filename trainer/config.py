@@ -26,9 +26,12 @@ from trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
 DEFAULT_RECIPE = "convnet42"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 XLA_MODES = ("auto", "on", "off")
+ORDERS = ("global", "windowed")
+ON_CORRUPT = ("raise", "substitute")
+CACHES = ("auto", "none", "memory")
 
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
-OPERATIONAL_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+OPERATIONAL_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_corrupt", "cache")
 
 # What a run's first start chooses by its hardware, and every later start keeps: the value that leaves it open.
 AUTOMATIC = {"virtual_replicas": 0, "precision": "auto"}
@@ -50,6 +53,10 @@ def default_config() -> ml_collections.ConfigDict:
             "deterministic_threads": 2,  # of a CPU, on any machine: how many share a sum changes its last bits
             "reduce_in_bfloat16": False,  # gradients between devices: half the traffic, 8 bits of mantissa
             "label_smoothing": 0.0,
+            "order": "global",  # windowed: shards and windows of records are shuffled, for storage slow at random reads
+            "window": 0,  # records that windowed order shuffles together; 0: 64 MiB of them, mostly at least 1024
+            "on_corrupt": "raise",  # substitute: other images stand in for records that cannot be used
+            "cache": "none",  # memory: decoded images are kept over the epochs; auto: where all would fit easily
             "keep_checkpoints": 3,
             **_duration("eval_every"),
             **_duration("checkpoint_every"),
@@ -285,6 +292,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     _choice("xla", config.xla, XLA_MODES)
     can_compile = not (config.deterministic and config.xla == "on")
     _require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
+    _choice("order", config.order, ORDERS)
+    _require(config.window >= 0, "window", config.window, "give 0 or more")
+    _choice("on_corrupt", config.on_corrupt, ON_CORRUPT)
+    _choice("cache", config.cache, CACHES)
     threads = config.deterministic_threads
     _require(1 <= threads <= 1024, "deterministic_threads", threads, "give 1 to 1024")
     keeps_order = not (config.deterministic and config.reduce_in_bfloat16)
@@ -325,8 +336,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Returns `name: before -> after` for every field that differs and changes what is computed."""
-    old, new = dict(fields(before)), dict(fields(after))
+    """Returns `name: before -> after` for every field that differs and changes what is computed.
+
+    A field that came with a newer version than `before` counts there with its default.
+    """
+    new = dict(fields(after))
+    old = {name: value for name, value in fields(to_json(default_config())) if name in new} | dict(fields(before))
     names = [name for name in [*new, *(old.keys() - new.keys())] if not name.startswith(OPERATIONAL_FIELDS)]
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"

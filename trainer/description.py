@@ -79,6 +79,7 @@ def header_rows(
     return {
         "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters",
         "data": f"{dataset.directory}: {dataset.num_classes} classes"
+        + (", windowed order" if config.order == "windowed" else "")
         + (
             f", {validation} validation images"
             if validation

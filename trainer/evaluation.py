@@ -7,7 +7,6 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 import contextlib
 import itertools
 from collections.abc import Generator
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +15,7 @@ from input_pipeline.crop import Crop
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Reader
+from input_pipeline.storage import dataset_path
 from trainer import metrics
 from trainer.cluster.peers import Peers
 from trainer.models import BuiltModel
@@ -155,7 +155,7 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
       DataError: the dataset cannot be used, has no such split, or other classes than the run.
     """
     directory = data or trained.dataset["directory"]
-    if not data and not Path(directory).is_dir():
+    if not data and not dataset_path(directory).is_dir():
         raise DataError(f"the run's dataset {directory} is not there any more: say where it is with --data=DATA.")
     dataset = open_dataset(directory)
     if list(dataset.class_names) != trained.class_names:

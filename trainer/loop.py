@@ -13,7 +13,6 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import order
 from input_pipeline.crop import Crop
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch, Reader
@@ -31,17 +30,19 @@ from trainer.description import dataset_identity, environment, header_rows, plac
 from trainer.devices import Devices
 from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
-from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator, read_all
+from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from trainer.journal import Journal
 from trainer.order_record import OrderRecord
-from trainer.preprocess import DRAWS, ColourRanges
+from trainer.preprocess import ColourRanges
 from trainer.restore import load_into
 from trainer.resume import what_changed
-from trainer.runtime import Runtime, slices_of
+from trainer.runtime import Runtime
 from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
+from trainer.substitutions import Substitutions
+from trainer.training_input import TrainingInput
 
 
 def train(
@@ -124,14 +125,14 @@ class _Training:
         self._step = TrainStep(
             self._state, self._runtime.built, self._runtime.optimizer, _step_settings(self._config, plan, self._runtime)
         )
-        crop = Crop(self._config.image_size, self._config.augment.crop_area)
-        self._reader = Reader(self._dataset.split("train"), crop, draws=DRAWS)
+        self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
         self._evaluator = None
         if "validation" in self._dataset.splits:
-            reader = Reader(self._dataset.split("validation"), crop)
+            reader = Reader(self._dataset.split("validation"), Crop(self._config.image_size))
             self._evaluator = Evaluator(self._state, self._runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
         self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
         self._journal = Journal(self._run, writes=peers.is_chief, warn=self._console.say)
+        self._substitutions = Substitutions(self._run, peers, self._journal, self._console)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
         self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
         self._stop = stop
@@ -221,12 +222,7 @@ class _Training:
         self._peers.exchange("begin")
 
     def _train_steps(self) -> None:
-        state = self._state
-        slices = slices_of(self._runtime.strategy, self._peers.rank, self._plan.global_batch_size)
-        dataset = self._runtime.strategy.distribute_datasets_from_function(
-            lambda context: self._reader.training(slices, seed=self._config.seed, start_step=state.step)
-        )
-        with contextlib.closing(read_all(dataset, self._reader)) as batches:
+        with contextlib.closing(self._input.batches(self._state.step)) as batches:
             self._train_on(batches)
 
     def _train_on(self, batches: Iterator[Batch]) -> None:
@@ -236,6 +232,7 @@ class _Training:
             self._peers.report(state.step + 1, "waiting for input")
             with self._chronometer.waiting():
                 batch = next(batches)
+            self._substitutions.note(state.step + 1, self._input.substituted(state.step + 1))
             if self._order_record:
                 with self._journal.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
@@ -291,13 +288,11 @@ class _Training:
 
     def _diverged(self, step: int) -> DivergedError:
         self._end_saving()
-        batch = self._plan.global_batch_size
-        positions = np.arange((step - 1) * batch, step * batch)
-        images, _ = order.positions_to_images(positions, num_images=self._plan.num_images, seed=self._config.seed)
-        self._journal.event("diverged", step=step, images=images.tolist())
+        images = self._input.images(step)
+        self._journal.event("diverged", step=step, images=images)
         return DivergedError(
             step,
-            images.tolist(),
+            images,
             last_checkpoint=self._store.latest(),
             learning_rate=self._config.optimizer.learning_rate,
             rollbacks=self._rollbacks,
@@ -419,6 +414,7 @@ class _Training:
         self._peers.report(step, "saving")
         digest = self._state.weights_sha256()
         digests = self._peers.exchange("weights", digest, seconds=self._deadlines.step)
+        self._substitutions.note(step, [])  # by now every worker has told all it found
         if len(set(digests)) > 1:
             raise AssertionError(f"the workers' weights differ at the end: {digests}")
         self._saver.finish()
@@ -434,6 +430,7 @@ class _Training:
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
             "workers": self._peers.num_workers,
+            "substituted_records": self._substitutions.count,
         }
         self._journal.finish(result)
         self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")

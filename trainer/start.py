@@ -15,6 +15,7 @@ import ml_collections
 
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.errors import UsageError
+from input_pipeline.storage import is_remote
 from trainer import config as configs
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
@@ -88,6 +89,11 @@ def prepare(
         raise UsageError(
             f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
             "`convoy convert --images` wants the folder that holds a folder a class."
+        )
+    if is_remote(data) and config.order == "global":
+        raise UsageError(
+            f"--data={data} is no folder of this machine, and in global order each record would be asked for by "
+            "itself: give --config.order=windowed, or copy the dataset."
         )
     run = RunDirectory(workdir)
     if peers.is_chief:

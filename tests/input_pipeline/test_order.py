@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.order import image_randomness, permute, positions_to_images
+from input_pipeline.order import Windows, image_randomness, permute, positions_to_images, windowed_positions_to_images
 
 # These two tables are what existing runs were trained with. A run resumes by computing its order anew, so if one of
 # these numbers changes, every checkpoint ever written continues with other images: change the code, never the tables.
@@ -27,6 +27,20 @@ GOLDEN_ORDER = [  # (num_images, seed, epoch, the images at positions 0 to 9 of 
             5733192821,
             4212322944,
         ],
+    ),
+]
+GOLDEN_WINDOWED = [  # (shard sizes, window, seed, epoch, the images at positions 0 to 9 of that epoch)
+    ((10,), 10, 0, 0, [2, 5, 8, 9, 3, 4, 0, 1, 7, 6]),
+    ((4, 6, 5), 8, 0, 0, [2, 5, 7, 6, 3, 4, 0, 1, 11, 10]),
+    ((4, 6, 5), 8, 0, 1, [10, 14, 12, 1, 13, 0, 11, 2, 4, 5]),
+    ((4, 6, 5), 8, 1, 0, [11, 2, 13, 1, 10, 0, 12, 14, 8, 7]),
+    ((1000, 1, 2500, 0, 700), 512, 42, 3, [327, 20, 384, 289, 485, 468, 162, 461, 465, 467]),
+    (
+        (10000000, 20000000, 2147483648),
+        33554,
+        -1,
+        100,
+        [30024883, 30022503, 30004607, 30007994, 30024744, 30032703, 30005558, 30009338, 30022936, 30008937],
     ),
 ]
 GOLDEN_RANDOMNESS = [  # (index, epoch, seed, the first three numbers times 2**24)
@@ -151,3 +165,53 @@ def test_random_numbers_follow_from_image_epoch_and_seed_alone():
     other_seed = image_randomness(indices, epochs, seed=2, draws=4)
     different = [drawn[0], drawn[1], drawn[2], *other_seed[:3]]
     assert len({row.tobytes() for row in different}) == len(different)
+
+
+@pytest.mark.parametrize(("sizes", "window", "seed", "epoch", "images"), GOLDEN_WINDOWED)
+def test_the_windowed_order_of_existing_runs_never_changes(sizes, window, seed, epoch, images):
+    positions = epoch * sum(sizes) + np.arange(10)
+    windows = Windows(np.array(sizes), window)
+    at_positions, epochs = windowed_positions_to_images(positions, windows=windows, seed=seed)
+    assert at_positions.tolist() == images
+    assert epochs.tolist() == [epoch] * 10
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7,), (3, 1, 5), (0, 4, 0, 6), (20, 20, 20), (1, 50, 2)])
+@pytest.mark.parametrize("window", [1, 2, 7, 23, 1000])
+def test_every_epoch_of_windowed_order_shows_each_image_once(sizes, window):
+    num_images = sum(sizes)
+    windows = Windows(np.array(sizes), min(window, num_images))
+    images, epochs = windowed_positions_to_images(np.arange(4 * num_images), windows=windows, seed=5)
+    for epoch in range(4):
+        assert np.array_equal(np.sort(images[epochs == epoch]), np.arange(num_images))
+
+
+def test_a_window_holds_the_images_of_its_positions_and_few_runs_of_neighbours():
+    windows = Windows(np.array([40, 25, 60, 35]), 30)
+    positions = np.arange(3 * 160)
+    images, _ = windowed_positions_to_images(positions, windows=windows, seed=2)
+    numbers = windows.numbers(positions)
+    assert numbers[-1] == 3 * windows.per_epoch - 1
+    for number in range(3 * windows.per_epoch):
+        of_window = windows.images(number, seed=2)
+        assert np.array_equal(np.sort(of_window), np.sort(images[numbers == number]))
+        assert (np.diff(of_window) != 1).sum() <= 2  # it lies in at most three shards
+        assert len(of_window) < 20 or images[numbers == number].tolist() != of_window.tolist()
+
+
+def test_windowed_order_differs_from_epoch_to_epoch_and_seed_to_seed():
+    windows = Windows(np.array([100] * 10), 128)
+    orders = [windowed_positions_to_images(np.arange(3000), windows=windows, seed=seed)[0] for seed in range(3)]
+    epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
+    for i, one in enumerate(epochs):
+        for other in epochs[:i]:
+            assert (one == other).sum() < 100  # a window that holds the same shard agrees in one place, on average
+
+
+def test_windowed_positions_may_be_asked_for_in_any_order_and_grouping():
+    windows = Windows(np.array([5, 9, 2]), 6)
+    positions = np.random.default_rng(0).permutation(60)
+    together, epochs = windowed_positions_to_images(positions, windows=windows, seed=9)
+    one_by_one = [windowed_positions_to_images(np.array([p]), windows=windows, seed=9) for p in positions]
+    assert together.tolist() == [images[0] for images, _ in one_by_one]
+    assert epochs.tolist() == (positions // 16).tolist()

@@ -182,6 +182,10 @@ class TestCheck:
             ("label_smoothing", -0.1),
             ("precision", "fp8"),
             ("xla", "maybe"),
+            ("order", "windowd"),
+            ("window", -1),
+            ("on_corrupt", "skip"),
+            ("cache", "disk"),
             ("schedule.name", "cosin"),
             ("schedule.scaling", "cubic"),
             ("schedule.reference_batch_size", 0),
@@ -238,7 +242,14 @@ class TestDifferences:
     def test_what_is_shown_and_kept_does_not(self, config):
         before = configs.to_json(config)
         changed(config, {"log_every_images": 5, "eval_every": 9, "checkpoint_every_epochs": 0.5, "keep_checkpoints": 9})
+        changed(config, {"on_corrupt": "substitute", "cache": "memory"})
         assert configs.differences(before, configs.to_json(config)) == []
+
+    def test_a_field_that_a_run_of_an_older_version_lacks_had_its_default(self, config):
+        before = {name: value for name, value in configs.to_json(config).items() if name not in ("order", "window")}
+        assert configs.differences(before, configs.to_json(config)) == []
+        changed(config, {"order": "windowed"})
+        assert configs.differences(before, configs.to_json(config)) == ["order: global -> windowed"]
 
     def test_fields_that_only_one_of_them_has_count(self):
         assert configs.differences({"old": 1}, {"new": 2}) == ["new: None -> 2", "old: 1 -> None"]

@@ -12,6 +12,7 @@ with no word. So each worker keeps a connection of its own to the chief: newline
 port that TensorFlow listens on a moment later. Nothing that training computes travels here.
 """
 
+import collections
 import contextlib
 import ipaddress
 import json
@@ -72,6 +73,7 @@ class Peers:
         self._table: list[list] = [[0, "starting", 0.0, 0.0] for _ in range(self.num_workers)]
         self._table_time = now
         self._heard: dict[int, float] = {}
+        self._told: collections.deque = collections.deque()
 
     def __enter__(self) -> "Peers":
         """Returns itself."""
@@ -153,6 +155,25 @@ class Peers:
     def report(self, step: int, phase: str) -> None:
         """Says what this worker does now: shown where another one waits for it."""
         self._own = (step, phase, time.monotonic())
+
+    def tell(self, value: Any) -> None:  # noqa: ANN401
+        """Tells the chief a JSON value, in its own time; the chief may tell itself."""
+        if self.is_chief:
+            self._told.append(value)
+        else:
+            self._links[0].send({"told": value})
+
+    def told(self) -> list[Any]:
+        """Returns, on the chief, what it was told since it last asked."""
+        return [self._told.popleft() for _ in range(len(self._told))]
+
+    @property
+    def processes_here(self) -> int:
+        """How many of the workers have this one's host in their address."""
+        if not self._cluster:
+            return 1
+        hosts = [address.rpartition(":")[0] for address in self._cluster.addresses]
+        return hosts.count(hosts[self.rank])
 
     @property
     def status(self) -> tuple[int, str, float]:
@@ -306,6 +327,8 @@ class Peers:
             self._table[rank] = [*message["status"], 0.0]
         elif "table" in message:
             self._table, self._table_time = message["table"], time.monotonic()
+        elif "told" in message:
+            self._told.append(message["told"])
         elif "gone" in message:
             self._mark_gone(message["gone"], message["why"])
         elif "bye" in message:

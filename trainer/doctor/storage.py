@@ -15,6 +15,7 @@ from typing import Any
 
 from input_pipeline.dataset import Dataset
 from input_pipeline.errors import ConvoyError, DataError
+from input_pipeline.storage import is_remote
 from trainer.doctor.findings import Finding, failed, ok, skipped, warning
 from trainer.run_directory import RunDirectory
 
@@ -224,14 +225,14 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
             return [failed("data", text, "Give all workers the same files.", of_all=True)]
     text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
     slowest = min(other["bytes_per_second"] for other in seen.values())
-    read = f"read at {_size(slowest)}/s (what is in memory already, faster)"
+    read = f"read at {_size(slowest)}/s (what is in memory already, faster)" if slowest else "how fast is not measured"
     return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
 def _read(paths: Sequence[Path]) -> tuple[int, float, str | None]:
     """Reads the first bytes; returns how many, the seconds, and their checksum, None where time ended before them."""
     count, seconds, checksum = 0, 0.0, 0
-    for path in paths:
+    for path in () if any(map(is_remote, paths)) else paths:  # a remote one is read by TensorFlow alone
         try:
             with open(path, "rb") as file:
                 while count < _READ_BYTES:

@@ -367,3 +367,30 @@ class TestTheWatchdog:
             pass
         time.sleep(0.7)  # longer than it waits between two looks
         assert not ended
+
+
+def test_the_chief_hears_everything_it_was_told_before_an_exchange(make_peers):
+    def tell(worker):
+        worker.meet()
+        for number in range(50):
+            worker.tell([worker.rank, number])
+        worker.exchange("end")
+        return worker.told() if worker.is_chief else []
+
+    with ThreadPoolExecutor(3) as pool:
+        told, *others = pool.map(tell, make_peers(3))
+    assert sorted(told) == [[rank, number] for rank in range(3) for number in range(50)]
+    assert others == [[], []]
+
+
+def test_a_worker_that_is_alone_tells_itself():
+    with Peers(None) as alone:
+        assert alone.processes_here == 1
+        alone.tell({"index": 3})
+        assert (alone.told(), alone.told()) == ([{"index": 3}], [])
+
+
+def test_workers_are_of_one_host_by_their_addresses():
+    addresses = ("a:1", "b:1", "a:2", "a:3")
+    clusters = [Cluster(addresses, rank, "flags", (("worker", 0),) * 4) for rank in range(4)]
+    assert [Peers(cluster).processes_here for cluster in clusters] == [3, 1, 3, 3]

@@ -1,0 +1,183 @@
+"""`convoy bench index`: what a dataset's index costs as it grows: opening, memory, and the time to draw a batch.
+
+Each size is a dataset directory of its own in a temporary folder: its manifest and its index are whole, its shards are
+sparse files of the right size that take no room on the disk. A process of its own opens it, so that what it holds can
+be told from what others held before. 100 million records take about 3 GB of disk and as much memory.
+"""
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from benchmarks import measure
+from input_pipeline.errors import ConvoyError, UsageError
+
+_RECORDS_A_SHARD = 100_000
+_CLASSES = 1000
+_PAYLOAD_BYTES = 2000  # on average
+_BATCH = 1024
+_DRAWN_BATCHES = 50
+_PROMISED_BYTES = 32  # a record
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines this benchmark's own flags."""
+    absl_flags.DEFINE_list(
+        "records",
+        ["1000000", "10000000", "100000000"],
+        "Benchmark index: how many records, comma-separated.",
+        flag_values=flags,
+    )
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Makes and opens each index in turn, prints the table, writes the JSON.
+
+    Raises:
+      UsageError: `--records` holds something else than numbers above 0.
+    """
+    sizes = [_number(text) for text in flags.records]
+    about = measure.environment()
+    console = measure.console()
+    measure.print_environment(console, about)
+    rows = []
+    for records in sizes:
+        with tempfile.TemporaryDirectory(prefix="convoy-bench-") as folder:
+            print(f"bench: making an index of {records:,} records", file=sys.stderr, flush=True)
+            _make(Path(folder), records)
+            rows.append({"records": records, **_opened(Path(folder))})
+    console.print(f"\nIndexes, and batches of {_BATCH} drawn from them:")
+    columns = ("records", "open", "bytes a record", "most while opening", "a batch, global", "a batch, windowed")
+    lines = [
+        (
+            f"{row['records']:,}",
+            f"{row['open_seconds']:.2f} s",
+            f"{row['bytes_a_record']:.1f}",
+            f"{row['peak_bytes_a_record']:.1f}",
+            f"{row['global_seconds'] * 1e3:.2f} ms",
+            f"{row['windowed_seconds'] * 1e3:.2f} ms",
+        )
+        for row in rows
+    ]
+    measure.print_table(console, columns, lines)
+    content = {
+        "benchmark": "index",
+        "environment": about,
+        "promised_bytes_a_record": _PROMISED_BYTES,
+        "settings": {"batch_size": _BATCH, "records_a_shard": _RECORDS_A_SHARD},
+        "rows": rows,
+    }
+    measure.write_json(flags.json, content)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"--records={text}: give whole numbers above 0, as --records=1000000,10000000.")
+    return int(text)
+
+
+def _make(folder: Path, records: int) -> None:
+    """Writes a dataset directory whose shards hold nothing."""
+    import numpy as np
+
+    from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+    from input_pipeline.records import FRAME_OVERHEAD
+
+    numbers = np.arange(records, dtype=np.int64)
+    first_of_shard = numbers % _RECORDS_A_SHARD == 0
+    arrays = {"shard": (numbers // _RECORDS_A_SHARD).astype(np.int32)}
+    lengths = _PAYLOAD_BYTES - 500 + numbers * 7919 % 1000
+    ends = np.cumsum(lengths + FRAME_OVERHEAD)
+    starts = ends - (lengths + FRAME_OVERHEAD)
+    offsets = starts - starts[first_of_shard][arrays["shard"]]
+    labels = (numbers % _CLASSES).astype(np.int32)
+    arrays |= {"offset": offsets, "length": lengths, "label": labels, "crc": numbers.astype(np.uint32)}
+    sizes = np.bincount(arrays["shard"], weights=lengths + FRAME_OVERHEAD).astype(np.int64).tolist()
+    shards = []
+    for number, size in enumerate(sizes):
+        name = f"bench-train.tfrecord-{number:05d}-of-{len(sizes):05d}"
+        with open(folder / name, "wb") as file:
+            file.truncate(size)
+        held = min(_RECORDS_A_SHARD, records - number * _RECORDS_A_SHARD)
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        shards.append({"file": name, "bytes": size, "records": held, "images": held, "sha256": digest})
+    np.savez(index_path(folder, "train"), **{name: arrays[name].astype(dtype) for name, dtype in INDEX_TYPES.items()})
+    counts = np.bincount(labels, minlength=_CLASSES).tolist()
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": "bench",
+        "class_names": [f"{number:04d}" for number in range(_CLASSES)],
+        "splits": {"train": {"num_images": records, "counts": counts, "shards": shards}},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _opened(folder: Path) -> dict[str, Any]:
+    """Opens a dataset directory in a process of its own; returns what that took."""
+    command = [sys.executable, "-m", "benchmarks.index", str(folder)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConvoyError(f"opening the index failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout)
+
+
+# What follows runs in the process that opens the index.
+
+
+def _measure(folder: str) -> dict[str, Any]:
+    import numpy as np
+
+    from input_pipeline import order
+    from input_pipeline.dataset import open_dataset
+    from input_pipeline.long_reads import windows_of
+
+    before = _resident_bytes()
+    began = time.perf_counter()
+    split = open_dataset(folder).split("train")
+    seconds = time.perf_counter() - began
+    after = _resident_bytes()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    records = split.num_images
+    windows = windows_of(split)
+
+    def of_all(positions: np.ndarray) -> np.ndarray:
+        return order.positions_to_images(positions, num_images=records, seed=0)[0]
+
+    def of_windows(positions: np.ndarray) -> np.ndarray:
+        return order.windowed_positions_to_images(positions, windows=windows, seed=0)[0]
+
+    def batch_seconds(images_at: Any) -> float:  # noqa: ANN401
+        taken = []
+        for batch in range(_DRAWN_BATCHES):
+            start = time.perf_counter()
+            indices = images_at(np.arange(batch * _BATCH, (batch + 1) * _BATCH))
+            for column in (split.shard, split.offset, split.length, split.label, split.crc):
+                column[indices]
+            taken.append(time.perf_counter() - start)
+        return float(np.median(taken))
+
+    return {
+        "open_seconds": seconds,
+        "bytes_a_record": (after - before) / records,
+        "peak_bytes_a_record": (peak - before) / records,
+        "global_seconds": batch_seconds(of_all),
+        "windowed_seconds": batch_seconds(of_windows),
+    }
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1])))

@@ -1,0 +1,68 @@
+"""Splits for tests of the reader, the streams it gives of them, and damage done to them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline import records
+from input_pipeline.crop import Crop
+from input_pipeline.dataset import Split
+from input_pipeline.reader import Reader, Slices
+from tests.input_pipeline.datasets import write_split
+from tests.input_pipeline.images import pixels
+
+COLUMNS = ("shard", "offset", "length", "label", "crc")
+SIZE = 16
+EIGHT, WHOLE = Slices(8), Crop(SIZE)
+
+
+def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE) -> Split:
+    """Writes PNGs whose label is their number in the order of the shards, as `convoy convert` orders them."""
+    split = write_split(folder, [pixels(number, size) for number in range(count)], [0] * count, shards=shards)
+    in_shards = np.lexsort((split.offset, split.shard))
+    columns = {name: getattr(split, name)[in_shards] for name in COLUMNS}
+    return dataclasses.replace(split, **{**columns, "label": np.arange(count, dtype=np.int32)})
+
+
+def stream(split: Split, steps: int, *, slices: Slices = EIGHT, crop: Crop = WHOLE, start_step=0, **options):
+    """Returns the training stream's columns over so many elements."""
+    reader = Reader(split, crop, draws=4, **options)
+    try:
+        return columns_of(reader.training(slices, seed=3, start_step=start_step), steps)
+    finally:
+        reader.close()
+
+
+def columns_of(batches, count: int) -> dict[str, np.ndarray]:
+    taken = list(batches.take(count).as_numpy_iterator())
+    return {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], where=slice(None)):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name][where], other[name][where], err_msg=name)
+
+
+def flip(split: Split, index: int) -> None:
+    """Flips a bit of a record."""
+    path = split.shard_paths[split.shard[index]]
+    content = bytearray(path.read_bytes())
+    content[split.offset[index] + records.HEADER_BYTES + 60] ^= 1
+    path.write_bytes(content)
+
+
+def without_image(split: Split, index: int) -> Split:
+    """Writes zeros over the start of a record's image, with the checksum of that; returns the split with it."""
+    path = split.shard_paths[split.shard[index]]
+    content = bytearray(path.read_bytes())
+    start = split.offset[index] + records.HEADER_BYTES
+    end = start + split.length[index]
+    image = content.index(b"\x89PNG", start, end)
+    content[image : image + 30] = bytes(30)
+    crc = split.crc.copy()
+    crc[index] = records.masked_crc(bytes(content[start:end]))
+    content[end : end + 4] = int(crc[index]).to_bytes(4, "little")
+    path.write_bytes(content)
+    return dataclasses.replace(split, crc=crc)

@@ -1,0 +1,119 @@
+"""Decoded images in memory: the same as decoded anew, within what memory there is."""
+
+import os
+
+import numpy as np
+import pytest
+
+from input_pipeline.crop import Crop
+from input_pipeline.pixel_cache import PixelCache, free_bytes, make_cache
+from input_pipeline.reader import Slices
+from tests.input_pipeline.datasets import write_split
+from tests.input_pipeline.images import pixels
+from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
+
+IMAGES, EPOCH = 60, 8  # an epoch is 7.5 steps of 8
+MUCH = 2**30
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return make_split(tmp_path_factory.mktemp("data"), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [Crop(SIZE), Crop(8), Crop(20), Crop(SIZE, 0.3), Crop(8, 0.3)],
+    ids=lambda crop: f"{crop.size}-{crop.min_area}",
+)
+@pytest.mark.parametrize("order", ["global", "windowed"])
+def test_every_epoch_is_the_same_as_without(split, crop, order):
+    cache = PixelCache(IMAGES, budget_bytes=MUCH)
+    options = {"crop": crop, "order": order, "window": 14}
+    assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
+    assert cache.keeps(np.arange(IMAGES)).all()
+
+
+@pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
+def test_images_of_any_shape_and_format_are_the_same_as_without(tmp_path, crop):
+    shapes = [(1, 40), (40, 1), (1, 1), (5, 9), (8, 8), (30, 20)] * 3
+    images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(shapes)]
+    for image_format in ("png", "raw"):
+        split = write_split(tmp_path / image_format, images, range(18), image_format)
+        cache = PixelCache(18, budget_bytes=MUCH)
+        options = {"crop": crop, "slices": Slices(5)}
+        assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
+
+
+@pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
+def test_what_is_kept_is_not_read_again(tmp_path, crop):
+    split = make_split(tmp_path, IMAGES)
+    cache = PixelCache(IMAGES, budget_bytes=MUCH)
+    expected = stream(split, 2 * EPOCH, crop=crop)
+    stream(split, EPOCH, crop=crop, cache=cache)
+    for path in split.shard_paths:
+        os.truncate(path, 0)
+    assert_same(stream(split, 2 * EPOCH, crop=crop, cache=cache), expected)
+
+
+@pytest.mark.parametrize("crop", [Crop(SIZE), Crop(8, 0.3)])
+def test_a_cache_that_is_full_serves_what_it_has(split, crop):
+    cache = PixelCache(IMAGES, budget_bytes=20_000)
+    assert_same(stream(split, 3 * EPOCH, crop=crop, cache=cache), stream(split, 3 * EPOCH, crop=crop))
+    assert 0 < cache.keeps(np.arange(IMAGES)).sum() < IMAGES
+    assert cache.kept_bytes <= 20_000
+
+
+def filled(cache: PixelCache, count: int, size: int) -> int:
+    for start in range(0, count, 10):
+        cache.keep(np.arange(start, start + 10), np.zeros((10, size, size, 3), np.uint8))
+    return int(cache.keeps(np.arange(count)).sum())
+
+
+def test_auto_stops_as_soon_as_it_shows_that_not_all_images_fit():
+    image = 32 * 32 * 3 + 300
+    for budget, kept in ((1000 * image, 1000), (999 * image, 63)):
+        cache = PixelCache(1000, budget_bytes=budget, only_if_all=True)
+        assert filled(cache, 1000, 32) == kept
+
+
+def test_auto_with_random_crops_keeps_large_images_only(monkeypatch):
+    monkeypatch.setattr("input_pipeline.pixel_cache.free_bytes", lambda: 2**32)
+    for size, random_crops, kept in ((64, False, 200), (64, True, 63), (128, True, 200)):
+        cache = make_cache("auto", num_images=200, random_crops=random_crops)
+        assert filled(cache, 200, size) == kept
+
+
+def test_processes_of_a_host_share_what_is_free(monkeypatch):
+    monkeypatch.setattr("input_pipeline.pixel_cache.free_bytes", lambda: 2 * 10 * (32 * 32 * 3 + 300))
+    for mode, processes, kept in (("auto", 1, 10), ("auto", 2, 5), ("memory", 1, 16), ("memory", 4, 4)):
+        cache = make_cache(mode, num_images=30, random_crops=False, processes=processes)
+        assert filled(cache, 30, 32) == kept, (mode, processes)
+    assert make_cache("none", num_images=30, random_crops=False) is None
+
+
+def test_free_memory_is_the_machines_or_the_control_groups(tmp_path):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    5000 kB\nHugePages_Total: 0\n")
+    assert free_bytes(tmp_path) == 5000 * 1024
+    write("proc/self/cgroup", "0::/jobs/one\n")
+    group = "sys/fs/cgroup/jobs"
+    for name, limit in (("jobs/one", "max"), ("jobs", "3000000")):
+        write(f"sys/fs/cgroup/{name}/memory.max", f"{limit}\n")
+        write(f"sys/fs/cgroup/{name}/memory.current", "2000000\n")
+        write(f"sys/fs/cgroup/{name}/memory.stat", "anon 1500000\ninactive_file 500000\n")
+    assert free_bytes(tmp_path) == 1_500_000  # what lies in the page cache can be had back
+    write(f"{group}/memory.max", "1000000\n")
+    assert free_bytes(tmp_path) == 0
+    write("proc/self/cgroup", "5:cpu,cpuacct:/x\n9:memory:/docker/1\n")
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "700000\n")
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "300000\n")
+    write("sys/fs/cgroup/memory/memory.stat", "cache 1\n")
+    assert free_bytes(tmp_path) == 400_000
+
+
+def test_free_memory_of_this_machine_is_something():
+    assert 2**20 < free_bytes() < 2**50

@@ -1,0 +1,181 @@
+"""Windowed order through the reader, from a folder and from paths that TensorFlow reads."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.converter.convert import Options, convert
+from input_pipeline.crop import Crop
+from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import ConvoyError, DataError, UsageError
+from input_pipeline.long_reads import windows_of
+from input_pipeline.order import Windows, windowed_positions_to_images
+from input_pipeline.reader import Reader, Slices
+from input_pipeline.records import FRAME_OVERHEAD
+from input_pipeline.storage import RemotePath, Shards, dataset_path, is_remote
+from tests.input_pipeline.images import draw_classes
+from tests.input_pipeline.streams import SIZE, assert_same, columns_of, make_split, stream
+
+IMAGES = 60
+WINDOWED = {"order": "windowed", "window": 14}
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return make_split(tmp_path_factory.mktemp("data"), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def remote(split):
+    return dataclasses.replace(split, shard_paths=tuple(RemotePath(f"file://{path}") for path in split.shard_paths))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Notes each (shard, offset, size) that is read."""
+    noted = []
+    read = Shards.read
+
+    def noting(shards, shard, offset, size):
+        noted.append((shard, offset, size))
+        return read(shards, shard, offset, size)
+
+    monkeypatch.setattr(Shards, "read", noting)
+    return noted
+
+
+def test_it_shows_every_image_once_an_epoch_in_the_order_of_its_positions(split):
+    seen = stream(split, 30, **WINDOWED)
+    windows = Windows(np.bincount(split.shard), 14)
+    expected, _ = windowed_positions_to_images(np.arange(240), windows=windows, seed=3)
+    assert np.array_equal(seen["index"], expected)
+    assert np.array_equal(seen["label"], seen["index"])
+    for epoch in range(4):
+        assert np.array_equal(np.sort(seen["index"][epoch * IMAGES : (epoch + 1) * IMAGES]), np.arange(IMAGES))
+
+
+def test_an_image_is_the_same_as_in_global_order(split):
+    in_windows, in_all = (stream(split, 15, **options) for options in (WINDOWED, {}))
+    by_index = [seen["image"][np.argsort(seen["index"][:IMAGES])] for seen in (in_windows, in_all)]
+    assert np.array_equal(*by_index)
+
+
+@pytest.mark.parametrize("start_step", [1, 5, 11])
+def test_to_resume_at_a_step_is_to_have_run_from_the_start(split, start_step):
+    whole = stream(split, 16, crop=Crop(8, 0.3), **WINDOWED)
+    resumed = stream(split, 16 - start_step, crop=Crop(8, 0.3), start_step=start_step, **WINDOWED)
+    assert_same(resumed, {name: column[8 * start_step :] for name, column in whole.items()})
+
+
+def test_workers_together_read_what_one_process_reads(split):
+    whole = stream(split, 12, slices=Slices(8, replicas=2), **WINDOWED)
+    for worker in range(2):
+        own = stream(split, 6, slices=Slices(8, 2, first_replica=worker, local_replicas=1), **WINDOWED)
+        for step in range(6):
+            start = 8 * step + 4 * worker
+            part = {name: column[4 * step : 4 * step + 4] for name, column in own.items()}
+            assert_same(part, {name: column[start : start + 4] for name, column in whole.items()})
+
+
+def test_a_window_is_read_once_and_by_few_long_reads(split, reads):
+    stream(split, 150, **WINDOWED)
+    windows = Windows(np.bincount(split.shard), 14)
+    expected = collections.Counter()
+    for number in range(3 * windows.per_epoch):
+        images = np.sort(windows.images(number, seed=3))
+        for shard in np.unique(split.shard[images]):
+            of_shard = images[split.shard[images] == shard]
+            start = split.offset[of_shard[0]]
+            end = split.offset[of_shard[-1]] + split.length[of_shard[-1]] + FRAME_OVERHEAD
+            expected[int(shard), int(start), int(end - start)] += 1
+    assert len(expected) < 3 * windows.per_epoch * 3
+    counted = collections.Counter(reads)
+    for read, times in expected.items():
+        assert counted[read] >= times, read
+    assert sum(counted.values()) < IMAGES * 20 // 3  # 20 epochs and what was read ahead; one by one: three times that
+
+
+@pytest.mark.parametrize(
+    ("record_bytes", "records"), [(1000, 67_108), (2**16, 1024), (2**18, 1024), (2**20, 512), (2**30, 1)]
+)
+def test_a_window_is_some_megabytes_and_several_batches_as_far_as_memory_allows(split, record_bytes, records):
+    many = np.zeros(100_000, np.int32)
+    large = dataclasses.replace(split, shard=many, length=np.full(100_000, record_bytes))
+    assert windows_of(large).size == records
+    assert windows_of(large, 7).size == 7
+    assert windows_of(split).size == IMAGES
+
+
+class TestAPathOfTensorFlows:
+    def test_gives_the_same_batches_as_the_folder(self, split, remote):
+        local, far = (stream(each, 20, crop=Crop(8, 0.3), **WINDOWED) for each in (split, remote))
+        assert_same(local, far)
+
+    @pytest.mark.parametrize("slices", [Slices(7), Slices(8, 4, first_replica=2, local_replicas=1)])
+    def test_is_evaluated_like_the_folder_by_few_reads(self, split, remote, reads, slices):
+        seen = []
+        for each in (split, remote):
+            reads.clear()
+            reader = Reader(each, Crop(SIZE))
+            seen.append(columns_of(reader.evaluation(slices), -1))
+            reader.close()
+        assert_same(*seen)
+        assert len(reads) <= len(split.shard_paths)
+
+    def test_is_refused_in_global_order_with_the_flag_to_give(self, remote):
+        with pytest.raises(UsageError, match=r"file://.* no folder .* --config.order=windowed"):
+            Reader(remote, Crop(8)).training(Slices(4), seed=0)
+
+    def test_that_fails_is_no_fault_of_a_record(self, tmp_path):
+        split = make_split(tmp_path, 9)
+        gone = tuple(RemotePath(f"file://{path}-gone") for path in split.shard_paths)
+        reader = Reader(dataclasses.replace(split, shard_paths=gone), Crop(8), on_corrupt="substitute", **WINDOWED)
+        with pytest.raises(tf.errors.OpError):
+            columns_of(reader.training(Slices(4), seed=0), 1)
+        error = reader.explain()
+        assert isinstance(error, ConvoyError) and not isinstance(error, DataError)
+        assert "-gone: bytes 0 to " in str(error)
+        reader.close()
+
+
+@pytest.mark.parametrize("scheme", ["file", "ram"])
+def test_a_dataset_directory_opens_by_its_scheme(tmp_path, scheme):
+    images = draw_classes(tmp_path / "photos", {"a": 3, "b": 4}, size=SIZE)
+    convert(Options(images=images, output=tmp_path / "data", validation_fraction=0, shards=2, workers=1))
+    directory = f"file://{tmp_path}/data"
+    if scheme == "ram":
+        directory = "ram://bucket/data"
+        tf.io.gfile.makedirs(directory)
+        for path in (tmp_path / "data").iterdir():
+            if path.suffix != ".idx":  # this file system takes a name that begins another one's for a folder
+                tf.io.gfile.copy(str(path), f"{directory}/{path.name}")
+    local, far = open_dataset(tmp_path / "data"), open_dataset(directory)
+    assert str(far.directory) == directory
+    assert far.digest("train") == local.digest("train")
+    assert_same(stream(far.split("train"), 4, **WINDOWED), stream(local.split("train"), 4, **WINDOWED))
+
+
+@pytest.mark.parametrize(
+    ("directory", "said"),
+    [
+        ("file:///nowhere/data", "file:///nowhere/data does not exist"),
+        ("nosuch://bucket/data", "nosuch://bucket/data: TensorFlow here has no file system nosuch://. Mount it"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_named(directory, said):
+    with pytest.raises(ConvoyError, match=said):
+        open_dataset(directory)
+
+
+def test_two_slashes_stay_two():
+    path = dataset_path("gs://bucket/data/")
+    assert is_remote(path) and not is_remote("data") and not is_remote("/a//b")
+    assert (str(path), str(path / "a"), path.name, str(path.parent)) == (
+        "gs://bucket/data",
+        "gs://bucket/data/a",
+        "data",
+        "gs://bucket",
+    )

@@ -1,0 +1,89 @@
+"""What training reads: the reader as a config wants it, its batches from any step on, and what had to be substituted.
+
+training_input = TrainingInput(dataset.split("train"), config, plan, strategy, peers)
+for batch in training_input.batches(start_step=0):
+    ...
+training_input.substituted(step=1)        # what the chief writes down, once a record
+"""
+
+import contextlib
+from collections.abc import Generator
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.crop import Crop
+from input_pipeline.dataset import Split
+from input_pipeline.errors import ConvoyError
+from input_pipeline.pixel_cache import make_cache
+from input_pipeline.reader import Batch, Reader
+from input_pipeline.substitutes import Substitution
+from trainer.cluster.peers import Peers
+from trainer.config import Plan
+from trainer.evaluation import read_all
+from trainer.preprocess import DRAWS
+from trainer.runtime import slices_of
+
+
+class TrainingInput:
+    """One worker's part of the training stream."""
+
+    def __init__(
+        self,
+        split: Split,
+        config: ml_collections.ConfigDict,
+        plan: Plan,
+        strategy: tf.distribute.Strategy,
+        peers: Peers,
+    ):
+        """Opens the shards.
+
+        Raises:
+          DataError: one cannot be opened.
+        """
+        # A run of one epoch would fill the cache and never read from it.
+        cache = config.cache if plan.total_steps > plan.steps_per_epoch else "none"
+        area = config.augment.crop_area
+        self._reader = Reader(
+            split,
+            Crop(config.image_size, area),
+            draws=DRAWS,
+            order=config.order,
+            window=config.window,
+            on_corrupt=config.on_corrupt,
+            cache=make_cache(cache, num_images=split.num_images, random_crops=area < 1, processes=peers.processes_here),
+        )
+        self._strategy = strategy
+        self._seed = config.seed
+        self._slices = slices_of(strategy, peers.rank, plan.global_batch_size)
+
+    def batches(self, start_step: int) -> Generator[Batch, None, None]:
+        """Yields the batches of the steps from `start_step` on, distributed over the devices. To be closed.
+
+        Raises:
+          DataError: a record cannot be used.
+        """
+        step = start_step
+        while True:
+            dataset = self._strategy.distribute_datasets_from_function(
+                lambda context, step=step: self._reader.training(self._slices, seed=self._seed, start_step=step)
+            )
+            try:
+                with contextlib.closing(read_all(dataset, self._reader)) as batches:
+                    for batch in batches:
+                        yield batch
+                        step += 1
+            except ConvoyError:
+                # What cannot be decoded shows only after it was read, when the stream has ended with it.
+                if not self._reader.mend(self._slices, step, seed=self._seed):
+                    raise
+
+    def images(self, step: int) -> list[int]:
+        """Returns the images of all workers' batches that made update number `step`, from 1."""
+        size = self._slices.global_batch_size
+        return self._reader.images_at(np.arange((step - 1) * size, step * size), seed=self._seed).tolist()
+
+    def substituted(self, step: int) -> list[Substitution]:
+        """Returns what was substituted in this worker's batch of update number `step`, from 1."""
+        return self._reader.substituted(self._slices.positions(step - 1), seed=self._seed)
