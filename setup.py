@@ -68,6 +68,9 @@ setup(
             "kubeflow-trainer-api>=2.3",
             "kubeflow-training>=1.9",
         ],
-        "bench": ["torch>=2.4"],
+        "bench": [
+            "torch>=2.4",
+            "nvidia-dali-cuda120>=1.40; platform_system == 'Linux'",  # its readers and decoders work without a GPU
+        ],
     },
 )

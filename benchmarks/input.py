@@ -1,12 +1,16 @@
-"""`convoy bench input`: from shards to batches, against plain `tf.data`, TFDS, and decoding alone.
+"""`convoy bench input`: from shards to batches, against `tf.data`, TFDS, PyTorch, NVIDIA DALI, and decoding alone.
 
-All peers read the same shards, from the page cache, and hand over batches of square uint8 images and labels. The decode
-loops have the encoded images in memory and do nothing but decode them: as a `tf.data` map of one image does it, which
-the others are compared with, and many images in one graph, which spares the map's cost an image. With `--with_step` the
-seed model trains on a batch that stays in memory, and on what the reader delivers.
+All peers read the same images, from the page cache, shuffle them, and hand over batches of square uint8 images and
+labels: from the same shards, but for PyTorch, whose `DataLoader` has a worker process a core that opens image files
+with Pillow, as most do. DALI runs on the CPU and finds the records by our `.idx` files; it is skipped where it is not
+installed, as is PyTorch. The decode loops have the encoded images in memory and do nothing but decode them: as a
+`tf.data` map of one image does it, which the others are compared with, and many images in one graph, which spares the
+map's cost an image. With `--with_step` the seed model trains on a batch that stays in memory, and on what the reader
+delivers.
 """
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +18,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from benchmarks import measure
-from benchmarks.workers import Prepared, Stopwatch, serve
+from benchmarks import jpegs, measure
+from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve, session_cpu_seconds
 from input_pipeline.dataset import Split, open_dataset
 from input_pipeline.errors import UsageError
 from input_pipeline.processes import usable_cores
@@ -26,6 +30,8 @@ INPUT_PEERS = {
     "reader": "Convoy's reader",
     "tfdata": "tf.data, TFRecordDataset",
     "tfds": "TFDS, builder_from_directory",
+    "torch": "PyTorch, DataLoader and Pillow",
+    "dali": "NVIDIA DALI on the CPU",
 }
 STEP_PEERS = {
     "step-memory": "training, one batch in memory",
@@ -35,19 +41,16 @@ _BOUND, _STEP_BOUND = "decode", "step-memory"
 # Buffers fill while a peer waits for its turn: so many batches, untimed, bring them to the level they have in use.
 _LEAD_BATCHES = 12
 _SHUFFLED_RECORDS = 1024
-# With a call a core in flight, calls wait for each other to hand over their images in order.
-_CALLS_PER_CORE = 4
-_UNROLLED = 64
-_DRAWN = {"64x64": (64, 64), "500x375": (500, 375)}
+_MOST_IMAGES = 4096  # that are held in memory, or written as files
+_COUNTS = {"small": 4000, "medium": 1000, "large": 400}
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines this benchmark's own flags."""
-    text, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    jpegs.define_flags(flags)
+    text = absl_flags.DEFINE_string
     text("data", None, "Benchmark input: a dataset directory. Left out: drawn and converted.", flag_values=flags)
     text("split", "train", "Benchmark input: the split of --data to read.", flag_values=flags)
-    integer("small", 4000, "Benchmark input: how many 64x64 images to draw.", lower_bound=0, flag_values=flags)
-    integer("large", 400, "Benchmark input: how many 500x375 images to draw.", lower_bound=0, flag_values=flags)
     absl_flags.DEFINE_float(
         "round_seconds", 2.0, "Benchmark input: about how long a round is.", lower_bound=0.05, flag_values=flags
     )
@@ -61,18 +64,20 @@ def run(flags: absl_flags.FlagValues) -> None:
     known = INPUT_PEERS | STEP_PEERS
     named = measure.chosen_peers(flags.peers, known)
     peers = {name: known[name] for name in named if flags.peers or flags.with_step or name in INPUT_PEERS}
-    names = ("batch_size", "image_size", "threads", "round_seconds")
-    settings = {name: getattr(flags, name) for name in names}
+    settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds")}
     about = measure.environment()
     console = measure.console()
     measure.print_environment(console, about)
     tables = []
     with _datasets(flags) as datasets:
-        for label, directory, split in datasets:
-            options = settings | {"data": str(directory), "split": split}
+        for label, directory, split, image_size in datasets:
+            options = settings | {"data": str(directory), "split": split, "image_size": image_size}
             measurement = measure.measure("benchmarks.input", peers, options, flags.rounds)
-            rows = [_line(row, measurement.rows) | {"images": label} for row in measurement.rows.values()]
-            _print(console, label, settings, rows)
+            rows = [
+                _line(row, measurement.rows) | {"images": label, "image_size": image_size}
+                for row in measurement.rows.values()
+            ]
+            _print(console, label, options, rows)
             tables += rows
     content = {
         "benchmark": "input",
@@ -87,7 +92,8 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def _line(row: measure.Row, rows: dict[str, measure.Row]) -> dict[str, Any]:
     baseline = rows.get(_STEP_BOUND if row.peer in STEP_PEERS else _BOUND)
-    return row.as_json() | {"ratio": row.ratio_to(baseline)}
+    reader = rows.get("reader") if row.peer in INPUT_PEERS else None
+    return row.as_json() | {"ratio": row.ratio_to(baseline), "reader_ratio": reader and reader.ratio_to(row)}
 
 
 def _print(console: Any, label: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:  # noqa: ANN401
@@ -101,50 +107,40 @@ def _print(console: Any, label: str, settings: dict[str, Any], rows: list[dict[s
             (
                 row["label"],
                 *(f"{row[name]:,.0f}" for name in ("median", "min", "max", "median_per_core")),
-                measure.as_percent(row["ratio"]),
                 f"{row['busy_cores']:.1f}",
+                measure.as_percent(row["ratio"]),
+                measure.as_times(row["reader_ratio"]),
             )
             for row in chosen
         ]
-        columns = ("images/s", "median", "min", "max", "a core", bound, "cores busy")
+        columns = ("images/s", "median", "min", "max", "a core", "cores busy", bound, "reader to it")
         measure.print_table(console, columns, lines)
 
 
 @contextlib.contextmanager
-def _datasets(flags: absl_flags.FlagValues) -> Iterator[list[tuple[str, Path, str]]]:
-    """Gives (label, directory, split) of every dataset to measure; those it draws are removed at the end."""
+def _datasets(flags: absl_flags.FlagValues) -> Iterator[list[tuple[str, Path, str, int]]]:
+    """Gives (label, directory, split, side of the batches' images) of every dataset; those it draws are removed."""
     if flags.data:
         split = open_dataset(flags.data).split(flags.split)
-        yield [(f"{flags.data} ({split.num_images:,} images)", Path(flags.data).absolute(), split.name)]
+        label = f"{flags.data} ({split.num_images:,} images)"
+        yield [(label, Path(flags.data).absolute(), split.name, flags.image_size)]
         return
-    counts = {"64x64": flags.small, "500x375": flags.large}
-    if not any(counts.values()):
-        raise UsageError("--small=0 and --large=0 leave nothing to read; give --data=DATA, or draw some images.")
-    with tempfile.TemporaryDirectory(prefix="convoy-bench-") as folder:
-        yield [
-            (f"{count:,} JPEGs of {label}", _drawn(Path(folder) / label, count, *_DRAWN[label]), "train")
-            for label, count in counts.items()
-            if count
-        ]
-
-
-def _drawn(folder: Path, count: int, width: int, height: int) -> Path:
-    """Draws JPEGs with the smooth shapes and the noise of photographs; returns the dataset directory made of them."""
-    import numpy as np
-    from PIL import Image
-
+    counts = jpegs.chosen_counts(flags, _COUNTS)
+    if not counts:
+        raise UsageError(
+            "--small=0, --medium=0 and --large=0 leave nothing to read; give --data=DATA, or draw some images."
+        )
     from input_pipeline.converter.convert import Options, convert
 
-    random = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / "images" / str(number % 2) / f"{number:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shapes = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
-        pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        noise = random.integers(-12, 13, (height, width, 1), np.int16)
-        Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(path, quality=90)
-    convert(Options(images=folder / "images", output=folder / "data", validation_fraction=0.0))
-    return folder / "data"
+    with jpegs.drawn(counts) as folders:
+        datasets = []
+        for label, folder, (width, height) in folders:
+            data = folder.with_name("data")
+            convert(Options(images=folder, output=data, validation_fraction=0.0))
+            # Squares stay as they are, so that what is measured is reading and decoding.
+            size = width if width == height and not flags["image_size"].present else flags.image_size
+            datasets.append((label, data, "train", size))
+        yield datasets
 
 
 # What follows runs in the worker processes.
@@ -161,11 +157,13 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     if name in STEP_PEERS:
         return _prepare_step(name, split, options)
     makers = {
-        "decode": _decode_loop,
-        "decode-batch": _decode_unrolled,
+        "decode": lambda split, options: jpegs.decode_loop(_encoded(split), options["batch_size"]),
+        "decode-batch": lambda split, options: jpegs.decode_unrolled(_encoded(split), options["batch_size"]),
         "reader": _reader,
         "tfdata": _tfdata,
         "tfds": _tfds,
+        "torch": _torch,
+        "dali": _dali,
     }
     return Prepared(_timed(iter(makers[name](split, options)), lambda batch: None, options))
 
@@ -178,7 +176,7 @@ def _timed(
     def time_round():  # noqa: ANN202
         for _ in range(lead):
             consume(next(batches))
-        watch = Stopwatch()
+        watch = Stopwatch(session_cpu_seconds)
         taken = 0
         while watch.seconds < options["round_seconds"]:
             consume(next(batches))
@@ -197,38 +195,12 @@ def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     return reader.training(Slices(options["batch_size"]), seed=0)
 
 
-def _decode_loop(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    batches = _encoded(split).map(_decoded_shape, num_parallel_calls=_CALLS_PER_CORE * usable_cores())
-    return batches.batch(options["batch_size"], drop_remainder=True).prefetch(2)
-
-
-def _decode_unrolled(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    import tensorflow as tf
-
-    def decode(images: tf.Tensor) -> tf.Tensor:
-        return tf.stack([_decoded_shape(image) for image in tf.unstack(images)])
-
-    groups = _encoded(split).batch(_UNROLLED, drop_remainder=True).map(decode, num_parallel_calls=usable_cores())
-    if options["batch_size"] != _UNROLLED:
-        groups = groups.rebatch(options["batch_size"], drop_remainder=True)
-    return groups.prefetch(2)
-
-
-def _encoded(split: Split) -> Any:  # noqa: ANN401
-    """Returns the endless dataset of encoded images, held in memory."""
+def _encoded(split: Split) -> list[bytes]:
+    """Returns the encoded images, as many as a benchmark needs."""
     import numpy as np
-    import tensorflow as tf
 
-    payloads = _payloads(split, np.arange(min(split.num_images, 4096)))
-    encoded = [_feature(payload, "image/encoded").bytes_list.value[0] for payload in payloads]
-    return tf.data.Dataset.from_tensor_slices(encoded).cache().repeat()
-
-
-def _decoded_shape(image: Any) -> Any:  # noqa: ANN401
-    """Decodes, and returns only the shape: pixels are computed and dropped, and batching costs nothing."""
-    import tensorflow as tf
-
-    return tf.shape(tf.io.decode_image(image, channels=3, expand_animations=False))
+    payloads = _payloads(split, np.arange(min(split.num_images, _MOST_IMAGES)))
+    return [_feature(payload, "image/encoded").bytes_list.value[0] for payload in payloads]
 
 
 def _payloads(split: Split, indices: Any) -> list[bytes]:  # noqa: ANN401
@@ -254,7 +226,7 @@ def _tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
 
     # Records are shuffled before they are decoded, which takes less memory and time than after.
     records = tf.data.TFRecordDataset([str(path) for path in split.shard_paths]).repeat().shuffle(_SHUFFLED_RECORDS)
-    batches = records.map(decode, num_parallel_calls=_CALLS_PER_CORE * usable_cores()).batch(
+    batches = records.map(decode, num_parallel_calls=jpegs.CALLS_PER_CORE * usable_cores()).batch(
         options["batch_size"], drop_remainder=True
     )
     return batches.prefetch(3)
@@ -273,24 +245,110 @@ def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
         return resized(features["image"]["encoded"]), features["image"]["class"]["label"]
 
     batches = (
-        images.repeat().shuffle(_SHUFFLED_RECORDS).map(chosen, num_parallel_calls=_CALLS_PER_CORE * usable_cores())
+        images.repeat().shuffle(_SHUFFLED_RECORDS).map(chosen, num_parallel_calls=jpegs.CALLS_PER_CORE * usable_cores())
     )
     return batches.batch(options["batch_size"], drop_remainder=True).prefetch(3)
 
 
+def _torch(split: Split, options: dict[str, Any]) -> Iterator[Any]:
+    """Loads image files, which are written to the disk first, as `torchvision.datasets.ImageFolder` does."""
+    try:
+        import torch
+    except ImportError:
+        raise SkippedError("PyTorch is not installed") from None
+    from torch.utils import data
+
+    folder = Path(tempfile.mkdtemp())
+    files = [(folder / f"{i}.jpg", int(label)) for i, label in enumerate(split.label[:_MOST_IMAGES])]
+    for (path, _), encoded in zip(files, _encoded(split), strict=True):
+        path.write_bytes(encoded)
+
+    class Order(data.Sampler):
+        def __iter__(self) -> Iterator[int]:
+            while True:  # no wait for the last batch of an epoch
+                yield from torch.randperm(len(files)).tolist()
+
+    loader = data.DataLoader(
+        _ImageFiles(files, options["image_size"]),
+        batch_size=options["batch_size"],
+        sampler=Order(),
+        num_workers=usable_cores(),
+        drop_last=True,
+        multiprocessing_context="spawn",  # TensorFlow, which made the files, has threads that a fork leaves behind
+    )
+    return iter(loader)
+
+
+class _ImageFiles:
+    """A PyTorch dataset: (image [size, size, 3] uint8, label) by number."""
+
+    def __init__(self, files: list[tuple[Path, int]], size: int):
+        self._files, self._size = files, size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        path, label = self._files[number]
+        with Image.open(path) as image:
+            pixels = image.convert("RGB")
+        if pixels.size != (self._size, self._size):
+            pixels = pixels.resize((self._size, self._size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(pixels)), label
+
+
+def _dali(split: Split, options: dict[str, Any]) -> Iterator[Any]:
+    try:
+        from nvidia.dali import fn, pipeline_def, tfrecord, types
+    except ImportError:
+        raise SkippedError("NVIDIA DALI is not installed") from None
+    features = {
+        "image/encoded": tfrecord.FixedLenFeature([], tfrecord.string, ""),
+        "image/class/label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
+    }
+    size = options["image_size"]
+
+    @pipeline_def(batch_size=options["batch_size"], num_threads=usable_cores(), device_id=None, prefetch_queue_depth=3)
+    def batches() -> tuple[Any, Any]:
+        record = fn.readers.tfrecord(
+            path=[str(path) for path in split.shard_paths],
+            index_path=[f"{path}.idx" for path in split.shard_paths],
+            features=features,
+            random_shuffle=True,
+            initial_fill=_SHUFFLED_RECORDS,
+        )
+        image = fn.decoders.image(record["image/encoded"], device="cpu", output_type=types.RGB)
+        if _sides(split) != {size}:
+            image = fn.resize(image, size=(size, size), interp_type=types.INTERP_LINEAR)
+        return image, record["image/class/label"]
+
+    pipeline = batches()
+    pipeline.build()
+    return (tuple(column.as_array() for column in pipeline.run()) for _ in itertools.count())
+
+
 def _resize(split: Split, options: dict[str, Any]) -> Callable[[Any], Any]:
     """Returns what brings an image to the batch's size: as Convoy does it, or nothing where all have it already."""
-    import numpy as np
     import tensorflow as tf
 
     size = options["image_size"]
-    payloads = _payloads(split, np.arange(min(split.num_images, 256)))
-    sides = {
-        _feature(payload, f"image/{side}").int64_list.value[0] for payload in payloads for side in ("height", "width")
-    }
-    if sides == {size}:
+    if _sides(split) == {size}:
         return lambda image: tf.ensure_shape(image, [size, size, 3])
     return lambda image: tf.cast(tf.image.resize(image, [size, size], "area"), tf.uint8)
+
+
+def _sides(split: Split) -> set[int]:
+    """Returns the widths and heights of the first images."""
+    import numpy as np
+
+    payloads = _payloads(split, np.arange(min(split.num_images, 256)))
+    return {
+        _feature(payload, f"image/{side}").int64_list.value[0] for payload in payloads for side in ("height", "width")
+    }
 
 
 def _feature(payload: bytes, key: str) -> Any:  # noqa: ANN401

@@ -192,7 +192,9 @@ def measure(
 def environment() -> dict[str, Any]:
     """Returns what the numbers depend on: processor, cores, versions, and how busy the machine was."""
     versions = {}
-    for package in ("tensorflow", "keras", "torch", "tensorflow-datasets", "numpy"):
+    for package in (
+        "tensorflow", "keras", "torch", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
+    ):  # fmt: skip
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 convoy bench step
 convoy bench input --data=data --json=input.json
+convoy bench convert --images=photos/train
 convoy bench scaling --model=seed42
 """
 
@@ -19,6 +20,7 @@ _BENCHMARKS = {
     "step": "benchmarks.step",
     "input": "benchmarks.input",
     "index": "benchmarks.index",
+    "convert": "benchmarks.convert",
     "scaling": "benchmarks.scaling",
 }
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"

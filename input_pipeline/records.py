@@ -11,6 +11,7 @@ enough to read one record in the middle of a file, which is what exact global sh
         ...
 """
 
+import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,25 +191,44 @@ def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
     """
     entries = []
     for name in sorted(features):
-        entry = _delimited(1, name.encode("utf-8")) + _delimited(2, _feature(name, features[name]))
-        entries.append(_delimited(1, entry))
-    return _delimited(1, b"".join(entries))
+        value = features[name]
+        if isinstance(value, bytes):
+            entries += [_start_of_bytes(name, len(value)), value]  # not put together yet: an image is copied once
+        elif isinstance(value, int | str):
+            entries.append(_entry(name, value))
+        elif isinstance(value, float):
+            entries.append(_map_entry(name, _delimited(2, _delimited(1, struct.pack("<f", value)))))
+        else:
+            raise TypeError(f"feature {name!r} is {type(value).__name__}; int, float, bytes and str can be written")
+    return b"".join((_start(1, sum(map(len, entries))), *entries))
 
 
-def _feature(name: str, value: int | float | bytes | str) -> bytes:
+# Most features of a data set's records have one of few values.
+@functools.lru_cache(4096)
+def _entry(name: str, value: int | str) -> bytes:
     if isinstance(value, str):
-        value = value.encode("utf-8")
-    if isinstance(value, bytes):
-        return _delimited(1, _delimited(1, value))
-    if isinstance(value, int):
-        return _delimited(3, _delimited(1, _varint(value & 0xFFFFFFFFFFFFFFFF)))
-    if isinstance(value, float):
-        return _delimited(2, _delimited(1, struct.pack("<f", value)))
-    raise TypeError(f"feature {name!r} is {type(value).__name__}; int, float, bytes and str can be written")
+        return _map_entry(name, _delimited(1, _delimited(1, value.encode("utf-8"))))
+    return _map_entry(name, _delimited(3, _delimited(1, _varint(value & 0xFFFFFFFFFFFFFFFF))))
+
+
+def _map_entry(name: str, feature: bytes) -> bytes:
+    return _delimited(1, _delimited(1, name.encode("utf-8")) + _delimited(2, feature))
+
+
+def _start_of_bytes(name: str, length: int) -> bytes:
+    """Returns a map entry of a bytes list of one, without the bytes at its end."""
+    values = _start(1, length)
+    feature = _start(1, len(values) + length) + values
+    entry = _delimited(1, name.encode("utf-8")) + _start(2, len(feature) + length) + feature
+    return _start(1, len(entry) + length) + entry
 
 
 def _delimited(field: int, data: bytes) -> bytes:
-    return _ONE_BYTE[field << 3 | 2] + _varint(len(data)) + data
+    return _start(field, len(data)) + data
+
+
+def _start(field: int, length: int) -> bytes:
+    return _ONE_BYTE[field << 3 | 2] + _varint(length)
 
 
 def _varint(value: int) -> bytes:

@@ -88,7 +88,7 @@ def _death(
     workers: int,
     memory_kills: int,
 ) -> str:
-    """Returns which worker died, of what, and at which image."""
+    """Returns which worker died, of what, and at which image or which that begins its group."""
     done, writers = board[1 : 1 + len(tasks)], board[1 + len(tasks) :]
     at = {
         writer: task.images[number].name
@@ -105,7 +105,7 @@ def _death(
         ended = "was killed (SIGKILL) by the kernel, which was out of memory,"
     elif first is not None and first.exitcode and first.exitcode < 0:
         ended = f"was killed ({signal.Signals(-first.exitcode).name})"
-    place = f" at {at[first.pid]}" if first is not None and first.pid in at else ""
+    place = f" at or soon after {at[first.pid]}" if first is not None and first.pid in at else ""
     fewer = max(1, workers // 2)
     mend = f"The same command with --workers={fewer} needs less memory" if fewer < workers else "Give it more memory"
     return f"a worker process {ended}{place}. {mend}, and goes on from the shards that are done"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from input_pipeline.converter import marks
 from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.plan import content_hash
 from input_pipeline.files import written_whole
-from input_pipeline.pixels import MAX_FILE_BYTES, Pixels, reason
+from input_pipeline.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
 from input_pipeline.processes import follow_parent
 from input_pipeline.records import FRAME_OVERHEAD, example, frame
 from input_pipeline.sources import Source
@@ -18,6 +18,9 @@ from input_pipeline.sources import Source
 # Shared with the parent, int64: 1 once everybody should stop, then for each shard how many of its images are done, then
 # for each shard the process that writes it.
 _board: MutableSequence[int] = [0]
+# Converted together; more of them gain nothing.
+_IMAGES_A_GROUP = 16
+_BYTES_A_GROUP = 2**21
 
 
 class StoppedError(Exception):
@@ -83,21 +86,21 @@ def write_shard(task: ShardTask) -> Shard:
     sha256 = hashlib.sha256()
     offset = 0
     with written_whole(task.path) as file:
-        for i, (image, label) in enumerate(zip(task.images, task.labels, strict=True)):
-            _board[1 + task.number] = i
+        for first, images in _groups(task.images):
+            _board[1 + task.number] = first
             if _board[0]:
                 raise StoppedError
-            try:
-                converted = record(image, label, task.pixels)
-            except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
-                bad.append((image, reason(error)))
-                continue
-            framed = frame(converted.payload)
-            file.write(framed)
-            sha256.update(framed)
-            crc = int.from_bytes(framed[-4:], "little")
-            rows.append((offset, len(converted.payload), label, crc, *converted[1:]))
-            offset += len(framed)
+            labels = task.labels[first : first + len(images)]
+            for image, label, converted in zip(images, labels, records(images, labels, task.pixels), strict=True):
+                if isinstance(converted, Exception):
+                    bad.append((image, reason(converted)))
+                    continue
+                framed = frame(converted.payload)
+                file.write(framed)
+                sha256.update(framed)
+                crc = int.from_bytes(framed[-4:], "little")
+                rows.append((offset, len(converted.payload), label, crc, *converted[1:]))
+                offset += len(framed)
     with written_whole(task.path.with_name(task.path.name + ".idx")) as file:
         file.write("".join(f"{start} {length + FRAME_OVERHEAD}\n" for start, length, *_ in rows).encode("ascii"))
     shard = Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
@@ -106,28 +109,57 @@ def write_shard(task: ShardTask) -> Shard:
     return shard
 
 
-def record(image: Source, label: int, pixels: Pixels) -> Record:
-    """Returns an image's record.
+def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
+    """Yields images to convert together, and the first one's number: some, unless they are large."""
+    group, size = [], 0
+    for i, image in enumerate(images):
+        if group and (len(group) == _IMAGES_A_GROUP or size + image.size > _BYTES_A_GROUP):
+            yield i - len(group), group
+            group, size = [], 0
+        group.append(image)
+        size += image.size
+    if group:
+        yield len(images) - len(group), group
 
-    Raises:
-      Exception: of any kind, where the file is not an image that can be decoded in full; `reason` words it.
+
+def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> list[Record | Exception]:
+    """Returns each image's record.
+
+    Of a file that is not an image that can be decoded in full, an exception of any kind; `reason` words it.
     """
-    if image.size > MAX_FILE_BYTES:
-        raise ValueError(f"a file of {image.size:,} bytes; images have up to {MAX_FILE_BYTES:,}")
-    data = image.read()
     from input_pipeline.converter import decoder
 
-    (encoded, image_format, (width, height), channels), perceptual = decoder.encode_checked(data, pixels)
+    files = [_read(image) for image in images]
+    whole = [data for data in files if isinstance(data, bytes)]
+    checked = iter(decoder.encode_all_checked(whole, pixels))
+    encoded = [next(checked) if isinstance(data, bytes) else data for data in files]
+    return [
+        one if isinstance(one, Exception) else _record(image, label, data, *one)
+        for image, label, data, one in zip(images, labels, files, encoded, strict=True)
+    ]
+
+
+def _read(image: Source) -> bytes | Exception:
+    if image.size > MAX_FILE_BYTES:
+        return ValueError(f"a file of {image.size:,} bytes; images have up to {MAX_FILE_BYTES:,}")
+    try:
+        return image.read()
+    except Exception as error:  # the reason is worded like any other
+        return error
+
+
+def _record(image: Source, label: int, data: bytes, encoded: Encoded, perceptual: int) -> Record:
+    width, height = encoded.size
     payload = example(
         {
-            "image/encoded": encoded,
-            "image/format": image_format,
+            "image/encoded": encoded.data,
+            "image/format": encoded.format,
             "image/height": height,
             "image/width": width,
-            "image/channels": channels,
+            "image/channels": encoded.channels,
             "image/class/label": label,
             "image/class/text": image.category,
             "image/filename": os.fsencode(image.name),
         }
     )
-    return Record(payload, width, height, len(data), content_hash(data), perceptual, encoded is not data)
+    return Record(payload, width, height, len(data), content_hash(data), perceptual, encoded.data is not data)

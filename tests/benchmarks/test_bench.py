@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import jpegs, measure
 from benchmarks.workers import PeerError, Round
 from convoy import cli
+from input_pipeline.converter.convert import Options, convert
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.benchmarks.fake_peers"
@@ -51,6 +53,13 @@ def bench(*arguments, **options):
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
     )
+
+
+def is_installed(package):
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
 
 
 def refused(capsys, message, *arguments):
@@ -136,7 +145,9 @@ def test_mistakes_are_named_before_anything_starts(capsys, tmp_path):
     refused(capsys, "--batch_size=6 is not a multiple of 4", "step", "--batch_size=6")
     refused(capsys, f"--threads={os.cpu_count() + 1}", "step", f"--threads={os.cpu_count() + 1}")
     refused(capsys, "no file can be written there", "step", f"--json={tmp_path}/missing/step.json")
-    refused(capsys, "leave nothing to read", "input", "--small=0", "--large=0")
+    refused(capsys, "leave nothing to read", "input", "--small=0", "--medium=0", "--large=0")
+    refused(capsys, "leave nothing to convert", "convert", "--small=0", "--large=0")
+    refused(capsys, f"--images={tmp_path}: no JPEGs in class folders", "convert", f"--images={tmp_path}")
     assert cli.main(["convoy", "bench", "input", f"--data={tmp_path}"]) == 3
     assert "is not a dataset" in capsys.readouterr().err
 
@@ -146,6 +157,7 @@ def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
     for arguments, flag in (
         (["step"], "--steps_per_round"),
         (["input"], "--with_step"),
+        (["convert"], "--resize"),
         (["scaling"], "--link"),
         ([], "--small"),
     ):
@@ -184,11 +196,12 @@ def test_bench_step_measures_real_peers(tmp_path, mark):
 
 
 @pytest.mark.slow
-def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path, mark):
+def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path_factory, mark):
+    tmp_path = tmp_path_factory.mktemp("b")  # sockets lie in it, whose paths must be short
     path = tmp_path / "input.json"
     process = bench(
-        "input", f"--json={path}", "--small=40", "--large=0", "--image_size=32", "--batch_size=8", "--rounds=2",
-        "--round_seconds=0.05",
+        "input", f"--json={path}", "--small=40", "--medium=0", "--large=0", "--image_size=32", "--batch_size=8",
+        "--rounds=2", "--round_seconds=0.05",
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )  # fmt: skip
     output, errors = process.communicate(timeout=300)
@@ -196,17 +209,51 @@ def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path, mark):
     assert processes(mark) == []
     assert [entry.name for entry in tmp_path.iterdir()] == ["input.json"]
     rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
-    assert list(rows) == ["decode", "decode-batch", "reader", "tfdata", "tfds"]
-    assert rows["decode"]["ratio"] == 1
+    assert list(rows)[:5] == ["decode", "decode-batch", "reader", "tfdata", "tfds"]
+    assert rows["decode"]["ratio"] == rows["reader"]["reader_ratio"] == 1
     assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
     assert "Convoy's reader" in output
+    for peer, package, name in (("torch", "torch", "PyTorch"), ("dali", "nvidia.dali", "NVIDIA DALI")):
+        assert (peer in rows) or f"is left out: {name} is not installed" in errors
+        assert (peer in rows) == is_installed(package)
+
+
+@pytest.mark.slow
+def test_bench_convert_measures_every_converter_on_images_it_draws(tmp_path_factory, mark):
+    tmp_path = tmp_path_factory.mktemp("b")
+    path = tmp_path / "convert.json"
+    process = bench(
+        "convert", f"--json={path}", "--small=40", "--large=0", "--resize=32", "--rounds=1",
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["convert.json"]
+    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == [
+        "convoy-command", "convoy", "tfds", "tfds-checked", "tfds-arrays", "script", "decode",
+        "convoy-resize", "pillow-resize",
+    ]  # fmt: skip
+    assert rows["tfds"]["ratios"]["tfds"] == rows["pillow-resize"]["ratios"]["pillow-resize"] == 1
+    for peer, row in rows.items():
+        assert row["label"] in output
+        # The command's computing is that of its worker processes too, which import TensorFlow.
+        assert sum(r["cpu_seconds"] for r in row["rounds"]) > (0.5 if peer == "convoy-command" else 0)
+    assert "40 JPEGs of 64x64, resized to 32x32" in output
+
+
+def test_the_computing_of_ended_and_orphaned_processes_is_counted(options):
+    measured = measure.measure(FAKE, {"family": "Family"}, options, rounds=1)
+    (result,) = measured.rows["family"].rounds
+    assert result.cpu_seconds >= 0.3
 
 
 @pytest.mark.slow
 def test_training_is_fed_from_a_dataset_directory(tmp_path, mark):
-    from benchmarks.input import _drawn
-
-    data = _drawn(tmp_path, 24, 32, 32)
+    jpegs.draw(tmp_path / "images", 24, 32, 32)
+    data = tmp_path / "data"
+    convert(Options(images=tmp_path / "images", output=data, validation_fraction=0.0))
     path = tmp_path / "input.json"
     process = bench(
         "input", f"--data={data}", "--peers=step-memory,step-reader", f"--json={path}", "--image_size=20",

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from input_pipeline.converter.decoder import encode_checked
+from input_pipeline.converter.decoder import encode_all_checked, encode_checked
 from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
 from input_pipeline.pixels import Pixels, encode, reason
 from tests.input_pipeline.zoo import (
@@ -212,6 +212,23 @@ def test_any_other_image_that_lacks_data_is_refused_or_lacks_nothing_that_is_see
             np.testing.assert_array_equal(decoded(data), kind.shown, err_msg=f"cut at {length} of {len(kind.data)}")
     # Of a second frame or page nothing is needed, and of a first one only marks of its end can be missing.
     assert not accepted or max(accepted) <= END_MARKS or "animated" in name or "pages" in name, accepted
+
+
+@pytest.mark.parametrize("pixels", [KEEP, Pixels(24, "jpeg"), Pixels(0, "raw")], ids=str)
+def test_images_together_are_encoded_and_refused_as_each_alone(pixels, capfd):
+    def outcome(data):
+        try:
+            return encode_checked(data, pixels)
+        except Exception as error:  # noqa: BLE001
+            return reason(error)
+
+    whole = [kind.data for kind in ZOO.values()]
+    cut = [data[: len(data) * 2 // 3] for data in whole]
+    images = [image for pair in zip(whole, cut, strict=True) for image in pair] + [b"", b"<html>"]
+    together = encode_all_checked(images, pixels)
+    assert [reason(one) if isinstance(one, Exception) else one for one in together] == [*map(outcome, images)]
+    assert 0 < sum(isinstance(one, Exception) for one in together) < len(images)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_jpeg_of_senseless_codes_is_refused():
