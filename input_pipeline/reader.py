@@ -39,6 +39,7 @@ from input_pipeline.substitutes import Substitutes, Substitution
 _IMAGES_A_READ = 512
 _BYTES_A_CHUNK = 65536
 _LARGEST_CHUNK = 16
+_LARGEST_GRAPH = 64  # images that are decoded side by side in one call
 _SMALLEST_CACHED_CHUNK = 8  # to take an image from memory costs little beside a call for it
 _REMEMBERED_READS = 16  # more than ever lie between reading and decoding
 _EXAMINED_IMAGES = 4096  # in one go, for those that cannot be decoded
@@ -389,15 +390,35 @@ class Reader:
             size = slices.replica_batch_size
             return {name: tf.ensure_shape(column, [size, *column.shape[1:]]) for name, column in columns.items()}
 
-        smallest = _SMALLEST_CACHED_CHUNK if cache else 1
-        chunk = int(np.clip(_BYTES_A_CHUNK // max(1.0, self._split.length.mean()), smallest, _LARGEST_CHUNK))
+        chunk, calls = self._chunk(slices.replica_batch_size, crop, cache)
         dataset = tf.data.Dataset.range(start_step, stop_step, steps_a_read).map(parse, num_parallel_calls=2)
-        dataset = dataset.rebatch(chunk).map(decode_chunk, num_parallel_calls=2 * usable_cores())
+        dataset = dataset.rebatch(chunk).map(decode_chunk, num_parallel_calls=calls)
         dataset = dataset.rebatch(slices.replica_batch_size, drop_remainder=True).map(sized)
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False  # nothing is left to it, and its thread can hold up the end of a run
         return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)
+
+    def _chunk(self, batch_size: int, crop: Crop, cache: PixelCache | None) -> tuple[int, int]:
+        """Returns how many images to decode in a call, and how many calls at a time."""
+        smallest = _SMALLEST_CACHED_CHUNK if cache else 1
+        chunk = int(np.clip(_BYTES_A_CHUNK // max(1.0, self._split.length.mean()), smallest, _LARGEST_CHUNK))
+        if crop.min_area == 1 and self._first_image_has(crop.size):
+            # To put a batch together from pieces would cost a tenth of what decoding images of 256x256 does.
+            whole = max(size for size in range(1, _LARGEST_GRAPH + 1) if batch_size % size == 0)
+            if whole >= chunk:
+                return whole, max(3, -(-2 * usable_cores() // whole) + 1)
+        return chunk, 2 * usable_cores()
+
+    def _first_image_has(self, size: int) -> bool:
+        """Says whether the images seem to have the size that is wanted. What does not is decoded all the same."""
+        if self._shards.are_remote:  # a look at one would fetch many
+            return False
+        try:
+            columns = _parse(tf.constant(self.read(np.array([0]))), self._split.keys)
+        except (ConvoyError, tf.errors.OpError):  # told when it is its turn
+            return False
+        return columns["format"][0] != b"raw" and columns["height"][0] == columns["width"][0] == size
 
 
 def _parse(payloads: tf.Tensor, keys: RecordKeys) -> dict[str, tf.Tensor]:

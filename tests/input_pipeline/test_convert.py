@@ -498,7 +498,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_and_ends_as_if_undisturbed(tm
             )
             workers = worker_processes(process.pid)
             stop(process, workers)
-            process.wait(30)
+            process.wait(60)
         wait_until(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
         assert not (tmp_path / "data").exists()
         return process.returncode, errors.read_text()
