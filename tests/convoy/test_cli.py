@@ -156,7 +156,7 @@ class TestFlags:
         ("arguments", "missing"),
         [
             (("sample",), "--output"),
-            (("convert",), "--images and --output"),
+            (("convert",), "--output"),
             (("train",), "--data and --workdir"),
             (("train", "--data=d", "--workdir="), "--workdir"),
             (("evaluate",), "--workdir and --split"),
