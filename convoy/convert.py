@@ -109,7 +109,14 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     from input_pipeline.converter.convert import convert
     from input_pipeline.converter.options import Options, parse_splits
     from input_pipeline.processes import terminable
+    from input_pipeline.storage import is_remote
 
+    for name in ("images", "manifest", "tfds_dir", "output"):
+        if is_remote(flags[name].value or ""):
+            raise UsageError(
+                f"--{name}={flags[name].value}: convert reads and writes folders of this machine. Copy or mount the "
+                "images, convert them to a folder, and copy that where it is wanted: training reads it from there"
+            )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
         raise UsageError(
             f"--splits={flags.splits} stands in place of --split and --validation_fraction: leave them out"
@@ -189,6 +196,8 @@ def _kept_shards_told(options: "Options") -> Iterator[None]:
 
     try:
         yield
+    except UsageError:  # before any work, or beside that of another
+        raise
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
         if number := len(work.finished()):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,15 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file with that content. Raises OSError where it cannot."""
     with written_whole(path) as file:
         file.write(content)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, as hex. Raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)

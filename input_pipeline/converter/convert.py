@@ -8,6 +8,7 @@ names, the manifest last. Whoever stops a conversion finds what was there before
 shards that are whole (`marks`).
 """
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,8 @@ from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.options import Options, check
 from input_pipeline.converter.publish import WorkingDirectory
 from input_pipeline.converter.worker import ShardTask
-from input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, open_dataset
-from input_pipeline.errors import DataError, did_you_mean
+from input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, has_manifest, open_dataset, read_manifest
+from input_pipeline.errors import DataError, UsageError, did_you_mean
 from input_pipeline.files import write_whole
 from input_pipeline.pixels import Pixels
 from input_pipeline.processes import usable_cores
@@ -110,6 +111,7 @@ def convert(
         disk. Whatever is raised, `output` is as it was before, and shards that are whole are kept beside it.
     """
     manifest = check(options)
+    before, quarantine = copy.deepcopy(manifest), _quarantine(options, manifest)
     found = (
         list_prepared(options.images, tuple(options.shares))
         if options.prepared
@@ -123,13 +125,15 @@ def convert(
         _check_classes(found, manifest["class_names"], options)
     context = pool.warm_context()
     duplicates = plan.find_duplicates(found.images)
-    leaked = plan.find_known(duplicates.kept, _known_images(options, manifest))
+    leaked = plan.find_known(duplicates.kept, _known_images(options, manifest, say))
     images = tuple(image for image in duplicates.kept if image.name not in leaked)
-    splits = _plan(options, manifest, images, duplicates.conflicting)
+    splits = _plan(options, manifest, images, duplicates.conflicting, say)
     try:
-        with publish.working_directory(options.output, next(iter(splits))) as work:
+        with publish.working_directory(options.output, next(iter(options.shares))) as work:
+            if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
+                raise UsageError(f"--output={options.output} has changed meanwhile: start the same command again")
             tasks = _tasks(work, splits, manifest)
-            shards = _work(tasks, work, context, options, total=len(images), progress=progress, say=say)
+            shards = _work(tasks, work, context, options, progress=progress, say=say)
             columns = {split: _columns(of_split) for split, of_split in shards.items()}
             for split, of_split in shards.items():
                 manifest["splits"][split] = _split_entry(
@@ -137,7 +141,7 @@ def convert(
                 )
                 metadata.write_index(work.dataset, split, columns[split])
                 metadata.write_images(work.dataset, split, columns[split])
-            left_out = _quarantine(options) + list(_left_out(options, found, duplicates, leaked, shards))
+            left_out = quarantine + list(_left_out(options, found, duplicates, leaked, shards))
             lines = "".join(json.dumps(vars(one)) + "\n" for one in left_out)
             write_whole(work.dataset / QUARANTINE, lines.encode("ascii"))
             _write_report(work, options, manifest, left_out, shards, columns)
@@ -152,7 +156,7 @@ def convert(
         classes=tuple(_class_summaries(manifest, shards, duplicates, leaked)),
         duplicates=len(duplicates.dropped),
         leaked=len(leaked),
-        conflicting=len(duplicates.conflicting),
+        conflicting=len(duplicates.conflicting - leaked.keys()),
         ignored=found.ignored,
         missing=len(found.missing),
         quarantined=sum(len(shard.bad) for of_split in shards.values() for shard in of_split),
@@ -161,9 +165,10 @@ def convert(
 
 def _check_classes(found: Sources, class_names: Sequence[str], options: Options) -> None:
     known = set(class_names)
-    new = [name for name in found.class_names if name not in known]
+    of_class = {image.category: image.name for image in reversed(found.images)}
+    new = [name for name in found.class_names if name in of_class and name not in known]
     if new:
-        first = next(image.name for image in found.images if image.category == new[0])
+        first = of_class[new[0]]
         raise DataError(
             f"class {new[0]!r}{f' and {len(new) - 1} more' if len(new) > 1 else ''} (first image {first}) is not "
             f"one of the {len(class_names)} classes of {options.output}{did_you_mean(new[0], class_names)}. "
@@ -171,25 +176,37 @@ def _check_classes(found: Sources, class_names: Sequence[str], options: Options)
         )
 
 
-def _known_images(options: Options, manifest: Mapping[str, Any]) -> dict[tuple[int, int], str]:
-    """Returns the images of the splits that are there, by (bytes, hash) of their files, with what to say of each."""
+def _known_images(
+    options: Options, manifest: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[tuple[int, int], tuple[str, int]]:
+    """Returns the images of the splits that are there, (split, number) by (bytes, hash) of their files."""
     known = {}
-    for split in manifest["splits"]:
+    for split, entry in manifest["splits"].items():
         facts = metadata.read_images(options.output, split)
-        if facts:
+        if facts and len(facts["content"]) == entry["num_images"]:
             contents = zip(facts["source_bytes"].tolist(), facts["content"].tolist(), strict=True)
-            known |= {content: f"same bytes as image {i} of split {split}" for i, content in enumerate(contents)}
+            known |= {content: (split, i) for i, content in enumerate(contents)}
+        else:
+            path = metadata.images_path(options.output, split)
+            say(f"{path} is missing or damaged: images that split {split!r} has too are not found.")
     return known
 
 
 def _plan(
-    options: Options, manifest: Mapping[str, Any], images: Sequence[Source], conflicting: frozenset[str]
+    options: Options,
+    manifest: Mapping[str, Any],
+    images: Sequence[Source],
+    conflicting: frozenset[str],
+    say: Callable[[str], None],
 ) -> dict[str, tuple[tuple[Source, ...], ...]]:
     """Returns the images of each shard of each split."""
     if not images:
         raise DataError(f"all images of {options.images} are in {options.output} already, in another split")
     if options.prepared:
         splits = {split: tuple(image for image in images if image.split == split) for split in options.shares}
+        for split in [split for split, of_split in splits.items() if not of_split]:
+            say(f"Split {split!r} is left out: other splits have all of its images.")
+            del splits[split]
     else:
         splits = plan.divide(images, options.shares, options.seed, together=conflicting)
     for split, of_split in splits.items():
@@ -246,12 +263,14 @@ def _work(
     context: Any,  # noqa: ANN401 (a multiprocessing context)
     options: Options,
     *,
-    total: int,
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> dict[str, list[Shard]]:
     """Has the tasks done that no earlier conversion has done, and returns the shards by split, in order."""
     flat = [task for of_split in tasks.values() for task in of_split]
+    total = sum(len(task.images) for task in flat)
+    # Splits drawn from one folder are as good as it is; those that come as splits are judged one by one.
+    totals = Counter(image.split for task in flat for image in task.images)
     marked = work.finished()
     kept = {task.path: marks.read(task.mark, task.path, task.images, task.fingerprint) for task in flat}
     done = {path: shard for path, shard in kept.items() if shard}
@@ -261,9 +280,12 @@ def _work(
         say(f"An earlier conversion was stopped: {len(done)} of its {len(marked)} whole shards are used{changed}.")
 
     def check_bad(shards: Sequence[Shard]) -> None:
-        bad = [one for shard in (*done.values(), *shards) for one in shard.bad]
-        if len(bad) > options.max_bad_fraction * total:
-            raise DataError(_too_many_bad(bad, total, options.max_bad_fraction))
+        bad: dict[str, list[tuple[Source, str]]] = {}
+        for image, why in (one for shard in (*done.values(), *shards) for one in shard.bad):
+            bad.setdefault(image.split, []).append((image, why))
+        for split, of_split in bad.items():
+            if len(of_split) > options.max_bad_fraction * totals[split]:
+                raise DataError(_too_many_bad(of_split, totals[split], options.max_bad_fraction))
 
     check_bad([])
     left = [task for task in flat if task.path not in done]
@@ -330,7 +352,7 @@ def _class_summaries(
     manifest: Mapping[str, Any],
     shards: Mapping[str, Sequence[Shard]],
     duplicates: plan.Duplicates,
-    leaked: Mapping[str, str],
+    leaked: Mapping[str, tuple[str, int]],
 ) -> Iterator[ClassSummary]:
     changed: Counter[int] = Counter()
     quarantined: Counter[str] = Counter()
@@ -348,7 +370,7 @@ def _left_out(
     options: Options,
     found: Sources,
     duplicates: plan.Duplicates,
-    leaked: Mapping[str, str],
+    leaked: Mapping[str, tuple[str, int]],
     shards: Mapping[str, Sequence[Shard]],
 ) -> Iterator[_LeftOut]:
     first = next(iter(shards))
@@ -358,24 +380,29 @@ def _left_out(
     for name, category in found.missing:
         yield _LeftOut(first, name, category, f"named by {options.table.path.name}, and not there")
     for image, kept in duplicates.dropped:
-        yield _LeftOut(first, image.name, image.category, f"same bytes as {kept.name}")
+        yield _LeftOut(image.split or first, image.name, image.category, f"same bytes as {kept.name}")
     for image in duplicates.kept:
         if image.name in leaked:
-            yield _LeftOut(first, image.name, image.category, leaked[image.name])
+            split, number = leaked[image.name]
+            reason = f"same bytes as image {number} of split {split}"
+            yield _LeftOut(image.split or first, image.name, image.category, reason)
     for split, of_split in shards.items():
         for shard in of_split:
             for image, reason in shard.bad:
                 yield _LeftOut(split, image.name, image.category, reason)
 
 
-def _quarantine(options: Options) -> list[_LeftOut]:
-    """Returns what the dataset's quarantine holds of other splits than those that are written now."""
-    try:
-        lines = (options.output / QUARANTINE).read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
+def _quarantine(options: Options, manifest: Mapping[str, Any] | None) -> list[_LeftOut]:
+    """Returns what the dataset's quarantine holds of the splits that are there."""
+    path = options.output / QUARANTINE
+    if manifest is None or not path.exists():
         return []
-    # A conversion that was killed while it published may have left lines of these.
-    return [one for line in lines if (one := _LeftOut(**json.loads(line))).split not in options.shares]
+    try:
+        left_out = [_LeftOut(**json.loads(line)) for line in path.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); mend it, or move it away and lose what it lists") from None
+    # A conversion that was killed while it published may have left lines of its split.
+    return [one for one in left_out if one.split in manifest["splits"]]
 
 
 def _write_report(

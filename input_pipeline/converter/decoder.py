@@ -14,10 +14,11 @@ checksum.
 
 import contextlib
 import functools
+import math
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,6 +37,7 @@ import tensorflow as tf  # noqa: E402
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
+_PIXELS_TOGETHER = 2**24  # a few files of a few kilobytes may be of more pixels than there is memory
 # What libjpeg (its jerror.h) and TensorFlow say where not all pixels are those of the image ...
 _MISSING = ("premature end", "Premature end", "Input file read error")
 _SENSELESS = ("bad Huffman code", "bad arithmetic code", "instead of RST", "inconsistent progression")
@@ -82,27 +84,32 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
             _forget(aside, 0)
 
 
-def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> list[tuple[Encoded, int] | Exception]:
-    """Returns what `encode_checked` returns, or raises, of each image.
+def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tuple[Encoded, int] | Exception]:
+    """Yields what `encode_checked` returns, or raises, of each image.
 
-    Pillow does its part of all images, then TensorFlow its, then numpy: in turn for each image, they would push each
-    other's code out of the processor's caches, which costs as long as a small image's decoding.
+    Pillow does its part of several images, then TensorFlow its, then numpy: in turn for each image, they would push
+    each other's code out of the processor's caches, which costs as long as a small image's decoding.
     """
     aside, stderr = _aside(os.getpid())
-    os.dup2(aside.fileno(), 2)
-    try:
-        encoded = [_encoded_unchecked(data, pixels) for data in images]
-        decoded = [_decoded_clean(*one) if one else None for one in encoded]
-    finally:
-        os.dup2(stderr, 2)
-    results: list[tuple[Encoded, int] | Exception] = []
-    for data, one, seen in zip(images, encoded, decoded, strict=True):
+    start = 0
+    while start < len(images):
+        together, area = [], 0
+        os.dup2(aside.fileno(), 2)
         try:
-            # Whatever is not plain sailing is done anew, step by step.
-            results.append(encode_checked(data, pixels) if seen is None else (one[0], perceptual_hash(seen)))
-        except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
-            results.append(error)
-    return results
+            while start + len(together) < len(images) and area < _PIXELS_TOGETHER:
+                together.append(_encoded_unchecked(images[start + len(together)], pixels))
+                area += math.prod(together[-1][0].size) if together[-1] else 0
+            decoded = [_decoded_clean(*one) if one else None for one in together]
+        finally:
+            os.dup2(stderr, 2)
+        for data, one, seen in zip(images[start:], together, decoded, strict=False):
+            try:
+                # Whatever is not plain sailing is done anew, step by step.
+                result = encode_checked(data, pixels) if seen is None else (one[0], perceptual_hash(seen))
+            except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
+                result = error
+            yield result
+        start += len(together)
 
 
 def _encoded_unchecked(data: bytes, pixels: Pixels) -> tuple[Encoded, list[tuple[bytes, str, Size]]] | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from input_pipeline.converter.metadata import IMAGE_TYPES
 from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES
-from input_pipeline.files import write_whole
+from input_pipeline.files import sha256_of, write_whole
 from input_pipeline.sources import Source
 
 # Which shard a record is in is known once all are there.
@@ -101,9 +101,8 @@ def read(path: Path, shard_path: Path, images: Sequence[Source], of: str) -> Sha
             loaded = {name: file[name] for name in _TYPES}
         if facts["fingerprint"] != of:
             return None
-        with open(shard_path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                return None
+        if sha256_of(shard_path) != facts["sha256"]:
+            return None
         by_name = {os.fsencode(image.name).hex(): image for image in images}
         bad = tuple((by_name[name], reason) for name, reason in facts["bad"])
         return Shard(shard_path, facts["size"], facts["sha256"], loaded, bad)

@@ -9,7 +9,6 @@ label names; they are plain JSON and text, written here without importing it. Th
 import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,10 @@ def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
     """Returns what images-SPLIT.npz holds; nothing where there is none, or no whole one."""
     try:
         with np.load(images_path(directory, split), allow_pickle=False) as file:
-            return {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            columns = {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
+    except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}
+    return columns if len({column.shape for column in columns.values()}) == 1 else {}
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:

@@ -33,7 +33,8 @@ class Options:
       encoding: one of `ENCODINGS`. None is what the dataset has, or "keep".
       workers: processes; 0 is one a core. The result does not depend on it.
       seed: of which image goes into which split, and of the order within the shards.
-      max_bad_fraction: the share of the images listed that may turn out not to be decodable.
+      max_bad_fraction: the share of the images listed that may turn out not to be decodable; of each split's where
+        they are in splits already.
       name: of the dataset, as in the shards' file names; None is what the dataset has, or the folder's own.
       shards: of each split; 0 chooses.
     """
@@ -116,6 +117,13 @@ def check(options: Options) -> dict[str, Any] | None:
         raise UsageError(f"--split={VALIDATION} with --validation_fraction: the share would go into the same split")
     output = options.output
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        # A new dataset takes its name as a whole, and so in the place of these.
+        if output.is_symlink():
+            raise UsageError(f"--output={output} is a link to {output.resolve()}: name that folder itself")
+        if output.is_mount():
+            raise UsageError(
+                f"--output={output} is where a disk is mounted: name a folder in it, --output={output}/data"
+            )
         return None
     if not (output / MANIFEST).is_file():
         raise UsageError(

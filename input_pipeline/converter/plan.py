@@ -34,10 +34,10 @@ class Duplicates:
 
 
 def find_duplicates(images: Sequence[Source]) -> Duplicates:
-    """Drops images that have the same bytes and category as an earlier one.
+    """Drops images that have the same bytes as an earlier one and its category, or that are in another split than it.
 
-    Images of the same bytes and different categories are all kept: which category is right is not ours to know, and
-    dropping one would hide the contradiction from the person who can settle it.
+    Images of the same bytes and different categories in one split are all kept: which category is right is not ours to
+    know, and dropping one would hide the contradiction from the person who can settle it.
 
     Only files of one size can be equal, and of those most differ in a few bytes in the middle, so that few are read
     in full. Empty and unreadable files count as different; decoding says what is wrong with them.
@@ -61,8 +61,11 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
     conflicting = set()
     for equal in by_content.values():
         first: dict[str, int] = {}
+        earliest = min(equal)
         for i in sorted(equal):
-            if first.setdefault(images[i].category, i) != i:
+            if images[i].split != images[earliest].split:  # whatever it is taken for, it has been learnt from
+                dropped[i] = earliest
+            elif first.setdefault(images[i].category, i) != i:
                 dropped[i] = first[images[i].category]
         if len(first) > 1:
             conflicting.update(images[i].name for i in first.values())
@@ -73,12 +76,14 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
     )
 
 
-def find_known(images: Sequence[Source], known: Mapping[tuple[int, int], str]) -> dict[str, str]:
-    """Returns what is known of images whose bytes other splits have, by their names.
+def find_known(
+    images: Sequence[Source], known: Mapping[tuple[int, int], tuple[str, int]]
+) -> dict[str, tuple[str, int]]:
+    """Returns which image of another split has an image's bytes, by the image's name, where one has.
 
     Args:
       images: to look for.
-      known: by (size in bytes, `content_hash`), what to say of an image of other splits.
+      known: (split, number of the image) by (size in bytes, `content_hash`).
     """
     sizes = {size for size, _ in known}
     found = {}
@@ -130,7 +135,8 @@ def divide(
             seen += len(by_class[category])
             # The share of all classes so far, less what they gave: rounding errors cancel instead of adding up.
             wanted = math.floor(shares[split] * seen + 0.5) - taken
-            quota = max(0, min(wanted, left[category], len(drawn[category])))
+            most = math.ceil(shares[split] * len(by_class[category]))
+            quota = max(0, min(wanted, most, left[category], len(drawn[category])))
             _take(drawn, left, category, quota, split, split_of)
             taken += quota
         if not taken:
@@ -182,7 +188,9 @@ def _sample(image: Source) -> bytes:
     except OSError:
         return b""
     try:
-        return os.pread(descriptor, _SAMPLE_BYTES, (image.offset or 0) + image.size // 2)
+        middle = image.size // 2
+        # Behind the end of an image in a file of many there are other bytes than behind its equal's.
+        return os.pread(descriptor, min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
     except OSError:
         return b""
     finally:

@@ -15,9 +15,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline.dataset import MANIFEST
+from input_pipeline.dataset import MANIFEST, read_manifest
 from input_pipeline.errors import UsageError
 from input_pipeline.files import PARTIAL_SUFFIX
+
+_LOCK = "lock"
+_BEFORE = "before"  # what is replaced, until all is
 
 
 @dataclass(frozen=True)
@@ -67,33 +70,25 @@ def working_folder(output: Path, split: str) -> WorkingDirectory:
 def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
     """Gives the working folder, on the disk of `output`. It is gone in the end, unless shards in it are whole.
 
-    It lies in `output` where that is a dataset, and beside it otherwise.
+    It lies in `output` where that is a dataset, and beside it otherwise. Meanwhile, no other conversion gets one of the
+    same `output`.
 
     Raises:
-      UsageError: another conversion works in it.
+      UsageError: another conversion works at `output`, or the folder holds what none has written.
       OSError: it cannot be made.
     """
     work = working_folder(output, split)
     adds = work.folder.parent == output.absolute()
-    if (
-        adds
-        and not (beside := WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))).dataset.exists()
-    ):
-        shutil.rmtree(beside.folder, ignore_errors=True)  # what a kill right after publishing has left
     missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
+    _check_ours(work)
     work.dataset.mkdir(parents=True, exist_ok=True)
     work.marks.mkdir(exist_ok=True)
-    with open(work.folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"--output={output}: another conversion is writing it (it holds {work.folder}/lock). Wait for its end, "
-                "or name another --output"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+    # Two conversions that add different splits have folders of their own, and one manifest.
+    with _locked(work.folder / _LOCK, output), _locked(output, output) if adds else contextlib.nullcontext():
         if adds:
+            beside = WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))
+            if _is_ours(beside) and not beside.dataset.exists():
+                shutil.rmtree(beside.folder, ignore_errors=True)  # what a kill right after publishing has left
             _take_back(work, output)
         try:
             yield work
@@ -105,9 +100,44 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
                     folder.rmdir()
 
 
+def _is_ours(work: WorkingDirectory) -> bool:
+    """Says whether a folder is there and holds nothing but what a conversion writes into its own."""
+    own = (_LOCK, _BEFORE, work.dataset.name, work.marks.name)
+    return work.folder.is_dir() and all(path.name in own for path in work.folder.iterdir())
+
+
+def _check_ours(work: WorkingDirectory) -> None:
+    if os.path.lexists(work.folder) and not _is_ours(work):
+        raise UsageError(
+            f"{work.folder} is where the conversion would work, and holds what no conversion wrote: move it away, or "
+            "name another --output"
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path, output: Path) -> Iterator[None]:
+    """Holds the lock of a folder, or of a file that is made where it is not there."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"--output={output}: another conversion is writing it (it holds the lock of {path}). Wait for its end, or "
+            "name another --output"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _take_back(work: WorkingDirectory, output: Path) -> None:
     """Fetches the shards that a conversion gave to `output` and was killed before the manifest named them."""
-    for shard in work.finished():
+    named = {shard["file"] for entry in read_manifest(output)["splits"].values() for shard in entry["shards"]}
+    for shard in set(work.finished()) - named:
         for name in (shard, f"{shard}.idx"):
             if (output / name).exists() and not (work.dataset / name).exists():
                 os.replace(output / name, work.dataset / name)
@@ -131,7 +161,7 @@ def _add(work: WorkingDirectory, output: Path) -> None:
     names = sorted(path.name for path in work.dataset.iterdir())
     replaced = [name for name in names if (output / name).exists()]
     names.sort(key=lambda name: (name == MANIFEST, name in replaced))
-    before = work.folder / "before"
+    before = work.folder / _BEFORE
     before.mkdir(exist_ok=True)
     for name in replaced:
         shutil.copyfile(output / name, before / name)

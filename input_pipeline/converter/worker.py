@@ -122,8 +122,8 @@ def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
         yield len(images) - len(group), group
 
 
-def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> list[Record | Exception]:
-    """Returns each image's record.
+def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> Iterator[Record | Exception]:
+    """Yields each image's record.
 
     Of a file that is not an image that can be decoded in full, an exception of any kind; `reason` words it.
     """
@@ -131,12 +131,10 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
 
     files = [_read(image) for image in images]
     whole = [data for data in files if isinstance(data, bytes)]
-    checked = iter(decoder.encode_all_checked(whole, pixels))
-    encoded = [next(checked) if isinstance(data, bytes) else data for data in files]
-    return [
-        one if isinstance(one, Exception) else _record(image, label, data, *one)
-        for image, label, data, one in zip(images, labels, files, encoded, strict=True)
-    ]
+    checked = decoder.encode_all_checked(whole, pixels)
+    for image, label, data in zip(images, labels, files, strict=True):
+        one = next(checked) if isinstance(data, bytes) else data
+        yield one if isinstance(one, Exception) else _record(image, label, data, *one)
 
 
 def _read(image: Source) -> bytes | Exception:

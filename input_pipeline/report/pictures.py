@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from input_pipeline.dataset import Split
 from input_pipeline.errors import DataError
 from input_pipeline.examples import from_bytes, read_features
+from input_pipeline.pixels import FORMATS
 from input_pipeline.records import read_payloads
 
 SIDE = 96  # pixels of the longer side
@@ -99,7 +100,7 @@ def _decoded(features: Mapping[str, bytes | int]) -> Image.Image:
     encoded = features["image/encoded"]
     if features.get("image/format") == b"raw":
         return Image.frombytes("RGB", (features["image/width"], features["image/height"]), encoded)
-    return Image.open(io.BytesIO(encoded))
+    return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def _opened(path: Path) -> Image.Image:
@@ -108,7 +109,7 @@ def _opened(path: Path) -> Image.Image:
         raise ValueError
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that are refused here
-        image = Image.open(io.BytesIO(path.read_bytes()))
+        image = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)  # others would start programs
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError

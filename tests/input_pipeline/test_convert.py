@@ -566,6 +566,7 @@ def test_shards_are_written_anew_where_an_image_or_a_setting_has_changed(tmp_pat
 _KILLED_WHILE_PUBLISHING = """
 import os, sys
 from pathlib import Path
+from input_pipeline.converter import publish
 from input_pipeline.converter.convert import Options, convert
 images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 replace, done = os.replace, []
@@ -661,12 +662,6 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_is_named_with_its_image(t
         told,
     )
     wait_until(lambda: not (group / "cgroup.procs").read_text(), "the end of the processes", 30)
-
-
-def test_two_conversions_do_not_write_one_dataset(tmp_path, photos, capsys):
-    with publish.working_directory(tmp_path / "data", "train"):
-        refused(capsys, "another conversion is writing it", f"--images={photos}", f"--output={tmp_path}/data", code=2)
-    convert(Options(photos, tmp_path / "data"))
 
 
 def test_a_conversion_that_is_interrupted_while_its_workers_start_says_one_line(tmp_path):

@@ -215,7 +215,10 @@ def test_any_other_image_that_lacks_data_is_refused_or_lacks_nothing_that_is_see
 
 
 @pytest.mark.parametrize("pixels", [KEEP, Pixels(24, "jpeg"), Pixels(0, "raw")], ids=str)
-def test_images_together_are_encoded_and_refused_as_each_alone(pixels, capfd):
+@pytest.mark.parametrize("together", [10**3, 10**6])
+def test_images_together_are_encoded_and_refused_as_each_alone(pixels, together, capfd, monkeypatch):
+    monkeypatch.setattr("input_pipeline.converter.decoder._PIXELS_TOGETHER", together)
+
     def outcome(data):
         try:
             return encode_checked(data, pixels)
@@ -225,9 +228,9 @@ def test_images_together_are_encoded_and_refused_as_each_alone(pixels, capfd):
     whole = [kind.data for kind in ZOO.values()]
     cut = [data[: len(data) * 2 // 3] for data in whole]
     images = [image for pair in zip(whole, cut, strict=True) for image in pair] + [b"", b"<html>"]
-    together = encode_all_checked(images, pixels)
-    assert [reason(one) if isinstance(one, Exception) else one for one in together] == [*map(outcome, images)]
-    assert 0 < sum(isinstance(one, Exception) for one in together) < len(images)
+    encoded = list(encode_all_checked(images, pixels))
+    assert [reason(one) if isinstance(one, Exception) else one for one in encoded] == [*map(outcome, images)]
+    assert 0 < sum(isinstance(one, Exception) for one in encoded) < len(images)
     assert capfd.readouterr().err == ""
 
 

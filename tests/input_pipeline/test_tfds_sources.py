@@ -1,15 +1,20 @@
 """A dataset that TFDS prepared, converted."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from convoy import cli
+from input_pipeline import records
+from input_pipeline.converter.convert import Options, convert
 from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import UsageError
+from input_pipeline.errors import DataError, UsageError
 from input_pipeline.tfds_sources import find_prepared
-from tests.input_pipeline.images import pixels
+from tests.input_pipeline.datasets import encode, example
+from tests.input_pipeline.images import draw_classes, pixels
 
 
 def test_a_prepared_dataset_is_converted_with_its_own_splits_and_labels(tmp_path, capsys, monkeypatch):
@@ -60,3 +65,42 @@ def test_a_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path)
 def test_flags_that_a_prepared_dataset_answers_itself_are_refused(tmp_path, capsys, flag):
     assert cli.main(["convoy", "convert", "--tfds=photos", f"--tfds_dir={tmp_path}", "--output=data", flag]) == 2
     assert "a dataset of TFDS has its own images and splits" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Returns a folder of shards whose class 0 has no images, and whose validation images are all in train too."""
+    from tests.input_pipeline.foreign_sets import write_like_model_garden
+
+    folder = write_like_model_garden(tmp_path / "shards", range(12), "train")
+    return write_like_model_garden(folder, range(6), "validation")
+
+
+def test_a_split_whose_images_are_all_in_an_earlier_one_is_left_out_and_that_is_said(tmp_path, shards):
+    said = []
+    options = Options(shards, tmp_path / "data", prepared=True, splits={"train": 0.5, "validation": 0.5})
+    summary = convert(options, say=said.append)
+    assert said == ["Split 'validation' is left out: other splits have all of its images."]
+    assert [split.name for split in summary.splits] == ["train"]
+    listed = list(map(json.loads, (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()))
+    assert {line["split"] for line in listed} == {"validation"} and len(listed) == 6
+
+
+def test_a_class_without_images_may_be_missing_in_the_dataset_that_a_split_is_added_to(tmp_path, shards):
+    photos = draw_classes(tmp_path / "photos", {"cup": 2, "fork": 2, "jar": 2}, first=90)
+    convert(Options(photos, tmp_path / "data", split="test"))
+    convert(Options(shards, tmp_path / "data", prepared=True, splits={"train": 1.0}))
+    assert open_dataset(tmp_path / "data").split("train").num_images == 12
+
+
+def test_too_many_broken_images_of_one_split_are_an_error_however_many_the_other_has(tmp_path):
+    from tests.input_pipeline.foreign_sets import write_like_model_garden
+
+    write_like_model_garden(tmp_path / "shards", range(30), "train")
+    files = [b"\xff\xd8 is how it begins", encode(pixels(40), "jpeg"), encode(pixels(41), "jpeg")]
+    framed = [records.frame(example(file, "jpeg", pixels(40), label=1)) for file in files]
+    (tmp_path / "shards" / "test-00000-of-00001").write_bytes(b"".join(framed))
+    options = Options(tmp_path / "shards", tmp_path / "data", prepared=True, splits={"train": 0.5, "test": 0.5})
+    with pytest.raises(DataError, match="at least 1 of 3 images cannot be used, more than --max_bad_fraction=0.1 "):
+        convert(replace(options, max_bad_fraction=0.1))
+    convert(replace(options, max_bad_fraction=0.4))
