@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from input_pipeline.errors import DataError, UsageError
+from input_pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from input_pipeline.verifier.verify import Report
@@ -43,13 +44,18 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Checks, shows how far it is, and says what was found."""
     del arguments
+    if is_remote(flags.data):
+        raise UsageError(
+            f"--data={flags.data}: every byte is read, and only of a folder: run it where the data is one, or mount it"
+        )
+    if flags.workers < 0:
+        raise UsageError(f"--workers={flags.workers}: 0 or more")
     from convoy.progress import shown_progress
+    from input_pipeline.index import index_path
     from input_pipeline.processes import terminable
     from input_pipeline.verifier.verify import verify
 
     directory = Path(flags.data)
-    if flags.workers < 0:
-        raise UsageError(f"--workers={flags.workers}: 0 or more")
     with terminable(), shown_progress("verifying", "MB") as progress:
         report = verify(
             directory,
@@ -66,8 +72,8 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         print(f"The index of {split} was not rebuilt: its shards, or what describes them, must be whole first.")
     if flags.json:
         _write_json(Path(flags.json), report)
-    if report.mended:
-        print(f"Rebuilt: {', '.join(sorted({fault.file for fault in report.mended}))}.")
+    if report.rebuilt:
+        print(f"Rebuilt: {', '.join(index_path(directory, split).name for split in report.rebuilt)}.")
     if report.faults:
         number = len(report.faults)
         raise DataError(f"{directory} has {number:,} fault{'s' if number > 1 else ''}")

@@ -117,8 +117,8 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
     """Returns one image as the device takes it.
 
     Args:
-      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64), all
-        scalars.
+      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64; 0
+        where they are not known), all scalars.
       randomness: [HOST_DRAWS] float32 in [0, 1); not read where the whole image is kept.
       crop: what to cut out.
 
@@ -131,9 +131,15 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
 def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
     """Returns one image, [height, width, 3] uint8, whole. `features` are those of `decode_and_crop`."""
     encoded, height, width = features["encoded"], features["height"], features["width"]
+
+    def raw_pixels() -> tf.Tensor:
+        # A side of -1 would be whatever fits, and an image of no pixels fails only once it is resized.
+        sides = [tf.maximum(height, 1), tf.maximum(width, 1), 3]
+        return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), sides)
+
     return tf.cond(
         features["format"] == "raw",
-        lambda: tf.reshape(tf.io.decode_raw(encoded, tf.uint8), [height, width, 3]),
+        raw_pixels,
         lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
 

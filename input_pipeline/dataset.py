@@ -46,6 +46,7 @@ class Split:
     label: np.ndarray  # [num_images] int32, from 0
     crc: np.ndarray  # [num_images] uint32: masked crc32c of the payload, as in the file
     keys: RecordKeys = RecordKeys()  # where the records hold image and label
+    states_true_sizes: bool = True  # whether each image is as high and wide as its record says
 
     @property
     def num_images(self) -> int:
@@ -147,7 +148,13 @@ def _open_foreign(directory: Path, layout: foreign.Layout) -> Dataset:
         elif index.label_counts(label, len(class_names)) is None:
             opened[name] = DataError(foreign.unlabelled(directory, name, label, len(class_names)))
         else:
-            opened[name] = Split(name=name, shard_paths=layout.splits[name], keys=layout.keys, **found.arrays)
+            opened[name] = Split(
+                name=name,
+                shard_paths=layout.splits[name],
+                keys=layout.keys,
+                states_true_sizes=False,  # nobody checked them
+                **found.arrays,
+            )
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened)
 
 

@@ -89,21 +89,20 @@ def find_layout(directory: Path) -> Layout | None:
         return None
 
 
-def open_indexes(directory: Path, layout: Layout, *, anew: bool = False) -> dict[str, index.Scan]:
+def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
     """Returns the index of each split: the one that was kept, or from the shards themselves.
 
     Args:
       directory: of the dataset.
       layout: of it.
-      anew: whether to read the shards although an index was kept.
 
     Raises:
       DataError: a shard is missing or damaged, or not of as many records as TFDS says.
     """
     descriptions = {split: _description(paths, directory, layout) for split, paths in layout.splits.items()}
-    kept = {split: None if anew else _load_kept(directory, split, descriptions[split]) for split in layout.splits}
+    kept = {split: _load_kept(directory, split, descriptions[split]) for split in layout.splits}
     missing = [split for split, found in kept.items() if found is None]
-    if missing and not anew:
+    if missing:
         size = sum(file[1] for split in missing for file in descriptions[split]["files"])
         print(
             f"convoy: {directory} has no index of its records yet, or has changed: reading their headers "
@@ -112,13 +111,28 @@ def open_indexes(directory: Path, layout: Layout, *, anew: bool = False) -> dict
             flush=True,
         )
     indexes = {}
-    for split, paths in layout.splits.items():
-        found = kept[split] or index.scan(paths, layout.keys, layout.text_key or None)
-        _check_numbers(paths, layout.records_of_shard.get(split, ()), found.arrays["shard"])
+    for split in layout.splits:
+        found = kept[split] or _scan(layout, split)
+        _check_numbers(layout, split, found.arrays["shard"])
         if kept[split] is None:
             _keep(directory, split, found, descriptions[split])
         indexes[split] = found
     return indexes
+
+
+def rebuild_index(directory: Path, layout: Layout, split: str) -> None:
+    """Reads the index of a split from its shards and keeps it, in the place of what was kept.
+
+    Raises:
+      DataError: as `open_indexes`; or it can be written nowhere that it would be found.
+    """
+    description = _description(layout.splits[split], directory, layout)
+    found = _scan(layout, split)
+    _check_numbers(layout, split, found.arrays["shard"])
+    _keep(directory, split, found, description)
+    kept = _load_kept(directory, split, description)
+    if not kept or any(not np.array_equal(kept.arrays[name], found.arrays[name]) for name in INDEX_TYPES):
+        raise DataError(f"{_kept_paths(directory, split)[0]} cannot be written; make room, or mend that")
 
 
 def kept_index(directory: Path, layout: Layout, split: str) -> index.Scan | None:
@@ -159,7 +173,12 @@ def unlabelled(directory: Path, split: str, label: np.ndarray, num_classes: int)
     )
 
 
-def _check_numbers(paths: Sequence[Path], expected: Sequence[int], shard: np.ndarray) -> None:
+def _scan(layout: Layout, split: str) -> index.Scan:
+    return index.scan(layout.splits[split], layout.keys, layout.text_key or None)
+
+
+def _check_numbers(layout: Layout, split: str, shard: np.ndarray) -> None:
+    paths, expected = layout.splits[split], layout.records_of_shard.get(split)
     if not expected:
         return
     found = index.label_counts(shard, len(paths))
@@ -329,7 +348,7 @@ def _folder_layout(directory: Path) -> Layout | None:
     if inner:
         raise DataError(f"{directory} is no dataset itself, and {inner} in it is one: give --data={inner}")
     found: dict[str, list[Path]] = {}
-    numbered: dict[tuple[Path, str, int], set[int]] = {}
+    numbered: dict[tuple[Path, str], list[tuple[int, int]]] = {}  # total and number of each, by folder and stem
     for path in files:
         parsed = _NUMBERED.fullmatch(path.name) or _NAMED.fullmatch(path.name)
         if not parsed:
@@ -341,8 +360,8 @@ def _folder_layout(directory: Path) -> Layout | None:
                 split = parts["stem"].rpartition("-")[2]
             if not split and "tfrecord" not in path.name:
                 continue  # such as the shards of a checkpoint
-            group = (path.parent, parts["stem"], int(parts["total"]))
-            numbered.setdefault(group, set()).add(int(parts["number"]))
+            shard = (int(parts["total"]), int(parts["number"]))
+            numbered.setdefault((path.parent, parts["stem"]), []).append(shard)
         if not split and path.parent != directory:
             split = _split_of(path.parent.name)
         if not split:
@@ -351,10 +370,8 @@ def _folder_layout(directory: Path) -> Layout | None:
                 "train-00000-of-00008, or in its folder's"
             )
         found.setdefault(split, []).append(path)
-    for (folder, stem, total), numbers in numbered.items():
-        if len(numbers) != total or max(numbers) >= total:
-            missing = min(set(range(total)) - numbers, default=total)
-            raise DataError(f"{folder}: of the {total} shards {stem!r} number {missing} is missing; copy them again")
+    for (folder, stem), shards in numbered.items():
+        _check_complete(folder, stem, shards)
     if not found:
         compressed = next((path for path in files if ".tfrecord" in path.name and path.suffix == ".gz"), None)
         if compressed:
@@ -364,6 +381,26 @@ def _folder_layout(directory: Path) -> Layout | None:
     keys, text_key = _keys_in(first) if first else (RecordKeys(), "")
     splits = {split: tuple(paths) for split, paths in sorted(found.items())}
     return Layout(directory.absolute().name, splits, keys, None, {}, text_key)
+
+
+def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) -> None:
+    """Checks that shards of one stem, each its total and its number, are all there, once each."""
+    totals, numbers = sorted({total for total, _ in shards}), {number for _, number in shards}
+    if len(totals) > 1:
+        raise DataError(
+            f"{folder} holds shards {stem!r} of a set of {totals[0]} and of a set of {totals[1]}, so that images may "
+            "be in it twice: move the set that is left over elsewhere"
+        )
+    (total,) = totals
+    if len(numbers) != total or max(numbers) >= total:
+        missing = min(set(range(total)) - numbers, default=total)
+        raise DataError(f"{folder}: of the {total} shards {stem!r} number {missing} is missing; copy them again")
+    if len(shards) != total:
+        twice = next(number for _, number in shards if shards.count((total, number)) > 1)
+        raise DataError(
+            f"{folder} holds number {twice} of the {total} shards {stem!r} twice, under names that end differently: "
+            "move the set that is left over elsewhere"
+        )
 
 
 def _files(directory: Path) -> Iterable[Path]:

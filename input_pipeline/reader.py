@@ -15,6 +15,7 @@ others in their place (`substitutes`). Decoded images may be kept over the epoch
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from input_pipeline import order, records
 from input_pipeline.crop import HOST_DRAWS, Crop, decode, decode_and_crop_all
 from input_pipeline.dataset import Split
 from input_pipeline.errors import ConvoyError, UsageError
-from input_pipeline.index import RecordKeys
 from input_pipeline.long_reads import LongReads, windows_of
 from input_pipeline.pixel_cache import PixelCache
 from input_pipeline.processes import usable_cores
@@ -127,6 +127,7 @@ class Reader:
         if self._shards.are_remote or self._windows:
             self._long_reads = LongReads(split, self._shards, self._windows)
         self._substitutes = Substitutes(self.num_images, self._problem_of) if on_corrupt == "substitute" else None
+        self._decode_alone = _decoder_of_one(split)
 
     def training(self, slices: Slices, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
         """Returns the endless training stream from `start_step` on.
@@ -213,8 +214,9 @@ class Reader:
         """
         if self._error:
             return self._error
-        indices = np.unique(np.concatenate([[], *self._recently_read])).astype(np.int64)
-        return next((problem for index in indices.tolist() if (problem := self._problem_of(index))), None)
+        indices = np.concatenate([np.empty(0, np.int64), *self._recently_read])
+        with contextlib.closing(self._problems_among(indices)) as problems:
+            return next(problems, None)
 
     def mend(self, slices: Slices, step: int, *, seed: int) -> bool:
         """Looks for images that cannot be decoded, after an iteration ended with a `tf.errors.OpError`.
@@ -233,8 +235,7 @@ class Reader:
             return False
         steps = max(2, -(-_EXAMINED_IMAGES // len(slices.positions(0))))
         positions = np.concatenate([slices.positions(step + k) for k in range(steps)])
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            problems = [p for p in pool.map(self._problem_of, np.unique(self.images_at(positions, seed=seed))) if p]
+        problems = list(self._problems_among(self.images_at(positions, seed=seed)))
         for problem in problems:
             self._substitutes.add(problem)
         return bool(problems)
@@ -250,12 +251,20 @@ class Reader:
             return order.windowed_positions_to_images(positions, windows=self._windows, seed=seed)
         return order.positions_to_images(positions, num_images=self.num_images, seed=seed)
 
+    def _problems_among(self, indices: np.ndarray) -> Iterator[RecordError]:
+        """Yields what keeps images, [n] int64, from being used, each once and by their numbers. To be closed."""
+        pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="examination")
+        try:
+            yield from filter(None, pool.map(self._problem_of, np.unique(indices).tolist()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _problem_of(self, index: int) -> RecordError | None:
         """Says what keeps an image from being used, if anything does."""
         indices = np.array([index])
         try:
             (payload,) = self._checked(self._frames_one_by_one(indices), indices)
-            decode({name: column[0] for name, column in _parse(tf.constant([payload]), self._split.keys).items()})
+            self._decode_alone(payload)
         except RecordError as error:
             return error
         except tf.errors.OpError:
@@ -371,7 +380,7 @@ class Reader:
         def parse(first: tf.Tensor) -> dict[str, tf.Tensor]:
             types = [tf.string, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
             payloads, labels, kept, to_keep, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
-            columns = _parse(tf.ensure_shape(payloads, [None]), self._split.keys)
+            columns = _parse(tf.ensure_shape(payloads, [None]), self._split)
             columns["label"] = tf.ensure_shape(labels, [None])
             if cache:
                 columns |= {"kept": tf.ensure_shape(kept, [None]), "to_keep": tf.ensure_shape(to_keep, [None])}
@@ -415,19 +424,37 @@ class Reader:
         if self._shards.are_remote:  # a look at one would fetch many
             return False
         try:
-            columns = _parse(tf.constant(self.read(np.array([0]))), self._split.keys)
+            columns = _parse(tf.constant(self.read(np.array([0]))), self._split)
         except (ConvoyError, tf.errors.OpError):  # told when it is its turn
             return False
         return columns["format"][0] != b"raw" and columns["height"][0] == columns["width"][0] == size
 
 
-def _parse(payloads: tf.Tensor, keys: RecordKeys) -> dict[str, tf.Tensor]:
-    """Returns what records [n] hold: `encoded`, `format`, `height` and `width`, each [n]."""
+def _decoder_of_one(split: Split) -> Callable[[bytes], tf.Tensor]:
+    """Returns what decodes the image in a record's payload, and raises a `tf.errors.OpError` where it cannot."""
+
+    def decoded(payload: tf.Tensor) -> tf.Tensor:
+        return decode({name: column[0] for name, column in _parse(payload[None], split).items()})
+
+    # Operation by operation, a small image would take three times as long, and threads would wait for each other.
+    return tf.function(decoded, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
+def _parse(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
+    """Returns what records [n] of a split hold: `encoded`, `format`, `height` and `width`, each [n].
+
+    Where the split's sizes may be wrong, all but those of raw pixels are 0.
+    """
+    image_key = split.keys.image
     features = {
-        keys.image: tf.io.FixedLenFeature([], tf.string, ""),  # to hold none is to hold one that is damaged
+        image_key: tf.io.FixedLenFeature([], tf.string, ""),  # to hold none is to hold one that is damaged
         "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
         "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
         "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
     }
-    columns = tf.io.parse_example(payloads, features)
-    return {"encoded" if name == keys.image else name.removeprefix("image/"): columns[name] for name in features}
+    parsed = tf.io.parse_example(payloads, features)
+    columns = {"encoded" if name == image_key else name.removeprefix("image/"): parsed[name] for name in features}
+    if not split.states_true_sizes:
+        is_raw = tf.cast(columns["format"] == "raw", tf.int64)
+        columns |= {side: columns[side] * is_raw for side in ("height", "width")}
+    return columns

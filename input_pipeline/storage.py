@@ -9,8 +9,10 @@ A folder is read with `os.pread`, and TensorFlow is not imported for it.
 """
 
 import contextlib
+import errno
 import os
 import re
+import resource
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from types import ModuleType, SimpleNamespace
 from input_pipeline.errors import ConvoyError, DataError, UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 
+_OTHER_FILES = 256  # that TensorFlow, other workers and the run directory may want to open later
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -139,12 +142,24 @@ class Shards:
         self.paths = tuple(paths)
         self.are_remote = any(is_remote(path) for path in paths)
         self._descriptors: list[int] = []
-        for path in () if self.are_remote else paths:
+        if self.are_remote:
+            return
+        make_room_for_files(len(self.paths))
+        for path in paths:
             try:
                 self._descriptors.append(os.open(path, os.O_RDONLY))
             except OSError as error:
                 self.close()
-                raise DataError(f"{path}: cannot be opened ({error.strerror}).") from None
+                raise DataError(f"{path}: cannot be opened ({error.strerror}).{self._mend_of(error)}") from None
+
+    def _mend_of(self, error: OSError) -> str:
+        if error.errno != errno.EMFILE:
+            return ""
+        limit, number = resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(self.paths)
+        return (
+            f" All {number:,} shards are read at a time, and this process may open no more than {limit:,} files: "
+            f"allow it more, `ulimit -n {2 * (number + _OTHER_FILES)}`, or have fewer shards."
+        )
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Returns `size` bytes of a shard from `offset` on, fewer where it ends before.
@@ -168,6 +183,16 @@ class Shards:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
+
+
+def make_room_for_files(number: int) -> None:
+    """Raises this process's limit of open files, where it must be and may be, so that so many more can be opened."""
+    with contextlib.suppress(OSError, ValueError):  # what is not granted shows when files are opened
+        wanted = len(os.listdir("/dev/fd")) + number + _OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ TensorFlow is imported.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.dataset import open_dataset
+from input_pipeline.dataset import Split, open_dataset
 from input_pipeline.errors import DataError, UsageError, did_you_mean
 from input_pipeline.examples import from_bytes, locate_bytes
 from input_pipeline.foreign import DATASET_INFO
@@ -80,36 +80,41 @@ def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
     images: list[Source] = []
     for name in splits:
         split = dataset.split(name)
-        first_of_shard = np.searchsorted(split.shard, np.arange(len(split.shard_paths)))
-        descriptors = [os.open(path, os.O_RDONLY) for path in split.shard_paths]
-        modified = [os.fstat(descriptor).st_mtime_ns for descriptor in descriptors]
-        try:
-            for start in range(0, split.num_images, _READ_AT_ONCE):
-                chosen = np.arange(start, min(start + _READ_AT_ONCE, split.num_images))
-                columns = [column[chosen] for column in (split.shard, split.offset, split.length, split.crc)]
-                payloads = read_payloads(descriptors, *columns, paths=split.shard_paths, indices=chosen)
-                for index, payload in zip(chosen.tolist(), payloads, strict=True):
-                    shard = int(split.shard[index])
-                    path = split.shard_paths[shard]
-                    try:
-                        begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
-                    except ValueError as error:
-                        raise DataError(
-                            f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} "
-                            f"({error}); prepare the dataset again"
-                        ) from None
-                    images.append(
-                        Source(
-                            path=str(path),
-                            name=f"{path.name}/{index - first_of_shard[shard]:07d}",
-                            category=dataset.class_names[split.label[index]],
-                            size=end - begin,
-                            modified=modified[shard],
-                            offset=int(split.offset[index]) + HEADER_BYTES + begin,
-                            split=name,
-                        )
-                    )
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        for shard in range(len(split.shard_paths)):
+            images += _images_of_shard(split, shard, dataset.class_names)
     return Sources(tuple(images), dataset.class_names)
+
+
+def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> Iterator[Source]:
+    """Yields the images of a shard; as `list_prepared`."""
+    path = split.shard_paths[shard]
+    first, stop = np.searchsorted(split.shard, np.array([shard, shard + 1], split.shard.dtype)).tolist()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    try:
+        modified = os.fstat(descriptor).st_mtime_ns
+        for start in range(first, stop, _READ_AT_ONCE):
+            chosen = np.arange(start, min(start + _READ_AT_ONCE, stop))
+            columns = [column[chosen] for column in (split.offset, split.length, split.crc)]
+            payloads = read_payloads([descriptor], np.zeros_like(chosen), *columns, paths=[path], indices=chosen)
+            for index, payload in zip(chosen.tolist(), payloads, strict=True):
+                try:
+                    begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} ({error}); "
+                        "prepare the dataset again"
+                    ) from None
+                yield Source(
+                    path=str(path),
+                    name=f"{path.name}/{index - first:07d}",
+                    category=class_names[split.label[index]],
+                    size=end - begin,
+                    modified=modified,
+                    offset=int(split.offset[index]) + HEADER_BYTES + begin,
+                    split=split.name,
+                )
+    finally:
+        os.close(descriptor)

@@ -22,8 +22,10 @@ from trainer.runtime import Runtime
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     """Returns what must be the same for a run to go on with a dataset, as JSON data."""
     split = dataset.split("train")
+    # One that Convoy did not write may be named after its folder, which may be moved.
+    name = {"name": dataset.name} if dataset.manifest else {}
     return {
-        "name": dataset.name,
+        **name,
         "train_images": split.num_images,
         "train_digest": dataset.digest("train")[:16],
         "classes": dataset.num_classes,

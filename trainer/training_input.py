@@ -15,13 +15,12 @@ import tensorflow as tf
 
 from input_pipeline.crop import Crop
 from input_pipeline.dataset import Split
-from input_pipeline.errors import ConvoyError
 from input_pipeline.pixel_cache import make_cache
 from input_pipeline.reader import Batch, Reader
 from input_pipeline.substitutes import Substitution
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
-from trainer.evaluation import read_all
+from trainer.evaluation import iterate
 from trainer.preprocess import DRAWS
 from trainer.runtime import slices_of
 
@@ -70,13 +69,15 @@ class TrainingInput:
                 lambda context, step=step: self._reader.training(self._slices, seed=self._seed, start_step=step)
             )
             try:
-                with contextlib.closing(read_all(dataset, self._reader)) as batches:
+                with contextlib.closing(iterate(dataset)) as batches:
                     for batch in batches:
                         yield batch
                         step += 1
-            except ConvoyError:
+            except tf.errors.OpError:
                 # What cannot be decoded shows only after it was read, when the stream has ended with it.
                 if not self._reader.mend(self._slices, step, seed=self._seed):
+                    if cause := self._reader.explain():
+                        raise cause from None
                     raise
 
     def images(self, step: int) -> list[int]:

@@ -59,6 +59,7 @@ class Report:
       splits: in the order of their names.
       faults: that are there now.
       mended: those that were, and that the rebuilt indexes mended.
+      rebuilt: splits whose indexes were written.
       not_rebuilt: splits whose indexes were asked to be rebuilt and were not: their shards, or what describes them,
         are damaged.
     """
@@ -66,6 +67,7 @@ class Report:
     splits: tuple[SplitReport, ...]
     faults: tuple[Fault, ...]
     mended: tuple[Fault, ...] = ()
+    rebuilt: tuple[str, ...] = ()
     not_rebuilt: tuple[str, ...] = ()
 
 
@@ -109,27 +111,25 @@ def verify(
         ]
         faults = list(_description_faults(directory, manifest))
     reports = _work([task for split in splits for task in split.tasks], workers, progress)
-    table, mended, not_rebuilt, rest = [], [], [], iter(reports)
+    table, mended, rebuilt, not_rebuilt, rest = [], [], [], [], iter(reports)
     for split in splits:
         of_shards = [next(rest) for _ in split.tasks]
         of_split = split.faults + [fault for report in of_shards for fault in report.faults]
         if split.entry and not any(fault.kind == SHARD for fault in of_split):
             of_split += _manifest_faults(directory, split, of_shards)
-        if repair_index and not layout:
-            if all(fault.kind == INDEX for fault in of_split):
-                if of_split:
-                    _write_indexes(directory, split, of_shards)
-                mended, of_split = mended + of_split, []
-            else:
-                not_rebuilt.append(split.name)
+        if repair_index and any(fault.kind != INDEX for fault in of_split):
+            not_rebuilt.append(split.name)
+        elif repair_index:
+            if layout:
+                foreign.rebuild_index(directory, layout, split.name)
+            elif of_split:
+                _write_indexes(directory, split, of_shards)
+            if layout or of_split:
+                rebuilt.append(split.name)
+            mended, of_split = mended + of_split, []
         faults += of_split
         table.append(_row(split, of_shards, of_split))
-    if repair_index and layout:
-        if faults:
-            not_rebuilt = [split.name for split in splits]
-        else:
-            foreign.open_indexes(directory, layout, anew=True)
-    return Report(tuple(table), tuple(faults), tuple(mended), tuple(not_rebuilt))
+    return Report(tuple(table), tuple(faults), tuple(mended), tuple(rebuilt), tuple(not_rebuilt))
 
 
 def _own_split(

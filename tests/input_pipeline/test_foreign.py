@@ -205,6 +205,7 @@ def test_shards_like_model_gardens_are_read(tmp_path):
             {"train": 1, "holdout": 1},
         ),
         (["imagenet-train-00000-of-00001.tfrecord", "val.tfrecords"], {"train": 1, "validation": 1}),
+        (["a-train-00000-of-00001", "b-train-00000-of-00002", "b-train-00001-of-00002"], {"train": 3}),
         (["training_1.tfrecord", "training_2.tfrecord", "test.tfrecord"], {"train": 2, "test": 1}),
         (["train/01.tfrecord", "train/02.tfrecord", "valid/01.tfrecord"], {"train": 2, "validation": 1}),
         (["train.tfrecord", "train.tfrecord.idx", "model-00000-of-00002", ".hidden/test.tfrecord"], {"train": 1}),
@@ -221,6 +222,18 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path, files, splits):
     ("files", "complaint"),
     [
         (["train-00000-of-00003", "train-00002-of-00003"], "of the 3 shards 'train' number 1 is missing"),
+        (
+            [f"train-{number:05d}-of-{total:05d}" for total in (2, 4) for number in range(total)],
+            "shards 'train' of a set of 2 and of a set of 4, .*: move the set that is left over elsewhere",
+        ),
+        (
+            ["train-00000-of-00003", "train-00000-of-00001"],
+            "shards 'train' of a set of 1 and of a set of 3",
+        ),
+        (
+            ["train-00000-of-00001", "train-00000-of-00001.tfrecord"],
+            "holds number 0 of the 1 shards 'train' twice, under names that end differently",
+        ),
         (["photos.tfrecord"], "photos.tfrecord does not say which split it is of"),
         (["train.tfrecord.gz"], "train.tfrecord.gz is compressed; decompress it"),
         (["notes.txt"], "is not a dataset: it has no manifest.json"),

@@ -1,6 +1,7 @@
 """Records that cannot be used, and those that stand in for them."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -112,6 +113,23 @@ def test_what_cannot_be_decoded_ends_the_stream_which_goes_on_once_it_is_mended(
     told = {each.index: each.reason for each in reader.substituted(np.arange(IMAGES), seed=3)}
     assert told.keys() == {8, 9, 20, 33} and told[8] == "is whole but holds no image that can be decoded"
     assert not reader.mend(slices, 0, seed=3)  # nothing is left to mend
+    reader.close()
+
+
+def test_what_ended_a_stream_is_looked_for_by_several_threads(tmp_path, monkeypatch):
+    split = without_image(make_split(tmp_path, 12), 11)
+    reader = Reader(split, Crop(SIZE), draws=4)
+    with pytest.raises(tf.errors.OpError):
+        columns_of(reader.training(Slices(12), seed=3), 1)
+    together, problem_of = threading.Barrier(2), reader._problem_of
+
+    def meeting(index):
+        together.wait(30)  # for another thread
+        return problem_of(index)
+
+    monkeypatch.setattr("input_pipeline.reader.usable_cores", lambda: 2)
+    monkeypatch.setattr(reader, "_problem_of", meeting)
+    assert "record 11 at offset" in str(reader.explain())
     reader.close()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from input_pipeline import records
 from input_pipeline.dataset import open_dataset
+from input_pipeline.errors import DataError
 from input_pipeline.verifier import shard as worker
 from input_pipeline.verifier import verify as verifier
 from input_pipeline.verifier.verify import verify
@@ -247,6 +248,52 @@ def test_directories_of_others_are_checked_and_indexed_too(tmp_path, in_process)
     assert report.not_rebuilt == ("train",)
 
 
+def test_indexes_of_directories_of_others_are_rebuilt_where_only_they_are_wrong(tmp_path, in_process):
+    folder = tmp_path / "others"
+    folder.mkdir()
+
+    def write(split, labels):
+        frames = [
+            records.frame(records.example({"image": _png(number), "label": label}))
+            for number, label in enumerate(labels)
+        ]
+        path = folder / f"{split}-00000-of-00001"
+        times = path.stat() if path.exists() else None
+        path.write_bytes(b"".join(frames))
+        if times:  # as a copy leaves them that keeps times
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return path
+
+    for split in ("train", "validation"):
+        write(split, [1, 0, 1])
+    open_dataset(folder)
+    write("train", [0, 1, 1])
+    damaged = write("validation", [0, 1, 1])
+    rewrite(damaged, lambda content: content.__setitem__(60, content[60] ^ 1))
+    os.utime(damaged, ns=(0, (folder / "train-00000-of-00001").stat().st_mtime_ns))
+    kept = (folder / ".convoy" / "index-validation.npz").read_bytes()
+    found = verify(folder)
+    assert {fault.kind for fault in found.faults if fault.split == "train"} == {"index"}
+
+    report = verify(folder, repair_index=True)
+    assert (report.rebuilt, report.not_rebuilt) == (("train",), ("validation",))
+    assert {(fault.split, fault.kind) for fault in report.mended} == {("train", "index")}
+    assert {fault.split for fault in report.faults} == {"validation"}
+    assert [(split.name, split.faults > 0) for split in report.splits] == [("train", False), ("validation", True)]
+    assert (folder / ".convoy" / "index-validation.npz").read_bytes() == kept
+    assert open_dataset(folder).split("train").label.tolist() == [0, 1, 1]
+
+
+def test_an_index_of_others_that_can_be_written_nowhere_is_not_said_to_be_rebuilt(tmp_path, in_process, monkeypatch):
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "train.tfrecord").write_bytes(records.frame(records.example({"image": _png(0), "label": 0})))
+    (folder / ".convoy").write_text("in the way, even of root")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(DataError, match="index-train.npz cannot be written"):
+        verify(folder, repair_index=True)
+
+
 def _png(number):
     from tests.input_pipeline.datasets import encode
 
@@ -265,6 +312,13 @@ def test_the_command_shows_a_table_names_faults_and_mends_what_can_be_mended(dat
     assert json.loads(report.read_text())["faults"][0]["file"] == "index-train.npz"
     mended = convoy("verify", f"--data={data}", "--repair_index", check=True)
     assert f"Rebuilt: index-train.npz.\n{data} is whole.\n" in mended.stdout
+
+
+def test_the_command_refuses_what_is_no_folder(convoy):
+    result = convoy("verify", "--data=gs://bucket/data")
+    assert result.returncode == 2
+    assert "--data=gs://bucket/data: every byte is read, and only of a folder: run it where" in result.stderr
+    assert result.stdout == ""
 
 
 def test_the_command_refuses_what_is_no_dataset(convoy, tmp_path):

@@ -1,0 +1,111 @@
+"""Heights and widths that records of others state, true or not."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline import records
+from input_pipeline.crop import Crop
+from input_pipeline.dataset import open_dataset
+from input_pipeline.pixel_cache import PixelCache
+from input_pipeline.reader import Reader, Slices
+from tests.input_pipeline.datasets import encode
+from tests.input_pipeline.images import pixels
+from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, stream
+
+IMAGES, WRONG = 24, 13
+
+
+def write(folder, image_format, **of_record):
+    """Writes images of 16 x 16 and 20 x 12, in turn; `of_record` gives other features, from image to bytes or int."""
+    folder.mkdir()
+    frames = []
+    for number in range(IMAGES):
+        image = pixels(number, 20)[:12] if number % 2 else pixels(number, SIZE)
+        features = {
+            "image/encoded": encode(image, image_format),
+            "image/format": image_format,
+            "image/height": image.shape[0],
+            "image/width": image.shape[1],
+            "image/class/label": number % 3,
+        }
+        others = {f"image/{name}": value(number) for name, value in of_record.items()}
+        frames.append(records.frame(records.example(features | others)))
+    (folder / "train-00000-of-00001").write_bytes(b"".join(frames))
+    return open_dataset(folder).split("train")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"order": "windowed", "window": 7},
+        {"crop": Crop(SIZE, 0.5)},
+        {"cache": "whole"},
+        {"cache": "cropped", "crop": Crop(SIZE, 0.5)},
+    ],
+    ids=["whole", "windowed", "random crops", "cache", "cache of random crops"],
+)
+def test_images_whose_records_state_wrong_sizes_are_trained_on_as_if_they_stated_none(tmp_path, options):
+    def seen(split):
+        cache = {"cache": PixelCache(IMAGES, budget_bytes=2**24)} if "cache" in options else {}
+        return stream(split, 9, **{**options, **cache})
+
+    silent = {"height": lambda _: 0, "width": lambda _: 0}
+    expected = seen(write(tmp_path / "silent", "png", **silent))
+    # The size that is wanted, which none of the images of odd number has.
+    wrong = {"height": lambda _: SIZE, "width": lambda _: SIZE}
+    assert_same(seen(write(tmp_path / "wrong", "png", **wrong)), expected)
+
+
+def test_images_whose_records_state_wrong_sizes_are_evaluated(tmp_path):
+    split = write(tmp_path / "data", "png", height=lambda _: SIZE, width=lambda _: SIZE)
+    reader = Reader(split, Crop(SIZE))
+    seen = columns_of(reader.evaluation(EIGHT), -1)
+    assert reader.explain() is None
+    reader.close()
+    assert np.array_equal(seen["index"], np.arange(IMAGES))
+    for number in range(0, IMAGES, 2):
+        assert np.array_equal(seen["image"][number], pixels(number, SIZE))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"height": 13},
+        {"height": -1},  # to `tf.reshape`: as many as fit
+        {"height": 2**62, "width": 2**62},
+        {"height": 0, "encoded": b""},
+        {"encoded": encode(pixels(WRONG), "jpeg")},
+    ],
+    ids=["height", "negative", "huge", "empty", "not raw"],
+)
+def test_raw_pixels_of_another_size_than_their_record_states_are_named_or_substituted(tmp_path, wrong):
+    def feature(name, otherwise):
+        return lambda number: wrong[name] if number == WRONG and name in wrong else otherwise(number)
+
+    split = write(
+        tmp_path / "data",
+        "raw",
+        height=feature("height", lambda number: 12 if number % 2 else SIZE),
+        width=feature("width", lambda number: 20 if number % 2 else SIZE),
+        encoded=feature("encoded", lambda n: encode(pixels(n, 20)[:12] if n % 2 else pixels(n, SIZE), "raw")),
+    )
+    reader, slices = Reader(split, Crop(SIZE)), Slices(6)
+    with pytest.raises(tf.errors.OpError):
+        columns_of(reader.evaluation(slices), -1)
+    offset = split.offset[WRONG]
+    assert f"record {WRONG} at offset {offset} is whole but holds no image that can be decoded" in str(reader.explain())
+    reader.close()
+
+    reader, taken = Reader(split, Crop(SIZE), on_corrupt="substitute"), []
+    while len(taken) < 4:
+        try:
+            for batch in reader.training(slices, seed=3, start_step=len(taken)).take(4 - len(taken)):
+                taken.append(batch)
+        except tf.errors.OpError:
+            assert reader.mend(slices, len(taken), seed=3)
+    seen = np.concatenate([batch["index"] for batch in taken])
+    assert np.array_equal(np.setdiff1d(np.arange(IMAGES), seen), [WRONG])
+    assert np.array_equal(reader.images_at(np.arange(IMAGES), seed=3), seen)
+    reader.close()

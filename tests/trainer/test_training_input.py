@@ -1,0 +1,60 @@
+import collections
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.errors import DataError
+from input_pipeline.reader import Reader
+from tests.input_pipeline.streams import SIZE, make_split, without_image
+from trainer import config as configs
+from trainer.cluster.peers import Peers
+from trainer.training_input import TrainingInput
+
+IMAGES, NO_IMAGE = 64, 63
+
+
+@pytest.fixture
+def examined(monkeypatch):
+    """Counts how often each image is examined on its own."""
+    counts, problem_of = collections.Counter(), Reader._problem_of
+
+    def counting(reader, index):
+        counts[index] += 1
+        return problem_of(reader, index)
+
+    monkeypatch.setattr(Reader, "_problem_of", counting)
+    return counts
+
+
+@pytest.fixture
+def training_input(tmp_path):
+    def make(on_corrupt):
+        config = configs.default_config()
+        with config.unlocked():
+            config.image_size, config.batch_size, config.on_corrupt, config.cache = SIZE, 8, on_corrupt, "none"
+        plan = configs.resolve(config, num_images=IMAGES, replicas=1)
+        split = without_image(make_split(tmp_path / on_corrupt, IMAGES), NO_IMAGE)
+        return TrainingInput(split, config, plan, tf.distribute.OneDeviceStrategy("cpu:0"), Peers(None))
+
+    return make
+
+
+def test_images_are_examined_once_to_go_on_without_one_that_cannot_be_decoded(training_input, examined):
+    reading = training_input("substitute")
+    with contextlib.closing(reading.batches(0)) as batches:
+        seen = np.concatenate([batch["index"].numpy() for batch in itertools.islice(batches, IMAGES // 8)])
+    assert np.array_equal(np.setdiff1d(np.arange(IMAGES), seen), [NO_IMAGE])
+    assert [each.index for step in range(1, 9) for each in reading.substituted(step)] == [NO_IMAGE]
+    assert examined.total() <= IMAGES + 1  # and the substitute
+
+
+def test_an_image_that_cannot_be_decoded_is_named(training_input, examined):
+    with (
+        pytest.raises(DataError, match=f"record {NO_IMAGE} at offset .* is whole but holds no image"),
+        contextlib.closing(training_input("raise").batches(0)) as batches,
+    ):
+        list(itertools.islice(batches, IMAGES // 8))
+    assert max(examined.values()) == 1
