@@ -2,10 +2,10 @@
 
     summary = convert(Options(images=Path("photos/train"), output=Path("data")))
 
-The plan (`plan`) settles which image goes into which shard. Worker processes (`pool`, `worker`) write the shards into a
-folder beside the dataset, or in it when splits are added (`publish`); only when all is there do the files take their
-names, the manifest last. Whoever stops a conversion finds what was there before it, and the next one goes on from the
-shards that are whole (`marks`).
+The plan (`plan`) settles which image goes into which shard. Worker processes (`worker`) write the shards into a folder
+beside the dataset, or in it when splits are added (`publish`); only when all is there do the files take their names,
+the manifest last. Whoever stops a conversion finds what was there before it, and the next one goes on from the shards
+that are whole (`marks`).
 """
 
 import copy
@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.converter import marks, metadata, plan, pool, publish
+from input_pipeline import worker_pool
+from input_pipeline.converter import marks, metadata, plan, publish
 from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.options import Options, check
 from input_pipeline.converter.publish import WorkingDirectory
-from input_pipeline.converter.worker import ShardTask
+from input_pipeline.converter.worker import ShardTask, write_shard
 from input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, has_manifest, open_dataset, read_manifest
 from input_pipeline.errors import DataError, UsageError, did_you_mean
 from input_pipeline.files import write_whole
 from input_pipeline.pixels import Pixels
-from input_pipeline.processes import usable_cores
 from input_pipeline.sources import Source, Sources, list_sources
 from input_pipeline.tfds_sources import list_prepared
 
@@ -123,7 +123,7 @@ def convert(
         manifest = metadata.new_manifest(name, found.class_names, settings)
     else:
         _check_classes(found, manifest["class_names"], options)
-    context = pool.warm_context()
+    worker_pool.warm_up("input_pipeline.converter.worker")
     duplicates = plan.find_duplicates(found.images)
     leaked = plan.find_known(duplicates.kept, _known_images(options, manifest, say))
     images = tuple(image for image in duplicates.kept if image.name not in leaked)
@@ -133,7 +133,7 @@ def convert(
             if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
                 raise UsageError(f"--output={options.output} has changed meanwhile: start the same command again")
             tasks = _tasks(work, splits, manifest)
-            shards = _work(tasks, work, context, options, progress=progress, say=say)
+            shards = _work(tasks, work, options, progress=progress, say=say)
             columns = {split: _columns(of_split) for split, of_split in shards.items()}
             for split, of_split in shards.items():
                 manifest["splits"][split] = _split_entry(
@@ -260,7 +260,6 @@ def _tasks(
 def _work(
     tasks: Mapping[str, Sequence[ShardTask]],
     work: WorkingDirectory,
-    context: Any,  # noqa: ANN401 (a multiprocessing context)
     options: Options,
     *,
     progress: Callable[[int, int], None],
@@ -292,9 +291,14 @@ def _work(
     before = sum(len(task.images) for task in flat if task.path in done)
     if left:
         progress(before, total)
-        workers = options.workers or usable_cores()
-        written = pool.write_shards(
-            left, context, workers=workers, progress=lambda images: progress(before + images, total), check=check_bad
+        written = worker_pool.run(
+            write_shard,
+            left,
+            workers=options.workers,
+            progress=lambda images: progress(before + images, total),
+            place=lambda task, images: task.images[min(images, len(task.images) - 1)].name,
+            check=check_bad,
+            besides=", and goes on from the shards that are done",
         )
         done |= {task.path: shard for task, shard in zip(left, written, strict=True)}
     return {split: [done[task.path] for task in of_split] for split, of_split in tasks.items()}

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,20 +11,13 @@ from input_pipeline.converter.marks import Shard
 from input_pipeline.converter.plan import content_hash
 from input_pipeline.files import written_whole
 from input_pipeline.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
-from input_pipeline.processes import follow_parent
 from input_pipeline.records import FRAME_OVERHEAD, example, frame
 from input_pipeline.sources import Source
+from input_pipeline.worker_pool import report_progress
 
-# Shared with the parent, int64: 1 once everybody should stop, then for each shard how many of its images are done, then
-# for each shard the process that writes it.
-_board: MutableSequence[int] = [0]
 # Converted together; more of them gain nothing.
 _IMAGES_A_GROUP = 16
 _BYTES_A_GROUP = 2**21
-
-
-class StoppedError(Exception):
-    """The conversion was given up; the shard is not needed any more."""
 
 
 class ShardTask(NamedTuple):
@@ -37,7 +30,6 @@ class ShardTask(NamedTuple):
       images: in the order of the records.
       labels: of the images.
       pixels: what may happen to pixels.
-      number: its place on the progress board, from 0.
     """
 
     path: Path
@@ -46,7 +38,6 @@ class ShardTask(NamedTuple):
     images: tuple[Source, ...]
     labels: tuple[int, ...]
     pixels: Pixels
-    number: int = 0
 
 
 class Record(NamedTuple):
@@ -61,16 +52,6 @@ class Record(NamedTuple):
     changed: bool
 
 
-def start(board: MutableSequence[int]) -> None:
-    """Prepares a worker process."""
-    global _board
-    _board = board
-    follow_parent()  # which answers Ctrl-C by the board
-    from input_pipeline.converter import decoder
-
-    decoder.warm_up()
-
-
 def write_shard(task: ShardTask) -> Shard:
     """Writes a shard and, beside it, its `.idx`: "offset size" a line, sizes of whole frames; then marks it as whole.
 
@@ -80,16 +61,12 @@ def write_shard(task: ShardTask) -> Shard:
       StoppedError: the conversion was given up.
       OSError: the shard cannot be written.
     """
-    shards = (len(_board) - 1) // 2
-    _board[1 + shards + task.number] = os.getpid()
     rows, bad = [], []
     sha256 = hashlib.sha256()
     offset = 0
     with written_whole(task.path) as file:
         for first, images in _groups(task.images):
-            _board[1 + task.number] = first
-            if _board[0]:
-                raise StoppedError
+            report_progress(first)
             labels = task.labels[first : first + len(images)]
             for image, label, converted in zip(images, labels, records(images, labels, task.pixels), strict=True):
                 if isinstance(converted, Exception):
@@ -105,7 +82,7 @@ def write_shard(task: ShardTask) -> Shard:
         file.write("".join(f"{start} {length + FRAME_OVERHEAD}\n" for start, length, *_ in rows).encode("ascii"))
     shard = Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
     marks.write(task.mark, shard, task.fingerprint)
-    _board[1 + task.number] = len(task.images)
+    report_progress(len(task.images))
     return shard
 
 

@@ -44,7 +44,6 @@ class ShardTask:
     """A shard to check.
 
     Attributes:
-      number: its place on the progress board, from 0.
       split: it is of.
       path: of the file.
       name: as faults are to call it.
@@ -60,7 +59,6 @@ class ShardTask:
       index: `offset`, `length`, `label` and `crc` of its records as the index has them; None without an index.
     """
 
-    number: int
     split: str
     path: str
     name: str

@@ -6,37 +6,21 @@ by the index; without one nothing behind it can be.
 
 import hashlib
 import os
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.examples import from_bytes, read_features
 from input_pipeline.index import INDEX_TYPES, label_of
-from input_pipeline.processes import follow_parent
 from input_pipeline.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
 from input_pipeline.verifier.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
+from input_pipeline.worker_pool import report_progress
 
 REPAIR = "--repair_index mends it"
 
-# [1 + shards] int64, shared: the first is 1 once everybody should stop, then how many bytes of each shard are done.
-_board: MutableSequence[int] = [0]
 _READ_BYTES = 2**22
 _COLUMNS = tuple(name for name in INDEX_TYPES if name != "shard")
-
-
-class StoppedError(Exception):
-    """The check was given up."""
-
-
-def start(board: MutableSequence[int]) -> None:
-    """Prepares a worker process."""
-    global _board
-    _board = board
-    follow_parent()  # which answers Ctrl-C by the board
-    from input_pipeline.converter import decoder
-
-    decoder.warm_up()
 
 
 def check_shard(task: ShardTask) -> ShardReport:
@@ -88,16 +72,14 @@ class _Check:
         elif task.sha256 and _sha256(descriptor) != task.sha256:
             self.fault("its SHA-256 is not the manifest's: bytes were changed")
         for offset, length, position in self._frames(descriptor, size):
-            _board[1 + task.number] = offset
-            if _board[0]:
-                raise StoppedError
+            report_progress(offset)
             self._record(descriptor, offset, length, position)
         found = len(self._columns["offset"])
         if task.records is not None and found != task.records and not self._is_broken:
             self.fault(f"{found:,} of its records can be found, and it should hold {task.records:,}")
         if task.is_ours:
             self._check_idx()
-        _board[1 + task.number] = size
+        report_progress(size)
         return self.report(size)
 
     def _frames(self, descriptor: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -199,8 +181,7 @@ def idx_lines(offsets: list[int] | np.ndarray, lengths: list[int] | np.ndarray) 
 def _sha256(descriptor: int) -> str:
     digest, offset = hashlib.sha256(), 0
     while block := os.pread(descriptor, _READ_BYTES, offset):
-        if _board[0]:
-            raise StoppedError
+        report_progress(0)
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()

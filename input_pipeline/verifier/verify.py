@@ -8,33 +8,24 @@ Works on what `convoy convert` wrote and on directories of others (`foreign`), o
 Worker processes check a shard at a time (`shard`). Shards and manifest are never written to.
 """
 
-import itertools
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import foreign, index
+from input_pipeline import foreign, index, worker_pool
 from input_pipeline.converter.metadata import LABEL_FILES, write_index
 from input_pipeline.dataset import has_manifest, read_manifest
 from input_pipeline.errors import DataError
 from input_pipeline.files import write_whole
 from input_pipeline.index import INDEX_TYPES, RecordKeys
-from input_pipeline.processes import interrupts_deferred, interrupts_ignored, usable_cores
-from input_pipeline.verifier import shard as worker
 from input_pipeline.verifier.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
-from input_pipeline.verifier.shard import REPAIR, idx_lines
+from input_pipeline.verifier.shard import REPAIR, check_shard, idx_lines
 
-_POLL_SECONDS = 0.1
 _RESTORE = "Copy the file again, or convert again"
 _PREPARE = "Copy the file again, or prepare the dataset again"
 
@@ -100,13 +91,12 @@ def verify(
       DataError: it is no dataset, its manifest cannot be read, an index cannot be written, or a worker died.
     """
     layout = None if has_manifest(directory) else foreign.find_layout(directory)
-    numbers = itertools.count()
     if layout:
-        splits, faults = _foreign_splits(directory, layout, numbers), []
+        splits, faults = _foreign_splits(directory, layout), []
     else:
         manifest = read_manifest(directory)
         splits = [
-            _own_split(directory, name, entry, manifest["class_names"], numbers)
+            _own_split(directory, name, entry, manifest["class_names"])
             for name, entry in sorted(manifest["splits"].items())
         ]
         faults = list(_description_faults(directory, manifest))
@@ -132,9 +122,7 @@ def verify(
     return Report(tuple(table), tuple(faults), tuple(mended), tuple(rebuilt), tuple(not_rebuilt))
 
 
-def _own_split(
-    directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str], numbers: Iterator[int]
-) -> _Split:
+def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
     sizes = [shard["bytes"] for shard in entry["shards"]]
     try:
         arrays = index.load(index.index_path(directory, name))
@@ -150,7 +138,6 @@ def _own_split(
     for number, shard in enumerate(entry["shards"]):
         split.tasks.append(
             ShardTask(
-                number=next(numbers),
                 split=name,
                 path=str(directory / shard["file"]),
                 name=shard["file"],
@@ -169,7 +156,7 @@ def _own_split(
     return split
 
 
-def _foreign_splits(directory: Path, layout: foreign.Layout, numbers: Iterator[int]) -> list[_Split]:
+def _foreign_splits(directory: Path, layout: foreign.Layout) -> list[_Split]:
     splits = []
     for name, paths in sorted(layout.splits.items()):
         split = _Split(name, [])
@@ -185,7 +172,6 @@ def _foreign_splits(directory: Path, layout: foreign.Layout, numbers: Iterator[i
                 firsts[number] = int(np.searchsorted(kept.arrays["shard"], number))
             split.tasks.append(
                 ShardTask(
-                    number=next(numbers),
                     split=name,
                     path=str(path),
                     name=str(path.relative_to(directory)),
@@ -208,35 +194,15 @@ def _of_shard(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.nda
 
 def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]) -> list[ShardReport]:
     """Has the shards checked by worker processes and returns their reports, in order."""
-    # The server that workers are forked from imports TensorFlow once for all, as the decoder sets it up.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["input_pipeline.converter.decoder", "input_pipeline.verifier.image", "input_pipeline.verifier.shard"]
-    )
-    with interrupts_ignored():  # by the server, from its first moment on
-        multiprocessing.forkserver.ensure_running()
-    workers = max(1, min(workers or usable_cores(), len(tasks)))
-    board = RawArray("q", 1 + len(tasks))
-    pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(board,))
+    worker_pool.warm_up("input_pipeline.verifier.shard")
     total = sum(_size(task.path) for task in tasks)
-    try:
-        with interrupts_deferred():  # a worker that is left half-started would complain on the screen
-            futures = [pool.submit(worker.check_shard, task) for task in tasks]
-        pending: set[Future] = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            progress(sum(board[1:]), total)
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process died (killed, or out of memory) and the check was given up. Fewer processes need less "
-            f"memory: --workers={max(1, workers // 2)}"
-        ) from None
-    finally:
-        board[0] = 1
-        pool.shutdown(wait=True, cancel_futures=True)
+    return worker_pool.run(
+        check_shard,
+        tasks,
+        workers=workers,
+        progress=lambda size: progress(size, total),
+        place=lambda task, offset: f"{task.name} offset {offset}",
+    )
 
 
 def _size(path: str) -> int:

@@ -14,8 +14,8 @@ import pytest
 from input_pipeline import foreign, records
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
-from input_pipeline.verifier import shard as worker
 from input_pipeline.verifier import verify as verifier
+from input_pipeline.verifier.shard import check_shard
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
@@ -47,8 +47,7 @@ def limited(monkeypatch):
     from input_pipeline.verifier import image
 
     image.decoded(_png())  # TensorFlow has started before
-    monkeypatch.setattr(worker, "_board", [0] * 9)
-    monkeypatch.setattr(verifier, "_work", lambda tasks, *_: [worker.check_shard(task) for task in tasks])
+    monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ import pytest
 from input_pipeline import records
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
-from input_pipeline.verifier import shard as worker
 from input_pipeline.verifier import verify as verifier
+from input_pipeline.verifier.shard import check_shard
 from input_pipeline.verifier.verify import verify
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
@@ -33,8 +35,7 @@ def data(written, tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Has shards checked in this process, as workers check them: starting those takes seconds."""
-    monkeypatch.setattr(worker, "_board", [0] * 5)
-    monkeypatch.setattr(verifier, "_work", lambda tasks, *_: [worker.check_shard(task) for task in tasks])
+    monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))
 
 
 def shard_of(data, number=0, split="train"):
@@ -327,14 +328,41 @@ def test_the_command_refuses_what_is_no_dataset(convoy, tmp_path):
     assert "is not a dataset" in result.stderr and "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_the_command_and_its_workers(convoy_started, wait_until, tmp_path):
-    log, others = tmp_path / "log", tmp_path / "others"
-    others.mkdir()
+@pytest.fixture
+def many_records(tmp_path):
+    """A folder of two shards that take several seconds to check."""
+    folder = tmp_path / "others"
+    folder.mkdir()
     record = records.frame(records.example({"image": _png(0), "label": 0}))
-    for number in range(2):  # enough for several seconds
-        (others / f"train-{number:05d}-of-00002").write_bytes(record * 50_000)
-    with convoy_started("verify", f"--data={others}", "--workers=2", output=log) as process:
+    for number in range(2):
+        (folder / f"train-{number:05d}-of-00002").write_bytes(record * 50_000)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_named_with_its_place(convoy_started, wait_until, tmp_path, many_records):
+    log, shard, workers = tmp_path / "log", many_records / "train-00001-of-00002", []
+    with convoy_started("verify", f"--data={many_records}", "--workers=2", output=log) as process:
+
+        def is_at_work():
+            workers[:] = [one for one in _group(process.pid) if one != process.pid and _has_open(one, shard)]
+            return workers
+
+        wait_until(is_at_work, "the start of a worker on the shard")
+        os.kill(workers[0], signal.SIGKILL)
+        assert process.wait(60) == 3
+        wait_until(lambda: not _group(process.pid), "the end of the workers", 30)
+    assert re.fullmatch(
+        r"convoy: a worker process was killed \(SIGKILL\) at or soon after train-00001-of-00002 offset \d+\. "
+        r"The same command with --workers=1 needs less memory",
+        log.read_text().splitlines()[-1],
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_and_its_workers(convoy_started, wait_until, tmp_path, many_records):
+    log = tmp_path / "log"
+    with convoy_started("verify", f"--data={many_records}", "--workers=2", output=log) as process:
         # Beside it and a worker: Python's server that workers are forked from, and its tracker of resources.
         wait_until(lambda: len(_group(process.pid)) > 3, "the start of a worker")
         os.kill(process.pid, signal.SIGINT)
@@ -356,3 +384,10 @@ def _group(leader):
             if int(fields[2]) == leader and fields[0] != "Z":
                 found.append(int(entry))
     return found
+
+
+def _has_open(process, path):
+    try:
+        return str(path) in [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()]
+    except OSError:  # it has ended, or closed a file
+        return False
