@@ -7,7 +7,6 @@ be told from what others held before. 100 million records take about 3 GB of dis
 
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -140,12 +139,12 @@ def _measure(folder: str) -> dict[str, Any]:
     from input_pipeline.dataset import open_dataset
     from input_pipeline.long_reads import windows_of
 
-    before = _resident_bytes()
+    before = _status_bytes("VmRSS")
     began = time.perf_counter()
     split = open_dataset(folder).split("train")
     seconds = time.perf_counter() - began
-    after = _resident_bytes()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    after = _status_bytes("VmRSS")
+    peak = _status_bytes("VmHWM")  # not getrusage's, which counts in the process that this one was forked from
     records = split.num_images
     windows = windows_of(split)
 
@@ -174,9 +173,10 @@ def _measure(folder: str) -> dict[str, Any]:
     }
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+def _status_bytes(name: str) -> int:
+    """Returns a value of this process's status that the kernel gives in kB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from input_pipeline.rgb import as_rgb, orientation, stored_as
@@ -79,16 +80,28 @@ class Encoded(NamedTuple):
     channels: int
 
 
-def encode(
-    data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool] = lambda data, image_format, size: True
-) -> Encoded:
-    """Returns an image's bytes as they go into the record.
+def encode(data: bytes, pixels: Pixels) -> Encoded:
+    """Returns the bytes of an image file as they go into the record, not checked with the reader's decoder.
+
+    Raises:
+      Exception: of any kind; the bytes are no image, or one that is damaged. `reason` words it.
+    """
+    return encode_where_checked(data, pixels, lambda data, image_format, size: True)[0]
+
+
+def encode_where_checked(
+    data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
+) -> tuple[Encoded, np.ndarray | None]:
+    """Returns an image's bytes as they go into the record, and its pixels where they were encoded anew.
 
     Args:
       data: the file's bytes.
       pixels: what may happen to them.
-      check: is given what would be returned, its format ("jpeg" or "png") and size, and says whether the reader decodes
-        it well. False: it had better be given what Pillow makes of it. It raises where the image is damaged.
+      check: is given the file, its format ("jpeg" or "png") and size, and says whether the reader decodes it well.
+        False: it had better be given what Pillow makes of it. It raises where the image is damaged.
+
+    Returns:
+      The bytes, and [height, width, 3] uint8 or None.
 
     Raises:
       Exception: of any kind; the bytes are no image, or one that is damaged. `reason` words it.
@@ -103,16 +116,14 @@ def encode(
         target = _target_format(image, data, pixels.encoding)
         if _passes(image, data, pixels.image_size, target):
             if check(data, target, image.size):
-                return Encoded(data, target, image.size, len(image.getbands()))
+                return Encoded(data, target, image.size, len(image.getbands())), None
         elif image.format in ("JPEG", "MPO") and not pixels.image_size:
             # Pillow does not tell where libjpeg made up what was missing. Where images are resized, this would take as
             # long as all the rest.
             check(data, "jpeg", image.size)
         rgb = as_rgb(image, pixels.image_size)
         encoded = _encoded(rgb, target, _subsampling(image, pixels.image_size))
-    if target != "raw" and not check(encoded, target, rgb.size):
-        raise ValueError(f"TensorFlow does not decode what Pillow makes of it, a {target.upper()}")
-    return Encoded(encoded, target, rgb.size, 3)
+    return Encoded(encoded, target, rgb.size, 3), np.asarray(rgb)
 
 
 def reason(error: Exception) -> str:

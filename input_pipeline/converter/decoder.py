@@ -1,4 +1,4 @@
-"""TensorFlow's image decoders, as a check: what they accept is what training will be able to read.
+"""TensorFlow's image decoders, as a check of what passes through: what they accept, training will be able to read.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from input_pipeline.perceptual import decode_ratio, perceptual_hash
-from input_pipeline.pixels import Encoded, Pixels, Size, encode
+from input_pipeline.pixels import Encoded, Pixels, Size, encode_where_checked
 from input_pipeline.quiet_tensorflow import start_tensorflow
 
 # Conversion is one image a process: a GPU, and threads that wait on each other, would only cost memory.
@@ -71,13 +71,10 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
         return is_clean
 
     try:
-        encoded = encode(data, pixels, check)
+        encoded, anew = encode_where_checked(data, pixels, check)
         if aside.tell() and (told := _LIBTIFF.search(_heard(aside, 0))):
             raise ValueError(f"damaged ({told[0]})")
-        if encoded.format == "raw":
-            width, height = encoded.size
-            decoded = np.frombuffer(encoded.data, np.uint8).reshape(height, width, 3)
-        return encoded, perceptual_hash(decoded)
+        return encoded, perceptual_hash(decoded if anew is None else anew)
     finally:
         os.dup2(stderr, 2)
         if aside.tell():
@@ -99,7 +96,7 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
             while start + len(together) < len(images) and area < _PIXELS_TOGETHER:
                 together.append(_encoded_unchecked(images[start + len(together)], pixels))
                 area += math.prod(together[-1][0].size) if together[-1] else 0
-            decoded = [_decoded_clean(*one) if one else None for one in together]
+            decoded = [_decoded_clean(*one[1:]) if one else None for one in together]
         finally:
             os.dup2(stderr, 2)
         for data, one, seen in zip(images[start:], together, decoded, strict=False):
@@ -112,8 +109,13 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
         start += len(together)
 
 
-def _encoded_unchecked(data: bytes, pixels: Pixels) -> tuple[Encoded, list[tuple[bytes, str, Size]]] | None:
-    """Returns an image as encoded, and what of it is to be checked; None where something was wrong."""
+def _encoded_unchecked(
+    data: bytes, pixels: Pixels
+) -> tuple[Encoded, np.ndarray | None, list[tuple[bytes, str, Size]]] | None:
+    """Returns an image as encoded, its pixels where it was encoded anew, and what of it is to be checked.
+
+    None where something was wrong.
+    """
     aside, _ = _aside(os.getpid())
     asked = []
 
@@ -122,17 +124,16 @@ def _encoded_unchecked(data: bytes, pixels: Pixels) -> tuple[Encoded, list[tuple
         return True
 
     with contextlib.suppress(Exception):
-        encoded = encode(data, pixels, ask)
+        encoded, anew = encode_where_checked(data, pixels, ask)
         if not aside.tell():
-            return encoded, asked
+            return encoded, anew, asked
     _forget(aside, 0)
     return None
 
 
-def _decoded_clean(encoded: Encoded, asked: Sequence[tuple[bytes, str, Size]]) -> np.ndarray | None:
-    """Returns an image as decoded, [height, width, 3] uint8; None where it or one it was made of is not clean."""
-    if encoded.format == "raw":
-        decoded = np.frombuffer(encoded.data, np.uint8).reshape(*encoded.size[::-1], 3)
+def _decoded_clean(anew: np.ndarray | None, asked: Sequence[tuple[bytes, str, Size]]) -> np.ndarray | None:
+    """Returns an image's pixels, [height, width, 3] uint8; None where what is asked about is not clean."""
+    decoded = anew
     for data, image_format, size in asked:
         try:
             seen, is_clean = _checked(data, image_format, decode_ratio(*size))
@@ -140,7 +141,7 @@ def _decoded_clean(encoded: Encoded, asked: Sequence[tuple[bytes, str, Size]]) -
             return None
         if not is_clean:
             return None
-        if encoded.format != "raw":
+        if anew is None:
             decoded = seen
     return decoded
 
