@@ -6,7 +6,7 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 
 import contextlib
 import itertools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +27,7 @@ from trainer.step import cross_entropy
 from trainer.upstream import device_iterators_that_end_at_once
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
+EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class Evaluator:
@@ -58,13 +59,15 @@ class Evaluator:
         self._dataset = strategy.distribute_datasets_from_function(
             lambda context: reader.evaluation(slices).apply(endless)
         )
-        self._sums = tf.function(self._all_replicas, autograph=False)
+        self._classified = tf.function(self._all_replicas, autograph=False)
 
-    def metrics(self, *, seconds: float | None = None) -> dict[str, float]:
+    def metrics(self, *, seconds: float | None = None, each: EachBatch | None = None) -> dict[str, float]:
         """Returns the quality metrics of the whole split (`metrics.summarize`), the same on every worker.
 
         Args:
           seconds: how long to wait for the other workers at the end.
+          each: called with the images that this worker's devices have classified, batch by batch: their numbers in the
+            split [n] int64, labels [n] int32, and probabilities [n, num_classes] float32.
 
         Raises:
           DataError: a record cannot be used.
@@ -73,7 +76,10 @@ class Evaluator:
         total = np.float64(0)
         with contextlib.closing(read_all(self._dataset, self._reader)) as batches:
             for batch in itertools.islice(batches, self._steps):
-                total = total + self._sums(batch).numpy()
+                sums, probabilities = self._classified(batch)
+                total = total + sums.numpy()
+                if each:
+                    each(*self._without_padding(batch, probabilities))
                 self._peers.report(self._state.step, "evaluation")
         everyones = self._peers.exchange("evaluation", total.tolist(), seconds=seconds)
         total = np.sum(np.array(everyones, np.float64), axis=0)
@@ -82,14 +88,23 @@ class Evaluator:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
         return metrics.summarize(total)
 
-    def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        sums = self._state.strategy.run(self._one_replica, (batch,))
-        return tf.add_n(self._state.strategy.experimental_local_results(sums))
+    def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        local = self._state.strategy.experimental_local_results
+        sums, probabilities = self._state.strategy.run(self._one_replica, (batch,))
+        return tf.add_n(local(sums)), local(probabilities)
 
-    def _one_replica(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _one_replica(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         logits = infer(self._state, self._built, batch["image"])
         losses = cross_entropy(logits, batch["label"])
-        return metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
+        return metrics.batch_sums(logits, batch["label"], losses, batch["weight"]), tf.nn.softmax(logits)
+
+    def _without_padding(
+        self, batch: dict[str, tf.Tensor], probabilities: tuple[tf.Tensor, ...]
+    ) -> tuple[np.ndarray, ...]:
+        local = self._state.strategy.experimental_local_results
+        columns = [local(batch[name]) for name in ("weight", "index", "label")] + [probabilities]
+        weight, *others = (np.concatenate([part.numpy() for part in column]) for column in columns)
+        return tuple(column[weight > 0] for column in others)
 
 
 def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
