@@ -23,6 +23,7 @@ setup(
         "trainer",
         "trainer.cluster",
         "trainer.doctor",
+        "trainer.report",
         "input_pipeline",
         "input_pipeline.converter",
         "input_pipeline.report",
@@ -35,7 +36,11 @@ setup(
         "launch.slurm",
         "benchmarks",
     ],
-    package_data={"launch.slurm": ["train.sbatch"], "input_pipeline.report": ["report.html.j2"]},
+    package_data={
+        "launch.slurm": ["train.sbatch"],
+        "input_pipeline.report": ["*.j2", "style.css"],
+        "trainer.report": ["*.j2"],
+    },
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.
@@ -63,6 +68,7 @@ setup(
             "pytest-xdist>=3.6",  # two tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
             "tfrecord>=1.14",  # another reader of our shards, by their .idx
+            "websocket-client>=1.8",  # talks to the browser that opens the pages
             # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",

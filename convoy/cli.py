@@ -49,6 +49,9 @@ COMMANDS = {
         "writes a category for every image of a folder",
         "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
     ),
+    "report": Command(
+        "convoy.report", "writes a page about a run: how good it is, what it gets wrong", "convoy report --workdir=run"
+    ),
     "launch": Command(
         "convoy.launch",
         "starts workers, watches them, restarts them from the newest checkpoint",

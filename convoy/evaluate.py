@@ -24,17 +24,19 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Evaluates and prints the metrics."""
+    """Evaluates, prints the metrics and writes the report."""
     from trainer.devices import parse_devices
 
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from trainer.console import quality_row
     from trainer.evaluation import evaluate_split
+    from trainer.report.page import write_report
     from trainer.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     num_images, quality = evaluate_split(trained, flags.split, data=flags.data)
     print(f"{num_images:,} images, each once, with the weights of step {trained.step}")
     print(quality_row(flags.split, quality))
-    print(f"Added to {trained.run.results_table}")
+    print(f"Added to {trained.run.results_table}; every image is in {trained.run.predictions(flags.split)}")
+    print("\n".join(write_report(trained.run)))

@@ -54,6 +54,7 @@ Files:
   $demo/photos             the sample images
   $demo/data               TFRecord shards, index, manifest
   $demo/run                checkpoints, metrics.jsonl, results.csv, result.json
+  $demo/run/report.html    how good it is, what it gets wrong, what to try; MODEL_CARD.md beside it
   $demo/run/curves.png     how training and validation went
   $demo/predictions.csv    filename,category
 

@@ -4,21 +4,26 @@
 #   ./tests/run.sh                   # everything, as CI does
 #   ./tests/run.sh -m "not slow"     # the quick part, for the working loop
 #
-# The cluster tests drive real SLURM and ssh daemons on network namespaces. As root on Debian or Ubuntu what they need is
-# installed; elsewhere they are skipped, and say so.
+# The cluster tests drive real SLURM and ssh daemons on network namespaces, the pages' tests a browser. As root on Debian
+# or Ubuntu what they need is installed; elsewhere they are skipped, and say so.
 set -euo pipefail
 
 checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$checkout"
 
-daemons="slurmctld slurmd slurm-client munge openssh-server openssh-client iproute2 iptables"
 apt_log="$(mktemp)"
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg --status $daemons >/dev/null 2>&1; then
-  echo "Installing what the cluster tests need: $daemons"
-  export DEBIAN_FRONTEND=noninteractive
-  { apt-get update && apt-get install --yes --no-install-recommends $daemons; } >"$apt_log" 2>&1 ||
-    { tail -n 5 "$apt_log" >&2; echo "That failed: the tests that need them will be skipped." >&2; }
-fi
+install() { # whose tests, packages
+  local whose="$1"
+  shift
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg --status "$@" >/dev/null 2>&1; then
+    echo "Installing what the $whose tests need: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update && apt-get install --yes --no-install-recommends "$@"; } >"$apt_log" 2>&1 ||
+      { tail -n 5 "$apt_log" >&2; echo "That failed: the tests that need them will be skipped." >&2; }
+  fi
+}
+install cluster slurmctld slurmd slurm-client munge openssh-server openssh-client iproute2 iptables
+install browser chromium-headless-shell
 
 launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .

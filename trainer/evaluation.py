@@ -6,19 +6,21 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Generator
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.crop import Crop
-from input_pipeline.dataset import open_dataset
+from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Reader
 from input_pipeline.storage import dataset_path
 from trainer import metrics
 from trainer.cluster.peers import Peers
 from trainer.models import BuiltModel
+from trainer.report import predictions
 from trainer.restore import TrainedRun
 from trainer.results import append_result
 from trainer.runtime import slices_of
@@ -156,7 +158,7 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Gener
 
 
 def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = None) -> tuple[int, dict[str, float]]:
-    """Evaluates a trained run on a split, and adds the result to its results.csv.
+    """Evaluates a trained run on a split, adds the result to its results.csv, and keeps the predictions beside it.
 
     Args:
       trained: the run with its weights.
@@ -167,7 +169,38 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
       How many images were evaluated, and the metrics (`metrics.summarize`).
 
     Raises:
-      DataError: the dataset cannot be used, has no such split, or other classes than the run.
+      DataError: the dataset cannot be used, has no such split, or other classes than the run, or RUN cannot be written.
+    """
+    dataset, run, built = open_dataset_of(trained, data), trained.run, trained.runtime.built
+    split = dataset.split(split_name)
+    reader, collector = Reader(split, Crop(trained.config.image_size)), predictions.Collector()
+    quality = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE).metrics(each=collector)
+    evaluation = predictions.Evaluation(
+        split=split_name,
+        step=trained.step,
+        images=reader.num_images,
+        quality=quality,
+        data=str(dataset.directory.resolve()),
+        digest=dataset.digest(split_name),
+        parameters=built.model.count_params(),
+        time=time.time(),
+    )
+    try:
+        append_result(run, step=trained.step, split=split_name, quality=quality)
+        found = collector.predictions(predictions.filenames(split))
+        predictions.save(run, evaluation, found, trained.class_names)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or run.path} cannot be written ({error.strerror}). Make room for it."
+        ) from None
+    return reader.num_images, quality
+
+
+def open_dataset_of(trained: TrainedRun, data: str | None = None) -> Dataset:
+    """Opens the dataset of a run, or another of the same classes: `data`.
+
+    Raises:
+      DataError: it cannot be used, or has other classes than the run.
     """
     directory = data or trained.dataset["directory"]
     if not data and not dataset_path(directory).is_dir():
@@ -179,8 +212,4 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
             f"--data={dataset.directory} has {dataset.num_classes} classes and the run {len(trained.class_names)}; "
             f"different: {different[0]!r}. Convert with the classes that the run was trained on."
         )
-    reader = Reader(dataset.split(split_name), Crop(trained.config.image_size))
-    evaluator = Evaluator(trained.runtime.state, trained.runtime.built, reader, EVALUATION_BATCH_SIZE)
-    quality = evaluator.metrics()
-    append_result(trained.run, step=trained.step, split=split_name, quality=quality)
-    return reader.num_images, quality
+    return dataset

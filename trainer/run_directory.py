@@ -29,9 +29,20 @@ class RunDirectory:
         self.curves = self.path / "curves.png"
         self.result = self.path / "result.json"
         self.results_table = self.path / "results.csv"
+        self.confusion_matrix = self.path / "confusion_matrix.png"
+        self.report = self.path / "report.html"
+        self.model_card = self.path / "MODEL_CARD.md"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self._lock: BinaryIO | None = None
+
+    def predictions(self, split: str) -> Path:
+        """Returns where the newest predictions on a split lie."""
+        return self.path / f"predictions_{split}.csv"
+
+    def evaluation(self, split: str) -> Path:
+        """Returns where it says what those predictions are."""
+        return self.path / f"evaluation_{split}.json"
 
     def create(self, *, wait_seconds: float = 0.0) -> None:
         """Makes the folder and keeps it for this process until that ends, however it ends.

@@ -100,6 +100,11 @@ def percent(part: int, whole: int) -> str:
     return f"{share:.1f} %" if 0 < share < 10 or 99 < share < 100 else f"{share:.0f} %"
 
 
+def share(value: float | None, digits: int = 1) -> str:
+    """Returns a number from 0 to 1 in words: `71.4 %`; `-` where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
 def megabytes(size: int) -> str:
     """Returns bytes in words: `3.4 MB`."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"

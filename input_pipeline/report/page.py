@@ -14,12 +14,10 @@ The page is one file without scripts and without links to other files. It depend
 
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from input_pipeline.dataset import Split
@@ -28,7 +26,7 @@ from input_pipeline.perceptual import NEAR
 from input_pipeline.report import numbers, pictures
 from input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
 from input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
-from input_pipeline.report.numbers import counted, megabytes, percent
+from input_pipeline.report.templates import page_template
 
 REPORT = "report.html"
 DUPLICATE = "same bytes as "  # how the reason of an image begins that was left out because it is there already
@@ -40,8 +38,6 @@ _GROUPS, _GROUP_PICTURES = 20, 5
 _LEAKS, _QUARANTINED, _DUPLICATES, _FLAT = 48, 48, 50, 12
 _NAMED, _SIZES, _REASONS = 12, 8, 12
 _CLASSES_AT_A_GLANCE = 60
-_NAME_LENGTH = 160
-_BIDIRECTIONAL = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
 _FIRST_SPLITS = ("train", "validation", "val", "test")
 
 
@@ -69,29 +65,6 @@ def write_report(
       OSError: the file cannot be written.
     """
     write_whole(path, _page(manifest, splits, quarantine, images, sources).encode("utf-8"))
-
-
-def shown(name: str) -> str:
-    """Returns a name as it can be shown: what is no character or would change the text around it, as its code."""
-    text = "".join(_escape(c) if _is_disturbing(c) else c for c in name[: 2 * _NAME_LENGTH])
-    if len(text) > _NAME_LENGTH or len(name) > 2 * _NAME_LENGTH:
-        return text[: _NAME_LENGTH - 1] + "…"
-    return text
-
-
-def _is_disturbing(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in _BIDIRECTIONAL
-        or character in "\u200e\u200f\u061c"
-    )
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
 def _page(
@@ -128,7 +101,7 @@ def _page(
     kinds, num_kinds = numbers.reasons([entry["reason"] for entry in bad], _REASONS)
     small, balance = small_classes(counts, class_names), balances(counts, class_names)
     num_images = sum(split.num_images for split in splits.values())
-    return _template().render(
+    return page_template(Path(__file__).with_name("report.html.j2")).render(
         name=manifest["name"],
         manifest=manifest,
         class_names=class_names,
@@ -174,19 +147,6 @@ def _page(
         kinds=kinds,
         num_kinds=num_kinds,
     )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(shown=shown, megabytes=megabytes, number=lambda value: f"{value:,}")
-    environment.globals.update(percent=percent, counted=counted)
-    return environment.get_template("report.html.j2")
 
 
 def _split_row(name: str, entry: Mapping[str, Any], quarantine: Sequence[Mapping[str, str]]) -> dict[str, Any]:

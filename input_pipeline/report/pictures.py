@@ -1,12 +1,12 @@
 """Thumbnails as data URIs: of records, decoded as training sees them, and of source files as far as they decode."""
 
 import base64
+import contextlib
 import io
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 from input_pipeline.dataset import Split
-from input_pipeline.errors import DataError
+from input_pipeline.errors import ConvoyError, DataError
 from input_pipeline.examples import from_bytes, read_features
 from input_pipeline.pixels import FORMATS
-from input_pipeline.records import read_payloads
+from input_pipeline.records import FRAME_OVERHEAD, checked_payloads
+from input_pipeline.storage import Shards
 
 SIDE = 96  # pixels of the longer side
 _QUALITY = 72
@@ -57,7 +58,7 @@ def of_records(
         split = splits[name]
         for position, payload in zip(positions, _payloads(split, shard, positions), strict=True):
             features = _features(payload)
-            uri = _thumbnail(partial(_decoded, features))
+            uri = _thumbnail(partial(_decoded, features, split.keys.image))
             filename = os.fsdecode(features.get("image/filename", b""))
             pictures[name, position] = Picture(uri, filename, class_names[split.label[position]], name)
     return pictures
@@ -69,20 +70,20 @@ def of_file(path: Path) -> str:
 
 
 def _payloads(split: Split, shard: int, positions: Sequence[int]) -> Iterator[bytes]:
+    """Yields records of a shard; an empty one where it is damaged or gone."""
     try:
-        descriptor = os.open(split.shard_paths[shard], os.O_RDONLY)
-    except OSError:
+        shards = Shards([split.shard_paths[shard]])
+    except DataError:
         yield from (b"" for _ in positions)
         return
-    try:
+    with contextlib.closing(shards):
         for position in positions:
-            place = slice(position, position + 1)
+            place, size = slice(position, position + 1), int(split.length[position]) + FRAME_OVERHEAD
             try:
-                yield from read_payloads([descriptor], [0], split.offset[place], split.length[place], split.crc[place])
-            except DataError:
+                frame = shards.read(0, int(split.offset[position]), size)
+                yield checked_payloads([frame], [0], split.offset[place], split.length[place], split.crc[place])[0]
+            except ConvoyError:
                 yield b""
-    finally:
-        os.close(descriptor)
 
 
 def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
@@ -96,8 +97,8 @@ def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _decoded(features: Mapping[str, bytes | int]) -> Image.Image:
-    encoded = features["image/encoded"]
+def _decoded(features: Mapping[str, bytes | int], key: str) -> Image.Image:
+    encoded = features[key]
     if features.get("image/format") == b"raw":
         return Image.frombytes("RGB", (features["image/width"], features["image/height"]), encoded)
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -121,7 +122,7 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
-@contextmanager
+@contextlib.contextmanager
 def _truncated_images_allowed() -> Iterator[None]:
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True

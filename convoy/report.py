@@ -1,0 +1,58 @@
+"""`convoy report`: flags of the page about a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags as absl_flags
+
+from convoy.evaluate import define_model_flags
+from input_pipeline.errors import DataError, UsageError
+from input_pipeline.quiet_tensorflow import start_tensorflow
+
+if TYPE_CHECKING:
+    from trainer.devices import Devices
+
+REQUIRED = ("workdir",)
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Defines the flags."""
+    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "page to write; WORKDIR/report.html where left out", flag_values=flags)
+    absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
+    define_model_flags(flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Writes the page; where nothing was evaluated yet, the validation split is evaluated first."""
+    from trainer.devices import parse_devices
+    from trainer.report.history import read_history
+    from trainer.report.page import write_report
+    from trainer.report.predictions import newest
+    from trainer.run_directory import RunDirectory
+
+    devices = parse_devices(flags.devices)
+    output = Path(flags.output) if flags.output else None
+    if output and not output.parent.is_dir():
+        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Make it first.")
+    if output and output.is_dir():
+        raise UsageError(f"--output={output} is a folder. Name the page to write in it.")
+    run_directory = RunDirectory(flags.workdir)
+    read_history(run_directory)  # no run directory: that is said before TensorFlow starts
+    if not newest(run_directory):
+        try:
+            _evaluate(flags, devices)
+        except DataError as error:  # no checkpoint yet, no such split, the dataset is gone
+            print(f"Without an evaluation: {error}")
+    print("\n".join(write_report(run_directory, output=output, data=flags.data)))
+
+
+def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
+    start_tensorflow()
+    from trainer.console import quality_row
+    from trainer.evaluation import evaluate_split
+    from trainer.restore import open_run
+
+    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
+    _, quality = evaluate_split(trained, "validation", data=flags.data)
+    print(quality_row("validation", quality))

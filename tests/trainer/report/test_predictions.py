@@ -1,0 +1,122 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import DataError
+from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
+from trainer.report import predictions
+
+NASTY = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "'quoted",
+    "\t=1",
+    " =1",
+    "\uff1d1",
+    'say "so", twice',
+    "a\r\nb",
+    "<script>alert(1)</script>",
+    "../x",
+    "\U0001f984",
+    "x" * 3000,
+    "007",
+)
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def nasty(tmp_path):
+    """A run whose classes and files have such names, evaluated; and its predictions."""
+    labels = np.arange(60) % len(NASTY)
+    found, _ = drawn_predictions(labels, num_classes=len(NASTY))
+    found.filename[:] = [NASTY[-1 - i % len(NASTY)] for i in range(60)]
+    run = made_run(tmp_path / "run", class_names=NASTY)
+    evaluated(run, found, class_names=NASTY)
+    return run, found
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(nasty):
+    run, found = nasty
+    rows = rows_of(run.predictions("test"))
+    assert len(rows) == 60
+    for row in rows:
+        for column in ("filename", "label", "predicted"):
+            assert not row[column].lstrip().startswith(("=", "+", "-", "@", "\uff1d"))
+            assert not row[column].startswith("\t")
+        assert float(row["label_probability"]) >= 0  # and numbers are none of these cells
+    assert b'"\'=1+1"' in run.predictions("test").read_bytes()
+
+
+def test_taking_one_apostrophe_away_gives_each_name_back(nasty):
+    run, found = nasty
+    for row, name, label in zip(rows_of(run.predictions("test")), found.filename, found.label, strict=True):
+        assert row["filename"].removeprefix("'") == name
+        assert row["label"].removeprefix("'") == NASTY[label]
+
+
+def test_what_was_predicted_is_read_back_to_the_last_bit(nasty):
+    run, found = nasty
+    read = predictions.load(run, predictions.newest(run), NASTY)
+    assert read.filename == found.filename
+    for name in ("label", "predicted", "label_probability", "predicted_probability"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
+        assert getattr(read, name).dtype == getattr(found, name).dtype
+
+
+def test_a_row_says_what_the_image_is_what_it_was_taken_for_and_whether_that_is_right(tmp_path):
+    found, probabilities = drawn_predictions([2, 0, 1, 3], num_classes=4)
+    run = made_run(tmp_path / "run")
+    evaluated(run, found)
+    for i, row in enumerate(rows_of(run.predictions("test"))):
+        label, predicted = found.label[i], probabilities[i].argmax()
+        assert (row["index"], row["filename"]) == (str(i), f"{i}.jpg")
+        assert (row["label"], row["predicted"]) == (CLASSES[label], CLASSES[predicted])
+        assert np.float32(row["label_probability"]) == probabilities[i, label]
+        assert np.float32(row["predicted_probability"]) == probabilities[i, predicted]
+        assert row["correct"] == str(int(label == predicted))
+
+
+def test_a_file_name_that_is_no_text_is_written_as_its_code(tmp_path):
+    found, _ = drawn_predictions([0, 1], num_classes=4)
+    found.filename[:] = ["bad\udcff.jpg", "=\udc80"]
+    run = made_run(tmp_path / "run")
+    evaluated(run, found)
+    names = [row["filename"] for row in rows_of(run.predictions("test"))]
+    assert names == ["bad\\udcff.jpg", "'=\\udc80"]
+    assert predictions.load(run, predictions.newest(run), CLASSES).filename == ["bad\\udcff.jpg", "=\\udc80"]
+
+
+def test_a_csv_that_a_spreadsheet_sorted_is_read_and_one_that_lost_rows_is_not(tmp_path):
+    found, _ = drawn_predictions(np.arange(20) % 4, num_classes=4)
+    run = made_run(tmp_path / "run")
+    evaluation = evaluated(run, found)
+    header, *lines = run.predictions("test").read_text().splitlines(keepends=True)
+    run.predictions("test").write_text("\ufeff" + header + "".join(sorted(lines, key=lambda line: line[::-1])))
+    np.testing.assert_array_equal(predictions.load(run, evaluation, CLASSES).label, found.label)
+    for content, told in ((header + "".join(lines[1:]), "19 rows for 20 images"), ("", ""), ("index\nx\n", "x")):
+        run.predictions("test").write_text(content)
+        with pytest.raises(DataError, match="is not what the evaluation wrote") as error:
+            predictions.load(run, evaluation, CLASSES)
+        assert told in str(error.value) and "convoy evaluate --workdir=" in str(error.value)
+
+
+def test_the_newest_evaluation_is_the_one_that_was_made_last_and_can_be_read(tmp_path):
+    found, _ = drawn_predictions([0, 1], num_classes=4)
+    run = made_run(tmp_path / "run")
+    assert predictions.newest(run) is None
+    for split in ("test", "train", "validation", "extra"):
+        evaluated(run, found, split=split)
+    assert predictions.newest(run).split == "extra"
+    run.predictions("extra").unlink()
+    run.evaluation("validation").write_text(run.evaluation("validation").read_text()[:-20])
+    later = json.loads(run.evaluation("train").read_text()) | {"field of a later version": 1}
+    run.write_json(run.evaluation("train"), later)
+    assert predictions.newest(run).split == "test"
