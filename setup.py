@@ -24,6 +24,7 @@ setup(
         "trainer.cluster",
         "trainer.doctor",
         "trainer.report",
+        "trainer.export",
         "input_pipeline",
         "input_pipeline.converter",
         "input_pipeline.report",
@@ -61,7 +62,7 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "profile": ["xprof>=2.20"],
-        "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.19"],
+        "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -69,6 +70,8 @@ setup(
             "ruff>=0.6",
             "tfrecord>=1.14",  # another reader of our shards, by their .idx
             "websocket-client>=1.8",  # talks to the browser that opens the pages
+            "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
+            "onnxruntime>=1.19",
             # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",

@@ -52,6 +52,11 @@ COMMANDS = {
     "report": Command(
         "convoy.report", "writes a page about a run: how good it is, what it gets wrong", "convoy report --workdir=run"
     ),
+    "export": Command(
+        "convoy.export",
+        "writes the model as SavedModel, Keras file, LiteRT or ONNX, and checks each against the run",
+        "convoy export --workdir=run --format=saved_model,onnx --output=exported",
+    ),
     "launch": Command(
         "convoy.launch",
         "starts workers, watches them, restarts them from the newest checkpoint",

@@ -1,18 +1,32 @@
 """`convoy predict`: flags of prediction."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from convoy.evaluate import define_model_flags
+from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
+from trainer.export.loaders import FILES
 
-REQUIRED = ("workdir", "images", "output")
+if TYPE_CHECKING:
+    from trainer.classifier import Classifier
+    from trainer.devices import Devices
+
+REQUIRED = ("images", "output")
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
+    absl_flags.DEFINE_string("export", None, "folder of `convoy export`, instead of --workdir", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "format",
+        None,
+        f"which of the export's formats to use; the first it has of {', '.join(FILES)} where left out",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_string("images", None, "folder of images, in any folders of it", flag_values=flags)
     absl_flags.DEFINE_string("output", None, "CSV to write: filename,category", flag_values=flags)
     absl_flags.DEFINE_string(
@@ -21,6 +35,9 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     absl_flags.DEFINE_string("like", None, "sample submission: its header and its order are kept", flag_values=flags)
     absl_flags.DEFINE_integer("top_k", 1, "categories an image, best first", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("probabilities", False, "write each category's probability too", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "tta", False, "test-time augmentation: the mean over each image and its mirror image", flag_values=flags
+    )
     define_model_flags(flags)
 
 
@@ -28,10 +45,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Predicts and says where the CSV is."""
     from trainer.devices import parse_devices
 
+    if bool(flags.workdir) == bool(flags.export):
+        raise UsageError("Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
+    needless = "checkpoint" if flags.export else "format"
+    if flags[needless].present:
+        raise UsageError(f"--{needless} does not go with --{'export' if flags.export else 'workdir'}: leave it out.")
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from trainer.prediction import Request, predict
-    from trainer.restore import open_run
 
     request = Request(
         images=Path(flags.images),
@@ -40,7 +61,21 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         like=Path(flags.like) if flags.like else None,
         top_k=flags.top_k,
         probabilities=flags.probabilities,
+        mirrored_too=flags.tta,
     )
-    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    count = predict(trained, request)
-    print(f"{request.output}: {count:,} images, with the weights of step {trained.step}")
+    classifier = _classifier(flags, devices)
+    count = predict(classifier, request)
+    print(f"{request.output}: {count:,} images, with the weights of step {classifier.step}")
+
+
+def _classifier(flags: absl_flags.FlagValues, devices: "Devices") -> "Classifier":
+    if flags.export:
+        from trainer.devices import make_strategy
+        from trainer.export.classifier import open_export
+
+        make_strategy(devices)  # hides GPUs that are not wanted; the export runs on the first device
+        return open_export(Path(flags.export), flags.format or "")
+    from trainer.classifier import RunClassifier
+    from trainer.restore import open_run
+
+    return RunClassifier(open_run(flags.workdir, devices, checkpoint=flags.checkpoint))

@@ -147,7 +147,7 @@ def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
 def _crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
     if crop.min_area < 1:
         image = _random_crop(image, randomness, crop.min_area)
-    return _resize(image, crop.size)
+    return resize(image, crop.size)
 
 
 def _random_crop(image: tf.Tensor, randomness: tf.Tensor, min_area: float) -> tf.Tensor:
@@ -163,7 +163,8 @@ def _random_crop(image: tf.Tensor, randomness: tf.Tensor, min_area: float) -> tf
     return image[top : top + tf.cast(crop_height, tf.int32), left : left + tf.cast(crop_width, tf.int32)]
 
 
-def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns an image, [height, width, 3] uint8, as [size, size, 3] uint8; area when larger, else bilinear."""
     shape = tf.shape(image)
 
     def resized(method: str) -> tf.Tensor:

@@ -16,7 +16,7 @@ def start_tensorflow() -> None:
     What it wrote comes out only where that fails, or where it finds no GPU although there is an NVIDIA device.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _stderr_set_aside() as release, _seeming_missing(*_NEVER_USED):
+    with stderr_set_aside() as release, _seeming_missing(*_NEVER_USED):
         import tensorflow as tf
 
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -37,7 +37,7 @@ def _seeming_missing(*names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr_set_aside() -> Iterator:
+def stderr_set_aside() -> Iterator:
     """Turns file descriptor 2 into a file; its content is shown on an exception, or where the yielded call was made."""
     shown = False
 

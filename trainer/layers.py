@@ -9,6 +9,8 @@ Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance a
 the seed model's step on a CPU), and dropout draws a 32-bit float for every value.
 """
 
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
@@ -86,18 +88,32 @@ class ByteDropout(keras.layers.Dropout):
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 
 
+_KERAS_LAYERS = {FusedBatchNormalization: keras.layers.BatchNormalization, ByteDropout: keras.layers.Dropout}
+
+
 def with_fast_layers(model: keras.Model) -> keras.Model:
     """Returns `model` rebuilt with the layers above in place of Keras' own; names, weights and function stay.
 
     Args:
       model: a functional or sequential model; subclassed models are returned as they are.
     """
-    fast = {keras.layers.BatchNormalization: FusedBatchNormalization, keras.layers.Dropout: ByteDropout}
+    return _rebuilt(model, {own: fast for fast, own in _KERAS_LAYERS.items()})
 
+
+def with_keras_layers(model: keras.Model) -> keras.Model:
+    """Returns `model` rebuilt with Keras' own layers in place of those above, for where Convoy is not installed.
+
+    Args:
+      model: as `with_fast_layers` gives it.
+    """
+    return _rebuilt(model, _KERAS_LAYERS)
+
+
+def _rebuilt(model: keras.Model, classes: Mapping[type, type]) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
-        fast_class = fast.get(type(layer))
+        new_class = classes.get(type(layer))
         # Other layers are shared with `model`: some cannot be made again from their config.
-        return fast_class.from_config(layer.get_config()) if fast_class else layer
+        return new_class.from_config(layer.get_config()) if new_class else layer
 
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return model

@@ -1,9 +1,8 @@
 """Writes a category for every image of a folder, in the order a CSV asks for.
 
-predict(trained, request)      # filename,category
+predict(RunClassifier(trained), request)      # filename,category
 """
 
-import contextlib
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,9 @@ from input_pipeline import pixels
 from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
 from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import write_whole
-from input_pipeline.processes import usable_cores
 from input_pipeline.sources import ImageFile, list_images, match_files
 from input_pipeline.tables import column_indices, read_table
-from trainer.evaluation import EVALUATION_BATCH_SIZE, infer, iterate
-from trainer.restore import TrainedRun
+from trainer.classifier import Classifier
 
 _NAMED = 3  # how many unreadable files an error names
 
@@ -37,6 +34,7 @@ class Request:
       like: a sample submission: its rows say which images in which order, its header what the columns are called.
       top_k: how many categories an image, best first.
       probabilities: whether each category's probability is written too.
+      mirrored_too: whether an image's probabilities are the mean of its own and of its mirror image's.
     """
 
     images: Path
@@ -45,9 +43,10 @@ class Request:
     like: Path | None = None
     top_k: int = 1
     probabilities: bool = False
+    mirrored_too: bool = False
 
 
-def predict(trained: TrainedRun, request: Request) -> int:
+def predict(classifier: Classifier, request: Request) -> int:
     """Writes the predictions as a whole or not at all.
 
     Returns:
@@ -57,7 +56,7 @@ def predict(trained: TrainedRun, request: Request) -> int:
       UsageError: `top_k` is out of range, or the output's folder is missing.
       DataError: images or CSV cannot be used.
     """
-    class_names = trained.class_names
+    class_names = classifier.class_names
     if not 1 <= request.top_k <= len(class_names):
         raise UsageError(f"--top_k={request.top_k}: give 1 to {len(class_names)}, the number of categories.")
     if not request.output.parent.is_dir():
@@ -78,7 +77,7 @@ def predict(trained: TrainedRun, request: Request) -> int:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for name, probabilities in zip(names, _probabilities(trained, files), strict=True):
+    for name, probabilities in zip(names, _probabilities(classifier, files, request), strict=True):
         row = [name]
         for label in np.argsort(-probabilities, kind="stable")[: request.top_k]:
             row.append(class_names[label])
@@ -126,7 +125,7 @@ def _check_same_names(like: list[str], manifest: list[str], request: Request) ->
             )
 
 
-def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[np.ndarray]:
+def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: Request) -> Iterator[np.ndarray]:
     """Yields each file's class probabilities, [num_classes] float32."""
     unreadable: dict[str, str] = {}
 
@@ -144,30 +143,10 @@ def _probabilities(trained: TrainedRun, files: Sequence[ImageFile]) -> Iterator[
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(trained.config.image_size))
+        return decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(classifier.image_size))
 
-    strategy = trained.runtime.strategy
-    replicas = strategy.num_replicas_in_sync
-    batch = -(-min(EVALUATION_BATCH_SIZE, len(files)) // replicas)
-    padded = -(-len(files) // (batch * replicas)) * batch * replicas
-    indices = tf.data.Dataset.range(padded).map(lambda index: tf.minimum(index, len(files) - 1))
-    dataset = indices.map(decode, num_parallel_calls=usable_cores()).batch(batch).prefetch(2 * replicas)
-    distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
-
-    @tf.function(autograph=False)
-    def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def one_replica(images: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(infer(trained.runtime.state, trained.runtime.built, images))
-
-        return strategy.experimental_local_results(strategy.run(one_replica, (images,)))
-
-    remaining = len(files)
     try:
-        with contextlib.closing(iterate(distributed)) as batches:
-            for images in batches:
-                for probabilities in classify(images):
-                    yield from probabilities.numpy()[:remaining]
-                    remaining = max(0, remaining - batch)
+        yield from classifier.probabilities(decode, len(files), mirrored_too=request.mirrored_too)
     except tf.errors.OpError:
         unreadable = unreadable or _undecodable(files)
         if not unreadable:

@@ -41,13 +41,14 @@ class TrainedRun:
         return self.dataset["class_names"]
 
 
-def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best") -> TrainedRun:
+def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
     """Opens a run with the weights of one of its checkpoints.
 
     Args:
       workdir: the run directory.
       devices: what to run on.
       checkpoint: `best` (by validation top-1; the last where nothing was evaluated), `last`, or a step.
+      precision: what to compute in; as the run does where empty.
 
     Raises:
       UsageError: another `checkpoint`.
@@ -62,6 +63,7 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best") -> Tra
     step = _chosen_step(store, checkpoint, workdir)
     values, _ = store.load(step)
     config.model.weights = ""  # the checkpoint replaces them
+    config.precision = precision or config.precision
     runtime = make_runtime(config, make_strategy(devices), num_classes=len(dataset["class_names"]))
     load_into(runtime.state, values, {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)

@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 
@@ -125,6 +126,9 @@ class TestWithoutTensorFlow:
             ("train", "--devices=cpu:x", "--data=d", "--workdir=w"),
             ("evaluate", "--workdir=w", "--split=test", "--devices=tpu"),
             ("predict", "--workdir=w"),
+            ("predict", "--images=i", "--output=o"),
+            ("predict", "--images=i", "--output=o", "--workdir=w", "--export=e"),
+            ("export", "--workdir=w", "--output=o", "--format=tflite"),
         ],
         ids=" ".join,
     )
@@ -162,6 +166,7 @@ class TestFlags:
             (("evaluate",), "--workdir and --split"),
             (("evaluate", "--workdir=w"), "--split"),
             (("predict", "--workdir=w"), "--images and --output"),
+            (("export", "--workdir=w"), "--format and --output"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
     )
@@ -188,6 +193,16 @@ class TestFlags:
         error = refuses(*arguments)
         assert flag.lstrip("-") in error
         assert value in error
+
+    @pytest.mark.parametrize("formats", ["tflite", "onnx,", "ONNX"])
+    def test_a_format_that_is_unknown_is_named_with_all_there_are(self, refuses, formats):
+        error = refuses("export", "--workdir=w", "--output=o", f"--format={formats}")
+        assert "give one or more of saved_model, keras, litert, onnx" in error
+
+    def test_an_extra_that_is_missing_is_named_with_the_line_that_brings_it(self, refuses, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tf2onnx", None)
+        error = refuses("export", "--workdir=w", "--output=o", "--format=keras,onnx")
+        assert "--format=onnx needs tf2onnx: `pip install 'convoy[onnx]'` brings it." in error
 
     def test_a_benchmark_that_is_unknown_names_the_nearest(self, refuses):
         assert "unknown benchmark 'stepp' (did you mean 'step'?)" in refuses("bench", "stepp")

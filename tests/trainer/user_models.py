@@ -36,6 +36,20 @@ def linear(num_classes: int, image_size: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="linear")
 
 
+class Halved(layers.Layer):
+    """A layer that only this file knows."""
+
+    def call(self, inputs):
+        return inputs / 2
+
+
+def with_own_layer(num_classes: int, image_size: int) -> keras.Model:
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, strides=4, activation="relu", name="conv")(inputs)
+    x = Halved(name="halved")(layers.Flatten(name="flatten")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="with_own_layer")
+
+
 def hanging(num_classes: int, image_size: int) -> keras.Model:
     if json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index") == HANGING_WORKER:
         from input_pipeline import records

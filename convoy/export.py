@@ -1,0 +1,73 @@
+"""`convoy export`: flags of taking a trained model away."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags as absl_flags
+
+from convoy.evaluate import CHECKPOINT_HELP
+from input_pipeline.errors import UsageError, did_you_mean
+from input_pipeline.quiet_tensorflow import start_tensorflow
+from trainer.export.loaders import FILES
+
+if TYPE_CHECKING:
+    from trainer.export.exporter import Exported
+
+REQUIRED = ("workdir", "format", "output")
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Defines the flags."""
+    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
+    absl_flags.DEFINE_list("format", None, f"one or more of {','.join(FILES)}", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "folder to make; an export there is replaced", flag_values=flags)
+    absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
+    absl_flags.DEFINE_string(
+        "data",
+        None,
+        "dataset directory whose images the export is checked on; the run's own where left out",
+        flag_values=flags,
+    )
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Exports and says what was compared."""
+    formats = tuple(dict.fromkeys(name.strip() for name in flags.format))
+    for name in formats or ("",):
+        if name not in FILES:
+            raise UsageError(f"--format={name}{did_you_mean(name, FILES)}: give one or more of {', '.join(FILES)}.")
+    missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+    if "onnx" in formats and missing:
+        raise UsageError(f"--format=onnx needs {' and '.join(missing)}: `pip install 'convoy[onnx]'` brings it.")
+    start_tensorflow()
+    from input_pipeline.processes import terminable
+    from trainer.export.exporter import Request, export
+
+    request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)
+    with terminable():
+        exported = export(request)
+    _print_table(exported)
+    reference = exported.reference
+    print(
+        f"{flags.output}: the weights of step {exported.step}, reloaded in new processes and compared with a float32 "
+        f"evaluation of {len(reference.probabilities)} images of split {reference.samples.split!r}"
+    )
+    if reference.precision != "float32":
+        print(
+            f"The run computes in {reference.precision}: `convoy evaluate` differs from float32 by up to "
+            f"{reference.largest_difference:.2g} in probability, with the same category first for "
+            f"{reference.same_top1} of these images."
+        )
+
+
+def _print_table(exported: "Exported") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("format", "file", box=None, pad_edge=False)
+    for heading in ("MB", "largest difference"):
+        table.add_column(heading, justify="right")
+    for name, difference in exported.largest_differences.items():
+        table.add_row(name, FILES[name], f"{exported.bytes[name] / 1e6:,.1f}", f"{difference:.1e}")
+    Console(highlight=False).print(table)

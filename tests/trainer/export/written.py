@@ -1,0 +1,20 @@
+"""A model written in a format, and the names and sizes that tests give it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.export.loaders import FILES
+
+if TYPE_CHECKING:
+    from trainer.export.formats import Deployable
+
+SIZE = 32
+NAMES = ("-1", "cat", "<script>alert(1)</script>", "=1+1", "\N{CAT FACE}", "../x", "NaN")
+
+
+def written(file_format: str, model: "Deployable", folder: Path) -> Path:
+    from trainer.export.formats import write
+
+    (folder / "labels.txt").write_text(model.labels, encoding="utf-8")
+    write(file_format, model, folder / FILES[file_format])
+    return folder / FILES[file_format]
