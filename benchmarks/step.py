@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.gemm import prepare_gemm, training_flops
+from benchmarks.gemm import prepare_gemm
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
 from input_pipeline.errors import UsageError
 from trainer.cluster.discovery import Cluster
@@ -135,7 +135,10 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     kind, _, variant = name.partition("-")
     if kind == "gemm":
-        return prepare_gemm(variant, training_flops(_keras_model(options["image_size"])))
+        from trainer.flops import training_flops
+
+        size = options["image_size"]
+        return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))
     if kind == "fit":
         return _prepare_fit(variant, options)
     if kind == "torch":

@@ -4,6 +4,7 @@ convoy bench step
 convoy bench input --data=data --json=input.json
 convoy bench convert --images=photos/train
 convoy bench scaling --model=seed42
+convoy bench monitoring
 """
 
 import importlib
@@ -22,6 +23,7 @@ _BENCHMARKS = {
     "index": "benchmarks.index",
     "convert": "benchmarks.convert",
     "scaling": "benchmarks.scaling",
+    "monitoring": "benchmarks.monitoring",
 }
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 

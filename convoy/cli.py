@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 
 from convoy import __version__
 from input_pipeline.errors import ConvoyError, UsageError, did_you_mean
+from input_pipeline.quiet_tensorflow import set_verbosity
 from trainer.error_file import note_error
 
 
@@ -56,6 +57,9 @@ COMMANDS = {
         "convoy.export",
         "writes the model as SavedModel, Keras file, LiteRT or ONNX, and checks each against the run",
         "convoy export --workdir=run --format=saved_model,onnx --output=exported",
+    ),
+    "runs": Command(
+        "convoy.runs", "lists the runs under a folder, the best first, with what sets them apart", "convoy runs runs"
     ),
     "launch": Command(
         "convoy.launch",
@@ -141,6 +145,8 @@ def _dispatch(argv: list[str]) -> int:
     require_flags(flags, *getattr(module, "REQUIRED", ()))
     if rest and not getattr(module, "TAKES_ARGUMENTS", False):
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
+    if "verbosity" in flags:
+        set_verbosity(flags.verbosity)
     return module.run(flags, rest) or 0
 
 

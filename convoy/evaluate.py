@@ -2,7 +2,7 @@
 
 from absl import flags as absl_flags
 
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
 CHECKPOINT_HELP = "best (by validation top-1), last, or the step of a checkpoint"
@@ -19,6 +19,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 def define_model_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags that choose a run's weights and the devices to run them on."""
     absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
+    define_verbosity_flag(flags)
     absl_flags.DEFINE_string("devices", "auto", "as in `convoy train`", flag_values=flags)
 
 

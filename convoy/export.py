@@ -8,7 +8,7 @@ from absl import flags as absl_flags
 
 from convoy.evaluate import CHECKPOINT_HELP
 from input_pipeline.errors import UsageError, did_you_mean
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
 from trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "dataset directory whose images the export is checked on; the run's own where left out",
         flag_values=flags,
     )
+    define_verbosity_flag(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from input_pipeline.errors import UsageError
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
 from trainer import config as configs
 from trainer.cluster.discovery import find_cluster
 from trainer.devices import STRATEGIES, check_strategy, parse_devices
@@ -80,6 +80,7 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
         ("step_timeout", 600.0, "for a step, an evaluated batch or a checkpoint until the process is taken for stuck"),
     ):
         absl_flags.DEFINE_float(name, seconds, f"seconds {what}", lower_bound=1.0, flag_values=flags)
+    define_verbosity_flag(flags)
     absl_flags.DEFINE_bool(
         "record_order", False, "write which images each step trained on to RUN/order", flag_values=flags
     )

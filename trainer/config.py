@@ -31,7 +31,9 @@ ON_CORRUPT = ("raise", "substitute")
 CACHES = ("auto", "none", "memory")
 
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
-OPERATIONAL_FIELDS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_corrupt", "cache")
+OPERATIONAL_FIELDS = (
+    *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_corrupt", "cache", "measure_peak"),
+)
 
 # What a run's first start chooses by its hardware, and every later start keeps: the value that leaves it open.
 AUTOMATIC = {"virtual_replicas": 0, "precision": "auto"}
@@ -58,6 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
             "on_corrupt": "raise",  # substitute: other images stand in for records that cannot be used
             "cache": "none",  # memory: decoded images are kept over the epochs; auto: where all would fit easily
             "keep_checkpoints": 3,
+            "measure_peak": False,  # time matrix products once, where no table knows what the devices can do at most
             **_duration("eval_every"),
             **_duration("checkpoint_every"),
             **_duration("log_every"),
@@ -215,6 +218,11 @@ def duration_in_steps(
     return sum(max(1, round(value * in_steps[field])) for field, value in given.items())
 
 
+def total_steps(config: Mapping[str, Any], num_images: int) -> int:
+    """Returns the steps of a whole run on so many training images."""
+    return config["steps"] or max(1, math.ceil(config["epochs"] * num_images / config["batch_size"]))
+
+
 def with_choices_of(config: ml_collections.ConfigDict, chosen: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns a copy of `config` in which what is left to Convoy (`AUTOMATIC`) is as it was chosen before."""
     config = config.copy_and_resolve_references()
@@ -263,7 +271,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         replica_batch_size=batch // replicas,
         virtual_batch_size=batch // virtual,
         steps_per_epoch=steps_per_epoch,
-        total_steps=config.steps or max(1, math.ceil(config.epochs * num_images / batch)),
+        total_steps=total_steps(config, num_images),
         warmup_steps=duration_in_steps(schedule, "warmup", **convert, section="schedule."),
         eval_every_steps=eval_every,
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,

@@ -1,16 +1,24 @@
 """What a person sees of a run: a header, progress, a row an evaluation.
 
-On a terminal there is a live bar; elsewhere a plain line every `log_every` steps.
+On a terminal there is a live bar, with the newest numbers under it and a table of evaluations above it; elsewhere a
+plain line every `log_every` steps and one an evaluation.
 """
 
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 _INPUT_BOUND_PCT = 20  # from this share of the time on, faster devices would not help
+_REFRESHES_PER_SECOND = 4  # each takes a core some milliseconds
+_TABLE = (
+    *(("step", 7), ("epoch", 7), ("train top-1", 13), ("loss", 8), ("top-1", 8), ("top-5", 8)),
+    *(("macro F1", 10), ("ECE", 7)),
+)
 
 
 class TrainingConsole:
@@ -28,68 +36,97 @@ class TrainingConsole:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=not shows)
         self._total_steps = total_steps
         self._first_step = first_step
-        self._started = time.perf_counter()
-        self._bar: Progress | None = None
-        self._task = None
+        self._first_done: tuple[int, float] | None = None  # the first step, and when it ended
+        self._live: Live | None = None
+        self._numbers = Text(no_wrap=True, overflow="ellipsis")
+        self._train_top1: float | None = None
+        self._has_table = False
 
     def __enter__(self) -> "TrainingConsole":
         """Starts the bar where there is a terminal."""
         if self.console.is_terminal:
-            columns = (TextColumn("{task.fields[where]}"), BarColumn(bar_width=None), TextColumn("{task.fields[what]}"))
-            self._bar = Progress(*columns, console=self.console, expand=True, transient=True)
-            self._task = self._bar.add_task(
-                "training", total=self._total_steps, completed=self._first_step, where="starting", what=""
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[ends]}"),
+                expand=True,
             )
-            self._bar.start()
+            self._task = self._bar.add_task("training", total=self._total_steps, completed=self._first_step, ends="")
+            self._live = Live(
+                Group(self._bar, self._numbers),
+                console=self.console,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Takes the bar away."""
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self._live.stop()
 
     def header(self, rows: Mapping[str, str]) -> None:
         """Shows what is about to run, a row each."""
         width = max(map(len, rows))
         for name, value in rows.items():  # unlike in a table no line is broken, so that a command can be copied
-            self.say(f"{name:<{width}}  {value}")
+            self.console.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {value}"))
 
     def step(self, step: int) -> None:
         """Moves the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step, where=f"step {step}/{self._total_steps}")
+        self._first_done = self._first_done or (step, time.perf_counter())
+        if self._live:
+            self._bar.update(self._task, completed=step)
 
     def progress(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Shows how training goes, from the values of the last `log_every` steps by tag."""
-        input_bound = " (input-bound)" if values["perf/input_wait_pct"] > _INPUT_BOUND_PCT else ""
-        text = (
+        self._train_top1 = values["quality/top1"]
+        is_input_bound = values["perf/input_wait_pct"] > _INPUT_BOUND_PCT
+        text = Text.assemble(
             f"loss {values['quality/loss']:.4f}  top-1 {values['quality/top1']:6.2%}  "
-            f"{values['perf/images_per_s']:,.0f} images/s  {values['perf/step_ms_p50']:.0f} ms/step  "
-            f"input wait {values['perf/input_wait_pct']:.1f}%{input_bound}  "
-            f"lr {values['optim/lr']:.2e}  ETA {self._eta(step)}"
+            f"{values['perf/images_per_s']:,.0f} images/s  {values['perf/step_ms_p50']:.0f} ms/step  ",
+            (
+                f"input wait {values['perf/input_wait_pct']:.1f}%{' (input-bound)' if is_input_bound else ''}",
+                "yellow" if is_input_bound else "",
+            ),
+            f"  lr {values['optim/lr']:.2e}",
         )
-        if self._bar:
-            self._bar.update(self._task, completed=step, where=f"step {step}/{self._total_steps}", what=text)
+        if self._live:
+            self._bar.update(self._task, completed=step, ends=f"epoch {epoch:.2f}  ETA {self._eta(step)}")
+            self._numbers.plain, self._numbers.spans = text.plain, text.spans
         else:
-            self.say(f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {text}")
+            self.say(f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {text.plain}  ETA {self._eta(step)}")
 
     def evaluation(self, step: int, epoch: float, split: str, values: Mapping[str, float], is_best: bool) -> None:
         """Shows an evaluation's metrics (`metrics.summarize`) as a row."""
-        self.say(
-            f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}"
-            + ("  *best*" if is_best else "")
-        )
+        if not self._live:
+            mark = "  *best*" if is_best else ""
+            self.say(f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}{mark}")
+            return
+        if not self._has_table:
+            self._has_table = True
+            self.console.print(Text("".join(f"{name:>{width}}" for name, width in _TABLE) + f"  {split}", "bold"))
+        train_top1 = "" if self._train_top1 is None else f"{self._train_top1:.2%}"
+        cells = (str(step), f"{epoch:.2f}", train_top1, f"{values['loss']:.4f}")
+        cells += tuple(f"{values[name]:.2%}" for name in ("top1", "top5", "macro_f1", "ece"))
+        row = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _TABLE, strict=True))
+        self.console.print(Text(f"{row}  * best", "green") if is_best else row)
 
     def say(self, text: str) -> None:
-        """Shows a line."""
-        self.console.print(text, markup=False)
+        """Shows a line; a warning stands out on a terminal, and prose is broken between words there."""
+        is_prose = self._live and text.startswith(("Warning:", "Note:", "Limits:"))
+        style = "yellow" if text.startswith("Warning:") else ""
+        self.console.print(Text(text, style), soft_wrap=not is_prose)
 
     def _eta(self, step: int) -> str:
-        # Evaluations and checkpoints are part of what is left too, so the whole elapsed time counts.
-        done = max(1, step - self._first_step)
-        return duration_text((time.perf_counter() - self._started) / done * (self._total_steps - step))
+        # From the end of the first step, before which lies compiling. Evaluations and checkpoints are part of what is
+        # left too, so all the time since then counts.
+        first, since = self._first_done or (step, 0.0)
+        if step <= first:
+            return "?"
+        return duration_text((time.perf_counter() - since) / (step - first) * (self._total_steps - step))
 
 
 def quality_row(split: str, values: Mapping[str, float]) -> str:

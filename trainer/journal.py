@@ -77,6 +77,13 @@ class Journal:
         with self.tolerating("metrics"):
             self._writers.write(split, step, values)
 
+    def text(self, name: str, step: int, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+        """Writes a JSON value as text for TensorBoard."""
+        if not self._writes:
+            return
+        with self.tolerating("TensorBoard's event file"):
+            self._writers.write_text(f"run/{name}", value, step=step)
+
     def evaluation(self, split: str, step: int, quality: Mapping[str, float]) -> None:
         """Adds a row to results.csv."""
         if not self._writes:

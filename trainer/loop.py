@@ -18,6 +18,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
 from trainer import metrics
+from trainer.advice import Advice
 from trainer.chronometer import Chronometer
 from trainer.cluster.agreement import agree_on_checkpoint
 from trainer.cluster.discovery import Cluster
@@ -32,6 +33,7 @@ from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, 
 from trainer.error_file import note_error
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from trainer.journal import Journal
+from trainer.limits import Limits
 from trainer.order_record import OrderRecord
 from trainer.preprocess import ColourRanges
 from trainer.restore import load_into
@@ -43,6 +45,8 @@ from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
 from trainer.substitutions import Substitutions
 from trainer.training_input import TrainingInput
+
+_STEPS_THAT_TELL = 20  # without the first ones, until a run says what limits it
 
 
 def train(
@@ -132,6 +136,8 @@ class _Training:
             self._evaluator = Evaluator(self._state, self._runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
         self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
         self._journal = Journal(self._run, writes=peers.is_chief, warn=self._console.say)
+        self._limits = Limits(self._config, plan, self._runtime, self._dataset, self._step, peers)
+        self._advice = Advice(self._config, self._dataset, say=self._console.say)
         self._substitutions = Substitutions(self._run, peers, self._journal, self._console)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
         self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
@@ -146,6 +152,8 @@ class _Training:
         reported = self._before.get("reported", {})
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
+        self._measured_limits: dict[str, Any] | None = reported.get("limits")
+        self._told_limits = ""
         self._rolled_back_to: int | None = None
         self._rollbacks = self._before.get("rollbacks", 0)
 
@@ -219,6 +227,7 @@ class _Training:
                 f"Resumed at step {state.step} of {plan.total_steps}."
                 + (f" Changed: {'; '.join(changed)}." if changed else "")
             )
+        self._advice.start(plan)
         self._peers.exchange("begin")
 
     def _train_steps(self) -> None:
@@ -253,6 +262,9 @@ class _Training:
             self._console.step(state.step)
             if state.step == first_step:
                 self._journal.event("first_step", step=state.step)
+            with self._chronometer.paused("probe"):
+                if log:
+                    self._limits.probe(seconds=self._deadlines.step)
             with self._chronometer.paused("log"):
                 if log:
                     self._log(learning_rate)
@@ -338,11 +350,24 @@ class _Training:
             "perf/step_ms_p50": window.step_ms_p50,
             "perf/step_ms_p95": window.step_ms_p95,
             "perf/input_wait_pct": window.input_wait_pct,
+            **self._limits.values(window),
             "run/epoch": self._epoch(),
         }
         self._journal.metrics("train", state.step, values)
         self._saver.check()
         self._console.progress(state.step, self._epoch(), values)
+        self._advice.logged(window.input_wait_pct, self._limits.input_mends(window.cores_busy))
+        if not self._told_limits and self._chronometer.steady_steps >= _STEPS_THAT_TELL:
+            self._tell_limits()
+
+    def _tell_limits(self) -> None:
+        """Says what limits the run, where it has come so far that this is known."""
+        if steady := self._chronometer.steady():
+            self._measured_limits = self._limits.summary(steady, seconds=self._deadlines.step)
+            self._journal.text("limits", self._state.step, self._measured_limits)
+            if (sentence := self._measured_limits["sentence"]) != self._told_limits:
+                self._told_limits = sentence
+                self._console.say(f"Limits: {sentence}.")
 
     def _evaluate(self) -> tuple[float | None, bool]:
         """Evaluates on the validation split, where there is one; returns the score and whether it is the best."""
@@ -357,6 +382,8 @@ class _Training:
         is_best = best_score is None or score > best_score
         self._journal.evaluation("validation", step, quality)
         self._console.evaluation(step, self._epoch(), "validation", quality, is_best)
+        train_top1 = self._quality.get("train", {}).get("top1")
+        self._advice.evaluated(train_top1=train_top1, top1=score, best_top1=best_score)
         return score, is_best
 
     def _save(self, score: float | None) -> None:
@@ -376,7 +403,11 @@ class _Training:
                 "place": place(self._plan, self._runtime, self._peers),
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
-                "reported": {"metrics": self._quality, "images_per_second": self._images_per_second()},
+                "reported": {
+                    "metrics": self._quality,
+                    "images_per_second": self._images_per_second(),
+                    "limits": self._measured_limits,
+                },
             },
             score=score,
         )
@@ -418,6 +449,7 @@ class _Training:
         if len(set(digests)) > 1:
             raise AssertionError(f"the workers' weights differ at the end: {digests}")
         self._saver.finish()
+        self._tell_limits()
         result = {
             "step": step,
             "epoch": self._epoch(),
@@ -426,6 +458,7 @@ class _Training:
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
             "images_per_second": self._images_per_second(),
             "seconds": self._chronometer.seconds(),
+            "limits": self._measured_limits,
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,

@@ -11,6 +11,7 @@ on reduced values. So the step is the same for any `R` that divides `V`.
 Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -128,6 +129,38 @@ class TrainStep:
         )
         gradients = run(tf.constant(self._state.step, tf.int64), batch)
         return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
+
+    def reduction_alone(self) -> Callable[[], None]:
+        """Returns what sums as many values over all devices as a step does, and waits for them; it changes nothing.
+
+        All workers must call it as often. What a device adds up among its own virtual replicas is no part of it.
+        """
+        settings, state = self._settings, self._state
+        replicas = state.strategy.num_replicas_in_sync
+        share = settings.virtual_replicas // replicas
+        # With a power of two of virtual replicas a device sends one block of them, as it does with one.
+        virtual_replicas = settings.virtual_replicas if share & (share - 1) else replicas
+
+        def one_replica() -> list[tf.Tensor]:
+            # Weights lie where the gradients come to be, and have their shapes; the scale stands for the metric sums.
+            values = [tf.identity(w.value) for w in state.weights]  # the replica's own
+            values += [tf.cast(tf.identity(v.value), tf.float32) for v in state.statistics]
+            values.append(tf.reshape(tf.identity(state.loss_scale), [1]))
+            return reduce_over_virtual_replicas(
+                lambda virtual_replica: values,
+                virtual_replicas=virtual_replicas,
+                deterministic=settings.deterministic,
+                bfloat16_terms=len(state.weights) if settings.reduce_in_bfloat16 else 0,
+            )
+
+        run = tf.function(lambda: state.strategy.run(one_replica), autograph=False)
+
+        def reduce() -> None:
+            total = run()  # all of it: what is not returned would not be computed
+            for value in state.strategy.experimental_local_results(total[-1]):
+                value.numpy()
+
+        return reduce
 
     def _all_replicas(
         self, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]

@@ -146,6 +146,19 @@ def all_gather(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Te
     return tf.ensure_shape(gathered, [value.shape[0] * context.num_replicas_in_sync])
 
 
+def operations_of(graph: tf.Graph) -> Iterator[tf.Operation]:
+    """Yields a traced graph's operations and those of the functions it calls: Keras makes one of a grouped convolution.
+
+    A graph has no public way to the functions it calls.
+    """
+    for operation in graph.get_operations():
+        yield operation
+        if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
+            called = graph._get_function(operation.get_attr("f").name)
+            if isinstance(getattr(called, "graph", None), tf.Graph):
+                yield from operations_of(called.graph)
+
+
 def _launchers(context: tf.distribute.ReplicaContext) -> tuple[list, Any]:
     """Returns what starts the strategy's collectives on each device of this process, and the one on this device."""
     launchers = context.strategy.extended._cross_device_ops._launchers

@@ -46,9 +46,9 @@ class MetricWriters:
                 for tag, value in values.items():
                     tf.summary.scalar(tag, value)
 
-    def write_text(self, tag: str, value: object) -> None:
+    def write_text(self, tag: str, value: object, *, step: int = 0) -> None:
         """Writes a JSON value as text that TensorBoard shows as it stands."""
-        with self._summary("train").as_default(step=0):
+        with self._summary("train").as_default(step=step):
             tf.summary.text(tag, f"```\n{json.dumps(value, indent=2)}\n```")
 
     def flush(self) -> None:

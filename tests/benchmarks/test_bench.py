@@ -159,6 +159,7 @@ def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
         (["input"], "--with_step"),
         (["convert"], "--resize"),
         (["scaling"], "--link"),
+        (["monitoring"], "--log_every"),
         ([], "--small"),
     ):
         done = subprocess.run(
@@ -241,6 +242,26 @@ def test_bench_convert_measures_every_converter_on_images_it_draws(tmp_path_fact
         # The command's computing is that of its worker processes too, which import TensorFlow.
         assert sum(r["cpu_seconds"] for r in row["rounds"]) > (0.5 if peer == "convoy-command" else 0)
     assert "40 JPEGs of 64x64, resized to 32x32" in output
+
+
+@pytest.mark.slow
+def test_bench_monitoring_trains_with_and_without_it(dataset, tmp_path_factory, mark):
+    tmp_path = tmp_path_factory.mktemp("b")
+    path = tmp_path / "monitoring.json"
+    process = bench(
+        "monitoring", f"--data={dataset.data}", f"--json={path}", "--image_size=20", "--batch_size=8", "--rounds=1",
+        "--steps=6", "--log_every=2",
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["monitoring.json"]
+    result = json.loads(path.read_text())
+    assert [row["peer"] for row in result["rows"]] == ["monitored", "bare"]
+    assert all(r["work"] == 6 for row in result["rows"] for r in row["rounds"])
+    assert 0 < result["share"]["of_lines"] < 1  # six lines, in which much is written for tiny steps
+    assert "All monitoring takes" in output
 
 
 def test_the_computing_of_ended_and_orphaned_processes_is_counted(options):

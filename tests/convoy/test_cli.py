@@ -339,6 +339,13 @@ class TestPrintConfig:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+class TestVerbosity:
+    def test_tensorflow_speaks_when_it_is_asked_to(self, convoy, dataset):  # else it is quiet: test_train.py
+        command = ("train", "--config=smoke", "--print_config", f"--data={dataset.data}")
+        assert "I0000 " in convoy(*command, "--verbosity=0", check=True).stderr
+
+
 class TestSlipsOfBeginners:
     def test_a_config_field_as_a_flag_of_its_own_is_told_how_to_write_it(self, refuses):
         assert "write --config.batch_size=2" in refuses("train", "--batch_size=2")

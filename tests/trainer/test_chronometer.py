@@ -22,8 +22,13 @@ def clock():
 
 
 @pytest.fixture
-def chronometer(clock):
-    return Chronometer(images_per_step=32, clock=clock)
+def cpu_clock():
+    return Clock()
+
+
+@pytest.fixture
+def chronometer(clock, cpu_clock):
+    return Chronometer(images_per_step=32, clock=clock, cpu_clock=cpu_clock)
 
 
 def take_step(chronometer, clock, *, waiting, computing):
@@ -31,6 +36,11 @@ def take_step(chronometer, clock, *, waiting, computing):
         clock.passes(waiting)
     clock.passes(computing)
     chronometer.end_step()
+
+
+def take_first_steps(chronometer, clock):
+    for seconds in (20.0, 5.0, 5.0):
+        take_step(chronometer, clock, waiting=seconds / 2, computing=seconds / 2)
 
 
 def test_a_window_holds_the_speed_the_median_and_the_share_of_waiting(chronometer, clock):
@@ -89,3 +99,32 @@ def test_a_clock_that_stands_still_gives_no_division_by_zero(chronometer, clock)
     window = chronometer.window()
     assert window.step_ms_p50 == 0.0
     assert window.input_wait_pct == 0.0
+
+
+def test_a_window_leaves_out_the_first_three_steps_where_it_has_others(chronometer, clock):
+    take_first_steps(chronometer, clock)
+    take_step(chronometer, clock, waiting=0.25, computing=0.75)
+    window = chronometer.window()
+    assert (window.steps, window.step_ms_mean, window.input_wait_pct) == (1, 1000.0, 25.0)
+
+
+def test_the_cores_that_computed_are_counted_without_pauses(chronometer, clock, cpu_clock):
+    for _ in range(2):
+        cpu_clock.passes(1.5)
+        take_step(chronometer, clock, waiting=0.0, computing=1.0)
+        with chronometer.paused():
+            clock.passes(30.0)
+            cpu_clock.passes(45.0)
+    assert chronometer.window().cores_busy == pytest.approx(1.5 / 2)  # of the first step what came after its start
+
+
+def test_the_steady_steps_are_those_after_the_first_three_over_all_windows(chronometer, clock):
+    take_first_steps(chronometer, clock)
+    assert (chronometer.steady(), chronometer.steady_steps) == (None, 0)
+    for waiting, computing in ((0.0, 1.0), (1.0, 2.0)):
+        take_step(chronometer, clock, waiting=waiting, computing=computing)
+        chronometer.window()
+    steady = chronometer.steady()
+    assert (steady.steps, chronometer.steady_steps) == (2, 2)
+    assert (steady.step_ms_mean, steady.input_wait_pct) == (2000.0, 25.0)
+    assert steady.images_per_second == chronometer.steady_images_per_second() == 16.0

@@ -31,6 +31,10 @@ TRAIN_TAGS = QUALITY | {
     "perf/step_ms_p50",
     "perf/step_ms_p95",
     "perf/input_wait_pct",
+    "perf/input_wait_ms",
+    "perf/reduction_ms",
+    "perf/compute_ms",
+    "perf/memory_mb",
     "run/epoch",
 }
 LAST_STEP, EVALUATED, LOGGED = 40, [8, 16, 24, 32, 40], list(range(2, 41, 2))
@@ -91,6 +95,24 @@ class TestAFinishedRun:
             assert [step for step, _ in shown] == [line["step"] for line in lines]
             assert [value for _, value in shown] == pytest.approx([line[tag] for line in lines], rel=1e-6)
 
+    def test_a_lines_step_is_split_into_waiting_reducing_and_computing(self, finished_run):
+        lines = [line for line in json_lines(finished_run.workdir / "metrics.jsonl") if line["split"] == "train"]
+        for line in lines:
+            split = [line[f"perf/{name}_ms"] for name in ("input_wait", "reduction", "compute")]
+            assert min(split) >= 0.0
+            assert line["perf/input_wait_ms"] == pytest.approx(sum(split) * line["perf/input_wait_pct"] / 100)
+        assert lines[-1]["perf/reduction_ms"] > 0.0
+
+    def test_result_says_what_limited_the_run_and_so_does_the_console(self, finished_run):
+        limits = result_of(finished_run.workdir)["limits"]
+        assert limits["bound"] in ("input", "reduction", "compute")
+        assert limits["step_ms"] == pytest.approx(
+            sum(limits[f"{n}_ms"] for n in ("input_wait", "reduction", "compute"))
+        )
+        assert limits["step_ms_p50"] <= limits["step_ms_p95"]
+        assert limits["images_per_second"] == pytest.approx(16e3 / limits["step_ms"])
+        assert f"\nLimits: {limits['sentence']}.\n" in finished_run.output
+
     def test_tensorboard_shows_config_environment_dataset_and_command(self, finished_run):
         events = EventAccumulator(str(finished_run.workdir / "tensorboard" / "train"), size_guidance={"tensors": 0})
         events.Reload()
@@ -98,6 +120,7 @@ class TestAFinishedRun:
             (event,) = events.Tensors(f"run/{name}")
             assert content in make_ndarray(event.tensor_proto).item().decode()
         assert events.Tensors("run/environment")
+        assert "-bound: " in make_ndarray(events.Tensors("run/limits")[-1].tensor_proto).item().decode()
 
     def test_the_learning_rate_warms_up_and_falls_to_nearly_nothing(self, finished_run):
         lines = [line for line in json_lines(finished_run.workdir / "metrics.jsonl") if line["split"] == "train"]

@@ -1,0 +1,259 @@
+"""`convoy bench monitoring`: what the console, the log lines, TensorBoard and the run's files cost of a step.
+
+Two processes run the same training loop on the same images, as the demo does (recipe convnet42, two logical devices):
+one as it is, with a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag
+offers. They take their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures
+and its checkpoint count once in as many steps as between two of the demo's evaluations.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from absl import flags as absl_flags
+
+from benchmarks import measure
+from benchmarks.workers import Prepared, Stopwatch, serve
+from input_pipeline.errors import UsageError
+
+PEERS = {"monitored": "with all monitoring", "bare": "without"}
+_DEVICES = 2
+_TARGET = 0.02
+_ENDLESS = 1_000_000  # steps
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines this benchmark's own flags."""
+    if "data" not in flags:
+        absl_flags.DEFINE_string(
+            "data", None, "A dataset directory with a split validation. Left out: the sample set.", flag_values=flags
+        )
+    absl_flags.DEFINE_integer(
+        "steps", 105, "Benchmark monitoring: steps a round, with an evaluation.", lower_bound=1, flag_values=flags
+    )
+    absl_flags.DEFINE_integer("log_every", 20, "Benchmark monitoring: steps a line.", lower_bound=1, flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Measures, prints the table, writes the JSON."""
+    if flags.peers:
+        raise UsageError("--peers: monitoring compares its two. Leave it out.")
+    about = measure.environment()
+    with _dataset(flags.data) as data, tempfile.TemporaryDirectory(prefix="convoy-bench-") as notes:
+        names = ("batch_size", "image_size", "steps", "log_every", "threads")
+        options = {name: getattr(flags, name) for name in names} | {"data": data, "notes": notes}
+        measurement = measure.measure("benchmarks.monitoring", PEERS, options, flags.rounds)
+        seconds = json.loads((Path(notes) / "monitored.json").read_text(encoding="utf-8"))
+    rows = measurement.rows
+    shares = _shares(rows["monitored"], rows["bare"])
+    shares["of_lines"] = seconds["log"] / seconds["steps"]
+    measure.write_json(
+        flags.json,
+        {
+            "benchmark": "monitoring",
+            "unit": "steps/s",
+            "environment": about,
+            "settings": options | {"rounds": flags.rounds},
+            "rows": [row.as_json() for row in rows.values()],
+            "share": shares,
+            "target": _TARGET,
+        },
+    )
+    _print(rows, shares, about, options)
+
+
+def _shares(monitored: measure.Row, bare: measure.Row) -> dict[str, float]:
+    """Returns how much longer the monitored rounds took, as shares of the bare ones: medians over rounds."""
+    return {
+        "of_time": 1.0 / monitored.ratio_to(bare) - 1.0,
+        "of_computing": _computing_a_step(monitored) / _computing_a_step(bare) - 1.0,
+    }
+
+
+def _computing_a_step(row: measure.Row) -> float:
+    """Returns the seconds that a step computes, on all cores together: the median over rounds."""
+    return 1.0 / row.rate_per_core
+
+
+def _print(
+    rows: Mapping[str, measure.Row], shares: Mapping[str, float], about: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    console = measure.console()
+    measure.print_environment(console, about)
+    console.print(
+        f"convnet42 on {_DEVICES} logical devices, {options['image_size']}x{options['image_size']}, batch "
+        f"{options['batch_size']}, a line every {options['log_every']} steps, rounds of {options['steps']} steps and "
+        "an evaluation."
+    )
+    lines = [
+        (
+            row.label,
+            *(f"{1e3 / rate:.1f}" for rate in (row.rate, max(row.rates), min(row.rates))),
+            f"{1e3 * _computing_a_step(row):.1f}",
+        )
+        for row in rows.values()
+    ]
+    measure.print_table(console, ("ms a step", "median", "min", "max", "computing"), lines)
+    console.print(
+        f"All monitoring takes {100 * shares['of_time']:.2f} % of step time and {100 * shares['of_computing']:.2f} % "
+        f"of computing (at most {100 * _TARGET:.0f} % is meant); the log lines alone, timed in the loop, "
+        f"{100 * shares['of_lines']:.2f} %."
+    )
+
+
+@contextlib.contextmanager
+def _dataset(data: str | None) -> Iterator[str]:
+    """Yields the dataset directory that was given; else the sample set, drawn and converted, for as long as needed."""
+    if data:
+        yield str(Path(data).resolve())
+        return
+    from input_pipeline.converter.convert import convert
+    from input_pipeline.converter.options import Options
+    from input_pipeline.processes import terminable
+    from input_pipeline.sample.sample_set import SampleSet
+
+    with terminable(), tempfile.TemporaryDirectory(prefix="convoy-bench-") as scratch:
+        photos, output = Path(scratch) / "photos", Path(scratch) / "data"
+        SampleSet().write(photos, workers=0)
+        convert(Options(images=photos / "train", output=output))
+        yield str(output)
+
+
+# What follows runs in the worker processes.
+
+
+class _Gate:
+    """Lets a loop do so many steps at a time."""
+
+    def __init__(self):
+        self._permits = threading.Semaphore(0)
+        self._waiting = threading.Semaphore(0)
+
+    def enter(self) -> None:
+        """Called by the loop before each step; waits for a permit."""
+        if not self._permits.acquire(blocking=False):
+            self._waiting.release()
+            self._permits.acquire()
+
+    def let_through(self, steps: int) -> None:
+        """Returns when the loop has done so many steps and stands before the next."""
+        self._permits.release(steps)
+        self._waiting.acquire()
+
+    def wait_for_loop(self) -> None:
+        """Returns when the loop stands before its first step."""
+        self._waiting.acquire()
+
+
+def prepare(name: str, options: dict[str, Any]) -> Prepared:
+    """Prepares a peer: a training loop that stands before its first step.
+
+    Args:
+      name: one of PEERS.
+      options: data, batch_size, image_size, steps, log_every, and notes: a folder.
+    """
+    from input_pipeline.quiet_tensorflow import start_tensorflow
+
+    start_tensorflow()
+    from trainer import config as configs
+    from trainer import loop
+    from trainer.chronometer import Chronometer
+    from trainer.devices import parse_devices
+
+    gate, chronometers = _Gate(), []
+
+    class GatedChronometer(Chronometer):
+        """Pauses between rounds."""
+
+        def __init__(self, images_per_step: int):
+            super().__init__(images_per_step)
+            chronometers.append(self)
+
+        @contextlib.contextmanager
+        def waiting(self) -> Iterator[None]:
+            with self.paused("between rounds"):
+                gate.enter()
+            with super().waiting():
+                yield
+
+    config = configs.load_recipe("convnet42")
+    config.update(
+        {name: options[name] for name in ("batch_size", "image_size")}
+        | {"virtual_replicas": _DEVICES, "steps": _ENDLESS, "epochs": 1.0}
+        | {"eval_every_steps": options["steps"], "log_every_steps": options["log_every"]}
+    )
+
+    def train() -> None:
+        try:
+            loop.train(
+                config,
+                data=options["data"],
+                workdir=str(Path(tempfile.mkdtemp()) / "run"),
+                devices=parse_devices(f"cpu:{_DEVICES}"),
+            )
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)  # the parent shows what was printed
+
+    def time_round():  # noqa: ANN202
+        watch = Stopwatch()
+        gate.let_through(options["steps"])
+        done = watch.stop(options["steps"])
+        (Path(options["notes"]) / f"{name}.json").write_text(json.dumps(chronometers[0].seconds()), encoding="utf-8")
+        return done
+
+    replaced = [(loop, "Chronometer", GatedChronometer)]
+    replaced += _drawing(loop) if name == "monitored" else _taken_away(loop)
+    for owner, attribute, replacement in replaced:
+        mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
+    threading.Thread(target=train, daemon=True).start()
+    gate.wait_for_loop()
+    return Prepared(time_round)
+
+
+def _drawing(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
+    """Returns what makes the loop's console draw as on a terminal: (owner, attribute, replacement) each."""
+    from rich.console import Console
+
+    from trainer.console import TrainingConsole
+
+    def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
+        screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
+        return TrainingConsole(total_steps, first_step, screen)
+
+    return [(loop, "TrainingConsole", on_terminal)]
+
+
+def _taken_away(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
+    """Returns what takes from the loop all it writes, shows and measures for people."""
+    from trainer.console import TrainingConsole
+    from trainer.journal import Journal
+
+    def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
+        return TrainingConsole(total_steps, first_step, shows=False)
+
+    def unwritten(run: Any, *, writes: bool, warn: Any) -> Journal:  # noqa: ANN401
+        return Journal(run, writes=False, warn=warn)
+
+    def no_line(self: Any, learning_rate: float) -> None:  # noqa: ANN401
+        self._window_sums[:] = 0
+        self._chronometer.window()
+
+    return [
+        (loop, "TrainingConsole", silent),
+        (loop, "Journal", unwritten),
+        (loop.Limits, "probe", lambda self, *, seconds: None),
+        (loop._Training, "_log", no_line),
+    ]
+
+
+if __name__ == "__main__":
+    serve(prepare)

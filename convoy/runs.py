@@ -1,0 +1,77 @@
+"""`convoy runs DIR`: the runs under a folder, the best first, with the config fields that set them apart.
+
+convoy runs runs
+convoy runs runs --json=runs.json
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from input_pipeline.errors import DataError, UsageError, did_you_mean
+
+TAKES_ARGUMENTS = True
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Defines the flags."""
+    absl_flags.DEFINE_string("json", None, "file to write all of it to, every config field included", flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Prints the table.
+
+    Raises:
+      UsageError: not one folder, one that is not there, or no file can be written.
+      DataError: it holds no run.
+    """
+    if len(arguments) != 1:
+        problem = f"one folder at a time, not {' '.join(arguments)!r}." if arguments else "which folder?"
+        raise UsageError(f"{problem} Example: convoy runs runs")
+    folder = Path(arguments[0])
+    if not folder.is_dir():
+        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UsageError(f"{folder} is no folder{did_you_mean(folder.name, siblings)}. Give one that holds runs.")
+    from input_pipeline.files import write_whole
+    from trainer.runs import list_runs
+
+    runs = list_runs(folder)
+    if not runs:
+        raise DataError(
+            f"no run in {folder} or the folders in it. "
+            f"`convoy train --data=DATA --workdir={folder / 'first'}` makes one."
+        )
+    if flags.json:
+        content = {"folder": str(folder), "runs": [found.as_json() for found in runs]}
+        try:
+            write_whole(Path(flags.json), (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise UsageError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
+    print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {folder}, by validation top-1")
+    rows = [("run", "best top-1", "at step", "images/s", "state", "what differs")]
+    for found in runs:
+        rows.append(
+            (
+                found.name,
+                "-" if found.best_top1 is None else f"{found.best_top1:.2%}",
+                "-" if found.best_step is None else f"{found.best_step:,}",
+                "-" if found.images_per_second is None else f"{found.images_per_second:,.0f}",
+                found.state_text,
+                " ".join(f"{name}={value}" for name, value in found.differences.items()),
+            )
+        )
+    print("\n".join(_aligned(rows, right=(1, 2, 3))))
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:>{width}}" if number in right else f"{cell:<{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

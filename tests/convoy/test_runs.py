@@ -1,0 +1,215 @@
+"""`convoy runs`: what it makes of run directories, made by hand and by training."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer.config import default_config, to_json
+from trainer.runs import list_runs
+
+_HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "wb")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes a run of 100 steps that stands at step 60."""
+
+    def make(name, *, top1=None, events=("start", "first_step"), host=None, **changed):
+        run = tmp_path / "runs" / name
+        (run / "checkpoints").mkdir(parents=True)
+        config = default_config()
+        config.steps = 100
+        config.update(changed)
+        write_json(run / "config.json", to_json(config))
+        write_json(run / "dataset.json", {"name": "photos", "train_images": 640, "train_digest": "abc"})
+        write_json(run / "environment.json", {"host": host or platform.node()})
+        lines = [{"event": event, "time": time.time() - 10, "step": 0} for event in events]
+        (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        speeds = [{"step": step, "split": "train", "perf/images_per_s": 5.0 * step} for step in (20, 40, 60)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in speeds) + '{"step": 8')
+        if top1 is not None:
+            rows = f"t,20,validation,1,{top1}\nt,40,validation,1,{top1 - 0.1}\nt,40,test,1,0.99\nt,60,valid"
+            (run / "results.csv").write_text(f"time,step,split,loss,top1\n{rows}")
+        (run / ".lock").touch()
+        return run
+
+    return make
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def listed(tmp_path):
+    return {run.name: run for run in list_runs(tmp_path / "runs")}
+
+
+def test_runs_stand_by_their_best_validation_top1_with_its_step(make_run, tmp_path):
+    for name, top1 in (("middling", 0.5), ("none", None), ("best", 0.7), ("deep/er/worst", 0.2)):
+        make_run(name, top1=top1)
+    runs = list_runs(tmp_path / "runs")
+    assert [run.name for run in runs] == ["best", "middling", "deep/er/worst", "none"]
+    assert (runs[0].best_step, runs[0].best_top1) == (20, 0.7)
+    assert (runs[-1].best_step, runs[-1].best_top1) == (None, None)
+
+
+def test_only_fields_that_differ_and_change_what_is_computed_are_shown(make_run, tmp_path):
+    make_run("one", optimizer={"learning_rate": 0.1}, log_every_steps=3)
+    make_run("two", optimizer={"learning_rate": 0.2}, batch_size=32)
+    runs = listed(tmp_path)
+    assert runs["one"].differences == {"batch_size": 64, "optimizer.learning_rate": 0.1}
+    assert runs["two"].differences == {"batch_size": 32, "optimizer.learning_rate": 0.2}
+
+
+def test_a_field_that_an_older_run_did_not_have_counts_with_its_default(make_run, tmp_path):
+    make_run("new")
+    old = make_run("old")
+    config = json.loads((old / "config.json").read_text())
+    del config["reduce_in_bfloat16"]
+    write_json(old / "config.json", config)
+    assert listed(tmp_path)["old"].differences == {}
+
+
+def test_runs_on_other_data_say_so(make_run, tmp_path):
+    make_run("one")
+    write_json(make_run("two") / "dataset.json", {"name": "photos", "train_images": 640, "train_digest": "def"})
+    assert [run.differences for run in listed(tmp_path).values()] == [
+        {"data": "photos (abc)"},
+        {"data": "photos (def)"},
+    ]
+
+
+def test_a_run_that_no_process_holds_has_stopped(make_run, tmp_path):
+    make_run("run")
+    run = listed(tmp_path)["run"]
+    assert (run.state, run.state_text) == ("stopped", "stopped at step 60 of 100")
+    assert run.images_per_second == 200.0
+
+
+def test_a_run_whose_lock_a_process_holds_is_running(make_run, tmp_path):
+    run = make_run("run")
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD_LOCK, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            assert listed(tmp_path)["run"].state_text == "running at step 60 of 100"
+        finally:
+            process.stdin.close()
+            process.wait(10)
+    assert listed(tmp_path)["run"].state == "stopped"
+
+
+def test_a_run_of_another_host_is_running_while_it_writes(make_run, tmp_path):
+    make_run("run", host="elsewhere")
+    assert listed(tmp_path)["run"].state == "running"
+
+
+def test_a_failed_run_names_the_earliest_error_of_its_newest_attempt_and_its_file(make_run, tmp_path):
+    run = make_run("run")
+    now = time.time()
+    for attempt, rank, when, error in (
+        (1, 0, now - 5000, "the first attempt's"),
+        (2, 0, now - 1, "an echo"),
+        (2, 1, now - 2, "a disk is full\nand more"),
+    ):
+        write_json(run / f"logs/attempt-{attempt}/error-{rank}.json", {"time": when, "error": error})
+    found = listed(tmp_path)["run"]
+    assert (found.state, found.error_file) == ("failed", "logs/attempt-2/error-1.json")
+    assert found.state_text == "failed at step 60 of 100: a disk is full (logs/attempt-2/error-1.json)"
+
+
+def test_an_error_before_the_last_start_is_history(make_run, tmp_path):
+    run = make_run("run")
+    write_json(run / "logs/attempt-1/error-0.json", {"time": time.time() - 5000, "error": "long ago"})
+    assert listed(tmp_path)["run"].state == "stopped"
+
+
+def test_a_run_that_failed_before_it_began_is_there(tmp_path):
+    run = tmp_path / "runs" / "refused"
+    write_json(run / "launch.json", {})
+    write_json(run / "logs/attempt-1/error-0.json", {"time": time.time(), "error": "no such dataset"})
+    found = listed(tmp_path)["refused"]
+    assert found.state_text.startswith("failed before its first step: no such dataset (")
+
+
+def test_damaged_files_leave_gaps_and_no_error(make_run, tmp_path):
+    run = make_run("run", top1=0.5)
+    for path in run.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\xff\x00{")
+    assert listed(tmp_path)["run"].state == "stopped"
+
+
+class TestTheCommand:
+    def test_lists_a_run_that_was_trained(self, convoy_in_process, finished_run, tmp_path):
+        code, out, _ = convoy_in_process("runs", finished_run.workdir.parent, f"--json={tmp_path / 'runs.json'}")
+        assert code == 0
+        title, head, row = out.splitlines()
+        result = json.loads((finished_run.workdir / "result.json").read_text())
+        assert title == f"1 run in {finished_run.workdir.parent}, by validation top-1"
+        assert head.split("  ")[0] == "run"
+        assert "done, 40 steps" in row
+        assert f"{result['best']['top1']:.2%}" in row
+        (found,) = json.loads((tmp_path / "runs.json").read_text())["runs"]
+        assert found["best_step"] == result["best"]["step"]
+        assert found["images_per_second"] == result["images_per_second"]
+        assert found["config"]["virtual_replicas"] == 4
+
+    def test_the_run_itself_may_be_named(self, convoy_in_process, finished_run):
+        code, out, _ = convoy_in_process("runs", finished_run.workdir)
+        assert code == 0 and "done, 40 steps" in out
+
+    def test_where_nothing_is_found_it_says_what_makes_a_run(self, convoy_in_process, tmp_path):
+        (tmp_path / "empty").mkdir()
+        code, out, error = convoy_in_process("runs", tmp_path / "empty")
+        assert (code, out) == (3, "")
+        assert f"no run in {tmp_path / 'empty'}" in error
+        assert "convoy train --data=DATA --workdir=" in error
+
+    def test_a_folder_that_is_not_there_names_the_nearest(self, convoy_in_process, tmp_path):
+        (tmp_path / "runs").mkdir()
+        code, _, error = convoy_in_process("runs", tmp_path / "rnus")
+        assert code == 2 and "did you mean 'runs'?" in error
+
+    def test_one_folder_must_be_named(self, convoy_in_process):
+        assert "which folder? Example: convoy runs runs" in convoy_in_process("runs")[2]
+        assert "one folder at a time, not 'a b'" in convoy_in_process("runs", "a", "b")[2]
+
+    def test_twenty_runs_take_half_a_second_and_no_tensorflow(self, make_run, tmp_path):
+        for number in range(20):
+            make_run(f"run-{number}", top1=number / 100)
+        code = (
+            "import sys, time; start = time.perf_counter(); from convoy.cli import main; "
+            "assert main(sys.argv) == 0; print(time.perf_counter() - start); assert 'tensorflow' not in sys.modules"
+        )
+        seconds = []
+        for _ in range(3):  # the best of three: other tests run meanwhile
+            command = [sys.executable, "-c", code, "runs", str(tmp_path / "runs")]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds.append(float(done.stdout.splitlines()[-1]))
+        assert min(seconds) < 0.5
+
+
+@pytest.fixture
+def convoy_in_process(capsys):
+    """Runs a command line in this process; returns exit code, standard output and standard error."""
+    from convoy.cli import main
+
+    def run(*arguments):
+        code = main(["convoy", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

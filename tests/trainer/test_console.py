@@ -1,0 +1,89 @@
+"""What stands on the screen: on a terminal, elsewhere, and of a worker that is not the chief."""
+
+import io
+import os
+import pty
+
+import pytest
+from rich.console import Console
+
+from trainer.console import TrainingConsole
+
+LINE = {
+    "quality/loss": 2.5,
+    "quality/top1": 0.25,
+    "perf/images_per_s": 1234.5,
+    "perf/step_ms_p50": 51.6,
+    "perf/input_wait_pct": 3.0,
+    "optim/lr": 1e-3,
+}
+QUALITY = {"loss": 2.25, "top1": 0.5, "top5": 0.75, "macro_f1": 0.45, "ece": 0.05}
+
+
+def shown(*, terminal, shows=True):
+    """Shows a run of 100 steps; returns all that was written."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=80, highlight=False, soft_wrap=True, quiet=not shows)
+    with TrainingConsole(100, 0, console) as view:
+        view.header({"model": "convnet", "run directory": "runs/one"})
+        for step in range(1, 41):
+            view.step(step)
+        view.progress(40, 1.0, LINE)
+        view.evaluation(40, 1.0, "validation", QUALITY, True)
+        view.evaluation(50, 1.25, "validation", QUALITY, False)
+        view.say("Warning: something is amiss.")
+    return screen.getvalue()
+
+
+def test_elsewhere_there_are_plain_lines_alone():
+    lines = shown(terminal=False).splitlines()
+    assert lines[0] == "model          convnet"
+    assert lines[2].startswith("step 40/100  epoch 1.00  loss 2.5000  top-1 25.00%  1,234 images/s  52 ms/step")
+    assert "ETA 0:0" in lines[2]
+    assert lines[3].endswith("top-1 50.00%  top-5 75.00%  macro F1 45.00%  ECE 5.00%  *best*")
+    assert lines[4].startswith("step 50/100") and not lines[4].endswith("*best*")
+    assert lines[5:] == ["Warning: something is amiss."]
+
+
+def test_a_terminal_shows_a_table_of_evaluations_and_the_warning_in_colour():
+    output = shown(terminal=True)
+    assert output.count("train top-1") == 1
+    row = next(line for line in output.splitlines() if "* best" in line)
+    for cell in ("40", "1.00", "25.00%", "2.2500", "50.00%", "75.00%", "45.00%", "5.00%"):
+        assert f" {cell}" in row
+    assert output.count("* best") == 1
+    assert "\x1b[32m" in row  # green
+    assert "\x1b[33mWarning: something is amiss." in output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_worker_that_is_not_the_chief_shows_nothing(terminal):
+    assert shown(terminal=terminal, shows=False) == ""
+
+
+def test_lines_of_input_that_is_waited_for_say_so():
+    screen = io.StringIO()
+    view = TrainingConsole(100, 0, Console(file=screen, width=200))
+    view.progress(20, 1.0, LINE | {"perf/input_wait_pct": 37.0})
+    assert "input wait 37.0% (input-bound)" in screen.getvalue()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(dataset, convoy_started, tmp_path):
+    primary, secondary = pty.openpty()
+    command = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", "--devices=cpu:1")
+    with convoy_started(*command, output=os.ttyname(secondary), prefix=("env", "TERM=xterm")) as process:
+        os.close(secondary)
+        output = b""
+        while True:
+            try:
+                read = os.read(primary, 65536)
+            except OSError:  # nobody has the terminal open any more
+                break
+            output += read
+        assert process.wait(60) == 0
+    text = output.decode()
+    assert "━" in text and "ETA" in text
+    assert text.count("train top-1") == 1
+    assert "* best" in text
+    assert "Limits: " in text and "Done: step 20" in text

@@ -1,0 +1,66 @@
+import keras
+import pytest
+
+from trainer.flops import known_peak, measured_peak, training_flops
+
+BATCH = (4, 8, 8, 3)
+
+
+def model_of(*layers):
+    return keras.Sequential([keras.layers.Input(BATCH[1:]), *layers])
+
+
+def test_convolutions_and_matrix_products_count_two_flops_a_multiplication_three_times_but_the_first():
+    model = model_of(
+        keras.layers.Conv2D(16, 3),  # 6 x 6 x 16 sums of 3 x 3 x 3
+        keras.layers.BatchNormalization(),
+        keras.layers.DepthwiseConv2D(3),  # 4 x 4 x 16 sums of 3 x 3
+        keras.layers.Flatten(),
+        keras.layers.Dense(10),  # 10 sums of 256
+    )
+    first, depthwise, dense = 2 * 6 * 6 * 16 * 27, 2 * 4 * 4 * 16 * 9, 2 * 10 * 256
+    assert training_flops(model, BATCH) == 2 * first + 3 * (depthwise + dense)
+
+
+def test_a_grouped_convolution_counts_what_each_group_sums():
+    assert training_flops(model_of(keras.layers.Conv2D(6, 1, groups=3)), BATCH) == 2 * 2 * 8 * 8 * 6 * 1
+
+
+def test_layers_inside_a_model_inside_a_model_count():
+    inner = model_of(keras.layers.Conv2D(4, 3))
+    assert training_flops(model_of(inner), BATCH) == training_flops(inner, BATCH)
+
+
+def test_attention_counts_its_products_of_activations():
+    inputs = keras.layers.Input((8, 8, 3))
+    tokens = keras.layers.Reshape((64, 3))(inputs)
+    attended = keras.layers.MultiHeadAttention(num_heads=1, key_dim=4)(tokens, tokens)
+    projections = 2 * 64 * (3 * 3 * 4 + 4 * 3)
+    products = 2 * 2 * 64 * 64 * 4
+    first = 2 * 64 * 3 * 4
+    assert training_flops(keras.Model(inputs, attended), BATCH) == 3 * (projections + products) - first
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312e12),
+        ("NVIDIA A100-SXM4-40GB", "float32", 156e12),  # TensorFloat-32, TensorFlow's default
+        ("NVIDIA H100 80GB HBM3", "float16", 989e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("Tesla V100-SXM2-16GB", "float16", 125e12),
+        ("Tesla V100-PCIE-32GB", "float16", 112e12),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7e12),
+        ("Tesla T4", "bfloat16", None),
+        ("NVIDIA A1000", "bfloat16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bfloat16", None),
+        ("", "float32", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_found_by_its_name_and_the_precision(name, precision, peak):
+    assert known_peak(name, precision) == peak
+
+
+def test_a_measured_peak_is_that_of_a_processor():
+    assert 1e9 < measured_peak("float32") < 1e15
