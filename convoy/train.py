@@ -1,6 +1,7 @@
 """`convoy train`: flags of training, and the config behind `--config`. `convoy doctor` has the same flags."""
 
 import os
+import re
 
 import ml_collections
 from absl import flags as absl_flags
@@ -84,6 +85,9 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     absl_flags.DEFINE_bool(
         "record_order", False, "write which images each step trained on to RUN/order", flag_values=flags
     )
+    absl_flags.DEFINE_string(
+        "profile_steps", "", "FIRST:LAST, steps to record for TensorBoard's page Profile", flag_values=flags
+    )
     absl_flags.DEFINE_bool(
         "deterministic", None, "the same bits on any number of devices; sets config.deterministic", flag_values=flags
     )
@@ -103,6 +107,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         _print_config(config, flags)
         return
     require_flags(flags, "data", "workdir")
+    profile_steps = _profile_steps(flags.profile_steps)
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
     check_strategy(flags.strategy, cluster)
     if cluster:  # who is gone is told in one line; TensorFlow's several name nobody
@@ -121,7 +126,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
         record_order=flags.record_order,
         interface=flags.interface,
+        profile_steps=profile_steps,
     )
+
+
+def _profile_steps(text: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if text and not (match and 1 <= int(match[1]) <= int(match[2])):
+        raise UsageError(f"--profile_steps={text}: give the first and the last step, from 1 on, such as 20:30.")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:

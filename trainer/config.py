@@ -32,7 +32,14 @@ CACHES = ("auto", "none", "memory")
 
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
 OPERATIONAL_FIELDS = (
-    *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "on_corrupt", "cache", "measure_peak"),
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "histogram_every",
+    "keep_checkpoints",
+    "on_corrupt",
+    "cache",
+    "measure_peak",
 )
 
 # What a run's first start chooses by its hardware, and every later start keeps: the value that leaves it open.
@@ -64,6 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
             **_duration("eval_every"),
             **_duration("checkpoint_every"),
             **_duration("log_every"),
+            **_duration("histogram_every"),  # of the weights, for TensorBoard; 0: never
             "model": {"name": "convnet", "weights": "", "dropout": -1.0},  # dropout below 0: the model's own
             "optimizer": {
                 "name": "adam",
@@ -163,6 +171,7 @@ class Plan:
       eval_every_steps: steps between evaluations.
       checkpoint_every_steps: steps between checkpoints.
       log_every_steps: steps between lines.
+      histogram_every_steps: steps between histograms of the weights; 0 for none.
       peak_learning_rate: after scaling with the global batch.
     """
 
@@ -178,6 +187,7 @@ class Plan:
     eval_every_steps: int
     checkpoint_every_steps: int
     log_every_steps: int
+    histogram_every_steps: int
     peak_learning_rate: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -276,6 +286,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         eval_every_steps=eval_every,
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
         log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
+        histogram_every_steps=duration_in_steps(config, "histogram_every", **convert),
         peak_learning_rate=scaled_peak(
             config.optimizer.learning_rate,
             scaling=schedule.scaling,

@@ -7,26 +7,29 @@ cannot be written is left out with a warning.
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from input_pipeline.errors import DataError
 from trainer.curves import draw_curves
 from trainer.results import append_result, truncate_results
-from trainer.run_directory import RunDirectory, truncate_json_lines
-from trainer.writers import MetricWriters
+from trainer.run_directory import RunDirectory
+from trainer.tensorboard import summaries
+from trainer.writers import ROOT, MetricWriters
 
 
 class Journal:
     """The run directory's files, other than checkpoints, as training fills them."""
 
-    def __init__(self, run: RunDirectory, *, writes: bool, warn: Callable[[str], None]):
+    def __init__(self, run: RunDirectory, *, total_steps: int, writes: bool, warn: Callable[[str], None]):
         """Writes nothing yet.
 
         Args:
           run: where to.
+          total_steps: of the run.
           writes: whether this process is the one that writes.
           warn: shows a line.
         """
@@ -34,34 +37,41 @@ class Journal:
         self._writes = writes
         self._warn = warn
         self._failing: set[str] = set()
-        self._writers = MetricWriters(run)
+        self._writers = MetricWriters(run, total_steps=total_steps)
 
-    def begin(self, step: int, files: Mapping[str, Any]) -> None:
+    def begin(self, step: int, files: Mapping[str, Any], pages: Mapping[str, Sequence[Summary.Value]]) -> None:
         """Drops what was written after `step`, and writes `RUN/NAME.json` and the same as text for TensorBoard.
+
+        Args:
+          step: where this start begins.
+          files: JSON values by name.
+          pages: what TensorBoard shows of the run as such, by the name of its run there.
 
         Raises:
           DataError: something cannot be written.
         """
         if not self._writes:
             return
+        command = shlex.join(sys.argv)
+        texts = [summaries.text_of_json(f"run/{name}", value) for name, value in files.items()]
+        shown = {**pages, "train": [*pages.get("train", ()), *texts, summaries.text("run/command", command)]}
         try:
-            self._truncate(step)
+            self._go_back(step, without={value.tag for values in shown.values() for value in values})
             for name, value in files.items():
                 self._run.write_json(self._run.path / f"{name}.json", value)
-                self._writers.write_text(f"run/{name}", value)
-            command = shlex.join(sys.argv)
             (self._run.path / "command.txt").write_text(command + "\n", encoding="utf-8")
-            self._writers.write_text("run/command", command)
-        except (OSError, tf.errors.OpError) as error:
-            name = getattr(error, "filename", None) or "a file"
-            raise DataError(f"--workdir={self._run.path}: {name} cannot be written ({_reason(error)}).") from None
+            for name, values in shown.items():
+                self._writers.show(name, step, values)
+        except OSError as error:
+            name = error.filename or "a file"
+            raise DataError(f"--workdir={self._run.path}: {name} cannot be written ({error.strerror}).") from None
 
     def go_back(self, step: int) -> None:
         """Drops what was written after `step`."""
         if not self._writes:
             return
         with self.tolerating("metrics"):
-            self._truncate(step)
+            self._go_back(step)
 
     def event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Adds a line to events.jsonl."""
@@ -77,12 +87,19 @@ class Journal:
         with self.tolerating("metrics"):
             self._writers.write(split, step, values)
 
-    def text(self, name: str, step: int, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-        """Writes a JSON value as text for TensorBoard."""
+    def best(self, step: int, top1: float) -> None:
+        """Notes the best top-1 so far, by which TensorBoard compares runs."""
         if not self._writes:
             return
         with self.tolerating("TensorBoard's event file"):
-            self._writers.write_text(f"run/{name}", value, step=step)
+            self._writers.show_scalars(ROOT, step, {"best/top1": top1})
+
+    def show(self, name: str, step: int, values: Iterable[Summary.Value]) -> None:
+        """Writes what else TensorBoard shows (`tensorboard.summaries`), in its run `name`."""
+        if not self._writes:
+            return
+        with self.tolerating("TensorBoard's event file"):
+            self._writers.show(name, step, values)
 
     def evaluation(self, split: str, step: int, quality: Mapping[str, float]) -> None:
         """Adds a row to results.csv."""
@@ -91,21 +108,15 @@ class Journal:
         with self.tolerating("results.csv"):
             append_result(self._run, step=step, split=split, quality=quality)
 
-    def flush(self) -> None:
-        """Sends what was written to disk."""
-        with self.tolerating("TensorBoard's event file"):
-            self._writers.flush()
-
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json and the curves, and ends the event files.
+        """Writes result.json and the curves, and tells TensorBoard that this is the end.
 
         Raises:
           DataError: result.json cannot be written.
         """
         if not self._writes:
             return
-        with self.tolerating("TensorBoard's event file"):
-            self._writers.close()
+        self.show(ROOT, result["step"], [summaries.session_end(time.time())])
         with self.tolerating("curves.png"):
             draw_curves(self._run)
         try:
@@ -117,8 +128,8 @@ class Journal:
             ) from None
         self.event("done", step=result["step"])
 
-    def _truncate(self, step: int) -> None:
-        truncate_json_lines(self._run.metrics, step)
+    def _go_back(self, step: int, **what: Any) -> None:  # noqa: ANN401 (as `MetricWriters.go_back` takes it)
+        self._writers.go_back(step, **what)
         truncate_results(self._run, step)
 
     @contextlib.contextmanager
@@ -127,12 +138,7 @@ class Journal:
         try:
             yield
             self._failing.discard(what)
-        except (OSError, tf.errors.OpError) as error:
+        except OSError as error:
             if what not in self._failing:
                 self._failing.add(what)
-                self._warn(f"Warning: {what} cannot be written ({_reason(error)}). Training goes on without.")
-
-
-def _reason(error: OSError | tf.errors.OpError) -> str:
-    told = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-    return told.splitlines()[0].split("}} ")[-1]  # TensorFlow says more, and the operation's name before it
+                self._warn(f"Warning: {what} cannot be written ({error.strerror or error}). Training goes on without.")

@@ -36,6 +36,7 @@ from trainer.journal import Journal
 from trainer.limits import Limits
 from trainer.order_record import OrderRecord
 from trainer.preprocess import ColourRanges
+from trainer.profiler import StepProfiler
 from trainer.restore import load_into
 from trainer.resume import what_changed
 from trainer.runtime import Runtime
@@ -44,6 +45,9 @@ from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
 from trainer.substitutions import Substitutions
+from trainer.tensorboard.media import EvaluationPages, train_batch, weight_histograms
+from trainer.tensorboard.run_pages import pages_of_run
+from trainer.tensorboard.summaries import text_of_json
 from trainer.training_input import TrainingInput
 
 _STEPS_THAT_TELL = 20  # without the first ones, until a run says what limits it
@@ -60,6 +64,7 @@ def train(
     deadlines: Deadlines | None = None,
     record_order: bool = False,
     interface: str = "",
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains until the config's last step, from the newest checkpoint in `workdir` or from the start.
 
@@ -73,6 +78,7 @@ def train(
       deadlines: how long to wait for what.
       record_order: whether to write down which images each step trained on (`order_record`).
       interface: which network TensorFlow's traffic takes (`cluster.interface`); that of the addresses where empty.
+      profile_steps: the first and the last step that the chief records for TensorBoard (`profiler`); None for none.
 
     Returns:
       What result.json holds.
@@ -100,7 +106,7 @@ def train(
                 stop=stop,
                 interface=interface,
             )
-            return _Training(start, peers, deadlines, stop, record_order).to_the_end()
+            return _Training(start, peers, deadlines, stop, record_order, profile_steps).to_the_end()
         except tf.errors.OpError as error:
             if lost := as_peer_lost(error, peers):
                 raise lost from None
@@ -114,7 +120,15 @@ def train(
 class _Training:
     """A run in progress."""
 
-    def __init__(self, start: Start, peers: Peers, deadlines: Deadlines, stop: StopRequest, record_order: bool):
+    def __init__(
+        self,
+        start: Start,
+        peers: Peers,
+        deadlines: Deadlines,
+        stop: StopRequest,
+        record_order: bool,
+        profile_steps: tuple[int, int] | None,
+    ):
         self._config = start.config
         self._plan = plan = start.plan
         self._runtime = start.runtime
@@ -126,18 +140,33 @@ class _Training:
         self._deadlines = deadlines
         self._before = start.metadata
         self._chronometer = Chronometer(plan.global_batch_size)
-        self._step = TrainStep(
-            self._state, self._runtime.built, self._runtime.optimizer, _step_settings(self._config, plan, self._runtime)
-        )
+        self._settings = _step_settings(self._config, plan, self._runtime)
+        self._step = TrainStep(self._state, self._runtime.built, self._runtime.optimizer, self._settings)
         self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
+        self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
+        self._journal = Journal(self._run, total_steps=plan.total_steps, writes=peers.is_chief, warn=self._console.say)
         self._evaluator = None
         if "validation" in self._dataset.splits:
             reader = Reader(self._dataset.split("validation"), Crop(self._config.image_size))
             self._evaluator = Evaluator(self._state, self._runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
-        self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
-        self._journal = Journal(self._run, writes=peers.is_chief, warn=self._console.say)
+            self._evaluation_pages = EvaluationPages(
+                reader,
+                self._dataset.class_names,
+                peers,
+                self._journal,
+                every_steps=plan.eval_every_steps,
+                total_steps=plan.total_steps,
+            )
         self._limits = Limits(self._config, plan, self._runtime, self._dataset, self._step, peers)
         self._advice = Advice(self._config, self._dataset, say=self._console.say)
+        self._profiler = StepProfiler(
+            self._run.tensorboard,
+            profile_steps,
+            start_step=self._state.step,
+            total_steps=plan.total_steps,
+            say=self._console.say,
+            records=peers.is_chief,
+        )
         self._substitutions = Substitutions(self._run, peers, self._journal, self._console)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
         self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
@@ -185,6 +214,7 @@ class _Training:
             self._note_lost_peer(str(lost))
             raise PeerLostError(f"{lost}. The same commands go on from {self._where_it_goes_on()}.") from None
         finally:
+            self._profiler.close()
             self._end_saving()
 
     def _where_it_goes_on(self) -> str:
@@ -207,6 +237,7 @@ class _Training:
                     **dataset_identity(self._dataset),
                 },
             },
+            pages_of_run(self._config, self._runtime.built.model),
         )
         if self._order_record:
             self._order_record.go_back(state.step)
@@ -239,15 +270,20 @@ class _Training:
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
             self._peers.report(state.step + 1, "waiting for input")
+            self._profiler.begin_step(state.step + 1)
             with self._chronometer.waiting():
                 batch = next(batches)
             self._substitutions.note(state.step + 1, self._input.substituted(state.step + 1))
             if self._order_record:
                 with self._journal.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
+            if state.step == 0 and self._peers.is_chief:
+                with self._chronometer.paused("log"):
+                    self._show_first(batch)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
+            self._profiler.end_step(state.step, wait_for=result.gradient_norm)
             if pending:  # results are read one step late, so that a GPU always has the next step waiting
                 self._take_in(pending, state.step - 1)
             pending = result
@@ -268,6 +304,8 @@ class _Training:
             with self._chronometer.paused("log"):
                 if log:
                     self._log(learning_rate)
+                if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
+                    self._journal.show("train", state.step, weight_histograms(state.weights_by_path()))
             with self._chronometer.paused("evaluation"):
                 score, is_best = self._evaluate() if evaluate else (None, False)
             with self._chronometer.paused("checkpoints"):
@@ -364,22 +402,33 @@ class _Training:
         """Says what limits the run, where it has come so far that this is known."""
         if steady := self._chronometer.steady():
             self._measured_limits = self._limits.summary(steady, seconds=self._deadlines.step)
-            self._journal.text("limits", self._state.step, self._measured_limits)
+            self._journal.show("train", self._state.step, [text_of_json("run/limits", self._measured_limits)])
             if (sentence := self._measured_limits["sentence"]) != self._told_limits:
                 self._told_limits = sentence
                 self._console.say(f"Limits: {sentence}.")
+
+    def _show_first(self, batch: Batch) -> None:
+        shown = train_batch(batch, self._settings.colours, self._dataset.class_names, self._runtime.strategy)
+        self._journal.show("media", 0, [shown])
 
     def _evaluate(self) -> tuple[float | None, bool]:
         """Evaluates on the validation split, where there is one; returns the score and whether it is the best."""
         if not self._evaluator:
             return None, False
-        step, quality = self._state.step, self._evaluator.metrics(seconds=self._deadlines.step)
+        step = self._state.step
+        judgements = self._evaluation_pages.judgements(step)
+        quality = self._evaluator.metrics(seconds=self._deadlines.step, each=judgements.add if judgements else None)
+        if judgements:
+            self._evaluation_pages.show(step, judgements, seconds=self._deadlines.step)
         self._quality["validation"] = quality
         values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self._epoch()}
+        if train := self._quality.get("train"):
+            # Above 0 where training images are known better than others.
+            values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
         self._journal.metrics("validation", step, values)
-        self._journal.flush()
         score, best_score = quality["top1"], self._saver.best_score
         is_best = best_score is None or score > best_score
+        self._journal.best(step, score if is_best else best_score)
         self._journal.evaluation("validation", step, quality)
         self._console.evaluation(step, self._epoch(), "validation", quality, is_best)
         train_top1 = self._quality.get("train", {}).get("top1")
@@ -392,7 +441,6 @@ class _Training:
             self._saver.note_score(score)
             return
         self._peers.report(step, "saving")
-        self._journal.flush()
         self._journal.event("checkpoint", step=step)
         self._saver.save(
             self._state.values(),

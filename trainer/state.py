@@ -106,6 +106,10 @@ class TrainState:
             variable.assign(values[name])
         self.step = step
 
+    def weights_by_path(self) -> dict[str, np.ndarray]:
+        """Returns a copy of each weight on the host, by its path."""
+        return {w.path: self._read(w.value) for w in self.weights}
+
     def weights_sha256(self) -> str:
         """Returns the SHA-256 over every model variable (`weights_sha256` of this module)."""
         return weights_sha256({v.path: self._read(v.value) for v in self.model_variables})

@@ -1,34 +1,56 @@
 """Where numbers go: TensorBoard's event files and metrics.jsonl, under the same tags.
 
-writers = MetricWriters(run)
+writers = MetricWriters(run, total_steps=4000)
+writers.go_back(0)                                # what a killed attempt wrote after its checkpoint
 writers.write("train", step=20, values={"quality/loss": 3.1})
+writers.show("media", step=20, values=[summaries.image("media/worst", picture)])
 """
 
-import contextlib
-import errno
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from input_pipeline.files import append_json_line
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, truncate_json_lines
+from trainer.tensorboard import summaries
+from trainer.tensorboard.event_file import EventFile, cut_back
 
-_LEAST_ROOM = 2**20  # bytes that must be free before an event file is begun
+ROOT = ""  # the run of TensorBoard that is RUN/tensorboard itself
+_RUNS = (ROOT, "train", "validation", "media")
+# TensorBoard shows 1000 points of a curve. With these, event files stay below 50 MB however long a run is.
+_MOST_POINTS = 20_000
 
 
 class MetricWriters:
-    """Writes scalars of the runs `train` and `validation`."""
+    """Writes what TensorBoard shows as the runs `train` and `validation`, and beside them."""
 
-    def __init__(self, run: RunDirectory):
-        """Opens nothing yet; a run's event file is made with its first value."""
+    def __init__(self, run: RunDirectory, *, total_steps: int):
+        """Writes nothing yet.
+
+        Args:
+          run: where to.
+          total_steps: of the run.
+        """
         self._run = run
-        self._summaries: dict[str, tf.summary.SummaryWriter] = {}
+        self._steps_a_point = -(-total_steps // _MOST_POINTS)
+        self._last_points: dict[str, int] = {}
+        self._event_files = self._begun_at(0)
+
+    def go_back(self, step: int, *, without: Collection[str] = ()) -> None:
+        """Drops what was written after `step`, and what stands under the tags `without`, which is written anew.
+
+        Raises:
+          OSError: a file cannot be read or written.
+        """
+        truncate_json_lines(self._run.metrics, step)
+        for name in _RUNS:
+            # Before the first step there is nothing that a run which starts again does not write again.
+            cut_back(self._run.tensorboard / name, last_step=step or -1, without=without)
+        self._event_files = self._begun_at(step)
+        self._last_points.clear()
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes values of one split at one step.
+        """Writes values of one split at one step; of a very long run not every step's to TensorBoard.
 
         Args:
           split: `train` or `validation`.
@@ -36,44 +58,33 @@ class MetricWriters:
           values: by tag. In metrics.jsonl those that are not finite become null.
 
         Raises:
-          OSError, tf.errors.OpError: one of the two cannot be written. What can be is.
+          OSError: one of the two cannot be written. What can be is.
         """
         numbers = {tag: float(value) for tag, value in values.items()}
         try:
             append_json_line(self._run.metrics, {"step": step, "split": split, **numbers})
         finally:
-            with self._dropped_on_failure(split), self._summary(split).as_default(step=step):
-                for tag, value in values.items():
-                    tf.summary.scalar(tag, value)
+            self.show_scalars(split, step, numbers)
 
-    def write_text(self, tag: str, value: object, *, step: int = 0) -> None:
-        """Writes a JSON value as text that TensorBoard shows as it stands."""
-        with self._summary("train").as_default(step=step):
-            tf.summary.text(tag, f"```\n{json.dumps(value, indent=2)}\n```")
+    def show_scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Writes points of curves for TensorBoard, of a very long run not every one.
 
-    def flush(self) -> None:
-        """Sends what was written to disk."""
-        for split, summary in list(self._summaries.items()):
-            with self._dropped_on_failure(split):
-                summary.flush()
+        Args:
+          name: of the run, as TensorBoard calls it.
+          step: optimizer steps done.
+          values: by tag.
 
-    def close(self) -> None:
-        """Ends the event files."""
-        for summary in self._summaries.values():
-            summary.close()
+        Raises:
+          OSError: they cannot be written.
+        """
+        point = step // self._steps_a_point
+        if self._last_points.get(name) != point:
+            self.show(name, step, [summaries.scalar(tag, value) for tag, value in values.items()])
+            self._last_points[name] = point
 
-    def _summary(self, split: str) -> tf.summary.SummaryWriter:
-        if split not in self._summaries:
-            if shutil.disk_usage(self._run.path).free < _LEAST_ROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run.tensorboard / split))
-            self._summaries[split] = tf.summary.create_file_writer(str(self._run.tensorboard / split))
-        return self._summaries[split]
+    def show(self, name: str, step: int, values: Iterable[Summary.Value]) -> None:
+        """Writes anything that TensorBoard shows (`summaries`). Raises OSError where that fails."""
+        self._event_files[name].write(step, values)
 
-    @contextlib.contextmanager
-    def _dropped_on_failure(self, split: str) -> Iterator[None]:
-        """Begins another event file after a failure: no reader gets past what a full disk has torn in the old one."""
-        try:
-            yield
-        except tf.errors.OpError:
-            self._summaries.pop(split, None)
-            raise
+    def _begun_at(self, step: int) -> dict[str, EventFile]:
+        return {name: EventFile(self._run.tensorboard / name, first_step=step + 1) for name in _RUNS}

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -26,6 +28,11 @@ def story_of(workdir: Path) -> list[str]:
 
 def steps_logged(workdir: Path, split: str) -> list[int]:
     return [line["step"] for line in json_lines(workdir / "metrics.jsonl") if line["split"] == split]
+
+
+def steps_in_tensorboard(workdir: Path, split: str) -> list[int]:
+    events = EventAccumulator(str(workdir / "tensorboard" / split), {"tensors": 0}, purge_orphaned_data=False).Reload()
+    return [event.step for event in events.Tensors("quality/loss")]
 
 
 def steps_evaluated(workdir: Path) -> list[int]:

@@ -9,7 +9,15 @@ import pytest
 from input_pipeline import order
 from input_pipeline.dataset import open_dataset
 from tests.trainer import user_models
-from tests.trainer.run_files import events_of, json_lines, order_of, result_of, steps_logged, story_of
+from tests.trainer.run_files import (
+    events_of,
+    json_lines,
+    order_of,
+    result_of,
+    steps_in_tensorboard,
+    steps_logged,
+    story_of,
+)
 from trainer.checkpoints import CheckpointStore
 
 BATCH, STEPS, FACTOR = 16, 8, 1e-30
@@ -78,7 +86,7 @@ class TestARollback:
 
     def test_leaves_every_step_once_in_what_was_written(self, on_one_device, images_of):
         _, run = on_one_device["once"]
-        assert steps_logged(run, "train") == list(range(1, STEPS + 1))
+        assert steps_logged(run, "train") == steps_in_tensorboard(run, "train") == list(range(1, STEPS + 1))
         assert order_of(run, 0) == {step: images_of(step) for step in range(1, STEPS + 1)}
 
     def test_is_remembered_by_the_checkpoints_so_that_a_resumed_run_keeps_its_learning_rate(self, on_one_device):

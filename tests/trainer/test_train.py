@@ -37,6 +37,7 @@ TRAIN_TAGS = QUALITY | {
     "perf/memory_mb",
     "run/epoch",
 }
+VALIDATION_TAGS = QUALITY | {"gap/top1", "gap/loss", "run/epoch"}
 LAST_STEP, EVALUATED, LOGGED = 40, [8, 16, 24, 32, 40], list(range(2, 41, 2))
 OPTIMIZERS = ("adam", "adamw", "sgd", "lamb", "lars")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -80,7 +81,7 @@ class TestAFinishedRun:
     def test_metrics_hold_the_contracts_tags_alike_for_train_and_validation(self, finished_run):
         for line in json_lines(finished_run.workdir / "metrics.jsonl"):
             tags = line.keys() - {"step", "split"}
-            assert tags == (TRAIN_TAGS if line["split"] == "train" else QUALITY | {"run/epoch"})
+            assert tags == (TRAIN_TAGS if line["split"] == "train" else VALIDATION_TAGS)
         assert steps_logged(finished_run.workdir, "train") == LOGGED
         assert steps_logged(finished_run.workdir, "validation") == EVALUATED
         assert steps_evaluated(finished_run.workdir) == EVALUATED
@@ -90,7 +91,7 @@ class TestAFinishedRun:
         events = EventAccumulator(str(finished_run.workdir / "tensorboard" / split), size_guidance={"tensors": 0})
         events.Reload()
         lines = [line for line in json_lines(finished_run.workdir / "metrics.jsonl") if line["split"] == split]
-        for tag in TRAIN_TAGS if split == "train" else QUALITY | {"run/epoch"}:
+        for tag in TRAIN_TAGS if split == "train" else VALIDATION_TAGS:
             shown = [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
             assert [step for step, _ in shown] == [line["step"] for line in lines]
             assert [value for _, value in shown] == pytest.approx([line[tag] for line in lines], rel=1e-6)

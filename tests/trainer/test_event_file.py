@@ -1,0 +1,157 @@
+"""Event files as TensorBoard's own loader reads them, and what is left of them where a run goes back."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util.tensor_util import make_ndarray
+
+from tests.small_disk import small_disk
+from trainer.run_directory import RunDirectory
+from trainer.tensorboard import summaries
+from trainer.tensorboard.event_file import EventFile, cut_back
+from trainer.writers import MetricWriters
+
+PERF = [f"perf/a_tag_about_as_long_as_the_longest_{k}" for k in range(12)]
+OTHERS = [f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")] + ["run/epoch", "optim/grad_norm"]
+
+
+def points(folder):
+    """Returns (step, tag, value) of all event files, in the order in which TensorBoard reads them."""
+    return [
+        (event.step, value.tag, make_ndarray(value.tensor).tolist())
+        for path in sorted(folder.glob("*tfevents*"))
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    ]
+
+
+def scalars(**values):
+    return [summaries.scalar(tag, value) for tag, value in values.items()]
+
+
+class TestWriting:
+    def test_tensorboard_reads_what_was_written_and_what_it_is(self, tmp_path):
+        events = EventFile(tmp_path / "train", first_step=1)
+        events.write(1, scalars(loss=2.5, top1=0.25))
+        events.write(2, scalars(loss=2.0))
+        assert points(tmp_path / "train") == [(1, "loss", 2.5), (1, "top1", 0.25), (2, "loss", 2.0)]
+        (path,) = (tmp_path / "train").iterdir()
+        version, start, first, second = EventFileLoader(str(path)).Load()
+        assert version.file_version == "brain.Event:2"
+        assert (start.step, start.session_log.status) == (1, start.session_log.START)
+        assert first.summary.value[0].metadata.plugin_data.plugin_name == "scalars"
+        assert not second.summary.value[0].HasField("metadata")
+
+    def test_makes_no_file_before_the_first_value(self, tmp_path):
+        EventFile(tmp_path / "train", first_step=1)
+        assert not list(tmp_path.iterdir())
+
+    def test_of_two_in_one_second_the_later_comes_later(self, tmp_path):
+        for step in range(1, 13):
+            EventFile(tmp_path, first_step=step).write(step, scalars(loss=step))
+        assert [step for step, *_ in points(tmp_path)] == list(range(1, 13))
+
+    def test_a_full_disk_costs_whole_records_only(self, tmp_path):
+        with small_disk(tmp_path / "disk", 2**20) as disk:
+            folder, written = disk.seen / "train", 0
+            events = EventFile(folder, first_step=1)
+            with pytest.raises(OSError) as caught:
+                for written in range(10_000):  # noqa: B007 (looked at behind the loop)
+                    events.write(written, scalars(**dict.fromkeys(PERF, 1.0)))
+            assert caught.value.errno == errno.ENOSPC
+            assert len(points(folder)) == written * len(PERF)
+
+
+class TestCuttingBack:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        events = EventFile(tmp_path, first_step=1)
+        events.write(0, [summaries.text("run/config", "first")])
+        for step in (10, 20, 30):
+            events.write(step, scalars(loss=step, top1=step))
+        return tmp_path
+
+    def test_drops_what_came_after_a_step_and_keeps_the_rest(self, folder):
+        before = points(folder)
+        cut_back(folder, last_step=20)
+        assert points(folder) == [point for point in before if point[0] <= 20]
+
+    def test_drops_what_is_written_anew_at_every_start(self, folder):
+        cut_back(folder, last_step=20, without={"run/config"})
+        assert [tag for _, tag, _ in points(folder)] == ["loss", "top1"] * 2
+
+    def test_takes_away_a_file_of_which_nothing_is_left(self, folder):
+        cut_back(folder, last_step=-1)
+        assert not list(folder.iterdir())
+
+    def test_leaves_a_file_alone_that_holds_nothing_later(self, folder):
+        (path,) = folder.iterdir()
+        before = path.stat()
+        cut_back(folder, last_step=30)
+        assert path.stat().st_ino == before.st_ino
+
+    @pytest.mark.parametrize("torn", [1, 5, 20])
+    def test_drops_a_record_that_a_crash_cut_short(self, folder, torn):
+        (path,) = folder.iterdir()
+        before = points(folder)
+        path.write_bytes(path.read_bytes()[:-torn])
+        cut_back(folder, last_step=30)
+        assert points(folder) == before[:-2]
+        EventFile(folder, first_step=31).write(40, scalars(loss=40.0))
+        assert points(folder)[-1] == (40, "loss", 40.0)
+
+    def test_a_reader_that_has_the_file_open_goes_on(self, folder):
+        (path,) = folder.iterdir()
+        loader = EventFileLoader(str(path))
+        assert [event.step for event in loader.Load()][-1] == 30
+        cut_back(folder, last_step=20)
+        assert not list(loader.Load())
+
+    def test_there_need_be_no_files(self, tmp_path):
+        cut_back(tmp_path / "nothing", last_step=0)
+
+
+class TestMetricWriters:
+    def test_what_a_killed_attempt_wrote_is_gone_in_both_places(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        first = MetricWriters(run, total_steps=100)
+        for step in (10, 20, 30):
+            first.write("train", step, {"quality/loss": step})
+            first.write("validation", step, {"quality/loss": step})
+        second = MetricWriters(run, total_steps=100)
+        second.go_back(20)
+        second.write("train", 25, {"quality/loss": 25})
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        assert [line["step"] for line in lines if line["split"] == "train"] == [10, 20, 25]
+        assert [step for step, *_ in points(run.tensorboard / "train")] == [10, 20, 25]
+        assert [step for step, *_ in points(run.tensorboard / "validation")] == [10, 20]
+
+    def test_numbers_that_are_not_finite_are_shown_as_they_are_and_stored_as_null(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        MetricWriters(run, total_steps=100).write("train", 10, {"quality/loss": float("nan"), "quality/top1": 0.5})
+        assert json.loads(run.metrics.read_text())["quality/loss"] is None
+        assert np.isnan(points(run.tensorboard / "train")[0][2])
+
+    def test_every_line_of_a_run_of_ordinary_length_is_shown(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        writers = MetricWriters(run, total_steps=20_000)
+        for step in range(1, 101):
+            writers.write("train", step, {"quality/loss": step})
+        assert len(points(run.tensorboard / "train")) == 100
+
+    def test_event_files_of_a_day_stay_below_50_megabytes_at_any_speed(self, tmp_path):
+        steps_a_second, log_every, lines = 500, 20, 4000
+        total = 24 * 3600 * steps_a_second
+        run = RunDirectory(tmp_path)
+        writers = MetricWriters(run, total_steps=total)
+        values = dict.fromkeys([*OTHERS, *PERF], 1.234)
+        for step in range(log_every, (lines + 1) * log_every, log_every):
+            writers.write("train", step, values)
+            writers.write("validation", step, values)  # as if it were evaluated as often
+            writers.show_scalars("", step, {"best/top1": 0.5})
+        size = sum(path.stat().st_size for path in run.tensorboard.rglob("*tfevents*"))
+        assert len(run.metrics.read_text().splitlines()) == 2 * lines
+        assert size * total / (lines * log_every) < 50e6

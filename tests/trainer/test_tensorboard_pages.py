@@ -1,0 +1,198 @@
+"""What goes into TensorBoard's pages, each part by itself: counts, curves, pictures, the graph of layers."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+from tensorboard.plugins.graph import keras_util
+from tensorboard.util.tensor_util import make_ndarray
+
+from trainer.cluster.peers import Peers
+from trainer.tensorboard import pictures, summaries
+from trainer.tensorboard.judgements import MISTAKES, Judgements
+from trainer.tensorboard.model_graph import layers_of
+
+CLASSES, IMAGES = 7, 200
+ODD_NAMES = (
+    "<script>alert(1)</script>",
+    "../x",
+    "=1+1",
+    "\N{SOCKS} socks",
+    r"$\frac{a$",
+    "two\nlines\x00",
+    "a surrogate \udcff",
+    "a name that is much too long to stand below an image of 128 pixels",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    """Indices, labels and probabilities of a model that knows something. Class 3 has no images."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 2, 4, 5, 6], IMAGES).astype(np.int32)
+    logits = rng.normal(size=(IMAGES, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
+    probabilities = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
+    return rng.permutation(1000)[:IMAGES], labels, probabilities
+
+
+class Together:
+    """Stands for `Peers` of workers that are threads of this process."""
+
+    def __init__(self, workers):
+        self._barrier = threading.Barrier(workers)
+        self._values = [None] * workers
+
+    def of(self, rank):
+        class Worker:
+            @staticmethod
+            def exchange(name, value, seconds=None):
+                self._values[rank] = value
+                self._barrier.wait(10)
+                everyones = list(self._values)
+                self._barrier.wait(10)
+                return everyones
+
+        return Worker()
+
+
+def judged(*parts):
+    """Returns each worker's verdict on its part of the predictions, which it adds in batches."""
+    together, verdicts = Together(len(parts)), [None] * len(parts)
+
+    def work(rank):
+        judgements = Judgements(CLASSES)
+        for start in range(0, len(parts[rank][0]), 32):
+            judgements.add(*(column[start : start + 32] for column in parts[rank]))
+        verdicts[rank] = judgements.of_all(together.of(rank))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return verdicts
+
+
+class TestJudgements:
+    def test_count_every_image_once(self, predictions):
+        _, labels, probabilities = predictions
+        (verdict,) = judged(predictions)
+        matrix = np.zeros([CLASSES, CLASSES], int)
+        matrix[verdict.labels, verdict.predicted] = verdict.counts
+        expected = np.zeros_like(matrix)
+        for label, predicted in zip(labels, probabilities.argmax(1), strict=True):
+            expected[label, predicted] += 1
+        assert np.array_equal(matrix, expected)
+
+    def test_mistakes_are_the_most_confident_ones_with_their_images(self, predictions):
+        indices, labels, probabilities = predictions
+        (verdict,) = judged(predictions)
+        wrong = [k for k in range(IMAGES) if probabilities[k].argmax() != labels[k]]
+        wrong.sort(key=lambda k: -probabilities[k].max())
+        assert [m.index for m in verdict.mistakes] == indices[wrong[:MISTAKES]].tolist()
+        first = verdict.mistakes[0]
+        assert (first.label, first.predicted) == (labels[wrong[0]], probabilities[wrong[0]].argmax())
+        assert first.probability == probabilities[wrong[0]].max()
+
+    def test_curves_are_of_the_classes_with_the_lowest_f1_that_have_images(self, predictions):
+        _, labels, probabilities = predictions
+        (verdict,) = judged(predictions)
+        predicted = probabilities.argmax(1)
+        f1 = {}
+        for label in set(labels.tolist()):
+            hits = np.sum((predicted == label) & (labels == label))
+            f1[label] = 2 * hits / (np.sum(predicted == label) + np.sum(labels == label))
+        assert list(verdict.curves) == [-1, *sorted(f1, key=lambda label: (f1[label], label))[:5]]
+
+    def test_precision_and_recall_are_those_at_each_threshold(self, predictions):
+        _, labels, probabilities = predictions
+        (verdict,) = judged(predictions)
+        for label, counts in verdict.curves.items():
+            is_class = np.eye(CLASSES, dtype=bool)[labels] if label < 0 else (labels == label)[:, np.newaxis]
+            scores = probabilities if label < 0 else probabilities[:, [label]]
+            curve = make_ndarray(summaries.pr_curve("pr", *counts).tensor)
+            for k in range(summaries.THRESHOLDS):
+                said = np.floor(scores * (summaries.THRESHOLDS - 1)) >= k
+                hits, wrong, missed = np.sum(said & is_class), np.sum(said & ~is_class), np.sum(~said & is_class)
+                assert curve[:4, k].tolist() == [hits, wrong, np.sum(~said & ~is_class), missed]
+                assert curve[4, k] == pytest.approx(hits / max(1, hits + wrong))
+                assert curve[5, k] == pytest.approx(hits / (hits + missed))
+
+    def test_workers_come_to_the_verdict_of_one_that_saw_all(self, predictions):
+        (alone,) = judged(predictions)
+        for verdict in judged(*(tuple(column[rank::3] for column in predictions) for rank in range(3))):
+            for name in ("labels", "predicted", "counts"):
+                assert np.array_equal(getattr(verdict, name), getattr(alone, name))
+            assert verdict.mistakes == alone.mistakes
+            assert verdict.curves.keys() == alone.curves.keys()
+            assert all(np.array_equal(verdict.curves[k], alone.curves[k]) for k in alone.curves)
+
+    def test_a_worker_may_have_seen_nothing_and_a_model_may_make_no_mistakes(self):
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros([0, CLASSES], np.float32)
+        right = np.arange(3), np.arange(3, dtype=np.int32), np.eye(CLASSES, dtype=np.float32)[:3]
+        for verdict in judged(nothing, right):
+            assert (verdict.counts.tolist(), verdict.mistakes) == ([1, 1, 1], [])
+
+    def test_a_model_that_has_become_nan_is_counted_too(self):
+        judgements = Judgements(CLASSES)
+        judgements.add(np.arange(2), np.int32([0, 3]), np.full([2, CLASSES], np.nan, np.float32))
+        assert judgements.of_all(Peers(None)).counts.sum() == 2
+
+
+class TestPictures:
+    @pytest.mark.parametrize("count", [1, 2, 9, 16, 25, 40])
+    def test_a_grid_holds_images_of_any_size_under_any_names(self, count):
+        sizes = ((32, 32), (1, 500), (300, 20))
+        images = [np.full([*sizes[k % 3], 3], k, np.uint8) for k in range(count)]
+        grid = pictures.grid(images, [(ODD_NAMES[k % len(ODD_NAMES)],) * 3 for k in range(count)])
+        assert grid.mode == "RGB"
+        assert max(grid.size) < 1000
+
+    @pytest.mark.parametrize("classes", [2, 9, 42, 3000])
+    def test_a_confusion_matrix_is_bounded_in_size_whatever_the_number_of_classes(self, classes):
+        names = [f"{ODD_NAMES[k % len(ODD_NAMES)]}{k // len(ODD_NAMES) or ''}" for k in range(classes)]
+        labels = np.arange(classes)
+        picture = pictures.confusion_matrix(labels, labels[::-1], np.full(classes, 3), names, "$a title")
+        assert max(picture.size) < 1100
+
+    @pytest.mark.parametrize("name", ODD_NAMES)
+    def test_every_name_becomes_a_line_that_can_be_written(self, name):
+        shown = summaries.shown_name(name)
+        shown.encode()
+        assert len(shown.splitlines()) <= 1
+        summaries.scalar(shown, 1.0)
+        summaries.text("run/dataset", name)
+        summaries.session_start({"name": name}, 0.0)
+
+
+def branches():
+    inputs = keras.Input([8, 8, 3], name="image")
+    left = keras.layers.Conv2D(4, 3, padding="same", name="left")(inputs)
+    right = keras.layers.Conv2D(4, 3, padding="same", name="right", dtype="mixed_bfloat16")(inputs)
+    merged = keras.layers.Concatenate(name="merged")([left, right]) * 2.0 + left[..., :1]
+    inner = keras.Sequential([keras.layers.Flatten(name="flat"), keras.layers.Dense(5, name="hidden")], name="inner")
+    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(inner(merged)))
+
+
+class Untold(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+class TestModelGraph:
+    def test_holds_every_layer_and_where_its_inputs_come_from(self):
+        model = branches()
+        graph = keras_util.keras_model_to_graph_def(layers_of(model))
+        nodes = {node.name.removeprefix(f"{model.name}/"): node for node in graph.node}
+        inputs = {
+            name: [source.removeprefix(f"{model.name}/") for source in node.input] for name, node in nodes.items()
+        }
+        assert (inputs["left"], inputs["right"], inputs["merged"]) == (["image"], ["image"], ["left", "right"])
+        assert inputs["logits"] == ["inner/hidden"]
+        assert inputs["inner/hidden"] == ["inner/flat"]
+        assert nodes["left"].attr["keras_class"].s == b"Conv2D"
+
+    def test_of_a_model_that_does_not_tell_its_layers_there_is_none(self):
+        assert layers_of(Untold()) is None

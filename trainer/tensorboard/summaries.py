@@ -1,0 +1,219 @@
+"""The values of event files, one function for each of TensorBoard's pages: pure, from arrays and text to protos.
+
+    scalar("quality/loss", 3.1), text("run/config", "..."), image("media/worst", picture), ...
+
+Names of categories may hold anything. TensorBoard escapes what it shows; that nothing fails on them is `shown_name`.
+"""
+
+import io
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
+from tensorboard.plugins.graph import keras_util
+from tensorboard.plugins.graph import metadata as graphs
+from tensorboard.plugins.histogram import metadata as histograms
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.image import metadata as images
+from tensorboard.plugins.pr_curve import metadata as pr_curves
+from tensorboard.plugins.scalar import metadata as scalars
+from tensorboard.plugins.text import metadata as texts
+from tensorboard.util.tensor_util import make_tensor_proto
+
+THRESHOLDS = 101  # of a precision-recall curve, from 0 to 1
+_HISTOGRAM_BUCKETS = 30
+_SCALAR_METADATA = scalars.create_summary_metadata(display_name=None, description=None)
+
+# By category of the page, each chart's title and the beginnings of the tags it shows, of all runs together.
+_CHARTS = {
+    "Generalization": {
+        "loss, train and validation": ("quality/loss$",),
+        "top-1, train and validation": ("quality/top1$",),
+        "top-5": ("quality/top5$",),
+        "gap in top-1: train minus validation": ("gap/top1$",),
+        "gap in loss: validation minus train": ("gap/loss$",),
+        "best top-1 in validation": ("best/top1$",),
+        "macro F1": ("quality/macro_f1$",),
+        "calibration error (ECE)": ("quality/ece$",),
+    },
+    "Optimization": {
+        "learning rate": ("optim/lr$",),
+        "gradient norm": ("optim/grad_norm$",),
+        "weight norm": ("optim/weight_norm$",),
+        "loss scale": ("optim/loss_scale$",),
+    },
+    "Performance": {
+        "images/s": ("perf/images_per_s$",),
+        "images/s a replica": ("perf/images_per_s_per_replica$",),
+        "step time in ms: median and 95th percentile": ("perf/step_ms_p50$", "perf/step_ms_p95$"),
+        "what a step's time goes to, in ms": ("perf/input_wait_ms$", "perf/reduction_ms$", "perf/compute_ms$"),
+        "share of the step in %": ("perf/.*_pct$",),
+        "model FLOPs utilization": ("perf/model_flops_utilization$",),
+        "memory": ("perf/.*memory.*",),
+    },
+}
+
+
+def shown_name(name: str) -> str:
+    """Returns a name as one line of text that any encoder and any font takes: what is no text becomes U+FFFD."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+
+
+def scalar(tag: str, value: float) -> Summary.Value:
+    """Returns a point of a curve."""
+    tensor = TensorProto(dtype=DT_FLOAT, float_val=[value])
+    return Summary.Value(tag=tag, metadata=_SCALAR_METADATA, tensor=tensor)
+
+
+def text(tag: str, content: str) -> Summary.Value:
+    """Returns text that is shown as it stands, in one block."""
+    block = "".join(f"    {line}\n" for line in content.splitlines())  # a fence could be closed from within
+    return _value(tag, texts.create_summary_metadata(None, None), np.array(_utf8(block), object))
+
+
+def text_of_json(tag: str, value: Any) -> Summary.Value:  # noqa: ANN401 (any JSON value)
+    """Returns a JSON value as text."""
+    return text(tag, json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def image(tag: str, picture: Image.Image) -> Summary.Value:
+    """Returns a picture."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    size = [str(side).encode() for side in picture.size]
+    metadata = images.create_summary_metadata(display_name=None, description=None)
+    return _value(tag, metadata, np.array([*size, file.getvalue()], object))
+
+
+def histogram(tag: str, values: np.ndarray) -> Summary.Value:
+    """Returns how finite values of any shape are distributed."""
+    values = values[np.isfinite(values)]
+    counts, edges = np.histogram(values, _HISTOGRAM_BUCKETS)
+    # [buckets, 3] float64: left edge, right edge, count
+    buckets = np.stack([edges[:-1], edges[1:], counts.astype(np.float64)], axis=1)
+    return _value(tag, histograms.create_summary_metadata(display_name=None, description=None), buckets)
+
+
+def pr_curve(tag: str, positives: np.ndarray, negatives: np.ndarray) -> Summary.Value:
+    """Returns a precision-recall curve.
+
+    Args:
+      tag: of the curve.
+      positives: [THRESHOLDS] counts of the examples of the class by score: entry k has those in
+        [k, k + 1) / (THRESHOLDS - 1).
+      negatives: [THRESHOLDS] likewise of the others.
+    """
+    true_positives, false_positives = (np.cumsum(counts[::-1])[::-1] for counts in (positives, negatives))
+    rows = [true_positives, false_positives, negatives.sum() - false_positives, positives.sum() - true_positives]
+    rows += [true_positives / np.maximum(1, true_positives + false_positives)]
+    rows += [true_positives / np.maximum(1, positives.sum())]
+    metadata = pr_curves.create_summary_metadata(display_name=None, description=None, num_thresholds=THRESHOLDS)
+    return _value(tag, metadata, np.stack(rows).astype(np.float32))  # [6, THRESHOLDS]
+
+
+def layout() -> Summary.Value:
+    """Returns how the page of custom scalars is laid out."""
+    categories = [
+        layout_pb2.Category(
+            title=title,
+            chart=[
+                layout_pb2.Chart(title=chart, multiline=layout_pb2.MultilineChartContent(tag=tags))
+                for chart, tags in charts.items()
+            ],
+        )
+        for title, charts in _CHARTS.items()
+    ]
+    content = layout_pb2.Layout(category=categories).SerializeToString()
+    return _value(custom_scalar.CONFIG_SUMMARY_TAG, custom_scalar.create_summary_metadata(), np.array(content, object))
+
+
+def experiment(hyperparameters: Mapping[str, Any], first: Collection[str], metrics: Collection[str]) -> Summary.Value:
+    """Returns the columns of the page HParams.
+
+    Left to itself, TensorBoard finds no metric of a run that is the root of its folder.
+
+    Args:
+      hyperparameters: by name, as `session_start` takes them.
+      first: which of them stand first; that page shows the first five and has the others on demand.
+      metrics: the tags that stand behind them: scalars of the same run as the session.
+    """
+    infos = [
+        api_pb2.HParamInfo(name=name, type=_hparam_type(value), differs=name in first)
+        for name, value in hyperparameters.items()
+    ]
+    names = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+    columns = api_pb2.Experiment(hparam_infos=infos, metric_infos=names)
+    return _hparams(plugin_data_pb2.HParamsPluginData(experiment=columns), hparams.EXPERIMENT_TAG)
+
+
+def session_start(hyperparameters: Mapping[str, Any], wall_time: float) -> Summary.Value:
+    """Returns a run's row of the page HParams; its metrics are the scalars beside it and below.
+
+    Args:
+      hyperparameters: by name: numbers, strings, bools, or others that are shown as text.
+      wall_time: when the run was started, seconds since 1970.
+    """
+    info = plugin_data_pb2.SessionStartInfo(start_time_secs=wall_time)
+    for name, value in hyperparameters.items():
+        kind = _hparam_type(value)
+        if kind == api_pb2.DATA_TYPE_BOOL:
+            info.hparams[name].bool_value = value
+        elif kind == api_pb2.DATA_TYPE_FLOAT64:
+            info.hparams[name].number_value = value
+        else:
+            info.hparams[name].string_value = shown_name(str(value))
+    return _hparams(plugin_data_pb2.HParamsPluginData(session_start_info=info), hparams.SESSION_START_INFO_TAG)
+
+
+def session_end(wall_time: float) -> Summary.Value:
+    """Returns that a run has come to its end."""
+    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=wall_time)
+    return _hparams(plugin_data_pb2.HParamsPluginData(session_end_info=info), hparams.SESSION_END_INFO_TAG)
+
+
+def layer_graph(model: Mapping[str, Any]) -> list[Summary.Value]:
+    """Returns the graph of a model's layers, from `model_graph.layers_of`.
+
+    Twice: the page Graphs opens with the one of operations, and calls that of layers the conceptual graph.
+    """
+    graph, outer = keras_util.keras_model_to_graph_def(model), f"{model['config']['name']}/"
+    for node in graph.node:  # out of the one box that would have to be opened to see them
+        node.name, node.op = node.name.removeprefix(outer), node.attr["keras_class"].s.decode()
+        node.input[:] = [name.removeprefix(outer) for name in node.input]
+    return [
+        _graph(graphs.RUN_GRAPH_NAME, graphs.PLUGIN_NAME, graph.SerializeToString()),
+        _graph("keras", graphs.PLUGIN_NAME_KERAS_MODEL, json.dumps(model).encode()),
+    ]
+
+
+def _graph(tag: str, plugin: str, content: bytes) -> Summary.Value:
+    metadata = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin), data_class=DATA_CLASS_BLOB_SEQUENCE
+    )
+    return _value(tag, metadata, np.array([content], object))
+
+
+def _hparam_type(value: Any) -> int:  # noqa: ANN401 (of a config)
+    if isinstance(value, bool):
+        return api_pb2.DATA_TYPE_BOOL
+    return api_pb2.DATA_TYPE_FLOAT64 if isinstance(value, int | float) else api_pb2.DATA_TYPE_STRING
+
+
+def _hparams(data: plugin_data_pb2.HParamsPluginData, tag: str) -> Summary.Value:
+    return Summary.Value(tag=tag, metadata=hparams.create_summary_metadata(data), tensor=hparams.NULL_TENSOR)
+
+
+def _value(tag: str, metadata: SummaryMetadata, array: np.ndarray) -> Summary.Value:
+    return Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(array))
+
+
+def _utf8(content: str) -> bytes:
+    return content.encode("utf-8", "replace")
