@@ -152,7 +152,7 @@ class TestAFinishedRun:
         lines = [line for line in finished_run.output.splitlines() if line.startswith("step ")]
         pattern = (
             r"step (\d+)/40  epoch [\d.]+  loss [\d.]+  top-1 +[\d.]+%  [\d,]+ images/s  \d+ ms/step  "
-            r"input wait [\d.]+%  lr [\d.e-]+  ETA [\d:]+"
+            r"input wait [\d.]+%( \(input-bound\))?  lr [\d.e-]+  ETA [\d:]+"
         )
         progress = [int(match[1]) for line in lines if (match := re.fullmatch(pattern, line))]
         evaluations = [int(line.split("/")[0].removeprefix("step ")) for line in lines if " validation: loss " in line]
