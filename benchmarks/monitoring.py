@@ -240,8 +240,8 @@ def _taken_away(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
     def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         return TrainingConsole(total_steps, first_step, shows=False)
 
-    def unwritten(run: Any, *, writes: bool, warn: Any) -> Journal:  # noqa: ANN401
-        return Journal(run, writes=False, warn=warn)
+    def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> Journal:  # noqa: ANN401
+        return Journal(run, total_steps=total_steps, writes=False, warn=warn)
 
     def no_line(self: Any, learning_rate: float) -> None:  # noqa: ANN401
         self._window_sums[:] = 0
@@ -251,6 +251,8 @@ def _taken_away(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
         (loop, "TrainingConsole", silent),
         (loop, "Journal", unwritten),
         (loop.Limits, "probe", lambda self, *, seconds: None),
+        (loop.EvaluationPages, "judgements", lambda self, step: None),
+        (loop._Training, "_show_first", lambda self, batch: None),
         (loop._Training, "_log", no_line),
     ]
 
