@@ -30,6 +30,7 @@ from input_pipeline.processes import usable_cores
 # Lets a peer's prefetching come to rest before the next one starts.
 _SETTLE_SECONDS = 0.15
 _BUSY = 0.5
+_CPU_TICK = 0.01  # seconds; the kernel counts no less of a short round
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Row:
     @property
     def rate_per_core(self) -> float:
         """Work a second of one core's computing: the median over rounds."""
-        return statistics.median(r.work / r.cpu_seconds for r in self.rounds)
+        return statistics.median(r.work / max(r.cpu_seconds, _CPU_TICK) for r in self.rounds)
 
     @property
     def busy_cores(self) -> float:
