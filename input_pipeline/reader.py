@@ -209,8 +209,7 @@ class Reader:
 
     def images(self, indices: np.ndarray) -> list[np.ndarray]:
         """Returns whole images, each [height, width, 3] uint8 as it is stored. Raises as `read` does."""
-        columns = _parse(tf.constant(self.read(indices)), self._split.keys)
-        return [decode({name: column[k] for name, column in columns.items()}).numpy() for k in range(len(indices))]
+        return [self._decode_alone(payload).numpy() for payload in self.read(indices)]
 
     def explain(self) -> ConvoyError | None:
         """Returns what ended an iteration with a `tf.errors.OpError`; None where it was nothing of this split.

@@ -92,6 +92,7 @@ class TestResolve:
             eval_every_steps=21,  # an epoch
             checkpoint_every_steps=10,
             log_every_steps=20,
+            histogram_every_steps=0,
             peak_learning_rate=0.3,
         )
         assert plan.as_dict()["total_steps"] == 53
