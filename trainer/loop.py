@@ -395,7 +395,8 @@ class _Training:
         self._saver.check()
         self._console.progress(state.step, self._epoch(), values)
         self._advice.logged(window.input_wait_pct, self._limits.input_mends(window.cores_busy))
-        if not self._told_limits and self._chronometer.steady_steps >= _STEPS_THAT_TELL:
+        is_first_time = not self._told_limits and self._chronometer.steady_steps >= _STEPS_THAT_TELL
+        if is_first_time or state.step == self._plan.total_steps:
             self._tell_limits()
 
     def _tell_limits(self) -> None:
@@ -497,7 +498,6 @@ class _Training:
         if len(set(digests)) > 1:
             raise AssertionError(f"the workers' weights differ at the end: {digests}")
         self._saver.finish()
-        self._tell_limits()
         result = {
             "step": step,
             "epoch": self._epoch(),
