@@ -80,11 +80,13 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
     work = working_folder(output, split)
     adds = work.folder.parent == output.absolute()
     missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
-    _check_ours(work)
-    work.dataset.mkdir(parents=True, exist_ok=True)
-    work.marks.mkdir(exist_ok=True)
-    # Two conversions that add different splits have folders of their own, and one manifest.
-    with _locked(work.folder / _LOCK, output), _locked(output, output) if adds else contextlib.nullcontext():
+    with contextlib.ExitStack() as locks:
+        if adds:  # two conversions that add different splits have folders of their own, and one manifest
+            locks.enter_context(_locked(output, output))
+        _check_ours(work)
+        work.dataset.mkdir(parents=True, exist_ok=True)
+        work.marks.mkdir(exist_ok=True)
+        locks.enter_context(_locked(work.folder / _LOCK, output))
         if adds:
             beside = WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))
             if _is_ours(beside) and not beside.dataset.exists():

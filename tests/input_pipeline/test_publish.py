@@ -41,6 +41,7 @@ def test_two_conversions_do_not_make_one_dataset(tmp_path, photos):
 def test_two_conversions_do_not_add_splits_to_one_dataset_at_a_time(data, others):
     with publish.working_directory(data, "test"), pytest.raises(UsageError, match=BUSY):
         convert(Options(others, data, split="holdout"))
+    assert not list(data.glob("*.partial"))
     convert(Options(others, data, split="holdout"))
     assert open_dataset(data).splits == ("holdout", "train")
 

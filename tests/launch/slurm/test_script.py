@@ -172,22 +172,22 @@ class TestStepCommand:
         assert outside == {**known, "SLURM_CPU_BIND_LIST": "0x1", "SLURM_STEP_ID": "0"}
 
     def test_shows_run_and_data_to_a_container_of_pyxis(self, monkeypatch):
-        monkeypatch.setattr("os.getcwd", lambda: "/work")
+        monkeypatch.setattr("os.getcwd", lambda: "/proj")
         train = ["train", "--data=/data", "--workdir=run"]
         worker = worker_command(train, "registry#convoy:1", grace_seconds=9)
         command = step_command(self.ALLOCATION, "name", worker, train, "registry#convoy:1")
         assert command[command.index("--gpu-bind=none") + 1 :] == [
             "--container-image=registry#convoy:1",
-            "--container-mounts=/work:/work,/work/run:/work/run,/data:/data",
-            "--container-workdir=/work",
+            "--container-mounts=/proj:/proj,/proj/run:/proj/run,/data:/data",
+            "--container-workdir=/proj",
             *("convoy", "launch", "worker", "--noshow", "--grace_seconds=9", "--", *train),
         ]
 
     def test_runs_an_image_file_under_apptainer(self, monkeypatch):
-        monkeypatch.setattr("os.getcwd", lambda: "/work")
+        monkeypatch.setattr("os.getcwd", lambda: "/proj")
         worker = worker_command(["train", "--data=/data", "--workdir=run"], "/images/convoy.sif", grace_seconds=60)
         assert worker[:8] == [
-            *("apptainer", "exec", "--nv", "--bind=/work,/work/run,/data", "--pwd=/work", "/images/convoy.sif"),
+            *("apptainer", "exec", "--nv", "--bind=/proj,/proj/run,/data", "--pwd=/proj", "/images/convoy.sif"),
             *("convoy", "launch"),
         ]
         assert not [word for word in step_command(self.ALLOCATION, "n", worker, TRAIN, "/c.sif") if "container" in word]
