@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -162,7 +163,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 
     start_tensorflow()
     from trainer import config as configs
-    from trainer import loop
+    from trainer import loop, monitor
     from trainer.chronometer import Chronometer
     from trainer.devices import parse_devices
 
@@ -210,8 +211,8 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         (Path(options["notes"]) / f"{name}.json").write_text(json.dumps(chronometers[0].seconds()), encoding="utf-8")
         return done
 
-    replaced = [(loop, "Chronometer", GatedChronometer)]
-    replaced += _drawing(loop) if name == "monitored" else _taken_away(loop)
+    replaced = [(monitor, "Chronometer", GatedChronometer)]
+    replaced += _drawing(monitor) if name == "monitored" else _taken_away(monitor)
     for owner, attribute, replacement in replaced:
         mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
     threading.Thread(target=train, daemon=True).start()
@@ -219,7 +220,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     return Prepared(time_round)
 
 
-def _drawing(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
+def _drawing(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     """Returns what makes the loop's console draw as on a terminal: (owner, attribute, replacement) each."""
     from rich.console import Console
 
@@ -229,10 +230,10 @@ def _drawing(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
         screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
         return TrainingConsole(total_steps, first_step, screen)
 
-    return [(loop, "TrainingConsole", on_terminal)]
+    return [(monitor, "TrainingConsole", on_terminal)]
 
 
-def _taken_away(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
+def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     """Returns what takes from the loop all it writes, shows and measures for people."""
     from trainer.console import TrainingConsole
     from trainer.journal import Journal
@@ -243,17 +244,12 @@ def _taken_away(loop: Any) -> list[tuple[Any, str, Any]]:  # noqa: ANN401
     def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> Journal:  # noqa: ANN401
         return Journal(run, total_steps=total_steps, writes=False, warn=warn)
 
-    def no_line(self: Any, learning_rate: float) -> None:  # noqa: ANN401
-        self._window_sums[:] = 0
-        self._chronometer.window()
-
     return [
-        (loop, "TrainingConsole", silent),
-        (loop, "Journal", unwritten),
-        (loop.Limits, "probe", lambda self, *, seconds: None),
-        (loop.EvaluationPages, "judgements", lambda self, step: None),
-        (loop._Training, "_show_first", lambda self, batch: None),
-        (loop._Training, "_log", no_line),
+        (monitor, "TrainingConsole", silent),
+        (monitor, "Journal", unwritten),
+        (monitor.EvaluationPages, "judgements", lambda self, step: None),
+        (monitor.Monitor, "first_batch", lambda self, batch, colours: None),
+        (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.chronometer.window()),
     ]
 
 

@@ -13,44 +13,32 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.crop import Crop
 from input_pipeline.errors import DataError
-from input_pipeline.reader import Batch, Reader
+from input_pipeline.reader import Batch
 from trainer import config as configs
 from trainer import metrics
-from trainer.advice import Advice
-from trainer.chronometer import Chronometer
 from trainer.cluster.agreement import agree_on_checkpoint
 from trainer.cluster.discovery import Cluster
 from trainer.cluster.peers import TRAINING, PeerLostError, Peers
 from trainer.cluster.stop_request import StopRequest
 from trainer.cluster.watchdog import Deadlines, Watchdog
 from trainer.config import Plan
-from trainer.console import TrainingConsole
-from trainer.description import dataset_identity, environment, header_rows, place
+from trainer.description import dataset_identity, place
 from trainer.devices import Devices
 from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
-from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
-from trainer.journal import Journal
-from trainer.limits import Limits
+from trainer.monitor import Monitor
 from trainer.order_record import OrderRecord
 from trainer.preprocess import ColourRanges
 from trainer.profiler import StepProfiler
 from trainer.restore import load_into
-from trainer.resume import what_changed
 from trainer.runtime import Runtime
 from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
 from trainer.step import StepResult, StepSettings, TrainStep
 from trainer.substitutions import Substitutions
-from trainer.tensorboard.media import EvaluationPages, train_batch, weight_histograms
-from trainer.tensorboard.run_pages import pages_of_run
-from trainer.tensorboard.summaries import text_of_json
 from trainer.training_input import TrainingInput
-
-_STEPS_THAT_TELL = 20  # without the first ones, until a run says what limits it
 
 
 def train(
@@ -139,26 +127,12 @@ class _Training:
         self._peers = peers
         self._deadlines = deadlines
         self._before = start.metadata
-        self._chronometer = Chronometer(plan.global_batch_size)
         self._settings = _step_settings(self._config, plan, self._runtime)
         self._step = TrainStep(self._state, self._runtime.built, self._runtime.optimizer, self._settings)
         self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
-        self._console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
-        self._journal = Journal(self._run, total_steps=plan.total_steps, writes=peers.is_chief, warn=self._console.say)
-        self._evaluator = None
-        if "validation" in self._dataset.splits:
-            reader = Reader(self._dataset.split("validation"), Crop(self._config.image_size))
-            self._evaluator = Evaluator(self._state, self._runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
-            self._evaluation_pages = EvaluationPages(
-                reader,
-                self._dataset.class_names,
-                peers,
-                self._journal,
-                every_steps=plan.eval_every_steps,
-                total_steps=plan.total_steps,
-            )
-        self._limits = Limits(self._config, plan, self._runtime, self._dataset, self._step, peers)
-        self._advice = Advice(self._config, self._dataset, say=self._console.say)
+        self._monitor = Monitor(start, self._step, peers, deadlines)
+        self._chronometer, self._console = self._monitor.chronometer, self._monitor.console
+        self._journal = self._monitor.journal
         self._profiler = StepProfiler(
             self._run.tensorboard,
             profile_steps,
@@ -177,12 +151,6 @@ class _Training:
         empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
         self._window_sums = np.array(self._before.get("window_sums", empty), np.float64)
         self._window_last: StepResult | None = None
-        # A run that was killed between its last checkpoint and its result reports what it had measured.
-        reported = self._before.get("reported", {})
-        self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
-        self._images_per_second_before: float | None = reported.get("images_per_second")
-        self._measured_limits: dict[str, Any] | None = reported.get("limits")
-        self._told_limits = ""
         self._rolled_back_to: int | None = None
         self._rollbacks = self._before.get("rollbacks", 0)
 
@@ -225,40 +193,9 @@ class _Training:
         self._journal.event("peer_lost", step=self._state.step, message=message)
 
     def _begin(self) -> None:
-        state, plan, here = self._state, self._plan, place(self._plan, self._runtime, self._peers)
-        self._journal.begin(
-            state.step,
-            {
-                "config": configs.to_json(self._config),
-                "environment": environment(),
-                "dataset": {
-                    "directory": str(self._dataset.directory.resolve()),
-                    "class_names": list(self._dataset.class_names),
-                    **dataset_identity(self._dataset),
-                },
-            },
-            pages_of_run(self._config, self._runtime.built.model),
-        )
+        self._monitor.begin()
         if self._order_record:
-            self._order_record.go_back(state.step)
-        changed = what_changed(self._before.get("place", {}), here)
-        if state.step:
-            self._journal.event("restored", step=state.step, replicas=plan.replicas, changed=changed)
-        else:
-            self._journal.event("start", step=0, replicas=plan.replicas)
-        self._console.header(header_rows(self._config, plan, self._runtime, self._dataset, self._run, self._peers))
-        if not self._peers.is_chief:
-            print(
-                f"Worker {self._peers.rank} of {self._peers.num_workers} trains from step {state.step}; "
-                f"{self._peers.address(0)} shows progress and writes {self._run.path}.",
-                flush=True,
-            )
-        if state.step:
-            self._console.say(
-                f"Resumed at step {state.step} of {plan.total_steps}."
-                + (f" Changed: {'; '.join(changed)}." if changed else "")
-            )
-        self._advice.start(plan)
+            self._order_record.go_back(self._state.step)
         self._peers.exchange("begin")
 
     def _train_steps(self) -> None:
@@ -277,9 +214,8 @@ class _Training:
             if self._order_record:
                 with self._journal.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
-            if state.step == 0 and self._peers.is_chief:
-                with self._chronometer.paused("log"):
-                    self._show_first(batch)
+            if state.step == 0:
+                self._monitor.first_batch(batch, self._settings.colours)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
@@ -298,16 +234,13 @@ class _Training:
             self._console.step(state.step)
             if state.step == first_step:
                 self._journal.event("first_step", step=state.step)
-            with self._chronometer.paused("probe"):
-                if log:
-                    self._limits.probe(seconds=self._deadlines.step)
-            with self._chronometer.paused("log"):
-                if log:
-                    self._log(learning_rate)
-                if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
-                    self._journal.show("train", state.step, weight_histograms(state.weights_by_path()))
-            with self._chronometer.paused("evaluation"):
-                score, is_best = self._evaluate() if evaluate else (None, False)
+            if log:
+                self._saver.check()
+                self._monitor.log(self._window_sums, self._window_last, learning_rate)
+                self._window_sums[:] = 0
+            if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
+                self._monitor.histograms()
+            score, is_best = self._monitor.evaluate(self._saver.best_score) if evaluate else (None, False)
             with self._chronometer.paused("checkpoints"):
                 if checkpoint or is_best:
                     self._save(score)
@@ -363,8 +296,7 @@ class _Training:
         self._rollbacks += 1
         step, factor = self._state.step, self._config.divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step
-        self._chronometer.window_dropped()
-        self._journal.go_back(step)
+        self._monitor.go_back(step)
         if self._order_record:
             self._order_record.go_back(step)
         self._journal.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
@@ -373,68 +305,6 @@ class _Training:
             f"times {factor:g} (rollback {self._rollbacks} of {self._config.divergence.rollbacks})."
         )
         self._peers.exchange("rolled back")
-
-    def _log(self, learning_rate: float) -> None:
-        window, state = self._chronometer.window(), self._state
-        self._quality["train"] = metrics.summarize(self._window_sums)
-        self._window_sums[:] = 0
-        values = {f"quality/{name}": value for name, value in self._quality["train"].items()} | {
-            "optim/lr": learning_rate,
-            "optim/grad_norm": float(self._window_last.gradient_norm),
-            "optim/weight_norm": state.weight_norm(),
-            "optim/loss_scale": float(self._window_last.loss_scale),
-            "perf/images_per_s": window.images_per_second,
-            "perf/images_per_s_per_replica": window.images_per_second / self._plan.replicas,
-            "perf/step_ms_p50": window.step_ms_p50,
-            "perf/step_ms_p95": window.step_ms_p95,
-            "perf/input_wait_pct": window.input_wait_pct,
-            **self._limits.values(window),
-            "run/epoch": self._epoch(),
-        }
-        self._journal.metrics("train", state.step, values)
-        self._saver.check()
-        self._console.progress(state.step, self._epoch(), values)
-        self._advice.logged(window.input_wait_pct, self._limits.input_mends(window.cores_busy))
-        is_first_time = not self._told_limits and self._chronometer.steady_steps >= _STEPS_THAT_TELL
-        if is_first_time or state.step == self._plan.total_steps:
-            self._tell_limits()
-
-    def _tell_limits(self) -> None:
-        """Says what limits the run, where it has come so far that this is known."""
-        if steady := self._chronometer.steady():
-            self._measured_limits = self._limits.summary(steady, seconds=self._deadlines.step)
-            self._journal.show("train", self._state.step, [text_of_json("run/limits", self._measured_limits)])
-            if (sentence := self._measured_limits["sentence"]) != self._told_limits:
-                self._told_limits = sentence
-                self._console.say(f"Limits: {sentence}.")
-
-    def _show_first(self, batch: Batch) -> None:
-        shown = train_batch(batch, self._settings.colours, self._dataset.class_names, self._runtime.strategy)
-        self._journal.show("media", 0, [shown])
-
-    def _evaluate(self) -> tuple[float | None, bool]:
-        """Evaluates on the validation split, where there is one; returns the score and whether it is the best."""
-        if not self._evaluator:
-            return None, False
-        step = self._state.step
-        judgements = self._evaluation_pages.judgements(step)
-        quality = self._evaluator.metrics(seconds=self._deadlines.step, each=judgements.add if judgements else None)
-        if judgements:
-            self._evaluation_pages.show(step, judgements, seconds=self._deadlines.step)
-        self._quality["validation"] = quality
-        values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self._epoch()}
-        if train := self._quality.get("train"):
-            # Above 0 where training images are known better than others.
-            values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
-        self._journal.metrics("validation", step, values)
-        score, best_score = quality["top1"], self._saver.best_score
-        is_best = best_score is None or score > best_score
-        self._journal.best(step, score if is_best else best_score)
-        self._journal.evaluation("validation", step, quality)
-        self._console.evaluation(step, self._epoch(), "validation", quality, is_best)
-        train_top1 = self._quality.get("train", {}).get("top1")
-        self._advice.evaluated(train_top1=train_top1, top1=score, best_top1=best_score)
-        return score, is_best
 
     def _save(self, score: float | None) -> None:
         step = self._saved_step = self._state.step
@@ -452,11 +322,7 @@ class _Training:
                 "place": place(self._plan, self._runtime, self._peers),
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
-                "reported": {
-                    "metrics": self._quality,
-                    "images_per_second": self._images_per_second(),
-                    "limits": self._measured_limits,
-                },
+                "reported": self._monitor.measured(),
             },
             score=score,
         )
@@ -500,30 +366,20 @@ class _Training:
         self._saver.finish()
         result = {
             "step": step,
-            "epoch": self._epoch(),
+            "epoch": self._monitor.epoch,
             "images_seen": step * plan.global_batch_size,
-            "metrics": self._quality,
+            **self._monitor.measured(),
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
-            "images_per_second": self._images_per_second(),
             "seconds": self._chronometer.seconds(),
-            "limits": self._measured_limits,
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
             "workers": self._peers.num_workers,
             "substituted_records": self._substitutions.count,
         }
-        self._journal.finish(result)
-        self._console.say(f"Done: step {step}, weights_sha256 {result['weights_sha256'][:16]}.")
-        self._console.say(f"Curves: {self._run.curves}")
+        self._monitor.finish(result)
         self._peers.exchange("end", seconds=self._deadlines.step)
         return result
-
-    def _images_per_second(self) -> float | None:
-        return self._chronometer.steady_images_per_second() or self._images_per_second_before
-
-    def _epoch(self) -> float:
-        return self._state.step / self._plan.steps_per_epoch
 
 
 def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> StepSettings:
