@@ -1,7 +1,8 @@
-"""Files that are there as a whole or, after a crash, as they were before; JSON lines, of which a crash costs one."""
+"""Files that are there as a whole or, after a crash, as before; JSON lines, of which a crash costs one; locks."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -9,6 +10,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from input_pipeline.errors import UsageError
 
 PARTIAL_SUFFIX = ".tmp"
 
@@ -39,6 +42,29 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file with that content. Raises OSError where it cannot."""
     with written_whole(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds the lock of a folder, or of a file that is made where it is not there; the kernel frees a dead holder's.
+
+    A file system without locks is taken as it is.
+
+    Raises:
+      UsageError: with the text `refusal`: another process holds it.
+      OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(refusal) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

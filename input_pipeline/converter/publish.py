@@ -8,7 +8,6 @@ What a killed or interrupted conversion has finished stays in the working folder
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from input_pipeline.dataset import MANIFEST, read_manifest
 from input_pipeline.errors import UsageError
-from input_pipeline.files import PARTIAL_SUFFIX
+from input_pipeline.files import PARTIAL_SUFFIX, locked
 
 _LOCK = "lock"
 _BEFORE = "before"  # what is replaced, until all is
@@ -116,24 +115,12 @@ def _check_ours(work: WorkingDirectory) -> None:
         )
 
 
-@contextlib.contextmanager
-def _locked(path: Path, output: Path) -> Iterator[None]:
-    """Holds the lock of a folder, or of a file that is made where it is not there."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"--output={output}: another conversion is writing it (it holds the lock of {path}). Wait for its end, or "
-            "name another --output"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(path: Path, output: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(
+        path,
+        f"--output={output}: another conversion is writing it (it holds the lock of {path}). Wait for its end, or "
+        "name another --output",
+    )
 
 
 def _take_back(work: WorkingDirectory, output: Path) -> None:

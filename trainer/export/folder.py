@@ -7,7 +7,6 @@ read_description(Path("exported"))["step"]
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import DataError, UsageError
-from input_pipeline.files import sha256_of, write_whole
+from input_pipeline.files import locked, sha256_of, write_whole
 
 _DESCRIPTION = "export.json"
 _FORMAT_VERSION = 1
@@ -42,7 +41,7 @@ def export_folder(output: Path) -> Iterator[Path]:
     missing = [folder for folder in output.parents if not folder.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, output):
+        with locked(partial, f"--output={output}: another process is exporting to it. Wait for it."):
             if (partial / _BEFORE).exists() and not output.exists():  # a kill in the middle of `_replace`
                 os.rename(partial / _BEFORE, output)
             try:
@@ -106,22 +105,6 @@ def _may_be_replaced(output: Path) -> bool:
 
 def _is_left_over(partial: Path) -> bool:
     return partial.is_dir() and all(entry.name in (_NEW, _BEFORE) for entry in partial.iterdir())
-
-
-@contextlib.contextmanager
-def _locked(partial: Path, output: Path) -> Iterator[None]:
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(f"--output={output}: another process is exporting to it. Wait for it.") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _replace(output: Path, partial: Path) -> None:
