@@ -18,7 +18,9 @@ REQUIRED = ("workdir",)
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "page to write; WORKDIR/report.html where left out", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "output", None, "page to write, and nothing else; WORKDIR/report.html where left out", flag_values=flags
+    )
     absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
     define_model_flags(flags)
 

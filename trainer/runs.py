@@ -64,7 +64,7 @@ class ListedRun:
         where = "before its first step" if self.step is None else f"at step {self.step:,}{of}"
         if self.state == "failed":
             return f"failed {where}: {self.error} ({self.error_file})"
-        return f"done, {self.step:,} steps" if self.state == "done" else f"{self.state} {where}"
+        return f"done, {self.step:,} step{'s' * (self.step != 1)}" if self.state == "done" else f"{self.state} {where}"
 
     def as_json(self) -> dict[str, Any]:
         """Returns the attributes by name."""
@@ -85,7 +85,7 @@ def list_runs(folder: Path) -> list[ListedRun]:
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
-    if any((folder / name).exists() for name in ("checkpoints", "launch.json")):
+    if any(os.path.lexists(folder / name) for name in ("checkpoints", "launch.json")):
         yield folder
     elif depth < _DEEPEST:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:

@@ -1,7 +1,9 @@
 """`convoy runs`: what it makes of run directories, made by hand and by training."""
 
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -152,6 +154,19 @@ def test_damaged_files_leave_gaps_and_no_error(make_run, tmp_path):
     assert listed(tmp_path)["run"].state == "stopped"
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root to give a folder away")
+def test_a_folder_that_may_not_be_read_is_passed_over(make_run, tmp_path):
+    make_run("mine", top1=0.5)
+    locked = tmp_path / "runs" / "lost+found"
+    locked.mkdir(mode=0o700)
+    os.chown(locked, 65534, 65534)
+    rights = "-dac_override,-dac_read_search"  # without which root is a user like others
+    command = ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", sys.executable, "-m", "convoy", "runs")
+    done = subprocess.run([*command, tmp_path / "runs"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 run in" in done.stdout and "mine" in done.stdout
+
+
 class TestTheCommand:
     def test_lists_a_run_that_was_trained(self, convoy_in_process, finished_run, tmp_path):
         code, out, _ = convoy_in_process("runs", finished_run.workdir.parent, f"--json={tmp_path / 'runs.json'}")
@@ -191,15 +206,12 @@ class TestTheCommand:
         for number in range(20):
             make_run(f"run-{number}", top1=number / 100)
         code = (
-            "import sys, time; start = time.perf_counter(); from convoy.cli import main; "
-            "assert main(sys.argv) == 0; print(time.perf_counter() - start); assert 'tensorflow' not in sys.modules"
+            "import sys, time; from convoy.cli import main; "
+            "assert main(sys.argv) == 0; print(time.process_time()); assert 'tensorflow' not in sys.modules"
         )
-        seconds = []
-        for _ in range(3):  # the best of three: other tests run meanwhile
-            command = [sys.executable, "-c", code, "runs", str(tmp_path / "runs")]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            seconds.append(float(done.stdout.splitlines()[-1]))
-        assert min(seconds) < 0.5
+        command = [sys.executable, "-c", code, "runs", str(tmp_path / "runs")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert float(done.stdout.splitlines()[-1]) < 0.5  # of a processor: other tests run meanwhile
 
 
 @pytest.fixture

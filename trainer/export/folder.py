@@ -110,11 +110,11 @@ def _is_left_over(partial: Path) -> bool:
 def _replace(output: Path, partial: Path) -> None:
     before = partial / _BEFORE
     shutil.rmtree(before, ignore_errors=True)
-    if output.exists():
-        os.rename(output, before)
     try:
+        if output.exists():
+            os.rename(output, before)
         os.rename(partial / _NEW, output)
-    except BaseException:
-        if before.exists():
+    except BaseException:  # a signal too
+        if before.exists() and not output.exists():
             os.rename(before, output)
         raise

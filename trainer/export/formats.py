@@ -13,9 +13,11 @@ All give `probabilities` [n, num_classes] float32. What they take, and where the
 """
 
 import contextlib
+import errno
 import io
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +86,8 @@ def write(file_format: str, model: Deployable, path: Path) -> None:
         try:
             writer(model, path)
         except Exception as error:  # raised outside: else all that the converter wrote to the screen would come out
-            failure = error
+            is_full = isinstance(error, tf.errors.OpError) and os.strerror(errno.ENOSPC) in str(error)
+            failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full else error
     if failure:
         raise failure
 

@@ -6,6 +6,7 @@ draw_matrix(run.confusion_matrix, counts, names, "test, step 385")
 """
 
 import math
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
     """
     columns = [*names] if complete else [*names, "other classes"]
     cell = min(_LARGEST_CELL, max(_SMALLEST_CELL, _SIDE / len(columns)))
-    longest = max(min(len(name), _NAME_LENGTH) for name in columns)
+    longest = max(_width(_short(name)) for name in columns)
     left, top = 14 + 6.4 * longest, 14 + 5.2 * longest
     totals = counts.sum(1)
     cells = []
@@ -69,9 +70,7 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
         cells.append(Cell(left + column * cell, top + row * cell, strength, tone, text, title))
 
     def placed(labels: Sequence[str], start: float) -> list[tuple[str, str, float]]:
-        return [
-            (shown(name, _NAME_LENGTH), shown(name), start + (place + 0.5) * cell) for place, name in enumerate(labels)
-        ]
+        return [(_short(name), shown(name), start + (place + 0.5) * cell) for place, name in enumerate(labels)]
 
     return Matrix(
         width=left + len(columns) * cell + 0.7 * top,
@@ -83,6 +82,19 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
         columns=placed(columns, left),
         cells=cells,
     )
+
+
+def _short(name: str) -> str:
+    """Returns a name, or as much of it as is about as wide as `_NAME_LENGTH` Latin letters."""
+    text = shown(name, _NAME_LENGTH)
+    while _width(text) > _NAME_LENGTH:
+        text = text[:-2] + "…"
+    return text
+
+
+def _width(text: str) -> int:
+    """Returns how many Latin letters are about as wide: a letter of East Asia is as wide as two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def draw_matrix(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:

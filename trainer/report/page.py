@@ -41,7 +41,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
 
     Args:
       run: the run directory.
-      output: of the page; RUN/report.html where None.
+      output: of the page, which is then all that is written; RUN/report.html where None.
       data: where the evaluated dataset lies by now; where it lay where None.
 
     Returns:
@@ -57,10 +57,11 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
         found = predictions.load(run, evaluation, history.class_names)
         evaluated = _evaluated(evaluation, found, len(history.class_names))
     try:
-        if found:
-            _draw_matrix(run, history, evaluated, found)
         results = _results(history, evaluated)
-        card_is_ours = model_card.write(run, history, results, evaluated)
+        if found and not output:
+            _draw_matrix(run, history, evaluated, found)
+        if not output and not model_card.write(run, history, results, evaluated):
+            notes.append(f"{run.model_card} was edited by hand: it stays as it is.")
         text, why_no_pictures = _page(history, results, evaluated, found, data)
         write_whole(page, text.encode("utf-8"))
     except OSError as error:
@@ -68,7 +69,6 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
             f"{error.filename or run.path} cannot be written ({error.strerror}). Make room, or mend its folder."
         ) from None
     notes += [f"No thumbnails: {why_no_pictures}"] if why_no_pictures else []
-    notes += [] if card_is_ours else [f"{run.model_card} was edited by hand: it stays as it is."]
     return [*notes, f"Report: {page}"]
 
 

@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # of the plot itself
 _POINTS = 300  # of a line: more cannot be seen
 _COUNTS_HEIGHT = 30  # of the strip that shows how many images a bin has
+_DASH = 8  # length of a line that has one point: it would not be seen
 
 Tick = tuple[float, str]
 
@@ -136,7 +137,10 @@ def _number(value: float, percent: bool) -> str:
 
 
 def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
-    points = zip(x_axis(x), y_axis(y), strict=True)
+    points = [*zip(x_axis(x), y_axis(y), strict=True)]
+    if len(points) == 1:
+        ((left, top),) = points
+        return f"M{left - _DASH / 2:g},{top:g}h{_DASH}"
     return "M" + "L".join(f"{left:g},{top:g}" for left, top in points)
 
 

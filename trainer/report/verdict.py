@@ -79,8 +79,12 @@ def _of_quality(history: History, evaluated: Evaluated) -> Remark:
     largest = evaluated.classes.support.max() / images
     text = (
         f"{share(top1)} of the {counted(images, 'image')} of {evaluation.split} are classified right "
-        f"(95 % interval {share(low)} to {share(high)}). Always saying the largest class would give {share(largest)}."
+        f"(95 % interval {share(low)} to {share(high)}). "
     )
+    if largest == 1 and len(history.class_names) > 1:
+        text += "All are of one class: that does not tell whether it has learnt anything."
+        return Remark("odd", text, "classes", "evaluating on images of every class")
+    text += f"Always saying the largest class would give {share(largest)}."
     if low <= largest and len(history.class_names) > 1:
         if top1 > largest:
             text += " So few images do not tell whether it has learnt anything."
@@ -118,7 +122,7 @@ def _of_gaps(history: History, evaluation: Evaluation) -> list[Remark]:
             "more images, stronger config.augment, more config.optimizer.weight_decay, a smaller model, fewer epochs"
         )
         remarks.append(Remark("odd", text, "curves", advice))
-    elif training[0] < _UNDERFITTED:
+    elif max(training[0], on_unseen) < _UNDERFITTED:  # augmented training images may be far harder
         text = f"It underfits: {seen}. It has not learnt what it was shown."
         advice = "more epochs, a higher config.optimizer.learning_rate, a larger model, weaker config.augment"
         remarks.append(Remark("odd", text, "curves", advice))

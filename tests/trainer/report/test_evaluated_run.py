@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from convoy.cli import main
 from tests.browser import Browser, missing_browser
 from tests.pages import Page
 from tests.trainer.report.made_runs import made_run
@@ -49,7 +50,6 @@ def told(dataset, convoy_together, tmp_path_factory):
     commands = {
         "train": ["train", "--config=smoke", f"--data={data}", here, device, "--config.steps=30"],
         "first report": ["report", here, device, f"--output={folder / 'first.html'}"],
-        "evaluate train": ["evaluate", here, device, "--split=train"],
         "evaluate": ["evaluate", here, device, "--split=test"],
         "report": ["report", here],
         "begun": ["report", f"--workdir={begun.path}", device],
@@ -110,7 +110,7 @@ def test_every_image_is_in_the_predictions_with_its_file(told, dataset):
 def test_the_pages_numbers_are_those_of_results_csv(told, page):
     run, _, _ = told
     newest = {row["split"]: row for row in read_csv(run / "results.csv")}
-    assert [row[0] for row in page.rows["verdict"][1:]] == ["train", "validation", "test"]
+    assert [row[0] for row in page.rows["verdict"][1:]] == ["validation", "test"]
     for split, step, *shown, loss in page.rows["verdict"][1:]:
         row = newest[split]
         assert step == row["step"]
@@ -135,7 +135,7 @@ def test_the_files_beside_the_page_are_there(told):
     card = (run / "MODEL_CARD.md").read_text()
     assert r"\<script\>alert(1)\</script\>" in card
     index = yaml.safe_load(card.split("---\n")[1])["model-index"][0]
-    assert {entry["dataset"]["split"] for entry in index["results"]} == {"train", "validation", "test"}
+    assert {entry["dataset"]["split"] for entry in index["results"]} == {"validation", "test"}
     assert "Warning" not in answers["evaluate"].output and "Traceback" not in answers["evaluate"].output
     assert json.loads((run / "evaluation_test.json").read_text())["images"] == 259
 
@@ -154,15 +154,15 @@ def test_what_cannot_be_reported_is_named(told, name, code, said):
     assert said in answer.output
 
 
-def test_a_dataset_that_moved_is_found_where_data_says(told, convoy, tmp_path):
+def test_a_dataset_that_moved_is_found_where_data_says(told, tmp_path, capsys):
     run, _, folder = told
     moved = shutil.copytree(run, tmp_path / "run")
     evaluation = json.loads((moved / "evaluation_test.json").read_text())
     (moved / "evaluation_test.json").write_text(json.dumps({**evaluation, "data": str(tmp_path / "gone")}))
-    without = convoy("report", f"--workdir={moved}", check=True)
-    assert "No thumbnails: dataset folder" in without.stdout
+    assert main(["convoy", "report", f"--workdir={moved}"]) == 0
+    assert "No thumbnails: dataset folder" in capsys.readouterr().out
     assert not Page((moved / "report.html").read_bytes()).images.get("mistakes")
-    convoy("report", f"--workdir={moved}", f"--data={folder / 'data'}", check=True)
+    assert main(["convoy", "report", f"--workdir={moved}", f"--data={folder / 'data'}"]) == 0
     assert len(Page((moved / "report.html").read_bytes()).images["mistakes"]) == 24
 
 

@@ -8,7 +8,9 @@ from PIL import Image
 from input_pipeline.errors import DataError
 from tests.pages import Page
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
+from tests.trainer.run_files import fingerprints
 from trainer.report.history import read_history
+from trainer.report.matrix import matrix_plot
 from trainer.report.page import write_report
 from trainer.report.predictions import Predictions
 from trainer.run_directory import RunDirectory
@@ -76,6 +78,22 @@ class TestVerdict:
 
     def test_a_run_that_did_not_learn_its_training_images_underfits(self, tmp_path):
         assert "It underfits: 45.0 %" in findings(page_of(finished(tmp_path, 0.45, 0.44, 0.44)))
+
+    def test_a_run_that_is_good_on_new_images_does_not_underfit_however_hard_augmented_ones_are(self, tmp_path):
+        metrics = [line("train", 40, 0.5), line("validation", 40, 0.9)]
+        run = made_run(
+            tmp_path / "run", metrics=metrics, results=[("validation", 40, 0.9)], result={"weights_sha256": "ab"}
+        )
+        evaluated(run, drawn_predictions(np.arange(400) % 4, num_classes=4, right=0.9)[0], split="validation", top1=0.9)
+        text = findings(page_of(run))
+        assert "underfits" not in text
+        assert "50.0 % on the training images as they were augmented, 90.0 % in validation, no gap" in text
+
+    def test_images_of_one_class_do_not_tell_whether_it_has_learnt_anything(self, tmp_path):
+        run = made_run(tmp_path / "run")
+        evaluated(run, drawn_predictions([2] * 30, num_classes=4, right=1.0)[0])
+        assert "All are of one class" in findings(page_of(run))
+        assert "learnt nothing" not in findings(page_of(run))
 
     def test_a_run_that_is_no_better_than_a_constant_answer_has_learnt_nothing(self, tmp_path):
         text = findings(page_of(finished(tmp_path, 0.25, 0.25, 0.24)))
@@ -171,6 +189,12 @@ class TestPage:
         assert "other classes" in page.words("confusion")
         assert "12 of" in page.words("confusion") and "24 of" in page.words("mistakes")
 
+    def test_wide_letters_of_a_name_stay_on_the_matrix(self):
+        matrix = matrix_plot(np.ones((2, 3), int), ["商品" * 30, "bag"], complete=True)
+        (short, name, _), _ = matrix.rows
+        assert short == "商品商品商品商品商…" and name == "商品" * 30
+        assert matrix.left > 11.5 * len(short)  # pixels of such a letter
+
     def test_coverage_and_confidence_are_told_in_numbers(self, tmp_path):
         page = page_of(finished(tmp_path, 0.9, 0.9, 0.8))
         answered = [row for row in page.rows["confidence"] if len(row) == 3][1:]
@@ -204,6 +228,11 @@ class TestRunInProgress:
         assert "Nothing was evaluated yet." in page.words("")
         assert "convoy evaluate --split=SPLIT" in findings(page)
         assert "Top-1" in page.words("curves") and "classes" not in page.text
+
+    def test_a_curve_of_one_point_can_be_seen(self, tmp_path):
+        run = made_run(tmp_path / "run", metrics=[line("train", 1, 0.5)])
+        page_of(run)
+        assert re.findall(r'<path class="line k0" d="([^"]*)"', run.report.read_text())[0] == "M416,112h8"
 
     def test_a_run_that_has_written_nothing_yet_has_a_page(self, tmp_path):
         page = page_of(made_run(tmp_path / "run"))
@@ -243,10 +272,15 @@ def test_what_is_no_run_directory_is_named(tmp_path):
         write_report(RunDirectory(tmp_path / "photos"))
 
 
-def test_the_page_can_be_written_elsewhere_and_a_folder_that_cannot_is_named(tmp_path):
-    run = made_run(tmp_path / "run")
+def test_the_page_can_be_written_elsewhere_and_the_run_stays_as_it_is(tmp_path):
+    run = finished(tmp_path, 0.9, 0.9, 0.8)
+    before = fingerprints(run.path)
     page_of(run, output=tmp_path / "page.html")
-    assert not run.report.exists()
+    assert fingerprints(run.path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    run = made_run(tmp_path / "run")
     with pytest.raises(DataError, match="absent.* cannot be written"):
         write_report(run, output=tmp_path / "absent" / "page.html")
 
