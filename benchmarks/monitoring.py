@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.workers import Prepared, Stopwatch, serve
+from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import UsageError
 
 PEERS = {"monitored": "with all monitoring", "bare": "without"}
@@ -112,6 +113,9 @@ def _print(
 def _dataset(data: str | None) -> Iterator[str]:
     """Yields the dataset directory that was given; else the sample set, drawn and converted, for as long as needed."""
     if data:
+        dataset = open_dataset(data)
+        for split in ("train", "validation"):
+            dataset.split(split)  # raises where there is none
         yield str(Path(data).resolve())
         return
     from input_pipeline.converter.convert import convert

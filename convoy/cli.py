@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> NoReturn:
     """Runs the process's command and ends the process."""
+    if sys.stdout:  # a name that is no text, or none in this encoding, is shown all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except SystemExit as request:

@@ -356,8 +356,9 @@ def recovery(record_property) -> Callable[[str, Path, float], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest test first, so that in the end no process waits for the one that has it."""
-    items.sort(key=lambda item: item.path.name != "test_chaos.py")
+    """Puts the files that take long first, so that in the end no process waits for the one that has such a file."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != "test_chaos.py", item.path not in long))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

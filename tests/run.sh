@@ -28,4 +28,4 @@ install browser chromium-headless-shell
 launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n 2 --dist=worksteal "$@"
+exec .venv/bin/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder "$@"

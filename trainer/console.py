@@ -4,9 +4,12 @@ On a terminal there is a live bar, with the newest numbers under it and a table 
 plain line every `log_every` steps and one an evaluation.
 """
 
+import contextlib
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -33,7 +36,9 @@ class TrainingConsole:
           console: where to; standard output where left out.
           shows: False for a worker that leaves the showing to the chief.
         """
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=not shows)
+        self.console = console or Console(
+            file=_Screen(sys.stdout) if sys.stdout else None, highlight=False, soft_wrap=True, quiet=not shows
+        )
         self._total_steps = total_steps
         self._first_step = first_step
         self._first_done: tuple[int, float] | None = None  # the first step, and when it ended
@@ -43,8 +48,8 @@ class TrainingConsole:
         self._has_table = False
 
     def __enter__(self) -> "TrainingConsole":
-        """Starts the bar where there is a terminal."""
-        if self.console.is_terminal:
+        """Starts the bar where there is a terminal that can draw one."""
+        if self.console.is_interactive:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=None),
@@ -127,6 +132,33 @@ class TrainingConsole:
         if step <= first:
             return "?"
         return duration_text((time.perf_counter() - since) / (step - first) * (self._total_steps - step))
+
+
+class _Screen:
+    """A file on which what cannot be written is left out: a full disk must not end a run whose log lies there."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever a file has)
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        with self._tolerating():
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with self._tolerating():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # ends the run as it ends any program whose reader has gone
+            raise
+        except OSError:
+            pass
 
 
 def quality_row(split: str, values: Mapping[str, float]) -> str:

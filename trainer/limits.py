@@ -218,7 +218,7 @@ class Limits:
             parameters = sum(w.shape.num_elements() for w in self._runtime.state.weights)
             mends = ["a larger --config.batch_size"]
             mends += ["--config.reduce_in_bfloat16"] * (not config.reduce_in_bfloat16 and not config.deterministic)
-            mends += ["a faster network (--interface chooses one)"] * (workers > 1)
+            mends += ["a faster network (--interface chooses one)"] * (workers > self._peers.processes_here)
             return "reduction", (
                 f"reduction-bound: {reducing:.0f} % of a step sums {bytes_each * parameters / 1e6:.1f} MB of gradients "
                 f"over {plan.replicas} devices; try {any_of(mends)}"

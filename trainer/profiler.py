@@ -45,6 +45,7 @@ class StepProfiler:
         self._say = say
         self._trace: tf.profiler.experimental.Trace | None = None
         self._is_recording = False
+        self._last_begun = 0
         self._steps = steps if records else None
         if steps and steps[1] > total_steps:
             raise UsageError(
@@ -61,10 +62,11 @@ class StepProfiler:
         if not self._is_recording:
             try:
                 tf.profiler.experimental.start(str(self._folder))
-            except (OSError, tf.errors.OpError) as error:
+            except (OSError, TypeError, tf.errors.OpError) as error:  # TypeError: of a folder whose name is no text
                 self._give_up(error)
                 return
             self._is_recording = True
+        self._last_begun = step
         self._trace = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
         self._trace.__enter__()
 
@@ -85,7 +87,7 @@ class StepProfiler:
         if not self._is_recording:
             return
         self._is_recording = False
-        first, last = self._steps
+        first, last = self._steps[0], self._last_begun
         self._steps = None
         try:
             tf.profiler.experimental.stop()
@@ -95,6 +97,6 @@ class StepProfiler:
         viewer = "" if importlib.util.find_spec("xprof") else " `pip install xprof` brings that page."
         self._say(f"Steps {first} to {last} are recorded for TensorBoard's page Profile.{viewer}")
 
-    def _give_up(self, error: OSError | tf.errors.OpError) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._steps = None
         self._say(f"Warning: the steps cannot be recorded ({str(error).splitlines()[0]}). Training goes on without.")

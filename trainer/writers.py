@@ -32,6 +32,7 @@ class MetricWriters:
           total_steps: of the run.
         """
         self._run = run
+        self._total_steps = total_steps
         self._steps_a_point = -(-total_steps // _MOST_POINTS)
         self._last_points: dict[str, int] = {}
         self._event_files = self._begun_at(0)
@@ -78,7 +79,7 @@ class MetricWriters:
           OSError: they cannot be written.
         """
         point = step // self._steps_a_point
-        if self._last_points.get(name) != point:
+        if self._last_points.get(name) != point or step == self._total_steps:
             self.show(name, step, [summaries.scalar(tag, value) for tag, value in values.items()])
             self._last_points[name] = point
 

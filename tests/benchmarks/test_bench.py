@@ -148,8 +148,9 @@ def test_mistakes_are_named_before_anything_starts(capsys, tmp_path):
     refused(capsys, "leave nothing to read", "input", "--small=0", "--medium=0", "--large=0")
     refused(capsys, "leave nothing to convert", "convert", "--small=0", "--large=0")
     refused(capsys, f"--images={tmp_path}: no JPEGs in class folders", "convert", f"--images={tmp_path}")
-    assert cli.main(["convoy", "bench", "input", f"--data={tmp_path}"]) == 3
-    assert "is not a dataset" in capsys.readouterr().err
+    for benchmark in ("input", "monitoring"):
+        assert cli.main(["convoy", "bench", benchmark, f"--data={tmp_path}"]) == 3
+        assert "is not a dataset" in capsys.readouterr().err
 
 
 def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():

@@ -1,5 +1,6 @@
 """What stands on the screen: on a terminal, elsewhere, and of a worker that is not the chief."""
 
+import contextlib
 import io
 import os
 import pty
@@ -68,10 +69,30 @@ def test_lines_of_input_that_is_waited_for_say_so():
     assert "input wait 37.0% (input-bound)" in screen.getvalue()
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200, _environ={"TERM": "dumb"})
+    with TrainingConsole(100, 0, console) as view:
+        view.step(20)
+        view.progress(20, 1.0, LINE)
+    assert screen.getvalue().startswith("step 20/100  epoch 1.00  loss 2.5000")
+
+
+def test_a_run_goes_on_when_the_disk_of_its_output_is_full(monkeypatch):
+    full = open("/dev/full", "w")  # noqa: SIM115 (closing it fails too)
+    monkeypatch.setattr("sys.stdout", full)
+    with TrainingConsole(100, 0) as view:
+        for step in range(20):
+            view.progress(step, 1.0, LINE)
+    with contextlib.suppress(OSError):
+        full.close()
+
+
 @pytest.mark.slow
 def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(dataset, convoy_started, tmp_path):
     primary, secondary = pty.openpty()
-    command = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", "--devices=cpu:1")
+    run = tmp_path / os.fsdecode(b"a name that is no text \xff")
+    command = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
     with convoy_started(*command, output=os.ttyname(secondary), prefix=("env", "TERM=xterm")) as process:
         os.close(secondary)
         output = b""
@@ -87,3 +108,5 @@ def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(d
     assert text.count("train top-1") == 1
     assert "* best" in text
     assert "Limits: " in text and "Done: step 20" in text
+    assert "a name that is no text \\udcff" in text
+    assert os.fsencode(run) in (run / "command.txt").read_bytes()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,16 @@ class TestWriting:
         for step in range(1, 13):
             EventFile(tmp_path, first_step=step).write(step, scalars(loss=step))
         assert [step for step, *_ in points(tmp_path)] == list(range(1, 13))
+
+    def test_begins_anew_where_somebody_has_cleared_the_folder(self, tmp_path):
+        events = EventFile(tmp_path / "train", first_step=1)
+        events.write(1, scalars(loss=2.5))
+        shutil.rmtree(tmp_path / "train")
+        events.write(2, scalars(loss=2.0))
+        (path,) = (tmp_path / "train").iterdir()
+        version, _, event = EventFileLoader(str(path)).Load()
+        assert version.file_version == "brain.Event:2"
+        assert event.summary.value[0].metadata.plugin_data.plugin_name == "scalars"
 
     def test_a_full_disk_costs_whole_records_only(self, tmp_path):
         with small_disk(tmp_path / "disk", 2**20) as disk:

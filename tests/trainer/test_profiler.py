@@ -1,9 +1,11 @@
 """`convoy train --profile_steps`: which steps are recorded, and what is refused."""
 
 import pytest
+import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tests.trainer.run_files import result_of
+from trainer.profiler import StepProfiler
 
 FLAGS = ("train", "--config=smoke", "--config.steps=6", "--config.eval_every_steps=6")
 
@@ -40,6 +42,18 @@ def test_the_steps_that_were_asked_for_are_recorded_each_with_its_marker(answers
     (path,) = (run / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
     assert marked_steps(path) == [3, 4, 5]
     assert result_of(run)["step"] == 6
+
+
+def test_a_run_that_is_interrupted_keeps_and_names_the_steps_there_are(tmp_path):
+    said = []
+    profiler = StepProfiler(tmp_path, (2, 9), start_step=0, total_steps=9, say=said.append)
+    for step in (1, 2, 3):
+        profiler.begin_step(step)
+        profiler.end_step(step, wait_for=tf.constant(0.0))
+    profiler.close()
+    (path,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert marked_steps(path) == [2, 3]
+    assert [line.split(" are ")[0] for line in said] == ["Steps 2 to 3"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from input_pipeline import order
 from input_pipeline.dataset import open_dataset
@@ -90,6 +91,17 @@ def positions(dataset):
     return images
 
 
+def evaluation_pages(run):
+    """Returns the pictures and the precision-recall curves of a run's evaluations, by tag and step."""
+    pages = {}
+    for name in ("media", "validation"):
+        events = EventAccumulator(str(run / "tensorboard" / name), size_guidance={"tensors": 0}).Reload()
+        tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(("pr", "media/confusion", "media/worst"))]
+        for tag in tags:
+            pages |= {(tag, event.step): event.tensor_proto.SerializeToString() for event in events.Tensors(tag)}
+    return pages
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("hardware", [name for name in HARDWARE if name != "one device"])
 def test_a_deterministic_run_is_the_same_to_the_bit_as_on_one_device(trained_on, hardware, precision):
@@ -104,6 +116,15 @@ def test_a_deterministic_run_is_the_same_to_the_bit_as_on_one_device(trained_on,
     for line, expected_line in zip(measured(other, "validation"), measured(one, "validation"), strict=True):
         rounded = {tag: value for tag, value in expected_line.items() if tag.startswith(("quality/", "gap/"))}
         assert line == {**expected_line, **{tag: pytest.approx(value, rel=1e-4) for tag, value in rounded.items()}}
+
+
+def test_tensorboard_shows_what_all_workers_found_together(trained_on):
+    shown, expected = (
+        evaluation_pages(trained_on(hardware)["float32"]) for hardware in ("two processes", "two devices")
+    )
+    assert {step for _, step in expected} == {5, STEPS}
+    assert {"pr/micro", "media/confusion_matrix", "media/worst"} < {tag for tag, _ in expected}
+    assert shown == expected
 
 
 def test_precisions_are_runs_of_their_own(trained_on):

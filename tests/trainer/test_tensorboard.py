@@ -12,23 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util.tensor_util import make_ndarray
 
 from tests.browser import Browser, missing_browser
 from tests.trainer.run_files import events_of, json_lines
-from tests.trainer.tensorboard_server import tensorboard
+from tests.trainer.tensorboard_server import Server, tensorboard
 from trainer.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("<script>alert(1)</script>", "../x", "=1+1", "\N{SOCKS} socks", r"$\frac{a$", "micro", "[a](javascript:b)")
-STEPS, LOG_EVERY, EVAL_EVERY = 60, 4, 2
+STEPS, LOG_EVERY, EVAL_EVERY, HISTOGRAM_EVERY = 40, 4, 2, 20
 READERS = ("true", "false")  # of --load_fast: the data server, and TensorBoard's Python
 FLAGS = (
     *("--config=smoke", "--devices=cpu:2", "--config.precision=float32", f"--config.steps={STEPS}"),
+    "--config.image_size=20",
     *(f"--config.eval_every_steps={EVAL_EVERY}", "--config.checkpoint_every_steps=1000"),
-    *(f"--config.log_every_steps={LOG_EVERY}", "--config.histogram_every_steps=30"),
+    *(f"--config.log_every_steps={LOG_EVERY}", f"--config.histogram_every_steps={HISTOGRAM_EVERY}"),
 )
 QUALITY = {f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")}
 
@@ -41,12 +40,14 @@ class Resumed:
       workdir: its directory.
       restored: the step from which it went on.
       killed: the last step it had shown before, in training and in validation.
-      seen: by reader, run and tag the curves of a TensorBoard that has been watching all the time.
+      boards: by reader a TensorBoard that has been watching all the time.
+      seen: by reader, run and tag the curves that it shows in the end.
     """
 
     workdir: Path
     restored: int
     killed: dict[str, int]
+    boards: dict[str, Server]
     seen: dict[str, dict[tuple[str, str], list[tuple[int, float]]]]
 
 
@@ -99,7 +100,7 @@ def resumed(odd_data, tmp_path_factory, convoy, convoy_started, wait_until):
     with ExitStack() as stack:
         servers = {
             fast: stack.enter_context(
-                tensorboard(board, folder / f"live-{fast}.log", f"--load_fast={fast}", "--reload_interval=1")
+                tensorboard(board, folder / f"live-{fast}.log", "--reload_interval=1", fast=fast == "true")
             )
             for fast in READERS
         }
@@ -124,16 +125,16 @@ def resumed(odd_data, tmp_path_factory, convoy, convoy_started, wait_until):
                 lambda server=server: all(points[-1][0] == STEPS for points in seen(server).values()), "the last points"
             )
         watched = {fast: seen(server) for fast, server in servers.items()}
-    (restored,) = events_of(workdir, "restored")
-    shutil.copytree(workdir, workdir.with_name("second"))
-    return Resumed(workdir, restored["step"], killed, watched)
+        (restored,) = events_of(workdir, "restored")
+        shutil.copytree(workdir, workdir.with_name("second"))
+        yield Resumed(workdir, restored["step"], killed, servers, watched)
 
 
 @pytest.fixture(scope="module", params=READERS)
 def server(resumed, request, tmp_path_factory):
     """A TensorBoard that is started when all is done, on a folder of two runs."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with tensorboard(resumed.workdir.parent, log, f"--load_fast={request.param}") as server:
+    with tensorboard(resumed.workdir.parent, log, fast=request.param == "true") as server:
         yield server
 
 
@@ -270,7 +271,7 @@ class TestData:
         assert "weights/logits/kernel" in tags
         for tag in tags:
             found = server.ask("histograms/histograms", run="first/tensorboard/train", tag=tag)
-            assert [step for _, step, _ in found] == [30, 60]
+            assert [step for _, step, _ in found] == [HISTOGRAM_EVERY, STEPS]
 
 
 @pytest.mark.skipif(missing_browser() is not None, reason=str(missing_browser()))
@@ -288,35 +289,10 @@ class TestPages:
             "graphs": ("conv1a", "logits"),
             "hparams": ("best/top1", "optimizer.name", "adamw"),
         }
-        with (
-            tensorboard(resumed.workdir / "tensorboard", tmp_path / "log") as server,
-            Browser(tmp_path / "browser") as browser,
-        ):
+        with Browser(tmp_path / "browser") as browser:
             for page, expected in pages.items():
-                browser.open(f"{server.url}#{page}")
+                browser.open(f"{resumed.boards['true'].url}#{page}")
                 browser.wait_for(*expected)
                 assert not browser.problems, page
                 if folder := os.environ.get("SCREENSHOTS"):
                     browser.screenshot(Path(folder) / f"{page}.png")
-
-
-class TestACluster:
-    def test_the_chief_shows_what_all_workers_found(self, finished_run, cluster, dataset, tmp_path):
-        workdir = tmp_path / "run"
-        command = ("train", *finished_run.flags, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={workdir}")
-        cluster(*command, output=tmp_path / "output", check=True)
-        for name in ("media", "validation"):
-            shown, expected = (
-                EventAccumulator(str(run / "tensorboard" / name), size_guidance={"tensors": 0}).Reload()
-                for run in (workdir, finished_run.workdir)
-            )
-            tags = {
-                tag for tag in expected.Tags()["tensors"] if tag.startswith(("pr", "media/confusion", "media/worst"))
-            }
-            assert len(tags & {*shown.Tags()["tensors"]}) == len(tags) >= 2
-            for tag in tags:
-                values = [
-                    [(event.step, make_ndarray(event.tensor_proto).tolist()) for event in run.Tensors(tag)]
-                    for run in (shown, expected)
-                ]
-                assert values[0] == values[1], tag

@@ -141,6 +141,12 @@ class TestJudgements:
         assert judgements.of_all(Peers(None)).counts.sum() == 2
 
 
+@pytest.mark.parametrize("values", [[1, 1 + 2**-23], [0, 1e-45], [-3e38, 3e38], [np.nan, np.inf], [7]])
+def test_a_histogram_is_of_the_finite_weights_whatever_lies_between_them(values):
+    histogram = make_ndarray(summaries.histogram("weights/gamma", np.float32(values)).tensor)
+    assert histogram[:, 2].sum() == np.isfinite(np.float32(values)).sum()
+
+
 class TestPictures:
     @pytest.mark.parametrize("count", [1, 2, 9, 16, 25, 40])
     def test_a_grid_holds_images_of_any_size_under_any_names(self, count):

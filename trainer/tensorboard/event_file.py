@@ -42,7 +42,6 @@ class EventFile:
         name = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}.{next(_numbers):04}"
         self._path = folder / name
         self._first_step = first_step
-        self._is_begun = False
         self._described: set[str] = set()
 
     def write(self, step: int, values: Iterable[Summary.Value]) -> None:
@@ -55,18 +54,20 @@ class EventFile:
         Raises:
           OSError: it cannot be written.
         """
+        is_begun = self._path.exists() and self._path.stat().st_size > 0
+        if not is_begun:  # yet, or any more: somebody may clear the folder of a run that goes on
+            self._described.clear()
         now = time.time()
         event = Event(wall_time=now, step=step, summary=Summary(value=values))
         for value in event.summary.value:
             if value.tag in self._described:
                 value.ClearField("metadata")
         records = [event]
-        if not self._is_begun:
+        if not is_begun:
             start = Event(wall_time=now, step=self._first_step, session_log=SessionLog(status=SessionLog.START))
             records = [Event(wall_time=now, file_version=_VERSION), start, event]
             self._path.parent.mkdir(parents=True, exist_ok=True)
         _append(self._path, b"".join(frame(record.SerializeToString()) for record in records))
-        self._is_begun = True
         self._described.update(value.tag for value in event.summary.value)
 
 

@@ -95,7 +95,8 @@ def image(tag: str, picture: Image.Image) -> Summary.Value:
 
 def histogram(tag: str, values: np.ndarray) -> Summary.Value:
     """Returns how finite values of any shape are distributed."""
-    values = values[np.isfinite(values)]
+    # Weights that have hardly moved have no room for the edges between them in float32.
+    values = values[np.isfinite(values)].astype(np.float64)
     counts, edges = np.histogram(values, _HISTOGRAM_BUCKETS)
     # [buckets, 3] float64: left edge, right edge, count
     buckets = np.stack([edges[:-1], edges[1:], counts.astype(np.float64)], axis=1)
