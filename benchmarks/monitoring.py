@@ -216,7 +216,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return done
 
     replaced = [(monitor, "Chronometer", GatedChronometer)]
-    replaced += _drawing(monitor) if name == "monitored" else _taken_away(monitor)
+    replaced += _as_in_the_demo(monitor) if name == "monitored" else _taken_away(monitor)
     for owner, attribute, replacement in replaced:
         mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
     threading.Thread(target=train, daemon=True).start()
@@ -224,17 +224,22 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     return Prepared(time_round)
 
 
-def _drawing(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns what makes the loop's console draw as on a terminal: (owner, attribute, replacement) each."""
+def _as_in_the_demo(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
+    """Returns what makes the console draw as on a terminal and every evaluation have its pictures, as all five of the
+    demo's have: (owner, attribute, replacement) each."""
     from rich.console import Console
 
     from trainer.console import TrainingConsole
+    from trainer.tensorboard.judgements import Judgements
 
     def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
         return TrainingConsole(total_steps, first_step, screen)
 
-    return [(monitor, "TrainingConsole", on_terminal)]
+    return [
+        (monitor, "TrainingConsole", on_terminal),
+        (monitor.EvaluationPages, "judgements", lambda self, step: Judgements(len(self._class_names))),
+    ]
 
 
 def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 _INPUT_BOUND_PCT = 20  # from this share of the time on, faster devices would not help
-_REFRESHES_PER_SECOND = 4  # each takes a core some milliseconds
+_REFRESHES_PER_SECOND = 2  # each takes a core some milliseconds
 _TABLE = (
     *(("step", 7), ("epoch", 7), ("train top-1", 13), ("loss", 8), ("top-1", 8), ("top-5", 8)),
     *(("macro F1", 10), ("ECE", 7)),
