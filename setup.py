@@ -27,6 +27,7 @@ setup(
         "trainer.export",
         "trainer.tensorboard",
         "input_pipeline",
+        "input_pipeline.augmentation",
         "input_pipeline.converter",
         "input_pipeline.report",
         "input_pipeline.sample",
@@ -40,6 +41,7 @@ setup(
     ],
     package_data={
         "launch.slurm": ["train.sbatch"],
+        "input_pipeline.augmentation": ["*.j2"],
         "input_pipeline.report": ["*.j2", "style.css"],
         "trainer.report": ["*.j2"],
     },
@@ -80,6 +82,7 @@ setup(
         ],
         "bench": [
             "torch>=2.4",
+            "torchvision>=0.19",  # its transforms, which most augment with
             "nvidia-dali-cuda120>=1.40; platform_system == 'Linux'",  # its readers and decoders work without a GPU
         ],
     },

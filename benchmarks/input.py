@@ -12,7 +12,7 @@ delivers.
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,22 @@ _COUNTS = {"small": 4000, "medium": 1000, "large": 400}
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines this benchmark's own flags."""
-    jpegs.define_flags(flags)
-    text = absl_flags.DEFINE_string
-    text("data", None, "Benchmark input: a dataset directory. Left out: drawn and converted.", flag_values=flags)
-    text("split", "train", "Benchmark input: the split of --data to read.", flag_values=flags)
-    absl_flags.DEFINE_float(
-        "round_seconds", 2.0, "Benchmark input: about how long a round is.", lower_bound=0.05, flag_values=flags
-    )
+    define_data_flags(flags)
     absl_flags.DEFINE_boolean(
         "with_step", False, "Benchmark input: also trains on what is read, and on memory.", flag_values=flags
+    )
+
+
+def define_data_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of those benchmarks that read datasets, whose help is listed together."""
+    jpegs.define_flags(flags)
+    if "round_seconds" in flags:
+        return
+    which, text = "Benchmarks input and augment: ", absl_flags.DEFINE_string
+    text("data", None, f"{which}a dataset directory. Left out: drawn and converted.", flag_values=flags)
+    text("split", "train", f"{which}the split of --data to read.", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "round_seconds", 2.0, f"{which}about how long a round is.", lower_bound=0.05, flag_values=flags
     )
 
 
@@ -69,8 +76,8 @@ def run(flags: absl_flags.FlagValues) -> None:
     console = measure.console()
     measure.print_environment(console, about)
     tables = []
-    with _datasets(flags) as datasets:
-        for label, directory, split, image_size in datasets:
+    with datasets(flags, _COUNTS) as found:
+        for label, directory, split, image_size in found:
             options = settings | {"data": str(directory), "split": split, "image_size": image_size}
             measurement = measure.measure("benchmarks.input", peers, options, flags.rounds)
             rows = [
@@ -118,14 +125,22 @@ def _print(console: Any, label: str, settings: dict[str, Any], rows: list[dict[s
 
 
 @contextlib.contextmanager
-def _datasets(flags: absl_flags.FlagValues) -> Iterator[list[tuple[str, Path, str, int]]]:
-    """Gives (label, directory, split, side of the batches' images) of every dataset; those it draws are removed."""
+def datasets(flags: absl_flags.FlagValues, usual: Mapping[str, int]) -> Iterator[list[tuple[str, Path, str, int]]]:
+    """Gives the dataset of `--data`, or draws some; those it draws are removed.
+
+    Args:
+      flags: of `define_data_flags`.
+      usual: how many images of each size to draw where the flags do not say.
+
+    Yields:
+      (label, directory, split, side of the batches' images) of every dataset.
+    """
     if flags.data:
         split = open_dataset(flags.data).split(flags.split)
         label = f"{flags.data} ({split.num_images:,} images)"
         yield [(label, Path(flags.data).absolute(), split.name, flags.image_size)]
         return
-    counts = jpegs.chosen_counts(flags, _COUNTS)
+    counts = jpegs.chosen_counts(flags, usual)
     if not counts:
         raise UsageError(
             "--small=0, --medium=0 and --large=0 leave nothing to read; give --data=DATA, or draw some images."
@@ -133,14 +148,14 @@ def _datasets(flags: absl_flags.FlagValues) -> Iterator[list[tuple[str, Path, st
     from input_pipeline.converter.convert import Options, convert
 
     with jpegs.drawn(counts) as folders:
-        datasets = []
+        found = []
         for label, folder, (width, height) in folders:
             data = folder.with_name("data")
             convert(Options(images=folder, output=data, validation_fraction=0.0))
             # Squares stay as they are, so that what is measured is reading and decoding.
             size = width if width == height and not flags["image_size"].present else flags.image_size
-            datasets.append((label, data, "train", size))
-        yield datasets
+            found.append((label, data, "train", size))
+        yield found
 
 
 # What follows runs in the worker processes.
@@ -160,18 +175,18 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         "decode": lambda split, options: jpegs.decode_loop(_encoded(split), options["batch_size"]),
         "decode-batch": lambda split, options: jpegs.decode_unrolled(_encoded(split), options["batch_size"]),
         "reader": _reader,
-        "tfdata": _tfdata,
+        "tfdata": tfdata,
         "tfds": _tfds,
-        "torch": _torch,
+        "torch": torch_loader,
         "dali": _dali,
     }
-    return Prepared(_timed(iter(makers[name](split, options)), lambda batch: None, options))
+    return Prepared(timed(iter(makers[name](split, options)), lambda batch: None, options))
 
 
-def _timed(
+def timed(
     batches: Iterator[Any], consume: Callable[[Any], Any], options: dict[str, Any], lead: int = _LEAD_BATCHES
 ) -> Callable[[], Any]:
-    """Returns what times about `round_seconds` of taking batches and consuming them."""
+    """Returns what times `round_seconds` of taking batches and consuming them, after `lead` that are not timed."""
 
     def time_round():  # noqa: ANN202
         for _ in range(lead):
@@ -189,9 +204,8 @@ def _timed(
 def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     from input_pipeline.crop import Crop
     from input_pipeline.reader import Reader, Slices
-    from trainer.preprocess import DRAWS
 
-    reader = Reader(split, Crop(options["image_size"]), draws=DRAWS)
+    reader = Reader(split, Crop(options["image_size"]))
     return reader.training(Slices(options["batch_size"]), seed=0)
 
 
@@ -210,7 +224,8 @@ def _payloads(split: Split, indices: Any) -> list[bytes]:  # noqa: ANN401
     return Reader(split, Crop(1)).read(indices)
 
 
-def _tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+def tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Returns endless batches (image, label) as most write them with `tf.data`."""
     import tensorflow as tf
 
     resized = _resize(split, options)
@@ -250,8 +265,14 @@ def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     return batches.batch(options["batch_size"], drop_remainder=True).prefetch(3)
 
 
-def _torch(split: Split, options: dict[str, Any]) -> Iterator[Any]:
-    """Loads image files, which are written to the disk first, as `torchvision.datasets.ImageFolder` does."""
+def torch_loader(split: Split, options: dict[str, Any], transform: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+    """Loads image files, which are written to the disk first, as `torchvision.datasets.ImageFolder` does.
+
+    Args:
+      split: whose images to write.
+      options: batch_size, image_size.
+      transform: from a Pillow image to what is batched; left out, it is resized.
+    """
     try:
         import torch
     except ImportError:
@@ -269,7 +290,7 @@ def _torch(split: Split, options: dict[str, Any]) -> Iterator[Any]:
                 yield from torch.randperm(len(files)).tolist()
 
     loader = data.DataLoader(
-        _ImageFiles(files, options["image_size"]),
+        _ImageFiles(files, options["image_size"], transform),
         batch_size=options["batch_size"],
         sampler=Order(),
         num_workers=usable_cores(),
@@ -280,10 +301,10 @@ def _torch(split: Split, options: dict[str, Any]) -> Iterator[Any]:
 
 
 class _ImageFiles:
-    """A PyTorch dataset: (image [size, size, 3] uint8, label) by number."""
+    """A PyTorch dataset: (image [size, size, 3] uint8, or what `transform` makes of it; label) by number."""
 
-    def __init__(self, files: list[tuple[Path, int]], size: int):
-        self._files, self._size = files, size
+    def __init__(self, files: list[tuple[Path, int]], size: int, transform: Callable[[Any], Any] | None):
+        self._files, self._size, self._transform = files, size, transform
 
     def __len__(self) -> int:
         return len(self._files)
@@ -296,6 +317,8 @@ class _ImageFiles:
         path, label = self._files[number]
         with Image.open(path) as image:
             pixels = image.convert("RGB")
+        if self._transform:
+            return self._transform(pixels), label
         if pixels.size != (self._size, self._size):
             pixels = pixels.resize((self._size, self._size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(pixels)), label
@@ -368,7 +391,7 @@ def _prepare_step(name: str, split: Split, options: dict[str, Any]) -> Prepared:
     def train(batch: dict[str, Any]) -> None:
         float(train_step({key: batch[key] for key in ("image", "label", "randomness")}, 1e-3).gradient_norm)
 
-    return Prepared(_timed(iter(batches), train, options, lead=4))
+    return Prepared(timed(iter(batches), train, options, lead=4))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
             absl_flags.DEFINE_integer(
                 name,
                 None,
-                f"Benchmarks input and convert: how many {width}x{height} JPEGs to draw.",
+                f"Benchmarks input, augment and convert: how many {width}x{height} JPEGs to draw.",
                 lower_bound=0,
                 flag_values=flags,
             )

@@ -194,7 +194,7 @@ def environment() -> dict[str, Any]:
     """Returns what the numbers depend on: processor, cores, versions, and how busy the machine was."""
     versions = {}
     for package in (
-        "tensorflow", "keras", "torch", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
+        "tensorflow", "keras", "torch", "torchvision", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
     ):  # fmt: skip
         try:
             versions[package] = importlib.metadata.version(package)

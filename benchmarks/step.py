@@ -205,10 +205,10 @@ def convoy_step(
     import numpy as np
     import tensorflow as tf
 
+    from input_pipeline.augmentation.line import CROP_DRAWS
     from trainer.devices import make_strategy, parse_devices, set_cpu_threads
     from trainer.models import build_model
     from trainer.optimizers import make_optimizer
-    from trainer.preprocess import DRAWS
     from trainer.runtime import fix_order_of_additions
     from trainer.state import TrainState
     from trainer.step import StepSettings, TrainStep
@@ -235,7 +235,7 @@ def convoy_step(
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
         "label": random.integers(0, _CLASSES, batch_size, np.int32),
-        "randomness": random.random((batch_size, DRAWS), np.float32),
+        "randomness": random.random((batch_size, CROP_DRAWS), np.float32),
     }
     share = batch_size // strategy.num_replicas_in_sync
 

@@ -23,10 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1
     config.schedule.scaling = "sqrt"
-    config.augment.crop_area = 0.4
-    config.augment.flip = True
-    config.augment.brightness = 0.2
-    config.augment.contrast = 0.4
-    config.augment.saturation = 0.4
+    config.augment.line = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
     config.ema.decay = 0.99
     return config

@@ -2,6 +2,7 @@
 
 convoy bench step
 convoy bench input --data=data --json=input.json
+convoy bench augment
 convoy bench convert --images=photos/train
 convoy bench scaling --model=seed42
 convoy bench monitoring
@@ -20,6 +21,7 @@ TAKES_ARGUMENTS = True
 _BENCHMARKS = {
     "step": "benchmarks.step",
     "input": "benchmarks.input",
+    "augment": "benchmarks.augment",
     "index": "benchmarks.index",
     "convert": "benchmarks.convert",
     "scaling": "benchmarks.scaling",

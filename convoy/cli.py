@@ -42,6 +42,11 @@ COMMANDS = {
     "train": Command(
         "convoy.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
     ),
+    "augment": Command(
+        "convoy.augment",
+        "writes a page that shows what a recipe's augmentation does to images",
+        "convoy augment --data=data --config=convnet42 --output=augment.html",
+    ),
     "evaluate": Command(
         "convoy.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
     ),

@@ -22,13 +22,12 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
     return define_run_flags(flags, arguments, startup_seconds=300.0)
 
 
-def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
-    """Defines the flags that say what runs and where.
+def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Defines `--config`, and with it a flag for each of its fields.
 
     Args:
       flags: where to.
       arguments: what was typed.
-      startup_seconds: the default of `--startup_timeout`.
 
     Returns:
       The arguments with the config's file in place of its name, first.
@@ -57,6 +56,24 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
         flag_values=flags,
         sys_argv=["convoy train", *arguments],
     )
+    return arguments
+
+
+def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
+    """Defines the flags that say what runs and where.
+
+    Args:
+      flags: where to.
+      arguments: what was typed.
+      startup_seconds: the default of `--startup_timeout`.
+
+    Returns:
+      The arguments with the config's file in place of its name, first.
+
+    Raises:
+      UsageError: no such recipe, or a config field that is not there.
+    """
+    arguments = define_config_flag(flags, arguments)
     absl_flags.DEFINE_string(
         "data", None, "dataset directory: of `convoy convert`, of TFDS, or a folder of TFRecords", flag_values=flags
     )

@@ -1,14 +1,13 @@
-"""Host work on one image: decode, cut out a random part, resize. Colour and flips are the device's."""
+"""Host work on one image: decode, cut out a random part, resize. What follows the crop is `augmentation`'s."""
 
 import math
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import CROP_DRAWS
 from input_pipeline.pixel_cache import PixelCache
 
-# An image's first random numbers choose its crop: area, aspect ratio, vertical and horizontal place.
-HOST_DRAWS = 4
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
@@ -19,10 +18,12 @@ class Crop(NamedTuple):
       size: side of the square result in pixels.
       min_area: smallest share of the image's area that a random crop keeps, in (0, 1]; 1 keeps the whole image. Below
         1, aspect ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
+      max_area: largest share, from `min_area` to 1.
     """
 
     size: int
     min_area: float = 1.0
+    max_area: float = 1.0
 
 
 def decode_and_crop_all(
@@ -36,7 +37,7 @@ def decode_and_crop_all(
 
     Args:
       features: as there, each [n].
-      randomness: [n, HOST_DRAWS or more] float32; may be None where whole images are kept.
+      randomness: [n, CROP_DRAWS or more] float32; may be None where whole images are kept.
       crop: as there.
       usual_number: the n to be fast for.
       cache: gives images that are `kept`, and is given those `to_keep`, by `index`: whole ones where `crop` is random,
@@ -50,7 +51,7 @@ def decode_and_crop_all(
     image = tf.TensorSpec([crop.size, crop.size, 3], tf.uint8)
     number = tf.size(columns["encoded"])
     if randomness is None:
-        randomness = tf.zeros([number, HOST_DRAWS])
+        randomness = tf.zeros([number, CROP_DRAWS])
 
     def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return decode_and_crop(*inputs, crop)
@@ -106,7 +107,7 @@ def _all_through_the_cache(
 
         image = tf.cond(features["kept"], taken, decoded)
         if crop.min_area < 1:
-            return _crop_and_resize(image, draws, crop)
+            return crop_and_resize(image, draws, crop)
         return tf.ensure_shape(image, [crop.size, crop.size, 3])
 
     image = tf.TensorSpec([crop.size, crop.size, 3], tf.uint8)
@@ -119,13 +120,13 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
     Args:
       features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64; 0
         where they are not known), all scalars.
-      randomness: [HOST_DRAWS] float32 in [0, 1); not read where the whole image is kept.
+      randomness: [CROP_DRAWS] float32 in [0, 1); not read where the whole image is kept.
       crop: what to cut out.
 
     Returns:
       [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
     """
-    return _crop_and_resize(decode(features), randomness, crop)
+    return crop_and_resize(decode(features), randomness, crop)
 
 
 def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -144,16 +145,17 @@ def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
     )
 
 
-def _crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
+def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
+    """Returns one image, [height, width, 3] uint8, as `decode_and_crop` returns what it decoded."""
     if crop.min_area < 1:
-        image = _random_crop(image, randomness, crop.min_area)
+        image = _random_crop(image, randomness, crop)
     return resize(image, crop.size)
 
 
-def _random_crop(image: tf.Tensor, randomness: tf.Tensor, min_area: float) -> tf.Tensor:
+def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
     shape = tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
-    area = height * width * (min_area + (1.0 - min_area) * randomness[0])
+    area = height * width * (crop.min_area + (crop.max_area - crop.min_area) * randomness[0])
     aspect = tf.exp((2.0 * randomness[1] - 1.0) * _MAX_LOG_ASPECT)  # width to height
     # Where one side does not fit into the image, the other grows until the area is kept.
     crop_height = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area / aspect), area / width)), 1.0, height)

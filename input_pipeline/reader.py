@@ -6,8 +6,8 @@
         ...  # one replica's share a time: step 0 replica 0, step 0 replica 1, step 1 replica 0, ...
 
 An image's way: position -> index -> one read of a batch of records -> checksum -> parse -> decode and crop in
-parallel -> batch -> prefetch. Nothing is stored of where the reader stands: step `t` starts at position `t *
-global_batch_size`.
+parallel -> batch -> the host's half of the augmentation. Nothing is stored of where the reader stands: step `t` starts
+at position `t * global_batch_size`.
 
 In the order `global` each record is read by itself, from a folder; in the order `windowed` (`order`) by long reads,
 from a folder or from any file system of TensorFlow (`storage`). Records that cannot be used end the iteration, or have
@@ -16,7 +16,7 @@ others in their place (`substitutes`). Decoded images may be kept over the epoch
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,7 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import order, records
-from input_pipeline.crop import HOST_DRAWS, Crop, decode, decode_and_crop_all
+from input_pipeline.augmentation.apply import on_host
+from input_pipeline.augmentation.line import Operation
+from input_pipeline.crop import CROP_DRAWS, Crop, decode, decode_and_crop_all
 from input_pipeline.dataset import Split
 from input_pipeline.errors import ConvoyError, UsageError
 from input_pipeline.long_reads import LongReads, windows_of
@@ -92,24 +94,26 @@ class Reader:
         self,
         split: Split,
         crop: Crop,
-        draws: int = HOST_DRAWS,
+        draws: int = CROP_DRAWS,
         *,
         order: str = "global",
         window: int = 0,
         on_corrupt: str = "raise",
         cache: PixelCache | None = None,
+        operations: Sequence[Operation] = (),
     ):
         """Opens the shards. What follows `draws` is about training; evaluation reads every record once, in order.
 
         Args:
           split: what to read.
           crop: what the host makes of each image in training; evaluation keeps whole images of the same size.
-          draws: random numbers an image gets in training, `HOST_DRAWS` or more.
+          draws: random numbers an image gets in training, `CROP_DRAWS` or more.
           order: `global` or `windowed`. Shards that are not in a folder are trained on in windowed order only.
           window: records that windowed order shuffles together; 0 as in `windows_of`.
           on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the
             split's could be compared with no other.
           cache: of decoded images; none where left out.
+          operations: the host's half of the augmentation, done to cropped images.
 
         Raises:
           DataError: a shard cannot be opened.
@@ -121,6 +125,7 @@ class Reader:
         self._crop = crop
         self._draws = draws
         self._cache = cache
+        self._operations = operations
         self._shards = Shards(split.shard_paths)
         self._windows = windows_of(split, window) if order == "windowed" else None
         self._long_reads: LongReads | None = None
@@ -163,6 +168,10 @@ class Reader:
 
         extra = {"index": tf.TensorSpec([None], tf.int64), "randomness": tf.TensorSpec([None, self._draws], tf.float32)}
         dataset = self._batches(start_step, _ENDLESS, locate, read, extra, slices, self._crop, self._cache)
+        if self._operations:
+            # A whole batch at a time, so that images which sampled the same operation are many.
+            calls = _PREFETCHED_STEPS * slices.fed_replicas
+            dataset = dataset.map(self._augmented, num_parallel_calls=calls)
         # So that TensorFlow knows it, and does not ask all workers at each batch whether they have one more.
         return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
 
@@ -249,6 +258,9 @@ class Reader:
         if self._long_reads:
             self._long_reads.close()
         self._shards.close()
+
+    def _augmented(self, batch: Batch) -> Batch:
+        return {**batch, "image": on_host(batch["image"], batch["randomness"], self._operations)}
 
     def _located(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if self._windows:

@@ -21,6 +21,7 @@ _LARGEST_GAP = 0.15  # of top-1 between training and validation images
 _PATIENCE = 5  # evaluations
 _WAITING_LINES = 2  # one alone may have had bad luck
 _SHOWN_CLASSES = 5
+_LINE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
 
 
 class Advice:
@@ -107,7 +108,6 @@ class Advice:
 
     def _mends_of_a_gap(self) -> list[str]:
         config = self._config
-        mends = ["--config.augment.crop_area=0.4"] * (config.augment.crop_area == 1)
-        mends += ["--config.augment.flip"] * (not config.augment.flip)
+        mends = [f"--config.augment.line='{_LINE}'"] * (not config.augment.line)
         mends += ["--config.optimizer.weight_decay=0.05"] * (config.optimizer.weight_decay == 0)
         return [*mends, "more images"]

@@ -20,6 +20,7 @@ from typing import Any
 
 import ml_collections
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import UsageError, did_you_mean
 from trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
 
@@ -94,13 +95,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "scaling": "none",  # of the learning rate with the global batch
                 "reference_batch_size": 64,
             },
-            "augment": {
-                "crop_area": 1.0,  # smallest share of an image that a random crop keeps
-                "flip": False,
-                "brightness": 0.0,
-                "contrast": 0.0,
-                "saturation": 0.0,
-            },
+            "augment": {"line": ""},  # crop(scale=0.35..1) | flip | trivial | erase(0.25); empty: whole images
             "ema": {"decay": 0.0},  # 0: no moving average of the weights
             "divergence": {
                 "rollbacks": 0,  # how often a run goes back to its last checkpoint when its loss is NaN or infinite
@@ -345,10 +340,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("beta_1", "beta_2", "momentum"):
         _require(0 <= optimizer[name] < 1, f"optimizer.{name}", optimizer[name], "give 0 to below 1")
     _require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
-    augment = config.augment
-    _require(0 < augment.crop_area <= 1, "augment.crop_area", augment.crop_area, "give more than 0, up to 1")
-    for name in ("brightness", "contrast", "saturation"):
-        _require(0 <= augment[name] <= 1, f"augment.{name}", augment[name], "give 0 to 1")
+    parse_line(config.augment.line, image_size=config.image_size)
     _require(
         config.model.dropout < 1, "model.dropout", config.model.dropout, "give below 1; negative is the model's own"
     )

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch
 from trainer import config as configs
@@ -29,7 +30,6 @@ from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, 
 from trainer.error_file import note_error
 from trainer.monitor import Monitor
 from trainer.order_record import OrderRecord
-from trainer.preprocess import ColourRanges
 from trainer.profiler import StepProfiler
 from trainer.restore import load_into
 from trainer.runtime import Runtime
@@ -215,7 +215,7 @@ class _Training:
                 with self._journal.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
             if state.step == 0:
-                self._monitor.first_batch(batch, self._settings.colours)
+                self._monitor.first_batch(batch, self._settings.operations)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
@@ -383,7 +383,6 @@ class _Training:
 
 
 def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> StepSettings:
-    augment = config.augment
     return StepSettings(
         seed=config.seed,
         global_batch_size=plan.global_batch_size,
@@ -395,5 +394,5 @@ def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runti
         use_xla=runtime.use_xla,
         deterministic=config.deterministic,
         reduce_in_bfloat16=config.reduce_in_bfloat16,
-        colours=ColourRanges(augment.flip, augment.brightness, augment.contrast, augment.saturation),
+        operations=parse_line(config.augment.line, image_size=config.image_size).device,
     )

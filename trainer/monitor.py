@@ -10,10 +10,12 @@
 Every worker has one, because measuring takes all of them; the chief's alone shows and writes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from input_pipeline.augmentation.line import Operation
 from input_pipeline.crop import Crop
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
@@ -27,7 +29,6 @@ from trainer.description import dataset_identity, environment, header_rows, plac
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from trainer.journal import Journal
 from trainer.limits import Limits
-from trainer.preprocess import ColourRanges
 from trainer.resume import what_changed
 from trainer.start import Start
 from trainer.step import StepResult, TrainStep
@@ -129,11 +130,11 @@ class Monitor:
         self.chronometer.window_dropped()
         self.journal.go_back(step)
 
-    def first_batch(self, batch: Batch, colours: ColourRanges) -> None:
-        """Shows the images that the first step trains on, with the step's augmentation, on the chief."""
+    def first_batch(self, batch: Batch, operations: Sequence[Operation]) -> None:
+        """Shows the images that the first step trains on, with the step's `operations`, on the chief."""
         if self._peers.is_chief:
             with self.chronometer.paused("log"):
-                shown = train_batch(batch, colours, self._start.dataset.class_names, self._start.runtime.strategy)
+                shown = train_batch(batch, operations, self._start.dataset.class_names, self._start.runtime.strategy)
                 self.journal.show("media", 0, [shown])
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import pixels
-from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
 from input_pipeline.errors import DataError, UsageError
 from input_pipeline.files import write_whole
 from input_pipeline.sources import ImageFile, list_images, match_files
@@ -143,7 +143,7 @@ def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: 
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(classifier.image_size))
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size))
 
     try:
         yield from classifier.probabilities(decode, len(files), mirrored_too=request.mirrored_too)

@@ -12,12 +12,14 @@ Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer import metrics, preprocess
+from input_pipeline.augmentation.apply import on_device
+from input_pipeline.augmentation.line import Operation
+from trainer import metrics
 from trainer.models import BuiltModel
 from trainer.optimizers import Optimizer, decays_weight
 from trainer.reduction import reduce_over_virtual_replicas
@@ -43,7 +45,7 @@ class StepSettings:
       use_xla: whether forward and backward, and the update, are compiled by XLA.
       deterministic: whether the order of every addition is fixed.
       reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
-      colours: augmentation on the device.
+      operations: the device's half of the augmentation.
     """
 
     seed: int
@@ -56,7 +58,7 @@ class StepSettings:
     use_xla: bool = False
     deterministic: bool = False
     reduce_in_bfloat16: bool = False
-    colours: preprocess.ColourRanges = field(default_factory=preprocess.ColourRanges)
+    operations: tuple[Operation, ...] = ()
 
 
 class StepResult(NamedTuple):
@@ -249,7 +251,7 @@ class TrainStep:
         A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
         """
         model, settings = self._built.model, self._settings
-        pixels = preprocess.augment(part["image"], part["randomness"], settings.colours)
+        pixels = on_device(part["image"], part["randomness"], settings.operations)
         inputs = tf.cast(self._built.scale_pixels(pixels), model.compute_dtype)
         seed_of, statistic_of = iter(tf.unstack(seeds)), iter(statistics)
         others = [

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.crop import Crop
 from input_pipeline.dataset import Split
 from input_pipeline.pixel_cache import make_cache
@@ -21,7 +22,6 @@ from input_pipeline.substitutes import Substitution
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
 from trainer.evaluation import iterate
-from trainer.preprocess import DRAWS
 from trainer.runtime import slices_of
 
 
@@ -43,15 +43,17 @@ class TrainingInput:
         """
         # A run of one epoch would fill the cache and never read from it.
         cache = config.cache if plan.total_steps > plan.steps_per_epoch else "none"
-        area = config.augment.crop_area
+        line = parse_line(config.augment.line, image_size=config.image_size)
+        cache = make_cache(cache, num_images=split.num_images, random_crops=line.crops, processes=peers.processes_here)
         self._reader = Reader(
             split,
-            Crop(config.image_size, area),
-            draws=DRAWS,
+            Crop(config.image_size, *line.scale),
+            draws=line.draws,
             order=config.order,
             window=config.window,
             on_corrupt=config.on_corrupt,
-            cache=make_cache(cache, num_images=split.num_images, random_crops=area < 1, processes=peers.processes_here),
+            cache=cache,
+            operations=line.host,
         )
         self._strategy = strategy
         self._seed = config.seed

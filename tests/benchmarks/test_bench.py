@@ -158,6 +158,7 @@ def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
     for arguments, flag in (
         (["step"], "--steps_per_round"),
         (["input"], "--with_step"),
+        (["augment"], "--line"),
         (["convert"], "--resize"),
         (["scaling"], "--link"),
         (["monitoring"], "--log_every"),
@@ -218,6 +219,25 @@ def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path_factory, 
     for peer, package, name in (("torch", "torch", "PyTorch"), ("dali", "nvidia.dali", "NVIDIA DALI")):
         assert (peer in rows) or f"is left out: {name} is not installed" in errors
         assert (peer in rows) == is_installed(package)
+
+
+@pytest.mark.slow
+def test_bench_augment_measures_lines_and_other_libraries(tmp_path_factory, mark):
+    tmp_path = tmp_path_factory.mktemp("b")
+    path = tmp_path / "augment.json"
+    process = bench(
+        "augment", f"--json={path}", "--small=40", "--image_size=32", "--batch_size=8", "--rounds=1",
+        "--round_seconds=0.05", "--line=crop(32) | trivial",
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert processes(mark) == []
+    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows)[:4] == ["line", "simple", "none", "keras"]
+    assert rows["line"]["line_ratio"] == 1 and all(row["median"] > 0 for row in rows.values())
+    assert "Keras' layers in tf.data" in output
+    assert "torchvision" in rows or "torchvision v2, DataLoader is left out: torchvision cannot be imported" in errors
 
 
 @pytest.mark.slow

@@ -222,7 +222,7 @@ class TestConfig:
         assert "Nearest: config.schedule.warmup_steps, now 5." in error
 
     @pytest.mark.parametrize(
-        "flag", ["--config.optimizer=sgd", "--config.nothing_like_it=1", "--noconfig.augment.flipp", "-config.seeed=1"]
+        "flag", ["--config.optimizer=sgd", "--config.nothing_like_it=1", "--noconfig.measure_peek", "-config.seeed=1"]
     )
     def test_names_that_are_no_fields_are_refused_however_they_are_written(self, refuses, flag):
         assert "config has no field" in refuses("train", flag)
@@ -299,14 +299,16 @@ class TestPrintConfig:
             "train",
             "--print_config",
             "--deterministic",
-            "--noconfig.augment.flip",
+            "--noconfig.measure_peak",
+            "--config.augment.line=crop(scale=0.5..1) | flip",
             "--config.optimizer.learning_rate=3e-2",
             "--config.model.name=keras_applications:MobileNetV2",
             "--config.schedule.boundaries=(0.3, 0.6, 0.9)",
         )
         fields = printed_fields(out)
         assert fields["deterministic"] == "True"
-        assert fields["augment.flip"] == "False"
+        assert fields["measure_peak"] == "False"
+        assert fields["augment.line"] == "'crop(scale=0.5..1) | flip'"
         assert fields["optimizer.learning_rate"] == "0.03"
         assert fields["model.name"] == "'keras_applications:MobileNetV2'"
         assert fields["schedule.boundaries"] == "(0.3, 0.6, 0.9)"

@@ -25,9 +25,9 @@ def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE)
     return dataclasses.replace(split, **{**columns, "label": np.arange(count, dtype=np.int32)})
 
 
-def stream(split: Split, steps: int, *, slices: Slices = EIGHT, crop: Crop = WHOLE, start_step=0, **options):
+def stream(split: Split, steps: int, *, slices: Slices = EIGHT, crop: Crop = WHOLE, draws=4, start_step=0, **options):
     """Returns the training stream's columns over so many elements."""
-    reader = Reader(split, crop, draws=4, **options)
+    reader = Reader(split, crop, draws=draws, **options)
     try:
         return columns_of(reader.training(slices, seed=3, start_step=start_step), steps)
     finally:

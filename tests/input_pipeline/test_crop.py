@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 
@@ -76,7 +76,7 @@ def test_doubling_an_image_interpolates_linearly():
 def test_every_crop_of_even_the_thinnest_image_has_the_size_asked_for(shape):
     image = np.full((*shape, 3), 200, np.uint8)
     for min_area in (1.0, 0.5, 0.01):
-        for randomness in itertools.product([0.0, 0.5, LARGEST_DRAW], repeat=HOST_DRAWS):
+        for randomness in itertools.product([0.0, 0.5, LARGEST_DRAW], repeat=CROP_DRAWS):
             result = cropped(image, Crop(6, min_area), randomness)
             assert result.shape == (6, 6, 3) and result.dtype == np.uint8
             assert (result == 200).all()  # nothing from outside the image
@@ -107,12 +107,18 @@ def test_the_first_two_draws_set_area_and_aspect_ratio():
     assert height_and_width(0.0, LARGEST_DRAW) == (52, 69)  # 4:3
 
 
+def test_the_largest_share_is_kept_to_as_well():
+    image = coordinates(120, 120)
+    top, bottom, left, right = kept_window(image, Crop(120, 0.1, 0.25), (LARGEST_DRAW, 0.5, 0.0, 0.0))
+    assert (top, left, bottom, right) == (0, 0, 59, 59)
+
+
 @pytest.mark.parametrize(
     ("shape", "min_area"), [((200, 100), 0.5), ((60, 240), 0.9), ((240, 60), 0.9), ((150, 150), 0.3)]
 )
 def test_random_crops_keep_at_least_the_smallest_share_asked_for(shape, min_area):
     image = coordinates(*shape)
-    for randomness in np.random.default_rng(0).random((50, HOST_DRAWS)):
+    for randomness in np.random.default_rng(0).random((50, CROP_DRAWS)):
         top, bottom, left, right = kept_window(image, Crop(max(shape), min_area), randomness)
         # Half a pixel may be lost on each side by rounding.
         assert (bottom - top + 1.5) * (right - left + 1.5) >= min_area * shape[0] * shape[1]
@@ -131,7 +137,7 @@ def test_bytes_that_are_no_image_are_an_error():
         "width": tf.constant(8, tf.int64),
     }
     with pytest.raises(tf.errors.InvalidArgumentError):
-        compiled(Crop(8))(features, tf.zeros([HOST_DRAWS]))
+        compiled(Crop(8))(features, tf.zeros([CROP_DRAWS]))
 
 
 def test_raw_bytes_that_do_not_fill_the_stated_size_are_an_error():
@@ -142,4 +148,4 @@ def test_raw_bytes_that_do_not_fill_the_stated_size_are_an_error():
         "width": tf.constant(8, tf.int64),
     }
     with pytest.raises(tf.errors.InvalidArgumentError):
-        compiled(Crop(8))(features, tf.zeros([HOST_DRAWS]))
+        compiled(Crop(8))(features, tf.zeros([CROP_DRAWS]))

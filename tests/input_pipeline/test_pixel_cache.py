@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.crop import Crop
 from input_pipeline.pixel_cache import PixelCache, free_bytes, make_cache
 from input_pipeline.reader import Slices
@@ -32,6 +33,17 @@ def test_every_epoch_is_the_same_as_without(split, crop, order):
     options = {"crop": crop, "order": order, "window": 14}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
+
+
+def test_augmentation_comes_after_the_cache(split):
+    line = parse_line("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
+    cache = PixelCache(IMAGES, budget_bytes=MUCH)
+    options = {"crop": Crop(SIZE, *line.scale), "draws": line.draws, "operations": line.host}
+    cached = stream(split, 4 * EPOCH, cache=cache, **options)
+    assert_same(cached, stream(split, 4 * EPOCH, **options))
+    assert cache.keeps(np.arange(IMAGES)).all()
+    of_first = cached["image"][cached["index"] == 0]
+    assert len(np.unique(of_first, axis=0)) == len(of_first) >= 4  # another drawing in each epoch
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from input_pipeline.converter.decoder import encode_all_checked, encode_checked
-from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop
+from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
 from input_pipeline.pixels import Pixels, encode, reason
 from tests.input_pipeline.zoo import (
     HEIGHT,
@@ -98,7 +98,7 @@ def test_every_kind_of_image_is_resized_from_what_is_seen(name):
     expected = np.asarray(Image.fromarray(kind.shown).resize((size, size), Image.Resampling.BILINEAR))
     features = {"encoded": data, "format": "png", "height": size, "width": size}
     result = decode_and_crop(
-        {key: tf.constant(value) for key, value in features.items()}, tf.zeros([HOST_DRAWS]), Crop(size)
+        {key: tf.constant(value) for key, value in features.items()}, tf.zeros([CROP_DRAWS]), Crop(size)
     )
     # A JPEG more than twice as large is decoded at a lower resolution, which is not quite a resize.
     assert difference(result.numpy(), expected).mean() <= (3 if kind.is_lossy else 0)

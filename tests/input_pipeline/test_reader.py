@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.converter.convert import Options, convert
-from input_pipeline.crop import HOST_DRAWS, Crop
+from input_pipeline.crop import CROP_DRAWS, Crop
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
 from input_pipeline.order import image_randomness, positions_to_images
@@ -152,6 +153,28 @@ def test_an_images_crop_does_not_depend_on_its_batch(split, open_reader):
         assert len(by_index) == TRAIN_IMAGES
         epoch = epoch or by_index
         assert all(np.array_equal(by_index[index], epoch[index]) for index in epoch)
+
+
+def test_an_images_augmentation_does_not_depend_on_its_batch(split, open_reader):
+    line = parse_line("crop(scale=0.3..1) | contrast(0.5) | trivial | flip", image_size=8)
+    by_image = []
+    for batch_size, replicas in ((1, 1), (6, 3)):
+        reader = open_reader(split, Crop(8, *line.scale), line.draws, operations=line.host)
+        elements = replicas * -(-23 // batch_size)
+        seen = joined(first(reader.training(Slices(batch_size, replicas), seed=4), elements))
+        by_image.append(dict(zip(seen["index"][:TRAIN_IMAGES].tolist(), seen["image"], strict=False)))
+    alone, together = by_image
+    assert alone.keys() == together.keys() and len(alone) == TRAIN_IMAGES
+    assert all(np.array_equal(together[i], alone[i]) for i in alone)
+
+
+def test_evaluation_augments_nothing(split, open_reader):
+    line = parse_line("solarize(0, 1) | trivial", image_size=8)
+    augmented, plain = (
+        joined(list(open_reader(split, Crop(8), line.draws, operations=each).evaluation(Slices(8)).as_numpy_iterator()))
+        for each in (line.host, ())
+    )
+    assert_equal(augmented, plain)
 
 
 def test_an_image_is_cropped_anew_in_every_epoch_and_under_every_seed(split, open_reader):
@@ -307,4 +330,4 @@ def test_bytes_that_no_decoder_reads_end_the_iteration(tmp_path, open_reader):
     split.shard_paths[0].write_bytes(records.frame(payload))
     split.crc[0] = records.masked_crc(payload)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        first(open_reader(split, Crop(16), HOST_DRAWS).training(Slices(1), seed=0), 1)
+        first(open_reader(split, Crop(16), CROP_DRAWS).training(Slices(1), seed=0), 1)

@@ -17,17 +17,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import parse_line
 from trainer import devices
 from trainer.cluster.discovery import find_cluster
 from trainer.layers import ByteDropout, FusedBatchNormalization
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import make_optimizer
-from trainer.preprocess import ColourRanges
 from trainer.state import TrainState
 from trainer.step import StepSettings, TrainStep
 
 CLASSES = 10
-ALL_COLOURS = ColourRanges(flip=True, brightness=0.2, contrast=0.3, saturation=0.3)
+OPERATIONS = parse_line(
+    "flip | brightness(0.2) | contrast(0.3) | saturation(0.3) | hue(0.1) | erase(0.5)", image_size=8
+).device
 # The planted models take a pixel this bright for infinite.
 PLANTED, _BRIGHTEST = 255, 254
 
@@ -139,7 +141,7 @@ def make_batch(images: int, image_size: int = 8, seed: int = 0) -> dict[str, np.
     return {
         "image": random.integers(0, _BRIGHTEST, (images, image_size, image_size, 3)).astype(np.uint8),
         "label": random.integers(0, CLASSES, images).astype(np.int32),
-        "randomness": random.random((images, 8)).astype(np.float32),
+        "randomness": random.random((images, 16)).astype(np.float32),
     }
 
 
@@ -175,7 +177,7 @@ def run(
     planted_step: int = -1,
     planted_image: int = 0,
     loss_scale: float = 0.0,
-    colours: bool = False,
+    augmented: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Trains for some steps.
@@ -189,8 +191,8 @@ def run(
       What the steps reported; every variable's value before the first step, as `before/NAME`, and after the last, as
       `after/NAME`; and the first batch's mean gradient, as `gradient/PATH`.
     """
-    if colours:
-        options["colours"] = ALL_COLOURS
+    if augmented:
+        options["operations"] = OPERATIONS
     train_step, state, _ = make_step(image_size=image_size, global_batch_size=batch_size, **options)
     if loss_scale:
         state.loss_scale.assign(loss_scale)

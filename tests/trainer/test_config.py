@@ -205,8 +205,6 @@ class TestCheck:
             ("optimizer.beta_2", -0.1),
             ("optimizer.momentum", 1.0),
             ("ema.decay", 1.0),
-            ("augment.crop_area", 0.0),
-            ("augment.brightness", 1.5),
             ("model.dropout", 1.0),
         ],
     )
@@ -221,6 +219,13 @@ class TestCheck:
     def test_a_choice_names_the_nearest(self, config):
         with pytest.raises(UsageError, match=r"\(did you mean 'cosine'\?\)"):
             configs.check(changed(config, {"schedule.name": "cosin"}))
+
+    def test_the_line_of_the_augmentation_is_checked_with_the_size_of_the_images(self, config):
+        configs.check(changed(config, {"augment.line": "crop(32) | flip", "image_size": 32}))
+        with pytest.raises(UsageError, match="^config.augment.line: operation 2, 'flp': .*did you mean 'flip'"):
+            configs.check(changed(config, {"augment.line": "crop | flp"}))
+        with pytest.raises(UsageError, match="the size must be config.image_size=64"):
+            configs.check(changed(config, {"augment.line": "crop(32) | flip", "image_size": 64}))
 
     def test_deterministic_and_xla_do_not_go_together(self, config):
         with pytest.raises(UsageError, match="config.xla=on: with deterministic give auto or off"):

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from launch.ports import reserved_ports
 from tests.trainer.step_program import (
-    ALL_COLOURS,
     CLASSES,
+    OPERATIONS,
     PLANTED,
     distribute,
     make_batch,
@@ -38,7 +38,7 @@ EVERYTHING = {
     "clip_norm": 1.0,
     "average_decay": 0.9,
     "label_smoothing": 0.1,
-    "colours": True,
+    "augmented": True,
     "deterministic": True,
 }
 
@@ -519,11 +519,11 @@ def test_label_smoothing_is_cross_entropy_with_softened_targets():
     np.testing.assert_allclose(cross_entropy(logits, labels), plain, rtol=1e-5)
 
 
-def test_colour_augmentation_happens_inside_the_step():
+def test_the_devices_half_of_the_augmentation_happens_inside_the_step():
     hashes = set()
     batch = make_batch(8)
     for randomness in (batch["randomness"], 1 - batch["randomness"]):
-        train_step, state, _ = make_step("plain", global_batch_size=8, colours=ALL_COLOURS)
+        train_step, state, _ = make_step("plain", global_batch_size=8, operations=OPERATIONS)
         train_step(distribute(state.strategy, {**batch, "randomness": randomness.astype(np.float32)}), 0.1)
         hashes.add(state.weights_sha256())
     assert len(hashes) == 2

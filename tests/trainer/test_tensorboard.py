@@ -17,6 +17,7 @@ from tests.browser import Browser, missing_browser
 from tests.trainer.run_files import events_of, json_lines
 from tests.trainer.tensorboard_server import Server, tensorboard
 from trainer.checkpoints import CheckpointStore
+from trainer.config import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -222,10 +223,10 @@ class TestData:
         assert sorted(group["name"] for group in groups) == ["first/tensorboard", "second/tensorboard"]
         best = max(value for _, value in curve(resumed.workdir, "validation", "quality/top1"))
         for group in groups:
-            assert {name: group["hparams"][name] for name in ("optimizer.name", "batch_size", "augment.flip")} == {
+            assert {name: group["hparams"][name] for name in ("optimizer.name", "batch_size", "augment.line")} == {
                 "optimizer.name": "adamw",
                 "batch_size": 16,
-                "augment.flip": True,
+                "augment.line": load_recipe("smoke").augment.line,
             }
             assert all(group["hparams"].get(name) is not None for name in names)
             assert [metric["value"] for metric in group["metricValues"]] == [pytest.approx(best)]

@@ -26,7 +26,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from input_pipeline.crop import HOST_DRAWS, Crop, decode_and_crop, resize
+from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop, resize
 from input_pipeline.quiet_tensorflow import stderr_set_aside
 from trainer.layers import with_keras_layers
 from trainer.restore import TrainedRun
@@ -107,7 +107,7 @@ def _saved_model(model: Deployable, path: Path) -> None:
     def decoded(encoded: tf.Tensor) -> tf.Tensor:
         unused = tf.constant(0, tf.int64)  # size is asked for of images that are stored without one
         features = {"encoded": encoded, "format": tf.constant("jpeg"), "height": unused, "width": unused}
-        return decode_and_crop(features, tf.zeros([HOST_DRAWS]), Crop(model.image_size))
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(model.image_size))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -141,13 +141,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
-    optimizer, schedule, augment = config["optimizer"], config["schedule"], config["augment"]
+    optimizer, schedule = config["optimizer"], config["schedule"]
     rows = {
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
         f"{optimizer['weight_decay']:g}",
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
-        "augmentation": ", ".join(f"{name} {value}" for name, value in augment.items()),
+        "augmentation": config["augment"]["line"] or "none",
         "label smoothing": f"{config['label_smoothing']:g}",
         "weights averaged": f"decay {config['ema']['decay']:g}",
         "precision": config["precision"],

@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from input_pipeline.augmentation.apply import on_device
+from input_pipeline.augmentation.line import Operation
 from input_pipeline.reader import Batch, Reader
-from trainer import preprocess
 from trainer.cluster.peers import Peers
 from trainer.journal import Journal
 from trainer.tensorboard import pictures, summaries
@@ -25,13 +26,13 @@ _SHOWN_EVALUATIONS = 10
 
 
 def train_batch(
-    batch: Batch, colours: preprocess.ColourRanges, class_names: Sequence[str], strategy: tf.distribute.Strategy
+    batch: Batch, operations: Sequence[Operation], class_names: Sequence[str], strategy: tf.distribute.Strategy
 ) -> Summary.Value:
-    """Returns the first images of a training batch as the model sees them, cropped, flipped and recoloured.
+    """Returns the first images of a training batch as the model sees them, augmented on host and device.
 
     Args:
       batch: distributed; those that this process's devices have are shown.
-      colours: the step's augmentation.
+      operations: those that the step does.
       class_names: by label.
       strategy: of the batch.
     """
@@ -40,7 +41,7 @@ def train_batch(
         parts = strategy.experimental_local_results(batch[name])
         columns[name] = np.concatenate([part[: pictures.GRID_IMAGES].numpy() for part in parts])[: pictures.GRID_IMAGES]
     with tf.device("/CPU:0"):
-        pixels = preprocess.augment(tf.constant(columns["image"]), tf.constant(columns["randomness"]), colours)
+        pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
     captions = [[class_names[label]] for label in columns["label"]]
     return summaries.image("media/train_batch", pictures.grid(np.uint8(np.rint(pixels.numpy())), captions))
 

@@ -10,7 +10,7 @@ from trainer import config as configs
 from trainer.tensorboard import summaries
 from trainer.tensorboard.model_graph import layers_of
 
-_SHOWN_FIRST = ("augment.crop_area", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
+_SHOWN_FIRST = ("augment.line", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
 
 
 def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:

@@ -1,0 +1,156 @@
+"""`convoy bench augment`: from shards to augmented batches, against Keras' layers and torchvision's transforms.
+
+All peers read the same 64x64 JPEGs from the page cache and hand over batches of square images that were cropped,
+mirrored, changed by one operation of TrivialAugment's space and erased in part: the line
+`crop(scale=0.35..1) | flip | trivial | erase(0.25)`, with the device's half of it too. Keras has no random resized crop
+as a layer that samples an image at a time and no TrivialAugment: its peer does `RandomCrop`, `RandomFlip`,
+`RandAugment` with one operation and `RandomErasing`, batch by batch in `tf.data`. torchvision's works on the image
+files, in a worker process a core, as most do; it is skipped where it is not installed. Beside them stand the same
+reader with the line of simple operations, and without any.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from absl import flags as absl_flags
+
+from benchmarks import input as input_benchmark
+from benchmarks import measure
+from benchmarks.workers import Prepared, SkippedError, serve
+from input_pipeline.augmentation.line import parse_line
+from input_pipeline.dataset import Split, open_dataset
+
+WHOLE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
+SIMPLE = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
+PEERS = {
+    "line": "Convoy, the whole line",
+    "simple": "Convoy, crop, flip and colour",
+    "none": "Convoy, images as they are",
+    "keras": "Keras' layers in tf.data",
+    "torchvision": "torchvision v2, DataLoader",
+}
+_COUNTS = {"small": 4000, "medium": 0, "large": 0}
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines this benchmark's own flags."""
+    input_benchmark.define_data_flags(flags)
+    absl_flags.DEFINE_string("line", WHOLE, "Benchmark augment: what the peer `line` does.", flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Measures, prints the table, writes the JSON."""
+    peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
+    parse_line(flags.line, image_size=flags.image_size)
+    settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds", "line")}
+    about = measure.environment()
+    console = measure.console()
+    measure.print_environment(console, about)
+    rows = []
+    with input_benchmark.datasets(flags, _COUNTS) as found:
+        for label, directory, split, image_size in found:
+            options = settings | {"data": str(directory), "split": split, "image_size": image_size}
+            measured = measure.measure("benchmarks.augment", peers, options, flags.rounds).rows
+            line = measured.get("line")
+            made = [row.as_json() | {"line_ratio": line and line.ratio_to(row)} for row in measured.values()]
+            console.print(f"\n{label} to augmented batches of {flags.batch_size} at {image_size}x{image_size}:")
+            measure.print_table(
+                console,
+                ("images/s", "median", "min", "max", "a core", "cores busy", "line to it"),
+                [
+                    (
+                        row["label"],
+                        *(f"{row[name]:,.0f}" for name in ("median", "min", "max", "median_per_core")),
+                        f"{row['busy_cores']:.1f}",
+                        measure.as_times(row["line_ratio"]),
+                    )
+                    for row in made
+                ],
+            )
+            rows += [row | {"images": label, "image_size": image_size} for row in made]
+    content = {
+        "benchmark": "augment",
+        "unit": "images/s",
+        "environment": about,
+        "settings": settings | {"rounds": flags.rounds},
+        "rows": rows,
+    }
+    measure.write_json(flags.json, content)
+
+
+# What follows runs in the worker processes.
+
+
+def prepare(name: str, options: dict[str, Any]) -> Prepared:
+    """Prepares a peer of the table.
+
+    Args:
+      name: one of PEERS.
+      options: data, split, batch_size, image_size, round_seconds, line.
+    """
+    split = open_dataset(options["data"]).split(options["split"])
+    makers = {
+        "line": partial(_convoy, line=options["line"]),
+        "simple": partial(_convoy, line=SIMPLE),
+        "none": partial(_convoy, line=""),
+        "keras": _keras,
+        "torchvision": _torchvision,
+    }
+    return Prepared(input_benchmark.timed(iter(makers[name](split, options)), lambda batch: None, options))
+
+
+def _convoy(split: Split, options: dict[str, Any], line: str) -> Iterator[Any]:
+    import tensorflow as tf
+
+    from input_pipeline.augmentation.apply import on_device
+    from input_pipeline.crop import Crop
+    from input_pipeline.reader import Reader, Slices
+
+    parsed = parse_line(line, image_size=options["image_size"])
+    crop = Crop(options["image_size"], *parsed.scale)
+    reader = Reader(split, crop, draws=parsed.draws, operations=parsed.host)
+    step = tf.function(partial(on_device, steps=parsed.device), autograph=False)
+    for batch in reader.training(Slices(options["batch_size"]), seed=0):
+        yield step(batch["image"], batch["randomness"])
+
+
+def _keras(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    import keras
+    import tensorflow as tf
+
+    size = options["image_size"]
+    augment = keras.Sequential(
+        [
+            keras.layers.RandomCrop(size, size),
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.RandAugment(value_range=(0, 255), num_ops=1),
+            keras.layers.RandomErasing(0.25, value_range=(0, 255)),
+        ]
+    )
+    batches = input_benchmark.tfdata(split, options | {"image_size": size + size // 4})
+    return batches.map(
+        lambda images, labels: (augment(tf.cast(images, tf.float32), training=True), labels),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(3)
+
+
+def _torchvision(split: Split, options: dict[str, Any]) -> Iterator[Any]:
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another PyTorch
+        raise SkippedError(f"torchvision cannot be imported: {error}") from None
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(options["image_size"], scale=(0.35, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.TrivialAugmentWide(),
+            v2.PILToTensor(),
+            v2.RandomErasing(0.25),
+        ]
+    )
+    return input_benchmark.torch_loader(split, options, transform)
+
+
+if __name__ == "__main__":
+    serve(prepare)

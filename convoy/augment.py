@@ -1,0 +1,59 @@
+"""`convoy augment`: flags of the page that shows what a recipe's augmentation does to images of a dataset."""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from convoy.train import define_config_flag
+from input_pipeline.errors import UsageError
+from input_pipeline.quiet_tensorflow import start_tensorflow
+from trainer import config as configs
+
+REQUIRED = ("data", "output")
+
+_SHOWN_IMAGES = 3
+
+
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Defines the flags; returns the arguments with the config's file in place of its name, first."""
+    absl_flags.DEFINE_string("data", None, "dataset directory", flag_values=flags)
+    absl_flags.DEFINE_string("split", "train", "whose images to show", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "page to write", flag_values=flags)
+    return define_config_flag(flags, arguments)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Writes the page."""
+    from input_pipeline.dataset import open_dataset
+
+    config, output = flags.config, Path(flags.output)
+    configs.check(config)
+    if not output.parent.is_dir():
+        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Make it first.")
+    if output.is_dir():
+        raise UsageError(f"--output={output} is a folder. Name the page to write in it.")
+    dataset = open_dataset(flags.data)
+    split = dataset.split(flags.split)
+    start_tensorflow()
+    import numpy as np
+
+    from input_pipeline.augmentation.page import augmentation_page
+    from input_pipeline.crop import Crop
+    from input_pipeline.files import write_whole
+    from input_pipeline.reader import Reader
+
+    # The first image, and the first of other classes: neighbours in the shards may be of one.
+    _, firsts = np.unique(split.label, return_index=True)
+    chosen = np.sort(firsts)[:_SHOWN_IMAGES]
+    reader = Reader(split, Crop(config.image_size))
+    page = augmentation_page(
+        reader.images(chosen),
+        [dataset.class_names[split.label[i]] for i in chosen],
+        text=config.augment.line,
+        recipe=Path(flags["config"].config_filename).stem,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+    reader.close()
+    write_whole(output, page.encode("utf-8"))
+    print(f"Wrote {output} ({len(page) / 1e6:.1f} MB).")

@@ -1,0 +1,78 @@
+"""`convoy augment`: a page of what a line does to images."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.augmentation.line import OPERATIONS
+from input_pipeline.augmentation.page import augmentation_page
+from tests.input_pipeline.images import pixels
+from tests.pages import Page
+
+
+def page_of(text, **options):
+    images = [pixels(number, size) for number, size in enumerate((16, 40, 25))]
+    names = ["03", "<b>mug</b>", "Käse"]
+    page = augmentation_page(images, names, text=text, recipe="mine", image_size=16, seed=3, **options)
+    return Page(page.encode())
+
+
+def picture(uri):
+    content = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    return np.asarray(Image.open(io.BytesIO(content)), np.int16)
+
+
+def test_the_page_shows_the_line_drawn_and_every_operation_at_its_strengths():
+    page = page_of("crop(scale=0.35..1) | flip | trivial | erase(1)")
+    assert "crop(scale=0.35..1) | flip | trivial | erase(1)" in page.words("line")
+    assert "the reader does crop, flip, trivial; the step does erase" in page.words("line")
+    original, *drawings = map(picture, page.images["line"])
+    assert len(drawings) == 16 and len({drawing.tobytes() for drawing in drawings}) == 16
+    assert all((np.abs(drawing - 128).max(-1) <= 12).any() for drawing in drawings)  # each has its erased part
+    words = page.words("operations")
+    assert all(name in words for name in OPERATIONS if name != "trivial")
+    assert "number from 0 to 0.5" in words  # how far hue may be told to go
+    originals, *shown = np.array_split(np.stack([picture(uri) for uri in page.images["operations"]]), [3])
+    assert np.array_equal(originals[0], original)
+    for changed in np.split(shown[0], len(shown[0]) // 3):
+        assert (np.abs(changed - originals).max((1, 2, 3)) > 8).any()
+    assert len(page.images["sampled"]) == 3 * (3 * 11 + 3)  # identity, autocontrast and equalize have no strength
+
+
+def test_a_line_of_nothing_shows_whole_images():
+    page = page_of("")
+    original, *drawings = page.images["line"]
+    assert drawings == [original] * 16
+    assert "the reader does resize; the step does nothing more" in page.words("line")
+
+
+def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_path):
+    output = tmp_path / "augment.html"
+    flags = (f"--data={dataset.data}", "--config=smoke", "--config.augment.line=flip | rand(1, 20)")
+    cases = {
+        f"--output={output}": 0,
+        f"--output={tmp_path}": 2,
+        f"--output={tmp_path}/none/augment.html": 2,
+    }
+    answers = convoy_together(
+        *(["augment", *flags, output] for output in cases),
+        ["augment", *flags[:2], f"--output={output}", "--config.augment.line=flp"],
+    )
+    for answer, code in zip(answers, [*cases.values(), 2], strict=True):
+        assert answer.returncode == code, answer.output
+    assert "is a folder. Name the page" in answers[1].output
+    assert "does not exist. Make it first" in answers[2].output
+    assert "did you mean 'flip'?" in answers[3].output
+    page = Page(output.read_bytes())
+    assert "smoke" in page.words("") and "at 32x32" in page.words("")
+    assert "flip | rand(1, 20)" in page.words("line")
+
+
+@pytest.mark.parametrize("missing", ["data", "output"])
+def test_what_must_be_given_is_named(convoy_together, missing):
+    given = {"data": "d", "output": "o.html"} | {missing: ""}
+    (answer,) = convoy_together(["augment", *(f"--{name}={value}" for name, value in given.items() if value)])
+    assert answer.returncode == 2 and f"--{missing} must be given" in answer.output

@@ -1,0 +1,27 @@
+import io
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline.augmentation.line import parse_line
+from trainer.tensorboard.media import train_batch
+
+
+def test_the_training_grid_shows_what_the_steps_operations_do():
+    count, size = 4, 32
+    batch = {
+        "image": tf.fill([count, size, size, 3], tf.constant(10, tf.uint8)),
+        "label": tf.zeros([count], tf.int32),
+        "randomness": tf.constant(np.random.default_rng(0).random((count, 16)), tf.float32),
+    }
+    strategy = tf.distribute.OneDeviceStrategy("cpu:0")
+
+    def erased_pixels(text):
+        line = parse_line(text, image_size=size)
+        shown = train_batch(batch, line.device, ["mug"], strategy)
+        picture = np.asarray(Image.open(io.BytesIO(shown.tensor.string_val[-1])))
+        return int((picture == 128).all(-1).sum())
+
+    assert erased_pixels("flip") < 20  # of the captions, at most
+    assert erased_pixels("erase(1, area=0.3..0.3)") > 1000
