@@ -13,7 +13,18 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
     absl_flags.DEFINE_string("split", None, "split to evaluate on", flag_values=flags)
     absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
+    define_mirror_flag(flags)
     define_model_flags(flags)
+
+
+def define_mirror_flag(flags: absl_flags.FlagValues) -> None:
+    """Defines --tta."""
+    absl_flags.DEFINE_bool(
+        "tta",
+        None,
+        "test-time augmentation: the mean over each image and its mirror image; as config.eval_flip where left out",
+        flag_values=flags,
+    )
 
 
 def define_model_flags(flags: absl_flags.FlagValues) -> None:
@@ -35,8 +46,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from trainer.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    num_images, quality = evaluate_split(trained, flags.split, data=flags.data)
-    print(f"{num_images:,} images, each once, with the weights of step {trained.step}")
+    mirrored_too = trained.mirrored_too if flags.tta is None else flags.tta
+    num_images, quality = evaluate_split(trained, flags.split, data=flags.data, mirrored_too=mirrored_too)
+    once = "each once and mirrored" if mirrored_too else "each once"
+    print(f"{num_images:,} images, {once}, with the weights of step {trained.step}")
     print(quality_row(flags.split, quality))
     print(f"Added to {trained.run.results_table}; every image is in {trained.run.predictions(flags.split)}")
     print("\n".join(write_report(trained.run)))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.evaluate import define_model_flags
+from convoy.evaluate import define_mirror_flag, define_model_flags
 from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer.export.loaders import FILES
@@ -35,9 +35,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     absl_flags.DEFINE_string("like", None, "sample submission: its header and its order are kept", flag_values=flags)
     absl_flags.DEFINE_integer("top_k", 1, "categories an image, best first", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("probabilities", False, "write each category's probability too", flag_values=flags)
-    absl_flags.DEFINE_bool(
-        "tta", False, "test-time augmentation: the mean over each image and its mirror image", flag_values=flags
-    )
+    define_mirror_flag(flags)
     define_model_flags(flags)
 
 
@@ -54,6 +52,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     start_tensorflow()
     from trainer.prediction import Request, predict
 
+    classifier = _classifier(flags, devices)
     request = Request(
         images=Path(flags.images),
         output=Path(flags.output),
@@ -61,9 +60,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         like=Path(flags.like) if flags.like else None,
         top_k=flags.top_k,
         probabilities=flags.probabilities,
-        mirrored_too=flags.tta,
+        mirrored_too=classifier.mirrored_too if flags.tta is None else flags.tta,
     )
-    classifier = _classifier(flags, devices)
     count = predict(classifier, request)
     print(f"{request.output}: {count:,} images, with the weights of step {classifier.step}")
 

@@ -30,6 +30,7 @@ from input_pipeline.crop import CROP_DRAWS, Crop, decode, decode_and_crop_all
 from input_pipeline.dataset import Split
 from input_pipeline.errors import ConvoyError, UsageError
 from input_pipeline.long_reads import LongReads, windows_of
+from input_pipeline.order import class_sampling
 from input_pipeline.pixel_cache import PixelCache
 from input_pipeline.processes import usable_cores
 from input_pipeline.records import FRAME_OVERHEAD, RecordError
@@ -98,6 +99,7 @@ class Reader:
         *,
         order: str = "global",
         window: int = 0,
+        sampling: str = "natural",
         on_corrupt: str = "raise",
         cache: PixelCache | None = None,
         operations: Sequence[Operation] = (),
@@ -110,6 +112,7 @@ class Reader:
           draws: random numbers an image gets in training, `CROP_DRAWS` or more.
           order: `global` or `windowed`. Shards that are not in a folder are trained on in windowed order only.
           window: records that windowed order shuffles together; 0 as in `windows_of`.
+          sampling: how often each class comes, one of `order.SAMPLINGS`; other than `natural` in global order only.
           on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the
             split's could be compared with no other.
           cache: of decoded images; none where left out.
@@ -128,6 +131,7 @@ class Reader:
         self._operations = operations
         self._shards = Shards(split.shard_paths)
         self._windows = windows_of(split, window) if order == "windowed" else None
+        self._sampling = class_sampling(split.label, sampling) if sampling != "natural" else None
         self._long_reads: LongReads | None = None
         if self._shards.are_remote or self._windows:
             self._long_reads = LongReads(split, self._shards, self._windows)
@@ -254,7 +258,8 @@ class Reader:
         return bool(problems)
 
     def close(self) -> None:
-        """Closes the shards."""
+        """Closes the shards, and lets go of the images that are kept. What stood at a position can still be asked."""
+        self._cache = None
         if self._long_reads:
             self._long_reads.close()
         self._shards.close()
@@ -265,6 +270,8 @@ class Reader:
     def _located(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if self._windows:
             return order.windowed_positions_to_images(positions, windows=self._windows, seed=seed)
+        if self._sampling:
+            return order.sampled_positions_to_images(positions, sampling=self._sampling, seed=seed)
         return order.positions_to_images(positions, num_images=self.num_images, seed=seed)
 
     def _problems_among(self, indices: np.ndarray) -> Iterator[RecordError]:

@@ -24,11 +24,13 @@ class Classifier(Protocol):
       class_names: the categories, by label.
       image_size: side of the square images that it takes, in pixels.
       step: of the weights.
+      mirrored_too: whether to take mirror images too where nobody says otherwise.
     """
 
     class_names: Sequence[str]
     image_size: int
     step: int
+    mirrored_too: bool
 
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
@@ -49,8 +51,9 @@ class RunClassifier:
         """Compiles nothing yet."""
         self._runtime = trained.runtime
         self.class_names = trained.class_names
-        self.image_size = trained.config.image_size
+        self.image_size = trained.image_size
         self.step = trained.step
+        self.mirrored_too = trained.mirrored_too
 
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False

@@ -22,6 +22,8 @@ import ml_collections
 
 from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import UsageError, did_you_mean
+from input_pipeline.order import SAMPLINGS
+from trainer import sizes
 from trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
 
 DEFAULT_RECIPE = "convnet42"
@@ -55,6 +57,9 @@ def default_config() -> ml_collections.ConfigDict:
             "virtual_replicas": 0,  # 0: the number of replicas at the first start
             "batch_size": 64,  # images of a step, over all devices
             "image_size": 64,  # side in pixels
+            "eval_image_size": 0,  # side of the images that are evaluated, predicted and exported for; 0: image_size
+            "eval_flip": False,  # evaluate and predict by the mean over each image and its mirror image
+            "progressive": {"sizes": (), "ends": ()},  # smaller images first, each size up to a share of the run
             "epochs": 10.0,
             "steps": 0,  # above 0 it stands instead of epochs
             "precision": "auto",
@@ -65,6 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
             "label_smoothing": 0.0,
             "order": "global",  # windowed: shards and windows of records are shuffled, for storage slow at random reads
             "window": 0,  # records that windowed order shuffles together; 0: 64 MiB of them, mostly at least 1024
+            "sampling": "natural",  # inverse_sqrt, balanced: small classes come more often than they have images
             "on_corrupt": "raise",  # substitute: other images stand in for records that cannot be used
             "cache": "none",  # memory: decoded images are kept over the epochs; auto: where all would fit easily
             "keep_checkpoints": 3,
@@ -96,6 +102,12 @@ def default_config() -> ml_collections.ConfigDict:
                 "reference_batch_size": 64,
             },
             "augment": {"line": ""},  # crop(scale=0.35..1) | flip | trivial | erase(0.25); empty: whole images
+            "mix": {
+                "mixup": 0.0,  # alpha of Beta(alpha, alpha); 0: none
+                "cutmix": 0.0,  # likewise; where both are on, each image gets one of them
+                "probability": 1.0,  # share of the images that are mixed
+                "off_fraction": 0.0,  # share of the run, at its end, without mixing
+            },
             "ema": {"decay": 0.0},  # 0: no moving average of the weights
             "divergence": {
                 "rollbacks": 0,  # how often a run goes back to its last checkpoint when its loss is NaN or infinite
@@ -263,6 +275,11 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
             f"config.batch_size={batch} does not divide into virtual_replicas={virtual} equal parts: "
             f"use {f'{below} or ' if below else ''}{above}."
         )
+    if (config.mix.mixup or config.mix.cutmix) and batch == virtual:
+        raise UsageError(
+            f"config.mix mixes the images of a virtual replica, and of config.batch_size={batch} each of "
+            f"virtual_replicas={virtual} has one: use {2 * batch}, or set config.mix.mixup and config.mix.cutmix to 0."
+        )
     convert = {"images_per_step": batch, "num_images": num_images}
     steps_per_epoch = num_images / batch
     epoch_steps = max(1, round(steps_per_epoch))
@@ -294,7 +311,8 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a UsageError that names the first field whose value cannot work, the value and what can."""
     _require(config.batch_size >= 1, "batch_size", config.batch_size, "give 1 or more")
-    _require(config.image_size >= 8, "image_size", config.image_size, "give 8 or more")
+    _require(config.image_size >= sizes.SMALLEST_SIZE, "image_size", config.image_size, "give 8 or more")
+    sizes.check(config)
     _require(config.virtual_replicas >= 0, "virtual_replicas", config.virtual_replicas, "give 0 or more")
     _require(config.steps >= 0, "steps", config.steps, "give 0 or more")
     endless = not (config.steps > 0 or 0 < config.epochs < math.inf)
@@ -308,6 +326,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
     _choice("order", config.order, ORDERS)
     _require(config.window >= 0, "window", config.window, "give 0 or more")
+    _choice("sampling", config.sampling, SAMPLINGS)
+    can_sample = config.sampling == "natural" or config.order == "global"
+    _require(
+        can_sample, "sampling", config.sampling, "with order=windowed give natural: a window has the images it has"
+    )
     _choice("on_corrupt", config.on_corrupt, ON_CORRUPT)
     _choice("cache", config.cache, CACHES)
     threads = config.deterministic_threads
@@ -339,6 +362,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         _require(optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "give 0 or more")
     for name in ("beta_1", "beta_2", "momentum"):
         _require(0 <= optimizer[name] < 1, f"optimizer.{name}", optimizer[name], "give 0 to below 1")
+    for name in ("mixup", "cutmix"):
+        _require(0 <= config.mix[name] < math.inf, f"mix.{name}", config.mix[name], "give 0 or more")
+    for name in ("probability", "off_fraction"):
+        _require(0 <= config.mix[name] <= 1, f"mix.{name}", config.mix[name], "give 0 to 1")
     _require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
     parse_line(config.augment.line, image_size=config.image_size)
     _require(

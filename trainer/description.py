@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.dataset import Dataset
+from trainer import sizes
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
 from trainer.devices import runs_on_gpu
@@ -88,6 +89,7 @@ def header_rows(
             else ", no validation split: nothing is evaluated while training"
         ),
         "length": length,
+        **({"images": described} if (described := sizes.described(config, plan.total_steps)) else {}),
         "devices": f"{', '.join(devices)} ({_strategy_name(strategy)})"
         + (f" on each of {peers.num_workers} workers" if peers.num_workers > 1 else ""),
         "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",

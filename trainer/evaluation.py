@@ -6,6 +6,7 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Generator
 
@@ -36,21 +37,30 @@ class Evaluator:
     """Evaluates the state as it stands, with the weights' moving average where it keeps one."""
 
     def __init__(
-        self, state: TrainState, built: BuiltModel, reader: Reader, batch_size: int, peers: Peers | None = None
+        self,
+        state: TrainState,
+        built: BuiltModel,
+        reader: Reader,
+        batch_size: int,
+        peers: Peers | None = None,
+        *,
+        mirrored_too: bool = False,
     ):
         """Prepares the evaluation; the first call compiles it.
 
         Args:
           state: whose weights to use.
-          built: the model.
+          built: the model for images of the reader's size.
           reader: of the split.
           batch_size: images at a time over all devices; rounded up to a multiple of them.
           peers: the workers that evaluate together; alone where None.
+          mirrored_too: whether to take the mean of an image's probabilities and those of its mirror image.
         """
         self._state = state
         self._built = built
         self._reader = reader
         self._peers = peers or Peers(None)
+        self._mirrored_too = mirrored_too
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
         batch_size = -(-min(batch_size, reader.num_images) // replicas) * replicas
@@ -97,6 +107,11 @@ class Evaluator:
 
     def _one_replica(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         logits = infer(self._state, self._built, batch["image"])
+        if self._mirrored_too:
+            mirrored = infer(self._state, self._built, tf.reverse(batch["image"], [2]))
+            # The logarithms of the mean probabilities, which have these very probabilities as their softmax.
+            both = tf.stack([tf.nn.log_softmax(logits), tf.nn.log_softmax(mirrored)])
+            logits = tf.reduce_logsumexp(both, 0) - math.log(2.0)
         losses = cross_entropy(logits, batch["label"])
         return metrics.batch_sums(logits, batch["label"], losses, batch["weight"]), tf.nn.softmax(logits)
 
@@ -123,7 +138,8 @@ def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
     model = built.model
     inputs = tf.cast(built.scale_pixels(tf.cast(images, tf.float32)), model.compute_dtype)
     weights = [tf.convert_to_tensor(w) for w in state.evaluated_weights]
-    others = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
+    # Those of the trained model: `built` may be one for images of another size, with statistics that nobody trained.
+    others = [tf.convert_to_tensor(v.value) for v in state.model.non_trainable_variables]
     logits, _ = model.stateless_call(weights, others, inputs, training=False)
     return tf.cast(logits, tf.float32)
 
@@ -157,13 +173,16 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Gener
             raise
 
 
-def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = None) -> tuple[int, dict[str, float]]:
+def evaluate_split(
+    trained: TrainedRun, split_name: str, *, data: str | None = None, mirrored_too: bool = False
+) -> tuple[int, dict[str, float]]:
     """Evaluates a trained run on a split, adds the result to its results.csv, and keeps the predictions beside it.
 
     Args:
       trained: the run with its weights.
       split_name: `train`, `validation`, `test` or another of the dataset.
       data: the dataset directory; the run's own where None.
+      mirrored_too: as in `Evaluator`.
 
     Returns:
       How many images were evaluated, and the metrics (`metrics.summarize`).
@@ -173,8 +192,9 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
     """
     dataset, run, built = open_dataset_of(trained, data), trained.run, trained.runtime.built
     split = dataset.split(split_name)
-    reader, collector = Reader(split, Crop(trained.config.image_size)), predictions.Collector()
-    quality = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE).metrics(each=collector)
+    reader, collector = Reader(split, Crop(trained.image_size)), predictions.Collector()
+    evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, mirrored_too=mirrored_too)
+    quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
@@ -184,6 +204,7 @@ def evaluate_split(trained: TrainedRun, split_name: str, *, data: str | None = N
         digest=dataset.digest(split_name),
         parameters=built.model.count_params(),
         time=time.time(),
+        mirrored_too=mirrored_too,
     )
     try:
         append_result(run, step=trained.step, split=split_name, quality=quality)

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from input_pipeline.dataset import Dataset
 from input_pipeline.processes import usable_cores
+from trainer import sizes
 from trainer.chronometer import Window
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
@@ -64,9 +65,10 @@ class Limits:
         self._dataset = dataset
         self._train_step = train_step
         self._peers = peers
+        self._stages = sizes.stages(config, plan.total_steps)
         self._on_gpu = runs_on_gpu(runtime.strategy)
         self._reduction_ms: float | None = None
-        self._flops = 0
+        self._flops: dict[int, int] = {}  # of an image, by the size of images
         self._peak: float | None = None  # FLOP/s of all devices of all workers
 
     def probe(self, *, seconds: float | None = None) -> None:
@@ -83,9 +85,10 @@ class Limits:
         if self._reduction_ms is not None:
             return
         reduction = self._time_reduction() if self._plan.replicas > 1 else 0.0
-        image_shape = (self._config.image_size, self._config.image_size, 3)
-        # The batch that the step is traced with: a user's model may take no other.
-        self._flops = training_flops(self._runtime.built.model, [self._plan.virtual_batch_size, *image_shape])
+        for size in {stage.size for stage in self._stages}:
+            # The batch that the step is traced with: a user's model may take no other.
+            batch_shape = [self._plan.virtual_batch_size, size, size, 3]
+            self._flops[size] = training_flops(self._runtime.built_for(size).model, batch_shape)
         everyones = self._peers.exchange("probe", [reduction, self._own_peak()], seconds=seconds)
         self._reduction_ms = 1e3 * max(reduction for reduction, _ in everyones)
         peaks = [peak for _, peak in everyones]
@@ -94,7 +97,9 @@ class Limits:
     def values(self, window: Window) -> dict[str, float]:
         """Returns the means of some steps by tag, after `probe`. The utilization is left out without a known peak."""
         split = self._split(window.step_ms_mean, window.input_wait_pct)
-        utilization = self._utilization(window.images_per_second)
+        step = self._runtime.state.step - 1
+        size = sizes.stage_at(self._config, self._plan.total_steps, step).size
+        utilization = self._utilization(window.images_per_second, self._flops[size])
         return {
             **{f"perf/{name}": value for name, value in split.items()},
             "perf/memory_mb": self._memory_mb(),
@@ -119,7 +124,8 @@ class Limits:
         step_ms = everyones[0][3]
         split = self._split(step_ms, wait_pct)
         images_per_second = 1e3 * self._plan.global_batch_size / step_ms
-        utilization = self._utilization(images_per_second)
+        flops = self._mean_flops()
+        utilization = self._utilization(images_per_second, flops)
         shares = {name: 100.0 * split[f"{name}_ms"] / step_ms for name in ("input_wait", "reduction", "compute")}
         bound, sentence = self._sentence(shares, cores_busy, utilization, rank)
         return {
@@ -136,7 +142,7 @@ class Limits:
             "cores": usable_cores(),
             "memory_mb": max(memory for _, _, memory, _ in everyones),
             "memory_of": "device" if self._on_gpu else "process",
-            "training_gflops_per_image": self._flops / 1e9,
+            "training_gflops_per_image": flops / 1e9,
             "peak_gflops_per_second": None if self._peak is None else self._peak / 1e9,
             "model_flops_utilization": utilization,
         }
@@ -186,8 +192,14 @@ class Limits:
         peaks = [known_peak(name, precision) for name in names]
         return sum(peaks) if peaks and None not in peaks else None
 
-    def _utilization(self, images_per_second: float) -> float | None:
-        return None if self._peak is None else images_per_second * self._flops / self._peak
+    def _mean_flops(self) -> float:
+        """Returns the FLOPs of an image, the mean over the steps done so far."""
+        step = self._runtime.state.step
+        done = [max(0, min(step, stage.end_step) - stage.first_step) for stage in self._stages]
+        return sum(steps * self._flops[stage.size] for steps, stage in zip(done, self._stages, strict=True)) / step
+
+    def _utilization(self, images_per_second: float, flops: float) -> float | None:
+        return None if self._peak is None else images_per_second * flops / self._peak
 
     def _memory_mb(self) -> float:
         """Returns the most that a GPU of this worker has held; without GPUs what the process holds in memory now."""

@@ -17,7 +17,7 @@ from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch
 from trainer import config as configs
-from trainer import metrics
+from trainer import metrics, sizes
 from trainer.cluster.agreement import agree_on_checkpoint
 from trainer.cluster.discovery import Cluster
 from trainer.cluster.peers import TRAINING, PeerLostError, Peers
@@ -28,6 +28,7 @@ from trainer.description import dataset_identity, place
 from trainer.devices import Devices
 from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
+from trainer.mixing import Mixing
 from trainer.monitor import Monitor
 from trainer.order_record import OrderRecord
 from trainer.profiler import StepProfiler
@@ -128,8 +129,11 @@ class _Training:
         self._deadlines = deadlines
         self._before = start.metadata
         self._settings = _step_settings(self._config, plan, self._runtime)
-        self._step = TrainStep(self._state, self._runtime.built, self._runtime.optimizer, self._settings)
+        self._step = TrainStep(
+            self._state, self._runtime.built, self._runtime.optimizer, self._settings, self._runtime.resized
+        )
         self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
+        self._stages = sizes.stages(self._config, plan.total_steps)
         self._monitor = Monitor(start, self._step, peers, deadlines)
         self._chronometer, self._console = self._monitor.chronometer, self._monitor.console
         self._journal = self._monitor.journal
@@ -206,6 +210,8 @@ class _Training:
         plan, state = self._plan, self._state
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
+            if any(state.step == stage.first_step for stage in self._stages):
+                self._chronometer.warm_up()
             self._peers.report(state.step + 1, "waiting for input")
             self._profiler.begin_step(state.step + 1)
             with self._chronometer.waiting():
@@ -395,4 +401,10 @@ def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runti
         deterministic=config.deterministic,
         reduce_in_bfloat16=config.reduce_in_bfloat16,
         operations=parse_line(config.augment.line, image_size=config.image_size).device,
+        mixing=Mixing(
+            mixup=config.mix.mixup,
+            cutmix=config.mix.cutmix,
+            probability=config.mix.probability,
+            until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
+        ),
     )

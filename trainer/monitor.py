@@ -19,7 +19,7 @@ from input_pipeline.augmentation.line import Operation
 from input_pipeline.crop import Crop
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
-from trainer import metrics
+from trainer import metrics, sizes
 from trainer.advice import Advice
 from trainer.chronometer import Chronometer
 from trainer.cluster.peers import Peers
@@ -67,8 +67,16 @@ class Monitor:
         self.journal = Journal(start.run, total_steps=plan.total_steps, writes=peers.is_chief, warn=self.console.say)
         self._evaluator = None
         if "validation" in start.dataset.splits:
-            reader = Reader(start.dataset.split("validation"), Crop(start.config.image_size))
-            self._evaluator = Evaluator(self._state, start.runtime.built, reader, EVALUATION_BATCH_SIZE, peers)
+            size = sizes.evaluation_size(start.config)
+            reader = Reader(start.dataset.split("validation"), Crop(size))
+            self._evaluator = Evaluator(
+                self._state,
+                start.runtime.built_for(size),
+                reader,
+                EVALUATION_BATCH_SIZE,
+                peers,
+                mirrored_too=start.config.eval_flip,
+            )
             self._evaluation_pages = EvaluationPages(
                 reader,
                 start.dataset.class_names,

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.errors import DataError, UsageError
+from trainer import sizes
 from trainer.checkpoints import CheckpointStore
 from trainer.devices import Devices, make_strategy
 from trainer.run_directory import RunDirectory
@@ -40,6 +41,16 @@ class TrainedRun:
         """The categories, by label."""
         return self.dataset["class_names"]
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model is for, in pixels: those of evaluation."""
+        return sizes.evaluation_size(self.config)
+
+    @property
+    def mirrored_too(self) -> bool:
+        """Whether the run is evaluated by each image and its mirror image."""
+        return self.config.get("eval_flip", False)  # runs of older versions have no such field
+
 
 def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
     """Opens a run with the weights of one of its checkpoints.
@@ -64,7 +75,12 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
     values, _ = store.load(step)
     config.model.weights = ""  # the checkpoint replaces them
     config.precision = precision or config.precision
-    runtime = make_runtime(config, make_strategy(devices), num_classes=len(dataset["class_names"]))
+    runtime = make_runtime(
+        config,
+        make_strategy(devices),
+        num_classes=len(dataset["class_names"]),
+        image_sizes=[sizes.evaluation_size(config)],
+    )
     load_into(runtime.state, values, {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)
 

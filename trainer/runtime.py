@@ -1,12 +1,16 @@
 """From a config and a strategy to a model, its optimizer and its state: what all commands with a model share."""
 
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
 import ml_collections
 import tensorflow as tf
 
+from input_pipeline.errors import UsageError
 from input_pipeline.reader import Slices
+from trainer import sizes
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import Optimizer, make_optimizer
@@ -24,6 +28,7 @@ class Runtime:
       precision: float32, bfloat16 or float16: what `auto` came to.
       use_xla: whether steps are compiled by XLA.
       built: the model.
+      resized: the same model built for images of other sizes, by size: to be called with the weights of `state`.
       optimizer: its formula.
       state: its variables.
     """
@@ -32,8 +37,13 @@ class Runtime:
     precision: str
     use_xla: bool
     built: BuiltModel
+    resized: Mapping[int, BuiltModel]
     optimizer: Optimizer
     state: TrainState
+
+    def built_for(self, size: int) -> BuiltModel:
+        """Returns the model for images of one of the sizes that it was made for."""
+        return self.resized.get(size, self.built)
 
 
 def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
@@ -64,7 +74,13 @@ def fix_order_of_additions() -> None:
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
-def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy, *, num_classes: int) -> Runtime:
+def make_runtime(
+    config: ml_collections.ConfigDict,
+    strategy: tf.distribute.Strategy,
+    *,
+    num_classes: int,
+    image_sizes: Sequence[int] = (),
+) -> Runtime:
     """Builds a config's model on the strategy's devices, with random weights seeded by the config.
 
     Sets Keras' dtype policy and, for a deterministic run, TensorFlow's determinism for the whole process.
@@ -73,9 +89,11 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
       config: complete and checked.
       strategy: over the devices.
       num_classes: 2 or more.
+      image_sizes: sides of the images that the model is called with; all those of training and of its evaluations where
+        left out.
 
     Raises:
-      UsageError: an unknown model or optimizer.
+      UsageError: an unknown model or optimizer, or one model does not do for all of the sizes.
       DataError: a weights file that cannot be used.
     """
     precision, use_xla = hardware_choices(config, strategy)
@@ -90,15 +108,32 @@ def make_runtime(config: ml_collections.ConfigDict, strategy: tf.distribute.Stra
     for field in ("learning_rate", "clip_norm"):
         del optimizer_options[field]
     optimizer = make_optimizer(name, **optimizer_options)
+    size, *others = image_sizes or sizes.all_sizes(config)
+    build = functools.partial(build_model, config.model.name, num_classes=num_classes, dropout=config.model.dropout)
     with strategy.scope():
-        built = build_model(
-            config.model.name,
-            num_classes=num_classes,
-            image_size=config.image_size,
-            weights=config.model.weights,
-            dropout=config.model.dropout,
-        )
+        built = build(image_size=size, weights=config.model.weights)
+    with tf.device("/CPU:0"):  # their own weights are never used: they need not lie on a GPU
+        resized = {other: build(image_size=other) for other in others}
+    for other, model in resized.items():
+        _check_same_weights(config.model.name, {size: built, other: model})
     state = TrainState(
         built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
     )
-    return Runtime(strategy, precision, use_xla, built, optimizer, state)
+    return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
+
+
+def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:
+    """Raises a UsageError where a model, built for two sizes, has weights of different shapes."""
+    # In the order in which the step and the evaluation give them.
+    variables = [[*b.model.trainable_variables, *b.model.non_trainable_variables] for b in models.values()]
+    shapes = [[(variable.path, tuple(variable.shape)) for variable in each] for each in variables]
+    for (path, shape), (_, other_shape) in zip(*shapes, strict=False):
+        if shape != other_shape:
+            size, other = models
+            raise UsageError(
+                f"config.model.name={name!r}: its weights depend on the size of images ({path} is {list(shape)} for "
+                f"{size} pixels and {list(other_shape)} for {other}): leave config.eval_image_size and "
+                "config.progressive as they are, or take a model that averages over the image, such as convnet."
+            )
+    if len(shapes[0]) != len(shapes[1]):
+        raise UsageError(f"config.model.name={name!r} has other layers for images of {list(models)[1]} pixels.")

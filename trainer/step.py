@@ -11,15 +11,16 @@ on reduced values. So the step is the same for any `R` that divides `V`.
 Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from input_pipeline.augmentation.apply import on_device
 from input_pipeline.augmentation.line import Operation
-from trainer import metrics
+from trainer import metrics, mixing
+from trainer.mixing import Mixing
 from trainer.models import BuiltModel
 from trainer.optimizers import Optimizer, decays_weight
 from trainer.reduction import reduce_over_virtual_replicas
@@ -46,6 +47,7 @@ class StepSettings:
       deterministic: whether the order of every addition is fixed.
       reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
       operations: the device's half of the augmentation.
+      mixing: how images are mixed, behind all other augmentation.
     """
 
     seed: int
@@ -59,13 +61,15 @@ class StepSettings:
     deterministic: bool = False
     reduce_in_bfloat16: bool = False
     operations: tuple[Operation, ...] = ()
+    mixing: Mixing = field(default_factory=Mixing)
 
 
 class StepResult(NamedTuple):
     """What a step reports, the same on every device.
 
     Attributes:
-      sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way.
+      sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way; where images are
+        mixed, in the sense of `trainer.mixing`.
       gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
       finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
       loss_scale: float32 scalar: the scale that this step used.
@@ -82,10 +86,26 @@ class StepResult(NamedTuple):
 class TrainStep:
     """The compiled training step."""
 
-    def __init__(self, state: TrainState, built: BuiltModel, optimizer: Optimizer, settings: StepSettings):
-        """Prepares the step; the first call compiles it."""
+    def __init__(
+        self,
+        state: TrainState,
+        built: BuiltModel,
+        optimizer: Optimizer,
+        settings: StepSettings,
+        resized: Mapping[int, BuiltModel] | None = None,
+    ):
+        """Prepares the step; the first call compiles it, and the first one with images of another size once more.
+
+        Args:
+          state: what it changes.
+          built: the model of `state`.
+          optimizer: its formula.
+          settings: what else it depends on.
+          resized: the model built for images of other sizes, by size.
+        """
         self._state = state
         self._built = built
+        self._resized = resized or {}
         self._optimizer = optimizer
         self._settings = settings
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
@@ -202,7 +222,10 @@ class TrainStep:
             part = {name: batch[name][start : start + slice_size] for name in ("image", "label", "randomness")}
             for name, column in part.items():
                 part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
-            seeds = self._layer_seeds(step, virtual_replica)
+            stream = step * settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
+            seeds = self._layer_seeds(stream)
+            if settings.mixing.is_on:
+                part["mixing"] = mixing.draw(settings.mixing, slice_size, seed=settings.seed, step=step, stream=stream)
             *values, sums = self._forward_backward_compiled(weights, statistics, seeds, part, loss_scale)
             return [*values, tf.concat([sums, [stop]], 0)]
 
@@ -224,11 +247,10 @@ class TrainStep:
             loss_scale,
         )
 
-    def _layer_seeds(self, step: tf.Tensor, virtual_replica: tf.Tensor) -> tf.Tensor:
-        """Returns a seed for each random layer, [layers, 2] uint32, from (run seed, step, virtual replica, layer)."""
+    def _layer_seeds(self, stream: tf.Tensor) -> tf.Tensor:
+        """Returns a seed for each random layer of a virtual replica in a step, [layers, 2] uint32."""
         # On the host, where the dropout kernels of a GPU want their seeds too.
         with tf.device("/CPU:0"):
-            stream = step * self._settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
             return tf.random.stateless_uniform(
                 [max(1, sum(self._is_seed)), 2],
                 tf.stack([tf.constant(self._settings.seed, tf.int64), stream]),
@@ -250,9 +272,15 @@ class TrainStep:
 
         A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
         """
-        model, settings = self._built.model, self._settings
+        settings, labels = self._settings, part["label"]
+        built = self._resized.get(part["image"].shape[1], self._built)
+        model = built.model
         pixels = on_device(part["image"], part["randomness"], settings.operations)
-        inputs = tf.cast(self._built.scale_pixels(pixels), model.compute_dtype)
+        mixed = None
+        if settings.mixing.is_on:
+            mixed = mixing.mix(pixels, labels, part["mixing"])
+            pixels, labels = mixed.pixels, mixed.main_labels
+        inputs = tf.cast(built.scale_pixels(pixels), model.compute_dtype)
         seed_of, statistic_of = iter(tf.unstack(seeds)), iter(statistics)
         others = [
             tf.cast(next(seed_of), variable.dtype) if is_seed else next(statistic_of)
@@ -265,6 +293,9 @@ class TrainStep:
             )
             logits = tf.cast(logits, tf.float32)
             losses = cross_entropy(logits, part["label"], settings.label_smoothing)
+            if mixed:
+                of_partners = cross_entropy(logits, mixed.partners, settings.label_smoothing)
+                losses = mixed.shares * losses + (1.0 - mixed.shares) * of_partners
             loss = tf.reduce_sum(losses)
             if penalties:  # a layer's own losses count once an image, so that they too add up over virtual replicas
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
@@ -273,7 +304,7 @@ class TrainStep:
         gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
         changes = [tf.cast(new - old, tf.float32) for new, old in zip(new_statistics, statistics, strict=True)]
-        return [*gradients, *changes, metrics.batch_sums(logits, part["label"], losses)]
+        return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
 
     def _update(
         self,

@@ -1,5 +1,8 @@
 """What training reads: the reader as a config wants it, its batches from any step on, and what had to be substituted.
 
+Images of each stage's size (`sizes`) come from a reader of their own, which takes up the order where the one before
+stopped.
+
 training_input = TrainingInput(dataset.split("train"), config, plan, strategy, peers)
 for batch in training_input.batches(start_step=0):
     ...
@@ -19,6 +22,7 @@ from input_pipeline.dataset import Split
 from input_pipeline.pixel_cache import make_cache
 from input_pipeline.reader import Batch, Reader
 from input_pipeline.substitutes import Substitution
+from trainer import sizes
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
 from trainer.evaluation import iterate
@@ -41,23 +45,15 @@ class TrainingInput:
         Raises:
           DataError: one cannot be opened.
         """
-        # A run of one epoch would fill the cache and never read from it.
-        cache = config.cache if plan.total_steps > plan.steps_per_epoch else "none"
-        line = parse_line(config.augment.line, image_size=config.image_size)
-        cache = make_cache(cache, num_images=split.num_images, random_crops=line.crops, processes=peers.processes_here)
-        self._reader = Reader(
-            split,
-            Crop(config.image_size, *line.scale),
-            draws=line.draws,
-            order=config.order,
-            window=config.window,
-            on_corrupt=config.on_corrupt,
-            cache=cache,
-            operations=line.host,
-        )
+        self._split = split
+        self._config = config
+        self._plan = plan
         self._strategy = strategy
+        self._peers = peers
         self._seed = config.seed
         self._slices = slices_of(strategy, peers.rank, plan.global_batch_size)
+        self._readers: dict[int, Reader] = {}  # by size; only the last one is open
+        self._open(config.image_size)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yields the batches of the steps from `start_step` on, distributed over the devices. To be closed.
@@ -67,26 +63,68 @@ class TrainingInput:
         """
         step = start_step
         while True:
+            stage = self._stage(step)
+            reader = self._open(stage.size)
             dataset = self._strategy.distribute_datasets_from_function(
-                lambda context, step=step: self._reader.training(self._slices, seed=self._seed, start_step=step)
+                lambda context, reader=reader, step=step: reader.training(
+                    self._slices, seed=self._seed, start_step=step
+                )
             )
             try:
                 with contextlib.closing(iterate(dataset)) as batches:
                     for batch in batches:
                         yield batch
                         step += 1
+                        if step == stage.end_step:
+                            break
             except tf.errors.OpError:
                 # What cannot be decoded shows only after it was read, when the stream has ended with it.
-                if not self._reader.mend(self._slices, step, seed=self._seed):
-                    if cause := self._reader.explain():
+                if not reader.mend(self._slices, step, seed=self._seed):
+                    if cause := reader.explain():
                         raise cause from None
                     raise
 
     def images(self, step: int) -> list[int]:
         """Returns the images of all workers' batches that made update number `step`, from 1."""
         size = self._slices.global_batch_size
-        return self._reader.images_at(np.arange((step - 1) * size, step * size), seed=self._seed).tolist()
+        reader = self._readers[self._stage(step - 1).size]
+        return reader.images_at(np.arange((step - 1) * size, step * size), seed=self._seed).tolist()
 
     def substituted(self, step: int) -> list[Substitution]:
         """Returns what was substituted in this worker's batch of update number `step`, from 1."""
-        return self._reader.substituted(self._slices.positions(step - 1), seed=self._seed)
+        reader = self._readers[self._stage(step - 1).size]
+        return reader.substituted(self._slices.positions(step - 1), seed=self._seed)
+
+    def _stage(self, step: int) -> sizes.Stage:
+        return sizes.stage_at(self._config, self._plan.total_steps, step)
+
+    def _open(self, size: int) -> Reader:
+        """Returns the reader of images of a size, and closes those of others."""
+        if size != next(reversed(self._readers), None):
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.pop(size, None)
+            self._readers[size] = self._new_reader(size)
+        return self._readers[size]
+
+    def _new_reader(self, size: int) -> Reader:
+        config = self._config
+        line = parse_line(config.augment.line, image_size=config.image_size)
+        # A run of one epoch would fill the cache and never read from it.
+        cache = config.cache if self._plan.total_steps > self._plan.steps_per_epoch else "none"
+        return Reader(
+            self._split,
+            Crop(size, *line.scale),
+            draws=line.draws,
+            order=config.order,
+            window=config.window,
+            sampling=config.sampling,
+            on_corrupt=config.on_corrupt,
+            cache=make_cache(
+                cache,
+                num_images=self._split.num_images,
+                random_crops=line.crops,
+                processes=self._peers.processes_here,
+            ),
+            operations=line.host,
+        )

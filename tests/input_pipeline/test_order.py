@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from input_pipeline.order import Windows, image_randomness, permute, positions_to_images, windowed_positions_to_images
+from input_pipeline.order import (
+    SAMPLINGS,
+    Windows,
+    class_sampling,
+    image_randomness,
+    permute,
+    positions_to_images,
+    sampled_positions_to_images,
+    windowed_positions_to_images,
+)
 
 # These two tables are what existing runs were trained with. A run resumes by computing its order anew, so if one of
 # these numbers changes, every checkpoint ever written continues with other images: change the code, never the tables.
@@ -41,6 +50,22 @@ GOLDEN_WINDOWED = [  # (shard sizes, window, seed, epoch, the images at position
         -1,
         100,
         [30024883, 30022503, 30004607, 30007994, 30024744, 30032703, 30005558, 30009338, 30022936, 30008937],
+    ),
+]
+GOLDEN_SAMPLED = [  # (images of each class, sampling, seed, epoch, the images at positions 0 to 9, their passes)
+    ((3, 5, 2), "natural", 0, 0, [3, 2, 0, 6, 5, 7, 4, 1, 8, 9], [0] * 10),
+    ((1, 2, 9), "balanced", 0, 0, [0, 0, 11, 2, 1, 2, 7, 0, 8, 6], [3, 2, 0, 1, 0, 0, 0, 0, 0, 0]),
+    ((1, 2, 9), "balanced", 0, 3, [0, 8, 6, 1, 0, 0, 3, 4, 2, 0], [12, 1, 1, 7, 14, 13, 1, 1, 6, 15]),
+    ((1, 2, 9), "inverse_sqrt", 1, 3, [0, 0, 10, 7, 8, 2, 5, 1, 11, 1], [7, 6, 2, 2, 2, 5, 2, 5, 2, 4]),
+    (
+        *((0, 400, 0, 7, 1), "inverse_sqrt", -1, 100),
+        [294, 367, 400, 110, 267, 140, 311, 43, 309, 181],
+        [86, 87, 657, 87, 86, 86, 86, 86, 86, 86],
+    ),
+    (
+        *((1000, 30, 2), "balanced", 42, 7),
+        [1031, 730, 1031, 1031, 1026, 1001, 1031, 1019, 732, 1027],
+        [1232, 2, 1233, 1272, 90, 87, 1229, 86, 2, 83],
     ),
 ]
 GOLDEN_RANDOMNESS = [  # (index, epoch, seed, the first three numbers times 2**24)
@@ -215,3 +240,69 @@ def test_windowed_positions_may_be_asked_for_in_any_order_and_grouping():
     one_by_one = [windowed_positions_to_images(np.array([p]), windows=windows, seed=9) for p in positions]
     assert together.tolist() == [images[0] for images, _ in one_by_one]
     assert epochs.tolist() == (positions // 16).tolist()
+
+
+def labels_of(sizes: tuple[int, ...]) -> np.ndarray:
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize(("sizes", "name", "seed", "epoch", "images", "passes"), GOLDEN_SAMPLED)
+def test_the_order_of_existing_runs_with_sampling_never_changes(sizes, name, seed, epoch, images, passes):
+    positions = epoch * sum(sizes) + np.arange(10)
+    sampling = class_sampling(labels_of(sizes), name)
+    at_positions, passes_at = sampled_positions_to_images(positions, sampling=sampling, seed=seed)
+    assert at_positions.tolist() == images
+    assert passes_at.tolist() == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "quotas"),
+    [
+        ("natural", [1, 4, 0, 25, 70]),
+        ("inverse_sqrt", [6, 12, 0, 31, 51]),  # 100 times 1, 2, 0, 5 and 8.37 of 16.37
+        ("balanced", [25, 25, 0, 25, 25]),
+    ],
+)
+def test_a_class_has_its_share_of_an_epoch(name, quotas):
+    assert class_sampling(labels_of((1, 4, 0, 25, 70)), name).quotas.tolist() == quotas
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("sizes", [(7,), (1, 1), (1, 2, 9), (0, 30, 0, 3, 1), (5, 5, 5, 5), (1, 200)])
+def test_every_epoch_gives_each_class_its_share_and_its_images_the_same_number_of_turns(name, sizes):
+    labels = np.random.default_rng(0).permutation(labels_of(sizes))
+    sampling, num_images = class_sampling(labels, name), len(labels)
+    assert sampling.quotas.sum() == num_images
+    assert all((quota > 0) == (size > 0) for quota, size in zip(sampling.quotas, sizes, strict=True))
+    images, passes = sampled_positions_to_images(np.arange(11 * num_images), sampling=sampling, seed=2)
+    for epoch in range(11):
+        of_epoch = images[epoch * num_images : (epoch + 1) * num_images]
+        assert np.array_equal(np.bincount(labels[of_epoch], minlength=len(sizes)), sampling.quotas)
+        turns = np.bincount(images[: (epoch + 1) * num_images], minlength=num_images)
+        for label in np.flatnonzero(sizes):
+            assert np.ptp(turns[labels == label]) <= 1
+    assert len(np.unique(np.stack([images, passes]), axis=1).T) == len(images)  # no image has a pass twice
+
+
+def test_sampled_classes_are_spread_over_the_epoch():
+    sampling = class_sampling(labels_of((10, 1000, 3000)), "balanced")
+    images, _ = sampled_positions_to_images(np.arange(4010), sampling=sampling, seed=0)
+    assert chi_square(np.bincount(np.flatnonzero(images < 10) // 401, minlength=10)) < 5
+
+
+def test_sampled_epochs_and_seeds_have_orders_of_their_own():
+    sampling = class_sampling(labels_of((100, 900)), "inverse_sqrt")
+    orders = [sampled_positions_to_images(np.arange(3000), sampling=sampling, seed=seed)[0] for seed in range(3)]
+    epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
+    for i, one in enumerate(epochs):
+        for other in epochs[:i]:
+            assert (one == other).sum() < 15
+
+
+def test_sampled_positions_may_be_asked_for_in_any_order_and_grouping():
+    sampling = class_sampling(labels_of((1, 7, 3)), "balanced")
+    positions = np.random.default_rng(0).permutation(80)
+    together = sampled_positions_to_images(positions, sampling=sampling, seed=9)
+    one_by_one = [sampled_positions_to_images(np.array([p]), sampling=sampling, seed=9) for p in positions]
+    for column, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
+        assert column.tolist() == [part[0] for part in parts]

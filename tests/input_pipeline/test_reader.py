@@ -11,7 +11,12 @@ from input_pipeline.converter.convert import Options, convert
 from input_pipeline.crop import CROP_DRAWS, Crop
 from input_pipeline.dataset import open_dataset
 from input_pipeline.errors import DataError
-from input_pipeline.order import image_randomness, positions_to_images
+from input_pipeline.order import (
+    class_sampling,
+    image_randomness,
+    positions_to_images,
+    sampled_positions_to_images,
+)
 from input_pipeline.reader import Reader, Slices
 from tests.input_pipeline.datasets import encode, write_split
 from tests.input_pipeline.images import draw_classes, pixels
@@ -106,6 +111,25 @@ def test_every_image_is_seen_once_an_epoch(split, open_reader):
     for epoch in range(4):
         of_epoch = seen[epoch * TRAIN_IMAGES : (epoch + 1) * TRAIN_IMAGES]
         assert np.array_equal(np.sort(of_epoch), np.arange(TRAIN_IMAGES))
+
+
+@pytest.mark.parametrize("sampling", ["inverse_sqrt", "balanced"])
+def test_sampling_by_class_is_the_same_stream_for_workers_and_after_a_resume(split, open_reader, sampling):
+    # Class 0 has one image, class 1 two, class 2 the others.
+    split = dataclasses.replace(split, label=np.minimum(np.arange(TRAIN_IMAGES), 3).astype(np.int32) * 2 // 3)
+    seen = joined(first(open_reader(split, Crop(8, 0.3), sampling=sampling).training(Slices(6), seed=5), 8))
+    table = class_sampling(split.label, sampling)
+    indices, passes = sampled_positions_to_images(np.arange(48), sampling=table, seed=5)
+    assert np.array_equal(seen["index"], indices)
+    assert np.array_equal(seen["label"], split.label[indices])
+    assert np.array_equal(seen["randomness"], image_randomness(indices, passes, seed=5, draws=CROP_DRAWS))
+    assert len(np.unique(seen["randomness"], axis=0)) == 48  # an image that comes again looks different
+    for worker in range(2):
+        reader = open_reader(split, Crop(8, 0.3), sampling=sampling)
+        slices = Slices(6, replicas=2, first_replica=worker, local_replicas=1)
+        own = joined(first(reader.training(slices, seed=5, start_step=3), 5))
+        where = (np.arange(48) >= 18) & (np.arange(48) // 3 % 2 == worker)
+        assert_equal(own, {name: column[where] for name, column in seen.items()})
 
 
 @pytest.mark.parametrize("replicas", [2, 3, 4, 6, 12])

@@ -21,6 +21,7 @@ from input_pipeline.augmentation.line import parse_line
 from trainer import devices
 from trainer.cluster.discovery import find_cluster
 from trainer.layers import ByteDropout, FusedBatchNormalization
+from trainer.mixing import Mixing
 from trainer.models import BuiltModel, build_model
 from trainer.optimizers import make_optimizer
 from trainer.state import TrainState
@@ -178,6 +179,7 @@ def run(
     planted_image: int = 0,
     loss_scale: float = 0.0,
     augmented: bool = False,
+    mixing: dict[str, float] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Trains for some steps.
@@ -186,6 +188,7 @@ def run(
       planted_step: the step in whose batch one image has a pixel too bright.
       planted_image: which image of the batch.
       loss_scale: to start with, where it is not 0.
+      mixing: the fields of `Mixing`.
 
     Returns:
       What the steps reported; every variable's value before the first step, as `before/NAME`, and after the last, as
@@ -193,7 +196,8 @@ def run(
     """
     if augmented:
         options["operations"] = OPERATIONS
-    train_step, state, _ = make_step(image_size=image_size, global_batch_size=batch_size, **options)
+    mixing = Mixing(**(mixing or {}))
+    train_step, state, _ = make_step(image_size=image_size, global_batch_size=batch_size, mixing=mixing, **options)
     if loss_scale:
         state.loss_scale.assign(loss_scale)
     report: dict[str, Any] = {"losses": [], "norms": [], "finite": [], "scales": [], "changed": []}

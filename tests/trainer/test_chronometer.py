@@ -128,3 +128,13 @@ def test_the_steady_steps_are_those_after_the_first_three_over_all_windows(chron
     assert (steady.steps, chronometer.steady_steps) == (2, 2)
     assert (steady.step_ms_mean, steady.input_wait_pct) == (2000.0, 25.0)
     assert steady.images_per_second == chronometer.steady_images_per_second() == 16.0
+
+
+def test_steps_that_compile_anew_are_no_part_of_the_steady_speed(chronometer, clock):
+    take_first_steps(chronometer, clock)
+    take_step(chronometer, clock, waiting=0.0, computing=1.0)
+    chronometer.warm_up()
+    take_first_steps(chronometer, clock)
+    take_step(chronometer, clock, waiting=0.0, computing=3.0)
+    assert chronometer.steady_images_per_second() == 2 * 32 / 4.0
+    assert chronometer.seconds()["steps"] == 64.0

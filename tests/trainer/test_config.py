@@ -142,6 +142,11 @@ class TestResolve:
         with pytest.raises(UsageError, match=f"config.batch_size={batch} .*virtual_replicas={virtual} .*{mend}"):
             configs.resolve(config, num_images=1000, replicas=1)
 
+    def test_virtual_replicas_of_one_image_cannot_be_mixed(self, config):
+        changed(config, {"batch_size": 8, "virtual_replicas": 8, "mix.cutmix": 1.0})
+        with pytest.raises(UsageError, match="config.batch_size=8 each of virtual_replicas=8 has one: use 16, or set"):
+            configs.resolve(config, num_images=1000, replicas=1)
+
     @pytest.mark.parametrize(("scaling", "peak"), [("none", 0.1), ("linear", 0.4), ("sqrt", 0.2)])
     def test_the_learning_rate_scales_with_the_global_batch(self, config, scaling, peak):
         changed(
@@ -206,6 +211,11 @@ class TestCheck:
             ("optimizer.momentum", 1.0),
             ("ema.decay", 1.0),
             ("model.dropout", 1.0),
+            ("sampling", "balancd"),
+            ("mix.mixup", -0.1),
+            ("mix.cutmix", float("inf")),
+            ("mix.probability", 1.1),
+            ("mix.off_fraction", -0.5),
         ],
     )
     def test_a_value_that_cannot_work_is_named(self, config, field, value):
@@ -226,6 +236,10 @@ class TestCheck:
             configs.check(changed(config, {"augment.line": "crop | flp"}))
         with pytest.raises(UsageError, match="the size must be config.image_size=64"):
             configs.check(changed(config, {"augment.line": "crop(32) | flip", "image_size": 64}))
+
+    def test_windowed_order_and_sampling_by_class_do_not_go_together(self, config):
+        with pytest.raises(UsageError, match="config.sampling=balanced: with order=windowed give natural"):
+            configs.check(changed(config, {"order": "windowed", "sampling": "balanced"}))
 
     def test_deterministic_and_xla_do_not_go_together(self, config):
         with pytest.raises(UsageError, match="config.xla=on: with deterministic give auto or off"):

@@ -131,6 +131,7 @@ def asked(run, dataset, dataset_without_validation, convoy_together, tmp_path_fa
     questions = {
         "best": ["evaluate", "--split=test"],
         "last": ["evaluate", "--split=test", "--checkpoint=last"],
+        "mirrored": ["evaluate", "--split=test", "--checkpoint=36", "--tta"],
         "step": ["evaluate", "--split=validation", "--checkpoint=36"],
         "validation": ["evaluate", "--split=validation", "--checkpoint=40"],
         "no checkpoint": ["evaluate", "--split=test", "--checkpoint=37"],
@@ -139,6 +140,7 @@ def asked(run, dataset, dataset_without_validation, convoy_together, tmp_path_fa
         "all": predict("all", manifest=folder / "manifest.csv", checkpoint="last", top_k=TOP, probabilities="true"),
         "by name": predict("by name", checkpoint="last"),
         "top": predict("top", checkpoint="last", top_k=3),
+        "mirrored names": predict("mirrored", checkpoint=36, top_k=TOP, probabilities="true", tta="true"),
         "like": predict("liked", checkpoint="last", like=folder / "like.csv", probabilities="true"),
         "like and manifest": predict("both", like=folder / "like.csv", manifest=folder / "some.csv"),
         "like and another manifest": predict("differ", like=folder / "like.csv", manifest=folder / "manifest.csv"),
@@ -234,6 +236,17 @@ class TestEvaluate:
         in_training, afterwards = (row for row in results(run) if (row["split"], row["step"]) == ("validation", "40"))
         for name in ("loss", "top1", "top5", "macro_f1", "ece"):
             assert float(in_training[name]) == pytest.approx(float(afterwards[name]), abs=2e-6)
+
+    def test_tta_counts_the_mean_over_an_image_and_its_mirror_image(self, run, asked, dataset):
+        answers, folder, _ = asked
+        assert "259 images, each once and mirrored, with the weights of step 36\n" in answers["mirrored"].output
+        names, probabilities = probabilities_of(folder / "mirrored.csv", dataset.categories)
+        category_of = dict(dataset.rows("test"))
+        labels = np.array([dataset.categories.index(category_of[name.split("/")[-1]]) for name in names])
+        plain, mirrored = (row for row in results(run) if (row["split"], row["step"]) == ("test", "36"))
+        assert plain["loss"] != mirrored["loss"]
+        for name, value in quality(probabilities, labels).items():
+            assert float(mirrored[name]) == pytest.approx(value, abs=1e-5), name
 
     def test_what_cannot_be_evaluated_is_named(self, asked):
         answers, _, _ = asked

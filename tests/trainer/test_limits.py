@@ -32,8 +32,8 @@ def limits_of(model):
             strategy=strategy,
             precision="bfloat16",
             use_xla=False,
-            built=SimpleNamespace(model=model),
-            state=SimpleNamespace(weights=model.trainable_variables),
+            built_for=lambda size: SimpleNamespace(model=model),
+            state=SimpleNamespace(weights=model.trainable_variables, step=1),
         )
         step = SimpleNamespace(reduction_alone=lambda: lambda: time.sleep(reduction))
         dataset = SimpleNamespace(manifest={"settings": settings or {}})

@@ -39,6 +39,7 @@ EVERYTHING = {
     "average_decay": 0.9,
     "label_smoothing": 0.1,
     "augmented": True,
+    "mixing": {"mixup": 0.4, "cutmix": 1.0},
     "deterministic": True,
 }
 

@@ -36,6 +36,15 @@ def linear(num_classes: int, image_size: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="linear")
 
 
+def pooled(num_classes: int, image_size: int) -> keras.Model:
+    """Its weights do for images of any size."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, strides=4, padding="same", use_bias=False, name="conv")(inputs)
+    x = layers.Activation("relu", name="relu")(layers.BatchNormalization(momentum=0.5, name="norm")(x))
+    x = layers.Dropout(0.2, name="drop")(layers.GlobalAveragePooling2D(name="average")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="pooled")
+
+
 class Halved(layers.Layer):
     """A layer that only this file knows."""
 

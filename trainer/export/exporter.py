@@ -118,7 +118,7 @@ def export(request: Request) -> Exported:
 
 def _in_float32(request: Request) -> tuple[TrainedRun, Reference]:
     trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
-    samples = draw_samples(open_dataset_of(trained, request.data), trained.config.image_size)
+    samples = draw_samples(open_dataset_of(trained, request.data), trained.image_size)
     precision, as_trained = trained.runtime.precision, evaluated(trained, samples)
     probabilities = as_trained
     if precision != "float32":

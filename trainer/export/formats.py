@@ -68,9 +68,7 @@ def deployable(trained: TrainedRun) -> Deployable:
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):
         weight.assign(value)
-    return Deployable(
-        with_keras_layers(built.model), built.scale_pixels, trained.config.image_size, trained.class_names
-    )
+    return Deployable(with_keras_layers(built.model), built.scale_pixels, trained.image_size, trained.class_names)
 
 
 def write(file_format: str, model: Deployable, path: Path) -> None:

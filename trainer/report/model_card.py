@@ -61,7 +61,9 @@ def _card(history: History, results: Sequence[Result], evaluated: Evaluated | No
         model={
             "architecture": config["model"]["name"],
             "parameters": evaluated and f"{evaluated.evaluation.parameters:,}",
-            "input": f"RGB images, resized to {config['image_size']} x {config['image_size']} pixels",
+            "input": "RGB images, resized to {0} x {0} pixels".format(
+                config.get("eval_image_size") or config["image_size"]
+            ),
             "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}",
             "weights": evaluated and f"step {evaluated.evaluation.step}",
             "SHA-256 of the last weights": result.get("weights_sha256"),
@@ -148,6 +150,8 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
         "augmentation": config["augment"]["line"] or "none",
+        "mixing": ", ".join(f"{name} {value:g}" for name, value in config.get("mix", {}).items()),
+        "sampling by class": config.get("sampling", "natural"),
         "label smoothing": f"{config['label_smoothing']:g}",
         "weights averaged": f"decay {config['ema']['decay']:g}",
         "precision": config["precision"],

@@ -128,6 +128,7 @@ def _page(
         command=history.command,
         events=_events(history),
         label_smoothing=history.config.get("label_smoothing", 0),
+        mixes=any(history.config.get("mix", {}).get(name) for name in ("mixup", "cutmix")),
     )
     return page, why_no_pictures
 

@@ -46,6 +46,7 @@ class Evaluation:
       digest: of the split's content.
       parameters: how many the model has.
       time: seconds since 1970.
+      mirrored_too: whether each image's mirror image was classified with it.
     """
 
     split: str
@@ -56,6 +57,7 @@ class Evaluation:
     digest: str
     parameters: int
     time: float
+    mirrored_too: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""Images of several sizes in one run: which steps have which, and that the run stays one run."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.errors import UsageError
+from tests.trainer.run_files import measured, result_of
+from trainer import config as configs
+from trainer import sizes
+from trainer.checkpoints import CheckpointStore
+from trainer.runtime import make_runtime
+
+STEPS = 9
+# Stages of 17, 24 and 21 pixels that begin at steps 0, 3 and 6: odd and even, and the last one is not the largest.
+PROGRESSIVE = (
+    *("--config=smoke", "--config.model.name=tests/trainer/user_models.py:pooled", "--deterministic"),
+    *("--config.precision=float32", "--config.virtual_replicas=2"),
+    *(f"--config.steps={STEPS}", "--config.eval_every_steps=100", "--config.checkpoint_every_steps=1"),
+    *("--config.log_every_steps=3", "--config.keep_checkpoints=20", "--config.image_size=21"),
+    *("--config.progressive.sizes=(17, 24)", "--config.progressive.ends=(0.3, 0.7)", "--config.eval_image_size=27"),
+    *("--config.sampling=balanced", "--config.mix.mixup=0.2", "--config.mix.cutmix=1", "--config.mix.off_fraction=0.3"),
+)
+
+
+def config_with(**changes):
+    config = configs.default_config()
+    with config.unlocked():
+        for name, value in changes.items():
+            section, _, field = name.rpartition("__")
+            (config[section] if section else config)[field] = value
+    return config
+
+
+def progressive(config_sizes, ends, **changes):
+    return config_with(progressive__sizes=config_sizes, progressive__ends=ends, **changes)
+
+
+def test_a_run_has_one_stage_where_nothing_is_said():
+    assert sizes.stages(config_with(image_size=40), 100) == [(40, 0, 100)]
+    assert sizes.all_sizes(config_with(image_size=40)) == (40,)
+    assert sizes.described(config_with(image_size=40), 100) == ""
+
+
+def test_stages_follow_each_other_without_a_gap():
+    config = progressive((32, 48), (0.25, 0.6), image_size=64, eval_image_size=80)
+    assert sizes.stages(config, 1000) == [(32, 0, 250), (48, 250, 600), (64, 600, 1000)]
+    assert sizes.stages(config, 7) == [(32, 0, 2), (48, 2, 4), (64, 4, 7)]
+    assert [sizes.stage_at(config, 7, step).size for step in range(9)] == [32, 32, 48, 48, 64, 64, 64, 64, 64]
+    assert sizes.all_sizes(config) == (64, 32, 48, 80)
+    assert (
+        sizes.described(config, 7)
+        == "32 pixels to step 2, then 48 pixels to step 4, then 64 to the end; evaluated at 80"
+    )
+
+
+def test_a_stage_too_short_for_a_step_is_left_out():
+    assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 10) == [(48, 0, 5), (64, 5, 10)]
+    assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 1) == [(64, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eval_image_size": 5}, "config.eval_image_size=5: give 0, for that of training, or 8 or more"),
+        ({"progressive__sizes": (4,), "progressive__ends": (0.5,)}, r"config.progressive.sizes=\(4,\): give whole"),
+        ({"progressive__sizes": (32, 48), "progressive__ends": (0.5,)}, "has 2 sizes .* and 1 ends"),
+        ({"progressive__sizes": (32, 48), "progressive__ends": (0.5, 0.2)}, r"ends=\(0.5, 0.2\): give rising shares"),
+        ({"progressive__sizes": (32,), "progressive__ends": (1.0,)}, r"ends=\(1.0,\): give rising shares"),
+    ],
+)
+def test_sizes_that_cannot_work_are_named(changes, said):
+    with pytest.raises(UsageError, match=said):
+        configs.check(config_with(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eval_image_size": 48}, {"progressive__sizes": (24,), "progressive__ends": (0.5,)}]
+)
+def test_a_model_whose_weights_depend_on_the_size_is_refused(changes):
+    config = config_with(image_size=32, precision="float32", model__name="seed42", **changes)
+    with pytest.raises(
+        UsageError, match="'seed42': its weights depend on the size of images .seed42/dense1/kernel is .* for 32"
+    ):
+        make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, convoy, dataset):
+    """A progressive run on two devices."""
+    run = tmp_path_factory.mktemp("progressive") / "run"
+    answer = convoy("train", *PROGRESSIVE, "--devices=cpu:2", f"--data={dataset.data}", f"--workdir={run}", check=True)
+    assert (
+        "images         17 pixels to step 3, then 24 pixels to step 6, then 21 to the end; evaluated at 27\n"
+        in answer.stdout
+    )
+    return run
+
+
+@pytest.mark.slow
+class TestAProgressiveRun:
+    def test_goes_on_in_any_stage_as_if_it_had_not_stopped(self, trained, tmp_path, convoy_together, dataset):
+        resumed = {step: shutil.copytree(trained, tmp_path / f"from-{step}") for step in (2, 5)}
+        for step, run in resumed.items():
+            (run / "result.json").unlink()
+            for path in (run / "checkpoints").glob("step-*.npz"):
+                if int(path.stem.removeprefix("step-")) > step:
+                    path.unlink()
+            assert CheckpointStore(run / "checkpoints").steps()[-1] == step
+        answers = convoy_together(
+            *(
+                ["train", *PROGRESSIVE, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={run}"]
+                for run in resumed.values()
+            )
+        )
+        for (step, run), answer in zip(resumed.items(), answers, strict=True):
+            assert answer.returncode == 0 and f"Resumed at step {step} of {STEPS}." in answer.output, answer.output
+            assert result_of(run)["weights_sha256"] == result_of(trained)["weights_sha256"]
+            assert measured(run, "train") == measured(trained, "train")
+
+    def test_is_evaluated_and_predicted_at_its_own_size(self, trained, tmp_path, convoy_together, dataset):
+        predictions = tmp_path / "predicted.csv"
+        images = (f"--images={dataset.photos / 'test'}", f"--output={predictions}")
+        evaluated, mirrored, predicted = convoy_together(
+            *(
+                [command, f"--workdir={trained}", "--devices=cpu:1", "--checkpoint=last", *flags]
+                for command, *flags in (
+                    ["evaluate", "--split=validation"],
+                    ["evaluate", "--split=validation", "--tta"],
+                    ["predict", *images],
+                )
+            )
+        )
+        assert (evaluated.returncode, mirrored.returncode, predicted.returncode) == (0, 0, 0), evaluated.output
+        in_training = measured(trained, "validation")[-1]
+        assert f"loss {in_training['quality/loss']:.4f}" in evaluated.output
+        assert "images, each once and mirrored, with the weights" in mirrored.output
+        assert np.loadtxt(predictions, str, delimiter=",").shape == (260, 2)
