@@ -25,6 +25,7 @@ setup(
         "trainer.doctor",
         "trainer.report",
         "trainer.export",
+        "trainer.models",
         "trainer.tensorboard",
         "input_pipeline",
         "input_pipeline.augmentation",

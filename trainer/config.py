@@ -79,7 +79,16 @@ def default_config() -> ml_collections.ConfigDict:
             **_duration("checkpoint_every"),
             **_duration("log_every"),
             **_duration("histogram_every"),  # of the weights, for TensorBoard; 0: never
-            "model": {"name": "convnet", "weights": "", "dropout": -1.0},  # dropout below 0: the model's own
+            "model": {
+                "name": "convnet",
+                "weights": "",  # a file; the head is a new one where its classes are others
+                "dropout": -1.0,  # below 0: the model's own
+                "depth": 0,  # of resnet; 0: 18
+                "width": 0,  # of resnet: channels of the first stage; 0: 64
+                "stochastic_depth": 0.0,  # of resnet: how often its last block is left out
+                **_duration("freeze"),  # until then only the head is trained
+                "backbone_rate": 1.0,  # learning rate of all but the head, times the head's
+            },
             "optimizer": {
                 "name": "adam",
                 "learning_rate": 1e-3,
@@ -179,6 +188,7 @@ class Plan:
       checkpoint_every_steps: steps between checkpoints.
       log_every_steps: steps between lines.
       histogram_every_steps: steps between histograms of the weights; 0 for none.
+      freeze_steps: steps that train the model's head alone.
       peak_learning_rate: after scaling with the global batch.
     """
 
@@ -195,6 +205,7 @@ class Plan:
     checkpoint_every_steps: int
     log_every_steps: int
     histogram_every_steps: int
+    freeze_steps: int
     peak_learning_rate: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -299,6 +310,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
         log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
         histogram_every_steps=duration_in_steps(config, "histogram_every", **convert),
+        freeze_steps=duration_in_steps(config.model, "freeze", **convert, section="model."),
         peak_learning_rate=scaled_peak(
             config.optimizer.learning_rate,
             scaling=schedule.scaling,
@@ -368,9 +380,21 @@ def check(config: ml_collections.ConfigDict) -> None:
         _require(0 <= config.mix[name] <= 1, f"mix.{name}", config.mix[name], "give 0 to 1")
     _require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
     parse_line(config.augment.line, image_size=config.image_size)
-    _require(
-        config.model.dropout < 1, "model.dropout", config.model.dropout, "give below 1; negative is the model's own"
-    )
+    model = config.model
+    _require(model.dropout < 1, "model.dropout", model.dropout, "give below 1; negative is the model's own")
+    for name in ("depth", "width"):
+        _require(model[name] >= 0, f"model.{name}", model[name], "give 0 for the model's own, or more")
+    left_out = model.stochastic_depth
+    _require(0 <= left_out < 1, "model.stochastic_depth", left_out, "give 0 to below 1")
+    _require(0 < model.backbone_rate < math.inf, "model.backbone_rate", model.backbone_rate, "give more than 0")
+    for name, value in model.items():
+        freezes_random_weights = name.startswith("freeze") and value and not model.weights and ".py:" not in model.name
+        _require(
+            not freezes_random_weights,
+            f"model.{name}",
+            value,
+            "a backbone of random weights would be frozen; give their file in --config.model.weights",
+        )
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,9 @@ def header_rows(
         f", scaled ({scaling}) from {config.optimizer.learning_rate:g} at batch {config.schedule.reference_batch_size}"
     )
     return {
-        "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters",
+        "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters"
+        + (f", all but the head frozen until step {plan.freeze_steps}" if plan.freeze_steps else ""),
+        **({"weights": runtime.built.loaded} if runtime.built.loaded else {}),
         "data": f"{dataset.directory}: {dataset.num_classes} classes"
         + (", windowed order" if config.order == "windowed" else "")
         + (

@@ -69,20 +69,24 @@ class ByteDropout(keras.layers.Dropout):
 
     Four values share one 32-bit word of the Philox generator, a third of the cost. The rate is rounded to a multiple of
     1/256 (0.25 and 0.5 are exact) and kept values are scaled by the reciprocal of the rounded keep rate, so the
-    expectation is exact. The mask is a pure function of the layer's seed state and the input's shape.
+    expectation is exact. The mask is a pure function of the layer's seed state and the input's shape. With a
+    `noise_shape` of (None, 1, 1, 1) it is stochastic depth: an image's values are kept or zeroed together.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Zeroes a random share `rate` of `inputs` in training and scales the rest; else returns `inputs`."""
         threshold = round(self.rate * 256)
-        if not training or threshold == 0 or self.noise_shape is not None or threshold == 256:
+        if not training or threshold == 0 or threshold == 256:
             return super().call(inputs, training=training)
         seed = tf.bitcast(tf.cast(self.seed_generator.next(), tf.uint32), tf.int32)
-        count = tf.size(inputs)
+        shape = tf.shape(inputs)
+        if self.noise_shape is not None:  # 1 where all values along an axis are kept or zeroed together
+            shape = tf.stack([shape[k] if side is None else side for k, side in enumerate(self.noise_shape)])
+        count = tf.reduce_prod(shape)
         words = tf.random.stateless_uniform(
             [(count + 3) // 4], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
         )
-        draws = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:count], tf.shape(inputs))
+        draws = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:count], shape)
         keep = draws >= tf.constant(threshold, tf.uint8)
         scale = tf.constant(256 / (256 - threshold), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))

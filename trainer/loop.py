@@ -407,4 +407,6 @@ def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runti
             probability=config.mix.probability,
             until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
         ),
+        freeze_steps=plan.freeze_steps,
+        backbone_rate=config.model.backbone_rate,
     )

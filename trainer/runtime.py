@@ -12,10 +12,11 @@ from input_pipeline.errors import UsageError
 from input_pipeline.reader import Slices
 from trainer import sizes
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
-from trainer.models import BuiltModel, build_model
+from trainer.models import BuiltModel, build_model, takes_any_size
 from trainer.optimizers import Optimizer, make_optimizer
 from trainer.state import TrainState
 
+_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -97,10 +98,6 @@ def make_runtime(
       DataError: a weights file that cannot be used.
     """
     precision, use_xla = hardware_choices(config, strategy)
-    # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
-    keras.utils.clear_session()
-    keras.config.set_dtype_policy(_POLICIES[precision])
-    keras.utils.set_random_seed(config.seed % 2**32)
     if config.deterministic:
         fix_order_of_additions()
     optimizer_options = dict(config.optimizer)
@@ -108,10 +105,25 @@ def make_runtime(
     for field in ("learning_rate", "clip_norm"):
         del optimizer_options[field]
     optimizer = make_optimizer(name, **optimizer_options)
+    # Runs of earlier versions lack some.
+    options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
+    build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
+    weights = config.model.weights
+
+    def built_first(size: int) -> BuiltModel:
+        # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
+        keras.utils.clear_session()
+        keras.config.set_dtype_policy(_POLICIES[precision])
+        keras.utils.set_random_seed(config.seed % 2**32)
+        with strategy.scope():
+            return build(image_size=size, weights=weights)
+
     size, *others = image_sizes or sizes.all_sizes(config)
-    build = functools.partial(build_model, config.model.name, num_classes=num_classes, dropout=config.model.dropout)
-    with strategy.scope():
-        built = build(image_size=size, weights=config.model.weights)
+    built = built_first(config.image_size)
+    if takes_any_size(built.model):
+        others = ()
+    elif size != config.image_size:
+        built = built_first(size)
     with tf.device("/CPU:0"):  # their own weights are never used: they need not lie on a GPU
         resized = {other: build(image_size=other) for other in others}
     for other, model in resized.items():

@@ -122,7 +122,9 @@ def prepare(
                 f"{MOST_EXCHANGING_DEVICES} devices each. Start more workers with fewer devices."
             )
         plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
-        runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
+        to_build = config.copy_and_resolve_references()
+        to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
+        runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
         config = configs.with_choices_of(
             config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
         )

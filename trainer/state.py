@@ -104,6 +104,9 @@ class TrainState:
             raise DataError(f"{problems[0]} ({len(problems)} of {len(named)} variables do not match).")
         for name, variable in named.items():
             variable.assign(values[name])
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.Normalization):  # computes with copies of its mean and variance
+                layer.finalize_state()
         self.step = step
 
     def weights_by_path(self) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ on reduced values. So the step is the same for any `R` that divides `V`.
 Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import tensorflow as tf
 from input_pipeline.augmentation.apply import on_device
 from input_pipeline.augmentation.line import Operation
 from trainer import metrics, mixing
+from trainer.freezing import Phase, phases_of
 from trainer.mixing import Mixing
 from trainer.models import BuiltModel
 from trainer.optimizers import Optimizer, decays_weight
@@ -48,6 +50,8 @@ class StepSettings:
       reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
       operations: the device's half of the augmentation.
       mixing: how images are mixed, behind all other augmentation.
+      freeze_steps: how many of the run's first steps train the model's head alone.
+      backbone_rate: learning rate of all but the head, as a factor of the head's.
     """
 
     seed: int
@@ -62,6 +66,8 @@ class StepSettings:
     reduce_in_bfloat16: bool = False
     operations: tuple[Operation, ...] = ()
     mixing: Mixing = field(default_factory=Mixing)
+    freeze_steps: int = 0
+    backbone_rate: float = 1.0
 
 
 class StepResult(NamedTuple):
@@ -94,7 +100,8 @@ class TrainStep:
         settings: StepSettings,
         resized: Mapping[int, BuiltModel] | None = None,
     ):
-        """Prepares the step; the first call compiles it, and the first one with images of another size once more.
+        """Prepares the step. The first call compiles it, and each first one with images of another size or of another
+        phase (`freezing`) once more.
 
         Args:
           state: what it changes.
@@ -102,14 +109,18 @@ class TrainStep:
           optimizer: its formula.
           settings: what else it depends on.
           resized: the model built for images of other sizes, by size.
+
+        Raises:
+          UsageError: the model has no head that could be trained alone or faster, and the settings ask for it.
         """
         self._state = state
-        self._built = built
-        self._resized = resized or {}
         self._optimizer = optimizer
         self._settings = settings
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
+        frozen = {"freeze_steps": settings.freeze_steps, "backbone_rate": settings.backbone_rate}
+        self._phases = phases_of(built, **frozen)
+        self._phases_of_size = {size: phases_of(other, **frozen) for size, other in (resized or {}).items()}
         self._forward_backward_compiled = tf.function(
             self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
         )
@@ -132,6 +143,7 @@ class TrainStep:
           Tensors that may still be being computed.
         """
         result = self._run(
+            self._phase(batch),
             tf.constant(self._state.step, tf.int64),
             tf.constant(learning_rate, tf.float32),
             tf.constant(stop_requested, tf.float32),
@@ -144,13 +156,19 @@ class TrainStep:
         """Returns the reduced mean gradient of a global batch and changes nothing; for tests and tools."""
 
         def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-            return self._reduced(step, tf.constant(0.0), batch)[0]
+            return self._reduced(self._phase(batch), step, tf.constant(0.0), batch)[0]
 
         run = tf.function(
             lambda step, batch: self._state.strategy.run(replica_gradients, (step, batch)), autograph=False
         )
         gradients = run(tf.constant(self._state.step, tf.int64), batch)
         return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
+
+    def _phase(self, batch: dict[str, tf.Tensor]) -> Phase:
+        """Returns what the next step trains, by its number and the size of its images."""
+        image = self._state.strategy.experimental_local_results(batch["image"])[0]
+        whole, head = self._phases_of_size.get(image.shape[1], self._phases)
+        return head if self._state.step < self._settings.freeze_steps else whole
 
     def reduction_alone(self) -> Callable[[], None]:
         """Returns what sums as many values over all devices as a step does, and waits for them; it changes nothing.
@@ -185,27 +203,28 @@ class TrainStep:
         return reduce
 
     def _all_replicas(
-        self, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+        self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
     ) -> tuple:
-        results = self._state.strategy.run(self._one_replica, (step, learning_rate, stop, batch))
+        replica_step = functools.partial(self._one_replica, phase)
+        results = self._state.strategy.run(replica_step, (step, learning_rate, stop, batch))
         return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
 
     def _one_replica(
-        self, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+        self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
     ) -> tuple:
-        gradients, statistics, sums, stop_requested, loss_scale = self._reduced(step, stop, batch)
+        gradients, statistics, sums, stop_requested, loss_scale = self._reduced(phase, step, stop, batch)
         gradient_norm = self._global_norm(gradients)
         finite = tf.math.is_finite(gradient_norm)
         if self._settings.clip_norm:
             scale = tf.minimum(1.0, self._settings.clip_norm / tf.maximum(gradient_norm, 1e-12))
             gradients = [g * scale for g in gradients]
         update_number = tf.cast(step + 1, tf.float32)
-        tf.cond(finite, lambda: self._update(gradients, statistics, learning_rate, update_number), tf.no_op)
+        tf.cond(finite, lambda: self._update(phase, gradients, statistics, learning_rate, update_number), tf.no_op)
         if self._settings.float16:
             self._adapt_loss_scale(finite)
         return sums, gradient_norm, finite, loss_scale, stop_requested
 
-    def _reduced(self, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+    def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
         """Returns mean gradients and statistics, metric sums, stop flag and loss scale, after the reduction."""
         settings, state = self._settings, self._state
         context = tf.distribute.get_replica_context()
@@ -226,22 +245,25 @@ class TrainStep:
             seeds = self._layer_seeds(stream)
             if settings.mixing.is_on:
                 part["mixing"] = mixing.draw(settings.mixing, slice_size, seed=settings.seed, step=step, stream=stream)
-            *values, sums = self._forward_backward_compiled(weights, statistics, seeds, part, loss_scale)
+            *values, sums = self._forward_backward_compiled(phase, weights, statistics, seeds, part, loss_scale)
             return [*values, tf.concat([sums, [stop]], 0)]
 
         total = reduce_over_virtual_replicas(
             term,
             virtual_replicas=settings.virtual_replicas,
             deterministic=settings.deterministic,
-            bfloat16_terms=len(weights) if settings.reduce_in_bfloat16 else 0,
+            bfloat16_terms=len(phase.weights) if settings.reduce_in_bfloat16 else 0,
         )
-        gradients, changes, sums = total[: len(weights)], total[len(weights) : -1], total[-1]
+        gradients, changes, sums = total[: len(phase.weights)], total[len(phase.weights) : -1], total[-1]
         virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
         divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
         return (
             [g / divisor for g in gradients],
             # Changes are averaged, not values, so that a frozen weight stays as it is to the bit.
-            [old + tf.cast(c / virtual_replicas, old.dtype) for old, c in zip(statistics, changes, strict=True)],
+            [
+                statistics[k] + tf.cast(change / virtual_replicas, statistics[k].dtype)
+                for k, change in zip(phase.statistics, changes, strict=True)
+            ],
             sums[:-1],
             sums[-1] > 0,
             loss_scale,
@@ -262,6 +284,7 @@ class TrainStep:
 
     def _forward_backward(
         self,
+        phase: Phase,
         weights: list[tf.Tensor],
         statistics: list[tf.Tensor],
         seeds: tf.Tensor,
@@ -273,8 +296,7 @@ class TrainStep:
         A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
         """
         settings, labels = self._settings, part["label"]
-        built = self._resized.get(part["image"].shape[1], self._built)
-        model = built.model
+        built, model = phase.built, phase.built.model
         pixels = on_device(part["image"], part["randomness"], settings.operations)
         mixed = None
         if settings.mixing.is_on:
@@ -286,9 +308,10 @@ class TrainStep:
             tf.cast(next(seed_of), variable.dtype) if is_seed else next(statistic_of)
             for variable, is_seed in zip(model.non_trainable_variables, self._is_seed, strict=True)
         ]
+        trained = [weights[k] for k in phase.weights]
         with tf.GradientTape() as tape:
-            tape.watch(weights)
-            logits, new_others, penalties = model.stateless_call(
+            tape.watch(trained)
+            logits, new_others, penalties = phase.model.stateless_call(
                 weights, others, inputs, training=True, return_losses=True
             )
             logits = tf.cast(logits, tf.float32)
@@ -301,28 +324,29 @@ class TrainStep:
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
             # In float16 the mean of the slice is scaled: a sum over many images would overflow much earlier.
             scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
-        gradients = tape.gradient(scaled_loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
-        changes = [tf.cast(new - old, tf.float32) for new, old in zip(new_statistics, statistics, strict=True)]
+        changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
         return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
 
     def _update(
         self,
+        phase: Phase,
         gradients: list[tf.Tensor],
         statistics: list[tf.Tensor],
         learning_rate: tf.Tensor,
         update_number: tf.Tensor,
     ) -> tf.Operation:
         state = self._state
-        weights = [self._own(w.value) for w in state.weights]
-        slots = [
-            {name: self._own(variables[k]) for name, variables in state.slots.items()} for k in range(len(weights))
-        ]
+        weights = [self._own(state.weights[k].value) for k in phase.weights]
+        slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
         if self._optimizer.in_place and not self._settings.use_xla:
-            for weight, slot, gradient, decays in zip(weights, slots, gradients, self._decays, strict=True):
-                self._optimizer.in_place(weight, slot, gradient, learning_rate, update_number, decays)
+            each = self._rates_and_decays(phase, learning_rate, update_number)
+            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
+                self._optimizer.in_place(weight, slot, gradient, *options)
         else:
             new_weights, new_slots = self._formulas_compiled(
+                phase,
                 [tf.convert_to_tensor(w) for w in weights],
                 [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
                 gradients,
@@ -336,24 +360,34 @@ class TrainStep:
         if state.averages:
             # Early on the average follows closely, else it would hold on to the random start.
             decay = tf.minimum(self._settings.average_decay, (1.0 + update_number) / (10.0 + update_number))
-            for average, weight in zip(state.averages, weights, strict=True):
-                own = self._own(average)
+            for k, weight in zip(phase.weights, weights, strict=True):
+                own = self._own(state.averages[k])
                 own.assign_sub((own - weight) * (1.0 - decay))
-        for variable, value in zip(state.statistics, statistics, strict=True):
-            self._own(variable.value).assign(value)
+        for k, value in zip(phase.statistics, statistics, strict=True):
+            self._own(state.statistics[k].value).assign(value)
         return tf.no_op()
+
+    def _rates_and_decays(
+        self, phase: Phase, learning_rate: tf.Tensor, update_number: tf.Tensor
+    ) -> list[tuple[tf.Tensor, tf.Tensor, bool]]:
+        """Returns, for each weight that is trained, its learning rate, the number of its update, and if it decays."""
+        kinds = list(zip(phase.rates, phase.steps_before, strict=True))
+        of_kind = {kind: (learning_rate * kind[0], update_number - float(kind[1])) for kind in dict.fromkeys(kinds)}
+        return [(*of_kind[kind], self._decays[k]) for k, kind in zip(phase.weights, kinds, strict=True)]
 
     def _formulas(
         self,
+        phase: Phase,
         weights: list[tf.Tensor],
         slots: list[dict[str, tf.Tensor]],
         gradients: list[tf.Tensor],
         learning_rate: tf.Tensor,
         update_number: tf.Tensor,
     ) -> tuple[list[tf.Tensor], list[dict[str, tf.Tensor]]]:
+        each = self._rates_and_decays(phase, learning_rate, update_number)
         updated = [
-            self._optimizer.formula(weight, slot, gradient, learning_rate, update_number, decays)
-            for weight, slot, gradient, decays in zip(weights, slots, gradients, self._decays, strict=True)
+            self._optimizer.formula(weight, slot, gradient, *options)
+            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True)
         ]
         return [weight for weight, _ in updated], [slot for _, slot in updated]
 

@@ -75,6 +75,8 @@ class TestResolve:
                 "virtual_replicas": 12,
                 "schedule.warmup_epochs": 0.5,
                 "checkpoint_every_images": 480,
+                "model.freeze_images": 144,
+                "model.weights": "weights.h5",
                 "optimizer.learning_rate": 0.3,
             },
         )
@@ -93,6 +95,7 @@ class TestResolve:
             checkpoint_every_steps=10,
             log_every_steps=20,
             histogram_every_steps=0,
+            freeze_steps=3,
             peak_learning_rate=0.3,
         )
         assert plan.as_dict()["total_steps"] == 53
@@ -216,6 +219,11 @@ class TestCheck:
             ("mix.cutmix", float("inf")),
             ("mix.probability", 1.1),
             ("mix.off_fraction", -0.5),
+            ("model.depth", -1),
+            ("model.width", -1),
+            ("model.stochastic_depth", 1.0),
+            ("model.freeze_steps", 3),
+            ("model.backbone_rate", 0.0),
         ],
     )
     def test_a_value_that_cannot_work_is_named(self, config, field, value):

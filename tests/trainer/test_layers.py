@@ -221,9 +221,13 @@ def test_every_bit_of_the_seed_state_counts():
     assert len(masks) == 12
 
 
-def test_a_noise_shape_is_left_to_keras():
-    ours = ByteDropout(0.5, noise_shape=(None, 1), seed=1)(tf.ones([50, 6]), training=True).numpy()
-    assert set(ours.sum(1)) == {0.0, 12.0}
+@pytest.mark.parametrize("use_xla", [False, True])
+def test_with_a_noise_shape_the_values_along_its_ones_are_kept_or_zeroed_together(use_xla):
+    dropout = ByteDropout(0.5, noise_shape=(None, 1, 1, 2), seed=1)
+    ours = tf.function(lambda x: dropout(x, training=True), jit_compile=use_xla)(tf.ones([501, 3, 4, 2])).numpy()
+    assert set(ours.sum((1, 2)).ravel()) == {0.0, 24.0}
+    assert 0.4 < np.mean(ours == 0) < 0.6
+    assert len(np.unique((ours[:, 0, 0] == 0).astype(int), axis=0)) == 4  # the two are drawn apart
 
 
 def small_model() -> keras.Model:

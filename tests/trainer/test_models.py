@@ -157,13 +157,13 @@ def test_a_model_returns_logits_for_each_class(name):
     assert np.abs(np.sum(logits, 1) - 1).max() > 1e-3  # no softmax
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet", "keras_applications:MobileNetV2"])
+@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet", "keras_applications:MobileNetV2"])
 def test_every_variable_of_a_model_has_a_path_of_its_own(name):
     paths = [v.path for v in build_model(name, num_classes=3, image_size=SIZE).model.variables]
     assert len(set(paths)) == len(paths)
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet"])
+@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet"])
 def test_the_paths_of_variables_do_not_depend_on_what_was_built_before(name):
     first, second = (build_model(name, num_classes=3, image_size=SIZE).model for _ in range(2))
 
@@ -205,7 +205,7 @@ def test_a_published_architecture_gets_our_layers_and_its_own_scaling():
     np.testing.assert_allclose(resnet.scale_pixels(pixels)[0, 0, 0], [127.5 - 103.939, -116.779, 255 - 123.68], 1e-5)
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet"])
+@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet"])
 def test_built_in_models_take_pixels_from_0_to_1(name):
     built = build_model(name, num_classes=3, image_size=SIZE)
     assert built.scale_pixels(tf.constant([0.0, 255.0])).numpy().tolist() == [0.0, 1.0]
@@ -225,7 +225,7 @@ def test_in_mixed_precision_weights_and_statistics_stay_float32(policy):
         ("seed24", r"config\.model\.name='seed24' .*did you mean 'seed42'"),
         ("conv_net", r"did you mean 'convnet'"),
         ("keras_applications:ResNet5", r"keras_applications:ResNet5' .*did you mean 'ResNet50'"),
-        ("qqqq", r"Known: seed42, convnet, keras_applications:NAME"),
+        ("qqqq", r"Known: seed42, convnet, resnet, keras_applications:NAME"),
         ("keras_applications:resnet50", r"did you mean 'ResNet50'"),
     ],
 )
@@ -263,10 +263,19 @@ def test_a_weights_file_from_keras_own_layers_is_loaded(tmp_path):
 def test_a_weights_file_of_another_model_is_refused(tmp_path):
     path = tmp_path / "other.weights.h5"
     build_model("convnet", num_classes=4, image_size=SIZE).model.save_weights(path)
-    with pytest.raises(DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'convnet'"):
-        build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))
-    with pytest.raises(DataError, match="does not fit model 'seed42'"):
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'seed42'"):
         build_model("seed42", num_classes=3, image_size=SIZE, weights=str(path))
+
+
+def test_a_weights_file_of_other_classes_gives_all_but_the_last_layer(tmp_path):
+    path = tmp_path / "other.weights.h5"
+    saved = build_model("convnet", num_classes=4, image_size=SIZE)
+    saved.model.save_weights(path)
+    built = build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))
+    for one, other in zip(weights_of(built.model)[:-2], weights_of(saved.model)[:-2], strict=True):
+        assert np.array_equal(one, other)
+    assert saved.loaded == ""
+    assert built.loaded == f"40 of 40 weights from {path}, and 0 of the head's 2; the others start anew"
 
 
 def test_a_weights_file_that_is_missing_or_damaged_is_refused(tmp_path):

@@ -21,6 +21,16 @@ def small(num_classes: int, image_size: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small")
 
 
+def normalized(num_classes: int, image_size: int) -> keras.Model:
+    """A backbone with batch norm that leaves whole images out, and a head with dropout."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, strides=4, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Dropout(0.3, noise_shape=(None, 1, 1, 1), name="left_out")(x)
+    x = layers.Dropout(0.2, name="drop")(layers.GlobalAveragePooling2D(name="average")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="normalized")
+
+
 def wide(num_classes: int, image_size: int) -> keras.Model:
     """2.5 MB to a checkpoint."""
     inputs = layers.Input((image_size, image_size, 3))

@@ -1,0 +1,25 @@
+"""From weights trained on other images: first a new head alone, then all of it, the backbone at a tenth of the rate.
+
+    convoy train --config=finetune42 --data=data --workdir=runs/finetune42 \\
+        --config.model.weights=mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5
+
+The file is the one that Keras downloads for `keras.applications.MobileNetV2(include_top=False,
+input_shape=(96, 96, 3))` and keeps in `~/.keras/models`. Every other `config.model.name=keras_applications:NAME` works
+the same with its own file.
+"""
+
+import ml_collections
+
+from configs.convnet42 import get_config as convnet42
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = convnet42()
+    config.model.name = "keras_applications:MobileNetV2"
+    config.model.weights = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"
+    config.model.freeze_epochs = 3
+    config.model.backbone_rate = 0.1
+    config.image_size = 96
+    config.epochs = 15
+    return config

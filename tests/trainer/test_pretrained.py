@@ -1,0 +1,197 @@
+"""Weights of local files, as Keras writes them, for a model with another head."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from input_pipeline.errors import DataError
+from trainer.layers import with_fast_layers
+from trainer.models import build_model
+from trainer.models.head import split
+from trainer.models.pretrained import load_pretrained
+from trainer.optimizers import make_optimizer
+from trainer.state import TrainState
+
+SIZE = 16
+FORMATS = ["legacy.h5", "whole.h5", "new.weights.h5", "whole.keras"]
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def network(classes: int | None, filters: int = 6, hidden: bool = False) -> keras.Model:
+    """A small network with squeeze and excitation; without a top where `classes` is None."""
+    inputs = layers.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(inputs)
+    x = layers.BatchNormalization()(x)
+    gate = layers.Dense(filters, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.Conv2D(8, 3)(layers.Multiply()([x, gate]))
+    x = layers.BatchNormalization()(x)
+    if classes:
+        x = layers.GlobalAveragePooling2D()(x)
+        x = layers.Dense(10, activation="relu")(x) if hidden else x
+        x = layers.Dense(classes)(layers.Dropout(0.2)(x))
+    return keras.Model(inputs, x, name="network")
+
+
+def randomized(model: keras.Model, seed: int = 0) -> keras.Model:
+    random = np.random.default_rng(seed)
+    model.set_weights([random.uniform(0.2, 0.9, w.shape).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def save(model: keras.Model, path) -> str:
+    if path.name == "whole.h5":  # of Keras 2: weights in a group beside the model's description
+        legacy = path.with_name("part.h5")
+        keras.src.legacy.saving.legacy_h5_format.save_model_to_hdf5(model, legacy)
+        legacy.rename(path)
+    elif path.name == "legacy.h5":
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            keras.src.legacy.saving.legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    elif path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        model.save(path)
+    return str(path)
+
+
+def loaded(model: keras.Model, path: str) -> tuple[keras.Model, str]:
+    fast = with_fast_layers(model)
+    return fast, load_pretrained(model, fast, path)
+
+
+def backbone_weights(model: keras.Model) -> list[np.ndarray]:
+    return split(model)[0].get_weights()
+
+
+def images():
+    return tf.constant(np.random.default_rng(3).random((4, SIZE, SIZE, 3)), tf.float32)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("classes_in_file", [None, 20, 5])
+def test_a_file_of_each_format_with_or_without_the_top_fills_the_backbone(tmp_path, file_format, classes_in_file):
+    published = randomized(network(classes_in_file))
+    path = save(published, tmp_path / file_format)
+    model = network(5)
+    head_before = split(model)[1].get_weights()
+    fast, told = loaded(model, path)
+    reference = published if classes_in_file is None else split(published)[0]
+    for one, other in zip(backbone_weights(fast), reference.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    features = split(fast)[0](images(), training=False)
+    expected = reference(images(), training=False)
+    expected = tf.reduce_mean(expected, (1, 2)) if classes_in_file is None else expected
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    head_after = split(fast)[1].get_weights()
+    if classes_in_file == 5:
+        assert np.array_equal(head_after[0], published.get_weights()[-2])
+        assert told == f"13 of 13 weights from {path}, and 2 of the head's 2"
+    else:
+        assert all(np.array_equal(a, b) for a, b in zip(head_before, head_after, strict=True))
+        assert told == f"13 of 13 weights from {path}, and 0 of the head's 2; the others start anew"
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_layer_of_the_head_that_fits_is_taken_and_one_of_other_classes_starts_anew(tmp_path, file_format):
+    published = randomized(network(20, hidden=True))
+    fast, told = loaded(network(5, hidden=True), save(published, tmp_path / file_format))
+    assert told.endswith("and 2 of the head's 4; the others start anew")
+    assert np.array_equal(split(fast)[1].get_weights()[0], published.get_weights()[-4])
+
+
+def test_a_file_from_our_layers_is_as_good(tmp_path):
+    published = with_fast_layers(randomized(network(20)))
+    fast, _ = loaded(network(5), save(published, tmp_path / "new.weights.h5"))
+    for one, other in zip(backbone_weights(fast), backbone_weights(published), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_file_of_another_architecture_is_refused_and_says_what_is_missing(tmp_path, file_format):
+    path = save(network(5, filters=7), tmp_path / file_format)
+    with pytest.raises(
+        DataError, match=r"does not fit model 'network': \d+ of 13 weights are in it; the first without"
+    ) as caught:
+        loaded(network(5), path)
+    assert len(str(caught.value).splitlines()) == 1 and path in str(caught.value)
+
+
+def test_a_model_keeps_its_weights_where_a_file_is_refused(tmp_path):
+    model = network(5)
+    before = model.get_weights()
+    with pytest.raises(DataError):
+        loaded(model, save(network(5, filters=7), tmp_path / "new.weights.h5"))
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_file_that_is_cut_short_is_refused_in_a_line(tmp_path, file_format):
+    path = tmp_path / file_format
+    save(network(5), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(DataError, match=r"does not fit model 'network', or is damaged: ") as caught:
+        loaded(network(5), str(path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_restored_state_scales_its_input_as_the_one_that_was_saved():
+    """Keras' layer computes with copies of its mean and variance."""
+
+    def state_of(model):
+        return TrainState(model, make_optimizer("sgd"), tf.distribute.get_strategy())
+
+    def scaling():
+        inputs = layers.Input((None, None, 3))
+        x = layers.GlobalAveragePooling2D(name="average")(layers.Normalization(name="scaling")(inputs))
+        return keras.Model(inputs, layers.Dense(5, kernel_initializer="ones", name="logits")(x), name="scaling")
+
+    saved, restored = scaling(), scaling()
+    saved.get_layer("scaling").adapt(np.random.default_rng(0).normal(3, 2, (9, 4, 4, 3)).astype(np.float32))
+    assert not np.allclose(saved(images()), restored(images()))
+    state_of(restored).assign(state_of(saved).values(), step=1)
+    assert np.array_equal(saved(images()), restored(images()))
+
+
+@pytest.mark.parametrize("file_format", ["legacy.h5", "new.weights.h5"])
+def test_a_published_architecture_takes_the_published_classes_file(tmp_path, file_format):
+    keras.utils.clear_session()
+    published = randomized(keras.applications.MobileNet(weights=None, input_shape=(32, 32, 3), classes=1000))
+    path = save(published, tmp_path / file_format)
+    built = build_model("keras_applications:MobileNet", num_classes=5, image_size=48, weights=path)
+    assert built.loaded == f"135 of 135 weights from {path}, and 0 of the head's 2; the others start anew"
+    for one, other in zip(backbone_weights(built.model), published.get_weights()[:-2], strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_efficientnet_from_a_published_file_computes_what_keras_computes_from_it(tmp_path, monkeypatch):
+    """Keras adds a second scaling, but only where it downloads the file itself."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    published = keras.applications.EfficientNetB0(weights=None, include_top=False)
+    random = np.random.default_rng(0)
+    for variable in published.variables:
+        if variable.name in ("beta", "moving_mean", "bias"):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    (scaling,) = (layer for layer in published.layers if isinstance(layer, layers.Normalization))
+    scaling.adapt_mean.assign([0.485, 0.456, 0.406])
+    scaling.adapt_variance.assign(np.square([0.229, 0.224, 0.225]))
+    path = save(published, tmp_path / "legacy.h5")
+    monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *arguments, **options: path)
+    reference = keras.applications.EfficientNetB0(weights="imagenet", include_top=False, pooling="avg")
+    built = build_model("keras_applications:EfficientNetB0", num_classes=5, image_size=32, weights=path)
+    pixels = tf.constant(random.integers(0, 256, (2, 32, 32, 3)), tf.float32)
+    expected = reference(keras.applications.efficientnet.preprocess_input(pixels), training=False)
+    features = split(built.model)[0](built.scale_pixels(pixels), training=False)
+    # Random weights let little of an image through, so it is what differs between two that counts.
+    difference, expected_difference = features[1] - features[0], expected[1] - expected[0]
+    np.testing.assert_allclose(difference, expected_difference, rtol=0, atol=1e-2 * np.abs(expected_difference).max())

@@ -1,0 +1,112 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.errors import UsageError
+from trainer.models import build_model, resnet
+
+CLASSES = 7
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def small(image_size=32, depth=10, **options):
+    return resnet(CLASSES, image_size, depth=depth, width=8, **options)
+
+
+def shapes_of(model):
+    return {v.path: tuple(v.shape) for v in model.variables if v.dtype == "float32"}
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
+def test_with_the_stem_of_2016_it_has_the_published_number_of_parameters(depth, parameters):
+    model = resnet(1000, 224, depth=depth, classic_stem=True)
+    assert sum(v.shape.num_elements() for v in (w.value for w in model.trainable_variables)) == parameters
+
+
+@pytest.mark.parametrize("depth", [10, 14, 34, 101])
+def test_its_name_counts_the_layers_with_weights_on_the_way(depth):
+    model = small(depth=depth)
+    on_the_way = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and "shortcut" not in layer.name
+    ]
+    assert len(on_the_way) == depth and model.name == f"resnet{depth}"
+
+
+@pytest.mark.parametrize(("size", "last_stage"), [(32, 4), (64, 8), (65, 5), (128, 8), (130, 5), (224, 7)])
+def test_the_last_stage_sees_at_most_8_pixels_a_side_whatever_the_images_size(size, last_stage):
+    model = small(size)
+    seen = keras.Model(model.input, [model.get_layer("average").input, model.output])
+    features, logits = seen.compute_output_shape((2, size, size, 3))
+    assert features == (2, last_stage, last_stage, 64) and logits == (2, CLASSES)
+
+
+def test_weights_depend_on_the_images_size_only_in_what_comes_first():
+    assert shapes_of(small(32)) == shapes_of(small(64)) and shapes_of(small(96)) == shapes_of(small(224))
+    different = shapes_of(small(64)).items() ^ shapes_of(small(65)).items()
+    assert different and all(path.startswith("stem") for path, _ in different)
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnet"])
+def test_one_model_takes_images_of_several_sizes(name):
+    options = {"depth": 10, "width": 8} if name == "resnet" else {}
+    built = build_model(name, num_classes=CLASSES, image_size=32, **options)
+    weights = [w.value for w in built.model.trainable_variables]
+    others = [v.value for v in built.model.non_trainable_variables]
+    for size in (24, 32, 45):
+        logits, _ = built.model.stateless_call(weights, others, tf.ones([2, size, size, 3]), training=False)
+        assert logits.shape == (2, CLASSES)
+
+
+def test_a_block_starts_as_the_identity():
+    model = small()
+    x = tf.constant(np.random.default_rng(0).random((2, 32, 32, 3)), tf.float32)
+    stem, first = (
+        keras.Model(model.input, model.get_layer(name).output)(x, training=True)
+        for name in ("stem_relu", "stage1_block1_relu")
+    )
+    assert np.array_equal(stem, first) and np.ptp(stem) > 0
+
+
+def test_deeper_blocks_are_left_out_more_often_up_to_the_rate_of_the_last():
+    model = small(depth=18, stochastic_depth=0.4)
+    rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert rates == pytest.approx([0.4 * number / 8 for number in range(1, 9)])
+
+
+def test_a_block_is_left_out_for_some_images_and_made_up_for_by_the_others():
+    model = build_model("resnet", num_classes=CLASSES, image_size=32, depth=10, width=8, stochastic_depth=0.5).model
+    norm, drop = model.get_layer("stage4_block1_2_norm"), model.get_layer("stage4_block1_left_out")
+    norm.gamma.assign(tf.ones_like(norm.gamma))
+    x = tf.constant(np.random.default_rng(0).random((64, 32, 32, 3)), tf.float32)
+    before, after = keras.Model(model.input, [norm.output, drop.output])(x, training=True)
+    ratios = {image: np.unique(np.round(after[image] / before[image], 4)).tolist() for image in range(64)}
+    assert all(ratio in ([0.0], [2.0]) for ratio in ratios.values())
+    assert 15 < sum(ratio == [0.0] for ratio in ratios.values()) < 49
+    assert np.array_equal(*keras.Model(model.input, [norm.output, drop.output])(x, training=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 20}, r"config\.model\.depth=20: give one of 10, 14, 18, 26, 34, 50, 101, 152\."),
+        ({"width": 9}, r"config\.model\.width=9: give an even number"),
+    ],
+)
+def test_a_shape_that_there_is_not_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        build_model("resnet", num_classes=CLASSES, image_size=32, **options)
+
+
+@pytest.mark.parametrize("option", ["depth", "width", "stochastic_depth"])
+def test_its_options_are_refused_for_other_models(option):
+    with pytest.raises(UsageError, match=rf"config\.model\.{option}=.*: only the model resnet has it"):
+        build_model("convnet", num_classes=CLASSES, image_size=32, **{option: 0.5})

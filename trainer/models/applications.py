@@ -1,0 +1,59 @@
+"""The published architectures in `keras.applications`, each with the scaling that it wants of its input."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+from input_pipeline.errors import UsageError, did_you_mean
+
+
+def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable]:
+    """Returns an architecture with random weights, without softmax, and its scaling of float pixels in [0, 255].
+
+    Some families scale inside of the model; their function returns pixels as they are.
+
+    Args:
+      name: of a constructor in `keras.applications`.
+      num_classes: 2 or more.
+      image_size: side of the square input in pixels. Where its graph allows it, the model takes other sizes too.
+
+    Raises:
+      UsageError: no such architecture.
+      ValueError: an image too small for it.
+    """
+    known = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    if name not in known:
+        raise UsageError(
+            f"config.model.name='keras_applications:{name}' is not in keras.applications{did_you_mean(name, known)}."
+        )
+    model = known[name](
+        weights=None,
+        include_top=True,
+        input_shape=(image_size, image_size, 3),
+        classes=num_classes,
+        classifier_activation=None,
+    )
+    # Each family keeps its scaling beside its constructor.
+    preprocess = sys.modules[known[name].__module__].preprocess_input
+    return _for_any_size(model), preprocess
+
+
+def _for_any_size(model: keras.Model) -> keras.Model:
+    """Returns the same layers on an input of any size; `model` itself where a layer's weights are for one size."""
+    needs_one_size = []
+
+    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (what layers take and give)
+        outputs = layer(*inputs, **options)
+        if isinstance(layer, layers.Flatten) and None in outputs.shape[1:]:
+            needs_one_size.append(layer)
+        return outputs
+
+    images = layers.Input((None, None, 3))
+    rebuilt = keras.models.clone_model(
+        model, input_tensors=images, clone_function=lambda layer: layer, call_function=call
+    )
+    return model if needs_one_size else rebuilt

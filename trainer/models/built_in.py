@@ -1,0 +1,75 @@
+"""The seed's published model, and its trunk made to generalize."""
+
+import keras
+from keras import layers
+
+
+def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
+    """The published 42-category model, unchanged; its softmax is part of the loss.
+
+    11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first Dense layer.
+    """
+    del dropout  # the published rates are part of the model
+    return keras.Sequential(
+        [
+            layers.Input((image_size, image_size, 3)),
+            *_seed_block(1, 32),
+            *_seed_block(2, 32),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Dropout(0.25, name="drop1"),
+            *_seed_block(3, 64),
+            layers.Dropout(0.25, name="drop2"),
+            *_seed_block(4, 128),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Dropout(0.25, name="drop3"),
+            layers.Flatten(name="flatten"),
+            *_seed_dense(1, 512),
+            *_seed_dense(2, 128),
+            layers.Dense(num_classes, name="logits"),
+        ],
+        name="seed42",
+    )
+
+
+def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
+    """The seed's trunk made to generalize.
+
+    Convolutions without bias, batch normalization before ReLU, and global average pooling in place of the
+    11-million-weight Dense. Each stage but the last halves the image; the channels grow to 256. It takes images of any
+    size.
+    """
+    if image_size < 8:
+        raise ValueError("three stages halve them, so they need 8 or more.")
+    rate = 0.2 if dropout < 0 else dropout
+    inputs = x = layers.Input((None, None, 3))
+    for stage, filters in enumerate((32, 64, 128, 256), start=1):
+        for half in ("a", "b"):
+            x = _conv_norm_relu(x, filters, f"{stage}{half}")
+        if stage < 4:
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    x = layers.Dropout(rate, name="drop")(x) if rate > 0 else x
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
+
+
+def _seed_block(number: int, filters: int) -> list[keras.Layer]:
+    return [
+        layers.Conv2D(filters, 3, name=f"conv{number}"),
+        layers.Activation("relu", name=f"relu{number}"),
+        layers.BatchNormalization(name=f"norm{number}"),
+    ]
+
+
+def _seed_dense(number: int, units: int) -> list[keras.Layer]:
+    return [
+        layers.Dense(units, name=f"dense{number}"),
+        layers.Activation("relu", name=f"dense{number}_relu"),
+        layers.BatchNormalization(name=f"dense{number}_norm"),
+        layers.Dropout(0.5, name=f"dense{number}_drop"),
+    ]
+
+
+def _conv_norm_relu(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}")(x)
+    x = layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
+    return layers.Activation("relu", name=f"relu{name}")(x)

@@ -1,0 +1,46 @@
+"""A model that a function in a user's file returns: `config.model.name=FILE.py:FUNCTION`."""
+
+import inspect
+import runpy
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from input_pipeline.errors import UsageError, did_you_mean
+
+
+def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
+    """Returns what the function returns, built.
+
+    Args:
+      name: `FILE.py:FUNCTION`, a function of `num_classes` and `image_size`.
+      num_classes: 2 or more.
+      image_size: side of the square input in pixels.
+
+    Raises:
+      UsageError: no such file or function, it fails, or its model gives no logits of so many classes.
+    """
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"config.model.name={name!r}: there is no file {path}.")
+    try:
+        namespace = runpy.run_path(path)
+    except Exception as error:
+        raise UsageError(f"config.model.name={name!r}: {path} fails: {type(error).__name__}: {error}") from error
+    if not callable(namespace.get(function)):
+        functions = [key for key, value in namespace.items() if inspect.isfunction(value)]
+        raise UsageError(
+            f"config.model.name={name!r}: {path} has no function {function}{did_you_mean(function, functions)}."
+        )
+    try:
+        model = namespace[function](num_classes=num_classes, image_size=image_size)
+        outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds a model that is not yet
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
+    if tuple(outputs.shape) != (1, num_classes):
+        raise UsageError(
+            f"config.model.name={name!r} gives {list(outputs.shape)} for one image: [1, {num_classes}] is needed."
+        )
+    return model

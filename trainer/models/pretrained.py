@@ -1,0 +1,138 @@
+"""Weights of a file for a model of the same architecture, with a new head where the classes are others.
+
+    print(load_pretrained(model, fast, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"))
+
+Three formats, told apart by what is in the file: Keras' legacy `.h5` (weights or a whole model; the files published
+with `keras.applications`, with or without the top, are such), `.weights.h5`, and `.keras`. Nothing in a file is run.
+All weights of the backbone (`head.split`) must be in it; a layer of the head gets those that fit, else it starts anew.
+"""
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from input_pipeline.errors import DataError
+from trainer.models.head import split
+
+# EfficientNet's published weights are for pixels divided by the square root of ImageNet's deviation once more. Keras
+# adds a layer for that, but only where it downloads them itself (tensorflow#49930); here it goes into the variance.
+_IMAGENET_MEAN, _IMAGENET_VARIANCE = (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2)
+
+
+def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
+    """Loads a file into `fast`.
+
+    Args:
+      model: in Keras' own layers.
+      fast: the same with ours. Keras finds weights by their layers' classes, and a file may be of either.
+      path: the file.
+
+    Returns:
+      How many of how many weights were loaded, in words.
+
+    Raises:
+      DataError: missing, damaged, of no known format, or of another architecture.
+    """
+    name = f"config.model.weights={path!r}"
+    if not Path(path).is_file():
+        raise DataError(f"{name}: no such file.")
+    try:
+        found = [_in_order(model, path)] if _is_legacy(path) else [_by_keras(each, path) for each in (model, fast)]
+    except Exception as error:  # a damaged file can make h5py, zipfile and Keras raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(f"{name} does not fit model {model.name!r}, or is damaged: {reason}.") from error
+    values = max(found, key=lambda values: sum(value is not None for value in values))
+    value_of = {id(w): value for w, value in zip(fast.weights, values, strict=True) if value is not None}
+    parts = split(fast)
+    head = parts[1] if parts else None
+    in_head = {id(weight) for weight in head.weights} if head else set()
+    for layer in head.layers if head else ():
+        if any(id(weight) not in value_of for weight in layer.weights):
+            for weight in layer.weights:
+                value_of.pop(id(weight), None)
+    backbone = [weight for weight in fast.weights if id(weight) not in in_head]
+    missing = [weight.path for weight in backbone if id(weight) not in value_of]
+    if missing:
+        raise DataError(
+            f"{name} does not fit model {model.name!r}: {len(backbone) - len(missing)} of {len(backbone)} weights are "
+            f"in it; the first without is {missing[0]}."
+        )
+    for weight in fast.weights:
+        if id(weight) in value_of:
+            weight.assign(value_of[id(weight)])
+    for layer in fast.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+            _scale_as_published(layer)
+    in_file = len(value_of) - len(backbone)
+    return (
+        f"{len(backbone)} of {len(backbone)} weights from {path}"
+        + (f", and {in_file} of the head's {len(in_head)}" if head else "")
+        + ("; the others start anew" if in_file < len(in_head) else "")
+    )
+
+
+def _is_legacy(path: str) -> bool:
+    if zipfile.is_zipfile(path):
+        return False
+    with h5py.File(path) as file:
+        return "model_weights" in file or any(name.startswith("layer_names") for name in file.attrs)
+
+
+def _in_order(model: keras.Model, path: str) -> list[np.ndarray | None]:
+    """Returns the values for a model's weights from a legacy file, in their order; None from the first misfit on.
+
+    Such files are read by the order of layers, as Keras does: their names count up in the process that wrote them.
+    """
+    value_of = {}
+    with h5py.File(path) as file:
+        group = file.get("model_weights", file)
+        of_layers = [
+            [np.asarray(group[layer][weight]) for weight in weights]
+            for layer in _names(group, "layer_names")
+            if (weights := _names(group[layer], "weight_names"))
+        ]
+    layers = [layer for layer in model.layers if layer.weights]
+    for layer, values in zip(layers, of_layers, strict=False):
+        weights = [*layer.trainable_weights, *layer.non_trainable_weights]  # the order in these files
+        if [tuple(weight.shape) for weight in weights] != [value.shape for value in values]:
+            break
+        value_of |= {id(weight): value for weight, value in zip(weights, values, strict=True)}
+    return [value_of.get(id(weight)) for weight in model.weights]
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """Returns a list that HDF5 may hold in pieces: an attribute is at most 64 KiB."""
+    pieces = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(pieces)}" in group.attrs:
+        pieces.append(f"{attribute}{len(pieces)}")
+    names = [name for piece in pieces for name in group.attrs[piece]]
+    return [name.decode() if isinstance(name, bytes) else name for name in names]
+
+
+def _by_keras(model: keras.Model, path: str) -> list[np.ndarray | None]:
+    """Returns the values for a model's weights that Keras finds in a file; None for those that it does not."""
+    before = model.get_weights()
+    unset = [np.full_like(value, -1 if value.dtype.kind in "iu" else np.nan) for value in before]
+    try:
+        model.set_weights(unset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of each weight that is not in the file, or does not fit
+            model.load_weights(path, skip_mismatch=True)
+        found = model.get_weights()
+    finally:
+        model.set_weights(before)
+    return [
+        None if np.array_equal(value, mark, equal_nan=value.dtype.kind == "f") else value
+        for value, mark in zip(found, unset, strict=True)
+    ]
+
+
+def _scale_as_published(layer: keras.layers.Normalization) -> None:
+    is_published = np.allclose(layer.adapt_mean.numpy(), _IMAGENET_MEAN, atol=1e-4)
+    if is_published and np.allclose(layer.adapt_variance.numpy(), _IMAGENET_VARIANCE, atol=1e-4):
+        layer.adapt_variance.assign(layer.adapt_variance.numpy() ** 1.5)
+    layer.finalize_state()
