@@ -76,12 +76,14 @@ setup(
             "websocket-client>=1.8",  # talks to the browser that opens the pages
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
+            "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
             # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
             "kubeflow-training>=1.9",
         ],
         "bench": [
+            "scikit-learn>=1.3",  # its handwritten digits: real images that need no download
             "torch>=2.4",
             "torchvision>=0.19",  # its transforms, which most augment with
             "nvidia-dali-cuda120>=1.40; platform_system == 'Linux'",  # its readers and decoders work without a GPU

@@ -6,6 +6,7 @@ convoy bench augment
 convoy bench convert --images=photos/train
 convoy bench scaling --model=seed42
 convoy bench monitoring
+convoy bench generalization --seeds=3
 """
 
 import importlib
@@ -26,6 +27,7 @@ _BENCHMARKS = {
     "convert": "benchmarks.convert",
     "scaling": "benchmarks.scaling",
     "monitoring": "benchmarks.monitoring",
+    "generalization": "benchmarks.generalization",
 }
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 

@@ -11,13 +11,25 @@ from input_pipeline.errors import UsageError
 from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
 from trainer import config as configs
 from trainer.cluster.discovery import find_cluster
-from trainer.devices import STRATEGIES, check_strategy, parse_devices
+from trainer.devices import STRATEGIES, Devices, check_strategy, parse_devices
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
     """Defines the flags; returns the arguments with the config's file in place of its name, first."""
     absl_flags.DEFINE_bool(
         "print_config", False, "show the config and what follows from it, and stop", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "find_lr",
+        False,
+        "train for 100 steps with a rising learning rate, suggest one, draw the curve in RUN/find_lr.png, and stop",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "find_batch_size",
+        False,
+        "try batches in processes of their own, tell the largest that fits a device's memory, and stop",
+        flag_values=flags,
     )
     return define_run_flags(flags, arguments, startup_seconds=300.0)
 
@@ -123,6 +135,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.print_config:
         _print_config(config, flags)
         return
+    if flags.find_lr or flags.find_batch_size:
+        _find(config, flags, devices)
+        return
     require_flags(flags, "data", "workdir")
     profile_steps = _profile_steps(flags.profile_steps)
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
@@ -145,6 +160,33 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         interface=flags.interface,
         profile_steps=profile_steps,
     )
+
+
+def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:
+    """Runs the finder that was asked for."""
+    from convoy.cli import require_flags
+
+    finder = "find_lr" if flags.find_lr else "find_batch_size"
+    if flags.find_lr and flags.find_batch_size:
+        raise UsageError("--find_lr and --find_batch_size: one at a time, the batch size first.")
+    cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
+    if cluster:
+        raise UsageError(
+            f"--{finder} looks in one process, not with the {cluster.num_workers} workers of {cluster.source}: run it "
+            "on one of the hosts by itself, with the config.virtual_replicas of the cluster's run."
+        )
+    check_strategy(flags.strategy, None)
+    if flags.find_batch_size:
+        require_flags(flags, "data")
+        from trainer.find_batch_size import find_batch_size
+
+        find_batch_size(config, data=flags.data, devices=flags.devices, strategy_name=flags.strategy)
+        return
+    require_flags(flags, "data", "workdir")
+    start_tensorflow()
+    from trainer.find_learning_rate import find_learning_rate
+
+    find_learning_rate(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
 
 
 def _profile_steps(text: str) -> tuple[int, int] | None:

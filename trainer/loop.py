@@ -13,7 +13,6 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import DataError
 from input_pipeline.reader import Batch
 from trainer import config as configs
@@ -23,21 +22,19 @@ from trainer.cluster.discovery import Cluster
 from trainer.cluster.peers import TRAINING, PeerLostError, Peers
 from trainer.cluster.stop_request import StopRequest
 from trainer.cluster.watchdog import Deadlines, Watchdog
-from trainer.config import Plan
 from trainer.description import dataset_identity, place
 from trainer.devices import Devices
 from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
-from trainer.mixing import Mixing
 from trainer.monitor import Monitor
 from trainer.order_record import OrderRecord
 from trainer.profiler import StepProfiler
 from trainer.restore import load_into
-from trainer.runtime import Runtime
+from trainer.runtime import make_train_step
 from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
-from trainer.step import StepResult, StepSettings, TrainStep
+from trainer.step import StepResult
 from trainer.substitutions import Substitutions
 from trainer.training_input import TrainingInput
 
@@ -128,10 +125,7 @@ class _Training:
         self._peers = peers
         self._deadlines = deadlines
         self._before = start.metadata
-        self._settings = _step_settings(self._config, plan, self._runtime)
-        self._step = TrainStep(
-            self._state, self._runtime.built, self._runtime.optimizer, self._settings, self._runtime.resized
-        )
+        self._step = make_train_step(self._config, plan, self._runtime)
         self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
         self._stages = sizes.stages(self._config, plan.total_steps)
         self._monitor = Monitor(start, self._step, peers, deadlines)
@@ -221,7 +215,7 @@ class _Training:
                 with self._journal.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
             if state.step == 0:
-                self._monitor.first_batch(batch, self._settings.operations)
+                self._monitor.first_batch(batch)
             self._peers.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
@@ -386,27 +380,3 @@ class _Training:
         self._monitor.finish(result)
         self._peers.exchange("end", seconds=self._deadlines.step)
         return result
-
-
-def _step_settings(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> StepSettings:
-    return StepSettings(
-        seed=config.seed,
-        global_batch_size=plan.global_batch_size,
-        virtual_replicas=plan.virtual_replicas,
-        label_smoothing=config.label_smoothing,
-        clip_norm=config.optimizer.clip_norm,
-        average_decay=config.ema.decay,
-        float16=runtime.precision == "float16",
-        use_xla=runtime.use_xla,
-        deterministic=config.deterministic,
-        reduce_in_bfloat16=config.reduce_in_bfloat16,
-        operations=parse_line(config.augment.line, image_size=config.image_size).device,
-        mixing=Mixing(
-            mixup=config.mix.mixup,
-            cutmix=config.mix.cutmix,
-            probability=config.mix.probability,
-            until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
-        ),
-        freeze_steps=plan.freeze_steps,
-        backbone_rate=config.model.backbone_rate,
-    )

@@ -10,12 +10,11 @@
 Every worker has one, because measuring takes all of them; the chief's alone shows and writes.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline.augmentation.line import Operation
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.crop import Crop
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
@@ -138,10 +137,12 @@ class Monitor:
         self.chronometer.window_dropped()
         self.journal.go_back(step)
 
-    def first_batch(self, batch: Batch, operations: Sequence[Operation]) -> None:
-        """Shows the images that the first step trains on, with the step's `operations`, on the chief."""
+    def first_batch(self, batch: Batch) -> None:
+        """Shows the images that the first step trains on, as augmented as the model sees them, on the chief."""
         if self._peers.is_chief:
             with self.chronometer.paused("log"):
+                config = self._start.config
+                operations = parse_line(config.augment.line, image_size=config.image_size).device
                 shown = train_batch(batch, operations, self._start.dataset.class_names, self._start.runtime.strategy)
                 self.journal.show("media", 0, [shown])
 

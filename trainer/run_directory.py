@@ -13,7 +13,8 @@ from input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, w
 
 _LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
-_FILES_OF_A_LAUNCHER = ("logs", "launch.json")  # there before the trainer starts
+# There before a run starts: what a launcher writes, and what `convoy train --find_lr` does.
+_FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
 
 
 class RunDirectory:
@@ -34,6 +35,8 @@ class RunDirectory:
         self.model_card = self.path / "MODEL_CARD.md"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
+        self.learning_rates = self.path / "find_lr.csv"
+        self.learning_rate_plot = self.path / "find_lr.png"
         self._lock: BinaryIO | None = None
 
     def predictions(self, split: str) -> Path:
@@ -116,7 +119,7 @@ class RunDirectory:
             ) from None
 
     def _holds_something_else(self) -> bool:
-        return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_OF_A_LAUNCHER for path in self.path.iterdir())
+        return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_BEFORE_A_RUN for path in self.path.iterdir())
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Writes a JSON file as a whole or not at all."""

@@ -8,13 +8,17 @@ import keras
 import ml_collections
 import tensorflow as tf
 
+from input_pipeline.augmentation.line import parse_line
 from input_pipeline.errors import UsageError
 from input_pipeline.reader import Slices
 from trainer import sizes
+from trainer.config import Plan
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
+from trainer.mixing import Mixing
 from trainer.models import BuiltModel, build_model, takes_any_size
 from trainer.optimizers import Optimizer, make_optimizer
 from trainer.state import TrainState
+from trainer.step import StepSettings, TrainStep
 
 _MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -149,3 +153,38 @@ def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:
             )
     if len(shapes[0]) != len(shapes[1]):
         raise UsageError(f"config.model.name={name!r} has other layers for images of {list(models)[1]} pixels.")
+
+
+def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> TrainStep:
+    """Returns the training step of a run.
+
+    Args:
+      config: complete and checked.
+      plan: what follows from it.
+      runtime: of this config.
+
+    Raises:
+      UsageError: the config freezes the model's backbone, and the model has none that can be told from its head.
+    """
+    settings = StepSettings(
+        seed=config.seed,
+        global_batch_size=plan.global_batch_size,
+        virtual_replicas=plan.virtual_replicas,
+        label_smoothing=config.label_smoothing,
+        clip_norm=config.optimizer.clip_norm,
+        average_decay=config.ema.decay,
+        float16=runtime.precision == "float16",
+        use_xla=runtime.use_xla,
+        deterministic=config.deterministic,
+        reduce_in_bfloat16=config.reduce_in_bfloat16,
+        operations=parse_line(config.augment.line, image_size=config.image_size).device,
+        mixing=Mixing(
+            mixup=config.mix.mixup,
+            cutmix=config.mix.cutmix,
+            probability=config.mix.probability,
+            until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
+        ),
+        freeze_steps=plan.freeze_steps,
+        backbone_rate=config.model.backbone_rate,
+    )
+    return TrainStep(runtime.state, runtime.built, runtime.optimizer, settings, runtime.resized)

@@ -81,20 +81,8 @@ def prepare(
       DataError: data, checkpoint or run directory cannot be used, or the run was started with another dataset.
       PeerLostError: a worker did not come.
     """
-    configs.check(config)
     check_strategy(strategy_name, cluster)
-    dataset = open_dataset(data)
-    split = dataset.split("train")
-    if dataset.num_classes < 2:
-        raise UsageError(
-            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
-            "`convoy convert --images` wants the folder that holds a folder a class."
-        )
-    if is_remote(data) and config.order == "global":
-        raise UsageError(
-            f"--data={data} is no folder of this machine, and in global order each record would be asked for by "
-            "itself: give --config.order=windowed, or copy the dataset."
-        )
+    dataset = open_training_data(config, data)
     run = RunDirectory(workdir)
     if peers.is_chief:
         run.check()
@@ -121,7 +109,8 @@ def prepare(
                 f"{local_devices} devices a worker: workers of a deterministic run exchange sums among at most "
                 f"{MOST_EXCHANGING_DEVICES} devices each. Start more workers with fewer devices."
             )
-        plan = configs.resolve(config, num_images=split.num_images, replicas=strategy.num_replicas_in_sync)
+        num_images = dataset.split("train").num_images
+        plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
         to_build = config.copy_and_resolve_references()
         to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
         runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
@@ -134,6 +123,29 @@ def prepare(
             load_into(runtime.state, *checkpoint, run)
         peers.exchange("ready")
     return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
+
+
+def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:
+    """Checks a config and opens the dataset that it is to be trained on.
+
+    Raises:
+      UsageError: the config cannot work, on any dataset or on this one.
+      DataError: the dataset cannot be used.
+    """
+    configs.check(config)
+    dataset = open_dataset(data)
+    dataset.split("train")  # tells where there is none
+    if dataset.num_classes < 2:
+        raise UsageError(
+            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
+            "`convoy convert --images` wants the folder that holds a folder a class."
+        )
+    if is_remote(data) and config.order == "global":
+        raise UsageError(
+            f"--data={data} is no folder of this machine, and in global order each record would be asked for by "
+            "itself: give --config.order=windowed, or copy the dataset."
+        )
+    return dataset
 
 
 def _may_be_a_restart(cluster: Cluster | None) -> bool:

@@ -115,12 +115,12 @@ def test_a_model_without_a_head_to_be_told_is_refused():
             return self.dense(keras.ops.mean(images, (1, 2)))
 
     from trainer.freezing import phases_of
+    from trainer.models import BuiltModel
 
     own = Own()
     own.build((None, 8, 8, 3))
-    _, state, _ = make_step("plain", global_batch_size=12)
     with pytest.raises(UsageError, match=r"model 'own' has no head .* config\.model\.freeze"):
-        phases_of(own, state, freeze_steps=1)
+        phases_of(BuiltModel(own, lambda pixels: pixels), freeze_steps=1)
 
 
 def test_freezing_random_weights_is_refused():

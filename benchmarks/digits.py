@@ -1,0 +1,73 @@
+"""The handwritten digits of scikit-learn as folders of images: real handwriting that comes with a package.
+
+    python -m benchmarks.digits digits       # digits/train/{0..9}/*.png and digits/test/{0..9}/*.png
+
+1,797 grey images of 8x8 pixels (Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", of which
+scikit-learn carries the test part). A fifth of each digit, drawn with a fixed seed, is for testing.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import ConvoyError, UsageError
+
+TEST_SHARE = 0.2
+_BRIGHTEST = 16  # of a pixel
+
+
+def write_digits(output: Path, *, seed: int = 0) -> None:
+    """Writes the images; the folder appears when it is complete.
+
+    Args:
+      output: a folder that is not there yet.
+      seed: of which images are for testing.
+
+    Raises:
+      UsageError: `output` is taken, or scikit-learn is not installed.
+    """
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UsageError("the digits are scikit-learn's: `pip install scikit-learn`, or convoy[bench].") from None
+    if output.exists():
+        raise UsageError(f"{output} is there already. Give a folder that is not.")
+    digits = load_digits()
+    for_test = stratified(digits.target, TEST_SHARE, seed)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as scratch:
+        draft = Path(scratch) / output.name  # inside, so that it gets the usual permissions of a new folder
+        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            folder = draft / ("test" if for_test[number] else "train") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            grey = np.round(pixels * (255 / _BRIGHTEST)).astype(np.uint8)  # [8, 8]
+            Image.fromarray(grey).save(folder / f"{number:04d}.png")
+        draft.rename(output)
+
+
+def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns which images are drawn, [n] bool: of each label the same share, rounded.
+
+    Args:
+      labels: [n] integers.
+      share: in [0, 1].
+      seed: of the draw.
+    """
+    random, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        chosen[members[: round(share * len(members))]] = True
+    return chosen
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m benchmarks.digits FOLDER")
+    try:
+        write_digits(Path(sys.argv[1]))
+    except ConvoyError as error:
+        sys.exit(f"convoy: {error}")

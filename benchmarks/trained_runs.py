@@ -1,0 +1,247 @@
+"""Runs that a benchmark trains and evaluates as people do, by commands, and finds again when it is started again.
+
+    runs = Runs(Path("generalization/sample"))
+    outcome = runs.outcome("convnet42-seed0", "convnet42", {"seed": 0})
+    outcome.test_top1, outcome.seconds
+
+FOLDER/data is the dataset, FOLDER/NAME a run directory, FOLDER/logs what the commands wrote. A run that was killed is
+resumed from its checkpoint, as `convoy train` does, and its times leave out what was done twice. A command ends with
+the benchmark, however that ends.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from input_pipeline.dataset import Dataset, open_dataset
+from input_pipeline.errors import ConvoyError, DataError, UsageError
+from launch.gang import Gang, WorkerProgram
+from launch.trainer_command import TRAINER, trainer_environment
+from trainer import config as configs
+from trainer.run_directory import RunDirectory
+
+_POLL_SECONDS = 0.05
+_SHOWN_ERROR_LINES = 5
+_STARTS = ("start", "restored")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that is finished.
+
+    Attributes:
+      run: its directory.
+      command: that trains it, word by word.
+      result: the contents of its result.json.
+      events: of its events.jsonl.
+    """
+
+    run: RunDirectory
+    command: Sequence[str]
+    result: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that is finished and evaluated with the weights of its best checkpoint.
+
+    Attributes:
+      command: that trains it, word by word.
+      steps: trained.
+      parameters: of the model.
+      images_per_second: while it trains, without evaluations and checkpoints.
+      seconds: from the start of training, which compiles first, to its end, evaluations and checkpoints included.
+      seconds_to_best: the same to the checkpoint that is best on validation images.
+      train_top1: on the training images as they are, without augmentation, in [0, 1].
+      test_top1: on the test images, in [0, 1].
+    """
+
+    command: Sequence[str]
+    steps: int
+    parameters: int
+    images_per_second: float
+    seconds: float
+    seconds_to_best: float
+    train_top1: float
+    test_top1: float
+
+    @property
+    def gap(self) -> float:
+        """How much better training images are known than test images."""
+        return self.train_top1 - self.test_top1
+
+
+class Runs:
+    """Runs on one dataset, in one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        devices: str = "auto",
+        say: Callable[[str], None] = lambda text: None,
+        program: Sequence[str] = TRAINER,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          folder: of the dataset and the runs.
+          devices: to train and evaluate on, as in `--devices`.
+          say: tells what is being done.
+          program: that understands the commands; tests put a small one in its place.
+        """
+        self.folder = folder
+        self.data = folder / "data"
+        self._devices = devices
+        self._say = say
+        self._program = program
+
+    def has_data(self, split: str) -> bool:
+        """Whether the dataset has that split."""
+        return self.data.is_dir() and split in self._dataset().splits
+
+    @property
+    def training_images(self) -> int:
+        """How many there are."""
+        return self._dataset().split("train").num_images
+
+    @property
+    def description(self) -> str:
+        """The dataset in words."""
+        dataset = self._dataset()
+        splits = ", ".join(f"{dataset.split(name).num_images:,} {name}" for name in dataset.splits)
+        return f"{splits} images of {dataset.num_classes} categories"
+
+    def outcome(self, name: str, recipe: str, overrides: Mapping[str, Any]) -> Outcome:
+        """Returns what a run came to; trains and evaluates as far as that is not done.
+
+        Args:
+          name: of its folder.
+          recipe: as in `--config`.
+          overrides: values by dotted config field.
+
+        Raises:
+          UsageError: the folder holds a run that another config trained.
+          ConvoyError: a command failed; the message ends with its last words.
+        """
+        trained = self.trained(name, recipe, overrides)
+        evaluations = {}
+        for split in ("train", "test"):
+            path = trained.run.evaluation(split)
+            if not path.exists():
+                self._say(f"{name}: evaluating on {split}")
+                words = (f"--workdir={trained.run.path}", f"--split={split}", f"--devices={self._devices}")
+                self.convoy("evaluate", *words, name=name)
+            evaluations[split] = trained.run.read_json(path)
+        outcome = Outcome(
+            command=trained.command,
+            steps=trained.result["step"],
+            parameters=evaluations["test"]["parameters"],
+            images_per_second=trained.result["images_per_second"] or 0.0,
+            seconds=seconds_of(trained.events),
+            seconds_to_best=seconds_of(trained.events, until_step=trained.result["best"]["step"]),
+            train_top1=evaluations["train"]["quality"]["top1"],
+            test_top1=evaluations["test"]["quality"]["top1"],
+        )
+        self._say(f"{name}: {outcome.seconds:.0f} s, train {outcome.train_top1:.1%}, test {outcome.test_top1:.1%}")
+        return outcome
+
+    def trained(self, name: str, recipe: str, overrides: Mapping[str, Any]) -> TrainedRun:
+        """Returns a finished run; trains it, or what is left of it. Arguments and errors as of `outcome`."""
+        run = RunDirectory(self.folder / name)
+        words = [f"--config={recipe}", *(f"--config.{field}={value}" for field, value in overrides.items())]
+        words += [f"--data={self.data}", f"--workdir={run.path}"]
+        words += [f"--devices={self._devices}"] * (self._devices != "auto")
+        if run.result.exists():
+            _check_same(run, recipe, overrides)
+        else:
+            self._say(f"{name}: training")
+            self.convoy("train", *words, name=name)
+        events = [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
+        return TrainedRun(run, ["convoy", "train", *words], run.read_json(run.result), events)
+
+    def convoy(self, *words: str, name: str = "dataset") -> None:
+        """Runs a command and waits for its end; its output goes to FOLDER/logs/NAME.log.
+
+        Raises:
+          ConvoyError: it failed; the message ends with its last words.
+        """
+        log = self.folder / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        gang = Gang([WorkerProgram([*self._program, *words], trainer_environment(), log)])
+        try:
+            while not (ended := gang.poll()):
+                time.sleep(_POLL_SECONDS)
+        finally:
+            gang.kill()
+        if code := ended[0].returncode:
+            last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_ERROR_LINES:])
+            raise ConvoyError(f"`{command_text(['convoy', *words])}` ended with exit code {code} ({log}):\n{last}")
+
+    def _dataset(self) -> Dataset:
+        try:
+            return open_dataset(self.data)
+        except DataError as error:
+            raise DataError(f"{error} It was to be the benchmark's: remove it, or give another --workdir.") from None
+
+
+def command_text(command: Sequence[str]) -> str:
+    """Returns a command as it is typed."""
+    return shlex.join(command)
+
+
+def seconds_of(events: Sequence[Mapping[str, Any]], until_step: int | None = None) -> float:
+    """Returns how long a run trained, as if nothing had interrupted it.
+
+    An attempt that was killed counts until the checkpoint from which the next went on; the start of each counts.
+
+    Args:
+      events: of the run's events.jsonl: `event`, `time` in seconds, `step`.
+      until_step: the checkpoint to stop at; None for the run's end.
+    """
+    starts = [number for number, event in enumerate(events) if event["event"] in _STARTS]
+    total = 0.0
+    for place, number in enumerate(starts):
+        following = starts[place + 1] if place + 1 < len(starts) else None
+        attempt = events[number:following]
+        last_step = None if following is None else events[following]["step"]
+        saved = {event["step"]: event["time"] for event in attempt if event["event"] == "checkpoint"}
+        if until_step in saved and (last_step is None or until_step <= last_step):
+            return total + saved[until_step] - attempt[0]["time"]
+        if last_step is None:
+            return total + attempt[-1]["time"] - attempt[0]["time"]
+        if last_step in saved:  # else it was killed before its first
+            total += saved[last_step] - attempt[0]["time"]
+    return total
+
+
+def steps_within(seconds: float, events: Sequence[Mapping[str, Any]], *, steps: int) -> int:
+    """Returns how many steps a run may have to end within a time, 1 or more.
+
+    Args:
+      seconds: from its start.
+      events: of a short run of the same config.
+      steps: of that run.
+    """
+    (begun,) = (event["time"] for event in events if event["event"] == "start")
+    (first,) = (event["time"] for event in events if event["event"] == "first_step")
+    step_seconds = (events[-1]["time"] - first) / max(1, steps - 1)
+    return max(1, 1 + int((seconds - (first - begun)) / step_seconds))
+
+
+def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) -> None:
+    before = ml_collections.ConfigDict(run.read_json(run.config))
+    config = configs.load_recipe(recipe)
+    config.update_from_flattened_dict(overrides)
+    changed = configs.differences(before.to_dict(), configs.to_json(configs.with_choices_of(config, before)))
+    if changed:
+        raise UsageError(
+            f"{run.path} holds a run with another config: {'; '.join(changed)}. Remove it, or give another --workdir."
+        )

@@ -1,0 +1,229 @@
+"""The benchmark of generalization: its tables, its budget, and that what was done once is not done again."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.digits import stratified, write_digits
+from benchmarks.generalization import (
+    Entry,
+    Study,
+    ablation_table,
+    ingredients_of,
+    parse_entry,
+    spread,
+    table,
+)
+from benchmarks.trained_runs import Outcome, Runs, seconds_of, steps_within
+from convoy import cli
+from input_pipeline.errors import ConvoyError, UsageError
+from tests.benchmarks import fake_convoy
+from trainer import config as configs
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_convoy.py")))
+
+
+class FakeRuns(Runs):
+    training_images = 640  # ten steps of 64
+
+    def convoy(self, *words, name="dataset"):
+        fake_convoy.main(*words)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return FakeRuns(tmp_path)
+
+
+def commands(runs):
+    path = runs.folder / "commands"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def outcome(*, train=0.9, test=0.6, seconds=100.0, **other):
+    known = {"command": ["convoy", "train", "--config=it"], "steps": 10, "parameters": 11_253_258}
+    known |= {"images_per_second": 250.0, "seconds": seconds, "seconds_to_best": seconds / 2}
+    return Outcome(**known | other, train_top1=train, test_top1=test)
+
+
+# What is made of runs.
+
+
+def test_the_table_holds_means_and_spreads_over_seeds_and_the_command():
+    rows = table({Entry("seed42"): [outcome(test=0.6), outcome(test=0.7)], Entry("convnet42", 4.0): [outcome()]})
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[0][0] == "recipe" and cells[0][-1] == "command"
+    assert len({len(row) for row in cells}) == 1
+    numbers = ["11,253,258", "250", "100 s", "50 s", "90.0 ± 0.0 %", "65.0 ± 7.1 %", "25.0 ± 7.1"]
+    assert cells[2] == ["`seed42`", *numbers, "`convoy train --config=it`"]
+    assert cells[3][0] == "`convnet42`, 4x the budget"
+    assert cells[3][5:8] == ["90.0 %", "60.0 %", "30.0"]
+
+
+def test_the_ablation_pairs_runs_of_the_same_seed():
+    whole = [outcome(test=0.6), outcome(test=0.8)]
+    without = Entry("convnet42", None, {"augment.line": "crop | flip"}, "erase(0.25)")
+    rows = ablation_table({Entry("convnet42"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
+    assert rows[2].startswith("| nothing: the whole recipe | 90.0 ± 0.0 % | 70.0 ± 14.1 % |")
+    assert "| -2.0 ± 0.0 |" in rows[3]
+    assert r"`--config.augment.line=crop \| flip`" in rows[3]  # a bar in a cell would end it
+
+
+def test_a_spread_of_one_run_is_none():
+    assert spread([71.44], " %") == "71.4 %"
+    assert spread([1.0, 3.0], signed=True) == "+2.0 ± 1.4"
+
+
+def events(*lines):
+    return [{"event": name, "step": step, "time": float(time)} for name, step, time in lines]
+
+
+def test_a_runs_time_is_from_its_start_to_its_end_or_to_a_checkpoint():
+    run = events(("start", 0, 100), ("first_step", 1, 110), ("checkpoint", 5, 130), ("done", 9, 150))
+    assert seconds_of(run) == 50
+    assert seconds_of(run, until_step=5) == 30
+
+
+def test_what_an_interrupted_run_did_twice_and_the_pause_do_not_count():
+    run = events(
+        ("start", 0, 100), ("checkpoint", 5, 130), ("checkpoint", 6, 135),
+        ("restored", 5, 1000), ("checkpoint", 6, 1012), ("checkpoint", 8, 1020), ("done", 9, 1025),
+    )  # fmt: skip
+    assert seconds_of(run) == 30 + 25
+    assert seconds_of(run, until_step=5) == 30
+    assert seconds_of(run, until_step=6) == 30 + 12
+    killed_early = events(("start", 0, 10), ("first_step", 1, 20)) + run
+    assert seconds_of(killed_early) == 30 + 25
+
+
+def test_the_steps_of_a_budget_end_within_it():
+    short = events(("start", 0, 0), ("first_step", 1, 10), ("checkpoint", 10, 15), ("done", 21, 20))
+    assert steps_within(60.0, short, steps=21) == 101  # 10 s, then half a second each
+    assert steps_within(1.0, short, steps=21) == 1
+
+
+# What is trained.
+
+
+def test_a_finished_benchmark_is_found_again_and_nothing_is_repeated(runs):
+    entries = [Entry("seed42"), Entry("convnet42", 1.0)]
+    first = Study(runs, seeds=range(2)).outcomes(entries)
+    done = commands(runs)
+    assert done[:3] == ["train seed42-seed0", "evaluate seed42-seed0 train", "evaluate seed42-seed0 test"]
+    assert len(done) == 2 * 3 + 1 + 2 * 3
+    again = Study(runs, seeds=range(2)).outcomes(entries)
+    assert list(again.values()) == list(first.values())
+    assert [run.test_top1 for run in again[entries[0]]] == pytest.approx([0.6, 0.7])
+    assert commands(runs) == done
+    Study(runs, seeds=range(3)).outcomes(entries[:1])
+    assert commands(runs)[len(done) :][0] == "train seed42-seed2"
+
+
+def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    runs = Runs(tmp_path, program=FAKE)
+    (runs.folder / "fail-evaluate").touch()
+    with pytest.raises(ConvoyError, match="(?s)evaluate .*exit code 1.*it was told to fail"):
+        runs.outcome("a", "seed42", {"seed": 0})
+    (runs.folder / "fail-evaluate").unlink()
+    assert runs.outcome("a", "seed42", {"seed": 0}).gap == pytest.approx(0.3)
+    assert commands(runs) == ["train a", "evaluate a train", "evaluate a train", "evaluate a test"]
+
+
+def test_a_run_of_another_config_is_not_taken_for_this_one(runs):
+    runs.trained("a", "seed42", {"seed": 0})
+    with pytest.raises(UsageError, match="another config: epochs: 15.* -> 30"):
+        runs.trained("a", "seed42", {"seed": 0, "epochs": 30.0})
+
+
+def test_a_recipe_with_a_budget_trains_so_long_and_says_the_command(runs):
+    seed42, convnet = Entry("seed42"), Entry("convnet42", 4.0)
+    study = Study(runs, seeds=range(1))
+    found = study.outcomes([seed42, convnet])
+    assert study.budget_seconds == 10 + 0.5 * 49  # the fake run's best is its step 50
+    steps = 1 + int((4 * 34.5 - 10) / 0.5)
+    assert found[convnet][0].steps == steps
+    assert found[convnet][0].seconds == pytest.approx(4 * 34.5, abs=0.5)
+    assert found[convnet][0].command[:5] == [
+        "convoy", "train", "--config=convnet42", "--config.seed=0", f"--config.steps={steps}",
+    ]  # fmt: skip
+
+
+def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
+    found = Study(runs, seeds=range(1), budget_seconds=60.0).ablation(Entry("convnet42", 1.0))
+    assert {"", "label smoothing", "weight average", "weight decay"} <= {entry.without for entry in found}
+    assert len({runs_of[0].steps for runs_of in found.values()}) == 1
+    for entry, (run,) in found.items():
+        changed = [word for word in run.command if word.startswith("--config.")][:-2]
+        assert len(changed) == len(entry.overrides) and all(name in str(changed) for name in entry.overrides)
+
+
+# What a recipe is made of.
+
+
+def test_ingredients_are_those_that_a_recipe_uses():
+    assert "label smoothing" in ingredients_of(configs.load_recipe("convnet42"))
+    assert not ingredients_of(configs.load_recipe("seed42"))
+
+
+def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
+    config = configs.default_config().unlock()
+    config.augment.line = "crop(scale=0.35..1) | flip | erase(0.25)"
+    lines = {name: overrides["augment.line"] for name, overrides in ingredients_of(config).items()}
+    assert lines == {
+        "crop(scale=0.35..1)": "flip | erase(0.25)",
+        "flip": "crop(scale=0.35..1) | erase(0.25)",
+        "erase(0.25)": "crop(scale=0.35..1) | flip",
+    }
+
+
+def test_an_entry_is_a_recipe_with_or_without_a_multiple():
+    assert (parse_entry("convnet42").recipe, parse_entry("convnet42").times) == ("convnet42", None)
+    assert parse_entry("convnet42:4").times == 4.0
+    for text in ("convnet42:", "convnet42:x", "convnet42:-1", "convnet42:nan"):
+        with pytest.raises(UsageError, match="multiple of the budget"):
+            parse_entry(text)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--recipes=convnet24", "did you mean 'convnet42'"),
+        ("--dataset=digit", "did you mean 'digits'"),
+        ("--batch_size=3", "--batch_size: generalization trains recipes as they are"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(capsys, tmp_path, flag, message):
+    assert cli.main(["convoy", "bench", "generalization", f"--workdir={tmp_path}", flag]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# The digits.
+
+
+def test_a_stratified_draw_takes_the_same_share_of_each_label():
+    labels = np.repeat([0, 1, 2], [10, 50, 100])
+    chosen = stratified(labels, 0.2, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [2, 10, 20]
+    assert np.array_equal(chosen, stratified(labels, 0.2, seed=0))
+    assert not np.array_equal(chosen, stratified(labels, 0.2, seed=1))
+
+
+def test_the_digits_are_written_once_each_as_grey_images(tmp_path):
+    pytest.importorskip("sklearn")
+    write_digits(tmp_path / "digits")
+    counts = {split: len(list((tmp_path / "digits" / split).glob("*/*.png"))) for split in ("train", "test")}
+    assert counts == {"train": 1438, "test": 359}
+    names = [path.name for path in (tmp_path / "digits").glob("*/*/*.png")]
+    assert len(set(names)) == 1797
+    with Image.open(next((tmp_path / "digits" / "test" / "0").iterdir())) as image:
+        assert (image.mode, image.size) == ("L", (8, 8))
+        assert image.getextrema() == (0, 255)
+    with pytest.raises(UsageError, match="is there already"):
+        write_digits(tmp_path / "digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]

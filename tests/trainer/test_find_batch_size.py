@@ -1,0 +1,152 @@
+"""The batch size finder: where it looks, what it says of why it ended, and that memory's end ends one process."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from trainer.batch_size_trial import TOO_LARGE
+from trainer.find_batch_size import Attempt, Scale, Search, conclusion, row, search
+from trainer.memory import available_memory, peak_memory, resident_memory
+
+
+class Machine:
+    """Fits so many images, and takes so long for each; remembers what was tried."""
+
+    def __init__(self, fits, seconds_an_image=0.001):
+        self.fits, self.seconds_an_image, self.tried = fits, seconds_an_image, []
+
+    def attempt(self, size):
+        self.tried.append(size)
+        return Attempt(size, size <= self.fits, size * self.seconds_an_image, size * 10**6)
+
+
+@pytest.mark.parametrize("fits", [1, 2, 7, 63, 64, 100, 1000, 5000])
+@pytest.mark.parametrize("first", [1, 16, 64, 3000])
+def test_the_largest_size_that_fits_is_found_to_an_eighth(fits, first):
+    machine = Machine(fits)
+    found = search(machine.attempt, first=first, most=10**6, longest_step_seconds=1e9)
+    assert found.end == "memory"
+    assert fits * 8 / 9 - 1 <= found.largest.size <= fits
+    assert fits < found.too_large <= found.largest.size + max(1, found.largest.size // 8)
+    assert len(set(machine.tried)) == len(machine.tried) <= 22
+
+
+def test_a_model_too_large_for_one_image_is_told():
+    found = search(Machine(0).attempt, first=8, most=100)
+    assert (found.largest, found.too_large) == (None, 1)
+    assert "Not even 4 images a device fit" in conclusion(found, scale(virtual_replicas=8))[0]
+
+
+def test_no_size_is_tried_beyond_the_dataset():
+    machine = Machine(10**9)
+    found = search(machine.attempt, first=16, most=100)
+    assert (found.end, found.largest.size, machine.tried) == ("dataset", 100, [16, 32, 64, 100])
+    assert search(machine.attempt, first=512, most=100).largest.size == 100
+
+
+def test_no_size_is_tried_whose_step_would_take_too_long():
+    machine = Machine(10**9, seconds_an_image=0.1)
+    found = search(machine.attempt, first=16, most=10**6, longest_step_seconds=10)
+    assert (found.end, machine.tried) == ("speed", [16, 32, 64])
+
+
+def scale(**other):
+    return Scale(**{"replicas": 2, "virtual_replicas": 2, "num_images": 5000, "on_gpu": True, "first_size": 16} | other)
+
+
+def found(end, *, too_large=None, sizes=(16, 32, 64), seconds_an_image=0.001):
+    attempts = [Attempt(size, True, size * seconds_an_image, size * 10**6) for size in sizes]
+    return Search(attempts, attempts[-1], too_large, end)
+
+
+@pytest.mark.parametrize(("virtual_replicas", "a_device", "batch"), [(2, 64, 128), (8, 256, 512)])
+def test_what_is_suggested_divides_by_the_virtual_replicas(virtual_replicas, a_device, batch):
+    text = conclusion(found("memory", too_large=68), scale(virtual_replicas=virtual_replicas))
+    assert (
+        text[0] == f"Suggested: --config.batch_size={batch}: {a_device} images on each of 2 GPUs, 64 a virtual replica."
+    )
+    assert batch % virtual_replicas == 0
+    assert text[1] == f"Memory is the limit: {68 * virtual_replicas // 2} a device do not fit."
+
+
+def test_a_search_that_memory_did_not_end_says_what_did():
+    assert "The dataset is the limit, not memory" in conclusion(found("dataset"), scale())[1]
+    assert "Time is the limit, not memory" in conclusion(found("speed"), scale())[1]
+
+
+def test_the_smallest_batch_that_is_as_fast_is_told():
+    same_speed = conclusion(found("dataset"), scale())
+    assert "--config.batch_size=32 is as fast" in same_speed[2]
+    attempts = [Attempt(16, True, 0.16, 1), Attempt(32, True, 0.2, 1)]
+    assert not any("as fast" in line for line in conclusion(Search(attempts, attempts[-1], 64, "memory"), scale()))
+
+
+def test_a_row_tells_sizes_speed_and_memory():
+    assert row(Attempt(64, True, 0.5, 3 * 10**9), scale()).split() == ["64", "128", "256", "500", "3.00", "GB"]
+    assert row(Attempt(64, False), scale()).split()[2:] == ["does", "not", "fit"]
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """Writes what a kernel tells: /proc/meminfo, this process's cgroups, and the cgroups' files."""
+
+    def write(available_kb, cgroup, files):
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available_kb} kB\n")
+        (tmp_path / "proc" / "self" / "cgroup").write_text(cgroup)
+        for name, content in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return available_memory(tmp_path / "proc", tmp_path / "cgroup")
+
+    return write
+
+
+def test_free_memory_is_the_machines_where_no_cgroup_limits_it(kernel):
+    files = {"a/memory.max": "max\n", "a/memory.current": "5\n", "a/memory.stat": "inactive_file 1\n"}
+    assert kernel(2000, "0::/a\n", files) == 2000 * 1024
+
+
+def test_a_cgroup_limits_all_below_it_and_its_page_cache_is_free(kernel):
+    files = {"a/memory.max": "1000000\n", "a/memory.current": "400000\n", "a/memory.stat": "inactive_file 100000\n"}
+    files |= {"a/b/memory.max": "900000\n", "a/b/memory.current": "0\n", "a/b/memory.stat": "anon 0\n"}
+    assert kernel(2000, "0::/a/b\n", files) == 700_000
+
+
+def test_cgroups_of_version_1_count_too_also_those_of_a_container_that_sees_its_root_alone(kernel):
+    files = {"memory/memory.limit_in_bytes": "500000\n", "memory/memory.usage_in_bytes": "450000\n"}
+    files |= {"memory/memory.stat": "total_inactive_file 10000\ncache 20000\n"}
+    assert kernel(2000, "3:cpu:/x\n4:memory:/docker/abc\n0::/\n", files) == 60_000
+
+
+def test_memory_of_this_process_is_told():
+    assert 0 < resident_memory() <= 1.1 * peak_memory() < 2**40
+
+
+def trial(**options):
+    config = {"config": {}, "data": "none", "devices": "cpu:1", "strategy_name": "auto", "virtual_batch_size": 0}
+    options = json.dumps(config | {"memory_limit": 2**60, "parent": os.getpid()} | options)
+    return subprocess.run([sys.executable, "-m", "trainer.batch_size_trial", options], capture_output=True, text=True)
+
+
+def test_a_trial_ends_before_it_holds_more_memory_than_it_may():
+    assert trial(memory_limit=10**7).returncode == TOO_LARGE
+
+
+def test_a_trial_ends_with_its_parent():
+    assert trial(parent=1).returncode == 1
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_is_limited_by_the_small_dataset(dataset, convoy):
+    flags = ("--config=smoke", f"--data={dataset.data}", "--devices=cpu:2", "--config.virtual_replicas=4")
+    done = convoy("train", "--find_batch_size", *flags, "--config.batch_size=40", check=True)
+    table = re.findall(r"^ +(\d+) +(\d+) +[\d,]+ +[\d,]+ +[\d.]+ GB$", done.stdout, re.MULTILINE)
+    assert table == [("20", "40"), ("40", "80")]
+    assert "Suggested: --config.batch_size=80: 40 images on each of 2 CPU devices" in done.stdout
+    assert "training split has 82 images" in done.stdout

@@ -1,0 +1,110 @@
+"""One batch size, tried in a process of its own: `python -m trainer.batch_size_trial`, started by `find_batch_size`.
+
+Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: what the
+config says), `memory_limit` (bytes that the process may hold), `parent` (its process id). It writes lines of JSON after
+`MARK`: what the size comes to, then what was measured. It ends with its parent, and with the exit code `TOO_LARGE` at
+the memory's limit.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+
+from input_pipeline.errors import ConvoyError
+from trainer.memory import peak_memory, resident_memory
+
+MARK = "batch_size_trial "
+TOO_LARGE = 86
+_WATCH_SECONDS = 0.01
+_MEASURED_SECONDS = 3.0
+_MOST_STEPS = 20
+_MEMORY_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "resource_exhausted", "bad_alloc")
+
+
+def main() -> int:
+    """Tries the size that the command line names; returns the exit code."""
+    options = json.loads(sys.argv[1])
+    threading.Thread(target=_watch, args=(options["parent"], options["memory_limit"]), daemon=True).start()
+    from input_pipeline.quiet_tensorflow import start_tensorflow
+
+    start_tensorflow()
+    try:
+        _try(options)
+    except ConvoyError as error:
+        _tell({"error": str(error), "exit_code": error.exit_code})
+        return error.exit_code
+    except MemoryError:
+        return TOO_LARGE
+    except Exception as error:
+        if is_out_of_memory(error):
+            return TOO_LARGE
+        raise
+    return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether TensorFlow, XLA or cuDNN, each with an error of its own, wanted more memory than there is."""
+    import tensorflow as tf
+
+    words = str(error).lower()
+    return isinstance(error, tf.errors.ResourceExhaustedError) or any(word in words for word in _MEMORY_WORDS)
+
+
+def _try(options: dict[str, Any]) -> None:
+    import ml_collections
+    import tensorflow as tf
+
+    from trainer.devices import parse_devices, runs_on_gpu
+    from trainer.trial import prepare_trial
+
+    config = ml_collections.ConfigDict(options["config"])
+    # What takes most memory: the largest images, and all weights.
+    config.progressive.sizes, config.progressive.ends = [], []
+    config.model.update({name: 0 for name in config.model if name.startswith("freeze")})
+    trial = prepare_trial(
+        config,
+        data=options["data"],
+        devices=parse_devices(options["devices"]),
+        strategy_name=options["strategy_name"],
+        virtual_batch_size=options["virtual_batch_size"],
+    )
+    on_gpu = runs_on_gpu(trial.runtime.strategy)
+    _tell({"plan": trial.plan.as_dict(), "on_gpu": on_gpu})
+    seconds: list[float] = []
+    with contextlib.closing(trial.batches()) as batches:
+        # The first step compiles. Nothing can diverge: the learning rate is 0.
+        while len(seconds) < 2 or (sum(seconds[1:]) < _MEASURED_SECONDS and len(seconds) <= _MOST_STEPS):
+            started = time.perf_counter()
+            trial.step(next(batches), 0.0).gradient_norm.numpy()
+            seconds.append(time.perf_counter() - started)
+        memory = peak_memory()
+        if on_gpu:
+            gpus = range(len(tf.config.list_logical_devices("GPU")))
+            memory = max(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+    _tell({"step_seconds": statistics.median(seconds[1:]), "memory": memory})
+
+
+def _tell(what: dict[str, Any]) -> None:
+    print(f"{MARK}{json.dumps(what)}", flush=True)
+
+
+def _watch(parent: int, memory_limit: int) -> None:
+    """Ends the process with its parent, and before it takes what would make the machine swap or kill."""
+    while True:
+        if resident_memory() > memory_limit:
+            os._exit(TOO_LARGE)
+        if os.getppid() != parent:
+            os._exit(1)
+        time.sleep(_WATCH_SECONDS)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as `convoy.cli.entry_point`: TensorFlow's threads may hang Python's shutdown

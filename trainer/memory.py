@@ -1,0 +1,76 @@
+"""How much memory this process may take without driving the machine into swap, and how much a process has taken."""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+# By version: the file of a cgroup's limit, that of its use, and the line of memory.stat that the kernel takes back at
+# need, which is part of the use.
+_CGROUP_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns how many bytes are free to take: of the machine, and in every cgroup that this process is in.
+
+    Where there is no Linux to ask, half of the machine's memory.
+
+    Args:
+      proc: where the kernel tells of processes.
+      cgroups: where the control groups' file system lies, of version 1 or 2.
+    """
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return max(0, min([free, *_free_in_cgroups(proc, cgroups)]))
+
+
+def _free_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = 1 if controllers else 2
+        root = cgroups / "memory" if controllers else cgroups
+        # A limit holds for all below it. In a container the path may be one outside: then its root alone is seen.
+        for part in (path, *map(str, PurePosixPath(path).parents)):
+            free = _free_in(root / part.lstrip("/"), *_CGROUP_FILES[version])
+            if free is not None:
+                yield free
+
+
+def _free_in(folder: Path, limit_file: str, use_file: str, reclaimable: str) -> int | None:
+    try:
+        limit, used = (int((folder / name).read_text(encoding="ascii")) for name in (limit_file, use_file))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):  # `max`: no limit
+        return None
+    return limit - used + int(stat.get(reclaimable, 0))
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process has held in memory at a time."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int:
+    """Returns the bytes that this process holds in memory now, or at most so far where only that is known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * resource.getpagesize()
