@@ -189,7 +189,8 @@ def _each(values: tf.Tensor) -> tf.Tensor:
 
 def _grey(pixels: tf.Tensor) -> tf.Tensor:
     """Returns each pixel's grey, [n, height, width, 1] float32, a whole number."""
-    weighted = tf.tensordot(pixels, tf.constant(_GREY), 1)[..., tf.newaxis]
+    # No product of matrices: on a GPU it would round to TensorFloat-32.
+    weighted = tf.reduce_sum(pixels * tf.constant(_GREY), -1, keepdims=True)
     return tf.floor((weighted + 32768.0) / 65536.0)
 
 
