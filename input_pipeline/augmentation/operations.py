@@ -190,8 +190,9 @@ def _each(values: tf.Tensor) -> tf.Tensor:
 def _grey(pixels: tf.Tensor) -> tf.Tensor:
     """Returns each pixel's grey, [n, height, width, 1] float32, a whole number."""
     # No product of matrices: on a GPU it would round to TensorFloat-32.
-    weighted = tf.reduce_sum(pixels * tf.constant(_GREY), -1, keepdims=True)
-    return tf.floor((weighted + 32768.0) / 65536.0)
+    red, green, blue = tf.unstack(pixels, axis=-1)
+    weighted = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+    return tf.floor((weighted + 32768.0) / 65536.0)[..., tf.newaxis]
 
 
 def _places_in_tables(images: tf.Tensor) -> tf.Tensor:
