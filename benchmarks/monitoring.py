@@ -257,7 +257,7 @@ def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
         (monitor, "TrainingConsole", silent),
         (monitor, "Journal", unwritten),
         (monitor.EvaluationPages, "judgements", lambda self, step: None),
-        (monitor.Monitor, "first_batch", lambda self, batch, operations: None),
+        (monitor.Monitor, "first_batch", lambda self, batch: None),
         (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.chronometer.window()),
     ]
 
