@@ -2,7 +2,7 @@
 
     convoy train --config=convnet42 --data=data --workdir=runs/convnet42
 
-On the sample set (`convoy sample`, seed 0): 98 % top-1 on the training images, 71 % on the test images.
+On the sample set (`convoy sample`, seed 0): 98 % top-1 on the training images, 68 % on the test images.
 """
 
 import ml_collections
