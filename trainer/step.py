@@ -1,4 +1,4 @@
-"""One training step: forward and backward for each virtual replica, one reduction, one update.
+"""One training step: forward and backward for each virtual replica, one reduction, one update (`update`).
 
     train_step = TrainStep(state, optimizer, settings)
     result = train_step(batch, learning_rate)      # advances state.step
@@ -24,13 +24,11 @@ from trainer import metrics, mixing
 from trainer.freezing import Phase, phases_of
 from trainer.mixing import Mixing
 from trainer.models import BuiltModel
-from trainer.optimizers import Optimizer, decays_weight
+from trainer.optimizers import Optimizer
 from trainer.reduction import reduce_over_virtual_replicas
 from trainer.state import TrainState
+from trainer.update import Update
 from trainer.upstream import is_seed_state
-
-_LOSS_SCALE_GROWTH_STEPS = 2000
-_LARGEST_LOSS_SCALE = 2.0**24
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,16 @@ class TrainStep:
           UsageError: the model has no head that could be trained alone or faster, and the settings ask for it.
         """
         self._state = state
-        self._optimizer = optimizer
         self._settings = settings
-        self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
+        self._update = Update(
+            state,
+            optimizer,
+            clip_norm=settings.clip_norm,
+            average_decay=settings.average_decay,
+            adapts_loss_scale=settings.float16,
+            use_xla=settings.use_xla,
+            deterministic=settings.deterministic,
+        )
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
         frozen = {"freeze_steps": settings.freeze_steps, "backbone_rate": settings.backbone_rate}
         self._phases = phases_of(built, **frozen)
@@ -124,8 +129,6 @@ class TrainStep:
         self._forward_backward_compiled = tf.function(
             self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
         )
-        # Also where forward and backward are not: XLA makes one pass over memory of each weight's formula.
-        self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
         self._run = tf.function(self._all_replicas, autograph=False)
 
     def __call__(
@@ -213,15 +216,8 @@ class TrainStep:
         self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
     ) -> tuple:
         gradients, statistics, sums, stop_requested, loss_scale = self._reduced(phase, step, stop, batch)
-        gradient_norm = self._global_norm(gradients)
-        finite = tf.math.is_finite(gradient_norm)
-        if self._settings.clip_norm:
-            scale = tf.minimum(1.0, self._settings.clip_norm / tf.maximum(gradient_norm, 1e-12))
-            gradients = [g * scale for g in gradients]
-        update_number = tf.cast(step + 1, tf.float32)
-        tf.cond(finite, lambda: self._update(phase, gradients, statistics, learning_rate, update_number), tf.no_op)
-        if self._settings.float16:
-            self._adapt_loss_scale(finite)
+        number = tf.cast(step + 1, tf.float32)
+        gradient_norm, finite = self._update(phase, gradients, statistics, learning_rate, number)
         return sums, gradient_norm, finite, loss_scale, stop_requested
 
     def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
@@ -329,95 +325,6 @@ class TrainStep:
         changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
         return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
 
-    def _update(
-        self,
-        phase: Phase,
-        gradients: list[tf.Tensor],
-        statistics: list[tf.Tensor],
-        learning_rate: tf.Tensor,
-        update_number: tf.Tensor,
-    ) -> tf.Operation:
-        state = self._state
-        weights = [self._own(state.weights[k].value) for k in phase.weights]
-        slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
-        if self._optimizer.in_place and not self._settings.use_xla:
-            each = self._rates_and_decays(phase, learning_rate, update_number)
-            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
-                self._optimizer.in_place(weight, slot, gradient, *options)
-        else:
-            new_weights, new_slots = self._formulas_compiled(
-                phase,
-                [tf.convert_to_tensor(w) for w in weights],
-                [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
-                gradients,
-                learning_rate,
-                update_number,
-            )
-            for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
-                weight.assign(new_weight)
-                for name, variable in slot.items():
-                    variable.assign(new_slot[name])
-        if state.averages:
-            # Early on the average follows closely, else it would hold on to the random start.
-            decay = tf.minimum(self._settings.average_decay, (1.0 + update_number) / (10.0 + update_number))
-            for k, weight in zip(phase.weights, weights, strict=True):
-                own = self._own(state.averages[k])
-                own.assign_sub((own - weight) * (1.0 - decay))
-        for k, value in zip(phase.statistics, statistics, strict=True):
-            self._own(state.statistics[k].value).assign(value)
-        return tf.no_op()
-
-    def _rates_and_decays(
-        self, phase: Phase, learning_rate: tf.Tensor, update_number: tf.Tensor
-    ) -> list[tuple[tf.Tensor, tf.Tensor, bool]]:
-        """Returns, for each weight that is trained, its learning rate, the number of its update, and if it decays."""
-        kinds = list(zip(phase.rates, phase.steps_before, strict=True))
-        of_kind = {kind: (learning_rate * kind[0], update_number - float(kind[1])) for kind in dict.fromkeys(kinds)}
-        return [(*of_kind[kind], self._decays[k]) for k, kind in zip(phase.weights, kinds, strict=True)]
-
-    def _formulas(
-        self,
-        phase: Phase,
-        weights: list[tf.Tensor],
-        slots: list[dict[str, tf.Tensor]],
-        gradients: list[tf.Tensor],
-        learning_rate: tf.Tensor,
-        update_number: tf.Tensor,
-    ) -> tuple[list[tf.Tensor], list[dict[str, tf.Tensor]]]:
-        each = self._rates_and_decays(phase, learning_rate, update_number)
-        updated = [
-            self._optimizer.formula(weight, slot, gradient, *options)
-            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True)
-        ]
-        return [weight for weight, _ in updated], [slot for _, slot in updated]
-
-    def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
-        """Halves the scale after an overflow, doubles it after many steps without (Micikevicius et al. 2018)."""
-        scale, good_steps = self._own(self._state.loss_scale), self._own(self._state.good_steps)
-        grown = good_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
-        scale.assign(
-            tf.where(
-                finite,
-                tf.where(grown, tf.minimum(scale * 2.0, _LARGEST_LOSS_SCALE), scale),
-                tf.maximum(scale / 2.0, 1.0),
-            )
-        )
-        good_steps.assign(tf.where(finite & ~grown, good_steps + 1, 0))
-
-    def _global_norm(self, gradients: list[tf.Tensor]) -> tf.Tensor:
-        if not self._settings.deterministic:
-            return tf.linalg.global_norm(gradients)
-        return tf.sqrt(tf.reduce_sum(tf.stack([_ordered_sum(tf.square(g)) for g in gradients])))
-
-    def _own(self, variable: tf.Variable) -> tf.Variable:
-        """Returns this replica's component of a mirrored variable, which it may assign by itself."""
-        components = self._state.strategy.experimental_local_results(variable)
-        if len(components) == 1:
-            return components[0]
-        context = tf.distribute.get_replica_context()
-        replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
-        return components[replica % len(components)]
-
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Returns the softmax cross-entropy of each image in nats.
@@ -435,13 +342,3 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
         log_probabilities = tf.nn.log_softmax(logits)
         losses = (1.0 - label_smoothing) * losses - label_smoothing * tf.reduce_mean(log_probabilities, -1)
     return losses
-
-
-def _ordered_sum(values: tf.Tensor) -> tf.Tensor:
-    """Sums rows of a fixed length, again and again: one thread adds a row, so how many there are changes nothing."""
-    row = 256
-    values = tf.reshape(values, [-1])
-    while values.shape[0] > 1:
-        padding = -values.shape[0] % row
-        values = tf.reduce_sum(tf.reshape(tf.pad(values, [[0, padding]]), [-1, row]), 1)
-    return values[0]

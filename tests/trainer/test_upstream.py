@@ -100,7 +100,7 @@ def test_a_keras_optimizer_cannot_make_its_slots_inside_a_function(on_two_device
 def test_xla_as_the_replica_function_itself_is_refused(on_two_devices):
     assert on_two_devices["compiled_replica_function"] == "InvalidArgumentError", (
         "strategy.run now takes a function compiled with XLA: TrainStep may compile the whole replica function "
-        "in place of _forward_backward and _formulas."
+        "in place of _forward_backward and Update._formulas."
     )
 
 
