@@ -9,6 +9,7 @@ from PIL import Image
 
 from benchmarks.digits import stratified, write_digits
 from benchmarks.generalization import (
+    INGREDIENTS,
     Entry,
     Study,
     ablation_table,
@@ -167,6 +168,14 @@ def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
 def test_ingredients_are_those_that_a_recipe_uses():
     assert "label smoothing" in ingredients_of(configs.load_recipe("convnet42"))
     assert not ingredients_of(configs.load_recipe("seed42"))
+
+
+def test_what_takes_an_ingredient_away_is_understood_on_a_command_line(capsys):
+    overrides = {name: value for fields in INGREDIENTS.values() for name, value in fields.items()}
+    words = [f"--config.{name}={value}" for name, value in overrides.items()]
+    assert cli.main(["convoy", "train", "--print_config", *words]) == 0, capsys.readouterr().err
+    defaults = dict(configs.fields(configs.default_config()))
+    assert {name: defaults[name] for name in overrides} == overrides  # taken away is as if it had never been set
 
 
 def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
