@@ -1,7 +1,7 @@
 """How fast this machine multiplies matrices.
 
-With what a training step needs at least (`trainer.flops.training_flops`) it says how much of the machine the step uses,
-which no comparison with another library can.
+With what a training step needs at least (`trainer.monitoring.flops.training_flops`) it says how much of the machine the
+step uses, which no comparison with another library can.
 """
 
 from benchmarks.workers import Prepared, Stopwatch

@@ -167,9 +167,10 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 
     start_tensorflow()
     from trainer import config as configs
-    from trainer import loop, monitor
-    from trainer.chronometer import Chronometer
+    from trainer import loop
     from trainer.devices import parse_devices
+    from trainer.monitoring import monitor
+    from trainer.monitoring.chronometer import Chronometer
 
     gate, chronometers = _Gate(), []
 
@@ -229,7 +230,7 @@ def _as_in_the_demo(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     demo's have: (owner, attribute, replacement) each."""
     from rich.console import Console
 
-    from trainer.console import TrainingConsole
+    from trainer.monitoring.console import TrainingConsole
     from trainer.tensorboard.judgements import Judgements
 
     def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
@@ -244,8 +245,8 @@ def _as_in_the_demo(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
 def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     """Returns what takes from the loop all it writes, shows and measures for people."""
-    from trainer.console import TrainingConsole
-    from trainer.journal import Journal
+    from trainer.monitoring.console import TrainingConsole
+    from trainer.monitoring.journal import Journal
 
     def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         return TrainingConsole(total_steps, first_step, shows=False)

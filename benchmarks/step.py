@@ -135,7 +135,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     kind, _, variant = name.partition("-")
     if kind == "gemm":
-        from trainer.flops import training_flops
+        from trainer.monitoring.flops import training_flops
 
         size = options["image_size"]
         return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))

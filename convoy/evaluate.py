@@ -40,8 +40,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     devices = parse_devices(flags.devices)
     start_tensorflow()
-    from trainer.console import quality_row
     from trainer.evaluation import evaluate_split
+    from trainer.monitoring.console import quality_row
     from trainer.report.page import write_report
     from trainer.restore import open_run
 

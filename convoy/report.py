@@ -51,8 +51,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
     start_tensorflow()
-    from trainer.console import quality_row
     from trainer.evaluation import evaluate_split
+    from trainer.monitoring.console import quality_row
     from trainer.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)

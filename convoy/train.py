@@ -178,13 +178,13 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
     check_strategy(flags.strategy, None)
     if flags.find_batch_size:
         require_flags(flags, "data")
-        from trainer.find_batch_size import find_batch_size
+        from trainer.finders.batch_size import find_batch_size
 
         find_batch_size(config, data=flags.data, devices=flags.devices, strategy_name=flags.strategy)
         return
     require_flags(flags, "data", "workdir")
     start_tensorflow()
-    from trainer.find_learning_rate import find_learning_rate
+    from trainer.finders.learning_rate import find_learning_rate
 
     find_learning_rate(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
 

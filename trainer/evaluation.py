@@ -21,9 +21,9 @@ from input_pipeline.storage import dataset_path
 from trainer import metrics
 from trainer.cluster.peers import Peers
 from trainer.models import BuiltModel
+from trainer.monitoring.results import append_result
 from trainer.report import predictions
 from trainer.restore import TrainedRun
-from trainer.results import append_result
 from trainer.runtime import slices_of
 from trainer.state import TrainState
 from trainer.step import cross_entropy

@@ -26,16 +26,16 @@ from trainer.description import dataset_identity, place
 from trainer.devices import Devices
 from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from trainer.error_file import note_error
-from trainer.monitor import Monitor
+from trainer.monitoring.monitor import Monitor
+from trainer.monitoring.profiler import StepProfiler
+from trainer.monitoring.substitutions import Substitutions
 from trainer.order_record import OrderRecord
-from trainer.profiler import StepProfiler
 from trainer.restore import load_into
 from trainer.runtime import make_train_step
 from trainer.saver import CheckpointSaver
 from trainer.schedules import learning_rate as learning_rate_at
 from trainer.start import Start, prepare
 from trainer.step import StepResult
-from trainer.substitutions import Substitutions
 from trainer.training_input import TrainingInput
 
 

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.small_disk import small_disk
+from trainer.monitoring.writers import MetricWriters
 from trainer.run_directory import RunDirectory
 from trainer.tensorboard import summaries
 from trainer.tensorboard.event_file import EventFile, cut_back
-from trainer.writers import MetricWriters
 
 PERF = [f"perf/a_tag_about_as_long_as_the_longest_{k}" for k in range(12)]
 OTHERS = [f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")] + ["run/epoch", "optim/grad_norm"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.errors import DataError, UsageError
-from trainer.results import append_result, truncate_results
+from trainer.monitoring.results import append_result, truncate_results
 from trainer.run_directory import RunDirectory, truncate_json_lines
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")

@@ -18,7 +18,7 @@ from input_pipeline.augmentation.apply import on_device
 from input_pipeline.augmentation.line import Operation
 from input_pipeline.reader import Batch, Reader
 from trainer.cluster.peers import Peers
-from trainer.journal import Journal
+from trainer.monitoring.journal import Journal
 from trainer.tensorboard import pictures, summaries
 from trainer.tensorboard.judgements import Judgements, Verdict
 

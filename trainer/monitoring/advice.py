@@ -15,7 +15,7 @@ import numpy as np
 
 from input_pipeline.dataset import Dataset
 from trainer.config import Plan
-from trainer.limits import BOUND_PCT, any_of
+from trainer.monitoring.limits import BOUND_PCT, any_of
 
 _LARGEST_GAP = 0.15  # of top-1 between training and validation images
 _PATIENCE = 5  # evaluations

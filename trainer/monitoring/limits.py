@@ -23,11 +23,11 @@ import tensorflow as tf
 from input_pipeline.dataset import Dataset
 from input_pipeline.processes import usable_cores
 from trainer import sizes
-from trainer.chronometer import Window
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
-from trainer.flops import known_peak, measured_peak, training_flops
+from trainer.monitoring.chronometer import Window
+from trainer.monitoring.flops import known_peak, measured_peak, training_flops
 from trainer.runtime import Runtime
 from trainer.step import TrainStep
 

@@ -8,7 +8,7 @@ import pytest
 
 from convoy import cli
 from tests.trainer.run_files import result_of, story_of
-from trainer.find_learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
+from trainer.finders.learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
 
 RATES = np.geomspace(1e-5, 10.0, STEPS)
 

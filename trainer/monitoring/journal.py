@@ -14,11 +14,11 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from input_pipeline.errors import DataError
-from trainer.curves import draw_curves
-from trainer.results import append_result, truncate_results
+from trainer.monitoring.curves import draw_curves
+from trainer.monitoring.results import append_result, truncate_results
+from trainer.monitoring.writers import ROOT, MetricWriters
 from trainer.run_directory import RunDirectory
 from trainer.tensorboard import summaries
-from trainer.writers import ROOT, MetricWriters
 
 
 class Journal:

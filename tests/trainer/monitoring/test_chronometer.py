@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.chronometer import Chronometer
+from trainer.monitoring.chronometer import Chronometer
 
 
 class Clock:

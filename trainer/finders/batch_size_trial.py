@@ -1,4 +1,4 @@
-"""One batch size, tried in a process of its own: `python -m trainer.batch_size_trial`, started by `find_batch_size`.
+"""One batch size, tried in a process of its own: `python -m trainer.finders.batch_size_trial`, started by `batch_size`.
 
 Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: what the
 config says), `memory_limit` (bytes that the process may hold), `parent` (its process id). It writes lines of JSON after
@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from input_pipeline.errors import ConvoyError
-from trainer.memory import peak_memory, resident_memory
+from trainer.finders.memory import peak_memory, resident_memory
 
 MARK = "batch_size_trial "
 TOO_LARGE = 86
@@ -60,7 +60,7 @@ def _try(options: dict[str, Any]) -> None:
     import tensorflow as tf
 
     from trainer.devices import parse_devices, runs_on_gpu
-    from trainer.trial import prepare_trial
+    from trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])
     # What takes most memory: the largest images, and all weights.

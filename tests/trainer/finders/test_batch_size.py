@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from trainer.batch_size_trial import TOO_LARGE
-from trainer.find_batch_size import Attempt, Scale, Search, conclusion, row, search
-from trainer.memory import available_memory, peak_memory, resident_memory
+from trainer.finders.batch_size import Attempt, Scale, Search, conclusion, row, search
+from trainer.finders.batch_size_trial import TOO_LARGE
+from trainer.finders.memory import available_memory, peak_memory, resident_memory
 
 
 class Machine:
@@ -131,7 +131,9 @@ def test_memory_of_this_process_is_told():
 def trial(**options):
     config = {"config": {}, "data": "none", "devices": "cpu:1", "strategy_name": "auto", "virtual_batch_size": 0}
     options = json.dumps(config | {"memory_limit": 2**60, "parent": os.getpid()} | options)
-    return subprocess.run([sys.executable, "-m", "trainer.batch_size_trial", options], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.finders.batch_size_trial", options], capture_output=True, text=True
+    )
 
 
 def test_a_trial_ends_before_it_holds_more_memory_than_it_may():

@@ -5,7 +5,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tests.trainer.run_files import result_of
-from trainer.profiler import StepProfiler
+from trainer.monitoring.profiler import StepProfiler
 
 FLAGS = ("train", "--config=smoke", "--config.steps=6", "--config.eval_every_steps=6")
 

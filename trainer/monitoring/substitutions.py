@@ -5,8 +5,8 @@ from pathlib import Path
 
 from input_pipeline.substitutes import Substitution
 from trainer.cluster.peers import Peers
-from trainer.console import TrainingConsole
-from trainer.journal import Journal
+from trainer.monitoring.console import TrainingConsole
+from trainer.monitoring.journal import Journal
 from trainer.run_directory import RunDirectory
 
 _EVENT = "substituted"

@@ -7,10 +7,10 @@ import keras
 import pytest
 
 from input_pipeline.processes import usable_cores
-from trainer.chronometer import Window
 from trainer.cluster.peers import Peers
 from trainer.config import default_config, resolve
-from trainer.limits import Limits
+from trainer.monitoring.chronometer import Window
+from trainer.monitoring.limits import Limits
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.files import write_whole, written_whole
 from trainer.devices import Devices
+from trainer.finders.trial import STEPS, prepare_trial
 from trainer.metrics import summarize
 from trainer.run_directory import RunDirectory
-from trainer.trial import STEPS, prepare_trial
 
 # The lowest and the highest rate of a step: for each optimizer from where it hardly moves to where it cannot stay.
 _RANGES = {"adam": (1e-6, 1.0), "adamw": (1e-6, 1.0), "lamb": (1e-5, 10.0), "sgd": (1e-5, 10.0), "lars": (1e-2, 1e3)}

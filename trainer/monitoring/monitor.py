@@ -19,15 +19,15 @@ from input_pipeline.crop import Crop
 from input_pipeline.reader import Batch, Reader
 from trainer import config as configs
 from trainer import metrics, sizes
-from trainer.advice import Advice
-from trainer.chronometer import Chronometer
 from trainer.cluster.peers import Peers
 from trainer.cluster.watchdog import Deadlines
-from trainer.console import TrainingConsole
 from trainer.description import dataset_identity, environment, header_rows, place
 from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
-from trainer.journal import Journal
-from trainer.limits import Limits
+from trainer.monitoring.advice import Advice
+from trainer.monitoring.chronometer import Chronometer
+from trainer.monitoring.console import TrainingConsole
+from trainer.monitoring.journal import Journal
+from trainer.monitoring.limits import Limits
 from trainer.resume import what_changed
 from trainer.start import Start
 from trainer.step import StepResult, TrainStep
