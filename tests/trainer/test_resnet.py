@@ -66,16 +66,6 @@ def test_one_model_takes_images_of_several_sizes(name):
         assert logits.shape == (2, CLASSES)
 
 
-def test_a_block_starts_as_the_identity():
-    model = small()
-    x = tf.constant(np.random.default_rng(0).random((2, 32, 32, 3)), tf.float32)
-    stem, first = (
-        keras.Model(model.input, model.get_layer(name).output)(x, training=True)
-        for name in ("stem_relu", "stage1_block1_relu")
-    )
-    assert np.array_equal(stem, first) and np.ptp(stem) > 0
-
-
 def test_deeper_blocks_are_left_out_more_often_up_to_the_rate_of_the_last():
     model = small(depth=18, stochastic_depth=0.4)
     rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
@@ -85,7 +75,6 @@ def test_deeper_blocks_are_left_out_more_often_up_to_the_rate_of_the_last():
 def test_a_block_is_left_out_for_some_images_and_made_up_for_by_the_others():
     model = build_model("resnet", num_classes=CLASSES, image_size=32, depth=10, width=8, stochastic_depth=0.5).model
     norm, drop = model.get_layer("stage4_block1_2_norm"), model.get_layer("stage4_block1_left_out")
-    norm.gamma.assign(tf.ones_like(norm.gamma))
     x = tf.constant(np.random.default_rng(0).random((64, 32, 32, 3)), tf.float32)
     before, after = keras.Model(model.input, [norm.output, drop.output])(x, training=True)
     ratios = {image: np.unique(np.round(after[image] / before[image], 4)).tolist() for image in range(64)}
