@@ -7,7 +7,7 @@ Each run is a `convoy train` and two `convoy evaluate`, as people type them, in 
 taken as it stands, so a benchmark that was stopped goes on where it was when the same command is typed again.
 
 `RECIPE:TIMES` gives a recipe so many times the budget instead of its own length: the wall time that the first recipe
-takes until its best evaluation, mean over the seeds. A short run of the recipe tells how many steps that is; its
+takes until its best evaluation, mean over the seeds. Two short runs of the recipe tell how many steps that is; its
 schedule then ends there. `--ablate` trains each of the other recipes again without each of its ingredients, for as
 many steps. The tables are Markdown.
 """
@@ -46,7 +46,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "mirror images in evaluation": {"eval_flip": False},
     "sampling by class": {"sampling": "natural"},
 }
-_CALIBRATION_EPOCHS = 4
+_CALIBRATION_EPOCHS = (4, 12)
 _USELESS = ("rounds", "batch_size", "image_size", "threads", "peers")
 
 
@@ -243,9 +243,12 @@ class Study:
                 "colon, or give --budget."
             )
         config = configs.load_recipe(entry.recipe)
-        steps = _CALIBRATION_EPOCHS * max(1, self._runs.training_images // config.batch_size)
-        trained = self._runs.trained(f"{Path(entry.recipe).stem}-speed", entry.recipe, {"steps": steps})
-        return steps_within(entry.times * self.budget_seconds, trained.events, steps=steps)
+        epoch = max(1, self._runs.training_images // config.batch_size)
+        short, longer = (
+            self._runs.trained(f"{Path(entry.recipe).stem}-{n}-epochs", entry.recipe, {"steps": n * epoch})
+            for n in _CALIBRATION_EPOCHS
+        )
+        return steps_within(entry.times * self.budget_seconds, short, longer)
 
 
 def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
@@ -272,7 +275,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
 
     The change is the mean over seeds of the difference of the two runs with the same seed.
     """
-    columns = ("without", "train top-1", "test top-1", "gap", "test, change", "overrides")
+    columns = ("without", "wall time", "train top-1", "test top-1", "gap", "test, change", "overrides")
     lines = [_markdown(columns), "|---" * len(columns) + "|"]
     whole, *_ = outcomes.values()
     for entry, found in outcomes.items():
@@ -280,6 +283,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
         overrides = " ".join(f"--config.{name}={value}" for name, value in entry.overrides.items())
         cells = (
             entry.without or "nothing: the whole recipe",
+            f"{statistics.mean(run.seconds for run in found):,.0f} s",
             *(spread([100 * getattr(run, name) for run in found], " %") for name in ("train_top1", "test_top1")),
             spread([100 * run.gap for run in found]),
             spread(changes, signed=True) if entry.without else "",

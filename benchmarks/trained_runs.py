@@ -222,18 +222,19 @@ def seconds_of(events: Sequence[Mapping[str, Any]], until_step: int | None = Non
     return total
 
 
-def steps_within(seconds: float, events: Sequence[Mapping[str, Any]], *, steps: int) -> int:
+def steps_within(seconds: float, short: TrainedRun, longer: TrainedRun) -> int:
     """Returns how many steps a run may have to end within a time, 1 or more.
+
+    Two runs tell the cost of a step from that of starting, which compiles once for every size of images.
 
     Args:
       seconds: from its start.
-      events: of a short run of the same config.
-      steps: of that run.
+      short: a run of the same config.
+      longer: another one, of more steps.
     """
-    (begun,) = (event["time"] for event in events if event["event"] == "start")
-    (first,) = (event["time"] for event in events if event["event"] == "first_step")
-    step_seconds = (events[-1]["time"] - first) / max(1, steps - 1)
-    return max(1, 1 + int((seconds - (first - begun)) / step_seconds))
+    (few, soon), (many, later) = ((run.result["step"], seconds_of(run.events)) for run in (short, longer))
+    step_seconds = max(later - soon, 1e-9) / (many - few)
+    return max(1, few + int((seconds - soon) / step_seconds))
 
 
 def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from benchmarks.generalization import (
     spread,
     table,
 )
-from benchmarks.trained_runs import Outcome, Runs, seconds_of, steps_within
+from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
 from input_pipeline.errors import ConvoyError, UsageError
 from tests.benchmarks import fake_convoy
@@ -68,7 +68,7 @@ def test_the_ablation_pairs_runs_of_the_same_seed():
     whole = [outcome(test=0.6), outcome(test=0.8)]
     without = Entry("convnet42", None, {"augment.line": "crop | flip"}, "erase(0.25)")
     rows = ablation_table({Entry("convnet42"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
-    assert rows[2].startswith("| nothing: the whole recipe | 90.0 ± 0.0 % | 70.0 ± 14.1 % |")
+    assert rows[2].startswith("| nothing: the whole recipe | 100 s | 90.0 ± 0.0 % | 70.0 ± 14.1 % |")
     assert "| -2.0 ± 0.0 |" in rows[3]
     assert r"`--config.augment.line=crop \| flip`" in rows[3]  # a bar in a cell would end it
 
@@ -101,9 +101,10 @@ def test_what_an_interrupted_run_did_twice_and_the_pause_do_not_count():
 
 
 def test_the_steps_of_a_budget_end_within_it():
-    short = events(("start", 0, 0), ("first_step", 1, 10), ("checkpoint", 10, 15), ("done", 21, 20))
-    assert steps_within(60.0, short, steps=21) == 101  # 10 s, then half a second each
-    assert steps_within(1.0, short, steps=21) == 1
+    short = TrainedRun(None, [], {"step": 20}, events(("start", 0, 0), ("first_step", 1, 7), ("done", 20, 20)))
+    longer = TrainedRun(None, [], {"step": 60}, events(("start", 0, 0), ("first_step", 1, 9), ("done", 60, 40)))
+    assert steps_within(60.0, short, longer) == 100  # 10 s, and half a second each
+    assert steps_within(1.0, short, longer) == 1
 
 
 # What is trained.
@@ -114,7 +115,7 @@ def test_a_finished_benchmark_is_found_again_and_nothing_is_repeated(runs):
     first = Study(runs, seeds=range(2)).outcomes(entries)
     done = commands(runs)
     assert done[:3] == ["train seed42-seed0", "evaluate seed42-seed0 train", "evaluate seed42-seed0 test"]
-    assert len(done) == 2 * 3 + 1 + 2 * 3
+    assert len(done) == 2 * 3 + 2 + 2 * 3
     again = Study(runs, seeds=range(2)).outcomes(entries)
     assert list(again.values()) == list(first.values())
     assert [run.test_top1 for run in again[entries[0]]] == pytest.approx([0.6, 0.7])
