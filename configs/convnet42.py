@@ -17,12 +17,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 30
     config.label_smoothing = 0.1
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1
     config.schedule.scaling = "sqrt"
-    config.augment.line = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
+    # A product's colour does not tell what it is: where it does, leave hue out.
+    config.augment.line = (
+        "crop(scale=0.7..1) | shear(0.15) | rotate(10) | flip | hue(0.5) | contrast(0.5) | saturation(0.7)"
+    )
     config.ema.decay = 0.99
     return config

@@ -20,6 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.weights = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"
     config.model.freeze_epochs = 3
     config.model.backbone_rate = 0.1
+    config.optimizer.learning_rate = 2e-3
+    config.augment.line = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
     config.image_size = 96
     config.epochs = 15
     return config

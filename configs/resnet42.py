@@ -1,18 +1,18 @@
-"""A residual network of 18 layers, half the usual width: convnet42's training, more computing an image.
+"""A residual network of 10 layers, half the usual width: quick42's training, more computing an image.
 
 convoy train --config=resnet42 --data=data --workdir=runs/resnet42
 """
 
 import ml_collections
 
-from configs.convnet42 import get_config as convnet42
+from configs.quick42 import get_config as quick42
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet42()
+    config = quick42()
     config.model.name = "resnet"
-    config.model.depth = 18
+    config.model.depth = 10
     config.model.width = 32
-    config.model.stochastic_depth = 0.1
+    config.epochs = 120
     return config

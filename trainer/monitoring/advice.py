@@ -21,7 +21,7 @@ _LARGEST_GAP = 0.15  # of top-1 between training and validation images
 _PATIENCE = 5  # evaluations
 _WAITING_LINES = 2  # one alone may have had bad luck
 _SHOWN_CLASSES = 5
-_LINE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
+_LINE = "crop(scale=0.7..1) | flip | contrast(0.5) | saturation(0.7)"
 
 
 class Advice:

@@ -1,0 +1,21 @@
+"""Handwritten digits, scikit-learn's 1,797 of 8x8 pixels: no mirror images, nothing that makes one digit another.
+
+    python -m benchmarks.digits photos       # with `pip install '.[bench]'`
+    convoy convert --images=photos/train --output=data --split=train
+    convoy train --config=digits --data=data --workdir=runs/digits
+
+It was chosen on other training and test images of the set than `convoy bench generalization --dataset=digits` takes.
+"""
+
+import ml_collections
+
+from configs.convnet42 import get_config as convnet42
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = convnet42()
+    config.image_size = 16
+    config.epochs = 40
+    config.augment.line = "crop(scale=0.7..1) | shear(0.2) | rotate(10) | contrast(0.4)"
+    return config

@@ -1,0 +1,21 @@
+"""convnet42 in little time, for 42 categories or so of small images: at most 32 pixels, at first fewer.
+
+    convoy train --config=quick42 --data=data --workdir=runs/quick42
+
+What it changes was chosen on the images of `convoy sample --seed=1`; the README's results are those of seed 0.
+"""
+
+import ml_collections
+
+from configs.convnet42 import get_config as convnet42
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the recipe."""
+    config = convnet42()
+    config.image_size = 32
+    config.progressive.sizes = (16, 24)
+    config.progressive.ends = (0.3, 0.6)
+    config.epochs = 38
+    config.eval_flip = True
+    return config
