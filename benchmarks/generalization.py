@@ -1,7 +1,7 @@
 """`convoy bench generalization`: recipes trained from scratch, and how well they know images they have never seen.
 
-    convoy bench generalization --recipes=seed42,convnet42:1 --seeds=3
-    convoy bench generalization --dataset=digits --recipes=convnet42 --ablate
+    convoy bench generalization --recipes=seed42,quick42:1 --seeds=3
+    convoy bench generalization --dataset=digits --recipes=digits --ablate
 
 Each run is a `convoy train` and two `convoy evaluate`, as people type them, in --workdir. What is finished there is
 taken as it stands, so a benchmark that was stopped goes on where it was when the same command is typed again.
@@ -84,7 +84,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     help_of = "Benchmark generalization: {}".format
     absl_flags.DEFINE_list(
         "recipes",
-        ["seed42", "convnet42:1"],
+        ["seed42", "quick42:1", "convnet42", "resnet42:4"],
         help_of("recipes, as in --config; NAME:TIMES trains for so many times what the first takes to its best."),
         flag_values=flags,
     )

@@ -1,9 +1,9 @@
 """`convoy bench monitoring`: what the console, the log lines, TensorBoard and the run's files cost of a step.
 
-Two processes run the same training loop on the same images, as the demo does (recipe convnet42, two logical devices):
-one as it is, with a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag
-offers. They take their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures
-and its checkpoint count once in as many steps as between two of the demo's evaluations.
+Two processes run the same training loop on the same images, recipe convnet42 on two logical devices: one as it is, with
+a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag offers. They take
+their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures and its checkpoint
+count once in as many steps as between two evaluations, three epochs of the sample set apart.
 """
 
 import contextlib
@@ -217,7 +217,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return done
 
     replaced = [(monitor, "Chronometer", GatedChronometer)]
-    replaced += _as_in_the_demo(monitor) if name == "monitored" else _taken_away(monitor)
+    replaced += _as_on_a_terminal(monitor) if name == "monitored" else _taken_away(monitor)
     for owner, attribute, replacement in replaced:
         mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
     threading.Thread(target=train, daemon=True).start()
@@ -225,9 +225,9 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     return Prepared(time_round)
 
 
-def _as_in_the_demo(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns what makes the console draw as on a terminal and every evaluation have its pictures, as all five of the
-    demo's have: (owner, attribute, replacement) each."""
+def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
+    """Returns what makes the console draw as on a terminal and every evaluation have its pictures, as all of a short
+    run have: (owner, attribute, replacement) each."""
     from rich.console import Console
 
     from trainer.monitoring.console import TrainingConsole
