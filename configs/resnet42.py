@@ -15,4 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.depth = 10
     config.model.width = 32
     config.epochs = 120
+    config.eval_every_epochs = 20
     return config
