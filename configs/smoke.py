@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16
     config.steps = 20
     config.eval_every_steps = 10
+    config.eval_every_epochs = 0
     config.log_every_steps = 5
     config.schedule.warmup_steps = 5
     config.schedule.warmup_epochs = 0

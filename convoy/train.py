@@ -53,13 +53,15 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     ]
     overrides += [argument.split("=")[0].lstrip("-")[2:] for argument in others if argument.startswith("--noconfig.")]
     recipe = configs.load_recipe(name)
-    configs.check_field_names(recipe, [field.removeprefix("config.") for field in overrides])
+    changed = [field.removeprefix("config.") for field in overrides]
+    configs.check_field_names(recipe, changed)
     if "config.epochs" in overrides and "config.steps" not in overrides and recipe.steps:
         raise UsageError(
             f"config.epochs has no effect while config.steps={recipe.steps} in recipe {name}: add --config.steps=0."
         )
     _check_for_bare_fields(recipe, others)
-    arguments = [f"--config={configs.recipe_path(name)}", *others]
+    replaced = [f"--config.{field}=0" for field in configs.durations_in_other_units(recipe, changed)]
+    arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
     config_flags.DEFINE_config_file(
         "config",
         str(configs.recipe_path(configs.DEFAULT_RECIPE)),

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -464,6 +464,20 @@ def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> No
     for name in names:
         if name not in known:
             raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` shows them all.")
+
+
+def durations_in_other_units(config: ml_collections.ConfigDict, names: Collection[str]) -> list[str]:
+    """Returns the fields of a recipe that say in another unit what the fields `names`, dotted, are to say.
+
+    Who gives `eval_every_steps` for a recipe with `eval_every_epochs` means the one in place of the other.
+    """
+    known, found = dict(fields(config)), []
+    for name in names:
+        base = re.sub("_(steps|epochs|images)$", "", name)
+        family = [base, *(f"{base}_{unit}" for unit in ("steps", "epochs", "images"))]
+        if known.keys() >= set(family):
+            found += [field for field in family if known[field] and field not in names and field not in found]
+    return found
 
 
 def _no_field(name: str, config: ml_collections.ConfigDict) -> str:

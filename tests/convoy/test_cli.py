@@ -313,6 +313,13 @@ class TestPrintConfig:
         assert fields["model.name"] == "'keras_applications:MobileNetV2'"
         assert fields["schedule.boundaries"] == "(0.3, 0.6, 0.9)"
 
+    def test_a_duration_in_another_unit_takes_the_place_of_the_recipes(self, says):
+        given = ("--config.eval_every_images=900", "--config.schedule.warmup_steps=7")
+        code, out, _ = says("train", "--config=convnet42", "--print_config", *given)
+        fields = printed_fields(out)
+        assert (code, fields["eval_every_images"], fields["schedule.warmup_steps"]) == (0, "900", "7")
+        assert (float(fields["eval_every_epochs"]), float(fields["schedule.warmup_epochs"])) == (0, 0)
+
     def test_a_bare_recipe_name_and_a_file_work_from_any_folder(self, convoy, tmp_path):
         shipped = convoy("train", "--config=smoke", "--print_config", cwd=tmp_path, check=True)
         (tmp_path / "mine.py").write_text(
