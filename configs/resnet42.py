@@ -1,4 +1,4 @@
-"""A residual network of 10 layers, half the usual width: quick42's training, more computing an image.
+"""A residual network of 10 layers, half the usual width: quick42's training made longer, harder and with mixup.
 
 convoy train --config=resnet42 --data=data --workdir=runs/resnet42
 """
@@ -14,6 +14,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "resnet"
     config.model.depth = 10
     config.model.width = 32
+    config.augment.line = (
+        "crop(scale=0.5..1) | shear(0.2) | rotate(15) | solarize(0, 0.3) | flip | hue(0.5) | contrast(0.7) "
+        "| saturation(1)"
+    )
+    config.mix.mixup = 0.2
+    config.mix.off_fraction = 0.2
     config.epochs = 120
     config.eval_every_epochs = 20
     return config
