@@ -239,7 +239,7 @@ class Chaos:
         self._launcher = launcher
         self._run = run
         self._last_step_to_train_undisturbed = int(_END * steps)
-        self._speed = speed
+        self._start_seconds = speed.start_seconds
         self._gang: list[int] = []
         self._gang_started = 0.0
 
@@ -253,7 +253,10 @@ class Chaos:
         self._await_gang()
         for injury in injuries:
             self._wait(lambda injury=injury: self._is_due(injury), "the next injury's moment")
-            phase = "start-up" if self._first_step() is None else "training"
+            first_step = self._first_step()
+            phase = "training" if first_step else "start-up"
+            if first_step:  # what a start takes by now, as other programs come and go
+                self._start_seconds = min(self._start_seconds, first_step["time"] - self._gang_started)
             done.append(replace(injury, time=time.time(), phase=phase))
             os.kill(self._gang[injury.worker], injury.kind)
             print(f"{len(done):>4} {_told(done[-1])}, step {self._run.checkpoint_step()}", flush=True)
@@ -262,10 +265,11 @@ class Chaos:
 
     def _is_due(self, injury: Injury) -> bool:
         is_near_its_end = self._run.checkpoint_step() >= self._last_step_to_train_undisturbed
+        first_step = self._first_step()
         if injury.in_startup or is_near_its_end:
             share = _NEAR_THE_END if is_near_its_end else 1.0
-            return time.time() >= self._gang_started + share * injury.moment * self._speed.start_seconds
-        first_step = self._first_step()
+            # At the latest when training begins: the machine may have become faster, and the run must outlive them all.
+            return bool(first_step) or time.time() >= self._gang_started + share * injury.moment * self._start_seconds
         if first_step is None:
             return False
         steps = self._run.checkpoint_step() - first_step["step"]

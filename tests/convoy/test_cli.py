@@ -344,7 +344,7 @@ class TestPrintConfig:
         assert derived["num_images"] == "82"
         assert (derived["replicas"], derived["virtual_replicas"], derived["replica_batch_size"]) == ("2", "2", "8")
         assert derived["total_steps"] == "20"
-        assert float(derived["peak_learning_rate"]) == 1e-3
+        assert float(derived["peak_learning_rate"]) == 2e-3
         assert not (tmp_path / "run").exists()
 
 

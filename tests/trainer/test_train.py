@@ -126,8 +126,8 @@ class TestAFinishedRun:
     def test_the_learning_rate_warms_up_and_falls_to_nearly_nothing(self, finished_run):
         lines = [line for line in json_lines(finished_run.workdir / "metrics.jsonl") if line["split"] == "train"]
         rates = [line["optim/lr"] for line in lines]
-        assert rates[0] == pytest.approx(1e-3 * 2 / 5)
-        assert max(rates) == pytest.approx(1e-3, rel=0.01)
+        assert rates[0] == pytest.approx(2e-3 * 2 / 5)
+        assert max(rates) == pytest.approx(2e-3, rel=0.01)
         assert rates[-1] < 1e-5
 
     def test_the_header_says_what_runs_where(self, finished_run, dataset):
@@ -142,7 +142,7 @@ class TestAFinishedRun:
         assert header["devices"].startswith("CPU:0, CPU:1")
         assert header["replicas"] == "2, virtual replicas 4"
         assert header["batch"] == "16 global, 8 a device, 4 a virtual replica"
-        assert "peak learning rate 0.001, scaled (sqrt) from 0.002 at batch 64" in header["optimizer"]
+        assert "peak learning rate 0.002, scaled (sqrt) from 0.004 at batch 64" in header["optimizer"]
         assert header["precision"] == "float32, XLA off, deterministic"
         assert header["run directory"] == str(finished_run.workdir)
         # In one line however long, so that it can be copied.
