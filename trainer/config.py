@@ -86,6 +86,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "depth": 0,  # of resnet; 0: 18
                 "width": 0,  # of resnet: channels of the first stage; 0: 64
                 "stochastic_depth": 0.0,  # of resnet: how often its last block is left out
+                "instance_norm": False,  # of resnet; convnet has it
                 **_duration("freeze"),  # until then only the head is trained
                 "backbone_rate": 1.0,  # learning rate of all but the head, times the head's
             },

@@ -20,7 +20,7 @@ from trainer.optimizers import Optimizer, make_optimizer
 from trainer.state import TrainState
 from trainer.step import StepSettings, TrainStep
 
-_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth")
+_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 

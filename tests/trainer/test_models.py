@@ -179,8 +179,31 @@ def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
     assert keras.layers.Flatten not in kinds and keras.layers.GlobalAveragePooling2D in kinds
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(convolutions) == 8 and not any(layer.use_bias for layer in convolutions)
-    assert kinds.count(FusedBatchNormalization) == 8
+    assert kinds.count(FusedBatchNormalization) == 6 and kinds.count(keras.layers.GroupNormalization) == 2
     assert model.count_params() < 1_300_000
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "layers"),
+    [
+        (models.convnet, {}, ["norm1b", "norm2b"]),
+        (
+            models.resnet,
+            {"width": 8, "instance_norm": True},
+            ["stage1_block2_instance_norm", "stage2_block2_instance_norm"],
+        ),
+        (models.resnet, {"width": 8}, []),
+    ],
+)
+def test_each_image_is_normalized_by_itself_at_the_end_of_the_first_two_stages(make, options, layers):
+    model = make(3, SIZE, **options)
+    found = [layer for layer in model.layers if isinstance(layer, keras.layers.GroupNormalization)]
+    assert [layer.name for layer in found] == layers
+    for layer in found:
+        values = keras.Model(model.input, layer.output)(images() * [[[[0.1, 1.0, 3.0]]]]).numpy()
+        np.testing.assert_allclose(values.mean((1, 2)), 0.0, atol=1e-4)
+        # Not quite 1: the epsilon of 0.001 beside a variance.
+        assert values.std((1, 2)).min() > 0.5 and values.std((1, 2)).max() < 1.0001
 
 
 def test_convnets_parameters_do_not_grow_with_the_image():
@@ -275,7 +298,7 @@ def test_a_weights_file_of_other_classes_gives_all_but_the_last_layer(tmp_path):
     for one, other in zip(weights_of(built.model)[:-2], weights_of(saved.model)[:-2], strict=True):
         assert np.array_equal(one, other)
     assert saved.loaded == ""
-    assert built.loaded == f"40 of 40 weights from {path}, and 0 of the head's 2; the others start anew"
+    assert built.loaded == f"36 of 36 weights from {path}, and 0 of the head's 2; the others start anew"
 
 
 def test_a_weights_file_that_is_missing_or_damaged_is_refused(tmp_path):

@@ -136,7 +136,7 @@ class TestAFinishedRun:
             for line in finished_run.output.splitlines()
             if re.match(r"[A-Za-z ]+\S\s{2,}\S", line) and not line.startswith("step ")
         )
-        assert header["model"] == "convnet, 1,176,935 parameters"
+        assert header["model"] == "convnet, 1,176,743 parameters"
         assert header["data"] == f"{dataset.data}: 7 classes, 9 validation images"
         assert header["length"] == "40 steps, 7.80 epochs of 82 images"
         assert header["devices"].startswith("CPU:0, CPU:1")

@@ -50,6 +50,7 @@ def build_model(
     depth: int = 0,
     width: int = 0,
     stochastic_depth: float = 0.0,
+    instance_norm: bool = False,
 ) -> BuiltModel:
     """Builds a model with random weights, or with those of a file.
 
@@ -64,12 +65,13 @@ def build_model(
       depth: of `resnet`; its own where 0.
       width: of `resnet`; its own where 0.
       stochastic_depth: of `resnet`, in [0, 1).
+      instance_norm: of `resnet`; `convnet` has it anyway.
 
     Raises:
       UsageError: no such model, an option that it does not have, or an image too small for it.
       DataError: the weights file is missing or fits another model.
     """
-    chosen = {"depth": depth, "width": width, "stochastic_depth": stochastic_depth}
+    chosen = {"depth": depth, "width": width, "stochastic_depth": stochastic_depth, "instance_norm": instance_norm}
     options = {option: value for option, value in chosen.items() if value}
     if options and name != "resnet":
         option, value = next(iter(options.items()))

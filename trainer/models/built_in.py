@@ -34,19 +34,29 @@ def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Mo
 def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
     """The seed's trunk made to generalize.
 
-    Convolutions without bias, batch normalization before ReLU, and global average pooling in place of the
-    11-million-weight Dense. Each stage but the last halves the image; the channels grow to 256. It takes images of any
-    size.
+    Convolutions without bias, normalization before ReLU, and global average pooling in place of the 11-million-weight
+    Dense. Each stage but the last halves the image; the channels grow to 256. It takes images of any size.
+
+    The first two stages end in instance normalization: an image's own brightness, contrast and tint go out there, as
+    other cameras and places than the training images' have others (Pan et al. 2018, "Two at once: enhancing learning
+    and generalization capacities via IBN-Net"). It comes behind the pooling, where it costs a quarter. All else is
+    batch normalization.
     """
     if image_size < 8:
         raise ValueError("three stages halve them, so they need 8 or more.")
     rate = 0.2 if dropout < 0 else dropout
     inputs = x = layers.Input((None, None, 3))
     for stage, filters in enumerate((32, 64, 128, 256), start=1):
-        for half in ("a", "b"):
-            x = _conv_norm_relu(x, filters, f"{stage}{half}")
-        if stage < 4:
+        x = _conv(x, filters, f"{stage}a")
+        x = _batch_norm_relu(x, f"{stage}a")
+        x = _conv(x, filters, f"{stage}b")
+        if stage <= 2:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
+            x = layers.GroupNormalization(groups=-1, name=f"norm{stage}b")(x)
+            x = layers.Activation("relu", name=f"relu{stage}b")(x)
+        else:
+            x = _batch_norm_relu(x, f"{stage}b")
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x) if stage < 4 else x
     x = layers.GlobalAveragePooling2D(name="average")(x)
     x = layers.Dropout(rate, name="drop")(x) if rate > 0 else x
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
@@ -69,7 +79,12 @@ def _seed_dense(number: int, units: int) -> list[keras.Layer]:
     ]
 
 
-def _conv_norm_relu(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
-    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}")(x)
+def _conv(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
+    return layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}"
+    )(x)
+
+
+def _batch_norm_relu(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     x = layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
     return layers.Activation("relu", name=f"relu{name}")(x)

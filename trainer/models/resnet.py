@@ -34,6 +34,7 @@ def resnet(
     depth: int = 18,
     width: int = 64,
     stochastic_depth: float = 0.0,
+    instance_norm: bool = False,
     classic_stem: bool = False,
 ) -> keras.Model:
     """Returns a residual network, for images of any size.
@@ -45,6 +46,8 @@ def resnet(
       depth: layers with weights on the way: one of `DEPTHS`.
       width: channels of the first stage, an even number; each further stage has twice as many.
       stochastic_depth: how often the last block is left out, in [0, 1); block `l` of `L` is `l / L` times as often.
+      instance_norm: whether the first two stages end in instance normalization, for images from other cameras and
+        places than the training images' (IBN-b of Pan et al. 2018, IBN-Net).
       classic_stem: whether a 7x7 convolution with stride 2 and pooling come first, as in 2016; to compare with others.
 
     Raises:
@@ -67,6 +70,7 @@ def resnet(
                 stride=2 if stage > 1 and block == 1 else 1,
                 is_bottleneck=depth in _BOTTLENECK,
                 left_out=stochastic_depth * number / sum(counts),
+                instance_norm=instance_norm and stage <= 2 and block == count,
                 name=f"stage{stage}_block{block}",
             )
     x = layers.GlobalAveragePooling2D(name="average")(x)
@@ -88,7 +92,14 @@ def _classic_stem(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
 
 
 def _residual_block(
-    x: keras.KerasTensor, width: int, *, stride: int, is_bottleneck: bool, left_out: float, name: str
+    x: keras.KerasTensor,
+    width: int,
+    *,
+    stride: int,
+    is_bottleneck: bool,
+    left_out: float,
+    instance_norm: bool,
+    name: str,
 ) -> keras.KerasTensor:
     channels = width * _EXPANSION if is_bottleneck else width
     shortcut = x
@@ -106,7 +117,9 @@ def _residual_block(
         x = x if is_last else _relu(x, f"{name}_{number}")
     if left_out:
         x = layers.Dropout(left_out, noise_shape=(None, 1, 1, 1), name=f"{name}_left_out")(x)
-    return _relu(layers.Add(name=f"{name}_add")([x, shortcut]), name)
+    x = layers.Add(name=f"{name}_add")([x, shortcut])
+    x = layers.GroupNormalization(groups=-1, name=f"{name}_instance_norm")(x) if instance_norm else x
+    return _relu(x, name)
 
 
 def _conv_norm(x: keras.KerasTensor, filters: int, size: int, *, name: str, stride: int = 1) -> keras.KerasTensor:
