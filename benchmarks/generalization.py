@@ -41,6 +41,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "CutMix": {"mix.cutmix": 0.0},
     "mixing off at the end": {"mix.off_fraction": 0.0},
     "stochastic depth": {"model.stochastic_depth": 0.0},
+    "instance normalization": {"model.instance_norm": False},
     "progressive resizing": {"progressive.sizes": (), "progressive.ends": ()},
     "larger images in evaluation": {"eval_image_size": 0},
     "mirror images in evaluation": {"eval_flip": False},

@@ -46,8 +46,9 @@ def resnet(
       depth: layers with weights on the way: one of `DEPTHS`.
       width: channels of the first stage, an even number; each further stage has twice as many.
       stochastic_depth: how often the last block is left out, in [0, 1); block `l` of `L` is `l / L` times as often.
-      instance_norm: whether the first two stages end in instance normalization, for images from other cameras and
-        places than the training images' (IBN-b of Pan et al. 2018, IBN-Net).
+      instance_norm: whether the second stage ends in instance normalization, for images from other cameras and places
+        than the training images'. IBN-b of Pan et al. 2018 (IBN-Net) has it behind the first stage as well, where it
+        costs twice that.
       classic_stem: whether a 7x7 convolution with stride 2 and pooling come first, as in 2016; to compare with others.
 
     Raises:
@@ -70,7 +71,7 @@ def resnet(
                 stride=2 if stage > 1 and block == 1 else 1,
                 is_bottleneck=depth in _BOTTLENECK,
                 left_out=stochastic_depth * number / sum(counts),
-                instance_norm=instance_norm and stage <= 2 and block == count,
+                instance_norm=instance_norm and stage == 2 and block == count,
                 name=f"stage{stage}_block{block}",
             )
     x = layers.GlobalAveragePooling2D(name="average")(x)
