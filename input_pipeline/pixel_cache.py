@@ -19,12 +19,12 @@ It goes by the mean of what was decoded so far, so it needs to know nothing of t
 says no, it takes no more in. `memory` keeps what fits into four fifths, whatever the images are.
 """
 
-import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+
+from input_pipeline.memory import available_memory
 
 _SHARE = {"auto": 0.5, "memory": 0.8}  # of the free memory
 _JUDGED_IMAGES = 64  # from so many on their mean size stands for all
@@ -147,46 +147,8 @@ def make_cache(mode: str, *, num_images: int, random_crops: bool, processes: int
     """
     if mode == "none":
         return None
-    budget = int(_SHARE[mode] * free_bytes() / processes)
+    budget = int(_SHARE[mode] * available_memory() / processes)
     if mode == "memory":
         return PixelCache(num_images, budget_bytes=budget)
     smallest = _LARGE_IMAGE_BYTES if random_crops else 0
     return PixelCache(num_images, budget_bytes=budget, only_if_all=True, smallest_mean_bytes=smallest)
-
-
-def free_bytes(root: Path = Path("/")) -> int:
-    """Returns how much memory this process may still take: what the machine has free, or its control group.
-
-    Args:
-      root: of the file system that holds `proc` and `sys`.
-    """
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        free = fields["MemAvailable"]
-    except (OSError, ValueError, KeyError):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return min([free, *_free_in_control_groups(root)])
-
-
-def _free_in_control_groups(root: Path) -> list[int]:
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    free = []
-    for _, controllers, group in (line.split(":", 2) for line in lines):
-        if controllers not in ("", "memory"):
-            continue
-        base = root / "sys/fs/cgroup" / controllers
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        folder = base / group.strip("/")
-        # A container sees its own group at the top, whatever its name is outside. Every group above has its limit too.
-        for place in {base, folder, *(parent for parent in folder.parents if parent.is_relative_to(base))}:
-            try:
-                limit, used = ((place / name).read_text(encoding="ascii").strip() for name in names)
-                stat = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
-                free.append(max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0))))
-            except (OSError, ValueError):  # no such group here, or "max"
-                continue
-    return free

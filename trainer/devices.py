@@ -175,6 +175,14 @@ def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:
     return "GPU" in strategy.extended.worker_devices[0]
 
 
+def peak_gpu_memory() -> int:
+    """Returns the most bytes that one of this process's GPUs has held."""
+    import tensorflow as tf
+
+    gpus = range(len(tf.config.list_logical_devices("GPU")))
+    return max(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+
+
 def computes_in_bfloat16(strategy: "tf.distribute.Strategy") -> bool:
     """Whether every device multiplies bfloat16 in hardware: compute capability 8.0, AVX512-BF16 or AMX."""
     import tensorflow as tf

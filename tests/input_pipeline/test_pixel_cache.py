@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.augmentation.line import parse_line
 from input_pipeline.crop import Crop
-from input_pipeline.pixel_cache import PixelCache, free_bytes, make_cache
+from input_pipeline.pixel_cache import PixelCache, make_cache
 from input_pipeline.reader import Slices
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
@@ -90,42 +90,15 @@ def test_auto_stops_as_soon_as_it_shows_that_not_all_images_fit():
 
 
 def test_auto_with_random_crops_keeps_large_images_only(monkeypatch):
-    monkeypatch.setattr("input_pipeline.pixel_cache.free_bytes", lambda: 2**32)
+    monkeypatch.setattr("input_pipeline.pixel_cache.available_memory", lambda: 2**32)
     for size, random_crops, kept in ((64, False, 200), (64, True, 63), (128, True, 200)):
         cache = make_cache("auto", num_images=200, random_crops=random_crops)
         assert filled(cache, 200, size) == kept
 
 
 def test_processes_of_a_host_share_what_is_free(monkeypatch):
-    monkeypatch.setattr("input_pipeline.pixel_cache.free_bytes", lambda: 2 * 10 * (32 * 32 * 3 + 300))
+    monkeypatch.setattr("input_pipeline.pixel_cache.available_memory", lambda: 2 * 10 * (32 * 32 * 3 + 300))
     for mode, processes, kept in (("auto", 1, 10), ("auto", 2, 5), ("memory", 1, 16), ("memory", 4, 4)):
         cache = make_cache(mode, num_images=30, random_crops=False, processes=processes)
         assert filled(cache, 30, 32) == kept, (mode, processes)
     assert make_cache("none", num_images=30, random_crops=False) is None
-
-
-def test_free_memory_is_the_machines_or_the_control_groups(tmp_path):
-    def write(name, text):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-
-    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    5000 kB\nHugePages_Total: 0\n")
-    assert free_bytes(tmp_path) == 5000 * 1024
-    write("proc/self/cgroup", "0::/jobs/one\n")
-    group = "sys/fs/cgroup/jobs"
-    for name, limit in (("jobs/one", "max"), ("jobs", "3000000")):
-        write(f"sys/fs/cgroup/{name}/memory.max", f"{limit}\n")
-        write(f"sys/fs/cgroup/{name}/memory.current", "2000000\n")
-        write(f"sys/fs/cgroup/{name}/memory.stat", "anon 1500000\ninactive_file 500000\n")
-    assert free_bytes(tmp_path) == 1_500_000  # what lies in the page cache can be had back
-    write(f"{group}/memory.max", "1000000\n")
-    assert free_bytes(tmp_path) == 0
-    write("proc/self/cgroup", "5:cpu,cpuacct:/x\n9:memory:/docker/1\n")
-    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "700000\n")
-    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "300000\n")
-    write("sys/fs/cgroup/memory/memory.stat", "cache 1\n")
-    assert free_bytes(tmp_path) == 400_000
-
-
-def test_free_memory_of_this_machine_is_something():
-    assert 2**20 < free_bytes() < 2**50

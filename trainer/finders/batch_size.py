@@ -22,9 +22,9 @@ from typing import Any
 import ml_collections
 
 from input_pipeline.errors import ConvoyError, DataError, UsageError
+from input_pipeline.memory import available_memory
 from trainer import config as configs
 from trainer.finders.batch_size_trial import MARK, TOO_LARGE
-from trainer.finders.memory import available_memory
 
 _ROOT = Path(__file__).parents[2]
 _SHARE_OF_MEMORY = 0.8
@@ -60,9 +60,9 @@ class Search:
 
     Attributes:
       attempts: in the order in which they were tried.
-      largest: that fits; None where not even one image does.
+      largest: that fits; None where none does.
       too_large: the smallest size that does not fit; None where all did.
-      end: `memory`, `dataset` (the next size is more than it has images) or `speed` (a step of it takes too long).
+      end: `memory`, `dataset` (a larger batch would be more than its images) or `speed` (a step of it takes too long).
     """
 
     attempts: Sequence[Attempt]
@@ -103,14 +103,16 @@ def search(
     *,
     first: int,
     most: int,
+    smallest: int = 1,
     longest_step_seconds: float = _LONGEST_STEP_SECONDS,
 ) -> Search:
     """Looks for the largest size that fits: doubles or halves from `first` on, then bisects.
 
     Args:
       attempt: tries a size.
-      first: where to begin, 1 or more.
-      most: the largest size that makes sense, 1 or more.
+      first: where to begin, at least `smallest`.
+      most: the largest size that makes sense, at least `smallest`.
+      smallest: that makes sense, 1 or more.
       longest_step_seconds: no size is tried whose step is expected to take longer.
     """
     attempts: list[Attempt] = []
@@ -123,9 +125,9 @@ def search(
     size = min(first, most)
     while not fits(size):
         too_large = size
-        if size == 1:
-            return Search(attempts, None, 1, "memory")
-        size //= 2
+        if size == smallest:
+            return Search(attempts, None, smallest, "memory")
+        size = max(smallest, size // 2)
     largest = attempts[-1]
     while too_large is None:
         if largest.size >= most:
@@ -191,8 +193,9 @@ def find_batch_size(
         print(row(tried, scale), flush=True)
         return tried
 
-    most = max(1, scale.num_images // scale.virtual_replicas)
-    found = search(attempt, first=scale.first_size, most=most)
+    smallest = 2 if config.mix.mixup or config.mix.cutmix else 1  # one image cannot be mixed
+    most = max(smallest, scale.num_images // scale.virtual_replicas)
+    found = search(attempt, first=scale.first_size, most=most, smallest=smallest)
     print("\n".join(conclusion(found, scale)))
     return found
 
@@ -210,7 +213,10 @@ def row(attempt: Attempt, scale: Scale) -> str:
 def conclusion(found: Search, scale: Scale) -> list[str]:
     """Returns what a search comes to, in lines: the suggestion, why the search ended there, and what is fast enough."""
     if not found.largest:
-        return [f"Not even {scale.a_device(1)} images a device fit: a smaller model or config.image_size is needed."]
+        return [
+            f"Not even {scale.a_device(found.too_large)} images a device fit: a smaller model or config.image_size is "
+            "needed."
+        ]
     size, in_all = found.largest.size, scale.in_all(found.largest.size)
     lines = [
         f"Suggested: --config.batch_size={in_all}: {scale.a_device(size):,} images on each of {_devices(scale)}, "
@@ -220,8 +226,8 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
         lines.append(f"Memory is the limit: {scale.a_device(found.too_large):,} a device do not fit.")
     elif found.end == "dataset":
         lines.append(
-            f"The dataset is the limit, not memory: its training split has {scale.num_images:,} images, and a step "
-            "takes no more of them than that."
+            f"The dataset is the limit, not memory: its training split has {scale.num_images:,} images, and no "
+            "size was tried that is larger."
         )
     else:
         lines.append(

@@ -2,8 +2,8 @@
 
 Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: what the
 config says), `memory_limit` (bytes that the process may hold), `parent` (its process id). It writes lines of JSON after
-`MARK`: what the size comes to, then what was measured. It ends with its parent, and with the exit code `TOO_LARGE` at
-the memory's limit.
+`MARK`: what the size comes to, then what was measured. It ends with its parent, with the exit code `ORPHANED`, and
+with `TOO_LARGE` at the memory's limit.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ import time
 from typing import Any
 
 from input_pipeline.errors import ConvoyError
-from trainer.finders.memory import peak_memory, resident_memory
+from input_pipeline.memory import peak_memory, resident_memory
 
 MARK = "batch_size_trial "
 TOO_LARGE = 86
+ORPHANED = 87
 _WATCH_SECONDS = 0.01
 _MEASURED_SECONDS = 3.0
 _MOST_STEPS = 20
@@ -57,15 +58,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _try(options: dict[str, Any]) -> None:
     import ml_collections
-    import tensorflow as tf
 
-    from trainer.devices import parse_devices, runs_on_gpu
+    from trainer.devices import parse_devices, peak_gpu_memory, runs_on_gpu
     from trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])
-    # What takes most memory: the largest images, and all weights.
-    config.progressive.sizes, config.progressive.ends = [], []
-    config.model.update({name: 0 for name in config.model if name.startswith("freeze")})
     trial = prepare_trial(
         config,
         data=options["data"],
@@ -82,10 +79,7 @@ def _try(options: dict[str, Any]) -> None:
             started = time.perf_counter()
             trial.step(next(batches), 0.0).gradient_norm.numpy()
             seconds.append(time.perf_counter() - started)
-        memory = peak_memory()
-        if on_gpu:
-            gpus = range(len(tf.config.list_logical_devices("GPU")))
-            memory = max(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+        memory = peak_gpu_memory() if on_gpu else peak_memory()
     _tell({"step_seconds": statistics.median(seconds[1:]), "memory": memory})
 
 
@@ -99,7 +93,7 @@ def _watch(parent: int, memory_limit: int) -> None:
         if resident_memory() > memory_limit:
             os._exit(TOO_LARGE)
         if os.getppid() != parent:
-            os._exit(1)
+            os._exit(ORPHANED)
         time.sleep(_WATCH_SECONDS)
 
 

@@ -10,22 +10,21 @@ itself: the same sums of tensors of the same shapes over the same devices, a few
 What remains is computing, and with several workers also waiting for the slowest of them.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 import tensorflow as tf
 
 from input_pipeline.dataset import Dataset
+from input_pipeline.memory import resident_memory
 from input_pipeline.processes import usable_cores
 from trainer import sizes
 from trainer.cluster.peers import Peers
 from trainer.config import Plan
-from trainer.devices import computes_in_bfloat16, runs_on_gpu
+from trainer.devices import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from trainer.monitoring.chronometer import Window
 from trainer.monitoring.flops import known_peak, measured_peak, training_flops
 from trainer.runtime import Runtime
@@ -203,14 +202,7 @@ class Limits:
 
     def _memory_mb(self) -> float:
         """Returns the most that a GPU of this worker has held; without GPUs what the process holds in memory now."""
-        if self._on_gpu:
-            gpus = range(len(tf.config.list_logical_devices("GPU")))
-            return max(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus) / 1e6
-        try:
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        except OSError:  # not Linux: the most it ever held
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        return pages * resource.getpagesize() / 1e6
+        return (peak_gpu_memory() if self._on_gpu else resident_memory()) / 1e6
 
     def _sentence(
         self, shares: dict[str, float], cores_busy: float, utilization: float | None, rank: int

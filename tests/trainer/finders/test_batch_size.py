@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from trainer.finders.batch_size import Attempt, Scale, Search, conclusion, row, search
-from trainer.finders.batch_size_trial import TOO_LARGE
-from trainer.finders.memory import available_memory, peak_memory, resident_memory
+from trainer.finders.batch_size_trial import ORPHANED, TOO_LARGE
 
 
 class Machine:
@@ -39,6 +38,13 @@ def test_a_model_too_large_for_one_image_is_told():
     found = search(Machine(0).attempt, first=8, most=100)
     assert (found.largest, found.too_large) == (None, 1)
     assert "Not even 4 images a device fit" in conclusion(found, scale(virtual_replicas=8))[0]
+
+
+def test_where_images_are_mixed_two_are_the_least():
+    machine = Machine(1)
+    found = search(machine.attempt, first=9, most=100, smallest=2)
+    assert (found.largest, found.too_large, machine.tried) == (None, 2, [9, 4, 2])
+    assert "Not even 8 images a device fit" in conclusion(found, scale(virtual_replicas=8))[0]
 
 
 def test_no_size_is_tried_beyond_the_dataset():
@@ -90,44 +96,6 @@ def test_a_row_tells_sizes_speed_and_memory():
     assert row(Attempt(64, False), scale()).split()[2:] == ["does", "not", "fit"]
 
 
-@pytest.fixture
-def kernel(tmp_path):
-    """Writes what a kernel tells: /proc/meminfo, this process's cgroups, and the cgroups' files."""
-
-    def write(available_kb, cgroup, files):
-        (tmp_path / "proc" / "self").mkdir(parents=True)
-        (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available_kb} kB\n")
-        (tmp_path / "proc" / "self" / "cgroup").write_text(cgroup)
-        for name, content in files.items():
-            path = tmp_path / "cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        return available_memory(tmp_path / "proc", tmp_path / "cgroup")
-
-    return write
-
-
-def test_free_memory_is_the_machines_where_no_cgroup_limits_it(kernel):
-    files = {"a/memory.max": "max\n", "a/memory.current": "5\n", "a/memory.stat": "inactive_file 1\n"}
-    assert kernel(2000, "0::/a\n", files) == 2000 * 1024
-
-
-def test_a_cgroup_limits_all_below_it_and_its_page_cache_is_free(kernel):
-    files = {"a/memory.max": "1000000\n", "a/memory.current": "400000\n", "a/memory.stat": "inactive_file 100000\n"}
-    files |= {"a/b/memory.max": "900000\n", "a/b/memory.current": "0\n", "a/b/memory.stat": "anon 0\n"}
-    assert kernel(2000, "0::/a/b\n", files) == 700_000
-
-
-def test_cgroups_of_version_1_count_too_also_those_of_a_container_that_sees_its_root_alone(kernel):
-    files = {"memory/memory.limit_in_bytes": "500000\n", "memory/memory.usage_in_bytes": "450000\n"}
-    files |= {"memory/memory.stat": "total_inactive_file 10000\ncache 20000\n"}
-    assert kernel(2000, "3:cpu:/x\n4:memory:/docker/abc\n0::/\n", files) == 60_000
-
-
-def test_memory_of_this_process_is_told():
-    assert 0 < resident_memory() <= 1.1 * peak_memory() < 2**40
-
-
 def trial(**options):
     config = {"config": {}, "data": "none", "devices": "cpu:1", "strategy_name": "auto", "virtual_batch_size": 0}
     options = json.dumps(config | {"memory_limit": 2**60, "parent": os.getpid()} | options)
@@ -141,7 +109,7 @@ def test_a_trial_ends_before_it_holds_more_memory_than_it_may():
 
 
 def test_a_trial_ends_with_its_parent():
-    assert trial(parent=1).returncode == 1
+    assert trial(parent=1).returncode == ORPHANED
 
 
 @pytest.mark.slow

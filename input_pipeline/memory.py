@@ -14,26 +14,25 @@ _CGROUP_FILES = {
 }
 
 
-def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def available_memory(root: Path = Path("/")) -> int:
     """Returns how many bytes are free to take: of the machine, and in every cgroup that this process is in.
 
     Where there is no Linux to ask, half of the machine's memory.
 
     Args:
-      proc: where the kernel tells of processes.
-      cgroups: where the control groups' file system lies, of version 1 or 2.
+      root: of the file system that holds `proc` and `sys`, with control groups of version 1 or 2.
     """
     try:
-        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return max(0, min([free, *_free_in_cgroups(proc, cgroups)]))
+    return max(0, min([free, *_free_in_cgroups(root)]))
 
 
-def _free_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
+def _free_in_cgroups(root: Path) -> Iterator[int]:
     try:
-        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -41,10 +40,10 @@ def _free_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         version = 1 if controllers else 2
-        root = cgroups / "memory" if controllers else cgroups
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         # A limit holds for all below it. In a container the path may be one outside: then its root alone is seen.
         for part in (path, *map(str, PurePosixPath(path).parents)):
-            free = _free_in(root / part.lstrip("/"), *_CGROUP_FILES[version])
+            free = _free_in(top / part.lstrip("/"), *_CGROUP_FILES[version])
             if free is not None:
                 yield free
 
