@@ -22,7 +22,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
     absl_flags.DEFINE_bool(
         "find_lr",
         False,
-        "train for 100 steps with a rising learning rate, suggest one, draw the curve in RUN/find_lr.png, and stop",
+        "train up to 100 steps with a rising learning rate, suggest one, draw the curve in RUN/find_lr.png, and stop",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(

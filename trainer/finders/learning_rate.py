@@ -3,11 +3,11 @@
     test = find_learning_rate(config, data="data", workdir="run", devices=parse_devices("auto"))
     test.suggestion.rate, test.suggestion.reason
 
-It trains from the run's initial weights, on its images with its augmentation and on its devices, until the loss blows
-up. However few steps an epoch has there are up to 100 of them, since the curve wants some in each power of ten.
-Of the run directory it writes RUN/find_lr.csv and RUN/find_lr.png alone: a run that starts there later knows
-nothing of it. With the same virtual replicas the step is the same on any hardware, so one process finds the rate of a
-whole cluster.
+It trains the whole model from the run's initial weights, on its images with its augmentation and on its devices, until
+the loss blows up; a frozen backbone and smaller images come at a run's start, not here. However few steps an epoch has
+there are up to 100 of them, since the curve wants some in each power of ten. Of the run directory it writes
+RUN/find_lr.csv and RUN/find_lr.png alone: a run that starts there later knows nothing of it. With the same virtual
+replicas the step is the same on any hardware, so one process finds the rate of a whole cluster.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ class Suggestion:
     Attributes:
       rate: of a step: that of the steepest descent, but at most a tenth of the one that diverges.
       steepest: where the smoothed loss falls fastest for a growing rate.
-      diverging: the lowest rate from which on the smoothed loss stays above where it began; None where it ends below.
+      diverging: the lowest rate from which on the smoothed loss stays above where it began, or the one at which it had
+        blown up; None where neither is.
       reason: which of the two it is, in words.
     """
 
@@ -163,10 +164,13 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Suggestion | Non
         return None
     slopes = np.gradient(curve[: best + 1], np.log10(rates[: best + 1]))
     steepest = float(rates[np.argmin(slopes)])
-    last_below = int(np.flatnonzero(curve <= start)[-1])
-    if last_below == len(curve) - 1:
-        return Suggestion(steepest, steepest, None, "where the loss falls fastest; at no rate of the test it diverges")
-    diverging = float(rates[last_below + 1])
+    first_above = int(np.flatnonzero(curve <= start)[-1]) + 1
+    if first_above == len(curve):
+        if not has_blown_up(losses):
+            reason = "where the loss falls fastest; at no rate of the test it diverges"
+            return Suggestion(steepest, steepest, None, reason)
+        first_above -= 1
+    diverging = float(rates[first_above])
     if steepest <= diverging / 10:
         reason = f"where the loss falls fastest; it diverges at {diverging:.2g}"
         return Suggestion(steepest, steepest, diverging, reason)
@@ -175,6 +179,11 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> Suggestion | Non
 
 
 def _told(test: RangeTest, config: ml_collections.ConfigDict) -> list[str]:
+    if not test.suggestion and len(test.rates) <= _FIRST:
+        return [
+            f"No suggestion: after {len(test.rates)} steps, at a learning rate of only {test.rates[-1]:.2g}, the loss "
+            f"was {test.losses[-1]:.4g}. Look at the data and the model; with config.precision=float16, try bfloat16."
+        ]
     if not test.suggestion:
         return [
             f"No suggestion: at no learning rate up to {test.rates[-1]:.2g} the loss fell by more than its noise. "

@@ -48,6 +48,14 @@ def test_a_loss_that_is_low_to_the_end_diverges_nowhere():
     assert "at no rate" in found.reason
 
 
+def test_a_loss_that_blows_up_from_its_best_diverges_there_though_it_began_higher():
+    losses = np.concatenate([curve(falls_at=1e-3, diverges_at=1e3, lowest=0.2)[:90], np.full(5, 2.0)])
+    assert has_blown_up(losses) and losses[-1] < losses[0]
+    found = suggest(RATES[:95], losses)
+    assert found.diverging == RATES[94]
+    assert "diverges at" in found.reason
+
+
 def test_a_loss_that_becomes_no_number_diverges_there():
     losses = curve(falls_at=1e-3, diverges_at=1e3)[:80]
     losses[-1] = math.nan
