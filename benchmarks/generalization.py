@@ -218,6 +218,12 @@ class Study:
         for seed in self._seeds:  # in turn: what else the machine does falls on all
             for entry in others:
                 found[entry].append(self._outcome(entry, seed))
+        for entry, outcomes in found.items():
+            if len(sizes := sorted({outcome.parameters for outcome in outcomes})) > 1:
+                raise UsageError(
+                    f"{self._runs.folder} holds runs of {entry.name} of models with {sizes[0]:,} and {sizes[-1]:,} "
+                    "parameters, by another version. Remove them, or give another --workdir."
+                )
         return found
 
     def ablation(self, entry: Entry) -> dict[Entry, list[Outcome]]:

@@ -231,9 +231,18 @@ def steps_within(seconds: float, short: TrainedRun, longer: TrainedRun) -> int:
       seconds: from its start.
       short: a run of the same config.
       longer: another one, of more steps.
+
+    Raises:
+      ConvoyError: that one took no longer.
     """
     (few, soon), (many, later) = ((run.result["step"], seconds_of(run.events)) for run in (short, longer))
-    step_seconds = max(later - soon, 1e-9) / (many - few)
+    if later <= soon:
+        raise ConvoyError(
+            f"{short.run.path} took {soon:.1f} s for {few} steps, {longer.run.path} {later:.1f} s for {many}: what a "
+            "step costs cannot be told. Remove both and run it again on a machine that does nothing else, or with more "
+            "images."
+        )
+    step_seconds = (later - soon) / (many - few)
     return max(1, few + int((seconds - soon) / step_seconds))
 
 
@@ -241,7 +250,9 @@ def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) ->
     before = ml_collections.ConfigDict(run.read_json(run.config))
     config = configs.load_recipe(recipe)
     config.update_from_flattened_dict(overrides)
-    changed = configs.differences(before.to_dict(), configs.to_json(configs.with_choices_of(config, before)))
+    # All fields: how often it evaluates decides which step is its best, and when.
+    after = configs.to_json(configs.with_choices_of(config, before))
+    changed = configs.differences(before.to_dict(), after, operational=True)
     if changed:
         raise UsageError(
             f"{run.path} holds a run with another config: {'; '.join(changed)}. Remove it, or give another --workdir."

@@ -23,6 +23,7 @@ from convoy import cli
 from input_pipeline.errors import ConvoyError, UsageError
 from tests.benchmarks import fake_convoy
 from trainer import config as configs
+from trainer.run_directory import RunDirectory
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_convoy.py")))
 
@@ -105,6 +106,15 @@ def test_the_steps_of_a_budget_end_within_it():
     longer = TrainedRun(None, [], {"step": 60}, events(("start", 0, 0), ("first_step", 1, 9), ("done", 60, 40)))
     assert steps_within(60.0, short, longer) == 100  # 10 s, and half a second each
     assert steps_within(1.0, short, longer) == 1
+
+
+def test_a_longer_run_that_took_no_longer_tells_no_steps(tmp_path):
+    short, longer = (
+        TrainedRun(RunDirectory(tmp_path / name), [], {"step": steps}, events(("start", 0, 0), ("done", steps, 9)))
+        for name, steps in (("short", 20), ("longer", 60))
+    )
+    with pytest.raises(ConvoyError, match=r"short took 9\.0 s for 20 steps, .*longer 9\.0 s for 60: .* Remove both"):
+        steps_within(60.0, short, longer)
 
 
 # What is trained.
