@@ -42,13 +42,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> None:
     """Measures, prints the table, writes the JSON."""
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
-    parse_line(flags.line, image_size=flags.image_size)
     settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds", "line")}
     about = measure.environment()
     console = measure.console()
     measure.print_environment(console, about)
     rows = []
     with input_benchmark.datasets(flags, _COUNTS) as found:
+        for *_, image_size in found:
+            parse_line(flags.line, image_size=image_size, name="--line")
         for label, directory, split, image_size in found:
             options = settings | {"data": str(directory), "split": split, "image_size": image_size}
             measured = measure.measure("benchmarks.augment", peers, options, flags.rounds).rows

@@ -1,11 +1,12 @@
 """`convoy augment`: flags of the page that shows what a recipe's augmentation does to images of a dataset."""
 
+import contextlib
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from convoy.train import define_config_flag
-from input_pipeline.errors import UsageError
+from input_pipeline.errors import DataError, UsageError
 from input_pipeline.quiet_tensorflow import start_tensorflow
 from trainer import config as configs
 
@@ -45,15 +46,18 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     # The first image, and the first of other classes: neighbours in the shards may be of one.
     _, firsts = np.unique(split.label, return_index=True)
     chosen = np.sort(firsts)[:_SHOWN_IMAGES]
-    reader = Reader(split, Crop(config.image_size))
+    with contextlib.closing(Reader(split, Crop(config.image_size))) as reader:
+        images = reader.images(chosen)
     page = augmentation_page(
-        reader.images(chosen),
+        images,
         [dataset.class_names[split.label[i]] for i in chosen],
         text=config.augment.line,
         recipe=Path(flags["config"].config_filename).stem,
         image_size=config.image_size,
         seed=config.seed,
     )
-    reader.close()
-    write_whole(output, page.encode("utf-8"))
+    try:
+        write_whole(output, page.encode("utf-8"))
+    except OSError as error:
+        raise DataError(f"--output={output} cannot be written ({error.strerror}). Name another place.") from None
     print(f"Wrote {output} ({len(page) / 1e6:.1f} MB).")

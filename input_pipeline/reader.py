@@ -221,8 +221,22 @@ class Reader:
         return self._checked(frames, indices)
 
     def images(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Returns whole images, each [height, width, 3] uint8 as it is stored. Raises as `read` does."""
-        return [self._decode_alone(payload).numpy() for payload in self.read(indices)]
+        """Returns whole images, each [height, width, 3] uint8 as it is stored.
+
+        Args:
+          indices: [n] integers in [0, num_images).
+
+        Raises:
+          RecordError: a record is damaged or holds no image; names shard, offset and image index.
+          ConvoyError: the file system fails.
+        """
+        try:
+            return [self._decode_alone(payload).numpy() for payload in self.read(indices)]
+        except tf.errors.OpError:
+            with contextlib.closing(self._problems_among(np.asarray(indices))) as problems:
+                if problem := next(problems, None):
+                    raise problem from None
+            raise
 
     def explain(self) -> ConvoyError | None:
         """Returns what ended an iteration with a `tf.errors.OpError`; None where it was nothing of this split.

@@ -56,6 +56,7 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
         f"--output={output}": 0,
         f"--output={tmp_path}": 2,
         f"--output={tmp_path}/none/augment.html": 2,
+        "--output=/proc/augment.html": 3,
     }
     answers = convoy_together(
         *(["augment", *flags, output] for output in cases),
@@ -65,7 +66,8 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
         assert answer.returncode == code, answer.output
     assert "is a folder. Name the page" in answers[1].output
     assert "does not exist. Make it first" in answers[2].output
-    assert "did you mean 'flip'?" in answers[3].output
+    assert "--output=/proc/augment.html cannot be written" in answers[3].output
+    assert "did you mean 'flip'?" in answers[4].output
     page = Page(output.read_bytes())
     assert "smoke" in page.words("") and "at 32x32" in page.words("")
     assert "flip | rand(1, 20)" in page.words("line")

@@ -10,7 +10,7 @@ from input_pipeline.augmentation.line import parse_line
 from input_pipeline.converter.convert import Options, convert
 from input_pipeline.crop import CROP_DRAWS, Crop
 from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, RecordError
 from input_pipeline.order import (
     class_sampling,
     image_randomness,
@@ -318,7 +318,10 @@ def test_a_whole_record_that_holds_no_image_is_named(tmp_path, open_reader):
     reader = open_reader(split, Crop(8))
     with pytest.raises(tf.errors.OpError):
         list(reader.evaluation(Slices(3)).as_numpy_iterator())
-    assert re.search(r"broken.* record 6 at offset 0 .* no image", str(reader.explain()))
+    told = r"broken.* record 6 at offset 0 .* no image"
+    assert re.search(told, str(reader.explain()))
+    with pytest.raises(RecordError, match=told):
+        reader.images(np.array([0, 6]))
 
 
 def test_a_shard_cut_short_after_opening_is_named(converted, tmp_path, open_reader):
