@@ -324,7 +324,9 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a UsageError that names the first field whose value cannot work, the value and what can."""
     _require(config.batch_size >= 1, "batch_size", config.batch_size, "give 1 or more")
-    _require(config.image_size >= sizes.SMALLEST_SIZE, "image_size", config.image_size, "give 8 or more")
+    _require(
+        config.image_size >= sizes.SMALLEST_SIZE, "image_size", config.image_size, f"give {sizes.SMALLEST_SIZE} or more"
+    )
     sizes.check(config)
     _require(config.virtual_replicas >= 0, "virtual_replicas", config.virtual_replicas, "give 0 or more")
     _require(config.steps >= 0, "steps", config.steps, "give 0 or more")
@@ -398,14 +400,21 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], *, operational: bool = False) -> list[str]:
     """Returns `name: before -> after` for every field that differs and changes what is computed.
 
     A field that came with a newer version than `before` counts there with its default.
+
+    Args:
+      before: a config.
+      after: another.
+      operational: whether those count as well that do not change what is computed, `OPERATIONAL_FIELDS`.
     """
     new = dict(fields(after))
     old = {name: value for name, value in fields(to_json(default_config())) if name in new} | dict(fields(before))
-    names = [name for name in [*new, *(old.keys() - new.keys())] if not name.startswith(OPERATIONAL_FIELDS)]
+    names = [*new, *(old.keys() - new.keys())]
+    if not operational:
+        names = [name for name in names if not name.startswith(OPERATIONAL_FIELDS)]
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in names

@@ -9,7 +9,7 @@ Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance a
 the seed model's step on a CPU), and dropout draws a 32-bit float for every value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 import tensorflow as tf
@@ -111,6 +111,14 @@ def with_keras_layers(model: keras.Model) -> keras.Model:
       model: as `with_fast_layers` gives it.
     """
     return _rebuilt(model, _KERAS_LAYERS)
+
+
+def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yields a model's layers, and those of models that are layers of it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
 
 
 def _rebuilt(model: keras.Model, classes: Mapping[type, type]) -> keras.Model:

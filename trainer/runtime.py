@@ -125,6 +125,8 @@ def make_runtime(
     size, *others = image_sizes or sizes.all_sizes(config)
     built = built_first(config.image_size)
     if takes_any_size(built.model):
+        for other in {size, *others} - {config.image_size}:
+            _check_takes(config.model.name, built.model, other)
         others = ()
     elif size != config.image_size:
         built = built_first(size)
@@ -136,6 +138,17 @@ def make_runtime(
         built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
     )
     return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
+
+
+def _check_takes(name: str, model: keras.Model, size: int) -> None:
+    """Raises a UsageError where a model for images of any size cannot take this one after all."""
+    try:
+        model.compute_output_spec(keras.KerasTensor((1, size, size, 3)))
+    except Exception as error:
+        raise UsageError(
+            f"config.model.name={name!r} cannot take images of {size} pixels, as config.progressive.sizes or "
+            f"config.eval_image_size asks: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:

@@ -80,5 +80,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.progressive has {len(sizes)} sizes {tuple(sizes)} and {len(ends)} ends {tuple(ends)}: give each "
             "size, before the last part with config.image_size, the share of the run at which it ends."
         )
-    if not all(before < after for before, after in zip([0, *ends], [*ends, 1], strict=True)):
+    if not all(isinstance(end, int | float) for end in ends) or not all(
+        before < after for before, after in zip([0, *ends], [*ends, 1], strict=True)
+    ):
         raise UsageError(f"config.progressive.ends={tuple(ends)}: give rising shares of the run, between 0 and 1.")

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.errors import DataError
+from trainer.layers import all_layers
 from trainer.optimizers import Optimizer
 from trainer.upstream import is_seed_state
 
@@ -104,7 +105,7 @@ class TrainState:
             raise DataError(f"{problems[0]} ({len(problems)} of {len(named)} variables do not match).")
         for name, variable in named.items():
             variable.assign(values[name])
-        for layer in self.model.layers:
+        for layer in all_layers(self.model):
             if isinstance(layer, keras.layers.Normalization):  # computes with copies of its mean and variance
                 layer.finalize_state()
         self.step = step

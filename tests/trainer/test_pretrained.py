@@ -143,19 +143,23 @@ def test_a_file_that_is_cut_short_is_refused_in_a_line(tmp_path, file_format):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_restored_state_scales_its_input_as_the_one_that_was_saved():
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_restored_state_scales_its_input_as_the_one_that_was_saved(nested):
     """Keras' layer computes with copies of its mean and variance."""
 
     def state_of(model):
         return TrainState(model, make_optimizer("sgd"), tf.distribute.get_strategy())
 
     def scaling():
-        inputs = layers.Input((None, None, 3))
-        x = layers.GlobalAveragePooling2D(name="average")(layers.Normalization(name="scaling")(inputs))
+        inputs, scale = layers.Input((None, None, 3)), layers.Normalization(name="scaling")
+        if nested:
+            scale = keras.Sequential([layers.Input((None, None, 3)), scale], name="nested")
+        x = layers.GlobalAveragePooling2D(name="average")(scale(inputs))
         return keras.Model(inputs, layers.Dense(5, kernel_initializer="ones", name="logits")(x), name="scaling")
 
     saved, restored = scaling(), scaling()
-    saved.get_layer("scaling").adapt(np.random.default_rng(0).normal(3, 2, (9, 4, 4, 3)).astype(np.float32))
+    scale = saved.get_layer("nested") if nested else saved
+    scale.get_layer("scaling").adapt(np.random.default_rng(0).normal(3, 2, (9, 4, 4, 3)).astype(np.float32))
     assert not np.allclose(saved(images()), restored(images()))
     state_of(restored).assign(state_of(saved).values(), step=1)
     assert np.array_equal(saved(images()), restored(images()))

@@ -97,5 +97,5 @@ def test_a_shape_that_there_is_not_is_refused(options, message):
 
 @pytest.mark.parametrize("option", ["depth", "width", "stochastic_depth", "instance_norm"])
 def test_its_options_are_refused_for_other_models(option):
-    with pytest.raises(UsageError, match=rf"config\.model\.{option}=.*: only the model resnet has it"):
+    with pytest.raises(UsageError, match=rf"config\.model\.{option}=.*: this setting is the model resnet's alone"):
         build_model("convnet", num_classes=CLASSES, image_size=32, **{option: 0.5})

@@ -69,6 +69,7 @@ def test_a_stage_too_short_for_a_step_is_left_out():
         ({"progressive__sizes": (32, 48), "progressive__ends": (0.5,)}, "has 2 sizes .* and 1 ends"),
         ({"progressive__sizes": (32, 48), "progressive__ends": (0.5, 0.2)}, r"ends=\(0.5, 0.2\): give rising shares"),
         ({"progressive__sizes": (32,), "progressive__ends": (1.0,)}, r"ends=\(1.0,\): give rising shares"),
+        ({"progressive__sizes": (32,), "progressive__ends": ("a",)}, r"ends=\('a',\): give rising shares"),
     ],
 )
 def test_sizes_that_cannot_work_are_named(changes, said):
@@ -83,6 +84,16 @@ def test_a_model_whose_weights_depend_on_the_size_is_refused(changes):
     config = config_with(image_size=32, precision="float32", model__name="seed42", **changes)
     with pytest.raises(
         UsageError, match="'seed42': its weights depend on the size of images .seed42/dense1/kernel is .* for 32"
+    ):
+        make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
+
+
+@pytest.mark.parametrize("changes", [{"eval_image_size": 8}, {"progressive__sizes": (8,), "progressive__ends": (0.5,)}])
+def test_a_size_that_a_model_for_any_size_cannot_take_is_refused_before_training(changes):
+    model = "tests/trainer/user_models.py:for_any_size"
+    config = config_with(image_size=32, precision="float32", model__name=model, **changes)
+    with pytest.raises(
+        UsageError, match="for_any_size' cannot take images of 8 pixels, as config.progressive.sizes or"
     ):
         make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
 

@@ -73,10 +73,12 @@ def build_model(
     """
     chosen = {"depth": depth, "width": width, "stochastic_depth": stochastic_depth, "instance_norm": instance_norm}
     options = {option: value for option, value in chosen.items() if value}
+    if dropout >= 0 and name not in ("convnet", "resnet"):
+        raise UsageError(f"config.model.dropout={dropout}: only convnet and resnet take it. Leave it out.")
     if options and name != "resnet":
         option, value = next(iter(options.items()))
         raise UsageError(
-            f"config.model.{option}={value}: only the model resnet has it. Leave it out, or give "
+            f"config.model.{option}={value}: this setting is the model resnet's alone. Leave it out, or give "
             "--config.model.name=resnet."
         )
     try:

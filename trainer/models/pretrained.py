@@ -2,8 +2,9 @@
 
     print(load_pretrained(model, fast, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"))
 
-Three formats, told apart by what is in the file: Keras' legacy `.h5` (weights or a whole model; the files published
-with `keras.applications`, with or without the top, are such), `.weights.h5`, and `.keras`. Nothing in a file is run.
+Three formats: Keras' legacy `.h5` (weights or a whole model; the files published with `keras.applications`, with or
+without the top, are such), told by what is in the file, and by their names `.weights.h5` and `.keras`. Nothing in a
+file is run.
 All weights of the backbone (`head.split`) must be in it; a layer of the head gets those that fit, else it starts anew.
 """
 
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 
 from input_pipeline.errors import DataError
+from trainer.layers import all_layers
 from trainer.models.head import split
 
 # EfficientNet's published weights are for pixels divided by the square root of ImageNet's deviation once more. Keras
@@ -64,7 +66,7 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
     for weight in fast.weights:
         if id(weight) in value_of:
             weight.assign(value_of[id(weight)])
-    for layer in fast.layers:
+    for layer in all_layers(fast):
         if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
             _scale_as_published(layer)
     in_file = len(value_of) - len(backbone)

@@ -48,7 +48,15 @@ def told(dataset, convoy_together, tmp_path_factory):
     here, device = f"--workdir={run}", "--devices=cpu:1"
     begun = made_run(folder / "begun", class_names=NAMES, metrics=[{"step": 5, "split": "train", "quality/top1": 0.25}])
     commands = {
-        "train": ["train", "--config=smoke", f"--data={data}", here, device, "--config.steps=30"],
+        "train": [
+            "train",
+            "--config=smoke",
+            f"--data={data}",
+            here,
+            device,
+            "--config.steps=30",
+            "--config.eval_flip=True",
+        ],
         "first report": ["report", here, device, f"--output={folder / 'first.html'}"],
         "evaluate": ["evaluate", here, device, "--split=test"],
         "report": ["report", here],
@@ -76,7 +84,7 @@ def test_where_nothing_was_evaluated_the_validation_split_is(told):
     assert "validation: loss " in answers["first report"].output
     assert f"Report: {folder / 'first.html'}" in answers["first report"].output
     page = Page((folder / "first.html").read_bytes())
-    assert "9 images of validation, each once" in page.words("")
+    assert "9 images of validation, each once and mirrored" in page.words("")
     assert len(page.rows["classes"]) > 2
 
 
