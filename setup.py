@@ -72,7 +72,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",  # two tests at a time: many wait for daemons and deadlines
+            "pytest-xdist>=3.6",  # three tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
             "tfrecord>=1.14",  # another reader of our shards, by their .idx
             "websocket-client>=1.8",  # talks to the browser that opens the pages

@@ -3,7 +3,7 @@
 Two processes run the same training loop on the same images, recipe convnet42 on two logical devices: one as it is, with
 a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag offers. They take
 their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures and its checkpoint
-count once in as many steps as three epochs of the sample set have: more often than in any recipe.
+count once in as many steps as three epochs of the sample set have, as in the demo.
 """
 
 import contextlib
@@ -192,7 +192,12 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     config.update(
         {name: options[name] for name in ("batch_size", "image_size")}
         | {"virtual_replicas": _DEVICES, "steps": _ENDLESS, "epochs": 1.0}
-        | {"eval_every_steps": options["steps"], "eval_every_epochs": 0, "log_every_steps": options["log_every"]}
+        | {
+            "eval_every_steps": options["steps"],
+            "eval_every_epochs": 0,
+            "checkpoint_every_epochs": 0,
+            "log_every_steps": options["log_every"],
+        }
     )
 
     def train() -> None:

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 30
     # Seldom: with few validation images the best of many evaluations is best by chance, and an early one.
     config.eval_every_epochs = 5
+    config.checkpoint_every_epochs = 1
     config.label_smoothing = 0.1
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 4e-3

@@ -1,4 +1,4 @@
-"""The smallest run that goes through everything: small images, a few steps, every ingredient of the step switched on.
+"""The smallest run that goes through everything: small images, a few steps of convnet42.
 
     convoy train --config=smoke --data=data --workdir=runs/smoke
 
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16
     config.steps = 20
     config.eval_every_steps = 10
-    config.eval_every_epochs = 0
+    config.eval_every_epochs = config.checkpoint_every_epochs = 0
     config.log_every_steps = 5
     config.schedule.warmup_steps = 5
     config.schedule.warmup_epochs = 0

@@ -204,7 +204,7 @@ class _Training:
         plan, state = self._plan, self._state
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
-            if any(state.step == stage.first_step for stage in self._stages):
+            if state.step == plan.freeze_steps or any(state.step == stage.first_step for stage in self._stages):
                 self._chronometer.warm_up()
             self._peers.report(state.step + 1, "waiting for input")
             self._profiler.begin_step(state.step + 1)

@@ -110,8 +110,9 @@ class TrainingInput:
     def _new_reader(self, size: int) -> Reader:
         config = self._config
         line = parse_line(config.augment.line, image_size=config.image_size)
-        # A run of one epoch would fill the cache and never read from it.
-        cache = config.cache if self._plan.total_steps > self._plan.steps_per_epoch else "none"
+        # Each size has a cache of its own. One that is in use for an epoch would be filled and never read from.
+        steps = sum(s.end_step - s.first_step for s in sizes.stages(config, self._plan.total_steps) if s.size == size)
+        cache = config.cache if steps > self._plan.steps_per_epoch else "none"
         return Reader(
             self._split,
             Crop(size, *line.scale),

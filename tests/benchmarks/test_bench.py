@@ -258,10 +258,12 @@ def test_bench_convert_measures_every_converter_on_images_it_draws(tmp_path_fact
         "convoy-resize", "pillow-resize",
     ]  # fmt: skip
     assert rows["tfds"]["ratios"]["tfds"] == rows["pillow-resize"]["ratios"]["pillow-resize"] == 1
-    for peer, row in rows.items():
+    for row in rows.values():
         assert row["label"] in output
-        # The command's computing is that of its worker processes too, which import TensorFlow.
-        assert sum(r["cpu_seconds"] for r in row["rounds"]) > (0.5 if peer == "convoy-command" else 0)
+        assert row["median"] > 0
+    # The command's computing is that of its worker processes too, which import TensorFlow. The others' may be too short
+    # for the kernel's clock of computing.
+    assert sum(r["cpu_seconds"] for r in rows["convoy-command"]["rounds"]) > 0.5
     assert "40 JPEGs of 64x64, resized to 32x32" in output
 
 

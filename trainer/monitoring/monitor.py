@@ -138,7 +138,7 @@ class Monitor:
         self.journal.go_back(step)
 
     def first_batch(self, batch: Batch) -> None:
-        """Shows the images that the first step trains on, as augmented as the model sees them, on the chief."""
+        """Shows the images that the first step trains on, augmented and not yet mixed, on the chief."""
         if self._peers.is_chief:
             with self.chronometer.paused("log"):
                 config = self._start.config

@@ -149,7 +149,7 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         f"{optimizer['weight_decay']:g}",
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
-        "augmentation": config["augment"]["line"] or "none",
+        "augmentation": config["augment"].get("line") or "none",
         "mixing": ", ".join(f"{name} {value:g}" for name, value in config.get("mix", {}).items()),
         "sampling by class": config.get("sampling", "natural"),
         "label smoothing": f"{config['label_smoothing']:g}",

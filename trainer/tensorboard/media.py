@@ -28,7 +28,7 @@ _SHOWN_EVALUATIONS = 10
 def train_batch(
     batch: Batch, operations: Sequence[Operation], class_names: Sequence[str], strategy: tf.distribute.Strategy
 ) -> Summary.Value:
-    """Returns the first images of a training batch as the model sees them, augmented on host and device.
+    """Returns the first images of a training batch, augmented on host and device and not yet mixed.
 
     Args:
       batch: distributed; those that this process's devices have are shown.
