@@ -41,7 +41,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "CutMix": {"mix.cutmix": 0.0},
     "mixing off at the end": {"mix.off_fraction": 0.0},
     "stochastic depth": {"model.stochastic_depth": 0.0},
-    "instance normalization": {"model.instance_norm": False},
+    "instance normalization": {"model.instance_norm": "off"},
     "progressive resizing": {"progressive.sizes": (), "progressive.ends": ()},
     "larger images in evaluation": {"eval_image_size": 0},
     "mirror images in evaluation": {"eval_flip": False},
@@ -91,6 +91,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"any of {', '.join(DATASETS)}."), flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "image_seed",
+        0,
+        help_of("which images there are (sample), which are for testing (digits); choose recipes by others than 0."),
+        lower_bound=0,
+        flag_values=flags,
+    )
     absl_flags.DEFINE_float(
         "budget",
         0.0,
@@ -128,8 +135,9 @@ def run(flags: absl_flags.FlagValues) -> None:
     measure.print_environment(measure.console(), about)
     results = []
     for dataset in flags.dataset:
-        runs = Runs(Path(flags.workdir) / dataset, devices=flags.devices, say=_say)
-        _make_dataset(dataset, runs)
+        folder = dataset + (f"-images{flags.image_seed}" if flags.image_seed else "")
+        runs = Runs(Path(flags.workdir) / folder, devices=flags.devices, say=_say)
+        _make_dataset(dataset, runs, flags.image_seed)
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
         print("\n".join(["", f"{dataset}: {runs.description}", *table(outcomes)]), flush=True)
@@ -141,6 +149,7 @@ def run(flags: absl_flags.FlagValues) -> None:
         results.append(
             {
                 "dataset": dataset,
+                "image_seed": flags.image_seed,
                 "budget_seconds": study.budget_seconds,
                 "rows": [_as_json(entry, found) for entry, found in outcomes.items()],
                 "ablations": {
@@ -182,6 +191,8 @@ def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any
         for name, overrides in INGREDIENTS.items()
         if any(known[field_name] != value for field_name, value in overrides.items())
     }
+    if not configs.has_instance_norm(config):
+        found.pop("instance normalization", None)
     operations = [text.strip() for text in known.get("augment.line", "").split("|") if text.strip()]
     for number, operation in enumerate(operations):
         rest = " | ".join(operations[:number] + operations[number + 1 :])
@@ -316,16 +327,16 @@ def _as_json(entry: Entry, found: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _make_dataset(name: str, runs: Runs) -> None:
+def _make_dataset(name: str, runs: Runs, seed: int) -> None:
     """Makes the images and the dataset where they are not there yet."""
     photos = runs.folder / "photos"
     if not runs.has_data("test"):
         runs.folder.mkdir(parents=True, exist_ok=True)
         if not photos.exists():
             if name == "digits":
-                write_digits(photos)
+                write_digits(photos, seed=seed)
             else:
-                runs.convoy("sample", f"--output={photos}")
+                runs.convoy("sample", f"--output={photos}", f"--seed={seed}")
         for split in ("train", "test"):
             if not runs.has_data(split):
                 runs.convoy("convert", f"--images={photos / split}", f"--output={runs.data}", f"--split={split}")

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "resnet"
     config.model.depth = 10
     config.model.width = 32
-    config.model.instance_norm = True
+    config.model.instance_norm = "on"
     config.augment.line = (
         "crop(scale=0.5..1) | shear(0.2) | rotate(15) | solarize(0, 0.3) | flip | hue(0.5) | contrast(0.7) "
         "| saturation(1)"

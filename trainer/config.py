@@ -32,6 +32,7 @@ XLA_MODES = ("auto", "on", "off")
 ORDERS = ("global", "windowed")
 ON_CORRUPT = ("raise", "substitute")
 CACHES = ("auto", "none", "memory")
+INSTANCE_NORMS = ("auto", "on", "off")
 
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
 OPERATIONAL_FIELDS = (
@@ -86,7 +87,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "depth": 0,  # of resnet; 0: 18
                 "width": 0,  # of resnet: channels of the first stage; 0: 64
                 "stochastic_depth": 0.0,  # of resnet: how often its last block is left out
-                "instance_norm": False,  # of resnet; convnet has it
+                "instance_norm": "auto",  # on, off; auto: convnet has it, resnet does not
                 **_duration("freeze"),  # until then only the head is trained
                 "backbone_rate": 1.0,  # learning rate of all but the head, times the head's
             },
@@ -252,6 +253,13 @@ def total_steps(config: Mapping[str, Any], num_images: int) -> int:
     return config["steps"] or max(1, math.ceil(config["epochs"] * num_images / config["batch_size"]))
 
 
+def has_instance_norm(config: Mapping[str, Any]) -> bool:
+    """Whether the model normalizes each image by itself."""
+    return config["model"]["instance_norm"] == "on" or (
+        config["model"]["instance_norm"] == "auto" and config["model"]["name"] == "convnet"
+    )
+
+
 def with_choices_of(config: ml_collections.ConfigDict, chosen: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns a copy of `config` in which what is left to Convoy (`AUTOMATIC`) is as it was chosen before."""
     config = config.copy_and_resolve_references()
@@ -387,6 +395,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(model.dropout < 1, "model.dropout", model.dropout, "give below 1; negative is the model's own")
     for name in ("depth", "width"):
         _require(model[name] >= 0, f"model.{name}", model[name], "give 0 for the model's own, or more")
+    _choice("model.instance_norm", model.instance_norm, INSTANCE_NORMS)
     left_out = model.stochastic_depth
     _require(0 <= left_out < 1, "model.stochastic_depth", left_out, "give 0 to below 1")
     _require(0 < model.backbone_rate < math.inf, "model.backbone_rate", model.backbone_rate, "give more than 0")

@@ -191,6 +191,7 @@ class TestCheck:
             ("label_smoothing", -0.1),
             ("precision", "fp8"),
             ("xla", "maybe"),
+            ("model.instance_norm", "layer"),
             ("order", "windowd"),
             ("window", -1),
             ("on_corrupt", "skip"),

@@ -187,6 +187,7 @@ def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
     ("make", "options", "layers"),
     [
         (models.convnet, {}, ["norm1b", "norm2b"]),
+        (models.convnet, {"instance_norm": False}, []),
         (models.resnet, {"width": 8, "instance_norm": True}, ["stage2_block2_instance_norm"]),
         (models.resnet, {"width": 8}, []),
     ],
@@ -205,6 +206,21 @@ def test_each_image_is_normalized_by_itself_at_the_end_of_early_stages(make, opt
 def test_convnets_parameters_do_not_grow_with_the_image():
     small, large = (build_model("convnet", num_classes=9, image_size=size).model for size in (16, 128))
     assert small.count_params() == large.count_params()
+
+
+@pytest.mark.parametrize(("setting", "convnets", "resnets"), [("auto", 2, 0), ("on", 2, 1), ("off", 0, 0)])
+def test_instance_normalization_is_the_models_own_choice_or_the_configs(setting, convnets, resnets):
+    for name, expected in (("convnet", convnets), ("resnet", resnets)):
+        model = build_model(name, num_classes=3, image_size=SIZE, instance_norm=setting).model
+        kinds = [type(layer) for layer in model.layers]
+        assert kinds.count(keras.layers.GroupNormalization) == expected
+
+
+@pytest.mark.parametrize("option", [{"dropout": 0.1}, {"instance_norm": "off"}])
+def test_what_only_convnet_and_resnet_have_is_refused_for_others(option):
+    (name, value), *_ = option.items()
+    with pytest.raises(UsageError, match=rf"config\.model\.{name}={value}: only convnet and resnet can have it"):
+        build_model("seed42", num_classes=3, image_size=64, **option)
 
 
 @pytest.mark.parametrize(("dropout", "rates"), [(-1.0, [0.2]), (0.4, [0.4]), (0.0, [])])

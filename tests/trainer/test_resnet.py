@@ -95,7 +95,7 @@ def test_a_shape_that_there_is_not_is_refused(options, message):
         build_model("resnet", num_classes=CLASSES, image_size=32, **options)
 
 
-@pytest.mark.parametrize("option", ["depth", "width", "stochastic_depth", "instance_norm"])
+@pytest.mark.parametrize("option", ["depth", "width", "stochastic_depth"])
 def test_its_options_are_refused_for_other_models(option):
-    with pytest.raises(UsageError, match=rf"config\.model\.{option}=.*: this setting is the model resnet's alone"):
+    with pytest.raises(UsageError, match=rf"config\.model\.{option}=.*: only resnet can have it"):
         build_model("convnet", num_classes=CLASSES, image_size=32, **{option: 0.5})

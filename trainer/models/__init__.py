@@ -23,6 +23,9 @@ from trainer.models.resnet import resnet
 
 _BUILT_IN = {"seed42": seed42, "convnet": convnet, "resnet": resnet}
 _APPLICATIONS = "keras_applications:"
+_TAKEN_BY = {option: ("resnet",) for option in ("depth", "width", "stochastic_depth")} | {
+    option: ("convnet", "resnet") for option in ("dropout", "instance_norm")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ def build_model(
     depth: int = 0,
     width: int = 0,
     stochastic_depth: float = 0.0,
-    instance_norm: bool = False,
+    instance_norm: str = "auto",
 ) -> BuiltModel:
     """Builds a model with random weights, or with those of a file.
 
@@ -65,29 +68,35 @@ def build_model(
       depth: of `resnet`; its own where 0.
       width: of `resnet`; its own where 0.
       stochastic_depth: of `resnet`, in [0, 1).
-      instance_norm: of `resnet`; `convnet` has it anyway.
+      instance_norm: of `convnet` and `resnet`: `on`, `off`, or the model's own with `auto`.
 
     Raises:
       UsageError: no such model, an option that it does not have, or an image too small for it.
       DataError: the weights file is missing or fits another model.
     """
-    chosen = {"depth": depth, "width": width, "stochastic_depth": stochastic_depth, "instance_norm": instance_norm}
-    options = {option: value for option, value in chosen.items() if value}
-    if dropout >= 0 and name not in ("convnet", "resnet"):
-        raise UsageError(f"config.model.dropout={dropout}: only convnet and resnet take it. Leave it out.")
-    if options and name != "resnet":
-        option, value = next(iter(options.items()))
-        raise UsageError(
-            f"config.model.{option}={value}: this setting is the model resnet's alone. Leave it out, or give "
-            "--config.model.name=resnet."
-        )
+    given = {
+        "depth": depth or None,
+        "width": width or None,
+        "stochastic_depth": stochastic_depth or None,
+        "dropout": dropout if dropout >= 0 else None,
+        "instance_norm": None if instance_norm == "auto" else instance_norm,
+    }
+    options = {option: value for option, value in given.items() if value is not None}
+    for option, value in options.items():
+        if name not in _TAKEN_BY[option]:
+            raise UsageError(
+                f"config.model.{option}={value}: only {' and '.join(_TAKEN_BY[option])} can have it. Leave it out, or "
+                f"give --config.model.name={_TAKEN_BY[option][-1]}."
+            )
+    if "instance_norm" in options:
+        options["instance_norm"] = options["instance_norm"] == "on"
     try:
         if name.startswith(_APPLICATIONS):
             model, scale_pixels = application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
         elif ".py:" in name:
             model, scale_pixels = model_from_file(name, num_classes, image_size), _unit_scale
         elif name in _BUILT_IN:
-            model, scale_pixels = _BUILT_IN[name](num_classes, image_size, dropout, **options), _unit_scale
+            model, scale_pixels = _BUILT_IN[name](num_classes, image_size, **options), _unit_scale
         else:
             raise UsageError(
                 f"config.model.name={name!r} is no known model{did_you_mean(name, _BUILT_IN)}. "

@@ -4,12 +4,11 @@ import keras
 from keras import layers
 
 
-def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
+def seed42(num_classes: int, image_size: int) -> keras.Model:
     """The published 42-category model, unchanged; its softmax is part of the loss.
 
     11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first Dense layer.
     """
-    del dropout  # the published rates are part of the model
     return keras.Sequential(
         [
             layers.Input((image_size, image_size, 3)),
@@ -31,26 +30,25 @@ def seed42(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Mo
     )
 
 
-def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.Model:
+def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True) -> keras.Model:
     """The seed's trunk made to generalize.
 
     Convolutions without bias, normalization before ReLU, and global average pooling in place of the 11-million-weight
     Dense. Each stage but the last halves the image; the channels grow to 256. It takes images of any size.
 
-    The first two stages end in instance normalization: an image's own brightness, contrast and tint go out there, as
-    other cameras and places than the training images' have others (Pan et al. 2018, "Two at once: enhancing learning
-    and generalization capacities via IBN-Net"). It comes behind the pooling, where it costs a quarter. All else is
-    batch normalization.
+    With `instance_norm` the first two stages end in instance normalization: an image's own brightness, contrast and
+    tint go out there, as other cameras and places than the training images' have others (Pan et al. 2018, "Two at once:
+    enhancing learning and generalization capacities via IBN-Net"). It comes behind the pooling, where it costs a
+    quarter. All else is batch normalization.
     """
     if image_size < 8:
         raise ValueError("three stages halve them, so they need 8 or more.")
-    rate = 0.2 if dropout < 0 else dropout
     inputs = x = layers.Input((None, None, 3))
     for stage, filters in enumerate((32, 64, 128, 256), start=1):
         x = _conv(x, filters, f"{stage}a")
         x = _batch_norm_relu(x, f"{stage}a")
         x = _conv(x, filters, f"{stage}b")
-        if stage <= 2:
+        if instance_norm and stage <= 2:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
             x = layers.GroupNormalization(groups=-1, name=f"norm{stage}b")(x)
             x = layers.Activation("relu", name=f"relu{stage}b")(x)
@@ -58,7 +56,7 @@ def convnet(num_classes: int, image_size: int, dropout: float = -1.0) -> keras.M
             x = _batch_norm_relu(x, f"{stage}b")
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x) if stage < 4 else x
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    x = layers.Dropout(rate, name="drop")(x) if rate > 0 else x
+    x = layers.Dropout(dropout, name="drop")(x) if dropout > 0 else x
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
 
 

@@ -29,8 +29,8 @@ _NORM_MOMENTUM = 0.9
 def resnet(
     num_classes: int,
     image_size: int,
-    dropout: float = -1.0,
     *,
+    dropout: float = 0.0,
     depth: int = 18,
     width: int = 64,
     stochastic_depth: float = 0.0,
@@ -42,7 +42,7 @@ def resnet(
     Args:
       num_classes: 2 or more.
       image_size: side in pixels that it is meant for; chooses what comes first.
-      dropout: rate before the last layer, in [0, 1); none where negative.
+      dropout: rate before the last layer, in [0, 1).
       depth: layers with weights on the way: one of `DEPTHS`.
       width: channels of the first stage, an even number; each further stage has twice as many.
       stochastic_depth: how often the last block is left out, in [0, 1); block `l` of `L` is `l / L` times as often.
