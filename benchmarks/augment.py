@@ -49,7 +49,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     rows = []
     with input_benchmark.datasets(flags, _COUNTS) as found:
         for *_, image_size in found:
-            parse_line(flags.line, image_size=image_size, name="--line")
+            parse_line(flags.line, image_size=image_size, called="--line")
         for label, directory, split, image_size in found:
             options = settings | {"data": str(directory), "split": split, "image_size": image_size}
             measured = measure.measure("benchmarks.augment", peers, options, flags.rounds).rows

@@ -184,13 +184,13 @@ class Line:
         return self.scale != _WHOLE
 
 
-def parse_line(text: str, *, image_size: int, name: str = "config.augment.line") -> Line:
+def parse_line(text: str, *, image_size: int, called: str = "config.augment.line") -> Line:
     """Returns what a line says.
 
     Args:
       text: operations between `|`; empty for whole images as they are.
       image_size: side of the images in training, which a crop's size must be where it is given.
-      name: what errors call the line.
+      called: what errors call the line.
 
     Raises:
       UsageError: an operation that there is not, or an argument that it does not take; the text names which, and what
@@ -199,7 +199,7 @@ def parse_line(text: str, *, image_size: int, name: str = "config.augment.line")
     parts = [part.strip() for part in text.split("|")] if text.strip() else []
     operations, scale, first_draw = [], _WHOLE, CROP_DRAWS
     for number, part in enumerate(parts, 1):
-        place = f"{name}: operation {number}, {part!r}: "
+        place = f"{called}: operation {number}, {part!r}: "
         name, values = _parsed(part, place)
         if name != "crop":
             operations.append(Operation(name, values, first_draw))
