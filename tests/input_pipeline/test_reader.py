@@ -10,7 +10,7 @@ from input_pipeline.augmentation.line import parse_line
 from input_pipeline.converter.convert import Options, convert
 from input_pipeline.crop import CROP_DRAWS, Crop
 from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError, RecordError
+from input_pipeline.errors import DataError
 from input_pipeline.order import (
     class_sampling,
     image_randomness,
@@ -18,6 +18,7 @@ from input_pipeline.order import (
     sampled_positions_to_images,
 )
 from input_pipeline.reader import Reader, Slices
+from input_pipeline.records import RecordError
 from tests.input_pipeline.datasets import encode, write_split
 from tests.input_pipeline.images import draw_classes, pixels
 
