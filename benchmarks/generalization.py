@@ -7,11 +7,12 @@ Each run is a `convoy train` and two `convoy evaluate`, as people type them, in 
 taken as it stands, so a benchmark that was stopped goes on where it was when the same command is typed again.
 
 `RECIPE:TIMES` gives a recipe so many times the budget instead of its own length: the wall time that the first recipe
-takes until its best evaluation, mean over the seeds. Two short runs of the recipe tell how many steps that is; its
-schedule then ends there. `--ablate` trains each of the other recipes again without each of its ingredients, for as
-many steps. The tables are Markdown.
+takes until its best evaluation, mean over the seeds that were trained when it was first asked for. Two short runs of
+the recipe tell how many steps that is; its schedule then ends there. `--ablate` trains each of the other recipes again
+without each of its ingredients, for as many steps. The tables are Markdown.
 """
 
+import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from benchmarks import measure
 from benchmarks.digits import write_digits
 from benchmarks.trained_runs import Outcome, Runs, command_text, steps_within
 from input_pipeline.errors import UsageError, did_you_mean
+from input_pipeline.files import write_whole
 from trainer import config as configs
 
 DATASETS = ("sample", "digits")
@@ -191,8 +193,8 @@ def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any
         for name, overrides in INGREDIENTS.items()
         if any(known[field_name] != value for field_name, value in overrides.items())
     }
-    if not configs.has_instance_norm(config):
-        found.pop("instance normalization", None)
+    if config.model.instance_norm == "auto" and config.model.name != "convnet":
+        del found["instance normalization"]  # no other model has it by itself
     operations = [text.strip() for text in known.get("augment.line", "").split("|") if text.strip()]
     for number, operation in enumerate(operations):
         rest = " | ".join(operations[:number] + operations[number + 1 :])
@@ -224,7 +226,7 @@ class Study:
         first, *others = entries
         found = {first: [self._outcome(first, seed) for seed in self._seeds]}
         if not self.budget_seconds:
-            self.budget_seconds = statistics.mean(outcome.seconds_to_best for outcome in found[first])
+            self.budget_seconds = self._kept_budget(first.name, found[first])
         found |= {entry: [] for entry in others}
         for seed in self._seeds:  # in turn: what else the machine does falls on all
             for entry in others:
@@ -253,6 +255,14 @@ class Study:
         if entry.times is not None:
             overrides["steps"] = self._steps(entry)
         return self._runs.outcome(f"{entry.name}-seed{seed}", entry.recipe, overrides)
+
+    def _kept_budget(self, name: str, outcomes: Sequence[Outcome]) -> float:
+        """Returns the mean time to the best; what it was at first in this folder, so that runs with it stay."""
+        path = self._runs.folder / f"budget-{name}.json"
+        if not path.exists():
+            seconds = statistics.mean(outcome.seconds_to_best for outcome in outcomes)
+            write_whole(path, json.dumps({"seconds": seconds}).encode())
+        return json.loads(path.read_text())["seconds"]
 
     def _steps(self, entry: Entry) -> int:
         if not self.budget_seconds:

@@ -48,19 +48,20 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
       UsageError: no such recipe, or a config field that is not there.
     """
     name, others = _take_config(arguments)
-    overrides = [
-        argument.split("=")[0].lstrip("-") for argument in others if argument.lstrip("-").startswith("config.")
-    ]
-    overrides += [argument.split("=")[0].lstrip("-")[2:] for argument in others if argument.startswith("--noconfig.")]
+    given = {}
+    for argument in others:
+        flag, equals, text = argument.partition("=")
+        field = re.fullmatch(r"-{0,2}(?:no)?config\.(.+)", flag)
+        if field:
+            given[field[1]] = text if equals else "true"
     recipe = configs.load_recipe(name)
-    changed = [field.removeprefix("config.") for field in overrides]
-    configs.check_field_names(recipe, changed)
-    if "config.epochs" in overrides and "config.steps" not in overrides and recipe.steps:
+    configs.check_field_names(recipe, list(given))
+    if "epochs" in given and "steps" not in given and recipe.steps:
         raise UsageError(
             f"config.epochs has no effect while config.steps={recipe.steps} in recipe {name}: add --config.steps=0."
         )
     _check_for_bare_fields(recipe, others)
-    replaced = [f"--config.{field}=0" for field in configs.durations_in_other_units(recipe, changed)]
+    replaced = [f"--config.{field}=0" for field in configs.durations_in_other_units(recipe, given)]
     arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
     config_flags.DEFINE_config_file(
         "config",

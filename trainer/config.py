@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -253,13 +253,6 @@ def total_steps(config: Mapping[str, Any], num_images: int) -> int:
     return config["steps"] or max(1, math.ceil(config["epochs"] * num_images / config["batch_size"]))
 
 
-def has_instance_norm(config: Mapping[str, Any]) -> bool:
-    """Whether the model normalizes each image by itself."""
-    return config["model"]["instance_norm"] == "on" or (
-        config["model"]["instance_norm"] == "auto" and config["model"]["name"] == "convnet"
-    )
-
-
 def with_choices_of(config: ml_collections.ConfigDict, chosen: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns a copy of `config` in which what is left to Convoy (`AUTOMATIC`) is as it was chosen before."""
     config = config.copy_and_resolve_references()
@@ -485,17 +478,22 @@ def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> No
             raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` shows them all.")
 
 
-def durations_in_other_units(config: ml_collections.ConfigDict, names: Collection[str]) -> list[str]:
-    """Returns the fields of a recipe that say in another unit what the fields `names`, dotted, are to say.
+def durations_in_other_units(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> list[str]:
+    """Returns the fields of a recipe that say in another unit what is given on the command line.
 
-    Who gives `eval_every_steps` for a recipe with `eval_every_epochs` means the one in place of the other.
+    Who gives `eval_every_steps` for a recipe with `eval_every_epochs` means the one in place of the other. A 0 says
+    nothing.
+
+    Args:
+      config: the recipe.
+      given: texts by dotted field.
     """
     known, found = dict(fields(config)), []
-    for name in names:
+    for name in (name for name, text in given.items() if not re.fullmatch(r"0*\.?0*", text)):
         base = re.sub("_(steps|epochs|images)$", "", name)
         family = [base, *(f"{base}_{unit}" for unit in ("steps", "epochs", "images"))]
         if known.keys() >= set(family):
-            found += [field for field in family if known[field] and field not in names and field not in found]
+            found += [field for field in family if known[field] and field not in given and field not in found]
     return found
 
 

@@ -14,6 +14,7 @@ from input_pipeline.reader import Slices
 from trainer import sizes
 from trainer.config import Plan
 from trainer.devices import computes_in_bfloat16, runs_on_gpu
+from trainer.layers import all_layers
 from trainer.mixing import Mixing
 from trainer.models import BuiltModel, build_model, takes_any_size
 from trainer.optimizers import Optimizer, make_optimizer
@@ -111,6 +112,8 @@ def make_runtime(
     optimizer = make_optimizer(name, **optimizer_options)
     # Runs of earlier versions lack some.
     options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
+    if config.model.name == "convnet":
+        options.setdefault("instance_norm", "off")
     build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
     weights = config.model.weights
 
@@ -134,6 +137,7 @@ def make_runtime(
         resized = {other: build(image_size=other) for other in others}
     for other, model in resized.items():
         _check_same_weights(config.model.name, {size: built, other: model})
+        _check_scaling(config.model.name, model.model)
     state = TrainState(
         built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
     )
@@ -166,6 +170,20 @@ def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:
             )
     if len(shapes[0]) != len(shapes[1]):
         raise UsageError(f"config.model.name={name!r} has other layers for images of {list(models)[1]} pixels.")
+
+
+def _check_scaling(name: str, model: keras.Model) -> None:
+    """Raises a UsageError where a model for another size would scale its input by its own weights.
+
+    Keras' Normalization computes with copies of its mean and variance, so the trained ones would not reach it.
+    """
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+            raise UsageError(
+                f"config.model.name={name!r}: its layer {layer.name!r} (keras.layers.Normalization) keeps images of "
+                "other sizes from being scaled as those it was built for: give the model an Input((None, None, 3)), or "
+                "leave config.eval_image_size and config.progressive as they are."
+            )
 
 
 def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> TrainStep:

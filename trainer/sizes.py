@@ -36,8 +36,11 @@ class Stage(NamedTuple):
 
 
 def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[Stage]:
-    """Returns the stages of a run, which together hold each of its steps once. A stage too short for a step is none."""
-    ends = [round(end * total_steps) for end in config.progressive.ends] + [total_steps]
+    """Returns the stages of a run, which together hold each of its steps once, the last one `config.image_size`'s.
+
+    A stage too short for a step is none.
+    """
+    ends = [min(round(end * total_steps), total_steps - 1) for end in config.progressive.ends] + [total_steps]
     sizes = [*config.progressive.sizes, config.image_size]
     steps = zip(sizes, [0, *ends[:-1]], ends, strict=True)
     return [Stage(size, first, end) for size, first, end in steps if first < end]

@@ -18,7 +18,7 @@ from input_pipeline.errors import UsageError
 from input_pipeline.storage import is_remote
 from trainer import config as configs
 from trainer.checkpoints import CheckpointStore
-from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 from trainer.cluster.discovery import Cluster
 from trainer.cluster.interface import over_interface
 from trainer.cluster.peers import Peers
@@ -121,6 +121,8 @@ def prepare(
             run.create()
         if checkpoint:
             load_into(runtime.state, *checkpoint, run)
+        elif config.model.weights:
+            agree_on_weights(peers, runtime.state.weights_sha256())
         peers.exchange("ready")
     return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
 

@@ -1,5 +1,6 @@
 """The benchmark of generalization: its tables, its budget, and that what was done once is not done again."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -162,6 +163,18 @@ def test_a_recipe_with_a_budget_trains_so_long_and_says_the_command(runs):
     assert found[convnet][0].command[:5] == [
         "convoy", "train", "--config=convnet42", "--config.seed=0", f"--config.steps={steps}",
     ]  # fmt: skip
+
+
+def test_more_seeds_leave_the_budget_and_what_was_trained_with_it(runs, monkeypatch):
+    def slower_the_higher_its_seed(name, recipe, overrides):
+        found = Runs.outcome(runs, name, recipe, overrides)
+        return dataclasses.replace(found, seconds_to_best=found.seconds_to_best * (1 + overrides["seed"]))
+
+    monkeypatch.setattr(runs, "outcome", slower_the_higher_its_seed)
+    entries = [Entry("seed42"), Entry("convnet42", 4.0)]
+    (first,) = Study(runs, seeds=range(1)).outcomes(entries)[entries[1]]
+    found = Study(runs, seeds=range(2)).outcomes(entries)[entries[1]]
+    assert [run.steps for run in found] == [first.steps] * 2
 
 
 def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):

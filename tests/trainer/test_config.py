@@ -297,6 +297,11 @@ class TestRecipes:
         docstring = text.split('"""')[1]
         assert f"convoy train --config={name} " in docstring
 
+    def test_a_duration_takes_the_place_of_the_recipes_in_another_unit_unless_it_is_none(self):
+        config = configs.load_recipe("convnet42")
+        assert configs.durations_in_other_units(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
+        assert configs.durations_in_other_units(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
+
     def test_a_recipe_cannot_be_given_a_field_that_does_not_exist(self):
         config = configs.load_recipe("smoke")
         with pytest.raises(AttributeError):

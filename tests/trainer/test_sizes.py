@@ -59,6 +59,14 @@ def test_stages_follow_each_other_without_a_gap():
 def test_a_stage_too_short_for_a_step_is_left_out():
     assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 10) == [(48, 0, 5), (64, 5, 10)]
     assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 1) == [(64, 0, 1)]
+    assert sizes.stages(progressive((32, 48), (0.5, 0.9), image_size=64), 3) == [(32, 0, 2), (64, 2, 3)]
+
+
+def test_a_model_that_scales_its_input_by_weights_and_takes_one_size_is_refused_for_others():
+    changes = {"image_size": 32, "precision": "float32", "eval_image_size": 40}
+    config = config_with(model__name="tests/trainer/user_models.py:scaled", **changes)
+    with pytest.raises(UsageError, match="its layer 'scaling' .* give the model an Input"):
+        make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,13 @@ def pooled(num_classes: int, image_size: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="pooled")
 
 
+def scaled(num_classes: int, image_size: int) -> keras.Model:
+    """Takes images of one size, and scales them by weights."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.GlobalAveragePooling2D(name="average")(layers.Normalization(name="scaling")(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="scaled")
+
+
 def for_any_size(num_classes: int, image_size: int) -> keras.Model:
     """Takes images of any size, but for those that its convolutions leave nothing of."""
     inputs = x = layers.Input((None, None, 3))

@@ -53,6 +53,16 @@ def agree_on_hardware(peers: Peers, *, precision: str, use_xla: bool, devices: i
     compare(peers, everyones, "devices of a worker", UsageError, "Give each worker the same --devices.")
 
 
+def agree_on_weights(peers: Peers, sha256: str) -> None:
+    """Compares the weights that the workers begin with, where they come from a file.
+
+    Raises:
+      DataError: they differ.
+    """
+    everyones = peers.exchange("weights", {"weights": {"sha256": sha256}})
+    compare(peers, everyones, "weights", DataError, "Give all workers the same file as --config.model.weights.")
+
+
 def agree_on_checkpoint(peers: Peers, store: CheckpointStore, *, before: int | None = None) -> Checkpoint | None:
     """Returns the newest whole checkpoint, as the chief sees it, read by every worker for itself.
 

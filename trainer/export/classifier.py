@@ -28,7 +28,7 @@ class ExportClassifier:
         self.class_names = description["class_names"]
         self.image_size = description["image_size"]
         self.step = description["step"]
-        self.mirrored_too = False
+        self.mirrored_too = description["mirrored_too"]
 
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False

@@ -52,7 +52,7 @@ def prepare_trial(
     strategy_name: str = "auto",
     virtual_batch_size: int = 0,
 ) -> Trial:
-    """Prepares the step of a run in one process: on its largest images, with all weights trained.
+    """Prepares the step of a run in one process: on images of its final size, with all weights trained.
 
     Args:
       config: complete.
@@ -73,7 +73,7 @@ def prepare_trial(
     config = config.copy_and_resolve_references()
     # What follows from a step's place in the run is not defined beyond its end.
     config.steps = max(STEPS, configs.total_steps(config, split.num_images))
-    # The run as it is for most of its time, and where it takes most memory: the largest images, and all weights.
+    # The run as it is at its end.
     for name in ("sizes", "ends"):
         config.progressive[name] = type(config.progressive[name])()
     config.model.update({name: 0 for name in config.model if name.startswith("freeze")})

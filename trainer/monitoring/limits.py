@@ -123,7 +123,7 @@ class Limits:
         step_ms = everyones[0][3]
         split = self._split(step_ms, wait_pct)
         images_per_second = 1e3 * self._plan.global_batch_size / step_ms
-        flops = self._mean_flops()
+        flops = self._mean_flops(steady.steps)
         utilization = self._utilization(images_per_second, flops)
         shares = {name: 100.0 * split[f"{name}_ms"] / step_ms for name in ("input_wait", "reduction", "compute")}
         bound, sentence = self._sentence(shares, cores_busy, utilization, rank)
@@ -191,11 +191,13 @@ class Limits:
         peaks = [known_peak(name, precision) for name in names]
         return sum(peaks) if peaks and None not in peaks else None
 
-    def _mean_flops(self) -> float:
-        """Returns the FLOPs of an image, the mean over the steps done so far."""
-        step = self._runtime.state.step
-        done = [max(0, min(step, stage.end_step) - stage.first_step) for stage in self._stages]
-        return sum(steps * self._flops[stage.size] for steps, stage in zip(done, self._stages, strict=True)) / step
+    def _mean_flops(self, steps: int) -> float:
+        """Returns the FLOPs of an image, the mean over the last `steps` steps."""
+        end = self._runtime.state.step
+        first = max(0, end - steps)
+        of_stages = [max(0, min(end, stage.end_step) - max(first, stage.first_step)) for stage in self._stages]
+        flops = sum(count * self._flops[stage.size] for count, stage in zip(of_stages, self._stages, strict=True))
+        return flops / (end - first)
 
     def _utilization(self, images_per_second: float, flops: float) -> float | None:
         return None if self._peak is None else images_per_second * flops / self._peak

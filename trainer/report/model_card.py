@@ -150,7 +150,7 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
         "augmentation": config["augment"].get("line") or "none",
-        "mixing": ", ".join(f"{name} {value:g}" for name, value in config.get("mix", {}).items()),
+        "mixing": _mixing(config.get("mix", {})),
         "sampling by class": config.get("sampling", "natural"),
         "label smoothing": f"{config['label_smoothing']:g}",
         "weights averaged": f"decay {config['ema']['decay']:g}",
@@ -164,6 +164,12 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
             "time of the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
         }
     return rows
+
+
+def _mixing(mix: Mapping[str, float]) -> str:
+    if not mix.get("mixup") and not mix.get("cutmix"):
+        return "none"
+    return ", ".join(f"{name} {value:g}" for name, value in mix.items())
 
 
 def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[tuple], list[tuple]]:

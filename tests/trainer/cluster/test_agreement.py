@@ -11,7 +11,7 @@ from input_pipeline.errors import ConvoyError, DataError, UsageError
 from launch.ports import reserved_ports
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster import agreement
-from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run
+from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 from trainer.cluster.discovery import Cluster
 from trainer.cluster.peers import Peers
 
@@ -64,6 +64,12 @@ def refusal(everyone, function, kind):
     assert [type(error) for error in errors] == [kind] * len(everyone), errors
     assert len({str(error) for error in errors}) == 1, errors
     return str(errors[0])
+
+
+def test_weights_of_a_file_that_differs_on_a_worker_are_refused_by_all(everyone):
+    error = refusal(everyone, lambda peers: agree_on_weights(peers, "ab" if peers.rank < 2 else "cd"), DataError)
+    assert error.startswith(f"the workers differ in weights.sha256: 'ab' on {everyone[0].address(0)}, 'cd' on")
+    assert outcomes(everyone, lambda peers: agree_on_weights(peers, "ab")) == [None] * WORKERS
 
 
 def agree_with(everyone, rank, kind=UsageError, **different):

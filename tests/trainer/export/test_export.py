@@ -63,7 +63,7 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     output, _ = exported
     folder = tmp_path_factory.mktemp("predictions")
     run = f"--workdir={finished_run.workdir}"
-    for kind in ("cut", "flipped", "json", "gone", "fields"):
+    for kind in ("cut", "flipped", "json", "gone", "fields", "eval_flip"):
         shutil.copytree(output, folder / kind)
     onnx = (folder / "cut" / "model.onnx").read_bytes()
     (folder / "cut" / "model.onnx").write_bytes(onnx[:-100])
@@ -71,6 +71,8 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     (folder / "json" / "export.json").write_text("{")
     (folder / "fields" / "export.json").write_text('{"format_version": 1, "formats": {"onnx": 3}}')
     (folder / "gone" / "model.onnx").unlink()
+    of_run_with_flips = folder / "eval_flip" / "export.json"
+    of_run_with_flips.write_text(of_run_with_flips.read_text().replace('"mirrored_too": false', '"mirrored_too": true'))
 
     def predict(name, *flags, images=photos / "asis"):
         everything = (f"--top_k={len(dataset.categories)}", "--probabilities")
@@ -82,6 +84,8 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
         "run, tta": predict("run_tta", run, "--checkpoint=last", "--tta"),
         "export": predict("export", f"--export={output}"),
         "export, tta": predict("export_tta", f"--export={output}", "--tta"),
+        "export, eval_flip": predict("export_eval_flip", f"--export={folder / 'eval_flip'}"),
+        "export, eval_flip, notta": predict("export_notta", f"--export={folder / 'eval_flip'}", "--notta"),
         **{name: predict(name, f"--export={output}", f"--format={name}") for name in FILES},
         "both": predict("both", run, f"--export={output}"),
         "neither": predict("neither"),
@@ -124,6 +128,7 @@ class TestExport:
         assert description["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
         assert description["weights"] == "moving average"
         assert description["image_size"] == 32
+        assert description["mirrored_too"] is False
         assert description["class_names"] == list(dataset.categories)
         assert {"convoy", "tensorflow", "keras", "tf2onnx"} <= description["versions"].keys()
         assert description["comparison"]["images"] == 9
@@ -184,6 +189,11 @@ class TestPredict:
         asis, mirrored, both = (probabilities_in(folder / f"{file}.csv", dataset.categories)[:3] for file in files)
         np.testing.assert_allclose(both, (asis + mirrored) / 2, atol=2e-6)
         assert np.abs(asis - mirrored).max() > 1e-4
+
+    def test_an_export_takes_mirror_images_too_where_its_run_does(self, asked):
+        _, folder = asked
+        assert read_csv(folder / "export_eval_flip.csv") == read_csv(folder / "export_tta.csv")
+        assert read_csv(folder / "export_notta.csv") == read_csv(folder / "export.csv")
 
     def test_flags_that_do_not_go_together_are_named(self, asked):
         answers, _ = asked

@@ -101,6 +101,14 @@ def test_a_long_reduction_is_named_with_its_megabytes(limits_of):
     assert deterministic["sentence"].endswith("try a larger --config.batch_size")
 
 
+def test_the_work_of_an_image_is_that_of_the_steps_that_were_timed(limits_of, monkeypatch):
+    monkeypatch.setattr("trainer.monitoring.limits.training_flops", lambda model, shape: 1e9 * shape[1])
+    limits = limits_of(steps=40, progressive={"sizes": (16,), "ends": (0.25,)})
+    for step, gflops in ((10, 16), (20, (16 + 8) / 2), (40, 8)):
+        limits._runtime.state.step = step
+        assert limits.summary(steps())["training_gflops_per_image"] == pytest.approx(gflops)
+
+
 def test_utilization_is_of_a_peak_that_was_measured_and_left_out_where_there_is_none(limits_of):
     unknown, measured = limits_of(), limits_of(measure_peak=True)
     assert unknown.summary(steps())["model_flops_utilization"] is None
