@@ -1,4 +1,4 @@
-"""The smallest run that goes through everything: small images, a few steps of convnet42.
+"""The smallest run that goes through everything: small images, a few steps of convnet42, clipping and averaging.
 
     convoy train --config=smoke --data=data --workdir=runs/smoke
 
@@ -21,4 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 5
     config.schedule.warmup_steps = 5
     config.schedule.warmup_epochs = 0
+    config.optimizer.clip_norm = 1.0
+    config.ema.decay = 0.99
     return config
