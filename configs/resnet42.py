@@ -15,10 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.depth = 10
     config.model.width = 32
     config.model.instance_norm = "on"
-    config.augment.line = (
-        "crop(scale=0.5..1) | shear(0.2) | rotate(15) | solarize(0, 0.3) | flip | hue(0.5) | contrast(0.7) "
-        "| saturation(1)"
-    )
+    config.augment.line = "crop(scale=0.5..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(1)"
     config.mix.mixup = 0.2
     config.mix.off_fraction = 0.2
     config.epochs = 120
