@@ -52,9 +52,12 @@ class CheckpointStore:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Returns the step with the best score, the first of equals, or None where none was scored."""
+        """Returns the step with the best score, or None where none was scored.
+
+        The last of equals: with few validation images many are, and a learning rate that falls makes later ones better.
+        """
         scores = self._scores()
-        return max(scores, key=scores.__getitem__, default=None)
+        return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def best_score(self) -> float | None:
         """Returns the best score, or None where none was scored."""

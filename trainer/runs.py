@@ -135,13 +135,13 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
 
 
 def _best(run: RunDirectory) -> tuple[int | None, float | None]:
-    """Returns the step and the top-1 of the best evaluation on validation images, the first of equals."""
+    """Returns the step and the top-1 of the best evaluation on validation images, the last of equals."""
     best: tuple[int | None, float | None] = (None, None)
     with contextlib.suppress(OSError), open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(ValueError, TypeError):  # a row that a crash cut short
                 step, top1 = int(row["step"]), float(row["top1"])
-                if row["split"] == "validation" and (best[1] is None or top1 > best[1]):
+                if row["split"] == "validation" and (best[1] is None or top1 >= best[1]):
                     best = step, top1
     return best
 
