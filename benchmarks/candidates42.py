@@ -1,4 +1,4 @@
-"""quick42 with all that it was chosen from: an ablation of this tells what earns its place.
+"""What quick42 was chosen from: an ablation of this told what earns its place.
 
     convoy bench generalization --recipes=benchmarks/candidates42.py --ablate --image_seed=1
 
@@ -13,6 +13,8 @@ from configs.quick42 import get_config as quick42
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
     config = quick42()
+    config.eval_every_epochs = 8
+    config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
     config.augment.line = (
         "crop(scale=0.7..1) | shear(0.15) | rotate(10) | solarize(0, 0.3) | flip | hue(0.5) | contrast(0.5) "

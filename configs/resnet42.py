@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 32
     config.model.instance_norm = "on"
     config.augment.line = "crop(scale=0.5..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(1)"
+    config.optimizer.weight_decay = 0.4  # three times as many steps as quick42
     config.mix.mixup = 0.2
     config.mix.off_fraction = 0.2
     config.epochs = 120
