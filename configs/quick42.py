@@ -18,8 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.progressive.ends = (0.3, 0.6)
     config.epochs = 38
     config.eval_every_epochs = 20
-    # What AdamW remembers of old gradients is learning rate times decay: a run of 1,500 steps wants to forget faster than
-    # one of 50,000 (Wang and Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
+    # AdamW's weights are an average over its last 1 / (learning rate * decay) updates or so, and a run of 1,500 steps
+    # wants a shorter one than a run of 50,000 (Wang and Aitchison 2024, "How to set AdamW's weight decay as you scale
+    # model and dataset size").
     config.optimizer.weight_decay = 1.0
     config.eval_flip = True
     return config
