@@ -17,5 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = convnet42()
     config.image_size = 16
     config.epochs = 40
+    config.eval_every_epochs = 20
+    config.optimizer.weight_decay = 1.0  # as in quick42: few steps
     config.augment.line = "crop(scale=0.7..1) | shear(0.2) | rotate(10) | contrast(0.4)"
     return config
