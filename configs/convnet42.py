@@ -2,7 +2,8 @@
 
     convoy train --config=convnet42 --data=data --workdir=runs/convnet42
 
-On the sample set (`convoy sample`, seed 0): 98 % top-1 on the training images, 68 % on the test images.
+On the sample set (`convoy sample`): 99.8 % top-1 on the training images, 90 % on the test images, in 168 s on two
+cores.
 """
 
 import ml_collections

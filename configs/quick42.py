@@ -2,7 +2,8 @@
 
     convoy train --config=quick42 --data=data --workdir=runs/quick42
 
-What it changes was chosen on images of other seeds of `convoy sample` than those of the README's results.
+On the sample set (`convoy sample`), with --config.steps=1376: 98.5 % top-1 on the training images, 89.5 % on the test
+images, in 62 s on two cores. What it changes was chosen on images of other seeds than that.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
     convoy train --config=seed42 --data=data --workdir=runs/seed42
 
-On the sample set (`convoy sample`, seed 0): 86 % top-1 on the training images, 38 % on the test images.
+On the sample set (`convoy sample`): 92 % top-1 on the training images, 40 % on the test images, in 65 s on two cores.
 """
 
 import ml_collections
