@@ -63,7 +63,7 @@ def _try(options: dict[str, Any]) -> None:
     from trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])
-    config.image_size = max(config.image_size, *config.progressive.sizes)  # takes most memory
+    config.image_size = max([config.image_size, *config.progressive.sizes])  # takes most memory
     trial = prepare_trial(
         config,
         data=options["data"],

@@ -203,7 +203,7 @@ class Monitor:
           best_score: of the evaluations before.
 
         Returns:
-          The score, top-1, and whether none before was better; None and False without a validation split.
+          The score, top-1, and whether it is the best so far; None and False without a validation split.
 
         Raises:
           PeerLostError: another worker is gone.
@@ -224,7 +224,7 @@ class Monitor:
                 values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
             self.journal.metrics("validation", step, values)
             score = quality["top1"]
-            is_best = best_score is None or score >= best_score
+            is_best = best_score is None or score > best_score
             self.journal.best(step, score if is_best else best_score)
             self.journal.evaluation("validation", step, quality)
             self.console.evaluation(step, self.epoch, "validation", quality, is_best)
