@@ -1,4 +1,4 @@
-"""Builds and installs the distribution `convoy`: the command `convoy` and the packages behind it.
+"""Builds and installs the distribution `convoy-train`: the package `convoy` and the command of the same name.
 
 pip install .            # the trainer
 pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expects
@@ -9,8 +9,17 @@ from pathlib import Path
 
 from setuptools import setup
 
+PARTS = ("configs", "input_pipeline", "launch", "trainer")
+
+
+def _packages() -> list[str]:
+    root = Path(__file__).parent
+    folders = [file.parent.relative_to(root) for part in PARTS for file in sorted((root / part).rglob("__init__.py"))]
+    return [".".join(("convoy", *folder.parts)) for folder in folders]
+
+
 setup(
-    name="convoy",
+    name="convoy-train",
     version="0.1.0",
     description="Train image classifiers with TensorFlow: the same run on one device, all GPUs, or a cluster",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
@@ -18,36 +27,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
-    packages=[
-        "convoy",
-        "trainer",
-        "trainer.cluster",
-        "trainer.doctor",
-        "trainer.report",
-        "trainer.export",
-        "trainer.finders",
-        "trainer.models",
-        "trainer.monitoring",
-        "trainer.tensorboard",
-        "input_pipeline",
-        "input_pipeline.augmentation",
-        "input_pipeline.converter",
-        "input_pipeline.report",
-        "input_pipeline.sample",
-        "input_pipeline.verifier",
-        "configs",
-        "launch",
-        "launch.kubernetes",
-        "launch.ssh",
-        "launch.slurm",
-        "benchmarks",
-    ],
-    package_data={
-        "launch.slurm": ["train.sbatch"],
-        "input_pipeline.augmentation": ["*.j2"],
-        "input_pipeline.report": ["*.j2", "style.css"],
-        "trainer.report": ["*.j2"],
-    },
+    # The parts are folders of the repository's top level, and links in `convoy/` where it has not been installed.
+    package_dir={f"convoy.{part}": part for part in PARTS},
+    packages=["convoy", "convoy.cli", "convoy.core", *_packages()],
+    package_data={"": ["*.css", "*.j2", "*.sbatch", "py.typed"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
         # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.

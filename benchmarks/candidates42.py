@@ -7,7 +7,7 @@ On images of another seed than those of the README's results, which did not choo
 
 import ml_collections
 
-from configs.quick42 import get_config as quick42
+from convoy.configs.quick42 import get_config as quick42
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.errors import ConvoyError, UsageError
+from convoy.input_pipeline.errors import ConvoyError, UsageError
 
 TEST_SHARE = 0.2
 _BRIGHTEST = 16  # of a pixel
@@ -33,7 +33,7 @@ def write_digits(output: Path, *, seed: int = 0) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError("the digits are scikit-learn's: `pip install scikit-learn`, or convoy[bench].") from None
+        raise UsageError("the digits are scikit-learn's: `pip install scikit-learn`, or convoy-train[bench].") from None
     if output.exists():
         raise UsageError(f"{output} is there already. Give a folder that is not.")
     digits = load_digits()

@@ -20,9 +20,9 @@ from benchmarks.link import rate_limited_link
 from benchmarks.scaling_peers import DEVICES
 from benchmarks.step import auto_precision
 from benchmarks.workers import Member
-from input_pipeline.errors import UsageError
-from input_pipeline.processes import processor_numbers
-from launch.ports import reserved_ports
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.processes import processor_numbers
+from convoy.launch.ports import reserved_ports
 
 PEERS = {
     "one-fast": "1 device, 1 process",

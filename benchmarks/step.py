@@ -14,13 +14,13 @@ from absl import flags as absl_flags
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
-from input_pipeline.errors import UsageError
-from trainer.cluster.discovery import Cluster
-from trainer.devices import cpu_has_bfloat16
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.devices import cpu_has_bfloat16
 
 if TYPE_CHECKING:
-    from trainer.state import TrainState
-    from trainer.step import TrainStep
+    from convoy.trainer.state import TrainState
+    from convoy.trainer.step import TrainStep
 
 PEERS = {
     "fit-float32": "Keras fit, float32",
@@ -135,7 +135,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     kind, _, variant = name.partition("-")
     if kind == "gemm":
-        from trainer.monitoring.flops import training_flops
+        from convoy.trainer.monitoring.flops import training_flops
 
         size = options["image_size"]
         return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))
@@ -194,7 +194,7 @@ def convoy_step(
       precision: "float32", "bfloat16" or "float16".
       batch_size: images of a step, on all devices of all processes.
       image_size: side of the images in pixels.
-      model: as `trainer.models.build_model` takes it.
+      model: as `convoy.trainer.models.build_model` takes it.
       virtual_replicas: of the step.
       devices: logical CPU devices of this process.
       cluster: the processes that train together; None for one alone.
@@ -205,13 +205,13 @@ def convoy_step(
     import numpy as np
     import tensorflow as tf
 
-    from input_pipeline.augmentation.line import CROP_DRAWS
-    from trainer.devices import make_strategy, parse_devices, set_cpu_threads
-    from trainer.models import build_model
-    from trainer.optimizers import make_optimizer
-    from trainer.runtime import fix_order_of_additions
-    from trainer.state import TrainState
-    from trainer.step import StepSettings, TrainStep
+    from convoy.input_pipeline.augmentation.line import CROP_DRAWS
+    from convoy.trainer.devices import make_strategy, parse_devices, set_cpu_threads
+    from convoy.trainer.models import build_model
+    from convoy.trainer.optimizers import make_optimizer
+    from convoy.trainer.runtime import fix_order_of_additions
+    from convoy.trainer.state import TrainState
+    from convoy.trainer.step import StepSettings, TrainStep
 
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)
@@ -302,7 +302,7 @@ def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
     try:
         import torch
     except ImportError:
-        raise SkippedError("torch is not installed; `pip install 'convoy[bench]'` brings it") from None
+        raise SkippedError("torch is not installed; `pip install 'convoy-train[bench]'` brings it") from None
     from torch import nn
 
     if options["threads"]:

@@ -19,12 +19,12 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.dataset import Dataset, open_dataset
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from launch.gang import Gang, WorkerProgram
-from launch.trainer_command import TRAINER, trainer_environment
-from trainer import config as configs
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.dataset import Dataset, open_dataset
+from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.launch.gang import Gang, WorkerProgram
+from convoy.launch.trainer_command import TRAINER, trainer_environment
+from convoy.trainer import config as configs
+from convoy.trainer.run_directory import RunDirectory
 
 _POLL_SECONDS = 0.05
 _SHOWN_ERROR_LINES = 5

@@ -8,7 +8,7 @@ cores.
 
 import ml_collections
 
-from trainer.config import default_config
+from convoy.trainer.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

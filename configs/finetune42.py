@@ -10,7 +10,7 @@ the same with its own file.
 
 import ml_collections
 
-from configs.convnet42 import get_config as convnet42
+from convoy.configs.convnet42 import get_config as convnet42
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ images, in 62 s on two cores. What it changes was chosen on images of other seed
 
 import ml_collections
 
-from configs.convnet42 import get_config as convnet42
+from convoy.configs.convnet42 import get_config as convnet42
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ images, in 252 s on two cores.
 
 import ml_collections
 
-from configs.quick42 import get_config as quick42
+from convoy.configs.quick42 import get_config as quick42
 
 
 def get_config() -> ml_collections.ConfigDict:

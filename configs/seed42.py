@@ -7,7 +7,7 @@ On the sample set (`convoy sample`): 92 % top-1 on the training images, 40 % on 
 
 import ml_collections
 
-from trainer.config import default_config
+from convoy.trainer.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Twenty steps teach it nothing (4 % top-1 in validation of the sample set); that 
 
 import ml_collections
 
-from configs.convnet42 import get_config as convnet42
+from convoy.configs.convnet42 import get_config as convnet42
 
 
 def get_config() -> ml_collections.ConfigDict:

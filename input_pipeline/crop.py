@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from input_pipeline.augmentation.line import CROP_DRAWS
-from input_pipeline.pixel_cache import PixelCache
+from convoy.input_pipeline.augmentation.line import CROP_DRAWS
+from convoy.input_pipeline.pixel_cache import PixelCache
 
 _MAX_LOG_ASPECT = math.log(4 / 3)
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import foreign, index
-from input_pipeline.errors import DataError, did_you_mean
-from input_pipeline.index import INDEX_TYPES, RecordKeys, index_path
-from input_pipeline.storage import RemotePath, dataset_path
+from convoy.input_pipeline import foreign, index
+from convoy.input_pipeline.errors import DataError, did_you_mean
+from convoy.input_pipeline.index import INDEX_TYPES, RecordKeys, index_path
+from convoy.input_pipeline.storage import RemotePath, dataset_path
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
 
 PARTIAL_SUFFIX = ".tmp"
 

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import index
-from input_pipeline.errors import DataError
-from input_pipeline.examples import feature_names, from_file
-from input_pipeline.files import written_whole
-from input_pipeline.index import INDEX_TYPES, LARGEST_LABEL, RecordKeys
-from input_pipeline.records import HEADER_BYTES, walk
+from convoy.input_pipeline import index
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.examples import feature_names, from_file
+from convoy.input_pipeline.files import written_whole
+from convoy.input_pipeline.index import INDEX_TYPES, LARGEST_LABEL, RecordKeys
+from convoy.input_pipeline.records import HEADER_BYTES, walk
 
 DATASET_INFO = "dataset_info.json"
 FEATURES = "features.json"

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import ConvoyError, DataError
-from input_pipeline.examples import feature_names, from_file, read_features
-from input_pipeline.records import FRAME_OVERHEAD, HEADER_BYTES, walk
-from input_pipeline.storage import local_copy
+from convoy.input_pipeline.errors import ConvoyError, DataError
+from convoy.input_pipeline.examples import feature_names, from_file, read_features
+from convoy.input_pipeline.records import FRAME_OVERHEAD, HEADER_BYTES, walk
+from convoy.input_pipeline.storage import local_copy
 
 # The index's arrays and their types, in the order they are written.
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}

@@ -16,10 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from input_pipeline.dataset import Split
-from input_pipeline.order import Windows
-from input_pipeline.records import FRAME_OVERHEAD
-from input_pipeline.storage import Shards
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.order import Windows
+from convoy.input_pipeline.records import FRAME_OVERHEAD
+from convoy.input_pipeline.storage import Shards
 
 # Long enough that asking takes little of the time, and a window still makes several at a time.
 _READ_BYTES = 8 * 2**20

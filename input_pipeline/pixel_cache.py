@@ -24,7 +24,7 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.memory import available_memory
+from convoy.input_pipeline.memory import available_memory
 
 _SHARE = {"auto": 0.5, "memory": 0.8}  # of the free memory
 _JUDGED_IMAGES = 64  # from so many on their mean size stands for all

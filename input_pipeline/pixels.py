@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from input_pipeline.rgb import as_rgb, orientation, stored_as
+from convoy.input_pipeline.rgb import as_rgb, orientation, stored_as
 
 # What Pillow warns of in an odd file is settled here: it is decoded, or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")

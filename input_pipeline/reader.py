@@ -23,19 +23,19 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import order, records
-from input_pipeline.augmentation.apply import on_host
-from input_pipeline.augmentation.line import Operation
-from input_pipeline.crop import CROP_DRAWS, Crop, decode, decode_and_crop_all
-from input_pipeline.dataset import Split
-from input_pipeline.errors import ConvoyError, UsageError
-from input_pipeline.long_reads import LongReads, windows_of
-from input_pipeline.order import class_sampling
-from input_pipeline.pixel_cache import PixelCache
-from input_pipeline.processes import usable_cores
-from input_pipeline.records import FRAME_OVERHEAD, RecordError
-from input_pipeline.storage import Shards
-from input_pipeline.substitutes import Substitutes, Substitution
+from convoy.input_pipeline import order, records
+from convoy.input_pipeline.augmentation.apply import on_host
+from convoy.input_pipeline.augmentation.line import Operation
+from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode, decode_and_crop_all
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.input_pipeline.long_reads import LongReads, windows_of
+from convoy.input_pipeline.order import class_sampling
+from convoy.input_pipeline.pixel_cache import PixelCache
+from convoy.input_pipeline.processes import usable_cores
+from convoy.input_pipeline.records import FRAME_OVERHEAD, RecordError
+from convoy.input_pipeline.storage import Shards
+from convoy.input_pipeline.substitutes import Substitutes, Substitution
 
 # What costs the same for one image as for many is shared: some hundred images are read and parsed in one go, and
 # decoded in chunks of about so many bytes. Alone, each 64x64 JPEG would cost half as much again as its decoding.

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import google_crc32c
 import numpy as np
 
-from input_pipeline.errors import DataError
+from convoy.input_pipeline.errors import DataError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline.errors import DataError, did_you_mean
-from input_pipeline.tables import column_indices, read_table
+from convoy.input_pipeline.errors import DataError, did_you_mean
+from convoy.input_pipeline.tables import column_indices, read_table
 
 # Without a CSV a file's name is all that tells an image from a stray file before it is opened.
 IMAGE_SUFFIXES = frozenset(

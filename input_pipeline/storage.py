@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
 
 _OTHER_FILES = 256  # that TensorFlow, other workers and the run directory may want to open later
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import DataError
-from input_pipeline.order import permute
-from input_pipeline.records import RecordError
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.order import permute
+from convoy.input_pipeline.records import RecordError
 
 _TRIES = 100
 _SEED = 0  # of the permutations that candidates come from; no run's own, so that they belong to the data

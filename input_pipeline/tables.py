@@ -13,7 +13,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONGEST_FIELD = 2**20  # a quote that is never closed makes one field of the rest of the file

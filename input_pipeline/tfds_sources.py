@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.dataset import Split, open_dataset
-from input_pipeline.errors import DataError, UsageError, did_you_mean
-from input_pipeline.examples import from_bytes, locate_bytes
-from input_pipeline.foreign import DATASET_INFO
-from input_pipeline.records import HEADER_BYTES, read_payloads
-from input_pipeline.sources import Source, Sources
+from convoy.input_pipeline.dataset import Split, open_dataset
+from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.examples import from_bytes, locate_bytes
+from convoy.input_pipeline.foreign import DATASET_INFO
+from convoy.input_pipeline.records import HEADER_BYTES, read_payloads
+from convoy.input_pipeline.sources import Source, Sources
 
 _READ_AT_ONCE = 256  # records
 

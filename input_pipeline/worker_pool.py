@@ -1,6 +1,6 @@
 """Tasks done by worker processes: started with TensorFlow imported once for all, watched, and named where one dies.
 
-    warm_up("input_pipeline.verifier.shard")
+    warm_up("convoy.input_pipeline.verifier.shard")
     reports = run(check_shard, tasks, workers=2, progress=print, place=lambda task, done: f"byte {done} of {task.name}")
 
 The function that does a task runs in a worker and calls `report_progress` as it goes on.
@@ -19,8 +19,8 @@ from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import TypeVar
 
-from input_pipeline.errors import DataError
-from input_pipeline.processes import follow_parent, interrupts_deferred, interrupts_ignored, usable_cores
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.processes import follow_parent, interrupts_deferred, interrupts_ignored, usable_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -40,7 +40,9 @@ class StoppedError(Exception):
 
 def warm_up(module: str) -> None:
     """Starts the server that workers are forked from, which imports TensorFlow and a module while others go on."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["input_pipeline.converter.decoder", module])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["convoy.input_pipeline.converter.decoder", module]
+    )
     with interrupts_ignored():  # by the server, from its first moment on
         multiprocessing.forkserver.ensure_running()
 
@@ -126,7 +128,7 @@ def _start(board: MutableSequence[int]) -> None:
     global _board
     _board = board
     follow_parent()  # which answers Ctrl-C by the board
-    from input_pipeline.converter import decoder
+    from convoy.input_pipeline.converter import decoder
 
     decoder.warm_up()
 

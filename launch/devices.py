@@ -4,8 +4,8 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from input_pipeline.errors import UsageError
-from launch.trainer_command import flag_value
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.trainer_command import flag_value
 
 _SECONDS_TO_LIST_GPUS = 30
 

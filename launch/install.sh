@@ -19,6 +19,9 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3
 fi
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
+# Before version 0.2 the distribution was called convoy. Uninstalled after the new one it would take its command along.
+"$venv/bin/python" -m pip uninstall --quiet --quiet --yes --disable-pip-version-check convoy
+rm -rf "$checkout/build" # what an old build left there would be built in again
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$checkout$extras"
 touch "$stamp"
 echo "Installed into $venv."

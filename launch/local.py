@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from launch.devices import cores_by_worker, gpus_by_worker
-from launch.gang import Gang, WorkerProgram
-from launch.ports import reserved_ports
-from launch.run_files import AttemptFiles, RunFiles
-from launch.screen import Screen
-from launch.supervisor import Supervisor
-from launch.trainer_command import OTHER_CLUSTERS, TRAINER, flag_value, trainer_environment, trains
+from convoy.launch.devices import cores_by_worker, gpus_by_worker
+from convoy.launch.gang import Gang, WorkerProgram
+from convoy.launch.ports import reserved_ports
+from convoy.launch.run_files import AttemptFiles, RunFiles
+from convoy.launch.screen import Screen
+from convoy.launch.supervisor import Supervisor
+from convoy.launch.trainer_command import OTHER_CLUSTERS, TRAINER, flag_value, trainer_environment, trains
 
 REQUIRED = ("processes",)
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from input_pipeline.errors import ConvoyError, UsageError
-from launch import history
-from launch.ending import Ending, Signals
-from launch.gang import Ended
-from launch.history import Attempt
-from launch.policy import (
+from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.launch import history
+from convoy.launch.ending import Ending, Signals
+from convoy.launch.gang import Ended
+from convoy.launch.history import Attempt
+from convoy.launch.policy import (
     RETRYABLE,
     Cause,
     Kind,
@@ -28,8 +28,8 @@ from launch.policy import (
     exit_code_after_signal,
     signal_name,
 )
-from launch.run_files import AttemptFiles, RunFiles
-from launch.screen import Follower, Screen
+from convoy.launch.run_files import AttemptFiles, RunFiles
+from convoy.launch.screen import Follower, Screen
 
 _TICK_SECONDS = 0.05
 _START_AGAIN_SECONDS = 3.0
@@ -42,7 +42,7 @@ class StartError(Exception):
 
 
 class Workers(Protocol):
-    """A started gang, whatever engine started it. See `launch.gang.Gang`."""
+    """A started gang, whatever engine started it. See `convoy.launch.gang.Gang`."""
 
     def running(self) -> list[int]:
         """Returns the ranks of workers that had not ended at the last `poll`."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ports import reserved_ports
+from convoy.launch.ports import reserved_ports
 from tests.network import Network, missing_for_networks
 
 REPOSITORY = Path(__file__).parents[1]

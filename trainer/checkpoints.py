@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import DataError
-from input_pipeline.files import PARTIAL_SUFFIX, json_value, written_whole
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.files import PARTIAL_SUFFIX, json_value, written_whole
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _METADATA = "metadata.json"

@@ -1,4 +1,4 @@
-"""What gives images probabilities: a trained run here, an export of one in `trainer.export.classifier`.
+"""What gives images probabilities: a trained run here, an export of one in `convoy.trainer.export.classifier`.
 
 classifier = RunClassifier(trained)
 for probabilities in classifier.probabilities(lambda number: images[number], len(images)):
@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.processes import usable_cores
-from trainer.evaluation import EVALUATION_BATCH_SIZE, infer, iterate
-from trainer.restore import TrainedRun
+from convoy.input_pipeline.processes import usable_cores
+from convoy.trainer.evaluation import EVALUATION_BATCH_SIZE, infer, iterate
+from convoy.trainer.restore import TrainedRun
 
 
 class Classifier(Protocol):

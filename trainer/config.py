@@ -20,11 +20,11 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.augmentation.line import parse_line
-from input_pipeline.errors import UsageError, did_you_mean
-from input_pipeline.order import SAMPLINGS
-from trainer import sizes
-from trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
+from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.order import SAMPLINGS
+from convoy.trainer import sizes
+from convoy.trainer.schedules import SCALINGS, SCHEDULES, scaled_peak
 
 DEFAULT_RECIPE = "convnet42"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

@@ -1,6 +1,5 @@
 """What a run is said to be before it starts: the console's header, its environment, its dataset's identity."""
 
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -11,13 +10,14 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.dataset import Dataset
-from trainer import sizes
-from trainer.cluster.peers import Peers
-from trainer.config import Plan
-from trainer.devices import runs_on_gpu
-from trainer.run_directory import RunDirectory
-from trainer.runtime import Runtime
+from convoy import __version__
+from convoy.input_pipeline.dataset import Dataset
+from convoy.trainer import sizes
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.config import Plan
+from convoy.trainer.devices import runs_on_gpu
+from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.runtime import Runtime
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
@@ -35,11 +35,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions that workers of one run must share."""
-    try:
-        convoy = importlib.metadata.version("convoy")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        convoy = "not installed"
-    return {"convoy": convoy, "tensorflow": tf.__version__, "keras": keras.__version__}
+    return {"convoy": __version__, "tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 def environment() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from input_pipeline.errors import UsageError, did_you_mean
-from trainer.cluster.discovery import Cluster
+from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.trainer.cluster.discovery import Cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -118,7 +118,7 @@ def make_strategy(
 def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    from trainer.upstream import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept
+    from convoy.trainer.upstream import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept
 
     tasks: dict[str, list[str]] = {}
     for (job, _), address in zip(cluster.jobs, cluster.addresses, strict=True):

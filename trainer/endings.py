@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from input_pipeline.errors import ConvoyError
-from trainer.cluster.peers import RETRYABLE, PeerLostError, Peers
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.trainer.cluster.peers import RETRYABLE, PeerLostError, Peers
 
 _NAMED_IMAGES = 8
 _LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses

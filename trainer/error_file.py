@@ -10,8 +10,8 @@ import time
 import traceback
 from pathlib import Path
 
-from input_pipeline.errors import ConvoyError
-from input_pipeline.files import write_whole
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.input_pipeline.files import write_whole
 
 _FIRST_RETRYABLE = 128  # what others did to this worker is no error of its own
 

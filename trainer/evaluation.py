@@ -13,21 +13,21 @@ from collections.abc import Callable, Generator
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.crop import Crop
-from input_pipeline.dataset import Dataset, open_dataset
-from input_pipeline.errors import DataError
-from input_pipeline.reader import Reader
-from input_pipeline.storage import dataset_path
-from trainer import metrics
-from trainer.cluster.peers import Peers
-from trainer.models import BuiltModel
-from trainer.monitoring.results import append_result
-from trainer.report import predictions
-from trainer.restore import TrainedRun
-from trainer.runtime import slices_of
-from trainer.state import TrainState
-from trainer.step import cross_entropy
-from trainer.upstream import device_iterators_that_end_at_once
+from convoy.input_pipeline.crop import Crop
+from convoy.input_pipeline.dataset import Dataset, open_dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.reader import Reader
+from convoy.input_pipeline.storage import dataset_path
+from convoy.trainer import metrics
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.models import BuiltModel
+from convoy.trainer.monitoring.results import append_result
+from convoy.trainer.report import predictions
+from convoy.trainer.restore import TrainedRun
+from convoy.trainer.runtime import slices_of
+from convoy.trainer.state import TrainState
+from convoy.trainer.step import cross_entropy
+from convoy.trainer.upstream import device_iterators_that_end_at_once
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]

@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError
-from trainer.models import BuiltModel
-from trainer.models.head import split
-from trainer.upstream import is_seed_state
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer.models import BuiltModel
+from convoy.trainer.models.head import split
+from convoy.trainer.upstream import is_seed_state
 
 
 class _WithFrozenBackbone:

@@ -13,30 +13,30 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import DataError
-from input_pipeline.reader import Batch
-from trainer import config as configs
-from trainer import metrics, sizes
-from trainer.cluster.agreement import agree_on_checkpoint
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import TRAINING, PeerLostError, Peers
-from trainer.cluster.stop_request import StopRequest
-from trainer.cluster.watchdog import Deadlines, Watchdog
-from trainer.description import dataset_identity, place
-from trainer.devices import Devices
-from trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
-from trainer.error_file import note_error
-from trainer.monitoring.monitor import Monitor
-from trainer.monitoring.profiler import StepProfiler
-from trainer.monitoring.substitutions import Substitutions
-from trainer.order_record import OrderRecord
-from trainer.restore import load_into
-from trainer.runtime import make_train_step
-from trainer.saver import CheckpointSaver
-from trainer.schedules import learning_rate as learning_rate_at
-from trainer.start import Start, prepare
-from trainer.step import StepResult
-from trainer.training_input import TrainingInput
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.reader import Batch
+from convoy.trainer import config as configs
+from convoy.trainer import metrics, sizes
+from convoy.trainer.cluster.agreement import agree_on_checkpoint
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import TRAINING, PeerLostError, Peers
+from convoy.trainer.cluster.stop_request import StopRequest
+from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
+from convoy.trainer.description import dataset_identity, place
+from convoy.trainer.devices import Devices
+from convoy.trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
+from convoy.trainer.error_file import note_error
+from convoy.trainer.monitoring.monitor import Monitor
+from convoy.trainer.monitoring.profiler import StepProfiler
+from convoy.trainer.monitoring.substitutions import Substitutions
+from convoy.trainer.order_record import OrderRecord
+from convoy.trainer.restore import load_into
+from convoy.trainer.runtime import make_train_step
+from convoy.trainer.saver import CheckpointSaver
+from convoy.trainer.schedules import learning_rate as learning_rate_at
+from convoy.trainer.start import Start, prepare
+from convoy.trainer.step import StepResult
+from convoy.trainer.training_input import TrainingInput
 
 
 def train(

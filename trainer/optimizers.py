@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.errors import UsageError, did_you_mean
 
 Slots = dict[str, tf.Tensor]
 Formula = Callable[[tf.Tensor, Slots, tf.Tensor, tf.Tensor, tf.Tensor, bool], tuple[tf.Tensor, Slots]]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.files import append_json_line
-from trainer.run_directory import RunDirectory, truncate_json_lines
+from convoy.input_pipeline.files import append_json_line
+from convoy.trainer.run_directory import RunDirectory, truncate_json_lines
 
 
 class OrderRecord:

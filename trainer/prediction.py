@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import pixels
-from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
-from input_pipeline.errors import DataError, UsageError
-from input_pipeline.files import write_whole
-from input_pipeline.sources import ImageFile, list_images, match_files
-from input_pipeline.tables import column_indices, read_table
-from trainer.classifier import Classifier
+from convoy.input_pipeline import pixels
+from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.sources import ImageFile, list_images, match_files
+from convoy.input_pipeline.tables import column_indices, read_table
+from convoy.trainer.classifier import Classifier
 
 _NAMED = 3  # how many unreadable files an error names
 

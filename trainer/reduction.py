@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from trainer.devices import runs_on_gpu
-from trainer.upstream import all_gather, all_to_all
+from convoy.trainer.devices import runs_on_gpu
+from convoy.trainer.upstream import all_gather, all_to_all
 
 Terms = list[tf.Tensor]
 Block = tuple[int, int]  # (first virtual replica, how many: a power of two)

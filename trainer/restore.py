@@ -7,13 +7,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from input_pipeline.errors import DataError, UsageError
-from trainer import sizes
-from trainer.checkpoints import CheckpointStore
-from trainer.devices import Devices, make_strategy
-from trainer.run_directory import RunDirectory
-from trainer.runtime import Runtime, make_runtime
-from trainer.state import TrainState
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.trainer import sizes
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.devices import Devices, make_strategy
+from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.runtime import Runtime, make_runtime
+from convoy.trainer.state import TrainState
 
 CHECKPOINTS = ("best", "last")
 

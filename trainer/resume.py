@@ -5,11 +5,11 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.dataset import Dataset
-from input_pipeline.errors import DataError, UsageError
-from trainer import config as configs
-from trainer.description import dataset_identity
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.dataset import Dataset
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.trainer import config as configs
+from convoy.trainer.description import dataset_identity
+from convoy.trainer.run_directory import RunDirectory
 
 
 def check_same_run(

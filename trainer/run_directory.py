@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from input_pipeline.errors import DataError, UsageError
-from input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.input_pipeline.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
 
 _LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none

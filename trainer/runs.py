@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
-from trainer.run_directory import RunDirectory
+from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
+from convoy.trainer.run_directory import RunDirectory
 
 _DEEPEST = 4  # folders under the one that was named
 _HEARTBEAT_SECONDS = 300.0  # what another host writes into is taken for running for so long after its last line

@@ -8,18 +8,18 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-from input_pipeline.augmentation.line import parse_line
-from input_pipeline.errors import UsageError
-from input_pipeline.reader import Slices
-from trainer import sizes
-from trainer.config import Plan
-from trainer.devices import computes_in_bfloat16, runs_on_gpu
-from trainer.layers import all_layers
-from trainer.mixing import Mixing
-from trainer.models import BuiltModel, build_model, takes_any_size
-from trainer.optimizers import Optimizer, make_optimizer
-from trainer.state import TrainState
-from trainer.step import StepSettings, TrainStep
+from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.reader import Slices
+from convoy.trainer import sizes
+from convoy.trainer.config import Plan
+from convoy.trainer.devices import computes_in_bfloat16, runs_on_gpu
+from convoy.trainer.layers import all_layers
+from convoy.trainer.mixing import Mixing
+from convoy.trainer.models import BuiltModel, build_model, takes_any_size
+from convoy.trainer.optimizers import Optimizer, make_optimizer
+from convoy.trainer.state import TrainState
+from convoy.trainer.step import StepSettings, TrainStep
 
 _MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}

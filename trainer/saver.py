@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import DataError
-from trainer.checkpoints import CheckpointStore
-from trainer.state import model_sha256
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.state import model_sha256
 
 
 class CheckpointSaver:

@@ -8,7 +8,7 @@ and the rest on those of `config.image_size` (Tan and Le 2021, "EfficientNetV2",
 look larger in training than in evaluation; `config.eval_image_size`, somewhat above `config.image_size`, makes that
 good (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
 
-Neither works for a model whose weights depend on the size of its images, such as `seed42`; `trainer.runtime` refuses
+Neither works for a model whose weights depend on the size of its images, such as `seed42`; `convoy.trainer.runtime` refuses
 it. Imports no TensorFlow.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
 
 SMALLEST_SIZE = 8
 

@@ -13,25 +13,25 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.dataset import Dataset, open_dataset
-from input_pipeline.errors import UsageError
-from input_pipeline.storage import is_remote
-from trainer import config as configs
-from trainer.checkpoints import CheckpointStore
-from trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.interface import over_interface
-from trainer.cluster.peers import Peers
-from trainer.cluster.stop_request import StopRequest
-from trainer.cluster.watchdog import Deadlines
-from trainer.config import Plan
-from trainer.description import dataset_identity, versions
-from trainer.devices import Devices, check_strategy, make_strategy, set_cpu_threads
-from trainer.restore import load_into
-from trainer.resume import check_same_run
-from trainer.run_directory import RunDirectory
-from trainer.runtime import Runtime, hardware_choices, make_runtime
-from trainer.upstream import MOST_EXCHANGING_DEVICES
+from convoy.input_pipeline.dataset import Dataset, open_dataset
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.storage import is_remote
+from convoy.trainer import config as configs
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.interface import over_interface
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.cluster.stop_request import StopRequest
+from convoy.trainer.cluster.watchdog import Deadlines
+from convoy.trainer.config import Plan
+from convoy.trainer.description import dataset_identity, versions
+from convoy.trainer.devices import Devices, check_strategy, make_strategy, set_cpu_threads
+from convoy.trainer.restore import load_into
+from convoy.trainer.resume import check_same_run
+from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.runtime import Runtime, hardware_choices, make_runtime
+from convoy.trainer.upstream import MOST_EXCHANGING_DEVICES
 
 _LONGEST_LEASE_SECONDS = 120.0
 
@@ -74,7 +74,7 @@ def prepare(
 ) -> Start:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model, restores it.
 
-    Its arguments are those of `trainer.loop.train`, and the workers, not met yet, and a flag that signals raise.
+    Its arguments are those of `convoy.trainer.loop.train`, and the workers, not met yet, and a flag that signals raise.
 
     Raises:
       UsageError: config, devices and dataset do not fit together, or the workers' do not.

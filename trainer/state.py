@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import DataError
-from trainer.layers import all_layers
-from trainer.optimizers import Optimizer
-from trainer.upstream import is_seed_state
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.layers import all_layers
+from convoy.trainer.optimizers import Optimizer
+from convoy.trainer.upstream import is_seed_state
 
 _INITIAL_FLOAT16_LOSS_SCALE = 2.0**15
 _MODEL = "model/"

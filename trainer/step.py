@@ -18,17 +18,17 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from input_pipeline.augmentation.apply import on_device
-from input_pipeline.augmentation.line import Operation
-from trainer import metrics, mixing
-from trainer.freezing import Phase, phases_of
-from trainer.mixing import Mixing
-from trainer.models import BuiltModel
-from trainer.optimizers import Optimizer
-from trainer.reduction import reduce_over_virtual_replicas
-from trainer.state import TrainState
-from trainer.update import Update
-from trainer.upstream import is_seed_state
+from convoy.input_pipeline.augmentation.apply import on_device
+from convoy.input_pipeline.augmentation.line import Operation
+from convoy.trainer import metrics, mixing
+from convoy.trainer.freezing import Phase, phases_of
+from convoy.trainer.mixing import Mixing
+from convoy.trainer.models import BuiltModel
+from convoy.trainer.optimizers import Optimizer
+from convoy.trainer.reduction import reduce_over_virtual_replicas
+from convoy.trainer.state import TrainState
+from convoy.trainer.update import Update
+from convoy.trainer.upstream import is_seed_state
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StepResult(NamedTuple):
 
     Attributes:
       sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way; where images are
-        mixed, in the sense of `trainer.mixing`.
+        mixed, in the sense of `convoy.trainer.mixing`.
       gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
       finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
       loss_scale: float32 scalar: the scale that this step used.

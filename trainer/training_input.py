@@ -16,17 +16,17 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.augmentation.line import parse_line
-from input_pipeline.crop import Crop
-from input_pipeline.dataset import Split
-from input_pipeline.pixel_cache import make_cache
-from input_pipeline.reader import Batch, Reader
-from input_pipeline.substitutes import Substitution
-from trainer import sizes
-from trainer.cluster.peers import Peers
-from trainer.config import Plan
-from trainer.evaluation import iterate
-from trainer.runtime import slices_of
+from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.input_pipeline.crop import Crop
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.pixel_cache import make_cache
+from convoy.input_pipeline.reader import Batch, Reader
+from convoy.input_pipeline.substitutes import Substitution
+from convoy.trainer import sizes
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.config import Plan
+from convoy.trainer.evaluation import iterate
+from convoy.trainer.runtime import slices_of
 
 
 class TrainingInput:

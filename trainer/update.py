@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.freezing import Phase
-from trainer.optimizers import Optimizer, decays_weight
-from trainer.state import TrainState
+from convoy.trainer.freezing import Phase
+from convoy.trainer.optimizers import Optimizer, decays_weight
+from convoy.trainer.state import TrainState
 
 _LOSS_SCALE_GROWTH_STEPS = 2000
 _LARGEST_LOSS_SCALE = 2.0**24

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from input_pipeline.augmentation import operations, policies
-from input_pipeline.augmentation.line import Operation
-from input_pipeline.augmentation.operations import to_bytes
+from convoy.input_pipeline.augmentation import operations, policies
+from convoy.input_pipeline.augmentation.line import Operation
+from convoy.input_pipeline.augmentation.operations import to_bytes
 
 
 def on_host(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:

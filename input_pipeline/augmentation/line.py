@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.errors import UsageError, did_you_mean
 
 CROP_DRAWS = 4  # area, aspect ratio, vertical and horizontal place
 _WHOLE = (1.0, 1.0)

@@ -16,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from input_pipeline import crop as cropping
-from input_pipeline.augmentation import policies
-from input_pipeline.augmentation.apply import on_device, on_host
-from input_pipeline.augmentation.line import CROP_DRAWS, OPERATIONS, Line, Parameter, parse_line
-from input_pipeline.crop import Crop
-from input_pipeline.order import image_randomness
-from input_pipeline.report.pictures import SIDE
-from input_pipeline.report.templates import page_template
+from convoy.input_pipeline import crop as cropping
+from convoy.input_pipeline.augmentation import policies
+from convoy.input_pipeline.augmentation.apply import on_device, on_host
+from convoy.input_pipeline.augmentation.line import CROP_DRAWS, OPERATIONS, Line, Parameter, parse_line
+from convoy.input_pipeline.crop import Crop
+from convoy.input_pipeline.order import image_randomness
+from convoy.input_pipeline.report.pictures import SIDE
+from convoy.input_pipeline.report.templates import page_template
 
 LINE_DRAWINGS = 16
 _QUALITY = 85

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.augmentation import operations
-from input_pipeline.augmentation.operations import to_bytes
+from convoy.input_pipeline.augmentation import operations
+from convoy.input_pipeline.augmentation.operations import to_bytes
 
 STRENGTHS = 31  # from 0 to 30
 

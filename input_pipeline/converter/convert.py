@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import worker_pool
-from input_pipeline.converter import marks, metadata, plan, publish
-from input_pipeline.converter.marks import Shard
-from input_pipeline.converter.options import Options, check
-from input_pipeline.converter.publish import WorkingDirectory
-from input_pipeline.converter.worker import ShardTask, write_shard
-from input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, has_manifest, open_dataset, read_manifest
-from input_pipeline.errors import DataError, UsageError, did_you_mean
-from input_pipeline.files import write_whole
-from input_pipeline.pixels import Pixels
-from input_pipeline.sources import Source, Sources, list_sources
-from input_pipeline.tfds_sources import list_prepared
+from convoy.input_pipeline import worker_pool
+from convoy.input_pipeline.converter import marks, metadata, plan, publish
+from convoy.input_pipeline.converter.marks import Shard
+from convoy.input_pipeline.converter.options import Options, check
+from convoy.input_pipeline.converter.publish import WorkingDirectory
+from convoy.input_pipeline.converter.worker import ShardTask, write_shard
+from convoy.input_pipeline.dataset import INDEX_TYPES, QUARANTINE, Split, has_manifest, open_dataset, read_manifest
+from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.pixels import Pixels
+from convoy.input_pipeline.sources import Source, Sources, list_sources
+from convoy.input_pipeline.tfds_sources import list_prepared
 
 _NAMED = 3
 
@@ -123,7 +123,7 @@ def convert(
         manifest = metadata.new_manifest(name, found.class_names, settings)
     else:
         _check_classes(found, manifest["class_names"], options)
-    worker_pool.warm_up("input_pipeline.converter.worker")
+    worker_pool.warm_up("convoy.input_pipeline.converter.worker")
     duplicates = plan.find_duplicates(found.images)
     leaked = plan.find_known(duplicates.kept, _known_images(options, manifest, say))
     images = tuple(image for image in duplicates.kept if image.name not in leaked)
@@ -418,7 +418,7 @@ def _write_report(
     columns: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Writes the report on all splits, those that were there before among them."""
-    from input_pipeline.report.page import REPORT, write_report  # its template engine takes a moment to import
+    from convoy.input_pipeline.report.page import REPORT, write_report  # its template engine takes a moment to import
 
     splits, images = {}, {}
     if len(manifest["splits"]) > len(shards):

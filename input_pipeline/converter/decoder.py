@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from input_pipeline.perceptual import decode_ratio, perceptual_hash
-from input_pipeline.pixels import Encoded, Pixels, Size, encode_where_checked
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from convoy.input_pipeline.perceptual import decode_ratio, perceptual_hash
+from convoy.input_pipeline.pixels import Encoded, Pixels, Size, encode_where_checked
+from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
 
 # Conversion is one image a process: a GPU, and threads that wait on each other, would only cost memory.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.converter.metadata import IMAGE_TYPES
-from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES
-from input_pipeline.files import sha256_of, write_whole
-from input_pipeline.sources import Source
+from convoy import __version__
+from convoy.input_pipeline.converter.metadata import IMAGE_TYPES
+from convoy.input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES
+from convoy.input_pipeline.files import sha256_of, write_whole
+from convoy.input_pipeline.sources import Source
 
 # Which shard a record is in is known once all are there.
 _TYPES = {name: dtype for name, dtype in INDEX_TYPES.items() if name != "shard"} | IMAGE_TYPES
-_DECODERS = ("convoy", "pillow", "tensorflow")  # whose next version may write other bytes
+_DECODERS = ("pillow", "tensorflow")  # whose next version may write other bytes
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def fingerprint(images: Sequence[Source], labels: Sequence[int], settings: Mappi
       labels: of the images.
       settings: of the conversion.
     """
-    versions = [importlib.metadata.version(name) for name in _DECODERS]
+    versions = [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, dict(settings)]).encode())
     for image, label in zip(images, labels, strict=True):
         words = (os.fsencode(image.name), image.category.encode(), b"%d %d %d" % (image.size, image.modified, label))

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
-from input_pipeline.files import write_whole
+from convoy.input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+from convoy.input_pipeline.files import write_whole
 
 VERSION = "1.0.0"
 # What images-SPLIT.npz tells of each image, in the order of the records: its size in pixels as it is stored, its source

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.converter import metadata
-from input_pipeline.dataset import MANIFEST, open_dataset
-from input_pipeline.errors import UsageError, did_you_mean
-from input_pipeline.sources import Table
+from convoy.input_pipeline.converter import metadata
+from convoy.input_pipeline.dataset import MANIFEST, open_dataset
+from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.sources import Table
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
 VALIDATION = "validation"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from input_pipeline.sources import Source
+from convoy.input_pipeline.sources import Source
 
 SHARD_BYTES = 128 * 2**20
 _READERS = 8  # at least one shard for each of so many readers, where there are images enough

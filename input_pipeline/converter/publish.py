@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline.dataset import MANIFEST, read_manifest
-from input_pipeline.errors import UsageError
-from input_pipeline.files import PARTIAL_SUFFIX, locked
+from convoy.input_pipeline.dataset import MANIFEST, read_manifest
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.files import PARTIAL_SUFFIX, locked
 
 _LOCK = "lock"
 _BEFORE = "before"  # what is replaced, until all is

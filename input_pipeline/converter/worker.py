@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.converter import marks
-from input_pipeline.converter.marks import Shard
-from input_pipeline.converter.plan import content_hash
-from input_pipeline.files import written_whole
-from input_pipeline.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
-from input_pipeline.records import FRAME_OVERHEAD, example, frame
-from input_pipeline.sources import Source
-from input_pipeline.worker_pool import report_progress
+from convoy.input_pipeline.converter import marks
+from convoy.input_pipeline.converter.marks import Shard
+from convoy.input_pipeline.converter.plan import content_hash
+from convoy.input_pipeline.files import written_whole
+from convoy.input_pipeline.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
+from convoy.input_pipeline.records import FRAME_OVERHEAD, example, frame
+from convoy.input_pipeline.sources import Source
+from convoy.input_pipeline.worker_pool import report_progress
 
 # Converted together; more of them gain nothing.
 _IMAGES_A_GROUP = 16
@@ -104,7 +104,7 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
 
     Of a file that is not an image that can be decoded in full, an exception of any kind; `reason` words it.
     """
-    from input_pipeline.converter import decoder
+    from convoy.input_pipeline.converter import decoder
 
     files = [_read(image) for image in images]
     whole = [data for data in files if isinstance(data, bytes)]

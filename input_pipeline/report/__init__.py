@@ -2,5 +2,5 @@
 
 `page` gathers and writes, `alike` finds what is there twice, `numbers` counts classes and sizes, `pictures` makes the
 thumbnails, and `report.html.j2` is the page. `templates`, `style.css` and `thumbnail.html.j2` serve the report of a run
-(`trainer.report`) too.
+(`convoy.trainer.report`) too.
 """

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.dataset import Split
-from input_pipeline.files import write_whole
-from input_pipeline.perceptual import NEAR
-from input_pipeline.report import numbers, pictures
-from input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
-from input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
-from input_pipeline.report.templates import page_template
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.perceptual import NEAR
+from convoy.input_pipeline.report import numbers, pictures
+from convoy.input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
+from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
+from convoy.input_pipeline.report.templates import page_template
 
 REPORT = "report.html"
 DUPLICATE = "same bytes as "  # how the reason of an image begins that was left out because it is there already

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from input_pipeline.report.numbers import counted, megabytes, percent, share
+from convoy.input_pipeline.report.numbers import counted, megabytes, percent, share
 
 _NAME_LENGTH = 160
 _BIDIRECTIONAL = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from input_pipeline.sample import patterns
-from input_pipeline.sample.pen import Pen, Role
-from input_pipeline.sample.silhouettes import PRODUCTS
+from convoy.input_pipeline.sample import patterns
+from convoy.input_pipeline.sample.pen import Pen, Role
+from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
 Colour = np.ndarray  # [3] float32, from 0 to 1
 

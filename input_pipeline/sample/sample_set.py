@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.errors import UsageError
-from input_pipeline.processes import follow_parent, usable_cores
-from input_pipeline.sample.photograph import MARKETS, photograph
-from input_pipeline.sample.silhouettes import PRODUCTS
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.processes import follow_parent, usable_cores
+from convoy.input_pipeline.sample.photograph import MARKETS, photograph
+from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
 MISLABELLED_SHARE = 0.03
 JPEG_QUALITY = 90

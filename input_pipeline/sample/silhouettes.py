@@ -10,9 +10,9 @@ Synopsis:
 
 from collections.abc import Callable
 
-from input_pipeline.sample.household import HOUSEHOLD
-from input_pipeline.sample.pen import Pen
-from input_pipeline.sample.wardrobe import WARDROBE
+from convoy.input_pipeline.sample.household import HOUSEHOLD
+from convoy.input_pipeline.sample.pen import Pen
+from convoy.input_pipeline.sample.wardrobe import WARDROBE
 
 # The order of the categories: the first few are told apart most easily, for small sets.
 CATEGORIES = (

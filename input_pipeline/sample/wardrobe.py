@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from input_pipeline.sample.pen import Pen, Role
+from convoy.input_pipeline.sample.pen import Pen, Role
 
 Vary = Callable[[float, float], float]
 BODY, ACCENT, DARK, LIGHT, NOTHING = Role.BODY, Role.ACCENT, Role.DARK, Role.LIGHT, Role.NOTHING

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.index import RecordKeys
+from convoy.input_pipeline.index import RecordKeys
 
 # What a fault lies in: the records themselves, what only repeats where they are, or what describes the whole.
 SHARD, INDEX, DESCRIPTION = "shard", "index", "description"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.examples import from_bytes, read_features
-from input_pipeline.index import INDEX_TYPES, label_of
-from input_pipeline.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
-from input_pipeline.verifier.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
-from input_pipeline.worker_pool import report_progress
+from convoy.input_pipeline.examples import from_bytes, read_features
+from convoy.input_pipeline.index import INDEX_TYPES, label_of
+from convoy.input_pipeline.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
+from convoy.input_pipeline.verifier.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
+from convoy.input_pipeline.worker_pool import report_progress
 
 REPAIR = "--repair_index mends it"
 
@@ -211,7 +211,7 @@ def _image_problem(encoded: bytes, features: dict[str, list], *, strictly: bool)
         wanted = f"{stated['height']} x {stated['width']} x 3"
         is_so = None not in stated.values() and len(encoded) == stated["height"] * stated["width"] * 3
         return "" if is_so else f"{len(encoded):,} bytes of raw pixels are not {wanted}"
-    from input_pipeline.verifier import image
+    from convoy.input_pipeline.verifier import image
 
     try:
         found_format, shape = image.decoded(encoded)

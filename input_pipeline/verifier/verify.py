@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import foreign, index, worker_pool
-from input_pipeline.converter.metadata import LABEL_FILES, write_index
-from input_pipeline.dataset import has_manifest, read_manifest
-from input_pipeline.errors import DataError
-from input_pipeline.files import write_whole
-from input_pipeline.index import INDEX_TYPES, RecordKeys
-from input_pipeline.verifier.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
-from input_pipeline.verifier.shard import REPAIR, check_shard, idx_lines
+from convoy.input_pipeline import foreign, index, worker_pool
+from convoy.input_pipeline.converter.metadata import LABEL_FILES, write_index
+from convoy.input_pipeline.dataset import has_manifest, read_manifest
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.index import INDEX_TYPES, RecordKeys
+from convoy.input_pipeline.verifier.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
+from convoy.input_pipeline.verifier.shard import REPAIR, check_shard, idx_lines
 
 _RESTORE = "Copy the file again, or convert again"
 _PREPARE = "Copy the file again, or prepare the dataset again"
@@ -194,7 +194,7 @@ def _of_shard(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.nda
 
 def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]) -> list[ShardReport]:
     """Has the shards checked by worker processes and returns their reports, in order."""
-    worker_pool.warm_up("input_pipeline.verifier.shard")
+    worker_pool.warm_up("convoy.input_pipeline.verifier.shard")
     total = sum(_size(task.path) for task in tasks)
     return worker_pool.run(
         check_shard,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from launch.kubernetes.request import ENGINES, Request, checked
-from launch.trainer_command import trains
+from convoy.launch.kubernetes.request import ENGINES, Request, checked
+from convoy.launch.trainer_command import trains
 
 REQUIRED = ("replicas", "image")
 
@@ -100,9 +100,9 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     Raises:
       UsageError: flags that Kubernetes would refuse, or kubectl does.
     """
-    from launch.kubernetes.kubectl import Kubectl, delete_line, how_to_follow, was_there
-    from launch.kubernetes.manifests import manifests
-    from launch.kubernetes.yaml_text import to_yaml
+    from convoy.launch.kubernetes.kubectl import Kubectl, delete_line, how_to_follow, was_there
+    from convoy.launch.kubernetes.manifests import manifests
+    from convoy.launch.kubernetes.yaml_text import to_yaml
 
     request = requested(flags, command)
     text = to_yaml(manifests(request), header=f"{typed(flags, command)}\n\n{_NEEDS[request.engine]}")

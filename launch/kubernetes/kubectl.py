@@ -7,9 +7,9 @@ print(kubectl.apply(text)), print(how_to_follow(request, kubectl))
 import shlex
 import subprocess
 
-from input_pipeline.errors import UsageError
-from launch.kubernetes.manifests import TENSORBOARD_PORT
-from launch.kubernetes.request import Request
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.kubernetes.manifests import TENSORBOARD_PORT
+from convoy.launch.kubernetes.request import Request
 
 # What kubectl says, and the mend.
 _MENDS = {

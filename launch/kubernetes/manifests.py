@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from launch.kubernetes.request import Request, node_selector, tolerations
+from convoy.launch.kubernetes.request import Request, node_selector, tolerations
 
 Manifest = dict[str, Any]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from input_pipeline.errors import UsageError
-from launch.trainer_command import flag_value, trains
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.trainer_command import flag_value, trains
 
 ENGINES = ("jobset", "tfjob")
 

@@ -9,10 +9,10 @@ import signal
 import time
 from pathlib import Path
 
-from launch.ending import Signals
-from launch.policy import RETRYABLE
-from launch.screen import Follower, Screen
-from launch.slurm.client import Job, SlurmError, job_facts
+from convoy.launch.ending import Signals
+from convoy.launch.policy import RETRYABLE
+from convoy.launch.screen import Follower, Screen
+from convoy.launch.slurm.client import Job, SlurmError, job_facts
 
 _POLL_SECONDS = 2.0  # each asks slurmctld
 _TICK_SECONDS = 0.1

@@ -15,10 +15,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from launch.gang import Ended, Gang, WorkerProgram
-from launch.policy import RETRYABLE, WorkerError
-from launch.run_files import AttemptFiles
-from launch.slurm.client import SlurmError, nodes_that_do_not_answer, slurm
+from convoy.launch.gang import Ended, Gang, WorkerProgram
+from convoy.launch.policy import RETRYABLE, WorkerError
+from convoy.launch.run_files import AttemptFiles
+from convoy.launch.slurm.client import SlurmError, nodes_that_do_not_answer, slurm
 
 _LOOK_SECONDS = 0.5  # between looks into the attempt's folder, which a file server keeps
 _LATE_NOTE_SECONDS = 5.0  # that a note may take to be seen from here after srun has ended
@@ -46,7 +46,7 @@ _WORTH_SAYING = (
 
 
 class StepWorkers:
-    """A running step. See `launch.supervisor.Workers`."""
+    """A running step. See `convoy.launch.supervisor.Workers`."""
 
     def __init__(
         self,

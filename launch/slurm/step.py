@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import UsageError
-from launch.policy import RETRYABLE
-from launch.run_files import AttemptFiles, RunFiles
-from launch.screen import Screen
-from launch.slurm.client import SlurmError, job_facts, nodes_that_do_not_answer, slurm
-from launch.slurm.gang import StepWorkers
-from launch.supervisor import StartError, Supervisor
-from launch.trainer_command import flag_value, trainer_environment, trains
-from launch.worker import GPUS_VARIABLE
-from trainer.cluster.discovery import HOSTS_VARIABLE, counts_by_host
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.policy import RETRYABLE
+from convoy.launch.run_files import AttemptFiles, RunFiles
+from convoy.launch.screen import Screen
+from convoy.launch.slurm.client import SlurmError, job_facts, nodes_that_do_not_answer, slurm
+from convoy.launch.slurm.gang import StepWorkers
+from convoy.launch.supervisor import StartError, Supervisor
+from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.launch.worker import GPUS_VARIABLE
+from convoy.trainer.cluster.discovery import HOSTS_VARIABLE, counts_by_host
 
 REQUIRED = ()
 

@@ -1,7 +1,7 @@
 """Workers as a job of SLURM: `convoy launch slurm --nodes=4 --gpus_per_node=8 --time=12:00:00 -- train ...`.
 
 Writes RUN/logs/job.sbatch, submits it, and follows the job: its state, its log as it grows, its exit code. The job does
-not need whoever follows it. What happens inside the job is in `launch.slurm.step`.
+not need whoever follows it. What happens inside the job is in `convoy.launch.slurm.step`.
 
 RUN/logs/job.sbatch            the script, as it was submitted last
 RUN/logs/slurm-JOB.out         what the job's launcher says, over all starts of the job, with the chief's output
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from input_pipeline.files import write_whole
-from launch.screen import Screen
-from launch.slurm.client import NoAnswerError, SlurmError, slurm
-from launch.slurm.follow import follow
-from launch.slurm.script import JobOptions, job_script
-from launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.files import write_whole
+from convoy.launch.screen import Screen
+from convoy.launch.slurm.client import NoAnswerError, SlurmError, slurm
+from convoy.launch.slurm.follow import follow
+from convoy.launch.slurm.script import JobOptions, job_script
+from convoy.launch.trainer_command import flag_value, trainer_environment, trains
 
 REQUIRED = ("nodes",)
 

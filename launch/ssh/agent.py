@@ -1,6 +1,6 @@
 """What runs on each host at the end of an ssh connection: starts the host's workers, and leaves none behind.
 
-    cd FOLDER && python -m launch.ssh.agent     # orders come on standard input, reports go to standard output
+    cd FOLDER && python -m convoy.launch.ssh.agent     # orders come on standard input, reports go to standard output
 
 The workers live no longer than the word of the launcher: when standard input ends (the launcher, the ssh client or the
 ssh server is gone), or nothing was heard for a while (the network is cut), they get SIGTERM, so that they save, and
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from convoy import __version__
-from input_pipeline.errors import UsageError
-from launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
-from launch.gang import Ended, Gang, WorkerProgram
-from launch.ports import reserved_ports
-from launch.ssh.messages import SILENT_SECONDS, Messages
-from launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
+from convoy.launch.gang import Ended, Gang, WorkerProgram
+from convoy.launch.ports import reserved_ports
+from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
+from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
 
 _TICK_SECONDS = 0.05
 _TO_SEE_SECONDS = 10.0  # what one host writes may take a while to show on another

@@ -17,9 +17,9 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from launch.ssh.hosts import Host
-from launch.ssh.messages import Messages
-from launch.ssh.refusals import NO_FOLDER, Problem, Remote, last_words, problem_of
+from convoy.launch.ssh.hosts import Host
+from convoy.launch.ssh.messages import Messages
+from convoy.launch.ssh.refusals import NO_FOLDER, Problem, Remote, last_words, problem_of
 
 # Host keys are checked as ssh's config says; with BatchMode an unknown one is refused where a person would be asked.
 _OPTIONS = (
@@ -153,7 +153,7 @@ class Connection:
 
 def _command(host: Host, remote: Remote, variables: Mapping[str, str]) -> list[str]:
     settings = [f"{name}={value}" for name, value in variables.items()]
-    agent = shlex.join(["env", *settings, remote.python, "-m", "launch.ssh.agent"])
+    agent = shlex.join(["env", *settings, remote.python, "-m", "convoy.launch.ssh.agent"])
     return [
         "ssh",
         *(("-F", remote.ssh_config) if remote.ssh_config else ()),

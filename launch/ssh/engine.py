@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import ConvoyError, UsageError
-from launch.run_files import RunFiles
-from launch.screen import Screen
-from launch.ssh.hosts import read_hosts
-from launch.ssh.messages import SILENT_SECONDS
-from launch.ssh.refusals import Remote
-from launch.ssh.starter import Starter
-from launch.supervisor import Supervisor
-from launch.trainer_command import flag_value, trains
-from trainer.devices import parse_devices
+from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.launch.run_files import RunFiles
+from convoy.launch.screen import Screen
+from convoy.launch.ssh.hosts import read_hosts
+from convoy.launch.ssh.messages import SILENT_SECONDS
+from convoy.launch.ssh.refusals import Remote
+from convoy.launch.ssh.starter import Starter
+from convoy.launch.supervisor import Supervisor
+from convoy.launch.trainer_command import flag_value, trains
+from convoy.trainer.devices import parse_devices
 
 REQUIRED = ("hosts",)
 
@@ -81,7 +81,7 @@ def launch(
 
     Args:
       command: `train` and its flags, with `--workdir`.
-      hosts_file: see `launch.ssh.hosts`.
+      hosts_file: see `convoy.launch.ssh.hosts`.
       min_hosts: with as few as these a run goes on; all where None.
       ssh_config: for ssh's -F; ssh's own choice where empty.
       python: interpreter on the hosts.

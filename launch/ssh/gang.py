@@ -1,4 +1,4 @@
-"""The workers of one attempt on all their hosts: what a `launch.gang.Gang` is on one machine.
+"""The workers of one attempt on all their hosts: what a `convoy.launch.gang.Gang` is on one machine.
 
     gang = RemoteGang([Member(connection, ranks=[0]), Member(other_connection, ranks=[1, 2])])
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.gang import Ended
-from launch.policy import RETRYABLE
-from launch.ssh.connection import GOODBYE_SECONDS, Connection
-from launch.ssh.hosts import Host
+from convoy.launch.gang import Ended
+from convoy.launch.policy import RETRYABLE
+from convoy.launch.ssh.connection import GOODBYE_SECONDS, Connection
+from convoy.launch.ssh.hosts import Host
 
 _TO_DIE_SECONDS = 10.0
 _TICK_SECONDS = 0.02
@@ -27,7 +27,7 @@ class Member:
 
 
 class RemoteGang:
-    """Running workers behind ssh connections; see `launch.supervisor.Workers`.
+    """Running workers behind ssh connections; see `convoy.launch.supervisor.Workers`.
 
     Attributes:
       lost: the hosts whose workers nothing is known of, with the time.monotonic() at which that was seen.

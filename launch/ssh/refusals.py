@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.ssh.hosts import Host
+from convoy.launch.ssh.hosts import Host
 
 NO_FOLDER = 67  # what the remote shell ends with where the launcher's folder is not there
 _NOT_FOUND = (126, 127)  # a shell's words for a program that it cannot start

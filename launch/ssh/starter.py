@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convoy import __version__
-from input_pipeline.errors import DataError, UsageError
-from launch.run_files import AttemptFiles, RunFiles
-from launch.screen import Screen
-from launch.ssh.choice import chosen_hosts
-from launch.ssh.connection import Connection
-from launch.ssh.gang import Member, RemoteGang, close_all
-from launch.ssh.hosts import Host
-from launch.ssh.refusals import Problem, Remote
-from launch.supervisor import StartError
-from launch.trainer_command import flag_value, trainer_environment, trains
-from trainer.devices import parse_devices
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.launch.run_files import AttemptFiles, RunFiles
+from convoy.launch.screen import Screen
+from convoy.launch.ssh.choice import chosen_hosts
+from convoy.launch.ssh.connection import Connection
+from convoy.launch.ssh.gang import Member, RemoteGang, close_all
+from convoy.launch.ssh.hosts import Host
+from convoy.launch.ssh.refusals import Problem, Remote
+from convoy.launch.supervisor import StartError
+from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.trainer.devices import parse_devices
 
 _PASSED_ON = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_")  # variables that begin so, and PYTHONPATH
 _KEPT_HERE = ("TF_CONFIG",)
@@ -71,7 +71,7 @@ class Starter:
         return self.silent_seconds + self.grace_seconds
 
     def start(self, files: AttemptFiles) -> RemoteGang:
-        """Starts the workers of an attempt on the hosts that answer; see `launch.supervisor.Supervisor`."""
+        """Starts the workers of an attempt on the hosts that answer; see `convoy.launch.supervisor.Supervisor`."""
         if not self._has_said_hosts:
             self._has_said_hosts = True
             self.screen.say(f"convoy: connecting to {', '.join(map(str, self.hosts))}.")

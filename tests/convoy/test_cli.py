@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from convoy.cli import COMMANDS, main
-from trainer import config as configs
+from convoy.trainer import config as configs
 
 BENCHMARKS = ("step", "input")
 
@@ -86,16 +86,6 @@ class TestHelp:
     def test_train_lists_the_shipped_recipes(self, says):
         _, out, _ = says("train", "--help")
         assert ", ".join(configs.shipped_recipes()) in out
-
-    def test_python_m_trainer_is_convoy_train(self, python, convoy):
-        arguments = ("--config=seed42", "--help")
-        trainer, train = python("-m", "trainer", *arguments), convoy("train", *arguments)
-        assert (trainer.returncode, trainer.stderr) == (0, "")
-        assert trainer.stdout == train.stdout
-
-    def test_python_m_trainer_gives_convoy_trains_errors_and_exit_codes(self, python, convoy):
-        trainer, train = python("-m", "trainer", "--bogus"), convoy("train", "--bogus")
-        assert (trainer.returncode, trainer.stdout, trainer.stderr) == (2, "", train.stderr)
 
     def test_a_broken_config_does_not_keep_help_from_showing(self, says, tmp_path):
         code, out, _ = says("train", "--help", "--config.batch_size=abc")
@@ -202,7 +192,7 @@ class TestFlags:
     def test_an_extra_that_is_missing_is_named_with_the_line_that_brings_it(self, refuses, monkeypatch):
         monkeypatch.setitem(sys.modules, "tf2onnx", None)
         error = refuses("export", "--workdir=w", "--output=o", "--format=keras,onnx")
-        assert "--format=onnx needs tf2onnx: `pip install 'convoy[onnx]'` brings it." in error
+        assert "--format=onnx needs tf2onnx: `pip install 'convoy-train[onnx]'` brings it." in error
 
     def test_a_benchmark_that_is_unknown_names_the_nearest(self, refuses):
         assert "unknown benchmark 'stepp' (did you mean 'step'?)" in refuses("bench", "stepp")
@@ -323,7 +313,7 @@ class TestPrintConfig:
     def test_a_bare_recipe_name_and_a_file_work_from_any_folder(self, convoy, tmp_path):
         shipped = convoy("train", "--config=smoke", "--print_config", cwd=tmp_path, check=True)
         (tmp_path / "mine.py").write_text(
-            "from configs.smoke import get_config as smoke\n\n\n"
+            "from convoy.configs.smoke import get_config as smoke\n\n\n"
             "def get_config():\n    config = smoke()\n    config.steps = 9\n    return config\n"
         )
         mine = convoy("train", "--config=mine.py", "--print_config", cwd=tmp_path, check=True)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from trainer.config import default_config, to_json
-from trainer.runs import list_runs
+from convoy.trainer.config import default_config, to_json
+from convoy.trainer.runs import list_runs
 
 _HOLD_LOCK = """
 import fcntl, sys

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from input_pipeline import records
-from input_pipeline.converter import metadata
-from input_pipeline.dataset import Split
+from convoy.input_pipeline import records
+from convoy.input_pipeline.converter import metadata
+from convoy.input_pipeline.dataset import Split
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from input_pipeline.augmentation.line import CROP_DRAWS, OPERATIONS, Line, Operation, parse_line
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.augmentation.line import CROP_DRAWS, OPERATIONS, Line, Operation, parse_line
+from convoy.input_pipeline.errors import UsageError
 
 
 def parsed(text):
@@ -94,6 +94,6 @@ def test_what_is_no_line_names_the_operation_its_place_and_the_mend(text, told):
 
 
 def test_a_line_is_parsed_without_tensorflow():
-    code = "import sys; from input_pipeline.augmentation import line; line.parse_line('crop | trivial', image_size=8)"
+    code = "import sys; from convoy.input_pipeline.augmentation import line; line.parse_line('crop | trivial', image_size=8)"
     code += "; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

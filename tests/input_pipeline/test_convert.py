@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from convoy import cli
-from input_pipeline import records
-from input_pipeline.converter import publish
-from input_pipeline.converter.convert import Options, convert
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError, UsageError
-from input_pipeline.sources import Table
+from convoy.input_pipeline import records
+from convoy.input_pipeline.converter import publish
+from convoy.input_pipeline.converter.convert import Options, convert
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.input_pipeline.sources import Table
 from tests.input_pipeline.images import draw, draw_classes, pixels
 from tests.small_disk import small_disk
 
@@ -566,8 +566,8 @@ def test_shards_are_written_anew_where_an_image_or_a_setting_has_changed(tmp_pat
 _KILLED_WHILE_PUBLISHING = """
 import os, sys
 from pathlib import Path
-from input_pipeline.converter import publish
-from input_pipeline.converter.convert import Options, convert
+from convoy.input_pipeline.converter import publish
+from convoy.input_pipeline.converter.convert import Options, convert
 images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 replace, done = os.replace, []
 def counted(source, target):

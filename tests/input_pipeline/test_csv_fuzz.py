@@ -2,8 +2,8 @@
 
 import random
 
-from input_pipeline.errors import ConvoyError
-from input_pipeline.sources import Table, list_sources
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.input_pipeline.sources import Table, list_sources
 
 CASES = 1500
 _PIECES = (

@@ -11,11 +11,11 @@ import resource
 import numpy as np
 import pytest
 
-from input_pipeline import foreign, records
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError
-from input_pipeline.verifier import verify as verifier
-from input_pipeline.verifier.shard import check_shard
+from convoy.input_pipeline import foreign, records
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.verifier import verify as verifier
+from convoy.input_pipeline.verifier.shard import check_shard
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
@@ -44,7 +44,7 @@ def payloads(data):
 @pytest.fixture(autouse=True)
 def limited(monkeypatch):
     """Checks shards in this process, and gives it 1 GB more of address space than it has."""
-    from input_pipeline.verifier import image
+    from convoy.input_pipeline.verifier import image
 
     image.decoded(_png())  # TensorFlow has started before
     monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))

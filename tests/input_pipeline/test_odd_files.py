@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.converter.convert import Options, convert
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError
-from input_pipeline.sources import Table, list_sources
+from convoy.input_pipeline.converter.convert import Options, convert
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.sources import Table, list_sources
 from tests.input_pipeline.images import draw, draw_classes
 from tests.input_pipeline.test_convert import examples
 from tests.input_pipeline.zoo import ZOO

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from input_pipeline.perceptual import FLAT, NEAR, decode_ratio, near_pairs, perceptual_hash
-from input_pipeline.sample.photograph import photograph
+from convoy.input_pipeline.perceptual import FLAT, NEAR, decode_ratio, near_pairs, perceptual_hash
+from convoy.input_pipeline.sample.photograph import photograph
 
 SIDES = (64, 256)
 

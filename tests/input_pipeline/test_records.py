@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from input_pipeline import records
-from input_pipeline.errors import DataError
+from convoy.input_pipeline import records
+from convoy.input_pipeline.errors import DataError
 
 
 def write(path, payloads):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import records
-from input_pipeline.dataset import Split
-from input_pipeline.perceptual import perceptual_hash
-from input_pipeline.report.page import write_report
+from convoy.input_pipeline import records
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.perceptual import perceptual_hash
+from convoy.input_pipeline.report.page import write_report
 from tests.input_pipeline.datasets import encode
 from tests.pages import Page
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import UsageError
-from input_pipeline.sample import sample_set
-from input_pipeline.sample.pen import Pen, Role
-from input_pipeline.sample.photograph import photograph
-from input_pipeline.sample.sample_set import SampleSet
-from input_pipeline.sample.silhouettes import PRODUCTS
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.sample import sample_set
+from convoy.input_pipeline.sample.pen import Pen, Role
+from convoy.input_pipeline.sample.photograph import photograph
+from convoy.input_pipeline.sample.sample_set import SampleSet
+from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -275,5 +275,7 @@ class TestUnfinishedWork:
 
 
 def test_drawing_needs_no_tensorflow():
-    code = "import sys, convoy.sample, input_pipeline.sample.sample_set; sys.exit('tensorflow' in sys.modules)"
+    code = (
+        "import sys, convoy.cli.sample, convoy.input_pipeline.sample.sample_set; sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.errors import DataError, UsageError
-from input_pipeline.sources import Table, list_sources
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.input_pipeline.sources import Table, list_sources
 
 
 def touch(folder: Path, *names: str) -> Path:

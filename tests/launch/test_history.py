@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from launch.history import Attempt, as_json, end_step, goodput, seconds_that_count, start_step, summary
+from convoy.launch.history import Attempt, as_json, end_step, goodput, seconds_that_count, start_step, summary
 
 
 def events(start, *others, at=0.0):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from convoy.cli import main
-from input_pipeline.errors import UsageError
-from launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
-from launch.ending import Ending
-from launch.ports import reserved_ports
-from launch.run_files import RunFiles
-from launch.screen import Follower, Screen
-from launch.trainer_command import flag_value
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
+from convoy.launch.ending import Ending
+from convoy.launch.ports import reserved_ports
+from convoy.launch.run_files import RunFiles
+from convoy.launch.screen import Follower, Screen
+from convoy.launch.trainer_command import flag_value
 
 
 class Clock:

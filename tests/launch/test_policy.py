@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from launch.policy import (
+from convoy.launch.policy import (
     Cause,
     Kind,
     RestartPolicy,

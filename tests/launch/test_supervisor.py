@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from input_pipeline.errors import DataError
-from launch import supervisor as supervisor_module
-from launch.gang import Ended
-from launch.run_files import RunFiles
-from launch.screen import Screen
-from launch.supervisor import StartError, Supervisor
+from convoy.input_pipeline.errors import DataError
+from convoy.launch import supervisor as supervisor_module
+from convoy.launch.gang import Ended
+from convoy.launch.run_files import RunFiles
+from convoy.launch.screen import Screen
+from convoy.launch.supervisor import StartError, Supervisor
 
 
 class Workers:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.worker import own_gpus
+from convoy.launch.worker import own_gpus
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")

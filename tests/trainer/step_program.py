@@ -17,15 +17,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.augmentation.line import parse_line
-from trainer import devices
-from trainer.cluster.discovery import find_cluster
-from trainer.layers import ByteDropout, FusedBatchNormalization
-from trainer.mixing import Mixing
-from trainer.models import BuiltModel, build_model
-from trainer.optimizers import make_optimizer
-from trainer.state import TrainState
-from trainer.step import StepSettings, TrainStep
+from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.trainer import devices
+from convoy.trainer.cluster.discovery import find_cluster
+from convoy.trainer.layers import ByteDropout, FusedBatchNormalization
+from convoy.trainer.mixing import Mixing
+from convoy.trainer.models import BuiltModel, build_model
+from convoy.trainer.optimizers import make_optimizer
+from convoy.trainer.state import TrainState
+from convoy.trainer.step import StepSettings, TrainStep
 
 CLASSES = 10
 OPERATIONS = parse_line(

@@ -1,7 +1,7 @@
 import pytest
 
-from input_pipeline.errors import UsageError
-from trainer import config as configs
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer import config as configs
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ class TestRecipes:
     def test_a_misspelt_field_in_a_recipe_is_named_with_the_nearest(self, tmp_path):
         path = tmp_path / "mine.py"
         path.write_text(
-            "from trainer.config import default_config\n\n\n"
+            "from convoy.trainer.config import default_config\n\n\n"
             "def get_config():\n    config = default_config()\n    config.bach_size = 3\n    return config\n"
         )
         with pytest.raises(UsageError) as caught:

@@ -6,8 +6,9 @@ At a learning rate of 1e7 the gradient overflows in step 4; times 1e-30 the mode
 import numpy as np
 import pytest
 
-from input_pipeline import order
-from input_pipeline.dataset import open_dataset
+from convoy.input_pipeline import order
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.trainer.checkpoints import CheckpointStore
 from tests.trainer import user_models
 from tests.trainer.run_files import (
     events_of,
@@ -18,7 +19,6 @@ from tests.trainer.run_files import (
     steps_logged,
     story_of,
 )
-from trainer.checkpoints import CheckpointStore
 
 BATCH, STEPS, FACTOR = 16, 8, 1e-30
 EXPLODING = (

@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from input_pipeline import order
-from input_pipeline.dataset import open_dataset
+from convoy.input_pipeline import order
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.trainer.checkpoints import CheckpointStore
 from tests.trainer.run_files import events_of, fingerprints, json_lines, measured, order_of, result_of, story_of
-from trainer.checkpoints import CheckpointStore
 
 BATCH, LAST_STEP = 16, 40  # of the finished run
 STOP_AFTER = 20

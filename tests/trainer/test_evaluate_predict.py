@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ _PLAIN_PROBABILITIES = """
 import sys
 import numpy as np
 import tensorflow as tf
-from trainer.models import build_model
+from convoy.trainer.models import build_model
 checkpoint, output, *files = sys.argv[1:]
 values = np.load(checkpoint)
 model = build_model("convnet", num_classes=7, image_size=32).model

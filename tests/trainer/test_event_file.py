@@ -9,11 +9,11 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
+from convoy.trainer.monitoring.writers import MetricWriters
+from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.tensorboard import summaries
+from convoy.trainer.tensorboard.event_file import EventFile, cut_back
 from tests.small_disk import small_disk
-from trainer.monitoring.writers import MetricWriters
-from trainer.run_directory import RunDirectory
-from trainer.tensorboard import summaries
-from trainer.tensorboard.event_file import EventFile, cut_back
 
 PERF = [f"perf/a_tag_about_as_long_as_the_longest_{k}" for k in range(12)]
 OTHERS = [f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")] + ["run/epoch", "optim/grad_norm"]

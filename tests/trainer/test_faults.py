@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from convoy.trainer.checkpoints import CheckpointStore
 from tests.trainer import user_models
 from tests.trainer.run_files import events_of, fingerprints, json_lines
-from trainer.checkpoints import CheckpointStore
 
 MODELS = Path(user_models.__file__)
 FLAGS = (

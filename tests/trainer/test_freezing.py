@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer import config as configs
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.models import build_model
 from tests.trainer import user_models
 from tests.trainer.run_files import measured, result_of
 from tests.trainer.step_program import distribute, make_batch, make_step
-from trainer import config as configs
-from trainer.checkpoints import CheckpointStore
-from trainer.models import build_model
 
 BACKBONE = {  # of the model `mini`: convolution, batch norm and dropout before its Flatten
     *("conv1/kernel", "conv1/bias", "norm1/gamma", "norm1/beta", "norm1/moving_mean", "norm1/moving_variance"),
@@ -114,8 +114,8 @@ def test_a_model_without_a_head_to_be_told_is_refused():
         def call(self, images):
             return self.dense(keras.ops.mean(images, (1, 2)))
 
-    from trainer.freezing import phases_of
-    from trainer.models import BuiltModel
+    from convoy.trainer.freezing import phases_of
+    from convoy.trainer.models import BuiltModel
 
     own = Own()
     own.build((None, 8, 8, 3))

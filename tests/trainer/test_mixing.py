@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from convoy.trainer import metrics
+from convoy.trainer.mixing import Mixing, draw, mix
 from tests.trainer.step_program import CLASSES, distribute, make_batch, make_step
-from trainer import metrics
-from trainer.mixing import Mixing, draw, mix
 
 PLAIN = {"model": "plain", "global_batch_size": 8, "virtual_replicas": 2}
 

@@ -6,13 +6,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from input_pipeline.errors import DataError
-from trainer.layers import with_fast_layers
-from trainer.models import build_model
-from trainer.models.head import split
-from trainer.models.pretrained import load_pretrained
-from trainer.optimizers import make_optimizer
-from trainer.state import TrainState
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.layers import with_fast_layers
+from convoy.trainer.models import build_model
+from convoy.trainer.models.head import split
+from convoy.trainer.models.pretrained import load_pretrained
+from convoy.trainer.optimizers import make_optimizer
+from convoy.trainer.state import TrainState
 
 SIZE = 16
 FORMATS = ["legacy.h5", "whole.h5", "new.weights.h5", "whole.keras"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from convoy.trainer.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
 from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
-from trainer.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
 
 UP_TO = 24
 ROOT = Path(__file__).resolve().parents[2]

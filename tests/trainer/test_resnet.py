@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError
-from trainer.models import build_model, resnet
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer.models import build_model, resnet
 
 CLASSES = 7
 

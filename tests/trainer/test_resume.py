@@ -1,15 +1,15 @@
 import ml_collections
 import pytest
 
-from input_pipeline import records
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError
+from convoy.input_pipeline import records
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer import config as configs
+from convoy.trainer.description import dataset_identity
+from convoy.trainer.resume import check_same_run
+from convoy.trainer.run_directory import RunDirectory
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
-from trainer import config as configs
-from trainer.description import dataset_identity
-from trainer.resume import check_same_run
-from trainer.run_directory import RunDirectory
 
 
 @pytest.fixture

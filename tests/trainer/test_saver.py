@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from input_pipeline.errors import DataError
-from trainer.checkpoints import CheckpointStore
-from trainer.saver import CheckpointSaver
-from trainer.state import model_sha256
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.saver import CheckpointSaver
+from convoy.trainer.state import model_sha256
 
 
 class SlowStore(CheckpointStore):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer import config as configs
+from convoy.trainer import sizes
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.runtime import make_runtime
 from tests.trainer.run_files import measured, result_of
-from trainer import config as configs
-from trainer import sizes
-from trainer.checkpoints import CheckpointStore
-from trainer.runtime import make_runtime
 
 STEPS = 9
 # Stages of 17, 24 and 21 pixels that begin at steps 0, 3 and 6: odd and even, and the last one is not the largest.

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from launch.ports import reserved_ports
+from convoy.launch.ports import reserved_ports
+from convoy.trainer import metrics
+from convoy.trainer.step import cross_entropy
 from tests.trainer.step_program import (
     CLASSES,
     OPERATIONS,
@@ -26,8 +28,6 @@ from tests.trainer.step_program import (
     make_step,
     values_on_every_device,
 )
-from trainer import metrics
-from trainer.step import cross_entropy
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 240

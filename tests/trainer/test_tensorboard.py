@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.config import load_recipe
 from tests.browser import Browser, missing_browser
 from tests.trainer.run_files import events_of, json_lines
 from tests.trainer.tensorboard_server import Server, tensorboard
-from trainer.checkpoints import CheckpointStore
-from trainer.config import load_recipe
 
 pytestmark = pytest.mark.slow
 

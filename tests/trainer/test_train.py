@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from convoy.trainer.checkpoints import CheckpointStore
 from tests.trainer.run_files import (
     fingerprints,
     json_lines,
@@ -18,7 +19,6 @@ from tests.trainer.run_files import (
     steps_evaluated,
     steps_logged,
 )
-from trainer.checkpoints import CheckpointStore
 
 QUALITY = {f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "ece")}
 TRAIN_TAGS = QUALITY | {

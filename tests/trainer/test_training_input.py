@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.errors import DataError
-from input_pipeline.order import positions_to_images
-from input_pipeline.reader import Reader
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.order import positions_to_images
+from convoy.input_pipeline.reader import Reader
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.training_input import TrainingInput
 from tests.input_pipeline.streams import SIZE, make_split, without_image
-from trainer import config as configs
-from trainer.cluster.peers import Peers
-from trainer.training_input import TrainingInput
 
 IMAGES, NO_IMAGE = 64, 63
 

@@ -18,10 +18,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
-from launch.ports import reserved_ports
+from convoy.launch.ports import reserved_ports
+from convoy.trainer.layers import ByteDropout
+from convoy.trainer.upstream import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
 from tests.trainer.step_program import make_batch, make_step
-from trainer.layers import ByteDropout
-from trainer.upstream import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 120

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from trainer import config as configs
-from trainer.checkpoints import CheckpointStore, newest_whole
-from trainer.cluster.peers import Peers
+from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.trainer import config as configs
+from convoy.trainer.checkpoints import CheckpointStore, newest_whole
+from convoy.trainer.cluster.peers import Peers
 
 # On a network file system a file that one host has written may take this long to show on another.
 _VISIBLE_SECONDS = 60.0

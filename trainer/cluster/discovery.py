@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
 
 DEFAULT_PORT = 2222
 HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # the step's, by commas, from a launcher: containers have no scontrol

@@ -21,8 +21,8 @@ import threading
 import time
 from typing import Any
 
-from input_pipeline.errors import ConvoyError
-from trainer.cluster.discovery import Cluster
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.trainer.cluster.discovery import Cluster
 
 RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0

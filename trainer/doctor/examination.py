@@ -16,16 +16,16 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.dataset import Dataset, open_dataset
-from input_pipeline.errors import ConvoyError, UsageError
-from trainer import config as configs
-from trainer.cluster.discovery import Cluster, find_cluster
-from trainer.cluster.interface import choose, over_interface, own_interfaces
-from trainer.cluster.peers import PeerLostError, Peers
-from trainer.devices import Devices, check_strategy
-from trainer.doctor import hardware, network, plan, storage
-from trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
-from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide
+from convoy.input_pipeline.dataset import Dataset, open_dataset
+from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.discovery import Cluster, find_cluster
+from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
+from convoy.trainer.cluster.peers import PeerLostError, Peers
+from convoy.trainer.devices import Devices, check_strategy
+from convoy.trainer.doctor import hardware, network, plan, storage
+from convoy.trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
+from convoy.trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide
 
 _TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
 _MODEL_SECONDS = 60.0

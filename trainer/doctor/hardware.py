@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.devices import Devices
-from trainer.doctor.findings import Finding, failed, ok, skipped, warning
+from convoy.trainer.devices import Devices
+from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
 _DESCRIPTORS = 256  # that a worker keeps open whatever it reads: libraries, event files, TensorFlow's own
@@ -98,9 +98,11 @@ def check_devices(
         if visible is not None:
             text += f" and CUDA_VISIBLE_DEVICES={visible} leaves"
         if not seen["built_with_cuda"]:
-            mend = "This TensorFlow is built without CUDA: `pip install 'convoy[cuda]'`."
+            mend = "This TensorFlow is built without CUDA: `pip install 'convoy-train[cuda]'`."
         else:
-            mend = "`pip install 'convoy[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
+            mend = (
+                "`pip install 'convoy-train[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
+            )
         findings.append(failed("devices", f"{text}.", mend))
     wanted = devices.gpus or tuple(range(len(gpus)))
     missing = [gpu for gpu in wanted if gpu >= len(gpus)]

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import Peers
-from trainer.doctor.findings import Finding, failed, ok, warning
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.doctor.findings import Finding, failed, ok, warning
 
 _QUESTION = b"convoy doctor\n"
 _ANSWER_SECONDS = 3.0

@@ -10,11 +10,11 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.errors import UsageError
-from trainer import config as configs
-from trainer.cluster.agreement import compare
-from trainer.cluster.peers import Peers
-from trainer.doctor.findings import Finding, failed, ok, skipped
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.agreement import compare
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.doctor.findings import Finding, failed, ok, skipped
 
 
 def check_plan(

@@ -22,11 +22,11 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import ConvoyError
-from input_pipeline.processes import follow_parent
-from trainer.cluster.discovery import Cluster
-from trainer.devices import Devices, make_strategy
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.input_pipeline.processes import follow_parent
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.devices import Devices, make_strategy
 
 _REDUCED_FLOATS = 2**18  # 1 MiB
 _TIMED = 5
@@ -142,14 +142,14 @@ def _serve(connection: Connection, setup: Setup) -> None:
 
 def _start_up(setup: Setup) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from input_pipeline.quiet_tensorflow import start_tensorflow
+    from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
 
     start_tensorflow()
     import numpy as np
     import tensorflow as tf
 
-    from trainer.description import versions
-    from trainer.devices import cpu_has_bfloat16
+    from convoy.trainer.description import versions
+    from convoy.trainer.devices import cpu_has_bfloat16
 
     gpus = []
     for gpu in tf.config.list_physical_devices("GPU"):
@@ -172,8 +172,8 @@ def _start_up(setup: Setup) -> dict[str, Any]:
 
 def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Returns what `auto` comes to on this worker's devices, by field; None without a config or without the devices."""
-    from trainer.devices import cpu_has_bfloat16
-    from trainer.runtime import choices_on
+    from convoy.trainer.devices import cpu_has_bfloat16
+    from convoy.trainer.runtime import choices_on
 
     wanted = setup.devices.gpus or tuple(range(len(gpus)))
     on_gpu = setup.devices.kind == "gpu" or (setup.devices.kind == "auto" and bool(gpus))
@@ -186,10 +186,10 @@ def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
 
 def _resume(setup: Setup) -> dict[str, Any] | None:
     """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
-    from trainer import config as configs
-    from trainer.checkpoints import CheckpointStore, newest_whole
-    from trainer.resume import check_same_run
-    from trainer.run_directory import RunDirectory
+    from convoy.trainer import config as configs
+    from convoy.trainer.checkpoints import CheckpointStore, newest_whole
+    from convoy.trainer.resume import check_same_run
+    from convoy.trainer.run_directory import RunDirectory
 
     if not (setup.workdir and setup.config):
         return None
@@ -249,7 +249,7 @@ def _reduce(setup: Setup, cluster: Cluster | None) -> dict[str, Any]:
 def _checkpoint_bytes(setup: Setup) -> int:
     import tensorflow as tf
 
-    from trainer.runtime import make_runtime
+    from convoy.trainer.runtime import make_runtime
 
     config = setup.config.copy_and_resolve_references()
     config.deterministic = False  # a setting of the whole process, and no matter for a size

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.errors import DataError, UsageError, did_you_mean
-from input_pipeline.processes import usable_cores
-from trainer.export.folder import contents_of, read_description
-from trainer.export.loaders import FILES, Classify, load
+from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.processes import usable_cores
+from convoy.trainer.export.folder import contents_of, read_description
+from convoy.trainer.export.loaders import FILES, Classify, load
 
 _BATCH_SIZE = 64
 
 
 class ExportClassifier:
-    """An exported model; a `trainer.classifier.Classifier`."""
+    """An exported model; a `convoy.trainer.classifier.Classifier`."""
 
     def __init__(self, description: dict[str, Any], classify: Classify):
         """Takes what `read_description` and `load` return."""
@@ -67,6 +67,6 @@ def open_export(folder: Path, file_format: str = "") -> ExportClassifier:
     except FileNotFoundError:
         raise DataError(f"{folder / FILES[file_format]} is missing. Export again.") from None
     except ImportError as error:
-        raise UsageError(f"--format={file_format}: {error}. `pip install 'convoy[onnx]'` brings it.") from None
+        raise UsageError(f"--format={file_format}: {error}. `pip install 'convoy-train[onnx]'` brings it.") from None
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(f"{folder}/export.json is damaged ({error!r}). Export again.") from None

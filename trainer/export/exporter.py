@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import ConvoyError, DataError
-from trainer.description import versions
-from trainer.devices import Devices
-from trainer.evaluation import open_dataset_of
-from trainer.export.check import TOLERANCE, Samples, compare, draw_samples, evaluated
-from trainer.export.folder import contents_of, describe, export_folder
-from trainer.export.formats import LABELS, Deployable, deployable, write
-from trainer.export.loaders import FILES
-from trainer.restore import TrainedRun, open_run
+from convoy.input_pipeline.errors import ConvoyError, DataError
+from convoy.trainer.description import versions
+from convoy.trainer.devices import Devices
+from convoy.trainer.evaluation import open_dataset_of
+from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, evaluated
+from convoy.trainer.export.folder import contents_of, describe, export_folder
+from convoy.trainer.export.formats import LABELS, Deployable, deployable, write
+from convoy.trainer.export.loaders import FILES
+from convoy.trainer.restore import TrainedRun, open_run
 
 _CPU = Devices("cpu")
 

@@ -26,10 +26,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop, resize
-from input_pipeline.quiet_tensorflow import stderr_set_aside
-from trainer.layers import with_keras_layers
-from trainer.restore import TrainedRun
+from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop, resize
+from convoy.input_pipeline.quiet_tensorflow import stderr_set_aside
+from convoy.trainer.layers import with_keras_layers
+from convoy.trainer.restore import TrainedRun
 
 LABELS = "labels.txt"
 

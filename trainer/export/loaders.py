@@ -3,7 +3,7 @@
     classify = load("onnx", Path("exported/model.onnx"))
     classify(images)      # [n, size, size, 3] uint8 -> probabilities [n, num_classes] float32
 
-As a program this file is the process that proves that an export works elsewhere (`trainer.export.check`):
+As a program this file is the process that proves that an export works elsewhere (`convoy.trainer.export.check`):
 
     python loaders.py FORMAT FILE INPUT.npz OUTPUT.npz
 
@@ -92,6 +92,6 @@ def _main(file_format: str, path: str, given: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules.update(dict.fromkeys(("convoy", "trainer", "input_pipeline")))
+    sys.modules.update(dict.fromkeys(("convoy",)))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _main(*sys.argv[1:])

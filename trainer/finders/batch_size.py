@@ -21,12 +21,12 @@ from typing import Any
 
 import ml_collections
 
-from input_pipeline.errors import ConvoyError, DataError, UsageError
-from input_pipeline.memory import available_memory
-from trainer import config as configs
-from trainer.finders.batch_size_trial import MARK, TOO_LARGE
+from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.memory import available_memory
+from convoy.trainer import config as configs
+from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _SHARE_OF_MEMORY = 0.8
 _LONGEST_STEP_SECONDS = 20.0
 _FINENESS = 8  # bisecting ends where what fits and what does not differ by this part
@@ -250,7 +250,7 @@ def _run(options: dict[str, Any]) -> tuple[Attempt, Scale]:
     """Tries one size in a process of its own."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "trainer.finders.batch_size_trial", json.dumps(options)]
+    command = [sys.executable, "-m", "convoy.trainer.finders.batch_size_trial", json.dumps(options)]
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     told: dict[str, Any] = {}
     for line in done.stdout.splitlines():

@@ -1,4 +1,4 @@
-"""One batch size, tried in a process of its own: `python -m trainer.finders.batch_size_trial`, started by `batch_size`.
+"""One batch size, tried in a process of its own: `python -m convoy.trainer.finders.batch_size_trial`, started by `batch_size`.
 
 Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: what the
 config says), `memory_limit` (bytes that the process may hold), `parent` (its process id). It writes lines of JSON after
@@ -15,8 +15,8 @@ import threading
 import time
 from typing import Any
 
-from input_pipeline.errors import ConvoyError
-from input_pipeline.memory import peak_memory, resident_memory
+from convoy.input_pipeline.errors import ConvoyError
+from convoy.input_pipeline.memory import peak_memory, resident_memory
 
 MARK = "batch_size_trial "
 TOO_LARGE = 86
@@ -31,7 +31,7 @@ def main() -> int:
     """Tries the size that the command line names; returns the exit code."""
     options = json.loads(sys.argv[1])
     threading.Thread(target=_watch, args=(options["parent"], options["memory_limit"]), daemon=True).start()
-    from input_pipeline.quiet_tensorflow import start_tensorflow
+    from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
 
     start_tensorflow()
     try:
@@ -59,8 +59,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def _try(options: dict[str, Any]) -> None:
     import ml_collections
 
-    from trainer.devices import parse_devices, peak_gpu_memory, runs_on_gpu
-    from trainer.finders.trial import prepare_trial
+    from convoy.trainer.devices import parse_devices, peak_gpu_memory, runs_on_gpu
+    from convoy.trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])
     config.image_size = max([config.image_size, *config.progressive.sizes])  # takes most memory

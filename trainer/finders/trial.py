@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import ml_collections
 
-from input_pipeline.reader import Batch
-from trainer import config as configs
-from trainer.cluster.peers import Peers
-from trainer.config import Plan
-from trainer.devices import Devices, make_strategy, set_cpu_threads
-from trainer.runtime import Runtime, make_runtime, make_train_step
-from trainer.start import open_training_data
-from trainer.step import TrainStep
-from trainer.training_input import TrainingInput
+from convoy.input_pipeline.reader import Batch
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.config import Plan
+from convoy.trainer.devices import Devices, make_strategy, set_cpu_threads
+from convoy.trainer.runtime import Runtime, make_runtime, make_train_step
+from convoy.trainer.start import open_training_data
+from convoy.trainer.step import TrainStep
+from convoy.trainer.training_input import TrainingInput
 
 STEPS = 100  # of a trial at most
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
-from input_pipeline.dataset import Dataset
-from trainer.config import Plan
-from trainer.monitoring.limits import BOUND_PCT, any_of
+from convoy.input_pipeline.dataset import Dataset
+from convoy.trainer.config import Plan
+from convoy.trainer.monitoring.limits import BOUND_PCT, any_of
 
 _LARGEST_GAP = 0.15  # of top-1 between training and validation images
 _PATIENCE = 5  # evaluations

@@ -4,8 +4,8 @@ import json
 
 from matplotlib.figure import Figure
 
-from input_pipeline.files import written_whole
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.files import written_whole
+from convoy.trainer.run_directory import RunDirectory
 
 _PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange"}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from trainer.upstream import operations_of
+from convoy.trainer.upstream import operations_of
 
 # FLOP/s of dense products by what TensorFlow computes in, from the vendor's data sheets. Without the factor of two for
 # structured sparsity. Patterns are tried in order, so the special ones stand first.

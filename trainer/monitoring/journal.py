@@ -13,12 +13,12 @@ from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from input_pipeline.errors import DataError
-from trainer.monitoring.curves import draw_curves
-from trainer.monitoring.results import append_result, truncate_results
-from trainer.monitoring.writers import ROOT, MetricWriters
-from trainer.run_directory import RunDirectory
-from trainer.tensorboard import summaries
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.monitoring.curves import draw_curves
+from convoy.trainer.monitoring.results import append_result, truncate_results
+from convoy.trainer.monitoring.writers import ROOT, MetricWriters
+from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.tensorboard import summaries
 
 
 class Journal:

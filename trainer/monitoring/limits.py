@@ -18,17 +18,17 @@ from typing import Any
 import ml_collections
 import tensorflow as tf
 
-from input_pipeline.dataset import Dataset
-from input_pipeline.memory import resident_memory
-from input_pipeline.processes import usable_cores
-from trainer import sizes
-from trainer.cluster.peers import Peers
-from trainer.config import Plan
-from trainer.devices import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
-from trainer.monitoring.chronometer import Window
-from trainer.monitoring.flops import known_peak, measured_peak, training_flops
-from trainer.runtime import Runtime
-from trainer.step import TrainStep
+from convoy.input_pipeline.dataset import Dataset
+from convoy.input_pipeline.memory import resident_memory
+from convoy.input_pipeline.processes import usable_cores
+from convoy.trainer import sizes
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.config import Plan
+from convoy.trainer.devices import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
+from convoy.trainer.monitoring.chronometer import Window
+from convoy.trainer.monitoring.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.runtime import Runtime
+from convoy.trainer.step import TrainStep
 
 BOUND_PCT = 20.0  # from this share of a step on, waiting or reducing is what limits it
 _BUSY = 0.7  # from this share of the cores on, input waits for them and not for the storage

@@ -14,26 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.augmentation.line import parse_line
-from input_pipeline.crop import Crop
-from input_pipeline.reader import Batch, Reader
-from trainer import config as configs
-from trainer import metrics, sizes
-from trainer.cluster.peers import Peers
-from trainer.cluster.watchdog import Deadlines
-from trainer.description import dataset_identity, environment, header_rows, place
-from trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
-from trainer.monitoring.advice import Advice
-from trainer.monitoring.chronometer import Chronometer
-from trainer.monitoring.console import TrainingConsole
-from trainer.monitoring.journal import Journal
-from trainer.monitoring.limits import Limits
-from trainer.resume import what_changed
-from trainer.start import Start
-from trainer.step import StepResult, TrainStep
-from trainer.tensorboard.media import EvaluationPages, train_batch, weight_histograms
-from trainer.tensorboard.run_pages import pages_of_run
-from trainer.tensorboard.summaries import text_of_json
+from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.input_pipeline.crop import Crop
+from convoy.input_pipeline.reader import Batch, Reader
+from convoy.trainer import config as configs
+from convoy.trainer import metrics, sizes
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.cluster.watchdog import Deadlines
+from convoy.trainer.description import dataset_identity, environment, header_rows, place
+from convoy.trainer.evaluation import EVALUATION_BATCH_SIZE, Evaluator
+from convoy.trainer.monitoring.advice import Advice
+from convoy.trainer.monitoring.chronometer import Chronometer
+from convoy.trainer.monitoring.console import TrainingConsole
+from convoy.trainer.monitoring.journal import Journal
+from convoy.trainer.monitoring.limits import Limits
+from convoy.trainer.resume import what_changed
+from convoy.trainer.start import Start
+from convoy.trainer.step import StepResult, TrainStep
+from convoy.trainer.tensorboard.media import EvaluationPages, train_batch, weight_histograms
+from convoy.trainer.tensorboard.run_pages import pages_of_run
+from convoy.trainer.tensorboard.summaries import text_of_json
 
 _STEPS_THAT_TELL = 20  # without the first ones, until a run says what limits it
 

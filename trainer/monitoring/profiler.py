@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from input_pipeline.errors import UsageError
+from convoy.input_pipeline.errors import UsageError
 
 
 class StepProfiler:

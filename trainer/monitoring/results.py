@@ -5,8 +5,8 @@ import io
 import time
 from collections.abc import Mapping
 
-from input_pipeline.files import append_whole, write_whole
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.files import append_whole, write_whole
+from convoy.trainer.run_directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
 

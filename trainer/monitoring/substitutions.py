@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from input_pipeline.substitutes import Substitution
-from trainer.cluster.peers import Peers
-from trainer.monitoring.console import TrainingConsole
-from trainer.monitoring.journal import Journal
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.substitutes import Substitution
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.monitoring.console import TrainingConsole
+from convoy.trainer.monitoring.journal import Journal
+from convoy.trainer.run_directory import RunDirectory
 
 _EVENT = "substituted"
 

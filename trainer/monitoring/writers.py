@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from input_pipeline.files import append_json_line
-from trainer.run_directory import RunDirectory, truncate_json_lines
-from trainer.tensorboard import summaries
-from trainer.tensorboard.event_file import EventFile, cut_back
+from convoy.input_pipeline.files import append_json_line
+from convoy.trainer.run_directory import RunDirectory, truncate_json_lines
+from convoy.trainer.tensorboard import summaries
+from convoy.trainer.tensorboard.event_file import EventFile, cut_back
 
 ROOT = ""  # the run of TensorBoard that is RUN/tensorboard itself
 _RUNS = (ROOT, "train", "validation", "media")

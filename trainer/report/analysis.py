@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.report.predictions import Predictions
+from convoy.trainer.report.predictions import Predictions
 
 BINS = 15  # of confidence, as in `metrics`
 

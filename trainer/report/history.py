@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import DataError
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

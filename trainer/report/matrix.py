@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.files import written_whole
-from input_pipeline.report.templates import shown
+from convoy.input_pipeline.files import written_whole
+from convoy.input_pipeline.report.templates import shown
 
 _SIDE, _SMALLEST_CELL, _LARGEST_CELL = 720, 18, 44  # pixels
 _NAME_LENGTH = 20

@@ -15,12 +15,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from input_pipeline.files import write_whole
-from input_pipeline.report.numbers import counted, share
-from input_pipeline.report.templates import shown
-from trainer.report.history import History, Result
-from trainer.report.verdict import Evaluated, verdict
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.report.numbers import counted, share
+from convoy.input_pipeline.report.templates import shown
+from convoy.trainer.report.history import History, Result
+from convoy.trainer.report.verdict import Evaluated, verdict
+from convoy.trainer.run_directory import RunDirectory
 
 _EXTREMES = 5  # classes at each end
 _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"

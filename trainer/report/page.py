@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import ConvoyError, DataError
-from input_pipeline.files import write_whole
-from input_pipeline.report import pictures
-from input_pipeline.report.templates import page_template
-from trainer.report import analysis, model_card, plots, predictions
-from trainer.report.history import History, Result, read_history
-from trainer.report.matrix import draw_matrix, matrix_plot
-from trainer.report.plots import coverage_chart, line_chart, reliability_chart
-from trainer.report.predictions import Evaluation, Predictions
-from trainer.report.verdict import Evaluated, verdict
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import ConvoyError, DataError
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.report import pictures
+from convoy.input_pipeline.report.templates import page_template
+from convoy.trainer.report import analysis, model_card, plots, predictions
+from convoy.trainer.report.history import History, Result, read_history
+from convoy.trainer.report.matrix import draw_matrix, matrix_plot
+from convoy.trainer.report.plots import coverage_chart, line_chart, reliability_chart
+from convoy.trainer.report.predictions import Evaluation, Predictions
+from convoy.trainer.report.verdict import Evaluated, verdict
+from convoy.trainer.run_directory import RunDirectory
 
 # How much is shown, so that the page stays small and can be read; all is counted.
 _MATRIX_CLASSES = 40

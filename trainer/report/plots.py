@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.report.numbers import counted, share
-from trainer.report.analysis import Reliability, RiskCoverage
+from convoy.input_pipeline.report.numbers import counted, share
+from convoy.trainer.report.analysis import Reliability, RiskCoverage
 
 WIDTH, HEIGHT = 440, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # of the plot itself

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.dataset import Split
-from input_pipeline.errors import DataError
-from input_pipeline.examples import from_file, read_features
-from input_pipeline.files import write_whole
-from input_pipeline.records import HEADER_BYTES
-from input_pipeline.storage import is_remote
-from trainer.run_directory import RunDirectory
+from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.examples import from_file, read_features
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.records import HEADER_BYTES
+from convoy.input_pipeline.storage import is_remote
+from convoy.trainer.run_directory import RunDirectory
 
 COLUMNS = ("index", "filename", "label", "predicted", "label_probability", "predicted_probability", "correct")
 _FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the wide ones of East Asian keyboards too

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.report.numbers import counted, share
-from input_pipeline.report.templates import shown
-from trainer.report import analysis
-from trainer.report.analysis import ByClass, Pair, Reliability
-from trainer.report.history import History
-from trainer.report.predictions import Evaluation
+from convoy.input_pipeline.report.numbers import counted, share
+from convoy.input_pipeline.report.templates import shown
+from convoy.trainer.report import analysis
+from convoy.trainer.report.analysis import ByClass, Pair, Reliability
+from convoy.trainer.report.history import History
+from convoy.trainer.report.predictions import Evaluation
 
 GAP_POINTS = 15  # between training and validation, from which on a run overfits
 _SHIFT_POINTS = 5  # between validation and another split

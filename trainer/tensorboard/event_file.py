@@ -21,8 +21,8 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from input_pipeline.files import write_whole
-from input_pipeline.records import FOOTER_BYTES, HEADER_BYTES, frame, frame_length
+from convoy.input_pipeline.files import write_whole
+from convoy.input_pipeline.records import FOOTER_BYTES, HEADER_BYTES, frame, frame_length
 
 _VERSION = "brain.Event:2"
 _numbers = itertools.count()

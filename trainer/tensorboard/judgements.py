@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.cluster.peers import Peers
-from trainer.tensorboard.summaries import THRESHOLDS
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.tensorboard.summaries import THRESHOLDS
 
 MISTAKES = 16
 _CURVES = 5

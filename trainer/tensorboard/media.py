@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from input_pipeline.augmentation.apply import on_device
-from input_pipeline.augmentation.line import Operation
-from input_pipeline.reader import Batch, Reader
-from trainer.cluster.peers import Peers
-from trainer.monitoring.journal import Journal
-from trainer.tensorboard import pictures, summaries
-from trainer.tensorboard.judgements import Judgements, Verdict
+from convoy.input_pipeline.augmentation.apply import on_device
+from convoy.input_pipeline.augmentation.line import Operation
+from convoy.input_pipeline.reader import Batch, Reader
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.monitoring.journal import Journal
+from convoy.trainer.tensorboard import pictures, summaries
+from convoy.trainer.tensorboard.judgements import Judgements, Verdict
 
 _SHOWN_EVALUATIONS = 10
 

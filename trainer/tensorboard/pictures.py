@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.tensorboard.summaries import shown_name
+from convoy.trainer.tensorboard.summaries import shown_name
 
 GRID_IMAGES = 25
 _SIDE, _MARGIN, _LINE = 128, 4, 15  # pixels

@@ -6,9 +6,9 @@ import keras
 import ml_collections
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from trainer import config as configs
-from trainer.tensorboard import summaries
-from trainer.tensorboard.model_graph import layers_of
+from convoy.trainer import config as configs
+from convoy.trainer.tensorboard import summaries
+from convoy.trainer.tensorboard.model_graph import layers_of
 
 _SHOWN_FIRST = ("augment.line", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from convoy.cli import main
-from input_pipeline.errors import UsageError
-from launch.kubernetes.request import Request, checked
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.kubernetes.request import Request, checked
 
 FLAGS = ("--replicas=2", "--image=registry/convoy:1", "--pvc=team", "--mount=/team")
 TRAIN = ("--", "train", "--data=/team/data", "--workdir=/team/run")

@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -33,8 +34,14 @@ def is_ignored(path):
     return ignored
 
 
-def packages():
-    return re.findall(r'^ {8}"([a-z_.]+)",$', (REPOSITORY / "setup.py").read_text().partition("entry_points")[0], re.M)
+def packages(monkeypatch):
+    """Returns the folder of each package that setup.py lists."""
+    about = {}
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: about.update(arguments))
+    runpy.run_path(str(REPOSITORY / "setup.py"))
+    for package in about["packages"]:
+        part = ".".join(package.split(".")[:2])
+        yield package, Path(about["package_dir"].get(part, part.replace(".", "/")), *package.split(".")[2:])
 
 
 def test_the_user_is_a_number_that_is_not_roots_and_the_group_that_volumes_are_given_to():
@@ -52,10 +59,12 @@ def test_what_is_copied_is_there_and_not_ignored():
         assert (REPOSITORY / source).is_file() and not is_ignored(Path(source)), source
 
 
-def test_the_image_gets_every_package_and_nothing_of_a_checkouts_other_folders():
-    assert {"convoy", "trainer.cluster", "launch.kubernetes"} <= set(packages())
-    for package in packages():
-        assert not is_ignored(Path(package.replace(".", "/"), "__init__.py")), package
+def test_the_image_gets_every_package_and_nothing_of_a_checkouts_other_folders(monkeypatch):
+    folders = dict(packages(monkeypatch))
+    assert {"convoy", "convoy.cli", "convoy.trainer.cluster", "convoy.launch.kubernetes"} <= folders.keys()
+    for package, folder in folders.items():
+        assert (REPOSITORY / folder / "__init__.py").is_file(), package
+        assert not is_ignored(folder / "__init__.py"), package
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         assert not is_ignored(Path(name)), name
     for name in (".git/config", ".venv/bin/python", "run/checkpoints/step-1.npz", "data/a", "launch/__pycache__/a.pyc"):

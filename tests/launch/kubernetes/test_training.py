@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.kubernetes.manifests import manifests
-from launch.kubernetes.request import Request, checked
+from convoy.launch.kubernetes.manifests import manifests
+from convoy.launch.kubernetes.request import Request, checked
 
 REPOSITORY = Path(__file__).parents[3]
 HOSTS = ("a", "b")

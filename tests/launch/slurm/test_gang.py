@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from launch.gang import Ended
-from launch.run_files import RunFiles
-from launch.slurm import gang
+from convoy.launch.gang import Ended
+from convoy.launch.run_files import RunFiles
+from convoy.launch.slurm import gang
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.errors import UsageError
-from launch.slurm.client import parsed_job
-from launch.slurm.script import JobOptions, job_script
-from launch.slurm.step import (
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.slurm.client import parsed_job
+from convoy.launch.slurm.script import JobOptions, job_script
+from convoy.launch.slurm.step import (
     Allocation,
     find_allocation,
     requeue_decision,

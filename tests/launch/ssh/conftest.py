@@ -21,7 +21,7 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 _LAUNCHER = """
 import sys
 from convoy.cli import entry_point
-from launch.ssh import engine
+from convoy.launch.ssh import engine
 engine.launch.__kwdefaults__ |= {"trainer": (sys.executable, sys.argv[1]), "silent_seconds": 8.0}
 sys.argv = ["convoy", "launch", "ssh", *sys.argv[2:]]
 entry_point()

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from convoy import __version__
-from launch.ssh.messages import Messages
+from convoy.launch.ssh.messages import Messages
 from tests.launch.ssh.conftest import REPOSITORY, is_gone
 
 SLEEP = "import signal, time; print('up', flush=True); time.sleep(1000)"
@@ -22,7 +22,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 class Agent:
     """An agent that was started, with a worker."""
 
-    def __init__(self, folder, wait_until, name="a", program=(sys.executable, "-m", "launch.ssh.agent")):
+    def __init__(self, folder, wait_until, name="a", program=(sys.executable, "-m", "convoy.launch.ssh.agent")):
         self.folder, self.wait_until = folder, wait_until
         self.process = subprocess.Popen(
             program,
@@ -107,7 +107,7 @@ def test_of_another_version_only_says_so(agent):
 
 
 def test_answers_behind_a_greeting_that_has_no_end_of_line(agent, tmp_path):
-    a = agent(program=["sh", "-c", 'printf "Welcome"; exec "$0" "$@"', sys.executable, "-m", "launch.ssh.agent"])
+    a = agent(program=["sh", "-c", 'printf "Welcome"; exec "$0" "$@"', sys.executable, "-m", "convoy.launch.ssh.agent"])
     a.hello()
     assert a.expect("hello")["sees_run"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from input_pipeline.errors import UsageError
-from launch.ssh.choice import chosen_hosts
-from launch.ssh.hosts import Host, parse_hosts, read_hosts
-from launch.ssh.refusals import Remote, problem_of
+from convoy.input_pipeline.errors import UsageError
+from convoy.launch.ssh.choice import chosen_hosts
+from convoy.launch.ssh.hosts import Host, parse_hosts, read_hosts
+from convoy.launch.ssh.refusals import Remote, problem_of
 
 
 class TestTheHostFile:

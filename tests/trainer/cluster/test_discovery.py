@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from input_pipeline.errors import UsageError
-from trainer.cluster.discovery import HOSTS_VARIABLE, find_cluster
+from convoy.input_pipeline.errors import UsageError
+from convoy.trainer.cluster.discovery import HOSTS_VARIABLE, find_cluster
 
 HOSTS = ["a:2222", "b:2223", "c:2224"]
 

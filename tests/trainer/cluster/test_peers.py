@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.ports import reserved_ports
-from trainer.cluster import peers as peers_module
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import RETRYABLE, TRAINING, PeerLostError, Peers
-from trainer.cluster.watchdog import Deadlines, Watchdog
+from convoy.launch.ports import reserved_ports
+from convoy.trainer.cluster import peers as peers_module
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import RETRYABLE, TRAINING, PeerLostError, Peers
+from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 
 ROOT = Path(__file__).resolve().parents[3]
 # A worker that says what it does until it is ended: rank and addresses are its arguments.
 _WORKER = """
 import sys, time
-from trainer.cluster import peers
-from trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster import peers
+from convoy.trainer.cluster.discovery import Cluster
 peers._TICK_SECONDS = 0.02
 rank, *addresses = sys.argv[1:]
 jobs = tuple(("worker", number) for number in range(len(addresses)))

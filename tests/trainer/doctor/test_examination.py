@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from launch.ports import reserved_ports
-from trainer import config as configs
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import Peers
-from trainer.devices import parse_devices
-from trainer.doctor.examination import Question, _Examination
-from trainer.doctor.findings import FAILED, OK
-from trainer.doctor.tensorflow_side import NoAnswerError
+from convoy.launch.ports import reserved_ports
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.devices import parse_devices
+from convoy.trainer.doctor.examination import Question, _Examination
+from convoy.trainer.doctor.findings import FAILED, OK
+from convoy.trainer.doctor.tensorflow_side import NoAnswerError
 
 
 class NoTensorFlow:
@@ -112,7 +112,7 @@ def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_pat
 
 
 def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
+    monkeypatch.setattr("convoy.trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
     part = met(lambda examination: examination._check_workdir(NoTensorFlow()))
     chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "run"))
     assert chiefs["run directory"].level == OK

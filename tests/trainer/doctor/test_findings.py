@@ -1,6 +1,6 @@
 """The table: what all say is one row, what one says is named."""
 
-from trainer.doctor.findings import failed, ok, skipped, table, warning
+from convoy.trainer.doctor.findings import failed, ok, skipped, table, warning
 
 NAMES = {0: "worker 0 (a:1)", 1: "worker 1 (b:1)", 2: "worker 2 (c:1)"}
 

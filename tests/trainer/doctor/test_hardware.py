@@ -2,9 +2,9 @@
 
 import pytest
 
-from trainer.devices import parse_devices
-from trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
-from trainer.doctor.hardware import (
+from convoy.trainer.devices import parse_devices
+from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
+from convoy.trainer.doctor.hardware import (
     Driver,
     Limits,
     check_counts,
@@ -74,7 +74,7 @@ class TestDevices:
         (finding, *_), count = devices("auto", Driver(("H100", "H100"), "1"), seen())
         assert (finding.level, count) == (FAILED, 0)
         assert finding.text == "TensorFlow sees 0 of the 2 GPUs that nvidia-smi lists."
-        assert "pip install 'convoy[cuda]'" in finding.mend
+        assert "pip install 'convoy-train[cuda]'" in finding.mend
 
     @pytest.mark.parametrize(
         ("visible", "gpus"), [("0", 1), ("1,0", 2), ("0,-1,1", 1), ("GPU-5f,GPU-6a", 2), ("0,NoDevFiles", 1)]

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from launch.ports import reserved_ports
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import Peers
-from trainer.doctor import network
-from trainer.doctor.findings import FAILED, OK, WARNING
-from trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
+from convoy.launch.ports import reserved_ports
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.doctor import network
+from convoy.trainer.doctor.findings import FAILED, OK, WARNING
+from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
 
 ADDRESSES = ("a:2222", "b:2222", "c:2222")
 GOOD = Reached("", 0.0, 0.002)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from trainer import config as configs
-from trainer.cluster.discovery import Cluster
-from trainer.cluster.peers import Peers
-from trainer.doctor.findings import FAILED, OK, SKIPPED
-from trainer.doctor.plan import check_plan
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED
+from convoy.trainer.doctor.plan import check_plan
 
 PEERS = Peers(Cluster(("a:2222", "b:2222"), 0, "flags", ()))
 A100, V100 = {"precision": "bfloat16", "xla": True}, {"precision": "float32", "xla": True}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.dataset import open_dataset
-from input_pipeline.errors import DataError
-from trainer.doctor import storage
-from trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
+from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.doctor import storage
+from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
 
 ADDRESSES = ("a:2222", "b:2222")
 

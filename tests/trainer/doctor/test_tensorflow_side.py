@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from launch.ports import reserved_ports
-from trainer import config as configs
-from trainer.cluster.discovery import Cluster
-from trainer.devices import parse_devices
-from trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide, _auto
+from convoy.launch.ports import reserved_ports
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.discovery import Cluster
+from convoy.trainer.devices import parse_devices
+from convoy.trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide, _auto
 
 NOTHING = Setup(
     config=None, data="", workdir="", devices=parse_devices("cpu:1"), strategy_name="auto", heartbeat_seconds=30

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline.crop import Crop
-from input_pipeline.dataset import Dataset
-from input_pipeline.errors import DataError
-from input_pipeline.reader import Reader, Slices
+from convoy.input_pipeline.crop import Crop
+from convoy.input_pipeline.dataset import Dataset
+from convoy.input_pipeline.errors import DataError
+from convoy.input_pipeline.reader import Reader, Slices
+from convoy.trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
+from convoy.trainer.export.formats import Deployable
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 from tests.trainer.export.written import NAMES, SIZE, written
 from tests.trainer.user_models import small
-from trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
-from trainer.export.formats import Deployable
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
 
@@ -98,7 +98,7 @@ def test_another_category_in_front_is_refused_however_near_it_is(model, images, 
 def test_other_names_are_refused(model, images, tmp_path, monkeypatch):
     samples, reference = Samples("validation", images, ()), model.probabilities(tf.constant(images)).numpy()
     answer = np.stack([reference] * 3), [NAMES[label] for label in reference.argmax(1)]  # as of a SavedModel
-    monkeypatch.setattr("trainer.export.check._in_a_new_process", lambda *_: answer)
+    monkeypatch.setattr("convoy.trainer.export.check._in_a_new_process", lambda *_: answer)
     assert compare("saved_model", tmp_path, samples, reference, NAMES) == 0
     with pytest.raises(DataError, match="it gives other names to the categories: not exported"):
         compare("saved_model", tmp_path, samples, reference, NAMES[::-1])

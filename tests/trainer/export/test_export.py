@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.trainer.export.loaders import FILES
 from tests.trainer.run_files import fingerprints, result_of
-from trainer.export.loaders import FILES
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from input_pipeline.errors import DataError, UsageError
-from trainer.export.folder import describe, export_folder, read_description
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.trainer.export.folder import describe, export_folder, read_description
 
 
 def make_export(output, name="first"):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from convoy.trainer.export.formats import Deployable
+from convoy.trainer.export.loaders import FILES, load
+from convoy.trainer.layers import with_fast_layers, with_keras_layers
+from convoy.trainer.models import build_model
 from tests.trainer.export.written import NAMES, SIZE, written
 from tests.trainer.user_models import small
-from trainer.export.formats import Deployable
-from trainer.export.loaders import FILES, load
-from trainer.layers import with_fast_layers, with_keras_layers
-from trainer.models import build_model
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
 

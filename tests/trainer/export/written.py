@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.export.loaders import FILES
+from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from trainer.export.formats import Deployable
+    from convoy.trainer.export.formats import Deployable
 
 SIZE = 32
 NAMES = ("-1", "cat", "<script>alert(1)</script>", "=1+1", "\N{CAT FACE}", "../x", "NaN")
 
 
 def written(file_format: str, model: "Deployable", folder: Path) -> Path:
-    from trainer.export.formats import write
+    from convoy.trainer.export.formats import write
 
     (folder / "labels.txt").write_text(model.labels, encoding="utf-8")
     write(file_format, model, folder / FILES[file_format])

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from trainer.finders.batch_size import Attempt, Scale, Search, conclusion, row, search
-from trainer.finders.batch_size_trial import ORPHANED, TOO_LARGE
+from convoy.trainer.finders.batch_size import Attempt, Scale, Search, conclusion, row, search
+from convoy.trainer.finders.batch_size_trial import ORPHANED, TOO_LARGE
 
 
 class Machine:
@@ -100,7 +100,7 @@ def trial(**options):
     config = {"config": {}, "data": "none", "devices": "cpu:1", "strategy_name": "auto", "virtual_batch_size": 0}
     options = json.dumps(config | {"memory_limit": 2**60, "parent": os.getpid()} | options)
     return subprocess.run(
-        [sys.executable, "-m", "trainer.finders.batch_size_trial", options], capture_output=True, text=True
+        [sys.executable, "-m", "convoy.trainer.finders.batch_size_trial", options], capture_output=True, text=True
     )
 
 

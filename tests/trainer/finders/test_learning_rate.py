@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from convoy import cli
+from convoy.trainer.finders.learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
 from tests.trainer.run_files import result_of, story_of
-from trainer.finders.learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
 
 RATES = np.geomspace(1e-5, 10.0, STEPS)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.monitoring.chronometer import Chronometer
+from convoy.trainer.monitoring.chronometer import Chronometer
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pty
 import pytest
 from rich.console import Console
 
-from trainer.monitoring.console import TrainingConsole
+from convoy.trainer.monitoring.console import TrainingConsole
 
 LINE = {
     "quality/loss": 2.5,

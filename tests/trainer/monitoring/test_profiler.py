@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
+from convoy.trainer.monitoring.profiler import StepProfiler
 from tests.trainer.run_files import result_of
-from trainer.monitoring.profiler import StepProfiler
 
 FLAGS = ("train", "--config=smoke", "--config.steps=6", "--config.eval_every_steps=6")
 

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 
-from configs.smoke import get_config
-from trainer.config import to_json
-from trainer.report import predictions
-from trainer.report.predictions import Evaluation
-from trainer.run_directory import RunDirectory
+from convoy.configs.smoke import get_config
+from convoy.trainer.config import to_json
+from convoy.trainer.report import predictions
+from convoy.trainer.report.predictions import Evaluation
+from convoy.trainer.run_directory import RunDirectory
 
 CLASSES = ("bag", "mug", "shoe", "sock")
 

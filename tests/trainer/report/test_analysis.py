@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from convoy.trainer.report import analysis
+from convoy.trainer.report.predictions import Predictions
 from tests.trainer.report.made_runs import drawn_predictions
-from trainer.report import analysis
-from trainer.report.predictions import Predictions
 
 
 def predictions(rows):

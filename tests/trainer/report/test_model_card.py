@@ -3,8 +3,8 @@ import re
 import pytest
 import yaml
 
+from convoy.trainer.report.page import write_report
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
-from trainer.report.page import write_report
 
 NASTY = ("<script>alert(1)</script>", "a | b", "[x](http://x)", "`code` *bold* _it_", "# heading\n# another", "~~$x$~~")
 RESULT = {"weights_sha256": "ab" * 32, "seconds": {"steps": 3600.0}}

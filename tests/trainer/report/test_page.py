@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import DataError
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.report.history import read_history
+from convoy.trainer.report.matrix import matrix_plot
+from convoy.trainer.report.page import write_report
+from convoy.trainer.report.predictions import Predictions
+from convoy.trainer.run_directory import RunDirectory
 from tests.pages import Page
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
 from tests.trainer.run_files import fingerprints
-from trainer.report.history import read_history
-from trainer.report.matrix import matrix_plot
-from trainer.report.page import write_report
-from trainer.report.predictions import Predictions
-from trainer.run_directory import RunDirectory
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.errors import DataError
+from convoy.input_pipeline.errors import DataError
+from convoy.trainer.report import predictions
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
-from trainer.report import predictions
 
 NASTY = (
     "=1+1",

@@ -7,11 +7,11 @@ import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from input_pipeline.errors import UsageError
-from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
-from trainer import config as configs
-from trainer.cluster.discovery import find_cluster
-from trainer.devices import STRATEGIES, Devices, check_strategy, parse_devices
+from convoy.input_pipeline.errors import UsageError
+from convoy.input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
+from convoy.trainer import config as configs
+from convoy.trainer.cluster.discovery import find_cluster
+from convoy.trainer.devices import STRATEGIES, Devices, check_strategy, parse_devices
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -148,8 +148,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if cluster:  # who is gone is told in one line; TensorFlow's several name nobody
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     start_tensorflow()
-    from trainer.cluster.watchdog import Deadlines
-    from trainer.loop import train
+    from convoy.trainer.cluster.watchdog import Deadlines
+    from convoy.trainer.loop import train
 
     train(
         config,
@@ -181,13 +181,13 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
     check_strategy(flags.strategy, None)
     if flags.find_batch_size:
         require_flags(flags, "data")
-        from trainer.finders.batch_size import find_batch_size
+        from convoy.trainer.finders.batch_size import find_batch_size
 
         find_batch_size(config, data=flags.data, devices=flags.devices, strategy_name=flags.strategy)
         return
     require_flags(flags, "data", "workdir")
     start_tensorflow()
-    from trainer.finders.learning_rate import find_learning_rate
+    from convoy.trainer.finders.learning_rate import find_learning_rate
 
     find_learning_rate(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
 
@@ -228,9 +228,9 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
         print("\nWith --data=DATA what follows from the dataset and the devices is shown too.")
         return
     start_tensorflow()
-    from input_pipeline.dataset import open_dataset
-    from trainer.devices import make_strategy
-    from trainer.runtime import hardware_choices
+    from convoy.input_pipeline.dataset import open_dataset
+    from convoy.trainer.devices import make_strategy
+    from convoy.trainer.runtime import hardware_choices
 
     num_images = open_dataset(flags.data).split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)

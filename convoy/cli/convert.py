@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.progress import shown_progress
-from input_pipeline.errors import DataError, UsageError
+from convoy.cli.progress import shown_progress
+from convoy.input_pipeline.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from input_pipeline.converter.convert import Summary
-    from input_pipeline.converter.options import Options
-    from input_pipeline.sources import Table
+    from convoy.input_pipeline.converter.convert import Summary
+    from convoy.input_pipeline.converter.options import Options
+    from convoy.input_pipeline.sources import Table
 
 REQUIRED = ("output",)
 
@@ -106,10 +106,10 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Converts, shows how far it is, and says what was done."""
     del arguments
-    from input_pipeline.converter.convert import convert
-    from input_pipeline.converter.options import Options, parse_splits
-    from input_pipeline.processes import terminable
-    from input_pipeline.storage import is_remote
+    from convoy.input_pipeline.converter.convert import convert
+    from convoy.input_pipeline.converter.options import Options, parse_splits
+    from convoy.input_pipeline.processes import terminable
+    from convoy.input_pipeline.storage import is_remote
 
     for name in ("images", "manifest", "tfds_dir", "output"):
         if is_remote(flags[name].value or ""):
@@ -154,8 +154,8 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
 
 def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
     """Returns the directory that TFDS has prepared, and its splits, train first."""
-    from input_pipeline.dataset import open_dataset
-    from input_pipeline.tfds_sources import default_folder, find_prepared
+    from convoy.input_pipeline.dataset import open_dataset
+    from convoy.input_pipeline.tfds_sources import default_folder, find_prepared
 
     for name in ("images", "manifest", "split", "splits", "validation_fraction"):
         if flags[name].present:
@@ -175,7 +175,7 @@ def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
 
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":
-    from input_pipeline.sources import Table
+    from convoy.input_pipeline.sources import Table
 
     if not flags.manifest:
         return None
@@ -192,7 +192,7 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
 @contextmanager
 def _kept_shards_told(options: "Options") -> Iterator[None]:
     """Says what is left of a conversion that ends early, and what it is good for."""
-    from input_pipeline.converter.publish import working_folder
+    from convoy.input_pipeline.converter.publish import working_folder
 
     try:
         yield

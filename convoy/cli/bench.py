@@ -10,14 +10,17 @@ convoy bench generalization --seeds=3
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 _BENCHMARKS = {
     "step": "benchmarks.step",
@@ -36,8 +39,9 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
     """Defines the flags of the benchmark that `arguments` name; those of all where they name none.
 
     Raises:
-      UsageError: it names one that there isn't.
+      UsageError: it names one that there isn't, or Convoy does not run from a checkout.
     """
+    _find_benchmarks()
     from benchmarks import measure
 
     measure.define_common_flags(flags)
@@ -63,6 +67,16 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     measure.check_flags(flags)
     _module(arguments[0]).run(flags)
     return 0
+
+
+def _find_benchmarks() -> None:
+    """Puts the checkout first on the import path, before a user's own package `benchmarks`."""
+    if not (_CHECKOUT / "benchmarks" / "measure.py").is_file():
+        raise UsageError(
+            f"the benchmarks are not part of the installed package, and {_CHECKOUT} is not a checkout of Convoy. "
+            "Clone the repository, run `pip install -e '.[bench]'` there, then `convoy bench`."
+        )
+    sys.path.insert(0, str(_CHECKOUT))
 
 
 def _module(name: str) -> ModuleType:

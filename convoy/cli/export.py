@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.evaluate import CHECKPOINT_HELP
-from input_pipeline.errors import UsageError, did_you_mean
-from input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
-from trainer.export.loaders import FILES
+from convoy.cli.evaluate import CHECKPOINT_HELP
+from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
+from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from trainer.export.exporter import Exported
+    from convoy.trainer.export.exporter import Exported
 
 REQUIRED = ("workdir", "format", "output")
 
@@ -40,10 +40,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"--format={name}{did_you_mean(name, FILES)}: give one or more of {', '.join(FILES)}.")
     missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if "onnx" in formats and missing:
-        raise UsageError(f"--format=onnx needs {' and '.join(missing)}: `pip install 'convoy[onnx]'` brings it.")
+        raise UsageError(f"--format=onnx needs {' and '.join(missing)}: `pip install 'convoy-train[onnx]'` brings it.")
     start_tensorflow()
-    from input_pipeline.processes import terminable
-    from trainer.export.exporter import Request, export
+    from convoy.input_pipeline.processes import terminable
+    from convoy.trainer.export.exporter import Request, export
 
     request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)
     with terminable():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from input_pipeline.errors import UsageError, did_you_mean
+from convoy.input_pipeline.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 
@@ -25,34 +25,34 @@ class Engine(NamedTuple):
 
 _ENGINES = {
     "local": Engine(
-        "launch.local",
+        "convoy.launch.local",
         "processes of this machine",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
     "ssh": Engine(
-        "launch.ssh.engine",
+        "convoy.launch.ssh.engine",
         "a few machines with no scheduler that share a folder",
         "convoy launch ssh --hosts=hosts.txt -- train --data=data --workdir=run",
     ),
     "slurm": Engine(
-        "launch.slurm.submit",
+        "convoy.launch.slurm.submit",
         "a job of SLURM, submitted and followed",
         "convoy launch slurm --nodes=2 --gpus_per_node=8 --cpus_per_task=32 --time=12:00:00 "
         "-- train --data=data --workdir=run",
     ),
     "srun": Engine(
-        "launch.slurm.step",
+        "convoy.launch.slurm.step",
         "the nodes of a SLURM job, from inside it",
         "convoy launch srun -- train --data=data --workdir=run",
     ),
     "kubernetes": Engine(
-        "launch.kubernetes.engine",
+        "convoy.launch.kubernetes.engine",
         "pods of a Kubernetes cluster: JobSet, or Kubeflow's TFJob",
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
     ),
     "worker": Engine(
-        "launch.worker",
+        "convoy.launch.worker",
         "one worker, where a scheduler starts them",
         "convoy launch worker -- train --data=data --workdir=run",
     ),
@@ -98,7 +98,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
       UsageError: no engine is named, or what stands after `--` cannot be launched.
     """
     from convoy.cli import require_flags
-    from launch.trainer_command import trainer_command
+    from convoy.launch.trainer_command import trainer_command
 
     if not arguments or arguments[0] not in _ENGINES:
         raise UsageError(f"which engine? {_KNOWN}")

@@ -18,9 +18,9 @@ from typing import NamedTuple, NoReturn
 from absl import flags as absl_flags
 
 from convoy import __version__
-from input_pipeline.errors import ConvoyError, UsageError, did_you_mean
-from input_pipeline.quiet_tensorflow import set_verbosity
-from trainer.error_file import note_error
+from convoy.input_pipeline.errors import ConvoyError, UsageError, did_you_mean
+from convoy.input_pipeline.quiet_tensorflow import set_verbosity
+from convoy.trainer.error_file import note_error
 
 
 class Command(NamedTuple):
@@ -32,51 +32,55 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "sample": Command("convoy.sample", "draws a small product-like image set", "convoy sample --output=photos"),
+    "sample": Command("convoy.cli.sample", "draws a small product-like image set", "convoy sample --output=photos"),
     "convert": Command(
-        "convoy.convert", "turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"
+        "convoy.cli.convert", "turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"
     ),
     "verify": Command(
-        "convoy.verify", "checks every record, checksum, image and label of a dataset", "convoy verify --data=data"
+        "convoy.cli.verify", "checks every record, checksum, image and label of a dataset", "convoy verify --data=data"
     ),
     "train": Command(
-        "convoy.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
+        "convoy.cli.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
     ),
     "augment": Command(
-        "convoy.augment",
+        "convoy.cli.augment",
         "writes a page that shows what a recipe's augmentation does to images",
         "convoy augment --data=data --config=convnet42 --output=augment.html",
     ),
     "evaluate": Command(
-        "convoy.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
+        "convoy.cli.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
     ),
     "predict": Command(
-        "convoy.predict",
+        "convoy.cli.predict",
         "writes a category for every image of a folder",
         "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
     ),
     "report": Command(
-        "convoy.report", "writes a page about a run: how good it is, what it gets wrong", "convoy report --workdir=run"
+        "convoy.cli.report",
+        "writes a page about a run: how good it is, what it gets wrong",
+        "convoy report --workdir=run",
     ),
     "export": Command(
-        "convoy.export",
+        "convoy.cli.export",
         "writes the model as SavedModel, Keras file, LiteRT or ONNX, and checks each against the run",
         "convoy export --workdir=run --format=saved_model,onnx --output=exported",
     ),
     "runs": Command(
-        "convoy.runs", "lists the runs under a folder, the best first, with what sets them apart", "convoy runs runs"
+        "convoy.cli.runs",
+        "lists the runs under a folder, the best first, with what sets them apart",
+        "convoy runs runs",
     ),
     "launch": Command(
-        "convoy.launch",
+        "convoy.cli.launch",
         "starts workers, watches them, restarts them from the newest checkpoint",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
     "doctor": Command(
-        "convoy.doctor",
+        "convoy.cli.doctor",
         "checks what a run would use, alone or among its workers, and says how to mend what fails",
         "convoy doctor --data=data --workdir=run",
     ),
-    "bench": Command("convoy.bench", "measures Convoy against its peers in one run", "convoy bench step"),
+    "bench": Command("convoy.cli.bench", "measures Convoy against its peers in one run", "convoy bench step"),
 }
 
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.evaluate import define_model_flags
-from input_pipeline.errors import DataError, UsageError
-from input_pipeline.quiet_tensorflow import start_tensorflow
+from convoy.cli.evaluate import define_model_flags
+from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
 
 if TYPE_CHECKING:
-    from trainer.devices import Devices
+    from convoy.trainer.devices import Devices
 
 REQUIRED = ("workdir",)
 
@@ -27,11 +27,11 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the page; where nothing was evaluated yet, the validation split is evaluated first."""
-    from trainer.devices import parse_devices
-    from trainer.report.history import read_history
-    from trainer.report.page import write_report
-    from trainer.report.predictions import newest
-    from trainer.run_directory import RunDirectory
+    from convoy.trainer.devices import parse_devices
+    from convoy.trainer.report.history import read_history
+    from convoy.trainer.report.page import write_report
+    from convoy.trainer.report.predictions import newest
+    from convoy.trainer.run_directory import RunDirectory
 
     devices = parse_devices(flags.devices)
     output = Path(flags.output) if flags.output else None
@@ -51,9 +51,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
     start_tensorflow()
-    from trainer.evaluation import evaluate_split
-    from trainer.monitoring.console import quality_row
-    from trainer.restore import open_run
+    from convoy.trainer.evaluation import evaluate_split
+    from convoy.trainer.monitoring.console import quality_row
+    from convoy.trainer.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     _, quality = evaluate_split(trained, "validation", data=flags.data, mirrored_too=trained.mirrored_too)
