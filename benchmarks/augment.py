@@ -18,8 +18,8 @@ from absl import flags as absl_flags
 from benchmarks import input as input_benchmark
 from benchmarks import measure
 from benchmarks.workers import Prepared, SkippedError, serve
-from convoy.input_pipeline.augmentation.line import parse_line
-from convoy.input_pipeline.dataset import Split, open_dataset
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.dataset.open import Split, open_dataset
 
 WHOLE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
 SIMPLE = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
@@ -104,9 +104,9 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 def _convoy(split: Split, options: dict[str, Any], line: str) -> Iterator[Any]:
     import tensorflow as tf
 
-    from convoy.input_pipeline.augmentation.apply import on_device
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.reader import Reader, Slices
+    from convoy.input_pipeline.augment.apply import on_device
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader, Slices
 
     parsed = parse_line(line, image_size=options["image_size"])
     crop = Crop(options["image_size"], *parsed.scale)

@@ -37,8 +37,8 @@ from absl import flags as absl_flags
 
 from benchmarks import jpegs, measure
 from benchmarks.workers import Prepared, Round, Stopwatch, adopt_orphans, serve, session_cpu_seconds
-from convoy.input_pipeline.errors import ConvoyError, UsageError
-from convoy.input_pipeline.processes import follow_parent, usable_cores
+from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.processes import follow_parent, usable_cores
 
 PASSED_THROUGH = {
     "convoy-command": "convoy convert, the whole command",
@@ -208,7 +208,7 @@ def _convoy_command(images: Path, output: Path) -> None:
 
 
 def _convoy(images: Path, image_size: int, output: Path) -> None:
-    from convoy.input_pipeline.converter.convert import Options, convert
+    from convoy.input_pipeline.convert.convert import Options, convert
 
     # The server of worker processes, which has imported TensorFlow, stays from one round to the next.
     convert(Options(images=images, output=output, validation_fraction=0.0, image_size=image_size))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.core.errors import ConvoyError, UsageError
 
 TEST_SHARE = 0.2
 _BRIGHTEST = 16  # of a pixel

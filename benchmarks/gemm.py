@@ -1,6 +1,6 @@
 """How fast this machine multiplies matrices.
 
-With what a training step needs at least (`convoy.trainer.monitoring.flops.training_flops`) it says how much of the machine the
+With what a training step needs at least (`convoy.trainer.callbacks.flops.training_flops`) it says how much of the machine the
 step uses, which no comparison with another library can.
 """
 

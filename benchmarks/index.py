@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.core.errors import ConvoyError, UsageError
 
 _RECORDS_A_SHARD = 100_000
 _CLASSES = 1000
@@ -87,8 +87,8 @@ def _make(folder: Path, records: int) -> None:
     """Writes a dataset directory whose shards hold nothing."""
     import numpy as np
 
-    from convoy.input_pipeline.dataset import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
-    from convoy.input_pipeline.records import FRAME_OVERHEAD
+    from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+    from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
 
     numbers = np.arange(records, dtype=np.int64)
     first_of_shard = numbers % _RECORDS_A_SHARD == 0
@@ -135,9 +135,9 @@ def _opened(folder: Path) -> dict[str, Any]:
 def _measure(folder: str) -> dict[str, Any]:
     import numpy as np
 
-    from convoy.input_pipeline import order
-    from convoy.input_pipeline.dataset import open_dataset
-    from convoy.input_pipeline.long_reads import windows_of
+    from convoy.input_pipeline.dataset.open import open_dataset
+    from convoy.input_pipeline.reading import order
+    from convoy.input_pipeline.reading.windows import windows_of
 
     before = _status_bytes("VmRSS")
     began = time.perf_counter()

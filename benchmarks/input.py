@@ -20,9 +20,9 @@ from absl import flags as absl_flags
 
 from benchmarks import jpegs, measure
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve, session_cpu_seconds
-from convoy.input_pipeline.dataset import Split, open_dataset
-from convoy.input_pipeline.errors import UsageError
-from convoy.input_pipeline.processes import usable_cores
+from convoy.core.errors import UsageError
+from convoy.core.processes import usable_cores
+from convoy.input_pipeline.dataset.open import Split, open_dataset
 
 INPUT_PEERS = {
     "decode": "decode loop, image by image",
@@ -145,7 +145,7 @@ def datasets(flags: absl_flags.FlagValues, usual: Mapping[str, int]) -> Iterator
         raise UsageError(
             "--small=0, --medium=0 and --large=0 leave nothing to read; give --data=DATA, or draw some images."
         )
-    from convoy.input_pipeline.converter.convert import Options, convert
+    from convoy.input_pipeline.convert.convert import Options, convert
 
     with jpegs.drawn(counts) as folders:
         found = []
@@ -202,8 +202,8 @@ def timed(
 
 
 def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.reader import Reader, Slices
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader, Slices
 
     reader = Reader(split, Crop(options["image_size"]))
     return reader.training(Slices(options["batch_size"]), seed=0)
@@ -218,8 +218,8 @@ def _encoded(split: Split) -> list[bytes]:
 
 
 def _payloads(split: Split, indices: Any) -> list[bytes]:  # noqa: ANN401
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.reader import Reader
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader
 
     return Reader(split, Crop(1)).read(indices)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.processes import usable_cores
+from convoy.core.processes import usable_cores
 
 SIZES = {"small": (64, 64), "medium": (256, 256), "large": (500, 375)}
 # With a call a core in flight, calls wait for each other to hand over their images in order.

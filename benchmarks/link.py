@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 
 _ADDRESSES = ("192.0.2.1", "192.0.2.2")  # set aside for examples (RFC 5737), and seen by nobody else
 _DEVICE = "convoy"

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workers import Member, Round, SkippedError, Worker, running
-from convoy.input_pipeline.errors import UsageError, did_you_mean
-from convoy.input_pipeline.files import write_whole
-from convoy.input_pipeline.processes import usable_cores
+from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.files import write_whole
+from convoy.core.processes import usable_cores
 
 # Lets a peer's prefetching come to rest before the next one starts.
 _SETTLE_SECONDS = 0.15

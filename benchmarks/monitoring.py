@@ -21,8 +21,8 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.workers import Prepared, Stopwatch, serve
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
+from convoy.input_pipeline.dataset.open import open_dataset
 
 PEERS = {"monitored": "with all monitoring", "bare": "without"}
 _DEVICES = 2
@@ -118,9 +118,9 @@ def _dataset(data: str | None) -> Iterator[str]:
             dataset.split(split)  # raises where there is none
         yield str(Path(data).resolve())
         return
-    from convoy.input_pipeline.converter.convert import convert
-    from convoy.input_pipeline.converter.options import Options
-    from convoy.input_pipeline.processes import terminable
+    from convoy.core.processes import terminable
+    from convoy.input_pipeline.convert.convert import convert
+    from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.sample.sample_set import SampleSet
 
     with terminable(), tempfile.TemporaryDirectory(prefix="convoy-bench-") as scratch:
@@ -163,14 +163,14 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
       name: one of PEERS.
       options: data, batch_size, image_size, steps, log_every, and notes: a folder.
     """
-    from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
+    from convoy.input_pipeline.tf_startup import start_tensorflow
 
     start_tensorflow()
-    from convoy.trainer import config as configs
+    from convoy.core.devices import parse_devices
     from convoy.trainer import loop
-    from convoy.trainer.devices import parse_devices
-    from convoy.trainer.monitoring import monitor
-    from convoy.trainer.monitoring.chronometer import Chronometer
+    from convoy.trainer.callbacks import monitor
+    from convoy.trainer.callbacks.step_timer import Chronometer
+    from convoy.trainer.config import schema as configs
 
     gate, chronometers = _Gate(), []
 
@@ -235,8 +235,8 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     run have: (owner, attribute, replacement) each."""
     from rich.console import Console
 
-    from convoy.trainer.monitoring.console import TrainingConsole
-    from convoy.trainer.tensorboard.judgements import Judgements
+    from convoy.trainer.callbacks.console import TrainingConsole
+    from convoy.trainer.evaluation.counts import Judgements
 
     def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
@@ -250,8 +250,8 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
 def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     """Returns what takes from the loop all it writes, shows and measures for people."""
-    from convoy.trainer.monitoring.console import TrainingConsole
-    from convoy.trainer.monitoring.journal import Journal
+    from convoy.trainer.callbacks.console import TrainingConsole
+    from convoy.trainer.callbacks.run_logger import Journal
 
     def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         return TrainingConsole(total_steps, first_step, shows=False)

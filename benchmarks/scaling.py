@@ -20,8 +20,8 @@ from benchmarks.link import rate_limited_link
 from benchmarks.scaling_peers import DEVICES
 from benchmarks.step import auto_precision
 from benchmarks.workers import Member
-from convoy.input_pipeline.errors import UsageError
-from convoy.input_pipeline.processes import processor_numbers
+from convoy.core.errors import UsageError
+from convoy.core.processes import processor_numbers
 from convoy.launch.ports import reserved_ports
 
 PEERS = {

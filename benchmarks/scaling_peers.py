@@ -14,7 +14,7 @@ from unittest import mock
 
 from benchmarks.step import LEARNING_RATE, convoy_step
 from benchmarks.workers import Prepared, Round, Stopwatch, serve
-from convoy.trainer.cluster.discovery import Cluster
+from convoy.core.cluster import Cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -76,14 +76,14 @@ def _without_reduction() -> Iterator[None]:
     """Makes steps that are traced inside sum their own virtual replicas only."""
     import tensorflow as tf
 
-    from convoy.trainer.reduction import Terms, sum_block
+    from convoy.trainer.step.reduction import Terms, sum_block
 
     def own_sum(term: Callable[[tf.Tensor], Terms], *, virtual_replicas: int, **_: Any) -> Terms:  # noqa: ANN401
         context = tf.distribute.get_replica_context()
         share = virtual_replicas // context.num_replicas_in_sync
         return sum_block(term, tf.get_static_value(context.replica_id_in_sync_group) * share, share)
 
-    with mock.patch("convoy.trainer.step.reduce_over_virtual_replicas", own_sum):
+    with mock.patch("convoy.trainer.step.step.reduce_over_virtual_replicas", own_sum):
         yield
 
 
@@ -91,7 +91,7 @@ def _reduction(strategy: "tf.distribute.Strategy", shapes: Sequence[Any]) -> Cal
     """Returns what sums tensors of these shapes, float32, over the devices: the step's reduction by itself."""
     import tensorflow as tf
 
-    from convoy.trainer.reduction import reduce_over_virtual_replicas
+    from convoy.trainer.step.reduction import reduce_over_virtual_replicas
 
     values = [tf.random.stateless_normal(shape, seed=[0, 0]) for shape in shapes]
     devices = strategy.num_replicas_in_sync

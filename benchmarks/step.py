@@ -14,13 +14,13 @@ from absl import flags as absl_flags
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
 from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.devices import cpu_has_bfloat16
+from convoy.core.cluster import Cluster
+from convoy.core.errors import UsageError
+from convoy.trainer.cluster.strategy import cpu_has_bfloat16
 
 if TYPE_CHECKING:
-    from convoy.trainer.state import TrainState
-    from convoy.trainer.step import TrainStep
+    from convoy.trainer.step.state import TrainState
+    from convoy.trainer.step.step import TrainStep
 
 PEERS = {
     "fit-float32": "Keras fit, float32",
@@ -135,7 +135,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     kind, _, variant = name.partition("-")
     if kind == "gemm":
-        from convoy.trainer.monitoring.flops import training_flops
+        from convoy.trainer.callbacks.flops import training_flops
 
         size = options["image_size"]
         return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))
@@ -205,13 +205,14 @@ def convoy_step(
     import numpy as np
     import tensorflow as tf
 
-    from convoy.input_pipeline.augmentation.line import CROP_DRAWS
-    from convoy.trainer.devices import make_strategy, parse_devices, set_cpu_threads
+    from convoy.core.devices import parse_devices
+    from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
+    from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
     from convoy.trainer.models import build_model
-    from convoy.trainer.optimizers import make_optimizer
-    from convoy.trainer.runtime import fix_order_of_additions
-    from convoy.trainer.state import TrainState
-    from convoy.trainer.step import StepSettings, TrainStep
+    from convoy.trainer.session.runtime import fix_order_of_additions
+    from convoy.trainer.step.optimizers import make_optimizer
+    from convoy.trainer.step.state import TrainState
+    from convoy.trainer.step.step import StepSettings, TrainStep
 
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)

@@ -19,12 +19,12 @@ from typing import Any
 
 import ml_collections
 
-from convoy.input_pipeline.dataset import Dataset, open_dataset
-from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
-from convoy.launch.gang import Gang, WorkerProgram
+from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.dataset.open import Dataset, open_dataset
+from convoy.launch.processes import Gang, WorkerProgram
 from convoy.launch.trainer_command import TRAINER, trainer_environment
-from convoy.trainer import config as configs
-from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.config import schema as configs
+from convoy.trainer.run.directory import RunDirectory
 
 _POLL_SECONDS = 0.05
 _SHOWN_ERROR_LINES = 5

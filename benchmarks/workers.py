@@ -35,8 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convoy.input_pipeline.errors import ConvoyError
-from convoy.input_pipeline.processes import terminable
+from convoy.core.errors import ConvoyError
+from convoy.core.processes import terminable
 
 _ROOT = Path(__file__).parents[1]
 _SHOWN_ERROR_LINES = 12

@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value
 
 _SECONDS_TO_LIST_GPUS = 30

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from convoy.launch.devices import cores_by_worker, gpus_by_worker
-from convoy.launch.gang import Gang, WorkerProgram
 from convoy.launch.ports import reserved_ports
+from convoy.launch.processes import Gang, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import Supervisor

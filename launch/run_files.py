@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.files import append_json_line, json_value, write_whole
-from convoy.launch.gang import Ended
+from convoy.core.errors import DataError, UsageError
+from convoy.core.files import append_json_line, json_value, write_whole
 from convoy.launch.policy import WorkerError
+from convoy.launch.processes import Ended
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
 _ATTEMPT = re.compile(r"attempt-(\d+)")

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.core.errors import ConvoyError, UsageError
 from convoy.launch import history
-from convoy.launch.ending import Ending, Signals
-from convoy.launch.gang import Ended
 from convoy.launch.history import Attempt
 from convoy.launch.policy import (
     RETRYABLE,
@@ -28,8 +26,10 @@ from convoy.launch.policy import (
     exit_code_after_signal,
     signal_name,
 )
+from convoy.launch.processes import Ended
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
+from convoy.launch.shutdown import Ending, Signals
 
 _TICK_SECONDS = 0.05
 _START_AGAIN_SECONDS = 3.0
@@ -42,7 +42,7 @@ class StartError(Exception):
 
 
 class Workers(Protocol):
-    """A started gang, whatever engine started it. See `convoy.launch.gang.Gang`."""
+    """A started gang, whatever engine started it. See `convoy.launch.processes.Gang`."""
 
     def running(self) -> list[int]:
         """Returns the ranks of workers that had not ended at the last `poll`."""

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 TRAINER = (sys.executable, "-m", "convoy")  # the program that understands the command
 # What would make a worker believe that it is one of a cluster around the machine that starts it.

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.launch.ending import Ending, Signals
-from convoy.launch.gang import Ended, Gang, WorkerProgram
+from convoy.core.cluster import find_cluster
+from convoy.core.errors import UsageError
 from convoy.launch.policy import RETRYABLE, WorkerEnd, signal_name
+from convoy.launch.processes import Ended, Gang, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
+from convoy.launch.shutdown import Ending, Signals
 from convoy.launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
-from convoy.trainer.cluster.discovery import find_cluster
 
 REQUIRED = ()
 

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.order import positions_to_images
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.reading.order import positions_to_images
 
 _REPOSITORY = Path(__file__).parents[1]
 _WORKERS = 2

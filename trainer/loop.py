@@ -13,30 +13,31 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.reader import Batch
-from convoy.trainer import config as configs
-from convoy.trainer import metrics, sizes
-from convoy.trainer.cluster.agreement import agree_on_checkpoint
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import TRAINING, PeerLostError, Peers
+from convoy.core.cluster import Cluster
+from convoy.core.devices import Devices
+from convoy.core.error_file import note_error
+from convoy.core.errors import DataError
+from convoy.input_pipeline.reading.reader import Batch
+from convoy.trainer.callbacks.monitor import Monitor
+from convoy.trainer.callbacks.profiler import StepProfiler
+from convoy.trainer.callbacks.substitutions import Substitutions
+from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
-from convoy.trainer.description import dataset_identity, place
-from convoy.trainer.devices import Devices
-from convoy.trainer.endings import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
-from convoy.trainer.error_file import note_error
-from convoy.trainer.monitoring.monitor import Monitor
-from convoy.trainer.monitoring.profiler import StepProfiler
-from convoy.trainer.monitoring.substitutions import Substitutions
-from convoy.trainer.order_record import OrderRecord
-from convoy.trainer.restore import load_into
-from convoy.trainer.runtime import make_train_step
-from convoy.trainer.saver import CheckpointSaver
-from convoy.trainer.schedules import learning_rate as learning_rate_at
-from convoy.trainer.start import Start, prepare
-from convoy.trainer.step import StepResult
-from convoy.trainer.training_input import TrainingInput
+from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, Peers
+from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import schema as configs
+from convoy.trainer.config.schedules import learning_rate as learning_rate_at
+from convoy.trainer.run.order_record import OrderRecord
+from convoy.trainer.session.agreement import agree_on_checkpoint
+from convoy.trainer.session.description import dataset_identity, place
+from convoy.trainer.session.errors import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
+from convoy.trainer.session.restore import load_into
+from convoy.trainer.session.runtime import make_train_step
+from convoy.trainer.session.start import Start, prepare
+from convoy.trainer.session.training_input import TrainingInput
+from convoy.trainer.step import metrics
+from convoy.trainer.step.step import StepResult
 
 
 def train(

@@ -18,9 +18,9 @@ from typing import NamedTuple, NoReturn
 from absl import flags as absl_flags
 
 from convoy import __version__
-from convoy.input_pipeline.errors import ConvoyError, UsageError, did_you_mean
-from convoy.input_pipeline.quiet_tensorflow import set_verbosity
-from convoy.trainer.error_file import note_error
+from convoy.core.error_file import note_error
+from convoy.core.errors import ConvoyError, UsageError, did_you_mean
+from convoy.input_pipeline.tf_startup import set_verbosity
 
 
 class Command(NamedTuple):

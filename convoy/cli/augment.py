@@ -6,9 +6,9 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from convoy.cli.train import define_config_flag
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
-from convoy.trainer import config as configs
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.tf_startup import start_tensorflow
+from convoy.trainer.config import schema as configs
 
 REQUIRED = ("data", "output")
 
@@ -25,7 +25,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the page."""
-    from convoy.input_pipeline.dataset import open_dataset
+    from convoy.input_pipeline.dataset.open import open_dataset
 
     config, output = flags.config, Path(flags.output)
     configs.check(config)
@@ -38,10 +38,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     start_tensorflow()
     import numpy as np
 
-    from convoy.input_pipeline.augmentation.page import augmentation_page
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.files import write_whole
-    from convoy.input_pipeline.reader import Reader
+    from convoy.core.files import write_whole
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader
+    from convoy.input_pipeline.report.augmentation_page import augmentation_page
 
     # The first image, and the first of other classes: neighbours in the shards may be of one.
     _, firsts = np.unique(split.label, return_index=True)

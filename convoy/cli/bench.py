@@ -17,7 +17,7 @@ from types import ModuleType
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 _CHECKOUT = Path(__file__).resolve().parents[2]

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.progress import shown_progress
-from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from convoy.input_pipeline.converter.convert import Summary
-    from convoy.input_pipeline.converter.options import Options
-    from convoy.input_pipeline.sources import Table
+    from convoy.input_pipeline.convert.convert import Summary
+    from convoy.input_pipeline.convert.options import Options
+    from convoy.input_pipeline.convert.sources import Table
 
 REQUIRED = ("output",)
 
@@ -106,10 +106,10 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """Converts, shows how far it is, and says what was done."""
     del arguments
-    from convoy.input_pipeline.converter.convert import convert
-    from convoy.input_pipeline.converter.options import Options, parse_splits
-    from convoy.input_pipeline.processes import terminable
-    from convoy.input_pipeline.storage import is_remote
+    from convoy.core.processes import terminable
+    from convoy.input_pipeline.convert.convert import convert
+    from convoy.input_pipeline.convert.options import Options, parse_splits
+    from convoy.input_pipeline.dataset.storage import is_remote
 
     for name in ("images", "manifest", "tfds_dir", "output"):
         if is_remote(flags[name].value or ""):
@@ -154,8 +154,8 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
 
 def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
     """Returns the directory that TFDS has prepared, and its splits, train first."""
-    from convoy.input_pipeline.dataset import open_dataset
-    from convoy.input_pipeline.tfds_sources import default_folder, find_prepared
+    from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
+    from convoy.input_pipeline.dataset.open import open_dataset
 
     for name in ("images", "manifest", "split", "splits", "validation_fraction"):
         if flags[name].present:
@@ -175,7 +175,7 @@ def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
 
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":
-    from convoy.input_pipeline.sources import Table
+    from convoy.input_pipeline.convert.sources import Table
 
     if not flags.manifest:
         return None
@@ -192,7 +192,7 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
 @contextmanager
 def _kept_shards_told(options: "Options") -> Iterator[None]:
     """Says what is left of a conversion that ends early, and what it is good for."""
-    from convoy.input_pipeline.converter.publish import working_folder
+    from convoy.input_pipeline.convert.publish import working_folder
 
     try:
         yield

@@ -8,8 +8,8 @@ srun convoy doctor --data=data --workdir=run
 from absl import flags as absl_flags
 
 from convoy.cli.train import define_run_flags
-from convoy.input_pipeline.processes import terminable
-from convoy.trainer.devices import parse_devices
+from convoy.core.devices import parse_devices
+from convoy.core.processes import terminable
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -19,7 +19,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     """Checks; returns 0 where nothing failed, otherwise 2."""
-    from convoy.trainer.doctor.examination import Question, examine
+    from convoy.trainer.doctor.checks import Question, examine
 
     if flags.deterministic is not None:
         flags.config.deterministic = flags.deterministic

@@ -2,7 +2,7 @@
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
+from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
 CHECKPOINT_HELP = "best (by validation top-1), last, or the step of a checkpoint"
@@ -36,14 +36,14 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Evaluates, prints the metrics and writes the report."""
-    from convoy.trainer.devices import parse_devices
+    from convoy.core.devices import parse_devices
 
     devices = parse_devices(flags.devices)
     start_tensorflow()
-    from convoy.trainer.evaluation import evaluate_split
-    from convoy.trainer.monitoring.console import quality_row
-    from convoy.trainer.report.page import write_report
-    from convoy.trainer.restore import open_run
+    from convoy.trainer.callbacks.console import quality_row
+    from convoy.trainer.evaluation.evaluator import evaluate_split
+    from convoy.trainer.evaluation.report.page import write_report
+    from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     mirrored_too = trained.mirrored_too if flags.tta is None else flags.tta

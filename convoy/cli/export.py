@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import CHECKPOINT_HELP
-from convoy.input_pipeline.errors import UsageError, did_you_mean
-from convoy.input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
+from convoy.core.errors import UsageError, did_you_mean
+from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if "onnx" in formats and missing:
         raise UsageError(f"--format=onnx needs {' and '.join(missing)}: `pip install 'convoy-train[onnx]'` brings it.")
     start_tensorflow()
-    from convoy.input_pipeline.processes import terminable
+    from convoy.core.processes import terminable
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)

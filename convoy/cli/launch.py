@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_mirror_flag, define_model_flags
-from convoy.input_pipeline.errors import UsageError
-from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
+from convoy.core.errors import UsageError
+from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from convoy.trainer.classifier import Classifier
-    from convoy.trainer.devices import Devices
+    from convoy.core.devices import Devices
+    from convoy.trainer.evaluation.classifier import Classifier
 
 REQUIRED = ("images", "output")
 
@@ -41,7 +41,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Predicts and says where the CSV is."""
-    from convoy.trainer.devices import parse_devices
+    from convoy.core.devices import parse_devices
 
     if bool(flags.workdir) == bool(flags.export):
         raise UsageError("Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
@@ -50,7 +50,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"--{needless} does not go with --{'export' if flags.export else 'workdir'}: leave it out.")
     devices = parse_devices(flags.devices)
     start_tensorflow()
-    from convoy.trainer.prediction import Request, predict
+    from convoy.trainer.evaluation.prediction import Request, predict
 
     classifier = _classifier(flags, devices)
     request = Request(
@@ -68,12 +68,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _classifier(flags: absl_flags.FlagValues, devices: "Devices") -> "Classifier":
     if flags.export:
-        from convoy.trainer.devices import make_strategy
+        from convoy.trainer.cluster.strategy import make_strategy
         from convoy.trainer.export.classifier import open_export
 
         make_strategy(devices)  # hides GPUs that are not wanted; the export runs on the first device
         return open_export(Path(flags.export), flags.format or "")
-    from convoy.trainer.classifier import RunClassifier
-    from convoy.trainer.restore import open_run
+    from convoy.trainer.evaluation.classifier import RunClassifier
+    from convoy.trainer.session.restore import open_run
 
     return RunClassifier(open_run(flags.workdir, devices, checkpoint=flags.checkpoint))

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_model_flags
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.tf_startup import start_tensorflow
 
 if TYPE_CHECKING:
-    from convoy.trainer.devices import Devices
+    from convoy.core.devices import Devices
 
 REQUIRED = ("workdir",)
 
@@ -27,11 +27,11 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the page; where nothing was evaluated yet, the validation split is evaluated first."""
-    from convoy.trainer.devices import parse_devices
-    from convoy.trainer.report.history import read_history
-    from convoy.trainer.report.page import write_report
-    from convoy.trainer.report.predictions import newest
-    from convoy.trainer.run_directory import RunDirectory
+    from convoy.core.devices import parse_devices
+    from convoy.trainer.evaluation.predictions import newest
+    from convoy.trainer.evaluation.report.history import read_history
+    from convoy.trainer.evaluation.report.page import write_report
+    from convoy.trainer.run.directory import RunDirectory
 
     devices = parse_devices(flags.devices)
     output = Path(flags.output) if flags.output else None
@@ -51,9 +51,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
     start_tensorflow()
-    from convoy.trainer.evaluation import evaluate_split
-    from convoy.trainer.monitoring.console import quality_row
-    from convoy.trainer.restore import open_run
+    from convoy.trainer.callbacks.console import quality_row
+    from convoy.trainer.evaluation.evaluator import evaluate_split
+    from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     _, quality = evaluate_split(trained, "validation", data=flags.data, mirrored_too=trained.mirrored_too)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
+from convoy.core.errors import DataError, UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
 
@@ -34,8 +34,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UsageError(f"{folder} is no folder{did_you_mean(folder.name, siblings)}. Give one that holds runs.")
-    from convoy.input_pipeline.files import write_whole
-    from convoy.trainer.runs import list_runs
+    from convoy.core.files import write_whole
+    from convoy.trainer.run.listing import list_runs
 
     runs = list_runs(folder)
     if not runs:

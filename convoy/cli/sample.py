@@ -36,7 +36,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     Raises:
       UsageError: a flag is outside its range, or the output folder cannot be taken.
     """
-    from convoy.input_pipeline.processes import terminable
+    from convoy.core.processes import terminable
     from convoy.input_pipeline.sample.sample_set import SampleSet
 
     output = Path(flags.output)

@@ -7,11 +7,11 @@ import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.input_pipeline.quiet_tensorflow import define_verbosity_flag, start_tensorflow
-from convoy.trainer import config as configs
-from convoy.trainer.cluster.discovery import find_cluster
-from convoy.trainer.devices import STRATEGIES, Devices, check_strategy, parse_devices
+from convoy.core.cluster import find_cluster
+from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
+from convoy.core.errors import UsageError
+from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
+from convoy.trainer.config import schema as configs
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -228,9 +228,9 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
         print("\nWith --data=DATA what follows from the dataset and the devices is shown too.")
         return
     start_tensorflow()
-    from convoy.input_pipeline.dataset import open_dataset
-    from convoy.trainer.devices import make_strategy
-    from convoy.trainer.runtime import hardware_choices
+    from convoy.input_pipeline.dataset.open import open_dataset
+    from convoy.trainer.cluster.strategy import make_strategy
+    from convoy.trainer.session.runtime import hardware_choices
 
     num_images = open_dataset(flags.data).split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.storage import is_remote
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
-    from convoy.input_pipeline.verifier.verify import Report
+    from convoy.input_pipeline.verify.verify import Report
 
 REQUIRED = ("data",)
 
@@ -51,9 +51,9 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     if flags.workers < 0:
         raise UsageError(f"--workers={flags.workers}: 0 or more")
     from convoy.cli.progress import shown_progress
-    from convoy.input_pipeline.index import index_path
-    from convoy.input_pipeline.processes import terminable
-    from convoy.input_pipeline.verifier.verify import verify
+    from convoy.core.processes import terminable
+    from convoy.input_pipeline.dataset.index import index_path
+    from convoy.input_pipeline.verify.verify import verify
 
     directory = Path(flags.data)
     with terminable(), shown_progress("verifying", "MB") as progress:
@@ -95,7 +95,7 @@ def _print_table(report: "Report") -> None:
 
 
 def _write_json(path: Path, report: "Report") -> None:
-    from convoy.input_pipeline.files import write_whole
+    from convoy.core.files import write_whole
 
     try:
         write_whole(path, json.dumps(asdict(report), indent=1).encode("ascii"))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convoy.input_pipeline.dataset import Split
-from convoy.input_pipeline.perceptual import FLAT, NearPairs, near_pairs
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.images.perceptual import FLAT, NearPairs, near_pairs
 
 SIDECAR_ARRAYS = ("width", "height", "source_bytes", "content", "perceptual", "changed")
 

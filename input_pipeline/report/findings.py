@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convoy.core.text import counted, percent
 from convoy.input_pipeline.report.alike import Alike, Images
-from convoy.input_pipeline.report.numbers import counted, percent
 
 FEW_IMAGES = 10  # of a class: fewer teach and measure little
 _UNEVEN = 10  # largest class to smallest

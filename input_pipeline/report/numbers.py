@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
+
+from convoy.core.text import Bar, bars
 
 SIDES = (32, 64, 128, 224, 256, 384, 512)  # pixels: what images are usually trained at
 _SIDE_EDGES = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
@@ -21,23 +22,6 @@ _ASPECTS = (
     (3, "2:1 to 3:1"),
     (np.inf, "wider than 3:1"),
 )
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar: what it stands for, how many, and its length in percent of the longest."""
-
-    label: str
-    count: int
-    length: float
-
-
-def bars(labels: Iterable[str], counts: Sequence[int]) -> list[Bar]:
-    """Returns a bar for each label."""
-    most = max([1, *counts])
-    return [
-        Bar(label, int(count), round(100 * int(count) / most, 1)) for label, count in zip(labels, counts, strict=True)
-    ]
 
 
 def shorter_sides(width: np.ndarray, height: np.ndarray) -> list[Bar]:
@@ -90,29 +74,6 @@ def area(counts: np.ndarray) -> str:
     places = np.linspace(0, 100, len(heights) + 1)
     steps = "".join(f"V{100 - height:.1f}H{end:.2f}" for height, end in zip(heights, places[1:], strict=True))
     return f"M0,100{steps}V100Z"
-
-
-def percent(part: int, whole: int) -> str:
-    """Returns a share in words: `12 %`, `0.4 %`, `<0.1 %`."""
-    share = 100 * part / whole if whole else 0.0
-    if 0 < share < 0.1:
-        return "<0.1 %"
-    return f"{share:.1f} %" if 0 < share < 10 or 99 < share < 100 else f"{share:.0f} %"
-
-
-def share(value: float | None, digits: int = 1) -> str:
-    """Returns a number from 0 to 1 in words: `71.4 %`; `-` where there is none."""
-    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def megabytes(size: int) -> str:
-    """Returns bytes in words: `3.4 MB`."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
-
-
-def counted(number: int, thing: str, plural: str = "") -> str:
-    """Returns a number and its noun: `1 image`, `1,200 images`."""
-    return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
 
 
 def _without_empty_ends(found: list[Bar]) -> list[Bar]:

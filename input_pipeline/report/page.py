@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from convoy.input_pipeline.dataset import Split
-from convoy.input_pipeline.files import write_whole
-from convoy.input_pipeline.perceptual import NEAR
+from convoy.core.files import write_whole
+from convoy.core.html.templates import page_template
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.images.perceptual import NEAR
 from convoy.input_pipeline.report import numbers, pictures
 from convoy.input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
-from convoy.input_pipeline.report.templates import page_template
 
 REPORT = "report.html"
 DUPLICATE = "same bytes as "  # how the reason of an image begins that was left out because it is there already

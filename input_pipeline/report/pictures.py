@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from convoy.input_pipeline.dataset import Split
-from convoy.input_pipeline.errors import ConvoyError, DataError
-from convoy.input_pipeline.examples import from_bytes, read_features
-from convoy.input_pipeline.pixels import FORMATS
-from convoy.input_pipeline.records import FRAME_OVERHEAD, checked_payloads
-from convoy.input_pipeline.storage import Shards
+from convoy.core.errors import ConvoyError, DataError
+from convoy.input_pipeline.dataset.examples import from_bytes, read_features
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, checked_payloads
+from convoy.input_pipeline.dataset.storage import Shards
+from convoy.input_pipeline.images.pixels import FORMATS
 
 SIDE = 96  # pixels of the longer side
 _QUALITY = 72

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.input_pipeline.processes import follow_parent, usable_cores
+from convoy.core.errors import UsageError
+from convoy.core.processes import follow_parent, usable_cores
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 

@@ -7,7 +7,7 @@ print(kubectl.apply(text)), print(how_to_follow(request, kubectl))
 import shlex
 import subprocess
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.kubernetes.manifests import TENSORBOARD_PORT
 from convoy.launch.kubernetes.request import Request
 

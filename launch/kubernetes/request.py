@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value, trains
 
 ENGINES = ("jobset", "tfjob")

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 
 _PATIENCE_SECONDS = 60.0
 _ENDED = {

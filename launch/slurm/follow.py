@@ -9,9 +9,9 @@ import signal
 import time
 from pathlib import Path
 
-from convoy.launch.ending import Signals
 from convoy.launch.policy import RETRYABLE
 from convoy.launch.screen import Follower, Screen
+from convoy.launch.shutdown import Signals
 from convoy.launch.slurm.client import Job, SlurmError, job_facts
 
 _POLL_SECONDS = 2.0  # each asks slurmctld

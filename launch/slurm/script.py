@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 
 # From the end of the grace to the requeue: SLURM's commands take their time, and what was killed is waited for.
 _REQUEUE_SECONDS = 45

@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
+from convoy.core.errors import UsageError
 from convoy.launch.policy import RETRYABLE
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import SlurmError, job_facts, nodes_that_do_not_answer, slurm
-from convoy.launch.slurm.gang import StepWorkers
+from convoy.launch.slurm.step_workers import StepWorkers
 from convoy.launch.supervisor import StartError, Supervisor
 from convoy.launch.trainer_command import flag_value, trainer_environment, trains
 from convoy.launch.worker import GPUS_VARIABLE
-from convoy.trainer.cluster.discovery import HOSTS_VARIABLE, counts_by_host
 
 REQUIRED = ()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
-from convoy.input_pipeline.files import write_whole
+from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.core.files import write_whole
 from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import NoAnswerError, SlurmError, slurm
 from convoy.launch.slurm.follow import follow

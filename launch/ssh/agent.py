@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from convoy import __version__
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
-from convoy.launch.gang import Ended, Gang, WorkerProgram
 from convoy.launch.ports import reserved_ports
+from convoy.launch.processes import Ended, Gang, WorkerProgram
 from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
 from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from convoy.input_pipeline.errors import ConvoyError, UsageError
+from convoy.core.devices import parse_devices
+from convoy.core.errors import ConvoyError, UsageError
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.hosts import read_hosts
@@ -19,7 +20,6 @@ from convoy.launch.ssh.refusals import Remote
 from convoy.launch.ssh.starter import Starter
 from convoy.launch.supervisor import Supervisor
 from convoy.launch.trainer_command import flag_value, trains
-from convoy.trainer.devices import parse_devices
 
 REQUIRED = ("hosts",)
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 _EXAMPLE = "A line looks like `me@node1:22 slots=2 address=10.0.0.1`; all but the host may be left out."
 _TARGET = re.compile(

@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convoy import __version__
-from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.core.devices import parse_devices
+from convoy.core.errors import DataError, UsageError
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.choice import chosen_hosts
 from convoy.launch.ssh.connection import Connection
-from convoy.launch.ssh.gang import Member, RemoteGang, close_all
 from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.refusals import Problem, Remote
+from convoy.launch.ssh.remote_workers import Member, RemoteGang, close_all
 from convoy.launch.supervisor import StartError
 from convoy.launch.trainer_command import flag_value, trainer_environment, trains
-from convoy.trainer.devices import parse_devices
 
 _PASSED_ON = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_")  # variables that begin so, and PYTHONPATH
 _KEPT_HERE = ("TF_CONFIG",)

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import jpegs, measure
 from benchmarks.workers import PeerError, Round
 from convoy import cli
-from convoy.input_pipeline.converter.convert import Options, convert
+from convoy.input_pipeline.convert.convert import Options, convert
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.benchmarks.fake_peers"

@@ -21,9 +21,9 @@ from benchmarks.generalization import (
 )
 from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
-from convoy.input_pipeline.errors import ConvoyError, UsageError
-from convoy.trainer import config as configs
-from convoy.trainer.run_directory import RunDirectory
+from convoy.core.errors import ConvoyError, UsageError
+from convoy.trainer.config import schema as configs
+from convoy.trainer.run.directory import RunDirectory
 from tests.benchmarks import fake_convoy
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_convoy.py")))

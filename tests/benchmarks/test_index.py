@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import index
-from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.dataset.open import open_dataset
 
 
 def test_an_index_is_opened_and_measured_at_every_size(convoy, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import link, measure, scaling
 from benchmarks.cost_model import Link
 from benchmarks.workers import Member, PeerError, Round
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from tests.benchmarks.test_bench import ROOT, bench, mark, processes, refused, wait_until  # noqa: F401 (a fixture)
 
 FAKE = "tests.benchmarks.fake_peers"

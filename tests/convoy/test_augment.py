@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.input_pipeline.augmentation.line import OPERATIONS
-from convoy.input_pipeline.augmentation.page import augmentation_page
+from convoy.input_pipeline.augment.pipeline import OPERATIONS
+from convoy.input_pipeline.report.augmentation_page import augmentation_page
 from tests.input_pipeline.images import pixels
 from tests.pages import Page
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from convoy.trainer.config import default_config, to_json
-from convoy.trainer.runs import list_runs
+from convoy.trainer.run.listing import list_runs
 
 _HOLD_LOCK = """
 import fcntl, sys

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.converter import metadata
-from convoy.input_pipeline.dataset import Split
+from convoy.input_pipeline.convert import metadata
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import Split
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convoy.input_pipeline.converter.decoder import encode_checked, warm_up
-from convoy.input_pipeline.pixels import Pixels, reason
-from convoy.input_pipeline.rgb import as_rgb, orientation
+from convoy.input_pipeline.images.decoder import encode_checked, warm_up
+from convoy.input_pipeline.images.pixels import Pixels, reason
+from convoy.input_pipeline.images.rgb import as_rgb, orientation
 from tests.input_pipeline.zoo import ZOO, png_chunk
 
 CASE_SECONDS = 60

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.dataset import Split
-from convoy.input_pipeline.reader import Reader, Slices
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Reader, Slices
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from convoy.input_pipeline.augmentation import operations, policies
-from convoy.input_pipeline.augmentation.apply import on_device, on_host
-from convoy.input_pipeline.augmentation.line import parse_line
+from convoy.input_pipeline.augment import operations, policies
+from convoy.input_pipeline.augment.apply import on_device, on_host
+from convoy.input_pipeline.augment.pipeline import parse_line
 from tests.input_pipeline.images import pixels
 
 SIZE = 24

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from convoy.input_pipeline.augmentation.line import CROP_DRAWS, OPERATIONS, Line, Operation, parse_line
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
+from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, Line, Operation, parse_line
 
 
 def parsed(text):

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from convoy import cli
-from convoy.input_pipeline import records
-from convoy.input_pipeline.converter import publish
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.sources import Table
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.convert import publish
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import draw, draw_classes, pixels
 from tests.small_disk import small_disk
 
@@ -567,7 +567,7 @@ _KILLED_WHILE_PUBLISHING = """
 import os, sys
 from pathlib import Path
 from convoy.input_pipeline.converter import publish
-from convoy.input_pipeline.converter.convert import Options, convert
+from convoy.input_pipeline.convert.convert import Options, convert
 images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 replace, done = os.replace, []
 def counted(source, target):

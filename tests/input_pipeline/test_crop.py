@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 

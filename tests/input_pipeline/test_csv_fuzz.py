@@ -2,8 +2,8 @@
 
 import random
 
-from convoy.input_pipeline.errors import ConvoyError
-from convoy.input_pipeline.sources import Table, list_sources
+from convoy.core.errors import ConvoyError
+from convoy.input_pipeline.convert.sources import Table, list_sources
 
 CASES = 1500
 _PIECES = (

@@ -11,11 +11,12 @@ import resource
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import foreign, records
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.verifier import verify as verifier
-from convoy.input_pipeline.verifier.shard import check_shard
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset import external as foreign
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.verify import verify as verifier
+from convoy.input_pipeline.verify.shard import check_shard
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
@@ -44,7 +45,7 @@ def payloads(data):
 @pytest.fixture(autouse=True)
 def limited(monkeypatch):
     """Checks shards in this process, and gives it 1 GB more of address space than it has."""
-    from convoy.input_pipeline.verifier import image
+    from convoy.input_pipeline.verify import image
 
     image.decoded(_png())  # TensorFlow has started before
     monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))

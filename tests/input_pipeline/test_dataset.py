@@ -11,10 +11,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
+from convoy.core.errors import DataError
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import draw_classes
 
 
@@ -213,7 +213,7 @@ def test_shards_of_another_dataset_are_refused_where_their_index_is_missing(data
 
 
 def test_opening_a_dataset_does_not_import_tensorflow(data):
-    program = f"import sys; from convoy.input_pipeline.dataset import open_dataset; open_dataset({str(data)!r}).split('train')"
+    program = f"import sys; from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(data)!r}).split('train')"
     program += "; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 

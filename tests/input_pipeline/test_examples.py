@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.examples import feature_names, from_bytes, from_file, read_features
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.examples import feature_names, from_bytes, from_file, read_features
 
 
 def read(payload, wanted=None):

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from convoy.input_pipeline.files import append_json_line, write_whole, written_whole
+from convoy.core.files import append_json_line, write_whole, written_whole
 
 
 def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.index import RecordKeys
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.index import RecordKeys
+from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import pixels
 
 
@@ -51,8 +51,8 @@ def edit(path, change):
 def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
     import tensorflow_datasets as tfds
 
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.reader import Reader, Slices
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader, Slices
 
     dataset = open_dataset(photos)
     assert (dataset.name, dataset.class_names) == ("photos", ("cup", "fork", "jar"))
@@ -110,7 +110,7 @@ def test_a_damaged_kept_index_is_replaced(photos, capfd):
 
 def test_processes_that_open_a_directory_at_once_leave_one_whole_index(photos, capfd):
     program = (
-        f"import sys; from convoy.input_pipeline.dataset import open_dataset; sys.stdin.read(1); "
+        f"import sys; from convoy.input_pipeline.dataset.open import open_dataset; sys.stdin.read(1); "
         f"print(open_dataset({str(photos)!r}).digest('train'), 'tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-c", program]
@@ -177,8 +177,8 @@ def test_a_tfds_directory_without_names_has_numbers(photos):
 
 
 def test_shards_like_model_gardens_are_read(tmp_path):
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.reader import Reader, Slices
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader, Slices
     from tests.input_pipeline.foreign_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "imagenet", range(12), "train")
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_the_reading_of_headers_at_once(tmp_path):
     record = records.frame(records.example({"image": b"x", "label": 0}))
     for number in range(4):  # half a minute of work
         (tmp_path / f"train-{number:05d}-of-00004").write_bytes(record * 300_000)
-    program = f"from convoy.input_pipeline.dataset import open_dataset; open_dataset({str(tmp_path)!r})"
+    program = f"from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert "reading their headers" in process.stderr.readline()
@@ -294,8 +294,8 @@ def test_plain_keys_are_read_too(tmp_path):
 
 
 def test_nothing_is_converted_into_a_directory_of_others(photos, tmp_path):
-    from convoy.input_pipeline.converter.convert import Options, convert
-    from convoy.input_pipeline.errors import UsageError
+    from convoy.core.errors import UsageError
+    from convoy.input_pipeline.convert.convert import Options, convert
     from tests.input_pipeline.images import draw_classes
 
     before = sorted(path.name for path in photos.iterdir())

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import index, records
-from convoy.input_pipeline.converter.metadata import write_index
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.index import RecordKeys
+from convoy.core.errors import DataError
+from convoy.input_pipeline.convert.metadata import write_index
+from convoy.input_pipeline.dataset import index, records
+from convoy.input_pipeline.dataset.index import RecordKeys
 
 
 def tiled(lengths_of_shards, random=None):

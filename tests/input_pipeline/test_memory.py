@@ -1,6 +1,6 @@
 import pytest
 
-from convoy.input_pipeline.memory import available_memory, peak_memory, resident_memory
+from convoy.core.memory import available_memory, peak_memory, resident_memory
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from convoy.input_pipeline import records
+from convoy.input_pipeline.dataset import records
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 
@@ -34,7 +34,7 @@ def answer_with(folder, soft, hard, program):
 
 def test_more_shards_than_a_process_may_open_at_first_are_opened(folder):
     program = (
-        "from convoy.input_pipeline.storage import Shards\n"
+        "from convoy.input_pipeline.dataset.storage import Shards\n"
         "one, other = Shards(paths), Shards(paths)\n"  # to train and to evaluate
         "print(len({shards.read(shard, 0, 100) for shards in (one, other) for shard in range(len(paths))}))\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
@@ -46,8 +46,8 @@ def test_more_shards_than_a_process_may_open_at_first_are_opened(folder):
 
 def test_more_shards_than_a_process_may_ever_open_are_an_error_that_names_the_limit(folder):
     program = (
-        "from convoy.input_pipeline.errors import DataError\n"
-        "from convoy.input_pipeline.storage import Shards\n"
+        "from convoy.core.errors import DataError\n"
+        "from convoy.input_pipeline.dataset.storage import Shards\n"
         "try:\n    Shards(paths)\nexcept DataError as error:\n    print(error)"
     )
     said = answer_with(folder, 32, 64, program)
@@ -57,7 +57,7 @@ def test_more_shards_than_a_process_may_ever_open_are_an_error_that_names_the_li
 
 def test_images_of_more_shards_than_may_be_open_are_listed_for_a_conversion(folder):
     program = (
-        "from convoy.input_pipeline.tfds_sources import list_prepared\n"
+        "from convoy.input_pipeline.convert.tfds_sources import list_prepared\n"
         "images = list_prepared(folder, ['train']).images\n"
         "print(len(images), images[7].name, pathlib.Path(images[7].path) == paths[7])"
     )

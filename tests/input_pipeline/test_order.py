@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.order import (
+from convoy.input_pipeline.reading.order import (
     SAMPLINGS,
     Windows,
     class_sampling,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from convoy.input_pipeline.perceptual import FLAT, NEAR, decode_ratio, near_pairs, perceptual_hash
+from convoy.input_pipeline.images.perceptual import FLAT, NEAR, decode_ratio, near_pairs, perceptual_hash
 from convoy.input_pipeline.sample.photograph import photograph
 
 SIDES = (64, 256)

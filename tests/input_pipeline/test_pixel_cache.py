@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.augmentation.line import parse_line
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.pixel_cache import PixelCache, make_cache
-from convoy.input_pipeline.reader import Slices
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.reading.cache import PixelCache, make_cache
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Slices
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
@@ -90,14 +90,14 @@ def test_auto_stops_as_soon_as_it_shows_that_not_all_images_fit():
 
 
 def test_auto_with_random_crops_keeps_large_images_only(monkeypatch):
-    monkeypatch.setattr("convoy.input_pipeline.pixel_cache.available_memory", lambda: 2**32)
+    monkeypatch.setattr("convoy.input_pipeline.reading.cache.available_memory", lambda: 2**32)
     for size, random_crops, kept in ((64, False, 200), (64, True, 63), (128, True, 200)):
         cache = make_cache("auto", num_images=200, random_crops=random_crops)
         assert filled(cache, 200, size) == kept
 
 
 def test_processes_of_a_host_share_what_is_free(monkeypatch):
-    monkeypatch.setattr("convoy.input_pipeline.pixel_cache.available_memory", lambda: 2 * 10 * (32 * 32 * 3 + 300))
+    monkeypatch.setattr("convoy.input_pipeline.reading.cache.available_memory", lambda: 2 * 10 * (32 * 32 * 3 + 300))
     for mode, processes, kept in (("auto", 1, 10), ("auto", 2, 5), ("memory", 1, 16), ("memory", 4, 4)):
         cache = make_cache(mode, num_images=30, random_crops=False, processes=processes)
         assert filled(cache, 30, 32) == kept, (mode, processes)

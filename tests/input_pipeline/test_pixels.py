@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from convoy.input_pipeline.converter.decoder import encode_all_checked, encode_checked
-from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop
-from convoy.input_pipeline.pixels import Pixels, encode, reason
+from convoy.input_pipeline.images.decoder import encode_all_checked, encode_checked
+from convoy.input_pipeline.images.pixels import Pixels, encode, reason
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from tests.input_pipeline.zoo import (
     HEIGHT,
     ORIENTATION,
@@ -217,7 +217,7 @@ def test_any_other_image_that_lacks_data_is_refused_or_lacks_nothing_that_is_see
 @pytest.mark.parametrize("pixels", [KEEP, Pixels(24, "jpeg"), Pixels(0, "raw")], ids=str)
 @pytest.mark.parametrize("together", [10**3, 10**6])
 def test_images_together_are_encoded_and_refused_as_each_alone(pixels, together, capfd, monkeypatch):
-    monkeypatch.setattr("convoy.input_pipeline.converter.decoder._PIXELS_TOGETHER", together)
+    monkeypatch.setattr("convoy.input_pipeline.images.decoder._PIXELS_TOGETHER", together)
 
     def outcome(data):
         try:
@@ -352,8 +352,8 @@ BOMBS = {
 _SEEN_AS_GREY = "jpeg, within the limit"
 _MEASURE = """
 import resource, sys
-from convoy.input_pipeline.converter.decoder import encode_checked, warm_up
-from convoy.input_pipeline.pixels import Pixels, reason
+from convoy.input_pipeline.images.decoder import encode_checked, warm_up
+from convoy.input_pipeline.images.pixels import Pixels, reason
 from tests.input_pipeline.test_pixels import BOMBS, photograph, saved
 warm_up()
 for size in (0, 64):

@@ -1,7 +1,7 @@
 """What becomes of which image, before any is decoded."""
 
-from convoy.input_pipeline.converter.plan import divide, find_duplicates
-from convoy.input_pipeline.sources import Source
+from convoy.input_pipeline.convert.plan import divide, find_duplicates
+from convoy.input_pipeline.convert.sources import Source
 
 
 def sources(classes):

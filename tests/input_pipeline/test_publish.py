@@ -6,11 +6,11 @@ import os
 import pytest
 
 from convoy import cli
-from convoy.input_pipeline.converter import convert as conversion
-from convoy.input_pipeline.converter import publish
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.convert import convert as conversion
+from convoy.input_pipeline.convert import publish
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import draw_classes
 
 BUSY = "another conversion is writing it .* Wait for its end"

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.augmentation.line import parse_line
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.crop import CROP_DRAWS, Crop
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.order import (
+from convoy.core.errors import DataError
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.records import RecordError
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop
+from convoy.input_pipeline.reading.order import (
     class_sampling,
     image_randomness,
     positions_to_images,
     sampled_positions_to_images,
 )
-from convoy.input_pipeline.reader import Reader, Slices
-from convoy.input_pipeline.records import RecordError
+from convoy.input_pipeline.reading.reader import Reader, Slices
 from tests.input_pipeline.datasets import encode, write_split
 from tests.input_pipeline.images import draw_classes, pixels
 
@@ -352,7 +352,7 @@ def test_bytes_that_no_decoder_reads_end_the_iteration(tmp_path, open_reader):
     split = write_split(tmp_path, [pixels(0, 16)], [0], "raw", shards=1)
     content = split.shard_paths[0].read_bytes()
     assert encode(pixels(0, 16), "raw") in content
-    from convoy.input_pipeline import records
+    from convoy.input_pipeline.dataset import records
 
     payload = content[12:-4].replace(b"raw", b"png")
     split.shard_paths[0].write_bytes(records.frame(payload))

@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.errors import DataError
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset import records
 
 
 def write(path, payloads):

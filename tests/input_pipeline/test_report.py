@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.dataset import Split
-from convoy.input_pipeline.perceptual import perceptual_hash
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.images.perceptual import perceptual_hash
 from convoy.input_pipeline.report.page import write_report
 from tests.input_pipeline.datasets import encode
 from tests.pages import Page

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.input_pipeline.sample import sample_set
 from convoy.input_pipeline.sample.pen import Pen, Role
 from convoy.input_pipeline.sample.photograph import photograph

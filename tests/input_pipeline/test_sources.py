@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.sources import Table, list_sources
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.convert.sources import Table, list_sources
 
 
 def touch(folder: Path, *names: str) -> Path:

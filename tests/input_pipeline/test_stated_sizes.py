@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.pixel_cache import PixelCache
-from convoy.input_pipeline.reader import Reader, Slices
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Reader, Slices
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, stream

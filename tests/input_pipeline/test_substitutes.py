@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.pixel_cache import PixelCache
-from convoy.input_pipeline.reader import Reader, Slices
+from convoy.core.errors import DataError
+from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Reader, Slices
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, flip, make_split, stream, without_image
 
 IMAGES, FLIPPED = 60, (0, 17, 59)
@@ -127,7 +127,7 @@ def test_what_ended_a_stream_is_looked_for_by_several_threads(tmp_path, monkeypa
         together.wait(30)  # for another thread
         return problem_of(index)
 
-    monkeypatch.setattr("convoy.input_pipeline.reader.usable_cores", lambda: 2)
+    monkeypatch.setattr("convoy.input_pipeline.reading.reader.usable_cores", lambda: 2)
     monkeypatch.setattr(reader, "_problem_of", meeting)
     assert "record 11 at offset" in str(reader.explain())
     reader.close()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from convoy import cli
-from convoy.input_pipeline import records
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.tfds_sources import find_prepared
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.convert.tfds_sources import find_prepared
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.datasets import encode, example
 from tests.input_pipeline.images import draw_classes, pixels
 
@@ -20,9 +20,9 @@ from tests.input_pipeline.images import draw_classes, pixels
 def test_a_prepared_dataset_is_converted_with_its_own_splits_and_labels(tmp_path, capsys, monkeypatch):
     import tensorflow as tf
 
-    from convoy.input_pipeline.crop import Crop
-    from convoy.input_pipeline.examples import from_bytes, read_features
-    from convoy.input_pipeline.reader import Reader
+    from convoy.input_pipeline.dataset.examples import from_bytes, read_features
+    from convoy.input_pipeline.reading.decode import Crop
+    from convoy.input_pipeline.reading.reader import Reader
     from tests.input_pipeline.foreign_sets import prepare_with_tfds
 
     prepare_with_tfds(tmp_path / "tfds")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.verifier import verify as verifier
-from convoy.input_pipeline.verifier.shard import check_shard
-from convoy.input_pipeline.verifier.verify import verify
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.verify import verify as verifier
+from convoy.input_pipeline.verify.shard import check_shard
+from convoy.input_pipeline.verify.verify import verify
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
@@ -138,7 +138,7 @@ def test_a_shard_that_is_cut_short_or_missing_is_named(data, in_process):
     ],
 )
 def test_a_record_that_is_not_what_it_says_is_named(data, in_process, change, complaint):
-    from convoy.input_pipeline.examples import from_bytes, read_features
+    from convoy.input_pipeline.dataset.examples import from_bytes, read_features
 
     shard = shard_of(data)
     content = shard.read_bytes()

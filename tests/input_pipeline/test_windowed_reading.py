@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.converter.convert import Options, convert
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
-from convoy.input_pipeline.long_reads import windows_of
-from convoy.input_pipeline.order import Windows, windowed_positions_to_images
-from convoy.input_pipeline.reader import Reader, Slices
-from convoy.input_pipeline.records import FRAME_OVERHEAD
-from convoy.input_pipeline.storage import RemotePath, Shards, dataset_path, is_remote
+from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
+from convoy.input_pipeline.dataset.storage import RemotePath, Shards, dataset_path, is_remote
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.order import Windows, windowed_positions_to_images
+from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.windows import windows_of
 from tests.input_pipeline.images import draw_classes
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, make_split, stream
 

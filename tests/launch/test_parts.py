@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from convoy.cli import main
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
-from convoy.launch.ending import Ending
 from convoy.launch.ports import reserved_ports
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Follower, Screen
+from convoy.launch.shutdown import Ending
 from convoy.launch.trainer_command import flag_value
 
 

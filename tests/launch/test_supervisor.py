@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from convoy.input_pipeline.errors import DataError
+from convoy.core.errors import DataError
 from convoy.launch import supervisor as supervisor_module
-from convoy.launch.gang import Ended
+from convoy.launch.processes import Ended
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import StartError, Supervisor

@@ -19,7 +19,8 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from convoy.trainer import reduction, upstream
+from convoy.trainer.step import reduction
+from convoy.trainer.tf_compat import internals as upstream
 
 # Sums of these depend on the order of the additions: sizes differ by up to 2**30, so that each addition rounds.
 _generator = np.random.default_rng(0)

@@ -17,15 +17,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from convoy.input_pipeline.augmentation.line import parse_line
-from convoy.trainer import devices
-from convoy.trainer.cluster.discovery import find_cluster
-from convoy.trainer.layers import ByteDropout, FusedBatchNormalization
-from convoy.trainer.mixing import Mixing
+from convoy.core.cluster import find_cluster
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.trainer.cluster import strategy as devices
 from convoy.trainer.models import BuiltModel, build_model
-from convoy.trainer.optimizers import make_optimizer
-from convoy.trainer.state import TrainState
-from convoy.trainer.step import StepSettings, TrainStep
+from convoy.trainer.step.mixing import Mixing
+from convoy.trainer.step.optimizers import make_optimizer
+from convoy.trainer.step.state import TrainState
+from convoy.trainer.step.step import StepSettings, TrainStep
+from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES = 10
 OPERATIONS = parse_line(

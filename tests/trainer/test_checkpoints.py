@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.checkpoints import CheckpointStore, DamagedError, newest_whole
+from convoy.core.errors import DataError
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore, DamagedError, newest_whole
 
 METADATA = {"config": {"seed": 3}, "text": "Käse"}
 

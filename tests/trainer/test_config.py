@@ -1,7 +1,7 @@
 import pytest
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer import config as configs
+from convoy.core.errors import UsageError
+from convoy.trainer.config import schema as configs
 
 
 @pytest.fixture

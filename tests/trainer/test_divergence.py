@@ -6,9 +6,9 @@ At a learning rate of 1e7 the gradient overflows in step 4; times 1e-30 the mode
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import order
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.reading import order
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.trainer import user_models
 from tests.trainer.run_files import (
     events_of,

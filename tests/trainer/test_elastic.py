@@ -8,9 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import order
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.reading import order
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.trainer.run_files import events_of, fingerprints, json_lines, measured, order_of, result_of, story_of
 
 BATCH, LAST_STEP = 16, 40  # of the finished run

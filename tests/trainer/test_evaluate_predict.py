@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.slow
 

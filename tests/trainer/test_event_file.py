@@ -9,10 +9,10 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
-from convoy.trainer.monitoring.writers import MetricWriters
-from convoy.trainer.run_directory import RunDirectory
-from convoy.trainer.tensorboard import summaries
-from convoy.trainer.tensorboard.event_file import EventFile, cut_back
+from convoy.trainer.callbacks.tensorboard import summaries
+from convoy.trainer.callbacks.tensorboard.event_file import EventFile, cut_back
+from convoy.trainer.callbacks.writers import MetricWriters
+from convoy.trainer.run.directory import RunDirectory
 from tests.small_disk import small_disk
 
 PERF = [f"perf/a_tag_about_as_long_as_the_longest_{k}" for k in range(12)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.trainer import user_models
 from tests.trainer.run_files import events_of, fingerprints, json_lines
 

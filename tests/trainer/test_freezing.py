@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer import config as configs
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.core.errors import UsageError
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.config import schema as configs
 from convoy.trainer.models import build_model
 from tests.trainer import user_models
 from tests.trainer.run_files import measured, result_of
@@ -114,8 +114,8 @@ def test_a_model_without_a_head_to_be_told_is_refused():
         def call(self, images):
             return self.dense(keras.ops.mean(images, (1, 2)))
 
-    from convoy.trainer.freezing import phases_of
     from convoy.trainer.models import BuiltModel
+    from convoy.trainer.step.freezing import phases_of
 
     own = Own()
     own.build((None, 8, 8, 3))

@@ -6,7 +6,7 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.small_disk import small_disk
 from tests.trainer import user_models
 from tests.trainer.run_files import json_lines

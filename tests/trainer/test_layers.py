@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer.layers import ByteDropout, FusedBatchNormalization, with_fast_layers
+from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization, with_fast_layers
 
 SHAPES = [(12, 7), (6, 5, 4, 3)]
 

@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from convoy.input_pipeline.augmentation.line import parse_line
-from convoy.trainer.tensorboard.media import train_batch
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.trainer.callbacks.media import train_batch
 
 
 def test_the_training_grid_shows_what_the_steps_operations_do():

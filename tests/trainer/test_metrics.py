@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer.metrics import CALIBRATION_BINS, batch_sums, image_count, summarize, sums_size
+from convoy.trainer.step.metrics import CALIBRATION_BINS, batch_sums, image_count, summarize, sums_size
 
 CLASSES = 9
 

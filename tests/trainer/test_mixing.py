@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer import metrics
-from convoy.trainer.mixing import Mixing, draw, mix
+from convoy.trainer.step import metrics
+from convoy.trainer.step.mixing import Mixing, draw, mix
 from tests.trainer.step_program import CLASSES, distribute, make_batch, make_step
 
 PLAIN = {"model": "plain", "global_batch_size": 8, "virtual_replicas": 2}

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError
 from convoy.trainer import models
-from convoy.trainer.layers import ByteDropout, FusedBatchNormalization
 from convoy.trainer.models import build_model
+from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES, SIZE = 42, 32
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer.optimizers import decays_weight, make_optimizer
+from convoy.core.errors import UsageError
+from convoy.trainer.step.optimizers import decays_weight, make_optimizer
 
 STEPS = 6
 RATE = 0.05

@@ -6,13 +6,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.layers import with_fast_layers
+from convoy.core.errors import DataError
 from convoy.trainer.models import build_model
 from convoy.trainer.models.head import split
 from convoy.trainer.models.pretrained import load_pretrained
-from convoy.trainer.optimizers import make_optimizer
-from convoy.trainer.state import TrainState
+from convoy.trainer.step.optimizers import make_optimizer
+from convoy.trainer.step.state import TrainState
+from convoy.trainer.tf_compat.layers import with_fast_layers
 
 SIZE = 16
 FORMATS = ["legacy.h5", "whole.h5", "new.weights.h5", "whole.keras"]

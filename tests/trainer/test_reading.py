@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.dataset import index_path, open_dataset
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import index_path, open_dataset
 from tests.trainer.run_files import events_of, order_of, result_of
 
 FLIPPED, NO_IMAGE = 17, 60

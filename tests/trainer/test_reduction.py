@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
+from convoy.trainer.step.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
 from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
 
 UP_TO = 24

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.trainer.models import build_model, resnet
 
 CLASSES = 7

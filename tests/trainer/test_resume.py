@@ -1,13 +1,13 @@
 import ml_collections
 import pytest
 
-from convoy.input_pipeline import records
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer import config as configs
-from convoy.trainer.description import dataset_identity
-from convoy.trainer.resume import check_same_run
-from convoy.trainer.run_directory import RunDirectory
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.trainer.config import schema as configs
+from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.description import dataset_identity
+from convoy.trainer.session.resume import check_same_run
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.trainer.monitoring.results import append_result, truncate_results
-from convoy.trainer.run_directory import RunDirectory, truncate_json_lines
+from convoy.core.errors import DataError, UsageError
+from convoy.trainer.evaluation.results import append_result, truncate_results
+from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
 
@@ -163,7 +163,7 @@ def test_training_into_a_folder_that_may_not_be_entered_names_it(convoy_started,
 
 class TestLock:
     def test_a_folder_in_which_another_process_trains_is_refused_or_waited_for(self, tmp_path):
-        code = "import sys; from convoy.trainer.run_directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.create()"
+        code = "import sys; from convoy.trainer.run.directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.create()"
         command = [
             sys.executable,
             "-c",

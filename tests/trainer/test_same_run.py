@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from convoy.input_pipeline import order
-from convoy.input_pipeline.dataset import open_dataset
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.reading import order
 from tests.trainer.run_files import measured, order_of, result_of
 
 STEPS, BATCH = 8, 16

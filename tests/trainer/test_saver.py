@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.checkpoints import CheckpointStore
-from convoy.trainer.saver import CheckpointSaver
-from convoy.trainer.state import model_sha256
+from convoy.core.errors import DataError
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.saver import CheckpointSaver
+from convoy.trainer.step.state import model_sha256
 
 
 class SlowStore(CheckpointStore):

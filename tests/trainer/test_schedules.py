@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from convoy.trainer.schedules import SCALINGS, SCHEDULES, learning_rate, scaled_peak
+from convoy.trainer.config.schedules import SCALINGS, SCHEDULES, learning_rate, scaled_peak
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -17,8 +17,8 @@ import pytest
 import tensorflow as tf
 
 from convoy.launch.ports import reserved_ports
-from convoy.trainer import metrics
-from convoy.trainer.step import cross_entropy
+from convoy.trainer.step import metrics
+from convoy.trainer.step.step import cross_entropy
 from tests.trainer.step_program import (
     CLASSES,
     OPERATIONS,

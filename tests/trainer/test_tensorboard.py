@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.config import load_recipe
 from tests.browser import Browser, missing_browser
 from tests.trainer.run_files import events_of, json_lines

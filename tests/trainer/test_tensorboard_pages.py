@@ -8,10 +8,10 @@ import pytest
 from tensorboard.plugins.graph import keras_util
 from tensorboard.util.tensor_util import make_ndarray
 
-from convoy.trainer.cluster.peers import Peers
-from convoy.trainer.tensorboard import pictures, summaries
-from convoy.trainer.tensorboard.judgements import MISTAKES, Judgements
-from convoy.trainer.tensorboard.model_graph import layers_of
+from convoy.trainer.callbacks.tensorboard import pictures, summaries
+from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
+from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.evaluation.counts import MISTAKES, Judgements
 
 CLASSES, IMAGES = 7, 200
 ODD_NAMES = (

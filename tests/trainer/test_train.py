@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from convoy.trainer.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.trainer.run_files import (
     fingerprints,
     json_lines,

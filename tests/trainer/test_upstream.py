@@ -19,8 +19,8 @@ import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.layers import ByteDropout
-from convoy.trainer.upstream import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
+from convoy.trainer.tf_compat.internals import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
+from convoy.trainer.tf_compat.layers import ByteDropout
 from tests.trainer.step_program import make_batch, make_step
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from convoy.trainer.upstream import cpu_devices_of_a_worker, set_heartbeat
+from convoy.trainer.tf_compat.internals import cpu_devices_of_a_worker, set_heartbeat
 
 
 def per_device(strategy: tf.distribute.Strategy, value) -> list[np.ndarray]:

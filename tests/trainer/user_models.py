@@ -87,7 +87,7 @@ def with_own_layer(num_classes: int, image_size: int) -> keras.Model:
 
 def hanging(num_classes: int, image_size: int) -> keras.Model:
     if json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index") == HANGING_WORKER:
-        from convoy.input_pipeline import records
+        from convoy.input_pipeline.dataset import records
 
         read, reads = records.checked_payloads, []
 

@@ -1,1 +1,1 @@
-"""The workers of a run: which there are, who is gone or stuck, and what all of them agree on."""
+"""The workers of a run: strategy, rendezvous, liveness, stop requests."""

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import Peers
+from convoy.core.cluster import Cluster
+from convoy.core.errors import UsageError
+from convoy.trainer.cluster.worker_group import Peers
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _REQUEST_BYTES, _ADDRESS_AT = 256, 20  # struct ifreq: the name, then a sockaddr_in whose address is at this byte

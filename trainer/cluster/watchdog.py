@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from convoy.trainer.cluster.peers import RETRYABLE, Peers
+from convoy.trainer.cluster.worker_group import RETRYABLE, Peers
 
 _POLL_SECONDS = 0.5
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convoy.trainer.devices import Devices
+from convoy.core.devices import Devices
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30

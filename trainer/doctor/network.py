@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import Peers
+from convoy.core.cluster import Cluster
+from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.doctor.findings import Finding, failed, ok, warning
 
 _QUESTION = b"convoy doctor\n"

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convoy.input_pipeline.dataset import Dataset
-from convoy.input_pipeline.errors import ConvoyError, DataError
-from convoy.input_pipeline.storage import is_remote
+from convoy.core.errors import ConvoyError, DataError
+from convoy.input_pipeline.dataset.open import Dataset
+from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
-from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.run.directory import RunDirectory
 
 _WRITTEN_BYTES = 8 * 2**20
 _READ_BYTES, _READ_SECONDS = 32 * 2**20, 2.0

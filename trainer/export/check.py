@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from convoy.input_pipeline.crop import Crop, decode, resize
-from convoy.input_pipeline.dataset import Dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.examples import from_bytes, read_features
-from convoy.input_pipeline.reader import Reader
-from convoy.trainer.classifier import RunClassifier
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset.examples import from_bytes, read_features
+from convoy.input_pipeline.dataset.open import Dataset
+from convoy.input_pipeline.reading.decode import Crop, decode, resize
+from convoy.input_pipeline.reading.reader import Reader
+from convoy.trainer.evaluation.classifier import RunClassifier
 from convoy.trainer.export import loaders
-from convoy.trainer.restore import TrainedRun
+from convoy.trainer.session.restore import TrainedRun
 
 NUM_SAMPLES = 64
 TOLERANCE = 1e-4  # of a probability

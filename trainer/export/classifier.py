@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import DataError, UsageError, did_you_mean
-from convoy.input_pipeline.processes import usable_cores
+from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.processes import usable_cores
 from convoy.trainer.export.folder import contents_of, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
 
@@ -20,7 +20,7 @@ _BATCH_SIZE = 64
 
 
 class ExportClassifier:
-    """An exported model; a `convoy.trainer.classifier.Classifier`."""
+    """An exported model; a `convoy.trainer.evaluation.classifier.Classifier`."""
 
     def __init__(self, description: dict[str, Any], classify: Classify):
         """Takes what `read_description` and `load` return."""

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from convoy.input_pipeline.errors import ConvoyError, DataError
-from convoy.trainer.description import versions
-from convoy.trainer.devices import Devices
-from convoy.trainer.evaluation import open_dataset_of
+from convoy.core.devices import Devices
+from convoy.core.errors import ConvoyError, DataError
+from convoy.trainer.evaluation.evaluator import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, evaluated
 from convoy.trainer.export.folder import contents_of, describe, export_folder
 from convoy.trainer.export.formats import LABELS, Deployable, deployable, write
 from convoy.trainer.export.loaders import FILES
-from convoy.trainer.restore import TrainedRun, open_run
+from convoy.trainer.session.description import versions
+from convoy.trainer.session.restore import TrainedRun, open_run
 
 _CPU = Devices("cpu")
 

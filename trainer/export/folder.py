@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convoy.input_pipeline.errors import DataError, UsageError
-from convoy.input_pipeline.files import locked, sha256_of, write_whole
+from convoy.core.errors import DataError, UsageError
+from convoy.core.files import locked, sha256_of, write_whole
 
 _DESCRIPTION = "export.json"
 _FORMAT_VERSION = 1

@@ -26,10 +26,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from convoy.input_pipeline.crop import CROP_DRAWS, Crop, decode_and_crop, resize
-from convoy.input_pipeline.quiet_tensorflow import stderr_set_aside
-from convoy.trainer.layers import with_keras_layers
-from convoy.trainer.restore import TrainedRun
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop, resize
+from convoy.input_pipeline.tf_startup import stderr_set_aside
+from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.tf_compat.layers import with_keras_layers
 
 LABELS = "labels.txt"
 

@@ -15,8 +15,8 @@ import threading
 import time
 from typing import Any
 
-from convoy.input_pipeline.errors import ConvoyError
-from convoy.input_pipeline.memory import peak_memory, resident_memory
+from convoy.core.errors import ConvoyError
+from convoy.core.memory import peak_memory, resident_memory
 
 MARK = "batch_size_trial "
 TOO_LARGE = 86
@@ -31,7 +31,7 @@ def main() -> int:
     """Tries the size that the command line names; returns the exit code."""
     options = json.loads(sys.argv[1])
     threading.Thread(target=_watch, args=(options["parent"], options["memory_limit"]), daemon=True).start()
-    from convoy.input_pipeline.quiet_tensorflow import start_tensorflow
+    from convoy.input_pipeline.tf_startup import start_tensorflow
 
     start_tensorflow()
     try:
@@ -59,7 +59,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def _try(options: dict[str, Any]) -> None:
     import ml_collections
 
-    from convoy.trainer.devices import parse_devices, peak_gpu_memory, runs_on_gpu
+    from convoy.core.devices import parse_devices
+    from convoy.trainer.cluster.strategy import peak_gpu_memory, runs_on_gpu
     from convoy.trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])

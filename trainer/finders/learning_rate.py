@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import ml_collections
 import numpy as np
 
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.files import write_whole, written_whole
-from convoy.trainer.devices import Devices
+from convoy.core.devices import Devices
+from convoy.core.errors import DataError
+from convoy.core.files import write_whole, written_whole
 from convoy.trainer.finders.trial import STEPS, prepare_trial
-from convoy.trainer.metrics import summarize
-from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.step.metrics import summarize
 
 # The lowest and the highest rate of a step: for each optimizer from where it hardly moves to where it cannot stay.
 _RANGES = {"adam": (1e-6, 1.0), "adamw": (1e-6, 1.0), "lamb": (1e-5, 10.0), "sgd": (1e-5, 10.0), "lars": (1e-2, 1e3)}

@@ -3,7 +3,7 @@
     built = build_model("seed42", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
 
-Models are written in Keras' own layers, then rebuilt with the fast ones of `convoy.trainer.layers`. Their layers are named
+Models are written in Keras' own layers, then rebuilt with the fast ones of `convoy.trainer.tf_compat.layers`. Their layers are named
 explicitly, because checkpoints are keyed by the paths of variables.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
-from convoy.trainer.layers import with_fast_layers
+from convoy.core.errors import UsageError, did_you_mean
 from convoy.trainer.models.applications import application
 from convoy.trainer.models.built_in import convnet, seed42
 from convoy.trainer.models.from_file import model_from_file
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
+from convoy.trainer.tf_compat.layers import with_fast_layers
 
 _BUILT_IN = {"seed42": seed42, "convnet": convnet, "resnet": resnet}
 _APPLICATIONS = "keras_applications:"

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 
 def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from convoy.input_pipeline.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean
 
 
 def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model:

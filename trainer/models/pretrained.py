@@ -16,9 +16,9 @@ import h5py
 import keras
 import numpy as np
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.layers import all_layers
+from convoy.core.errors import DataError
 from convoy.trainer.models.head import split
+from convoy.trainer.tf_compat.layers import all_layers
 
 # EfficientNet's published weights are for pixels divided by the square root of ImageNet's deviation once more. Keras
 # adds a layer for that, but only where it downloads them itself (tensorflow#49930); here it goes into the variance.

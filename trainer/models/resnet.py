@@ -16,7 +16,7 @@
 import keras
 from keras import layers
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 
 # Depth: blocks of each of the four stages. Two convolutions a basic block, three a bottleneck, and two layers more.
 _BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}

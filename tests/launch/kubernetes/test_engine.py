@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from convoy.cli import main
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.kubernetes.request import Request, checked
 
 FLAGS = ("--replicas=2", "--image=registry/convoy:1", "--pvc=team", "--mount=/team")

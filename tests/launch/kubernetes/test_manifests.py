@@ -11,10 +11,10 @@ import yaml
 from kubeflow.training import ApiClient
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+from convoy.core.cluster import find_cluster
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
-from convoy.trainer.cluster.discovery import find_cluster
 
 KUBERNETES = "1.31"  # the first in which a Job's podFailurePolicy is stable
 COMMAND = ("train", "--data=/team/data", "--workdir=/team/run")

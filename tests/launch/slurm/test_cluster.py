@@ -178,7 +178,7 @@ def test_ctrl_c_ends_only_the_following_and_scancel_the_job(slurm, convoy_starte
 @pytest.mark.slow
 def test_ranks_of_a_step_find_the_hosts_that_they_run_on(slurm):
     find = (
-        "import os, socket; from convoy.trainer.cluster.discovery import find_cluster; cluster = find_cluster(os.environ); "
+        "import os, socket; from convoy.core.cluster import find_cluster; cluster = find_cluster(os.environ); "
         "print(cluster.index, socket.gethostname(), *cluster.addresses)"
     )
     program = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-c", find]

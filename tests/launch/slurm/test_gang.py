@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from convoy.launch.gang import Ended
+from convoy.launch.processes import Ended
 from convoy.launch.run_files import RunFiles
-from convoy.launch.slurm import gang
+from convoy.launch.slurm import step_workers as gang
 
 
 @pytest.fixture

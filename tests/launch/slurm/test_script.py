@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.slurm.client import parsed_job
 from convoy.launch.slurm.script import JobOptions, job_script
 from convoy.launch.slurm.step import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.ssh.choice import chosen_hosts
 from convoy.launch.ssh.hosts import Host, parse_hosts, read_hosts
 from convoy.launch.ssh.refusals import Remote, problem_of

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.errors import ConvoyError, DataError, UsageError
+from convoy.core.cluster import Cluster
+from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.checkpoints import CheckpointStore
-from convoy.trainer.cluster import agreement
-from convoy.trainer.cluster.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.session import agreement
+from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 
 WORKERS = 3
 DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from convoy.input_pipeline.errors import UsageError
-from convoy.trainer.cluster.discovery import HOSTS_VARIABLE, find_cluster
+from convoy.core.cluster import HOSTS_VARIABLE, find_cluster
+from convoy.core.errors import UsageError
 
 HOSTS = ["a:2222", "b:2223", "c:2224"]
 

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from convoy.input_pipeline.errors import UsageError
+from convoy.core.cluster import Cluster
+from convoy.core.errors import UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import interface as interfaces
-from convoy.trainer.cluster.discovery import Cluster
 from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_addresses
-from convoy.trainer.cluster.peers import Peers, loopback_note
+from convoy.trainer.cluster.worker_group import Peers, loopback_note
 
 HAS = [Interface("lo", "127.0.0.1"), Interface("eth0", "192.168.4.7"), Interface("ib0", "10.1.3.7")]
 

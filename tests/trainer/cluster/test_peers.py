@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from convoy.core.cluster import Cluster
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.cluster import peers as peers_module
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import RETRYABLE, TRAINING, PeerLostError, Peers
+from convoy.trainer.cluster import worker_group as peers_module
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
+from convoy.trainer.cluster.worker_group import RETRYABLE, TRAINING, PeerLostError, Peers
 
 ROOT = Path(__file__).resolve().parents[3]
 # A worker that says what it does until it is ended: rank and addresses are its arguments.
 _WORKER = """
 import sys, time
 from convoy.trainer.cluster import peers
-from convoy.trainer.cluster.discovery import Cluster
+from convoy.core.cluster import Cluster
 peers._TICK_SECONDS = 0.02
 rank, *addresses = sys.argv[1:]
 jobs = tuple(("worker", number) for number in range(len(addresses)))

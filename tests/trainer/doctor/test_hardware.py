@@ -2,7 +2,7 @@
 
 import pytest
 
-from convoy.trainer.devices import parse_devices
+from convoy.core.devices import parse_devices
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
 from convoy.trainer.doctor.hardware import (
     Driver,

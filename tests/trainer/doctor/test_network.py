@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
+from convoy.core.cluster import Cluster
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import Peers
+from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.doctor import network
 from convoy.trainer.doctor.findings import FAILED, OK, WARNING
 from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach

@@ -2,9 +2,9 @@
 
 import pytest
 
-from convoy.trainer import config as configs
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.cluster.peers import Peers
+from convoy.core.cluster import Cluster
+from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.config import schema as configs
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED
 from convoy.trainer.doctor.plan import check_plan
 

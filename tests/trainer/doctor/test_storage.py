@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convoy.input_pipeline.dataset import open_dataset
-from convoy.input_pipeline.errors import DataError
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.doctor import storage
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
 

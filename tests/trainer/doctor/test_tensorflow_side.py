@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from convoy.core.cluster import Cluster
+from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
-from convoy.trainer import config as configs
-from convoy.trainer.cluster.discovery import Cluster
-from convoy.trainer.devices import parse_devices
-from convoy.trainer.doctor.tensorflow_side import NoAnswerError, Setup, TensorFlowSide, _auto
+from convoy.trainer.config import schema as configs
+from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TensorFlowSide, _auto
 
 NOTHING = Setup(
     config=None, data="", workdir="", devices=parse_devices("cpu:1"), strategy_name="auto", heartbeat_seconds=30

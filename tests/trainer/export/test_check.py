@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.input_pipeline.crop import Crop
-from convoy.input_pipeline.dataset import Dataset
-from convoy.input_pipeline.errors import DataError
-from convoy.input_pipeline.reader import Reader, Slices
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset.open import Dataset
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Reader, Slices
 from convoy.trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
 from convoy.trainer.export.formats import Deployable
 from tests.input_pipeline.datasets import write_split

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from convoy.input_pipeline.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError
 from convoy.trainer.export.folder import describe, export_folder, read_description
 
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from convoy.trainer.export.formats import Deployable
 from convoy.trainer.export.loaders import FILES, load
-from convoy.trainer.layers import with_fast_layers, with_keras_layers
 from convoy.trainer.models import build_model
+from convoy.trainer.tf_compat.layers import with_fast_layers, with_keras_layers
 from tests.trainer.export.written import NAMES, SIZE, written
 from tests.trainer.user_models import small
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.config import default_config, resolve
-from convoy.trainer.monitoring.advice import Advice
 
 NAMES = ("cups", "jugs", "pots")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from convoy.trainer.monitoring.chronometer import Chronometer
+from convoy.trainer.callbacks.step_timer import Chronometer
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pty
 import pytest
 from rich.console import Console
 
-from convoy.trainer.monitoring.console import TrainingConsole
+from convoy.trainer.callbacks.console import TrainingConsole
 
 LINE = {
     "quality/loss": 2.5,

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from convoy.input_pipeline.processes import usable_cores
-from convoy.trainer.cluster.peers import Peers
+from convoy.core.processes import usable_cores
+from convoy.trainer.callbacks.bottleneck import Limits
+from convoy.trainer.callbacks.step_timer import Window
+from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.config import default_config, resolve
-from convoy.trainer.monitoring.chronometer import Window
-from convoy.trainer.monitoring.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_long_reduction_is_named_with_its_megabytes(limits_of):
 
 
 def test_the_work_of_an_image_is_that_of_the_steps_that_were_timed(limits_of, monkeypatch):
-    monkeypatch.setattr("convoy.trainer.monitoring.limits.training_flops", lambda model, shape: 1e9 * shape[1])
+    monkeypatch.setattr("convoy.trainer.callbacks.bottleneck.training_flops", lambda model, shape: 1e9 * shape[1])
     limits = limits_of(steps=40, progressive={"sizes": (16,), "ends": (0.25,)})
     for step, gflops in ((10, 16), (20, (16 + 8) / 2), (40, 8)):
         limits._runtime.state.step = step

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from convoy.trainer.monitoring.profiler import StepProfiler
+from convoy.trainer.callbacks.profiler import StepProfiler
 from tests.trainer.run_files import result_of
 
 FLAGS = ("train", "--config=smoke", "--config.steps=6", "--config.eval_every_steps=6")

@@ -7,9 +7,9 @@ import numpy as np
 
 from convoy.configs.smoke import get_config
 from convoy.trainer.config import to_json
-from convoy.trainer.report import predictions
-from convoy.trainer.report.predictions import Evaluation
-from convoy.trainer.run_directory import RunDirectory
+from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation.predictions import Evaluation
+from convoy.trainer.run.directory import RunDirectory
 
 CLASSES = ("bag", "mug", "shoe", "sock")
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from convoy.trainer.report import analysis
-from convoy.trainer.report.predictions import Predictions
+from convoy.trainer.evaluation.predictions import Predictions
+from convoy.trainer.evaluation.report import analysis
 from tests.trainer.report.made_runs import drawn_predictions
 
 

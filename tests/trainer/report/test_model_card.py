@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from convoy.trainer.report.page import write_report
+from convoy.trainer.evaluation.report.page import write_report
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
 
 NASTY = ("<script>alert(1)</script>", "a | b", "[x](http://x)", "`code` *bold* _it_", "# heading\n# another", "~~$x$~~")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.report.history import read_history
-from convoy.trainer.report.matrix import matrix_plot
-from convoy.trainer.report.page import write_report
-from convoy.trainer.report.predictions import Predictions
-from convoy.trainer.run_directory import RunDirectory
+from convoy.core.errors import DataError
+from convoy.trainer.evaluation.predictions import Predictions
+from convoy.trainer.evaluation.report.history import read_history
+from convoy.trainer.evaluation.report.matrix import matrix_plot
+from convoy.trainer.evaluation.report.page import write_report
+from convoy.trainer.run.directory import RunDirectory
 from tests.pages import Page
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
 from tests.trainer.run_files import fingerprints

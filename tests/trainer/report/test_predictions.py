@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.errors import DataError
-from convoy.trainer.report import predictions
+from convoy.core.errors import DataError
+from convoy.trainer.evaluation import predictions
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
 
 NASTY = (

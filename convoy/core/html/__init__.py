@@ -1,0 +1,1 @@
+"""HTML pages: the template engine, the shared style and the thumbnail macro."""

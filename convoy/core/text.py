@@ -1,0 +1,46 @@
+"""Numbers as text: shares, sizes, counts, durations."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar: what it stands for, how many, and its length in percent of the longest."""
+
+    label: str
+    count: int
+    length: float
+
+
+def bars(labels: Iterable[str], counts: Sequence[int]) -> list[Bar]:
+    """Returns a bar for each label."""
+    most = max([1, *counts])
+    return [
+        Bar(label, int(count), round(100 * int(count) / most, 1)) for label, count in zip(labels, counts, strict=True)
+    ]
+
+
+def percent(part: int, whole: int) -> str:
+    """Returns a share in words: `12 %`, `0.4 %`, `<0.1 %`."""
+    share = 100 * part / whole if whole else 0.0
+    if 0 < share < 0.1:
+        return "<0.1 %"
+    return f"{share:.1f} %" if 0 < share < 10 or 99 < share < 100 else f"{share:.0f} %"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """Returns a number from 0 to 1 in words: `71.4 %`; `-` where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def megabytes(size: int) -> str:
+    """Returns bytes in words: `3.4 MB`."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
+
+
+def counted(number: int, thing: str, plural: str = "") -> str:
+    """Returns a number and its noun: `1 image`, `1,200 images`."""
+    return f"{number:,} {thing if number == 1 else plural or thing + 's'}"

@@ -1,0 +1,1 @@
+"""Augmentation: the pipeline string, its operations, and where each of them runs."""

@@ -1,0 +1,114 @@
+"""From a line's operations and each image's random numbers to augmented images: the host's half and the device's.
+
+images = on_host(images, randomness, line.host)           # uint8, in the reader
+pixels = on_device(images, randomness, line.device)       # float32, inside the step
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from convoy.input_pipeline.augment import operations, policies
+from convoy.input_pipeline.augment.operations import to_bytes
+from convoy.input_pipeline.augment.pipeline import Operation
+
+
+def on_host(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
+    """Returns images as the reader hands them on.
+
+    Args:
+      images: [n, height, width, 3] uint8.
+      randomness: [n, draws] float32 in [0, 1).
+      steps: what to do, in order.
+
+    Returns:
+      As `images`.
+    """
+    result = _applied(images, randomness, steps)
+    return result if result.dtype == tf.uint8 else to_bytes(result)
+
+
+def on_device(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
+    """As `on_host`, but returns [n, height, width, 3] float32 in [0, 255]; of operations that can run on a device."""
+    result = _applied(images, randomness, steps)
+    return tf.cast(result, tf.float32) if result.dtype == tf.uint8 else tf.clip_by_value(result, 0.0, 255.0)
+
+
+def _applied(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
+    for step in steps:
+        dtype, function = _KERNELS[step.name]
+        if dtype == tf.uint8 and images.dtype != tf.uint8:
+            images = to_bytes(images)
+        elif dtype == tf.float32:
+            images = tf.cast(images, tf.float32)
+        draws = randomness[:, step.first_draw : step.first_draw + step.draws]
+        images = function(images, draws, *step.values)
+    return images
+
+
+def _signed(draws: tf.Tensor, number: int = 0) -> tf.Tensor:
+    """Returns a random number of each image, [n], as one in [-1, 1)."""
+    return 2.0 * draws[:, number] - 1.0
+
+
+def _translate(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
+    sides = tf.cast(tf.shape(images)[1:3], tf.float32)
+    down, right = (tf.round(share * sides[k] * _signed(draws, 1 - k)) for k in (0, 1))
+    return operations.geometry(images, move_x=right, move_y=down)
+
+
+def _shear(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
+    height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
+    x, y = share * _signed(draws, 0), share * _signed(draws, 1)
+    # The centre stays where it is.
+    return operations.geometry(images, shear_x=x, shear_y=y, move_x=x * height / 2.0, move_y=y * width / 2.0)
+
+
+def _where(images: tf.Tensor, draws: tf.Tensor, probability: float, changed: tf.Tensor) -> tf.Tensor:
+    return tf.where((draws[:, 0] < probability)[:, tf.newaxis, tf.newaxis, tf.newaxis], changed, images)
+
+
+def _rand(images: tf.Tensor, draws: tf.Tensor, number: float, magnitude: float) -> tf.Tensor:
+    space = policies.narrow_space(images.shape[1])
+    for k in range(int(number)):
+        images = policies.sampled(space, images, draws[:, 2 * k : 2 * k + 2], strength=int(magnitude))
+    return images
+
+
+def _erase(images: tf.Tensor, draws: tf.Tensor, probability: float, area: tuple[float, float]) -> tf.Tensor:
+    chosen, size, *place = tf.unstack(draws, num=5, axis=1)
+    return operations.erase(images, chosen < probability, area[0] + (area[1] - area[0]) * size, *place)
+
+
+class _Kernel(NamedTuple):
+    """An operation of a line: the dtype that it wants, None for any; images, [n, draws] and its values to images."""
+
+    dtype: tf.DType | None
+    function: Callable[..., tf.Tensor]
+
+
+_KERNELS = {
+    "flip": _Kernel(None, lambda x, draws, p: operations.flip(x, draws[:, 0] < p)),
+    "translate": _Kernel(tf.uint8, _translate),
+    "rotate": _Kernel(tf.uint8, lambda x, draws, most: operations.geometry(x, degrees=most * _signed(draws))),
+    "shear": _Kernel(tf.uint8, _shear),
+    "brightness": _Kernel(tf.float32, lambda x, draws, most: operations.add_brightness(x, most * _signed(draws))),
+    "contrast": _Kernel(tf.float32, lambda x, draws, most: operations.contrast(x, 1.0 + most * _signed(draws))),
+    "saturation": _Kernel(tf.float32, lambda x, draws, most: operations.saturation(x, 1.0 + most * _signed(draws))),
+    "hue": _Kernel(tf.float32, lambda x, draws, most: operations.hue(x, most * _signed(draws))),
+    "posterize": _Kernel(
+        tf.uint8,
+        lambda x, draws, bits, p: _where(x, draws, p, operations.posterize(x, tf.fill(tf.shape(x)[:1], int(bits)))),
+    ),
+    "solarize": _Kernel(
+        tf.uint8,
+        lambda x, draws, least, p: _where(x, draws, p, operations.solarize(x, tf.fill(tf.shape(x)[:1], least))),
+    ),
+    "sharpness": _Kernel(tf.float32, lambda x, draws, most: operations.sharpness(x, 1.0 + most * _signed(draws))),
+    "equalize": _Kernel(tf.uint8, lambda x, draws, p: _where(x, draws, p, operations.equalize(x))),
+    "autocontrast": _Kernel(tf.uint8, lambda x, draws, p: _where(x, draws, p, operations.autocontrast(x))),
+    "trivial": _Kernel(tf.uint8, lambda x, draws: policies.sampled(policies.wide_space(), x, draws)),
+    "rand": _Kernel(tf.uint8, _rand),
+    "erase": _Kernel(None, _erase),
+}

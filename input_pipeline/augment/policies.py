@@ -1,0 +1,136 @@
+"""Policies that sample operations: each image gets one of its own, and only what was sampled is computed.
+
+    images = sampled(wide_space(), images, draws)             # TrivialAugment
+    images = sampled(narrow_space(64), images, draws, strength=9)
+
+Images that sampled the same operation are computed together: what TensorFlow takes to run an operation at all is paid
+once a batch, not once an image.
+
+The wide space is that of TrivialAugment (Mueller and Hutter 2021), the narrow one that of RandAugment (Cubuk et al.
+2020), with the ranges, bins and formulas of torchvision's `TrivialAugmentWide` and `RandAugment`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from convoy.input_pipeline.augment import operations
+from convoy.input_pipeline.augment.operations import to_bytes
+
+STRENGTHS = 31  # from 0 to 30
+
+# What can be sampled beside geometry: from bytes and a strength an image to bytes.
+_FUNCTIONS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "identity": lambda images, strength: images,
+    "brightness": lambda images, strength: _enhanced(operations.brightness, images, strength),
+    "saturation": lambda images, strength: _enhanced(operations.saturation, images, strength),
+    "contrast": lambda images, strength: _enhanced(operations.contrast, images, strength),
+    "sharpness": lambda images, strength: _enhanced(operations.sharpness, images, strength),
+    "posterize": lambda images, bits: operations.posterize(images, tf.cast(bits, tf.int32)),
+    "solarize": operations.solarize,
+    "autocontrast": lambda images, strength: operations.autocontrast(images),
+    "equalize": lambda images, strength: operations.equalize(images),
+}
+_GEOMETRY = ("shear_x", "shear_y", "move_x", "move_y", "degrees")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a policy chooses from.
+
+    Attributes:
+      names: of the operations: those of `operations.geometry`, and of `_FUNCTIONS`.
+      strengths: [operations, STRENGTHS] float32, in each operation's own unit.
+      is_signed: [operations] bool, whether every second image gets the negative strength.
+    """
+
+    names: tuple[str, ...]
+    strengths: np.ndarray
+    is_signed: np.ndarray
+
+
+def wide_space() -> Space:
+    """Returns TrivialAugment's space."""
+    return _space(shear=0.99, pixels=32.0, degrees=135.0, enhancement=0.99, lost_bits=6)
+
+
+def narrow_space(image_size: int) -> Space:
+    """Returns RandAugment's space for square images of so many pixels a side."""
+    return _space(shear=0.3, pixels=150.0 / 331.0 * image_size, degrees=30.0, enhancement=0.9, lost_bits=4)
+
+
+def _space(*, shear: float, pixels: float, degrees: float, enhancement: float, lost_bits: int) -> Space:
+    def up_to(largest: float) -> np.ndarray:
+        return np.linspace(0.0, largest, STRENGTHS)
+
+    none, moved = np.zeros(STRENGTHS), np.trunc(up_to(pixels))
+    bits = 8 - np.round(np.arange(STRENGTHS) / ((STRENGTHS - 1) / lost_bits))
+    rows = {
+        "identity": (none, False),
+        "shear_x": (up_to(shear), True),
+        "shear_y": (up_to(shear), True),
+        "move_x": (moved, True),
+        "move_y": (moved, True),
+        "degrees": (up_to(degrees), True),
+        "brightness": (up_to(enhancement), True),
+        "saturation": (up_to(enhancement), True),
+        "contrast": (up_to(enhancement), True),
+        "sharpness": (up_to(enhancement), True),
+        "posterize": (bits, False),
+        "solarize": (255.0 - up_to(255.0), False),
+        "autocontrast": (none, False),
+        "equalize": (none, False),
+    }
+    strengths, is_signed = zip(*rows.values(), strict=True)
+    return Space(tuple(rows), np.stack(strengths).astype(np.float32), np.array(is_signed))
+
+
+def sampled(space: Space, images: tf.Tensor, draws: tf.Tensor, *, strength: int | None = None) -> tf.Tensor:
+    """Returns images with one operation of a space done to each.
+
+    Args:
+      space: what to choose from.
+      images: [n, height, width, 3] uint8.
+      draws: [n, 3] float32 in [0, 1): they choose operation, sign and strength; [n, 2] where a strength is given.
+      strength: of all images, in [0, STRENGTHS).
+    """
+    choice = tf.cast(draws[:, 0] * len(space.names), tf.int32)
+    if strength is None:
+        number = tf.cast(draws[:, 2] * STRENGTHS, tf.int32)
+    else:
+        number = tf.fill(tf.shape(choice), strength)
+    amount = tf.gather_nd(tf.constant(space.strengths), tf.stack([choice, number], 1))
+    is_negative = tf.gather(tf.constant(space.is_signed), choice) & (draws[:, 1] < 0.5)
+    return apply_chosen(space.names, images, choice, tf.where(is_negative, -amount, amount))
+
+
+def apply_chosen(names: tuple[str, ...], images: tf.Tensor, choice: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
+    """Returns images with an operation done to each.
+
+    Args:
+      names: of the operations.
+      images: [n, height, width, 3] uint8.
+      choice: [n] int32, which of the names.
+      amount: [n] float32, in the operation's unit.
+    """
+    groups = ("geometry", *(name for name in names if name not in _GEOMETRY))
+    group_of = tf.constant([groups.index(name) if name in groups else 0 for name in names])
+    members = tf.dynamic_partition(tf.range(tf.size(choice)), tf.gather(group_of, choice), len(groups))
+    results = []
+    for group, indices in zip(groups, members, strict=True):
+        of_group, amounts = tf.gather(images, indices), tf.gather(amount, indices)
+        if group == "geometry":
+            chosen = tf.gather(choice, indices)
+            moves = {name: tf.where(chosen == names.index(name), amounts, 0.0) for name in _GEOMETRY}
+            results.append(operations.geometry(of_group, **moves))
+        else:
+            results.append(_FUNCTIONS[group](of_group, amounts))
+    return tf.ensure_shape(tf.dynamic_stitch(members, results), images.shape)
+
+
+def _enhanced(
+    enhance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], images: tf.Tensor, strength: tf.Tensor
+) -> tf.Tensor:
+    return to_bytes(enhance(tf.cast(images, tf.float32), 1.0 + strength))

@@ -1,0 +1,1 @@
+"""Conversion of images to TFRecord shards: plan, write, publish all or nothing."""

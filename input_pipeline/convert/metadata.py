@@ -1,0 +1,160 @@
+"""The files of a dataset directory that describe its shards: manifest, index, and what TFDS reads.
+
+TFDS opens a directory by dataset_info.json (splits and shards), features.json (what a record holds) and a file of
+label names; they are plain JSON and text, written here without importing it. The features are nested as
+`image -> {encoded, class -> {label, text}, ...}`, which TFDS flattens to the records' keys `image/encoded`,
+`image/class/label` and so on.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convoy.core.files import write_whole
+from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+
+VERSION = "1.0.0"
+# What images-SPLIT.npz tells of each image, in the order of the records: its size in pixels as it is stored, its source
+# file's bytes and `plan.content_hash`, its `perceptual_hash`, and whether it was encoded anew.
+IMAGE_TYPES = {
+    "width": np.uint32,
+    "height": np.uint32,
+    "source_bytes": np.int64,
+    "content": np.uint64,
+    "perceptual": np.uint64,
+    "changed": np.bool_,
+}
+# TFDS names the file by the features' nesting; readers of flat records look for it by the record's key.
+LABEL_FILES = ("image.class.label.labels.txt", "image-class-label.labels.txt")
+_FEATURES = "tensorflow_datasets.core.features"
+
+
+def dataset_name(text: str) -> str:
+    """Returns `text` as a name that TFDS accepts: lower case, digits and underscores, a letter first."""
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
+
+
+def shard_name(name: str, split: str, number: int, shards: int) -> str:
+    """Returns the file name of a split's shard, `number` from 0."""
+    return f"{name}-{split}.tfrecord-{number:05d}-of-{shards:05d}"
+
+
+def class_weights(counts: Sequence[int]) -> list[float]:
+    """Returns inverse-frequency weights a class, whose mean over the images is 1; 0 for a class without images."""
+    present = sum(1 for count in counts if count)
+    return [sum(counts) / (present * count) if count else 0.0 for count in counts]
+
+
+def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the manifest of a dataset without splits; `settings` are those that all its splits share."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "settings": dict(settings),
+        "class_names": list(class_names),
+        "splits": {},
+    }
+
+
+def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes index-SPLIT.npz, the same bytes for the same arrays."""
+    _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
+
+
+def images_path(directory: Path, split: str) -> Path:
+    """Returns where the facts of a split's images lie."""
+    return directory / f"images-{split}.npz"
+
+
+def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes images-SPLIT.npz, the same bytes for the same arrays."""
+    _write_arrays(images_path(directory, split), arrays, IMAGE_TYPES)
+
+
+def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
+    """Returns what images-SPLIT.npz holds; nothing where there is none, or no whole one."""
+    try:
+        with np.load(images_path(directory, split), allow_pickle=False) as file:
+            columns = {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
+    except Exception:  # damaged bytes make zipfile and numpy raise anything
+        return {}
+    return columns if len({column.shape for column in columns.values()}) == 1 else {}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(arrays[name], dtype) for name, dtype in types.items()})
+    write_whole(path, buffer.getvalue())
+
+
+def write_descriptions(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes what TFDS reads, then manifest.json, each in one step: whoever sees the manifest sees the rest."""
+    labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
+    for file in LABEL_FILES:
+        write_whole(directory / file, labels)
+    write_whole(directory / "features.json", _json(_features(manifest)))
+    write_whole(directory / "dataset_info.json", _json(_dataset_info(manifest)))
+    write_whole(directory / MANIFEST, _json(manifest))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _dataset_info(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    # 64-bit integers are strings in the JSON form of protocol buffers.
+    splits = [
+        {
+            "name": name,
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "shardLengths": [str(shard["images"]) for shard in split["shards"]],
+            "numBytes": str(sum(shard["bytes"] for shard in split["shards"])),
+        }
+        for name, split in sorted(manifest["splits"].items())
+    ]
+    return {
+        "name": manifest["name"],
+        "version": VERSION,
+        "description": f"Images of {len(manifest['class_names'])} classes, converted by Convoy.",
+        "fileFormat": "tfrecord",
+        "splits": splits,
+    }
+
+
+def _features(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    integer = _feature("scalar.Scalar", tensor={"shape": {}, "dtype": "int64", "encoding": "none"})
+    text = _feature("text_feature.Text", text={})
+    size = manifest["settings"]["image_size"]
+    if manifest["settings"]["encoding"] != "raw":
+        shape = {"dimensions": ["-1", "-1", "3"]}
+        encoded = _feature("image_feature.Image", image={"shape": shape, "dtype": "uint8"})
+    elif size:
+        shape = {"dimensions": [str(size), str(size), "3"]}
+        encoded = _feature("tensor_feature.Tensor", tensor={"shape": shape, "dtype": "uint8", "encoding": "bytes"})
+    else:
+        encoded = text  # pixels whose shape is in other fields: TFDS can only hand over the bytes
+    label = _feature("class_label_feature.ClassLabel", classLabel={"numClasses": str(len(manifest["class_names"]))})
+    image = {
+        "channels": integer,
+        "class": _nested({"label": label, "text": text}),
+        "encoded": encoded,
+        "filename": text,
+        "format": text,
+        "height": integer,
+        "width": integer,
+    }
+    return _nested({"image": _nested(image)})
+
+
+def _nested(features: Mapping[str, Any]) -> dict[str, Any]:
+    return _feature("features_dict.FeaturesDict", featuresDict={"features": dict(features)})
+
+
+def _feature(python_class: str, **content: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {"pythonClassName": f"{_FEATURES}.{python_class}", **content}

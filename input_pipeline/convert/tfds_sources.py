@@ -1,0 +1,120 @@
+"""The images of a dataset that TFDS prepared, as sources to convert.
+
+    directory = find_prepared("food101", default_folder())
+    found = list_prepared(directory, ["train", "validation"])
+
+An image's bytes are used where they lie in TFDS's shards; nothing is copied before they are converted. Neither TFDS nor
+TensorFlow is imported.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.convert.sources import Source, Sources
+from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
+from convoy.input_pipeline.dataset.external import DATASET_INFO
+from convoy.input_pipeline.dataset.open import Split, open_dataset
+from convoy.input_pipeline.dataset.records import HEADER_BYTES, read_payloads
+
+_READ_AT_ONCE = 256  # records
+
+
+def default_folder() -> Path:
+    """Returns TFDS's own `data_dir`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+
+
+def find_prepared(name: str, folder: Path) -> Path:
+    """Returns the directory of a prepared dataset.
+
+    Args:
+      name: as TFDS has it: `mnist`, `mnist:3.0.1`, `imagenet_resized/64x64`, `imagenet_resized/64x64:0.1.0`.
+      folder: TFDS's `data_dir`. Of several versions in it the newest is taken.
+
+    Raises:
+      UsageError: it is not there, or has several configurations and none is named.
+    """
+    path, _, version = name.partition(":")
+    root = folder / path
+    if not root.is_dir():
+        known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        raise UsageError(
+            f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Prepare the dataset with TFDS, or "
+            "say with --tfds_dir where it is"
+        )
+    found = {info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/{DATASET_INFO}")}
+    if (root / DATASET_INFO).is_file():
+        found.add(root)
+    if version:
+        found = {directory for directory in found if directory.name == version}
+    configurations = sorted({str(directory.parent.relative_to(folder)) for directory in found if directory != root})
+    if len(configurations) > 1:
+        raise UsageError(
+            f"--tfds={name} has {len(configurations)} configurations: name one, --tfds={configurations[0]}"
+        )
+    if not found:
+        raise UsageError(f"--tfds={name}: {root} holds no prepared dataset{f' of version {version}' * bool(version)}")
+    return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
+
+
+def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
+    """Lists the images of a prepared dataset.
+
+    Args:
+      directory: of the dataset.
+      splits: to list, in this order; the first comes first where two have the same image.
+
+    Returns:
+      The images, each in the split that TFDS has it in; its name is that of the shard and its number in the shard. All
+      classes of the dataset.
+
+    Raises:
+      DataError: a split or a record is damaged, or has no labels; names shard and offset.
+    """
+    dataset = open_dataset(directory)
+    images: list[Source] = []
+    for name in splits:
+        split = dataset.split(name)
+        for shard in range(len(split.shard_paths)):
+            images += _images_of_shard(split, shard, dataset.class_names)
+    return Sources(tuple(images), dataset.class_names)
+
+
+def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> Iterator[Source]:
+    """Yields the images of a shard; as `list_prepared`."""
+    path = split.shard_paths[shard]
+    first, stop = np.searchsorted(split.shard, np.array([shard, shard + 1], split.shard.dtype)).tolist()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    try:
+        modified = os.fstat(descriptor).st_mtime_ns
+        for start in range(first, stop, _READ_AT_ONCE):
+            chosen = np.arange(start, min(start + _READ_AT_ONCE, stop))
+            columns = [column[chosen] for column in (split.offset, split.length, split.crc)]
+            payloads = read_payloads([descriptor], np.zeros_like(chosen), *columns, paths=[path], indices=chosen)
+            for index, payload in zip(chosen.tolist(), payloads, strict=True):
+                try:
+                    begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} ({error}); "
+                        "prepare the dataset again"
+                    ) from None
+                yield Source(
+                    path=str(path),
+                    name=f"{path.name}/{index - first:07d}",
+                    category=class_names[split.label[index]],
+                    size=end - begin,
+                    modified=modified,
+                    offset=int(split.offset[index]) + HEADER_BYTES + begin,
+                    split=split.name,
+                )
+    finally:
+        os.close(descriptor)

@@ -1,1 +1,0 @@
-"""Images to shards: plan, then work, all or nothing."""

@@ -1,0 +1,1 @@
+"""Dataset directories: shards, indexes, records, and where they are stored."""

@@ -1,0 +1,280 @@
+"""TFRecord framing and `tf.train.Example` bytes, without TensorFlow.
+
+A TFRecord file is a row of frames, each `length (8 bytes) · masked crc of the length (4) · payload · masked crc of the
+payload (4)`, all little-endian, the checksum being CRC-32C
+(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). Knowing where a frame starts is
+enough to read one record in the middle of a file, which is what exact global shuffling rests on.
+
+    with open(path, "wb") as file:
+        file.write(frame(example({"image/class/label": 3, "image/encoded": jpeg})))
+    for offset, length, crc in walk(path):
+        ...
+"""
+
+import functools
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import google_crc32c
+import numpy as np
+
+from convoy.core.errors import DataError
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+FRAME_OVERHEAD = HEADER_BYTES + FOOTER_BYTES
+
+_MASK_DELTA = 0xA282EAD8
+_UINT32 = 0xFFFFFFFF
+_HEADER = struct.Struct("<QI")
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_GZIP = b"\x1f\x8b"
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
+_MEND = "convert again, or restore the file"
+
+
+class RecordError(DataError):
+    """A record that was read and cannot be used.
+
+    Attributes:
+      path: its shard.
+      offset: where its frame starts, bytes.
+      index: its number in its split.
+      reason: what is wrong with it: the rest of a sentence that begins with it.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, offset: int, index: int, reason: str, mend: str = _MEND):
+        """Makes the message of these and of what to do about it."""
+        self.path, self.offset, self.index, self.reason = str(path), offset, index, reason
+        super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {mend}")
+
+
+def masked_crc(data: bytes) -> int:
+    """Returns the masked CRC-32C that TFRecords hold of `data`, in [0, 2**32)."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & _UINT32
+
+
+def frame(payload: bytes) -> bytes:
+    """Returns `payload` as one TFRecord frame, `FRAME_OVERHEAD` bytes longer."""
+    length = _LENGTH.pack(len(payload))
+    return b"".join((length, _CRC.pack(masked_crc(length)), payload, _CRC.pack(masked_crc(payload))))
+
+
+def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
+    """Walks the record headers of a shard; the payloads between them are neither read nor checked.
+
+    Args:
+      path: a TFRecord file, uncompressed.
+
+    Yields:
+      (offset, length, masked_crc): where the frame starts and how long its payload is, in bytes, and the checksum of
+      the payload as the file states it.
+
+    Raises:
+      DataError: the file cannot be read, or a frame is cut short or its header corrupt; names shard and offset.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        size = os.fstat(descriptor).st_size
+        offset = 0
+        # One read fetches a payload's checksum and the next frame's header, which lie side by side.
+        header = os.pread(descriptor, HEADER_BYTES, 0)
+        while offset < size:
+            length = _checked_length(header, path, offset)
+            end = offset + length + FRAME_OVERHEAD
+            if end > size:
+                raise DataError(
+                    f"{path}: the record at offset {offset} should end at byte {end} but the file ends at {size}: "
+                    "it was cut short; convert again, or restore the file"
+                )
+            tail = os.pread(descriptor, FOOTER_BYTES + HEADER_BYTES, end - FOOTER_BYTES)
+            yield offset, length, _CRC.unpack_from(tail)[0]
+            header = tail[FOOTER_BYTES:]
+            offset = end
+    finally:
+        os.close(descriptor)
+
+
+def read_payloads(
+    file_descriptors: Sequence[int],
+    shards: Sequence[int] | np.ndarray,
+    offsets: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    crcs: Sequence[int] | np.ndarray,
+    *,
+    paths: Sequence[str | os.PathLike] = (),
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> list[bytes]:
+    """Reads records at any places of any shards, each with one `pread`, and checks every one of them.
+
+    Args:
+      file_descriptors: an open file a shard.
+      shards: [n] which of `file_descriptors` holds each record.
+      offsets: [n] where each frame starts, bytes.
+      lengths: [n] payload bytes.
+      crcs: [n] masked CRC-32C of each payload, as the index has it.
+      paths: the shards' paths, for the text of an error.
+      indices: [n] the records' numbers in their split, for the text of an error; left out, their place in the call.
+
+    Returns:
+      [n] payloads, in the order asked for.
+
+    Raises:
+      RecordError: a record is cut short, or its header or bytes differ from what the index says. Names the shard,
+        the offset and the record's index.
+    """
+    pread = os.pread
+    places = (np.asarray(column).tolist() for column in (shards, offsets, lengths))
+    frames = (
+        pread(file_descriptors[shard], length + FRAME_OVERHEAD, offset)
+        for shard, offset, length in zip(*places, strict=True)
+    )
+    return checked_payloads(frames, shards, offsets, lengths, crcs, paths=paths, indices=indices)
+
+
+def checked_payloads(
+    frames: Iterable[bytes],
+    shards: Sequence[int] | np.ndarray,
+    offsets: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    crcs: Sequence[int] | np.ndarray,
+    *,
+    paths: Sequence[str | os.PathLike] = (),
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> list[bytes]:
+    """As `read_payloads`, of records whose bytes, frame included, are given: [n], shorter where they were cut short."""
+    # Unmasking the index's checksums here, as arrays, saves masking each record's in Python.
+    rotated = (np.asarray(crcs, np.int64) - _MASK_DELTA) & _UINT32
+    expected_crcs = (((rotated >> 17) | (rotated << 15)) & _UINT32).tolist()
+    unpack_header, crc32c = _HEADER.unpack_from, google_crc32c.value
+    payloads = []
+    for record, shard, offset, length, expected in zip(
+        frames,
+        np.asarray(shards).tolist(),
+        np.asarray(offsets).tolist(),
+        np.asarray(lengths).tolist(),
+        expected_crcs,
+        strict=True,
+    ):
+        payload = record[HEADER_BYTES : HEADER_BYTES + length]
+        if len(record) != length + FRAME_OVERHEAD or unpack_header(record)[0] != length or crc32c(payload) != expected:
+            position = len(payloads)
+            raise RecordError(
+                paths[shard] if len(paths) else f"shard {shard}",
+                offset=offset,
+                index=position if indices is None else int(indices[position]),
+                reason=_corruption(record, length),
+            )
+        payloads.append(payload)
+    return payloads
+
+
+def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
+    """Returns a serialised `tf.train.Example` of single values, the same bytes for the same features.
+
+    Args:
+      features: values by name: int becomes an int64 list of one, float a float list, bytes and str (as UTF-8) a
+        bytes list.
+
+    Raises:
+      TypeError: a value of another type.
+
+    The wire format is that of example.proto and feature.proto
+    (https://protobuf.dev/programming-guides/encoding/); map entries are written in the order of their names, where
+    protobuf's own map order is free to change between runs.
+    """
+    entries = []
+    for name in sorted(features):
+        value = features[name]
+        if isinstance(value, bytes):
+            entries += [_start_of_bytes(name, len(value)), value]  # not put together yet: an image is copied once
+        elif isinstance(value, int | str):
+            entries.append(_entry(name, value))
+        elif isinstance(value, float):
+            entries.append(_map_entry(name, _delimited(2, _delimited(1, struct.pack("<f", value)))))
+        else:
+            raise TypeError(f"feature {name!r} is {type(value).__name__}; int, float, bytes and str can be written")
+    return b"".join((_start(1, sum(map(len, entries))), *entries))
+
+
+# Most features of a data set's records have one of few values.
+@functools.lru_cache(4096)
+def _entry(name: str, value: int | str) -> bytes:
+    if isinstance(value, str):
+        return _map_entry(name, _delimited(1, _delimited(1, value.encode("utf-8"))))
+    return _map_entry(name, _delimited(3, _delimited(1, _varint(value & 0xFFFFFFFFFFFFFFFF))))
+
+
+def _map_entry(name: str, feature: bytes) -> bytes:
+    return _delimited(1, _delimited(1, name.encode("utf-8")) + _delimited(2, feature))
+
+
+def _start_of_bytes(name: str, length: int) -> bytes:
+    """Returns a map entry of a bytes list of one, without the bytes at its end."""
+    values = _start(1, length)
+    feature = _start(1, len(values) + length) + values
+    entry = _delimited(1, name.encode("utf-8")) + _start(2, len(feature) + length) + feature
+    return _start(1, len(entry) + length) + entry
+
+
+def _delimited(field: int, data: bytes) -> bytes:
+    return _start(field, len(data)) + data
+
+
+def _start(field: int, length: int) -> bytes:
+    return _ONE_BYTE[field << 3 | 2] + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _ONE_BYTE[value]
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def frame_length(header: bytes) -> int | None:
+    """Returns the payload bytes that a frame's header states, or None where it is cut short or damaged."""
+    if len(header) < HEADER_BYTES:
+        return None
+    length, length_crc = _HEADER.unpack(header)
+    return length if masked_crc(header[:8]) == length_crc else None
+
+
+def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
+    if len(header) < HEADER_BYTES:
+        raise DataError(
+            f"{path}: the record header at offset {offset} is cut short ({len(header)} of {HEADER_BYTES} bytes); "
+            "convert again, or restore the file"
+        )
+    length = frame_length(header)
+    if length is None:
+        if offset == 0 and header.startswith(_GZIP):
+            raise DataError(
+                f"{path}: is compressed with GZIP, and a record in the middle of such a file cannot be read; write the "
+                "TFRecords uncompressed"
+            )
+        raise DataError(
+            f"{path}: corrupt record header at offset {offset} (it does not give its checksum); "
+            "convert again, or restore the file"
+        )
+    return length
+
+
+def _corruption(record: bytes, length: int) -> str:
+    if len(record) < length + FRAME_OVERHEAD:
+        return f"is cut short ({len(record)} of {length + FRAME_OVERHEAD} bytes)"
+    stated = _HEADER.unpack_from(record)[0]
+    if stated != length:
+        return f"has {stated} bytes by its header and {length} by the index"
+    crc = masked_crc(record[HEADER_BYTES:-FOOTER_BYTES])
+    return f"is corrupt (its bytes give checksum {crc:#010x}, not the index's)"

@@ -1,0 +1,1 @@
+"""Reading a dataset: sample order, decoding, caches, batches."""

@@ -1,0 +1,154 @@
+"""Decoded images kept in memory over the epochs, as raw uint8: later epochs neither read nor decode them.
+
+    cache = make_cache("auto", num_images=50_000, random_crops=False, processes=2)
+    reader = Reader(split, crop, cache=cache)
+
+What is kept: the whole image where random parts are cut out of it, else the image at the size it is trained at. Both
+are what a decoder gave, so a run is the same with and without a cache. It fills in the first epoch, as images come.
+
+It pays where decoding is what takes the time: with whole images of any size (a third of the work from the second epoch
+on), less with random crops of large ones (two thirds), and not with random crops of small ones, where cutting out and
+resizing take longer than decoding. Filling it makes the first epoch's work a third to a half more. So `auto` keeps
+images only
+
+- where all of them would fit into half of the memory that is free when training begins, shared by the processes of
+  the host, since each of them comes to see all images in the course of the epochs; and
+- with random crops, where images have 128 x 128 pixels or more on average.
+
+It goes by the mean of what was decoded so far, so it needs to know nothing of the images beforehand; where the mean
+says no, it takes no more in. `memory` keeps what fits into four fifths, whatever the images are.
+"""
+
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from convoy.core.memory import available_memory
+
+_SHARE = {"auto": 0.5, "memory": 0.8}  # of the free memory
+_JUDGED_IMAGES = 64  # from so many on their mean size stands for all
+_ENTRY_BYTES = 300  # of Python objects, an image
+_LARGE_IMAGE_BYTES = 128 * 128 * 3
+
+
+class PixelCache:
+    """The pixels of some of a split's images, by index; safe to use from several threads."""
+
+    def __init__(self, num_images: int, *, budget_bytes: int, only_if_all: bool = False, smallest_mean_bytes: int = 0):
+        """Keeps nothing yet.
+
+        Args:
+          num_images: of the split.
+          budget_bytes: how much it may keep.
+          only_if_all: whether to take no more in once it shows that not all images will fit.
+          smallest_mean_bytes: to take no more in once it shows that images are smaller than this on average.
+        """
+        self._num_images = num_images
+        self._budget_bytes = budget_bytes
+        self._only_if_all = only_if_all
+        self._smallest_mean_bytes = smallest_mean_bytes
+        self._images: dict[int, np.ndarray] = {}  # [height, width, 3] uint8
+        self._is_kept = np.zeros(num_images, bool)
+        self._bytes = 0
+        self._is_full = False
+        self._lock = threading.Lock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much memory it takes."""
+        return self._bytes
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it is worth giving it images."""
+        return not self._is_full
+
+    def keeps(self, indices: np.ndarray) -> np.ndarray:
+        """Returns for each image whether it is kept, [n] bool. What is kept once stays."""
+        return self._is_kept[indices]
+
+    def keep(self, indices: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """Takes images in, in a TensorFlow graph.
+
+        Args:
+          indices: [n] int64, or a scalar.
+          images: [n, height, width, 3] uint8, or one without n.
+
+        Returns:
+          `images`.
+        """
+        done = tf.numpy_function(self._keep, [indices, images], tf.bool)
+        with tf.control_dependencies([done]):
+            return tf.identity(images)
+
+    def take(self, indices: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns kept images of any size, in a TensorFlow graph, by one call for all of them.
+
+        Args:
+          indices: [n] int64.
+          kept: [n] bool, which of them to take.
+
+        Returns:
+          their pixels one after another [sum of height * width * 3] uint8; and [n, 3] int64: where each begins there,
+          its height and its width.
+        """
+        pixels, places = tf.numpy_function(self._take, [indices, kept], [tf.uint8, tf.int64], stateful=False)
+        return tf.ensure_shape(pixels, [None]), tf.ensure_shape(places, [None, 3])
+
+    def take_all(self, indices: tf.Tensor, size: int) -> tf.Tensor:
+        """Returns kept images that have one size, [n, size, size, 3] uint8, in a TensorFlow graph."""
+        images = tf.numpy_function(
+            lambda numbers: np.stack([self._images[number] for number in numbers.tolist()]),
+            [indices],
+            tf.uint8,
+            stateful=False,
+        )
+        return tf.ensure_shape(images, [None, size, size, 3])
+
+    def _keep(self, indices: np.ndarray, images: np.ndarray) -> np.bool_:
+        if self._is_full:
+            return np.False_
+        for index, image in zip(np.atleast_1d(indices).tolist(), images.reshape(-1, *images.shape[-3:]), strict=True):
+            with self._lock:
+                if index in self._images:
+                    continue
+                size, count = self._bytes + image.nbytes + _ENTRY_BYTES, len(self._images) + 1
+                if size > self._budget_bytes or (count >= _JUDGED_IMAGES and not self._is_worth_it(size / count)):
+                    self._is_full = True
+                    return np.False_
+                self._images[index] = image.copy()
+                self._bytes = size
+                self._is_kept[index] = True
+        return np.True_
+
+    def _is_worth_it(self, mean_bytes: float) -> bool:
+        fits = not self._only_if_all or mean_bytes * self._num_images <= self._budget_bytes
+        return fits and mean_bytes >= self._smallest_mean_bytes
+
+    def _take(self, indices: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels, places, start = [np.zeros(0, np.uint8)], [], 0
+        for index, is_kept in zip(indices.tolist(), kept.tolist(), strict=True):
+            image = self._images[index] if is_kept else np.zeros((0, 0, 3), np.uint8)
+            places.append((start, *image.shape[:2]))
+            pixels.append(image.reshape(-1))
+            start += image.size
+        return np.concatenate(pixels), np.array(places, np.int64)
+
+
+def make_cache(mode: str, *, num_images: int, random_crops: bool, processes: int = 1) -> PixelCache | None:
+    """Returns the cache that a config asks for, None for `none`.
+
+    Args:
+      mode: `auto`, `none` or `memory`.
+      num_images: of the split.
+      random_crops: whether random parts are cut out of the images.
+      processes: how many of this host train, each with a cache of its own.
+    """
+    if mode == "none":
+        return None
+    budget = int(_SHARE[mode] * available_memory() / processes)
+    if mode == "memory":
+        return PixelCache(num_images, budget_bytes=budget)
+    smallest = _LARGE_IMAGE_BYTES if random_crops else 0
+    return PixelCache(num_images, budget_bytes=budget, only_if_all=True, smallest_mean_bytes=smallest)

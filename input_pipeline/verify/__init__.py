@@ -1,0 +1,1 @@
+"""Verification of a dataset directory, byte by byte, and index repair."""

@@ -1,0 +1,1 @@
+"""What observes a run: console, run files, TensorBoard, profiler, advice."""

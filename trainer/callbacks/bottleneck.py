@@ -1,0 +1,249 @@
+"""What limits a run: each step's time as waiting for input, reduction and computing, all measured, and one sentence.
+
+    limits = Limits(config, plan, runtime, dataset, train_step, peers)
+    limits.probe()                          # once, by all workers at the same step; training pauses meanwhile
+    limits.values(chronometer.window())     # tags for the line of a log
+    limits.summary(chronometer.steady())    # by all workers: what result.json says, with the sentence
+
+The wait for input is timed in each step. The reduction happens inside the compiled step, so the probe times it by
+itself: the same sums of tensors of the same shapes over the same devices, a few times, of which the median counts.
+What remains is computing, and with several workers also waiting for the slowest of them.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import tensorflow as tf
+
+from convoy.core.memory import resident_memory
+from convoy.core.processes import usable_cores
+from convoy.input_pipeline.dataset.open import Dataset
+from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.callbacks.step_timer import Window
+from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
+from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.config import Plan
+from convoy.trainer.config import resolution as sizes
+from convoy.trainer.session.runtime import Runtime
+from convoy.trainer.step.step import TrainStep
+
+BOUND_PCT = 20.0  # from this share of a step on, waiting or reducing is what limits it
+_BUSY = 0.7  # from this share of the cores on, input waits for them and not for the storage
+_LOW_UTILIZATION = 0.3
+_REDUCTIONS = 5
+
+
+class Limits:
+    """Measures what a run's time goes to. Every worker has one."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        plan: Plan,
+        runtime: Runtime,
+        dataset: Dataset,
+        train_step: TrainStep,
+        peers: Peers,
+    ):
+        """Measures nothing yet.
+
+        Args:
+          config: complete.
+          plan: what follows from it.
+          runtime: the model and its devices.
+          dataset: trained on.
+          train_step: whose reduction is timed.
+          peers: the workers that train together.
+        """
+        self._config = config
+        self._plan = plan
+        self._runtime = runtime
+        self._dataset = dataset
+        self._train_step = train_step
+        self._peers = peers
+        self._stages = sizes.stages(config, plan.total_steps)
+        self._on_gpu = runs_on_gpu(runtime.strategy)
+        self._reduction_ms: float | None = None
+        self._flops: dict[int, int] = {}  # of an image, by the size of images
+        self._peak: float | None = None  # FLOP/s of all devices of all workers
+
+    def probe(self, *, seconds: float | None = None) -> None:
+        """Times the reduction, counts the model's FLOPs, and learns the devices' peak; only the first call does.
+
+        It changes neither weights nor random streams.
+
+        Args:
+          seconds: how long to wait for the other workers.
+
+        Raises:
+          PeerLostError: another worker is gone.
+        """
+        if self._reduction_ms is not None:
+            return
+        reduction = self._time_reduction() if self._plan.replicas > 1 else 0.0
+        for size in {stage.size for stage in self._stages}:
+            # The batch that the step is traced with: a user's model may take no other.
+            batch_shape = [self._plan.virtual_batch_size, size, size, 3]
+            self._flops[size] = training_flops(self._runtime.built_for(size).model, batch_shape)
+        everyones = self._peers.exchange("probe", [reduction, self._own_peak()], seconds=seconds)
+        self._reduction_ms = 1e3 * max(reduction for reduction, _ in everyones)
+        peaks = [peak for _, peak in everyones]
+        self._peak = None if None in peaks else sum(peaks)
+
+    def values(self, window: Window) -> dict[str, float]:
+        """Returns the means of some steps by tag, after `probe`. The utilization is left out without a known peak."""
+        split = self._split(window.step_ms_mean, window.input_wait_pct)
+        step = self._runtime.state.step - 1
+        size = sizes.stage_at(self._config, self._plan.total_steps, step).size
+        utilization = self._utilization(window.images_per_second, self._flops[size])
+        return {
+            **{f"perf/{name}": value for name, value in split.items()},
+            "perf/memory_mb": self._memory_mb(),
+            **({} if utilization is None else {"perf/model_flops_utilization": utilization}),
+        }
+
+    def summary(self, steady: Window, *, seconds: float | None = None) -> dict[str, Any]:
+        """Returns all of it for a run, as JSON data, the same on every worker. All must call it at the same step.
+
+        Args:
+          steady: the run's steps without the first.
+          seconds: how long to wait for the other workers.
+
+        Raises:
+          PeerLostError: another worker is gone.
+        """
+        own = [steady.input_wait_pct, steady.cores_busy, self._memory_mb(), steady.step_ms_mean]
+        everyones = self._peers.exchange("limits", own, seconds=seconds)
+        # A worker that waits for input holds up the others, who then seem to compute for longer.
+        rank = max(range(len(everyones)), key=lambda rank: everyones[rank][0])
+        wait_pct, cores_busy, *_ = everyones[rank]
+        step_ms = everyones[0][3]
+        split = self._split(step_ms, wait_pct)
+        images_per_second = 1e3 * self._plan.global_batch_size / step_ms
+        flops = self._mean_flops(steady.steps)
+        utilization = self._utilization(images_per_second, flops)
+        shares = {name: 100.0 * split[f"{name}_ms"] / step_ms for name in ("input_wait", "reduction", "compute")}
+        bound, sentence = self._sentence(shares, cores_busy, utilization, rank)
+        return {
+            "bound": bound,
+            "sentence": sentence,
+            "step_ms": step_ms,
+            "step_ms_p50": steady.step_ms_p50,
+            "step_ms_p95": steady.step_ms_p95,
+            **split,
+            "input_wait_pct": wait_pct,
+            "images_per_second": images_per_second,
+            "images_per_second_per_replica": images_per_second / self._plan.replicas,
+            "cores_busy": cores_busy,
+            "cores": usable_cores(),
+            "memory_mb": max(memory for _, _, memory, _ in everyones),
+            "memory_of": "device" if self._on_gpu else "process",
+            "training_gflops_per_image": flops / 1e9,
+            "peak_gflops_per_second": None if self._peak is None else self._peak / 1e9,
+            "model_flops_utilization": utilization,
+        }
+
+    def input_mends(self, cores_busy: float) -> list[str]:
+        """Returns what would make input faster and is not done yet, as flags where there are any.
+
+        Args:
+          cores_busy: how many cores this process computes on: with most of them busy input waits for cores to decode
+            on, else for the storage.
+        """
+        mends = ["--config.cache=memory"] * (self._config.cache != "memory")
+        if self._is_busy(cores_busy):
+            is_raw = self._dataset.manifest.get("settings", {}).get("encoding") == "raw"
+            return [*mends, "more cores" if is_raw else "`convoy convert` with --encoding=raw"]
+        return [*mends, "a faster disk" if self._config.order == "windowed" else "--config.order=windowed"]
+
+    def _is_busy(self, cores_busy: float) -> bool:
+        return cores_busy * self._peers.processes_here >= _BUSY * usable_cores()
+
+    def _split(self, step_ms: float, input_wait_pct: float) -> dict[str, float]:
+        waiting = step_ms * input_wait_pct / 100.0
+        reduction = min(self._reduction_ms, step_ms - waiting)
+        return {
+            "input_wait_ms": waiting,
+            "reduction_ms": reduction,
+            "compute_ms": step_ms - waiting - reduction,
+        }
+
+    def _time_reduction(self) -> float:
+        reduce = self._train_step.reduction_alone()
+        reduce()  # compiles
+        taken = []
+        for _ in range(_REDUCTIONS):
+            start = time.perf_counter()
+            reduce()
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+    def _own_peak(self) -> float | None:
+        """Returns the FLOP/s of this worker's devices; CPU devices share one processor."""
+        gpus = tf.config.get_visible_devices("GPU") if self._on_gpu else []
+        precision = self._runtime.precision
+        if self._config.measure_peak:
+            return measured_peak(precision) * max(1, len(gpus))
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", "") for gpu in gpus]
+        peaks = [known_peak(name, precision) for name in names]
+        return sum(peaks) if peaks and None not in peaks else None
+
+    def _mean_flops(self, steps: int) -> float:
+        """Returns the FLOPs of an image, the mean over the last `steps` steps."""
+        end = self._runtime.state.step
+        first = max(0, end - steps)
+        of_stages = [max(0, min(end, stage.end_step) - max(first, stage.first_step)) for stage in self._stages]
+        flops = sum(count * self._flops[stage.size] for count, stage in zip(of_stages, self._stages, strict=True))
+        return flops / (end - first)
+
+    def _utilization(self, images_per_second: float, flops: float) -> float | None:
+        return None if self._peak is None else images_per_second * flops / self._peak
+
+    def _memory_mb(self) -> float:
+        """Returns the most that a GPU of this worker has held; without GPUs what the process holds in memory now."""
+        return (peak_gpu_memory() if self._on_gpu else resident_memory()) / 1e6
+
+    def _sentence(
+        self, shares: dict[str, float], cores_busy: float, utilization: float | None, rank: int
+    ) -> tuple[str, str]:
+        """Returns what bounds the run (input, reduction or compute), and that in words with what could be done."""
+        config, plan, workers = self._config, self._plan, self._peers.num_workers
+        waiting, reducing, computing = (shares[name] for name in ("input_wait", "reduction", "compute"))
+        if waiting >= BOUND_PCT and waiting >= reducing:
+            return "input", (
+                f"input-bound: {waiting:.0f} % of a step waits for images"
+                + (f" on {self._peers.address(rank)}" if workers > 1 else "")
+                + f"; {'decoding' if self._is_busy(cores_busy) else 'reading'}, {cores_busy:.1f} of {usable_cores()} "
+                f"cores busy; try {any_of(self.input_mends(cores_busy))}"
+            )
+        if reducing >= BOUND_PCT:
+            bytes_each = 2 if config.reduce_in_bfloat16 else 4
+            parameters = sum(w.shape.num_elements() for w in self._runtime.state.weights)
+            mends = ["a larger --config.batch_size"]
+            mends += ["--config.reduce_in_bfloat16"] * (not config.reduce_in_bfloat16 and not config.deterministic)
+            mends += ["a faster network (--interface chooses one)"] * (workers > self._peers.processes_here)
+            return "reduction", (
+                f"reduction-bound: {reducing:.0f} % of a step sums {bytes_each * parameters / 1e6:.1f} MB of gradients "
+                f"over {plan.replicas} devices; try {any_of(mends)}"
+            )
+        mends = []
+        if self._runtime.precision == "float32" and computes_in_bfloat16(self._runtime.strategy):
+            mends.append("--config.precision=bfloat16")
+        if self._on_gpu and not self._runtime.use_xla and not config.deterministic:
+            mends.append("--config.xla=on")
+        if self._on_gpu and utilization is not None and utilization < _LOW_UTILIZATION:
+            mends.append("a larger --config.batch_size")
+        devices = f"{plan.replicas} {'GPU' if self._on_gpu else 'CPU device'}{'s' * (plan.replicas > 1)}"
+        used = "" if utilization is None else f" at {100 * utilization:.0f} % of their peak"
+        return "compute", (
+            f"compute-bound: {computing:.0f} % of a step computes, on {devices}{used}; "
+            f"{f'try {any_of(mends)}' if mends else 'more or faster devices would help'}"
+        )
+
+
+def any_of(values: Sequence[str]) -> str:
+    """Returns `a, b or c`."""
+    return " or ".join([", ".join(values[:-1])] * (len(values) > 1) + [values[-1]])

@@ -1,0 +1,35 @@
+"""RUN/curves.png: how loss and top-1 went on training and validation images, from metrics.jsonl."""
+
+import json
+
+from matplotlib.figure import Figure
+
+from convoy.core.files import written_whole
+from convoy.trainer.run.directory import RunDirectory
+
+_PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
+_COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
+
+
+def draw_curves(run: RunDirectory) -> bool:
+    """Draws a run's curves into `run.curves`; returns whether there was anything to draw."""
+    if not run.metrics.exists():
+        return False
+    points = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    drawn = False
+    for axes, (tag, title, scale) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for split, colour in _COLOURS.items():
+            chosen = [point for point in points if point["split"] == split and point.get(tag) is not None]
+            if chosen:
+                steps, values = [point["step"] for point in chosen], [scale * point[tag] for point in chosen]
+                axes.plot(steps, values, color=colour, label=f"{split}: {values[-1]:.3g}", marker=".")
+                drawn = True
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    if drawn:
+        with written_whole(run.curves) as file:
+            figure.savefig(file, format="png", dpi=110)
+    return drawn

@@ -1,0 +1,114 @@
+"""How much arithmetic a model needs, and how much a device could do: their ratio is the model FLOPs utilization.
+
+training_flops(model, [32, 64, 64, 3])                 # of one image of such a batch
+known_peak("NVIDIA A100-SXM4-40GB", "bfloat16")        # 312e12 a second; None for a device that is not in the table
+measured_peak("float32")                               # what this process' first device does in a matrix product
+
+A multiplication and an addition count as two. Counted are the products of convolutions and matrices; normalization,
+activations, pooling, augmentation, the optimizer and the reduction are left out, so the count is the least that a step
+needs, and the utilization (Chowdhery et al. 2022, appendix B) is of arithmetic that the model cannot do without.
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from convoy.trainer.tf_compat.internals import operations_of
+
+# FLOP/s of dense products by what TensorFlow computes in, from the vendor's data sheets. Without the factor of two for
+# structured sparsity. Patterns are tried in order, so the special ones stand first.
+_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
+    (r"\bG?H200\b", {"half": 989e12, "tf32": 494e12, "float32": 67e12}),
+    (r"\bH100 PCIe\b", {"half": 756e12, "tf32": 378e12, "float32": 51e12}),
+    (r"\bH100 NVL\b", {"half": 835e12, "tf32": 418e12, "float32": 60e12}),
+    (r"\bH100\b", {"half": 989e12, "tf32": 494e12, "float32": 67e12}),
+    (r"\bA100\b", {"half": 312e12, "tf32": 156e12, "float32": 19.5e12}),
+    (r"\bA40\b", {"half": 149.7e12, "tf32": 74.8e12, "float32": 37.4e12}),
+    (r"\bA10\b", {"half": 125e12, "tf32": 62.5e12, "float32": 31.2e12}),
+    (r"\bL40S\b", {"half": 362e12, "tf32": 183e12, "float32": 91.6e12}),
+    (r"\bL4\b", {"half": 121e12, "tf32": 60e12, "float32": 30.3e12}),
+    # These multiply float16 alone in their tensor cores.
+    (r"\bV100S?-PCIE\b", {"float16": 112e12, "float32": 14e12}),
+    (r"\bV100\b", {"float16": 125e12, "float32": 15.7e12}),
+    (r"\bT4\b", {"float16": 65e12, "float32": 8.1e12}),
+)
+_GEMM_SIZE = 2048
+_GEMM_SECONDS = 0.5
+
+
+def training_flops(model: keras.Model, batch_shape: Sequence[int]) -> int:
+    """Returns the floating point operations of one image's way forward and back.
+
+    The backward pass takes two products for each of the forward's, one for the gradient of the weights and one for
+    that of the input, which the first one does without. What loops do is not seen.
+
+    Args:
+      model: built.
+      batch_shape: of images that it takes, [batch, height, width, 3].
+    """
+    variables = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    images = tf.TensorSpec(batch_shape, model.compute_dtype)
+    traced = tf.function(lambda images: model.stateless_call(*variables, images, training=False)[0], autograph=False)
+    graph = traced.get_concrete_function(images).graph
+    forward = [count for operation in operations_of(graph) if (count := _products(operation))]
+    return (3 * sum(forward) - sum(forward[:1])) // batch_shape[0]
+
+
+def _products(operation: tf.Operation) -> int:
+    """Returns the FLOPs of a convolution or a matrix product; 0 for any other operation, or one of unknown shapes."""
+    if not all(tensor.shape.is_fully_defined() for tensor in (*operation.inputs, *operation.outputs)):
+        return 0
+    if operation.type in ("Conv2D", "DepthwiseConv2dNative", "Conv3D"):
+        *window, inputs, outputs = operation.inputs[1].shape
+        summed = math.prod(window) * (1 if operation.type == "DepthwiseConv2dNative" else inputs)
+    elif operation.type == "MatMul":
+        summed = operation.inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+    elif operation.type in ("BatchMatMulV2", "BatchMatMulV3"):
+        summed = operation.inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
+    elif operation.type == "Einsum" and b"." not in operation.get_attr("equation"):
+        inputs, output = operation.get_attr("equation").decode().split("->")
+        sides = {}
+        for labels, tensor in zip(inputs.split(","), operation.inputs, strict=True):
+            sides |= zip(labels, tensor.shape, strict=False)
+        summed = math.prod(side for label, side in sides.items() if label not in output)
+    else:
+        return 0
+    return 2 * summed * operation.outputs[0].shape.num_elements()
+
+
+def known_peak(device_name: str, precision: str) -> float | None:
+    """Returns the FLOP/s of a GPU's dense products, or None for one that is not in the table.
+
+    Args:
+      device_name: as the driver tells it. A slice of a GPU (MIG) is not in the table.
+      precision: float32, bfloat16 or float16.
+    """
+    peaks = next((peaks for pattern, peaks in _PEAKS if re.search(pattern, device_name)), {})
+    if "MIG" in device_name:
+        return None
+    if precision == "float32":
+        tf32 = peaks.get("tf32") if tf.config.experimental.tensor_float_32_execution_enabled() else None
+        return tf32 or peaks.get("float32")
+    return peaks.get(precision) or peaks.get("half")
+
+
+def measured_peak(precision: str) -> float:
+    """Returns the FLOP/s of products of 2048x2048 matrices on the first device, about half a second's worth of them."""
+    device = (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))[0]
+    with tf.device(device.name):
+        left, right = (
+            tf.cast(tf.random.stateless_normal([_GEMM_SIZE] * 2, seed=[0, seed]), precision) for seed in (1, 2)
+        )
+        best = 0.0
+        end = time.perf_counter() + _GEMM_SECONDS
+        while not best or time.perf_counter() < end:
+            start = time.perf_counter()
+            for _ in range(4):
+                product = tf.matmul(left, right)
+            float(product[0, 0])  # a GPU computes until it is asked for a result
+            best = max(best, 4 * 2 * _GEMM_SIZE**3 / (time.perf_counter() - start))
+    return best

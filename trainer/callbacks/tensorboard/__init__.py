@@ -1,0 +1,1 @@
+"""TensorBoard event files and the contents of its pages."""

@@ -1,0 +1,32 @@
+"""What TensorBoard shows of a run as such: how its curves are laid out, its row among other runs, its model's graph."""
+
+import time
+
+import keras
+import ml_collections
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from convoy.trainer.callbacks.tensorboard import summaries
+from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
+from convoy.trainer.config import schema as configs
+
+_SHOWN_FIRST = ("augment.line", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
+
+
+def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:
+    """Returns values by the name of TensorBoard's run: that of RUN/tensorboard itself is empty.
+
+    Args:
+      config: complete; what only changes what is shown and kept is left out of the page HParams.
+      model: built.
+    """
+    hyperparameters = {
+        name: value for name, value in configs.fields(config) if not name.startswith(configs.OPERATIONAL_FIELDS)
+    }
+    root = [
+        summaries.layout(),
+        summaries.experiment(hyperparameters, first=_SHOWN_FIRST, metrics=("best/top1",)),
+        summaries.session_start(hyperparameters, time.time()),
+    ]
+    layers = layers_of(model)
+    return {"": root, "train": summaries.layer_graph(layers) if layers else []}

@@ -1,0 +1,1 @@
+"""Checkpoints: file format, saving in the background."""

@@ -1,0 +1,149 @@
+"""From `--devices`, `--strategy` and a cluster to a `tf.distribute` strategy, and what the devices can do.
+
+devices = parse_devices("cpu:2")              # before TensorFlow starts
+strategy = make_strategy(devices, "auto")     # starts it
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convoy.core.cluster import Cluster
+from convoy.core.devices import Devices, check_strategy
+from convoy.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def make_strategy(
+    devices: Devices, name: str = "auto", *, cluster: Cluster | None = None, heartbeat_seconds: float = 30.0
+) -> "tf.distribute.Strategy":
+    """Configures TensorFlow's devices and returns the strategy over them. Call once, before TensorFlow is used.
+
+    Args:
+      devices: of this process, from `parse_devices`.
+      name: one of `STRATEGIES`; `auto` is `multi_worker` in a cluster, else `one_device` for one and `mirrored` for
+        several.
+      cluster: the workers of the run; None for a process that is alone.
+      heartbeat_seconds: silence after which a worker is given up.
+
+    Raises:
+      UsageError: a GPU that is not there; `one_device` with several devices; a strategy that does not fit the cluster;
+        TensorFlow runs already.
+    """
+    import tensorflow as tf
+
+    check_strategy(name, cluster)
+    found = tf.config.list_physical_devices("GPU")
+    if devices.kind == "cpu" or (devices.kind == "auto" and not found):
+        names = _configure_cpus(devices.count)
+    else:
+        wanted = devices.gpus or tuple(range(len(found)))
+        missing = [gpu for gpu in wanted if gpu >= len(found)]
+        if missing or not wanted:
+            raise UsageError(
+                f"--devices=gpu:{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
+                "Leave --devices out to use what there is; `nvidia-smi` shows the driver's view."
+            )
+        try:
+            tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
+            for gpu in wanted:
+                tf.config.experimental.set_memory_growth(found[gpu], True)
+        except RuntimeError as error:
+            raise UsageError("--devices: TensorFlow was started before its devices were chosen.") from error
+        names = [f"GPU:{index}" for index in range(len(wanted))]
+    if cluster:
+        return _multi_worker(cluster, names, heartbeat_seconds)
+    if name == "one_device" and len(names) > 1:
+        raise UsageError(f"--strategy=one_device with {len(names)} devices: give one device, or --strategy=mirrored.")
+    if name == "mirrored" or len(names) > 1:
+        return tf.distribute.MirroredStrategy(names)
+    return tf.distribute.OneDeviceStrategy(names[0])
+
+
+def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) -> "tf.distribute.Strategy":
+    import tensorflow as tf
+
+    from convoy.trainer.tf_compat.internals import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept
+
+    tasks: dict[str, list[str]] = {}
+    for (job, _), address in zip(cluster.jobs, cluster.addresses, strict=True):
+        tasks.setdefault(job, []).append(address)
+    job, index = cluster.jobs[cluster.index]
+    spec = tf.train.ClusterSpec(tasks)
+    on_gpu = names[0].startswith("GPU")
+    set_heartbeat(spec, heartbeat_seconds=heartbeat_seconds, register_seconds=2 * heartbeat_seconds)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec, task_type=job, task_id=index, num_accelerators={"GPU": len(names) if on_gpu else 0}, rpc_layer="grpc"
+    )
+    with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, _communication(on_gpu=on_gpu))
+
+
+def _communication(*, on_gpu: bool) -> "tf.distribute.experimental.CommunicationOptions":
+    """Returns how workers reduce. Left to itself TensorFlow takes its ring over gRPC between workers, also for GPUs."""
+    import tensorflow as tf
+
+    library = tf.distribute.experimental.CommunicationImplementation
+    return tf.distribute.experimental.CommunicationOptions(implementation=library.NCCL if on_gpu else library.AUTO)
+
+
+def set_cpu_threads(count: int) -> None:
+    """Sets how many threads share an operation on the CPU. Call before TensorFlow is used.
+
+    oneDNN and Eigen split sums among them, so in a deterministic run their number must be the same everywhere.
+
+    Raises:
+      UsageError: TensorFlow runs already.
+    """
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError as error:
+        raise UsageError("TensorFlow was started before its number of threads was chosen.") from error
+
+
+def _configure_cpus(count: int) -> list[str]:
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise UsageError(f"--devices=cpu:{count}: TensorFlow was started before its devices were chosen.") from error
+    return [f"CPU:{index}" for index in range(count)]
+
+
+def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:
+    """Whether the strategy's devices are GPUs."""
+    return "GPU" in strategy.extended.worker_devices[0]
+
+
+def peak_gpu_memory() -> int:
+    """Returns the most bytes that one of this process's GPUs has held."""
+    import tensorflow as tf
+
+    gpus = range(len(tf.config.list_logical_devices("GPU")))
+    return max(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+
+
+def computes_in_bfloat16(strategy: "tf.distribute.Strategy") -> bool:
+    """Whether every device multiplies bfloat16 in hardware: compute capability 8.0, AVX512-BF16 or AMX."""
+    import tensorflow as tf
+
+    if runs_on_gpu(strategy):
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
+        return all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
+    return cpu_has_bfloat16()
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware, by the flags that Linux reports; False where it reports none."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,259 @@
+"""What only TensorFlow can tell, in a process of its own: it may hang or crash there, and be ended.
+
+    with TensorFlowSide(question) as side:
+        side.start_up(seconds=180)                 # versions, devices, whether RUN's newest checkpoint fits
+        side.reduce(cluster, seconds=30)           # a sum over all devices of all workers
+        side.checkpoint_bytes(seconds=60)
+
+A collective that waits for a worker waits for ever and holds Python's lock while it does; the parent keeps its
+connection to the other workers all the while. Imports no TensorFlow in the parent.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import ml_collections
+
+from convoy.core.cluster import Cluster
+from convoy.core.devices import Devices
+from convoy.core.errors import ConvoyError
+from convoy.core.processes import follow_parent
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.trainer.cluster.strategy import make_strategy
+
+_REDUCED_FLOATS = 2**18  # 1 MiB
+_TIMED = 5
+
+
+class NoAnswerError(Exception):
+    """TensorFlow's process did not answer: it hung, crashed, or had an error of its own, which the message tells."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What TensorFlow's process works on.
+
+    Attributes:
+      config: complete and checked; None where it is not.
+      data: the dataset directory; empty where there is none that can be opened.
+      workdir: RUN, for the worker that looks at its checkpoints; empty for the others.
+      devices: of this worker.
+      strategy_name: `--strategy`.
+      heartbeat_seconds: silence after which a worker is given up.
+    """
+
+    config: ml_collections.ConfigDict | None
+    data: str
+    workdir: str
+    devices: Devices
+    strategy_name: str
+    heartbeat_seconds: float
+
+
+class TensorFlowSide:
+    """The parent's end. A context manager: on leaving it the process is gone."""
+
+    def __init__(self, setup: Setup):
+        """Starts the process."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> "TensorFlowSide":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def start_up(self, seconds: float) -> dict[str, Any]:
+        """Returns `versions`, `seen` (as `hardware.check_devices` wants it), `auto` (see `_auto`) and `resume`.
+
+        `resume` is None where there is no RUN to look at, or none that a run could lie in; otherwise the `step` that
+        training would go on from, its `choices` that stay, and the `problem` with it.
+
+        Raises:
+          NoAnswerError: none came in time.
+        """
+        return self._ask(("start_up",), seconds)
+
+    def reduce(self, cluster: Cluster | None, seconds: float) -> dict[str, Any]:
+        """Sums over all devices of all workers; all of them must call it.
+
+        Returns:
+          `replicas`; `sum` and `expected`; `milliseconds` for one MiB.
+
+        Raises:
+          NoAnswerError: none came in time.
+        """
+        return self._ask(("reduce", cluster), seconds)
+
+    def checkpoint_bytes(self, seconds: float) -> int:
+        """Returns the size of a checkpoint of the config's model.
+
+        Raises:
+          NoAnswerError: none came in time.
+        """
+        return self._ask(("checkpoint_bytes",), seconds)
+
+    def _ask(self, question: tuple, seconds: float) -> Any:  # noqa: ANN401
+        try:
+            self._connection.send(question)
+            if not self._connection.poll(seconds):
+                self._process.kill()
+                raise NoAnswerError(f"no answer within {seconds:g} s")
+            problem, answer = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(1)
+            raise NoAnswerError(f"TensorFlow's process ended (exit code {self._process.exitcode})") from None
+        if problem:
+            raise NoAnswerError(problem)
+        return answer
+
+
+def _serve(connection: Connection, setup: Setup) -> None:
+    follow_parent()
+    functions: dict[str, Callable] = {"start_up": _start_up, "reduce": _reduce, "checkpoint_bytes": _checkpoint_bytes}
+    while True:
+        try:
+            name, *arguments = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            reply = ("", functions[name](setup, *arguments))
+        except Exception as error:
+            told = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
+            reply = (told.splitlines()[0] if told else type(error).__name__, None)
+        with contextlib.suppress(OSError):
+            connection.send(reply)
+
+
+def _start_up(setup: Setup) -> dict[str, Any]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from convoy.input_pipeline.tf_startup import start_tensorflow
+
+    start_tensorflow()
+    import numpy as np
+    import tensorflow as tf
+
+    from convoy.trainer.cluster.strategy import cpu_has_bfloat16
+    from convoy.trainer.session.description import versions
+
+    gpus = []
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        capability = tuple(details.get("compute_capability", (0, 0)))
+        gpus.append({"name": details.get("device_name", gpu.name), "capability": capability})
+    build = tf.sysconfig.get_build_info()
+    return {
+        "versions": {**versions(), "python": platform.python_version(), "numpy": np.__version__},
+        "seen": {
+            "gpus": gpus,
+            "built_with_cuda": bool(build.get("is_cuda_build")),
+            "compiled_for": list(build.get("cuda_compute_capabilities", [])),
+            "cpu_bfloat16": cpu_has_bfloat16(),
+        },
+        "auto": _auto(setup, gpus),
+        "resume": _resume(setup),
+    }
+
+
+def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Returns what `auto` comes to on this worker's devices, by field; None without a config or without the devices."""
+    from convoy.trainer.cluster.strategy import cpu_has_bfloat16
+    from convoy.trainer.session.runtime import choices_on
+
+    wanted = setup.devices.gpus or tuple(range(len(gpus)))
+    on_gpu = setup.devices.kind == "gpu" or (setup.devices.kind == "auto" and bool(gpus))
+    if not setup.config or (on_gpu and (not wanted or max(wanted) >= len(gpus))):
+        return None
+    in_bfloat16 = all(gpus[gpu]["capability"] >= (8, 0) for gpu in wanted) if on_gpu else cpu_has_bfloat16()
+    precision, use_xla = choices_on(setup.config, on_gpu=on_gpu, in_bfloat16=in_bfloat16)
+    return {"precision": precision, "xla": use_xla}
+
+
+def _resume(setup: Setup) -> dict[str, Any] | None:
+    """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
+    from convoy.trainer.checkpoint.checkpoints import CheckpointStore, newest_whole
+    from convoy.trainer.config import schema as configs
+    from convoy.trainer.run.directory import RunDirectory
+    from convoy.trainer.session.resume import check_same_run
+
+    if not (setup.workdir and setup.config):
+        return None
+    found: dict[str, Any] = {"step": None, "choices": {}, "problem": ""}
+    run = RunDirectory(setup.workdir)
+    try:
+        run.check()
+    except ConvoyError:
+        return None
+    try:
+        checkpoint = newest_whole(CheckpointStore(run.checkpoints, setup.config.keep_checkpoints))
+        if checkpoint:
+            _, metadata = checkpoint
+            found["step"] = metadata["step"]
+            found["choices"] = {field: metadata["config"][field] for field in configs.AUTOMATIC}
+            config = configs.with_choices_of(setup.config, metadata["config"])
+            if setup.data:
+                check_same_run(metadata, config, open_dataset(setup.data), run)
+    except (ConvoyError, OSError) as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _reduce(setup: Setup, cluster: Cluster | None) -> dict[str, Any]:
+    import tensorflow as tf
+
+    strategy = make_strategy(
+        setup.devices, setup.strategy_name, cluster=cluster, heartbeat_seconds=setup.heartbeat_seconds
+    )
+    replicas = strategy.num_replicas_in_sync
+
+    def on_a_replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        own = tf.cast(context.replica_id_in_sync_group, tf.float32) + 1.0
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.fill([_REDUCED_FLOATS], own))
+
+    @tf.function(autograph=False)
+    def everywhere() -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(on_a_replica))
+
+    sums = [value.numpy() for value in everywhere()]
+    seconds = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        [value.numpy() for value in everywhere()]
+        seconds.append(time.perf_counter() - began)
+    expected = replicas * (replicas + 1) / 2
+    wrong = [float(value) for each in sums for value in (each.min(), each.max()) if value != expected]
+    return {
+        "replicas": replicas,
+        "expected": expected,
+        "sum": wrong[0] if wrong else expected,
+        "milliseconds": statistics.median(seconds) * 1e3,
+    }
+
+
+def _checkpoint_bytes(setup: Setup) -> int:
+    import tensorflow as tf
+
+    from convoy.trainer.session.runtime import make_runtime
+
+    config = setup.config.copy_and_resolve_references()
+    config.deterministic = False  # a setting of the whole process, and no matter for a size
+    num_classes = open_dataset(setup.data).num_classes if setup.data else 1000
+    runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
+    return sum(value.nbytes for value in runtime.state.values().values())

@@ -1,0 +1,86 @@
+"""What gives images probabilities: a trained run here, an export of one in `convoy.trainer.export.classifier`.
+
+classifier = RunClassifier(trained)
+for probabilities in classifier.probabilities(lambda number: images[number], len(images)):
+    classifier.class_names[probabilities.argmax()]
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from convoy.core.processes import usable_cores
+from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, infer, iterate
+from convoy.trainer.session.restore import TrainedRun
+
+
+class Classifier(Protocol):
+    """What gives images their classes' probabilities.
+
+    Attributes:
+      class_names: the categories, by label.
+      image_size: side of the square images that it takes, in pixels.
+      step: of the weights.
+      mirrored_too: whether to take mirror images too where nobody says otherwise.
+    """
+
+    class_names: Sequence[str]
+    image_size: int
+    step: int
+    mirrored_too: bool
+
+    def probabilities(
+        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yields each image's class probabilities, [num_classes] float32.
+
+        Args:
+          image_of: from an image's number, int64, to its pixels, [size, size, 3] uint8, as a TensorFlow graph.
+          num_images: 1 or more.
+          mirrored_too: whether to take the mean with the probabilities of the mirror image.
+        """
+
+
+class RunClassifier:
+    """A trained run on its devices."""
+
+    def __init__(self, trained: TrainedRun):
+        """Compiles nothing yet."""
+        self._runtime = trained.runtime
+        self.class_names = trained.class_names
+        self.image_size = trained.image_size
+        self.step = trained.step
+        self.mirrored_too = trained.mirrored_too
+
+    def probabilities(
+        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
+    ) -> Iterator[np.ndarray]:
+        """As `Classifier` says."""
+        strategy = self._runtime.strategy
+        replicas = strategy.num_replicas_in_sync
+        batch = -(-min(EVALUATION_BATCH_SIZE, num_images) // replicas)
+        padded = -(-num_images // (batch * replicas)) * batch * replicas
+        numbers = tf.data.Dataset.range(padded).map(lambda number: tf.minimum(number, num_images - 1))
+        dataset = numbers.map(image_of, num_parallel_calls=usable_cores()).batch(batch).prefetch(2 * replicas)
+        distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
+
+        def one_replica(images: tf.Tensor) -> tf.Tensor:
+            return tf.nn.softmax(infer(self._runtime.state, self._runtime.built, images))
+
+        def one_replica_mirrored_too(images: tf.Tensor) -> tf.Tensor:
+            return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2
+
+        @tf.function(autograph=False)
+        def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            run = strategy.run(one_replica_mirrored_too if mirrored_too else one_replica, (images,))
+            return strategy.experimental_local_results(run)
+
+        remaining = num_images
+        with contextlib.closing(iterate(distributed)) as batches:
+            for images in batches:
+                for probabilities in classify(images):
+                    yield from probabilities.numpy()[:remaining]
+                    remaining = max(0, remaining - batch)

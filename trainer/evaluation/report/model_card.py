@@ -1,0 +1,184 @@
+"""RUN/MODEL_CARD.md: what somebody must know who gets the model, filled from the run as far as the run knows it.
+
+The headings are those of Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993), the metadata in front that of Hugging
+Face's model cards (https://huggingface.co/docs/hub/model-cards). What only a person knows is left as TODO. The last
+line holds the SHA-256 of all above it: a card that does not match its hash was edited, and is never written again.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from convoy.core.files import write_whole
+from convoy.core.html.templates import shown
+from convoy.core.text import counted, share
+from convoy.trainer.evaluation.report.history import History, Result
+from convoy.trainer.evaluation.report.insights import Evaluated, verdict
+from convoy.trainer.run.directory import RunDirectory
+
+_EXTREMES = 5  # classes at each end
+_LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"
+_MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
+
+
+def write(run: RunDirectory, history: History, results: Sequence[Result], evaluated: Evaluated | None) -> bool:
+    """Writes the card, unless a person has edited it; returns whether it did.
+
+    Raises:
+      OSError: it cannot be read or written.
+    """
+    path = run.model_card
+    if path.exists() and not _is_ours(path.read_text(encoding="utf-8", errors="replace")):
+        return False
+    text = _card(history, results, evaluated)
+    write_whole(path, (text + _LAST_LINE.format(_digest(text))).encode("utf-8"))
+    return True
+
+
+def _is_ours(card: str) -> bool:
+    text, _, last_line = card.rstrip("\n").rpartition("\n")
+    return f"{last_line}\n" == _LAST_LINE.format(_digest(f"{text}\n"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _card(history: History, results: Sequence[Result], evaluated: Evaluated | None) -> str:
+    config, dataset, result = history.config, history.dataset, history.result or {}
+    remarks = [remark for remark in verdict(history, evaluated) if remark.level != "fine" and remark.section != "speed"]
+    worst, best = _extremes(history.class_names, evaluated)
+    return _template().render(
+        metadata=Markup(_metadata(history, results)),  # YAML has its own way to write names
+        name=history.name,
+        num_classes=len(history.class_names),
+        model={
+            "architecture": config["model"]["name"],
+            "parameters": evaluated and f"{evaluated.evaluation.parameters:,}",
+            "input": "RGB images, resized to {0} x {0} pixels".format(
+                config.get("eval_image_size") or config["image_size"]
+            ),
+            "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}",
+            "weights": evaluated and f"step {evaluated.evaluation.step}",
+            "SHA-256 of the last weights": result.get("weights_sha256"),
+        },
+        data={
+            "name": dataset.get("name"),
+            "training images": dataset.get("train_images"),
+            "digest of the training split": dataset.get("train_digest"),
+            "evaluated split": evaluated and f"{evaluated.evaluation.split}, digest {evaluated.evaluation.digest[:16]}",
+            "classes": _listed(history.class_names),
+        },
+        procedure=_procedure(config, result),
+        command=Markup(shown(history.command, 4000).replace("`", "'")),
+        results=results,
+        split=evaluated and evaluated.evaluation.split,
+        images=evaluated and evaluated.evaluation.images,
+        worst=worst,
+        best=best,
+        remarks=remarks,
+        environment={name: _text(value) for name, value in history.environment.items() if name != "host"},
+    )
+
+
+def _template() -> jinja2.Template:
+    def escaped(value: object) -> object:
+        """Escapes what a template puts in: names must not become headings, links, tables or HTML."""
+        if isinstance(value, Markup) or not isinstance(value, str):
+            return "TODO" if value is None else value
+        return _MARKS.sub(r"\\\1", shown(value, 4000))
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown is no HTML: `finalize` escapes
+        finalize=escaped,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(share=share)
+    environment.globals.update(counted=counted)
+    return environment.get_template("model_card.md.j2")
+
+
+def _metadata(history: History, results: Sequence[Result]) -> str:
+    """Returns the card's front matter."""
+    dataset = {"name": shown(str(history.dataset.get("name"))), "type": "imagefolder"}
+    entries = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {**dataset, "split": row.split},
+            "metrics": [
+                {"type": "accuracy", "value": round(row.quality["top1"], 6), "name": "top-1"},
+                {"type": "f1", "value": round(row.quality["macro_f1"], 6), "name": "macro F1"},
+            ],
+        }
+        for row in results
+    ]
+    metadata = {
+        "library_name": "keras",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "convoy"],
+        "metrics": ["accuracy", "f1"],
+        "model-index": [{"name": shown(history.name), "results": entries}],
+    }
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n# TODO license: as in https://huggingface.co/docs/hub/repositories-licenses\n{text}---\n"
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    some = ", ".join(shown(name, 40) for name in names[:50])
+    return f"{some} and {len(names) - 50:,} more" if len(names) > 50 else some
+
+
+def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+    optimizer, schedule = config["optimizer"], config["schedule"]
+    rows = {
+        "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
+        f"{optimizer['weight_decay']:g}",
+        "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
+        "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
+        "augmentation": config["augment"].get("line") or "none",
+        "mixing": _mixing(config.get("mix", {})),
+        "sampling by class": config.get("sampling", "natural"),
+        "label smoothing": f"{config['label_smoothing']:g}",
+        "weights averaged": f"decay {config['ema']['decay']:g}",
+        "precision": config["precision"],
+        "seed": str(config["seed"]),
+    }
+    if result:
+        hours = sum(result.get("seconds", {}).values()) / 3600
+        rows |= {
+            "length": f"{result['step']} steps, {result['epoch']:.2f} epochs, {result['images_seen']:,} images",
+            "time of the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
+        }
+    return rows
+
+
+def _mixing(mix: Mapping[str, float]) -> str:
+    if not mix.get("mixup") and not mix.get("cutmix"):
+        return "none"
+    return ", ".join(f"{name} {value:g}" for name, value in mix.items())
+
+
+def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[tuple], list[tuple]]:
+    """Returns rows of the classes with the lowest and with the highest F1."""
+    if not evaluated:
+        return [], []
+    classes = evaluated.classes
+    order = classes.worst_first()
+    columns = (classes.support, classes.precision, classes.recall, classes.f1)
+    rows = [(shown(class_names[label], 60), *(values[label].item() for values in columns)) for label in order]
+    worst = rows[:_EXTREMES]
+    return worst, rows[len(worst) :][::-1][:_EXTREMES]

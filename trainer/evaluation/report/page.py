@@ -1,0 +1,293 @@
+"""Writes what people read of a run: its page, its confusion matrix as a picture, and its model card.
+
+    write_report(RunDirectory("run"))        # report.html, confusion_matrix.png, MODEL_CARD.md
+
+All comes from what training and the newest evaluation have written down; the dataset is only asked for thumbnails. The
+page is one file without scripts, and allows itself nothing but its own style and pictures (Content-Security-Policy).
+"""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convoy.core.errors import ConvoyError, DataError
+from convoy.core.files import write_whole
+from convoy.core.html.templates import page_template
+from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.report import pictures
+from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation.predictions import Evaluation, Predictions
+from convoy.trainer.evaluation.report import analysis, model_card, plots
+from convoy.trainer.evaluation.report.history import History, Result, read_history
+from convoy.trainer.evaluation.report.insights import Evaluated, verdict
+from convoy.trainer.evaluation.report.matrix import draw_matrix, matrix_plot
+from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
+from convoy.trainer.run.directory import RunDirectory
+
+# How much is shown, so that the page stays small and can be read; all is counted.
+_MATRIX_CLASSES = 40
+_CLASSES, _WORST, _BEST = 100, 40, 10
+_PAIRS, _PAIR_PICTURES = 12, 4
+_MISTAKES, _LABELS, _EVENTS = 24, 24, 20
+_COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+_ACCURACIES = (0.9, 0.95, 0.99)
+_FIRST_SPLITS = ("train", "validation", "test")
+
+
+def write_report(run: RunDirectory, *, output: Path | None = None, data: str | None = None) -> list[str]:
+    """Writes the report of what a run has, its newest evaluation included where there is one.
+
+    Args:
+      run: the run directory.
+      output: of the page, which is then all that is written; RUN/report.html where None.
+      data: where the evaluated dataset lies by now; where it lay where None.
+
+    Returns:
+      Lines that say what was written, and what could not be shown.
+
+    Raises:
+      DataError: it is no run directory, what it holds is damaged, or something cannot be written.
+    """
+    history = read_history(run)
+    page, notes = output or run.report, []
+    evaluation, evaluated, found = predictions.newest(run), None, None
+    if evaluation:
+        found = predictions.load(run, evaluation, history.class_names)
+        evaluated = _evaluated(evaluation, found, len(history.class_names))
+    try:
+        results = _results(history, evaluated)
+        if found and not output:
+            _draw_matrix(run, history, evaluated, found)
+        if not output and not model_card.write(run, history, results, evaluated):
+            notes.append(f"{run.model_card} was edited by hand: it stays as it is.")
+        text, why_no_pictures = _page(history, results, evaluated, found, data)
+        write_whole(page, text.encode("utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or run.path} cannot be written ({error.strerror}). Make room, or mend its folder."
+        ) from None
+    notes += [f"No thumbnails: {why_no_pictures}"] if why_no_pictures else []
+    return [*notes, f"Report: {page}"]
+
+
+def _evaluated(evaluation: Evaluation, found: Predictions, num_classes: int) -> Evaluated:
+    return Evaluated(
+        evaluation=evaluation,
+        classes=analysis.by_class(found, num_classes),
+        pairs=analysis.confused_pairs(found),
+        reliability=analysis.reliability(found),
+        label_errors=analysis.likely_label_errors(found, num_classes),
+    )
+
+
+def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated, found: Predictions) -> None:
+    classes = evaluated.classes.most_errors_first()[:_MATRIX_CLASSES]
+    names = [history.class_names[label] for label in classes]
+    title = f"{evaluated.evaluation.split}, step {evaluated.evaluation.step}"
+    draw_matrix(run.confusion_matrix, analysis.confusion_matrix(found, classes), names, title)
+
+
+def _results(history: History, evaluated: Evaluated | None) -> list[Result]:
+    """Returns the newest result on each split, with the weights of the evaluation where there is one."""
+    step = evaluated.evaluation.step if evaluated else None
+    splits = sorted({row.split for row in history.results}, key=_place_of_split)
+    return [history.newest_result(split, step) for split in splits]
+
+
+def _page(
+    history: History,
+    results: Sequence[Result],
+    evaluated: Evaluated | None,
+    found: Predictions | None,
+    data: str | None,
+) -> tuple[str, str]:
+    """Returns the page, and why it has no thumbnails."""
+    evaluation, why_no_pictures = None, ""
+    if evaluated:
+        evaluation, why_no_pictures = _evaluation(history, evaluated, found, data)
+    page = page_template(Path(__file__).with_name("report.html.j2")).render(
+        plots=plots,
+        name=history.name,
+        class_names=history.class_names,
+        dataset=history.dataset,
+        evaluation=evaluation,
+        remarks=verdict(history, evaluated),
+        results=results,
+        shown_result=_shown_result(evaluated, results),
+        last_step=history.last_step,
+        result=history.result,
+        curves=_curves(history),
+        speed_curve=line_chart({"train": history.curve("train", "perf/images_per_s")}, x_label="step"),
+        speed=_speed(history),
+        seconds=(history.result or {}).get("seconds") or {},
+        limits=dict(_flat((history.result or {}).get("limits") or {})),
+        config=dict(_flat(history.config)),
+        environment=dict(_flat(history.environment)),
+        command=history.command,
+        events=_events(history),
+        label_smoothing=history.config.get("label_smoothing", 0),
+        mixes=any(history.config.get("mix", {}).get(name) for name in ("mixup", "cutmix")),
+    )
+    return page, why_no_pictures
+
+
+def _place_of_split(split: str) -> tuple[int, str]:
+    return (_FIRST_SPLITS.index(split) if split in _FIRST_SPLITS else len(_FIRST_SPLITS), split)
+
+
+def _shown_result(evaluated: Evaluated | None, results: Sequence[Result]) -> Result | None:
+    """Returns what the page's head shows: the evaluation, else the newest of the best known split."""
+    if evaluated:
+        evaluation = evaluated.evaluation
+        quality = {name: np.nan if value is None else value for name, value in evaluation.quality.items()}
+        return Result(evaluation.split, evaluation.step, quality)
+    return results[-1] if results else None
+
+
+def _evaluation(
+    history: History, evaluated: Evaluated, found: Predictions, data: str | None
+) -> tuple[dict[str, Any], str]:
+    """Returns what the page shows of the evaluation, and why it has no thumbnails."""
+    evaluation, classes, names = evaluated.evaluation, evaluated.classes, history.class_names
+    in_matrix = classes.most_errors_first()
+    shown_in_matrix = in_matrix[:_MATRIX_CLASSES]
+    pairs = [(pair, pair.members[:_PAIR_PICTURES]) for pair in evaluated.pairs[:_PAIRS]]
+    mistakes = analysis.mistakes(found)
+    members = [mistakes[:_MISTAKES], evaluated.label_errors[:_LABELS], *(some for _, some in pairs)]
+    thumbnails, why_none = _thumbnails(evaluation, names, np.concatenate(members).tolist(), data)
+    doubtful = set(evaluated.label_errors.tolist())
+
+    def image(i: int) -> dict[str, Any]:
+        return {
+            "picture": thumbnails.get(i) or pictures.Picture("", found.filename[i], "", evaluation.split),
+            "label": names[found.label[i]],
+            "predicted": names[found.predicted[i]],
+            "label_probability": found.label_probability[i],
+            "predicted_probability": found.predicted_probability[i],
+            "doubtful": i in doubtful,
+        }
+
+    coverage = analysis.risk_coverage(found)
+    shown_classes = classes.worst_first()
+    best = []
+    if len(shown_classes) > _CLASSES:
+        best, shown_classes = shown_classes[::-1][:_BEST], shown_classes[:_WORST]
+    return {
+        "evaluation": evaluation,
+        "parameters": _rounded(evaluation.parameters),
+        "num_mistakes": len(mistakes),
+        "why_no_pictures": why_none,
+        "classes": _class_rows(classes, names, shown_classes),
+        "best_classes": _class_rows(classes, names, best),
+        "num_classes": int((classes.support + classes.predicted > 0).sum()),
+        "matrix": matrix_plot(
+            analysis.confusion_matrix(found, shown_in_matrix),
+            [names[label] for label in shown_in_matrix],
+            complete=len(shown_in_matrix) == len(in_matrix),
+        ),
+        "matrix_classes": len(shown_in_matrix),
+        "num_pairs": len(evaluated.pairs),
+        "pairs": [
+            (names[pair.label], names[pair.predicted], pair.images, classes.support[pair.label], list(map(image, some)))
+            for pair, some in pairs
+        ],
+        "mistakes": [image(i) for i in mistakes[:_MISTAKES].tolist()],
+        "num_doubtful": len(doubtful),
+        "too_weak_to_doubt": evaluated.too_weak_to_doubt,
+        "doubtful": [image(i) for i in evaluated.label_errors[:_LABELS].tolist()],
+        "reliability": reliability_chart(evaluated.reliability),
+        "overconfidence": evaluated.reliability.overconfidence,
+        "coverage": coverage_chart(coverage),
+        "coverages": [coverage.at_coverage(share) for share in _COVERAGES],
+        "accuracies": [(least, coverage.at_accuracy(least)) for least in _ACCURACIES],
+    }, why_none
+
+
+def _rounded(number: int) -> str:
+    """Returns a count in at most four figures: `1.19 M`."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _thumbnails(
+    evaluation: Evaluation, class_names: Sequence[str], wanted: Sequence[int], data: str | None
+) -> tuple[dict[int, pictures.Picture], str]:
+    """Returns pictures of images of the evaluated split by their places in it, and why there are none."""
+    try:
+        dataset = open_dataset(data or evaluation.data)
+        if dataset.digest(evaluation.split) != evaluation.digest:
+            return {}, f"{dataset.directory} has changed since the evaluation. Evaluate again, or give --data=DATA."
+        split = dataset.split(evaluation.split)
+    except ConvoyError as error:
+        return {}, f"{error} Where the dataset has moved, give --data=DATA."
+    found = pictures.of_records({split.name: split}, class_names, [(split.name, i) for i in wanted])
+    return {i: picture for (_, i), picture in found.items()}, ""
+
+
+def _class_rows(
+    classes: analysis.ByClass, class_names: Sequence[str], labels: Sequence[int]
+) -> list[tuple[str, int, float, float, float]]:
+    """Returns name, images, precision, recall and F1 of some classes."""
+    columns = (classes.support, classes.precision, classes.recall, classes.f1)
+    return [(class_names[label], *(values[label].item() for values in columns)) for label in labels]
+
+
+def _curves(history: History) -> list[tuple[str, Any]]:
+    titles = {"quality/top1": "Top-1", "quality/loss": "Loss (nats)", "quality/macro_f1": "Macro F1"}
+    charts = [
+        (title, line_chart(_both(history, tag), x_label="step", percent=tag != "quality/loss"))
+        for tag, title in titles.items()
+    ]
+    charts.append(("Learning rate", line_chart({"train": history.curve("train", "optim/lr")}, x_label="step")))
+    return [(title, chart) for title, chart in charts if chart]
+
+
+def _both(history: History, tag: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {split: history.curve(split, tag) for split in ("train", "validation")}
+
+
+def _speed(history: History) -> dict[str, str]:
+    """Returns rows of the page's table of speed."""
+    last, result = history.last_values("train"), history.result or {}
+    rows = {
+        "images a second, steady": result.get("images_per_second"),
+        "images a second, at the end": last.get("perf/images_per_s"),
+        "images a second, a replica": last.get("perf/images_per_s_per_replica"),
+        "median step, ms": last.get("perf/step_ms_p50"),
+        "95th percentile of steps, ms": last.get("perf/step_ms_p95"),
+        "waiting for input, % of the time": last.get("perf/input_wait_pct"),
+        "model FLOPs utilization": last.get("perf/model_flops_utilization"),
+        "replicas": result.get("replicas"),
+        "virtual replicas": result.get("virtual_replicas"),
+        "workers": result.get("workers"),
+        "images seen": result.get("images_seen"),
+        "epochs": result.get("epoch"),
+    }
+    return {name: f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}" for name, value in rows.items() if value}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the leaves of nested JSON objects as `a.b` and text."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            items = item if isinstance(item, list) else [item]
+            yield f"{prefix}{key}", ", ".join(f"{i:.6g}" if isinstance(i, float) else str(i) for i in items)
+
+
+def _events(history: History) -> list[tuple[str, str, str]]:
+    """Returns time, name and details of the last events that are no checkpoints."""
+    events = [event for event in history.events if event["event"] != "checkpoint"][-_EVENTS:]
+    rows = []
+    for event in events:
+        details = {name: value for name, value in event.items() if name not in ("event", "time")}
+        at = datetime.datetime.fromtimestamp(event.get("time", 0), datetime.timezone.utc)
+        text = ", ".join(f"{name} {value}" for name, value in _flat(details))
+        rows.append((at.strftime("%Y-%m-%d %H:%M:%S"), event["event"], text))
+    return rows

@@ -1,0 +1,153 @@
+"""The page's plots as plain geometry, which its template draws as SVG in the page's own colours.
+
+chart = line_chart({"train": (steps, losses)}, x_label="step")
+chart.lines[0].path, chart.y_ticks       # in a box of WIDTH x HEIGHT
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convoy.core.text import counted, share
+from convoy.trainer.evaluation.report.analysis import Reliability, RiskCoverage
+
+WIDTH, HEIGHT = 440, 250
+LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # of the plot itself
+_POINTS = 300  # of a line: more cannot be seen
+_COUNTS_HEIGHT = 30  # of the strip that shows how many images a bin has
+_DASH = 8  # length of a line that has one point: it would not be seen
+
+Tick = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """An SVG path; `tone` is its colour's class, `value` its last value in words."""
+
+    name: str
+    path: str
+    tone: str
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rectangle with a tooltip."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    tone: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn in a box of WIDTH x HEIGHT; ticks are places and labels."""
+
+    lines: Sequence[Line]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    x_label: str
+    bars: Sequence[Bar] = ()
+
+
+def line_chart(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, x_label: str, percent: bool = False
+) -> Chart | None:
+    """Returns the chart of some curves, thinned out; None where none has a point.
+
+    Args:
+      series: steps [n] and values [n] by name.
+      x_label: of the horizontal axis.
+      percent: whether the values are shares in [0, 1], to be shown in percent.
+    """
+    series = {name: (x, y) for name, (x, y) in series.items() if len(x)}
+    if not series:
+        return None
+    every_y = np.concatenate([y for _, y in series.values()])
+    x_axis = _Axis(0, max(x.max() for x, _ in series.values()), LEFT, RIGHT)
+    y_axis = _Axis(min(0.0, every_y.min()), 1.0 if percent else every_y.max(), BOTTOM, TOP)
+    tones = {"train": "k0", "validation": "k2"}
+    lines = [
+        Line(name, _path(x_axis, y_axis, *_thinned(x, y)), tones.get(name, "k1"), _number(y[-1], percent))
+        for name, (x, y) in series.items()
+    ]
+    return Chart(lines, x_axis.ticks(), y_axis.ticks(percent), x_label)
+
+
+def reliability_chart(reliability: Reliability) -> Chart:
+    """Returns accuracy by confidence as bars, the line on which they should end, and how many images each bin has."""
+    x_axis, y_axis = _Axis(0, 1, LEFT, RIGHT), _Axis(0, 1, BOTTOM, TOP)
+    edges, most, bars = np.linspace(0, 1, len(reliability.images) + 1), reliability.images.max(), []
+    columns = zip(reliability.images, reliability.confidence, reliability.accuracy, edges, edges[1:], strict=False)
+    for images, confidence, accuracy, low, high in columns:
+        if not images:
+            continue
+        x, width = x_axis(low) + 1, x_axis(high) - x_axis(low) - 2
+        title = f"{counted(images, 'image')}: {share(confidence)} sure, {share(accuracy)} right"
+        bars.append(Bar(x, y_axis(accuracy), width, BOTTOM - y_axis(accuracy), "k0", title))
+        height = _COUNTS_HEIGHT * images / most
+        bars.append(Bar(x, BOTTOM - height, width, height, "count", title))
+    diagonal = Line("as it should be", f"M{LEFT},{BOTTOM}L{RIGHT},{TOP}", "ideal")
+    return Chart([diagonal], x_axis.ticks(True), y_axis.ticks(True), "confidence", bars)
+
+
+def coverage_chart(curve: RiskCoverage) -> Chart:
+    """Returns accuracy by the share of images that are answered."""
+    x_axis, y_axis = _Axis(0, 1, LEFT, RIGHT), _Axis(0, 1, BOTTOM, TOP)
+    x, y = curve.coverage, curve.accuracy
+    if len(x) > _POINTS:
+        chosen = np.linspace(0, len(x) - 1, _POINTS).astype(int)
+        x, y = x[chosen], y[chosen]
+    line = Line("accuracy", _path(x_axis, y_axis, x, y), "k0")
+    return Chart([line], x_axis.ticks(True), y_axis.ticks(True), "share of images answered")
+
+
+class _Axis:
+    """Values from `low` to `high`, as places from `start` to `end`."""
+
+    def __init__(self, low: float, high: float, start: float, end: float):
+        self._low, self._high = float(low), float(high) if high > low else float(low) + 1
+        self._start, self._end = start, end
+
+    def __call__(self, value: float) -> float:
+        part = (value - self._low) / (self._high - self._low)
+        return np.round(self._start + part * (self._end - self._start), 1)
+
+    def ticks(self, percent: bool = False) -> list[Tick]:
+        """Returns four to eight round values."""
+        raw = (self._high - self._low) / 5
+        power = 10 ** math.floor(math.log10(raw))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.999 * raw)
+        first, last = math.ceil(self._low / step - 1e-9), math.floor(self._high / step + 1e-9)
+        return [(self(k * step), _number(k * step, percent)) for k in range(first, last + 1)]
+
+
+def _number(value: float, percent: bool) -> str:
+    if percent:
+        return f"{100 * value:.4g} %"
+    if 0 < abs(value) < 0.01:
+        digits, power = f"{value:.3e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
+    points = [*zip(x_axis(x), y_axis(y), strict=True)]
+    if len(points) == 1:
+        ((left, top),) = points
+        return f"M{left - _DASH / 2:g},{top:g}h{_DASH}"
+    return "M" + "L".join(f"{left:g},{top:g}" for left, top in points)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of neighbouring points; the last one stays as it is."""
+    if len(x) <= _POINTS:
+        return x, y
+    starts = np.linspace(0, len(x) - 1, _POINTS).astype(int)
+    sizes = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes

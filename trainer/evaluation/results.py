@@ -1,0 +1,42 @@
+"""RUN/results.csv: one row an evaluation, for spreadsheets and `sort`."""
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+
+from convoy.core.files import append_whole, write_whole
+from convoy.trainer.run.directory import RunDirectory
+
+_COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
+
+
+def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[str, float]) -> None:
+    """Adds a row.
+
+    Args:
+      run: where.
+      step: of the weights that were evaluated.
+      split: what they were evaluated on.
+      quality: from `metrics.summarize`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    if not run.results_table.exists() or not run.results_table.stat().st_size:
+        writer.writeheader()
+    row = {name: f"{value:.6f}" for name, value in quality.items()}
+    writer.writerow({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "split": split, **row})
+    append_whole(run.results_table, text.getvalue().encode())
+
+
+def truncate_results(run: RunDirectory, last_step: int) -> None:
+    """Drops the rows of steps after `last_step`, which a resumed run takes again, and a row that a crash cut short."""
+    if not run.results_table.exists():
+        return
+    with open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values() and row.keys() == set(_COLUMNS)]
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step)
+    write_whole(run.results_table, kept.getvalue().encode())

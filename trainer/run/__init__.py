@@ -1,0 +1,1 @@
+"""The run directory as the trainer writes and lists it."""

@@ -1,0 +1,113 @@
+"""A finished or running run, opened to be evaluated or applied."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from convoy.core.devices import Devices
+from convoy.core.errors import DataError, UsageError
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.cluster.strategy import make_strategy
+from convoy.trainer.config import resolution as sizes
+from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.runtime import Runtime, make_runtime
+from convoy.trainer.step.state import TrainState
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model with trained weights.
+
+    Attributes:
+      run: its directory.
+      config: as it was trained.
+      dataset: the contents of RUN/dataset.json: `directory`, `class_names`, digests.
+      runtime: the model on this machine's devices.
+      step: of the weights.
+    """
+
+    run: RunDirectory
+    config: ml_collections.ConfigDict
+    dataset: dict[str, Any]
+    runtime: Runtime
+    step: int
+
+    @property
+    def class_names(self) -> list[str]:
+        """The categories, by label."""
+        return self.dataset["class_names"]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model is for, in pixels: those of evaluation."""
+        return sizes.evaluation_size(self.config)
+
+    @property
+    def mirrored_too(self) -> bool:
+        """Whether the run is evaluated by each image and its mirror image."""
+        return self.config.get("eval_flip", False)  # runs of older versions have no such field
+
+
+def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
+    """Opens a run with the weights of one of its checkpoints.
+
+    Args:
+      workdir: the run directory.
+      devices: what to run on.
+      checkpoint: `best` (by validation top-1; the last where nothing was evaluated), `last`, or a step.
+      precision: what to compute in; as the run does where empty.
+
+    Raises:
+      UsageError: another `checkpoint`.
+      DataError: no run directory, no such checkpoint, or a damaged one.
+    """
+    run = RunDirectory(workdir)
+    if not run.path.is_dir():
+        raise DataError(f"--workdir={workdir}: no such folder. Give the --workdir of `convoy train`.")
+    config = ml_collections.ConfigDict(run.read_json(run.config))
+    dataset = run.read_json(run.dataset)
+    store = CheckpointStore(run.checkpoints)
+    step = _chosen_step(store, checkpoint, workdir)
+    values, _ = store.load(step)
+    config.model.weights = ""  # the checkpoint replaces them
+    config.precision = precision or config.precision
+    runtime = make_runtime(
+        config,
+        make_strategy(devices),
+        num_classes=len(dataset["class_names"]),
+        image_sizes=[sizes.evaluation_size(config)],
+    )
+    load_into(runtime.state, values, {"step": step}, run)
+    return TrainedRun(run, config, dataset, runtime, step)
+
+
+def load_into(
+    state: TrainState, values: Mapping[str, np.ndarray], metadata: Mapping[str, Any], run: RunDirectory
+) -> None:
+    """Sets a state to a checkpoint of a run.
+
+    Raises:
+      DataError: its variables are not the model's.
+    """
+    try:
+        state.assign(values, metadata["step"])
+    except DataError as error:
+        raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
+
+
+def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
+    steps = store.steps()
+    if not steps:
+        raise DataError(f"--workdir={workdir} holds no checkpoint yet. Train it with `convoy train` first.")
+    if checkpoint == "last":
+        return steps[-1]
+    if checkpoint == "best":
+        return store.best() or steps[-1]
+    if checkpoint.isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise UsageError(f"--checkpoint={checkpoint}: give best, last or one of the steps {', '.join(map(str, steps))}.")

@@ -1,0 +1,221 @@
+"""From a config and a strategy to a model, its optimizer and its state: what all commands with a model share."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from convoy.core.errors import UsageError
+from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.reading.reader import Slices
+from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
+from convoy.trainer.config import Plan
+from convoy.trainer.config import resolution as sizes
+from convoy.trainer.models import BuiltModel, build_model, takes_any_size
+from convoy.trainer.step.mixing import Mixing
+from convoy.trainer.step.optimizers import Optimizer, make_optimizer
+from convoy.trainer.step.state import TrainState
+from convoy.trainer.step.step import StepSettings, TrainStep
+from convoy.trainer.tf_compat.layers import all_layers
+
+_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm")
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model ready to run.
+
+    Attributes:
+      strategy: over the devices.
+      precision: float32, bfloat16 or float16: what `auto` came to.
+      use_xla: whether steps are compiled by XLA.
+      built: the model.
+      resized: the same model built for images of other sizes, by size: to be called with the weights of `state`.
+      optimizer: its formula.
+      state: its variables.
+    """
+
+    strategy: tf.distribute.Strategy
+    precision: str
+    use_xla: bool
+    built: BuiltModel
+    resized: Mapping[int, BuiltModel]
+    optimizer: Optimizer
+    state: TrainState
+
+    def built_for(self, size: int) -> BuiltModel:
+        """Returns the model for images of one of the sizes that it was made for."""
+        return self.resized.get(size, self.built)
+
+
+def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
+    """Returns the precision and whether XLA compiles the steps: what `auto` comes to on these devices."""
+    return choices_on(config, on_gpu=runs_on_gpu(strategy), in_bfloat16=computes_in_bfloat16(strategy))
+
+
+def choices_on(config: ml_collections.ConfigDict, *, on_gpu: bool, in_bfloat16: bool) -> tuple[str, bool]:
+    """Returns `hardware_choices` for devices that are GPUs or not, and compute in bfloat16 or not."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if in_bfloat16 else "float32"
+    # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
+    use_xla = config.xla == "on" or (config.xla == "auto" and on_gpu and not config.deterministic)
+    return precision, use_xla
+
+
+def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> Slices:
+    """Returns which part of each global batch the worker `rank` reads for its devices."""
+    local_replicas = len(strategy.extended.worker_devices)
+    return Slices(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
+
+
+def fix_order_of_additions() -> None:
+    """Sets TensorFlow's determinism for the whole process. Call once a strategy is made, before a step is."""
+    tf.config.experimental.enable_op_determinism()
+    # Grappler rewrites chains of additions into AddN, which adds in another order.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+
+
+def make_runtime(
+    config: ml_collections.ConfigDict,
+    strategy: tf.distribute.Strategy,
+    *,
+    num_classes: int,
+    image_sizes: Sequence[int] = (),
+) -> Runtime:
+    """Builds a config's model on the strategy's devices, with random weights seeded by the config.
+
+    Sets Keras' dtype policy and, for a deterministic run, TensorFlow's determinism for the whole process.
+
+    Args:
+      config: complete and checked.
+      strategy: over the devices.
+      num_classes: 2 or more.
+      image_sizes: sides of the images that the model is called with; all those of training and of its evaluations where
+        left out.
+
+    Raises:
+      UsageError: an unknown model or optimizer, or one model does not do for all of the sizes.
+      DataError: a weights file that cannot be used.
+    """
+    precision, use_xla = hardware_choices(config, strategy)
+    if config.deterministic:
+        fix_order_of_additions()
+    optimizer_options = dict(config.optimizer)
+    name = optimizer_options.pop("name")
+    for field in ("learning_rate", "clip_norm"):
+        del optimizer_options[field]
+    optimizer = make_optimizer(name, **optimizer_options)
+    # Runs of earlier versions lack some.
+    options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
+    if config.model.name == "convnet":
+        options.setdefault("instance_norm", "off")
+    build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
+    weights = config.model.weights
+
+    def built_first(size: int) -> BuiltModel:
+        # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
+        keras.utils.clear_session()
+        keras.config.set_dtype_policy(_POLICIES[precision])
+        keras.utils.set_random_seed(config.seed % 2**32)
+        with strategy.scope():
+            return build(image_size=size, weights=weights)
+
+    size, *others = image_sizes or sizes.all_sizes(config)
+    built = built_first(config.image_size)
+    if takes_any_size(built.model):
+        for other in {size, *others} - {config.image_size}:
+            _check_takes(config.model.name, built.model, other)
+        others = ()
+    elif size != config.image_size:
+        built = built_first(size)
+    with tf.device("/CPU:0"):  # their own weights are never used: they need not lie on a GPU
+        resized = {other: build(image_size=other) for other in others}
+    for other, model in resized.items():
+        _check_same_weights(config.model.name, {size: built, other: model})
+        _check_scaling(config.model.name, model.model)
+    state = TrainState(
+        built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
+    )
+    return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
+
+
+def _check_takes(name: str, model: keras.Model, size: int) -> None:
+    """Raises a UsageError where a model for images of any size cannot take this one after all."""
+    try:
+        model.compute_output_spec(keras.KerasTensor((1, size, size, 3)))
+    except Exception as error:
+        raise UsageError(
+            f"config.model.name={name!r} cannot take images of {size} pixels, as config.progressive.sizes or "
+            f"config.eval_image_size asks: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:
+    """Raises a UsageError where a model, built for two sizes, has weights of different shapes."""
+    # In the order in which the step and the evaluation give them.
+    variables = [[*b.model.trainable_variables, *b.model.non_trainable_variables] for b in models.values()]
+    shapes = [[(variable.path, tuple(variable.shape)) for variable in each] for each in variables]
+    for (path, shape), (_, other_shape) in zip(*shapes, strict=False):
+        if shape != other_shape:
+            size, other = models
+            raise UsageError(
+                f"config.model.name={name!r}: its weights depend on the size of images ({path} is {list(shape)} for "
+                f"{size} pixels and {list(other_shape)} for {other}): leave config.eval_image_size and "
+                "config.progressive as they are, or take a model that averages over the image, such as convnet."
+            )
+    if len(shapes[0]) != len(shapes[1]):
+        raise UsageError(f"config.model.name={name!r} has other layers for images of {list(models)[1]} pixels.")
+
+
+def _check_scaling(name: str, model: keras.Model) -> None:
+    """Raises a UsageError where a model for another size would scale its input by its own weights.
+
+    Keras' Normalization computes with copies of its mean and variance, so the trained ones would not reach it.
+    """
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+            raise UsageError(
+                f"config.model.name={name!r}: its layer {layer.name!r} (keras.layers.Normalization) keeps images of "
+                "other sizes from being scaled as those it was built for: give the model an Input((None, None, 3)), or "
+                "leave config.eval_image_size and config.progressive as they are."
+            )
+
+
+def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime) -> TrainStep:
+    """Returns the training step of a run.
+
+    Args:
+      config: complete and checked.
+      plan: what follows from it.
+      runtime: of this config.
+
+    Raises:
+      UsageError: the config freezes the model's backbone, and the model has none that can be told from its head.
+    """
+    settings = StepSettings(
+        seed=config.seed,
+        global_batch_size=plan.global_batch_size,
+        virtual_replicas=plan.virtual_replicas,
+        label_smoothing=config.label_smoothing,
+        clip_norm=config.optimizer.clip_norm,
+        average_decay=config.ema.decay,
+        float16=runtime.precision == "float16",
+        use_xla=runtime.use_xla,
+        deterministic=config.deterministic,
+        reduce_in_bfloat16=config.reduce_in_bfloat16,
+        operations=parse_line(config.augment.line, image_size=config.image_size).device,
+        mixing=Mixing(
+            mixup=config.mix.mixup,
+            cutmix=config.mix.cutmix,
+            probability=config.mix.probability,
+            until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
+        ),
+        freeze_steps=plan.freeze_steps,
+        backbone_rate=config.model.backbone_rate,
+    )
+    return TrainStep(runtime.state, runtime.built, runtime.optimizer, settings, runtime.resized)

@@ -1,0 +1,146 @@
+"""All that changes while a run trains, in one place, each value under a name that does not depend on the hardware."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from convoy.core.errors import DataError
+from convoy.trainer.step.optimizers import Optimizer
+from convoy.trainer.tf_compat.internals import is_seed_state
+from convoy.trainer.tf_compat.layers import all_layers
+
+_INITIAL_FLOAT16_LOSS_SCALE = 2.0**15
+_MODEL = "model/"
+
+
+class TrainState:
+    """The model's variables, the optimizer's slots, the weights' moving average, the loss scale, on every device.
+
+    Dropout's seed states are no part of it: the step derives them from `(seed, step, virtual replica, layer)`.
+
+    Attributes:
+      weights: the model's trainable variables.
+      statistics: its other variables, without seed states: batch norm's moving averages.
+      slots: by slot name, a list beside `weights`.
+      averages: the moving average of `weights`, or empty.
+      loss_scale: what the loss is multiplied by; stays 1 except in float16.
+      good_steps: updates since the loss scale last changed.
+      step: updates done.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: Optimizer,
+        strategy: tf.distribute.Strategy,
+        *,
+        average_weights: bool = False,
+        float16: bool = False,
+    ):
+        """Makes the variables. `model` must have been built in the strategy's scope.
+
+        Raises:
+          DataError: two variables of the model have the same path.
+        """
+        self.model = model
+        self.strategy = strategy
+        self.weights = list(model.trainable_variables)
+        self.statistics = [v for v in model.non_trainable_variables if not is_seed_state(v)]
+        self.step = 0
+        with strategy.scope():
+            self.slots = {
+                slot: [tf.Variable(tf.zeros(w.shape), trainable=False) for w in self.weights]
+                for slot in optimizer.slots
+            }
+            self.averages = [tf.Variable(w.value, trainable=False) for w in self.weights] if average_weights else []
+            self.loss_scale = tf.Variable(_INITIAL_FLOAT16_LOSS_SCALE if float16 else 1.0, trainable=False)
+            self.good_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
+        paths = [v.path for v in self.model_variables]
+        repeated = {path for path in paths if paths.count(path) > 1}
+        if repeated:
+            raise DataError(
+                f"model {model.name!r} has several variables at {sorted(repeated)[0]!r}: name its layers apart."
+            )
+
+    @property
+    def model_variables(self) -> list[keras.Variable]:
+        """Every variable of the model that training changes."""
+        return [*self.weights, *self.statistics]
+
+    @property
+    def evaluated_weights(self) -> list[tf.Variable]:
+        """The weights to evaluate with: their moving average where there is one."""
+        return self.averages or [w.value for w in self.weights]
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """Returns every variable by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
+        named = {f"{_MODEL}{v.path}": v.value for v in self.model_variables}
+        for slot, variables in self.slots.items():
+            named |= {f"optimizer/{slot}/{w.path}": v for w, v in zip(self.weights, variables, strict=True)}
+        named |= {f"average/{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (none, or one each)
+        return named | {"loss_scale/scale": self.loss_scale, "loss_scale/good_steps": self.good_steps}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Returns a copy of every variable's value on the host, by name."""
+        return {name: self._read(variable) for name, variable in self.named_variables().items()}
+
+    def assign(self, values: Mapping[str, np.ndarray], step: int) -> None:
+        """Sets every variable and the step.
+
+        Raises:
+          DataError: a value is missing, left over, or of another shape or type. Nothing has been set then.
+        """
+        named = self.named_variables()
+        problems = [f"{name} is missing" for name in named if name not in values]
+        problems += [f"{name} is not known to this model" for name in values if name not in named]
+        for name in named.keys() & values.keys():
+            expected = f"{named[name].dtype.name}{list(named[name].shape)}"
+            found = f"{values[name].dtype.name}{list(values[name].shape)}"
+            if found != expected:
+                problems.append(f"{name} is {found} where {expected} is expected")
+        if problems:
+            raise DataError(f"{problems[0]} ({len(problems)} of {len(named)} variables do not match).")
+        for name, variable in named.items():
+            variable.assign(values[name])
+        for layer in all_layers(self.model):
+            if isinstance(layer, keras.layers.Normalization):  # computes with copies of its mean and variance
+                layer.finalize_state()
+        self.step = step
+
+    def weights_by_path(self) -> dict[str, np.ndarray]:
+        """Returns a copy of each weight on the host, by its path."""
+        return {w.path: self._read(w.value) for w in self.weights}
+
+    def weights_sha256(self) -> str:
+        """Returns the SHA-256 over every model variable (`weights_sha256` of this module)."""
+        return weights_sha256({v.path: self._read(v.value) for v in self.model_variables})
+
+    def weight_norm(self) -> float:
+        """Returns the global norm of the weights."""
+        return float(np.sqrt(sum(float(np.vdot(w, w)) for w in map(self._read, (w.value for w in self.weights)))))
+
+    def _read(self, variable: tf.Variable) -> np.ndarray:
+        return np.asarray(self.strategy.experimental_local_results(variable)[0])
+
+
+def model_sha256(values: Mapping[str, np.ndarray]) -> str:
+    """Returns the `weights_sha256` of all variables of a state, as `TrainState.values` gives them."""
+    return weights_sha256({name.removeprefix(_MODEL): v for name, v in values.items() if name.startswith(_MODEL)})
+
+
+def weights_sha256(values: Mapping[str, np.ndarray]) -> str:
+    """Returns the hex SHA-256 over arrays in the order of names, each as name, dtype, shape, little-endian bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(values):
+        value = np.ascontiguousarray(values[path])
+        little_endian = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{path}\0{value.dtype.name}\0{_shape_text(value.shape)}\0".encode())
+        digest.update(little_endian.tobytes())
+    return digest.hexdigest()
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,344 @@
+"""One training step: forward and backward for each virtual replica, one reduction, one update (`update`).
+
+    train_step = TrainStep(state, optimizer, settings)
+    result = train_step(batch, learning_rate)      # advances state.step
+
+A run's global batch is split into `V` virtual replicas, each with its own dropout seeds and batch-norm statistics.
+`R` devices compute `V / R` of them each, one after another. Gradients, batch statistics and metric sums meet in one
+packed reduction; clipping, the check for overflow, loss scaling, the update and the moving average follow it, once,
+on reduced values. So the step is the same for any `R` that divides `V`.
+
+Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from convoy.input_pipeline.augment.apply import on_device
+from convoy.input_pipeline.augment.pipeline import Operation
+from convoy.trainer.models import BuiltModel
+from convoy.trainer.step import metrics, mixing
+from convoy.trainer.step.freezing import Phase, phases_of
+from convoy.trainer.step.mixing import Mixing
+from convoy.trainer.step.optimizers import Optimizer
+from convoy.trainer.step.reduction import reduce_over_virtual_replicas
+from convoy.trainer.step.state import TrainState
+from convoy.trainer.step.update import Update
+from convoy.trainer.tf_compat.internals import is_seed_state
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step depends on beside state and batch.
+
+    Attributes:
+      seed: the run's seed.
+      global_batch_size: images of a step.
+      virtual_replicas: V; divides the global batch, and is divided by the number of devices.
+      label_smoothing: share of a label's mass spread over all classes, in [0, 1).
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
+      average_decay: decay of the weights' moving average, used where the state keeps one.
+      float16: whether the loss is scaled.
+      use_xla: whether forward and backward, and the update, are compiled by XLA.
+      deterministic: whether the order of every addition is fixed.
+      reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
+      operations: the device's half of the augmentation.
+      mixing: how images are mixed, behind all other augmentation.
+      freeze_steps: how many of the run's first steps train the model's head alone.
+      backbone_rate: learning rate of all but the head, as a factor of the head's.
+    """
+
+    seed: int
+    global_batch_size: int
+    virtual_replicas: int = 1
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
+    float16: bool = False
+    use_xla: bool = False
+    deterministic: bool = False
+    reduce_in_bfloat16: bool = False
+    operations: tuple[Operation, ...] = ()
+    mixing: Mixing = field(default_factory=Mixing)
+    freeze_steps: int = 0
+    backbone_rate: float = 1.0
+
+
+class StepResult(NamedTuple):
+    """What a step reports, the same on every device.
+
+    Attributes:
+      sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way; where images are
+        mixed, in the sense of `convoy.trainer.step.mixing`.
+      gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
+      finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
+      loss_scale: float32 scalar: the scale that this step used.
+      stop_requested: bool scalar: whether any worker was asked to stop.
+    """
+
+    sums: tf.Tensor
+    gradient_norm: tf.Tensor
+    finite: tf.Tensor
+    loss_scale: tf.Tensor
+    stop_requested: tf.Tensor
+
+
+class TrainStep:
+    """The compiled training step."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        built: BuiltModel,
+        optimizer: Optimizer,
+        settings: StepSettings,
+        resized: Mapping[int, BuiltModel] | None = None,
+    ):
+        """Prepares the step. The first call compiles it, and each first one with images of another size or of another
+        phase (`freezing`) once more.
+
+        Args:
+          state: what it changes.
+          built: the model of `state`.
+          optimizer: its formula.
+          settings: what else it depends on.
+          resized: the model built for images of other sizes, by size.
+
+        Raises:
+          UsageError: the model has no head that could be trained alone or faster, and the settings ask for it.
+        """
+        self._state = state
+        self._settings = settings
+        self._update = Update(
+            state,
+            optimizer,
+            clip_norm=settings.clip_norm,
+            average_decay=settings.average_decay,
+            adapts_loss_scale=settings.float16,
+            use_xla=settings.use_xla,
+            deterministic=settings.deterministic,
+        )
+        self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
+        frozen = {"freeze_steps": settings.freeze_steps, "backbone_rate": settings.backbone_rate}
+        self._phases = phases_of(built, **frozen)
+        self._phases_of_size = {size: phases_of(other, **frozen) for size, other in (resized or {}).items()}
+        self._forward_backward_compiled = tf.function(
+            self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
+        )
+        self._run = tf.function(self._all_replicas, autograph=False)
+
+    def __call__(
+        self, batch: dict[str, tf.Tensor], learning_rate: float, *, stop_requested: bool = False
+    ) -> StepResult:
+        """Trains on one global batch.
+
+        Args:
+          batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3]
+            uint8, `label` [G / R] int32, `randomness` [G / R, draws] float32.
+          learning_rate: of this update.
+          stop_requested: whether this worker was asked to stop. The result says so to every worker at the same step.
+
+        Returns:
+          Tensors that may still be being computed.
+        """
+        result = self._run(
+            self._phase(batch),
+            tf.constant(self._state.step, tf.int64),
+            tf.constant(learning_rate, tf.float32),
+            tf.constant(stop_requested, tf.float32),
+            batch,
+        )
+        self._state.step += 1
+        return StepResult(*result)
+
+    def gradients(self, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the reduced mean gradient of a global batch and changes nothing; for tests and tools."""
+
+        def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+            return self._reduced(self._phase(batch), step, tf.constant(0.0), batch)[0]
+
+        run = tf.function(
+            lambda step, batch: self._state.strategy.run(replica_gradients, (step, batch)), autograph=False
+        )
+        gradients = run(tf.constant(self._state.step, tf.int64), batch)
+        return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
+
+    def _phase(self, batch: dict[str, tf.Tensor]) -> Phase:
+        """Returns what the next step trains, by its number and the size of its images."""
+        image = self._state.strategy.experimental_local_results(batch["image"])[0]
+        whole, head = self._phases_of_size.get(image.shape[1], self._phases)
+        return head if self._state.step < self._settings.freeze_steps else whole
+
+    def reduction_alone(self) -> Callable[[], None]:
+        """Returns what sums as many values over all devices as a step does, and waits for them; it changes nothing.
+
+        All workers must call it as often. What a device adds up among its own virtual replicas is no part of it.
+        """
+        settings, state = self._settings, self._state
+        replicas = state.strategy.num_replicas_in_sync
+        share = settings.virtual_replicas // replicas
+        # With a power of two of virtual replicas a device sends one block of them, as it does with one.
+        virtual_replicas = settings.virtual_replicas if share & (share - 1) else replicas
+
+        def one_replica() -> list[tf.Tensor]:
+            # Weights lie where the gradients come to be, and have their shapes; the scale stands for the metric sums.
+            values = [tf.identity(w.value) for w in state.weights]  # the replica's own
+            values += [tf.cast(tf.identity(v.value), tf.float32) for v in state.statistics]
+            values.append(tf.reshape(tf.identity(state.loss_scale), [1]))
+            return reduce_over_virtual_replicas(
+                lambda virtual_replica: values,
+                virtual_replicas=virtual_replicas,
+                deterministic=settings.deterministic,
+                bfloat16_terms=len(state.weights) if settings.reduce_in_bfloat16 else 0,
+            )
+
+        run = tf.function(lambda: state.strategy.run(one_replica), autograph=False)
+
+        def reduce() -> None:
+            total = run()  # all of it: what is not returned would not be computed
+            for value in state.strategy.experimental_local_results(total[-1]):
+                value.numpy()
+
+        return reduce
+
+    def _all_replicas(
+        self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+    ) -> tuple:
+        replica_step = functools.partial(self._one_replica, phase)
+        results = self._state.strategy.run(replica_step, (step, learning_rate, stop, batch))
+        return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
+
+    def _one_replica(
+        self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+    ) -> tuple:
+        gradients, statistics, sums, stop_requested, loss_scale = self._reduced(phase, step, stop, batch)
+        number = tf.cast(step + 1, tf.float32)
+        gradient_norm, finite = self._update(phase, gradients, statistics, learning_rate, number)
+        return sums, gradient_norm, finite, loss_scale, stop_requested
+
+    def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
+        """Returns mean gradients and statistics, metric sums, stop flag and loss scale, after the reduction."""
+        settings, state = self._settings, self._state
+        context = tf.distribute.get_replica_context()
+        share = settings.virtual_replicas // context.num_replicas_in_sync
+        first = tf.cast(context.replica_id_in_sync_group, tf.int32) * share
+        slice_size = settings.global_batch_size // settings.virtual_replicas
+        weights = [tf.convert_to_tensor(w.value) for w in state.weights]
+        statistics = [tf.convert_to_tensor(v.value) for v in state.statistics]
+        loss_scale = tf.convert_to_tensor(state.loss_scale)
+
+        def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
+            start = (virtual_replica - first) * slice_size
+            # [slice_size, ...]: this virtual replica's images
+            part = {name: batch[name][start : start + slice_size] for name in ("image", "label", "randomness")}
+            for name, column in part.items():
+                part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
+            stream = step * settings.virtual_replicas + tf.cast(virtual_replica, tf.int64)
+            seeds = self._layer_seeds(stream)
+            if settings.mixing.is_on:
+                part["mixing"] = mixing.draw(settings.mixing, slice_size, seed=settings.seed, step=step, stream=stream)
+            *values, sums = self._forward_backward_compiled(phase, weights, statistics, seeds, part, loss_scale)
+            return [*values, tf.concat([sums, [stop]], 0)]
+
+        total = reduce_over_virtual_replicas(
+            term,
+            virtual_replicas=settings.virtual_replicas,
+            deterministic=settings.deterministic,
+            bfloat16_terms=len(phase.weights) if settings.reduce_in_bfloat16 else 0,
+        )
+        gradients, changes, sums = total[: len(phase.weights)], total[len(phase.weights) : -1], total[-1]
+        virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
+        divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
+        return (
+            [g / divisor for g in gradients],
+            # Changes are averaged, not values, so that a frozen weight stays as it is to the bit.
+            [
+                statistics[k] + tf.cast(change / virtual_replicas, statistics[k].dtype)
+                for k, change in zip(phase.statistics, changes, strict=True)
+            ],
+            sums[:-1],
+            sums[-1] > 0,
+            loss_scale,
+        )
+
+    def _layer_seeds(self, stream: tf.Tensor) -> tf.Tensor:
+        """Returns a seed for each random layer of a virtual replica in a step, [layers, 2] uint32."""
+        # On the host, where the dropout kernels of a GPU want their seeds too.
+        with tf.device("/CPU:0"):
+            return tf.random.stateless_uniform(
+                [max(1, sum(self._is_seed)), 2],
+                tf.stack([tf.constant(self._settings.seed, tf.int64), stream]),
+                minval=None,
+                maxval=None,
+                dtype=tf.uint32,
+                alg="philox",
+            )
+
+    def _forward_backward(
+        self,
+        phase: Phase,
+        weights: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        seeds: tf.Tensor,
+        part: dict[str, tf.Tensor],
+        loss_scale: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """Returns gradient sums, changes of statistics and metric sums of one virtual replica.
+
+        A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
+        """
+        settings, labels = self._settings, part["label"]
+        built, model = phase.built, phase.built.model
+        pixels = on_device(part["image"], part["randomness"], settings.operations)
+        mixed = None
+        if settings.mixing.is_on:
+            mixed = mixing.mix(pixels, labels, part["mixing"])
+            pixels, labels = mixed.pixels, mixed.main_labels
+        inputs = tf.cast(built.scale_pixels(pixels), model.compute_dtype)
+        seed_of, statistic_of = iter(tf.unstack(seeds)), iter(statistics)
+        others = [
+            tf.cast(next(seed_of), variable.dtype) if is_seed else next(statistic_of)
+            for variable, is_seed in zip(model.non_trainable_variables, self._is_seed, strict=True)
+        ]
+        trained = [weights[k] for k in phase.weights]
+        with tf.GradientTape() as tape:
+            tape.watch(trained)
+            logits, new_others, penalties = phase.model.stateless_call(
+                weights, others, inputs, training=True, return_losses=True
+            )
+            logits = tf.cast(logits, tf.float32)
+            losses = cross_entropy(logits, part["label"], settings.label_smoothing)
+            if mixed:
+                of_partners = cross_entropy(logits, mixed.partners, settings.label_smoothing)
+                losses = mixed.shares * losses + (1.0 - mixed.shares) * of_partners
+            loss = tf.reduce_sum(losses)
+            if penalties:  # a layer's own losses count once an image, so that they too add up over virtual replicas
+                loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
+            # In float16 the mean of the slice is scaled: a sum over many images would overflow much earlier.
+            scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
+        gradients = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
+        changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
+        return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Returns the softmax cross-entropy of each image in nats.
+
+    Args:
+      logits: [batch, num_classes] float32.
+      labels: [batch] int32.
+      label_smoothing: share of a label's mass spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
+
+    Returns:
+      [batch] float32.
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    if label_smoothing:
+        log_probabilities = tf.nn.log_softmax(logits)
+        losses = (1.0 - label_smoothing) * losses - label_smoothing * tf.reduce_mean(log_probabilities, -1)
+    return losses

@@ -1,0 +1,194 @@
+"""The update of a training step: once a step, from gradients that the reduction has made the same on every device.
+
+    update = Update(state, optimizer, clip_norm=1.0)
+    gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
+
+Norm, clipping, the check for overflow, the optimizer's formula, the moving average of the weights, batch statistics
+and the loss scale, in this order. Each device changes its own copy of the variables by itself, as the others do.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from convoy.trainer.step.freezing import Phase
+from convoy.trainer.step.optimizers import Optimizer, decays_weight
+from convoy.trainer.step.state import TrainState
+
+_LOSS_SCALE_GROWTH_STEPS = 2000
+_LARGEST_LOSS_SCALE = 2.0**24
+
+
+class UpdateResult(NamedTuple):
+    """What an update reports.
+
+    Attributes:
+      gradient_norm: float32 scalar: global norm of the gradient, before clipping.
+      finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
+    """
+
+    gradient_norm: tf.Tensor
+    finite: tf.Tensor
+
+
+class Update:
+    """Changes a state by reduced gradients."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        optimizer: Optimizer,
+        *,
+        clip_norm: float = 0.0,
+        average_decay: float = 0.0,
+        adapts_loss_scale: bool = False,
+        use_xla: bool = False,
+        deterministic: bool = False,
+    ):
+        """Prepares the update.
+
+        Args:
+          state: what it changes.
+          optimizer: its formula.
+          clip_norm: largest global norm of the gradient; 0 for no clipping.
+          average_decay: decay of the weights' moving average, used where the state keeps one.
+          adapts_loss_scale: whether the loss scale follows overflows.
+          use_xla: whether the formula is compiled by XLA even where the optimizer has a fused kernel.
+          deterministic: whether the order of every addition is fixed.
+        """
+        self._state = state
+        self._optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._average_decay = average_decay
+        self._adapts_loss_scale = adapts_loss_scale
+        self._deterministic = deterministic
+        self._in_place = None if use_xla else optimizer.in_place
+        self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
+        # Also where forward and backward are not: XLA makes one pass over memory of each weight's formula.
+        self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
+
+    def __call__(
+        self,
+        phase: Phase,
+        gradients: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        learning_rate: tf.Tensor,
+        number: tf.Tensor,
+    ) -> UpdateResult:
+        """Updates this device's copy; in replica context.
+
+        Args:
+          phase: what is trained.
+          gradients: mean gradient of each weight that is, in its shape, float32.
+          statistics: new value of each batch statistic that changes.
+          learning_rate: float32 scalar.
+          number: of the update, float32 scalar, 1 at the run's first.
+        """
+        gradient_norm = self._global_norm(gradients)
+        finite = tf.math.is_finite(gradient_norm)
+        if self._clip_norm:
+            scale = tf.minimum(1.0, self._clip_norm / tf.maximum(gradient_norm, 1e-12))
+            gradients = [g * scale for g in gradients]
+        tf.cond(finite, lambda: self._apply(phase, gradients, statistics, learning_rate, number), tf.no_op)
+        if self._adapts_loss_scale:
+            self._adapt_loss_scale(finite)
+        return UpdateResult(gradient_norm, finite)
+
+    def _apply(
+        self,
+        phase: Phase,
+        gradients: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        learning_rate: tf.Tensor,
+        number: tf.Tensor,
+    ) -> tf.Operation:
+        state = self._state
+        weights = [self._own(state.weights[k].value) for k in phase.weights]
+        slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
+        if self._in_place:
+            each = self._rates_and_decays(phase, learning_rate, number)
+            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
+                self._in_place(weight, slot, gradient, *options)
+        else:
+            new_weights, new_slots = self._formulas_compiled(
+                phase,
+                [tf.convert_to_tensor(w) for w in weights],
+                [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
+                gradients,
+                learning_rate,
+                number,
+            )
+            for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
+                weight.assign(new_weight)
+                for name, variable in slot.items():
+                    variable.assign(new_slot[name])
+        if state.averages:
+            # Early on the average follows closely, else it would hold on to the random start.
+            decay = tf.minimum(self._average_decay, (1.0 + number) / (10.0 + number))
+            for k, weight in zip(phase.weights, weights, strict=True):
+                own = self._own(state.averages[k])
+                own.assign_sub((own - weight) * (1.0 - decay))
+        for k, value in zip(phase.statistics, statistics, strict=True):
+            self._own(state.statistics[k].value).assign(value)
+        return tf.no_op()
+
+    def _rates_and_decays(
+        self, phase: Phase, learning_rate: tf.Tensor, number: tf.Tensor
+    ) -> list[tuple[tf.Tensor, tf.Tensor, bool]]:
+        """Returns, for each weight that is trained, its learning rate, the number of its update, and if it decays."""
+        kinds = list(zip(phase.rates, phase.steps_before, strict=True))
+        of_kind = {kind: (learning_rate * kind[0], number - float(kind[1])) for kind in dict.fromkeys(kinds)}
+        return [(*of_kind[kind], self._decays[k]) for k, kind in zip(phase.weights, kinds, strict=True)]
+
+    def _formulas(
+        self,
+        phase: Phase,
+        weights: list[tf.Tensor],
+        slots: list[dict[str, tf.Tensor]],
+        gradients: list[tf.Tensor],
+        learning_rate: tf.Tensor,
+        number: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], list[dict[str, tf.Tensor]]]:
+        each = self._rates_and_decays(phase, learning_rate, number)
+        updated = [
+            self._optimizer.formula(weight, slot, gradient, *options)
+            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True)
+        ]
+        return [weight for weight, _ in updated], [slot for _, slot in updated]
+
+    def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
+        """Halves the scale after an overflow, doubles it after many steps without (Micikevicius et al. 2018)."""
+        scale, good_steps = self._own(self._state.loss_scale), self._own(self._state.good_steps)
+        grown = good_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
+        scale.assign(
+            tf.where(
+                finite,
+                tf.where(grown, tf.minimum(scale * 2.0, _LARGEST_LOSS_SCALE), scale),
+                tf.maximum(scale / 2.0, 1.0),
+            )
+        )
+        good_steps.assign(tf.where(finite & ~grown, good_steps + 1, 0))
+
+    def _global_norm(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+        if not self._deterministic:
+            return tf.linalg.global_norm(gradients)
+        return tf.sqrt(tf.reduce_sum(tf.stack([_ordered_sum(tf.square(g)) for g in gradients])))
+
+    def _own(self, variable: tf.Variable) -> tf.Variable:
+        """Returns this replica's component of a mirrored variable, which it may assign by itself."""
+        components = self._state.strategy.experimental_local_results(variable)
+        if len(components) == 1:
+            return components[0]
+        context = tf.distribute.get_replica_context()
+        replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
+        return components[replica % len(components)]
+
+
+def _ordered_sum(values: tf.Tensor) -> tf.Tensor:
+    """Sums rows of a fixed length, again and again: one thread adds a row, so how many there are changes nothing."""
+    row = 256
+    values = tf.reshape(values, [-1])
+    while values.shape[0] > 1:
+        padding = -values.shape[0] % row
+        values = tf.reduce_sum(tf.reshape(tf.pad(values, [[0, padding]]), [-1, row]), 1)
+    return values[0]

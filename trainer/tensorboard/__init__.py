@@ -1,1 +1,0 @@
-"""What TensorBoard shows of a run: its event files, and what stands on each of its pages."""
