@@ -28,7 +28,7 @@ from benchmarks.digits import write_digits
 from benchmarks.trained_runs import Outcome, Runs, command_text, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 DATASETS = ("sample", "digits")
 # What a recipe may be made of, and what takes it away. A recipe has an ingredient where it sets it otherwise.

@@ -167,10 +167,10 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 
     start_tensorflow()
     from convoy.core.devices import parse_devices
+    from convoy.trainer import config as configs
     from convoy.trainer import loop
     from convoy.trainer.callbacks import monitor
     from convoy.trainer.callbacks.step_timer import Chronometer
-    from convoy.trainer.config import schema as configs
 
     gate, chronometers = _Gate(), []
 

@@ -23,7 +23,7 @@ from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.launch.processes import Gang, WorkerProgram
 from convoy.launch.trainer_command import TRAINER, trainer_environment
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
 
 _POLL_SECONDS = 0.05

@@ -18,6 +18,7 @@ from convoy.core.devices import Devices
 from convoy.core.error_file import note_error
 from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.reader import Batch
+from convoy.trainer import config as configs
 from convoy.trainer.callbacks.monitor import Monitor
 from convoy.trainer.callbacks.profiler import StepProfiler
 from convoy.trainer.callbacks.substitutions import Substitutions
@@ -26,7 +27,6 @@ from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, Peers
 from convoy.trainer.config import resolution as sizes
-from convoy.trainer.config import schema as configs
 from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord
 from convoy.trainer.session.agreement import agree_on_checkpoint

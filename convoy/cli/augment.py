@@ -8,7 +8,7 @@ from absl import flags as absl_flags
 from convoy.cli.train import define_config_flag
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 REQUIRED = ("data", "output")
 

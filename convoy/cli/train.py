@@ -11,7 +11,7 @@ from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 
 def main(command, *words):

@@ -22,7 +22,7 @@ from benchmarks.generalization import (
 from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
 from convoy.core.errors import ConvoyError, UsageError
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
 from tests.benchmarks import fake_convoy
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from convoy.cli import COMMANDS, main
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 BENCHMARKS = ("step", "input")
 

@@ -1,7 +1,7 @@
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 
 
 @pytest.fixture

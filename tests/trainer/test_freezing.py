@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
+from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
-from convoy.trainer.config import schema as configs
 from convoy.trainer.models import build_model
 from tests.trainer import user_models
 from tests.trainer.run_files import measured, result_of

@@ -4,7 +4,7 @@ import pytest
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.resume import check_same_run

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
+from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.config import resolution as sizes
-from convoy.trainer.config import schema as configs
 from convoy.trainer.session.runtime import make_runtime
 from tests.trainer.run_files import measured, result_of
 

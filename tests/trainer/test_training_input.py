@@ -9,8 +9,8 @@ import tensorflow as tf
 from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.order import positions_to_images
 from convoy.input_pipeline.reading.reader import Reader
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.config import schema as configs
 from convoy.trainer.session.training_input import TrainingInput
 from tests.input_pipeline.streams import SIZE, make_split, without_image
 

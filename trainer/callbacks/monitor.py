@@ -17,6 +17,7 @@ import numpy as np
 from convoy.input_pipeline.augment.pipeline import parse_line
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
+from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.bottleneck import Limits
 from convoy.trainer.callbacks.console import TrainingConsole
@@ -28,7 +29,6 @@ from convoy.trainer.callbacks.tensorboard.summaries import text_of_json
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.config import resolution as sizes
-from convoy.trainer.config import schema as configs
 from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, Evaluator
 from convoy.trainer.session.description import dataset_identity, environment, header_rows, place
 from convoy.trainer.session.resume import what_changed

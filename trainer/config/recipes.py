@@ -8,7 +8,6 @@ from pathlib import Path
 
 import ml_collections
 
-from convoy import configs
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.trainer.config.schema import default_config, fields
 
@@ -17,7 +16,7 @@ DEFAULT_RECIPE = "convnet42"
 
 def shipped_recipes() -> dict[str, Path]:
     """Returns the recipes that come with Convoy, by bare name."""
-    folder = Path(configs.__file__).parent
+    folder = Path(importlib.util.find_spec("convoy.configs").origin).parent
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 

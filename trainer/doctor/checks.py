@@ -20,9 +20,9 @@ from convoy.core.cluster import Cluster, find_cluster
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
 from convoy.trainer.cluster.worker_group import PeerLostError, Peers
-from convoy.trainer.config import schema as configs
 from convoy.trainer.doctor import hardware, network, plan, storage
 from convoy.trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TensorFlowSide

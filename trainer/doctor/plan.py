@@ -11,8 +11,8 @@ from typing import Any
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.config import schema as configs
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped
 from convoy.trainer.session.agreement import compare
 

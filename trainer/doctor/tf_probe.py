@@ -187,8 +187,8 @@ def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
 
 def _resume(setup: Setup) -> dict[str, Any] | None:
     """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
+    from convoy.trainer import config as configs
     from convoy.trainer.checkpoint.checkpoints import CheckpointStore, newest_whole
-    from convoy.trainer.config import schema as configs
     from convoy.trainer.run.directory import RunDirectory
     from convoy.trainer.session.resume import check_same_run
 

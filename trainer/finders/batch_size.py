@@ -23,7 +23,7 @@ import ml_collections
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.memory import available_memory
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
 _ROOT = Path(__file__).parents[3]

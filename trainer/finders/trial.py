@@ -12,10 +12,10 @@ import ml_collections
 
 from convoy.core.devices import Devices
 from convoy.input_pipeline.reading.reader import Batch
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.config import Plan
-from convoy.trainer.config import schema as configs
 from convoy.trainer.session.runtime import Runtime, make_runtime, make_train_step
 from convoy.trainer.session.start import open_training_data
 from convoy.trainer.session.training_input import TrainingInput

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore, newest_whole
 from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.config import schema as configs
 
 # On a network file system a file that one host has written may take this long to show on another.
 _VISIBLE_SECONDS = 60.0

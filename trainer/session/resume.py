@@ -7,7 +7,7 @@ import ml_collections
 
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 

@@ -18,6 +18,7 @@ from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import is_remote
+from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.interface import over_interface
 from convoy.trainer.cluster.stop_request import StopRequest
@@ -25,7 +26,6 @@ from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import Peers
 from convoy.trainer.config import Plan
-from convoy.trainer.config import schema as configs
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 from convoy.trainer.session.description import dataset_identity, versions

@@ -9,8 +9,8 @@ import pytest
 from convoy.core.cluster import Cluster
 from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.config import schema as configs
 from convoy.trainer.doctor.checks import Question, _Examination
 from convoy.trainer.doctor.findings import FAILED, OK
 from convoy.trainer.doctor.tf_probe import NoAnswerError

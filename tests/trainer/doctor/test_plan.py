@@ -3,8 +3,8 @@
 import pytest
 
 from convoy.core.cluster import Cluster
+from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.config import schema as configs
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED
 from convoy.trainer.doctor.plan import check_plan
 

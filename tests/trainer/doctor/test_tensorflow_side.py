@@ -8,7 +8,7 @@ import pytest
 from convoy.core.cluster import Cluster
 from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.config import schema as configs
+from convoy.trainer import config as configs
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TensorFlowSide, _auto
 
 NOTHING = Setup(

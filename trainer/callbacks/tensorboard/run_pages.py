@@ -6,9 +6,9 @@ import keras
 import ml_collections
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from convoy.trainer import config as configs
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
-from convoy.trainer.config import schema as configs
 
 _SHOWN_FIRST = ("augment.line", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
 
