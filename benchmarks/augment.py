@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 from benchmarks import input as input_benchmark
 from benchmarks import measure
 from benchmarks.workers import Prepared, SkippedError, serve
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.open import Split, open_dataset
 
 WHOLE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
@@ -49,7 +49,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     rows = []
     with input_benchmark.datasets(flags, _COUNTS) as found:
         for *_, image_size in found:
-            parse_line(flags.line, image_size=image_size, called="--line")
+            parse_pipeline(flags.line, image_size=image_size, called="--line")
         for label, directory, split, image_size in found:
             options = settings | {"data": str(directory), "split": split, "image_size": image_size}
             measured = measure.measure("benchmarks.augment", peers, options, flags.rounds).rows
@@ -106,13 +106,13 @@ def _convoy(split: Split, options: dict[str, Any], line: str) -> Iterator[Any]:
 
     from convoy.input_pipeline.augment.apply import on_device
     from convoy.input_pipeline.reading.decode import Crop
-    from convoy.input_pipeline.reading.reader import Reader, Slices
+    from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 
-    parsed = parse_line(line, image_size=options["image_size"])
+    parsed = parse_pipeline(line, image_size=options["image_size"])
     crop = Crop(options["image_size"], *parsed.scale)
     reader = Reader(split, crop, draws=parsed.draws, operations=parsed.host)
     step = tf.function(partial(on_device, steps=parsed.device), autograph=False)
-    for batch in reader.training(Slices(options["batch_size"]), seed=0):
+    for batch in reader.training(BatchSlice(options["batch_size"]), seed=0):
         yield step(batch["image"], batch["randomness"])
 
 

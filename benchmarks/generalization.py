@@ -1,6 +1,6 @@
 """`convoy bench generalization`: recipes trained from scratch, and how well they know images they have never seen.
 
-    convoy bench generalization --recipes=seed42,quick42:1 --seeds=3
+    convoy bench generalization --recipes=baseline_cnn,convnet_fast:1 --seeds=3
     convoy bench generalization --dataset=digits --recipes=digits --ablate
 
 Each run is a `convoy train` and two `convoy evaluate`, as people type them, in --workdir. What is finished there is
@@ -46,7 +46,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "instance normalization": {"model.instance_norm": "off"},
     "progressive resizing": {"progressive.sizes": (), "progressive.ends": ()},
     "larger images in evaluation": {"eval_image_size": 0},
-    "mirror images in evaluation": {"eval_flip": False},
+    "mirror images in evaluation": {"flip_tta": False},
     "sampling by class": {"sampling": "natural"},
 }
 _CALIBRATION_EPOCHS = (4, 12)
@@ -87,7 +87,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     help_of = "Benchmark generalization: {}".format
     absl_flags.DEFINE_list(
         "recipes",
-        ["seed42", "quick42:1", "convnet42", "resnet42:4"],
+        ["baseline_cnn", "convnet_fast:1", "convnet", "resnet10:4"],
         help_of("recipes, as in --config; NAME:TIMES trains for so many times what the first takes to its best."),
         flag_values=flags,
     )
@@ -165,7 +165,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def parse_entry(text: str) -> Entry:
-    """Returns what `convnet42` or `convnet42:4` asks for.
+    """Returns what `convnet` or `convnet:4` asks for.
 
     Raises:
       UsageError: no such recipe, or a multiple that is no number above 0.
@@ -195,10 +195,10 @@ def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any
     }
     if config.model.instance_norm == "auto" and config.model.name != "convnet":
         del found["instance normalization"]  # no other model has it by itself
-    operations = [text.strip() for text in known.get("augment.line", "").split("|") if text.strip()]
+    operations = [text.strip() for text in known.get("augment.ops", "").split("|") if text.strip()]
     for number, operation in enumerate(operations):
         rest = " | ".join(operations[:number] + operations[number + 1 :])
-        found[operation] = {"augment.line": rest}
+        found[operation] = {"augment.ops": rest}
     return found
 
 

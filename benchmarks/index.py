@@ -152,7 +152,7 @@ def _measure(folder: str) -> dict[str, Any]:
         return order.positions_to_images(positions, num_images=records, seed=0)[0]
 
     def of_windows(positions: np.ndarray) -> np.ndarray:
-        return order.windowed_positions_to_images(positions, windows=windows, seed=0)[0]
+        return order.block_positions_to_images(positions, windows=windows, seed=0)[0]
 
     def batch_seconds(images_at: Any) -> float:  # noqa: ANN401
         taken = []

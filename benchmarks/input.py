@@ -203,10 +203,10 @@ def timed(
 
 def _reader(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     from convoy.input_pipeline.reading.decode import Crop
-    from convoy.input_pipeline.reading.reader import Reader, Slices
+    from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 
     reader = Reader(split, Crop(options["image_size"]))
-    return reader.training(Slices(options["batch_size"]), seed=0)
+    return reader.training(BatchSlice(options["batch_size"]), seed=0)
 
 
 def _encoded(split: Split) -> list[bytes]:

@@ -1,6 +1,6 @@
 """`convoy bench monitoring`: what the console, the log lines, TensorBoard and the run's files cost of a step.
 
-Two processes run the same training loop on the same images, recipe convnet42 on two logical devices: one as it is, with
+Two processes run the same training loop on the same images, recipe convnet on two logical devices: one as it is, with
 a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag offers. They take
 their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures and its checkpoint
 count once in as many steps as three epochs of the sample set have, as in the demo.
@@ -89,7 +89,7 @@ def _print(
     console = measure.console()
     measure.print_environment(console, about)
     console.print(
-        f"convnet42 on {_DEVICES} logical devices, {options['image_size']}x{options['image_size']}, batch "
+        f"convnet on {_DEVICES} logical devices, {options['image_size']}x{options['image_size']}, batch "
         f"{options['batch_size']}, a line every {options['log_every']} steps, rounds of {options['steps']} steps and "
         "an evaluation."
     )
@@ -170,11 +170,11 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     from convoy.trainer import config as configs
     from convoy.trainer import loop
     from convoy.trainer.callbacks import monitor
-    from convoy.trainer.callbacks.step_timer import Chronometer
+    from convoy.trainer.callbacks.step_timer import StepTimer
 
     gate, chronometers = _Gate(), []
 
-    class GatedChronometer(Chronometer):
+    class GatedChronometer(StepTimer):
         """Pauses between rounds."""
 
         def __init__(self, images_per_step: int):
@@ -188,7 +188,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             with super().waiting():
                 yield
 
-    config = configs.load_recipe("convnet42")
+    config = configs.load_recipe("convnet")
     config.update(
         {name: options[name] for name in ("batch_size", "image_size")}
         | {"virtual_replicas": _DEVICES, "steps": _ENDLESS, "epochs": 1.0}
@@ -236,7 +236,7 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     from rich.console import Console
 
     from convoy.trainer.callbacks.console import TrainingConsole
-    from convoy.trainer.evaluation.counts import Judgements
+    from convoy.trainer.evaluation.counts import EvaluationCounts
 
     def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
@@ -244,27 +244,27 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
     return [
         (monitor, "TrainingConsole", on_terminal),
-        (monitor.EvaluationPages, "judgements", lambda self, step: Judgements(len(self._class_names))),
+        (monitor.EvaluationPages, "judgements", lambda self, step: EvaluationCounts(len(self._class_names))),
     ]
 
 
 def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     """Returns what takes from the loop all it writes, shows and measures for people."""
     from convoy.trainer.callbacks.console import TrainingConsole
-    from convoy.trainer.callbacks.run_logger import Journal
+    from convoy.trainer.callbacks.run_logger import RunLogger
 
     def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
         return TrainingConsole(total_steps, first_step, shows=False)
 
-    def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> Journal:  # noqa: ANN401
-        return Journal(run, total_steps=total_steps, writes=False, warn=warn)
+    def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> RunLogger:  # noqa: ANN401
+        return RunLogger(run, total_steps=total_steps, writes=False, warn=warn)
 
     return [
         (monitor, "TrainingConsole", silent),
         (monitor, "Journal", unwritten),
         (monitor.EvaluationPages, "judgements", lambda self, step: None),
         (monitor.Monitor, "first_batch", lambda self, batch: None),
-        (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.chronometer.window()),
+        (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.step_timer.window()),
     ]
 
 

@@ -40,7 +40,7 @@ PEERS = {
 }
 _LINK_PEERS = ("processes-fast", "processes-fast-apart", "processes-bare", "processes-tiny")
 _REDUCTIONS = ("processes-bare", "processes-tiny")
-_MODELS = ("convnet", "seed42")
+_MODELS = ("convnet", "baseline_cnn")
 _CORES = 2
 _GPUS = (8, 64, 512)
 _GIGABITS = (25, 100, 400)

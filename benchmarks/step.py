@@ -179,7 +179,7 @@ def convoy_step(
     batch_size: int,
     image_size: int,
     *,
-    model: str = "seed42",
+    model: str = "baseline_cnn",
     virtual_replicas: int = 1,
     devices: int = 1,
     cluster: Cluster | None = None,

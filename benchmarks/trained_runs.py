@@ -1,7 +1,7 @@
 """Runs that a benchmark trains and evaluates as people do, by commands, and finds again when it is started again.
 
     runs = Runs(Path("generalization/sample"))
-    outcome = runs.outcome("convnet42-seed0", "convnet42", {"seed": 0})
+    outcome = runs.outcome("convnet-seed0", "convnet", {"seed": 0})
     outcome.test_top1, outcome.seconds
 
 FOLDER/data is the dataset, FOLDER/NAME a run directory, FOLDER/logs what the commands wrote. A run that was killed is
@@ -21,7 +21,7 @@ import ml_collections
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
-from convoy.launch.processes import Gang, WorkerProgram
+from convoy.launch.processes import WorkerProcesses, WorkerProgram
 from convoy.launch.trainer_command import TRAINER, trainer_environment
 from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
@@ -175,7 +175,7 @@ class Runs:
         """
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        gang = Gang([WorkerProgram([*self._program, *words], trainer_environment(), log)])
+        gang = WorkerProcesses([WorkerProgram([*self._program, *words], trainer_environment(), log)])
         try:
             while not (ended := gang.poll()):
                 time.sleep(_POLL_SECONDS)

@@ -259,7 +259,7 @@ class Worker:
         return answer[kind]
 
 
-class Gang:
+class WorkerProcesses:
     """The parent's side of a peer's several processes, which do each round together. Used like a `Worker`.
 
     Attributes:
@@ -311,7 +311,7 @@ def running(
     peers: Sequence[str],
     options: Mapping[str, Any],
     members: Mapping[str, Sequence[Member]] | None = None,
-) -> Iterator[list[Worker | Gang]]:
+) -> Iterator[list[Worker | WorkerProcesses]]:
     """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included.
 
     Args:
@@ -332,7 +332,7 @@ def running(
             started = []
             for peer in peers:
                 own = [start(peer, member) for member in (members or {}).get(peer, [Member({})])]
-                started.append(own[0] if len(own) == 1 else Gang(own))
+                started.append(own[0] if len(own) == 1 else WorkerProcesses(own))
             yield started
         finally:
             for worker in workers:

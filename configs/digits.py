@@ -10,15 +10,15 @@ test images of the set.
 
 import ml_collections
 
-from convoy.configs.convnet42 import get_config as convnet42
+from convoy.configs.convnet import get_config as convnet
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet42()
+    config = convnet()
     config.image_size = 16
     config.epochs = 40
     config.eval_every_epochs = 20
-    config.optimizer.weight_decay = 1.0  # as in quick42: few steps
-    config.augment.line = "crop(scale=0.7..1) | shear(0.2) | rotate(10) | contrast(0.4)"
+    config.optimizer.weight_decay = 1.0  # as in convnet_fast: few steps
+    config.augment.ops = "crop(scale=0.7..1) | shear(0.2) | rotate(10) | contrast(0.4)"
     return config

@@ -1,4 +1,4 @@
-"""The smallest run that goes through everything: small images, a few steps of convnet42, clipping and averaging.
+"""The smallest run that goes through everything: small images, a few steps of convnet, clipping and averaging.
 
     convoy train --config=smoke --data=data --workdir=runs/smoke
 
@@ -7,12 +7,12 @@ Twenty steps teach it nothing (4 % top-1 in validation of the sample set); that 
 
 import ml_collections
 
-from convoy.configs.convnet42 import get_config as convnet42
+from convoy.configs.convnet import get_config as convnet
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = convnet42()
+    config = convnet()
     config.image_size = 32
     config.batch_size = 16
     config.steps = 20

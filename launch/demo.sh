@@ -33,7 +33,7 @@ convoy convert --images="$demo/photos/train" --manifest="$demo/photos/train.csv"
 convoy convert --images="$demo/photos/test" --manifest="$demo/photos/test.csv" --output="$demo/data" --split=test
 
 say "4/6 Training on --devices=$devices"
-convoy train --config=quick42 --data="$demo/data" --workdir="$demo/run" --devices="$devices" \
+convoy train --config=convnet_fast --data="$demo/data" --workdir="$demo/run" --devices="$devices" \
   --config.virtual_replicas=2 --config.epochs="$epochs" --config.eval_every_epochs=3
 
 say "5/6 Evaluating on images it has never seen"

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 from convoy.launch.devices import cores_by_worker, gpus_by_worker
 from convoy.launch.ports import reserved_ports
-from convoy.launch.processes import Gang, WorkerProgram
+from convoy.launch.processes import WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import Supervisor
@@ -78,7 +78,7 @@ def launch(
     environment = _environment(command, processes, one_thread=share_cores and processes > 1 and not cores[0])
     used_ports: set[int] = set()
 
-    def start(files: AttemptFiles) -> Gang:
+    def start(files: AttemptFiles) -> WorkerProcesses:
         with reserved_ports(processes if processes > 1 else 0, avoid=used_ports) as ports:
             used_ports.update(ports)  # so that a worker of the attempt before could never be taken for a new one
             programs = [
@@ -90,7 +90,7 @@ def launch(
                 )
                 for rank in range(processes)
             ]
-        return Gang(programs)
+        return WorkerProcesses(programs)
 
     supervisor = Supervisor(
         run_files,

@@ -28,7 +28,7 @@ class Kind(Enum):
     REFUSED = "refused"  # wrong flags, config, data or checkpoint: another start gives the same
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"  # SIGSTOP
-    SILENT = "silent"  # alive, and did not end although its peers had
+    UNRESPONSIVE = "silent"  # alive, and did not end although its peers had
     PREEMPTED = "preempted"
     PEER_LOST = "peer_lost"
     HOST_LOST = "host_lost"  # nothing is known of how it ended: its host is gone
@@ -52,7 +52,7 @@ class WorkerError:
 
 
 @dataclass(frozen=True)
-class WorkerEnd:
+class WorkerOutcome:
     """How a worker ended.
 
     Attributes:
@@ -72,7 +72,7 @@ class WorkerEnd:
     lost: str = ""
 
     @property
-    def went_well(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether it is known to have done what it should."""
         return self.returncode == 0 and not self.lost
 
@@ -156,14 +156,14 @@ class RestartPolicy:
         return Decision(True, f"restart {self._restarts} of {self._max_restarts} without a new checkpoint")
 
 
-def cause_of(ends: Sequence[WorkerEnd], events: Sequence[Mapping[str, Any]] = ()) -> Cause:
+def cause_of(ends: Sequence[WorkerOutcome], events: Sequence[Mapping[str, Any]] = ()) -> Cause:
     """Returns why an attempt failed.
 
     Args:
       ends: of all workers; one at least did not end with 0.
       events: what the trainer wrote to events.jsonl in this attempt.
     """
-    bad = sorted((end for end in ends if not end.went_well), key=_time)
+    bad = sorted((end for end in ends if not end.succeeded), key=_time)
     forced = [end for end in bad if end.ended_as]
     gone = [end for end in bad if end.lost]
     own = [end for end in bad if not end.ended_as and not end.lost and _is_its_own(end)]
@@ -193,7 +193,7 @@ def cause_of(ends: Sequence[WorkerEnd], events: Sequence[Mapping[str, Any]] = ()
     return _cause_of_end(bad[0])
 
 
-def exit_code_after_signal(ends: Sequence[WorkerEnd], number: int, *, had_to_kill: bool) -> int:
+def exit_code_after_signal(ends: Sequence[WorkerOutcome], number: int, *, had_to_kill: bool) -> int:
     """Returns what to end with after a signal to the launcher was passed on to the workers.
 
     Args:
@@ -213,28 +213,28 @@ def exit_code_after_signal(ends: Sequence[WorkerEnd], number: int, *, had_to_kil
     return RETRYABLE if RETRYABLE in codes and number != signal.SIGINT else 128 + number
 
 
-def _is_its_own(end: WorkerEnd) -> bool:
+def _is_its_own(end: WorkerOutcome) -> bool:
     # Exit code 1 with nothing written down is the start-up deadline, which ends a process from outside Python.
     return bool(end.killed_by) or end.exit_code in _NEVER_RESTARTED or (end.exit_code != RETRYABLE and _said_why(end))
 
 
-def _said_why(end: WorkerEnd) -> bool:
+def _said_why(end: WorkerOutcome) -> bool:
     return end.error is not None and end.error.exit_code != RETRYABLE
 
 
-def _time(end: WorkerEnd) -> float:
+def _time(end: WorkerOutcome) -> float:
     # A host's clock may be ahead of the launcher's.
     return min(end.error.time, end.time) if end.error and _said_why(end) else end.time
 
 
-def _cause_of_end(end: WorkerEnd) -> Cause:
+def _cause_of_end(end: WorkerOutcome) -> Cause:
     worker = f"worker {end.rank}"
     if end.lost:
         return Cause(Kind.HOST_LOST, end.rank, f"{worker} is lost: {end.lost}", RETRYABLE)
     if end.ended_as is Kind.STOPPED:
         return Cause(Kind.STOPPED, end.rank, f"{worker} was stopped (SIGSTOP)", RETRYABLE)
-    if end.ended_as is Kind.SILENT:
-        return Cause(Kind.SILENT, end.rank, f"{worker} did not end with its peers and was killed", RETRYABLE)
+    if end.ended_as is Kind.UNRESPONSIVE:
+        return Cause(Kind.UNRESPONSIVE, end.rank, f"{worker} did not end with its peers and was killed", RETRYABLE)
     step = end.error.step if end.error else None
     error = _first_line(end.error.error) if end.error and _said_why(end) else ""
     if end.exit_code == INTERRUPTED:

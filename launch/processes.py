@@ -1,6 +1,6 @@
 """The worker processes of one attempt on this machine: started together, watched, signalled, and none left behind.
 
-    gang = Gang([WorkerProgram(command, environment, log), ...])
+    gang = WorkerProcesses([WorkerProgram(command, environment, log), ...])
     while gang.running():
         for ended in gang.poll():
             ...
@@ -43,7 +43,7 @@ class WorkerProgram:
     cores: frozenset[int] = frozenset()
 
 
-class Ended(NamedTuple):
+class WorkerExit(NamedTuple):
     """A worker that has ended: its exit code or minus its signal, and when that was seen (seconds since 1970).
 
     `lost` says why nothing is known of how it ended, where its host is gone: `host b does not answer`.
@@ -55,7 +55,7 @@ class Ended(NamedTuple):
     lost: str = ""
 
 
-class Gang:
+class WorkerProcesses:
     """Running worker processes; a worker's rank is its place in the list of programs."""
 
     def __init__(self, programs: Sequence[WorkerProgram]):
@@ -76,7 +76,7 @@ class Gang:
         """Returns the ranks of workers that had not ended at the last `poll`."""
         return list(self._running)
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[WorkerExit]:
         """Returns the workers that have ended since the last call."""
         ended = []
         for rank, process in list(self._running.items()):
@@ -94,7 +94,7 @@ class Gang:
         """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot end by themselves."""
         return [rank for rank, process in self._running.items() if _state(process.pid) == "T"]
 
-    def kill(self) -> list[Ended]:
+    def kill(self) -> list[WorkerExit]:
         """Kills every worker that runs and returns them when they are gone."""
         for process in self._running.values():
             process.kill()
@@ -104,11 +104,11 @@ class Gang:
             ended.append(self._ended(rank))
         return ended
 
-    def _ended(self, rank: int) -> Ended:
+    def _ended(self, rank: int) -> WorkerExit:
         process = self._running.pop(rank)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nobody else in its session
             os.killpg(process.pid, signal.SIGKILL)
-        return Ended(rank, process.returncode, time.time())
+        return WorkerExit(rank, process.returncode, time.time())
 
 
 def _start(program: WorkerProgram) -> subprocess.Popen:

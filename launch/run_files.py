@@ -19,7 +19,7 @@ from typing import Any
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import append_json_line, json_value, write_whole
 from convoy.launch.policy import WorkerError
-from convoy.launch.processes import Ended
+from convoy.launch.processes import WorkerExit
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
 _ATTEMPT = re.compile(r"attempt-(\d+)")
@@ -47,17 +47,17 @@ class AttemptFiles:
         """Returns the file in which `launch worker` leaves how its worker ended."""
         return self.folder / f"end-{rank}.json"
 
-    def write_end(self, end: Ended) -> None:
+    def write_end(self, end: WorkerExit) -> None:
         """Notes how a worker ended."""
         content = {"rank": end.rank, "returncode": end.returncode, "time": end.time}
         with contextlib.suppress(OSError):  # the exit code still tells
             write_whole(self.end_file(end.rank), (json.dumps(content) + "\n").encode())
 
-    def end(self, rank: int) -> Ended | None:
+    def end(self, rank: int) -> WorkerExit | None:
         """Returns how a worker ended, or None where that was not noted."""
         try:
             content = json.loads(self.end_file(rank).read_bytes())
-            return Ended(int(content["rank"]), int(content["returncode"]), float(content["time"]))
+            return WorkerExit(int(content["rank"]), int(content["returncode"]), float(content["time"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

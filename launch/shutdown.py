@@ -46,7 +46,7 @@ class Signals:
         return [signal.SIGTERM if number == signal.SIGHUP else number for number in received]
 
 
-class Ending:
+class ShutdownPolicy:
     """When to end what is left of a gang: its clock begins with the first worker that fails or with a signal.
 
     After a failure the others have some time to notice and end by themselves, little while nothing is trained that
@@ -87,7 +87,7 @@ class Ending:
         return False
 
     @property
-    def was_called_for(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether anything happened after which no worker should run on."""
         return self._term_at is not None or self._kill_at is not None
 

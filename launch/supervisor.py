@@ -21,15 +21,15 @@ from convoy.launch.policy import (
     Cause,
     Kind,
     RestartPolicy,
-    WorkerEnd,
+    WorkerOutcome,
     cause_of,
     exit_code_after_signal,
     signal_name,
 )
-from convoy.launch.processes import Ended
+from convoy.launch.processes import WorkerExit
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
-from convoy.launch.shutdown import Ending, Signals
+from convoy.launch.shutdown import ShutdownPolicy, Signals
 
 _TICK_SECONDS = 0.05
 _START_AGAIN_SECONDS = 3.0
@@ -42,12 +42,12 @@ class StartError(Exception):
 
 
 class Workers(Protocol):
-    """A started gang, whatever engine started it. See `convoy.launch.processes.Gang`."""
+    """A started gang, whatever engine started it. See `convoy.launch.processes.WorkerProcesses`."""
 
     def running(self) -> list[int]:
         """Returns the ranks of workers that had not ended at the last `poll`."""
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[WorkerExit]:
         """Returns the workers that have ended since the last call."""
 
     def send(self, number: int) -> None:
@@ -56,7 +56,7 @@ class Workers(Protocol):
     def stopped(self) -> list[int]:
         """Returns the ranks of workers that are stopped and so cannot end by themselves."""
 
-    def kill(self) -> list[Ended]:
+    def kill(self) -> list[WorkerExit]:
         """Kills every worker that runs and returns them when they are gone."""
 
 
@@ -128,7 +128,7 @@ class Supervisor:
 
     def _attempt(self) -> int | None:
         """Lives one attempt; returns the launch's exit code, or None where another follows."""
-        files, ending = self._run.new_attempt(), Ending(self._grace_seconds)
+        files, ending = self._run.new_attempt(), ShutdownPolicy(self._grace_seconds)
         workers = self._started_workers(files)
         if workers is None:
             return self._not_started()
@@ -141,7 +141,7 @@ class Supervisor:
             workers.kill()
         self._screen.write(log.rest())
         events = self._run.events(first_event)
-        if all(end.went_well for end in ends):
+        if all(end.succeeded for end in ends):
             self._keep(files, ends, events, started, "done")
             return self._finish(0)
         cause = cause_of(ends, events)
@@ -191,40 +191,40 @@ class Supervisor:
         return self._finish(RETRYABLE if self._trains else UsageError.exit_code)
 
     def _watch(
-        self, workers: Workers, ending: Ending, files: AttemptFiles, log: Follower, first_event: int
-    ) -> list[WorkerEnd]:
+        self, workers: Workers, ending: ShutdownPolicy, files: AttemptFiles, log: Follower, first_event: int
+    ) -> list[WorkerOutcome]:
         """Waits for the end of all workers, and sees to it where that is needed."""
-        ends: list[WorkerEnd] = []
+        ends: list[WorkerOutcome] = []
         ended_as: dict[int, Kind] = {}
 
-        def note(ended: Sequence[Ended]) -> None:
+        def note(ended: Sequence[WorkerExit]) -> None:
             for rank, returncode, seen, lost in ended:
-                ends.append(WorkerEnd(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
-                if not ends[-1].went_well and self._trains:  # who only looks ends in its own time
+                ends.append(WorkerOutcome(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
+                if not ends[-1].succeeded and self._trains:  # who only looks ends in its own time
                     # A worker that waits for others to come does not know of those that never will.
                     ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
         while workers.running():
             note(workers.poll())
             self._pass_on_signals(workers, ending)
-            stopped = set(workers.stopped()) if ending.was_called_for else set()
+            stopped = set(workers.stopped()) if ending.in_progress else set()
             if stopped and stopped == set(workers.running()):
                 ended_as |= dict.fromkeys(stopped, Kind.STOPPED)
                 note(workers.kill())
             elif ending.kill_is_due():
                 if ending.signals:
                     self._screen.say(f"convoy: killing {_workers(workers.running())} that did not end.")
-                ended_as |= {rank: ended_as.get(rank, Kind.SILENT) for rank in workers.running()}
+                ended_as |= {rank: ended_as.get(rank, Kind.UNRESPONSIVE) for rank in workers.running()}
                 note(workers.kill())
             elif ending.term_is_due():
-                ended_as |= {rank: Kind.STOPPED if rank in stopped else Kind.SILENT for rank in workers.running()}
+                ended_as |= {rank: Kind.STOPPED if rank in stopped else Kind.UNRESPONSIVE for rank in workers.running()}
                 workers.send(signal.SIGTERM)
             self._screen.follow(log)
             if workers.running():
                 time.sleep(_TICK_SECONDS)
         return ends
 
-    def _pass_on_signals(self, workers: Workers, ending: Ending) -> None:
+    def _pass_on_signals(self, workers: Workers, ending: ShutdownPolicy) -> None:
         for number in self._signals.take():
             if ending.signal_received(number):
                 continue
@@ -235,7 +235,7 @@ class Supervisor:
                     f"What has not ended in {self._grace_seconds:g} s is killed; a second signal does it at once."
                 )
 
-    def _after_signal(self, ends: Sequence[WorkerEnd], ending: Ending, step: int | None) -> int:
+    def _after_signal(self, ends: Sequence[WorkerOutcome], ending: ShutdownPolicy, step: int | None) -> int:
         self.ended_by = number = ending.signals[-1]
         exit_code = exit_code_after_signal(ends, number, had_to_kill=any(end.ended_as for end in ends))
         self._screen.say(f"convoy: ended by {signal_name(number)}{_at(step)}. {self._where_it_goes_on()}")
@@ -268,7 +268,7 @@ class Supervisor:
         self._write_summary(None)
         return None
 
-    def _after_failed_look(self, files: AttemptFiles, ends: Sequence[WorkerEnd], cause: Cause) -> int:
+    def _after_failed_look(self, files: AttemptFiles, ends: Sequence[WorkerOutcome], cause: Cause) -> int:
         """Shows what the others wrote beside the chief: they write where they cannot tell it the chief."""
         for rank in sorted(end.rank for end in ends if end.rank):
             self._screen.write(Follower(files.log(rank), prefix=f"[{rank}] ").rest())
@@ -289,7 +289,7 @@ class Supervisor:
     def _keep(
         self,
         files: AttemptFiles,
-        ends: Sequence[WorkerEnd],
+        ends: Sequence[WorkerOutcome],
         events: Sequence[history.Event],
         started: float,
         cause: str,
@@ -321,7 +321,7 @@ class Supervisor:
         self._run.write_summary({**self._facts, "exit_code": exit_code, **content})
 
 
-def _steps_of_errors(ends: Sequence[WorkerEnd]) -> list[int | None]:
+def _steps_of_errors(ends: Sequence[WorkerOutcome]) -> list[int | None]:
     return [end.error.step for end in ends if end.error]
 
 

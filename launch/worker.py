@@ -5,7 +5,7 @@ keeps the worker's output in RUN/logs, passes signals on, and ends with an exit 
 128 + N for signal N, and 138, which is worth another try, for a start-up deadline.
 
 When one worker ends, the others lose it and end with 138. A scheduler that judges a run by the first end it sees may
-see one of these echoes first: `--echo_seconds` has them wait until it has acted on the cause.
+see one of these echoes first: `--secondary_exit_delay` has them wait until it has acted on the cause.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from absl import flags as absl_flags
 
 from convoy.core.cluster import find_cluster
 from convoy.core.errors import UsageError
-from convoy.launch.policy import RETRYABLE, WorkerEnd, signal_name
-from convoy.launch.processes import Ended, Gang, WorkerProgram
+from convoy.launch.policy import RETRYABLE, WorkerOutcome, signal_name
+from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
-from convoy.launch.shutdown import Ending, Signals
+from convoy.launch.shutdown import ShutdownPolicy, Signals
 from convoy.launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
 
 REQUIRED = ()
@@ -36,7 +36,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "show", True, "worker: show what the worker writes, besides keeping it in RUN/logs", flag_values=flags
     )
     absl_flags.DEFINE_float(
-        "echo_seconds",
+        "secondary_exit_delay",
         0.0,
         "worker: how long to wait for a signal before ending with 138 where none came: so that a scheduler sees the "
         "end of the worker that caused it first",
@@ -47,14 +47,16 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """Runs the trainer's `command` (`train` and its flags); returns the exit code."""
-    return launch(command, grace_seconds=flags.grace_seconds, echo_seconds=flags.echo_seconds, show=flags.show)
+    return launch(
+        command, grace_seconds=flags.grace_seconds, secondary_exit_delay=flags.secondary_exit_delay, show=flags.show
+    )
 
 
 def launch(
     command: Sequence[str],
     *,
     grace_seconds: float = 60.0,
-    echo_seconds: float = 0.0,
+    secondary_exit_delay: float = 0.0,
     show: bool = True,
     trainer: Sequence[str] = TRAINER,
 ) -> int:
@@ -63,7 +65,7 @@ def launch(
     Args:
       command: `train` and its flags, with `--workdir`.
       grace_seconds: between a signal and SIGKILL.
-      echo_seconds: for how long an end with 138 that no signal asked for is held back, at most.
+      secondary_exit_delay: for how long an end with 138 that no signal asked for is held back, at most.
       show: whether its output is shown as well as kept.
       trainer: the program that understands `command`; tests put a small one in its place.
 
@@ -94,14 +96,14 @@ def launch(
     program = WorkerProgram([*trainer, *command], {**trainer_environment(), **variables}, files.log(rank))
     screen = Screen.of_standard_output() if show else Screen(None)
     log = Follower(files.log(rank), prefix="", at_end=True)
-    ending = Ending(grace_seconds)
+    ending = ShutdownPolicy(grace_seconds)
     with Signals() as signals:
-        end = _watch(Gang([program]), signals, ending, screen, log)._replace(rank=rank)
+        end = _watch(WorkerProcesses([program]), signals, ending, screen, log)._replace(rank=rank)
         screen.write(log.rest())
         files.write_end(end)
         code = exit_code(end, files)
         if code == RETRYABLE and not ending.signals:
-            _wait_for_signal(signals, echo_seconds, screen)
+            _wait_for_signal(signals, secondary_exit_delay, screen)
     screen.drain()
     if not trains(command) and show:  # otherwise a launcher reads what lies there
         run_files.drop(files, rank)
@@ -128,14 +130,14 @@ def own_gpus(environment: Mapping[str, str]) -> str | None:
     return ",".join(gpus[place * number : (place + 1) * number])
 
 
-def exit_code(end: Ended, files: AttemptFiles) -> int:
+def exit_code(end: WorkerExit, files: AttemptFiles) -> int:
     """Returns what to end with after a worker.
 
     Exit code 1 without an error file is the start-up deadline, which ends a process from outside Python: 138.
     """
     if end.returncode == 1 and files.error(end.rank) is None:
         return RETRYABLE
-    return WorkerEnd(end.rank, end.returncode, end.time).exit_code
+    return WorkerOutcome(end.rank, end.returncode, end.time).exit_code
 
 
 def _note_refusal(error: UsageError, files: AttemptFiles) -> None:
@@ -144,10 +146,12 @@ def _note_refusal(error: UsageError, files: AttemptFiles) -> None:
     if rank is not None:
         with contextlib.suppress(OSError), open(files.log(rank), "a", encoding="utf-8") as log:
             log.write(f"convoy: {error}\n")
-        files.write_end(Ended(rank, error.exit_code, time.time()))
+        files.write_end(WorkerExit(rank, error.exit_code, time.time()))
 
 
-def _watch(gang: Gang, signals: Signals, ending: Ending, screen: Screen, log: Follower) -> Ended:
+def _watch(
+    gang: WorkerProcesses, signals: Signals, ending: ShutdownPolicy, screen: Screen, log: Follower
+) -> WorkerExit:
     while True:
         for ended in gang.poll():
             return ended

@@ -59,7 +59,7 @@ class ChaosError(Exception):
 
 
 @dataclass(frozen=True)
-class Injury:
+class Fault:
     """One signal to one worker.
 
     Attributes:
@@ -168,7 +168,7 @@ class RunFolder:
         return [{tag: value for tag, value in line.items() if not tag.startswith("perf/")} for line in lines]
 
 
-def planned_injuries(count: int, randomness: random.Random) -> list[Injury]:
+def planned_injuries(count: int, randomness: random.Random) -> list[Fault]:
     """Returns kinds in equal shares and in random order, with random workers and moments."""
     kinds = [signal.SIGUSR1] * (count // _USER_SIGNALS)
     shared = list(_SHARED)
@@ -176,12 +176,12 @@ def planned_injuries(count: int, randomness: random.Random) -> list[Injury]:
     kinds += itertools.islice(itertools.cycle(shared), count - len(kinds))
     randomness.shuffle(kinds)
     return [
-        Injury(kind, randomness.randrange(_WORKERS), randomness.random() < _SHARE_IN_STARTUP, randomness.random())
+        Fault(kind, randomness.randrange(_WORKERS), randomness.random() < _SHARE_IN_STARTUP, randomness.random())
         for kind in kinds
     ]
 
 
-def steps_for(injuries: Sequence[Injury]) -> int:
+def steps_for(injuries: Sequence[Fault]) -> int:
     """Returns how long a run is of which its injuries leave nearly nothing to train in peace."""
     steps = sum(
         _MOST_TRAINING_STEPS * injury.moment + _STEPS_A_CHECKPOINT for injury in injuries if not injury.in_startup
@@ -243,13 +243,13 @@ class Chaos:
         self._gang: list[int] = []
         self._gang_started = 0.0
 
-    def injure(self, injuries: Sequence[Injury]) -> list[Injury]:
+    def injure(self, injuries: Sequence[Fault]) -> list[Fault]:
         """Injures a worker at each moment; returns the injuries as they were done.
 
         Raises:
           ChaosError: the launch ended meanwhile, or did not start its workers again.
         """
-        done: list[Injury] = []
+        done: list[Fault] = []
         self._await_gang()
         for injury in injuries:
             self._wait(lambda injury=injury: self._is_due(injury), "the next injury's moment")
@@ -263,7 +263,7 @@ class Chaos:
             self._await_gang(done[-1])
         return done
 
-    def _is_due(self, injury: Injury) -> bool:
+    def _is_due(self, injury: Fault) -> bool:
         is_near_its_end = self._run.checkpoint_step() >= self._last_step_to_train_undisturbed
         first_step = self._first_step()
         if injury.in_startup or is_near_its_end:
@@ -280,7 +280,7 @@ class Chaos:
         events = self._run.events("first_step", since=self._gang_started)
         return events[-1] if events else None
 
-    def _await_gang(self, injury: Injury | None = None) -> None:
+    def _await_gang(self, injury: Fault | None = None) -> None:
         """Waits until new workers have been started, or the old ones have gone on as if nothing had happened."""
 
         def is_there() -> bool:
@@ -345,7 +345,7 @@ def problems_of_order(run: RunFolder, data: Path, steps: int) -> list[str]:
     return found
 
 
-def print_summary(injuries: Sequence[Injury], run: RunFolder, wall_seconds: float) -> None:
+def print_summary(injuries: Sequence[Fault], run: RunFolder, wall_seconds: float) -> None:
     """Prints what was done to the run and what that cost."""
     print(f"{len(injuries)} injuries:")
     for phase in ("start-up", "training"):
@@ -433,7 +433,7 @@ def _children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def _told(injury: Injury) -> str:
+def _told(injury: Fault) -> str:
     return f"{injury.kind.name} to worker {injury.worker} in {injury.phase}"
 
 

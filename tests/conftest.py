@@ -324,7 +324,7 @@ def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def undisturbed_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
+def reference_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
     """What runs on two hosts must come to whatever befalls them: one process, 200 steps, a checkpoint every 10."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     flags = (

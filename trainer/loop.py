@@ -25,7 +25,7 @@ from convoy.trainer.callbacks.substitutions import Substitutions
 from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
-from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, Peers
+from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, WorkerGroup
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord
@@ -79,7 +79,7 @@ def train(
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
-    with Peers(cluster, startup_seconds=deadlines.startup) as peers, StopRequest() as stop:
+    with WorkerGroup(cluster, startup_seconds=deadlines.startup) as worker_group, StopRequest() as stop:
         try:
             start = prepare(
                 config,
@@ -88,19 +88,19 @@ def train(
                 devices=devices,
                 strategy_name=strategy_name,
                 cluster=cluster,
-                peers=peers,
+                worker_group=worker_group,
                 deadlines=deadlines,
                 stop=stop,
                 interface=interface,
             )
-            return _Training(start, peers, deadlines, stop, record_order, profile_steps).to_the_end()
+            return _Training(start, worker_group, deadlines, stop, record_order, profile_steps).run()
         except tf.errors.OpError as error:
-            if lost := as_peer_lost(error, peers):
+            if lost := as_peer_lost(error, worker_group):
                 raise lost from None
-            note_error(error, rank=peers.rank, step=peers.status[0])
+            note_error(error, rank=worker_group.rank, step=worker_group.status[0])
             raise
         except Exception as error:
-            note_error(error, rank=peers.rank, step=peers.status[0])
+            note_error(error, rank=worker_group.rank, step=worker_group.status[0])
             raise
 
 
@@ -110,7 +110,7 @@ class _Training:
     def __init__(
         self,
         start: Start,
-        peers: Peers,
+        worker_group: WorkerGroup,
         deadlines: Deadlines,
         stop: StopRequest,
         record_order: bool,
@@ -123,26 +123,28 @@ class _Training:
         self._run = start.run
         self._store = start.store
         self._state = start.runtime.state
-        self._peers = peers
+        self._worker_group = worker_group
         self._deadlines = deadlines
         self._before = start.metadata
         self._step = make_train_step(self._config, plan, self._runtime)
-        self._input = TrainingInput(self._dataset.split("train"), self._config, plan, self._runtime.strategy, peers)
+        self._input = TrainingInput(
+            self._dataset.split("train"), self._config, plan, self._runtime.strategy, worker_group
+        )
         self._stages = sizes.stages(self._config, plan.total_steps)
-        self._monitor = Monitor(start, self._step, peers, deadlines)
-        self._chronometer, self._console = self._monitor.chronometer, self._monitor.console
-        self._journal = self._monitor.journal
+        self._monitor = Monitor(start, self._step, worker_group, deadlines)
+        self._step_timer, self._console = self._monitor.step_timer, self._monitor.console
+        self._run_logger = self._monitor.run_logger
         self._profiler = StepProfiler(
             self._run.tensorboard,
             profile_steps,
             start_step=self._state.step,
             total_steps=plan.total_steps,
             say=self._console.say,
-            records=peers.is_chief,
+            records=worker_group.is_chief,
         )
-        self._substitutions = Substitutions(self._run, peers, self._journal, self._console)
+        self._substitutions = Substitutions(self._run, worker_group, self._run_logger, self._console)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
-        self._order_record = OrderRecord(self._run, peers.rank) if record_order else None
+        self._order_record = OrderRecord(self._run, worker_group.rank) if record_order else None
         self._stop = stop
         self._stop_agreed = False
         self._saved_step: int | None = self._state.step or None
@@ -153,12 +155,12 @@ class _Training:
         self._rolled_back_to: int | None = None
         self._rollbacks = self._before.get("rollbacks", 0)
 
-    def to_the_end(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
             self._console.say(f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}.")
-            self._peers.exchange("end")
+            self._worker_group.exchange("end")
             return self._run.read_json(self._run.result)
-        watchdog = Watchdog(self._peers, self._deadlines, on_end=self._note_lost_peer)
+        watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._note_lost_peer)
         try:
             with self._console, watchdog:
                 self._begin()
@@ -175,7 +177,7 @@ class _Training:
             ) from None
         except (PeerLostError, tf.errors.OpError) as error:
             self._end_saving()
-            lost = as_peer_lost(error, self._peers)
+            lost = as_peer_lost(error, self._worker_group)
             if not lost:
                 raise
             self._note_lost_peer(str(lost))
@@ -189,13 +191,13 @@ class _Training:
         return "the start, for want of a checkpoint" if newest is None else f"step {newest}, the newest checkpoint"
 
     def _note_lost_peer(self, message: str) -> None:
-        self._journal.event("peer_lost", step=self._state.step, message=message)
+        self._run_logger.event("peer_lost", step=self._state.step, message=message)
 
     def _begin(self) -> None:
         self._monitor.begin()
         if self._order_record:
             self._order_record.go_back(self._state.step)
-        self._peers.exchange("begin")
+        self._worker_group.exchange("begin")
 
     def _train_steps(self) -> None:
         with contextlib.closing(self._input.batches(self._state.step)) as batches:
@@ -206,18 +208,18 @@ class _Training:
         first_step, pending = state.step + 1, None
         while state.step < plan.total_steps:
             if state.step == plan.freeze_steps or any(state.step == stage.first_step for stage in self._stages):
-                self._chronometer.warm_up()
-            self._peers.report(state.step + 1, "waiting for input")
+                self._step_timer.warm_up()
+            self._worker_group.report(state.step + 1, "waiting for input")
             self._profiler.begin_step(state.step + 1)
-            with self._chronometer.waiting():
+            with self._step_timer.waiting():
                 batch = next(batches)
             self._substitutions.note(state.step + 1, self._input.substituted(state.step + 1))
             if self._order_record:
-                with self._journal.tolerating("the order record"):
+                with self._run_logger.tolerating("the order record"):
                     self._order_record.write(state.step + 1, batch, self._runtime.strategy)
             if state.step == 0:
                 self._monitor.first_batch(batch)
-            self._peers.report(state.step + 1, TRAINING)
+            self._worker_group.report(state.step + 1, TRAINING)
             learning_rate = self._learning_rate(state.step)
             result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
             self._profiler.end_step(state.step, wait_for=result.gradient_norm)
@@ -231,10 +233,10 @@ class _Training:
             if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
                 self._take_in(pending, state.step)
                 pending = None
-            self._chronometer.end_step()
+            self._step_timer.end_step()
             self._console.step(state.step)
             if state.step == first_step:
-                self._journal.event("first_step", step=state.step)
+                self._run_logger.event("first_step", step=state.step)
             if log:
                 self._saver.check()
                 self._monitor.log(self._window_sums, self._window_last, learning_rate)
@@ -242,7 +244,7 @@ class _Training:
             if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
                 self._monitor.histograms()
             score, is_best = self._monitor.evaluate(self._saver.best_score) if evaluate else (None, False)
-            with self._chronometer.paused("checkpoints"):
+            with self._step_timer.paused("checkpoints"):
                 if checkpoint or is_best:
                     self._save(score)
                 if self._stop_agreed and state.step < plan.total_steps:
@@ -273,7 +275,7 @@ class _Training:
     def _diverged(self, step: int) -> DivergedError:
         self._end_saving()
         images = self._input.images(step)
-        self._journal.event("diverged", step=step, images=images)
+        self._run_logger.event("diverged", step=step, images=images)
         return DivergedError(
             step,
             images,
@@ -289,7 +291,7 @@ class _Training:
         if self._rollbacks < self._config.divergence.rollbacks:
             # Where it went back before and got no further, that checkpoint is no good either.
             before = self._rolled_back_to if self._rolled_back_to == self._saved_step else None
-            checkpoint = agree_on_checkpoint(self._peers, self._store, before=before)
+            checkpoint = agree_on_checkpoint(self._worker_group, self._store, before=before)
         if not checkpoint:
             raise error
         load_into(self._state, *checkpoint, self._run)
@@ -300,27 +302,27 @@ class _Training:
         self._monitor.go_back(step)
         if self._order_record:
             self._order_record.go_back(step)
-        self._journal.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
+        self._run_logger.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
         self._console.say(
             f"The gradient of step {error.step} is NaN or infinite. Going back to step {step} with the learning rate "
             f"times {factor:g} (rollback {self._rollbacks} of {self._config.divergence.rollbacks})."
         )
-        self._peers.exchange("rolled back")
+        self._worker_group.exchange("rolled back")
 
     def _save(self, score: float | None) -> None:
         step = self._saved_step = self._state.step
-        if not self._peers.is_chief:
+        if not self._worker_group.is_chief:
             self._saver.note_score(score)
             return
-        self._peers.report(step, "saving")
-        self._journal.event("checkpoint", step=step)
+        self._worker_group.report(step, "saving")
+        self._run_logger.event("checkpoint", step=step)
         self._saver.save(
             self._state.values(),
             step=step,
             metadata={
                 "config": configs.to_json(self._config),
                 "dataset": dataset_identity(self._dataset),
-                "place": place(self._plan, self._runtime, self._peers),
+                "place": place(self._plan, self._runtime, self._worker_group),
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
                 "reported": self._monitor.measured(),
@@ -339,18 +341,20 @@ class _Training:
         self, error: DataError, what_follows: str = " Training goes on; the next checkpoint is tried in its turn."
     ) -> None:
         self._console.say(f"Warning: {error}{what_follows}")
-        self._journal.event("checkpoint_failed", message=str(error))
+        self._run_logger.event("checkpoint_failed", message=str(error))
 
     def _save_and_stop(self) -> None:
         step = self._state.step
         if self._saved_step != step:
             self._save(None)
         self._end_saving()
-        asked = self._peers.exchange("stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step)
+        asked = self._worker_group.exchange(
+            "stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step
+        )
         rank, (name, seconds) = next((rank, own) for rank, own in enumerate(asked) if own[0])
-        who = f" to {self._peers.address(rank)}" if self._peers.num_workers > 1 else ""
+        who = f" to {self._worker_group.address(rank)}" if self._worker_group.num_workers > 1 else ""
         seconds = max(self._stop.seconds, seconds)
-        self._journal.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
+        self._run_logger.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
         raise PreemptedError(
             f"{name}{who}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
             f"The same command goes on from {self._where_it_goes_on()}."
@@ -358,9 +362,9 @@ class _Training:
 
     def _finish(self) -> dict[str, Any]:
         plan, step = self._plan, self._state.step
-        self._peers.report(step, "saving")
+        self._worker_group.report(step, "saving")
         digest = self._state.weights_sha256()
-        digests = self._peers.exchange("weights", digest, seconds=self._deadlines.step)
+        digests = self._worker_group.exchange("weights", digest, seconds=self._deadlines.step)
         self._substitutions.note(step, [])  # by now every worker has told all it found
         if len(set(digests)) > 1:
             raise AssertionError(f"the workers' weights differ at the end: {digests}")
@@ -371,13 +375,13 @@ class _Training:
             "images_seen": step * plan.global_batch_size,
             **self._monitor.measured(),
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
-            "seconds": self._chronometer.seconds(),
+            "seconds": self._step_timer.seconds(),
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,
             "replicas": plan.replicas,
-            "workers": self._peers.num_workers,
+            "workers": self._worker_group.num_workers,
             "substituted_records": self._substitutions.count,
         }
         self._monitor.finish(result)
-        self._peers.exchange("end", seconds=self._deadlines.step)
+        self._worker_group.exchange("end", seconds=self._deadlines.step)
         return result

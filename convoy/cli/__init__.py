@@ -1,18 +1,19 @@
 """Finds the command, parses its flags, runs it, and turns mistakes into one line and an exit code.
 
 A command is a module with `define_flags(flags, arguments)`, which may return other arguments to parse, and
-`run(flags, arguments)`. `REQUIRED` names the flags it cannot do without; `TAKES_ARGUMENTS` says that it takes words
-that are no flags. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so
+`run(flags, arguments)`. `REQUIRED` lists the flags that must be given, `RENAMED_FLAGS` maps earlier flag names to
+current ones, and `TAKES_ARGUMENTS` is true for a command that takes positional arguments. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so
 that `--help` and a mistyped flag answer at once.
 """
 
 import atexit
 import importlib
+import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from absl import flags as absl_flags
@@ -20,7 +21,10 @@ from absl import flags as absl_flags
 from convoy import __version__
 from convoy.core.error_file import note_error
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
+from convoy.core.logs import log_to_stderr
 from convoy.input_pipeline.tf_startup import set_verbosity
+
+_logger = logging.getLogger("convoy")
 
 
 class Command(NamedTuple):
@@ -45,7 +49,7 @@ COMMANDS = {
     "augment": Command(
         "convoy.cli.augment",
         "writes a page that shows what a recipe's augmentation does to images",
-        "convoy augment --data=data --config=convnet42 --output=augment.html",
+        "convoy augment --data=data --config=convnet --output=augment.html",
     ),
     "evaluate": Command(
         "convoy.cli.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
@@ -95,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       through and ends the process with its traceback and exit code 1.
     """
     argv = list(sys.argv if argv is None else argv)
+    log_to_stderr()
     try:
         return _dispatch(argv)
     except ConvoyError as error:
@@ -138,7 +143,7 @@ def _dispatch(argv: list[str]) -> int:
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     flags = absl_flags.FlagValues()
-    arguments = argv[2:]
+    arguments = _current_flags(argv[2:], getattr(module, "RENAMED_FLAGS", {}))
     arguments = module.define_flags(flags, arguments) or arguments
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
@@ -159,6 +164,19 @@ def _dispatch(argv: list[str]) -> int:
     if "verbosity" in flags:
         set_verbosity(flags.verbosity)
     return module.run(flags, rest) or 0
+
+
+def _current_flags(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """Returns the arguments with earlier flag names replaced; logs a warning for each."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    current = list(arguments)
+    for position, argument in enumerate(arguments[:end]):
+        match = re.fullmatch(r"(--?)(no)?(\w+)(=.*)?", argument, re.DOTALL)
+        if match and match[3] in renamed:
+            dashes, no, name, value = match.groups("")
+            _logger.warning("flag --%s is now called --%s: use the new name.", name, renamed[name])
+            current[position] = f"{dashes}{no}{renamed[name]}{value}"
+    return current
 
 
 def require_flags(flags: absl_flags.FlagValues, *names: str) -> None:

@@ -51,7 +51,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     page = augmentation_page(
         images,
         [dataset.class_names[split.label[i]] for i in chosen],
-        text=config.augment.line,
+        text=config.augment.ops,
         recipe=Path(flags["config"].config_filename).stem,
         image_size=config.image_size,
         seed=config.seed,

@@ -4,7 +4,7 @@ convoy bench step
 convoy bench input --data=data --json=input.json
 convoy bench augment
 convoy bench convert --images=photos/train
-convoy bench scaling --model=seed42
+convoy bench scaling --model=baseline_cnn
 convoy bench monitoring
 convoy bench generalization --seeds=3
 """

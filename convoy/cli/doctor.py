@@ -19,11 +19,11 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     """Checks; returns 0 where nothing failed, otherwise 2."""
-    from convoy.trainer.doctor.checks import Question, examine
+    from convoy.trainer.doctor.checks import DoctorOptions, examine
 
     if flags.deterministic is not None:
         flags.config.deterministic = flags.deterministic
-    question = Question(
+    question = DoctorOptions(
         config=flags.config,
         data=flags.data or "",
         workdir=flags.workdir or "",

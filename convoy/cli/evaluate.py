@@ -6,6 +6,7 @@ from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensor
 
 REQUIRED = ("workdir", "split")
 CHECKPOINT_HELP = "best (by validation top-1), last, or the step of a checkpoint"
+RENAMED_FLAGS = {"tta": "flip_tta"}
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -18,11 +19,11 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def define_mirror_flag(flags: absl_flags.FlagValues) -> None:
-    """Defines --tta."""
+    """Defines `--flip_tta`."""
     absl_flags.DEFINE_bool(
-        "tta",
+        "flip_tta",
         None,
-        "test-time augmentation: the mean over each image and its mirror image; as config.eval_flip where left out",
+        "test-time augmentation: the mean over each image and its mirror image; as config.flip_tta where left out",
         flag_values=flags,
     )
 
@@ -46,9 +47,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    mirrored_too = trained.mirrored_too if flags.tta is None else flags.tta
-    num_images, quality = evaluate_split(trained, flags.split, data=flags.data, mirrored_too=mirrored_too)
-    once = "each once and mirrored" if mirrored_too else "each once"
+    flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
+    num_images, quality = evaluate_split(trained, flags.split, data=flags.data, flip_tta=flip_tta)
+    once = "each once and mirrored" if flip_tta else "each once"
     print(f"{num_images:,} images, {once}, with the weights of step {trained.step}")
     print(quality_row(flags.split, quality))
     print(f"Added to {trained.run.results_table}; every image is in {trained.run.predictions(flags.split)}")

@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 from convoy.core.errors import UsageError, did_you_mean
 
 TAKES_ARGUMENTS = True
+RENAMED_FLAGS = {"echo_seconds": "secondary_exit_delay"}
 
 
 class Engine(NamedTuple):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convoy.trainer.evaluation.classifier import Classifier
 
 REQUIRED = ("images", "output")
+RENAMED_FLAGS = {"tta": "flip_tta"}
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -60,7 +61,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         like=Path(flags.like) if flags.like else None,
         top_k=flags.top_k,
         probabilities=flags.probabilities,
-        mirrored_too=classifier.mirrored_too if flags.tta is None else flags.tta,
+        flip_tta=classifier.flip_tta if flags.flip_tta is None else flags.flip_tta,
     )
     count = predict(classifier, request)
     print(f"{request.output}: {count:,} images, with the weights of step {classifier.step}")

@@ -56,5 +56,5 @@ def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    _, quality = evaluate_split(trained, "validation", data=flags.data, mirrored_too=trained.mirrored_too)
+    _, quality = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
     print(quality_row("validation", quality))

@@ -12,6 +12,7 @@ from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devic
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
+from convoy.trainer.config import renamed
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -49,11 +50,13 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     """
     name, others = _take_config(arguments)
     given = {}
-    for argument in others:
+    for position, argument in enumerate(others):
         flag, equals, text = argument.partition("=")
-        field = re.fullmatch(r"-{0,2}(?:no)?config\.(.+)", flag)
-        if field:
-            given[field[1]] = text if equals else "true"
+        match = re.fullmatch(r"(-{0,2}(?:no)?config\.)(.+)", flag)
+        if match:
+            field, value = renamed.current_field(match[2], text if equals else None)
+            given[field] = "true" if value is None else value
+            others[position] = f"{match[1]}{field}{equals}{value or ''}"
     recipe = configs.load_recipe(name)
     configs.check_field_names(recipe, list(given))
     if "epochs" in given and "steps" not in given and recipe.steps:
@@ -62,6 +65,8 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
         )
     _check_for_bare_fields(recipe, others)
     replaced = [f"--config.{field}=0" for field in configs.durations_in_other_units(recipe, given)]
+    values = dict(configs.fields(recipe))  # as `load_recipe` has them, with earlier names replaced
+    replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given]
     arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
     config_flags.DEFINE_config_file(
         "config",

@@ -160,7 +160,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Line:
+class AugmentPipeline:
     """What a line says.
 
     Attributes:
@@ -184,7 +184,7 @@ class Line:
         return self.scale != _WHOLE
 
 
-def parse_line(text: str, *, image_size: int, called: str = "config.augment.line") -> Line:
+def parse_pipeline(text: str, *, image_size: int, called: str = "config.augment.ops") -> AugmentPipeline:
     """Returns what a line says.
 
     Args:
@@ -213,7 +213,7 @@ def parse_line(text: str, *, image_size: int, called: str = "config.augment.line
     tail = len(operations)
     while tail and OPERATIONS[operations[tail - 1].name].on_device:
         tail -= 1
-    return Line(scale, tuple(operations[:tail]), tuple(operations[tail:]))
+    return AugmentPipeline(scale, tuple(operations[:tail]), tuple(operations[tail:]))
 
 
 def _parsed(part: str, place: str) -> tuple[str, tuple[Value, ...]]:

@@ -211,8 +211,8 @@ def _plan(
         splits = plan.divide(images, options.shares, options.seed, together=conflicting)
     for split, of_split in splits.items():
         if not of_split:
-            mend = "name fewer with --splits" if options.splits else "add --validation_fraction=0"
-            raise DataError(f"{options.images} has too few images ({len(images)}) to split any off for {split}; {mend}")
+            fix = "name fewer with --splits" if options.splits else "add --validation_fraction=0"
+            raise DataError(f"{options.images} has too few images ({len(images)}) to split any off for {split}; {fix}")
     return {
         split: plan.assign_shards(
             of_split,

@@ -281,8 +281,8 @@ def _read_rows(table: Table) -> list[tuple[int, str, str]]:
     """Returns (line, filename, category) of every row of the CSV, checked."""
     manifest, filename_column, category_column = table.path, table.filename_column, table.category_column
     header, rows = read_table(manifest, delimiter=table.delimiter, encoding=table.encoding)
-    mend = "; or name its columns with --filename_column and --category_column"
-    columns = column_indices(manifest, header, (filename_column, category_column), mend)
+    fix = "; or name its columns with --filename_column and --category_column"
+    columns = column_indices(manifest, header, (filename_column, category_column), fix)
     parsed = []
     for line, row in rows:
         filename, category = row[columns[0]], row[columns[1]]

@@ -56,19 +56,19 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
     return header, rows
 
 
-def column_indices(path: Path, header: Sequence[str], wanted: Sequence[str], mend: str = "") -> list[int]:
+def column_indices(path: Path, header: Sequence[str], wanted: Sequence[str], fix: str = "") -> list[int]:
     """Returns where the wanted columns stand in a CSV's header.
 
     Raises:
       DataError: one is not there, or stands there twice; names the nearest.
     """
     if not any(header):
-        raise DataError(f"{path} is empty. Wanted: a CSV with the columns {','.join(wanted)!r}{mend}")
+        raise DataError(f"{path} is empty. Wanted: a CSV with the columns {','.join(wanted)!r}{fix}")
     for column in wanted:
         if column not in header:
             raise DataError(
                 f"{path} has the header {','.join(header)!r} and no column {column!r}"
-                f"{did_you_mean(column, header)}. Wanted: {','.join(wanted)!r}{mend}"
+                f"{did_you_mean(column, header)}. Wanted: {','.join(wanted)!r}{fix}"
             )
         if list(header).count(column) > 1:
             raise DataError(f"{path} has the header {','.join(header)!r} with more than one {column!r}; rename one")

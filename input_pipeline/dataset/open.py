@@ -78,12 +78,12 @@ class Dataset:
           DataError: there is no such split (names the nearest and all there are), or it cannot be used.
         """
         if name not in self._opened:
-            mend = f"`convoy convert --images=... --output={self.directory} --split={name}` adds it."
+            fix = f"`convoy convert --images=... --output={self.directory} --split={name}` adds it."
             if not self.manifest:
-                mend = "Splits are told by the names of its files."
+                fix = "Splits are told by the names of its files."
             raise DataError(
                 f"{self.directory} has no split {name!r}{did_you_mean(name, self.splits)}. "
-                f"It has: {', '.join(self.splits)}. {mend}"
+                f"It has: {', '.join(self.splits)}. {fix}"
             )
         split = self._opened[name]
         if isinstance(split, DataError):

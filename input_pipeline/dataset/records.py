@@ -45,10 +45,10 @@ class RecordError(DataError):
       reason: what is wrong with it: the rest of a sentence that begins with it.
     """
 
-    def __init__(self, path: str | os.PathLike, *, offset: int, index: int, reason: str, mend: str = _MEND):
+    def __init__(self, path: str | os.PathLike, *, offset: int, index: int, reason: str, fix: str = _MEND):
         """Makes the message of these and of what to do about it."""
         self.path, self.offset, self.index, self.reason = str(path), offset, index, reason
-        super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {mend}")
+        super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {fix}")
 
 
 def masked_crc(data: bytes) -> int:

@@ -112,10 +112,10 @@ def run(
             if process  # is none where the task is done, or not begun
         }
         death = _death(processes, places, _memory_kills() - kills)
-        mend = "Give it more memory"
+        fix = "Give it more memory"
         if workers > 1:
-            mend = f"The same command with --workers={workers // 2} needs less memory"
-        raise DataError(f"a worker process {death}. {mend}{besides}") from None
+            fix = f"The same command with --workers={workers // 2} needs less memory"
+        raise DataError(f"a worker process {death}. {fix}{besides}") from None
     finally:
         board[0] = 1
         pool.shutdown(wait=True, cancel_futures=True)

@@ -113,9 +113,7 @@ def positions_to_images(positions: np.ndarray, *, num_images: int, seed: int) ->
     return indices, epochs
 
 
-def windowed_positions_to_images(
-    positions: np.ndarray, *, windows: Windows, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def block_positions_to_images(positions: np.ndarray, *, windows: Windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """As `positions_to_images`, in windowed order.
 
     Args:

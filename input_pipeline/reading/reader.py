@@ -1,7 +1,7 @@
 """From a dataset directory to batches: exact order by position, records by index, every checksum checked.
 
     reader = Reader(dataset.split("train"), Crop(64), draws=8)
-    slices = Slices(global_batch_size=128, replicas=2)
+    slices = BatchSlice(global_batch_size=128, replicas=2)
     for batch in reader.training(slices, seed=0, start_step=0):
         ...  # one replica's share a time: step 0 replica 0, step 0 replica 1, step 1 replica 0, ...
 
@@ -54,7 +54,7 @@ _ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
-class Slices:
+class BatchSlice:
     """Which positions of each step this process reads, and in which pieces it hands them on.
 
     Attributes:
@@ -75,14 +75,14 @@ class Slices:
         return self.global_batch_size // self.replicas
 
     @property
-    def fed_replicas(self) -> int:
+    def num_local_replicas(self) -> int:
         """How many replicas this process feeds."""
         return self.local_replicas or self.replicas
 
     def positions(self, step: int) -> np.ndarray:
         """Returns this process's positions of one step, [fed_replicas * replica_batch_size] int64."""
         start = step * self.global_batch_size + self.first_replica * self.replica_batch_size
-        return np.arange(start, start + self.fed_replicas * self.replica_batch_size)
+        return np.arange(start, start + self.num_local_replicas * self.replica_batch_size)
 
 
 class Reader:
@@ -98,8 +98,8 @@ class Reader:
         crop: Crop,
         draws: int = CROP_DRAWS,
         *,
-        order: str = "global",
-        window: int = 0,
+        shuffle: str = "global",
+        block_size: int = 0,
         sampling: str = "natural",
         on_corrupt: str = "raise",
         cache: PixelCache | None = None,
@@ -111,8 +111,8 @@ class Reader:
           split: what to read.
           crop: what the host makes of each image in training; evaluation keeps whole images of the same size.
           draws: random numbers an image gets in training, `CROP_DRAWS` or more.
-          order: `global` or `windowed`. Shards that are not in a folder are trained on in windowed order only.
-          window: records that windowed order shuffles together; 0 as in `windows_of`.
+          shuffle: `global` or `block`. Shards on a remote store can only be trained on with `block`.
+          block_size: records that `block` shuffles together; 0 as in `windows_of`.
           sampling: how often each class comes, one of `order.SAMPLINGS`; other than `natural` in global order only.
           on_corrupt: `raise` or `substitute`. Evaluation always raises: a metric over other images than the
             split's could be compared with no other.
@@ -131,7 +131,7 @@ class Reader:
         self._cache = cache
         self._operations = operations
         self._shards = Shards(split.shard_paths)
-        self._windows = windows_of(split, window) if order == "windowed" else None
+        self._windows = windows_of(split, block_size) if shuffle == "block" else None
         self._sampling = class_sampling(split.label, sampling) if sampling != "natural" else None
         self._long_reads: LongReads | None = None
         if self._shards.are_remote or self._windows:
@@ -139,7 +139,7 @@ class Reader:
         self._substitutes = Substitutes(self.num_images, self._problem_of) if on_corrupt == "substitute" else None
         self._decode_alone = _decoder_of_one(split)
 
-    def training(self, slices: Slices, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
+    def training(self, slices: BatchSlice, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
         """Returns the endless training stream from `start_step` on.
 
         Args:
@@ -160,7 +160,7 @@ class Reader:
         if self._shards.are_remote and not self._windows:
             raise UsageError(
                 f"{self._shards.paths[0].parent} is no folder of this machine, and in global order each record would "
-                "be asked for by itself: give --config.order=windowed."
+                "be asked for by itself: give --config.shuffle=block."
             )
 
         def locate(positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -175,12 +175,12 @@ class Reader:
         dataset = self._batches(start_step, _ENDLESS, locate, read, extra, slices, self._crop, self._cache)
         if self._operations:
             # A whole batch at a time, so that images which sampled the same operation are many.
-            calls = _PREFETCHED_STEPS * slices.fed_replicas
+            calls = _PREFETCHED_STEPS * slices.num_local_replicas
             dataset = dataset.map(self._augmented, num_parallel_calls=calls)
         # So that TensorFlow knows it, and does not ask all workers at each batch whether they have one more.
         return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
 
-    def evaluation(self, slices: Slices) -> tf.data.Dataset:
+    def evaluation(self, slices: BatchSlice) -> tf.data.Dataset:
         """Returns every image of the split once, in the order of the records.
 
         Returns:
@@ -250,7 +250,7 @@ class Reader:
         with contextlib.closing(self._problems_among(indices)) as problems:
             return next(problems, None)
 
-    def mend(self, slices: Slices, step: int, *, seed: int) -> bool:
+    def recover(self, slices: BatchSlice, step: int, *, seed: int) -> bool:
         """Looks for images that cannot be decoded, after an iteration ended with a `tf.errors.OpError`.
 
         Only then are they looked for, so that runs whose images can all be decoded pay nothing.
@@ -284,7 +284,7 @@ class Reader:
 
     def _located(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if self._windows:
-            return order.windowed_positions_to_images(positions, windows=self._windows, seed=seed)
+            return order.block_positions_to_images(positions, windows=self._windows, seed=seed)
         if self._sampling:
             return order.sampled_positions_to_images(positions, sampling=self._sampling, seed=seed)
         return order.positions_to_images(positions, num_images=self.num_images, seed=seed)
@@ -307,8 +307,8 @@ class Reader:
             return error
         except tf.errors.OpError:
             path, offset = self._split.shard_paths[self._split.shard[index]], int(self._split.offset[index])
-            reason, mend = "is whole but holds no image that can be decoded", "convert again without it"
-            return RecordError(path, offset=offset, index=int(index), reason=reason, mend=mend)
+            reason, fix = "is whole but holds no image that can be decoded", "convert again without it"
+            return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
         return None
 
     def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
@@ -383,7 +383,7 @@ class Reader:
         locate: Callable[[np.ndarray], dict[str, np.ndarray]],
         read: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, list[bytes], np.ndarray]],
         extra: dict[str, tf.TensorSpec],
-        slices: Slices,
+        slices: BatchSlice,
         crop: Crop,
         cache: PixelCache | None = None,
     ) -> tf.data.Dataset:
@@ -444,7 +444,7 @@ class Reader:
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False  # nothing is left to it, and its thread can hold up the end of a run
-        return dataset.prefetch(_PREFETCHED_STEPS * slices.fed_replicas).with_options(options)
+        return dataset.prefetch(_PREFETCHED_STEPS * slices.num_local_replicas).with_options(options)
 
     def _chunk(self, batch_size: int, crop: Crop, cache: PixelCache | None) -> tuple[int, int]:
         """Returns how many images to decode in a call, and how many calls at a time."""

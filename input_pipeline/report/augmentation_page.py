@@ -1,6 +1,6 @@
 """A page that shows what augmentation does: a recipe's line on an image, and every operation at three strengths.
 
-    page = augmentation_page(images, names, text="crop | flip | trivial", recipe="convnet42", image_size=64, seed=0)
+    page = augmentation_page(images, names, text="crop | flip | trivial", recipe="convnet", image_size=64, seed=0)
     Path("augment.html").write_bytes(page.encode())
 
 The page is one file without scripts and without links to other files. It depends on its input alone.
@@ -19,7 +19,7 @@ from PIL import Image
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.augment import policies
 from convoy.input_pipeline.augment.apply import on_device, on_host
-from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, Line, Parameter, parse_line
+from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, AugmentPipeline, Parameter, parse_pipeline
 from convoy.input_pipeline.reading import decode as cropping
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.order import image_randomness
@@ -83,21 +83,23 @@ def augmentation_page(
         image_size=image_size,
         names=list(names),
         originals=_uris(whole),
-        drawings=_drawings(images[0], parse_line(text, image_size=image_size), image_size, seed),
-        halves=_halves(parse_line(text, image_size=image_size)),
+        drawings=_drawings(images[0], parse_pipeline(text, image_size=image_size), image_size, seed),
+        halves=_halves(parse_pipeline(text, image_size=image_size)),
         operations=operations,
         sampled=_sampled(whole),
         strengths=_STRENGTHS,
     )
 
 
-def _drawings(image: np.ndarray, line: Line, image_size: int, seed: int) -> list[str]:
+def _drawings(image: np.ndarray, line: AugmentPipeline, image_size: int, seed: int) -> list[str]:
     epochs = np.arange(LINE_DRAWINGS)
     randomness = image_randomness(epochs * 0, epochs, seed=seed, draws=line.draws)
     return _uris(_augmented([image] * LINE_DRAWINGS, line, randomness, image_size))
 
 
-def _augmented(images: Sequence[np.ndarray], line: Line, randomness: np.ndarray, image_size: int) -> np.ndarray:
+def _augmented(
+    images: Sequence[np.ndarray], line: AugmentPipeline, randomness: np.ndarray, image_size: int
+) -> np.ndarray:
     """Returns what the model sees, [n, image_size, image_size, 3] uint8, as reader and step make it."""
     crop = Crop(image_size, *line.scale)
     cropped = tf.stack(
@@ -114,7 +116,7 @@ def _operation(name: str, images: Sequence[np.ndarray], randomness: np.ndarray, 
     arguments, draws = _EXAMPLES[name]
     columns = []
     for argument in arguments:
-        line = parse_line(f"{name}({argument})", image_size=image_size)
+        line = parse_pipeline(f"{name}({argument})", image_size=image_size)
         numbers = randomness[:, : line.draws].copy()
         if draws:
             numbers[:, CROP_DRAWS : CROP_DRAWS + len(draws)] = draws
@@ -155,7 +157,7 @@ def _sampled(images: np.ndarray) -> list[tuple[str, list[tuple[str, list[str]]]]
     return rows
 
 
-def _halves(line: Line) -> str:
+def _halves(line: AugmentPipeline) -> str:
     names = [", ".join(operation.name for operation in half) for half in (line.host, line.device)]
     crop = "crop" if line.crops else "resize"
     reader = f"the reader does {', '.join(filter(None, [crop, names[0]]))}"

@@ -179,6 +179,6 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]])
         writer.writerows(rows)
 
 
-def _check(flag: str, value: int, least: int, most: int, remark: str = "") -> None:
+def _check(flag: str, value: int, least: int, most: int, note: str = "") -> None:
     if not least <= value <= most:
-        raise UsageError(f"--{flag}={value} must be from {least} to {most}{remark and f' ({remark})'}.")
+        raise UsageError(f"--{flag}={value} must be from {least} to {most}{note and f' ({note})'}.")

@@ -19,7 +19,7 @@ class Fault:
       split: the split it belongs to; "" where it belongs to all.
       file: its name in the directory.
       problem: what is wrong.
-      mend: what to do about it.
+      fix: what to do about it.
       offset: of the record in its shard, bytes; None where it is no record's.
       record: number of the record in its split; None where it is no record's, or not known.
     """
@@ -28,7 +28,7 @@ class Fault:
     split: str
     file: str
     problem: str
-    mend: str
+    fix: str
     offset: int | None = None
     record: int | None = None
 
@@ -36,7 +36,7 @@ class Fault:
         """Returns the fault in one line."""
         place = "" if self.offset is None else f" offset {self.offset}"
         place += "" if self.record is None else f" (record {self.record} of {self.split})"
-        return f"{self.file}{place}: {self.problem}. {self.mend}"
+        return f"{self.file}{place}: {self.problem}. {self.fix}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ShardTask:
       name: as faults are to call it.
       first_record: number of its first record in the split; None where nobody knows.
       keys: of its records.
-      mend: what to do where a record is damaged.
+      fix: what to do where a record is damaged.
       size: it should have, bytes; None where nobody says.
       sha256: it should have; "" where nobody says.
       records: it should hold; None where nobody says.
@@ -64,7 +64,7 @@ class ShardTask:
     name: str
     first_record: int | None
     keys: RecordKeys
-    mend: str
+    fix: str
     size: int | None = None
     sha256: str = ""
     records: int | None = None

@@ -61,8 +61,8 @@ class _Check:
         task = self._task
         known = position is not None and task.first_record is not None
         record = task.first_record + position if known else None
-        mend = REPAIR if kind == INDEX else task.mend
-        self._faults.append(Fault(kind, task.split, file or task.name, problem, mend, offset, record))
+        fix = REPAIR if kind == INDEX else task.fix
+        self._faults.append(Fault(kind, task.split, file or task.name, problem, fix, offset, record))
 
     def whole(self, descriptor: int) -> ShardReport:
         task = self._task

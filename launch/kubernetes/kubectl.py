@@ -49,11 +49,11 @@ class Kubectl:
             ) from None
         said = done.stderr.decode(errors="replace").strip()
         if done.returncode:
-            mend = next((f"\n{mend}" for sign, mend in _MENDS.items() if sign in said), "")
+            fix = next((f"\n{fix}" for sign, fix in _MENDS.items() if sign in said), "")
             # Nothing is taken back; the next try applies it again with the rest.
             applied = done.stdout.decode(errors="replace").strip().replace("\n", ", ")
             stays = f"\nWhat was not refused is in the cluster: {applied}." if applied else ""
-            raise UsageError(f"`{self.line('apply')}` failed (exit code {done.returncode}): {said}{mend}{stays}")
+            raise UsageError(f"`{self.line('apply')}` failed (exit code {done.returncode}): {said}{fix}{stays}")
         return "\n".join(filter(None, (done.stdout.decode(errors="replace").strip(), said)))
 
 

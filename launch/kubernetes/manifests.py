@@ -15,7 +15,7 @@ Disrupted is what the cluster itself took away: evicted, preempted, its spot nod
 PodFailurePolicies apart by the Job's message, which it can since version 0.10 (onJobFailureMessagePatterns).
 
 The Job fails with the first pod that it sees failing. So a worker that ends with 138 only because it lost another waits
-until the Job has acted on that one (`--echo_seconds`), which takes it a second or two.
+until the Job has acted on that one (`--secondary_exit_delay`), which takes it a second or two.
 
 With `tfjob` (Training Operator v1) each worker that ends with 128 or more is started again by itself; since the others
 end with 138 when they lose it, that too restarts all. Smaller exit codes end the run.
@@ -34,7 +34,7 @@ TENSORBOARD_PORT = 6006
 # The user of our image is in no group that a volume knows: the pod joins this one, and volumes are given to it.
 _GROUP = 10001
 _LONGER_THAN_GRACE = 30  # seconds: the worker, and not the kubelet, ends a trainer that does not end
-_ECHO_SECONDS = 10  # longer than a kubelet takes to tell that a container ended
+_SECONDARY_EXIT_DELAY = 10  # longer than a kubelet takes to tell that a container ended
 _NEVER_RESTARTED = [1, 2, 3]
 _JOBSET_CONTAINER = "worker"
 _TFJOB_CONTAINER, _TFJOB_PORT = "tensorflow", "tfjob-port"  # by these names Training Operator finds them
@@ -226,8 +226,8 @@ def verbatim(words: Sequence[str]) -> list[str]:
 
 def _worker_pod(request: Request, container: str, port: str, environment: list[Manifest]) -> Manifest:
     """Returns the specification of a worker's pod, but for `restartPolicy`."""
-    echo = [f"--echo_seconds={_ECHO_SECONDS}"] if request.engine == "jobset" else []
-    launch = ["launch", "worker", f"--grace_seconds={request.grace_seconds:g}", *echo, "--"]
+    delay = [f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"] if request.engine == "jobset" else []
+    launch = ["launch", "worker", f"--grace_seconds={request.grace_seconds:g}", *delay, "--"]
     return {
         **_pod(request),
         # Longer than the worker gives the trainer for saving.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from convoy.launch.policy import RETRYABLE, WorkerError
-from convoy.launch.processes import Ended, Gang, WorkerProgram
+from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles
 from convoy.launch.slurm.client import SlurmError, nodes_that_do_not_answer, slurm
 
@@ -87,15 +87,15 @@ class StepWorkers:
         self._next_try = 0.0
         self._log = files.folder / "srun.log"
         self._log.write_text(f"{shlex.join(command)}\n", encoding="utf-8")
-        self._gang = Gang([WorkerProgram(command, environment, self._log)])
-        self._srun: Ended | None = None
+        self._gang = WorkerProcesses([WorkerProgram(command, environment, self._log)])
+        self._srun: WorkerExit | None = None
         self._srun_ended_at = 0.0
 
     def running(self) -> list[int]:
         """Returns the ranks of workers that had not ended at the last `poll`."""
         return sorted(self._left)
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[WorkerExit]:
         """Returns the workers that have ended since the last call."""
         self._poll_srun()
         if time.monotonic() < self._next_look:
@@ -107,7 +107,7 @@ class StepWorkers:
         ended = self._noted()
         left = sorted(self._left)
         if self._srun and self._srun.returncode == 0:
-            ended += [Ended(rank, 0, self._srun.time) for rank in left]
+            ended += [WorkerExit(rank, 0, self._srun.time) for rank in left]
             self._left.clear()
         elif self._srun and time.monotonic() > self._srun_ended_at + _LATE_NOTE_SECONDS:
             ended += [self._lost(rank) for rank in left]
@@ -134,7 +134,7 @@ class StepWorkers:
         """Returns nothing: from here a worker that is stopped looks like one that works."""
         return []
 
-    def kill(self) -> list[Ended]:
+    def kill(self) -> list[WorkerExit]:
         """Kills every worker that runs and returns them when they are gone, or cannot be reached."""
         if self._left:
             self.send(signal.SIGKILL)
@@ -153,7 +153,7 @@ class StepWorkers:
         for rank in left:
             state = silent.get(self._hosts[rank])
             lost = f"its node {self._hosts[rank]} does not answer (SLURM: {state})" if state else ""
-            ended.append(Ended(rank, -signal.SIGKILL, time.time(), lost))
+            ended.append(WorkerExit(rank, -signal.SIGKILL, time.time(), lost))
         return ended
 
     def _poll_srun(self) -> None:
@@ -174,7 +174,7 @@ class StepWorkers:
             self._step = ids[0] if ids else ""
         return self._step
 
-    def _noted(self) -> list[Ended]:
+    def _noted(self) -> list[WorkerExit]:
         """Returns the workers whose end has been noted since the last look; they run no longer."""
         try:
             names = set(os.listdir(self._files.folder))
@@ -185,26 +185,26 @@ class StepWorkers:
         self._left -= {end.rank for end in ended}
         return ended
 
-    def _lost(self, rank: int) -> Ended:
+    def _lost(self, rank: int) -> WorkerExit:
         """Returns the end of a worker that has left no note, with what srun says of it."""
         output = self._srun_output()
         said = [line.removeprefix("srun: ").removeprefix("error: ") for line in output if line.startswith("srun: ")]
         of_rank = [line for line in said if _names_task(line, rank)]
         if refused := [line for line in said if _REFUSED_FOR_GOOD.search(line)]:
             self._files.write_error(rank, WorkerError(self._srun.time, None, 1, f"srun: {refused[-1]}"))
-            return Ended(rank, 1, self._srun.time)
+            return WorkerExit(rank, 1, self._srun.time)
         if not self._files.log(rank).exists():  # `launch worker` never began: what was written went to srun
             own = [line.partition(": ")[2] for line in output if re.match(rf" *{rank}: ", line)]
             with contextlib.suppress(OSError):
                 self._files.log(rank).write_text("".join(f"{line}\n" for line in own or output), encoding="utf-8")
             if own and any(map(_EXIT_CODE.search, of_rank)):  # and nor would it a third time
                 self._files.write_error(rank, WorkerError(self._srun.time, None, 1, own[-1]))
-                return Ended(rank, 1, self._srun.time)
+                return WorkerExit(rank, 1, self._srun.time)
         if code := next((int(match[1]) for line in of_rank if (match := _EXIT_CODE.search(line))), 0):
             # It could not leave its note: the disk is full.
-            return Ended(rank, code if code < 128 or code == RETRYABLE else 128 - code, self._srun.time)
+            return WorkerExit(rank, code if code < 128 or code == RETRYABLE else 128 - code, self._srun.time)
         words = of_rank or [line for line in said if "task" not in line] or ["nothing"]
-        return Ended(rank, 1, self._srun.time, lost=f"it left no word of its end (srun: {words[-1]})")
+        return WorkerExit(rank, 1, self._srun.time, lost=f"it left no word of its end (srun: {words[-1]})")
 
     def _pass_on_what_srun_says(self) -> None:
         """Shows what people can do something about, once."""

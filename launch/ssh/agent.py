@@ -25,7 +25,7 @@ from convoy import __version__
 from convoy.core.errors import UsageError
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
 from convoy.launch.ports import reserved_ports
-from convoy.launch.processes import Ended, Gang, WorkerProgram
+from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
 from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
 
@@ -42,7 +42,7 @@ class Agent:
         self._is_terminated = False
         self._silent_seconds = SILENT_SECONDS
         self._grace_seconds = 60.0
-        self._gang: Gang | None = None
+        self._gang: WorkerProcesses | None = None
         self._ranks: list[int] = []  # by the gang's own count
         self._stopped: list[int] = []
         self._held = contextlib.ExitStack()  # ports, and this agent's turn
@@ -178,7 +178,7 @@ class Agent:
         self._ports.close()
         self._ranks = [int(worker["rank"]) for worker in workers]
         try:
-            self._gang = Gang(programs)
+            self._gang = WorkerProcesses(programs)
         except OSError as error:
             self._messages.send({"problem": f"cannot start a worker ({error})"})
 
@@ -192,7 +192,7 @@ class Agent:
             self._stopped = stopped
             self._messages.send({"stopped": stopped})
 
-    def _tell(self, ends: Sequence[Ended]) -> None:
+    def _tell(self, ends: Sequence[WorkerExit]) -> None:
         for ended in ends:
             self._messages.send({"ended": [self._ranks[ended.rank], ended.returncode]})
 

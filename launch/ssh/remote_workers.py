@@ -1,4 +1,4 @@
-"""The workers of one attempt on all their hosts: what a `convoy.launch.processes.Gang` is on one machine.
+"""The workers of one attempt on all their hosts: what a `convoy.launch.processes.WorkerProcesses` is on one machine.
 
     gang = RemoteGang([Member(connection, ranks=[0]), Member(other_connection, ranks=[1, 2])])
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convoy.launch.policy import RETRYABLE
-from convoy.launch.processes import Ended
+from convoy.launch.processes import WorkerExit
 from convoy.launch.ssh.connection import GOODBYE_SECONDS, Connection
 from convoy.launch.ssh.hosts import Host
 
@@ -26,7 +26,7 @@ class Member:
     ranks: list[int]
 
 
-class RemoteGang:
+class RemoteWorkers:
     """Running workers behind ssh connections; see `convoy.launch.supervisor.Workers`.
 
     Attributes:
@@ -43,7 +43,7 @@ class RemoteGang:
         """Returns the ranks of workers that had not ended at the last `poll`."""
         return [rank for member in self._members for rank in member.ranks]
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[WorkerExit]:
         """Returns the workers that have ended since the last call, or whose host is lost."""
         return [ended for member in self._members for ended in self._poll(member)]
 
@@ -57,7 +57,7 @@ class RemoteGang:
         """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot end by themselves."""
         return [rank for rank in self.running() if rank in self._stopped]
 
-    def kill(self) -> list[Ended]:
+    def kill(self) -> list[WorkerExit]:
         """Kills every worker that runs, returns them when they are gone, and ends the connections."""
         ends = []
         for member in self._members:
@@ -72,14 +72,14 @@ class RemoteGang:
         close_all([member.connection for member in self._members])
         return ends
 
-    def _poll(self, member: Member) -> list[Ended]:
+    def _poll(self, member: Member) -> list[WorkerExit]:
         ends, problem = [], ""
         for report in member.connection.poll():
             if "ended" in report:
                 rank, returncode = map(int, report["ended"])
                 if rank in member.ranks:
                     member.ranks.remove(rank)
-                    ends.append(Ended(rank, returncode, time.time()))
+                    ends.append(WorkerExit(rank, returncode, time.time()))
             elif "stopped" in report:
                 self._stopped -= set(member.ranks)
                 self._stopped |= set(report["stopped"])
@@ -89,11 +89,11 @@ class RemoteGang:
             problem = member.connection.problem.text
         return ends + (self._lose(member, problem) if problem else [])
 
-    def _lose(self, member: Member, why: str) -> list[Ended]:
+    def _lose(self, member: Member, why: str) -> list[WorkerExit]:
         ranks, member.ranks = member.ranks, []
         if ranks:
             self.lost[member.connection.host] = time.monotonic()
-        return [Ended(rank, RETRYABLE, time.time(), lost=why) for rank in ranks]
+        return [WorkerExit(rank, RETRYABLE, time.time(), lost=why) for rank in ranks]
 
 
 def close_all(connections: Sequence[Connection]) -> None:

@@ -21,7 +21,7 @@ from convoy.launch.ssh.choice import chosen_hosts
 from convoy.launch.ssh.connection import Connection
 from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.refusals import Problem, Remote
-from convoy.launch.ssh.remote_workers import Member, RemoteGang, close_all
+from convoy.launch.ssh.remote_workers import Member, RemoteWorkers, close_all
 from convoy.launch.supervisor import StartError
 from convoy.launch.trainer_command import flag_value, trainer_environment, trains
 
@@ -62,7 +62,7 @@ class Starter:
     is_asked_to_end: Callable[[], bool]
     _used_ports: dict[Host, set[int]] = field(default_factory=dict)
     _has_said_hosts: bool = False
-    _gang: RemoteGang | None = None  # of the attempt before
+    _gang: RemoteWorkers | None = None  # of the attempt before
     _members: Sequence[Host] = ()  # of the attempt before; the chief's is the first
 
     @property
@@ -70,7 +70,7 @@ class Starter:
         """For how long workers may live on where nobody answers: till their agent notices, and then saving."""
         return self.silent_seconds + self.grace_seconds
 
-    def start(self, files: AttemptFiles) -> RemoteGang:
+    def start(self, files: AttemptFiles) -> RemoteWorkers:
         """Starts the workers of an attempt on the hosts that answer; see `convoy.launch.supervisor.Supervisor`."""
         if not self._has_said_hosts:
             self._has_said_hosts = True
@@ -83,7 +83,7 @@ class Starter:
             chosen = self._chosen(answering, problems)
             close_all([connection for connection in connections if connection not in chosen])
             self._say_who(files, [connection.host for connection in chosen], answering, problems)
-            gang = RemoteGang(self._ordered(chosen, files))
+            gang = RemoteWorkers(self._ordered(chosen, files))
         except BaseException:
             close_all(connections)
             raise
@@ -281,9 +281,9 @@ def _worker_variables(files: AttemptFiles, rank: int, addresses: Sequence[str]) 
 def _place(connection: Connection) -> str:
     """Returns a host's name in the file, what it calls itself where that differs, and how many workers it has."""
     host, own_name = connection.host, connection.hello["hostname"]
-    remarks = [own_name] if own_name.split(".")[0] != host.name.split(".")[0] else []
-    remarks += [_count(host.slots, "worker")] if host.slots > 1 else []
-    return f"{host} ({', '.join(remarks)})" if remarks else str(host)
+    insights = [own_name] if own_name.split(".")[0] != host.name.split(".")[0] else []
+    insights += [_count(host.slots, "worker")] if host.slots > 1 else []
+    return f"{host} ({', '.join(insights)})" if insights else str(host)
 
 
 def _count(number: int, what: str) -> str:

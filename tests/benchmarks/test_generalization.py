@@ -56,23 +56,23 @@ def outcome(*, train=0.9, test=0.6, seconds=100.0, **other):
 
 
 def test_the_table_holds_means_and_spreads_over_seeds_and_the_command():
-    rows = table({Entry("seed42"): [outcome(test=0.6), outcome(test=0.7)], Entry("convnet42", 4.0): [outcome()]})
+    rows = table({Entry("baseline_cnn"): [outcome(test=0.6), outcome(test=0.7)], Entry("convnet", 4.0): [outcome()]})
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0][0] == "recipe" and cells[0][-1] == "command"
     assert len({len(row) for row in cells}) == 1
     numbers = ["11,253,258", "250", "100 s", "50 s", "90.0 ± 0.0 %", "65.0 ± 7.1 %", "25.0 ± 7.1"]
-    assert cells[2] == ["`seed42`", *numbers, "`convoy train --config=it`"]
-    assert cells[3][0] == "`convnet42`, 4x the budget"
+    assert cells[2] == ["`baseline_cnn`", *numbers, "`convoy train --config=it`"]
+    assert cells[3][0] == "`convnet`, 4x the budget"
     assert cells[3][5:8] == ["90.0 %", "60.0 %", "30.0"]
 
 
 def test_the_ablation_pairs_runs_of_the_same_seed():
     whole = [outcome(test=0.6), outcome(test=0.8)]
-    without = Entry("convnet42", None, {"augment.line": "crop | flip"}, "erase(0.25)")
-    rows = ablation_table({Entry("convnet42"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
+    without = Entry("convnet", None, {"augment.ops": "crop | flip"}, "erase(0.25)")
+    rows = ablation_table({Entry("convnet"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
     assert rows[2].startswith("| nothing: the whole recipe | 100 s | 90.0 ± 0.0 % | 70.0 ± 14.1 % |")
     assert "| -2.0 ± 0.0 |" in rows[3]
-    assert r"`--config.augment.line=crop \| flip`" in rows[3]  # a bar in a cell would end it
+    assert r"`--config.augment.ops=crop \| flip`" in rows[3]  # a bar in a cell would end it
 
 
 def test_a_spread_of_one_run_is_none():
@@ -122,17 +122,21 @@ def test_a_longer_run_that_took_no_longer_tells_no_steps(tmp_path):
 
 
 def test_a_finished_benchmark_is_found_again_and_nothing_is_repeated(runs):
-    entries = [Entry("seed42"), Entry("convnet42", 1.0)]
+    entries = [Entry("baseline_cnn"), Entry("convnet", 1.0)]
     first = Study(runs, seeds=range(2)).outcomes(entries)
     done = commands(runs)
-    assert done[:3] == ["train seed42-seed0", "evaluate seed42-seed0 train", "evaluate seed42-seed0 test"]
+    assert done[:3] == [
+        "train baseline_cnn-seed0",
+        "evaluate baseline_cnn-seed0 train",
+        "evaluate baseline_cnn-seed0 test",
+    ]
     assert len(done) == 2 * 3 + 2 + 2 * 3
     again = Study(runs, seeds=range(2)).outcomes(entries)
     assert list(again.values()) == list(first.values())
     assert [run.test_top1 for run in again[entries[0]]] == pytest.approx([0.6, 0.7])
     assert commands(runs) == done
     Study(runs, seeds=range(3)).outcomes(entries[:1])
-    assert commands(runs)[len(done) :][0] == "train seed42-seed2"
+    assert commands(runs)[len(done) :][0] == "train baseline_cnn-seed2"
 
 
 def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(tmp_path, monkeypatch):
@@ -140,28 +144,28 @@ def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(tmp_path, mo
     runs = Runs(tmp_path, program=FAKE)
     (runs.folder / "fail-evaluate").touch()
     with pytest.raises(ConvoyError, match="(?s)evaluate .*exit code 1.*it was told to fail"):
-        runs.outcome("a", "seed42", {"seed": 0})
+        runs.outcome("a", "baseline_cnn", {"seed": 0})
     (runs.folder / "fail-evaluate").unlink()
-    assert runs.outcome("a", "seed42", {"seed": 0}).gap == pytest.approx(0.3)
+    assert runs.outcome("a", "baseline_cnn", {"seed": 0}).gap == pytest.approx(0.3)
     assert commands(runs) == ["train a", "evaluate a train", "evaluate a train", "evaluate a test"]
 
 
 def test_a_run_of_another_config_is_not_taken_for_this_one(runs):
-    runs.trained("a", "seed42", {"seed": 0})
+    runs.trained("a", "baseline_cnn", {"seed": 0})
     with pytest.raises(UsageError, match="another config: epochs: 15.* -> 30"):
-        runs.trained("a", "seed42", {"seed": 0, "epochs": 30.0})
+        runs.trained("a", "baseline_cnn", {"seed": 0, "epochs": 30.0})
 
 
 def test_a_recipe_with_a_budget_trains_so_long_and_says_the_command(runs):
-    seed42, convnet = Entry("seed42"), Entry("convnet42", 4.0)
+    baseline_cnn, convnet = Entry("baseline_cnn"), Entry("convnet", 4.0)
     study = Study(runs, seeds=range(1))
-    found = study.outcomes([seed42, convnet])
+    found = study.outcomes([baseline_cnn, convnet])
     assert study.budget_seconds == 10 + 0.5 * 49  # the fake run's best is its step 50
     steps = 1 + int((4 * 34.5 - 10) / 0.5)
     assert found[convnet][0].steps == steps
     assert found[convnet][0].seconds == pytest.approx(4 * 34.5, abs=0.5)
     assert found[convnet][0].command[:5] == [
-        "convoy", "train", "--config=convnet42", "--config.seed=0", f"--config.steps={steps}",
+        "convoy", "train", "--config=convnet", "--config.seed=0", f"--config.steps={steps}",
     ]  # fmt: skip
 
 
@@ -171,14 +175,14 @@ def test_more_seeds_leave_the_budget_and_what_was_trained_with_it(runs, monkeypa
         return dataclasses.replace(found, seconds_to_best=found.seconds_to_best * (1 + overrides["seed"]))
 
     monkeypatch.setattr(runs, "outcome", slower_the_higher_its_seed)
-    entries = [Entry("seed42"), Entry("convnet42", 4.0)]
+    entries = [Entry("baseline_cnn"), Entry("convnet", 4.0)]
     (first,) = Study(runs, seeds=range(1)).outcomes(entries)[entries[1]]
     found = Study(runs, seeds=range(2)).outcomes(entries)[entries[1]]
     assert [run.steps for run in found] == [first.steps] * 2
 
 
 def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
-    found = Study(runs, seeds=range(1), budget_seconds=60.0).ablation(Entry("convnet42", 1.0))
+    found = Study(runs, seeds=range(1), budget_seconds=60.0).ablation(Entry("convnet", 1.0))
     assert {"", "label smoothing", "weight decay", "instance normalization"} <= {entry.without for entry in found}
     assert len({runs_of[0].steps for runs_of in found.values()}) == 1
     for entry, (run,) in found.items():
@@ -190,12 +194,12 @@ def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
 
 
 def test_ingredients_are_those_that_a_recipe_uses():
-    assert "label smoothing" in ingredients_of(configs.load_recipe("convnet42"))
-    assert not ingredients_of(configs.load_recipe("seed42"))
+    assert "label smoothing" in ingredients_of(configs.load_recipe("convnet"))
+    assert not ingredients_of(configs.load_recipe("baseline_cnn"))
 
 
 def test_instance_normalization_is_an_ingredient_where_the_model_has_it():
-    for recipe, has in (("convnet42", True), ("resnet42", True), ("finetune42", False)):
+    for recipe, has in (("convnet", True), ("resnet10", True), ("finetune", False)):
         assert ("instance normalization" in ingredients_of(configs.load_recipe(recipe))) == has
 
 
@@ -210,9 +214,9 @@ def test_what_takes_an_ingredient_away_is_understood_on_a_command_line(capsys):
 
 def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
     config = configs.default_config().unlock()
-    config.augment.line = "crop(scale=0.35..1) | flip | erase(0.25)"
+    config.augment.ops = "crop(scale=0.35..1) | flip | erase(0.25)"
     found = ingredients_of(config)
-    lines = {name: fields["augment.line"] for name, fields in found.items() if "augment.line" in fields}
+    lines = {name: fields["augment.ops"] for name, fields in found.items() if "augment.ops" in fields}
     assert lines == {
         "crop(scale=0.35..1)": "flip | erase(0.25)",
         "flip": "crop(scale=0.35..1) | erase(0.25)",
@@ -221,9 +225,9 @@ def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
 
 
 def test_an_entry_is_a_recipe_with_or_without_a_multiple():
-    assert (parse_entry("convnet42").recipe, parse_entry("convnet42").times) == ("convnet42", None)
-    assert parse_entry("convnet42:4").times == 4.0
-    for text in ("convnet42:", "convnet42:x", "convnet42:-1", "convnet42:nan"):
+    assert (parse_entry("convnet").recipe, parse_entry("convnet").times) == ("convnet", None)
+    assert parse_entry("convnet:4").times == 4.0
+    for text in ("convnet:", "convnet:x", "convnet:-1", "convnet:nan"):
         with pytest.raises(UsageError, match="multiple of the budget"):
             parse_entry(text)
 
@@ -231,7 +235,7 @@ def test_an_entry_is_a_recipe_with_or_without_a_multiple():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--recipes=convnet24", "did you mean 'convnet42'"),
+        ("--recipes=convnet24", "did you mean 'convnet'"),
         ("--dataset=digit", "did you mean 'digits'"),
         ("--batch_size=3", "--batch_size: generalization trains recipes as they are"),
     ],

@@ -51,7 +51,7 @@ def test_a_line_of_nothing_shows_whole_images():
 
 def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_path):
     output = tmp_path / "augment.html"
-    flags = (f"--data={dataset.data}", "--config=smoke", "--config.augment.line=flip | rand(1, 20)")
+    flags = (f"--data={dataset.data}", "--config=smoke", "--config.augment.ops=flip | rand(1, 20)")
     cases = {
         f"--output={output}": 0,
         f"--output={tmp_path}": 2,
@@ -60,7 +60,7 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
     }
     answers = convoy_together(
         *(["augment", *flags, output] for output in cases),
-        ["augment", *flags[:2], f"--output={output}", "--config.augment.line=flp"],
+        ["augment", *flags[:2], f"--output={output}", "--config.augment.ops=flp"],
     )
     for answer, code in zip(answers, [*cases.values(), 2], strict=True):
         assert answer.returncode == code, answer.output

@@ -180,12 +180,14 @@ def main() -> None:
     warm_up()
     counts, slowest, largest = Counter(), (0.0, ""), (0, "")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open(flags.journal, "w") as journal:
+    with open(flags.run_logger, "w") as run_logger:
         for number in range(flags.cases) if flags.only is None else [flags.only]:
             rng = random.Random(f"{flags.seed} {number}")
             name, pixels = names[number % len(names)], rng.choice(_WAYS)
             data = damaged(rng, files[name], others)
-            os.pwrite(journal.fileno(), f"case {number} of seed {flags.seed}: {name}, {pixels}".ljust(200).encode(), 0)
+            os.pwrite(
+                run_logger.fileno(), f"case {number} of seed {flags.seed}: {name}, {pixels}".ljust(200).encode(), 0
+            )
             if flags.save:
                 flags.save.write_bytes(data)
             signal.alarm(CASE_SECONDS)

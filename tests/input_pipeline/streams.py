@@ -8,13 +8,13 @@ import numpy as np
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 
 COLUMNS = ("shard", "offset", "length", "label", "crc")
 SIZE = 16
-EIGHT, WHOLE = Slices(8), Crop(SIZE)
+EIGHT, WHOLE = BatchSlice(8), Crop(SIZE)
 
 
 def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE) -> Split:
@@ -25,7 +25,9 @@ def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE)
     return dataclasses.replace(split, **{**columns, "label": np.arange(count, dtype=np.int32)})
 
 
-def stream(split: Split, steps: int, *, slices: Slices = EIGHT, crop: Crop = WHOLE, draws=4, start_step=0, **options):
+def stream(
+    split: Split, steps: int, *, slices: BatchSlice = EIGHT, crop: Crop = WHOLE, draws=4, start_step=0, **options
+):
     """Returns the training stream's columns over so many elements."""
     reader = Reader(split, crop, draws=draws, **options)
     try:

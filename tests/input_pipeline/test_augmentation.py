@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from convoy.input_pipeline.augment import operations, policies
 from convoy.input_pipeline.augment.apply import on_device, on_host
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from tests.input_pipeline.images import pixels
 
 SIZE = 24
@@ -46,7 +46,7 @@ def draws(count, number, seed=0):
 
 def augmented(text, images, randomness):
     """Returns what a whole line but its crop makes of images, [n, size, size, 3] float32."""
-    line = parse_line(text, image_size=SIZE)
+    line = parse_pipeline(text, image_size=SIZE)
     return on_device(on_host(tf.constant(images), tf.constant(randomness), line.host), randomness, line.device).numpy()
 
 
@@ -172,7 +172,7 @@ def test_a_line_computes_each_image_from_its_own_numbers_alone():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_devices_half_is_the_same_compiled(compiled):
     text = "flip | brightness(0.3) | contrast(0.5) | saturation(0.5) | hue(0.3) | erase(0.7)"
-    steps = parse_line(text, image_size=SIZE).device
+    steps = parse_pipeline(text, image_size=SIZE).device
     assert len(steps) == 6
     function = tf.function(on_device, jit_compile=compiled, autograph=False)
     randomness = draws(COUNT, 20)

@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, Line, Operation, parse_line
+from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, AugmentPipeline, Operation, parse_pipeline
 
 
 def parsed(text):
-    return parse_line(text, image_size=64)
+    return parse_pipeline(text, image_size=64)
 
 
 def test_a_line_says_what_happens_where_and_with_which_random_numbers():
-    assert parsed("crop(64, scale=0.35..1) | flip | trivial | erase(0.25)") == Line(
+    assert parsed("crop(64, scale=0.35..1) | flip | trivial | erase(0.25)") == AugmentPipeline(
         scale=(0.35, 1.0),
         host=(Operation("flip", (0.5,), 4), Operation("trivial", (), 5)),
         device=(Operation("erase", (0.25, (0.02, 0.33)), 8),),
@@ -24,7 +24,7 @@ def test_a_line_says_what_happens_where_and_with_which_random_numbers():
 
 def test_an_empty_line_keeps_whole_images():
     for text in ("", "  "):
-        assert parsed(text) == Line() and not parsed(text).crops
+        assert parsed(text) == AugmentPipeline() and not parsed(text).crops
         assert parsed(text).draws == CROP_DRAWS
 
 
@@ -88,7 +88,7 @@ def test_every_operation_can_be_written_with_arguments_in_its_range():
 def test_what_is_no_line_names_the_operation_its_place_and_the_mend(text, told):
     with pytest.raises(UsageError) as caught:
         parsed(text)
-    assert str(caught.value).startswith("config.augment.line: operation ")
+    assert str(caught.value).startswith("config.augment.ops: operation ")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -52,7 +52,7 @@ def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
     import tensorflow_datasets as tfds
 
     from convoy.input_pipeline.reading.decode import Crop
-    from convoy.input_pipeline.reading.reader import Reader, Slices
+    from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 
     dataset = open_dataset(photos)
     assert (dataset.name, dataset.class_names) == ("photos", ("cup", "fork", "jar"))
@@ -62,7 +62,7 @@ def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
     expected = list(tfds.builder_from_directory(str(photos)).as_dataset(split="train", shuffle_files=False))
     assert split.label.tolist() == [example["kind"].numpy() for example in expected]
     reader = Reader(split, Crop(24))
-    images = [batch["image"].numpy() for batch in reader.evaluation(Slices(20))]
+    images = [batch["image"].numpy() for batch in reader.evaluation(BatchSlice(20))]
     reader.close()
     np.testing.assert_array_equal(np.concatenate(images), [example["photo"].numpy() for example in expected])
 
@@ -178,7 +178,7 @@ def test_a_tfds_directory_without_names_has_numbers(photos):
 
 def test_shards_like_model_gardens_are_read(tmp_path):
     from convoy.input_pipeline.reading.decode import Crop
-    from convoy.input_pipeline.reading.reader import Reader, Slices
+    from convoy.input_pipeline.reading.reader import BatchSlice, Reader
     from tests.input_pipeline.foreign_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "imagenet", range(12), "train")
@@ -189,7 +189,7 @@ def test_shards_like_model_gardens_are_read(tmp_path):
     split = dataset.split("train")
     assert split.label.tolist() == [i % 3 + 1 for i in [*range(0, 12, 2), *range(1, 12, 2)]]
     reader = Reader(split, Crop(24))
-    (batch,) = reader.evaluation(Slices(12))
+    (batch,) = reader.evaluation(BatchSlice(12))
     reader.close()
     np.testing.assert_array_equal(batch["label"], split.label)
     error = np.abs(batch["image"][1].numpy().astype(int) - pixels(2))

@@ -18,10 +18,10 @@ SEED = int(os.environ.get("FUZZ_SEED", 0))
 
 @pytest.mark.slow
 def test_a_damaged_image_is_refused_with_a_reason_or_read_as_it_is_seen(tmp_path):
-    journal = tmp_path / "journal"
+    run_logger = tmp_path / "journal"
     process = subprocess.run(
         [sys.executable, "-m", "tests.input_pipeline.fuzz_images", f"--cases={CASES}", f"--seed={SEED}"]
-        + [f"--journal={journal}"],
+        + [f"--journal={run_logger}"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -29,7 +29,7 @@ def test_a_damaged_image_is_refused_with_a_reason_or_read_as_it_is_seen(tmp_path
         start_new_session=True,
     )
     if process.returncode < 0:  # a decoder crashed, or took longer than any image may
-        raise AssertionError(f"{signal.Signals(-process.returncode).name} in {journal.read_text().strip()}")
+        raise AssertionError(f"{signal.Signals(-process.returncode).name} in {run_logger.read_text().strip()}")
     assert process.returncode == 0, process.stderr[-3000:]
     *faults, last = process.stdout.splitlines()
     assert not faults, "\n".join(faults[:10])

@@ -4,12 +4,12 @@ import pytest
 from convoy.input_pipeline.reading.order import (
     SAMPLINGS,
     Windows,
+    block_positions_to_images,
     class_sampling,
     image_randomness,
     permute,
     positions_to_images,
     sampled_positions_to_images,
-    windowed_positions_to_images,
 )
 
 # These two tables are what existing runs were trained with. A run resumes by computing its order anew, so if one of
@@ -196,7 +196,7 @@ def test_random_numbers_follow_from_image_epoch_and_seed_alone():
 def test_the_windowed_order_of_existing_runs_never_changes(sizes, window, seed, epoch, images):
     positions = epoch * sum(sizes) + np.arange(10)
     windows = Windows(np.array(sizes), window)
-    at_positions, epochs = windowed_positions_to_images(positions, windows=windows, seed=seed)
+    at_positions, epochs = block_positions_to_images(positions, windows=windows, seed=seed)
     assert at_positions.tolist() == images
     assert epochs.tolist() == [epoch] * 10
 
@@ -206,7 +206,7 @@ def test_the_windowed_order_of_existing_runs_never_changes(sizes, window, seed, 
 def test_every_epoch_of_windowed_order_shows_each_image_once(sizes, window):
     num_images = sum(sizes)
     windows = Windows(np.array(sizes), min(window, num_images))
-    images, epochs = windowed_positions_to_images(np.arange(4 * num_images), windows=windows, seed=5)
+    images, epochs = block_positions_to_images(np.arange(4 * num_images), windows=windows, seed=5)
     for epoch in range(4):
         assert np.array_equal(np.sort(images[epochs == epoch]), np.arange(num_images))
 
@@ -214,7 +214,7 @@ def test_every_epoch_of_windowed_order_shows_each_image_once(sizes, window):
 def test_a_window_holds_the_images_of_its_positions_and_few_runs_of_neighbours():
     windows = Windows(np.array([40, 25, 60, 35]), 30)
     positions = np.arange(3 * 160)
-    images, _ = windowed_positions_to_images(positions, windows=windows, seed=2)
+    images, _ = block_positions_to_images(positions, windows=windows, seed=2)
     numbers = windows.numbers(positions)
     assert numbers[-1] == 3 * windows.per_epoch - 1
     for number in range(3 * windows.per_epoch):
@@ -226,7 +226,7 @@ def test_a_window_holds_the_images_of_its_positions_and_few_runs_of_neighbours()
 
 def test_windowed_order_differs_from_epoch_to_epoch_and_seed_to_seed():
     windows = Windows(np.array([100] * 10), 128)
-    orders = [windowed_positions_to_images(np.arange(3000), windows=windows, seed=seed)[0] for seed in range(3)]
+    orders = [block_positions_to_images(np.arange(3000), windows=windows, seed=seed)[0] for seed in range(3)]
     epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
     for i, one in enumerate(epochs):
         for other in epochs[:i]:
@@ -236,8 +236,8 @@ def test_windowed_order_differs_from_epoch_to_epoch_and_seed_to_seed():
 def test_windowed_positions_may_be_asked_for_in_any_order_and_grouping():
     windows = Windows(np.array([5, 9, 2]), 6)
     positions = np.random.default_rng(0).permutation(60)
-    together, epochs = windowed_positions_to_images(positions, windows=windows, seed=9)
-    one_by_one = [windowed_positions_to_images(np.array([p]), windows=windows, seed=9) for p in positions]
+    together, epochs = block_positions_to_images(positions, windows=windows, seed=9)
+    one_by_one = [block_positions_to_images(np.array([p]), windows=windows, seed=9) for p in positions]
     assert together.tolist() == [images[0] for images, _ in one_by_one]
     assert epochs.tolist() == (positions // 16).tolist()
 

@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.cache import PixelCache, make_cache
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.reader import Slices
+from convoy.input_pipeline.reading.reader import BatchSlice
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
@@ -27,16 +27,16 @@ def split(tmp_path_factory):
     [Crop(SIZE), Crop(8), Crop(20), Crop(SIZE, 0.3), Crop(8, 0.3)],
     ids=lambda crop: f"{crop.size}-{crop.min_area}",
 )
-@pytest.mark.parametrize("order", ["global", "windowed"])
+@pytest.mark.parametrize("order", ["global", "block"])
 def test_every_epoch_is_the_same_as_without(split, crop, order):
     cache = PixelCache(IMAGES, budget_bytes=MUCH)
-    options = {"crop": crop, "order": order, "window": 14}
+    options = {"crop": crop, "shuffle": order, "block_size": 14}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
 
 
 def test_augmentation_comes_after_the_cache(split):
-    line = parse_line("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
+    line = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
     cache = PixelCache(IMAGES, budget_bytes=MUCH)
     options = {"crop": Crop(SIZE, *line.scale), "draws": line.draws, "operations": line.host}
     cached = stream(split, 4 * EPOCH, cache=cache, **options)
@@ -53,7 +53,7 @@ def test_images_of_any_shape_and_format_are_the_same_as_without(tmp_path, crop):
     for image_format in ("png", "raw"):
         split = write_split(tmp_path / image_format, images, range(18), image_format)
         cache = PixelCache(18, budget_bytes=MUCH)
-        options = {"crop": crop, "slices": Slices(5)}
+        options = {"crop": crop, "slices": BatchSlice(5)}
         assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import DataError
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import RecordError
@@ -18,7 +18,7 @@ from convoy.input_pipeline.reading.order import (
     positions_to_images,
     sampled_positions_to_images,
 )
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import encode, write_split
 from tests.input_pipeline.images import draw_classes, pixels
 
@@ -79,7 +79,7 @@ def plain_decode(split, index: int) -> np.ndarray:
 
 def test_an_element_is_one_replicas_share_of_one_step(split, open_reader):
     reader = open_reader(split, Crop(16, 0.5), draws=7)
-    batches = reader.training(Slices(global_batch_size=6, replicas=2), seed=0)
+    batches = reader.training(BatchSlice(global_batch_size=6, replicas=2), seed=0)
     assert {name: (tuple(spec.shape), spec.dtype) for name, spec in batches.element_spec.items()} == {
         "image": ((3, 16, 16, 3), tf.uint8),
         "label": ((3,), tf.int32),
@@ -92,7 +92,7 @@ def test_an_element_is_one_replicas_share_of_one_step(split, open_reader):
 
 def test_pixels_and_labels_are_those_of_the_records(split, open_reader):
     reader = open_reader(split, Crop(SIZE))
-    seen = joined(first(reader.training(Slices(TRAIN_IMAGES), seed=0), 1))
+    seen = joined(first(reader.training(BatchSlice(TRAIN_IMAGES), seed=0), 1))
     for index, label, image in zip(seen["index"], seen["label"], seen["image"], strict=True):
         assert np.array_equal(image, plain_decode(split, index))
         assert label == split.label[index]
@@ -100,7 +100,7 @@ def test_pixels_and_labels_are_those_of_the_records(split, open_reader):
 
 def test_training_follows_the_global_order_across_epochs(split, open_reader):
     reader = open_reader(split, Crop(8), draws=8)
-    seen = joined(first(reader.training(Slices(10), seed=5), 7))
+    seen = joined(first(reader.training(BatchSlice(10), seed=5), 7))
     indices, epochs = positions_to_images(np.arange(70), num_images=TRAIN_IMAGES, seed=5)
     assert np.array_equal(seen["index"], indices)
     assert np.array_equal(seen["randomness"], image_randomness(indices, epochs, seed=5, draws=8))
@@ -108,7 +108,7 @@ def test_training_follows_the_global_order_across_epochs(split, open_reader):
 
 def test_every_image_is_seen_once_an_epoch(split, open_reader):
     reader = open_reader(split, Crop(8))
-    seen = joined(first(reader.training(Slices(8), seed=1), 12))["index"]
+    seen = joined(first(reader.training(BatchSlice(8), seed=1), 12))["index"]
     for epoch in range(4):
         of_epoch = seen[epoch * TRAIN_IMAGES : (epoch + 1) * TRAIN_IMAGES]
         assert np.array_equal(np.sort(of_epoch), np.arange(TRAIN_IMAGES))
@@ -118,7 +118,7 @@ def test_every_image_is_seen_once_an_epoch(split, open_reader):
 def test_sampling_by_class_is_the_same_stream_for_workers_and_after_a_resume(split, open_reader, sampling):
     # Class 0 has one image, class 1 two, class 2 the others.
     split = dataclasses.replace(split, label=np.minimum(np.arange(TRAIN_IMAGES), 3).astype(np.int32) * 2 // 3)
-    seen = joined(first(open_reader(split, Crop(8, 0.3), sampling=sampling).training(Slices(6), seed=5), 8))
+    seen = joined(first(open_reader(split, Crop(8, 0.3), sampling=sampling).training(BatchSlice(6), seed=5), 8))
     table = class_sampling(split.label, sampling)
     indices, passes = sampled_positions_to_images(np.arange(48), sampling=table, seed=5)
     assert np.array_equal(seen["index"], indices)
@@ -127,7 +127,7 @@ def test_sampling_by_class_is_the_same_stream_for_workers_and_after_a_resume(spl
     assert len(np.unique(seen["randomness"], axis=0)) == 48  # an image that comes again looks different
     for worker in range(2):
         reader = open_reader(split, Crop(8, 0.3), sampling=sampling)
-        slices = Slices(6, replicas=2, first_replica=worker, local_replicas=1)
+        slices = BatchSlice(6, replicas=2, first_replica=worker, local_replicas=1)
         own = joined(first(reader.training(slices, seed=5, start_step=3), 5))
         where = (np.arange(48) >= 18) & (np.arange(48) // 3 % 2 == worker)
         assert_equal(own, {name: column[where] for name, column in seen.items()})
@@ -136,17 +136,19 @@ def test_sampling_by_class_is_the_same_stream_for_workers_and_after_a_resume(spl
 @pytest.mark.parametrize("replicas", [2, 3, 4, 6, 12])
 def test_a_step_is_the_same_images_whatever_the_number_of_replicas(split, open_reader, replicas):
     reader = open_reader(split, Crop(8, 0.3))
-    alone = joined(first(reader.training(Slices(12), seed=2), 3))
-    shared = joined(first(reader.training(Slices(12, replicas=replicas), seed=2), 3 * replicas))
+    alone = joined(first(reader.training(BatchSlice(12), seed=2), 3))
+    shared = joined(first(reader.training(BatchSlice(12, replicas=replicas), seed=2), 3 * replicas))
     assert_equal(shared, alone)
 
 
 @pytest.mark.parametrize(("workers", "local_replicas"), [(2, 1), (2, 3), (3, 2)])
 def test_workers_together_read_what_one_process_reads(split, open_reader, workers, local_replicas):
     replicas, steps = workers * local_replicas, 4
-    alone = first(open_reader(split, Crop(8, 0.3)).training(Slices(12, replicas=replicas), seed=2), steps * replicas)
+    alone = first(
+        open_reader(split, Crop(8, 0.3)).training(BatchSlice(12, replicas=replicas), seed=2), steps * replicas
+    )
     for worker in range(workers):
-        slices = Slices(12, replicas, first_replica=worker * local_replicas, local_replicas=local_replicas)
+        slices = BatchSlice(12, replicas, first_replica=worker * local_replicas, local_replicas=local_replicas)
         own = first(open_reader(split, Crop(8, 0.3)).training(slices, seed=2), steps * local_replicas)
         for step in range(steps):
             for local in range(local_replicas):
@@ -157,7 +159,7 @@ def test_workers_together_read_what_one_process_reads(split, open_reader, worker
 @pytest.mark.parametrize("start_step", [1, 4, 9])
 def test_to_resume_at_a_step_is_to_have_run_from_the_start(split, open_reader, start_step):
     reader = open_reader(split, Crop(8, 0.3))
-    slices = Slices(6, replicas=2)
+    slices = BatchSlice(6, replicas=2)
     from_start = first(reader.training(slices, seed=3), 2 * 11)
     resumed = first(reader.training(slices, seed=3, start_step=start_step), 2 * (11 - start_step))
     for one, other in zip(resumed, from_start[2 * start_step :], strict=True):
@@ -165,7 +167,7 @@ def test_to_resume_at_a_step_is_to_have_run_from_the_start(split, open_reader, s
 
 
 def test_two_passes_over_the_same_stream_are_the_same(split, open_reader):
-    batches = open_reader(split, Crop(8, 0.3)).training(Slices(5), seed=3)
+    batches = open_reader(split, Crop(8, 0.3)).training(BatchSlice(5), seed=3)
     assert_equal(joined(first(batches, 6)), joined(first(batches, 6)))
 
 
@@ -173,7 +175,7 @@ def test_an_images_crop_does_not_depend_on_its_batch(split, open_reader):
     reader = open_reader(split, Crop(8, 0.2))
     epoch = {}
     for batch_size in (23, 7, 1):
-        seen = joined(first(reader.training(Slices(batch_size), seed=4), -(-23 // batch_size)))
+        seen = joined(first(reader.training(BatchSlice(batch_size), seed=4), -(-23 // batch_size)))
         by_index = {int(index): image for index, image in zip(seen["index"][:23], seen["image"][:23], strict=True)}
         assert len(by_index) == TRAIN_IMAGES
         epoch = epoch or by_index
@@ -181,12 +183,12 @@ def test_an_images_crop_does_not_depend_on_its_batch(split, open_reader):
 
 
 def test_an_images_augmentation_does_not_depend_on_its_batch(split, open_reader):
-    line = parse_line("crop(scale=0.3..1) | contrast(0.5) | trivial | flip", image_size=8)
+    line = parse_pipeline("crop(scale=0.3..1) | contrast(0.5) | trivial | flip", image_size=8)
     by_image = []
     for batch_size, replicas in ((1, 1), (6, 3)):
         reader = open_reader(split, Crop(8, *line.scale), line.draws, operations=line.host)
         elements = replicas * -(-23 // batch_size)
-        seen = joined(first(reader.training(Slices(batch_size, replicas), seed=4), elements))
+        seen = joined(first(reader.training(BatchSlice(batch_size, replicas), seed=4), elements))
         by_image.append(dict(zip(seen["index"][:TRAIN_IMAGES].tolist(), seen["image"], strict=False)))
     alone, together = by_image
     assert alone.keys() == together.keys() and len(alone) == TRAIN_IMAGES
@@ -194,9 +196,11 @@ def test_an_images_augmentation_does_not_depend_on_its_batch(split, open_reader)
 
 
 def test_evaluation_augments_nothing(split, open_reader):
-    line = parse_line("solarize(0, 1) | trivial", image_size=8)
+    line = parse_pipeline("solarize(0, 1) | trivial", image_size=8)
     augmented, plain = (
-        joined(list(open_reader(split, Crop(8), line.draws, operations=each).evaluation(Slices(8)).as_numpy_iterator()))
+        joined(
+            list(open_reader(split, Crop(8), line.draws, operations=each).evaluation(BatchSlice(8)).as_numpy_iterator())
+        )
         for each in (line.host, ())
     )
     assert_equal(augmented, plain)
@@ -206,7 +210,7 @@ def test_an_image_is_cropped_anew_in_every_epoch_and_under_every_seed(split, ope
     reader = open_reader(split, Crop(8, 0.2))
 
     def crops(seed):
-        seen = joined(first(reader.training(Slices(TRAIN_IMAGES), seed=seed), 2))
+        seen = joined(first(reader.training(BatchSlice(TRAIN_IMAGES), seed=seed), 2))
         ordered = np.argsort(seen["index"], kind="stable").reshape(TRAIN_IMAGES, 2)
         return seen["image"][ordered]  # [image, epoch, ...]
 
@@ -218,7 +222,7 @@ def test_an_image_is_cropped_anew_in_every_epoch_and_under_every_seed(split, ope
 @pytest.mark.parametrize(("batch_size", "replicas"), [(23, 1), (8, 1), (8, 4), (10, 5), (64, 2)])
 def test_evaluation_counts_every_image_once_and_pads_with_weight_0(split, open_reader, batch_size, replicas):
     reader = open_reader(split, Crop(SIZE, 0.1))
-    batches = list(reader.evaluation(Slices(batch_size, replicas)).as_numpy_iterator())
+    batches = list(reader.evaluation(BatchSlice(batch_size, replicas)).as_numpy_iterator())
     assert len(batches) == replicas * -(-TRAIN_IMAGES // batch_size)
     assert all(batch["image"].shape == (batch_size // replicas, SIZE, SIZE, 3) for batch in batches)
     seen = joined(batches)
@@ -232,7 +236,7 @@ def test_evaluation_counts_every_image_once_and_pads_with_weight_0(split, open_r
 def test_workers_together_evaluate_every_image_once(split, open_reader):
     seen = []
     for worker in range(3):
-        slices = Slices(12, replicas=6, first_replica=2 * worker, local_replicas=2)
+        slices = BatchSlice(12, replicas=6, first_replica=2 * worker, local_replicas=2)
         seen.append(joined(list(open_reader(split, Crop(8)).evaluation(slices).as_numpy_iterator())))
         assert len(seen[-1]["index"]) == 2 * 4  # as many batches for each worker, so that none waits for another
     together = joined(seen)
@@ -242,7 +246,7 @@ def test_workers_together_evaluate_every_image_once(split, open_reader):
 def test_a_distributed_strategy_gives_each_device_its_slice(split, open_reader):
     reader = open_reader(split, Crop(8))
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    distributed = strategy.distribute_datasets_from_function(lambda _: reader.training(Slices(6), seed=1))
+    distributed = strategy.distribute_datasets_from_function(lambda _: reader.training(BatchSlice(6), seed=1))
     batch = next(iter(distributed))
     assert np.array_equal(batch["index"], positions_to_images(np.arange(6), num_images=TRAIN_IMAGES, seed=1)[0])
 
@@ -252,7 +256,7 @@ def test_images_of_any_shape_come_out_square(tmp_path, open_reader):
     images = [np.full((*shape, 3), 10 * (number + 1), np.uint8) for number, shape in enumerate(shapes)]
     split = write_split(tmp_path, images, range(len(images)))
     for crop in (Crop(16), Crop(16, 0.05)):
-        seen = joined(first(open_reader(split, crop).training(Slices(6), seed=0), 3))
+        seen = joined(first(open_reader(split, crop).training(BatchSlice(6), seed=0), 3))
         assert seen["image"].shape == (18, 16, 16, 3)
         for label, image in zip(seen["label"], seen["image"], strict=True):
             assert (image == 10 * (label + 1)).all()
@@ -262,7 +266,7 @@ def test_images_of_any_shape_come_out_square(tmp_path, open_reader):
 def test_lossless_formats_keep_every_pixel(tmp_path, open_reader, image_format):
     images = [pixels(number, 20) for number in range(7)]
     split = write_split(tmp_path, images, [0] * 7, image_format)
-    seen = joined(first(open_reader(split, Crop(20)).training(Slices(7), seed=0), 1))
+    seen = joined(first(open_reader(split, Crop(20)).training(BatchSlice(7), seed=0), 1))
     for index, image in zip(seen["index"], seen["image"], strict=True):
         assert np.array_equal(image, images[index])
 
@@ -270,7 +274,7 @@ def test_lossless_formats_keep_every_pixel(tmp_path, open_reader, image_format):
 def test_a_raw_image_need_not_be_square(tmp_path, open_reader):
     images = [pixels(number, 20)[:10] for number in range(3)]
     split = write_split(tmp_path, images, [0] * 3, "raw", shards=1)
-    (batch,) = open_reader(split, Crop(10)).evaluation(Slices(3)).as_numpy_iterator()
+    (batch,) = open_reader(split, Crop(10)).evaluation(BatchSlice(3)).as_numpy_iterator()
     averaged = np.round(images[1].reshape(10, 10, 2, 3).astype(np.float32).mean(2)).astype(np.uint8)
     assert np.array_equal(batch["image"][1], averaged)
 
@@ -289,7 +293,7 @@ def damaged(converted, tmp_path, index: int, place: int):
 def test_a_flipped_byte_ends_training_with_shard_offset_and_index(converted, tmp_path, open_reader, place):
     split = damaged(converted, tmp_path, 13, place)
     reader = open_reader(split, Crop(8))
-    batches = reader.training(Slices(8), seed=0)
+    batches = reader.training(BatchSlice(8), seed=0)
     with pytest.raises(tf.errors.OpError):
         first(batches, 3)
     assert isinstance(reader.explain(), DataError)
@@ -301,7 +305,7 @@ def test_a_flipped_byte_ends_training_with_shard_offset_and_index(converted, tmp
 def test_a_flipped_byte_ends_evaluation_too(converted, tmp_path, open_reader):
     reader = open_reader(damaged(converted, tmp_path, 22, 100), Crop(8))
     with pytest.raises(tf.errors.OpError):
-        list(reader.evaluation(Slices(8)).as_numpy_iterator())
+        list(reader.evaluation(BatchSlice(8)).as_numpy_iterator())
     assert "record 22 " in str(reader.explain())
 
 
@@ -318,7 +322,7 @@ def test_a_whole_record_that_holds_no_image_is_named(tmp_path, open_reader):
     )
     reader = open_reader(split, Crop(8))
     with pytest.raises(tf.errors.OpError):
-        list(reader.evaluation(Slices(3)).as_numpy_iterator())
+        list(reader.evaluation(BatchSlice(3)).as_numpy_iterator())
     told = r"broken.* record 6 at offset 0 .* no image"
     assert re.search(told, str(reader.explain()))
     with pytest.raises(RecordError, match=told):
@@ -358,4 +362,4 @@ def test_bytes_that_no_decoder_reads_end_the_iteration(tmp_path, open_reader):
     split.shard_paths[0].write_bytes(records.frame(payload))
     split.crc[0] = records.masked_crc(payload)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        first(open_reader(split, Crop(16), CROP_DRAWS).training(Slices(1), seed=0), 1)
+        first(open_reader(split, Crop(16), CROP_DRAWS).training(BatchSlice(1), seed=0), 1)

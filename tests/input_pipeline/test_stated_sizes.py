@@ -8,7 +8,7 @@ from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, stream
@@ -39,12 +39,12 @@ def write(folder, image_format, **of_record):
     "options",
     [
         {},
-        {"order": "windowed", "window": 7},
+        {"shuffle": "block", "block_size": 7},
         {"crop": Crop(SIZE, 0.5)},
         {"cache": "whole"},
         {"cache": "cropped", "crop": Crop(SIZE, 0.5)},
     ],
-    ids=["whole", "windowed", "random crops", "cache", "cache of random crops"],
+    ids=["whole", "block", "random crops", "cache", "cache of random crops"],
 )
 def test_images_whose_records_state_wrong_sizes_are_trained_on_as_if_they_stated_none(tmp_path, options):
     def seen(split):
@@ -91,7 +91,7 @@ def test_raw_pixels_of_another_size_than_their_record_states_are_named_or_substi
         width=feature("width", lambda number: 20 if number % 2 else SIZE),
         encoded=feature("encoded", lambda n: encode(pixels(n, 20)[:12] if n % 2 else pixels(n, SIZE), "raw")),
     )
-    reader, slices = Reader(split, Crop(SIZE)), Slices(6)
+    reader, slices = Reader(split, Crop(SIZE)), BatchSlice(6)
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.evaluation(slices), -1)
     offset = split.offset[WRONG]
@@ -104,7 +104,7 @@ def test_raw_pixels_of_another_size_than_their_record_states_are_named_or_substi
             for batch in reader.training(slices, seed=3, start_step=len(taken)).take(4 - len(taken)):
                 taken.append(batch)
         except tf.errors.OpError:
-            assert reader.mend(slices, len(taken), seed=3)
+            assert reader.recover(slices, len(taken), seed=3)
     seen = np.concatenate([batch["index"] for batch in taken])
     assert np.array_equal(np.setdiff1d(np.arange(IMAGES), seen), [WRONG])
     assert np.array_equal(reader.images_at(np.arange(IMAGES), seed=3), seen)

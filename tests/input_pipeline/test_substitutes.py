@@ -10,11 +10,11 @@ import tensorflow as tf
 from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, flip, make_split, stream, without_image
 
 IMAGES, FLIPPED = 60, (0, 17, 59)
-WINDOWED = {"order": "windowed", "window": 14}
+WINDOWED = {"shuffle": "block", "block_size": 14}
 SUBSTITUTE = {"on_corrupt": "substitute"}
 
 
@@ -40,7 +40,7 @@ def substitutes_in(seen, undamaged) -> dict[int, set[int]]:
     }
 
 
-@pytest.mark.parametrize("order", [{}, WINDOWED], ids=["global", "windowed"])
+@pytest.mark.parametrize("order", [{}, WINDOWED], ids=["global", "block"])
 def test_a_damaged_record_always_has_the_same_one_in_its_place_with_that_ones_label(whole, damaged, order):
     undamaged = stream(whole, 30, **order)
     seen = stream(damaged, 30, **SUBSTITUTE, **order)
@@ -60,7 +60,7 @@ def test_substitutes_depend_neither_on_the_order_nor_on_workers_nor_on_where_a_r
     assert substitutes_in(stream(damaged, 30, **SUBSTITUTE, **late), stream(whole, 30, **late)) == expected
     found = {}
     for worker in range(2):
-        part = {"slices": Slices(8, 2, first_replica=worker, local_replicas=1)}
+        part = {"slices": BatchSlice(8, 2, first_replica=worker, local_replicas=1)}
         found |= substitutes_in(stream(damaged, 40, **SUBSTITUTE, **part), stream(whole, 40, **part))
     assert found == expected
 
@@ -68,7 +68,7 @@ def test_substitutes_depend_neither_on_the_order_nor_on_workers_nor_on_where_a_r
 def test_what_is_substituted_is_told_with_shard_offset_index_and_reason(damaged):
     reader = Reader(damaged, Crop(SIZE), **SUBSTITUTE)
     assert reader.substituted(np.arange(IMAGES), seed=3) == []
-    seen = columns_of(reader.training(Slices(10), seed=3), 6)
+    seen = columns_of(reader.training(BatchSlice(10), seed=3), 6)
     told = reader.substituted(np.arange(IMAGES), seed=3)
     assert sorted(substitution.index for substitution in told) == list(FLIPPED)
     for substitution in told:
@@ -83,7 +83,7 @@ def test_what_is_substituted_is_told_with_shard_offset_index_and_reason(damaged)
 def test_evaluation_substitutes_nothing(damaged):
     reader = Reader(damaged, Crop(SIZE), **SUBSTITUTE)
     with pytest.raises(tf.errors.OpError):
-        columns_of(reader.evaluation(Slices(10)), -1)
+        columns_of(reader.evaluation(BatchSlice(10)), -1)
     assert "record 0 at offset 0 is corrupt" in str(reader.explain())
     reader.close()
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_decoded_ends_the_stream_which_goes_on_once_it_is_mended(
     flip(split, 20)
     reader, slices = (
         Reader(split, Crop(SIZE), draws=4, cache=PixelCache(IMAGES, budget_bytes=2**30), **SUBSTITUTE),
-        Slices(8),
+        BatchSlice(8),
     )
     taken, ends = [], 0
     while len(taken) < 30:
@@ -106,13 +106,13 @@ def test_what_cannot_be_decoded_ends_the_stream_which_goes_on_once_it_is_mended(
                     break
         except tf.errors.OpError:
             ends += 1
-            assert reader.mend(slices, len(taken), seed=3)
+            assert reader.recover(slices, len(taken), seed=3)
     assert ends == 1  # it looks ahead
     seen = {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
     assert substitutes_in(seen, stream(whole, 30)).keys() == {8, 9, 20, 33}
     told = {each.index: each.reason for each in reader.substituted(np.arange(IMAGES), seed=3)}
     assert told.keys() == {8, 9, 20, 33} and told[8] == "is whole but holds no image that can be decoded"
-    assert not reader.mend(slices, 0, seed=3)  # nothing is left to mend
+    assert not reader.recover(slices, 0, seed=3)  # nothing is left to mend
     reader.close()
 
 
@@ -120,7 +120,7 @@ def test_what_ended_a_stream_is_looked_for_by_several_threads(tmp_path, monkeypa
     split = without_image(make_split(tmp_path, 12), 11)
     reader = Reader(split, Crop(SIZE), draws=4)
     with pytest.raises(tf.errors.OpError):
-        columns_of(reader.training(Slices(12), seed=3), 1)
+        columns_of(reader.training(BatchSlice(12), seed=3), 1)
     together, problem_of = threading.Barrier(2), reader._problem_of
 
     def meeting(index):
@@ -137,8 +137,8 @@ def test_without_substitutes_nothing_is_mended(tmp_path):
     split = without_image(make_split(tmp_path, 12), 7)
     reader = Reader(split, Crop(SIZE), draws=4)
     with pytest.raises(tf.errors.OpError):
-        columns_of(reader.training(Slices(4), seed=3), 3)
-    assert not reader.mend(Slices(4), 0, seed=3)
+        columns_of(reader.training(BatchSlice(4), seed=3), 3)
+    assert not reader.recover(BatchSlice(4), 0, seed=3)
     assert "record 7 at offset" in str(reader.explain())
     reader.close()
 
@@ -149,7 +149,7 @@ def test_data_with_nothing_that_can_be_used_is_refused(tmp_path):
         flip(split, index)
     reader = Reader(split, Crop(SIZE), draws=4, **SUBSTITUTE)
     with pytest.raises(tf.errors.OpError):
-        columns_of(reader.training(Slices(4), seed=3), 1)
+        columns_of(reader.training(BatchSlice(4), seed=3), 1)
     assert isinstance(reader.explain(), DataError)
     assert "none of 100 others, tried in its place, can be used either" in str(reader.explain())
     reader.close()
@@ -169,5 +169,5 @@ def test_a_shard_that_was_cut_short_is_substituted_from_there_on(tmp_path, whole
 def test_one_image_of_two_can_stand_in_for_the_other(tmp_path):
     split = make_split(tmp_path, 2, shards=1)
     flip(split, 0)
-    seen = stream(dataclasses.replace(split), 3, slices=Slices(4), **SUBSTITUTE)
+    seen = stream(dataclasses.replace(split), 3, slices=BatchSlice(4), **SUBSTITUTE)
     assert seen["index"].tolist() == [1] * 12

@@ -13,14 +13,14 @@ from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
 from convoy.input_pipeline.dataset.storage import RemotePath, Shards, dataset_path, is_remote
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.order import Windows, windowed_positions_to_images
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.order import Windows, block_positions_to_images
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.windows import windows_of
 from tests.input_pipeline.images import draw_classes
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, make_split, stream
 
 IMAGES = 60
-WINDOWED = {"order": "windowed", "window": 14}
+WINDOWED = {"order": "block", "window": 14}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def reads(monkeypatch):
 def test_it_shows_every_image_once_an_epoch_in_the_order_of_its_positions(split):
     seen = stream(split, 30, **WINDOWED)
     windows = Windows(np.bincount(split.shard), 14)
-    expected, _ = windowed_positions_to_images(np.arange(240), windows=windows, seed=3)
+    expected, _ = block_positions_to_images(np.arange(240), windows=windows, seed=3)
     assert np.array_equal(seen["index"], expected)
     assert np.array_equal(seen["label"], seen["index"])
     for epoch in range(4):
@@ -71,9 +71,9 @@ def test_to_resume_at_a_step_is_to_have_run_from_the_start(split, start_step):
 
 
 def test_workers_together_read_what_one_process_reads(split):
-    whole = stream(split, 12, slices=Slices(8, replicas=2), **WINDOWED)
+    whole = stream(split, 12, slices=BatchSlice(8, replicas=2), **WINDOWED)
     for worker in range(2):
-        own = stream(split, 6, slices=Slices(8, 2, first_replica=worker, local_replicas=1), **WINDOWED)
+        own = stream(split, 6, slices=BatchSlice(8, 2, first_replica=worker, local_replicas=1), **WINDOWED)
         for step in range(6):
             start = 8 * step + 4 * worker
             part = {name: column[4 * step : 4 * step + 4] for name, column in own.items()}
@@ -114,7 +114,7 @@ class TestAPathOfTensorFlows:
         local, far = (stream(each, 20, crop=Crop(8, 0.3), **WINDOWED) for each in (split, remote))
         assert_same(local, far)
 
-    @pytest.mark.parametrize("slices", [Slices(7), Slices(8, 4, first_replica=2, local_replicas=1)])
+    @pytest.mark.parametrize("slices", [BatchSlice(7), BatchSlice(8, 4, first_replica=2, local_replicas=1)])
     def test_is_evaluated_like_the_folder_by_few_reads(self, split, remote, reads, slices):
         seen = []
         for each in (split, remote):
@@ -126,15 +126,15 @@ class TestAPathOfTensorFlows:
         assert len(reads) <= len(split.shard_paths)
 
     def test_is_refused_in_global_order_with_the_flag_to_give(self, remote):
-        with pytest.raises(UsageError, match=r"file://.* no folder .* --config.order=windowed"):
-            Reader(remote, Crop(8)).training(Slices(4), seed=0)
+        with pytest.raises(UsageError, match=r"file://.* no folder .* --config.shuffle=block"):
+            Reader(remote, Crop(8)).training(BatchSlice(4), seed=0)
 
     def test_that_fails_is_no_fault_of_a_record(self, tmp_path):
         split = make_split(tmp_path, 9)
         gone = tuple(RemotePath(f"file://{path}-gone") for path in split.shard_paths)
         reader = Reader(dataclasses.replace(split, shard_paths=gone), Crop(8), on_corrupt="substitute", **WINDOWED)
         with pytest.raises(tf.errors.OpError):
-            columns_of(reader.training(Slices(4), seed=0), 1)
+            columns_of(reader.training(BatchSlice(4), seed=0), 1)
         error = reader.explain()
         assert isinstance(error, ConvoyError) and not isinstance(error, DataError)
         assert "-gone: bytes 0 to " in str(error)

@@ -14,7 +14,7 @@ from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
 from convoy.launch.ports import reserved_ports
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Follower, Screen
-from convoy.launch.shutdown import Ending
+from convoy.launch.shutdown import ShutdownPolicy
 from convoy.launch.trainer_command import flag_value
 
 
@@ -33,12 +33,12 @@ def clock():
 
 class TestEnding:
     def test_nothing_is_due_while_nothing_has_happened(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         clock.now += 1e6
-        assert not (ending.was_called_for or ending.term_is_due() or ending.kill_is_due())
+        assert not (ending.in_progress or ending.term_is_due() or ending.kill_is_due())
 
     def test_after_a_failure_the_others_have_45_s_then_sigterm_then_the_grace_time(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.worker_failed()
         clock.now += 44
         ending.worker_failed()  # a later failure gives no more time
@@ -49,19 +49,19 @@ class TestEnding:
         assert ending.kill_is_due()
 
     def test_before_training_has_begun_they_have_3_s(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.worker_failed(in_startup=True)
         clock.now += 3
         assert ending.term_is_due()
 
     def test_a_short_grace_time_shortens_the_first_wait_too(self, clock):
-        ending = Ending(5, clock)
+        ending = ShutdownPolicy(5, clock)
         ending.worker_failed()
         clock.now += 5
         assert ending.term_is_due()
 
     def test_after_a_signal_only_the_kill_is_due(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.worker_failed()
         assert not ending.signal_received(signal.SIGTERM)
         clock.now += 59
@@ -70,14 +70,14 @@ class TestEnding:
         assert ending.kill_is_due()
 
     def test_the_second_signal_kills_at_once(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.signal_received(signal.SIGINT)
         clock.now += 1
         ending.signal_received(signal.SIGTERM)
         assert ending.kill_is_due()
 
     def test_one_that_arrives_twice_is_one(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.signal_received(signal.SIGTERM)
         clock.now += 0.1
         assert ending.signal_received(signal.SIGTERM)
@@ -85,7 +85,7 @@ class TestEnding:
         assert ending.signals == [signal.SIGTERM]
 
     def test_sigterm_after_a_schedulers_warning_is_the_first(self, clock):
-        ending = Ending(60, clock)
+        ending = ShutdownPolicy(60, clock)
         ending.signal_received(signal.SIGUSR1)
         clock.now += 30
         ending.signal_received(signal.SIGTERM)

@@ -6,8 +6,8 @@ from convoy.launch.policy import (
     Cause,
     Kind,
     RestartPolicy,
-    WorkerEnd,
     WorkerError,
+    WorkerOutcome,
     cause_of,
     exit_code_after_signal,
 )
@@ -15,11 +15,11 @@ from convoy.launch.policy import (
 
 def end(rank, returncode, time=100.0, error=None, step=7, at=None, ended_as=None):
     said = WorkerError(at or time, step, returncode, error) if error else None
-    return WorkerEnd(rank, returncode, time, said, ended_as)
+    return WorkerOutcome(rank, returncode, time, said, ended_as)
 
 
 def lost(rank, why="host b does not answer"):
-    return WorkerEnd(rank, -9, 105.0, lost=why)
+    return WorkerOutcome(rank, -9, 105.0, lost=why)
 
 
 def killed():
@@ -78,7 +78,7 @@ class TestCause:
         assert cause_of([end(0, 138, 99.0), end(1, -6, 100.0)]).text == "worker 1 was killed (SIGABRT)"
 
     def test_a_worker_that_had_to_be_ended_is_the_cause_only_without_an_own_error(self):
-        silent = end(0, -15, 150.0, ended_as=Kind.SILENT)
+        silent = end(0, -15, 150.0, ended_as=Kind.UNRESPONSIVE)
         assert cause_of([silent, end(1, 138)]).text == "worker 0 did not end with its peers and was killed"
         assert cause_of([silent, end(1, 1, error="ValueError: x")]).rank == 1
 
@@ -89,7 +89,7 @@ class TestCause:
 
     def test_a_preemption_that_somebody_was_slow_to_follow_stays_one(self):
         event = {"event": "preempted", "time": 1.0, "step": 12}
-        cause = cause_of([end(0, -9, ended_as=Kind.SILENT), end(1, 138)], [event])
+        cause = cause_of([end(0, -9, ended_as=Kind.UNRESPONSIVE), end(1, 138)], [event])
         assert cause.text == "preempted at step 12"
 
     def test_a_lost_peer_is_told_in_the_trainers_words(self):

@@ -9,7 +9,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.launch import supervisor as supervisor_module
-from convoy.launch.processes import Ended
+from convoy.launch.processes import WorkerExit
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import StartError, Supervisor
@@ -36,7 +36,7 @@ class Workers:
 
 
 def ended(rank, returncode=0, lost=""):
-    return Ended(rank, returncode, time.time(), lost)
+    return WorkerExit(rank, returncode, time.time(), lost)
 
 
 @pytest.fixture

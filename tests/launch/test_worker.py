@@ -196,21 +196,21 @@ class TestExitCode:
 
 class TestEcho:
     def test_of_another_workers_end_is_held_back_until_the_scheduler_has_acted_on_that_one(self, worker, wait_until):
-        one = worker(doing(exit_with(138, "")), "--echo_seconds=1000")
+        one = worker(doing(exit_with(138, "")), "--secondary_exit_delay=1000")
         wait_until(lambda: (one.run / "logs" / "attempt-1" / "end-0.json").exists(), "the trainer's end", 20)
         assert one.process.poll() is None
         one.process.terminate()
         assert one.wait() == 138
 
     def test_is_held_back_no_longer_than_asked_for(self, worker):
-        assert worker(doing(exit_with(138, "")), "--echo_seconds=0.2").wait() == 138
+        assert worker(doing(exit_with(138, "")), "--secondary_exit_delay=0.2").wait() == 138
 
     @pytest.mark.parametrize("code", [1, 2, 3])
     def test_is_not_what_a_workers_own_error_is(self, worker, code):
-        assert worker(doing(exit_with(code)), "--echo_seconds=1000").wait() == code
+        assert worker(doing(exit_with(code)), "--secondary_exit_delay=1000").wait() == code
 
     def test_is_not_what_the_end_of_a_worker_is_that_got_the_signal(self, held):
-        one = held("--echo_seconds=1000")
+        one = held("--secondary_exit_delay=1000")
         one.process.terminate()
         assert one.wait() == 138
 

@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.cluster import find_cluster
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.trainer.cluster import strategy as devices
-from convoy.trainer.models import BuiltModel, build_model
+from convoy.trainer.models import ModelBundle, build_model
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import make_optimizer
 from convoy.trainer.step.state import TrainState
@@ -28,7 +28,7 @@ from convoy.trainer.step.step import StepSettings, TrainStep
 from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES = 10
-OPERATIONS = parse_line(
+OPERATIONS = parse_pipeline(
     "flip | brightness(0.2) | contrast(0.3) | saturation(0.3) | hue(0.1) | erase(0.5)", image_size=8
 ).device
 # The planted models take a pixel this bright for infinite.
@@ -56,13 +56,13 @@ def _planted_scale(pixels: tf.Tensor) -> tf.Tensor:
     return tf.where(pixels > _BRIGHTEST, np.inf, pixels / 255.0)
 
 
-def make_model(name: str, image_size: int) -> BuiltModel:
-    """Builds `seed42`, or one of the small models below."""
+def make_model(name: str, image_size: int) -> ModelBundle:
+    """Builds `baseline_cnn`, or one of the small models below."""
     layers = keras.layers
     inputs = layers.Input((image_size, image_size, 3))
     scale = _unit_scale
-    if name == "seed42":
-        return build_model("seed42", num_classes=CLASSES, image_size=image_size)
+    if name == "baseline_cnn":
+        return build_model("baseline_cnn", num_classes=CLASSES, image_size=image_size)
     if name == "mini":  # all that a seed model has, with few parameters
         x = layers.Conv2D(8, 3, activation="relu", name="conv1")(inputs)
         x = FusedBatchNormalization(name="norm1")(x)
@@ -96,7 +96,7 @@ def make_model(name: str, image_size: int) -> BuiltModel:
         x = layers.Add(name="add")([first, second])
     else:
         raise ValueError(name)
-    return BuiltModel(keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name), scale)
+    return ModelBundle(keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name), scale)
 
 
 @functools.cache  # a second MirroredStrategy in one process counts its collectives from the start, and they collide
@@ -119,7 +119,7 @@ def make_step(
     image_size: int = 8,
     initial_seed: int = 0,
     **settings: Any,  # noqa: ANN401
-) -> tuple[TrainStep, TrainState, BuiltModel]:
+) -> tuple[TrainStep, TrainState, ModelBundle]:
     """Builds a model and its step; `settings` are those of `StepSettings`."""
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)

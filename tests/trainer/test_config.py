@@ -140,9 +140,9 @@ class TestResolve:
     @pytest.mark.parametrize(
         ("batch", "virtual", "mend"), [(63, 2, "use 62 or 64"), (100, 8, "use 96 or 104"), (3, 4, r"parts: use 4\.")]
     )
-    def test_a_batch_that_does_not_divide_names_the_nearest_that_do(self, config, batch, virtual, mend):
+    def test_a_batch_that_does_not_divide_names_the_nearest_that_do(self, config, batch, virtual, fix):
         changed(config, {"batch_size": batch, "virtual_replicas": virtual})
-        with pytest.raises(UsageError, match=f"config.batch_size={batch} .*virtual_replicas={virtual} .*{mend}"):
+        with pytest.raises(UsageError, match=f"config.batch_size={batch} .*virtual_replicas={virtual} .*{fix}"):
             configs.resolve(config, num_images=1000, replicas=1)
 
     def test_virtual_replicas_of_one_image_cannot_be_mixed(self, config):
@@ -240,15 +240,15 @@ class TestCheck:
             configs.check(changed(config, {"schedule.name": "cosin"}))
 
     def test_the_line_of_the_augmentation_is_checked_with_the_size_of_the_images(self, config):
-        configs.check(changed(config, {"augment.line": "crop(32) | flip", "image_size": 32}))
-        with pytest.raises(UsageError, match="^config.augment.line: operation 2, 'flp': .*did you mean 'flip'"):
-            configs.check(changed(config, {"augment.line": "crop | flp"}))
+        configs.check(changed(config, {"augment.ops": "crop(32) | flip", "image_size": 32}))
+        with pytest.raises(UsageError, match="^config.augment.ops: operation 2, 'flp': .*did you mean 'flip'"):
+            configs.check(changed(config, {"augment.ops": "crop | flp"}))
         with pytest.raises(UsageError, match="the size must be config.image_size=64"):
-            configs.check(changed(config, {"augment.line": "crop(32) | flip", "image_size": 64}))
+            configs.check(changed(config, {"augment.ops": "crop(32) | flip", "image_size": 64}))
 
     def test_windowed_order_and_sampling_by_class_do_not_go_together(self, config):
-        with pytest.raises(UsageError, match="config.sampling=balanced: with order=windowed give natural"):
-            configs.check(changed(config, {"order": "windowed", "sampling": "balanced"}))
+        with pytest.raises(UsageError, match="config.sampling=balanced: with shuffle=block give natural"):
+            configs.check(changed(config, {"order": "block", "sampling": "balanced"}))
 
     def test_deterministic_and_xla_do_not_go_together(self, config):
         with pytest.raises(UsageError, match="config.xla=on: with deterministic give auto or off"):
@@ -261,9 +261,9 @@ class TestDifferences:
 
     def test_what_is_computed_counts(self, config):
         before = configs.to_json(config)
-        changed(config, {"seed": 3, "schedule.boundaries": (0.3,), "model.name": "seed42"})
+        changed(config, {"seed": 3, "schedule.boundaries": (0.3,), "model.name": "baseline_cnn"})
         assert sorted(configs.differences(before, configs.to_json(config))) == [
-            "model.name: convnet -> seed42",
+            "model.name: convnet -> baseline_cnn",
             "schedule.boundaries: [0.5, 0.75] -> [0.3]",
             "seed: 0 -> 3",
         ]
@@ -277,7 +277,7 @@ class TestDifferences:
     def test_a_field_that_a_run_of_an_older_version_lacks_had_its_default(self, config):
         before = {name: value for name, value in configs.to_json(config).items() if name not in ("order", "window")}
         assert configs.differences(before, configs.to_json(config)) == []
-        changed(config, {"order": "windowed"})
+        changed(config, {"order": "block"})
         assert configs.differences(before, configs.to_json(config)) == ["order: global -> windowed"]
 
     def test_fields_that_only_one_of_them_has_count(self):
@@ -298,7 +298,7 @@ class TestRecipes:
         assert f"convoy train --config={name} " in docstring
 
     def test_a_duration_takes_the_place_of_the_recipes_in_another_unit_unless_it_is_none(self):
-        config = configs.load_recipe("convnet42")
+        config = configs.load_recipe("convnet")
         assert configs.durations_in_other_units(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
         assert configs.durations_in_other_units(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
 

@@ -115,8 +115,8 @@ class TestWithoutARollback:
         error = answer.output.splitlines()[-1]
         assert error.startswith("convoy: the gradient of step 4 is NaN or infinite; that update was not applied. ")
         assert "Last checkpoint: step 2." in error
-        for mend in ("config.optimizer.learning_rate=1e+07", "config.optimizer.clip_norm=1", "divergence.rollbacks=2"):
-            assert mend in error
+        for fix in ("config.optimizer.learning_rate=1e+07", "config.optimizer.clip_norm=1", "divergence.rollbacks=2"):
+            assert fix in error
         assert not (run / "result.json").exists()
         assert CheckpointStore(run / "checkpoints").steps() == [2]
 

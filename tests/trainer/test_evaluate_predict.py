@@ -131,7 +131,7 @@ def asked(run, dataset, dataset_without_validation, convoy_together, tmp_path_fa
     questions = {
         "best": ["evaluate", "--split=test"],
         "last": ["evaluate", "--split=test", "--checkpoint=last"],
-        "mirrored": ["evaluate", "--split=test", "--checkpoint=36", "--tta"],
+        "mirrored": ["evaluate", "--split=test", "--checkpoint=36", "--flip_tta"],
         "step": ["evaluate", "--split=validation", "--checkpoint=36"],
         "validation": ["evaluate", "--split=validation", "--checkpoint=40"],
         "no checkpoint": ["evaluate", "--split=test", "--checkpoint=37"],

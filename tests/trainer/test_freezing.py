@@ -114,17 +114,17 @@ def test_a_model_without_a_head_to_be_told_is_refused():
         def call(self, images):
             return self.dense(keras.ops.mean(images, (1, 2)))
 
-    from convoy.trainer.models import BuiltModel
+    from convoy.trainer.models import ModelBundle
     from convoy.trainer.step.freezing import phases_of
 
     own = Own()
     own.build((None, 8, 8, 3))
     with pytest.raises(UsageError, match=r"model 'own' has no head .* config\.model\.freeze"):
-        phases_of(BuiltModel(own, lambda pixels: pixels), freeze_steps=1)
+        phases_of(ModelBundle(own, lambda pixels: pixels), freeze_steps=1)
 
 
 def test_freezing_random_weights_is_refused():
-    config = configs.load_recipe("resnet42")
+    config = configs.load_recipe("resnet10")
     config.model.freeze_epochs = 2
     with pytest.raises(UsageError, match=r"config\.model\.freeze_epochs=2\.0: .*--config\.model\.weights"):
         configs.check(config)

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.trainer.callbacks.media import train_batch
 
 
@@ -18,7 +18,7 @@ def test_the_training_grid_shows_what_the_steps_operations_do():
     strategy = tf.distribute.OneDeviceStrategy("cpu:0")
 
     def erased_pixels(text):
-        line = parse_line(text, image_size=size)
+        line = parse_pipeline(text, image_size=size)
         shown = train_batch(batch, line.device, ["mug"], strategy)
         picture = np.asarray(Image.open(io.BytesIO(shown.tensor.string_val[-1])))
         return int((picture == 128).all(-1).sum())

@@ -74,9 +74,9 @@ def set_weights_of(model: keras.Model, values: list[np.ndarray]) -> None:
 
 
 @pytest.fixture(scope="module")
-def seed42():
+def baseline_cnn():
     keras.utils.set_random_seed(0)
-    model = build_model("seed42", num_classes=CLASSES, image_size=SIZE).model
+    model = build_model("baseline_cnn", num_classes=CLASSES, image_size=SIZE).model
     # Batch norm's scales and statistics start at 0 and 1, where a mistake would not show.
     random = np.random.default_rng(0)
     for variable in model.variables:
@@ -86,29 +86,29 @@ def seed42():
 
 
 def test_the_seed_model_has_the_published_number_of_parameters():
-    assert build_model("seed42", num_classes=42, image_size=64).model.count_params() == 11_253_258
+    assert build_model("baseline_cnn", num_classes=42, image_size=64).model.count_params() == 11_253_258
     assert published_model(64, 42).count_params() == 11_253_258
 
 
-def test_the_seed_model_is_the_published_one_in_inference(seed42):
+def test_the_seed_model_is_the_published_one_in_inference(baseline_cnn):
     published = published_model(SIZE, CLASSES)
-    set_weights_of(published, weights_of(seed42))
-    np.testing.assert_allclose(seed42(images()), published(images()), rtol=1e-4, atol=1e-4)
+    set_weights_of(published, weights_of(baseline_cnn))
+    np.testing.assert_allclose(baseline_cnn(images()), published(images()), rtol=1e-4, atol=1e-4)
 
 
-def test_the_seed_model_has_the_published_layers_and_rates_in_their_order(seed42):
+def test_the_seed_model_has_the_published_layers_and_rates_in_their_order(baseline_cnn):
     published = published_model(SIZE, CLASSES)
     ours_for = {"BatchNormalization": "FusedBatchNormalization", "Dropout": "ByteDropout"}
     names = [type(layer).__name__ for layer in published.layers]
-    assert [type(layer).__name__ for layer in seed42.layers] == [ours_for.get(name, name) for name in names]
-    for own, other in zip(seed42.layers, published.layers, strict=True):
+    assert [type(layer).__name__ for layer in baseline_cnn.layers] == [ours_for.get(name, name) for name in names]
+    for own, other in zip(baseline_cnn.layers, published.layers, strict=True):
         own_config, other_config = own.get_config(), other.get_config()
         for config in (own_config, other_config):
             config.pop("name")
         assert own_config == other_config
 
 
-def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(seed42):
+def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(baseline_cnn):
     """Outputs, statistics and every gradient, over one training step without dropout.
 
     Both get a smooth activation in place of ReLU: which side of its kink a value within rounding of 0 falls on decides
@@ -118,7 +118,7 @@ def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(see
     ours = keras.Sequential(
         [
             keras.layers.Activation("silu") if isinstance(layer, keras.layers.Activation) else layer
-            for layer in seed42.layers
+            for layer in baseline_cnn.layers
             if not isinstance(layer, ByteDropout)
         ]
     )
@@ -127,7 +127,7 @@ def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(see
     for layer in published.layers:
         if isinstance(layer, keras.layers.Activation):
             layer.activation = keras.activations.silu
-    before = weights_of(seed42)
+    before = weights_of(baseline_cnn)
     set_weights_of(published, before)
 
     def step(model):
@@ -138,8 +138,8 @@ def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(see
 
     own, other = step(ours), step(published)
     statistics = weights_of(ours), weights_of(published)
-    set_weights_of(seed42, before)
-    names = ["logits", *(v.path for v in seed42.trainable_variables)]
+    set_weights_of(baseline_cnn, before)
+    names = ["logits", *(v.path for v in baseline_cnn.trainable_variables)]
     # The gradient of a bias before a normalization is 0 but for rounding: measured by the largest gradient of all.
     largest = max(np.abs(gradient).max() for gradient in other[1:])
     for name, a, b in zip(names, own, other, strict=True):
@@ -149,7 +149,7 @@ def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(see
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet", "keras_applications:MobileNetV2"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "keras_applications:MobileNetV2"])
 def test_a_model_returns_logits_for_each_class(name):
     built = build_model(name, num_classes=7, image_size=SIZE)
     logits = built.model(built.scale_pixels(images() * 255))
@@ -157,13 +157,13 @@ def test_a_model_returns_logits_for_each_class(name):
     assert np.abs(np.sum(logits, 1) - 1).max() > 1e-3  # no softmax
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet", "keras_applications:MobileNetV2"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet", "keras_applications:MobileNetV2"])
 def test_every_variable_of_a_model_has_a_path_of_its_own(name):
     paths = [v.path for v in build_model(name, num_classes=3, image_size=SIZE).model.variables]
     assert len(set(paths)) == len(paths)
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet"])
 def test_the_paths_of_variables_do_not_depend_on_what_was_built_before(name):
     first, second = (build_model(name, num_classes=3, image_size=SIZE).model for _ in range(2))
 
@@ -220,7 +220,7 @@ def test_instance_normalization_is_the_models_own_choice_or_the_configs(setting,
 def test_what_only_convnet_and_resnet_have_is_refused_for_others(option):
     (name, value), *_ = option.items()
     with pytest.raises(UsageError, match=rf"config\.model\.{name}={value}: only convnet and resnet can have it"):
-        build_model("seed42", num_classes=3, image_size=64, **option)
+        build_model("baseline_cnn", num_classes=3, image_size=64, **option)
 
 
 @pytest.mark.parametrize(("dropout", "rates"), [(-1.0, [0.2]), (0.4, [0.4]), (0.0, [])])
@@ -240,7 +240,7 @@ def test_a_published_architecture_gets_our_layers_and_its_own_scaling():
     np.testing.assert_allclose(resnet.scale_pixels(pixels)[0, 0, 0], [127.5 - 103.939, -116.779, 255 - 123.68], 1e-5)
 
 
-@pytest.mark.parametrize("name", ["seed42", "convnet", "resnet"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet"])
 def test_built_in_models_take_pixels_from_0_to_1(name):
     built = build_model(name, num_classes=3, image_size=SIZE)
     assert built.scale_pixels(tf.constant([0.0, 255.0])).numpy().tolist() == [0.0, 1.0]
@@ -257,10 +257,10 @@ def test_in_mixed_precision_weights_and_statistics_stay_float32(policy):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("seed24", r"config\.model\.name='seed24' .*did you mean 'seed42'"),
+        ("seed24", r"config\.model\.name='seed24' .*did you mean 'baseline_cnn'"),
         ("conv_net", r"did you mean 'convnet'"),
         ("keras_applications:ResNet5", r"keras_applications:ResNet5' .*did you mean 'ResNet50'"),
-        ("qqqq", r"Known: seed42, convnet, resnet, keras_applications:NAME"),
+        ("qqqq", r"Known: baseline_cnn, convnet, resnet, keras_applications:NAME"),
         ("keras_applications:resnet50", r"did you mean 'ResNet50'"),
     ],
 )
@@ -269,7 +269,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(name, message):
         build_model(name, num_classes=3, image_size=SIZE)
 
 
-@pytest.mark.parametrize(("name", "size"), [("seed42", 8), ("keras_applications:InceptionV3", 32), ("convnet", 4)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("baseline_cnn", 8), ("keras_applications:InceptionV3", 32), ("convnet", 4)]
+)
 def test_an_image_too_small_for_the_model_is_refused(name, size):
     with pytest.raises(UsageError, match=rf"config\.model\.name='{name}' cannot be built for images of {size} pixels"):
         build_model(name, num_classes=3, image_size=size)
@@ -288,9 +290,9 @@ def test_a_weights_file_is_loaded(tmp_path):
 
 def test_a_weights_file_from_keras_own_layers_is_loaded(tmp_path):
     path = tmp_path / "seed.weights.h5"
-    saved = models.seed42(num_classes=3, image_size=SIZE)
+    saved = models.baseline_cnn(num_classes=3, image_size=SIZE)
     saved.save_weights(path)
-    loaded = build_model("seed42", num_classes=3, image_size=SIZE, weights=str(path)).model
+    loaded = build_model("baseline_cnn", num_classes=3, image_size=SIZE, weights=str(path)).model
     for one, other in zip(weights_of(loaded), weights_of(saved), strict=True):
         assert np.array_equal(one, other)
 
@@ -298,8 +300,10 @@ def test_a_weights_file_from_keras_own_layers_is_loaded(tmp_path):
 def test_a_weights_file_of_another_model_is_refused(tmp_path):
     path = tmp_path / "other.weights.h5"
     build_model("convnet", num_classes=4, image_size=SIZE).model.save_weights(path)
-    with pytest.raises(DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'seed42'"):
-        build_model("seed42", num_classes=3, image_size=SIZE, weights=str(path))
+    with pytest.raises(
+        DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'baseline_cnn'"
+    ):
+        build_model("baseline_cnn", num_classes=3, image_size=SIZE, weights=str(path))
 
 
 def test_a_weights_file_of_other_classes_gives_all_but_the_last_layer(tmp_path):

@@ -23,7 +23,7 @@ SHORT = (
     "--config.checkpoint_every_steps=5",
     "--record_order",
 )
-WINDOWED = ("--config.order=windowed", "--config.window=20")
+WINDOWED = ("--config.shuffle=block", "--config.shuffle_block_size=20")
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def runs(tmp_path_factory, convoy_together, dataset, damaged):
     on_one_device = {
         "plain": (local,),
         "cached": (local, "--config.cache=memory"),
-        "windowed": (local, *WINDOWED),
+        "block": (local, *WINDOWED),
         "substituted": (f"--data={damaged}", "--config.on_corrupt=substitute"),
     }
     on_two_devices = {
         "substituted on two": on_one_device["substituted"],
         # Goes on from the last checkpoint of the windowed run, which is taken away from its end.
-        "windowed": (f"--data=file://{dataset.data}", *WINDOWED),
+        "block": (f"--data=file://{dataset.data}", *WINDOWED),
     }
     outputs = {}
     for devices, named in (("cpu:1", on_one_device), ("cpu:2", on_two_devices)):
@@ -76,10 +76,10 @@ def runs(tmp_path_factory, convoy_together, dataset, damaged):
             assert answer.returncode == 0, answer.output
             outputs[name, devices] = answer.output
         if devices == "cpu:1":
-            finished = shutil.copytree(folder / "windowed", folder / "windowed to the end")
+            finished = shutil.copytree(folder / "block", folder / "windowed to the end")
             assert result_of(finished)["step"] == STEPS
-            (folder / "windowed" / "result.json").unlink()
-            (folder / "windowed" / "checkpoints" / f"step-{STEPS:09d}.npz").unlink()
+            (folder / "block" / "result.json").unlink()
+            (folder / "block" / "checkpoints" / f"step-{STEPS:09d}.npz").unlink()
     return folder, outputs
 
 
@@ -95,12 +95,12 @@ class TestReading:
 
     def test_a_run_in_windowed_order_goes_on_from_another_place_as_if_nothing_had_happened(self, runs, dataset):
         folder, outputs = runs
-        told = outputs["windowed", "cpu:2"]
+        told = outputs["block", "cpu:2"]
         assert f"Resumed at step 10 of {STEPS}." in told
         assert f"file://{dataset.data}: 7 classes" in told
-        assert digest(folder / "windowed") == digest(folder / "windowed to the end")
-        assert digest(folder / "windowed") != digest(folder / "plain")
-        seen = np.concatenate([order_of(folder / "windowed", 0)[step] for step in range(1, STEPS + 1)])
+        assert digest(folder / "block") == digest(folder / "windowed to the end")
+        assert digest(folder / "block") != digest(folder / "plain")
+        seen = np.concatenate([order_of(folder / "block", 0)[step] for step in range(1, STEPS + 1)])
         num_images = open_dataset(dataset.data).split("train").num_images
         for epoch in range(STEPS * BATCH // num_images):
             of_epoch = np.sort(seen[epoch * num_images : (epoch + 1) * num_images])

@@ -30,7 +30,7 @@ EVERYTHING = (
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
     # On the host and on the device, sampled and not.
-    "--config.augment.line=crop(scale=0.7..1) | contrast(0.2) | trivial | rand(2, 9) | flip | hue(0.1) | erase(0.5)",
+    "--config.augment.ops=crop(scale=0.7..1) | contrast(0.2) | trivial | rand(2, 9) | flip | hue(0.1) | erase(0.5)",
     "--config.mix.mixup=0.4",
     "--config.mix.cutmix=1",
     "--config.mix.off_fraction=0.25",

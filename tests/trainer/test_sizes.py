@@ -89,9 +89,10 @@ def test_sizes_that_cannot_work_are_named(changes, said):
     "changes", [{"eval_image_size": 48}, {"progressive__sizes": (24,), "progressive__ends": (0.5,)}]
 )
 def test_a_model_whose_weights_depend_on_the_size_is_refused(changes):
-    config = config_with(image_size=32, precision="float32", model__name="seed42", **changes)
+    config = config_with(image_size=32, precision="float32", model__name="baseline_cnn", **changes)
     with pytest.raises(
-        UsageError, match="'seed42': its weights depend on the size of images .seed42/dense1/kernel is .* for 32"
+        UsageError,
+        match="'baseline_cnn': its weights depend on the size of images .baseline_cnn/dense1/kernel is .* for 32",
     ):
         make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
 
@@ -147,7 +148,7 @@ class TestAProgressiveRun:
                 [command, f"--workdir={trained}", "--devices=cpu:1", "--checkpoint=last", *flags]
                 for command, *flags in (
                     ["evaluate", "--split=validation"],
-                    ["evaluate", "--split=validation", "--tta"],
+                    ["evaluate", "--split=validation", "--flip_tta"],
                     ["predict", *images],
                 )
             )

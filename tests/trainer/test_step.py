@@ -137,8 +137,11 @@ def on_two_devices(tmp_path_factory):
 
 SIZED = {"batch_size": 16, "image_size": 24}
 HARDWARE = {  # name of a configuration: (the numbers of devices that run it, its options)
-    "seed42_float32": ((1, 2, 4), {"model": "seed42", "virtual_replicas": 4, **SIZED}),
-    "seed42_bfloat16": ((1, 2, 4), {"model": "seed42", "virtual_replicas": 4, "precision": "mixed_bfloat16", **SIZED}),
+    "seed42_float32": ((1, 2, 4), {"model": "baseline_cnn", "virtual_replicas": 4, **SIZED}),
+    "seed42_bfloat16": (
+        (1, 2, 4),
+        {"model": "baseline_cnn", "virtual_replicas": 4, "precision": "mixed_bfloat16", **SIZED},
+    ),
     "six": ((1, 2, 3), {"model": "mini", "virtual_replicas": 6, "batch_size": 12, "image_size": 16}),
     "sixteen": ((1, 2), {"model": "mini", "virtual_replicas": 16, "batch_size": 32, "image_size": 16}),
 }

@@ -223,10 +223,10 @@ class TestData:
         assert sorted(group["name"] for group in groups) == ["first/tensorboard", "second/tensorboard"]
         best = max(value for _, value in curve(resumed.workdir, "validation", "quality/top1"))
         for group in groups:
-            assert {name: group["hparams"][name] for name in ("optimizer.name", "batch_size", "augment.line")} == {
+            assert {name: group["hparams"][name] for name in ("optimizer.name", "batch_size", "augment.ops")} == {
                 "optimizer.name": "adamw",
                 "batch_size": 16,
-                "augment.line": load_recipe("smoke").augment.line,
+                "augment.ops": load_recipe("smoke").augment.ops,
             }
             assert all(group["hparams"].get(name) is not None for name in names)
             assert [metric["value"] for metric in group["metricValues"]] == [pytest.approx(best)]

@@ -10,8 +10,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from convoy.trainer.callbacks.tensorboard import pictures, summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
-from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.evaluation.counts import MISTAKES, Judgements
+from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.evaluation.counts import MISTAKES, EvaluationCounts
 
 CLASSES, IMAGES = 7, 200
 ODD_NAMES = (
@@ -38,7 +38,7 @@ def predictions():
 
 
 class Together:
-    """Stands for `Peers` of workers that are threads of this process."""
+    """Stands for `WorkerGroup` of workers that are threads of this process."""
 
     def __init__(self, workers):
         self._barrier = threading.Barrier(workers)
@@ -50,9 +50,9 @@ class Together:
             def exchange(name, value, seconds=None):
                 self._values[rank] = value
                 self._barrier.wait(10)
-                everyones = list(self._values)
+                gathered = list(self._values)
                 self._barrier.wait(10)
-                return everyones
+                return gathered
 
         return Worker()
 
@@ -62,10 +62,10 @@ def judged(*parts):
     together, verdicts = Together(len(parts)), [None] * len(parts)
 
     def work(rank):
-        judgements = Judgements(CLASSES)
+        counts = EvaluationCounts(CLASSES)
         for start in range(0, len(parts[rank][0]), 32):
-            judgements.add(*(column[start : start + 32] for column in parts[rank]))
-        verdicts[rank] = judgements.of_all(together.of(rank))
+            counts.add(*(column[start : start + 32] for column in parts[rank]))
+        verdicts[rank] = counts.of_all(together.of(rank))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
     for thread in threads:
@@ -78,9 +78,9 @@ def judged(*parts):
 class TestJudgements:
     def test_count_every_image_once(self, predictions):
         _, labels, probabilities = predictions
-        (verdict,) = judged(predictions)
+        (summary,) = judged(predictions)
         matrix = np.zeros([CLASSES, CLASSES], int)
-        matrix[verdict.labels, verdict.predicted] = verdict.counts
+        matrix[summary.labels, summary.predicted] = summary.counts
         expected = np.zeros_like(matrix)
         for label, predicted in zip(labels, probabilities.argmax(1), strict=True):
             expected[label, predicted] += 1
@@ -88,28 +88,28 @@ class TestJudgements:
 
     def test_mistakes_are_the_most_confident_ones_with_their_images(self, predictions):
         indices, labels, probabilities = predictions
-        (verdict,) = judged(predictions)
+        (summary,) = judged(predictions)
         wrong = [k for k in range(IMAGES) if probabilities[k].argmax() != labels[k]]
         wrong.sort(key=lambda k: -probabilities[k].max())
-        assert [m.index for m in verdict.mistakes] == indices[wrong[:MISTAKES]].tolist()
-        first = verdict.mistakes[0]
+        assert [m.index for m in summary.mistakes] == indices[wrong[:MISTAKES]].tolist()
+        first = summary.mistakes[0]
         assert (first.label, first.predicted) == (labels[wrong[0]], probabilities[wrong[0]].argmax())
         assert first.probability == probabilities[wrong[0]].max()
 
     def test_curves_are_of_the_classes_with_the_lowest_f1_that_have_images(self, predictions):
         _, labels, probabilities = predictions
-        (verdict,) = judged(predictions)
+        (summary,) = judged(predictions)
         predicted = probabilities.argmax(1)
         f1 = {}
         for label in set(labels.tolist()):
             hits = np.sum((predicted == label) & (labels == label))
             f1[label] = 2 * hits / (np.sum(predicted == label) + np.sum(labels == label))
-        assert list(verdict.curves) == [-1, *sorted(f1, key=lambda label: (f1[label], label))[:5]]
+        assert list(summary.curves) == [-1, *sorted(f1, key=lambda label: (f1[label], label))[:5]]
 
     def test_precision_and_recall_are_those_at_each_threshold(self, predictions):
         _, labels, probabilities = predictions
-        (verdict,) = judged(predictions)
-        for label, counts in verdict.curves.items():
+        (summary,) = judged(predictions)
+        for label, counts in summary.curves.items():
             is_class = np.eye(CLASSES, dtype=bool)[labels] if label < 0 else (labels == label)[:, np.newaxis]
             scores = probabilities if label < 0 else probabilities[:, [label]]
             curve = make_ndarray(summaries.pr_curve("pr", *counts).tensor)
@@ -122,23 +122,23 @@ class TestJudgements:
 
     def test_workers_come_to_the_verdict_of_one_that_saw_all(self, predictions):
         (alone,) = judged(predictions)
-        for verdict in judged(*(tuple(column[rank::3] for column in predictions) for rank in range(3))):
+        for summary in judged(*(tuple(column[rank::3] for column in predictions) for rank in range(3))):
             for name in ("labels", "predicted", "counts"):
-                assert np.array_equal(getattr(verdict, name), getattr(alone, name))
-            assert verdict.mistakes == alone.mistakes
-            assert verdict.curves.keys() == alone.curves.keys()
-            assert all(np.array_equal(verdict.curves[k], alone.curves[k]) for k in alone.curves)
+                assert np.array_equal(getattr(summary, name), getattr(alone, name))
+            assert summary.mistakes == alone.mistakes
+            assert summary.curves.keys() == alone.curves.keys()
+            assert all(np.array_equal(summary.curves[k], alone.curves[k]) for k in alone.curves)
 
     def test_a_worker_may_have_seen_nothing_and_a_model_may_make_no_mistakes(self):
         nothing = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros([0, CLASSES], np.float32)
         right = np.arange(3), np.arange(3, dtype=np.int32), np.eye(CLASSES, dtype=np.float32)[:3]
-        for verdict in judged(nothing, right):
-            assert (verdict.counts.tolist(), verdict.mistakes) == ([1, 1, 1], [])
+        for summary in judged(nothing, right):
+            assert (summary.counts.tolist(), summary.mistakes) == ([1, 1, 1], [])
 
     def test_a_model_that_has_become_nan_is_counted_too(self):
-        judgements = Judgements(CLASSES)
-        judgements.add(np.arange(2), np.int32([0, 3]), np.full([2, CLASSES], np.nan, np.float32))
-        assert judgements.of_all(Peers(None)).counts.sum() == 2
+        counts = EvaluationCounts(CLASSES)
+        counts.add(np.arange(2), np.int32([0, 3]), np.full([2, CLASSES], np.nan, np.float32))
+        assert counts.of_all(WorkerGroup(None)).counts.sum() == 2
 
 
 @pytest.mark.parametrize("values", [[1, 1 + 2**-23], [0, 1e-45], [-3e38, 3e38], [np.nan, np.inf], [7]])

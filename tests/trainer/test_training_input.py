@@ -10,7 +10,7 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.order import positions_to_images
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer import config as configs
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.session.training_input import TrainingInput
 from tests.input_pipeline.streams import SIZE, make_split, without_image
 
@@ -39,7 +39,7 @@ def training_input(tmp_path):
             config.update(changes)
         plan = configs.resolve(config, num_images=IMAGES, replicas=1)
         split = without_image(make_split(tmp_path / on_corrupt, IMAGES), NO_IMAGE)
-        return TrainingInput(split, config, plan, tf.distribute.OneDeviceStrategy("cpu:0"), Peers(None))
+        return TrainingInput(split, config, plan, tf.distribute.OneDeviceStrategy("cpu:0"), WorkerGroup(None))
 
     return make
 

@@ -66,18 +66,18 @@ class Advice:
                 f"{schedule.reference_batch_size}. --config.schedule.scaling=none keeps it as it is."
             )
 
-    def logged(self, input_wait_pct: float, mends: Sequence[str]) -> None:
+    def logged(self, input_wait_pct: float, fixes: Sequence[str]) -> None:
         """Takes the share of the time that the steps of one line have waited for input.
 
         Args:
           input_wait_pct: in percent.
-          mends: what would make input faster.
+          fixes: what would make input faster.
         """
         self._waiting_lines = self._waiting_lines + 1 if input_wait_pct > BOUND_PCT else 0
         if self._waiting_lines == _WAITING_LINES:
             self._say(
                 f"Warning: training waits for images for {input_wait_pct:.0f} % of the time (over {BOUND_PCT:.0f} %). "
-                f"Try {any_of(mends)}."
+                f"Try {any_of(fixes)}."
             )
 
     def evaluated(self, *, train_top1: float | None, top1: float, best_top1: float | None) -> None:
@@ -101,13 +101,13 @@ class Advice:
             self._say(
                 f"Warning: top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, "
                 f"{100 * gap:.0f} points apart (over {100 * _LARGEST_GAP:.0f}): it may be learning them by heart. "
-                f"Try {any_of(self._mends_of_a_gap())}."
+                f"Try {any_of(self._gap_fixes())}."
             )
         # Told again only after it had closed well: near the limit it goes to and fro.
         self._gap_is_told = gap > _LARGEST_GAP or (self._gap_is_told and gap > _LARGEST_GAP / 2)
 
-    def _mends_of_a_gap(self) -> list[str]:
+    def _gap_fixes(self) -> list[str]:
         config = self._config
-        mends = [f"--config.augment.line='{_LINE}'"] * (not config.augment.line)
-        mends += ["--config.optimizer.weight_decay=0.05"] * (config.optimizer.weight_decay == 0)
-        return [*mends, "more images"]
+        fixes = [f"--config.augment.ops='{_LINE}'"] * (not config.augment.ops)
+        fixes += ["--config.optimizer.weight_decay=0.05"] * (config.optimizer.weight_decay == 0)
+        return [*fixes, "more images"]

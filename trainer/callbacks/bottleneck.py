@@ -24,7 +24,7 @@ from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
 from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.session.runtime import Runtime
@@ -36,7 +36,7 @@ _LOW_UTILIZATION = 0.3
 _REDUCTIONS = 5
 
 
-class Limits:
+class BottleneckAnalyzer:
     """Measures what a run's time goes to. Every worker has one."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Limits:
         runtime: Runtime,
         dataset: Dataset,
         train_step: TrainStep,
-        peers: Peers,
+        worker_group: WorkerGroup,
     ):
         """Measures nothing yet.
 
@@ -56,14 +56,14 @@ class Limits:
           runtime: the model and its devices.
           dataset: trained on.
           train_step: whose reduction is timed.
-          peers: the workers that train together.
+          worker_group: the workers that train together.
         """
         self._config = config
         self._plan = plan
         self._runtime = runtime
         self._dataset = dataset
         self._train_step = train_step
-        self._peers = peers
+        self._worker_group = worker_group
         self._stages = sizes.stages(config, plan.total_steps)
         self._on_gpu = runs_on_gpu(runtime.strategy)
         self._reduction_ms: float | None = None
@@ -87,10 +87,10 @@ class Limits:
         for size in {stage.size for stage in self._stages}:
             # The batch that the step is traced with: a user's model may take no other.
             batch_shape = [self._plan.virtual_batch_size, size, size, 3]
-            self._flops[size] = training_flops(self._runtime.built_for(size).model, batch_shape)
-        everyones = self._peers.exchange("probe", [reduction, self._own_peak()], seconds=seconds)
-        self._reduction_ms = 1e3 * max(reduction for reduction, _ in everyones)
-        peaks = [peak for _, peak in everyones]
+            self._flops[size] = training_flops(self._runtime.model_for_size(size).model, batch_shape)
+        gathered = self._worker_group.exchange("probe", [reduction, self._own_peak()], seconds=seconds)
+        self._reduction_ms = 1e3 * max(reduction for reduction, _ in gathered)
+        peaks = [peak for _, peak in gathered]
         self._peak = None if None in peaks else sum(peaks)
 
     def values(self, window: Window) -> dict[str, float]:
@@ -116,11 +116,11 @@ class Limits:
           PeerLostError: another worker is gone.
         """
         own = [steady.input_wait_pct, steady.cores_busy, self._memory_mb(), steady.step_ms_mean]
-        everyones = self._peers.exchange("limits", own, seconds=seconds)
+        gathered = self._worker_group.exchange("limits", own, seconds=seconds)
         # A worker that waits for input holds up the others, who then seem to compute for longer.
-        rank = max(range(len(everyones)), key=lambda rank: everyones[rank][0])
-        wait_pct, cores_busy, *_ = everyones[rank]
-        step_ms = everyones[0][3]
+        rank = max(range(len(gathered)), key=lambda rank: gathered[rank][0])
+        wait_pct, cores_busy, *_ = gathered[rank]
+        step_ms = gathered[0][3]
         split = self._split(step_ms, wait_pct)
         images_per_second = 1e3 * self._plan.global_batch_size / step_ms
         flops = self._mean_flops(steady.steps)
@@ -139,7 +139,7 @@ class Limits:
             "images_per_second_per_replica": images_per_second / self._plan.replicas,
             "cores_busy": cores_busy,
             "cores": usable_cores(),
-            "memory_mb": max(memory for _, _, memory, _ in everyones),
+            "memory_mb": max(memory for _, _, memory, _ in gathered),
             "memory_of": "device" if self._on_gpu else "process",
             "training_gflops_per_image": flops / 1e9,
             "peak_gflops_per_second": None if self._peak is None else self._peak / 1e9,
@@ -153,14 +153,14 @@ class Limits:
           cores_busy: how many cores this process computes on: with most of them busy input waits for cores to decode
             on, else for the storage.
         """
-        mends = ["--config.cache=memory"] * (self._config.cache != "memory")
+        fixes = ["--config.cache=memory"] * (self._config.cache != "memory")
         if self._is_busy(cores_busy):
             is_raw = self._dataset.manifest.get("settings", {}).get("encoding") == "raw"
-            return [*mends, "more cores" if is_raw else "`convoy convert` with --encoding=raw"]
-        return [*mends, "a faster disk" if self._config.order == "windowed" else "--config.order=windowed"]
+            return [*fixes, "more cores" if is_raw else "`convoy convert` with --encoding=raw"]
+        return [*fixes, "a faster disk" if self._config.shuffle == "block" else "--config.shuffle=block"]
 
     def _is_busy(self, cores_busy: float) -> bool:
-        return cores_busy * self._peers.processes_here >= _BUSY * usable_cores()
+        return cores_busy * self._worker_group.processes_here >= _BUSY * usable_cores()
 
     def _split(self, step_ms: float, input_wait_pct: float) -> dict[str, float]:
         waiting = step_ms * input_wait_pct / 100.0
@@ -210,37 +210,37 @@ class Limits:
         self, shares: dict[str, float], cores_busy: float, utilization: float | None, rank: int
     ) -> tuple[str, str]:
         """Returns what bounds the run (input, reduction or compute), and that in words with what could be done."""
-        config, plan, workers = self._config, self._plan, self._peers.num_workers
+        config, plan, workers = self._config, self._plan, self._worker_group.num_workers
         waiting, reducing, computing = (shares[name] for name in ("input_wait", "reduction", "compute"))
         if waiting >= BOUND_PCT and waiting >= reducing:
             return "input", (
                 f"input-bound: {waiting:.0f} % of a step waits for images"
-                + (f" on {self._peers.address(rank)}" if workers > 1 else "")
+                + (f" on {self._worker_group.address(rank)}" if workers > 1 else "")
                 + f"; {'decoding' if self._is_busy(cores_busy) else 'reading'}, {cores_busy:.1f} of {usable_cores()} "
                 f"cores busy; try {any_of(self.input_mends(cores_busy))}"
             )
         if reducing >= BOUND_PCT:
             bytes_each = 2 if config.reduce_in_bfloat16 else 4
             parameters = sum(w.shape.num_elements() for w in self._runtime.state.weights)
-            mends = ["a larger --config.batch_size"]
-            mends += ["--config.reduce_in_bfloat16"] * (not config.reduce_in_bfloat16 and not config.deterministic)
-            mends += ["a faster network (--interface chooses one)"] * (workers > self._peers.processes_here)
+            fixes = ["a larger --config.batch_size"]
+            fixes += ["--config.reduce_in_bfloat16"] * (not config.reduce_in_bfloat16 and not config.deterministic)
+            fixes += ["a faster network (--interface chooses one)"] * (workers > self._worker_group.processes_here)
             return "reduction", (
                 f"reduction-bound: {reducing:.0f} % of a step sums {bytes_each * parameters / 1e6:.1f} MB of gradients "
-                f"over {plan.replicas} devices; try {any_of(mends)}"
+                f"over {plan.replicas} devices; try {any_of(fixes)}"
             )
-        mends = []
+        fixes = []
         if self._runtime.precision == "float32" and computes_in_bfloat16(self._runtime.strategy):
-            mends.append("--config.precision=bfloat16")
+            fixes.append("--config.precision=bfloat16")
         if self._on_gpu and not self._runtime.use_xla and not config.deterministic:
-            mends.append("--config.xla=on")
+            fixes.append("--config.xla=on")
         if self._on_gpu and utilization is not None and utilization < _LOW_UTILIZATION:
-            mends.append("a larger --config.batch_size")
+            fixes.append("a larger --config.batch_size")
         devices = f"{plan.replicas} {'GPU' if self._on_gpu else 'CPU device'}{'s' * (plan.replicas > 1)}"
         used = "" if utilization is None else f" at {100 * utilization:.0f} % of their peak"
         return "compute", (
             f"compute-bound: {computing:.0f} % of a step computes, on {devices}{used}; "
-            f"{f'try {any_of(mends)}' if mends else 'more or faster devices would help'}"
+            f"{f'try {any_of(fixes)}' if fixes else 'more or faster devices would help'}"
         )
 
 

@@ -17,10 +17,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from convoy.input_pipeline.augment.apply import on_device
 from convoy.input_pipeline.augment.pipeline import Operation
 from convoy.input_pipeline.reading.reader import Batch, Reader
-from convoy.trainer.callbacks.run_logger import Journal
+from convoy.trainer.callbacks.run_logger import RunLogger
 from convoy.trainer.callbacks.tensorboard import pictures, summaries
-from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.evaluation.counts import Judgements, Verdict
+from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.evaluation.counts import EvaluationCounts, EvaluationSummary
 
 _SHOWN_EVALUATIONS = 10
 
@@ -58,8 +58,8 @@ class EvaluationPages:
         self,
         reader: Reader,
         class_names: Sequence[str],
-        peers: Peers,
-        journal: Journal,
+        worker_group: WorkerGroup,
+        run_logger: RunLogger,
         *,
         every_steps: int,
         total_steps: int,
@@ -69,60 +69,60 @@ class EvaluationPages:
         Args:
           reader: of the split that is evaluated.
           class_names: by label.
-          peers: the workers that evaluate together.
-          journal: where to; the chief's shows.
+          worker_group: the workers that evaluate together.
+          run_logger: where to; the chief's shows.
           every_steps: steps between evaluations.
           total_steps: of the run.
         """
         self._reader = reader
         self._class_names = class_names
-        self._peers = peers
-        self._journal = journal
+        self._worker_group = worker_group
+        self._run_logger = run_logger
         self._every_steps = every_steps
         self._total_steps = total_steps
 
-    def judgements(self, step: int) -> Judgements | None:
+    def counts(self, step: int) -> EvaluationCounts | None:
         """Returns what to fill in the evaluation of `step`, where that is one to show: on every worker or on none."""
         before, now = (at * _SHOWN_EVALUATIONS // self._total_steps for at in (step - self._every_steps, step))
         is_shown = now > before or step == self._total_steps
-        return Judgements(len(self._class_names)) if is_shown else None
+        return EvaluationCounts(len(self._class_names)) if is_shown else None
 
-    def show(self, step: int, judgements: Judgements, *, seconds: float | None = None) -> None:
+    def show(self, step: int, counts: EvaluationCounts, *, seconds: float | None = None) -> None:
         """Shows an evaluation. All workers must call it at the same point.
 
         Args:
           step: of the weights that were evaluated.
-          judgements: this worker's.
+          counts: this worker's.
           seconds: how long to wait for the others.
 
         Raises:
           PeerLostError: another worker is gone.
           DataError: an image cannot be read any more.
         """
-        verdict = judgements.of_all(self._peers, seconds=seconds)
-        if not self._peers.is_chief:
+        summary = counts.of_all(self._worker_group, seconds=seconds)
+        if not self._worker_group.is_chief:
             return
-        shown = [summaries.image("media/confusion_matrix", self._confusion_matrix(step, verdict))]
-        if verdict.mistakes:
-            shown.append(summaries.image("media/worst", self._worst(verdict)))
-        self._journal.show("media", step, shown)
+        shown = [summaries.image("media/confusion_matrix", self._confusion_matrix(step, summary))]
+        if summary.mistakes:
+            shown.append(summaries.image("media/worst", self._worst(summary)))
+        self._run_logger.show("media", step, shown)
         curves = [
             summaries.pr_curve(self._curve_tag(label), positives, negatives)
-            for label, (positives, negatives) in verdict.curves.items()
+            for label, (positives, negatives) in summary.curves.items()
         ]
-        self._journal.show("validation", step, curves)
+        self._run_logger.show("validation", step, curves)
 
-    def _confusion_matrix(self, step: int, verdict: Verdict) -> pictures.Image.Image:
+    def _confusion_matrix(self, step: int, summary: EvaluationSummary) -> pictures.Image.Image:
         title = f"validation at step {step}: what each label's images are taken for"
-        return pictures.confusion_matrix(verdict.labels, verdict.predicted, verdict.counts, self._class_names, title)
+        return pictures.confusion_matrix(summary.labels, summary.predicted, summary.counts, self._class_names, title)
 
-    def _worst(self, verdict: Verdict) -> pictures.Image.Image:
+    def _worst(self, summary: EvaluationSummary) -> pictures.Image.Image:
         names = self._class_names
         captions = [
             (f"is {names[m.label]}", f"said {names[m.predicted]}", f"with {m.probability:.1%}")
-            for m in verdict.mistakes
+            for m in summary.mistakes
         ]
-        return pictures.grid(self._reader.images(np.array([m.index for m in verdict.mistakes])), captions)
+        return pictures.grid(self._reader.images(np.array([m.index for m in summary.mistakes])), captions)
 
     def _curve_tag(self, label: int) -> str:
         # A class may be called `micro` as well, so the classes have a group of their own.

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
-from convoy.trainer.callbacks.bottleneck import Limits
+from convoy.trainer.callbacks.bottleneck import BottleneckAnalyzer
 from convoy.trainer.callbacks.console import TrainingConsole
 from convoy.trainer.callbacks.media import EvaluationPages, train_batch, weight_histograms
-from convoy.trainer.callbacks.run_logger import Journal
-from convoy.trainer.callbacks.step_timer import Chronometer
+from convoy.trainer.callbacks.run_logger import RunLogger
+from convoy.trainer.callbacks.step_timer import StepTimer
 from convoy.trainer.callbacks.tensorboard.run_pages import pages_of_run
 from convoy.trainer.callbacks.tensorboard.summaries import text_of_json
 from convoy.trainer.cluster.watchdog import Deadlines
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, Evaluator
 from convoy.trainer.session.description import dataset_identity, environment, header_rows, place
@@ -43,49 +43,51 @@ class Monitor:
     """Measures and tells.
 
     Attributes:
-      chronometer: of the run's steps.
+      step_timer: of the run's steps.
       console: a context manager, inside which there is a bar on a terminal.
-      journal: of the run directory.
+      run_logger: of the run directory.
     """
 
-    def __init__(self, start: Start, train_step: TrainStep, peers: Peers, deadlines: Deadlines):
+    def __init__(self, start: Start, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines):
         """Shows and writes nothing yet.
 
         Args:
           start: the run, ready to train. What its checkpoint had measured stands until it is measured again.
           train_step: whose reduction is timed.
-          peers: the workers that train together.
+          worker_group: the workers that train together.
           deadlines: how long to wait for them.
         """
         self._start = start
         self._plan = plan = start.plan
         self._state = start.runtime.state
-        self._peers = peers
+        self._worker_group = worker_group
         self._deadlines = deadlines
-        self.chronometer = Chronometer(plan.global_batch_size)
-        self.console = TrainingConsole(plan.total_steps, self._state.step, shows=peers.is_chief)
-        self.journal = Journal(start.run, total_steps=plan.total_steps, writes=peers.is_chief, warn=self.console.say)
+        self.step_timer = StepTimer(plan.global_batch_size)
+        self.console = TrainingConsole(plan.total_steps, self._state.step, shows=worker_group.is_chief)
+        self.run_logger = RunLogger(
+            start.run, total_steps=plan.total_steps, writes=worker_group.is_chief, warn=self.console.say
+        )
         self._evaluator = None
         if "validation" in start.dataset.splits:
             size = sizes.evaluation_size(start.config)
             reader = Reader(start.dataset.split("validation"), Crop(size))
             self._evaluator = Evaluator(
                 self._state,
-                start.runtime.built_for(size),
+                start.runtime.model_for_size(size),
                 reader,
                 EVALUATION_BATCH_SIZE,
-                peers,
-                mirrored_too=start.config.eval_flip,
+                worker_group,
+                flip_tta=start.config.flip_tta,
             )
             self._evaluation_pages = EvaluationPages(
                 reader,
                 start.dataset.class_names,
-                peers,
-                self.journal,
+                worker_group,
+                self.run_logger,
                 every_steps=plan.eval_every_steps,
                 total_steps=plan.total_steps,
             )
-        self._limits = Limits(start.config, plan, start.runtime, start.dataset, train_step, peers)
+        self._limits = BottleneckAnalyzer(start.config, plan, start.runtime, start.dataset, train_step, worker_group)
         self._advice = Advice(start.config, start.dataset, say=self.console.say)
         # A run that was killed between its last checkpoint and its result reports what it had measured.
         reported = start.metadata.get("reported", {})
@@ -101,7 +103,7 @@ class Monitor:
           DataError: something cannot be written.
         """
         start, plan, step = self._start, self._plan, self._state.step
-        self.journal.begin(
+        self.run_logger.begin(
             step,
             {
                 "config": configs.to_json(start.config),
@@ -114,16 +116,18 @@ class Monitor:
             },
             pages_of_run(start.config, start.runtime.built.model),
         )
-        changed = what_changed(start.metadata.get("place", {}), place(plan, start.runtime, self._peers))
+        changed = what_changed(start.metadata.get("place", {}), place(plan, start.runtime, self._worker_group))
         if step:
-            self.journal.event("restored", step=step, replicas=plan.replicas, changed=changed)
+            self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed)
         else:
-            self.journal.event("start", step=0, replicas=plan.replicas)
-        self.console.header(header_rows(start.config, plan, start.runtime, start.dataset, start.run, self._peers))
-        if not self._peers.is_chief:
+            self.run_logger.event("start", step=0, replicas=plan.replicas)
+        self.console.header(
+            header_rows(start.config, plan, start.runtime, start.dataset, start.run, self._worker_group)
+        )
+        if not self._worker_group.is_chief:
             print(
-                f"Worker {self._peers.rank} of {self._peers.num_workers} trains from step {step}; "
-                f"{self._peers.address(0)} shows progress and writes {start.run.path}.",
+                f"Worker {self._worker_group.rank} of {self._worker_group.num_workers} trains from step {step}; "
+                f"{self._worker_group.address(0)} shows progress and writes {start.run.path}.",
                 flush=True,
             )
         if step:
@@ -135,17 +139,17 @@ class Monitor:
 
     def go_back(self, step: int) -> None:
         """Drops what was measured and written after `step`."""
-        self.chronometer.window_dropped()
-        self.journal.go_back(step)
+        self.step_timer.window_dropped()
+        self.run_logger.go_back(step)
 
     def first_batch(self, batch: Batch) -> None:
         """Shows the images that the first step trains on, augmented and not yet mixed, on the chief."""
-        if self._peers.is_chief:
-            with self.chronometer.paused("log"):
+        if self._worker_group.is_chief:
+            with self.step_timer.paused("log"):
                 config = self._start.config
-                operations = parse_line(config.augment.line, image_size=config.image_size).device
+                operations = parse_pipeline(config.augment.ops, image_size=config.image_size).device
                 shown = train_batch(batch, operations, self._start.dataset.class_names, self._start.runtime.strategy)
-                self.journal.show("media", 0, [shown])
+                self.run_logger.show("media", 0, [shown])
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> None:
         """Shows and writes how training goes. All workers must call it at the same step.
@@ -158,10 +162,10 @@ class Monitor:
         Raises:
           PeerLostError: another worker is gone.
         """
-        with self.chronometer.paused("probe"):
+        with self.step_timer.paused("probe"):
             self._limits.probe(seconds=self._deadlines.step)
-        with self.chronometer.paused("log"):
-            window, step = self.chronometer.window(), self._state.step
+        with self.step_timer.paused("log"):
+            window, step = self.step_timer.window(), self._state.step
             self._quality["train"] = metrics.summarize(sums)
             values = {f"quality/{name}": value for name, value in self._quality["train"].items()} | {
                 "optim/lr": learning_rate,
@@ -176,26 +180,26 @@ class Monitor:
                 **self._limits.values(window),
                 "run/epoch": self.epoch,
             }
-            self.journal.metrics("train", step, values)
+            self.run_logger.metrics("train", step, values)
             self.console.progress(step, self.epoch, values)
             self._advice.logged(window.input_wait_pct, self._limits.input_mends(window.cores_busy))
-            is_first_time = not self._told_limits and self.chronometer.steady_steps >= _STEPS_THAT_TELL
+            is_first_time = not self._told_limits and self.step_timer.steady_steps >= _STEPS_THAT_TELL
             if is_first_time or step == self._plan.total_steps:
                 self._tell_limits()
 
     def _tell_limits(self) -> None:
         """Says what limits the run, where it has come so far that this is known."""
-        if steady := self.chronometer.steady():
+        if steady := self.step_timer.steady():
             self._measured_limits = self._limits.summary(steady, seconds=self._deadlines.step)
-            self.journal.show("train", self._state.step, [text_of_json("run/limits", self._measured_limits)])
+            self.run_logger.show("train", self._state.step, [text_of_json("run/limits", self._measured_limits)])
             if (sentence := self._measured_limits["sentence"]) != self._told_limits:
                 self._told_limits = sentence
                 self.console.say(f"Limits: {sentence}.")
 
     def histograms(self) -> None:
         """Writes how the values of each weight are distributed."""
-        with self.chronometer.paused("log"):
-            self.journal.show("train", self._state.step, weight_histograms(self._state.weights_by_path()))
+        with self.step_timer.paused("log"):
+            self.run_logger.show("train", self._state.step, weight_histograms(self._state.weights_by_path()))
 
     def evaluate(self, best_score: float | None) -> tuple[float | None, bool]:
         """Evaluates on the validation split, where there is one. All workers must call it at the same step.
@@ -212,22 +216,22 @@ class Monitor:
         """
         if not self._evaluator:
             return None, False
-        with self.chronometer.paused("evaluation"):
+        with self.step_timer.paused("evaluation"):
             step = self._state.step
-            judgements = self._evaluation_pages.judgements(step)
-            quality = self._evaluator.metrics(seconds=self._deadlines.step, each=judgements.add if judgements else None)
-            if judgements:
-                self._evaluation_pages.show(step, judgements, seconds=self._deadlines.step)
+            counts = self._evaluation_pages.counts(step)
+            quality = self._evaluator.metrics(seconds=self._deadlines.step, each=counts.add if counts else None)
+            if counts:
+                self._evaluation_pages.show(step, counts, seconds=self._deadlines.step)
             self._quality["validation"] = quality
             values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self.epoch}
             train = self._quality.get("train")
             if train:  # the gap is above 0 where training images are known better than others
                 values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
-            self.journal.metrics("validation", step, values)
+            self.run_logger.metrics("validation", step, values)
             score = quality["top1"]
             is_best = best_score is None or score > best_score
-            self.journal.best(step, score if is_best else best_score)
-            self.journal.evaluation("validation", step, quality)
+            self.run_logger.best(step, score if is_best else best_score)
+            self.run_logger.evaluation("validation", step, quality)
             self.console.evaluation(step, self.epoch, "validation", quality, is_best)
             self._advice.evaluated(train_top1=train["top1"] if train else None, top1=score, best_top1=best_score)
             return score, is_best
@@ -242,7 +246,7 @@ class Monitor:
         per second without the first steps and pauses, what limits the run; None for what is not known yet."""
         return {
             "metrics": self._quality,
-            "images_per_second": self.chronometer.steady_images_per_second() or self._images_per_second_before,
+            "images_per_second": self.step_timer.steady_images_per_second() or self._images_per_second_before,
             "limits": self._measured_limits,
         }
 
@@ -252,6 +256,6 @@ class Monitor:
         Raises:
           DataError: result.json cannot be written.
         """
-        self.journal.finish(result)
+        self.run_logger.finish(result)
         self.console.say(f"Done: step {result['step']}, weights_sha256 {result['weights_sha256'][:16]}.")
         self.console.say(f"Curves: {self._start.run.curves}")

@@ -21,7 +21,7 @@ from convoy.trainer.evaluation.results import append_result, truncate_results
 from convoy.trainer.run.directory import RunDirectory
 
 
-class Journal:
+class RunLogger:
     """The run directory's files, other than checkpoints, as training fills them."""
 
     def __init__(self, run: RunDirectory, *, total_steps: int, writes: bool, warn: Callable[[str], None]):

@@ -45,7 +45,7 @@ class _Step(NamedTuple):
     computed: float
 
 
-class Chronometer:
+class StepTimer:
     """Times steps of a fixed number of images.
 
     Attributes:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from convoy.input_pipeline.reading.substitutes import Substitution
 from convoy.trainer.callbacks.console import TrainingConsole
-from convoy.trainer.callbacks.run_logger import Journal
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.callbacks.run_logger import RunLogger
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
 
 _EVENT = "substituted"
@@ -15,12 +15,12 @@ _EVENT = "substituted"
 class Substitutions:
     """Of all workers and all starts of a run; the chief's are the ones that count."""
 
-    def __init__(self, run: RunDirectory, peers: Peers, journal: Journal, console: TrainingConsole):
+    def __init__(self, run: RunDirectory, worker_group: WorkerGroup, run_logger: RunLogger, console: TrainingConsole):
         """Knows of those that events.jsonl holds."""
-        self._peers = peers
-        self._journal = journal
+        self._worker_group = worker_group
+        self._run_logger = run_logger
         self._console = console
-        self._indices = _written_before(run.events) if peers.is_chief else set()
+        self._indices = _written_before(run.events) if worker_group.is_chief else set()
         self._own: set[int] = set()  # those of this start that the chief was told of
 
     def note(self, step: int, found: list[Substitution]) -> None:
@@ -28,11 +28,11 @@ class Substitutions:
         for substitution in found:
             if substitution.index not in self._own:
                 self._own.add(substitution.index)
-                self._peers.tell({"step": step, **substitution._asdict()})
-        for told in self._peers.told():
+                self._worker_group.tell({"step": step, **substitution._asdict()})
+        for told in self._worker_group.told():
             if told["index"] not in self._indices:
                 self._indices.add(told["index"])
-                self._journal.event(_EVENT, **told)
+                self._run_logger.event(_EVENT, **told)
                 self._console.say(
                     f"{told['shard']}: record {told['index']} at offset {told['offset']} {told['reason']}; record "
                     f"{told['substitute']} stands in for it."

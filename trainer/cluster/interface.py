@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _REQUEST_BYTES, _ADDRESS_AT = 256, 20  # struct ifreq: the name, then a sockaddr_in whose address is at this byte
@@ -81,14 +81,14 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
     return fitting[0]
 
 
-def over_interface(cluster: Cluster | None, peers: Peers, wanted: str) -> Cluster | None:
+def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: str) -> Cluster | None:
     """Returns the cluster with the workers' addresses on an interface. Call it on all workers, once they have met.
 
     NCCL is told the interface too, unless `NCCL_SOCKET_IFNAME` is set already.
 
     Args:
       cluster: as it was found; None for a process that is alone, for which there is nothing to do.
-      peers: the workers.
+      worker_group: the workers.
       wanted: `--interface`; nothing for the addresses as they are. Names may differ from worker to worker.
 
     Raises:
@@ -103,16 +103,16 @@ def over_interface(cluster: Cluster | None, peers: Peers, wanted: str) -> Cluste
             own["name"], own["address"] = choose(wanted, own_interfaces())
         except UsageError as error:
             own["problem"] = str(error)
-    everyones = peers.exchange("address", own)
-    for rank, other in enumerate(everyones):
+    gathered = worker_group.exchange("address", own)
+    for rank, other in enumerate(gathered):
         if other["problem"]:
-            raise UsageError(f"{peers.address(rank)}: {other['problem']}")
-    without = [rank for rank, other in enumerate(everyones) if not other["wanted"]]
-    if len(without) == len(everyones):
+            raise UsageError(f"{worker_group.address(rank)}: {other['problem']}")
+    without = [rank for rank, other in enumerate(gathered) if not other["wanted"]]
+    if len(without) == len(gathered):
         return cluster
     if without:
-        raise UsageError(f"{peers.address(without[0])} was started without --interface: give it to all workers.")
-    moved = with_addresses(cluster, {rank: other["address"] for rank, other in enumerate(everyones)}, wanted)
+        raise UsageError(f"{worker_group.address(without[0])} was started without --interface: give it to all workers.")
+    moved = with_addresses(cluster, {rank: other["address"] for rank, other in enumerate(gathered)}, wanted)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own['name']}")  # `=`: this name, not all that begin with it
     return moved
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from convoy.trainer.cluster.worker_group import RETRYABLE, Peers
+from convoy.trainer.cluster.worker_group import RETRYABLE, WorkerGroup
 
 _POLL_SECONDS = 0.5
 
@@ -40,7 +40,7 @@ class Watchdog:
 
     def __init__(
         self,
-        peers: Peers,
+        worker_group: WorkerGroup,
         deadlines: Deadlines,
         *,
         on_end: Callable[[str], None] = lambda message: None,
@@ -49,12 +49,12 @@ class Watchdog:
         """Watches nothing yet.
 
         Args:
-          peers: where the main thread reports.
+          worker_group: where the main thread reports.
           deadlines: `heartbeat` and `step` are used.
           on_end: called with the message before the process ends.
           end: ends the process with an exit code.
         """
-        self._peers = peers
+        self._worker_group = worker_group
         self._deadlines = deadlines
         self._on_end = on_end
         self._end = end
@@ -71,16 +71,16 @@ class Watchdog:
 
     def problem(self) -> str | None:
         """Returns what is wrong, None while all is well."""
-        peers, deadlines = self._peers, self._deadlines
-        step, phase, seconds = peers.status
+        worker_group, deadlines = self._worker_group, self._deadlines
+        step, phase, seconds = worker_group.status
         if seconds > deadlines.step:
-            return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {peers.describe_stall()}"
+            return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {worker_group.describe_stall()}"
         # TensorFlow reports a lost worker by itself, but not from within every collective of a GPU.
-        if peers.lost_for() > deadlines.heartbeat:
-            return f"{peers.why_lost()}; step {step} ({phase}) does not end"
-        silent = max((age for *_, age in peers.table()), default=0.0)
+        if worker_group.lost_for() > deadlines.heartbeat:
+            return f"{worker_group.why_lost()}; step {step} ({phase}) does not end"
+        silent = max((age for *_, age in worker_group.table()), default=0.0)
         if silent > 2 * deadlines.heartbeat:
-            return f"{peers.why_lost()}; step {step} ({phase}) does not end"
+            return f"{worker_group.why_lost()}; step {step} ({phase}) does not end"
         return None
 
     def _watch(self) -> None:

@@ -1,8 +1,8 @@
 """The workers of a run in touch with each other beside TensorFlow: who has come, who is gone, what all agree on.
 
-    with Peers(cluster, startup_seconds=300) as peers:
+    with WorkerGroup(cluster, startup_seconds=300) as peers:
         peers.meet()                                  # returns when all are there, or names those that are not
-        everyones = peers.exchange("step", 120)       # one JSON value a worker, by rank, on every worker
+        gathered = peers.exchange("step", 120)       # one JSON value a worker, by rank, on every worker
         peers.report(121, "training step")            # cheap; what the others say of this one when it is stuck
         ...
         peers.why_lost(seconds=2)                     # "worker 1 (host:port) is gone: its connection closed"
@@ -38,7 +38,7 @@ class PeerLostError(ConvoyError):
     exit_code = RETRYABLE
 
 
-class Peers:
+class WorkerGroup:
     """This process's connection to the other workers of its run. With no cluster it is alone, and all is trivial.
 
     Attributes:
@@ -75,7 +75,7 @@ class Peers:
         self._heard: dict[int, float] = {}
         self._told: collections.deque = collections.deque()
 
-    def __enter__(self) -> "Peers":
+    def __enter__(self) -> "WorkerGroup":
         """Returns itself."""
         return self
 
@@ -144,11 +144,11 @@ class Peers:
                         f"no answer within {seconds:g} s to the exchange of {name!r}"
                         + (f" from {self._names(set(range(self.num_workers)) - present.keys())}." if present else ".")
                     )
-            everyones = self._values.pop(number)
-        names = {rank: given[0] for rank, given in everyones.items()}
+            gathered = self._values.pop(number)
+        names = {rank: given[0] for rank, given in gathered.items()}
         if len(set(names.values())) > 1:
             raise AssertionError(f"workers exchange different things: {names}")
-        answer = [everyones[rank][1] for rank in range(self.num_workers)]
+        answer = [gathered[rank][1] for rank in range(self.num_workers)]
         self._send_to_all({"answer": number, "values": answer})
         return answer
 

@@ -5,14 +5,14 @@ import math
 import ml_collections
 
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.order import SAMPLINGS
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.config.schedules import SCALINGS, SCHEDULES
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 XLA_MODES = ("auto", "on", "off")
-ORDERS = ("global", "windowed")
+SHUFFLES = ("global", "block")
 ON_CORRUPT = ("raise", "substitute")
 CACHES = ("auto", "none", "memory")
 INSTANCE_NORMS = ("auto", "on", "off")
@@ -36,11 +36,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     _choice("xla", config.xla, XLA_MODES)
     can_compile = not (config.deterministic and config.xla == "on")
     require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
-    _choice("order", config.order, ORDERS)
-    require(config.window >= 0, "window", config.window, "give 0 or more")
+    _choice("shuffle", config.shuffle, SHUFFLES)
+    require(config.shuffle_block_size >= 0, "shuffle_block_size", config.shuffle_block_size, "give 0 or more")
     _choice("sampling", config.sampling, SAMPLINGS)
-    can_sample = config.sampling == "natural" or config.order == "global"
-    require(can_sample, "sampling", config.sampling, "with order=windowed give natural: a window has the images it has")
+    can_sample = config.sampling == "natural" or config.shuffle == "global"
+    require(can_sample, "sampling", config.sampling, "with shuffle=block give natural: a block has the images it has")
     _choice("on_corrupt", config.on_corrupt, ON_CORRUPT)
     _choice("cache", config.cache, CACHES)
     threads = config.deterministic_threads
@@ -75,7 +75,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("probability", "off_fraction"):
         require(0 <= config.mix[name] <= 1, f"mix.{name}", config.mix[name], "give 0 to 1")
     require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
-    parse_line(config.augment.line, image_size=config.image_size)
+    parse_pipeline(config.augment.ops, image_size=config.image_size)
     model = config.model
     require(model.dropout < 1, "model.dropout", model.dropout, "give below 1; negative is the model's own")
     for name in ("depth", "width"):
@@ -94,10 +94,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def require(holds: bool, field: str, value: object, mend: str) -> None:
+def require(holds: bool, field: str, value: object, fix: str) -> None:
     """Raises a UsageError that names a config field, its value and the fix, unless `holds`."""
     if not holds:
-        raise UsageError(f"config.{field}={value}: {mend}.")
+        raise UsageError(f"config.{field}={value}: {fix}.")
 
 
 def _choice(field: str, value: str, known: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields, to_json
 
 # Fields that change what is shown and kept, not what is computed: a resumed run may change them.
@@ -28,6 +29,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], *, operatio
       after: another.
       operational: whether those count as well that do not change what is computed, `OPERATIONAL_FIELDS`.
     """
+    before, after = renamed.modernized(before), renamed.modernized(after)
     new = dict(fields(after))
     old = {name: value for name, value in fields(to_json(default_config())) if name in new} | dict(fields(before))
     names = [*new, *(old.keys() - new.keys())]

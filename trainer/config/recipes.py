@@ -9,9 +9,10 @@ from pathlib import Path
 import ml_collections
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields
 
-DEFAULT_RECIPE = "convnet42"
+DEFAULT_RECIPE = "convnet"
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -32,6 +33,8 @@ def recipe_path(name: str) -> Path:
     recipes = shipped_recipes()
     if name in recipes:
         return recipes[name]
+    if name in renamed.RECIPES and not Path(name).is_file():
+        return recipes[renamed.current("recipe", name, renamed.RECIPES[name])]
     if Path(name).is_file():
         return Path(name)
     raise UsageError(
@@ -66,6 +69,11 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
+    for field, values in renamed.VALUES.items():
+        section, _, last = field.rpartition(".")
+        fields_of_section = config[section] if section else config
+        value = fields_of_section[last]
+        fields_of_section[last] = renamed.current(f"config.{field}", value, values.get(value, value))
     return config.lock()
 
 
@@ -98,6 +106,8 @@ def durations_in_other_units(config: ml_collections.ConfigDict, given: Mapping[s
 
 def _no_field(name: str, config: ml_collections.ConfigDict) -> str:
     known = dict(fields(config))
+    if name in renamed.FIELDS:
+        return f"config has no field {name!r}: it is now called {renamed.FIELDS[name]!r}."
     # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
     by_last_part = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
     close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)

@@ -8,7 +8,7 @@ and the rest on those of `config.image_size` (Tan and Le 2021, "EfficientNetV2",
 look larger in training than in evaluation; `config.eval_image_size`, somewhat above `config.image_size`, makes that
 good (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
 
-Neither works for a model whose weights depend on the size of its images, such as `seed42`; `convoy.trainer.session.runtime` refuses
+Neither works for a model whose weights depend on the size of its images, such as `baseline_cnn`; `convoy.trainer.session.runtime` refuses
 it. Imports no TensorFlow.
 """
 
@@ -21,7 +21,7 @@ from convoy.core.errors import UsageError
 SMALLEST_SIZE = 8
 
 
-class Stage(NamedTuple):
+class ResolutionStage(NamedTuple):
     """Steps on images of one size.
 
     Attributes:
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     end_step: int
 
 
-def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[Stage]:
+def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[ResolutionStage]:
     """Returns the stages of a run, which together hold each of its steps once, the last one `config.image_size`'s.
 
     A stage too short for a step is none.
@@ -43,10 +43,10 @@ def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[Stage]:
     ends = [min(round(end * total_steps), total_steps - 1) for end in config.progressive.ends] + [total_steps]
     sizes = [*config.progressive.sizes, config.image_size]
     steps = zip(sizes, [0, *ends[:-1]], ends, strict=True)
-    return [Stage(size, first, end) for size, first, end in steps if first < end]
+    return [ResolutionStage(size, first, end) for size, first, end in steps if first < end]
 
 
-def stage_at(config: ml_collections.ConfigDict, total_steps: int, step: int) -> Stage:
+def stage_at(config: ml_collections.ConfigDict, total_steps: int, step: int) -> ResolutionStage:
     """Returns the stage that a step belongs to; of a step behind the end, the last."""
     all_stages = stages(config, total_steps)
     return next((stage for stage in all_stages if step < stage.end_step), all_stages[-1])

@@ -1,6 +1,6 @@
 """What a run is: the default config, recipes that change some of it, and what follows from both.
 
-    config = load_config("convnet42")            # a shipped recipe, or a file with get_config()
+    config = load_config("convnet")            # a shipped recipe, or a file with get_config()
     plan = resolve(config, num_images=4000, replicas=2)
     plan.total_steps, plan.virtual_replicas, plan.peak_learning_rate
 
@@ -24,7 +24,7 @@ def default_config() -> ml_collections.ConfigDict:
             "batch_size": 64,  # images of a step, over all devices
             "image_size": 64,  # side in pixels
             "eval_image_size": 0,  # side of the images that are evaluated, predicted and exported for; 0: image_size
-            "eval_flip": False,  # evaluate and predict by the mean over each image and its mirror image
+            "flip_tta": False,  # evaluate and predict by the mean over each image and its mirror image
             "progressive": {"sizes": (), "ends": ()},  # smaller images first, each size up to a share of the run
             "epochs": 10.0,
             "steps": 0,  # above 0 it stands instead of epochs
@@ -34,8 +34,8 @@ def default_config() -> ml_collections.ConfigDict:
             "deterministic_threads": 2,  # of a CPU, on any machine: how many share a sum changes its last bits
             "reduce_in_bfloat16": False,  # gradients between devices: half the traffic, 8 bits of mantissa
             "label_smoothing": 0.0,
-            "order": "global",  # windowed: shards and windows of records are shuffled, for storage slow at random reads
-            "window": 0,  # records that windowed order shuffles together; 0: 64 MiB of them, mostly at least 1024
+            "shuffle": "global",  # block: shards and blocks of records are shuffled, for storage slow at random reads
+            "shuffle_block_size": 0,  # records that are shuffled together; 0: 64 MiB of them, usually at least 1024
             "sampling": "natural",  # inverse_sqrt, balanced: small classes come more often than they have images
             "on_corrupt": "raise",  # substitute: other images stand in for records that cannot be used
             "cache": "none",  # memory: decoded images are kept over the epochs; auto: where all would fit easily
@@ -77,7 +77,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "scaling": "none",  # of the learning rate with the global batch
                 "reference_batch_size": 64,
             },
-            "augment": {"line": ""},  # crop(scale=0.35..1) | flip | trivial | erase(0.25); empty: whole images
+            "augment": {"ops": ""},  # crop(scale=0.35..1) | flip | trivial | erase(0.25); empty: whole images
             "mix": {
                 "mixup": 0.0,  # alpha of Beta(alpha, alpha); 0: none
                 "cutmix": 0.0,  # likewise; where both are on, each image gets one of them

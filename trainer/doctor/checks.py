@@ -22,10 +22,10 @@ from convoy.core.errors import ConvoyError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
-from convoy.trainer.cluster.worker_group import PeerLostError, Peers
+from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
 from convoy.trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
-from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TensorFlowSide
+from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
 
 _TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
 _MODEL_SECONDS = 60.0
@@ -33,7 +33,7 @@ _COLLECTIVE_SECONDS = 120.0  # for the strategy, CUDA's contexts, tracing and NC
 
 
 @dataclass(frozen=True)
-class Question:
+class DoctorOptions:
     """What `convoy doctor` was asked; the fields are flags, `devices` is `devices_flag` parsed, empty is not given."""
 
     config: ml_collections.ConfigDict
@@ -49,7 +49,7 @@ class Question:
     worker_index: int | None
 
 
-def examine(question: Question) -> bool:
+def examine(question: DoctorOptions) -> bool:
     """Checks everything and prints what was found, on the chief; returns whether nothing failed anywhere."""
     findings: list[Finding] = []
     try:
@@ -59,8 +59,8 @@ def examine(question: Question) -> bool:
     except UsageError as error:
         cluster = None
         findings.append(failed("cluster", str(error)))
-    with Peers(cluster, startup_seconds=question.startup_seconds) as peers:
-        return _Examination(question, cluster, peers, findings).to_the_end()
+    with WorkerGroup(cluster, startup_seconds=question.startup_seconds) as worker_group:
+        return _Examination(question, cluster, worker_group, findings).run()
 
 
 def _of_cluster(cluster: Cluster | None) -> Finding:
@@ -73,10 +73,12 @@ def _of_cluster(cluster: Cluster | None) -> Finding:
 class _Examination:
     """One worker's round."""
 
-    def __init__(self, question: Question, cluster: Cluster | None, peers: Peers, findings: list[Finding]):
+    def __init__(
+        self, question: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[Finding]
+    ):
         self._question = question
         self._cluster = cluster
-        self._peers = peers
+        self._worker_group = worker_group
         self._findings = findings
         self._ports_are_open = True
         self._together = True  # whether the workers found each other; alone, this one is all there are
@@ -85,11 +87,11 @@ class _Examination:
         self._dataset: Dataset | None = None
         self._responding = contextlib.ExitStack()  # while it is open, this worker answers on its port
 
-    def to_the_end(self) -> bool:
+    def run(self) -> bool:
         with self._responding:
             self._check_network()
             self._check_data()
-            with TensorFlowSide(self._setup()) as side:
+            with TfProbe(self._setup()) as side:
                 self._check_tensorflow(side)
                 self._check_workdir(side)
             return self._tell()
@@ -97,21 +99,21 @@ class _Examination:
     @property
     def _speaks(self) -> bool:
         """Whether this worker says what concerns all: the chief, or one that is by itself."""
-        return self._peers.is_chief or not self._together
+        return self._worker_group.is_chief or not self._together
 
     def _everyones(self, name: str, value: Any = None, seconds: float | None = None) -> dict[int, Any]:  # noqa: ANN401
         """Returns every worker's value by rank; this one's alone where the others are lost."""
         if self._together:
             try:
                 seconds = max(seconds or 0.0, self._question.startup_seconds)
-                return dict(enumerate(self._peers.exchange(name, value, seconds=seconds)))
+                return dict(enumerate(self._worker_group.exchange(name, value, seconds=seconds)))
             except PeerLostError as error:
                 self._lose(error)
-        return {self._peers.rank: value}
+        return {self._worker_group.rank: value}
 
     def _lose(self, error: PeerLostError) -> None:
         self._together = False
-        self._peers.leave(str(error))  # so that no other waits for this one
+        self._worker_group.leave(str(error))  # so that no other waits for this one
         self._findings.append(failed("meeting", str(error)))
 
     def _say(self, *findings: Finding | None) -> None:
@@ -137,7 +139,7 @@ class _Examination:
 
     def _check_network(self) -> None:
         """Names, meeting, interface, ports both ways, clocks."""
-        cluster, rank = self._cluster, self._peers.rank
+        cluster, rank = self._cluster, self._worker_group.rank
         if not cluster:
             if self._question.interface:
                 self._say(skipped("interface", f"--interface={self._question.interface}: one process has no traffic"))
@@ -145,9 +147,9 @@ class _Examination:
         port = int(cluster.addresses[rank].rpartition(":")[2])
         if rank:  # so that the chief can reach for a worker that cannot reach it
             self._answer_on(port)
-        with network.Search(self._peers, cluster) as search:
+        with network.Search(self._worker_group, cluster) as search:
             try:
-                self._peers.meet()
+                self._worker_group.meet()
             except PeerLostError as error:
                 self._lose(error)
         names = network.check_names(cluster)  # not before: a pod that is not there yet has no address
@@ -160,7 +162,7 @@ class _Examination:
         if not rank:
             self._answer_on(port)
         try:
-            cluster = over_interface(cluster, self._peers, self._question.interface)
+            cluster = over_interface(cluster, self._worker_group, self._question.interface)
         except UsageError as error:
             self._say(failed("interface", str(error), of_all=True))
         except PeerLostError as error:
@@ -173,23 +175,23 @@ class _Examination:
         self._cluster, self._addresses = cluster, cluster.addresses
         self._everyones("listening")
         reached = {other: result.as_json() for other, result in network.reach_all(cluster).items()}
-        everyones = {
+        gathered = {
             other: {int(to): network.Reached(**result) for to, result in results.items()}
             for other, results in self._everyones("reached", reached).items()
         }
         if not self._together:
             return
-        ports = network.check_ports(everyones, cluster.addresses)
+        ports = network.check_ports(gathered, cluster.addresses)
         self._ports_are_open = ports.level != FAILED
         if self._speaks:
-            self._say(ports, network.check_clocks(everyones, cluster.addresses))
+            self._say(ports, network.check_clocks(gathered, cluster.addresses))
 
     def _answer_on(self, port: int) -> None:
         try:
-            self._responding.enter_context(network.Responder(port, self._peers.rank))
+            self._responding.enter_context(network.Responder(port, self._worker_group.rank))
         except OSError as error:
-            mend = "Another process has it: end that one, or give another port."
-            self._say(failed("ports", f"port {port} cannot be listened on ({error.strerror}).", mend))
+            fix = "Another process has it: end that one, or give another port."
+            self._say(failed("ports", f"port {port} cannot be listened on ({error.strerror}).", fix))
 
     def _find_interface(self) -> None:
         if self._question.interface:
@@ -211,16 +213,16 @@ class _Examination:
             else:
                 self._dataset = dataset
                 batch_size = self._question.config.batch_size
-                workers = self._peers.num_workers
+                workers = self._worker_group.num_workers
                 self._say(*storage.check_data(dataset, num_workers=workers, global_batch_size=batch_size))
-        everyones = self._everyones("data", {"given": data, "seen": seen})
+        gathered = self._everyones("data", {"given": data, "seen": seen})
         if self._speaks:
-            given = {rank: other["given"] for rank, other in everyones.items()}
-            opened = {rank: other["seen"] for rank, other in everyones.items() if other["seen"]}
+            given = {rank: other["given"] for rank, other in gathered.items()}
+            opened = {rank: other["seen"] for rank, other in gathered.items() if other["seen"]}
             not_given = storage.check_given("--data", "data", given, self._addresses)
             self._say(*(not_given or storage.check_same_data(opened, self._addresses, data)))
 
-    def _check_tensorflow(self, side: TensorFlowSide) -> None:
+    def _check_tensorflow(self, side: TfProbe) -> None:
         """Versions, devices, config, limits, and a sum over all devices."""
         driver = hardware.driver_gpus()
         devices = self._question.devices
@@ -228,8 +230,8 @@ class _Examination:
         try:
             answer = side.start_up(_TENSORFLOW_SECONDS)
         except NoAnswerError as error:
-            mend = "`python -c 'import tensorflow'` shows more; `pip install convoy` installs the version it needs."
-            self._say(failed("versions", f"TensorFlow does not start: {error}.", mend))
+            fix = "`python -c 'import tensorflow'` shows more; `pip install convoy` installs the version it needs."
+            self._say(failed("versions", f"TensorFlow does not start: {error}.", fix))
             answer, count = None, 0
         else:
             found, count = hardware.check_devices(
@@ -241,7 +243,7 @@ class _Examination:
         self._say(
             *hardware.check_limits(
                 hardware.read_limits(),
-                num_workers=self._peers.num_workers,
+                num_workers=self._worker_group.num_workers,
                 num_shards=shards,
                 gpus=count if on_gpu else 0,
             )
@@ -252,10 +254,10 @@ class _Examination:
             "config": configs.to_json(self._question.config),
             "auto": answer and answer["auto"],
         }
-        everyones = self._everyones("hardware", own, seconds=_TENSORFLOW_SECONDS)
-        counts = {rank: other["count"] for rank, other in everyones.items()}
+        gathered = self._everyones("hardware", own, seconds=_TENSORFLOW_SECONDS)
+        counts = {rank: other["count"] for rank, other in gathered.items()}
         if self._speaks:
-            versions = {rank: other["versions"] for rank, other in everyones.items() if other["versions"]}
+            versions = {rank: other["versions"] for rank, other in gathered.items() if other["versions"]}
             self._say(*hardware.check_versions(versions, self._addresses))
             if all(counts.values()):
                 self._say(*hardware.check_counts(counts, self._addresses))
@@ -263,17 +265,17 @@ class _Examination:
                 self._say(
                     *plan.check_plan(
                         self._question.config,
-                        everyones,
-                        self._peers,
+                        gathered,
+                        self._worker_group,
                         workdir=self._question.workdir,
                         resume=answer and answer["resume"],
                         num_images=self._dataset.split("train").num_images if self._dataset else None,
                     )
                 )
-        self._check_collective(side, everyones, on_gpu=on_gpu)
+        self._check_collective(side, gathered, on_gpu=on_gpu)
 
-    def _check_collective(self, side: TensorFlowSide, everyones: dict[int, Any], *, on_gpu: bool) -> None:
-        counts = [other["count"] for other in everyones.values()]
+    def _check_collective(self, side: TfProbe, gathered: dict[int, Any], *, on_gpu: bool) -> None:
+        counts = [other["count"] for other in gathered.values()]
         reason = ""
         if self._cluster and not self._together:
             reason = "the workers did not find each other"
@@ -293,9 +295,9 @@ class _Examination:
             self._responding.close()  # TensorFlow listens on this port now
             answer = side.reduce(self._cluster, seconds)
         except NoAnswerError as error:
-            mend = "NCCL_DEBUG=INFO shows what NCCL does; --interface chooses its network." if on_gpu else ""
-            mend = mend or "TensorFlow opens connections of its own between all workers: look at the ports above."
-            self._say(failed("collective", f"a sum over all devices through {through} failed: {error}.", mend))
+            fix = "NCCL_DEBUG=INFO shows what NCCL does; --interface chooses its network." if on_gpu else ""
+            fix = fix or "TensorFlow opens connections of its own between all workers: look at the ports above."
+            self._say(failed("collective", f"a sum over all devices through {through} failed: {error}.", fix))
         else:
             if answer["sum"] != answer["expected"]:
                 text = f"a sum over {answer['replicas']} devices is {answer['sum']:g}, not {answer['expected']:g}."
@@ -305,7 +307,7 @@ class _Examination:
                 self._say(ok("collective", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
         self._everyones("after the collective", seconds=seconds + 10)
 
-    def _check_workdir(self, side: TensorFlowSide) -> None:
+    def _check_workdir(self, side: TfProbe) -> None:
         """Whether RUN can be written, is the same folder everywhere, and has room."""
         workdir = self._question.workdir
         if not self._speaks:
@@ -316,11 +318,11 @@ class _Examination:
         with storage.written_token(workdir) as (token, seconds, findings):
             self._say(*findings)
             self._everyones("token", storage.place_of(token, workdir) if token else None)
-            everyones = self._everyones("sight", {"workdir": workdir, "sees": True}, seconds=60)
-            given = {rank: other["workdir"] for rank, other in everyones.items()}
+            gathered = self._everyones("sight", {"workdir": workdir, "sees": True}, seconds=60)
+            given = {rank: other["workdir"] for rank, other in gathered.items()}
             self._say(*storage.check_given("--workdir", "run directory", given, self._addresses))
             if token:
-                sights = {rank: other["sees"] for rank, other in everyones.items()}
+                sights = {rank: other["sees"] for rank, other in gathered.items()}
                 self._say(*storage.check_shared(sights, given, self._addresses))
                 size = None
                 if self._config_is_good:
@@ -332,15 +334,15 @@ class _Examination:
     def _tell(self) -> bool:
         """Prints the table where this worker speaks; returns whether nothing failed anywhere."""
         own = [finding.as_json() for finding in self._findings]
-        everyones = self._everyones("findings", own, seconds=2 * _MODEL_SECONDS)
-        findings = {rank: [Finding(**finding) for finding in other] for rank, other in everyones.items()}
+        gathered = self._everyones("findings", own, seconds=2 * _MODEL_SECONDS)
+        findings = {rank: [Finding(**finding) for finding in other] for rank, other in gathered.items()}
         if not self._together:
-            findings = {self._peers.rank: self._findings}
+            findings = {self._worker_group.rank: self._findings}
         if self._speaks:
             by_itself = self._cluster and not self._together
-            names = {rank: self._peers.address(rank) for rank in range(self._peers.num_workers)}
+            names = {rank: self._worker_group.address(rank) for rank in range(self._worker_group.num_workers)}
             if by_itself:
-                print(f"{self._peers.address(self._peers.rank)}, by itself:")
-                names = {self._peers.rank: names[self._peers.rank]}
+                print(f"{self._worker_group.address(self._worker_group.rank)}, by itself:")
+                names = {self._worker_group.rank: names[self._worker_group.rank]}
             print(table(findings, names), flush=True)
         return not any(finding.level == FAILED for own in findings.values() for finding in own)

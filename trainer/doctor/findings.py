@@ -41,14 +41,14 @@ class Finding:
       level: OK, SKIPPED, WARNING or FAILED.
       check: one of CHECKS.
       text: what was found.
-      mend: what to do about it, for a warning or failure.
+      fix: what to do about it, for a warning or failure.
       of_all: whether it is about all workers, and not about the one that says it.
     """
 
     level: str
     check: str
     text: str
-    mend: str = ""
+    fix: str = ""
     of_all: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -66,14 +66,14 @@ def skipped(check: str, text: str, *, of_all: bool = False) -> Finding:
     return Finding(SKIPPED, check, text, of_all=of_all)
 
 
-def warning(check: str, text: str, mend: str, *, of_all: bool = False) -> Finding:
+def warning(check: str, text: str, fix: str, *, of_all: bool = False) -> Finding:
     """Returns that a run would work, and perhaps not well."""
-    return Finding(WARNING, check, text, mend, of_all)
+    return Finding(WARNING, check, text, fix, of_all)
 
 
-def failed(check: str, text: str, mend: str = "", *, of_all: bool = False) -> Finding:
+def failed(check: str, text: str, fix: str = "", *, of_all: bool = False) -> Finding:
     """Returns that a run would not work. Texts of Convoy's own errors hold the mend already."""
-    return Finding(FAILED, check, text, mend, of_all)
+    return Finding(FAILED, check, text, fix, of_all)
 
 
 def table(findings: Mapping[int, Sequence[Finding]], names: Mapping[int, str]) -> str:
@@ -95,8 +95,8 @@ def table(findings: Mapping[int, Sequence[Finding]], names: Mapping[int, str]) -
         by_all = finding.of_all or ranks == sorted(names)
         who = "" if by_all else f"{' and '.join(names[rank] for rank in ranks)}: "
         lines.append(f"{finding.level:<{len(SKIPPED)}}  {finding.check:<{width}}  {who}{finding.text}")
-        if finding.mend:
-            lines.append(f"{margin}{finding.mend}")
+        if finding.fix:
+            lines.append(f"{margin}{finding.fix}")
     counts = {level: sum(finding.level == level for finding in said_by) for level in (FAILED, WARNING)}
     told = f"{counts[FAILED]} failed" if counts[FAILED] else "Nothing failed"
     warnings = {0: "", 1: ", 1 warning"}.get(counts[WARNING], f", {counts[WARNING]} warnings")

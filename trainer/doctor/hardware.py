@@ -37,7 +37,7 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What the system grants this process: open files, and bytes of /dev/shm (0 where there is none)."""
 
     open_files: int
@@ -65,8 +65,8 @@ def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> 
     if driver.gpus:
         return ok("GPU driver", f"{driver.version}, {_counted(driver.gpus)}")
     if devices.kind == "gpu" or (has_device_file and devices.kind != "cpu"):
-        mend = "Install the NVIDIA driver; in a container start it with GPUs (docker: --gpus=all)."
-        return failed("GPU driver", driver.problem or "it lists no GPU", mend)
+        fix = "Install the NVIDIA driver; in a container start it with GPUs (docker: --gpus=all)."
+        return failed("GPU driver", driver.problem or "it lists no GPU", fix)
     return skipped("GPU driver", "no GPU here, and none asked for")
 
 
@@ -98,12 +98,10 @@ def check_devices(
         if visible is not None:
             text += f" and CUDA_VISIBLE_DEVICES={visible} leaves"
         if not seen["built_with_cuda"]:
-            mend = "This TensorFlow is built without CUDA: `pip install 'convoy-train[cuda]'`."
+            fix = "This TensorFlow is built without CUDA: `pip install 'convoy-train[cuda]'`."
         else:
-            mend = (
-                "`pip install 'convoy-train[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
-            )
-        findings.append(failed("devices", f"{text}.", mend))
+            fix = "`pip install 'convoy-train[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
+        findings.append(failed("devices", f"{text}.", fix))
     wanted = devices.gpus or tuple(range(len(gpus)))
     missing = [gpu for gpu in wanted if gpu >= len(gpus)]
     if missing:
@@ -154,7 +152,7 @@ def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequenc
     return findings
 
 
-def read_limits() -> Limits:
+def read_limits() -> ResourceLimits:
     """Reads them."""
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if open_files == resource.RLIM_INFINITY:
@@ -162,11 +160,11 @@ def read_limits() -> Limits:
     try:
         shared = os.statvfs("/dev/shm")
     except OSError:
-        return Limits(open_files, 0)
-    return Limits(open_files, shared.f_blocks * shared.f_frsize)
+        return ResourceLimits(open_files, 0)
+    return ResourceLimits(open_files, shared.f_blocks * shared.f_frsize)
 
 
-def check_limits(limits: Limits, *, num_workers: int, num_shards: int, gpus: int) -> list[Finding]:
+def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[Finding]:
     """Says whether they are wide enough.
 
     Args:
@@ -183,8 +181,8 @@ def check_limits(limits: Limits, *, num_workers: int, num_shards: int, gpus: int
     told = f"{limits.open_files} open files"
     if gpus and limits.shared_memory < _NCCL_SHARED_MEMORY:
         text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which NCCL may find too small."
-        mend = "docker: --shm-size=1g; Kubernetes: an emptyDir with medium Memory mounted at /dev/shm."
-        findings.append(warning("limits", text, mend))
+        fix = "docker: --shm-size=1g; Kubernetes: an emptyDir with medium Memory mounted at /dev/shm."
+        findings.append(warning("limits", text, fix))
     elif gpus:
         told += f", {limits.shared_memory / 2**30:.1f} GiB of /dev/shm"
     return findings or [ok("limits", told)]

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convoy.core.cluster import Cluster
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import Finding, failed, ok, warning
 
 _QUESTION = b"convoy doctor\n"
@@ -125,8 +125,8 @@ def check_names(cluster: Cluster) -> list[Finding]:
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            mend = "Mend the name in the cluster's description, /etc/hosts or DNS."
-            findings.append(failed("names", f"{host} cannot be resolved ({error.strerror}).", mend))
+            fix = "Mend the name in the cluster's description, /etc/hosts or DNS."
+            findings.append(failed("names", f"{host} cannot be resolved ({error.strerror}).", fix))
         else:
             resolved[host] = found[0][4][0].split("%")[0]
     loopback = [host for host, address in resolved.items() if ipaddress.ip_address(address).is_loopback]
@@ -157,11 +157,11 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
     ]
     if problems:
         closed = {addresses[other] for results in reached.values() for other, found in results.items() if found.problem}
-        mend = (
+        fix = (
             f"Open {_listed(sorted(closed))} for the other workers in the firewall of that host and between the hosts; "
             "TensorFlow needs it both ways. `--interface` chooses another network."
         )
-        return failed("ports", "; ".join(problems), mend, of_all=True)
+        return failed("ports", "; ".join(problems), fix, of_all=True)
     pairs = sum(map(len, reached.values()))
     slowest = max(result.round_trip for results in reached.values() for result in results.values())
     return ok(
@@ -199,9 +199,9 @@ def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequen
 class Search:
     """Reaches, from the chief and while it waits for the workers, for those that have not come. A context manager."""
 
-    def __init__(self, peers: Peers, cluster: Cluster):
+    def __init__(self, worker_group: WorkerGroup, cluster: Cluster):
         """Looks for nobody yet."""
-        self._peers, self._cluster = peers, cluster
+        self._worker_group, self._cluster = worker_group, cluster
         self._found: dict[int, Reached] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -220,26 +220,26 @@ class Search:
 
     def told(self) -> list[Finding]:
         """Returns what is known of each worker that did not come."""
-        return [self._told(rank) for rank in self._peers.missing()] if self._cluster.is_chief else []
+        return [self._told(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
 
     def _told(self, rank: int) -> Finding:
         addresses, found = self._cluster.addresses, self._found.get(rank)
         here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
         if found and not found.problem:
             text = f"{here} reaches {there}, which runs, and {there} cannot reach {here}."
-            mend = f"Open {addresses[0]} for the other workers in the firewall. Does that name mean this host there?"
-            return failed("ports", text, mend, of_all=True)
+            fix = f"Open {addresses[0]} for the other workers in the firewall. Does that name mean this host there?"
+            return failed("ports", text, fix, of_all=True)
         problem = found.problem if found else "not tried"
-        mend = {
+        fix = {
             "connection refused": "Its host answers and nothing listens there: was `convoy doctor` started on it, with "
             "the same cluster?",
             "timed out": f"Is the host up? Then open {addresses[rank]} for the other workers in the firewall.",
         }.get(problem, "Is that its address?")
-        return failed("ports", f"{here} cannot reach {there}: {problem}", mend, of_all=True)
+        return failed("ports", f"{here} cannot reach {there}: {problem}", fix, of_all=True)
 
     def _look(self) -> None:
         while not self._ended.wait(0.5):
-            for rank in self._peers.missing():
+            for rank in self._worker_group.missing():
                 if self._ended.is_set():  # many hosts that do not answer would take many seconds more
                     return
                 if rank not in self._found or self._found[rank].problem:

@@ -1,6 +1,6 @@
 """Config, devices, dataset and RUN's newest checkpoint together: whether a run of them would start, and which.
 
-    check_plan(config, everyones, peers, workdir="run", resume=answer["resume"], num_images=50_000)
+    check_plan(config, gathered, peers, workdir="run", resume=answer["resume"], num_images=50_000)
 
 Pure functions over what was found. Imports no TensorFlow.
 """
@@ -12,15 +12,15 @@ import ml_collections
 
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped
 from convoy.trainer.session.agreement import compare
 
 
 def check_plan(
     config: ml_collections.ConfigDict,
-    everyones: Mapping[int, Mapping[str, Any]],
-    peers: Peers,
+    gathered: Mapping[int, Mapping[str, Any]],
+    worker_group: WorkerGroup,
     *,
     workdir: str,
     resume: Mapping[str, Any] | None,
@@ -30,9 +30,9 @@ def check_plan(
 
     Args:
       config: the chief's, checked.
-      everyones: by rank, as far as the workers found each other: `config` as JSON data, what `auto` comes to (`auto`,
+      gathered: by rank, as far as the workers found each other: `config` as JSON data, what `auto` comes to (`auto`,
         None where not known), and the `count` of devices, 0 where not known.
-      peers: the workers.
+      worker_group: the workers.
       workdir: RUN.
       resume: what TensorFlow's side says of it.
       num_images: of the training split; None where not known.
@@ -45,20 +45,20 @@ def check_plan(
         config = configs.with_choices_of(config, resume["choices"])
     elif resume:
         findings.append(ok("resume", f"no checkpoint in {workdir}: a new run", of_all=True))
-    return [*findings, _check_config(config, everyones, peers, num_images)]
+    return [*findings, _check_config(config, gathered, worker_group, num_images)]
 
 
 def _check_config(
     config: ml_collections.ConfigDict,
-    everyones: Mapping[int, Mapping[str, Any]],
-    peers: Peers,
+    gathered: Mapping[int, Mapping[str, Any]],
+    worker_group: WorkerGroup,
     num_images: int | None,
 ) -> Finding:
-    counts = [other["count"] for other in everyones.values()]
+    counts = [other["count"] for other in gathered.values()]
     try:
-        if len(everyones) == peers.num_workers:
-            _compare_configs(config, [everyones[rank] for rank in range(peers.num_workers)], peers)
-        if len(everyones) < peers.num_workers or not all(counts):
+        if len(gathered) == worker_group.num_workers:
+            _compare_configs(config, [gathered[rank] for rank in range(worker_group.num_workers)], worker_group)
+        if len(gathered) < worker_group.num_workers or not all(counts):
             return skipped("config", "not all workers' devices are known", of_all=True)
         if len(set(counts)) > 1:
             return skipped("config", "the workers' devices do not fit", of_all=True)
@@ -72,10 +72,12 @@ def _check_config(
     return ok("config", text, of_all=True)
 
 
-def _compare_configs(config: ml_collections.ConfigDict, everyones: list[Mapping[str, Any]], peers: Peers) -> None:
+def _compare_configs(
+    config: ml_collections.ConfigDict, gathered: list[Mapping[str, Any]], worker_group: WorkerGroup
+) -> None:
     """Raises the UsageError that `train` would."""
-    compare(peers, everyones, "config", UsageError, "Start all workers with the same flags.")
-    if all(other["auto"] for other in everyones):
+    compare(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
+    if all(other["auto"] for other in gathered):
         left = [field for field in ("precision", "xla") if config[field] == "auto"]  # a run keeps what it began with
-        came_to = [{"config": {field: other["auto"][field] for field in left}} for other in everyones]
-        compare(peers, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
+        came_to = [{"config": {field: other["auto"][field] for field in left}} for other in gathered]
+        compare(worker_group, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto.")

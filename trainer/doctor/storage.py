@@ -50,9 +50,9 @@ def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Findi
     except OSError as error:
         token.unlink(missing_ok=True)
         action = "written" if folder == path else "made"
-        mend = "Give a --workdir that can be written, or mend the permissions."
+        fix = "Give a --workdir that can be written, or mend the permissions."
         text = f"--workdir={workdir} cannot be {action}: {folder}: {error.strerror}."
-        yield None, 0.0, [failed("run directory", text, mend)]
+        yield None, 0.0, [failed("run directory", text, fix)]
         return
     try:
         what = "can be written" if folder == path else f"can be made in {folder}"
@@ -154,13 +154,13 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
     files = kept + 2  # the best, and the one that is being written
     takes = f"{files} checkpoints of {_size(checkpoint_bytes)} take {_size(files * checkpoint_bytes)}"
     if free < files * checkpoint_bytes:
-        mend = "Make room, give another --workdir, or lower --config.keep_checkpoints."
-        return failed("disk", f"{_size(free)} free in {folder}, and {takes}.", mend, of_all=True)
+        fix = "Make room, give another --workdir, or lower --config.keep_checkpoints."
+        return failed("disk", f"{_size(free)} free in {folder}, and {takes}.", fix, of_all=True)
     seconds = checkpoint_bytes / speed
     if seconds > _SLOW_CHECKPOINT_SECONDS:
-        mend = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
+        fix = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
         return warning(
-            "disk", f"{has}: a checkpoint of {_size(checkpoint_bytes)} takes {seconds:.0f} s.", mend, of_all=True
+            "disk", f"{has}: a checkpoint of {_size(checkpoint_bytes)} takes {seconds:.0f} s.", fix, of_all=True
         )
     return ok("disk", f"{has}; {takes}", of_all=True)
 
@@ -171,8 +171,8 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
     size = int(split.length.sum())
     findings = []
     if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
-        mend = "`convoy convert --shards=N` writes several, which a file server can spread."
-        findings.append(warning("data", f"one shard of {_size(size)}, which {num_workers} workers read at once.", mend))
+        fix = "`convoy convert --shards=N` writes several, which a file server can spread."
+        findings.append(warning("data", f"one shard of {_size(size)}, which {num_workers} workers read at once.", fix))
     if split.num_images < global_batch_size:
         text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
         findings.append(warning("data", text, "Lower config.batch_size: a step would see images more than once."))

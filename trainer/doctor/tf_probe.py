@@ -1,6 +1,6 @@
 """What only TensorFlow can tell, in a process of its own: it may hang or crash there, and be ended.
 
-    with TensorFlowSide(question) as side:
+    with TfProbe(question) as side:
         side.start_up(seconds=180)                 # versions, devices, whether RUN's newest checkpoint fits
         side.reduce(cluster, seconds=30)           # a sum over all devices of all workers
         side.checkpoint_bytes(seconds=60)
@@ -58,7 +58,7 @@ class Setup:
     heartbeat_seconds: float
 
 
-class TensorFlowSide:
+class TfProbe:
     """The parent's end. A context manager: on leaving it the process is gone."""
 
     def __init__(self, setup: Setup):
@@ -69,7 +69,7 @@ class TensorFlowSide:
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> "TensorFlowSide":
+    def __enter__(self) -> "TfProbe":
         """Returns itself."""
         return self
 

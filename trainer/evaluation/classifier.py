@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.processes import usable_cores
-from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, infer, iterate
+from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, infer
 from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.tf_compat.internals import iterate
 
 
 class Classifier(Protocol):
@@ -24,23 +25,23 @@ class Classifier(Protocol):
       class_names: the categories, by label.
       image_size: side of the square images that it takes, in pixels.
       step: of the weights.
-      mirrored_too: whether to take mirror images too where nobody says otherwise.
+      flip_tta: whether to take mirror images too where nobody says otherwise.
     """
 
     class_names: Sequence[str]
     image_size: int
     step: int
-    mirrored_too: bool
+    flip_tta: bool
 
     def probabilities(
-        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
+        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
         """Yields each image's class probabilities, [num_classes] float32.
 
         Args:
           image_of: from an image's number, int64, to its pixels, [size, size, 3] uint8, as a TensorFlow graph.
           num_images: 1 or more.
-          mirrored_too: whether to take the mean with the probabilities of the mirror image.
+          flip_tta: whether to take the mean with the probabilities of the mirror image.
         """
 
 
@@ -53,10 +54,10 @@ class RunClassifier:
         self.class_names = trained.class_names
         self.image_size = trained.image_size
         self.step = trained.step
-        self.mirrored_too = trained.mirrored_too
+        self.flip_tta = trained.flip_tta
 
     def probabilities(
-        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
+        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
         """As `Classifier` says."""
         strategy = self._runtime.strategy
@@ -70,12 +71,12 @@ class RunClassifier:
         def one_replica(images: tf.Tensor) -> tf.Tensor:
             return tf.nn.softmax(infer(self._runtime.state, self._runtime.built, images))
 
-        def one_replica_mirrored_too(images: tf.Tensor) -> tf.Tensor:
+        def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
             return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2
 
         @tf.function(autograph=False)
         def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            run = strategy.run(one_replica_mirrored_too if mirrored_too else one_replica, (images,))
+            run = strategy.run(one_replica_flip_tta if flip_tta else one_replica, (images,))
             return strategy.experimental_local_results(run)
 
         remaining = num_images

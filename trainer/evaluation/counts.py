@@ -1,9 +1,9 @@
 """What a model got right and wrong in one evaluation, counted batch by batch and put together over all workers.
 
-    judgements = Judgements(num_classes)
+    judgements = EvaluationCounts(num_classes)
     evaluator.metrics(each=judgements.add)
-    everyones = judgements.of_all(peers)          # the same on every worker
-    everyones.confusion, everyones.curves, everyones.mistakes
+    gathered = judgements.of_all(peers)          # the same on every worker
+    gathered.confusion, gathered.curves, gathered.mistakes
 
 Of every image its label and its prediction are kept, of all probabilities their counts a class: enough for a confusion
 matrix, precision-recall curves and the worst mistakes, in memory that hardly grows with the number of images.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convoy.trainer.callbacks.tensorboard.summaries import THRESHOLDS
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 
 MISTAKES = 16
 _CURVES = 5
@@ -33,7 +33,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EvaluationSummary:
     """What all workers found together.
 
     Attributes:
@@ -54,7 +54,7 @@ class Verdict:
     mistakes: list[Mistake]
 
 
-class Judgements:
+class EvaluationCounts:
     """One worker's part."""
 
     def __init__(self, num_classes: int):
@@ -79,11 +79,11 @@ class Judgements:
         columns = (column[worst].tolist() for column in (confidences, indices, labels, predicted))
         self._mistakes = _worst([*self._mistakes, *(Mistake(*row) for row in zip(*columns, strict=True))])
 
-    def of_all(self, peers: Peers, *, seconds: float | None = None) -> Verdict:
+    def of_all(self, worker_group: WorkerGroup, *, seconds: float | None = None) -> EvaluationSummary:
         """Returns what all workers counted. All must call it at the same point; none adds anything after it.
 
         Args:
-          peers: the workers that evaluated together.
+          worker_group: the workers that evaluated together.
           seconds: how long to wait for them.
 
         Raises:
@@ -92,8 +92,8 @@ class Judgements:
         classes = self._num_classes
         pairs = np.concatenate([np.zeros(0, np.int64), *self._pairs])
         mistakes = [[m.probability, m.index, m.label, m.predicted] for m in self._mistakes]
-        everyones = peers.exchange("judgements", [_packed(np.sort(pairs)), mistakes], seconds=seconds)
-        codes, counts = np.unique(np.concatenate([_unpacked(packed) for packed, _ in everyones]), return_counts=True)
+        gathered = worker_group.exchange("judgements", [_packed(np.sort(pairs)), mistakes], seconds=seconds)
+        codes, counts = np.unique(np.concatenate([_unpacked(packed) for packed, _ in gathered]), return_counts=True)
         labels, predicted = np.divmod(codes, classes)
         worst = _lowest_f1(labels, predicted, counts, classes)
 
@@ -101,15 +101,15 @@ class Judgements:
         scores = self._scores.reshape(2, classes, THRESHOLDS)
         scores = np.stack([scores[0], scores[1] - scores[0]])
         rows = np.concatenate([scores.sum(1, keepdims=True), scores[:, worst]], axis=1)
-        everyones_rows = peers.exchange("precision-recall curves", rows.tolist(), seconds=seconds)
+        everyones_rows = worker_group.exchange("precision-recall curves", rows.tolist(), seconds=seconds)
         rows = np.sum(np.array(everyones_rows, np.int64), axis=0)
-        return Verdict(
+        return EvaluationSummary(
             classes,
             labels,
             predicted,
             counts,
             {name: rows[:, k] for k, name in enumerate([-1, *worst])},
-            _worst([Mistake(*row) for _, theirs in everyones for row in theirs]),
+            _worst([Mistake(*row) for _, theirs in gathered for row in theirs]),
         )
 
 

@@ -18,16 +18,16 @@ from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Reader
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.results import append_result
-from convoy.trainer.models import BuiltModel
+from convoy.trainer.models import ModelBundle
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.session.runtime import slices_of
 from convoy.trainer.step import metrics
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.step.step import cross_entropy
-from convoy.trainer.tf_compat.internals import device_iterators_that_end_at_once
+from convoy.trainer.tf_compat.internals import iterate
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -39,12 +39,12 @@ class Evaluator:
     def __init__(
         self,
         state: TrainState,
-        built: BuiltModel,
+        built: ModelBundle,
         reader: Reader,
         batch_size: int,
-        peers: Peers | None = None,
+        worker_group: WorkerGroup | None = None,
         *,
-        mirrored_too: bool = False,
+        flip_tta: bool = False,
     ):
         """Prepares the evaluation; the first call compiles it.
 
@@ -53,18 +53,18 @@ class Evaluator:
           built: the model for images of the reader's size.
           reader: of the split.
           batch_size: images at a time over all devices; rounded up to a multiple of them.
-          peers: the workers that evaluate together; alone where None.
-          mirrored_too: whether to take the mean of an image's probabilities and those of its mirror image.
+          worker_group: the workers that evaluate together; alone where None.
+          flip_tta: whether to take the mean of an image's probabilities and those of its mirror image.
         """
         self._state = state
         self._built = built
         self._reader = reader
-        self._peers = peers or Peers(None)
-        self._mirrored_too = mirrored_too
+        self._worker_group = worker_group or WorkerGroup(None)
+        self._flip_tta = flip_tta
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
         batch_size = -(-min(batch_size, reader.num_images) // replicas) * replicas
-        slices = slices_of(strategy, self._peers.rank, batch_size)
+        slices = slices_of(strategy, self._worker_group.rank, batch_size)
         self._steps = -(-reader.num_images // batch_size)
         # Told that it never ends, TensorFlow does not ask all workers at each batch whether they have one more.
         endless = tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)
@@ -92,9 +92,9 @@ class Evaluator:
                 total = total + sums.numpy()
                 if each:
                     each(*self._without_padding(batch, probabilities))
-                self._peers.report(self._state.step, "evaluation")
-        everyones = self._peers.exchange("evaluation", total.tolist(), seconds=seconds)
-        total = np.sum(np.array(everyones, np.float64), axis=0)
+                self._worker_group.report(self._state.step, "evaluation")
+        gathered = self._worker_group.exchange("evaluation", total.tolist(), seconds=seconds)
+        total = np.sum(np.array(gathered, np.float64), axis=0)
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
@@ -107,7 +107,7 @@ class Evaluator:
 
     def _one_replica(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         logits = infer(self._state, self._built, batch["image"])
-        if self._mirrored_too:
+        if self._flip_tta:
             mirrored = infer(self._state, self._built, tf.reverse(batch["image"], [2]))
             # The logarithms of the mean probabilities, which have these very probabilities as their softmax.
             both = tf.stack([tf.nn.log_softmax(logits), tf.nn.log_softmax(mirrored)])
@@ -124,7 +124,7 @@ class Evaluator:
         return tuple(column[weight > 0] for column in others)
 
 
-def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
+def infer(state: TrainState, built: ModelBundle, images: tf.Tensor) -> tf.Tensor:
     """Returns the logits of whole images, in replica context.
 
     Args:
@@ -144,24 +144,6 @@ def infer(state: TrainState, built: BuiltModel, images: tf.Tensor) -> tf.Tensor:
     return tf.cast(logits, tf.float32)
 
 
-def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf.Tensor], None, None]:
-    """Yields a dataset's batches. To be closed: reading ends with it, even where an exception keeps frames alive.
-
-    An iterator that is still reading when Python shuts down waits for the interpreter's lock for ever.
-    """
-    with device_iterators_that_end_at_once():
-        iterator = iter(dataset)
-    try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch
-    finally:
-        del iterator
-
-
 def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Generator[dict[str, tf.Tensor], None, None]:
     """As `iterate`; an unusable record comes out as the DataError that names it."""
     with contextlib.closing(iterate(dataset)) as batches:
@@ -174,7 +156,7 @@ def read_all(dataset: tf.distribute.DistributedDataset, reader: Reader) -> Gener
 
 
 def evaluate_split(
-    trained: TrainedRun, split_name: str, *, data: str | None = None, mirrored_too: bool = False
+    trained: TrainedRun, split_name: str, *, data: str | None = None, flip_tta: bool = False
 ) -> tuple[int, dict[str, float]]:
     """Evaluates a trained run on a split, adds the result to its results.csv, and keeps the predictions beside it.
 
@@ -182,7 +164,7 @@ def evaluate_split(
       trained: the run with its weights.
       split_name: `train`, `validation`, `test` or another of the dataset.
       data: the dataset directory; the run's own where None.
-      mirrored_too: as in `Evaluator`.
+      flip_tta: as in `Evaluator`.
 
     Returns:
       How many images were evaluated, and the metrics (`metrics.summarize`).
@@ -193,7 +175,7 @@ def evaluate_split(
     dataset, run, built = open_dataset_of(trained, data), trained.run, trained.runtime.built
     split = dataset.split(split_name)
     reader, collector = Reader(split, Crop(trained.image_size)), predictions.Collector()
-    evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, mirrored_too=mirrored_too)
+    evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, flip_tta=flip_tta)
     quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,
@@ -204,7 +186,7 @@ def evaluate_split(
         digest=dataset.digest(split_name),
         parameters=built.model.count_params(),
         time=time.time(),
-        mirrored_too=mirrored_too,
+        flip_tta=flip_tta,
     )
     try:
         append_result(run, step=trained.step, split=split_name, quality=quality)

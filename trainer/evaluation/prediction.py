@@ -34,7 +34,7 @@ class Request:
       like: a sample submission: its rows say which images in which order, its header what the columns are called.
       top_k: how many categories an image, best first.
       probabilities: whether each category's probability is written too.
-      mirrored_too: whether an image's probabilities are the mean of its own and of its mirror image's.
+      flip_tta: whether an image's probabilities are the mean of its own and of its mirror image's.
     """
 
     images: Path
@@ -43,7 +43,7 @@ class Request:
     like: Path | None = None
     top_k: int = 1
     probabilities: bool = False
-    mirrored_too: bool = False
+    flip_tta: bool = False
 
 
 def predict(classifier: Classifier, request: Request) -> int:
@@ -146,7 +146,7 @@ def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: 
         return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size))
 
     try:
-        yield from classifier.probabilities(decode, len(files), mirrored_too=request.mirrored_too)
+        yield from classifier.probabilities(decode, len(files), flip_tta=request.flip_tta)
     except tf.errors.OpError:
         unreadable = unreadable or _undecodable(files)
         if not unreadable:

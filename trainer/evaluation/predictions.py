@@ -46,7 +46,7 @@ class Evaluation:
       digest: of the split's content.
       parameters: how many the model has.
       time: seconds since 1970.
-      mirrored_too: whether each image's mirror image was classified with it.
+      flip_tta: whether each image's mirror image was classified with it.
     """
 
     split: str
@@ -57,7 +57,7 @@ class Evaluation:
     digest: str
     parameters: int
     time: float
-    mirrored_too: bool = False
+    flip_tta: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,10 @@ def newest(run: RunDirectory) -> Evaluation | None:
     found = []
     for path in run.path.glob("evaluation_*.json"):
         with contextlib.suppress(DataError, TypeError):  # damaged, or of a later version
-            evaluation = Evaluation(**run.read_json(path))
+            content = run.read_json(path)
+            if "mirrored_too" in content:  # its name before version 0.2
+                content["flip_tta"] = content.pop("mirrored_too")
+            evaluation = Evaluation(**content)
             if run.predictions(evaluation.split).exists():
                 found.append(evaluation)
     return max(found, key=lambda evaluation: evaluation.time, default=None)

@@ -28,17 +28,19 @@ class ExportClassifier:
         self.class_names = description["class_names"]
         self.image_size = description["image_size"]
         self.step = description["step"]
-        self.mirrored_too = description["mirrored_too"]
+        self.flip_tta = description.get(
+            "flip_tta", description.get("mirrored_too", False)
+        )  # its name before version 0.2
 
     def probabilities(
-        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, mirrored_too: bool = False
+        self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
         """As `Classifier` says."""
         numbers = tf.data.Dataset.range(num_images)
         for images in numbers.map(image_of, num_parallel_calls=usable_cores()).batch(_BATCH_SIZE).prefetch(2):
             images = images.numpy()
             probabilities = self._classify(images)
-            if mirrored_too:
+            if flip_tta:
                 probabilities = (probabilities + self._classify(images[:, :, ::-1])) / 2
             yield from probabilities
 

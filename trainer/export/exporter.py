@@ -103,7 +103,7 @@ def export(request: Request) -> Exported:
                 "weights_sha256": weights_sha256,
                 "model": trained.config.model.name,
                 "image_size": model.image_size,
-                "mirrored_too": trained.mirrored_too,
+                "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
                 "versions": _versions(request.formats),
                 "comparison": _comparison(reference),

@@ -14,7 +14,7 @@ from convoy.core.devices import Devices
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.session.runtime import Runtime, make_runtime, make_train_step
 from convoy.trainer.session.start import open_training_data
@@ -83,4 +83,4 @@ def prepare_trial(
     plan = configs.resolve(config, num_images=split.num_images, replicas=replicas)
     runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
     step = make_train_step(config, plan, runtime)
-    return Trial(plan, runtime, step, TrainingInput(split, config, plan, strategy, Peers(None)))
+    return Trial(plan, runtime, step, TrainingInput(split, config, plan, strategy, WorkerGroup(None)))

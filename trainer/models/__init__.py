@@ -1,6 +1,6 @@
 """The models by name: three built-ins, everything in `keras.applications`, and a function in a file. All return logits.
 
-    built = build_model("seed42", num_classes=42, image_size=64)
+    built = build_model("baseline_cnn", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
 
 Models are written in Keras' own layers, then rebuilt with the fast ones of `convoy.trainer.tf_compat.layers`. Their layers are named
@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.trainer.models.applications import application
-from convoy.trainer.models.built_in import convnet, seed42
+from convoy.trainer.models.built_in import baseline_cnn, convnet
 from convoy.trainer.models.from_file import model_from_file
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-_BUILT_IN = {"seed42": seed42, "convnet": convnet, "resnet": resnet}
+_BUILT_IN = {"baseline_cnn": baseline_cnn, "convnet": convnet, "resnet": resnet}
 _APPLICATIONS = "keras_applications:"
 _TAKEN_BY = {option: ("resnet",) for option in ("depth", "width", "stochastic_depth")} | {
     option: ("convnet", "resnet") for option in ("dropout", "instance_norm")
@@ -29,7 +29,7 @@ _TAKEN_BY = {option: ("resnet",) for option in ("depth", "width", "stochastic_de
 
 
 @dataclasses.dataclass(frozen=True)
-class BuiltModel:
+class ModelBundle:
     """A model and the scaling its input wants.
 
     Attributes:
@@ -54,11 +54,11 @@ def build_model(
     width: int = 0,
     stochastic_depth: float = 0.0,
     instance_norm: str = "auto",
-) -> BuiltModel:
+) -> ModelBundle:
     """Builds a model with random weights, or with those of a file.
 
     Args:
-      name: `seed42`, `convnet`, `resnet`, `keras_applications:NAME` (for example `keras_applications:ResNet50`), or
+      name: `baseline_cnn`, `convnet`, `resnet`, `keras_applications:NAME` (for example `keras_applications:ResNet50`), or
         `FILE.py:FUNCTION`, a function of `num_classes` and `image_size` that returns a Keras model; it sees pixels in
         [0, 1] and returns logits.
       num_classes: 2 or more.
@@ -108,10 +108,10 @@ def build_model(
             f"config.model.name={name!r} cannot be built for images of {image_size} pixels: {reason}"
         ) from error
     fast = with_fast_layers(model)
-    return BuiltModel(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "")
+    return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "")
 
 
-def takes_any_size(model: keras.Model) -> bool:
+def supports_any_size(model: keras.Model) -> bool:
     """Whether a model takes images of other sizes than the one it was built for."""
     return getattr(model, "input_shape", (None, 0))[1] is None
 

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 
-def seed42(num_classes: int, image_size: int) -> keras.Model:
+def baseline_cnn(num_classes: int, image_size: int) -> keras.Model:
     """The published 42-category model, unchanged; its softmax is part of the loss.
 
     11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first Dense layer.
@@ -26,7 +26,7 @@ def seed42(num_classes: int, image_size: int) -> keras.Model:
             *_seed_dense(2, 128),
             layers.Dense(num_classes, name="logits"),
         ],
-        name="seed42",
+        name="baseline_cnn",
     )
 
 

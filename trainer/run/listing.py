@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
+from convoy.trainer.config.renamed import modernized
 from convoy.trainer.run.directory import RunDirectory
 
 _DEEPEST = 4  # folders under the one that was named
@@ -117,7 +118,7 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
     best_step, best_top1 = _best(run)
     speeds = [line["perf/images_per_s"] for line in measured if line.get("perf/images_per_s")][-_SPEEDS:]
     images = dataset.get("train_images")
-    complete = {**dict(fields(to_json(default_config()))), **dict(fields(config))} if config else {}
+    complete = {**dict(fields(to_json(default_config()))), **dict(fields(modernized(config)))} if config else {}
     if config and dataset:
         complete["data"] = f"{dataset.get('name')} ({dataset.get('train_digest')})"
     return ListedRun(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from convoy import __version__
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.run.directory import RunDirectory
@@ -51,18 +51,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def place(plan: Plan, runtime: Runtime, peers: Peers) -> dict[str, Any]:
+def place(plan: Plan, runtime: Runtime, worker_group: WorkerGroup) -> dict[str, Any]:
     """Returns where a run runs, as JSON data: what may change when it goes on."""
     return {
         "devices": f"{plan.replicas} {'GPU' if runs_on_gpu(runtime.strategy) else 'CPU'}",
-        "workers": peers.num_workers,
+        "workers": worker_group.num_workers,
         "host": platform.node(),
         **versions(),
     }
 
 
 def header_rows(
-    config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, dataset: Dataset, run: RunDirectory, peers: Peers
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    runtime: Runtime,
+    dataset: Dataset,
+    run: RunDirectory,
+    worker_group: WorkerGroup,
 ) -> dict[str, str]:
     """Returns the rows of the console's header: what is about to run, on what, and how long."""
     strategy = runtime.strategy
@@ -80,7 +85,7 @@ def header_rows(
         + (f", all but the head frozen until step {plan.freeze_steps}" if plan.freeze_steps else ""),
         **({"weights": runtime.built.loaded} if runtime.built.loaded else {}),
         "data": f"{dataset.directory}: {dataset.num_classes} classes"
-        + (", windowed order" if config.order == "windowed" else "")
+        + (", windowed order" if config.shuffle == "block" else "")
         + (
             f", {validation} validation images"
             if validation
@@ -89,7 +94,7 @@ def header_rows(
         "length": length,
         **({"images": described} if (described := sizes.described(config, plan.total_steps)) else {}),
         "devices": f"{', '.join(devices)} ({_strategy_name(strategy)})"
-        + (f" on each of {peers.num_workers} workers" if peers.num_workers > 1 else ""),
+        + (f" on each of {worker_group.num_workers} workers" if worker_group.num_workers > 1 else ""),
         "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
         "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
         f"{plan.virtual_batch_size} a virtual replica",

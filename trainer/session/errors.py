@@ -6,7 +6,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from convoy.core.errors import ConvoyError
-from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, Peers
+from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, WorkerGroup
 
 _NAMED_IMAGES = 8
 _LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses
@@ -63,13 +63,13 @@ class PreemptedError(ConvoyError):
     exit_code = RETRYABLE
 
 
-def as_peer_lost(error: PeerLostError | tf.errors.OpError, peers: Peers) -> PeerLostError | None:
+def as_peer_lost(error: PeerLostError | tf.errors.OpError, worker_group: WorkerGroup) -> PeerLostError | None:
     """Returns what names the worker that TensorFlow only says is gone; None where the error is another one."""
     if isinstance(error, PeerLostError):
         return error
-    if peers.num_workers == 1:
+    if worker_group.num_workers == 1:
         return None
-    why = peers.why_lost(seconds=_LOSS_SECONDS)
+    why = worker_group.why_lost(seconds=_LOSS_SECONDS)
     if not why and not isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError):
         return None
     return PeerLostError(why or f"a worker is gone: {error.message.splitlines()[0]}")

@@ -11,6 +11,7 @@ from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
+from convoy.trainer.config import renamed
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime, make_runtime
@@ -48,9 +49,9 @@ class TrainedRun:
         return sizes.evaluation_size(self.config)
 
     @property
-    def mirrored_too(self) -> bool:
+    def flip_tta(self) -> bool:
         """Whether the run is evaluated by each image and its mirror image."""
-        return self.config.get("eval_flip", False)  # runs of older versions have no such field
+        return self.config.get("flip_tta", False)  # runs of older versions have no such field
 
 
 def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
@@ -69,7 +70,7 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
     run = RunDirectory(workdir)
     if not run.path.is_dir():
         raise DataError(f"--workdir={workdir}: no such folder. Give the --workdir of `convoy train`.")
-    config = ml_collections.ConfigDict(run.read_json(run.config))
+    config = ml_collections.ConfigDict(renamed.modernized(run.read_json(run.config)))
     dataset = run.read_json(run.dataset)
     store = CheckpointStore(run.checkpoints)
     step = _chosen_step(store, checkpoint, workdir)

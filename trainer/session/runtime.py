@@ -9,12 +9,12 @@ import ml_collections
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.augment.pipeline import parse_line
-from convoy.input_pipeline.reading.reader import Slices
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
+from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan
 from convoy.trainer.config import resolution as sizes
-from convoy.trainer.models import BuiltModel, build_model, takes_any_size
+from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
 from convoy.trainer.step.state import TrainState
@@ -42,12 +42,12 @@ class Runtime:
     strategy: tf.distribute.Strategy
     precision: str
     use_xla: bool
-    built: BuiltModel
-    resized: Mapping[int, BuiltModel]
+    built: ModelBundle
+    resized: Mapping[int, ModelBundle]
     optimizer: Optimizer
     state: TrainState
 
-    def built_for(self, size: int) -> BuiltModel:
+    def model_for_size(self, size: int) -> ModelBundle:
         """Returns the model for images of one of the sizes that it was made for."""
         return self.resized.get(size, self.built)
 
@@ -67,10 +67,10 @@ def choices_on(config: ml_collections.ConfigDict, *, on_gpu: bool, in_bfloat16: 
     return precision, use_xla
 
 
-def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> Slices:
+def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> BatchSlice:
     """Returns which part of each global batch the worker `rank` reads for its devices."""
     local_replicas = len(strategy.extended.worker_devices)
-    return Slices(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
+    return BatchSlice(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
 
 
 def fix_order_of_additions() -> None:
@@ -117,7 +117,7 @@ def make_runtime(
     build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
     weights = config.model.weights
 
-    def built_first(size: int) -> BuiltModel:
+    def built_first(size: int) -> ModelBundle:
         # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
         keras.utils.clear_session()
         keras.config.set_dtype_policy(_POLICIES[precision])
@@ -127,7 +127,7 @@ def make_runtime(
 
     size, *others = image_sizes or sizes.all_sizes(config)
     built = built_first(config.image_size)
-    if takes_any_size(built.model):
+    if supports_any_size(built.model):
         for other in {size, *others} - {config.image_size}:
             _check_takes(config.model.name, built.model, other)
         others = ()
@@ -155,7 +155,7 @@ def _check_takes(name: str, model: keras.Model, size: int) -> None:
         ) from error
 
 
-def _check_same_weights(name: str, models: Mapping[int, BuiltModel]) -> None:
+def _check_same_weights(name: str, models: Mapping[int, ModelBundle]) -> None:
     """Raises a UsageError where a model, built for two sizes, has weights of different shapes."""
     # In the order in which the step and the evaluation give them.
     variables = [[*b.model.trainable_variables, *b.model.non_trainable_variables] for b in models.values()]
@@ -208,7 +208,7 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
         use_xla=runtime.use_xla,
         deterministic=config.deterministic,
         reduce_in_bfloat16=config.reduce_in_bfloat16,
-        operations=parse_line(config.augment.line, image_size=config.image_size).device,
+        operations=parse_pipeline(config.augment.ops, image_size=config.image_size).device,
         mixing=Mixing(
             mixup=config.mix.mixup,
             cutmix=config.mix.cutmix,

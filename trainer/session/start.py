@@ -24,7 +24,7 @@ from convoy.trainer.cluster.interface import over_interface
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.watchdog import Deadlines
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
@@ -68,7 +68,7 @@ def prepare(
     devices: Devices,
     strategy_name: str,
     cluster: Cluster | None,
-    peers: Peers,
+    worker_group: WorkerGroup,
     deadlines: Deadlines,
     stop: StopRequest,
     interface: str = "",
@@ -85,15 +85,17 @@ def prepare(
     check_strategy(strategy_name, cluster)
     dataset = open_training_data(config, data)
     run = RunDirectory(workdir)
-    if peers.is_chief:
+    if worker_group.is_chief:
         run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
-    peers.meet()
-    cluster = over_interface(cluster, peers, interface)
-    agree_on_run(peers, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
-    if peers.is_chief and run.checkpoints.is_dir():  # before it is read: the gang before this one may still write
-        run.create(wait_seconds=_patience_with_a_lock(deadlines) if _may_be_a_restart(cluster) else 0.0)
-    checkpoint = agree_on_checkpoint(peers, store)
+    worker_group.meet()
+    cluster = over_interface(cluster, worker_group, interface)
+    agree_on_run(worker_group, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
+    if (
+        worker_group.is_chief and run.checkpoints.is_dir()
+    ):  # before it is read: the gang before this one may still write
+        run.create(wait_seconds=_lock_wait_seconds(deadlines) if _may_be_a_restart(cluster) else 0.0)
+    checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
         config = configs.with_choices_of(config, checkpoint[1]["config"])
         check_same_run(checkpoint[1], config, dataset, run)
@@ -104,7 +106,7 @@ def prepare(
         stop.listen()
         precision, use_xla = hardware_choices(config, strategy)
         local_devices = len(strategy.extended.worker_devices)
-        agree_on_hardware(peers, precision=precision, use_xla=use_xla, devices=local_devices)
+        agree_on_hardware(worker_group, precision=precision, use_xla=use_xla, devices=local_devices)
         if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
             raise UsageError(
                 f"{local_devices} devices a worker: workers of a deterministic run exchange sums among at most "
@@ -118,13 +120,13 @@ def prepare(
         config = configs.with_choices_of(
             config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
         )
-        if peers.is_chief:
+        if worker_group.is_chief:
             run.create()
         if checkpoint:
             load_into(runtime.state, *checkpoint, run)
         elif config.model.weights:
-            agree_on_weights(peers, runtime.state.weights_sha256())
-        peers.exchange("ready")
+            agree_on_weights(worker_group, runtime.state.weights_sha256())
+        worker_group.exchange("ready")
     return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
 
 
@@ -143,10 +145,10 @@ def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:
             f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
             "`convoy convert --images` wants the folder that holds a folder a class."
         )
-    if is_remote(data) and config.order == "global":
+    if is_remote(data) and config.shuffle == "global":
         raise UsageError(
             f"--data={data} is no folder of this machine, and in global order each record would be asked for by "
-            "itself: give --config.order=windowed, or copy the dataset."
+            "itself: give --config.shuffle=block, or copy the dataset."
         )
     return dataset
 
@@ -155,7 +157,7 @@ def _may_be_a_restart(cluster: Cluster | None) -> bool:
     return cluster is not None or "CONVOY_ATTEMPT" in os.environ
 
 
-def _patience_with_a_lock(deadlines: Deadlines) -> float:
+def _lock_wait_seconds(deadlines: Deadlines) -> float:
     """Returns for how many seconds to wait for the gang before this one to let go of RUN.
 
     The chief of a host that was cut off notices it only after its heartbeat, and a file server keeps the locks of one

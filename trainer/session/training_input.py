@@ -16,17 +16,17 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from convoy.input_pipeline.augment.pipeline import parse_line
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import make_cache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.input_pipeline.reading.substitutes import Substitution
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.config import resolution as sizes
-from convoy.trainer.evaluation.evaluator import iterate
 from convoy.trainer.session.runtime import slices_of
+from convoy.trainer.tf_compat.internals import iterate
 
 
 class TrainingInput:
@@ -38,7 +38,7 @@ class TrainingInput:
         config: ml_collections.ConfigDict,
         plan: Plan,
         strategy: tf.distribute.Strategy,
-        peers: Peers,
+        worker_group: WorkerGroup,
     ):
         """Opens the shards.
 
@@ -49,9 +49,9 @@ class TrainingInput:
         self._config = config
         self._plan = plan
         self._strategy = strategy
-        self._peers = peers
+        self._worker_group = worker_group
         self._seed = config.seed
-        self._slices = slices_of(strategy, peers.rank, plan.global_batch_size)
+        self._slices = slices_of(strategy, worker_group.rank, plan.global_batch_size)
         self._readers: dict[int, Reader] = {}  # by size; only the last one is open
         self._open(config.image_size)
 
@@ -79,7 +79,7 @@ class TrainingInput:
                             break
             except tf.errors.OpError:
                 # What cannot be decoded shows only after it was read, when the stream has ended with it.
-                if not reader.mend(self._slices, step, seed=self._seed):
+                if not reader.recover(self._slices, step, seed=self._seed):
                     if cause := reader.explain():
                         raise cause from None
                     raise
@@ -95,7 +95,7 @@ class TrainingInput:
         reader = self._readers[self._stage(step - 1).size]
         return reader.substituted(self._slices.positions(step - 1), seed=self._seed)
 
-    def _stage(self, step: int) -> sizes.Stage:
+    def _stage(self, step: int) -> sizes.ResolutionStage:
         return sizes.stage_at(self._config, self._plan.total_steps, step)
 
     def _open(self, size: int) -> Reader:
@@ -109,7 +109,7 @@ class TrainingInput:
 
     def _new_reader(self, size: int) -> Reader:
         config = self._config
-        line = parse_line(config.augment.line, image_size=config.image_size)
+        line = parse_pipeline(config.augment.ops, image_size=config.image_size)
         # Each size has a cache of its own. One that is in use for an epoch would be filled and never read from.
         steps = sum(s.end_step - s.first_step for s in sizes.stages(config, self._plan.total_steps) if s.size == size)
         cache = config.cache if steps > self._plan.steps_per_epoch else "none"
@@ -117,15 +117,15 @@ class TrainingInput:
             self._split,
             Crop(size, *line.scale),
             draws=line.draws,
-            order=config.order,
-            window=config.window,
+            shuffle=config.shuffle,
+            block_size=config.shuffle_block_size,
             sampling=config.sampling,
             on_corrupt=config.on_corrupt,
             cache=make_cache(
                 cache,
                 num_images=self._split.num_images,
                 random_crops=line.crops,
-                processes=self._peers.processes_here,
+                processes=self._worker_group.processes_here,
             ),
             operations=line.host,
         )

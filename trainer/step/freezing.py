@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
-from convoy.trainer.models import BuiltModel
+from convoy.trainer.models import ModelBundle
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.internals import is_seed_state
 
@@ -61,7 +61,7 @@ class Phase:
         that start at zero counts from there.
     """
 
-    built: BuiltModel
+    built: ModelBundle
     model: keras.Model | _WithFrozenBackbone
     weights: Sequence[int]
     statistics: Sequence[int]
@@ -69,7 +69,7 @@ class Phase:
     steps_before: Sequence[int]
 
 
-def phases_of(built: BuiltModel, *, freeze_steps: int = 0, backbone_rate: float = 1.0) -> tuple[Phase, Phase | None]:
+def phases_of(built: ModelBundle, *, freeze_steps: int = 0, backbone_rate: float = 1.0) -> tuple[Phase, Phase | None]:
     """Returns the phase in which all is trained, and the one before it, None without frozen steps.
 
     Args:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from convoy.input_pipeline.augment.apply import on_device
 from convoy.input_pipeline.augment.pipeline import Operation
-from convoy.trainer.models import BuiltModel
+from convoy.trainer.models import ModelBundle
 from convoy.trainer.step import metrics, mixing
 from convoy.trainer.step.freezing import Phase, phases_of
 from convoy.trainer.step.mixing import Mixing
@@ -93,10 +93,10 @@ class TrainStep:
     def __init__(
         self,
         state: TrainState,
-        built: BuiltModel,
+        built: ModelBundle,
         optimizer: Optimizer,
         settings: StepSettings,
-        resized: Mapping[int, BuiltModel] | None = None,
+        resized: Mapping[int, ModelBundle] | None = None,
     ):
         """Prepares the step. The first call compiles it, and each first one with images of another size or of another
         phase (`freezing`) once more.

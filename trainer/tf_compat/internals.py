@@ -1,7 +1,7 @@
 """What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_upstream.py` fails when that moves."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
@@ -164,3 +164,21 @@ def _launchers(context: tf.distribute.ReplicaContext) -> tuple[list, Any]:
     launchers = context.strategy.extended._cross_device_ops._launchers
     replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
     return launchers, launchers[replica % len(launchers)]
+
+
+def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf.Tensor], None, None]:
+    """Yields a dataset's batches. To be closed: reading ends with it, even where an exception keeps frames alive.
+
+    An iterator that is still reading when Python shuts down waits for the interpreter's lock for ever.
+    """
+    with device_iterators_that_end_at_once():
+        iterator = iter(dataset)
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            yield batch
+    finally:
+        del iterator

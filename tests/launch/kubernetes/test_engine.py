@@ -144,12 +144,12 @@ class TestApply:
             ("something else", "something else"),
         ],
     )
-    def test_passes_on_what_kubectl_refuses_with_the_mend(self, launch, kubectl, said, mend):
+    def test_passes_on_what_kubectl_refuses_with_the_mend(self, launch, kubectl, said, fix):
         kubectl.answer(err=said, code=1)
         code, output, errors = launch(*FLAGS, f"--kubectl={kubectl.path}")
         assert (code, output) == (2, "")
         assert errors.startswith(f"convoy: `'{kubectl.path}' apply` failed (exit code 1): {said}")
-        assert mend in errors
+        assert fix in errors
 
     def test_without_kubectl_names_the_ways_out(self, launch, tmp_path):
         code, _, errors = launch(*FLAGS, f"--kubectl={tmp_path}/kubectl")

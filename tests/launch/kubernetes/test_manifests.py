@@ -174,7 +174,7 @@ class TestPods:
     def test_run_the_worker_with_the_trainers_command(self, engine):
         (container,) = workers(by_kind(engine))["spec"]["containers"]
         assert container["command"] == ["convoy"]
-        echo = ["--echo_seconds=10"] if engine == "jobset" else []
+        echo = ["--secondary_exit_delay=10"] if engine == "jobset" else []
         assert container["args"] == ["launch", "worker", "--grace_seconds=60", *echo, "--", *COMMAND]
 
     def test_pass_words_on_as_they_were_typed(self, engine):

@@ -91,10 +91,10 @@ def events(run):
 
 @pytest.mark.slow
 def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_as_the_undisturbed_one(
-    network, undisturbed_run, dataset, tmp_path, wait_until, recovery
+    network, reference_run, dataset, tmp_path, wait_until, recovery
 ):
     run = tmp_path / "run"
-    flags = (*undisturbed_run.flags, "--heartbeat_timeout=5")
+    flags = (*reference_run.flags, "--heartbeat_timeout=5")
     pods = Pods(network(*HOSTS, aliases=POD_NAMES), tmp_path, *flags, data=dataset.data, run=run)
 
     def steps_begun():
@@ -125,7 +125,7 @@ def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_
     (*_, restored) = [event for event in events(run) if event["event"] == "restored"]
     assert restored["step"] == preempted["step"]
     hashes = [
-        json.loads((folder / "result.json").read_text())["weights_sha256"] for folder in (run, undisturbed_run.workdir)
+        json.loads((folder / "result.json").read_text())["weights_sha256"] for folder in (run, reference_run.workdir)
     ]
     assert hashes[0] == hashes[1]
     for attempt in (1, 2, 3):

@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).parents[3]
 LAUNCH = ("launch", "slurm", "--nodes=2", "--grace_seconds=5")
 
 
-def train(undisturbed_run, dataset, run):
-    flags = (*undisturbed_run.flags, "--devices=cpu:1", "--heartbeat_timeout=5")
+def train(reference_run, dataset, run):
+    flags = (*reference_run.flags, "--devices=cpu:1", "--heartbeat_timeout=5")
     return ("train", *flags, f"--data={dataset.data}", f"--workdir={run}")
 
 
@@ -35,10 +35,10 @@ def trainers(slurm, node):
 
 @pytest.mark.slow
 def test_a_job_whose_worker_is_killed_whose_link_is_cut_and_whose_time_is_up_ends_as_if_undisturbed(
-    slurm, convoy_started, undisturbed_run, dataset, tmp_path, wait_until, recovery
+    slurm, convoy_started, reference_run, dataset, tmp_path, wait_until, recovery
 ):
     run, output = tmp_path / "run", tmp_path / "output"
-    command = (*LAUNCH, "--", *train(undisturbed_run, dataset, run))
+    command = (*LAUNCH, "--", *train(reference_run, dataset, run))
     faults = {}
     with convoy_started(*command, output=output, prefix=tuple(slurm.command())) as client:
         wait_until(lambda: has_checkpoint(run, 20), "step 20")
@@ -58,7 +58,7 @@ def test_a_job_whose_worker_is_killed_whose_link_is_cut_and_whose_time_is_up_end
         slurm.run("scancel", "--signal=USR1", "--batch", "1")
         assert client.wait(300) == 0, output.read_text()
     shown = output.read_text()
-    assert weights(run) == weights(undisturbed_run.workdir), shown
+    assert weights(run) == weights(reference_run.workdir), shown
     # Where the workers are slow to notice the cut, SLURM is faster, and puts the job back by itself.
     assert (slurm.job("1"), slurm.job("1", "Restarts")) in (("COMPLETED", "1"), ("COMPLETED", "2"))
     assert re.search(r"convoy: attempt 1 ended at step \d+: worker 1 was killed \(SIGKILL\)\. Restarting from", shown)
@@ -71,10 +71,10 @@ def test_a_job_whose_worker_is_killed_whose_link_is_cut_and_whose_time_is_up_end
 
 @pytest.mark.slow
 def test_the_template_trains_and_a_node_that_dies_puts_its_job_back_into_the_queue(
-    slurm, undisturbed_run, dataset, tmp_path, wait_until, recovery
+    slurm, reference_run, dataset, tmp_path, wait_until, recovery
 ):
     run, log = tmp_path / "run", tmp_path / "slurm-1.out"
-    _, *flags = train(undisturbed_run, dataset, run)
+    _, *flags = train(reference_run, dataset, run)
     variables = {"CONVOY": f"{sys.executable} -m convoy", "RUN": str(run), "DATA": str(dataset.data)}
     variables |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1"}
     submit = ["sbatch", REPOSITORY / "launch/slurm/train.sbatch", *flags]
@@ -87,14 +87,14 @@ def test_the_template_trains_and_a_node_that_dies_puts_its_job_back_into_the_que
     wait_until(lambda: slurm.job("1") in ("COMPLETED", "FAILED", "CANCELLED"), "the end of the job")
     shown = log.read_text()
     assert (slurm.job("1"), slurm.job("1", "Restarts")) == ("COMPLETED", "1"), shown
-    assert weights(run) == weights(undisturbed_run.workdir), shown
+    assert weights(run) == weights(reference_run.workdir), shown
     recovery("SLURM: a node dies, and is back when SLURM has noticed", run, died)
 
 
 @pytest.mark.slow
-def test_of_a_job_array_only_the_one_that_is_warned_is_put_back(slurm, undisturbed_run, dataset, tmp_path, wait_until):
+def test_of_a_job_array_only_the_one_that_is_warned_is_put_back(slurm, reference_run, dataset, tmp_path, wait_until):
     runs = {task: tmp_path / f"run-{task}" for task in (1, 2)}
-    words = " ".join(train(undisturbed_run, dataset, tmp_path / "run"))
+    words = " ".join(train(reference_run, dataset, tmp_path / "run"))
     script = tmp_path / "job"
     script.write_text(
         f"#!/bin/sh\nexec {sys.executable} -m convoy launch srun --grace_seconds=5 -- {words}-$SLURM_ARRAY_TASK_ID\n"
@@ -114,7 +114,7 @@ def test_of_a_job_array_only_the_one_that_is_warned_is_put_back(slurm, undisturb
     wait_until(lambda: all(slurm.job(f"1_{task}") == "COMPLETED" for task in runs), "the end of both", 240)
     shown = (tmp_path / "1").read_text() + (tmp_path / "2").read_text()
     assert [slurm.job(f"1_{task}", "Restarts") for task in runs] == ["0", "1"], shown
-    assert {weights(run) for run in runs.values()} == {weights(undisturbed_run.workdir)}, shown
+    assert {weights(run) for run in runs.values()} == {weights(reference_run.workdir)}, shown
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from convoy.launch.processes import Ended
+from convoy.launch.processes import WorkerExit
 from convoy.launch.run_files import RunFiles
 from convoy.launch.slurm import step_workers as gang
 
@@ -43,7 +43,7 @@ def ends_of(files, said, monkeypatch, wait_until):
 
 
 def test_workers_that_left_no_word_are_lost_with_what_srun_says_of_them(files, ends_of):
-    files.write_end(Ended(0, 138, time.time()))
+    files.write_end(WorkerExit(0, 138, time.time()))
     for rank in (0, 1, 2):
         files.log(rank).write_text("trained\n")
     ends = ends_of("echo 'srun: error: n2: tasks 1-2: Killed' >&2; exit 137")

@@ -14,11 +14,11 @@ def checkpoint_steps(run):
 
 
 @pytest.fixture
-def train(machines, dataset, undisturbed_run, wait_until):
+def train(machines, dataset, reference_run, wait_until):
     """Starts the undisturbed run's training on hosts a and b, and returns when it has trained for a while."""
 
     def start(*flags, after=0):
-        trainer = (*undisturbed_run.flags, f"--data={dataset.data}", "--devices=cpu:1", "--heartbeat_timeout=5")
+        trainer = (*reference_run.flags, f"--data={dataset.data}", "--devices=cpu:1", "--heartbeat_timeout=5")
         launch = machines.launch("--grace_seconds=20", *flags, command=trainer, fake=False)
         reaches(launch, after + 20)
         return launch
@@ -36,9 +36,7 @@ def train(machines, dataset, undisturbed_run, wait_until):
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_and_later_the_connection_of_its_host(
-    machines, train, recovery, undisturbed_run, wait_until
-):
+def test_a_worker_is_killed_and_later_the_connection_of_its_host(machines, train, recovery, reference_run, wait_until):
     launch = train()
     time_of_kill = time.time()
     os.kill(machines.worker_pid("b", rank=1, attempt=1), signal.SIGKILL)
@@ -51,15 +49,13 @@ def test_a_worker_is_killed_and_later_the_connection_of_its_host(
     print(launch.output)
     assert ": worker 1 was killed (SIGKILL). Restarting from step " in launch.output
     assert ": worker 1 is lost: host b does not answer any more (ssh: " in launch.output
-    assert result_of(machines.run)["weights_sha256"] == result_of(undisturbed_run.workdir)["weights_sha256"]
+    assert result_of(machines.run)["weights_sha256"] == result_of(reference_run.workdir)["weights_sha256"]
     recovery("ssh: a worker killed", machines.run, time_of_kill)
     recovery("ssh: the ssh server's process of a host's connection killed", machines.run, time_of_cut)
 
 
 @pytest.mark.slow
-def test_the_launcher_is_killed_and_later_a_host_is_lost_for_good(
-    machines, train, recovery, undisturbed_run, wait_until
-):
+def test_the_launcher_is_killed_and_later_a_host_is_lost_for_good(machines, train, recovery, reference_run, wait_until):
     launch = train()
     before = max(checkpoint_steps(machines.run))
     time_of_kill = time.time()
@@ -75,6 +71,6 @@ def test_the_launcher_is_killed_and_later_a_host_is_lost_for_good(
     print(launch.output)
     assert "convoy: left out: host b does not answer (ssh: connect to host b port 22: " in launch.output
     assert "1 worker on a: R=1 for V=2 virtual replicas.\n" in launch.output
-    assert result_of(machines.run)["weights_sha256"] == result_of(undisturbed_run.workdir)["weights_sha256"]
+    assert result_of(machines.run)["weights_sha256"] == result_of(reference_run.workdir)["weights_sha256"]
     recovery("ssh: the launcher killed, and the same command given again", machines.run, time_of_kill)
     recovery("ssh: a host lost for good, --min_hosts=1", machines.run, time_of_loss)

@@ -11,7 +11,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.session import agreement
 from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 
@@ -29,10 +29,10 @@ def everyone():
     jobs = tuple(("worker", rank) for rank in range(WORKERS))
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
         made = [
-            stack.enter_context(Peers(Cluster(addresses, rank, "flags", jobs), startup_seconds=20))
+            stack.enter_context(WorkerGroup(Cluster(addresses, rank, "flags", jobs), startup_seconds=20))
             for rank in range(WORKERS)
         ]
-        list(pool.map(Peers.meet, made))
+        list(pool.map(WorkerGroup.meet, made))
         yield made
 
 
@@ -48,9 +48,9 @@ def stores(tmp_path):
 def outcomes(everyone, function):
     """Calls `function(peers)` on all workers at once; returns what each returned or raised."""
 
-    def call(peers):
+    def call(worker_group):
         try:
-            return function(peers)
+            return function(worker_group)
         except ConvoyError as error:
             return error
 
@@ -67,15 +67,19 @@ def refusal(everyone, function, kind):
 
 
 def test_weights_of_a_file_that_differs_on_a_worker_are_refused_by_all(everyone):
-    error = refusal(everyone, lambda peers: agree_on_weights(peers, "ab" if peers.rank < 2 else "cd"), DataError)
+    error = refusal(
+        everyone,
+        lambda worker_group: agree_on_weights(worker_group, "ab" if worker_group.rank < 2 else "cd"),
+        DataError,
+    )
     assert error.startswith(f"the workers differ in weights.sha256: 'ab' on {everyone[0].address(0)}, 'cd' on")
-    assert outcomes(everyone, lambda peers: agree_on_weights(peers, "ab")) == [None] * WORKERS
+    assert outcomes(everyone, lambda worker_group: agree_on_weights(worker_group, "ab")) == [None] * WORKERS
 
 
 def agree_with(everyone, rank, kind=UsageError, **different):
-    def agree(peers):
+    def agree(worker_group):
         own = {"config": CONFIG, "dataset": DATASET, "versions": VERSIONS}
-        agree_on_run(peers, **(own | different if peers.rank == rank else own))
+        agree_on_run(worker_group, **(own | different if worker_group.rank == rank else own))
 
     return refusal(everyone, agree, kind)
 
@@ -87,9 +91,9 @@ def save(store, step, seed=0):
 
 class TestTheRun:
     def test_that_is_the_same_on_all_goes_on(self, everyone):
-        def agree(peers):
-            agree_on_run(peers, config=CONFIG, dataset=DATASET, versions=VERSIONS)
-            agree_on_hardware(peers, precision="bfloat16", use_xla=False, devices=2)
+        def agree(worker_group):
+            agree_on_run(worker_group, config=CONFIG, dataset=DATASET, versions=VERSIONS)
+            agree_on_hardware(worker_group, precision="bfloat16", use_xla=False, devices=2)
 
         assert outcomes(everyone, agree) == [None] * WORKERS
 
@@ -119,8 +123,8 @@ class TestTheRun:
     def test_where_auto_came_to_something_else_says_so(self, everyone):
         error = refusal(
             everyone,
-            lambda peers: agree_on_hardware(
-                peers, precision="float32" if peers.rank == 1 else "bfloat16", use_xla=False, devices=1
+            lambda worker_group: agree_on_hardware(
+                worker_group, precision="float32" if worker_group.rank == 1 else "bfloat16", use_xla=False, devices=1
             ),
             UsageError,
         )
@@ -130,8 +134,8 @@ class TestTheRun:
     def test_with_more_devices_on_one_worker_says_so(self, everyone):
         error = refusal(
             everyone,
-            lambda peers: agree_on_hardware(
-                peers, precision="float32", use_xla=False, devices=2 if peers.rank == 2 else 1
+            lambda worker_group: agree_on_hardware(
+                worker_group, precision="float32", use_xla=False, devices=2 if worker_group.rank == 2 else 1
             ),
             UsageError,
         )
@@ -146,30 +150,30 @@ class TestTheCheckpoint:
         monkeypatch.setattr(agreement, "_POLL_SECONDS", 0.01)
 
     def test_is_none_where_there_is_none(self, everyone, stores):
-        assert outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0])) == [None] * WORKERS
+        assert outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0])) == [None] * WORKERS
 
     def test_is_the_newest_on_all(self, everyone, stores):
         save(stores[0], 3), save(stores[0], 6, seed=1)
-        for _, metadata in outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0])):
+        for _, metadata in outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0])):
             assert (metadata["step"], metadata["weights_sha256"]) == (6, f"{1:064x}")
 
     def test_is_the_newest_whole_one_on_all(self, everyone, stores, capsys):
         save(stores[0], 3), save(stores[0], 6)
         newest = stores[0].folder / "step-000000006.npz"
         newest.write_bytes(newest.read_bytes()[:-60])
-        found = outcomes(everyone, lambda peers: agree_on_checkpoint(peers, stores[0]))
+        found = outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0]))
         assert [metadata["step"] for _, metadata in found] == [3] * WORKERS
         assert capsys.readouterr().err.count(f"{newest} is damaged") == 1  # one voice
 
     def test_that_shows_late_on_another_host_is_waited_for(self, everyone, stores):
         save(stores[0], 6)
 
-        def agree(peers):
-            if peers.rank == 0:
-                return agree_on_checkpoint(peers, stores[0])
+        def agree(worker_group):
+            if worker_group.rank == 0:
+                return agree_on_checkpoint(worker_group, stores[0])
             with ThreadPoolExecutor(1) as pool:
-                agreed = pool.submit(agree_on_checkpoint, peers, stores[peers.rank])
-                if peers.rank == 1:  # worker 2 sees it only once worker 1 looks already
+                agreed = pool.submit(agree_on_checkpoint, worker_group, stores[worker_group.rank])
+                if worker_group.rank == 1:  # worker 2 sees it only once worker 1 looks already
                     save(stores[1], 6)
                 else:
                     shutil.copytree(stores[0].folder, stores[2].folder, dirs_exist_ok=True)
@@ -180,7 +184,9 @@ class TestTheCheckpoint:
     def test_that_another_worker_lacks_is_refused_by_all(self, everyone, stores):
         for store in stores[:2]:
             save(store, 6)
-        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        error = refusal(
+            everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[worker_group.rank]), DataError
+        )
         assert error.startswith(
             f"{everyone[0].address(2)} cannot go on from step 6 of {everyone[0].address(0)}: checkpoint "
             f"{stores[2].folder}/step-000000006.npz is missing."
@@ -189,19 +195,23 @@ class TestTheCheckpoint:
 
     def test_that_the_chief_lacks_is_refused_by_all(self, everyone, stores):
         save(stores[1], 6)
-        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        error = refusal(
+            everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[worker_group.rank]), DataError
+        )
         assert f"{everyone[0].address(1)} sees a checkpoint of step 6 in " in error
         assert error.endswith("sees none: all workers must share one --workdir.")
 
     def test_with_other_weights_under_the_same_step_is_refused_by_all(self, everyone, stores):
         for rank, store in enumerate(stores):
             save(store, 6, seed=int(rank == 1))
-        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[peers.rank]), DataError)
+        error = refusal(
+            everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[worker_group.rank]), DataError
+        )
         assert f"{everyone[0].address(1)} cannot go on from step 6" in error
         assert "its step 6 has other weights" in error
 
     def test_of_which_none_is_whole_is_refused_by_all(self, everyone, stores):
         save(stores[0], 6)
         (stores[0].folder / "step-000000006.npz").write_bytes(b"half")
-        error = refusal(everyone, lambda peers: agree_on_checkpoint(peers, stores[0]), DataError)
+        error = refusal(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0]), DataError)
         assert error.startswith(f"no checkpoint in {stores[0].folder} is whole")

@@ -11,7 +11,7 @@ from convoy.core.errors import UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import interface as interfaces
 from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_addresses
-from convoy.trainer.cluster.worker_group import Peers, loopback_note
+from convoy.trainer.cluster.worker_group import WorkerGroup, loopback_note
 
 HAS = [Interface("lo", "127.0.0.1"), Interface("eth0", "192.168.4.7"), Interface("ib0", "10.1.3.7")]
 
@@ -61,14 +61,14 @@ def everywhere(interface_of, monkeypatch):
 
     def worker(rank):
         own = cluster(rank, addresses)
-        with Peers(own, startup_seconds=20) as peers:
-            peers.meet()
+        with WorkerGroup(own, startup_seconds=20) as worker_group:
+            worker_group.meet()
             try:
-                return over_interface(own, peers, interface_of[rank])
+                return over_interface(own, worker_group, interface_of[rank])
             except UsageError as error:
                 return str(error)
             finally:
-                peers.exchange("done")
+                worker_group.exchange("done")
 
     monkeypatch.setattr(interfaces, "own_interfaces", lambda: HAS)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # so that what it is set to does not outlive the test
@@ -94,7 +94,7 @@ def test_without_the_flag_or_without_a_cluster_nothing_changes(monkeypatch):
     found, ports = everywhere(("", ""), monkeypatch)
     assert [cluster.addresses for cluster in found] == [tuple(f"127.0.0.1:{port}" for port in ports)] * 2
     assert "NCCL_SOCKET_IFNAME" not in os.environ
-    assert over_interface(None, Peers(None), "ib0") is None
+    assert over_interface(None, WorkerGroup(None), "ib0") is None
 
 
 def test_a_worker_that_was_not_given_the_flag_is_named_on_all(monkeypatch):

@@ -18,7 +18,7 @@ from convoy.core.cluster import Cluster
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import worker_group as peers_module
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
-from convoy.trainer.cluster.worker_group import RETRYABLE, TRAINING, PeerLostError, Peers
+from convoy.trainer.cluster.worker_group import RETRYABLE, TRAINING, PeerLostError, WorkerGroup
 
 ROOT = Path(__file__).resolve().parents[3]
 # A worker that says what it does until it is ended: rank and addresses are its arguments.
@@ -29,7 +29,7 @@ from convoy.core.cluster import Cluster
 peers._TICK_SECONDS = 0.02
 rank, *addresses = sys.argv[1:]
 jobs = tuple(("worker", number) for number in range(len(addresses)))
-with peers.Peers(Cluster(tuple(addresses), int(rank), "flags", jobs), startup_seconds=30) as worker:
+with peers.WorkerGroup(Cluster(tuple(addresses), int(rank), "flags", jobs), startup_seconds=30) as worker:
     worker.meet()
     worker.report(7, "training step")
     while True:
@@ -55,7 +55,7 @@ def make_peers():
                 addresses = tuple(f"127.0.0.1:{port}" for port in ports)
             jobs = tuple(("worker", rank) for rank in range(number))
             clusters = [Cluster(addresses, rank, "flags", jobs) for rank in range(number)]
-            return [made.enter_context(Peers(cluster, startup_seconds=startup_seconds)) for cluster in clusters]
+            return [made.enter_context(WorkerGroup(cluster, startup_seconds=startup_seconds)) for cluster in clusters]
 
         yield make
 
@@ -65,8 +65,8 @@ def stranger():
     """Starts worker `rank` of the cluster of `peers` as a process of its own; returns it."""
     started = []
 
-    def start(peers, rank):
-        command = [sys.executable, "-c", _WORKER, str(rank), *peers._cluster.addresses]
+    def start(worker_group, rank):
+        command = [sys.executable, "-c", _WORKER, str(rank), *worker_group._cluster.addresses]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return started[-1]
@@ -81,9 +81,9 @@ def stranger():
 def together(everyone, function):
     """Calls `function(peers)` on all workers at once; returns what each gave, a PeerLostError included."""
 
-    def call(peers):
+    def call(worker_group):
         try:
-            return function(peers)
+            return function(worker_group)
         except PeerLostError as error:
             return error
 
@@ -94,7 +94,7 @@ def together(everyone, function):
 @pytest.fixture
 def three(make_peers):
     everyone = make_peers(3)
-    assert together(everyone, Peers.meet) == [None] * 3
+    assert together(everyone, WorkerGroup.meet) == [None] * 3
     return everyone
 
 
@@ -102,7 +102,7 @@ class TestMeeting:
     def test_workers_meet_in_whatever_order_they_come(self, make_peers):
         everyone = make_peers(3)
         with ThreadPoolExecutor(3) as pool:
-            late = [pool.submit(peers.meet) for peers in reversed(everyone[1:])]
+            late = [pool.submit(worker_group.meet) for worker_group in reversed(everyone[1:])]
             with pytest.raises(TimeoutError):  # nobody goes on alone
                 late[0].result(0.3)
             everyone[0].meet()
@@ -111,11 +111,14 @@ class TestMeeting:
     def test_the_port_is_free_for_tensorflow_while_the_connections_live(self, three):
         port = int(three[0]._cluster.addresses[0].rpartition(":")[2])
         with socket.create_server(("", port)):
-            assert together(three, lambda peers: peers.exchange("still", peers.rank)) == [[0, 1, 2]] * 3
+            assert (
+                together(three, lambda worker_group: worker_group.exchange("still", worker_group.rank))
+                == [[0, 1, 2]] * 3
+            )
 
     def test_a_worker_that_does_not_come_is_named_on_all(self, make_peers):
         first, second, _ = everyone = make_peers(3, startup_seconds=0.5)
-        of_chief, of_worker = map(str, together([first, second], Peers.meet))
+        of_chief, of_worker = map(str, together([first, second], WorkerGroup.meet))
         missing = re.escape(everyone[0].address(2))
         assert re.fullmatch(rf"{missing} did not come within 0\.5 s\. Do they run, and do they reach .*\?", of_chief)
         assert re.search(rf"{re.escape(everyone[0].address(0))} says: {missing} did not come within 0\.5 s", of_worker)
@@ -135,7 +138,7 @@ class TestMeeting:
 
     def test_two_workers_of_the_same_rank_are_told_apart_and_the_first_stays(self, make_peers, wait_until):
         chief, first, third = make_peers(3)
-        twin = Peers(first._cluster, startup_seconds=20)
+        twin = WorkerGroup(first._cluster, startup_seconds=20)
         with ThreadPoolExecutor(4) as pool:
             meetings = [pool.submit(chief.meet), pool.submit(first.meet)]
             wait_until(lambda: 1 in chief._links, "the first worker 1", 20)
@@ -143,13 +146,16 @@ class TestMeeting:
                 pool.submit(twin.meet).result(20)
             meetings.append(pool.submit(third.meet))
             assert [meeting.result(20) for meeting in meetings] == [None] * 3
-        assert together([chief, first, third], lambda peers: peers.exchange("it", peers.rank)) == [[0, 1, 2]] * 3
+        assert (
+            together([chief, first, third], lambda worker_group: worker_group.exchange("it", worker_group.rank))
+            == [[0, 1, 2]] * 3
+        )
 
     def test_a_worker_of_another_cluster_is_turned_away(self, make_peers):
         chief, worker = make_peers(2)
         addresses = (*worker._cluster.addresses, "127.0.0.1:1")
         jobs = tuple(("worker", rank) for rank in range(3))
-        other = Peers(Cluster(addresses, 2, "flags", jobs), startup_seconds=20)
+        other = WorkerGroup(Cluster(addresses, 2, "flags", jobs), startup_seconds=20)
         with ThreadPoolExecutor(2) as pool:
             meeting = pool.submit(chief.meet)
             with pytest.raises(PeerLostError, match=r"worker 0 .* says: the cluster of worker 0 .* has 2 workers"):
@@ -175,42 +181,49 @@ class TestMeeting:
             meeting.result(20)
 
     def test_a_process_that_is_alone_meets_and_exchanges_by_itself(self):
-        with Peers(None) as peers:
-            peers.meet()
-            assert (peers.is_chief, peers.num_workers, peers.exchange("it", {"a": 1})) == (True, 1, [{"a": 1}])
-            assert peers.why_lost() is None
+        with WorkerGroup(None) as worker_group:
+            worker_group.meet()
+            assert (worker_group.is_chief, worker_group.num_workers, worker_group.exchange("it", {"a": 1})) == (
+                True,
+                1,
+                [{"a": 1}],
+            )
+            assert worker_group.why_lost() is None
 
 
 class TestExchange:
     def test_gives_every_worker_all_values_by_rank_time_after_time(self, three):
         for number in range(20):
             expected = [[rank, number, "Käse"] for rank in range(3)]
-            values = together(three, lambda peers, number=number: peers.exchange("it", [peers.rank, number, "Käse"]))
+            values = together(
+                three,
+                lambda worker_group, number=number: worker_group.exchange("it", [worker_group.rank, number, "Käse"]),
+            )
             assert values == [expected] * 3
 
     def test_keeps_rounds_apart_when_workers_run_ahead(self, three):
-        def ten(peers):
+        def ten(worker_group):
             values = []
             for number in range(10):
-                time.sleep(0.003 * ((peers.rank + number) % 3))
-                values.append(peers.exchange("it", number))
+                time.sleep(0.003 * ((worker_group.rank + number) % 3))
+                values.append(worker_group.exchange("it", number))
             return values
 
         assert together(three, ten) == [[[number] * 3 for number in range(10)]] * 3
 
     def test_that_a_worker_does_not_answer_names_it(self, three):
-        of_chief, of_worker = together(three[:2], lambda peers: peers.exchange("it", seconds=0.3))
+        of_chief, of_worker = together(three[:2], lambda worker_group: worker_group.exchange("it", seconds=0.3))
         assert re.search(
             rf"no answer within 0\.3 s to the exchange of 'it' from {re.escape(three[0].address(2))}\.", str(of_chief)
         )
         assert isinstance(of_worker, PeerLostError)
 
     def test_ends_at_once_where_a_worker_goes_meanwhile(self, three):
-        def leave_or_wait(peers):
-            if peers.rank == 2:
-                peers.leave("its data are bad.")
+        def leave_or_wait(worker_group):
+            if worker_group.rank == 2:
+                worker_group.leave("its data are bad.")
                 return None
-            return peers.exchange("it")
+            return worker_group.exchange("it")
 
         for rank, error in enumerate(together(three, leave_or_wait)[:2]):
             assert f"{three[rank].address(2)} is gone: it stopped: its data are bad" in str(error)
@@ -218,11 +231,11 @@ class TestExchange:
 
 class TestWhoIsLost:
     def test_nobody_is_while_all_are_there(self, three):
-        assert [peers.why_lost(seconds=0.1) for peers in three] == [None] * 3
+        assert [worker_group.why_lost(seconds=0.1) for worker_group in three] == [None] * 3
 
     def test_a_goodbye_without_a_reason_is_no_loss(self, three):
         three[2].leave()
-        assert [peers.why_lost(seconds=0.3) for peers in three[:2]] == [None, None]
+        assert [worker_group.why_lost(seconds=0.3) for worker_group in three[:2]] == [None, None]
 
     @pytest.mark.parametrize("rank", [0, 2])
     def test_an_error_in_one_worker_is_told_to_the_others(self, three, rank):
@@ -235,13 +248,13 @@ class TestWhoIsLost:
     def test_a_killed_worker_is_named_on_all_with_the_step_it_was_in(self, make_peers, stranger, wait_until):
         chief, worker, _ = make_peers(3)
         process = stranger(chief, 2)
-        assert together([chief, worker], Peers.meet) == [None, None]
+        assert together([chief, worker], WorkerGroup.meet) == [None, None]
         wait_until(lambda: chief.table()[2][0] == 7, "the report of worker 2", 20)
         process.kill()
-        for peers in (chief, worker):
-            expected = f"{peers.address(2)} is gone: its connection closed; it was last heard of at step 7"
-            assert peers.why_lost(seconds=10) == expected
-            assert peers.lost_for() > 0
+        for worker_group in (chief, worker):
+            expected = f"{worker_group.address(2)} is gone: its connection closed; it was last heard of at step 7"
+            assert worker_group.why_lost(seconds=10) == expected
+            assert worker_group.lost_for() > 0
 
     def test_a_killed_chief_is_named(self, make_peers, stranger):
         chief, worker = make_peers(2)
@@ -253,59 +266,69 @@ class TestWhoIsLost:
     @pytest.mark.parametrize("rank", [0, 1])
     def test_a_stopped_worker_is_silent_and_no_longer_once_it_goes_on(self, make_peers, stranger, wait_until, rank):
         everyone = make_peers(2)
-        process, peers = stranger(everyone[0], rank), everyone[1 - rank]
-        peers.meet()
-        wait_until(lambda: peers.table()[rank][0] == 7, "its report", 20)
-        assert peers.why_lost() is None
+        process, worker_group = stranger(everyone[0], rank), everyone[1 - rank]
+        worker_group.meet()
+        wait_until(lambda: worker_group.table()[rank][0] == 7, "its report", 20)
+        assert worker_group.why_lost() is None
         process.send_signal(signal.SIGSTOP)
-        why = peers.why_lost(seconds=10)
-        assert re.fullmatch(rf"{re.escape(peers.address(rank))} has been silent for \d+ s", why)
-        assert peers.describe_stall().startswith(f"stuck: {peers.address(rank)}. ")
+        why = worker_group.why_lost(seconds=10)
+        assert re.fullmatch(rf"{re.escape(worker_group.address(rank))} has been silent for \d+ s", why)
+        assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(rank)}. ")
         process.send_signal(signal.SIGCONT)
-        wait_until(lambda: peers.why_lost() is None, "its next word", 20)
+        wait_until(lambda: worker_group.why_lost() is None, "its next word", 20)
 
 
 class TestTheTable:
     def test_shows_every_worker_what_all_do(self, three, wait_until):
-        for peers in three:
-            peers.report(10 + peers.rank, f"phase {peers.rank}")
+        for worker_group in three:
+            worker_group.report(10 + worker_group.rank, f"phase {worker_group.rank}")
         expected = [(10 + rank, f"phase {rank}") for rank in range(3)]
-        for peers in three:
-            wait_until(lambda peers=peers: [row[:2] for row in peers.table()] == expected, "the reports", 10)
+        for worker_group in three:
+            wait_until(
+                lambda worker_group=worker_group: [row[:2] for row in worker_group.table()] == expected,
+                "the reports",
+                10,
+            )
 
     def test_names_the_one_that_is_elsewhere_while_the_others_wait_in_a_step(self, three, wait_until):
-        for peers in three:
-            peers.report(5, "waiting for input" if peers.rank == 1 else TRAINING)
-        for peers in three:
-            wait_until(lambda peers=peers: {row[0] for row in peers.table()} == {5}, "the reports", 10)
-            assert peers.describe_stall().startswith(f"stuck: {peers.address(1)}. ")
-            assert f"{peers.address(1)}: waiting for input, step 5, for 0 s" in peers.describe_stall()
+        for worker_group in three:
+            worker_group.report(5, "waiting for input" if worker_group.rank == 1 else TRAINING)
+        for worker_group in three:
+            wait_until(
+                lambda worker_group=worker_group: {row[0] for row in worker_group.table()} == {5}, "the reports", 10
+            )
+            assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(1)}. ")
+            assert f"{worker_group.address(1)}: waiting for input, step 5, for 0 s" in worker_group.describe_stall()
 
     def test_names_the_one_that_is_a_step_behind(self, three, wait_until):
-        for peers in three:
-            peers.report(4 if peers.rank == 2 else 5, TRAINING)
-        for peers in three:
-            wait_until(lambda peers=peers: [row[0] for row in peers.table()] == [5, 5, 4], "the reports", 10)
-            assert peers.describe_stall().startswith(f"stuck: {peers.address(2)}. ")
+        for worker_group in three:
+            worker_group.report(4 if worker_group.rank == 2 else 5, TRAINING)
+        for worker_group in three:
+            wait_until(
+                lambda worker_group=worker_group: [row[0] for row in worker_group.table()] == [5, 5, 4],
+                "the reports",
+                10,
+            )
+            assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(2)}. ")
 
     def test_names_nobody_where_all_do_the_same(self, three, wait_until):
-        for peers in three:
-            peers.report(5, TRAINING)
+        for worker_group in three:
+            worker_group.report(5, TRAINING)
         wait_until(lambda: {row[0] for row in three[0].table()} == {5}, "the reports", 10)
         assert not three[0].describe_stall().startswith("stuck")
 
 
 class TestTheWatchdog:
     def test_is_content_while_all_goes_on(self, three):
-        for peers in three:
-            peers.report(1, TRAINING)
-            assert Watchdog(peers, Deadlines()).problem() is None
+        for worker_group in three:
+            worker_group.report(1, TRAINING)
+            assert Watchdog(worker_group, Deadlines()).problem() is None
 
     def test_finds_a_step_that_does_not_end_and_names_who_holds_it_up(self, three, wait_until):
         chief, stuck, other = three
         stuck.report(3, "waiting for input")
-        for peers in (chief, other):
-            peers.report(3, TRAINING)
+        for worker_group in (chief, other):
+            worker_group.report(3, TRAINING)
         watchdog = Watchdog(chief, Deadlines(step=0.3))
         wait_until(lambda: chief.table()[1][0] == 3 and watchdog.problem(), "the deadline", 10)
         expected = rf"no progress for \d+ s \(--step_timeout\) in step 3: stuck: {re.escape(chief.address(1))}\. "
@@ -314,22 +337,22 @@ class TestTheWatchdog:
         assert watchdog.problem() is None
 
     def test_finds_a_process_alone_that_is_stuck(self, wait_until):
-        peers = Peers(None)
-        peers.report(9, "saving")
-        watchdog = Watchdog(peers, Deadlines(step=0.1))
+        worker_group = WorkerGroup(None)
+        worker_group.report(9, "saving")
+        watchdog = Watchdog(worker_group, Deadlines(step=0.1))
         wait_until(lambda: watchdog.problem() is not None, "the deadline", 10)
         assert re.match(r"no progress for 0 s \(--step_timeout\) in step 9: .*saving", watchdog.problem())
 
     def test_finds_a_worker_that_stays_lost(self, three, wait_until):
         chief, worker, lost = three
-        for peers in (chief, worker):
-            peers.report(6, TRAINING)
+        for worker_group in (chief, worker):
+            worker_group.report(6, TRAINING)
         with contextlib.suppress(ValueError), lost:
             raise ValueError("boom")
-        for peers in (chief, worker):
-            watchdog = Watchdog(peers, Deadlines(heartbeat=0.2))
+        for worker_group in (chief, worker):
+            watchdog = Watchdog(worker_group, Deadlines(heartbeat=0.2))
             wait_until(lambda watchdog=watchdog: watchdog.problem() is not None, "the deadline", 10)
-            assert watchdog.problem().startswith(f"{peers.address(2)} is gone: it stopped: boom")
+            assert watchdog.problem().startswith(f"{worker_group.address(2)} is gone: it stopped: boom")
             assert watchdog.problem().endswith("step 6 (training step) does not end")
 
     def test_finds_a_worker_that_stays_silent(self, make_peers, stranger, wait_until):
@@ -345,15 +368,15 @@ class TestTheWatchdog:
         assert re.match(rf"{re.escape(chief.address(1))} has been silent for \d+ s", watchdog.problem())
 
     def test_ends_the_process_with_all_stacks_and_the_word_noted(self, capfd):
-        peers, ended, noted = Peers(None), threading.Event(), []
+        worker_group, ended, noted = WorkerGroup(None), threading.Event(), []
         codes = []
 
         def end(code):
             codes.append(code)
             ended.set()
 
-        peers.report(2, TRAINING)
-        with Watchdog(peers, Deadlines(step=0.01), on_end=noted.append, end=end):
+        worker_group.report(2, TRAINING)
+        with Watchdog(worker_group, Deadlines(step=0.01), on_end=noted.append, end=end):
             assert ended.wait(20)
         told = capfd.readouterr().err
         assert codes == [RETRYABLE]
@@ -362,8 +385,8 @@ class TestTheWatchdog:
         assert noted[0].startswith("no progress")
 
     def test_watches_no_longer_once_it_was_left(self):
-        peers, ended = Peers(None), []
-        with Watchdog(peers, Deadlines(step=0.01), end=ended.append):
+        worker_group, ended = WorkerGroup(None), []
+        with Watchdog(worker_group, Deadlines(step=0.01), end=ended.append):
             pass
         time.sleep(0.7)  # longer than it waits between two looks
         assert not ended
@@ -384,7 +407,7 @@ def test_the_chief_hears_everything_it_was_told_before_an_exchange(make_peers):
 
 
 def test_a_worker_that_is_alone_tells_itself():
-    with Peers(None) as alone:
+    with WorkerGroup(None) as alone:
         assert alone.processes_here == 1
         alone.tell({"index": 3})
         assert (alone.told(), alone.told()) == ([{"index": 3}], [])
@@ -393,4 +416,4 @@ def test_a_worker_that_is_alone_tells_itself():
 def test_workers_are_of_one_host_by_their_addresses():
     addresses = ("a:1", "b:1", "a:2", "a:3")
     clusters = [Cluster(addresses, rank, "flags", (("worker", 0),) * 4) for rank in range(4)]
-    assert [Peers(cluster).processes_here for cluster in clusters] == [3, 1, 3, 3]
+    assert [WorkerGroup(cluster).processes_here for cluster in clusters] == [3, 1, 3, 3]

@@ -10,8 +10,8 @@ from convoy.core.cluster import Cluster
 from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
 from convoy.trainer import config as configs
-from convoy.trainer.cluster.worker_group import Peers
-from convoy.trainer.doctor.checks import Question, _Examination
+from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.doctor.checks import DoctorOptions, _Examination
 from convoy.trainer.doctor.findings import FAILED, OK
 from convoy.trainer.doctor.tf_probe import NoAnswerError
 
@@ -31,7 +31,7 @@ class NoTensorFlow:
 
 
 def question(data="", workdir=""):
-    return Question(
+    return DoctorOptions(
         config=configs.default_config(),
         data=str(data),
         workdir=str(workdir),
@@ -56,11 +56,11 @@ def findings_of():
 
         def worker(rank):
             cluster = Cluster(addresses, rank, "flags", (("worker", 0), ("worker", 1)))
-            with Peers(cluster, startup_seconds=20) as peers:
-                examination = _Examination(questions[rank], cluster, peers, [])
+            with WorkerGroup(cluster, startup_seconds=20) as worker_group:
+                examination = _Examination(questions[rank], cluster, worker_group, [])
                 with examination._responding:
                     part(examination)
-                peers.exchange("done")
+                worker_group.exchange("done")
                 return {finding.check: finding for finding in examination._findings}
 
         with ThreadPoolExecutor(2) as pool:
@@ -71,17 +71,17 @@ def findings_of():
 
 def met(part):
     def meet_first(examination):
-        examination._peers.meet()
+        examination._worker_group.meet()
         part(examination)
 
     return meet_first
 
 
 def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of, monkeypatch):
-    meet, resolve, has_come = Peers.meet, socket.getaddrinfo, threading.Event()
+    meet, resolve, has_come = WorkerGroup.meet, socket.getaddrinfo, threading.Event()
 
-    def meet_and_tell(peers):
-        meet(peers)
+    def meet_and_tell(worker_group):
+        meet(worker_group)
         has_come.set()
 
     def resolve_late(host, *arguments, **options):
@@ -89,7 +89,7 @@ def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of,
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return resolve("127.0.0.1" if host == "late-pod" else host, *arguments, **options)
 
-    monkeypatch.setattr(Peers, "meet", meet_and_tell)
+    monkeypatch.setattr(WorkerGroup, "meet", meet_and_tell)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     chiefs, _ = findings_of(_Examination._check_network, question(), question(), second_host="late-pod")
     assert (chiefs["names"].level, chiefs["ports"].level) == (OK, OK)

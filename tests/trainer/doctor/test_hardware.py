@@ -6,7 +6,7 @@ from convoy.core.devices import parse_devices
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED, WARNING
 from convoy.trainer.doctor.hardware import (
     Driver,
-    Limits,
+    ResourceLimits,
     check_counts,
     check_devices,
     check_driver,
@@ -74,7 +74,7 @@ class TestDevices:
         (finding, *_), count = devices("auto", Driver(("H100", "H100"), "1"), seen())
         assert (finding.level, count) == (FAILED, 0)
         assert finding.text == "TensorFlow sees 0 of the 2 GPUs that nvidia-smi lists."
-        assert "pip install 'convoy-train[cuda]'" in finding.mend
+        assert "pip install 'convoy-train[cuda]'" in finding.fix
 
     @pytest.mark.parametrize(
         ("visible", "gpus"), [("0", 1), ("1,0", 2), ("0,-1,1", 1), ("GPU-5f,GPU-6a", 2), ("0,NoDevFiles", 1)]
@@ -133,13 +133,13 @@ class TestLimits:
         assert read_limits().open_files > 0
 
     def test_of_open_files_grow_with_workers_and_shards(self):
-        enough = check_limits(Limits(1024, 2**20), num_workers=4, num_shards=8, gpus=0)
+        enough = check_limits(ResourceLimits(1024, 2**20), num_workers=4, num_shards=8, gpus=0)
         assert [finding.level for finding in enough] == [OK]
-        (finding,) = check_limits(Limits(1024, 2**20), num_workers=64, num_shards=1000, gpus=0)
+        (finding,) = check_limits(ResourceLimits(1024, 2**20), num_workers=64, num_shards=1000, gpus=0)
         assert (finding.level, finding.text.split()[0]) == (WARNING, "1024")
-        assert "ulimit -n" in finding.mend
+        assert "ulimit -n" in finding.fix
 
     def test_of_shared_memory_matter_to_gpus(self):
-        (finding,) = check_limits(Limits(4096, 64 * 2**20), num_workers=1, num_shards=1, gpus=2)
+        (finding,) = check_limits(ResourceLimits(4096, 64 * 2**20), num_workers=1, num_shards=1, gpus=2)
         assert (finding.level, "64 MiB" in finding.text) == (WARNING, True)
-        assert "--shm-size=1g" in finding.mend
+        assert "--shm-size=1g" in finding.fix

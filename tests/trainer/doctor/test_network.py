@@ -7,7 +7,7 @@ import pytest
 
 from convoy.core.cluster import Cluster
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor import network
 from convoy.trainer.doctor.findings import FAILED, OK, WARNING
 from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
@@ -75,7 +75,7 @@ def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
 
     monkeypatch.setattr(network, "reach", slow)
     cluster = Cluster(ADDRESSES, 0, "flags", ())
-    with Search(Peers(cluster), cluster) as search:
+    with Search(WorkerGroup(cluster), cluster) as search:
         assert trying.wait(60)
     assert tried == [1]
 
@@ -89,7 +89,7 @@ class TestPorts:
         finding = check_ports({0: {1: Reached("timed out")}, 1: {0: GOOD}}, ADDRESSES[:2])
         assert finding.level == FAILED
         assert finding.text == "worker 0 (a:2222) cannot reach worker 1 (b:2222): timed out"
-        assert finding.mend.startswith("Open b:2222 for the other workers")
+        assert finding.fix.startswith("Open b:2222 for the other workers")
 
 
 class TestClocks:

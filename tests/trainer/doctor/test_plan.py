@@ -4,11 +4,11 @@ import pytest
 
 from convoy.core.cluster import Cluster
 from convoy.trainer import config as configs
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import FAILED, OK, SKIPPED
 from convoy.trainer.doctor.plan import check_plan
 
-PEERS = Peers(Cluster(("a:2222", "b:2222"), 0, "flags", ()))
+PEERS = WorkerGroup(Cluster(("a:2222", "b:2222"), 0, "flags", ()))
 A100, V100 = {"precision": "bfloat16", "xla": True}, {"precision": "float32", "xla": True}
 
 
@@ -21,8 +21,8 @@ def worker(count=1, auto=A100, **changes):
 def findings(*workers, resume=None, **changes):
     config = configs.default_config()
     config.update(changes)
-    everyones = dict(enumerate(workers))
-    return check_plan(config, everyones, PEERS, workdir="run", resume=resume, num_images=10_000)
+    gathered = dict(enumerate(workers))
+    return check_plan(config, gathered, PEERS, workdir="run", resume=resume, num_images=10_000)
 
 
 def test_one_config_for_all_says_what_a_run_would_be():

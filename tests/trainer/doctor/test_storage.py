@@ -35,12 +35,12 @@ class TestRunDirectory:
         assert os.listdir(tmp_path) == ["checkpoints"]
 
     @pytest.mark.parametrize(("name", "mend"), [("file", "is a file"), ("full", "is not empty and holds no run")])
-    def test_that_no_run_can_lie_in_fails(self, tmp_path, name, mend):
+    def test_that_no_run_can_lie_in_fails(self, tmp_path, name, fix):
         (tmp_path / "file").touch()
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "thesis.tex").touch()
         with storage.written_token(str(tmp_path / name)) as (token, _, (finding,)):
-            assert (token, finding.level, mend in finding.text) == (None, FAILED, True)
+            assert (token, finding.level, fix in finding.text) == (None, FAILED, True)
 
     def test_that_cannot_be_written_fails(self):
         with storage.written_token("/proc/run") as (token, _, (finding,)):
@@ -87,7 +87,7 @@ class TestDisk:
 
     def test_without_room_fails(self, tmp_path):
         finding = storage.check_disk(tmp_path, 0.1, checkpoint_bytes=10**18, kept=3)
-        assert (finding.level, "keep_checkpoints" in finding.mend) == (FAILED, True)
+        assert (finding.level, "keep_checkpoints" in finding.fix) == (FAILED, True)
 
     def test_that_is_slow_is_a_warning(self, tmp_path):
         finding = storage.check_disk(tmp_path, 100.0, checkpoint_bytes=100_000_000, kept=3)

@@ -9,7 +9,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
 from convoy.trainer import config as configs
-from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TensorFlowSide, _auto
+from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe, _auto
 
 NOTHING = Setup(
     config=None, data="", workdir="", devices=parse_devices("cpu:1"), strategy_name="auto", heartbeat_seconds=30
@@ -21,7 +21,7 @@ def test_a_sum_that_waits_for_a_worker_is_given_up_in_time():
     with reserved_ports(2) as ports:
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
     lonely = Cluster(addresses, 0, "flags", (("worker", 0), ("worker", 1)))
-    with TensorFlowSide(NOTHING) as side:
+    with TfProbe(NOTHING) as side:
         assert side.start_up(180)["versions"]["keras"]
         began = time.monotonic()
         with pytest.raises(NoAnswerError, match="no answer within 3 s"):
@@ -32,7 +32,7 @@ def test_a_sum_that_waits_for_a_worker_is_given_up_in_time():
 
 
 def test_a_process_that_dies_is_told_with_its_exit_code():
-    with TensorFlowSide(NOTHING) as side:
+    with TfProbe(NOTHING) as side:
         side._process.kill()
         with pytest.raises(NoAnswerError, match=r"TensorFlow's process ended \(exit code -9\)"):
             side.start_up(60)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.reader import Reader, Slices
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
 from convoy.trainer.export.formats import Deployable
 from tests.input_pipeline.datasets import write_split
@@ -29,7 +29,7 @@ def dataset_of(tmp_path, number, image_format, splits=("test", "train")):
 def test_samples_are_images_from_all_over_the_split_as_evaluation_sees_them(tmp_path, image_format):
     dataset = dataset_of(tmp_path, 100, image_format)
     samples = draw_samples(dataset, SIZE)
-    (batch,) = Reader(dataset.split("test"), Crop(SIZE)).evaluation(Slices(100))
+    (batch,) = Reader(dataset.split("test"), Crop(SIZE)).evaluation(BatchSlice(100))
     numbers = [int(np.flatnonzero((batch["image"] == image).numpy().all((1, 2, 3)))[0]) for image in samples.images]
     assert len(set(numbers)) == NUM_SAMPLES
     assert (numbers[0], numbers[-1]) == (0, 99)

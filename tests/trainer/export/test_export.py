@@ -63,7 +63,7 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     output, _ = exported
     folder = tmp_path_factory.mktemp("predictions")
     run = f"--workdir={finished_run.workdir}"
-    for kind in ("cut", "flipped", "json", "gone", "fields", "eval_flip"):
+    for kind in ("cut", "flipped", "json", "gone", "fields", "flip_tta"):
         shutil.copytree(output, folder / kind)
     onnx = (folder / "cut" / "model.onnx").read_bytes()
     (folder / "cut" / "model.onnx").write_bytes(onnx[:-100])
@@ -71,8 +71,8 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     (folder / "json" / "export.json").write_text("{")
     (folder / "fields" / "export.json").write_text('{"format_version": 1, "formats": {"onnx": 3}}')
     (folder / "gone" / "model.onnx").unlink()
-    of_run_with_flips = folder / "eval_flip" / "export.json"
-    of_run_with_flips.write_text(of_run_with_flips.read_text().replace('"mirrored_too": false', '"mirrored_too": true'))
+    of_run_with_flips = folder / "flip_tta" / "export.json"
+    of_run_with_flips.write_text(of_run_with_flips.read_text().replace('"flip_tta": false', '"flip_tta": true'))
 
     def predict(name, *flags, images=photos / "asis"):
         everything = (f"--top_k={len(dataset.categories)}", "--probabilities")
@@ -81,11 +81,11 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     questions = {
         "run": predict("run", run, "--checkpoint=last"),
         "run, mirrored": predict("run_mirrored", run, "--checkpoint=last", images=photos / "mirrored"),
-        "run, tta": predict("run_tta", run, "--checkpoint=last", "--tta"),
+        "run, tta": predict("run_tta", run, "--checkpoint=last", "--flip_tta"),
         "export": predict("export", f"--export={output}"),
-        "export, tta": predict("export_tta", f"--export={output}", "--tta"),
-        "export, eval_flip": predict("export_eval_flip", f"--export={folder / 'eval_flip'}"),
-        "export, eval_flip, notta": predict("export_notta", f"--export={folder / 'eval_flip'}", "--notta"),
+        "export, tta": predict("export_tta", f"--export={output}", "--flip_tta"),
+        "export, eval_flip": predict("export_eval_flip", f"--export={folder / 'flip_tta'}"),
+        "export, eval_flip, notta": predict("export_notta", f"--export={folder / 'flip_tta'}", "--noflip_tta"),
         **{name: predict(name, f"--export={output}", f"--format={name}") for name in FILES},
         "both": predict("both", run, f"--export={output}"),
         "neither": predict("neither"),
@@ -128,7 +128,7 @@ class TestExport:
         assert description["weights_sha256"] == result_of(finished_run.workdir)["weights_sha256"]
         assert description["weights"] == "moving average"
         assert description["image_size"] == 32
-        assert description["mirrored_too"] is False
+        assert description["flip_tta"] is False
         assert description["class_names"] == list(dataset.categories)
         assert {"convoy", "tensorflow", "keras", "tf2onnx"} <= description["versions"].keys()
         assert description["comparison"]["images"] == 9

@@ -76,7 +76,7 @@ def test_a_gap_is_told_once_with_what_is_not_done_yet(advice_on, said):
         advice.evaluated(train_top1=train_top1, top1=0.50, best_top1=None)
     (line,) = said
     assert "66.0% on training images and 50.0% on validation images, 16 points apart (over 15)" in line
-    assert "Try --config.augment.line='crop(scale=0.7..1) | flip | contrast(0.5) | saturation(0.7)', --config" in line
+    assert "Try --config.augment.ops='crop(scale=0.7..1) | flip | contrast(0.5) | saturation(0.7)', --config" in line
     advice.evaluated(train_top1=0.50, top1=0.50, best_top1=None)
     advice.evaluated(train_top1=0.80, top1=0.50, best_top1=None)
     assert len(said) == 2

@@ -7,9 +7,9 @@ import keras
 import pytest
 
 from convoy.core.processes import usable_cores
-from convoy.trainer.callbacks.bottleneck import Limits
+from convoy.trainer.callbacks.bottleneck import BottleneckAnalyzer
 from convoy.trainer.callbacks.step_timer import Window
-from convoy.trainer.cluster.worker_group import Peers
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import default_config, resolve
 
 
@@ -32,12 +32,12 @@ def limits_of(model):
             strategy=strategy,
             precision="bfloat16",
             use_xla=False,
-            built_for=lambda size: SimpleNamespace(model=model),
+            model_for_size=lambda size: SimpleNamespace(model=model),
             state=SimpleNamespace(weights=model.trainable_variables, step=1),
         )
         step = SimpleNamespace(reduction_alone=lambda: lambda: time.sleep(reduction))
         dataset = SimpleNamespace(manifest={"settings": settings or {}})
-        limits = Limits(config, plan, runtime, dataset, step, Peers(None))
+        limits = BottleneckAnalyzer(config, plan, runtime, dataset, step, WorkerGroup(None))
         limits.probe()
         return limits
 
@@ -88,7 +88,7 @@ def test_waiting_with_busy_cores_is_decoding_and_names_what_is_not_done_yet(limi
 def test_waiting_with_idle_cores_is_reading(limits_of):
     summary = limits_of().summary(steps(waiting=40.0, cores_busy=0.1))
     assert "; reading, 0.1 of " in summary["sentence"]
-    assert summary["sentence"].endswith("try --config.cache=memory or --config.order=windowed")
+    assert summary["sentence"].endswith("try --config.cache=memory or --config.shuffle=block")
 
 
 def test_a_long_reduction_is_named_with_its_megabytes(limits_of):

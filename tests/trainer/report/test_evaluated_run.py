@@ -55,7 +55,7 @@ def told(dataset, convoy_together, tmp_path_factory):
             here,
             device,
             "--config.steps=30",
-            "--config.eval_flip=True",
+            "--config.flip_tta=True",
         ],
         "first report": ["report", here, device, f"--output={folder / 'first.html'}"],
         "evaluate": ["evaluate", here, device, "--split=test"],

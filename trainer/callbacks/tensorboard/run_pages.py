@@ -10,7 +10,7 @@ from convoy.trainer import config as configs
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
 
-_SHOWN_FIRST = ("augment.line", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
+_SHOWN_FIRST = ("augment.ops", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
 
 
 def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError
+from convoy.trainer.config.renamed import modernized
 from convoy.trainer.run.directory import RunDirectory
 
 
@@ -92,7 +93,7 @@ def read_history(run: RunDirectory) -> History:
     command = run.path / "command.txt"
     return History(
         name=run.path.resolve().name,
-        config=run.read_json(run.config),
+        config=modernized(run.read_json(run.config)),
         dataset=run.read_json(run.dataset),
         environment=_json(run.path / "environment.json") or {},
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",

@@ -1,6 +1,6 @@
 """What a run comes to, in a sentence each: how good it is, what holds it back, what to try.
 
-verdict(history, evaluated)     # [Remark("odd", "It overfits: ...", advice="more images, ...", section="curves")]
+derive_insights(history, evaluated)     # [Insight("odd", "It overfits: ...", advice="more images, ...", section="curves")]
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _NAME_LENGTH = 40
 
 
 @dataclass(frozen=True)
-class Remark:
+class Insight:
     """Something to know: `level` is one of `_LEVELS`, `advice` what to try, `section` where the page has more of it."""
 
     level: str
@@ -54,13 +54,13 @@ class Evaluated:
         return len(self.label_errors) > _MOST_LABEL_ERRORS * self.evaluation.images
 
 
-def verdict(history: History, evaluated: Evaluated | None) -> list[Remark]:
+def derive_insights(history: History, evaluated: Evaluated | None) -> list[Insight]:
     """Returns what there is to say: how good it is, then the rest, the worst first."""
-    first, remarks = [], [*_of_training(history), *_of_speed(history)]
+    first, insights = [], [*_of_training(history), *_of_speed(history)]
     if evaluated:
         first = [_of_quality(history, evaluated)]
-        remarks += [*_of_gaps(history, evaluated.evaluation), *_of_predictions(history, evaluated)]
-    return first + sorted(remarks, key=lambda remark: _LEVELS.index(remark.level))
+        insights += [*_of_gaps(history, evaluated.evaluation), *_of_predictions(history, evaluated)]
+    return first + sorted(insights, key=lambda insight: _LEVELS.index(insight.level))
 
 
 def training_quality(history: History, step: int) -> tuple[float, str] | None:
@@ -72,7 +72,7 @@ def training_quality(history: History, step: int) -> tuple[float, str] | None:
     return (top1, "on the training images as they were augmented") if top1 is not None else None
 
 
-def _of_quality(history: History, evaluated: Evaluated) -> Remark:
+def _of_quality(history: History, evaluated: Evaluated) -> Insight:
     evaluation = evaluated.evaluation
     top1, images = evaluation.quality["top1"], evaluation.images
     low, high = analysis.interval(round(top1 * images), images)
@@ -83,21 +83,21 @@ def _of_quality(history: History, evaluated: Evaluated) -> Remark:
     )
     if largest == 1 and len(history.class_names) > 1:
         text += "All are of one class: that does not tell whether it has learnt anything."
-        return Remark("odd", text, "classes", "evaluating on images of every class")
+        return Insight("odd", text, "classes", "evaluating on images of every class")
     text += f"Always saying the largest class would give {share(largest)}."
     if low <= largest and len(history.class_names) > 1:
         if top1 > largest:
             text += " So few images do not tell whether it has learnt anything."
-            return Remark("bad", text, "classes", "evaluating on more images, training longer")
+            return Insight("bad", text, "classes", "evaluating on more images, training longer")
         text += " It has learnt nothing."
-        return Remark("bad", text, "classes", "another learning rate, more epochs, a look at the data's report")
+        return Insight("bad", text, "classes", "another learning rate, more epochs, a look at the data's report")
     advice = "evaluating on more images, to know it better" if high - low > _WIDE_INTERVAL else ""
-    return Remark("fine" if top1 >= _GOOD else "note", text, "classes", advice)
+    return Insight("fine" if top1 >= _GOOD else "note", text, "classes", advice)
 
 
-def _of_gaps(history: History, evaluation: Evaluation) -> list[Remark]:
+def _of_gaps(history: History, evaluation: Evaluation) -> list[Insight]:
     step, split, top1 = evaluation.step, evaluation.split, evaluation.quality["top1"]
-    remarks = []
+    insights = []
     unseen, on_unseen = split, top1
     validation = history.newest_result("validation", step)
     if validation and validation.step == step and split != "validation":
@@ -108,12 +108,12 @@ def _of_gaps(history: History, evaluation: Evaluation) -> list[Remark]:
                 f"{share(on_unseen)} are right in validation and {share(top1)} in {split}: {shift:.0f} points less. "
                 f"The images of {split} differ from those it was trained on in more than being new."
             )
-            remarks.append(
-                Remark("odd", text, "mistakes", f"training images that are more like {split}, more augmentation")
+            insights.append(
+                Insight("odd", text, "mistakes", f"training images that are more like {split}, more augmentation")
             )
     training = training_quality(history, step)
     if not training or unseen == "train":
-        return remarks
+        return insights
     gap = 100 * (training[0] - on_unseen)
     seen = f"{share(training[0])} {training[1]}, {share(on_unseen)} in {unseen}"
     if gap > GAP_POINTS:
@@ -121,37 +121,37 @@ def _of_gaps(history: History, evaluation: Evaluation) -> list[Remark]:
         advice = (
             "more images, stronger config.augment, more config.optimizer.weight_decay, a smaller model, fewer epochs"
         )
-        remarks.append(Remark("odd", text, "curves", advice))
+        insights.append(Insight("odd", text, "curves", advice))
     elif max(training[0], on_unseen) < _UNDERFITTED:  # augmented training images may be far harder
         text = f"It underfits: {seen}. It has not learnt what it was shown."
         advice = "more epochs, a higher config.optimizer.learning_rate, a larger model, weaker config.augment"
-        remarks.append(Remark("odd", text, "curves", advice))
+        insights.append(Insight("odd", text, "curves", advice))
     else:
         words = f"a gap of {counted(round(gap), 'point')}" if gap > 0.5 else "no gap"
-        remarks.append(Remark("fine", f"It does not overfit much: {seen}, {words}.", "curves"))
-    return remarks
+        insights.append(Insight("fine", f"It does not overfit much: {seen}, {words}.", "curves"))
+    return insights
 
 
-def _of_predictions(history: History, evaluated: Evaluated) -> list[Remark]:
+def _of_predictions(history: History, evaluated: Evaluated) -> list[Insight]:
     evaluation, classes, calibration = evaluated.evaluation, evaluated.classes, evaluated.reliability
     names = [shown(name, _NAME_LENGTH) for name in history.class_names]
-    remarks = []
+    insights = []
     never = np.flatnonzero((classes.support > 0) & (classes.hits == 0))
     if len(never):
         text = f"{counted(len(never), 'class is', 'classes are')} never found, “{names[never[0]]}” for one."
-        remarks.append(Remark("odd", text, "classes", "more images of them, a look at their labels"))
+        insights.append(Insight("odd", text, "classes", "more images of them, a look at their labels"))
     missing = np.flatnonzero(classes.support == 0)
     if len(missing):
         text = f"{evaluation.split} has no image of {counted(len(missing), 'class', 'classes')}: nothing tells of them."
-        remarks.append(Remark("note", text, "classes"))
+        insights.append(Insight("note", text, "classes"))
     excess = classes.predicted - 2 * classes.support
     if len(excess) > 2 and excess.max() > _MANY_IMAGES:
         label = int(excess.argmax())
         text = (
             f"{classes.predicted[label]} images are called “{names[label]}”; {classes.support[label]} are labelled so."
         )
-        remarks.append(
-            Remark("odd", text, "confusion", "a look at what they have in common: background, colours, shape")
+        insights.append(
+            Insight("odd", text, "confusion", "a look at what they have in common: background, colours, shape")
         )
     if evaluated.pairs and evaluated.pairs[0].images > 2:
         pair = evaluated.pairs[0]
@@ -159,12 +159,12 @@ def _of_predictions(history: History, evaluated: Evaluated) -> list[Remark]:
             f"Most often confused: {pair.images} of {classes.support[pair.label]} images of “{names[pair.label]}” are "
             f"taken for “{names[pair.predicted]}”."
         )
-        remarks.append(Remark("note", text, "confusion"))
+        insights.append(Insight("note", text, "confusion"))
     errors = len(evaluated.label_errors)
     if errors and not evaluated.too_weak_to_doubt:
         found = f"{counted(errors, 'image')} ({share(errors / evaluation.images)})"
         text = f"{found} may have wrong labels, or be confident mistakes: the model is sure of another class."
-        remarks.append(Remark("note", text, "labels", "looking at them, and mending the labels that are wrong"))
+        insights.append(Insight("note", text, "labels", "looking at them, and mending the labels that are wrong"))
     ece, over = evaluation.quality["ece"], calibration.overconfidence
     if ece > _MISCALIBRATED:
         sure = "too sure of itself" if over > 0 else "less sure than it could be"
@@ -174,49 +174,51 @@ def _of_predictions(history: History, evaluated: Evaluated) -> list[Remark]:
             if over > 0
             else "less config.label_smoothing, longer training"
         )
-        remarks.append(Remark("note", text, "confidence", advice))
+        insights.append(Insight("note", text, "confidence", advice))
     else:
-        remarks.append(
-            Remark("fine", f"Its probabilities can be taken at their word (ECE {share(ece)}).", "confidence")
+        insights.append(
+            Insight("fine", f"Its probabilities can be taken at their word (ECE {share(ece)}).", "confidence")
         )
-    return remarks
+    return insights
 
 
-def _of_training(history: History) -> list[Remark]:
-    remarks = []
+def _of_training(history: History) -> list[Insight]:
+    insights = []
     if history.result is None:
         where = f"at step {history.last_step}" if history.metrics else "before its first steps"
-        remarks.append(Remark("note", f"The run is not done: this page shows it {where}.", "curves"))
+        insights.append(Insight("note", f"The run is not done: this page shows it {where}.", "curves"))
     _, top1 = history.curve("validation", "quality/top1")
     _, loss = history.curve("validation", "quality/loss")
     if len(top1) >= 5 and history.result is not None and top1[-1] - top1[: -len(top1) // 5].max() > 0.01:
-        remarks.append(
-            Remark("note", "Validation was still getting better when the run ended.", "curves", "more epochs")
+        insights.append(
+            Insight("note", "Validation was still getting better when the run ended.", "curves", "more epochs")
         )
     if len(loss) >= 5 and loss.argmin() < 0.7 * len(loss) and loss[-1] > 1.1 * loss.min():
         text = (
             f"The validation loss rose from {loss.min():.2f} to {loss[-1]:.2f} after evaluation {loss.argmin() + 1} of "
             f"{len(loss)}."
         )
-        remarks.append(Remark("odd", text, "curves", "fewer epochs; the best checkpoint is kept and used in any case"))
+        insights.append(
+            Insight("odd", text, "curves", "fewer epochs; the best checkpoint is kept and used in any case")
+        )
     failures = [event for event in history.events if event["event"] in ("diverged", "checkpoint_failed")]
     if failures:
         kinds = ", ".join(sorted({event["event"] for event in failures}))
         text = f"Something went wrong {counted(len(failures), 'time')}: {kinds}."
-        remarks.append(Remark("odd", text, "run", "a look into events.jsonl"))
-    return remarks
+        insights.append(Insight("odd", text, "run", "a look into events.jsonl"))
+    return insights
 
 
-def _of_speed(history: History) -> list[Remark]:
+def _of_speed(history: History) -> list[Insight]:
     limits = (history.result or {}).get("limits") or {}
     if sentence := str(limits.get("sentence") or ""):
         level = "fine" if limits.get("bound") == "compute" else "odd"
-        return [Remark(level, f"{sentence[0].upper()}{sentence[1:].rstrip('.')}.", "speed")]
+        return [Insight(level, f"{sentence[0].upper()}{sentence[1:].rstrip('.')}.", "speed")]
     waits = history.last_values("train").get("perf/input_wait_pct")
     if waits is None:
         return []
     if waits > _INPUT_BOUND_PCT:
         text = f"It is input-bound: {waits:.0f} % of the time it waited for images."
         advice = "config.cache=auto or memory, convoy convert with --encoding=raw or a smaller --image_size, more cores"
-        return [Remark("odd", text, "speed", advice)]
-    return [Remark("fine", f"It is not input-bound: {waits:.1f} % of the time it waited for images.", "speed")]
+        return [Insight("odd", text, "speed", advice)]
+    return [Insight("fine", f"It is not input-bound: {waits:.1f} % of the time it waited for images.", "speed")]

@@ -19,7 +19,7 @@ from convoy.core.files import write_whole
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
 from convoy.trainer.evaluation.report.history import History, Result
-from convoy.trainer.evaluation.report.insights import Evaluated, verdict
+from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.run.directory import RunDirectory
 
 _EXTREMES = 5  # classes at each end
@@ -52,7 +52,11 @@ def _digest(text: str) -> str:
 
 def _card(history: History, results: Sequence[Result], evaluated: Evaluated | None) -> str:
     config, dataset, result = history.config, history.dataset, history.result or {}
-    remarks = [remark for remark in verdict(history, evaluated) if remark.level != "fine" and remark.section != "speed"]
+    insights = [
+        insight
+        for insight in derive_insights(history, evaluated)
+        if insight.level != "fine" and insight.section != "speed"
+    ]
     worst, best = _extremes(history.class_names, evaluated)
     return _template().render(
         metadata=Markup(_metadata(history, results)),  # YAML has its own way to write names
@@ -82,7 +86,7 @@ def _card(history: History, results: Sequence[Result], evaluated: Evaluated | No
         images=evaluated and evaluated.evaluation.images,
         worst=worst,
         best=best,
-        remarks=remarks,
+        insights=insights,
         environment={name: _text(value) for name, value in history.environment.items() if name != "host"},
     )
 

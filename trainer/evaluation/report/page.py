@@ -22,7 +22,7 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.evaluation.report import analysis, model_card, plots
 from convoy.trainer.evaluation.report.history import History, Result, read_history
-from convoy.trainer.evaluation.report.insights import Evaluated, verdict
+from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.evaluation.report.matrix import draw_matrix, matrix_plot
 from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
 from convoy.trainer.run.directory import RunDirectory
@@ -114,7 +114,7 @@ def _page(
         class_names=history.class_names,
         dataset=history.dataset,
         evaluation=evaluation,
-        remarks=verdict(history, evaluated),
+        insights=derive_insights(history, evaluated),
         results=results,
         shown_result=_shown_result(evaluated, results),
         last_step=history.last_step,

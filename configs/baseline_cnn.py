@@ -1,6 +1,6 @@
 """The published 42-category model and its settings, unchanged: Adam, cross-entropy, no augmentation. It memorises.
 
-    convoy train --config=seed42 --data=data --workdir=runs/seed42
+    convoy train --config=baseline_cnn --data=data --workdir=runs/baseline_cnn
 
 On the sample set (`convoy sample`): 92 % top-1 on the training images, 40 % on the test images, in 65 s on two cores.
 """
@@ -13,7 +13,7 @@ from convoy.trainer.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
     config = default_config()
-    config.model.name = "seed42"
+    config.model.name = "baseline_cnn"
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-3
     config.epochs = 15

@@ -1,6 +1,6 @@
-"""A residual network of 10 layers, half the usual width: quick42's training made longer, harder and with mixup.
+"""A residual network of 10 layers, half the usual width: convnet_fast's training made longer, harder and with mixup.
 
-    convoy train --config=resnet42 --data=data --workdir=runs/resnet42
+    convoy train --config=resnet10 --data=data --workdir=runs/resnet10
 
 On the sample set (`convoy sample`), with --config.steps=4674: 99.9 % top-1 on the training images, 90.5 % on the test
 images, in 252 s on two cores.
@@ -8,18 +8,18 @@ images, in 252 s on two cores.
 
 import ml_collections
 
-from convoy.configs.quick42 import get_config as quick42
+from convoy.configs.convnet_fast import get_config as convnet_fast
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
-    config = quick42()
+    config = convnet_fast()
     config.model.name = "resnet"
     config.model.depth = 10
     config.model.width = 32
     config.model.instance_norm = "on"
-    config.augment.line = "crop(scale=0.5..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(1)"
-    config.optimizer.weight_decay = 0.4  # three times as many steps as quick42
+    config.augment.ops = "crop(scale=0.5..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(1)"
+    config.optimizer.weight_decay = 0.4  # three times as many steps as convnet_fast
     config.mix.mixup = 0.2
     config.mix.off_fraction = 0.2
     config.epochs = 120
