@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convoy.core.text import duration_text
+
 Event = Mapping[str, Any]
 
 _LONGEST_CAUSE = 90  # characters in the table
@@ -133,13 +135,6 @@ def as_json(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | N
         "seconds": round(wall_seconds, 3),
         "goodput": round(goodput(attempts, wall_seconds, kept_step), 4),
     }
-
-
-def duration_text(seconds: float) -> str:
-    """Returns seconds as `m:ss` or `h:mm:ss`."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _steps(attempt: Attempt) -> str:

@@ -9,7 +9,6 @@ RUN/launch.json                    the attempts of the last launch
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,11 +17,10 @@ from typing import Any
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import append_json_line, json_value, write_whole
+from convoy.core.run_layout import RunLayout, attempt_number, checkpoint_step
 from convoy.launch.policy import WorkerError
 from convoy.launch.processes import WorkerExit
 
-_CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
-_ATTEMPT = re.compile(r"attempt-(\d+)")
 _LAST_BYTES = 2**16  # of metrics.jsonl: many times its longest line
 
 Event = Mapping[str, Any]
@@ -92,12 +90,9 @@ class RunFiles:
 
     def __init__(self, workdir: str | os.PathLike):
         """Reads nothing yet. Args: workdir: RUN."""
-        self.path = Path(os.path.abspath(workdir))
+        self._layout = RunLayout(os.path.abspath(workdir))
+        self.path = self._layout.path
         self._workdir = workdir
-        self._logs = self.path / "logs"
-        self._checkpoints = self.path / "checkpoints"
-        self._events = self.path / "events.jsonl"
-        self._summary = self.path / "launch.json"
         self._made: list[Path] = []  # folders, the outermost first
 
     def new_attempt(self) -> AttemptFiles:
@@ -108,12 +103,12 @@ class RunFiles:
           DataError: the folder cannot be made.
         """
         with self._refusals():
-            self._make(self._logs)
-            numbers = [int(match[1]) for path in self._logs.iterdir() if (match := _ATTEMPT.fullmatch(path.name))]
+            self._make(self._layout.logs)
+            numbers = [attempt_number(path.name) or 0 for path in self._layout.logs.iterdir()]
             number = max(numbers, default=0) + 1
-            while not self._make(self._logs / f"attempt-{number}"):  # another launch was faster
+            while not self._make(self._layout.attempt(number)):  # another launch was faster
                 number += 1
-        return AttemptFiles(number, self._logs / f"attempt-{number}")
+        return AttemptFiles(number, self._layout.attempt(number))
 
     def attempt(self, number: int) -> AttemptFiles:
         """Returns the files of an attempt that somebody else began, and makes its folder where that is not there yet.
@@ -122,7 +117,7 @@ class RunFiles:
           UsageError: RUN is a file.
           DataError: the folder cannot be made.
         """
-        folder = self._logs / f"attempt-{number}"
+        folder = self._layout.attempt(number)
         with self._refusals():
             self._make(folder)
         return AttemptFiles(number, folder)
@@ -131,22 +126,22 @@ class RunFiles:
         """Takes away what a worker that only looked has left in an attempt, and folders that hold nothing then."""
         for path in (files.log(rank), files.end_file(rank), files.error_file(rank)):
             path.unlink(missing_ok=True)
-        for folder in (files.folder, self._logs, *reversed(self._made)):
+        for folder in (files.folder, self._layout.logs, *reversed(self._made)):
             with contextlib.suppress(OSError):  # another worker's files lie in it, or that one was faster
                 folder.rmdir()
 
     def checkpoint_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
         try:
-            names = os.listdir(self._checkpoints)
+            names = os.listdir(self._layout.checkpoints)
         except OSError:
             return None
-        return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=None)
+        return max((step for name in names if (step := checkpoint_step(name)) is not None), default=None)
 
     def logged_step(self) -> int | None:
         """Returns the step of the newest line in metrics.jsonl, or None."""
         with contextlib.suppress(OSError):
-            for line in reversed(_last_bytes(self.path / "metrics.jsonl").splitlines()):
+            for line in reversed(_last_bytes(self._layout.metrics).splitlines()):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     return int(json.loads(line)["step"])
         return None
@@ -154,14 +149,14 @@ class RunFiles:
     def events_end(self) -> int:
         """Returns where events.jsonl ends: `events` from there are those of what comes now."""
         try:
-            return self._events.stat().st_size
+            return self._layout.events.stat().st_size
         except OSError:
             return 0
 
     def events(self, start: int) -> list[Event]:
         """Returns the trainer's events from a place in events.jsonl on, without lines that a crash cut short."""
         try:
-            with open(self._events, "rb") as file:
+            with open(self._layout.events, "rb") as file:
                 file.seek(start)
                 lines = file.read().splitlines()
         except OSError:
@@ -176,22 +171,24 @@ class RunFiles:
 
     def append_restart(self, attempt: int, cause: str) -> None:
         """Notes a restart in events.jsonl. Only while no worker runs."""
-        if self._checkpoints.is_dir():  # before that RUN is not the trainer's yet, and it would refuse the folder
+        if (
+            self._layout.checkpoints.is_dir()
+        ):  # before that RUN is not the trainer's yet, and it would refuse the folder
             with contextlib.suppress(OSError):  # a full disk is for the trainer to report
                 append_json_line(
-                    self._events, {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
+                    self._layout.events, {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
                 )
 
     def write_summary(self, value: Mapping[str, Any]) -> None:
         """Writes RUN/launch.json."""
         with contextlib.suppress(OSError):
-            write_whole(self._summary, (json.dumps(json_value(value), indent=2) + "\n").encode())
+            write_whole(self._layout.launch, (json.dumps(json_value(value), indent=2) + "\n").encode())
 
     def remove_traces(self) -> bool:
         """Takes away what the launcher made, where the trainer never accepted RUN. Returns whether it did."""
-        if self._checkpoints.is_dir() or not self._made:
+        if self._layout.checkpoints.is_dir() or not self._made:
             return False
-        self._summary.unlink(missing_ok=True)
+        self._layout.launch.unlink(missing_ok=True)
         self.remove_attempts()
         return True
 
@@ -199,7 +196,7 @@ class RunFiles:
         """Takes away the folders that this launch made, with what lies in those of its attempts."""
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):  # it holds something of somebody else
-                if folder.parent == self._logs:
+                if folder.parent == self._layout.logs:
                     for path in folder.iterdir():
                         path.unlink()
                 folder.rmdir()

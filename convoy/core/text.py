@@ -37,10 +37,17 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Returns bytes in words: `3.4 MB`."""
+    """Returns a number of bytes as text: `3.4 MB`, or `12.5 GB` from 10 GB on."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
 
 
 def counted(number: int, thing: str, plural: str = "") -> str:
     """Returns a number and its noun: `1 image`, `1,200 images`."""
     return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
+
+
+def duration_text(seconds: float) -> str:
+    """Returns seconds as `m:ss` or `h:mm:ss`."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
+from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.trainer.callbacks.bottleneck import BOUND_PCT, any_of
+from convoy.trainer.callbacks.bottleneck import any_of
 from convoy.trainer.config import Plan
 
-_LARGEST_GAP = 0.15  # of top-1 between training and validation images
 _PATIENCE = 5  # evaluations
 _WAITING_LINES = 2  # one alone may have had bad luck
 _SHOWN_CLASSES = 5
@@ -73,10 +73,10 @@ class Advice:
           input_wait_pct: in percent.
           fixes: what would make input faster.
         """
-        self._waiting_lines = self._waiting_lines + 1 if input_wait_pct > BOUND_PCT else 0
+        self._waiting_lines = self._waiting_lines + 1 if input_wait_pct > INPUT_BOUND_PCT else 0
         if self._waiting_lines == _WAITING_LINES:
             self._say(
-                f"Warning: training waits for images for {input_wait_pct:.0f} % of the time (over {BOUND_PCT:.0f} %). "
+                f"Warning: training waits for images for {input_wait_pct:.0f} % of the time (over {INPUT_BOUND_PCT:.0f} %). "
                 f"Try {any_of(fixes)}."
             )
 
@@ -97,14 +97,14 @@ class Advice:
                 "--config.epochs or a lower --config.optimizer.learning_rate."
             )
         gap = 0.0 if train_top1 is None else train_top1 - top1
-        if gap > _LARGEST_GAP and not self._gap_is_told:
+        if gap > OVERFITTING_GAP and not self._gap_is_told:
             self._say(
                 f"Warning: top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, "
-                f"{100 * gap:.0f} points apart (over {100 * _LARGEST_GAP:.0f}): it may be learning them by heart. "
+                f"{100 * gap:.0f} points apart (over {100 * OVERFITTING_GAP:.0f}): it may be learning them by heart. "
                 f"Try {any_of(self._gap_fixes())}."
             )
         # Told again only after it had closed well: near the limit it goes to and fro.
-        self._gap_is_told = gap > _LARGEST_GAP or (self._gap_is_told and gap > _LARGEST_GAP / 2)
+        self._gap_is_told = gap > OVERFITTING_GAP or (self._gap_is_told and gap > OVERFITTING_GAP / 2)
 
     def _gap_fixes(self) -> list[str]:
         config = self._config

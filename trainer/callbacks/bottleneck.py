@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from convoy.core.memory import resident_memory
 from convoy.core.processes import usable_cores
+from convoy.core.thresholds import INPUT_BOUND_PCT
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
 from convoy.trainer.callbacks.step_timer import Window
@@ -30,7 +31,6 @@ from convoy.trainer.config import resolution as sizes
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.step import TrainStep
 
-BOUND_PCT = 20.0  # from this share of a step on, waiting or reducing is what limits it
 _BUSY = 0.7  # from this share of the cores on, input waits for them and not for the storage
 _LOW_UTILIZATION = 0.3
 _REDUCTIONS = 5
@@ -212,14 +212,14 @@ class BottleneckAnalyzer:
         """Returns what bounds the run (input, reduction or compute), and that in words with what could be done."""
         config, plan, workers = self._config, self._plan, self._worker_group.num_workers
         waiting, reducing, computing = (shares[name] for name in ("input_wait", "reduction", "compute"))
-        if waiting >= BOUND_PCT and waiting >= reducing:
+        if waiting >= INPUT_BOUND_PCT and waiting >= reducing:
             return "input", (
                 f"input-bound: {waiting:.0f} % of a step waits for images"
                 + (f" on {self._worker_group.address(rank)}" if workers > 1 else "")
                 + f"; {'decoding' if self._is_busy(cores_busy) else 'reading'}, {cores_busy:.1f} of {usable_cores()} "
                 f"cores busy; try {any_of(self.input_mends(cores_busy))}"
             )
-        if reducing >= BOUND_PCT:
+        if reducing >= INPUT_BOUND_PCT:
             bytes_each = 2 if config.reduce_in_bfloat16 else 4
             parameters = sum(w.shape.num_elements() for w in self._runtime.state.weights)
             fixes = ["a larger --config.batch_size"]

@@ -16,7 +16,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-_INPUT_BOUND_PCT = 20  # from this share of the time on, faster devices would not help
+from convoy.core.text import duration_text
+from convoy.core.thresholds import INPUT_BOUND_PCT
+
 _REFRESHES_PER_SECOND = 2  # each takes a core some milliseconds
 _TABLE = (
     *(("step", 7), ("epoch", 7), ("train top-1", 13), ("loss", 8), ("top-1", 8), ("top-5", 8)),
@@ -88,7 +90,7 @@ class TrainingConsole:
     def progress(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Shows how training goes, from the values of the last `log_every` steps by tag."""
         self._train_top1 = values["quality/top1"]
-        is_input_bound = values["perf/input_wait_pct"] > _INPUT_BOUND_PCT
+        is_input_bound = values["perf/input_wait_pct"] > INPUT_BOUND_PCT
         text = Text.assemble(
             f"loss {values['quality/loss']:.4f}  top-1 {values['quality/top1']:6.2%}  "
             f"{values['perf/images_per_s']:,.0f} images/s  {values['perf/step_ms_p50']:.0f} ms/step  ",
@@ -167,10 +169,3 @@ def quality_row(split: str, values: Mapping[str, float]) -> str:
         f"{split}: loss {values['loss']:.4f}  top-1 {values['top1']:.2%}  top-5 {values['top5']:.2%}  "
         f"macro F1 {values['macro_f1']:.2%}  ECE {values['ece']:.2%}"
     )
-
-
-def duration_text(seconds: float) -> str:
-    """Returns seconds as `m:ss` or `h:mm:ss`."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

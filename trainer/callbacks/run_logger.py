@@ -59,7 +59,7 @@ class RunLogger:
             self._go_back(step, without={value.tag for values in shown.values() for value in values})
             for name, value in files.items():
                 self._run.write_json(self._run.path / f"{name}.json", value)
-            (self._run.path / "command.txt").write_text(command + "\n", encoding="utf-8", errors="surrogateescape")
+            self._run.command.write_text(command + "\n", encoding="utf-8", errors="surrogateescape")
             for name, values in shown.items():
                 self._writers.show(name, step, values)
         except OSError as error:

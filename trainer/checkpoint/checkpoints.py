@@ -13,7 +13,6 @@ read off the files themselves, and any tool that reads NumPy opens them.
 import io
 import json
 import os
-import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -24,8 +23,8 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import PARTIAL_SUFFIX, json_value, written_whole
+from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
-_NAME = re.compile(r"step-(\d{9})\.npz")
 _METADATA = "metadata.json"
 
 
@@ -45,7 +44,7 @@ class CheckpointStore:
         """Returns the steps of the checkpoints that are there, rising."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+        return sorted(step for path in self.folder.iterdir() if (step := checkpoint_step(path.name)) is not None)
 
     def latest(self) -> int | None:
         """Returns the newest step, whole or not, or None."""
@@ -144,7 +143,7 @@ class CheckpointStore:
             leftover.unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:09d}.npz"
+        return self.folder / checkpoint_name(step)
 
 
 def newest_whole(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import ConvoyError, DataError
+from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
@@ -148,19 +149,19 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
     """
     free = shutil.disk_usage(folder).free
     speed = _WRITTEN_BYTES / max(write_seconds, 1e-9)
-    has = f"{_size(free)} free, written at {_size(speed)}/s"
+    has = f"{megabytes(free)} free, written at {megabytes(speed)}/s"
     if checkpoint_bytes is None:
         return ok("disk", has, of_all=True)
     files = kept + 2  # the best, and the one that is being written
-    takes = f"{files} checkpoints of {_size(checkpoint_bytes)} take {_size(files * checkpoint_bytes)}"
+    takes = f"{files} checkpoints of {megabytes(checkpoint_bytes)} take {megabytes(files * checkpoint_bytes)}"
     if free < files * checkpoint_bytes:
         fix = "Make room, give another --workdir, or lower --config.keep_checkpoints."
-        return failed("disk", f"{_size(free)} free in {folder}, and {takes}.", fix, of_all=True)
+        return failed("disk", f"{megabytes(free)} free in {folder}, and {takes}.", fix, of_all=True)
     seconds = checkpoint_bytes / speed
     if seconds > _SLOW_CHECKPOINT_SECONDS:
         fix = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
         return warning(
-            "disk", f"{has}: a checkpoint of {_size(checkpoint_bytes)} takes {seconds:.0f} s.", fix, of_all=True
+            "disk", f"{has}: a checkpoint of {megabytes(checkpoint_bytes)} takes {seconds:.0f} s.", fix, of_all=True
         )
     return ok("disk", f"{has}; {takes}", of_all=True)
 
@@ -172,7 +173,9 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
     findings = []
     if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
         fix = "`convoy convert --shards=N` writes several, which a file server can spread."
-        findings.append(warning("data", f"one shard of {_size(size)}, which {num_workers} workers read at once.", fix))
+        findings.append(
+            warning("data", f"one shard of {megabytes(size)}, which {num_workers} workers read at once.", fix)
+        )
     if split.num_images < global_batch_size:
         text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
         findings.append(warning("data", text, "Lower config.batch_size: a step would see images more than once."))
@@ -225,7 +228,9 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
             return [failed("data", text, "Give all workers the same files.", of_all=True)]
     text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
     slowest = min(other["bytes_per_second"] for other in seen.values())
-    read = f"read at {_size(slowest)}/s (what is in memory already, faster)" if slowest else "how fast is not measured"
+    read = (
+        f"read at {megabytes(slowest)}/s (what is in memory already, faster)" if slowest else "how fast is not measured"
+    )
     return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
@@ -247,7 +252,3 @@ def _read(paths: Sequence[Path]) -> tuple[int, float, str | None]:
         except OSError as error:
             raise DataError(f"shard {path} cannot be read ({error.strerror}); mend that, or copy it again") from None
     return count, seconds, f"{checksum:08x}"
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -23,6 +23,7 @@ import ml_collections
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.memory import available_memory
+from convoy.core.text import megabytes
 from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
@@ -181,7 +182,7 @@ def find_batch_size(
         + (
             "."
             if scale.on_gpu
-            else f", within {_gigabytes(memory_limit)}: {_SHARE_OF_MEMORY:.0%} of the memory that is free."
+            else f", within {megabytes(memory_limit)}: {_SHARE_OF_MEMORY:.0%} of the memory that is free."
         )
     )
     print("".join(f"{name:>14}" for name in _COLUMNS))
@@ -206,7 +207,7 @@ def row(attempt: Attempt, scale: Scale) -> str:
     if not attempt.fits:
         return "".join(f"{cell:>14}" for cell in sizes) + "  does not fit"
     speed = f"{scale.in_all(attempt.size) / attempt.step_seconds:,.0f}"
-    cells = [*sizes, speed, f"{1e3 * attempt.step_seconds:,.0f}", _gigabytes(attempt.memory)]
+    cells = [*sizes, speed, f"{1e3 * attempt.step_seconds:,.0f}", megabytes(attempt.memory)]
     return "".join(f"{cell:>14}" for cell in cells)
 
 
@@ -276,7 +277,3 @@ def _run(options: dict[str, Any]) -> tuple[Attempt, Scale]:
 
 def _devices(scale: Scale) -> str:
     return f"{scale.replicas} {'GPU' if scale.on_gpu else 'CPU device'}{'s' * (scale.replicas > 1)}"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB"

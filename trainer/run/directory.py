@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
+from convoy.core.run_layout import RunLayout
 
 _LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
@@ -17,35 +18,13 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a fi
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
 
 
-class RunDirectory:
+class RunDirectory(RunLayout):
     """The paths of a run, and its small files."""
 
     def __init__(self, path: str | os.PathLike):
         """Names the run directory; `create` makes it."""
-        self.path = Path(os.path.normpath(path))
-        self.checkpoints = self.path / "checkpoints"
-        self.tensorboard = self.path / "tensorboard"
-        self.config = self.path / "config.json"
-        self.dataset = self.path / "dataset.json"
-        self.curves = self.path / "curves.png"
-        self.result = self.path / "result.json"
-        self.results_table = self.path / "results.csv"
-        self.confusion_matrix = self.path / "confusion_matrix.png"
-        self.report = self.path / "report.html"
-        self.model_card = self.path / "MODEL_CARD.md"
-        self.metrics = self.path / "metrics.jsonl"
-        self.events = self.path / "events.jsonl"
-        self.learning_rates = self.path / "find_lr.csv"
-        self.learning_rate_plot = self.path / "find_lr.png"
+        super().__init__(path)
         self._lock: BinaryIO | None = None
-
-    def predictions(self, split: str) -> Path:
-        """Returns where the newest predictions on a split lie."""
-        return self.path / f"predictions_{split}.csv"
-
-    def evaluation(self, split: str) -> Path:
-        """Returns where it says what those predictions are."""
-        return self.path / f"evaluation_{split}.json"
 
     def create(self, *, wait_seconds: float = 0.0) -> None:
         """Makes the folder and keeps it for this process until that ends, however it ends.
@@ -71,7 +50,7 @@ class RunDirectory:
 
     def _keep(self, wait_seconds: float) -> None:
         try:
-            lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+            lock = open(self.lock_file, "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
         except OSError as error:
             raise DataError(
                 f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Give a folder that can."

@@ -175,7 +175,7 @@ def _is_held(run: RunDirectory, locked: set[tuple[str, int]]) -> bool:
     # Overlays and network file systems have devices without a number of their own.
     if held & devices or any(device.startswith("00:") for device in held):
         return True
-    if _json_of(run.path / "environment.json").get("host") in (None, platform.node()):
+    if _json_of(run.environment).get("host") in (None, platform.node()):
         return False
     times = [file.stat().st_mtime for file in (run.metrics, run.events) if file.exists()]
     return time.time() - max(times, default=0.0) < _HEARTBEAT_SECONDS

@@ -18,7 +18,7 @@ class OrderRecord:
 
     def __init__(self, run: RunDirectory, rank: int):
         """Writes nothing yet."""
-        self._folder = run.path / "order"
+        self._folder = run.sample_order
         self._rank = rank
 
     def go_back(self, step: int) -> None:

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-CALIBRATION_BINS = 15
+from convoy.core.thresholds import CALIBRATION_BINS
 
 
 def sums_size(num_classes: int) -> int:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convoy.core.thresholds import CALIBRATION_BINS
 from convoy.trainer.evaluation.predictions import Predictions
-
-BINS = 15  # of confidence, as in `metrics`
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ class Reliability:
     """How often the model is right by how sure it is (Guo et al. 2017), in bins of confidence; NaN where one is empty.
 
     Attributes:
-      images: [BINS] int64.
-      confidence: [BINS]: mean probability of the predicted class.
-      accuracy: [BINS].
+      images: [CALIBRATION_BINS] int64.
+      confidence: [CALIBRATION_BINS]: mean probability of the predicted class.
+      accuracy: [CALIBRATION_BINS].
     """
 
     images: np.ndarray
@@ -180,9 +179,9 @@ def reliability(predictions: Predictions) -> Reliability:
     """Returns accuracy by confidence, in the bins that the expected calibration error is made of."""
     confidence = _confidence(predictions)
     # In float32, as `metrics.batch_sums` does it: an image at a bin's edge falls into the same bin.
-    bins = np.minimum((confidence * np.float32(BINS)).astype(int), BINS - 1)
-    images = np.bincount(bins, minlength=BINS)
-    sums = (np.bincount(bins, values, minlength=BINS) for values in (confidence, predictions.correct))
+    bins = np.minimum((confidence * np.float32(CALIBRATION_BINS)).astype(int), CALIBRATION_BINS - 1)
+    images = np.bincount(bins, minlength=CALIBRATION_BINS)
+    sums = (np.bincount(bins, values, minlength=CALIBRATION_BINS) for values in (confidence, predictions.correct))
     return Reliability(images, *(_share(values, images) for values in sums))
 
 

@@ -90,12 +90,12 @@ def read_history(run: RunDirectory) -> History:
     """
     if not run.path.is_dir():
         raise DataError(f"--workdir={run.path}: no such folder. Give the --workdir of `convoy train`.")
-    command = run.path / "command.txt"
+    command = run.command
     return History(
         name=run.path.resolve().name,
         config=modernized(run.read_json(run.config)),
         dataset=run.read_json(run.dataset),
-        environment=_json(run.path / "environment.json") or {},
+        environment=_json(run.environment) or {},
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         result=_json(run.result),
         events=[line for line in _json_lines(run.events) if "event" in line],

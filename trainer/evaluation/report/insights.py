@@ -10,14 +10,13 @@ import numpy as np
 
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
+from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis
 from convoy.trainer.evaluation.report.analysis import ByClass, Pair, Reliability
 from convoy.trainer.evaluation.report.history import History
 
-GAP_POINTS = 15  # between training and validation, from which on a run overfits
 _SHIFT_POINTS = 5  # between validation and another split
-_INPUT_BOUND_PCT = 20
 _MISCALIBRATED = 0.05  # expected calibration error
 _WIDE_INTERVAL = 0.1
 _GOOD = 0.9  # top-1
@@ -116,7 +115,7 @@ def _of_gaps(history: History, evaluation: Evaluation) -> list[Insight]:
         return insights
     gap = 100 * (training[0] - on_unseen)
     seen = f"{share(training[0])} {training[1]}, {share(on_unseen)} in {unseen}"
-    if gap > GAP_POINTS:
+    if gap > 100 * OVERFITTING_GAP:
         text = f"It overfits: {seen}, a gap of {gap:.0f} points."
         advice = (
             "more images, stronger config.augment, more config.optimizer.weight_decay, a smaller model, fewer epochs"
@@ -217,7 +216,7 @@ def _of_speed(history: History) -> list[Insight]:
     waits = history.last_values("train").get("perf/input_wait_pct")
     if waits is None:
         return []
-    if waits > _INPUT_BOUND_PCT:
+    if waits > INPUT_BOUND_PCT:
         text = f"It is input-bound: {waits:.0f} % of the time it waited for images."
         advice = "config.cache=auto or memory, convoy convert with --encoding=raw or a smaller --image_size, more cores"
         return [Insight("odd", text, "speed", advice)]

@@ -1,0 +1,70 @@
+"""Names of files and folders in RUN, the run directory, for the trainer that writes them and for launchers.
+
+layout = RunLayout("run")
+layout.metrics                                   # run/metrics.jsonl
+checkpoint_step("step-000000120.npz")            # 120
+"""
+
+import os
+import re
+from pathlib import Path
+
+_CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+
+
+class RunLayout:
+    """The paths of one run directory. Reads and writes nothing."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Args: path: the run directory, which need not exist."""
+        self.path = Path(os.path.normpath(path))
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self.config = self.path / "config.json"
+        self.dataset = self.path / "dataset.json"
+        self.environment = self.path / "environment.json"
+        self.command = self.path / "command.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.result = self.path / "result.json"
+        self.results_table = self.path / "results.csv"
+        self.launch = self.path / "launch.json"
+        self.report = self.path / "report.html"
+        self.model_card = self.path / "MODEL_CARD.md"
+        self.curves = self.path / "curves.png"
+        self.confusion_matrix = self.path / "confusion_matrix.png"
+        self.learning_rates = self.path / "find_lr.csv"
+        self.learning_rate_plot = self.path / "find_lr.png"
+        self.sample_order = self.path / "order"
+        self.lock_file = self.path / ".lock"
+
+    def predictions(self, split: str) -> Path:
+        """Returns the CSV of the latest predictions on a split."""
+        return self.path / f"predictions_{split}.csv"
+
+    def evaluation(self, split: str) -> Path:
+        """Returns the JSON file that describes the latest predictions on a split."""
+        return self.path / f"evaluation_{split}.json"
+
+    def attempt(self, number: int) -> Path:
+        """Returns the folder of a launcher's attempt; `number` counts from 1 over the life of the run."""
+        return self.logs / f"attempt-{number}"
+
+
+def checkpoint_name(step: int) -> str:
+    """Returns the file name of a checkpoint. `step` is from 0 to 999,999,999."""
+    return f"step-{step:09}.npz"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Returns the step of a checkpoint by its file name; None where that is not a checkpoint's name."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def attempt_number(name: str) -> int | None:
+    """Returns the number of an attempt by the name of its folder; None where that is not an attempt's name."""
+    match = _ATTEMPT.fullmatch(name)
+    return int(match[1]) if match else None
