@@ -57,6 +57,8 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",  # three tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
+            "mypy>=1.13",  # the annotations, checked in CI
+            "types-PyYAML>=6",
             "tfrecord>=1.14",  # another reader of our shards, by their .idx
             "websocket-client>=1.8",  # talks to the browser that opens the pages
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
