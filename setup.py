@@ -14,8 +14,14 @@ PARTS = ("configs", "input_pipeline", "launch", "trainer")
 
 def _packages() -> list[str]:
     root = Path(__file__).parent
-    folders = [file.parent.relative_to(root) for part in PARTS for file in sorted((root / part).rglob("__init__.py"))]
-    return [".".join(("convoy", *folder.parts)) for folder in folders]
+    folders = ("convoy/cli", "convoy/core", *PARTS)
+    found = [
+        file.parent.relative_to(root) for folder in folders for file in sorted((root / folder).rglob("__init__.py"))
+    ]
+    return [
+        "convoy",
+        *(".".join(path.parts if path.parts[0] == "convoy" else ("convoy", *path.parts)) for path in found),
+    ]
 
 
 setup(
@@ -29,7 +35,7 @@ setup(
     python_requires=">=3.10,<3.14",
     # The parts are folders of the repository's top level, and links in `convoy/` where it has not been installed.
     package_dir={f"convoy.{part}": part for part in PARTS},
-    packages=["convoy", "convoy.cli", "convoy.core", *_packages()],
+    packages=_packages(),
     package_data={"": ["*.css", "*.j2", "*.sbatch", "py.typed"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
