@@ -14,14 +14,9 @@ PARTS = ("configs", "input_pipeline", "launch", "trainer")
 
 def _packages() -> list[str]:
     root = Path(__file__).parent
-    folders = ("convoy/cli", "convoy/core", *PARTS)
-    found = [
-        file.parent.relative_to(root) for folder in folders for file in sorted((root / folder).rglob("__init__.py"))
-    ]
-    return [
-        "convoy",
-        *(".".join(path.parts if path.parts[0] == "convoy" else ("convoy", *path.parts)) for path in found),
-    ]
+    files = [file for folder in ("convoy/cli", "convoy/core", *PARTS) for file in (root / folder).rglob("__init__.py")]
+    names = [".".join(file.parent.relative_to(root).parts) for file in sorted(files)]
+    return ["convoy", *(name if name.startswith("convoy.") else f"convoy.{name}" for name in names)]
 
 
 setup(

@@ -1,9 +1,10 @@
-"""Finds the command, parses its flags, runs it, and turns mistakes into one line and an exit code.
+"""Finds the command, parses its flags, runs it, and turns user errors into one line and an exit code.
 
 A command is a module with `define_flags(flags, arguments)`, which may return other arguments to parse, and
 `run(flags, arguments)`. `REQUIRED` lists the flags that must be given, `RENAMED_FLAGS` maps earlier flag names to
-current ones, and `TAKES_ARGUMENTS` is true for a command that takes positional arguments. Only the module of the command that was typed is imported, and none imports TensorFlow at its top, so
-that `--help` and a mistyped flag answer at once.
+current ones, and `TAKES_ARGUMENTS` is true for a command that takes positional arguments. Only the module of the
+requested command is imported, and none imports TensorFlow at module level, so that `--help` and a wrong flag are
+answered at once.
 """
 
 import atexit
