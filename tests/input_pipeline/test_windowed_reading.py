@@ -20,7 +20,7 @@ from tests.input_pipeline.images import draw_classes
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, make_split, stream
 
 IMAGES = 60
-WINDOWED = {"order": "block", "window": 14}
+WINDOWED = {"shuffle": "block", "block_size": 14}
 
 
 @pytest.fixture(scope="module")
