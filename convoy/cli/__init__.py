@@ -29,7 +29,7 @@ _logger = logging.getLogger("convoy")
 
 
 class Command(NamedTuple):
-    """Where a command lives and what `convoy` says of it."""
+    """The module of a command, and its entry in the list that `convoy` prints."""
 
     module: str
     summary: str
@@ -45,47 +45,49 @@ COMMANDS = {
         "convoy.cli.verify", "checks every record, checksum, image and label of a dataset", "convoy verify --data=data"
     ),
     "train": Command(
-        "convoy.cli.train", "trains, or resumes what was interrupted", "convoy train --data=data --workdir=run"
+        "convoy.cli.train", "trains a model, or resumes an interrupted run", "convoy train --data=data --workdir=run"
     ),
     "augment": Command(
         "convoy.cli.augment",
-        "writes a page that shows what a recipe's augmentation does to images",
+        "writes a page of images augmented by a recipe",
         "convoy augment --data=data --config=convnet --output=augment.html",
     ),
     "evaluate": Command(
-        "convoy.cli.evaluate", "measures a run on every image of a split", "convoy evaluate --workdir=run --split=test"
+        "convoy.cli.evaluate",
+        "computes exact metrics on every image of a split",
+        "convoy evaluate --workdir=run --split=test",
     ),
     "predict": Command(
         "convoy.cli.predict",
-        "writes a category for every image of a folder",
+        "predicts a category for every image in a folder",
         "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
     ),
     "report": Command(
         "convoy.cli.report",
-        "writes a page about a run: how good it is, what it gets wrong",
+        "writes an HTML report of a run: metrics and error analysis",
         "convoy report --workdir=run",
     ),
     "export": Command(
         "convoy.cli.export",
-        "writes the model as SavedModel, Keras file, LiteRT or ONNX, and checks each against the run",
+        "exports the model as SavedModel, Keras file, LiteRT or ONNX and verifies each",
         "convoy export --workdir=run --format=saved_model,onnx --output=exported",
     ),
     "runs": Command(
         "convoy.cli.runs",
-        "lists the runs under a folder, the best first, with what sets them apart",
+        "lists the runs in a folder, best first, with the config differences",
         "convoy runs runs",
     ),
     "launch": Command(
         "convoy.cli.launch",
-        "starts workers, watches them, restarts them from the newest checkpoint",
+        "starts and monitors workers, and restarts them from the latest checkpoint",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
     "doctor": Command(
         "convoy.cli.doctor",
-        "checks what a run would use, alone or among its workers, and says how to mend what fails",
+        "checks devices, network, data and config before a run, and suggests fixes",
         "convoy doctor --data=data --workdir=run",
     ),
-    "bench": Command("convoy.cli.bench", "measures Convoy against its peers in one run", "convoy bench step"),
+    "bench": Command("convoy.cli.bench", "benchmarks Convoy against other libraries in one run", "convoy bench step"),
 }
 
 
@@ -93,11 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: program name, command, flags; the process's own where left out.
+      argv: program name, command and flags; `sys.argv` by default.
 
     Returns:
-      The exit code: 0 done, 2 wrong flags or config, 3 unusable data or checkpoint. Any other exception passes
-      through and ends the process with its traceback and exit code 1.
+      The exit code: 0 done, 2 invalid flags or config, 3 unusable data or checkpoint, 130 interrupted, 138 retryable.
+
+    Raises:
+      Exception: any error that is not a `ConvoyError`; `entry_point` turns it into a traceback and exit code 1.
     """
     argv = list(sys.argv if argv is None else argv)
     log_to_stderr()
@@ -113,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry_point() -> NoReturn:
-    """Runs the process's command and ends the process."""
-    if sys.stdout:  # a name that is no text, or none in this encoding, is shown all the same
+    """Runs the command of this process and exits."""
+    if sys.stdout:  # file names need not be valid in the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
@@ -124,10 +128,10 @@ def entry_point() -> NoReturn:
         note_error(error)
         traceback.print_exc()
         code = 1
-    atexit._run_exitfuncs()  # temporary folders go, for example
+    atexit._run_exitfuncs()  # removes temporary folders, for example
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the rest of Python's shutdown: a TensorFlow thread that then asks for the interpreter would hang for ever.
+    # Skips interpreter shutdown, during which a TensorFlow thread that needs the GIL would hang forever.
     os._exit(code)
 
 
@@ -140,7 +144,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"convoy {__version__}")
         return 0
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}. `convoy` alone lists the commands.")
+        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}. Run `convoy` to list the commands.")
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     flags = absl_flags.FlagValues()
@@ -155,10 +159,10 @@ def _dispatch(argv: list[str]) -> int:
         rest = flags([f"convoy {name}", *arguments])[1:]
     except absl_flags.Error as error:
         problem = str(error).splitlines()[0].replace(" ?", "?")
-        problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", problem)
-        problem = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", problem)
+        problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer", problem)
+        problem = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", problem)
         stop = "" if problem.endswith((".", "?")) else "."
-        raise UsageError(f"{problem}{stop} `convoy {name} --help` lists the flags.") from None
+        raise UsageError(f"{problem}{stop} Run `convoy {name} --help` to list the flags.") from None
     require_flags(flags, *getattr(module, "REQUIRED", ()))
     if rest and not getattr(module, "TAKES_ARGUMENTS", False):
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
@@ -181,18 +185,21 @@ def _current_flags(arguments: list[str], renamed: Mapping[str, str]) -> list[str
 
 
 def require_flags(flags: absl_flags.FlagValues, *names: str) -> None:
-    """Raises a UsageError that names those of `names` that were not given."""
+    """Raises a UsageError that lists the required flags that are missing."""
     missing = [f"--{name}" for name in names if flags[name].value in (None, "")]
     if missing:
-        raise UsageError(f"{' and '.join(missing)} must be given. --help shows an example.")
+        raise UsageError(f"{' and '.join(missing)} must be given. Run with --help for an example.")
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["convoy: trains image classifiers, the same on one device, all GPUs of a machine, or a cluster.", ""]
+    lines = [
+        "convoy: trains image classifiers, with the same results on one device, all GPUs of a machine, or a cluster.",
+        "",
+    ]
     for name, command in COMMANDS.items():
         lines += [f"  {name:<{width}}  {command.summary}", f"  {'':<{width}}    {command.example}"]
-    return "\n".join([*lines, "", "`convoy COMMAND --help` lists a command's flags."])
+    return "\n".join([*lines, "", "Run `convoy COMMAND --help` to list the flags of a command."])
 
 
 def _usage(overview: str, flags: absl_flags.FlagValues) -> str:

@@ -1,4 +1,4 @@
-"""`convoy bench NAME`: measures Convoy against its peers, all in one run, and prints a table.
+"""`convoy bench NAME`: runs Convoy and other libraries in turn and prints a table.
 
 convoy bench step
 convoy bench input --data=data --json=input.json
@@ -36,10 +36,10 @@ _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
-    """Defines the flags of the benchmark that `arguments` name; those of all where they name none.
+    """Defines the flags of the requested benchmark, or of all benchmarks if none is given.
 
     Raises:
-      UsageError: it names one that there isn't, or Convoy does not run from a checkout.
+      UsageError: unknown benchmark, or Convoy is not running from a checkout.
     """
     _find_benchmarks()
     from benchmarks import measure
@@ -54,13 +54,13 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
-    """Measures and prints.
+    """Runs one benchmark.
 
     Raises:
-      UsageError: no benchmark is named, or several.
+      UsageError: no benchmark was given, or more than one.
     """
     if len(arguments) != 1:
-        problem = f"one benchmark at a time, not {' '.join(arguments)!r}" if arguments else "which benchmark?"
+        problem = f"{' '.join(arguments)!r}: give one benchmark at a time" if arguments else "no benchmark given."
         raise UsageError(f"{problem} {_KNOWN}" if not arguments else f"{problem}. {_KNOWN}")
     from benchmarks import measure
 
@@ -70,7 +70,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
 
 
 def _find_benchmarks() -> None:
-    """Puts the checkout first on the import path, before a user's own package `benchmarks`."""
+    """Puts the checkout first on `sys.path`, ahead of any other package called `benchmarks`."""
     if not (_CHECKOUT / "benchmarks" / "measure.py").is_file():
         raise UsageError(
             f"the benchmarks are not part of the installed package, and {_CHECKOUT} is not a checkout of Convoy. "
