@@ -172,14 +172,14 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     from convoy.trainer.callbacks import monitor
     from convoy.trainer.callbacks.step_timer import StepTimer
 
-    gate, chronometers = _Gate(), []
+    gate, step_timers = _Gate(), []
 
-    class GatedChronometer(StepTimer):
+    class GatedStepTimer(StepTimer):
         """Pauses between rounds."""
 
         def __init__(self, images_per_step: int):
             super().__init__(images_per_step)
-            chronometers.append(self)
+            step_timers.append(self)
 
         @contextlib.contextmanager
         def waiting(self) -> Iterator[None]:
@@ -218,10 +218,10 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         watch = Stopwatch()
         gate.let_through(options["steps"])
         done = watch.stop(options["steps"])
-        (Path(options["notes"]) / f"{name}.json").write_text(json.dumps(chronometers[0].seconds()), encoding="utf-8")
+        (Path(options["notes"]) / f"{name}.json").write_text(json.dumps(step_timers[0].seconds()), encoding="utf-8")
         return done
 
-    replaced = [(monitor, "Chronometer", GatedChronometer)]
+    replaced = [(monitor, "StepTimer", GatedStepTimer)]
     replaced += _as_on_a_terminal(monitor) if name == "monitored" else _taken_away(monitor)
     for owner, attribute, replacement in replaced:
         mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
@@ -244,7 +244,7 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
     return [
         (monitor, "TrainingConsole", on_terminal),
-        (monitor.EvaluationPages, "judgements", lambda self, step: EvaluationCounts(len(self._class_names))),
+        (monitor.EvaluationPages, "counts", lambda self, step: EvaluationCounts(len(self._class_names))),
     ]
 
 
@@ -261,8 +261,8 @@ def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
     return [
         (monitor, "TrainingConsole", silent),
-        (monitor, "Journal", unwritten),
-        (monitor.EvaluationPages, "judgements", lambda self, step: None),
+        (monitor, "RunLogger", unwritten),
+        (monitor.EvaluationPages, "counts", lambda self, step: None),
         (monitor.Monitor, "first_batch", lambda self, batch: None),
         (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.step_timer.window()),
     ]
