@@ -1,8 +1,8 @@
-"""What convnet_fast was chosen from: an ablation of this told what earns its place.
+"""The recipe from which convnet_fast was derived by an ablation study.
 
     convoy bench generalization --recipes=benchmarks/ablation_candidates.py --ablate --image_seed=1
 
-On images of another seed than those of the README's results, which did not choose anything.
+The images have another seed than those of the results in the README, which were not used for selection.
 """
 
 import ml_collections

@@ -1,12 +1,12 @@
-"""`convoy bench augment`: from shards to augmented batches, against Keras' layers and torchvision's transforms.
+"""`convoy bench augment`: from shards to augmented batches, compared with Keras layers and torchvision.
 
-All peers read the same 64x64 JPEGs from the page cache and hand over batches of square images that were cropped,
-mirrored, changed by one operation of TrivialAugment's space and erased in part: the line
-`crop(scale=0.35..1) | flip | trivial | erase(0.25)`, with the device's half of it too. Keras has no random resized crop
-as a layer that samples an image at a time and no TrivialAugment: its peer does `RandomCrop`, `RandomFlip`,
-`RandAugment` with one operation and `RandomErasing`, batch by batch in `tf.data`. torchvision's works on the image
-files, in a worker process a core, as most do; it is skipped where it is not installed. Beside them stand the same
-reader with the line of simple operations, and without any.
+All peers read the same 64x64 JPEGs from the page cache and return batches of square images that were cropped, flipped,
+changed by one operation of the TrivialAugment space and partly erased: the pipeline
+`crop(scale=0.35..1) | flip | trivial | erase(0.25)`, including the operations that Convoy runs on the device. Keras has
+neither a random resized crop layer that samples per image nor TrivialAugment: its peer uses `RandomCrop`, `RandomFlip`,
+`RandAugment` with one operation and `RandomErasing`, per batch in `tf.data`. torchvision reads the image files in one
+worker process per core, as is usual; it is skipped if it is not installed. The same reader with a pipeline of simple
+operations, and without augmentation, is measured for comparison.
 """
 
 from collections.abc import Iterator
@@ -24,23 +24,23 @@ from convoy.input_pipeline.dataset.open import Split, open_dataset
 WHOLE = "crop(scale=0.35..1) | flip | trivial | erase(0.25)"
 SIMPLE = "crop(scale=0.4..1) | flip | brightness(0.2) | contrast(0.4) | saturation(0.4)"
 PEERS = {
-    "line": "Convoy, the whole line",
-    "simple": "Convoy, crop, flip and colour",
-    "none": "Convoy, images as they are",
-    "keras": "Keras' layers in tf.data",
+    "line": "Convoy, whole pipeline",
+    "simple": "Convoy, crop, flip and color",
+    "none": "Convoy, no augmentation",
+    "keras": "Keras layers in tf.data",
     "torchvision": "torchvision v2, DataLoader",
 }
 _COUNTS = {"small": 4000, "medium": 0, "large": 0}
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     input_benchmark.define_data_flags(flags)
-    absl_flags.DEFINE_string("line", WHOLE, "Benchmark augment: what the peer `line` does.", flag_values=flags)
+    absl_flags.DEFINE_string("line", WHOLE, "Benchmark augment: pipeline of the peer `line`.", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the benchmark, prints the table and writes the JSON file."""
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds", "line")}
     about = measure.environment()
@@ -80,11 +80,11 @@ def run(flags: absl_flags.FlagValues) -> None:
     measure.write_json(flags.json, content)
 
 
-# What follows runs in the worker processes.
+# The rest runs in the worker processes.
 
 
 def prepare(name: str, options: dict[str, Any]) -> Prepared:
-    """Prepares a peer of the table.
+    """Prepares a peer.
 
     Args:
       name: one of PEERS.
@@ -139,7 +139,7 @@ def _keras(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
 def _torchvision(split: Split, options: dict[str, Any]) -> Iterator[Any]:
     try:
         from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another PyTorch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another version of PyTorch
         raise SkippedError(f"torchvision cannot be imported: {error}") from None
     transform = v2.Compose(
         [

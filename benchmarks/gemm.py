@@ -1,7 +1,7 @@
-"""How fast this machine multiplies matrices.
+"""Speed of matrix multiplication on this machine.
 
-With what a training step needs at least (`convoy.trainer.callbacks.flops.training_flops`) it says how much of the machine the
-step uses, which no comparison with another library can.
+Together with the FLOPs of a training step (`convoy.trainer.callbacks.flops.training_flops`) it shows how much of the
+machine's peak the step uses, which a comparison with another library cannot.
 """
 
 from benchmarks.workers import Prepared, Stopwatch
@@ -11,11 +11,11 @@ _REPEATS = 24
 
 
 def prepare_gemm(dtype: str, training_flops_per_image: int) -> Prepared:
-    """Prepares products of square matrices, large enough that nothing but the arithmetic counts.
+    """Prepares products of square matrices, large enough to be bound by arithmetic.
 
     Args:
       dtype: "float32" or "bfloat16".
-      training_flops_per_image: passed on as a fact.
+      training_flops_per_image: reported as a fact.
     """
     import tensorflow as tf
 

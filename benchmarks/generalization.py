@@ -1,15 +1,15 @@
-"""`convoy bench generalization`: recipes trained from scratch, and how well they know images they have never seen.
+"""`convoy bench generalization`: trains recipes from scratch and measures how well they generalize.
 
     convoy bench generalization --recipes=baseline_cnn,convnet_fast:1 --seeds=3
     convoy bench generalization --dataset=digits --recipes=digits --ablate
 
-Each run is a `convoy train` and two `convoy evaluate`, as people type them, in --workdir. What is finished there is
-taken as it stands, so a benchmark that was stopped goes on where it was when the same command is typed again.
+Each run is one `convoy train` and two `convoy evaluate` commands in --workdir. Finished runs are reused, so an
+interrupted benchmark resumes when the same command is run again.
 
-`RECIPE:TIMES` gives a recipe so many times the budget instead of its own length: the wall time that the first recipe
-takes until its best evaluation, mean over the seeds that were trained when it was first asked for. Two short runs of
-the recipe tell how many steps that is; its schedule then ends there. `--ablate` trains each of the other recipes again
-without each of its ingredients, for as many steps. The tables are Markdown.
+`RECIPE:TIMES` trains a recipe for a multiple of the time budget instead of its own length. The budget is the wall time
+in which the first recipe reaches its best evaluation, averaged over the seeds trained when it was first measured. Two
+short runs of the recipe determine the number of steps that fit, and its schedule is adjusted to end there. `--ablate`
+also trains each of the other recipes without each of its ingredients, for as many steps. The tables are Markdown.
 """
 
 import json
@@ -31,7 +31,7 @@ from convoy.core.files import write_whole
 from convoy.trainer import config as configs
 
 DATASETS = ("sample", "digits")
-# What a recipe may be made of, and what takes it away. A recipe has an ingredient where it sets it otherwise.
+# Ingredients and the overrides that remove them. A recipe uses an ingredient if its values differ from these.
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.0},
     "weight average": {"ema.decay": 0.0},
@@ -46,7 +46,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "instance normalization": {"model.instance_norm": "off"},
     "progressive resizing": {"progressive.sizes": (), "progressive.ends": ()},
     "larger images in evaluation": {"eval_image_size": 0},
-    "mirror images in evaluation": {"flip_tta": False},
+    "test-time flips": {"flip_tta": False},
     "sampling by class": {"sampling": "natural"},
 }
 _CALIBRATION_EPOCHS = (4, 12)
@@ -55,13 +55,13 @@ _USELESS = ("rounds", "batch_size", "image_size", "threads", "peers")
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A recipe as it takes part.
+    """A recipe that takes part.
 
     Attributes:
       recipe: its name or file.
-      times: how many budgets it is trained for; None for the length it says itself.
-      overrides: config fields that are set otherwise.
-      without: the ingredient that these take away; empty for the recipe as it is.
+      times: length as a multiple of the budget; None for the recipe's own length.
+      overrides: config fields with other values.
+      without: the ingredient that the overrides remove; empty for the full recipe.
     """
 
     recipe: str
@@ -71,65 +71,65 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of its runs' folders."""
+        """Prefix of the names of its run directories."""
         budget = "" if self.times is None else f"-x{self.times:g}"
         without = "".join(c if c.isalnum() else "-" for c in self.without.lower())
         return f"{Path(self.recipe).stem}{budget}{without and f'-without-{without}'}"
 
     @property
     def label(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return Path(self.recipe).stem + ("" if self.times is None else f", {self.times:g}x the budget")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     help_of = "Benchmark generalization: {}".format
     absl_flags.DEFINE_list(
         "recipes",
         ["baseline_cnn", "convnet_fast:1", "convnet", "resnet10:4"],
-        help_of("recipes, as in --config; NAME:TIMES trains for so many times what the first takes to its best."),
+        help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
     absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"any of {', '.join(DATASETS)}."), flag_values=flags)
+    absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"one or more of {', '.join(DATASETS)}."), flag_values=flags)
     absl_flags.DEFINE_integer(
         "image_seed",
         0,
-        help_of("which images there are (sample), which are for testing (digits); choose recipes by others than 0."),
+        help_of("selects the images (sample) or the test images (digits); tune recipes with values other than 0."),
         lower_bound=0,
         flag_values=flags,
     )
     absl_flags.DEFINE_float(
         "budget",
         0.0,
-        help_of("seconds; 0 is what the first recipe takes to its best."),
+        help_of("seconds; 0 uses the time in which the first recipe reaches its best."),
         lower_bound=0.0,
         flag_values=flags,
     )
-    absl_flags.DEFINE_bool("ablate", False, help_of("also without each ingredient."), flag_values=flags)
+    absl_flags.DEFINE_bool("ablate", False, help_of("also train without each ingredient."), flag_values=flags)
     absl_flags.DEFINE_string(
         "workdir",
         "generalization",
-        help_of("folder of datasets and runs; what is finished there is not done again."),
+        help_of("folder of datasets and runs; finished runs in it are reused."),
         flag_values=flags,
     )
     absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Trains what is not trained yet, prints the tables, writes the JSON.
+    """Trains the runs that are missing, prints the tables and writes the JSON file.
 
     Raises:
-      UsageError: an unknown recipe or dataset, or a run in --workdir that another config trained.
-      ConvoyError: a run failed; the message ends with its last words.
+      UsageError: unknown recipe or dataset, or --workdir contains a run with another config.
+      ConvoyError: a run failed; the message ends with the last lines of its output.
     """
     useless = [name for name in _USELESS if flags[name].present]
     if useless:
-        raise UsageError(f"--{useless[0]}: generalization trains recipes as they are. Leave it out.")
+        raise UsageError(f"--{useless[0]} has no effect on generalization, which trains recipes unchanged. Omit it.")
     entries = [parse_entry(text) for text in flags.recipes]
     if not entries:
-        raise UsageError("--recipes: give at least one recipe.")
+        raise UsageError("--recipes is empty: give at least one recipe.")
     for name in flags.dataset:
         if name not in DATASETS:
             raise UsageError(f"--dataset={name}{did_you_mean(name, DATASETS)}: give any of {', '.join(DATASETS)}.")
@@ -165,10 +165,10 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def parse_entry(text: str) -> Entry:
-    """Returns what `convnet` or `convnet:4` asks for.
+    """Parses `convnet` or `convnet:4`.
 
     Raises:
-      UsageError: no such recipe, or a multiple that is no number above 0.
+      UsageError: unknown recipe, or a multiple that is not a positive number.
     """
     recipe, colon, times = text.rpartition(":")
     if not colon:
@@ -179,14 +179,16 @@ def parse_entry(text: str) -> Entry:
         except ValueError:
             entry = Entry(recipe, 0.0)
         if not 0 < entry.times < 1000:
-            raise UsageError(f"--recipes: {text!r}: what follows the colon is a multiple of the budget, such as 4.")
+            raise UsageError(f"--recipes: {text!r}: give a multiple of the budget after the colon, such as 4.")
     configs.load_recipe(entry.recipe)
     return entry
 
 
 def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns what takes each ingredient of a recipe away, by ingredient: those of `INGREDIENTS` that it uses, and each
-    operation of its augmentation line."""
+    """Returns the overrides that remove each ingredient of a recipe, by ingredient.
+
+    Ingredients are those of `INGREDIENTS` that the recipe uses, and each operation of its augmentation pipeline.
+    """
     known = dict(configs.fields(config))
     found = {
         name: dict(overrides)
@@ -194,7 +196,7 @@ def ingredients_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any
         if any(known[field_name] != value for field_name, value in overrides.items())
     }
     if config.model.instance_norm == "auto" and config.model.name != "convnet":
-        del found["instance normalization"]  # no other model has it by itself
+        del found["instance normalization"]  # other models do not use it by default
     operations = [text.strip() for text in known.get("augment.ops", "").split("|") if text.strip()]
     for number, operation in enumerate(operations):
         rest = " | ".join(operations[:number] + operations[number + 1 :])
@@ -206,41 +208,41 @@ class Study:
     """Recipes on one dataset, several seeds each.
 
     Attributes:
-      budget_seconds: the wall time that `RECIPE:TIMES` multiplies; 0 until the first recipe is trained.
+      budget_seconds: the wall time that `RECIPE:TIMES` multiplies; 0 until the first recipe has been trained.
     """
 
     def __init__(self, runs: Runs, *, seeds: Sequence[int], budget_seconds: float = 0.0):
         """Trains nothing yet.
 
         Args:
-          runs: where they lie, and what trains them.
-          seeds: of each recipe's runs.
-          budget_seconds: 0 for what the first recipe takes to its best.
+          runs: trains and stores the runs.
+          seeds: seeds of each recipe.
+          budget_seconds: 0 for the time in which the first recipe reaches its best.
         """
         self._runs = runs
         self._seeds = seeds
         self.budget_seconds = budget_seconds
 
     def outcomes(self, entries: Sequence[Entry]) -> dict[Entry, list[Outcome]]:
-        """Returns every entry's runs, one a seed; trains those that are not finished."""
+        """Returns the runs of every entry, one per seed; trains those that are missing."""
         first, *others = entries
         found = {first: [self._outcome(first, seed) for seed in self._seeds]}
         if not self.budget_seconds:
             self.budget_seconds = self._kept_budget(first.name, found[first])
         found |= {entry: [] for entry in others}
-        for seed in self._seeds:  # in turn: what else the machine does falls on all
+        for seed in self._seeds:  # in turn, so that other load on the machine affects all of them
             for entry in others:
                 found[entry].append(self._outcome(entry, seed))
         for entry, outcomes in found.items():
             if len(sizes := sorted({outcome.parameters for outcome in outcomes})) > 1:
                 raise UsageError(
-                    f"{self._runs.folder} holds runs of {entry.name} of models with {sizes[0]:,} and {sizes[-1]:,} "
-                    "parameters, by another version. Remove them, or give another --workdir."
+                    f"{self._runs.folder} contains runs of {entry.name} with models of {sizes[0]:,} and {sizes[-1]:,} "
+                    "parameters, from different versions. Remove them, or pass another --workdir."
                 )
         return found
 
     def ablation(self, entry: Entry) -> dict[Entry, list[Outcome]]:
-        """Returns the runs of an entry as it is and, for as many steps, without each of its ingredients."""
+        """Returns the runs of an entry, and for as many steps those without each of its ingredients."""
         ingredients = ingredients_of(configs.load_recipe(entry.recipe))
         entries = [entry]
         entries += [Entry(entry.recipe, entry.times, overrides, name) for name, overrides in ingredients.items()]
@@ -257,7 +259,7 @@ class Study:
         return self._runs.outcome(f"{entry.name}-seed{seed}", entry.recipe, overrides)
 
     def _kept_budget(self, name: str, outcomes: Sequence[Outcome]) -> float:
-        """Returns the mean time to the best; what it was at first in this folder, so that runs with it stay."""
+        """Returns the mean time to the best evaluation, as first measured in this folder: its runs stay valid."""
         path = self._runs.folder / f"budget-{name}.json"
         if not path.exists():
             seconds = statistics.mean(outcome.seconds_to_best for outcome in outcomes)
@@ -267,8 +269,8 @@ class Study:
     def _steps(self, entry: Entry) -> int:
         if not self.budget_seconds:
             raise UsageError(
-                f"--recipes: {entry.recipe}:{entry.times:g} is the first, which sets the budget: give it without the "
-                "colon, or give --budget."
+                f"--recipes: {entry.recipe}:{entry.times:g} comes first and so defines the budget: omit the multiple, "
+                "or pass --budget."
             )
         config = configs.load_recipe(entry.recipe)
         epoch = max(1, self._runs.training_images // config.batch_size)
@@ -280,7 +282,7 @@ class Study:
 
 
 def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
-    """Returns the README's table, in lines: a row an entry, mean and standard deviation over its runs."""
+    """Returns the lines of the README's table: one row per entry, mean and standard deviation over its runs."""
     columns = ("recipe", "parameters", "images/s", "wall time", "to its best", "train top-1", "test top-1", "gap")
     lines = [_markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
     for entry, found in outcomes.items():
@@ -299,9 +301,9 @@ def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
 
 
 def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
-    """Returns the table of a recipe without each ingredient, in lines. The first entry is the recipe as it is.
+    """Returns the lines of the ablation table. The first entry is the full recipe.
 
-    The change is the mean over seeds of the difference of the two runs with the same seed.
+    The change is the mean over seeds of the difference between the two runs with the same seed.
     """
     columns = ("without", "wall time", "train top-1", "test top-1", "gap", "test, change", "overrides")
     lines = [_markdown(columns), "|---" * len(columns) + "|"]
@@ -310,7 +312,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, whole, strict=True)]
         overrides = " ".join(f"--config.{name}={value}" for name, value in entry.overrides.items())
         cells = (
-            entry.without or "nothing: the whole recipe",
+            entry.without or "nothing (full recipe)",
             f"{statistics.mean(run.seconds for run in found):,.0f} s",
             *(spread([100 * getattr(run, name) for run in found], " %") for name in ("train_top1", "test_top1")),
             spread([100 * run.gap for run in found]),
@@ -322,7 +324,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
 
 
 def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> str:
-    """Returns mean and standard deviation, such as `71.4 ± 0.8 %`; of one value that alone."""
+    """Returns mean and standard deviation, such as `71.4 ± 0.8 %`, or the value alone if there is only one."""
     mean = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
     return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + unit
 
@@ -338,7 +340,7 @@ def _as_json(entry: Entry, found: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _make_dataset(name: str, runs: Runs, seed: int) -> None:
-    """Makes the images and the dataset where they are not there yet."""
+    """Creates the images and the dataset unless they exist."""
     photos = runs.folder / "photos"
     if not runs.has_data("test"):
         runs.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""`convoy bench index`: what a dataset's index costs as it grows: opening, memory, and the time to draw a batch.
+"""`convoy bench index`: time to open a dataset index, its memory, and the time to draw a batch, by number of records.
 
-Each size is a dataset directory of its own in a temporary folder: its manifest and its index are whole, its shards are
-sparse files of the right size that take no room on the disk. A process of its own opens it, so that what it holds can
-be told from what others held before. 100 million records take about 3 GB of disk and as much memory.
+Each size is a dataset directory in a temporary folder with a complete manifest and index; its shards are sparse files
+of the right size that take no disk space. Each is opened in a new process, so that its memory can be measured. 100
+million records take about 3 GB of disk and as much memory.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 from benchmarks import measure
 from convoy.core.errors import ConvoyError, UsageError
 
-_RECORDS_A_SHARD = 100_000
+_RECORDS_PER_SHARD = 100_000
 _CLASSES = 1000
 _PAYLOAD_BYTES = 2000  # on average
 _BATCH = 1024
@@ -28,20 +28,20 @@ _PROMISED_BYTES = 32  # a record
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     absl_flags.DEFINE_list(
         "records",
         ["1000000", "10000000", "100000000"],
-        "Benchmark index: how many records, comma-separated.",
+        "Benchmark index: numbers of records, comma-separated.",
         flag_values=flags,
     )
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Makes and opens each index in turn, prints the table, writes the JSON.
+    """Creates and opens each index in turn, prints the table and writes the JSON file.
 
     Raises:
-      UsageError: `--records` holds something else than numbers above 0.
+      UsageError: `--records` contains anything but positive integers.
     """
     sizes = [_number(text) for text in flags.records]
     about = measure.environment()
@@ -50,11 +50,11 @@ def run(flags: absl_flags.FlagValues) -> None:
     rows = []
     for records in sizes:
         with tempfile.TemporaryDirectory(prefix="convoy-bench-") as folder:
-            print(f"bench: making an index of {records:,} records", file=sys.stderr, flush=True)
+            print(f"bench: creating an index of {records:,} records", file=sys.stderr, flush=True)
             _make(Path(folder), records)
             rows.append({"records": records, **_opened(Path(folder))})
     console.print(f"\nIndexes, and batches of {_BATCH} drawn from them:")
-    columns = ("records", "open", "bytes a record", "most while opening", "a batch, global", "a batch, windowed")
+    columns = ("records", "open", "bytes per record", "peak while opening", "batch, global", "batch, block")
     lines = [
         (
             f"{row['records']:,}",
@@ -71,7 +71,7 @@ def run(flags: absl_flags.FlagValues) -> None:
         "benchmark": "index",
         "environment": about,
         "promised_bytes_a_record": _PROMISED_BYTES,
-        "settings": {"batch_size": _BATCH, "records_a_shard": _RECORDS_A_SHARD},
+        "settings": {"batch_size": _BATCH, "records_a_shard": _RECORDS_PER_SHARD},
         "rows": rows,
     }
     measure.write_json(flags.json, content)
@@ -79,20 +79,20 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise UsageError(f"--records={text}: give whole numbers above 0, as --records=1000000,10000000.")
+        raise UsageError(f"--records={text}: give positive integers, such as --records=1000000,10000000.")
     return int(text)
 
 
 def _make(folder: Path, records: int) -> None:
-    """Writes a dataset directory whose shards hold nothing."""
+    """Writes a dataset directory with empty shards."""
     import numpy as np
 
     from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
     from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
 
     numbers = np.arange(records, dtype=np.int64)
-    first_of_shard = numbers % _RECORDS_A_SHARD == 0
-    arrays = {"shard": (numbers // _RECORDS_A_SHARD).astype(np.int32)}
+    first_of_shard = numbers % _RECORDS_PER_SHARD == 0
+    arrays = {"shard": (numbers // _RECORDS_PER_SHARD).astype(np.int32)}
     lengths = _PAYLOAD_BYTES - 500 + numbers * 7919 % 1000
     ends = np.cumsum(lengths + FRAME_OVERHEAD)
     starts = ends - (lengths + FRAME_OVERHEAD)
@@ -105,7 +105,7 @@ def _make(folder: Path, records: int) -> None:
         name = f"bench-train.tfrecord-{number:05d}-of-{len(sizes):05d}"
         with open(folder / name, "wb") as file:
             file.truncate(size)
-        held = min(_RECORDS_A_SHARD, records - number * _RECORDS_A_SHARD)
+        held = min(_RECORDS_PER_SHARD, records - number * _RECORDS_PER_SHARD)
         digest = hashlib.sha256(name.encode()).hexdigest()
         shards.append({"file": name, "bytes": size, "records": held, "images": held, "sha256": digest})
     np.savez(index_path(folder, "train"), **{name: arrays[name].astype(dtype) for name, dtype in INDEX_TYPES.items()})
@@ -120,7 +120,7 @@ def _make(folder: Path, records: int) -> None:
 
 
 def _opened(folder: Path) -> dict[str, Any]:
-    """Opens a dataset directory in a process of its own; returns what that took."""
+    """Opens a dataset directory in a new process and returns the measurements."""
     command = [sys.executable, "-m", "benchmarks.index", str(folder)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -129,7 +129,7 @@ def _opened(folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-# What follows runs in the process that opens the index.
+# The rest runs in the process that opens the index.
 
 
 def _measure(folder: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _measure(folder: str) -> dict[str, Any]:
     split = open_dataset(folder).split("train")
     seconds = time.perf_counter() - began
     after = _status_bytes("VmRSS")
-    peak = _status_bytes("VmHWM")  # not getrusage's, which counts in the process that this one was forked from
+    peak = _status_bytes("VmHWM")  # not from getrusage, which includes the process that this one was forked from
     records = split.num_images
     windows = windows_of(split)
 
@@ -174,7 +174,7 @@ def _measure(folder: str) -> dict[str, Any]:
 
 
 def _status_bytes(name: str) -> int:
-    """Returns a value of this process's status that the kernel gives in kB."""
+    """Returns a value from /proc/self/status, which the kernel gives in kB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

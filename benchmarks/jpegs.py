@@ -1,11 +1,11 @@
-"""JPEGs to measure with, drawn alike for every benchmark, and TensorFlow doing nothing but decode them.
+"""JPEGs for measurements, generated identically for every benchmark, and loops that only decode them.
 
     with drawn(chosen_counts(flags, {"small": 4000, "medium": 0, "large": 400})) as folders:
         for label, folder, (width, height) in folders:
             ...  # folder/CATEGORY/NUMBER.jpg
 
-What only decodes is the floor under every reader and converter: the images lie encoded in memory, and their pixels are
-computed and dropped.
+The decode loops are the lower bound of every reader and converter: encoded images are in memory, and their pixels are
+computed and discarded.
 """
 
 import contextlib
@@ -19,26 +19,26 @@ from absl import flags as absl_flags
 from convoy.core.processes import usable_cores
 
 SIZES = {"small": (64, 64), "medium": (256, 256), "large": (500, 375)}
-# With a call a core in flight, calls wait for each other to hand over their images in order.
+# With one call per core in flight, calls wait for each other to return their images in order.
 CALLS_PER_CORE = 4
 _UNROLLED = 64
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines how many images of each size to draw."""
+    """Defines the flags for the number of images of each size."""
     for name, (width, height) in SIZES.items():
         if name not in flags:
             absl_flags.DEFINE_integer(
                 name,
                 None,
-                f"Benchmarks input, augment and convert: how many {width}x{height} JPEGs to draw.",
+                f"Benchmarks input, augment and convert: number of {width}x{height} JPEGs to generate.",
                 lower_bound=0,
                 flag_values=flags,
             )
 
 
 def chosen_counts(flags: absl_flags.FlagValues, usual: Mapping[str, int]) -> dict[str, int]:
-    """Returns how many images of each size to draw, `usual` where the flags say nothing; without those of none."""
+    """Returns the number of images per size, from the flags or else from `usual`, without sizes that have none."""
     given = {name: getattr(flags, name) for name in SIZES}
     counts = {name: usual[name] if number is None else number for name, number in given.items()}
     return {name: count for name, count in counts.items() if count}
@@ -46,13 +46,13 @@ def chosen_counts(flags: absl_flags.FlagValues, usual: Mapping[str, int]) -> dic
 
 @contextlib.contextmanager
 def drawn(counts: Mapping[str, int]) -> Iterator[list[tuple[str, Path, tuple[int, int]]]]:
-    """Draws images, and removes them on the way out.
+    """Generates images, and removes them on exit.
 
     Args:
-      counts: how many, by the name of their size in `SIZES`.
+      counts: number of images by the name of their size in `SIZES`.
 
     Yields:
-      (label, folder, (width, height)) of each size; in the folder lie two class folders.
+      (label, folder, (width, height)) for each size; each folder contains two class folders.
     """
     with tempfile.TemporaryDirectory(prefix="convoy-bench-") as scratch:
         folders = []
@@ -65,7 +65,7 @@ def drawn(counts: Mapping[str, int]) -> Iterator[list[tuple[str, Path, tuple[int
 
 
 def draw(folder: Path, count: int, width: int, height: int) -> None:
-    """Draws JPEGs with the smooth shapes and the noise of photographs into two class folders of `folder`."""
+    """Writes JPEGs with smooth shapes and noise, like photographs, into two class folders of `folder`."""
     import numpy as np
     from PIL import Image
 
@@ -80,13 +80,13 @@ def draw(folder: Path, count: int, width: int, height: int) -> None:
 
 
 def decode_loop(encoded: Sequence[bytes], batch_size: int) -> Any:  # noqa: ANN401 (a tf.data.Dataset)
-    """Returns endless batches of decoded images' shapes, decoded on all cores as a `tf.data` map of one image does."""
+    """Returns endless batches of image shapes, decoded on all cores by a `tf.data` map over single images."""
     batches = _endless(encoded).map(_decoded_shape, num_parallel_calls=CALLS_PER_CORE * usable_cores())
     return batches.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def decode_unrolled(encoded: Sequence[bytes], batch_size: int) -> Any:  # noqa: ANN401
-    """Returns the same with many images in one graph, which spares the map's cost an image."""
+    """Returns the same, with many images in one graph, which avoids the overhead of the map per image."""
     import tensorflow as tf
 
     def decode(images: tf.Tensor) -> tf.Tensor:
@@ -105,7 +105,7 @@ def _endless(encoded: Sequence[bytes]) -> Any:  # noqa: ANN401
 
 
 def _decoded_shape(image: Any) -> Any:  # noqa: ANN401
-    """Decodes, and returns only the shape: pixels are computed and dropped, and batching costs nothing."""
+    """Decodes an image and returns only its shape: pixels are discarded, and batching is free."""
     import tensorflow as tf
 
     return tf.shape(tf.io.decode_image(image, channels=3, expand_animations=False))

@@ -1,11 +1,11 @@
-"""Two places on this machine with a network link of a chosen rate between them, to check the cost model on.
+"""Two network namespaces on this machine, connected by a link with a chosen rate, to validate the cost model.
 
     with rate_limited_link(100) as ends:             # Mbit/s
         subprocess.run([*ends[0].prefix, "ping", "-c1", ends[1].address])
 
-Each end is a network namespace, the link a veth pair, and `tc tbf` holds both directions to the rate. The namespaces
-have no names: each lives as long as a process in it, and the first one ends when its standard input closes. So nothing
-stays behind, however this process ends.
+The link is a veth pair, and `tc tbf` limits both directions. The namespaces have no names: each exists as long as a
+process in it, and the first process exits when its standard input closes. Nothing is left behind, however this process
+ends.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from convoy.core.errors import UsageError
 
-_ADDRESSES = ("192.0.2.1", "192.0.2.2")  # set aside for examples (RFC 5737), and seen by nobody else
+_ADDRESSES = ("192.0.2.1", "192.0.2.2")  # reserved for documentation (RFC 5737), and visible in the namespaces only
 _DEVICE = "convoy"
 _TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
-# A token bucket lets so much through at once after each pause: as little as the kernel's largest segment, 64 KiB, which
-# it would otherwise have to cut, and little beside the megabytes of a model.
+# A token bucket lets this much pass at once after each pause: the kernel's largest segment, 64 KiB, which it would
+# otherwise have to split, and little compared to the megabytes of a model.
 _BURST_BYTES = 66_000
-# What waits for longer is dropped, as in a switch.
+# Packets that wait longer are dropped, as in a switch.
 _QUEUE_MILLISECONDS = 50
 
 
@@ -31,8 +31,8 @@ class End(NamedTuple):
     """One end of a link.
 
     Attributes:
-      address: of its device.
-      prefix: runs a command there, and becomes it.
+      address: IP address of its device.
+      prefix: command prefix that executes a command there, replacing itself.
     """
 
     address: str
@@ -41,13 +41,13 @@ class End(NamedTuple):
 
 @contextlib.contextmanager
 def rate_limited_link(megabits_per_second: float | None) -> Iterator[tuple[End, End]]:
-    """Makes the link, and takes it away on the way out.
+    """Creates the link, and removes it on exit.
 
     Args:
-      megabits_per_second: in each direction; None for no limit.
+      megabits_per_second: rate in each direction; None for no limit.
 
     Raises:
-      UsageError: this process may not, or a tool is missing.
+      UsageError: insufficient privileges, or a tool is missing.
     """
     _check_tools()
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def rate_limited_link(megabits_per_second: float | None) -> Iterator[tuple[End, 
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[subprocess.Popen]:
-    """Starts the first process of a namespace, `cat`, which does nothing until its input closes."""
+    """Starts the first process of a namespace, `cat`, which waits until its input closes."""
     command = ["unshare", "--net", "sh", "-c", "echo made; exec cat"]
     with subprocess.Popen(
         command,
@@ -81,7 +81,7 @@ def _namespace() -> Iterator[subprocess.Popen]:
         start_new_session=True,
     ) as holder:
         if holder.stdout.readline() != "made\n":
-            raise UsageError(f"--link: no network namespace can be made here ({holder.stderr.read().strip()}).")
+            raise UsageError(f"--link: cannot create a network namespace ({holder.stderr.read().strip()}).")
         try:
             yield holder
         finally:
@@ -90,10 +90,10 @@ def _namespace() -> Iterator[subprocess.Popen]:
 
 def _check_tools() -> None:
     if os.geteuid() != 0:
-        raise UsageError("--link makes network namespaces, which needs root. Leave it out, or run as root.")
+        raise UsageError("--link creates network namespaces, which requires root. Run as root, or omit --link.")
     for tool, package in _TOOLS.items():
         if not shutil.which(tool):
-            raise UsageError(f"--link needs `{tool}` of the package {package}. Leave --link out, or install that.")
+            raise UsageError(f"--link requires `{tool}` from the package {package}. Install it, or omit --link.")
 
 
 def _run(*command: str) -> None:

@@ -1,9 +1,8 @@
-"""Rounds of peers in turn, and what is made of them: medians, ratios, a table, and a JSON file with every number.
+"""Measurement of peers in turn, and its evaluation: medians, ratios, a table and a JSON file with every number.
 
-A ratio of two peers is the median over rounds of the ratio of their rates in the same round. What else the machine is
-doing changes from round to round and falls on both, so ratios are steadier than rates. They are not beyond its reach:
-a library that splits work evenly over threads and waits for the last one loses more on a busy machine than one that
-doesn't.
+The ratio of two peers is the median over rounds of the ratio of their rates in the same round. Other load on the
+machine varies from round to round and affects both, so ratios are more stable than rates. They are not independent of
+it: a library that splits work evenly over threads and waits for the last one loses more on a busy machine.
 """
 
 import importlib.metadata
@@ -27,21 +26,21 @@ from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.core.processes import usable_cores
 
-# Lets a peer's prefetching come to rest before the next one starts.
+# Lets the prefetching of a peer settle before the next one starts.
 _SETTLE_SECONDS = 0.15
 _BUSY = 0.5
-_CPU_TICK = 0.01  # seconds; the kernel counts no less of a short round
+_CPU_TICK = 0.01  # seconds; the resolution of the kernel's CPU accounting
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one peer did.
+    """The measurement of one peer.
 
     Attributes:
       peer: its name, as in `--peers`.
-      label: what the table calls it.
+      label: its name in the table.
       rounds: its rounds, in order.
-      facts: what it said of itself.
+      facts: what it reported about itself.
     """
 
     peer: str
@@ -51,32 +50,32 @@ class Row:
 
     @property
     def rates(self) -> list[float]:
-        """Work a second, each round."""
+        """Work per second in each round."""
         return [r.work / r.seconds for r in self.rounds]
 
     @property
     def rate(self) -> float:
-        """Work a second: the median over rounds."""
+        """Work per second: median over rounds."""
         return statistics.median(self.rates)
 
     @property
     def rate_per_core(self) -> float:
-        """Work a second of one core's computing: the median over rounds."""
+        """Work per second of CPU time: median over rounds."""
         return statistics.median(r.work / max(r.cpu_seconds, _CPU_TICK) for r in self.rounds)
 
     @property
     def busy_cores(self) -> float:
-        """How many cores computed on average: the median over rounds."""
+        """Average number of busy cores: median over rounds."""
         return statistics.median(r.cpu_seconds / r.seconds for r in self.rounds)
 
     def ratio_to(self, other: "Row | None") -> float | None:
-        """Returns the median over rounds of this peer's rate divided by the other's; None where there is no other."""
+        """Returns the median over rounds of this rate divided by the other's; None if there is no other."""
         if other is None:
             return None
         return statistics.median(own / others for own, others in zip(self.rates, other.rates, strict=True))
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the row with every round."""
+        """Returns the row with all rounds."""
         return {
             "peer": self.peer,
             "label": self.label,
@@ -91,41 +90,41 @@ class Row:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All rows, and the peers that could not run with the reason."""
+    """All rows, and the peers that could not run, with the reason."""
 
     rows: Mapping[str, Row]
     skipped: Mapping[str, str]
 
 
 def define_common_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines the flags that every benchmark has."""
-    absl_flags.DEFINE_string("json", None, "File to write every number to.", flag_values=flags)
+    """Defines the flags that all benchmarks share."""
+    absl_flags.DEFINE_string("json", None, "File for all results.", flag_values=flags)
     absl_flags.DEFINE_integer(
-        "rounds", 5, "Rounds; each takes every peer once.", lower_bound=1, upper_bound=1000, flag_values=flags
+        "rounds", 5, "Rounds; each measures every peer once.", lower_bound=1, upper_bound=1000, flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "batch_size", 64, "Images a step; of each device in scaling.", lower_bound=1, flag_values=flags
+        "batch_size", 64, "Images per step; in scaling per device.", lower_bound=1, flag_values=flags
     )
     absl_flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", lower_bound=18, flag_values=flags)
     absl_flags.DEFINE_integer(
-        "threads", 0, "Cores that each peer is held to; 0 is all.", lower_bound=0, flag_values=flags
+        "threads", 0, "Number of cores for each peer; 0 for all.", lower_bound=0, flag_values=flags
     )
-    absl_flags.DEFINE_list("peers", [], "Which peers to measure, comma-separated. Left out: all.", flag_values=flags)
+    absl_flags.DEFINE_list("peers", [], "Peers to measure, comma-separated; all by default.", flag_values=flags)
 
 
 def define_steps_per_round(flags: absl_flags.FlagValues) -> None:
-    """Defines the flag of those benchmarks that train, whose help is listed together."""
+    """Defines the flag shared by the benchmarks that train."""
     if "steps_per_round" not in flags:
         absl_flags.DEFINE_integer(
-            "steps_per_round", 8, "Benchmarks step and scaling: steps a round.", lower_bound=1, flag_values=flags
+            "steps_per_round", 8, "Benchmarks step and scaling: steps per round.", lower_bound=1, flag_values=flags
         )
 
 
 def chosen_peers(names: Sequence[str], known: Mapping[str, str]) -> list[str]:
-    """Returns the peers asked for, in the order of the table; all of them where `names` is empty.
+    """Returns the selected peers in table order; all if `names` is empty.
 
     Raises:
-      UsageError: a name that no peer has.
+      UsageError: unknown peer.
     """
     for name in names:
         if name not in known:
@@ -134,17 +133,17 @@ def chosen_peers(names: Sequence[str], known: Mapping[str, str]) -> list[str]:
 
 
 def check_flags(flags: absl_flags.FlagValues) -> None:
-    """Checks, before minutes are spent, what the common flags ask for.
+    """Checks the common flags before anything is measured.
 
     Raises:
-      UsageError: more threads than cores, or a JSON file where none can be.
+      UsageError: more threads than cores, or the JSON file cannot be written.
     """
     if flags.threads > usable_cores():
         raise UsageError(f"--threads={flags.threads}: this process may use {usable_cores()} cores.")
     if flags.json:
         folder = Path(flags.json).absolute().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(flags.json).is_dir():
-            raise UsageError(f"--json={flags.json}: no file can be written there. Its folder must exist.")
+            raise UsageError(f"--json={flags.json} cannot be written. Give a path in an existing, writable folder.")
 
 
 def measure(
@@ -154,14 +153,14 @@ def measure(
     rounds: int,
     members: Mapping[str, Sequence[Member]] | None = None,
 ) -> Measurement:
-    """Takes rounds of all peers in turn, one computing at a time; each round begins with another peer.
+    """Measures all peers in turn, one at a time; each round starts with another peer.
 
     Args:
-      module: where the peers are, for `python -m`.
+      module: the module of the peers, for `python -m`.
       peers: labels by name.
-      options: for the peers, as JSON.
-      rounds: how many, after one that is not counted.
-      members: the processes of the peers that have several, or need their own options; one each where left out.
+      options: options of the peers, as JSON data.
+      rounds: number of rounds, after an uncounted one.
+      members: processes of the peers that have several, or options of their own; one process each by default.
 
     Raises:
       PeerError: a peer failed.
@@ -176,7 +175,7 @@ def measure(
                 ready.append(worker)
             except SkippedError as reason:
                 skipped[worker.peer] = str(reason)
-                _say(f"{peers[worker.peer]} is left out: {reason}")
+                _say(f"{peers[worker.peer]} is skipped: {reason}")
         measured: dict[str, list[Round]] = {worker.peer: [] for worker in ready}
         for number in range(rounds + 1):
             _say(f"round {number} of {rounds}" if number else "warming up")
@@ -191,7 +190,7 @@ def measure(
 
 
 def environment() -> dict[str, Any]:
-    """Returns what the numbers depend on: processor, cores, versions, and how busy the machine was."""
+    """Returns what the results depend on: processor, cores, versions, load of the machine."""
     versions = {}
     for package in (
         "tensorflow", "keras", "torch", "torchvision", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
@@ -210,18 +209,18 @@ def environment() -> dict[str, Any]:
 
 
 def print_environment(console: Console, about: Mapping[str, Any]) -> None:
-    """Prints processor, cores and versions, and a word when the machine is busy with something else."""
+    """Prints processor, cores and versions, and a warning if the machine is busy."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     console.print(f"{about['cpu']}, {about['cores']} cores; {versions}")
     if about["load_average_before"] > _BUSY:
         console.print(
-            f"Something else was running (load {about['load_average_before']:.1f}), which slows peers unequally: "
-            "measure again when it has ended."
+            f"Warning: the machine is busy (load {about['load_average_before']:.1f}), which slows peers unequally: "
+            "repeat the measurement on an idle machine."
         )
 
 
 def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Prints a table whose first column holds names and whose others hold numbers."""
+    """Prints a table with names in the first column and numbers in the others."""
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
@@ -231,22 +230,22 @@ def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequen
 
 
 def console() -> Console:
-    """Returns where tables go: the terminal's width, or wide enough for any table where there is none."""
+    """Returns a console as wide as the terminal, or wide enough for every table."""
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
 
 
 def as_percent(ratio: float | None) -> str:
-    """Returns `87 %`, or nothing for None."""
+    """Returns `87 %`, or an empty string for None."""
     return "" if ratio is None else f"{100 * ratio:.0f} %"
 
 
 def as_times(ratio: float | None) -> str:
-    """Returns `1.87x`, or nothing for None."""
+    """Returns `1.87x`, or an empty string for None."""
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
 def write_json(path: str | None, content: Mapping[str, Any]) -> None:
-    """Writes the file whole, where a path was given."""
+    """Writes the JSON file, if a path was given."""
     if not path:
         return
     write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())

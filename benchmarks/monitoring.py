@@ -1,9 +1,9 @@
-"""`convoy bench monitoring`: what the console, the log lines, TensorBoard and the run's files cost of a step.
+"""`convoy bench monitoring`: the cost of console, log lines, TensorBoard and run files per step.
 
-Two processes run the same training loop on the same images, recipe convnet on two logical devices: one as it is, with
-a live bar drawn as on a terminal; the other with all of that taken away, by patches that no flag offers. They take
-their rounds in turn. A round ends with an evaluation, which both do, so that its row, its pictures and its checkpoint
-count once in as many steps as three epochs of the sample set have, as in the demo.
+Two processes run the same training loop on the same images, recipe convnet on two logical devices: one unchanged, with
+a live progress bar as on a terminal; the other with all monitoring removed by patches. They are measured in turn. Each
+round ends with an evaluation in both, so that its log line, images and checkpoint count once per as many steps as three
+epochs of the sample set have.
 """
 
 import contextlib
@@ -31,21 +31,27 @@ _ENDLESS = 1_000_000  # steps
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     if "data" not in flags:
         absl_flags.DEFINE_string(
-            "data", None, "A dataset directory with a split validation. Left out: the sample set.", flag_values=flags
+            "data", None, "Dataset directory with a validation split. The sample set by default.", flag_values=flags
         )
     absl_flags.DEFINE_integer(
-        "steps", 105, "Benchmark monitoring: steps a round, with an evaluation.", lower_bound=1, flag_values=flags
+        "steps",
+        105,
+        "Benchmark monitoring: steps per round, which ends with an evaluation.",
+        lower_bound=1,
+        flag_values=flags,
     )
-    absl_flags.DEFINE_integer("log_every", 20, "Benchmark monitoring: steps a line.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "log_every", 20, "Benchmark monitoring: steps per log line.", lower_bound=1, flag_values=flags
+    )
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the benchmark, prints the table and writes the JSON file."""
     if flags.peers:
-        raise UsageError("--peers: monitoring compares its two. Leave it out.")
+        raise UsageError("--peers has no effect on monitoring, which compares two variants. Omit it.")
     about = measure.environment()
     with _dataset(flags.data) as data, tempfile.TemporaryDirectory(prefix="convoy-bench-") as notes:
         names = ("batch_size", "image_size", "steps", "log_every", "threads")
@@ -71,7 +77,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def _shares(monitored: measure.Row, bare: measure.Row) -> dict[str, float]:
-    """Returns how much longer the monitored rounds took, as shares of the bare ones: medians over rounds."""
+    """Returns the additional time of the monitored rounds as a share of the bare ones: medians over rounds."""
     return {
         "of_time": 1.0 / monitored.ratio_to(bare) - 1.0,
         "of_computing": _computing_a_step(monitored) / _computing_a_step(bare) - 1.0,
@@ -79,7 +85,7 @@ def _shares(monitored: measure.Row, bare: measure.Row) -> dict[str, float]:
 
 
 def _computing_a_step(row: measure.Row) -> float:
-    """Returns the seconds that a step computes, on all cores together: the median over rounds."""
+    """Returns the CPU seconds per step, over all cores: median over rounds."""
     return 1.0 / row.rate_per_core
 
 
@@ -90,7 +96,7 @@ def _print(
     measure.print_environment(console, about)
     console.print(
         f"convnet on {_DEVICES} logical devices, {options['image_size']}x{options['image_size']}, batch "
-        f"{options['batch_size']}, a line every {options['log_every']} steps, rounds of {options['steps']} steps and "
+        f"{options['batch_size']}, log every {options['log_every']} steps, rounds of {options['steps']} steps and "
         "an evaluation."
     )
     lines = [
@@ -104,18 +110,18 @@ def _print(
     measure.print_table(console, ("ms a step", "median", "min", "max", "computing"), lines)
     console.print(
         f"All monitoring takes {100 * shares['of_time']:.2f} % of step time and {100 * shares['of_computing']:.2f} % "
-        f"of computing (at most {100 * _TARGET:.0f} % is meant); the log lines alone, timed in the loop, "
+        f"of CPU time (target: at most {100 * _TARGET:.0f} %); the log lines alone, timed in the loop, "
         f"{100 * shares['of_lines']:.2f} %."
     )
 
 
 @contextlib.contextmanager
 def _dataset(data: str | None) -> Iterator[str]:
-    """Yields the dataset directory that was given; else the sample set, drawn and converted, for as long as needed."""
+    """Yields the given dataset directory, or else the sample set, which is removed on exit."""
     if data:
         dataset = open_dataset(data)
         for split in ("train", "validation"):
-            dataset.split(split)  # raises where there is none
+            dataset.split(split)  # raises an error if it is missing
         yield str(Path(data).resolve())
         return
     from convoy.core.processes import terminable
@@ -130,34 +136,34 @@ def _dataset(data: str | None) -> Iterator[str]:
         yield str(output)
 
 
-# What follows runs in the worker processes.
+# The rest runs in the worker processes.
 
 
 class _Gate:
-    """Lets a loop do so many steps at a time."""
+    """Lets a loop run a number of steps at a time."""
 
     def __init__(self):
         self._permits = threading.Semaphore(0)
         self._waiting = threading.Semaphore(0)
 
     def enter(self) -> None:
-        """Called by the loop before each step; waits for a permit."""
+        """Called by the loop before each step; waits for permission."""
         if not self._permits.acquire(blocking=False):
             self._waiting.release()
             self._permits.acquire()
 
     def let_through(self, steps: int) -> None:
-        """Returns when the loop has done so many steps and stands before the next."""
+        """Returns when the loop has run that many steps and waits before the next."""
         self._permits.release(steps)
         self._waiting.acquire()
 
     def wait_for_loop(self) -> None:
-        """Returns when the loop stands before its first step."""
+        """Returns when the loop waits before its first step."""
         self._waiting.acquire()
 
 
 def prepare(name: str, options: dict[str, Any]) -> Prepared:
-    """Prepares a peer: a training loop that stands before its first step.
+    """Prepares a peer: a training loop that waits before its first step.
 
     Args:
       name: one of PEERS.
@@ -212,7 +218,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             import traceback
 
             traceback.print_exc()
-            os._exit(1)  # the parent shows what was printed
+            os._exit(1)  # the parent shows the traceback
 
     def time_round():  # noqa: ANN202
         watch = Stopwatch()
@@ -224,15 +230,16 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     replaced = [(monitor, "StepTimer", GatedStepTimer)]
     replaced += _as_on_a_terminal(monitor) if name == "monitored" else _taken_away(monitor)
     for owner, attribute, replacement in replaced:
-        mock.patch.object(owner, attribute, replacement).start()  # until the process ends, as the loop does
+        mock.patch.object(owner, attribute, replacement).start()  # until the process exits, together with the loop
     threading.Thread(target=train, daemon=True).start()
     gate.wait_for_loop()
     return Prepared(time_round)
 
 
 def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns what makes the console draw as on a terminal and every evaluation have its pictures, as all of a short
-    run have: (owner, attribute, replacement) each."""
+    """Returns patches (owner, attribute, replacement) that make the console draw as on a terminal, and every evaluation
+    write its images, as all evaluations of a short run do.
+    """
     from rich.console import Console
 
     from convoy.trainer.callbacks.console import TrainingConsole
@@ -249,7 +256,7 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
 
 
 def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns what takes from the loop all it writes, shows and measures for people."""
+    """Returns patches that remove all output and monitoring from the loop."""
     from convoy.trainer.callbacks.console import TrainingConsole
     from convoy.trainer.callbacks.run_logger import RunLogger
 

@@ -1,12 +1,12 @@
-"""`convoy bench scaling`: two devices, and two processes, against one; what the reduction costs; what a model expects.
+"""`convoy bench scaling`: two devices and two processes compared with one, the cost of the reduction, and a cost model.
 
-Weak scaling: every device trains on as many images, whatever their number, and the cores grow with the devices. One
-process with one device on one core is what two devices of a process on two cores, and two processes on a core each,
-are compared with: their efficiency is their rate over twice its rate. Two that train apart, with no reduction, show
-what the machine itself allows; a step's reduction is what it takes beyond that.
+Weak scaling: every device trains on the same number of images, and the number of cores grows with the devices. The
+reference is one process with one device on one core; efficiency is the throughput of two devices in one process, or of
+two processes with one core each, divided by twice the throughput of the reference. Pairs that train without a reduction
+show what the machine itself allows; the cost of the reduction is measured against them.
 
-`benchmarks.cost_model` then says what it expects of this pair, checks itself on links of a known rate (`--link`), and
-predicts clusters that were not measured.
+`benchmarks.cost_model` predicts the same pair, is validated on rate-limited links (`--link`), and predicts clusters
+that were not measured.
 """
 
 import statistics
@@ -48,40 +48,40 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     measure.define_steps_per_round(flags)
-    absl_flags.DEFINE_enum("model", "convnet", _MODELS, "Benchmark scaling: the model.", flag_values=flags)
+    absl_flags.DEFINE_enum("model", "convnet", _MODELS, "Benchmark scaling: model name.", flag_values=flags)
     absl_flags.DEFINE_list(
         "link",
         [],
-        "Benchmark scaling: also trains over links of these rates in Mbit/s, for example 100,400,1000, to check the "
-        "cost model. Needs root and iproute2.",
+        "Benchmark scaling: also train over links with these rates in Mbit/s, such as 100,400,1000, to validate the "
+        "cost model. Requires root and iproute2.",
         flag_values=flags,
     )
     number = absl_flags.DEFINE_float
     number(
         "gpu_images_per_second",
         20_000.0,
-        "Benchmark scaling: what the prediction takes a GPU to train in a second by itself.",
+        "Benchmark scaling: assumed throughput of one GPU in images/s, for the prediction.",
         lower_bound=1e-3,
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
-        "gpu_batch_size", 256, "Benchmark scaling: images a GPU and step.", lower_bound=1, flag_values=flags
+        "gpu_batch_size", 256, "Benchmark scaling: images per GPU and step.", lower_bound=1, flag_values=flags
     )
-    number("gpu_latency", 10.0, "Benchmark scaling: microseconds of a message.", lower_bound=0.0, flag_values=flags)
+    number("gpu_latency", 10.0, "Benchmark scaling: assumed message latency, us.", lower_bound=0.0, flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Measures, prints the tables, writes the JSON."""
+    """Runs the benchmark, prints the table and writes the JSON file."""
     rates = _checked_rates(flags.link)
     cores = processor_numbers()[:_CORES]
     if flags.threads:
-        raise UsageError("--threads: scaling gives each process its cores itself. Leave it out.")
+        raise UsageError("--threads: scaling assigns cores to each process itself. Omit it.")
     if len(cores) < _CORES:
-        raise UsageError("scaling compares two cores with one: this process may use one.")
+        raise UsageError("scaling needs two cores: this process may use one.")
     if rates:
-        with rate_limited_link(rates[0]):  # says now what is missing, before minutes are spent
+        with rate_limited_link(rates[0]):  # fails now if a tool is missing, not after minutes of measurement
             pass
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     names = ("batch_size", "image_size", "steps_per_round", "model")
@@ -122,13 +122,13 @@ def run(flags: absl_flags.FlagValues) -> None:
 def predicted(
     parameters: int, images_per_second: float, batch_size: int, latency_seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yields what the cost model expects of clusters with one GPU a host, which is the worst case.
+    """Yields the predictions of the cost model for clusters with one GPU per host, the worst case.
 
     Args:
-      parameters: of the model.
-      images_per_second: of a GPU by itself.
-      batch_size: images a GPU and step.
-      latency_seconds: of a message between hosts.
+      parameters: number of parameters of the model.
+      images_per_second: throughput of one GPU.
+      batch_size: images per GPU and step.
+      latency_seconds: latency of a message between hosts.
     """
     compute = batch_size / images_per_second
     for devices in _GPUS:
@@ -167,7 +167,7 @@ def _measure(
     hosts: Sequence[str] = ("127.0.0.1",) * 2,
     prefixes: Sequence[tuple[str, ...]] = ((), ()),
 ) -> measure.Measurement:
-    """Measures peers, of which two processes run on `hosts` by way of `prefixes`."""
+    """Measures peers; the two processes of a pair run on `hosts` through `prefixes`."""
     members = {}
     pairs = [name for name in peers if name.startswith("processes")]
     with reserved_ports(2 * len(pairs)) as ports:
@@ -215,7 +215,7 @@ def _line(
 
 
 def _own_link(rows: Mapping[str, measure.Row], num_bytes: int) -> cost_model.Link | None:
-    """Returns what the two processes' reductions, timed alone, say of the way between them."""
+    """Returns the link between the two processes, as inferred from their reductions timed alone."""
     if not all(name in rows for name in _REDUCTIONS):
         return None
     bare, tiny = (1 / rows[name].rate for name in _REDUCTIONS)
@@ -223,7 +223,7 @@ def _own_link(rows: Mapping[str, measure.Row], num_bytes: int) -> cost_model.Lin
 
 
 def _over_link(megabits: float | None, options: Mapping[str, Any], rounds: int, cores: Sequence[int]) -> dict[str, Any]:
-    """Returns what the reduction takes over a link, and what the model expects; without a limit it expects nothing."""
+    """Returns the time of the reduction over a link and the prediction of the model; no prediction without a limit."""
     peers = {name: f"{PEERS[name]}, {megabits or 'no'} Mbit/s" for name in _LINK_PEERS}
     with rate_limited_link(megabits) as ends:
         hosts, prefixes = [end.address for end in ends], [end.prefix for end in ends]
@@ -248,9 +248,9 @@ def _over_link(megabits: float | None, options: Mapping[str, Any], rounds: int, 
 
 
 def _with_copying(links: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the lines with what they come to where the prediction also counts the software's own copying.
+    """Adds to each line the prediction that includes copying by the software.
 
-    That is what the reduction takes without a limit, less its messages.
+    Copying is the time of the reduction without a rate limit, minus its messages.
     """
     for line in links:
         if line["megabits_per_second"] is None:
@@ -275,9 +275,9 @@ def _print_measured(
 ) -> None:
     size, reduced = options["image_size"], facts["reduced_bytes"] / 1e6
     console.print(
-        f"{options['model']}, {facts['parameters']:,} parameters, {size}x{size}, {options['batch_size']} images a "
+        f"{options['model']}, {facts['parameters']:,} parameters, {size}x{size}, {options['batch_size']} images per "
         f"device, {options['precision']}; a reduction of {reduced:.2f} MB in float32.\n"
-        "1 device has one core, 2 devices or processes have two; efficiency is to twice the 1 device of their mode.\n"
+        "1 device has one core, 2 devices or processes have two; efficiency: relative to twice 1 device.\n"
         "Deterministic: config.deterministic_threads is the number of cores of each process."
     )
     columns = ("images/s", "median", "min", "max", "efficiency", "predicted", "reduction", "to fast", "cores busy")
@@ -295,19 +295,19 @@ def _print_measured(
         if line["peer"] not in _REDUCTIONS
     ]
     measure.print_table(console, columns, lines)
-    console.print("Reduction: how much of the step it takes, against the same without it in the same round.")
+    console.print("Reduction: share of the step, compared with the same step without it in the same round.")
     if link:
         alone = cost_model.all_reduce_seconds(2, facts["reduced_bytes"], link)
         console.print(
-            f"Predicted: one's step plus the reduction timed alone, {1e3 * alone:.1f} ms, or "
-            f"{1e6 * link.latency_seconds:.0f} us a message and {link.bytes_per_second / 1e9:.2f} GB/s."
+            f"Predicted: the step of one device plus the reduction timed alone, {1e3 * alone:.1f} ms, or "
+            f"{1e6 * link.latency_seconds:.0f} us per message and {link.bytes_per_second / 1e9:.2f} GB/s."
         )
 
 
 def _print_links(console: Any, links: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN401
     if not links:
         return
-    console.print("\nThe cost model on links of a known rate, two processes; milliseconds of a reduction:")
+    console.print("\nThe cost model on rate-limited links, two processes; milliseconds per reduction:")
     columns = ("Mbit/s", "latency, us", "predicted", "in the step", "to predicted", "alone", "to predicted")
     columns += ("with copying", "alone to that")
     lines = []
@@ -327,7 +327,7 @@ def _print_links(console: Any, links: Sequence[Mapping[str, Any]]) -> None:  # n
             )
         )
     measure.print_table(console, columns, lines)
-    console.print("Copying: what the reduction alone takes with no limit, less its messages.")
+    console.print("Copying: time of the reduction alone without a rate limit, minus its messages.")
 
 
 def _print_predicted(
@@ -338,9 +338,9 @@ def _print_predicted(
 ) -> None:
     batch_size, rate = assumptions["gpu_batch_size"], assumptions["gpu_images_per_second"]
     console.print(
-        f"\nA prediction, not a measurement: efficiency of GPUs with a host each, {batch_size} images in "
-        f"{1e3 * batch_size / rate:.1f} ms a step\n(assumed: {rate:,.0f} images/s), {facts['parameters']:,} "
-        f"parameters, {assumptions['gpu_latency']:g} us a message (assumed), no overlap."
+        f"\nA prediction, not a measurement: efficiency of GPUs with one host each, {batch_size} images in "
+        f"{1e3 * batch_size / rate:.1f} ms per step\n(assumed: {rate:,.0f} images/s), {facts['parameters']:,} "
+        f"parameters, {assumptions['gpu_latency']:g} us per message (assumed), no overlap."
     )
     columns = ["all-reduce", *(f"{gigabits} Gbit/s" for gigabits in _GIGABITS)]
     lines = []

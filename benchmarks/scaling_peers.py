@@ -1,9 +1,9 @@
-"""The processes that `convoy bench scaling` measures: training steps of a replica, and what there is beside them.
+"""The processes that `convoy bench scaling` measures: training steps and reductions.
 
-A peer is called `LAYOUT-WHAT[-apart]`. The layout is `one` (a process with a device), `devices` (a process with two) or
-`processes` (two processes with a device each). `fast` and `deterministic` are whole steps; `apart` leaves out their
-reduction, so that each device trains for itself. `bare` is the reduction of as many values with no step around it,
-`tiny` that of one value.
+A peer is called `LAYOUT-WHAT[-apart]`. The layout is `one` (one process with one device), `devices` (one process with
+two) or `processes` (two processes with one device each). `fast` and `deterministic` are whole steps; `apart` omits the
+reduction, so that each device trains independently. `bare` is the reduction of as many values without a step, `tiny`
+that of a single value.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ _TINY_REPEATS = 20
 
 
 def prepare(name: str, options: dict[str, Any]) -> Prepared:
-    """Prepares a peer, or this process's part of it.
+    """Prepares a peer, or the part of it that this process runs.
 
     Args:
-      name: as above.
-      options: batch_size (images a device), image_size, steps_per_round, precision, model, cores (which this process
-        is held to); for one of two processes addresses (of both) and rank.
+      name: as described above.
+      options: batch_size (images per device), image_size, steps_per_round, precision, model, cores (CPU affinity of
+        this process); for one of two processes also addresses (of both) and rank.
     """
-    # Before TensorFlow counts them.
+    # Must come before TensorFlow counts the cores.
     os.sched_setaffinity(0, options["cores"])
     layout, what, *rest = name.split("-")
     cluster, devices = None, DEVICES[layout]
@@ -46,7 +46,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         virtual_replicas=devices,
         devices=1 if cluster else devices,
         cluster=cluster,
-        # A thread without a core of its own costs an eighth of the step; a core without a thread stands idle.
+        # A thread without its own core costs an eighth of the step; a core without a thread is idle.
         deterministic_threads=len(options["cores"]) if what == "deterministic" else 0,
     )
     shapes = [*(w.shape for w in step.state.weights), *(v.shape for v in step.state.statistics)]
@@ -57,14 +57,14 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     steps, images = options["steps_per_round"], options["batch_size"] * (1 if cluster else devices)
     if what in ("bare", "tiny"):
         repeats = steps if what == "bare" else steps * _TINY_REPEATS
-        # Both processes do the same reductions, which count once.
+        # Both processes take part in the same reductions, which count once.
         counted = 0 if options["rank"] else repeats
         return Prepared(
             _timed(_reduction(step.state.strategy, shapes if what == "bare" else [[1]]), repeats, counted), facts
         )
 
     def train() -> None:
-        with _without_reduction() if rest else contextlib.nullcontext():  # looked at where the step is traced
+        with _without_reduction() if rest else contextlib.nullcontext():  # takes effect when the step is traced
             result = step.train_step(step.batch, LEARNING_RATE)
         float(result.gradient_norm)
 
@@ -73,7 +73,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 
 @contextlib.contextmanager
 def _without_reduction() -> Iterator[None]:
-    """Makes steps that are traced inside sum their own virtual replicas only."""
+    """Replaces the reduction by a sum over the device's own virtual replicas, for steps traced inside."""
     import tensorflow as tf
 
     from convoy.trainer.step.reduction import Terms, sum_block
@@ -88,7 +88,7 @@ def _without_reduction() -> Iterator[None]:
 
 
 def _reduction(strategy: "tf.distribute.Strategy", shapes: Sequence[Any]) -> Callable[[], None]:
-    """Returns what sums tensors of these shapes, float32, over the devices: the step's reduction by itself."""
+    """Returns a function that sums float32 tensors of these shapes over the devices, as the step's reduction does."""
     import tensorflow as tf
 
     from convoy.trainer.step.reduction import reduce_over_virtual_replicas
@@ -97,7 +97,7 @@ def _reduction(strategy: "tf.distribute.Strategy", shapes: Sequence[Any]) -> Cal
     devices = strategy.num_replicas_in_sync
 
     def reduced(values: list[tf.Tensor]) -> list[tf.Tensor]:
-        values = [tf.identity(value) for value in values]  # the replica's own
+        values = [tf.identity(value) for value in values]  # a copy per replica
         return reduce_over_virtual_replicas(lambda _: values, virtual_replicas=devices, deterministic=False)
 
     run = tf.function(lambda values: strategy.run(reduced, (values,)), autograph=False)

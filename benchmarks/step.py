@@ -1,9 +1,9 @@
-"""`convoy bench step`: the seed model's training step on the CPU, against Keras `fit` and PyTorch.
+"""`convoy bench step`: the training step of `baseline_cnn` on the CPU, compared with Keras `fit` and PyTorch.
 
 Every peer trains the same model with Adam on a batch that stays in memory, in its usual way: Keras through `compile`
-and `fit` with its own layers (timed from the third step of each call on), PyTorch eagerly with channels last and the
-fused Adam. The GEMM peers measure what the processor's arithmetic could do; a step's share of it compares with the
-hardware instead of with a library.
+and `fit` with its own layers (timed from the third step of each call on), PyTorch eagerly with channels last and fused
+Adam. The GEMM peers measure the peak of the processor's arithmetic, so that a step can also be compared with the
+hardware.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,14 @@ _BASELINE = "fit-float32"
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Defines this benchmark's own flags."""
+    """Defines the flags of this benchmark."""
     measure.define_steps_per_round(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the benchmark, prints the table and writes the JSON file."""
     if flags.batch_size % 4:
-        raise UsageError(f"--batch_size={flags.batch_size} is not a multiple of 4, the most virtual replicas of a row.")
+        raise UsageError(f"--batch_size={flags.batch_size} is not a multiple of 4, the largest V in the table.")
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     names = ("batch_size", "image_size", "steps_per_round", "threads")
     options = {name: getattr(flags, name) for name in names} | {"precision": auto_precision()}
@@ -72,7 +72,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def auto_precision() -> str:
-    """Returns what `config.precision=auto` chooses on this CPU."""
+    """Returns what `config.precision=auto` selects on this CPU."""
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
@@ -98,7 +98,7 @@ def _print(
     console = measure.console()
     measure.print_environment(console, about)
     size = options["image_size"]
-    console.print(f"Seed model, {size}x{size}, batch {options['batch_size']}; auto is {options['precision']} here.")
+    console.print(f"baseline_cnn, {size}x{size}, batch {options['batch_size']}; auto is {options['precision']} here.")
     columns = ("images/s", "median", "min", "max", "to Keras fit", "to best PyTorch", "of GEMM rate", "cores busy")
     lines = [
         (
@@ -115,16 +115,16 @@ def _print(
     gemms = [row for name, row in measurement.rows.items() if name.startswith("gemm")]
     if gemms:
         rates = ", ".join(f"{row.label} {row.rate / 1e9:,.0f} GFLOP/s" for row in gemms)
-        console.print(f"{rates}; a step needs {gemms[0].facts['training_flops_per_image'] / 1e9:.2f} GFLOP an image.")
+        console.print(f"{rates}; a step needs {gemms[0].facts['training_flops_per_image'] / 1e9:.2f} GFLOP per image.")
     for name, reason in measurement.skipped.items():
-        console.print(f"Left out: {PEERS[name]} ({reason}).")
+        console.print(f"Skipped: {PEERS[name]} ({reason}).")
 
 
-# What follows runs in the worker processes.
+# The rest runs in the worker processes.
 
 
 def prepare(name: str, options: dict[str, Any]) -> Prepared:
-    """Prepares a peer of the table.
+    """Prepares a peer.
 
     Args:
       name: one of PEERS.
@@ -144,7 +144,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     if kind == "torch":
         return _prepare_torch(variant, options)
     precision = "float32" if variant == "float32" else options["precision"]
-    # The batch of one of four virtual replicas, to compare four of them with: the same batch norm, an update each.
+    # The batch of one of four virtual replicas, for comparison with V=4: same batch norm, one update for each.
     batch_size = options["batch_size"] // 4 if variant == "quarter" else options["batch_size"]
     virtual_replicas, devices = {"v4": (4, 1), "two-devices": (2, 2)}.get(variant, (1, 1))
     train_step, batch, _ = convoy_step(
@@ -161,12 +161,12 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
 
 
 class InMemory(NamedTuple):
-    """A step to measure.
+    """A step on a batch in memory.
 
     Attributes:
-      train_step: it.
-      batch: what to call it with, again and again.
-      state: what it changes.
+      train_step: the step.
+      batch: its argument, the same in every call.
+      state: the state that it changes.
     """
 
     train_step: "TrainStep"
@@ -187,19 +187,19 @@ def convoy_step(
 ) -> InMemory:
     """Returns Convoy's training step, and this process's part of a batch for it.
 
-    To be called before TensorFlow has started: logical devices, the precision policy and determinism are set for the
+    Must be called before TensorFlow has started: logical devices, precision policy and determinism are set for the
     whole process.
 
     Args:
       precision: "float32", "bfloat16" or "float16".
-      batch_size: images of a step, on all devices of all processes.
+      batch_size: images per step, over all devices of all processes.
       image_size: side of the images in pixels.
-      model: as `convoy.trainer.models.build_model` takes it.
-      virtual_replicas: of the step.
-      devices: logical CPU devices of this process.
-      cluster: the processes that train together; None for one alone.
-      deterministic_threads: above 0, the order of every addition is fixed, as by `convoy train --deterministic` with
-        so many threads to an operation.
+      model: as in `convoy.trainer.models.build_model`.
+      virtual_replicas: V.
+      devices: number of logical CPU devices of this process.
+      cluster: the processes that train together; None for a single one.
+      deterministic_threads: if above 0, fixes the order of every addition, as `convoy train --deterministic` does with
+        that many threads per operation.
     """
     import keras
     import numpy as np
@@ -250,7 +250,7 @@ def convoy_step(
 
 
 def _keras_model(image_size: int) -> Any:  # noqa: ANN401
-    """Returns the seed model as its author wrote it."""
+    """Returns `baseline_cnn` as plain Keras code."""
     import keras
     from keras import layers
 
@@ -283,7 +283,7 @@ def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
     untimed_steps = 2
 
     class Timer(keras.callbacks.Callback):
-        """Times a call of `fit` without its start."""
+        """Times a call of `fit` without its start-up."""
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ANN401
             if batch == untimed_steps - 1:
@@ -303,7 +303,7 @@ def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
     try:
         import torch
     except ImportError:
-        raise SkippedError("torch is not installed; `pip install 'convoy-train[bench]'` brings it") from None
+        raise SkippedError("torch is not installed: `pip install 'convoy-train[bench]'`") from None
     from torch import nn
 
     if options["threads"]:

@@ -1,12 +1,11 @@
-"""Runs that a benchmark trains and evaluates as people do, by commands, and finds again when it is started again.
+"""Runs that a benchmark trains and evaluates with Convoy's commands, and reuses when it is started again.
 
     runs = Runs(Path("generalization/sample"))
     outcome = runs.outcome("convnet-seed0", "convnet", {"seed": 0})
     outcome.test_top1, outcome.seconds
 
-FOLDER/data is the dataset, FOLDER/NAME a run directory, FOLDER/logs what the commands wrote. A run that was killed is
-resumed from its checkpoint, as `convoy train` does, and its times leave out what was done twice. A command ends with
-the benchmark, however that ends.
+FOLDER/data is the dataset, FOLDER/NAME a run directory, FOLDER/logs the output of the commands. A killed run is resumed
+from its checkpoint, and its times do not include repeated work. Commands end when the benchmark ends.
 """
 
 import json
@@ -33,13 +32,13 @@ _STARTS = ("start", "restored")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that is finished.
+    """A finished run.
 
     Attributes:
       run: its directory.
-      command: that trains it, word by word.
-      result: the contents of its result.json.
-      events: of its events.jsonl.
+      command: arguments of the command that trained it.
+      result: contents of result.json.
+      events: contents of events.jsonl.
     """
 
     run: RunDirectory
@@ -50,16 +49,16 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that is finished and evaluated with the weights of its best checkpoint.
+    """A finished run, evaluated with the weights of its best checkpoint.
 
     Attributes:
-      command: that trains it, word by word.
-      steps: trained.
-      parameters: of the model.
-      images_per_second: while it trains, without evaluations and checkpoints.
-      seconds: from the start of training, which compiles first, to its end, evaluations and checkpoints included.
-      seconds_to_best: the same to the checkpoint that is best on validation images.
-      train_top1: on the training images as they are, without augmentation, in [0, 1].
+      command: arguments of the command that trained it.
+      steps: number of training steps.
+      parameters: number of parameters of the model.
+      images_per_second: training throughput, without evaluations and checkpoints.
+      seconds: wall time of training, including compilation, evaluations and checkpoints.
+      seconds_to_best: wall time until the checkpoint with the best validation score.
+      train_top1: on the training images without augmentation, in [0, 1].
       test_top1: on the test images, in [0, 1].
     """
 
@@ -74,12 +73,12 @@ class Outcome:
 
     @property
     def gap(self) -> float:
-        """How much better training images are known than test images."""
+        """Train top-1 minus test top-1."""
         return self.train_top1 - self.test_top1
 
 
 class Runs:
-    """Runs on one dataset, in one folder."""
+    """The runs on one dataset, in one folder."""
 
     def __init__(
         self,
@@ -92,10 +91,10 @@ class Runs:
         """Starts nothing yet.
 
         Args:
-          folder: of the dataset and the runs.
-          devices: to train and evaluate on, as in `--devices`.
-          say: tells what is being done.
-          program: that understands the commands; tests put a small one in its place.
+          folder: contains the dataset and the runs.
+          devices: devices to train and evaluate on, as in `--devices`.
+          say: shows progress.
+          program: runs the commands; replaced by a small program in tests.
         """
         self.folder = folder
         self.data = folder / "data"
@@ -104,32 +103,32 @@ class Runs:
         self._program = program
 
     def has_data(self, split: str) -> bool:
-        """Whether the dataset has that split."""
+        """Whether the dataset has a split."""
         return self.data.is_dir() and split in self._dataset().splits
 
     @property
     def training_images(self) -> int:
-        """How many there are."""
+        """Number of training images."""
         return self._dataset().split("train").num_images
 
     @property
     def description(self) -> str:
-        """The dataset in words."""
+        """One line about the dataset."""
         dataset = self._dataset()
         splits = ", ".join(f"{dataset.split(name).num_images:,} {name}" for name in dataset.splits)
         return f"{splits} images of {dataset.num_classes} categories"
 
     def outcome(self, name: str, recipe: str, overrides: Mapping[str, Any]) -> Outcome:
-        """Returns what a run came to; trains and evaluates as far as that is not done.
+        """Returns the outcome of a run; trains and evaluates what is missing.
 
         Args:
-          name: of its folder.
+          name: name of its folder.
           recipe: as in `--config`.
           overrides: values by dotted config field.
 
         Raises:
-          UsageError: the folder holds a run that another config trained.
-          ConvoyError: a command failed; the message ends with its last words.
+          UsageError: the folder contains a run with another config.
+          ConvoyError: a command failed; the message ends with the last lines of its output.
         """
         trained = self.trained(name, recipe, overrides)
         evaluations = {}
@@ -154,7 +153,7 @@ class Runs:
         return outcome
 
     def trained(self, name: str, recipe: str, overrides: Mapping[str, Any]) -> TrainedRun:
-        """Returns a finished run; trains it, or what is left of it. Arguments and errors as of `outcome`."""
+        """Returns a finished run; trains or resumes it if necessary. Arguments and errors are those of `outcome`."""
         run = RunDirectory(self.folder / name)
         words = [f"--config={recipe}", *(f"--config.{field}={value}" for field, value in overrides.items())]
         words += [f"--data={self.data}", f"--workdir={run.path}"]
@@ -168,10 +167,10 @@ class Runs:
         return TrainedRun(run, ["convoy", "train", *words], run.read_json(run.result), events)
 
     def convoy(self, *words: str, name: str = "dataset") -> None:
-        """Runs a command and waits for its end; its output goes to FOLDER/logs/NAME.log.
+        """Runs a command to its end; its output goes to FOLDER/logs/NAME.log.
 
         Raises:
-          ConvoyError: it failed; the message ends with its last words.
+          ConvoyError: it failed; the message ends with the last lines of its output.
         """
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -189,22 +188,22 @@ class Runs:
         try:
             return open_dataset(self.data)
         except DataError as error:
-            raise DataError(f"{error} It was to be the benchmark's: remove it, or give another --workdir.") from None
+            raise DataError(f"{error} The benchmark needs that folder: remove it, or pass another --workdir.") from None
 
 
 def command_text(command: Sequence[str]) -> str:
-    """Returns a command as it is typed."""
+    """Returns a command as typed in a shell."""
     return shlex.join(command)
 
 
 def seconds_of(events: Sequence[Mapping[str, Any]], until_step: int | None = None) -> float:
-    """Returns how long a run trained, as if nothing had interrupted it.
+    """Returns the training time of a run as if it had not been interrupted.
 
-    An attempt that was killed counts until the checkpoint from which the next went on; the start of each counts.
+    A killed attempt counts until the checkpoint from which the next one resumed; every start counts.
 
     Args:
-      events: of the run's events.jsonl: `event`, `time` in seconds, `step`.
-      until_step: the checkpoint to stop at; None for the run's end.
+      events: contents of events.jsonl: `event`, `time` in seconds, `step`.
+      until_step: the checkpoint to stop at; None for the end of the run.
     """
     starts = [number for number, event in enumerate(events) if event["event"] in _STARTS]
     total = 0.0
@@ -217,29 +216,29 @@ def seconds_of(events: Sequence[Mapping[str, Any]], until_step: int | None = Non
             return total + saved[until_step] - attempt[0]["time"]
         if last_step is None:
             return total + attempt[-1]["time"] - attempt[0]["time"]
-        if last_step in saved:  # else it was killed before its first
+        if last_step in saved:  # otherwise it was killed before its first step
             total += saved[last_step] - attempt[0]["time"]
     return total
 
 
 def steps_within(seconds: float, short: TrainedRun, longer: TrainedRun) -> int:
-    """Returns how many steps a run may have to end within a time, 1 or more.
+    """Returns the number of steps that a run can finish in a given time, 1 or more.
 
-    Two runs tell the cost of a step from that of starting, which compiles once for every size of images.
+    Two runs separate the cost of a step from that of starting, which compiles once for every resolution.
 
     Args:
-      seconds: from its start.
-      short: a run of the same config.
-      longer: another one, of more steps.
+      seconds: time from the start of the run.
+      short: a run with the same config.
+      longer: another one, with more steps.
 
     Raises:
-      ConvoyError: that one took no longer.
+      ConvoyError: the longer run took no longer.
     """
     (few, soon), (many, later) = ((run.result["step"], seconds_of(run.events)) for run in (short, longer))
     if later <= soon:
         raise ConvoyError(
-            f"{short.run.path} took {soon:.1f} s for {few} steps, {longer.run.path} {later:.1f} s for {many}: what a "
-            "step costs cannot be told. Remove both and run it again on a machine that does nothing else, or with more "
+            f"{short.run.path} took {soon:.1f} s for {few} steps, {longer.run.path} {later:.1f} s for {many}: the "
+            "cost of a step cannot be determined. Remove both and run again on an idle machine, or with more "
             "images."
         )
     step_seconds = (later - soon) / (many - few)
@@ -250,10 +249,10 @@ def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) ->
     before = ml_collections.ConfigDict(run.read_json(run.config))
     config = configs.load_recipe(recipe)
     config.update_from_flattened_dict(overrides)
-    # All fields: how often it evaluates decides which step is its best, and when.
+    # All fields, including those that do not affect the weights: the evaluation interval determines the best step.
     after = configs.to_json(configs.with_choices_of(config, before))
     changed = configs.differences(before.to_dict(), after, operational=True)
     if changed:
         raise UsageError(
-            f"{run.path} holds a run with another config: {'; '.join(changed)}. Remove it, or give another --workdir."
+            f"{run.path} has a run with another config: {'; '.join(changed)}. Remove it, or pass another --workdir."
         )

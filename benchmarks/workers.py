@@ -1,7 +1,7 @@
-"""Peers as worker processes: each is prepared once, times a round when it is told to, and sleeps in between.
+"""Peers as worker processes: each is prepared once, times a round on request, and sleeps in between.
 
-A peer's thread pools, precision policy and devices are settings of its whole process, so each has its own; and the
-parent can take one round of each in turn, so that only one computes at a time. A module of peers ends with
+The thread pools, precision policy and devices of a peer are settings of its whole process, so each has its own process;
+and the parent can measure one round of each in turn, so that only one computes at a time. A module of peers ends with
 
     if __name__ == "__main__":
         serve(prepare)
@@ -13,9 +13,10 @@ and the parent starts it by name:
             worker.wait_until_ready()
         measured = [worker.measure() for worker in workers]
 
-Workers end with their parent, however it ends: each leaves as soon as its standard input closes.
+Workers exit with their parent, however it ends: each exits as soon as its standard input closes.
 
-A peer may be several processes that do its rounds together (`Member`): to the parent they look like one worker.
+A peer may consist of several processes that run its rounds together (`Member`); to the parent they look like one
+worker.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ _ROOT = Path(__file__).parents[1]
 _SHOWN_ERROR_LINES = 12
 _STOP_SECONDS = 10.0
 _BECOME_SUBREAPER = 36  # Linux: prctl(PR_SET_CHILD_SUBREAPER)
-# The benchmarks are of the CPU, also where there is a GPU.
+# The benchmarks measure the CPU, even if there is a GPU.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
@@ -51,8 +52,8 @@ class Round(NamedTuple):
 
     Attributes:
       seconds: wall-clock time.
-      cpu_seconds: what all threads of the process computed in that time.
-      work: what was done: images, or floating point operations.
+      cpu_seconds: CPU time of all threads in that time.
+      work: number of images or floating point operations.
     """
 
     seconds: float
@@ -61,14 +62,14 @@ class Round(NamedTuple):
 
 
 def session_cpu_seconds() -> float:
-    """Returns what this process and the others of its session have computed, those that they waited for included.
+    """Returns the CPU seconds of all processes in this session, including children that have been waited for.
 
-    A peer has a session to itself, so these are all the processes it started. To the kernel's tick, mostly 10 ms.
+    A peer has its own session, so these are all the processes it started. The resolution is usually 10 ms.
     """
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            # What follows the command's name in brackets: state, parent, group, session, ...
+        with contextlib.suppress(OSError):  # the process has exited
+            # The fields after the command name in parentheses are: state, parent, group, session, ...
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[3]) == os.getsid(0):
                 ticks += sum(map(int, fields[11:15]))
@@ -76,19 +77,19 @@ def session_cpu_seconds() -> float:
 
 
 def adopt_orphans() -> None:
-    """Makes what outlives a child of this process its own child, so that `session_cpu_seconds` goes on counting it."""
+    """Makes orphaned descendants children of this process, so that `session_cpu_seconds` includes them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_BECOME_SUBREAPER, 1, 0, 0, 0)
 
 
 class Stopwatch:
-    """Times a round: `stop` returns what passed since `start`, or since it was made."""
+    """Times a round: `stop` returns the time since `start`, or since creation."""
 
     def __init__(self, cpu_clock: Callable[[], float] = time.process_time):
-        """Starts.
+        """Starts the stopwatch.
 
         Args:
-          cpu_clock: returns seconds of computing: of this process, or `session_cpu_seconds` where a peer is several.
+          cpu_clock: returns CPU seconds: of this process, or `session_cpu_seconds` if a peer has several processes.
         """
         self._cpu_clock = cpu_clock
         self.start()
@@ -99,7 +100,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """What passed so far."""
+        """Wall-clock time so far."""
         return time.perf_counter() - self._seconds
 
     def stop(self, work: float) -> Round:
@@ -112,8 +113,8 @@ class Member(NamedTuple):
     """One process of a peer.
 
     Attributes:
-      options: its own, over those of all.
-      prefix: what its command is run by: `ip netns exec NAME`, say.
+      options: options of this process, which override the common ones.
+      prefix: command prefix, for example `ip netns exec NAME`.
     """
 
     options: Mapping[str, Any]
@@ -121,11 +122,11 @@ class Member(NamedTuple):
 
 
 class SkippedError(Exception):
-    """A peer that cannot run here, and why: a package that is not installed, say."""
+    """A peer cannot run here, for example because a package is not installed."""
 
 
 class PeerError(ConvoyError):
-    """A peer that failed. The message ends with the last lines it wrote."""
+    """A peer failed. The message ends with the last lines of its output."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Prepared:
     """A peer that is ready.
 
     Attributes:
-      time_round: does one round and returns it. Called first once or twice to warm up.
-      facts: what the parent should know of it, as JSON.
+      time_round: runs one round and returns it. The first calls are used for warm-up.
+      facts: what the peer reports about itself, as JSON data.
     """
 
     time_round: Callable[[], Round]
@@ -142,14 +143,14 @@ class Prepared:
 
 
 def serve(prepare: Callable[[str, dict[str, Any]], Prepared]) -> None:
-    """Is the worker process: prepares the peer that the command line names, then answers each order with a round.
+    """Runs the worker process: prepares the peer named on the command line, then answers each request with a round.
 
     Args:
-      prepare: makes the peer ready, given its name and the options; raises SkippedError where it cannot run here. Above
-        0, `options["threads"]` is the number of cores that the process is held to.
+      prepare: prepares a peer, given its name and the options; raises SkippedError if it cannot run here. If
+        `options["threads"]` is above 0, the process is pinned to that many cores.
     """
     name, options = sys.argv[1], json.loads(sys.argv[2])
-    # Whatever a library prints goes to standard error; the answers have the output to themselves.
+    # Output of libraries goes to standard error; standard output is reserved for the answers.
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
         orders: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -170,21 +171,21 @@ def serve(prepare: Callable[[str, dict[str, Any]], Prepared]) -> None:
 def _listen(orders: "queue.SimpleQueue[str]") -> None:
     for line in sys.stdin:
         orders.put(line)
-    os._exit(0)  # the parent has gone
+    os._exit(0)  # the parent is gone
 
 
 class Worker:
     """The parent's side of one worker process."""
 
     def __init__(self, module: str, peer: str, options: Mapping[str, Any], scratch: str, *, prefix: Sequence[str] = ()):
-        """Starts the process, which begins to prepare itself.
+        """Starts the process, which begins to prepare the peer.
 
         Args:
-          module: of the peer, run with `python -m`.
-          peer: its name there.
-          options: JSON values for its `prepare`; `threads` among them.
-          scratch: folder for its temporary files, which it has no chance to remove when it is ended.
-          prefix: what the command is run by. It must become the command, not start it as a child.
+          module: module of the peer, run with `python -m`.
+          peer: its name in that module.
+          options: JSON values for its `prepare`, including `threads`.
+          scratch: folder for temporary files, which a killed process cannot remove.
+          prefix: command prefix. It must replace itself with the command, not start it as a child.
         """
         self.peer = peer
         self.facts: dict[str, Any] = {}
@@ -201,7 +202,7 @@ class Worker:
         )
 
     def wait_until_ready(self) -> None:
-        """Waits for the peer to be prepared, and keeps its facts.
+        """Waits until the peer is prepared, and stores its facts.
 
         Raises:
           SkippedError: it cannot run here.
@@ -210,7 +211,7 @@ class Worker:
         self.facts = self._answer("ready")
 
     def measure(self) -> Round:
-        """Has the peer do one round.
+        """Runs one round.
 
         Raises:
           PeerError: it failed.
@@ -219,13 +220,13 @@ class Worker:
         return self.take_round()
 
     def order_round(self) -> None:
-        """Has the peer begin a round."""
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either, which says more
+        """Requests a round."""
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either, and that error says more
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
 
     def take_round(self) -> Round:
-        """Returns the round that was ordered.
+        """Returns the requested round.
 
         Raises:
           PeerError: it failed.
@@ -233,11 +234,11 @@ class Worker:
         return Round(*self._answer("round"))
 
     def fileno(self) -> int:
-        """Returns the descriptor that becomes readable when the peer has answered, or ended."""
+        """Returns the descriptor that becomes readable when the peer has answered or exited."""
         return self._process.stdout.fileno()
 
     def stop(self) -> None:
-        """Ends the process and whatever it started."""
+        """Kills the process and all processes it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_STOP_SECONDS)
@@ -260,11 +261,11 @@ class Worker:
 
 
 class WorkerProcesses:
-    """The parent's side of a peer's several processes, which do each round together. Used like a `Worker`.
+    """The parent's side of a peer with several processes, which run each round together. Used like a `Worker`.
 
     Attributes:
       peer: its name.
-      facts: what its first process said of itself.
+      facts: what its first process reports about itself.
     """
 
     def __init__(self, workers: Sequence[Worker]):
@@ -274,12 +275,12 @@ class WorkerProcesses:
         self._workers = workers
 
     def wait_until_ready(self) -> None:
-        """Waits for all processes, as `Worker.wait_until_ready`."""
+        """Waits for all processes, as `Worker.wait_until_ready` does."""
         self._take_answers(Worker.wait_until_ready)
         self.facts = self._workers[0].facts
 
     def measure(self) -> Round:
-        """Returns a round of all: its time until the last one is done, and the sums of their computing and work.
+        """Returns a round of all processes: time until the last one is done, and the sums of CPU time and work.
 
         Raises:
           PeerError: one of them failed.
@@ -291,12 +292,12 @@ class WorkerProcesses:
         return Round(watch.seconds, sum(r.cpu_seconds for r in rounds), sum(r.work for r in rounds))
 
     def stop(self) -> None:
-        """Ends all processes."""
+        """Kills all processes."""
         for worker in self._workers:
             worker.stop()
 
     def _take_answers(self, take: Callable[[Worker], Any]) -> list[Any]:
-        # Whoever answers first is heard first: where one fails, its error is the cause and the others' are echoes.
+        # Answers are read in the order they arrive: if one process fails, its error is the cause, and later ones follow
         waiting, answers = list(self._workers), []
         while waiting:
             for worker in select.select(waiting, [], [])[0]:
@@ -312,13 +313,13 @@ def running(
     options: Mapping[str, Any],
     members: Mapping[str, Sequence[Member]] | None = None,
 ) -> Iterator[list[Worker | WorkerProcesses]]:
-    """Starts a worker for each peer, and ends them all on the way out, an interruption or SIGTERM included.
+    """Starts a worker for each peer, and kills all of them on exit, also after an interrupt or SIGTERM.
 
     Args:
-      module: where the peers are.
+      module: module of the peers.
       peers: their names.
-      options: for all.
-      members: the processes of the peers that have several, or need their own options.
+      options: options of all peers.
+      members: processes of the peers that have several, or options of their own.
     """
     workers: list[Worker] = []
 

@@ -62,10 +62,11 @@ def is_installed(package):
         return False
 
 
-def refused(capsys, message, *arguments):
+def refused(capsys, named, *arguments):
+    """Asserts a usage error of one or two lines that contains each word of `named`."""
     assert cli.main(["convoy", "bench", *map(str, arguments)]) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error
+    assert all(word in error for word in named.split()), error
     assert len(error.splitlines()) <= 2
 
 
@@ -77,7 +78,7 @@ def options(tmp_path):
 # What is made of rounds.
 
 
-def test_ratios_pair_rounds_of_the_same_time():
+def test_ratios_pair_rounds_of_the_same_number():
     quiet_then_busy = [Round(1.0, 1.0, 100), Round(4.0, 1.0, 100), Round(1.0, 1.0, 100)]
     twice_as_fast = [Round(0.5, 1.0, 100), Round(2.0, 1.0, 100), Round(0.5, 1.0, 100)]
     slow = measure.Row("slow", "slow", tuple(quiet_then_busy), {})
@@ -87,7 +88,7 @@ def test_ratios_pair_rounds_of_the_same_time():
     assert (slow.rate, min(slow.rates), slow.rate_per_core) == (100, 25, 100)
 
 
-def test_peers_take_turns_and_each_round_begins_with_another(options, mark):
+def test_peers_take_turns_and_rotate(options, mark):
     measured = measure.measure(FAKE, {"steady": "Steady", "double": "Double"}, options, rounds=3)
     assert list(measured.rows) == ["steady", "double"]
     assert measured.rows["double"].label == "Double"
@@ -98,7 +99,7 @@ def test_peers_take_turns_and_each_round_begins_with_another(options, mark):
     assert processes(mark, FAKE) == []
 
 
-def test_a_peer_that_cannot_run_here_is_left_out_with_the_reason(options):
+def test_unavailable_peer_is_skipped_with_the_reason(options):
     measured = measure.measure(FAKE, {"absent": "Absent", "steady": "Steady"}, options, rounds=1)
     assert list(measured.rows) == ["steady"]
     assert measured.skipped == {"absent": "the package absent is not installed"}
@@ -107,20 +108,20 @@ def test_a_peer_that_cannot_run_here_is_left_out_with_the_reason(options):
 @pytest.mark.parametrize(
     ("peer", "words"), [("broken", "ValueError: cannot be prepared"), ("dying", "ended with exit code 7")]
 )
-def test_a_peer_that_fails_is_named_with_its_last_words_and_no_worker_stays(options, mark, peer, words):
+def test_failing_peer_is_named_with_its_output_and_no_worker_is_left(options, mark, peer, words):
     with pytest.raises(PeerError, match=f"peer {peer} ") as failure:
         measure.measure(FAKE, {"steady": "Steady", peer: peer}, options, rounds=1)
     assert words in str(failure.value)
     assert processes(mark, FAKE) == []
 
 
-def test_a_peer_is_held_to_so_many_cores(options):
+def test_peer_is_pinned_to_a_number_of_cores(options):
     measured = measure.measure(FAKE, {"steady": "Steady"}, options | {"threads": 1}, rounds=1)
     assert measured.rows["steady"].facts["cores"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent_however_it_ends(options, mark, number):
+def test_workers_exit_with_their_parent(options, mark, number):
     code = (
         "import json, sys; from benchmarks import measure\n"
         f"measure.measure({FAKE!r}, dict(steady='', double=''), json.loads(sys.argv[1]), rounds=1000)"
@@ -137,23 +138,20 @@ def test_workers_end_with_their_parent_however_it_ends(options, mark, number):
 # The command.
 
 
-def test_mistakes_are_named_before_anything_starts(capsys, tmp_path):
-    refused(capsys, "unknown benchmark 'stpe' (did you mean 'step'?)", "stpe")
-    refused(capsys, "which benchmark? Benchmarks: step, input", "--rounds=2")
-    refused(capsys, "one benchmark at a time, not 'step input'", "step", "input")
-    refused(capsys, "unknown peer 'torch-float23' (did you mean 'torch-float32'?)", "step", "--peers=torch-float23")
-    refused(capsys, "--batch_size=6 is not a multiple of 4", "step", "--batch_size=6")
+def test_usage_errors_come_first(capsys, tmp_path):
+    refused(capsys, "'stpe' 'step'", "stpe")
+    refused(capsys, "step input", "--rounds=2")
+    refused(capsys, "'step input'", "step", "input")
+    refused(capsys, "--peers 'torch-float23' 'torch-float32'", "step", "--peers=torch-float23")
+    refused(capsys, "--batch_size=6 4", "step", "--batch_size=6")
     refused(capsys, f"--threads={os.cpu_count() + 1}", "step", f"--threads={os.cpu_count() + 1}")
-    refused(capsys, "no file can be written there", "step", f"--json={tmp_path}/missing/step.json")
-    refused(capsys, "leave nothing to read", "input", "--small=0", "--medium=0", "--large=0")
-    refused(capsys, "leave nothing to convert", "convert", "--small=0", "--large=0")
-    refused(capsys, f"--images={tmp_path}: no JPEGs in class folders", "convert", f"--images={tmp_path}")
-    for benchmark in ("input", "monitoring"):
-        assert cli.main(["convoy", "bench", benchmark, f"--data={tmp_path}"]) == 3
-        assert "is not a dataset" in capsys.readouterr().err
+    refused(capsys, f"--json={tmp_path}/missing/step.json", "step", f"--json={tmp_path}/missing/step.json")
+    refused(capsys, "--large=0 --data=DATA", "input", "--small=0", "--medium=0", "--large=0")
+    refused(capsys, "--large=0 --images=DIR", "convert", "--small=0", "--large=0")
+    refused(capsys, f"--images={tmp_path}", "convert", f"--images={tmp_path}")
 
 
-def test_help_lists_the_flags_of_the_benchmark_and_does_not_import_tensorflow():
+def test_help_lists_the_flags_of_the_benchmark_without_tensorflow():
     code = "import sys; from convoy import cli; cli.main(sys.argv); assert 'tensorflow' not in sys.modules"
     for arguments, flag in (
         (["step"], "--steps_per_round"),
@@ -199,7 +197,7 @@ def test_bench_step_measures_real_peers(tmp_path, mark):
 
 
 @pytest.mark.slow
-def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path_factory, mark):
+def test_bench_input_measures_every_reader(tmp_path_factory, mark):
     tmp_path = tmp_path_factory.mktemp("b")  # sockets lie in it, whose paths must be short
     path = tmp_path / "input.json"
     process = bench(
@@ -217,12 +215,12 @@ def test_bench_input_measures_every_reader_on_images_it_draws(tmp_path_factory, 
     assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
     assert "Convoy's reader" in output
     for peer, package, name in (("torch", "torch", "PyTorch"), ("dali", "nvidia.dali", "NVIDIA DALI")):
-        assert (peer in rows) or f"is left out: {name} is not installed" in errors
+        assert (peer in rows) or f"{name} is not installed" in errors
         assert (peer in rows) == is_installed(package)
 
 
 @pytest.mark.slow
-def test_bench_augment_measures_lines_and_other_libraries(tmp_path_factory, mark):
+def test_bench_augment_measures_pipelines_and_other_libraries(tmp_path_factory, mark):
     tmp_path = tmp_path_factory.mktemp("b")
     path = tmp_path / "augment.json"
     process = bench(
@@ -237,11 +235,11 @@ def test_bench_augment_measures_lines_and_other_libraries(tmp_path_factory, mark
     assert list(rows)[:4] == ["line", "simple", "none", "keras"]
     assert rows["line"]["line_ratio"] == 1 and all(row["median"] > 0 for row in rows.values())
     assert "Keras' layers in tf.data" in output
-    assert "torchvision" in rows or "torchvision v2, DataLoader is left out: torchvision cannot be imported" in errors
+    assert "torchvision" in rows or "torchvision cannot be imported" in errors
 
 
 @pytest.mark.slow
-def test_bench_convert_measures_every_converter_on_images_it_draws(tmp_path_factory, mark):
+def test_bench_convert_measures_every_converter(tmp_path_factory, mark):
     tmp_path = tmp_path_factory.mktemp("b")
     path = tmp_path / "convert.json"
     process = bench(
@@ -268,7 +266,7 @@ def test_bench_convert_measures_every_converter_on_images_it_draws(tmp_path_fact
 
 
 @pytest.mark.slow
-def test_bench_monitoring_trains_with_and_without_it(dataset, tmp_path_factory, mark):
+def test_bench_monitoring_trains_with_and_without_monitoring(dataset, tmp_path_factory, mark):
     tmp_path = tmp_path_factory.mktemp("b")
     path = tmp_path / "monitoring.json"
     process = bench(
@@ -287,14 +285,14 @@ def test_bench_monitoring_trains_with_and_without_it(dataset, tmp_path_factory, 
     assert "All monitoring takes" in output
 
 
-def test_the_computing_of_ended_and_orphaned_processes_is_counted(options):
+def test_cpu_time_includes_exited_and_orphaned_processes(options):
     measured = measure.measure(FAKE, {"family": "Family"}, options, rounds=1)
     (result,) = measured.rows["family"].rounds
     assert result.cpu_seconds >= 0.3
 
 
 @pytest.mark.slow
-def test_training_is_fed_from_a_dataset_directory(tmp_path, mark):
+def test_training_from_a_dataset_directory(tmp_path, mark):
     jpegs.draw(tmp_path / "images", 24, 32, 32)
     data = tmp_path / "data"
     convert(Options(images=tmp_path / "images", output=data, validation_fraction=0.0))

@@ -5,7 +5,7 @@ from benchmarks.cost_model import Link
 from benchmarks.scaling import predicted
 
 
-def test_a_ring_of_four_sends_one_and_a_half_times_the_values_in_six_messages():
+def test_ring_of_four():
     assert cost_model.all_reduce_bytes(4, 1e6) == 1.5e6
     assert cost_model.all_reduce_messages(4) == 6
     # 1.5 MB at 1 GB/s, and six times 100 us.
@@ -18,7 +18,7 @@ def test_two_devices_send_each_value_once():
     assert cost_model.all_reduce_seconds(2, 45e6, link) == pytest.approx(3.6 + 2e-3)
 
 
-def test_halving_sends_as_much_in_logarithmically_many_messages():
+def test_halving_sends_as_many_bytes_in_logarithmically_many_messages():
     assert [cost_model.all_reduce_messages(devices, "halving") for devices in (1, 2, 8, 512)] == [0, 2, 6, 18]
     assert cost_model.all_reduce_messages(6, "halving") == 6
     # 2 * 7/8 * 8 MB at 1 GB/s, and six times 1 ms; a ring takes fourteen.
@@ -27,32 +27,32 @@ def test_halving_sends_as_much_in_logarithmically_many_messages():
     assert cost_model.all_reduce_seconds(8, 8e6, link) == pytest.approx(14e-3 + 14e-3)
 
 
-def test_one_device_reduces_nothing():
+def test_one_device_needs_no_reduction():
     assert cost_model.all_reduce_seconds(1, 1e9, Link(1.0, 1.0)) == 0
     assert cost_model.all_reduce_seconds(1, 1e9, Link(1.0, 1.0), "halving") == 0
     assert cost_model.efficiency(0.1, cost_model.step_seconds(0.1, 0.0)) == 1
 
 
-def test_a_reduction_adds_to_the_step_as_far_as_nothing_is_computed_beside_it():
+def test_reduction_adds_to_the_step_unless_overlapped():
     assert cost_model.step_seconds(0.1, 0.025) == pytest.approx(0.125)
     assert cost_model.efficiency(0.1, 0.125) == pytest.approx(0.8)
     assert cost_model.step_seconds(0.1, 0.025, overlap=0.2) == pytest.approx(0.105)
     assert cost_model.step_seconds(0.1, 0.025, overlap=0.5) == 0.1
 
 
-def test_half_as_wide_numbers_are_half_as_many_bytes():
+def test_bfloat16_halves_the_bytes():
     assert cost_model.reduced_bytes(11_253_258, 4) == 45_013_032
     assert cost_model.reduced_bytes(11_253_258, 2) == 22_506_516
 
 
-def test_a_measured_link_explains_what_was_measured():
+def test_measured_link_explains_the_measurements():
     link = cost_model.measured_link(2, 4e6, reduction_seconds=0.012, tiny_seconds=0.002)
     assert link.latency_seconds == pytest.approx(1e-3)
     assert link.bytes_per_second == pytest.approx(4e8)
     assert cost_model.all_reduce_seconds(2, 4e6, link) == pytest.approx(0.012)
 
 
-def test_the_prediction_follows_from_its_assumptions():
+def test_prediction_follows_from_its_assumptions():
     rows = list(predicted(1_000_000, images_per_second=10_000, batch_size=100, latency_seconds=1e-5))
     assert len(rows) == 3 * 2 * 2 * 3
     chosen = {(r["devices"], r["shape"], r["precision"], r["gigabits_per_second"]): r for r in rows}

@@ -1,3 +1,5 @@
+import re
+
 """The benchmark of generalization: its tables, its budget, and that what was done once is not done again."""
 
 import dataclasses
@@ -55,7 +57,7 @@ def outcome(*, train=0.9, test=0.6, seconds=100.0, **other):
 # What is made of runs.
 
 
-def test_the_table_holds_means_and_spreads_over_seeds_and_the_command():
+def test_table_has_mean_and_deviation_over_seeds_and_the_command():
     rows = table({Entry("baseline_cnn"): [outcome(test=0.6), outcome(test=0.7)], Entry("convnet", 4.0): [outcome()]})
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0][0] == "recipe" and cells[0][-1] == "command"
@@ -66,7 +68,7 @@ def test_the_table_holds_means_and_spreads_over_seeds_and_the_command():
     assert cells[3][5:8] == ["90.0 %", "60.0 %", "30.0"]
 
 
-def test_the_ablation_pairs_runs_of_the_same_seed():
+def test_ablation_pairs_runs_with_the_same_seed():
     whole = [outcome(test=0.6), outcome(test=0.8)]
     without = Entry("convnet", None, {"augment.ops": "crop | flip"}, "erase(0.25)")
     rows = ablation_table({Entry("convnet"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
@@ -75,7 +77,7 @@ def test_the_ablation_pairs_runs_of_the_same_seed():
     assert r"`--config.augment.ops=crop \| flip`" in rows[3]  # a bar in a cell would end it
 
 
-def test_a_spread_of_one_run_is_none():
+def test_no_deviation_for_a_single_run():
     assert spread([71.44], " %") == "71.4 %"
     assert spread([1.0, 3.0], signed=True) == "+2.0 ± 1.4"
 
@@ -84,13 +86,13 @@ def events(*lines):
     return [{"event": name, "step": step, "time": float(time)} for name, step, time in lines]
 
 
-def test_a_runs_time_is_from_its_start_to_its_end_or_to_a_checkpoint():
+def test_time_of_a_run_until_its_end_or_a_checkpoint():
     run = events(("start", 0, 100), ("first_step", 1, 110), ("checkpoint", 5, 130), ("done", 9, 150))
     assert seconds_of(run) == 50
     assert seconds_of(run, until_step=5) == 30
 
 
-def test_what_an_interrupted_run_did_twice_and_the_pause_do_not_count():
+def test_time_excludes_repeated_steps_and_pauses():
     run = events(
         ("start", 0, 100), ("checkpoint", 5, 130), ("checkpoint", 6, 135),
         ("restored", 5, 1000), ("checkpoint", 6, 1012), ("checkpoint", 8, 1020), ("done", 9, 1025),
@@ -102,26 +104,26 @@ def test_what_an_interrupted_run_did_twice_and_the_pause_do_not_count():
     assert seconds_of(killed_early) == 30 + 25
 
 
-def test_the_steps_of_a_budget_end_within_it():
+def test_steps_fit_into_the_budget():
     short = TrainedRun(None, [], {"step": 20}, events(("start", 0, 0), ("first_step", 1, 7), ("done", 20, 20)))
     longer = TrainedRun(None, [], {"step": 60}, events(("start", 0, 0), ("first_step", 1, 9), ("done", 60, 40)))
     assert steps_within(60.0, short, longer) == 100  # 10 s, and half a second each
     assert steps_within(1.0, short, longer) == 1
 
 
-def test_a_longer_run_that_took_no_longer_tells_no_steps(tmp_path):
+def test_inconsistent_run_times_are_refused(tmp_path):
     short, longer = (
         TrainedRun(RunDirectory(tmp_path / name), [], {"step": steps}, events(("start", 0, 0), ("done", steps, 9)))
         for name, steps in (("short", 20), ("longer", 60))
     )
-    with pytest.raises(ConvoyError, match=r"short took 9\.0 s for 20 steps, .*longer 9\.0 s for 60: .* Remove both"):
+    with pytest.raises(ConvoyError, match=r"short .*9\.0 s for 20 steps.*longer .*9\.0 s for 60"):
         steps_within(60.0, short, longer)
 
 
 # What is trained.
 
 
-def test_a_finished_benchmark_is_found_again_and_nothing_is_repeated(runs):
+def test_finished_runs_are_reused(runs):
     entries = [Entry("baseline_cnn"), Entry("convnet", 1.0)]
     first = Study(runs, seeds=range(2)).outcomes(entries)
     done = commands(runs)
@@ -139,7 +141,7 @@ def test_a_finished_benchmark_is_found_again_and_nothing_is_repeated(runs):
     assert commands(runs)[len(done) :][0] == "train baseline_cnn-seed2"
 
 
-def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(tmp_path, monkeypatch):
+def test_trained_run_is_only_evaluated(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     runs = Runs(tmp_path, program=FAKE)
     (runs.folder / "fail-evaluate").touch()
@@ -150,13 +152,13 @@ def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(tmp_path, mo
     assert commands(runs) == ["train a", "evaluate a train", "evaluate a train", "evaluate a test"]
 
 
-def test_a_run_of_another_config_is_not_taken_for_this_one(runs):
+def test_run_with_another_config_is_refused(runs):
     runs.trained("a", "baseline_cnn", {"seed": 0})
-    with pytest.raises(UsageError, match="another config: epochs: 15.* -> 30"):
+    with pytest.raises(UsageError, match="epochs: 15.* -> 30"):
         runs.trained("a", "baseline_cnn", {"seed": 0, "epochs": 30.0})
 
 
-def test_a_recipe_with_a_budget_trains_so_long_and_says_the_command(runs):
+def test_recipe_with_a_budget_trains_that_long(runs):
     baseline_cnn, convnet = Entry("baseline_cnn"), Entry("convnet", 4.0)
     study = Study(runs, seeds=range(1))
     found = study.outcomes([baseline_cnn, convnet])
@@ -169,7 +171,7 @@ def test_a_recipe_with_a_budget_trains_so_long_and_says_the_command(runs):
     ]  # fmt: skip
 
 
-def test_more_seeds_leave_the_budget_and_what_was_trained_with_it(runs, monkeypatch):
+def test_more_seeds_keep_the_budget_and_its_runs(runs, monkeypatch):
     def slower_the_higher_its_seed(name, recipe, overrides):
         found = Runs.outcome(runs, name, recipe, overrides)
         return dataclasses.replace(found, seconds_to_best=found.seconds_to_best * (1 + overrides["seed"]))
@@ -181,7 +183,7 @@ def test_more_seeds_leave_the_budget_and_what_was_trained_with_it(runs, monkeypa
     assert [run.steps for run in found] == [first.steps] * 2
 
 
-def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
+def test_ablation_removes_each_ingredient_once(runs):
     found = Study(runs, seeds=range(1), budget_seconds=60.0).ablation(Entry("convnet", 1.0))
     assert {"", "label smoothing", "weight decay", "instance normalization"} <= {entry.without for entry in found}
     assert len({runs_of[0].steps for runs_of in found.values()}) == 1
@@ -193,17 +195,17 @@ def test_an_ablation_takes_each_ingredient_away_once_for_as_many_steps(runs):
 # What a recipe is made of.
 
 
-def test_ingredients_are_those_that_a_recipe_uses():
+def test_ingredients_of_a_recipe():
     assert "label smoothing" in ingredients_of(configs.load_recipe("convnet"))
     assert not ingredients_of(configs.load_recipe("baseline_cnn"))
 
 
-def test_instance_normalization_is_an_ingredient_where_the_model_has_it():
+def test_instance_normalization_is_an_ingredient_of_models_that_use_it():
     for recipe, has in (("convnet", True), ("resnet10", True), ("finetune", False)):
         assert ("instance normalization" in ingredients_of(configs.load_recipe(recipe))) == has
 
 
-def test_what_takes_an_ingredient_away_is_understood_on_a_command_line(capsys):
+def test_overrides_are_valid_flags(capsys):
     overrides = {name: value for fields in INGREDIENTS.values() for name, value in fields.items()}
     words = [f"--config.{name}={value}" for name, value in overrides.items()]
     assert cli.main(["convoy", "train", "--print_config", *words]) == 0, capsys.readouterr().err
@@ -212,7 +214,7 @@ def test_what_takes_an_ingredient_away_is_understood_on_a_command_line(capsys):
     assert {name: defaults[name] for name in overrides} == overrides  # taken away is as if it had never been set
 
 
-def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
+def test_each_augmentation_operation_is_an_ingredient():
     config = configs.default_config().unlock()
     config.augment.ops = "crop(scale=0.35..1) | flip | erase(0.25)"
     found = ingredients_of(config)
@@ -224,33 +226,33 @@ def test_each_operation_of_an_augmentation_line_is_taken_away_alone():
     }
 
 
-def test_an_entry_is_a_recipe_with_or_without_a_multiple():
+def test_entry_is_a_recipe_with_an_optional_multiple():
     assert (parse_entry("convnet").recipe, parse_entry("convnet").times) == ("convnet", None)
     assert parse_entry("convnet:4").times == 4.0
     for text in ("convnet:", "convnet:x", "convnet:-1", "convnet:nan"):
-        with pytest.raises(UsageError, match="multiple of the budget"):
+        with pytest.raises(UsageError, match=re.escape(repr(text))):
             parse_entry(text)
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flag", "named"),
     [
-        ("--recipes=convnet24", "did you mean 'convnet'"),
-        ("--dataset=digit", "did you mean 'digits'"),
-        ("--batch_size=3", "--batch_size: generalization trains recipes as they are"),
+        ("--recipes=convnet24", "'convnet'"),
+        ("--dataset=digit", "'digits'"),
+        ("--batch_size=3", "--batch_size"),
     ],
 )
-def test_mistakes_are_named_before_anything_starts(capsys, tmp_path, flag, message):
+def test_usage_errors_come_first(capsys, tmp_path, flag, named):
     assert cli.main(["convoy", "bench", "generalization", f"--workdir={tmp_path}", flag]) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error and len(error.splitlines()) <= 2
+    assert named in error and len(error.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
 
 
 # The digits.
 
 
-def test_a_stratified_draw_takes_the_same_share_of_each_label():
+def test_stratified_selection_takes_the_same_share_of_each_label():
     labels = np.repeat([0, 1, 2], [10, 50, 100])
     chosen = stratified(labels, 0.2, seed=0)
     assert np.bincount(labels[chosen]).tolist() == [2, 10, 20]
@@ -258,7 +260,7 @@ def test_a_stratified_draw_takes_the_same_share_of_each_label():
     assert not np.array_equal(chosen, stratified(labels, 0.2, seed=1))
 
 
-def test_the_digits_are_written_once_each_as_grey_images(tmp_path):
+def test_digits_are_written_as_grayscale_images(tmp_path):
     pytest.importorskip("sklearn")
     write_digits(tmp_path / "digits")
     counts = {split: len(list((tmp_path / "digits" / split).glob("*/*.png"))) for split in ("train", "test")}
@@ -268,6 +270,6 @@ def test_the_digits_are_written_once_each_as_grey_images(tmp_path):
     with Image.open(next((tmp_path / "digits" / "test" / "0").iterdir())) as image:
         assert (image.mode, image.size) == ("L", (8, 8))
         assert image.getextrema() == (0, 255)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match=str(tmp_path)):
         write_digits(tmp_path / "digits")
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]

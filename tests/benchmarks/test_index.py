@@ -7,7 +7,7 @@ from benchmarks import index
 from convoy.input_pipeline.dataset.open import open_dataset
 
 
-def test_an_index_is_opened_and_measured_at_every_size(convoy, tmp_path):
+def test_index_is_measured_at_every_size(convoy, tmp_path):
     result = convoy("bench", "index", "--records=300000,1200000", f"--json={tmp_path / 'index.json'}", check=True)
     assert [line.split()[0] for line in result.stdout.splitlines()[-2:]] == ["300,000", "1,200,000"]
     content = json.loads((tmp_path / "index.json").read_text())
@@ -19,7 +19,7 @@ def test_an_index_is_opened_and_measured_at_every_size(convoy, tmp_path):
         assert 0 < row["global_seconds"] < 0.1 and 0 < row["windowed_seconds"] < 0.1 and row["open_seconds"] > 0
 
 
-def test_what_it_opens_is_a_dataset_like_any_other(tmp_path):
+def test_generated_index_is_a_valid_dataset(tmp_path):
     index._make(tmp_path, 150_000)
     split = open_dataset(tmp_path).split("train")
     assert (split.num_images, len(split.shard_paths)) == (150_000, 2)
@@ -28,7 +28,7 @@ def test_what_it_opens_is_a_dataset_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("records", ["0", "-5", "many"])
-def test_a_number_of_records_that_is_none_is_refused(convoy, records):
+def test_invalid_number_of_records_is_refused(convoy, records):
     result = convoy("bench", "index", f"--records={records}")
     assert result.returncode == 2
     assert f"--records={records}: give whole numbers above 0" in result.stderr

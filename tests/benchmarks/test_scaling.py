@@ -36,7 +36,7 @@ def no_link():
 # A peer of several processes.
 
 
-def test_a_round_of_two_processes_is_as_long_as_the_longer_and_does_the_work_of_both(options, mark):  # noqa: F811
+def test_round_of_two_processes_adds_their_work(options, mark):  # noqa: F811
     members = {"pair": [Member({"seconds": 0.05}), Member({"seconds": 0.2})]}
     measured = measure.measure(FAKE, {"pair": "Pair", "steady": "Steady"}, options, rounds=2, members=members)
     for one_round in measured.rows["pair"].rounds:
@@ -46,7 +46,7 @@ def test_a_round_of_two_processes_is_as_long_as_the_longer_and_does_the_work_of_
     assert processes(mark, FAKE) == []
 
 
-def test_the_process_of_a_pair_that_fails_is_heard_while_the_other_waits_for_it(options, mark):  # noqa: F811
+def test_failing_process_of_a_pair_is_reported_at_once(options, mark):  # noqa: F811
     for name, words in (("dying", "exit code 7"), ("broken", "ValueError: cannot be prepared")):
         members = {name: [Member({"healthy": True, "seconds": 60}), Member({})]}
         started = time.monotonic()
@@ -63,7 +63,7 @@ def row(peer, *seconds, work=100):
     return measure.Row(peer, peer, tuple(Round(s, s, work) for s in seconds), {})
 
 
-def test_efficiency_is_to_twice_one_core_and_the_reduction_is_what_is_missing_to_apart():
+def test_efficiency_and_share_of_the_reduction():
     rows = {
         "one-fast": row("one-fast", 1.0, 2.0, work=64),
         "processes-fast": row("processes-fast", 1.25, 2.5, work=128),
@@ -85,7 +85,7 @@ def test_efficiency_is_to_twice_one_core_and_the_reduction_is_what_is_missing_to
     assert line("processes-deterministic")["efficiency"] is None  # nothing of its mode to compare with
 
 
-def test_copying_is_what_the_reduction_takes_without_a_limit_less_its_messages():
+def test_copying_is_the_unlimited_reduction_minus_its_messages():
     limited = {"megabits_per_second": 100, "predicted_seconds": 0.4, "in_step_seconds": 0.42, "alone_seconds": 0.84}
     free = {"megabits_per_second": None, "latency_seconds": 0.001, "alone_seconds": 0.022, "in_step_seconds": 0.03}
     line, last = scaling._with_copying([limited, free])
@@ -98,18 +98,18 @@ def test_copying_is_what_the_reduction_takes_without_a_limit_less_its_messages()
 # The command.
 
 
-def test_mistakes_are_named_before_anything_starts(capsys, monkeypatch):
-    refused(capsys, "--link=fast: give rates in Mbit/s", "scaling", "--link=fast")
-    refused(capsys, "--link=100,0: give rates in Mbit/s", "scaling", "--link=100,0")
-    refused(capsys, "--threads: scaling gives each process its cores itself", "scaling", "--threads=1")
-    refused(capsys, "unknown peer 'one-fats'", "scaling", "--peers=one-fats")
+def test_usage_errors_come_first(capsys, monkeypatch):
+    refused(capsys, "--link=fast Mbit/s", "scaling", "--link=fast")
+    refused(capsys, "--link=100,0 Mbit/s", "scaling", "--link=100,0")
+    refused(capsys, "--threads", "scaling", "--threads=1")
+    refused(capsys, "--peers 'one-fats'", "scaling", "--peers=one-fats")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    refused(capsys, "--link makes network namespaces, which needs root", "scaling", "--link=100")
+    refused(capsys, "--link root", "scaling", "--link=100")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", "")
-    refused(capsys, "--link needs `ip` of the package iproute2", "scaling", "--link=100")
+    refused(capsys, "--link `ip` iproute2", "scaling", "--link=100")
     monkeypatch.setattr(scaling, "processor_numbers", lambda: [0])
-    refused(capsys, "this process may use one", "scaling")
+    refused(capsys, "cores", "scaling")
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_bench_scaling_measures_devices_and_processes(tmp_path, mark):  # noqa: 
 
 
 @pytest.mark.slow
-def test_the_cost_model_is_checked_on_a_link_of_a_known_rate(tmp_path, mark):  # noqa: F811
+def test_cost_model_is_validated_on_a_rate_limited_link(tmp_path, mark):  # noqa: F811
     if reason := no_link():
         pytest.skip(reason)
     path = tmp_path / "scaling.json"
@@ -163,7 +163,7 @@ def test_the_cost_model_is_checked_on_a_link_of_a_known_rate(tmp_path, mark):  #
 # The link.
 
 
-def test_a_link_joins_two_namespaces_and_leaves_nothing():
+def test_link_connects_two_namespaces_and_is_removed():
     if reason := no_link():
         pytest.skip(reason)
     with link.rate_limited_link(100) as (near, far):
@@ -182,7 +182,7 @@ def test_a_link_joins_two_namespaces_and_leaves_nothing():
     assert not _processes_in(namespaces)
 
 
-def test_a_link_vanishes_with_a_process_that_is_killed():
+def test_link_is_removed_when_its_process_is_killed():
     if reason := no_link():
         pytest.skip(reason)
     code = (
