@@ -1,8 +1,7 @@
-import re
-
-"""The benchmark of generalization: its tables, its budget, and that what was done once is not done again."""
+"""The generalization benchmark: tables, time budget, reuse of finished runs."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_ablation_pairs_runs_with_the_same_seed():
     whole = [outcome(test=0.6), outcome(test=0.8)]
     without = Entry("convnet", None, {"augment.ops": "crop | flip"}, "erase(0.25)")
     rows = ablation_table({Entry("convnet"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
-    assert rows[2].startswith("| nothing: the whole recipe | 100 s | 90.0 ± 0.0 % | 70.0 ± 14.1 % |")
+    assert "| 100 s | 90.0 ± 0.0 % | 70.0 ± 14.1 % |" in rows[2]
     assert "| -2.0 ± 0.0 |" in rows[3]
     assert r"`--config.augment.ops=crop \| flip`" in rows[3]  # a bar in a cell would end it
 

@@ -31,4 +31,4 @@ def test_generated_index_is_a_valid_dataset(tmp_path):
 def test_invalid_number_of_records_is_refused(convoy, records):
     result = convoy("bench", "index", f"--records={records}")
     assert result.returncode == 2
-    assert f"--records={records}: give whole numbers above 0" in result.stderr
+    assert f"--records={records}" in result.stderr
