@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers import Member, Round, SkippedError, Worker, running
+from benchmarks.workers import Member, Peer, Round, SkippedError, running
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.core.processes import usable_cores
@@ -191,7 +191,7 @@ def measure(
 
 def environment() -> dict[str, Any]:
     """Returns what the results depend on: processor, cores, versions, load of the machine."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in (
         "tensorflow", "keras", "torch", "torchvision", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
     ):  # fmt: skip
@@ -251,7 +251,7 @@ def write_json(path: str | None, content: Mapping[str, Any]) -> None:
     write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _rotated(workers: Sequence[Worker], by: int) -> list[Worker]:
+def _rotated(workers: Sequence[Peer], by: int) -> list[Peer]:
     cut = by % len(workers) if workers else 0
     return [*workers[cut:], *workers[:cut]]
 

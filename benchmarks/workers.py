@@ -191,7 +191,7 @@ class Worker:
         self.facts: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [*prefix, sys.executable, "-m", module, peer, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -200,6 +200,8 @@ class Worker:
             start_new_session=True,
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
         )
+        assert process.stdin and process.stdout
+        self._process, self._requests, self._answers = process, process.stdin, process.stdout
 
     def wait_until_ready(self) -> None:
         """Waits until the peer is prepared, and stores its facts.
@@ -222,8 +224,8 @@ class Worker:
     def order_round(self) -> None:
         """Requests a round."""
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either, and that error says more
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
+            self._requests.write("go\n")
+            self._requests.flush()
 
     def take_round(self) -> Round:
         """Returns the requested round.
@@ -235,7 +237,7 @@ class Worker:
 
     def fileno(self) -> int:
         """Returns the descriptor that becomes readable when the peer has answered or exited."""
-        return self._process.stdout.fileno()
+        return self._answers.fileno()
 
     def stop(self) -> None:
         """Kills the process and all processes it started."""
@@ -243,12 +245,12 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_STOP_SECONDS)
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+            self._requests.close()
+        self._answers.close()
         self._errors.close()
 
     def _answer(self, kind: str) -> Any:  # noqa: ANN401
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         answer = json.loads(line) if line else {}
         if "skipped" in answer:
             raise SkippedError(answer["skipped"])
@@ -306,13 +308,16 @@ class WorkerProcesses:
         return answers
 
 
+Peer = Worker | WorkerProcesses
+
+
 @contextlib.contextmanager
 def running(
     module: str,
     peers: Sequence[str],
     options: Mapping[str, Any],
     members: Mapping[str, Sequence[Member]] | None = None,
-) -> Iterator[list[Worker | WorkerProcesses]]:
+) -> Iterator[list[Peer]]:
     """Starts a worker for each peer, and kills all of them on exit, also after an interrupt or SIGTERM.
 
     Args:
@@ -330,7 +335,7 @@ def running(
 
     with terminable(), tempfile.TemporaryDirectory(prefix="convoy-bench-", ignore_cleanup_errors=True) as scratch:
         try:
-            started = []
+            started: list[Peer] = []
             for peer in peers:
                 own = [start(peer, member) for member in (members or {}).get(peer, [Member({})])]
                 started.append(own[0] if len(own) == 1 else WorkerProcesses(own))

@@ -9,6 +9,7 @@ answered at once.
 
 import atexit
 import importlib
+import io
 import logging
 import os
 import re
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> NoReturn:
     """Runs the command of this process and exits."""
-    if sys.stdout:  # file names need not be valid in the terminal's encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid in the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
