@@ -23,9 +23,10 @@ from convoy.trainer.callbacks.monitor import Monitor
 from convoy.trainer.callbacks.profiler import StepProfiler
 from convoy.trainer.callbacks.substitutions import Substitutions
 from convoy.trainer.checkpoint.saver import CheckpointSaver
+from convoy.trainer.cluster.liveness import TRAINING
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
-from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, WorkerGroup
+from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.config import resolution as sizes
 from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord

@@ -28,8 +28,8 @@ class Substitutions:
         for substitution in found:
             if substitution.index not in self._own:
                 self._own.add(substitution.index)
-                self._worker_group.tell({"step": step, **substitution._asdict()})
-        for told in self._worker_group.told():
+                self._worker_group.send_to_chief({"step": step, **substitution._asdict()})
+        for told in self._worker_group.receive():
             if told["index"] not in self._indices:
                 self._indices.add(told["index"])
                 self._run_logger.event(_EVENT, **told)

@@ -76,11 +76,11 @@ class Watchdog:
         if seconds > deadlines.step:
             return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {worker_group.describe_stall()}"
         # TensorFlow reports a lost worker by itself, but not from within every collective of a GPU.
-        if worker_group.lost_for() > deadlines.heartbeat:
-            return f"{worker_group.why_lost()}; step {step} ({phase}) does not end"
+        if worker_group.seconds_since_failure() > deadlines.heartbeat:
+            return f"{worker_group.failure_reason()}; step {step} ({phase}) does not end"
         silent = max((age for *_, age in worker_group.table()), default=0.0)
         if silent > 2 * deadlines.heartbeat:
-            return f"{worker_group.why_lost()}; step {step} ({phase}) does not end"
+            return f"{worker_group.failure_reason()}; step {step} ({phase}) does not end"
         return None
 
     def _watch(self) -> None:

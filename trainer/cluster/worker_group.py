@@ -1,21 +1,18 @@
-"""The workers of a run in touch with each other beside TensorFlow: who has come, who is gone, what all agree on.
+"""The workers of a run: rendezvous, exchange of small values, liveness.
 
-    with WorkerGroup(cluster, startup_seconds=300) as peers:
-        peers.meet()                                  # returns when all are there, or names those that are not
-        gathered = peers.exchange("step", 120)       # one JSON value a worker, by rank, on every worker
-        peers.report(121, "training step")            # cheap; what the others say of this one when it is stuck
+    with WorkerGroup(cluster, startup_seconds=300) as worker_group:
+        worker_group.rendezvous()                     # returns when all workers are there, or names the missing ones
+        gathered = worker_group.exchange("step", 120) # one JSON value per worker, by rank, on every worker
+        worker_group.report(121, "training step")     # cheap; shown by the others when this worker is stuck
         ...
-        peers.why_lost(seconds=2)                     # "worker 1 (host:port) is gone: its connection closed"
+        worker_group.failure_reason(seconds=2)        # "worker 1 (host:port) is gone: its connection closed"
 
-TensorFlow's collectives notice that something is wrong, but not with whom, and its strategy waits for a missing worker
-with no word. So each worker keeps a connection of its own to the chief: newline-delimited JSON over TCP, on the very
-port that TensorFlow listens on a moment later. Nothing that training computes travels here.
+TensorFlow's collectives detect that something is wrong, but not with which worker, and its strategy waits silently for
+a missing one. So each worker keeps a connection of its own to the chief, on the same port that TensorFlow listens on
+later. No training data travels over it.
 """
 
 import collections
-import contextlib
-import ipaddress
-import json
 import socket
 import threading
 import time
@@ -23,12 +20,13 @@ from typing import Any
 
 from convoy.core.cluster import Cluster
 from convoy.core.errors import ConvoyError
+from convoy.trainer.cluster.liveness import Liveness
+from convoy.trainer.cluster.transport import Link, loopback_note
 
-RETRYABLE = 138  # exit code: the launcher starts the gang again
+RETRYABLE = 138  # exit code: the launcher restarts all workers
 _TICK_SECONDS = 1.0
-_SILENT_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
-_PATIENCE_SECONDS = 15.0  # then the missing workers are named, again and again
+_REMINDER_SECONDS = 15.0  # between log lines that name the missing workers
 _LONGEST_LINE = 2**24
 
 
@@ -39,20 +37,20 @@ class PeerLostError(ConvoyError):
 
 
 class WorkerGroup:
-    """This process's connection to the other workers of its run. With no cluster it is alone, and all is trivial.
+    """The connection of this process to the other workers of its run. Without a cluster it has none.
 
     Attributes:
-      rank: of this process.
-      num_workers: how many there are.
-      is_chief: whether this is the one that writes what all share.
+      rank: rank of this process.
+      num_workers: number of workers.
+      is_chief: whether this is worker 0, which writes the run directory.
     """
 
     def __init__(self, cluster: Cluster | None, *, startup_seconds: float = 300.0):
-        """Connects nothing yet.
+        """Does not connect yet.
 
         Args:
-          cluster: None for a process that is alone.
-          startup_seconds: how long workers may take to arrive, and to answer an exchange.
+          cluster: None for a single process.
+          startup_seconds: time limit of the rendezvous, and of exchanges by default.
         """
         self._cluster = cluster
         self._deadline_seconds = startup_seconds
@@ -60,35 +58,28 @@ class WorkerGroup:
         self.num_workers = cluster.num_workers if cluster else 1
         self.is_chief = self.rank == 0
         self._changed = threading.Condition()
-        self._links: dict[int, _Link] = {}
+        self._liveness = Liveness(self.rank, self.num_workers, self.address, self._changed)
+        self._links: dict[int, Link] = {}
         self._round = 0
-        self._values: dict[int, dict[int, list]] = {}  # by round and rank: [name, value]
-        self._answers: dict[int, list] = {}  # by round, what the chief sent back
-        self._gone: dict[int, str] = {}
-        self._gone_since: float | None = None
-        self._left: set[int] = set()
+        self._values: dict[int, dict[int, tuple[str, Any]]] = {}  # by round and rank: name and value
+        self._answers: dict[int, list[Any]] = {}  # by round, from the chief
         self._closing = threading.Event()
-        now = time.monotonic()
-        self._own = (0, "starting", now)
-        self._table: list[list] = [[0, "starting", 0.0, 0.0] for _ in range(self.num_workers)]
-        self._table_time = now
-        self._heard: dict[int, float] = {}
-        self._told: collections.deque = collections.deque()
+        self._received: collections.deque[Any] = collections.deque()
 
     def __enter__(self) -> "WorkerGroup":
         """Returns itself."""
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Says goodbye, with the reason where there is an exception."""
-        self.leave("" if error is None else f"{error}" or type(error).__name__)
+        """Closes the connections; the others are sent the exception, if any."""
+        self.close("" if error is None else f"{error}" or type(error).__name__)
 
     def address(self, rank: int) -> str:
         """Returns `worker RANK (HOST:PORT)`."""
         return f"worker {rank} ({self._cluster.addresses[rank]})" if self._cluster else f"worker {rank}"
 
-    def meet(self) -> None:
-        """Waits until every worker has come.
+    def rendezvous(self) -> None:
+        """Waits until every worker has connected.
 
         Raises:
           PeerLostError: some have not within `startup_seconds`, or this worker's port is taken. Names them.
@@ -101,22 +92,22 @@ class WorkerGroup:
         else:
             self._links[0] = self._reach_chief(deadline)
         for rank, link in self._links.items():
-            self._heard[rank] = time.monotonic()
+            self._liveness.heard(rank)
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
-        self._table_time = time.monotonic()
+        self._liveness.start()
         threading.Thread(target=self._tick, daemon=True).start()
 
     def missing(self) -> list[int]:
-        """Returns, on the chief, the ranks of the workers that have not come yet."""
+        """Returns the ranks of the workers that have not connected yet. On the chief."""
         return [rank for rank in range(self.num_workers) if rank != self.rank and rank not in self._links]
 
     def exchange(self, name: str, value: Any = None, *, seconds: float | None = None) -> list[Any]:  # noqa: ANN401
-        """Returns every worker's value by rank. All workers must call it, in the same order; it is a barrier too.
+        """Returns the values of all workers by rank. A barrier: all workers must call it, in the same order.
 
         Args:
           name: what is exchanged, the same on every worker.
           value: any JSON value.
-          seconds: how long to wait for the others; `startup_seconds` where left out.
+          seconds: time limit; `startup_seconds` by default.
 
         Raises:
           PeerLostError: a worker is gone, or did not answer in time.
@@ -136,40 +127,44 @@ class WorkerGroup:
                     break
                 if number in self._answers:
                     return self._answers.pop(number)
-                if self._gone:
-                    raise PeerLostError(self._describe_gone())
+                if self._liveness.has_lost:
+                    raise PeerLostError(self._liveness.describe_gone())
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     present = self._values.get(number, {})
                     raise PeerLostError(
                         f"no answer within {seconds:g} s to the exchange of {name!r}"
-                        + (f" from {self._names(set(range(self.num_workers)) - present.keys())}." if present else ".")
+                        + (
+                            f" from {self._liveness.names(set(range(self.num_workers)) - present.keys())}."
+                            if present
+                            else "."
+                        )
                     )
             gathered = self._values.pop(number)
         names = {rank: given[0] for rank, given in gathered.items()}
         if len(set(names.values())) > 1:
-            raise AssertionError(f"workers exchange different things: {names}")
+            raise AssertionError(f"workers exchange different values: {names}")
         answer = [gathered[rank][1] for rank in range(self.num_workers)]
         self._send_to_all({"answer": number, "values": answer})
         return answer
 
     def report(self, step: int, phase: str) -> None:
-        """Says what this worker does now: shown where another one waits for it."""
-        self._own = (step, phase, time.monotonic())
+        """Records what this worker does now, for the messages of workers that wait for it."""
+        self._liveness.report(step, phase)
 
-    def tell(self, value: Any) -> None:  # noqa: ANN401
-        """Tells the chief a JSON value, in its own time; the chief may tell itself."""
+    def send_to_chief(self, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+        """Sends a JSON value to the chief, which gets it from `receive`; the chief may send to itself."""
         if self.is_chief:
-            self._told.append(value)
+            self._received.append(value)
         else:
-            self._links[0].send({"told": value})
+            self._links[0].send({"sent": value})
 
-    def told(self) -> list[Any]:
-        """Returns, on the chief, what it was told since it last asked."""
-        return [self._told.popleft() for _ in range(len(self._told))]
+    def receive(self) -> list[Any]:
+        """Returns the values sent to the chief since the last call. On the chief."""
+        return [self._received.popleft() for _ in range(len(self._received))]
 
     @property
     def processes_here(self) -> int:
-        """How many of the workers have this one's host in their address."""
+        """Number of workers with the same host in their address as this one."""
         if not self._cluster:
             return 1
         hosts = [address.rpartition(":")[0] for address in self._cluster.addresses]
@@ -177,66 +172,27 @@ class WorkerGroup:
 
     @property
     def status(self) -> tuple[int, str, float]:
-        """What was last reported: step, phase, and for how many seconds since."""
-        step, phase, since = self._own
-        return step, phase, time.monotonic() - since
+        """What this worker last reported: step, phase, and the seconds since."""
+        return self._liveness.status
 
-    def lost_for(self) -> float:
-        """Returns how many seconds ago a worker was found to be gone; 0 where none is."""
-        return time.monotonic() - self._gone_since if self._gone_since is not None else 0.0
+    def seconds_since_failure(self) -> float:
+        """Returns the seconds since a worker was found to be gone; 0 if none is."""
+        return self._liveness.seconds_since_failure()
 
-    def why_lost(self, seconds: float = 0.0) -> str | None:
-        """Returns who is gone or silent and why, waiting up to `seconds` to learn it; None where nothing is known."""
-        deadline = time.monotonic() + seconds
-        while True:
-            if self._gone:
-                return self._describe_gone()
-            silent = [(rank, age) for rank, (*_, age) in enumerate(self.table()) if age > _SILENT_SECONDS]
-            if silent:
-                return " and ".join(f"{self.address(rank)} has been silent for {age:.0f} s" for rank, age in silent)
-            if time.monotonic() >= deadline:
-                return None
-            with self._changed:
-                self._changed.wait(_RETRY_SECONDS)
+    def failure_reason(self, seconds: float = 0.0) -> str | None:
+        """Returns which worker is gone or silent and why, waiting up to `seconds`; None if nothing is known."""
+        return self._liveness.failure_reason(seconds, _RETRY_SECONDS)
 
     def table(self) -> list[tuple[int, str, float, float]]:
-        """Returns for each worker its step, its phase, the seconds in it, and the seconds since it was last heard."""
-        now = time.monotonic()
-        since = now - self._table_time
-        table = [(step, phase, seconds + since, age + since) for step, phase, seconds, age in self._table]
-        if self.is_chief:
-            for rank, heard in self._heard.items():
-                step, phase, seconds, _ = self._table[rank]
-                table[rank] = (step, phase, seconds + now - heard, now - heard)
-        elif self._cluster:
-            # The chief's own silence shows in the table that does not come.
-            table[0] = (*table[0][:3], since)
-        for rank in list(self._left):  # it said goodbye: that it is silent means nothing
-            table[rank] = (*table[rank][:3], 0.0)
-        step, phase, seconds = self.status
-        table[self.rank] = (step, phase, seconds, 0.0)
-        return table
+        """Returns for each worker its step, its phase, the seconds in it, and the seconds since its last message."""
+        return self._liveness.table()
 
     def describe_stall(self) -> str:
-        """Returns who holds the others up, as far as the workers' last words tell, and what each one does."""
-        table = self.table()
-        lines = [
-            f"{self.address(rank)}: {phase}, step {step}, for {seconds:.0f} s"
-            + (f", silent for {age:.0f} s" if age > _SILENT_SECONDS else "")
-            for rank, (step, phase, seconds, age) in enumerate(table)
-        ]
-        silent = [rank for rank, (*_, age) in enumerate(table) if age > _SILENT_SECONDS]
-        earliest = min(step for step, *_ in table)
-        behind = [rank for rank, (step, *_) in enumerate(table) if step == earliest]
-        elsewhere = [rank for rank in behind if table[rank][1] != TRAINING]
-        suspects = silent or (elsewhere if elsewhere != list(range(len(table))) else [])
-        if len(behind) < len(table):
-            suspects = suspects or behind
-        who = f"stuck: {self._names(suspects)}. " if suspects and self.num_workers > 1 else ""
-        return who + "; ".join(lines)
+        """Returns which worker the others wait for, as far as their last reports show, and what each one does."""
+        return self._liveness.describe_stall()
 
-    def leave(self, reason: str = "") -> None:
-        """Ends the connections, telling the others why. Does nothing the second time."""
+    def close(self, reason: str = "") -> None:
+        """Closes the connections and sends the others the reason. Does nothing the second time."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -250,48 +206,48 @@ class WorkerGroup:
             listener = socket.create_server(("", port), backlog=self.num_workers)
         except OSError as error:
             raise PeerLostError(
-                f"{self.address(0)} cannot listen on its port ({error.strerror}): another process has it. "
-                "End that one, or give another port."
+                f"{self.address(0)} cannot listen on its port ({error.strerror}): another process uses it. "
+                "End that process, or choose another port."
             ) from None
         with listener:
             while len(self._links) < self.num_workers - 1:
-                listener.settimeout(min(_PATIENCE_SECONDS, max(0.01, deadline - time.monotonic())))
+                listener.settimeout(min(_REMINDER_SECONDS, max(0.01, deadline - time.monotonic())))
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     missing = set(range(1, self.num_workers)) - self._links.keys()
                     if time.monotonic() < deadline:
                         left = deadline - time.monotonic()
-                        print(f"Waiting for {self._names(missing)}, {left:.0f} s more.", flush=True)
+                        print(f"Waiting up to {left:.0f} s for {self._liveness.names(missing)}.", flush=True)
                         continue
-                    reason = f"{self._names(missing)} did not come within {self._deadline_seconds:g} s."
+                    reason = f"{self._liveness.names(missing)} did not connect within {self._deadline_seconds:g} s."
                     self._send_to_all({"bye": reason})
-                    raise PeerLostError(f"{reason} Do they run, and do they reach {self.address(0)}?") from None
-                self._welcome(_Link(connection))
+                    raise PeerLostError(f"{reason} Check that they run and can reach {self.address(0)}.") from None
+                self._welcome(Link(connection))
         self._send_to_all({"welcome": True})
 
-    def _welcome(self, link: "_Link") -> None:
+    def _welcome(self, link: Link) -> None:
         hello = link.receive(seconds=5.0)
         rank = hello.get("rank") if isinstance(hello, dict) else None
         if not isinstance(rank, int) or not 0 < rank < self.num_workers or hello.get("of") != self.num_workers:
-            link.send({"bye": f"the cluster of {self.address(0)} has {self.num_workers} workers; who is {hello}?"})
+            link.send({"bye": f"the cluster of {self.address(0)} has {self.num_workers} workers, without {hello}."})
             link.close()
         elif rank in self._links and not self._links[rank].is_closed_by_peer():
-            link.send({"bye": f"there is a worker {rank} already: two processes have the same index."})
+            link.send({"bye": f"worker {rank} is connected already: two processes have the same index."})
             link.close()
         else:
             self._links[rank] = link
 
-    def _reach_chief(self, deadline: float) -> "_Link":
+    def _reach_chief(self, deadline: float) -> Link:
         host, _, port = self._cluster.addresses[0].rpartition(":")
         while True:
             try:
-                link = _Link(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
+                link = Link(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise PeerLostError(
                         f"{self.address(0)}, the chief, could not be reached within {self._deadline_seconds:g} s "
-                        f"({error.strerror or error}). Does it run, and is its port open?{loopback_note(host)}"
+                        f"({error.strerror or error}). Check that it runs and its port is open.{loopback_note(host)}"
                     ) from None
                 time.sleep(_RETRY_SECONDS)
                 continue
@@ -301,22 +257,22 @@ class WorkerGroup:
                 return link
             link.close()
             if isinstance(answer, dict) and answer.get("bye"):
-                raise PeerLostError(f"{self.address(0)} says: {answer['bye']}")
+                raise PeerLostError(f"{self.address(0)} refused: {answer['bye']}")
             if time.monotonic() > deadline:
                 raise PeerLostError(
                     f"{self.address(0)}, the chief, did not answer within {self._deadline_seconds:g} s."
                     f"{loopback_note(host)}"
                 )
-            time.sleep(_RETRY_SECONDS)  # something else answered, or the chief went away and may come back
+            time.sleep(_RETRY_SECONDS)  # another program answered, or the chief has exited and may be restarted
 
-    def _listen(self, rank: int, link: "_Link") -> None:
+    def _listen(self, rank: int, link: Link) -> None:
         while (message := link.receive()) is not None:
             self._handle(rank, message)
-        if not self._closing.is_set() and rank not in self._left:
+        if not self._closing.is_set() and rank not in self._liveness.left:
             self._mark_gone(rank, "its connection closed")
 
     def _handle(self, rank: int, message: dict[str, Any]) -> None:
-        self._heard[rank] = time.monotonic()
+        self._liveness.heard(rank)
         if "round" in message:
             self._take_value(rank, message["round"], message["name"], message["value"])
         elif "answer" in message:
@@ -324,33 +280,27 @@ class WorkerGroup:
                 self._answers[message["answer"]] = message["values"]
                 self._changed.notify_all()
         elif "status" in message:
-            self._table[rank] = [*message["status"], 0.0]
+            self._liveness.take_status(rank, message["status"])
         elif "table" in message:
-            self._table, self._table_time = message["table"], time.monotonic()
-        elif "told" in message:
-            self._told.append(message["told"])
+            self._liveness.take_table(message["table"])
+        elif "sent" in message:
+            self._received.append(message["sent"])
         elif "gone" in message:
             self._mark_gone(message["gone"], message["why"])
         elif "bye" in message:
-            self._left.add(rank)
+            self._liveness.left.add(rank)
             if message["bye"]:
                 self._mark_gone(rank, f"it stopped: {message['bye'].rstrip('.')}")
 
     def _take_value(self, rank: int, number: int, name: str, value: Any) -> None:  # noqa: ANN401
         with self._changed:
-            self._values.setdefault(number, {})[rank] = [name, value]
+            self._values.setdefault(number, {})[rank] = (name, value)
             self._changed.notify_all()
 
     def _mark_gone(self, rank: int, why: str) -> None:
-        with self._changed:
-            if rank in self._gone:
-                return
-            step = self._table[rank][0]
-            self._gone[rank] = f"{why}; it was last heard of at step {step}" if step and self.is_chief else why
-            self._gone_since = self._gone_since or time.monotonic()
-            self._changed.notify_all()
-        if self.is_chief:
-            self._send_to_all({"gone": rank, "why": self._gone[rank]}, but=rank)
+        reason = self._liveness.mark_gone(rank, why)
+        if reason and self.is_chief:
+            self._send_to_all({"gone": rank, "why": reason}, but=rank)
 
     def _tick(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):
@@ -363,67 +313,3 @@ class WorkerGroup:
         for rank, link in list(self._links.items()):
             if rank != but:
                 link.send(message)
-
-    def _describe_gone(self) -> str:
-        return " and ".join(f"{self.address(rank)} is gone: {why}" for rank, why in list(self._gone.items()))
-
-    def _names(self, ranks: Any) -> str:  # noqa: ANN401 (any collection of ranks)
-        return " and ".join(self.address(rank) for rank in sorted(ranks))
-
-
-TRAINING = "training step"  # the phase in which workers wait for each other
-
-
-def loopback_note(host: str) -> str:
-    """Returns a sentence about a host name that means this very machine here; nothing for other names and addresses.
-
-    Debian writes `127.0.1.1 NAME` to /etc/hosts: on the host of that name it is harmless, on another it is not.
-    """
-    if host == "localhost" or host.replace(".", "").isdigit():
-        return ""
-    try:
-        addresses = {found[4][0] for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return ""
-    loopback = sorted(address for address in addresses if ipaddress.ip_address(address.split("%")[0]).is_loopback)
-    if not loopback:
-        return ""
-    return f" {host} is {loopback[0]} here, this machine itself: take that line out of /etc/hosts."
-
-
-class _Link:
-    """A connection that carries JSON objects, a line each. Sending to one that has closed does nothing."""
-
-    def __init__(self, connection: socket.socket):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
-        self._file = connection.makefile("rb")
-        self._sending = threading.Lock()
-
-    def send(self, message: dict[str, Any]) -> None:
-        with self._sending, contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """Returns the next object; None where the other side has closed, or sends none within `seconds`."""
-        try:
-            self._connection.settimeout(seconds)
-            line = self._file.readline(_LONGEST_LINE)
-            self._connection.settimeout(None)
-            value = json.loads(line) if line.endswith(b"\n") else None
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
-
-    def is_closed_by_peer(self) -> bool:
-        try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()

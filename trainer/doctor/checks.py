@@ -113,7 +113,7 @@ class _Examination:
 
     def _lose(self, error: PeerLostError) -> None:
         self._together = False
-        self._worker_group.leave(str(error))  # so that no other waits for this one
+        self._worker_group.close(str(error))  # so that no other waits for this one
         self._findings.append(failed("meeting", str(error)))
 
     def _say(self, *findings: Finding | None) -> None:
@@ -149,7 +149,7 @@ class _Examination:
             self._answer_on(port)
         with network.Search(self._worker_group, cluster) as search:
             try:
-                self._worker_group.meet()
+                self._worker_group.rendezvous()
             except PeerLostError as error:
                 self._lose(error)
         names = network.check_names(cluster)  # not before: a pod that is not there yet has no address

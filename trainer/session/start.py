@@ -88,7 +88,7 @@ def prepare(
     if worker_group.is_chief:
         run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
-    worker_group.meet()
+    worker_group.rendezvous()
     cluster = over_interface(cluster, worker_group, interface)
     agree_on_run(worker_group, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
     if (

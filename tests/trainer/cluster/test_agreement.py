@@ -32,7 +32,7 @@ def everyone():
             stack.enter_context(WorkerGroup(Cluster(addresses, rank, "flags", jobs), startup_seconds=20))
             for rank in range(WORKERS)
         ]
-        list(pool.map(WorkerGroup.meet, made))
+        list(pool.map(WorkerGroup.rendezvous, made))
         yield made
 
 

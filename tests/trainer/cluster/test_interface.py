@@ -11,7 +11,8 @@ from convoy.core.errors import UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import interface as interfaces
 from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_addresses
-from convoy.trainer.cluster.worker_group import WorkerGroup, loopback_note
+from convoy.trainer.cluster.transport import loopback_note
+from convoy.trainer.cluster.worker_group import WorkerGroup
 
 HAS = [Interface("lo", "127.0.0.1"), Interface("eth0", "192.168.4.7"), Interface("ib0", "10.1.3.7")]
 
@@ -62,7 +63,7 @@ def everywhere(interface_of, monkeypatch):
     def worker(rank):
         own = cluster(rank, addresses)
         with WorkerGroup(own, startup_seconds=20) as worker_group:
-            worker_group.meet()
+            worker_group.rendezvous()
             try:
                 return over_interface(own, worker_group, interface_of[rank])
             except UsageError as error:
@@ -103,10 +104,10 @@ def test_a_worker_that_was_not_given_the_flag_is_named_on_all(monkeypatch):
     assert first.startswith(f"worker 1 (127.0.0.1:{ports[1]}) was started without --interface")
 
 
-def test_a_name_that_means_this_machine_is_told(monkeypatch):
+def test_loopback_note_names_host_and_address(monkeypatch):
     def resolve(host, *_, **__):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1" if host == "node1" else "10.0.0.4", 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    assert loopback_note("node1").startswith(" node1 is 127.0.1.1 here, this machine itself")
+    assert all(word in loopback_note("node1") for word in ("node1", "127.0.1.1", "/etc/hosts"))
     assert [loopback_note(host) for host in ("node2", "127.0.0.1", "localhost")] == ["", "", ""]

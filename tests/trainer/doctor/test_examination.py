@@ -71,14 +71,14 @@ def findings_of():
 
 def met(part):
     def meet_first(examination):
-        examination._worker_group.meet()
+        examination._worker_group.rendezvous()
         part(examination)
 
     return meet_first
 
 
 def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of, monkeypatch):
-    meet, resolve, has_come = WorkerGroup.meet, socket.getaddrinfo, threading.Event()
+    meet, resolve, has_come = WorkerGroup.rendezvous, socket.getaddrinfo, threading.Event()
 
     def meet_and_tell(worker_group):
         meet(worker_group)
