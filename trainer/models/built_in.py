@@ -26,7 +26,7 @@ def baseline_cnn(num_classes: int, image_size: int) -> keras.Model:
             *_seed_dense(2, 128),
             layers.Dense(num_classes, name="logits"),
         ],
-        name="baseline_cnn",
+        name="seed42",  # part of every variable path, and so of checkpoint keys and weights_sha256: never rename
     )
 
 
