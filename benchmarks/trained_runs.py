@@ -251,7 +251,7 @@ def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) ->
     config = configs.load_recipe(recipe)
     config.update_from_flattened_dict(overrides)
     # All fields: how often it evaluates decides which step is its best, and when.
-    after = configs.to_json(configs.with_choices_of(config, before))
+    after = configs.to_json(configs.with_recorded_choices(config, before))
     changed = configs.differences(before.to_dict(), after, operational=True)
     if changed:
         raise UsageError(

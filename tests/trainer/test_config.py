@@ -119,14 +119,14 @@ class TestResolve:
 
     def test_what_the_first_start_chose_by_its_hardware_is_kept(self, config):
         chosen = {"virtual_replicas": 8, "precision": "bfloat16"}
-        kept = configs.with_choices_of(config, chosen)
+        kept = configs.with_recorded_choices(config, chosen)
         assert configs.resolve(kept, num_images=1000, replicas=2).virtual_replicas == 8
         assert configs.differences(configs.to_json(config) | chosen, configs.to_json(kept)) == []
         assert (config.virtual_replicas, config.precision) == (0, "auto")
 
     def test_what_the_config_says_is_not_replaced_by_an_earlier_choice(self, config):
         changed(config, {"virtual_replicas": 4, "precision": "float32"})
-        kept = configs.with_choices_of(config, {"virtual_replicas": 8, "precision": "bfloat16"})
+        kept = configs.with_recorded_choices(config, {"virtual_replicas": 8, "precision": "bfloat16"})
         assert (kept.virtual_replicas, kept.precision) == (4, "float32")
 
     def test_devices_that_do_not_divide_the_virtual_replicas_name_the_numbers_that_do(self, config):
@@ -299,8 +299,8 @@ class TestRecipes:
 
     def test_a_duration_takes_the_place_of_the_recipes_in_another_unit_unless_it_is_none(self):
         config = configs.load_recipe("convnet")
-        assert configs.durations_in_other_units(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
-        assert configs.durations_in_other_units(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
+        assert configs.overridden_durations(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
+        assert configs.overridden_durations(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
 
     def test_a_recipe_cannot_be_given_a_field_that_does_not_exist(self):
         config = configs.load_recipe("smoke")

@@ -115,12 +115,12 @@ def test_a_model_without_a_head_to_be_told_is_refused():
             return self.dense(keras.ops.mean(images, (1, 2)))
 
     from convoy.trainer.models import ModelBundle
-    from convoy.trainer.step.freezing import phases_of
+    from convoy.trainer.step.freezing import training_phases
 
     own = Own()
     own.build((None, 8, 8, 3))
     with pytest.raises(UsageError, match=r"model 'own' has no head .* config\.model\.freeze"):
-        phases_of(ModelBundle(own, lambda pixels: pixels), freeze_steps=1)
+        training_phases(ModelBundle(own, lambda pixels: pixels), freeze_steps=1)
 
 
 def test_freezing_random_weights_is_refused():

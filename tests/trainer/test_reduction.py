@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer.step.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
+from convoy.trainer.step.reduction import add, aligned_blocks, combine_blocks, reduce_over_virtual_replicas, sum_block
 from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
 
 UP_TO = 24
@@ -47,7 +47,7 @@ def expression(total: int, replicas: int) -> str:
         for start, size in aligned_blocks(replica * share, (replica + 1) * share):
             # Within a block every tree is the full one.
             blocks[start, size] = [Expression(written_tree(start, size, start + size))]
-    (result,) = climb(blocks, total)
+    (result,) = combine_blocks(blocks, total)
     return result.text
 
 

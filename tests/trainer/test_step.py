@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.step import metrics
-from convoy.trainer.step.step import cross_entropy
+from convoy.trainer.step.losses import cross_entropy
 from tests.trainer.step_program import (
     CLASSES,
     OPERATIONS,

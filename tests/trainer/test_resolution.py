@@ -9,7 +9,7 @@ import tensorflow as tf
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.session.runtime import make_runtime
 from tests.trainer.run_files import measured, result_of
 
@@ -39,27 +39,27 @@ def progressive(config_sizes, ends, **changes):
 
 
 def test_a_run_has_one_stage_where_nothing_is_said():
-    assert sizes.stages(config_with(image_size=40), 100) == [(40, 0, 100)]
-    assert sizes.all_sizes(config_with(image_size=40)) == (40,)
-    assert sizes.described(config_with(image_size=40), 100) == ""
+    assert resolution.stages(config_with(image_size=40), 100) == [(40, 0, 100)]
+    assert resolution.all_sizes(config_with(image_size=40)) == (40,)
+    assert resolution.summary(config_with(image_size=40), 100) == ""
 
 
 def test_stages_follow_each_other_without_a_gap():
     config = progressive((32, 48), (0.25, 0.6), image_size=64, eval_image_size=80)
-    assert sizes.stages(config, 1000) == [(32, 0, 250), (48, 250, 600), (64, 600, 1000)]
-    assert sizes.stages(config, 7) == [(32, 0, 2), (48, 2, 4), (64, 4, 7)]
-    assert [sizes.stage_at(config, 7, step).size for step in range(9)] == [32, 32, 48, 48, 64, 64, 64, 64, 64]
-    assert sizes.all_sizes(config) == (64, 32, 48, 80)
+    assert resolution.stages(config, 1000) == [(32, 0, 250), (48, 250, 600), (64, 600, 1000)]
+    assert resolution.stages(config, 7) == [(32, 0, 2), (48, 2, 4), (64, 4, 7)]
+    assert [resolution.stage_at(config, 7, step).size for step in range(9)] == [32, 32, 48, 48, 64, 64, 64, 64, 64]
+    assert resolution.all_sizes(config) == (64, 32, 48, 80)
     assert (
-        sizes.described(config, 7)
+        resolution.summary(config, 7)
         == "32 pixels to step 2, then 48 pixels to step 4, then 64 to the end; evaluated at 80"
     )
 
 
 def test_a_stage_too_short_for_a_step_is_left_out():
-    assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 10) == [(48, 0, 5), (64, 5, 10)]
-    assert sizes.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 1) == [(64, 0, 1)]
-    assert sizes.stages(progressive((32, 48), (0.5, 0.9), image_size=64), 3) == [(32, 0, 2), (64, 2, 3)]
+    assert resolution.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 10) == [(48, 0, 5), (64, 5, 10)]
+    assert resolution.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 1) == [(64, 0, 1)]
+    assert resolution.stages(progressive((32, 48), (0.5, 0.9), image_size=64), 3) == [(32, 0, 2), (64, 2, 3)]
 
 
 def test_a_model_that_scales_its_input_by_weights_and_takes_one_size_is_refused_for_others():
