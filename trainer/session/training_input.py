@@ -95,7 +95,7 @@ class TrainingInput:
         reader = self._readers[self._stage(step - 1).size]
         return reader.substituted(self._slices.positions(step - 1), seed=self._seed)
 
-    def _stage(self, step: int) -> sizes.ResolutionStage:
+    def _stage(self, step: int) -> resolution.ResolutionStage:
         return resolution.stage_at(self._config, self._plan.total_steps, step)
 
     def _open(self, size: int) -> Reader:
