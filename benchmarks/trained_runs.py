@@ -250,7 +250,7 @@ def _check_same(run: RunDirectory, recipe: str, overrides: Mapping[str, Any]) ->
     config = configs.load_recipe(recipe)
     config.update_from_flattened_dict(overrides)
     # All fields, including those that do not affect the weights: the evaluation interval determines the best step.
-    after = configs.to_json(configs.with_choices_of(config, before))
+    after = configs.to_json(configs.with_recorded_choices(config, before))
     changed = configs.differences(before.to_dict(), after, operational=True)
     if changed:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The published 42-category model and its settings, unchanged: Adam, cross-entropy, no augmentation. It memorises.
+"""The published 42-class model and its settings, unchanged: Adam, cross-entropy, no augmentation. It overfits.
 
     convoy train --config=baseline_cnn --data=data --workdir=runs/baseline_cnn
 

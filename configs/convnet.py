@@ -1,4 +1,4 @@
-"""The seed's trunk made to generalize: instance normalization, average pooling, random crops, flips, hues, negatives.
+"""The default: baseline_cnn with instance normalization, average pooling, and augmentation in geometry and color.
 
     convoy train --config=convnet --data=data --workdir=runs/convnet
 
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = default_config()
     config.model.name = "convnet"
     config.epochs = 30
-    # Seldom: with few validation images the best of many evaluations is best by chance, and an early one.
+    # Rarely: with few validation images, the best of many evaluations is often an early one that is best by chance.
     config.eval_every_epochs = 5
     config.checkpoint_every_epochs = 1
     config.label_smoothing = 0.1
@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1
     config.schedule.scaling = "sqrt"
-    # A product's colour does not tell what it is, and not all stand before pale walls as most in a catalogue do: hence
-    # all hues, and negatives. Where colour tells, leave both out.
+    # Color does not identify a product, and backgrounds are not always pale as in catalogues: hence all hues, and
+    # negatives (solarize). Remove both where color distinguishes classes.
     config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(0.7)"
     return config

@@ -1,9 +1,9 @@
-"""convnet in little time, for 42 categories or so of small images: at most 32 pixels, at first fewer.
+"""A faster convnet for small images: progressive resizing up to 32 pixels.
 
     convoy train --config=convnet_fast --data=data --workdir=runs/convnet_fast
 
 On the sample set (`convoy sample`), with --config.steps=1376: 98.5 % top-1 on the training images, 89.5 % on the test
-images, in 62 s on two cores. What it changes was chosen on images of other seeds than that.
+images, in 62 s on two cores. Its settings were chosen on sample sets of other seeds.
 """
 
 import ml_collections
@@ -19,9 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.progressive.ends = (0.3, 0.6)
     config.epochs = 38
     config.eval_every_epochs = 20
-    # AdamW's weights are an average over its last 1 / (learning rate * decay) updates or so, and a run of 1,500 steps
-    # wants a shorter one than a run of 50,000 (Wang and Aitchison 2024, "How to set AdamW's weight decay as you scale
-    # model and dataset size").
+    # AdamW's weights are an average over about the last 1 / (learning rate * decay) updates; a run of 1,500 steps needs
+    # a shorter one than a run of 50,000 (Wang and Aitchison 2024, "How to set AdamW's weight decay as you scale model
+    # and dataset size").
     config.optimizer.weight_decay = 1.0
     config.flip_tta = True
     return config

@@ -1,11 +1,11 @@
-"""Handwritten digits, scikit-learn's 1,797 of 8x8 pixels: no mirror images, nothing that makes one digit another.
+"""Handwritten digits (the 1,797 of scikit-learn, 8x8 pixels): no augmentation that turns a digit into another.
 
     python -m benchmarks.digits photos       # with `pip install '.[bench]'`
     convoy convert --images=photos/train --output=data --split=train
     convoy train --config=digits --data=data --workdir=runs/digits
 
-99.4 % top-1 on the test images of `convoy bench generalization --dataset=digits`. It was chosen on other training and
-test images of the set.
+99.4 % top-1 on the test images of `convoy bench generalization --dataset=digits`. Its settings were chosen on other
+splits of the data set.
 """
 
 import ml_collections
@@ -19,6 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 16
     config.epochs = 40
     config.eval_every_epochs = 20
-    config.optimizer.weight_decay = 1.0  # as in convnet_fast: few steps
+    config.optimizer.weight_decay = 1.0  # as in convnet_fast, for few steps
     config.augment.ops = "crop(scale=0.7..1) | shear(0.2) | rotate(10) | contrast(0.4)"
     return config

@@ -1,11 +1,10 @@
-"""From weights trained on other images: first a new head alone, then all of it, the backbone at a tenth of the rate.
+"""Fine-tunes pretrained weights: first only a new head, then everything, the backbone at a tenth of the learning rate.
 
     convoy train --config=finetune --data=data --workdir=runs/finetune \\
         --config.model.weights=mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5
 
-The file is the one that Keras downloads for `keras.applications.MobileNetV2(include_top=False,
-input_shape=(96, 96, 3))` and keeps in `~/.keras/models`. Every other `config.model.name=keras_applications:NAME` works
-the same with its own file.
+The file is the one that Keras downloads to `~/.keras/models` for `keras.applications.MobileNetV2(include_top=False,
+input_shape=(96, 96, 3))`. Any other `config.model.name=keras_applications:NAME` works with its own file.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
-"""The smallest run that goes through everything: small images, a few steps of convnet, clipping and averaging.
+"""A smoke test: a few steps of convnet on small images, with gradient clipping and averaged weights.
 
     convoy train --config=smoke --data=data --workdir=runs/smoke
 
-Twenty steps teach it nothing (4 % top-1 in validation of the sample set); that they run is the result.
+Twenty steps do not train a useful model (4 % top-1 on validation images of the sample set).
 """
 
 import ml_collections

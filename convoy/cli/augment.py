@@ -1,9 +1,10 @@
-"""`convoy augment`: flags of the page that shows what a recipe's augmentation does to images of a dataset."""
+"""`convoy augment`: writes an HTML page with augmented images of a dataset, as a recipe augments them."""
 
 import contextlib
 from pathlib import Path
 
 from absl import flags as absl_flags
+from ml_collections import config_flags
 
 from convoy.cli.train import define_config_flag
 from convoy.core.errors import DataError, UsageError
@@ -16,10 +17,10 @@ _SHOWN_IMAGES = 3
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines the flags; returns the arguments with the config's file in place of its name, first."""
+    """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
     absl_flags.DEFINE_string("data", None, "dataset directory", flag_values=flags)
-    absl_flags.DEFINE_string("split", "train", "whose images to show", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "page to write", flag_values=flags)
+    absl_flags.DEFINE_string("split", "train", "split of the images to show", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "HTML file to write", flag_values=flags)
     return define_config_flag(flags, arguments)
 
 
@@ -30,9 +31,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     config, output = flags.config, Path(flags.output)
     configs.check(config)
     if not output.parent.is_dir():
-        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Make it first.")
+        raise UsageError(f"--output={output}: directory {output.parent} does not exist. Create it first.")
     if output.is_dir():
-        raise UsageError(f"--output={output} is a folder. Name the page to write in it.")
+        raise UsageError(f"--output={output} is a directory. Pass the path of a file.")
     dataset = open_dataset(flags.data)
     split = dataset.split(flags.split)
     start_tensorflow()
@@ -43,21 +44,21 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.input_pipeline.reading.reader import Reader
     from convoy.input_pipeline.report.augmentation_page import augmentation_page
 
-    # The first image, and the first of other classes: neighbours in the shards may be of one.
-    _, firsts = np.unique(split.label, return_index=True)
-    chosen = np.sort(firsts)[:_SHOWN_IMAGES]
+    # The first images of different classes: neighbours in the shards may have the same class.
+    _, first_of_class = np.unique(split.label, return_index=True)
+    chosen = np.sort(first_of_class)[:_SHOWN_IMAGES]
     with contextlib.closing(Reader(split, Crop(config.image_size))) as reader:
         images = reader.images(chosen)
     page = augmentation_page(
         images,
         [dataset.class_names[split.label[i]] for i in chosen],
         text=config.augment.ops,
-        recipe=Path(flags["config"].config_filename).stem,
+        recipe=Path(config_flags.get_config_filename(flags["config"])).stem,
         image_size=config.image_size,
         seed=config.seed,
     )
     try:
         write_whole(output, page.encode("utf-8"))
     except OSError as error:
-        raise DataError(f"--output={output} cannot be written ({error.strerror}). Name another place.") from None
+        raise DataError(f"--output={output} cannot be written ({error.strerror}). Pass another path.") from None
     print(f"Wrote {output} ({len(page) / 1e6:.1f} MB).")

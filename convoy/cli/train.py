@@ -1,4 +1,4 @@
-"""`convoy train`: flags of training, and the config behind `--config`. `convoy doctor` has the same flags."""
+"""`convoy train`: the training flags, also used by `convoy doctor`, and the config flags, also used by `augment`."""
 
 import os
 import re
@@ -16,40 +16,40 @@ from convoy.trainer.config import renamed
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines the flags; returns the arguments with the config's file in place of its name, first."""
+    """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
     absl_flags.DEFINE_bool(
-        "print_config", False, "show the config and what follows from it, and stop", flag_values=flags
+        "print_config", False, "print the config, and with --data the plan derived from it, and exit", flag_values=flags
     )
     absl_flags.DEFINE_bool(
         "find_lr",
         False,
-        "train up to 100 steps with a rising learning rate, suggest one, draw the curve in RUN/find_lr.png, and stop",
+        "train up to 100 steps with a rising learning rate, suggest one, plot the losses to RUN/find_lr.png, and exit",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(
         "find_batch_size",
         False,
-        "try batches in processes of their own, tell the largest that fits a device's memory, and stop",
+        "try batch sizes in separate processes, print the largest one that fits in device memory, and exit",
         flag_values=flags,
     )
     return define_run_flags(flags, arguments, startup_seconds=300.0)
 
 
 def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines `--config`, and with it a flag for each of its fields.
+    """Defines `--config` and a flag for each of its fields.
 
     Args:
-      flags: where to.
-      arguments: what was typed.
+      flags: the flags to add to.
+      arguments: the command line.
 
     Returns:
-      The arguments with the config's file in place of its name, first.
+      The arguments with the path of the recipe first, in place of its name.
 
     Raises:
-      UsageError: no such recipe, or a config field that is not there.
+      UsageError: unknown recipe or config field.
     """
     name, others = _take_config(arguments)
-    given = {}
+    given: dict[str, str] = {}
     for position, argument in enumerate(others):
         flag, equals, text = argument.partition("=")
         match = re.fullmatch(r"(-{0,2}(?:no)?config\.)(.+)", flag)
@@ -61,18 +61,20 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     configs.check_field_names(recipe, list(given))
     if "epochs" in given and "steps" not in given and recipe.steps:
         raise UsageError(
-            f"config.epochs has no effect while config.steps={recipe.steps} in recipe {name}: add --config.steps=0."
+            f"--config.epochs={given['epochs']} has no effect with config.steps={recipe.steps} of recipe {name}: "
+            "add --config.steps=0."
         )
     _check_for_bare_fields(recipe, others)
-    replaced = [f"--config.{field}=0" for field in configs.durations_in_other_units(recipe, given)]
-    values = dict(configs.fields(recipe))  # as `load_recipe` has them, with earlier names replaced
+    # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
+    values = dict(configs.fields(recipe))
+    replaced = [f"--config.{field}=0" for field in configs.overridden_durations(recipe, given)]
     replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given]
     arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
     config_flags.DEFINE_config_file(
         "config",
         str(configs.recipe_path(configs.DEFAULT_RECIPE)),
         f"recipe: a file with get_config(), or one of {', '.join(configs.shipped_recipes())}. "
-        "--config.FIELD=VALUE changes a field; --print_config shows them all",
+        "--config.FIELD=VALUE sets a field; --print_config lists all fields",
         flag_values=flags,
         sys_argv=["convoy train", *arguments],
     )
@@ -80,59 +82,62 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
 
 
 def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
-    """Defines the flags that say what runs and where.
+    """Defines the flags of a run: config, data, devices and cluster.
 
     Args:
-      flags: where to.
-      arguments: what was typed.
-      startup_seconds: the default of `--startup_timeout`.
+      flags: the flags to add to.
+      arguments: the command line.
+      startup_seconds: default of `--startup_timeout`.
 
     Returns:
-      The arguments with the config's file in place of its name, first.
+      The arguments with the path of the recipe first, in place of its name.
 
     Raises:
-      UsageError: no such recipe, or a config field that is not there.
+      UsageError: unknown recipe or config field.
     """
     arguments = define_config_flag(flags, arguments)
     absl_flags.DEFINE_string(
-        "data", None, "dataset directory: of `convoy convert`, of TFDS, or a folder of TFRecords", flag_values=flags
+        "data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords", flag_values=flags
     )
-    absl_flags.DEFINE_string("workdir", None, "run directory; training resumes what it holds", flag_values=flags)
+    absl_flags.DEFINE_string("workdir", None, "run directory; an interrupted run in it is resumed", flag_values=flags)
     absl_flags.DEFINE_string(
         "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags
     )
-    absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices work together", flag_values=flags)
+    absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "tf.distribute strategy", flag_values=flags)
     absl_flags.DEFINE_list(
-        "worker_hosts", [], "HOST:PORT of every worker, where no TF_CONFIG or scheduler says it", flag_values=flags
+        "worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler", flag_values=flags
     )
-    absl_flags.DEFINE_integer("worker_index", None, "this process's place in --worker_hosts", flag_values=flags)
+    absl_flags.DEFINE_integer("worker_index", None, "index of this process in --worker_hosts", flag_values=flags)
     absl_flags.DEFINE_string(
         "interface",
         "",
-        "where hosts have several networks: an interface's name or a network (10.1.0.0/16) for TensorFlow's traffic",
+        "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several",
         flag_values=flags,
     )
     for name, seconds, what in (
-        ("startup_timeout", startup_seconds, "for all workers to come"),
-        ("heartbeat_timeout", 30.0, "of silence until a worker is given up"),
-        ("step_timeout", 600.0, "for a step, an evaluated batch or a checkpoint until the process is taken for stuck"),
+        ("startup_timeout", startup_seconds, "to wait for all workers"),
+        ("heartbeat_timeout", 30.0, "without a heartbeat after which a worker counts as lost"),
+        (
+            "step_timeout",
+            600.0,
+            "for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
+        ),
     ):
         absl_flags.DEFINE_float(name, seconds, f"seconds {what}", lower_bound=1.0, flag_values=flags)
     define_verbosity_flag(flags)
+    absl_flags.DEFINE_bool("record_order", False, "write the images of each step to RUN/order", flag_values=flags)
+    absl_flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard", flag_values=flags)
     absl_flags.DEFINE_bool(
-        "record_order", False, "write which images each step trained on to RUN/order", flag_values=flags
-    )
-    absl_flags.DEFINE_string(
-        "profile_steps", "", "FIRST:LAST, steps to record for TensorBoard's page Profile", flag_values=flags
-    )
-    absl_flags.DEFINE_bool(
-        "deterministic", None, "the same bits on any number of devices; sets config.deterministic", flag_values=flags
+        "deterministic",
+        None,
+        "bit-identical results on any number of devices; sets config.deterministic",
+        flag_values=flags,
     )
     return arguments
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Trains, or prints the config."""
+    """Trains, runs a finder, or prints the config."""
     from convoy.cli import require_flags
 
     config = flags.config
@@ -150,7 +155,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     profile_steps = _profile_steps(flags.profile_steps)
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
     check_strategy(flags.strategy, cluster)
-    if cluster:  # who is gone is told in one line; TensorFlow's several name nobody
+    if cluster:  # Convoy names lost workers; TensorFlow's own log lines do not
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     start_tensorflow()
     from convoy.trainer.cluster.watchdog import Deadlines
@@ -171,17 +176,17 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:
-    """Runs the finder that was asked for."""
+    """Runs `--find_lr` or `--find_batch_size`."""
     from convoy.cli import require_flags
 
     finder = "find_lr" if flags.find_lr else "find_batch_size"
     if flags.find_lr and flags.find_batch_size:
-        raise UsageError("--find_lr and --find_batch_size: one at a time, the batch size first.")
+        raise UsageError("--find_lr and --find_batch_size cannot run together: run --find_batch_size first.")
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
     if cluster:
         raise UsageError(
-            f"--{finder} looks in one process, not with the {cluster.num_workers} workers of {cluster.source}: run it "
-            "on one of the hosts by itself, with the config.virtual_replicas of the cluster's run."
+            f"--{finder} runs in one process, not on the {cluster.num_workers} workers of {cluster.source}: run it on "
+            "one host alone, with the config.virtual_replicas of the cluster run."
         )
     check_strategy(flags.strategy, None)
     if flags.find_batch_size:
@@ -200,22 +205,23 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
 def _profile_steps(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if text and not (match and 1 <= int(match[1]) <= int(match[2])):
-        raise UsageError(f"--profile_steps={text}: give the first and the last step, from 1 on, such as 20:30.")
+        raise UsageError(f"--profile_steps={text}: pass FIRST:LAST with 1 <= FIRST <= LAST, such as 20:30.")
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:
-    """Raises a UsageError for `--batch_size=2` that names `--config.batch_size=2`."""
+    """Raises a UsageError for `--batch_size=2` that suggests `--config.batch_size=2`."""
     by_last_part = {field.split(".")[-1]: field for field, _ in configs.fields(recipe)}
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         if argument.startswith("--") and name in by_last_part and name != "deterministic":
-            raise UsageError(f"--{name} is a field of the config: write --config.{by_last_part[name]}={value}.")
+            raise UsageError(f"--{name} is a config field: pass --config.{by_last_part[name]}={value}.")
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the value of `--config` and the other arguments."""
-    name, others, rest = configs.DEFAULT_RECIPE, [], iter(arguments)
+    name, rest = configs.DEFAULT_RECIPE, iter(arguments)
+    others: list[str] = []
     for argument in rest:
         if argument in ("--config", "-config"):
             name = next(rest, "")
@@ -230,7 +236,7 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
     for field, value in configs.fields(config):
         print(f"config.{field} = {value!r}")
     if not flags.data:
-        print("\nWith --data=DATA what follows from the dataset and the devices is shown too.")
+        print("\nPass --data=DATA to print batch sizes and durations in steps too.")
         return
     start_tensorflow()
     from convoy.input_pipeline.dataset.open import open_dataset

@@ -25,7 +25,7 @@ def main(command, *words):
         known = dict(configs.fields(config))
         values = {n: text if isinstance(known[n], str) else ast.literal_eval(text) for n, text in fields.items()}
         config.update_from_flattened_dict(values)
-        config = configs.to_json(configs.with_choices_of(config, {"virtual_replicas": 1, "precision": "float32"}))
+        config = configs.to_json(configs.with_recorded_choices(config, {"virtual_replicas": 1, "precision": "float32"}))
         run.mkdir()
         steps = config["steps"] or 100
         events = [

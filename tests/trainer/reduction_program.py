@@ -1,10 +1,10 @@
-"""Reductions on several devices and in several processes, each in a process of its own.
+"""Reductions on several devices or in several processes, for tests.
 
-    python -m tests.trainer.reduction_program devices       # logical devices, all ways to reduce
-    python -m tests.trainer.reduction_program twelve        # what TensorFlow makes of an exchange among twelve devices
-    TF_CONFIG=... python -m tests.trainer.reduction_program worker    # one process of several; the last kills itself
+    python -m tests.trainer.reduction_program devices       # logical devices, all methods
+    python -m tests.trainer.reduction_program twelve        # exchange among twelve devices: wrong in TensorFlow
+    TF_CONFIG=... python -m tests.trainer.reduction_program worker    # one of several processes; the last is killed
 
-prints a JSON object; `tests/trainer/test_reduction.py` and `test_upstream.py` say what it should hold.
+prints a JSON object, which `tests/trainer/test_reduction.py` and `test_upstream.py` check.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ import tensorflow as tf
 from convoy.trainer.step import reduction
 from convoy.trainer.tf_compat import internals as upstream
 
-# Sums of these depend on the order of the additions: sizes differ by up to 2**30, so that each addition rounds.
+# Sums of these depend on the order of additions: magnitudes differ by up to 2**30, so each addition rounds.
 _generator = np.random.default_rng(0)
 VALUES = (_generator.standard_normal((64, 50)) * 2.0 ** _generator.integers(-15, 15, (64, 50))).astype(np.float32)
 SIMILAR = _generator.standard_normal((64, 50)).astype(np.float32)
-# (devices, virtual replicas); 15 on 3 and 10 on 2 are blocks of which devices hold different numbers.
+# (devices, virtual replicas); with 15 on 3 and 10 on 2, devices have different numbers of blocks.
 ON_DEVICES = [(2, 10), (3, 3), (3, 9), (3, 15), (4, 4), (4, 12), (6, 6), (6, 12)]
 ON_WORKERS = (3, 6, 9, 15)
 STEPS = 40
 
 
 def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
-    """Returns one virtual replica's terms: [50], [2, 3] and a scalar, float32."""
+    """Returns the terms of one virtual replica: [50], [2, 3] and a scalar, float32."""
     row = tf.constant(VALUES)[virtual_replica]
     return [row, tf.reshape(row[:6] * 3.0, [2, 3]), row[0]]
 
 
 def tree_sum(start: int, size: int, total: int, values: np.ndarray = VALUES) -> np.ndarray:
-    """The tree in numpy, one float32 addition at a time."""
+    """Returns the sum along the tree, computed with numpy in float32."""
     if size == 1:
         return values[start]
     left = tree_sum(start, size // 2, total, values)
@@ -48,7 +48,7 @@ def tree_sum(start: int, size: int, total: int, values: np.ndarray = VALUES) -> 
 
 
 def is_tree_sum(result: list[tf.Tensor], total: int) -> bool:
-    """Whether these are the terms' sums along the tree, to the bit."""
+    """Returns whether the results are bit-identical to the sums along the tree."""
     size = 1 << (total - 1).bit_length()
     row = tree_sum(0, size, total)
     smaller = tree_sum(0, size, total, (VALUES[:, :6] * np.float32(3)).astype(np.float32))
@@ -60,7 +60,7 @@ def is_tree_sum(result: list[tf.Tensor], total: int) -> bool:
 
 
 def _compiled(strategy: tf.distribute.Strategy, in_replica: Any) -> Any:  # noqa: ANN401
-    """Returns a function that gives what each device of this process computed."""
+    """Returns a function that returns the results of each device of this process."""
     function = tf.function(lambda: strategy.run(in_replica), autograph=False)
 
     def run() -> list[list[tf.Tensor]]:
@@ -84,31 +84,31 @@ def _in_bfloat16(virtual_replicas: int) -> Any:  # noqa: ANN401
     )
 
 
-def _exchange_instead(context, sums, own, virtual_replicas, *, cut):  # noqa: ANN001, ANN202
-    return reduction._exchange_chunks(context, sums, own, virtual_replicas)
+def _exchange_instead(context, sums, blocks_of, virtual_replicas, *, cut):  # noqa: ANN001, ANN202
+    return reduction._exchange_chunks(context, sums, blocks_of, virtual_replicas)
 
 
 def _strategy(devices: int) -> tf.distribute.Strategy:
-    # Strategies of one process count their collectives alike, and would take each other's for their own.
+    # Without distinct keys the collectives of several strategies in one process would collide.
     tf.distribute.MirroredStrategy._collective_key_base = 1000 * devices
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
 
 
 def on_devices() -> dict[str, Any]:
-    """Returns which ways to reduce missed the tree's bits, and the terms that crossed in bfloat16."""
+    """Returns the methods that deviated from the tree, and terms that were exchanged in bfloat16."""
     strategies = {devices: _strategy(devices) for devices in dict(ON_DEVICES)}
-    ways = {
+    methods = {
         "whole": contextlib.nullcontext(),
         "cut": mock.patch.object(reduction, "runs_on_gpu", lambda strategy: True),
         "exchange": mock.patch.object(reduction, "_add_on_devices", _exchange_instead),
     }
     wrong = []
-    for way, patch in ways.items():
+    for method, patch in methods.items():
         with patch:
             for devices, virtual_replicas in ON_DEVICES:
                 results = _compiled(strategies[devices], _deterministic(virtual_replicas))()
                 if not all(is_tree_sum(result, virtual_replicas) for result in results):
-                    wrong.append([way, devices, virtual_replicas])
+                    wrong.append([method, devices, virtual_replicas])
     narrow = {}
     for devices in (2, 4):
         results = _compiled(strategies[devices], _in_bfloat16(2 * devices))()
@@ -117,9 +117,9 @@ def on_devices() -> dict[str, Any]:
 
 
 def on_twelve_devices() -> dict[str, Any]:
-    """Returns how often an exchange among 11 and among 12 devices of one process went wrong."""
+    """Returns how often exchanges among 11 and among 12 devices of one process failed."""
 
-    def mistakes(devices: int) -> int:
+    def failures(devices: int) -> int:
         def in_replica() -> list[tf.Tensor]:
             context = tf.distribute.get_replica_context()
             own = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
@@ -139,22 +139,22 @@ def on_twelve_devices() -> dict[str, Any]:
 
     refused = False
     try:
-        mistakes(12)
+        failures(12)
     except NotImplementedError:
         refused = True
     with mock.patch.object(upstream, "MOST_EXCHANGING_DEVICES", 12):
-        return {"refused": refused, "eleven": mistakes(11), "twelve": mistakes(12)}
+        return {"refused": refused, "eleven": failures(11), "twelve": failures(12)}
 
 
 def on_workers() -> dict[str, Any]:
-    """Returns what one of several processes found, and how it learnt of another's death."""
+    """Returns the results of one of several processes, and how it detected the death of another."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     replicas = strategy.num_replicas_in_sync
     wrong = []
     for virtual_replicas in ON_WORKERS:
 
         def among_others(virtual_replicas: int = virtual_replicas) -> list[tf.Tensor]:
-            """A reduction between other collectives that nothing but their order keeps apart."""
+            """Reduces between other collectives, which only their order separates."""
             context = tf.distribute.get_replica_context()
             one = tf.ones([1000]) * 1.0
             counted = context.all_reduce(tf.distribute.ReduceOp.SUM, [one])[0][0]
@@ -188,7 +188,7 @@ def main(kind: str) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 12)
     found = {"devices": on_devices, "twelve": on_twelve_devices, "worker": on_workers}[kind]()
     print(json.dumps(found), flush=True)
-    os._exit(0)  # a process whose collectives were aborted need not end by itself
+    os._exit(0)  # a process with aborted collectives may hang at exit
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Training steps on a few logical devices, in a process of their own: devices and determinism hold for a whole process.
+"""Training steps on several logical devices, in a separate process: devices and determinism are set per process.
 
     python -m tests.trainer.step_program '{"devices": 2, "values": "values.npz", "runs": [{"id": "a", ...}]}'
 
-prints a JSON object of what each run gave, by id, and writes every variable's value to `values`, as `ID/NAME`. With a
-TF_CONFIG it is one worker of several, of one device each; then there can be but one run.
-`tests/trainer/test_step.py` imports the same functions for what one device can show.
+prints a JSON object with the report of each run, by id, and writes the values of all variables to `values`, as
+`ID/NAME`. With TF_CONFIG it is one of several workers with one device each; then only one run is possible.
+`tests/trainer/test_step.py` imports the same functions for tests on one device.
 """
 
 import functools
@@ -31,13 +31,13 @@ CLASSES = 10
 OPERATIONS = parse_pipeline(
     "flip | brightness(0.2) | contrast(0.3) | saturation(0.3) | hue(0.1) | erase(0.5)", image_size=8
 ).device
-# The planted models take a pixel this bright for infinite.
+# The `planted` models scale a pixel of this brightness to infinity.
 PLANTED, _BRIGHTEST = 255, 254
 
 
 @keras.saving.register_keras_serializable(package="tests")
 class Recorder(keras.layers.Layer):
-    """Passes its input on and keeps the mean over the batch as a statistic, as batch norm does."""
+    """Returns its input and stores the mean over the batch as a statistic, like batch norm."""
 
     def build(self, input_shape):
         self.seen = self.add_weight(shape=input_shape[1:], trainable=False, initializer="zeros", name="seen")
@@ -63,7 +63,7 @@ def make_model(name: str, image_size: int) -> ModelBundle:
     scale = _unit_scale
     if name == "baseline_cnn":
         return build_model("baseline_cnn", num_classes=CLASSES, image_size=image_size)
-    if name == "mini":  # all that a seed model has, with few parameters
+    if name == "mini":  # the layer types of baseline_cnn, with few parameters
         x = layers.Conv2D(8, 3, activation="relu", name="conv1")(inputs)
         x = FusedBatchNormalization(name="norm1")(x)
         x = ByteDropout(0.25, name="drop1")(x)
@@ -85,11 +85,11 @@ def make_model(name: str, image_size: int) -> ModelBundle:
     elif name == "frozen":
         x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1", trainable=False)(inputs)
         x = layers.Flatten(name="flatten")(x)
-    elif name == "norm":  # batch norm alone
+    elif name == "norm":  # only batch norm
         x = layers.Conv2D(6, 3, strides=2, activation="tanh", name="conv1")(inputs)
         x = FusedBatchNormalization(momentum=0.8, name="norm1")(x)
         x = layers.Flatten(name="flatten")(x)
-    elif name == "masks":  # shows which values each of two dropout layers keeps
+    elif name == "masks":  # records which values each of two dropout layers keeps
         x = layers.Flatten(name="flatten")(inputs)
         first = Recorder(name="first")(ByteDropout(0.5, name="first_drop")(x))
         second = Recorder(name="second")(ByteDropout(0.5, name="second_drop")(x))
@@ -99,9 +99,9 @@ def make_model(name: str, image_size: int) -> ModelBundle:
     return ModelBundle(keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name=name), scale)
 
 
-@functools.cache  # a second MirroredStrategy in one process counts its collectives from the start, and they collide
+@functools.cache  # collective keys of a second MirroredStrategy in the process would collide
 def make_strategy(replicas: int) -> tf.distribute.Strategy:
-    """Returns the process's strategy over its first so many logical devices, or over the workers of its cluster."""
+    """Returns the strategy over the first `replicas` logical devices, or over the workers of the cluster."""
     if cluster := find_cluster(os.environ):
         return devices.make_strategy(devices.Devices("cpu"), cluster=cluster)
     if replicas == 1:
@@ -120,7 +120,7 @@ def make_step(
     initial_seed: int = 0,
     **settings: Any,  # noqa: ANN401
 ) -> tuple[TrainStep, TrainState, ModelBundle]:
-    """Builds a model and its step; `settings` are those of `StepSettings`."""
+    """Builds a model and its step; `settings` are fields of `StepSettings`."""
     keras.utils.clear_session()
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(initial_seed)
@@ -137,7 +137,7 @@ def make_step(
 
 
 def make_batch(images: int, image_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    """Draws a global batch."""
+    """Returns a random global batch."""
     random = np.random.default_rng(seed)
     return {
         "image": random.integers(0, _BRIGHTEST, (images, image_size, image_size, 3)).astype(np.uint8),
@@ -147,7 +147,7 @@ def make_batch(images: int, image_size: int = 8, seed: int = 0) -> dict[str, np.
 
 
 def distribute(strategy: tf.distribute.Strategy, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Gives each replica its share, in order."""
+    """Splits a global batch over the replicas, in order."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return {name: tf.constant(column) for name, column in batch.items()}
@@ -162,7 +162,7 @@ def distribute(strategy: tf.distribute.Strategy, batch: dict[str, np.ndarray]) -
 
 
 def values_on_every_device(state: TrainState) -> dict[str, list[np.ndarray]]:
-    """Returns each variable's value on each device, by name."""
+    """Returns the values of all variables on each device, by name."""
     return {
         name: [component.numpy() for component in state.strategy.experimental_local_results(variable)]
         for name, variable in state.named_variables().items()
@@ -182,17 +182,17 @@ def run(
     mixing: dict[str, float] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Trains for some steps.
+    """Trains for `steps` steps.
 
     Args:
-      planted_step: the step in whose batch one image has a pixel too bright.
-      planted_image: which image of the batch.
-      loss_scale: to start with, where it is not 0.
-      mixing: the fields of `Mixing`.
+      planted_step: step whose batch contains an infinite pixel.
+      planted_image: index of the image with that pixel.
+      loss_scale: initial loss scale, if not 0.
+      mixing: fields of `Mixing`.
 
     Returns:
-      What the steps reported; every variable's value before the first step, as `before/NAME`, and after the last, as
-      `after/NAME`; and the first batch's mean gradient, as `gradient/PATH`.
+      The report of the steps; and the values of all variables before the first step, as `before/NAME`, and after the
+      last, as `after/NAME`, with the mean gradient of the first batch, as `gradient/PATH`.
     """
     if augmented:
         options["operations"] = OPERATIONS
@@ -228,7 +228,7 @@ def run(
 
 
 def main(specification: dict[str, Any]) -> None:
-    """Does the runs of a specification, those without determinism first: it cannot be switched off again."""
+    """Executes the runs of a specification, those without determinism first: it cannot be switched off again."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * specification["devices"])
     reports, values, deterministic = {}, {}, False

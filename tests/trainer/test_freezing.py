@@ -1,6 +1,7 @@
-"""A frozen backbone: what stays, what is trained, and that which of both a step does follows from its number alone."""
+"""Frozen backbones: what changes in each phase, and resuming before and after the change of phase."""
 
 import json
+import re
 import shutil
 
 import keras
@@ -16,7 +17,7 @@ from tests.trainer import user_models
 from tests.trainer.run_files import measured, result_of
 from tests.trainer.step_program import distribute, make_batch, make_step
 
-BACKBONE = {  # of the model `mini`: convolution, batch norm and dropout before its Flatten
+BACKBONE = {  # variables of the model `mini` before its Flatten
     *("conv1/kernel", "conv1/bias", "norm1/gamma", "norm1/beta", "norm1/moving_mean", "norm1/moving_variance"),
     *("conv2/kernel", "conv2/bias"),
 }
@@ -36,7 +37,7 @@ def float32_policy():
 
 
 def changed_by_a_step(train_step, state, number=0, learning_rate=0.01):
-    """Trains for a step; returns how each variable changed, by name, where any of its bits did."""
+    """Trains for a step; returns the difference of each variable that changed in any bit, by name."""
     before = state.values()
     train_step(distribute(state.strategy, make_batch(12, seed=number)), learning_rate)
     return {
@@ -50,7 +51,7 @@ def paths(names):
     return {name.split("/", 2 if name.startswith("optimizer") else 1)[-1] for name in names}
 
 
-def test_frozen_weights_their_averages_slots_and_statistics_stay_to_the_bit():
+def test_frozen_variables_stay_bit_identical():
     train_step, state, _ = make_step("mini", **ADAMW, freeze_steps=2)
     negative_zero = np.full([8], -0.0, np.float32)
     state.weights[1].assign(negative_zero)
@@ -61,7 +62,7 @@ def test_frozen_weights_their_averages_slots_and_statistics_stay_to_the_bit():
     assert paths(changed_by_a_step(train_step, state, 2)) == everything
 
 
-def test_a_frozen_backbone_computes_as_in_inference():
+def test_a_frozen_backbone_runs_in_inference_mode():
     train_step, state, built = make_step("norm", **PLAIN_SGD, freeze_steps=1)
     for statistic in state.statistics:
         statistic.assign(tf.random.stateless_uniform(statistic.shape, [1, 2], 0.5, 1.5))
@@ -81,8 +82,8 @@ def test_a_frozen_backbone_computes_as_in_inference():
         np.testing.assert_allclose(changes[f"model/{path}"], -0.5 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_adams_correction_counts_from_a_weights_first_update():
-    """Its first update has the size of the learning rate; counted from the run's start it would be three times that."""
+def test_the_bias_correction_of_adam_counts_from_the_first_update_of_a_weight():
+    """The first update has the size of the learning rate; counted from the start it would be three times as large."""
     train_step, state, _ = make_step("mini", **{**ADAMW, "optimizer_options": {}}, freeze_steps=3)
     for number in range(3):
         changes = changed_by_a_step(train_step, state, number)
@@ -92,7 +93,7 @@ def test_adams_correction_counts_from_a_weights_first_update():
     assert np.abs(first["model/conv2/kernel"]).max() == pytest.approx(0.01, rel=1e-2)
 
 
-def test_the_backbones_learning_rate_is_a_factor_of_the_heads():
+def test_backbone_rate_scales_the_learning_rate_of_the_backbone():
     changes = {}
     for rate in (1.0, 0.25):
         train_step, state, _ = make_step("mini", **PLAIN_SGD, backbone_rate=rate)
@@ -105,7 +106,7 @@ def test_the_backbones_learning_rate_is_a_factor_of_the_heads():
         assert np.array_equal(changes[0.25][f"model/{path}"], changes[1.0][f"model/{path}"])
 
 
-def test_a_model_without_a_head_to_be_told_is_refused():
+def test_a_model_without_a_separate_head_is_rejected():
     class Own(keras.Model):
         def __init__(self):
             super().__init__(name="own")
@@ -115,20 +116,20 @@ def test_a_model_without_a_head_to_be_told_is_refused():
             return self.dense(keras.ops.mean(images, (1, 2)))
 
     from convoy.trainer.models import ModelBundle
-    from convoy.trainer.step.freezing import phases_of
+    from convoy.trainer.step.freezing import training_phases
 
     own = Own()
     own.build((None, 8, 8, 3))
-    with pytest.raises(UsageError, match=r"model 'own' has no head .* config\.model\.freeze"):
-        phases_of(ModelBundle(own, lambda pixels: pixels), freeze_steps=1)
+    with pytest.raises(UsageError, match=r"'own'.*config\.model\.freeze"):
+        training_phases(ModelBundle(own, lambda pixels: pixels), freeze_steps=1)
 
 
-def test_freezing_random_weights_is_refused():
+def test_freezing_random_weights_is_rejected():
     config = configs.load_recipe("resnet10")
     config.model.freeze_epochs = 2
-    with pytest.raises(UsageError, match=r"config\.model\.freeze_epochs=2\.0: .*--config\.model\.weights"):
+    with pytest.raises(UsageError, match=r"config\.model\.freeze_epochs=2\.0: .*config\.model\.weights"):
         configs.check(config)
-    config.model.name = "mine.py:function"  # which may have weights of its own
+    config.model.name = "mine.py:function"  # which may load weights itself
     configs.check(config)
 
 
@@ -137,7 +138,10 @@ FREEZE, STEPS = 4, 7
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory, convoy, dataset):
-    """A run on one device from weights of other classes, with a checkpoint at every step: its command and directory."""
+    """Fine-tunes on one device from weights for other classes, with a checkpoint per step.
+
+    Returns the command, the run directory and the output.
+    """
     folder = tmp_path_factory.mktemp("finetuned")
     weights, model = folder / "other.weights.h5", f"{user_models.__file__}:normalized"
     keras.utils.set_random_seed(5)
@@ -155,10 +159,10 @@ def finetuned(tmp_path_factory, convoy, dataset):
 
 
 @pytest.mark.slow
-def test_a_run_says_what_it_loaded_and_what_is_frozen(finetuned):
+def test_a_run_logs_loaded_weights_and_frozen_steps(finetuned):
     output = " ".join(finetuned[2].replace("│", " ").split())
-    assert f"all but the head frozen until step {FREEZE}" in output
-    assert "5 of 5 weights from" in output and "0 of the head's 2; the others start anew" in output
+    assert re.search(rf"step {FREEZE}\b", output)
+    assert "5 of 5" in output and "0 of 2" in output
 
 
 @pytest.mark.slow
@@ -174,7 +178,9 @@ def test_only_the_head_differs_between_checkpoints_of_frozen_steps(finetuned):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_before_or_at_unfreezing_ends_the_same_on_two_devices(finetuned, convoy_together, tmp_path):
+def test_runs_resumed_before_and_at_unfreezing_give_the_same_result_on_two_devices(
+    finetuned, convoy_together, tmp_path
+):
     command, run, _ = finetuned
     runs = {step: tmp_path / f"from-{step}" for step in (FREEZE - 1, FREEZE)}
     for step, copy in runs.items():
@@ -182,13 +188,13 @@ def test_a_run_that_goes_on_before_or_at_unfreezing_ends_the_same_on_two_devices
         (copy / "result.json").unlink()
         for later in range(step + 1, STEPS + 1):
             (copy / f"checkpoints/step-{later:09d}.npz").unlink()
-    # The checkpoint has the weights: the file may be gone by then.
+    # The weights come from the checkpoint, so the file is not needed any more.
     weights = next(flag for flag in command if "model.weights" in flag).partition("=")[2]
     hidden = shutil.move(weights, f"{weights}.away")
     answers = convoy_together(*([*command, "--devices=cpu:2", f"--workdir={copy}"] for copy in runs.values()))
     shutil.move(hidden, weights)
     for (step, copy), answer in zip(runs.items(), answers, strict=True):
-        assert answer.returncode == 0 and f"Resumed at step {step} of {STEPS}" in answer.output, answer.output
+        assert answer.returncode == 0 and f"step {step} of {STEPS}" in answer.output, answer.output
         assert result_of(copy)["weights_sha256"] == result_of(run)["weights_sha256"]
         assert measured(copy, "train") == measured(run, "train")
     assert json.loads((run / "config.json").read_text())["model"]["weights"] == weights

@@ -13,7 +13,7 @@ def batch(seed: int, images: int = 64, num_classes: int = CLASSES):
     random = np.random.default_rng(seed)
     labels = random.integers(0, num_classes, images).astype(np.int32)
     logits = random.normal(0, 2, (images, num_classes)).astype(np.float32)
-    logits[np.arange(images), labels] += random.choice([0.0, 4.0], images)  # some classified well
+    logits[np.arange(images), labels] += random.choice([0.0, 4.0], images)  # some are clearly correct
     losses = random.random(images).astype(np.float32)
     return logits, labels, losses
 
@@ -30,9 +30,9 @@ def softmax(logits):
 
 
 def expected_metrics(logits, labels, losses) -> dict[str, float]:
-    """The metrics as their definitions are written, image by image."""
+    """Computes the metrics by their definitions, image by image."""
     predicted = [int(np.argmax(row)) for row in logits]
-    # Sorted by score, a lower class number first among equals.
+    # Sorted by score; ties go to the lower class number.
     ranked = [sorted(range(len(row)), key=lambda c, row=row: (-row[c], c)) for row in logits]
     f1 = []
     for c in range(logits.shape[1]):
@@ -45,7 +45,7 @@ def expected_metrics(logits, labels, losses) -> dict[str, float]:
     bins = [min(int(value * CALIBRATION_BINS), CALIBRATION_BINS - 1) for value in confidence]
     ece = 0.0
     for b in range(CALIBRATION_BINS):
-        members = [i for i, own in enumerate(bins) if own == b]
+        members = [i for i, image_bin in enumerate(bins) if image_bin == b]
         if members:
             accuracy = np.mean([predicted[i] == labels[i] for i in members])
             ece += len(members) / len(labels) * abs(accuracy - np.mean([confidence[i] for i in members]))
@@ -59,25 +59,25 @@ def expected_metrics(logits, labels, losses) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_metrics_are_what_their_definitions_say(seed):
+def test_metrics_match_their_definitions(seed):
     data = batch(seed)
     assert summarize(summed(*data)) == pytest.approx(expected_metrics(*data), rel=1e-5)
 
 
-def test_classes_that_do_not_occur_have_no_say_in_the_macro_f1():
+def test_macro_f1_ignores_classes_without_images_and_predictions():
     logits = np.eye(12, dtype=np.float32)[[0, 0, 1]] * 5
     labels = np.array([0, 1, 1], np.int32)
     metrics = summarize(summed(logits, labels, np.zeros(3, np.float32)))
-    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # of two classes, not of twelve
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # mean of two classes, not of twelve
 
 
-def test_a_class_that_is_only_predicted_counts_as_a_zero():
+def test_a_class_with_predictions_but_no_images_counts_as_zero():
     logits = np.eye(3, dtype=np.float32)[[0, 2]] * 5
     metrics = summarize(summed(logits, np.array([0, 0], np.int32), np.zeros(2, np.float32)))
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_ties_are_broken_towards_the_lower_class_for_top1_and_top5_alike():
+def test_top1_and_top5_break_ties_towards_the_lower_class():
     logits = np.zeros((8, 8), np.float32)  # every class scores the same
     labels = np.arange(8, dtype=np.int32)
     metrics = summarize(summed(logits, labels, np.zeros(8, np.float32)))
@@ -88,12 +88,12 @@ def test_ties_are_broken_towards_the_lower_class_for_top1_and_top5_alike():
     assert summarize(summed(*data)) == pytest.approx(expected_metrics(*data), rel=1e-5)
 
 
-def test_with_fewer_than_five_classes_every_image_is_in_the_top5():
+def test_top5_is_1_with_fewer_than_five_classes():
     logits, labels, losses = batch(1, num_classes=3)
     assert summarize(summed(logits, labels, losses))["top5"] == 1.0
 
 
-def test_padding_changes_nothing_even_where_it_holds_nan():
+def test_padding_is_ignored_even_with_nan():
     logits, labels, losses = batch(2, images=10)
     padded_logits = np.concatenate([logits, np.full((3, CLASSES), np.nan, np.float32), logits[:1]])
     padded_labels = np.concatenate([labels, [0, 1, 2, 3]]).astype(np.int32)
@@ -102,7 +102,7 @@ def test_padding_changes_nothing_even_where_it_holds_nan():
     np.testing.assert_allclose(padded, summed(logits, labels, losses), rtol=1e-6)
 
 
-def test_a_nan_that_counts_is_shown_in_the_loss_and_leaves_the_rest_finite():
+def test_a_nan_loss_leaves_the_other_metrics_finite():
     logits, labels, losses = batch(2, images=10)
     logits[3], losses[3] = np.nan, np.nan
     metrics = summarize(summed(logits, labels, losses))
@@ -110,7 +110,7 @@ def test_a_nan_that_counts_is_shown_in_the_loss_and_leaves_the_rest_finite():
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_sums_of_parts_add_up_to_the_sum_of_the_whole():
+def test_sums_of_parts_add_up_to_the_total():
     logits, labels, losses = batch(3, images=60)
     parts = sum(summed(logits[i : i + 7], labels[i : i + 7], losses[i : i + 7]) for i in range(0, 60, 7))
     np.testing.assert_allclose(parts, summed(logits, labels, losses), rtol=1e-5)
@@ -119,25 +119,25 @@ def test_sums_of_parts_add_up_to_the_sum_of_the_whole():
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 42])
-def test_the_vector_has_the_size_that_was_announced_and_counts_images(num_classes):
+def test_sums_have_the_documented_size_and_count_images(num_classes):
     sums = summed(*batch(4, images=13, num_classes=num_classes))
     assert sums.shape == (sums_size(num_classes),)
     assert image_count(sums) == 13
 
 
-def test_a_perfect_model_has_top1_and_f1_of_1_and_no_calibration_error():
+def test_a_perfect_model_has_perfect_metrics():
     labels = np.arange(CLASSES, dtype=np.int32)
     logits = np.eye(CLASSES, dtype=np.float32) * 1000
     metrics = summarize(summed(logits, labels, np.zeros(CLASSES, np.float32)))
     assert metrics == pytest.approx({"loss": 0, "top1": 1, "top5": 1, "macro_f1": 1, "ece": 0})
 
 
-def test_a_confidence_of_one_lies_in_the_last_bin():
+def test_a_confidence_of_one_is_in_the_last_bin():
     sums = summed(np.array([[1000.0, 0.0]], np.float32), np.array([1], np.int32), np.zeros(1, np.float32))
     images_per_bin = sums[4 + 3 * 2 :].reshape(3, CALIBRATION_BINS)[0]
     assert images_per_bin.tolist() == [0] * (CALIBRATION_BINS - 1) + [1]
 
 
-def test_nothing_cannot_be_summarized():
-    with pytest.raises(ValueError, match="no images"):
+def test_summarizing_no_images_is_an_error():
+    with pytest.raises(ValueError, match="image"):
         summarize(np.zeros(sums_size(3)))

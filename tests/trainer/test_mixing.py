@@ -1,4 +1,4 @@
-"""Mixup and CutMix: their formulas on small numbers, their distributions, and their part in a training step."""
+"""Mixup and CutMix: formulas on small numbers, distributions, and mixing in a training step."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def float32_policy():
     keras.config.set_dtype_policy("float32")
 
 
-def test_mixup_adds_shares_of_an_image_and_of_the_next():
+def test_mixup_blends_an_image_with_the_next_one():
     images = np.arange(3 * 2 * 2 * 3).reshape(3, 2, 2, 3)
     result = mixed(images, [5, 6, 7], [[0.75, 0, 0, 0], [1, 0, 0, 0], [0.25, 0, 0, 0]])
     expected = [0.75 * images[0] + 0.25 * images[1], images[1], 0.25 * images[2] + 0.75 * images[0]]
@@ -42,14 +42,14 @@ def test_mixup_adds_shares_of_an_image_and_of_the_next():
 @pytest.mark.parametrize(
     ("height", "width", "share", "top", "left", "rows", "columns"),
     [
-        (8, 8, 0.75, 0.5, 0.5, (2, 6), (2, 6)),  # half the side, in the middle
-        (8, 8, 0.75, 0.0, 0.99, (0, 2), (5, 8)),  # a corner: most of the box lies outside
-        (7, 5, 0.75, 0.5, 0.4, (1, 5), (1, 3)),  # sides of 3.5 and 2.5, to the nearest even number
+        (8, 8, 0.75, 0.5, 0.5, (2, 6), (2, 6)),  # half the side, centered
+        (8, 8, 0.75, 0.0, 0.99, (0, 2), (5, 8)),  # a corner, with most of the box outside
+        (7, 5, 0.75, 0.5, 0.4, (1, 5), (1, 3)),  # sides of 3.5 and 2.5, rounded half to even
         (6, 6, 0.0, 0.5, 0.5, (0, 6), (0, 6)),  # the whole image
         (6, 6, 1.0, 0.5, 0.5, (0, 0), (0, 0)),
     ],
 )
-def test_cutmix_puts_a_box_of_the_next_image_in_and_its_label_has_the_share_of_the_box(
+def test_cutmix_pastes_a_box_of_the_next_image_and_weights_labels_by_area(
     height, width, share, top, left, rows, columns
 ):
     images = np.stack([np.zeros((height, width, 3)), np.ones((height, width, 3))])
@@ -61,7 +61,7 @@ def test_cutmix_puts_a_box_of_the_next_image_in_and_its_label_has_the_share_of_t
     np.testing.assert_allclose(result.shares, 1 - expected.mean(), rtol=1e-6)
 
 
-def test_unmixed_images_stay_as_they_are_to_the_bit():
+def test_unmixed_images_are_bit_identical():
     images = np.random.default_rng(0).uniform(0, 255, (4, 5, 5, 3)).astype(np.float32)
     for is_cut in (0, 1):
         result = mixed(images, [0, 1, 2, 3], [[1, is_cut, 0.3, 0.3]] * 4)
@@ -78,7 +78,7 @@ def test_shares_are_beta_distributed(alpha):
         assert (shares < limit).mean() == pytest.approx((expected < limit).mean(), abs=0.03), limit
 
 
-def test_as_many_images_are_mixed_and_cut_as_was_asked_for():
+def test_the_fractions_of_mixed_and_cut_images_match_the_settings():
     both = drawn(Mixing(mixup=1.0, cutmix=1.0, probability=0.3))
     assert 0.26 < (both[:, 0] < 1).mean() < 0.34
     assert 0.46 < both[:, 1].mean() < 0.54
@@ -87,7 +87,7 @@ def test_as_many_images_are_mixed_and_cut_as_was_asked_for():
     assert np.array_equal(drawn(Mixing(mixup=1.0, probability=0.0))[:, 0], np.ones(4000))
 
 
-def test_draws_follow_from_seed_step_and_virtual_replica_alone():
+def test_draws_depend_only_on_seed_step_and_virtual_replica():
     mixing = Mixing(mixup=1.0, cutmix=1.0)
     assert np.array_equal(drawn(mixing, 50), drawn(mixing, 50))
     others = [drawn(mixing, 50), drawn(mixing, 50, stream=1), drawn(mixing, 50, seed=1), drawn(mixing, 50, seed=-1)]
@@ -96,13 +96,13 @@ def test_draws_follow_from_seed_step_and_virtual_replica_alone():
             assert (one[:, [0, 2, 3]] == other[:, [0, 2, 3]]).mean() < 0.02
 
 
-def test_mixing_ends_at_its_step():
+def test_mixing_ends_at_until_step():
     mixing = Mixing(mixup=1.0, until_step=7)
     assert (drawn(mixing, 50, step=6)[:, 0] < 1).all()
     assert (drawn(mixing, 50, step=7)[:, 0] == 1).all()
 
 
-def test_the_loss_of_a_step_is_the_cross_entropy_with_mixed_and_smoothed_labels():
+def test_the_loss_is_the_cross_entropy_with_mixed_and_smoothed_labels():
     mixing = Mixing(mixup=1.0, cutmix=1.0)
     train_step, state, built = make_step(**PLAIN, label_smoothing=0.2, mixing=mixing)
     batch = make_batch(8)
@@ -127,7 +127,7 @@ def test_the_loss_of_a_step_is_the_cross_entropy_with_mixed_and_smoothed_labels(
     np.testing.assert_allclose(result.sums, sums, rtol=1e-5, atol=1e-5)
 
 
-def test_a_step_after_the_last_mixed_one_is_a_step_without_mixing():
+def test_steps_after_mixing_equal_steps_without_mixing():
     batches, weights = [make_batch(8, seed=number) for number in range(2)], []
     for mixing in (Mixing(cutmix=1.0, until_step=1), Mixing()):
         train_step, state, _ = make_step(**PLAIN, mixing=mixing)
@@ -137,7 +137,7 @@ def test_a_step_after_the_last_mixed_one_is_a_step_without_mixing():
     assert weights[0] == weights[1]
 
 
-def test_compiling_with_xla_changes_nothing_but_rounding():
+def test_xla_changes_only_rounding():
     weights = []
     for use_xla in (False, True):
         train_step, state, _ = make_step(**PLAIN, mixing=Mixing(mixup=1.0, cutmix=1.0), use_xla=use_xla)
@@ -147,8 +147,8 @@ def test_compiling_with_xla_changes_nothing_but_rounding():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_mixing_does_not_change_the_seeds_of_layers():
-    """The masks of dropout are those of a run without mixing: streams do not meet."""
+def test_mixing_does_not_change_dropout_masks():
+    """Mixing has its own random streams."""
     seen = []
     for mixing in (Mixing(), Mixing(mixup=1.0, probability=1e-9)):
         train_step, state, _ = make_step("masks", global_batch_size=8, virtual_replicas=2, mixing=mixing)

@@ -19,7 +19,7 @@ def float32_policy():
 
 
 def published_model(image_size: int, num_classes: int, dropout: bool = True) -> keras.Sequential:
-    """The 42-category model in Keras' own layers, as it was published, but for the softmax at its end."""
+    """Returns the 42-class model in Keras' own layers, as published, but without the softmax."""
     layers = keras.layers
 
     def rate(published):
@@ -64,7 +64,7 @@ def images(count: int = 8, size: int = SIZE) -> tf.Tensor:
 
 
 def weights_of(model: keras.Model) -> list[np.ndarray]:
-    """Every weight and statistic, without the dropout layers' seed states."""
+    """Returns all weights and statistics, without the seed states of dropout."""
     return [v.numpy() for v in model.variables if v.dtype == "float32"]
 
 
@@ -77,7 +77,7 @@ def set_weights_of(model: keras.Model, values: list[np.ndarray]) -> None:
 def baseline_cnn():
     keras.utils.set_random_seed(0)
     model = build_model("baseline_cnn", num_classes=CLASSES, image_size=SIZE).model
-    # Batch norm's scales and statistics start at 0 and 1, where a mistake would not show.
+    # Initial values of 0 and 1 in batch norm would hide errors.
     random = np.random.default_rng(0)
     for variable in model.variables:
         if variable.name in ("gamma", "moving_variance", "moving_mean", "beta"):
@@ -85,18 +85,26 @@ def baseline_cnn():
     return model
 
 
-def test_the_seed_model_has_the_published_number_of_parameters():
+def test_baseline_cnn_has_the_published_number_of_parameters():
     assert build_model("baseline_cnn", num_classes=42, image_size=64).model.count_params() == 11_253_258
     assert published_model(64, 42).count_params() == 11_253_258
 
 
-def test_the_seed_model_is_the_published_one_in_inference(baseline_cnn):
+def test_the_variable_paths_of_baseline_cnn_are_those_of_earlier_checkpoints(baseline_cnn):
+    paths = [v.path for v in baseline_cnn.variables if v.dtype == "float32"]
+    layers = [*(f"{kind}{number}" for number in range(1, 5) for kind in ("conv", "norm"))]
+    layers += [*(f"dense{number}{suffix}" for number in (1, 2) for suffix in ("", "_norm")), "logits"]
+    variables = {True: ("gamma", "beta", "moving_mean", "moving_variance"), False: ("kernel", "bias")}
+    assert paths == [f"seed42/{layer}/{name}" for layer in layers for name in variables["norm" in layer]]
+
+
+def test_baseline_cnn_equals_the_published_model_in_inference(baseline_cnn):
     published = published_model(SIZE, CLASSES)
     set_weights_of(published, weights_of(baseline_cnn))
     np.testing.assert_allclose(baseline_cnn(images()), published(images()), rtol=1e-4, atol=1e-4)
 
 
-def test_the_seed_model_has_the_published_layers_and_rates_in_their_order(baseline_cnn):
+def test_baseline_cnn_has_the_published_layers_and_dropout_rates(baseline_cnn):
     published = published_model(SIZE, CLASSES)
     ours_for = {"BatchNormalization": "FusedBatchNormalization", "Dropout": "ByteDropout"}
     names = [type(layer).__name__ for layer in published.layers]
@@ -108,11 +116,11 @@ def test_the_seed_model_has_the_published_layers_and_rates_in_their_order(baseli
         assert own_config == other_config
 
 
-def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(baseline_cnn):
-    """Outputs, statistics and every gradient, over one training step without dropout.
+def test_baseline_cnn_trains_like_the_published_model_without_dropout(baseline_cnn):
+    """Compares outputs, statistics and all gradients of one training step.
 
-    Both get a smooth activation in place of ReLU: which side of its kink a value within rounding of 0 falls on decides
-    about a whole unit's gradient. That the activation is ReLU is seen in the configurations, above.
+    Both models get a smooth activation: with ReLU, rounding around 0 decides about the gradient of a whole unit. The
+    test of the layers covers the activation itself.
     """
     inputs, labels = images(16), tf.constant(np.arange(16) * 2, tf.int32)
     ours = keras.Sequential(
@@ -140,7 +148,7 @@ def test_the_seed_model_trains_as_the_published_one_where_nothing_is_dropped(bas
     statistics = weights_of(ours), weights_of(published)
     set_weights_of(baseline_cnn, before)
     names = ["logits", *(v.path for v in baseline_cnn.trainable_variables)]
-    # The gradient of a bias before a normalization is 0 but for rounding: measured by the largest gradient of all.
+    # The gradient of a bias before a normalization is 0 up to rounding, so the tolerance follows the largest gradient.
     largest = max(np.abs(gradient).max() for gradient in other[1:])
     for name, a, b in zip(names, own, other, strict=True):
         scale = max(np.abs(b).max(), 1e-2 * largest)
@@ -158,13 +166,13 @@ def test_a_model_returns_logits_for_each_class(name):
 
 
 @pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet", "keras_applications:MobileNetV2"])
-def test_every_variable_of_a_model_has_a_path_of_its_own(name):
+def test_variable_paths_are_unique(name):
     paths = [v.path for v in build_model(name, num_classes=3, image_size=SIZE).model.variables]
     assert len(set(paths)) == len(paths)
 
 
 @pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet"])
-def test_the_paths_of_variables_do_not_depend_on_what_was_built_before(name):
+def test_variable_paths_do_not_depend_on_models_built_before(name):
     first, second = (build_model(name, num_classes=3, image_size=SIZE).model for _ in range(2))
 
     def saved_paths(model):  # seed states are not saved
@@ -192,24 +200,24 @@ def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
         (models.resnet, {"width": 8}, []),
     ],
 )
-def test_each_image_is_normalized_by_itself_at_the_end_of_early_stages(make, options, layers):
+def test_early_stages_end_in_instance_normalization(make, options, layers):
     model = make(3, SIZE, **options)
     found = [layer for layer in model.layers if isinstance(layer, keras.layers.GroupNormalization)]
     assert [layer.name for layer in found] == layers
     for layer in found:
         values = keras.Model(model.input, layer.output)(images() * [[[[0.1, 1.0, 3.0]]]]).numpy()
         np.testing.assert_allclose(values.mean((1, 2)), 0.0, atol=1e-4)
-        # Not quite 1: the epsilon of 0.001 beside a variance.
+        # Below 1, because of the epsilon of 0.001.
         assert values.std((1, 2)).min() > 0.5 and values.std((1, 2)).max() < 1.0001
 
 
-def test_convnets_parameters_do_not_grow_with_the_image():
+def test_the_size_of_convnet_does_not_depend_on_the_image_size():
     small, large = (build_model("convnet", num_classes=9, image_size=size).model for size in (16, 128))
     assert small.count_params() == large.count_params()
 
 
 @pytest.mark.parametrize(("setting", "convnets", "resnets"), [("auto", 2, 0), ("on", 2, 1), ("off", 0, 0)])
-def test_instance_normalization_is_the_models_own_choice_or_the_configs(setting, convnets, resnets):
+def test_instance_normalization_can_be_set_or_left_to_the_model(setting, convnets, resnets):
     for name, expected in (("convnet", convnets), ("resnet", resnets)):
         model = build_model(name, num_classes=3, image_size=SIZE, instance_norm=setting).model
         kinds = [type(layer) for layer in model.layers]
@@ -217,19 +225,19 @@ def test_instance_normalization_is_the_models_own_choice_or_the_configs(setting,
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.1}, {"instance_norm": "off"}])
-def test_what_only_convnet_and_resnet_have_is_refused_for_others(option):
-    (name, value), *_ = option.items()
-    with pytest.raises(UsageError, match=rf"config\.model\.{name}={value}: only convnet and resnet can have it"):
+def test_options_of_convnet_and_resnet_are_rejected_for_other_models(option):
+    ((name, value),) = option.items()
+    with pytest.raises(UsageError, match=rf"config\.model\.{name}={value}: .*'baseline_cnn'.*convnet.*resnet"):
         build_model("baseline_cnn", num_classes=3, image_size=64, **option)
 
 
 @pytest.mark.parametrize(("dropout", "rates"), [(-1.0, [0.2]), (0.4, [0.4]), (0.0, [])])
-def test_convnets_dropout_can_be_set_or_left_out(dropout, rates):
+def test_the_dropout_of_convnet_can_be_set_or_removed(dropout, rates):
     model = build_model("convnet", num_classes=3, image_size=SIZE, dropout=dropout).model
     assert [layer.rate for layer in model.layers if isinstance(layer, ByteDropout)] == rates
 
 
-def test_a_published_architecture_gets_our_layers_and_its_own_scaling():
+def test_a_keras_application_gets_the_fast_layers_and_its_own_scaling():
     built = build_model("keras_applications:MobileNetV2", num_classes=3, image_size=SIZE)
     kinds = {type(layer) for layer in built.model.layers}
     assert FusedBatchNormalization in kinds and keras.layers.BatchNormalization not in kinds
@@ -241,7 +249,7 @@ def test_a_published_architecture_gets_our_layers_and_its_own_scaling():
 
 
 @pytest.mark.parametrize("name", ["baseline_cnn", "convnet", "resnet"])
-def test_built_in_models_take_pixels_from_0_to_1(name):
+def test_built_in_models_scale_pixels_to_0_to_1(name):
     built = build_model(name, num_classes=3, image_size=SIZE)
     assert built.scale_pixels(tf.constant([0.0, 255.0])).numpy().tolist() == [0.0, 1.0]
 
@@ -255,25 +263,26 @@ def test_in_mixed_precision_weights_and_statistics_stay_float32(policy):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "suggestions"),
     [
-        ("seed24", r"config\.model\.name='seed24' .*did you mean 'baseline_cnn'"),
-        ("conv_net", r"did you mean 'convnet'"),
-        ("keras_applications:ResNet5", r"keras_applications:ResNet5' .*did you mean 'ResNet50'"),
-        ("qqqq", r"Known: baseline_cnn, convnet, resnet, keras_applications:NAME"),
-        ("keras_applications:resnet50", r"did you mean 'ResNet50'"),
+        ("baseline_cn", ["'baseline_cnn'"]),
+        ("conv_net", ["'convnet'"]),
+        ("keras_applications:ResNet5", ["'ResNet50'"]),
+        ("keras_applications:resnet50", ["'ResNet50'"]),
+        ("qqqq", ["baseline_cnn", "convnet", "resnet", "keras_applications:NAME", "FILE.py:FUNCTION"]),
     ],
 )
-def test_an_unknown_model_is_refused_with_the_nearest_name(name, message):
-    with pytest.raises(UsageError, match=message):
+def test_an_unknown_model_is_rejected_with_the_nearest_names(name, suggestions):
+    with pytest.raises(UsageError, match=rf"^config\.model\.name='{name}'") as caught:
         build_model(name, num_classes=3, image_size=SIZE)
+    assert all(suggestion in str(caught.value) for suggestion in suggestions)
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("baseline_cnn", 8), ("keras_applications:InceptionV3", 32), ("convnet", 4)]
 )
-def test_an_image_too_small_for_the_model_is_refused(name, size):
-    with pytest.raises(UsageError, match=rf"config\.model\.name='{name}' cannot be built for images of {size} pixels"):
+def test_images_too_small_for_the_model_are_rejected(name, size):
+    with pytest.raises(UsageError, match=rf"config\.model\.name='{name}'.*config\.image_size={size}\b"):
         build_model(name, num_classes=3, image_size=size)
 
 
@@ -297,16 +306,14 @@ def test_a_weights_file_from_keras_own_layers_is_loaded(tmp_path):
         assert np.array_equal(one, other)
 
 
-def test_a_weights_file_of_another_model_is_refused(tmp_path):
+def test_a_weights_file_of_another_model_is_rejected(tmp_path):
     path = tmp_path / "other.weights.h5"
     build_model("convnet", num_classes=4, image_size=SIZE).model.save_weights(path)
-    with pytest.raises(
-        DataError, match=r"config\.model\.weights=.*other\.weights\.h5.* does not fit model 'baseline_cnn'"
-    ):
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*other\.weights\.h5.*'seed42'"):
         build_model("baseline_cnn", num_classes=3, image_size=SIZE, weights=str(path))
 
 
-def test_a_weights_file_of_other_classes_gives_all_but_the_last_layer(tmp_path):
+def test_a_weights_file_for_other_classes_loads_all_but_the_last_layer(tmp_path):
     path = tmp_path / "other.weights.h5"
     saved = build_model("convnet", num_classes=4, image_size=SIZE)
     saved.model.save_weights(path)
@@ -314,22 +321,22 @@ def test_a_weights_file_of_other_classes_gives_all_but_the_last_layer(tmp_path):
     for one, other in zip(weights_of(built.model)[:-2], weights_of(saved.model)[:-2], strict=True):
         assert np.array_equal(one, other)
     assert saved.loaded == ""
-    assert built.loaded == f"36 of 36 weights from {path}, and 0 of the head's 2; the others start anew"
+    assert "36 of 36" in built.loaded and "0 of 2" in built.loaded and str(path) in built.loaded
 
 
-def test_a_weights_file_that_is_missing_or_damaged_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+def test_a_missing_or_damaged_weights_file_is_rejected(tmp_path):
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*none\.weights\.h5"):
         build_model("convnet", num_classes=3, image_size=SIZE, weights=str(tmp_path / "none.weights.h5"))
     damaged = tmp_path / "damaged.weights.h5"
     damaged.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*damaged\.weights\.h5"):
         build_model("convnet", num_classes=3, image_size=SIZE, weights=str(damaged))
 
 
-def test_a_weights_file_with_an_unusual_name_is_refused_and_not_a_crash(tmp_path):
+def test_a_weights_file_in_an_unknown_format_is_rejected(tmp_path):
     path = tmp_path / "weights.bin"
     path.write_bytes(b"something else")
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*weights\.bin"):
         build_model("convnet", num_classes=3, image_size=SIZE, weights=str(path))
 
 
@@ -368,7 +375,7 @@ def two_outputs(num_classes, image_size):
     return Own(num_classes + 1)
 
 def fails(num_classes, image_size):
-    raise RuntimeError("no idea")
+    raise RuntimeError("reason")
 """
 
 
@@ -379,14 +386,14 @@ def program(tmp_path_factory):
     return path
 
 
-def test_a_function_in_a_file_may_nest_models_and_use_layers_of_its_own(program):
+def test_a_user_model_can_nest_models_and_define_layers(program):
     model = build_model(f"{program}:nested", num_classes=3, image_size=SIZE).model
     assert isinstance(model.get_layer("trunk").get_layer("norm"), FusedBatchNormalization)
     assert len({v.path for v in model.variables}) == len(model.variables)
     assert model(np.zeros((2, SIZE, SIZE, 3), np.float32)).shape == (2, 3)
 
 
-def test_a_function_in_a_file_may_return_a_subclassed_model(program):
+def test_a_user_model_can_be_subclassed(program):
     model = build_model(f"{program}:subclassed", num_classes=3, image_size=SIZE).model
     assert [tuple(v.shape) for v in model.variables] == [(3, 3), (3,)]
 
@@ -394,11 +401,11 @@ def test_a_function_in_a_file_may_return_a_subclassed_model(program):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("two_outputs", r"gives \[1, 4\] for one image: \[1, 3\] is needed"),
-        ("fails", "fails: RuntimeError: no idea"),
-        ("subclased", "has no function subclased .did you mean 'subclassed'"),
+        ("two_outputs", r"\[1, 4\].*\[1, 3\]"),
+        ("fails", "RuntimeError: reason"),
+        ("subclased", "'subclassed'"),
     ],
 )
-def test_a_function_in_a_file_that_gives_no_such_model_is_refused(program, function, message):
-    with pytest.raises(UsageError, match=message):
+def test_an_unusable_user_model_is_rejected(program, function, message):
+    with pytest.raises(UsageError, match=rf"config\.model\.name='.*mine\.py:{function}'.*{message}"):
         build_model(f"{program}:{function}", num_classes=3, image_size=SIZE)

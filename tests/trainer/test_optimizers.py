@@ -10,12 +10,12 @@ STEPS = 6
 RATE = 0.05
 SHAPES = {"kernel": (5, 4), "convolution": (3, 3, 2, 4), "bias": (4,), "gamma": (4,)}
 
-# (name, our options, Keras' optimizer of the same options)
+# (name, options, Keras' optimizer with the same options)
 SAME = {
     "adam": ("adam", {"epsilon": 1e-3}, lambda: keras.optimizers.Adam(RATE, epsilon=1e-3)),
     "adam_other_betas": (
         "adam",
-        {"beta_1": 0.5, "beta_2": 0.8, "weight_decay": 0.3},  # adam is without weight decay
+        {"beta_1": 0.5, "beta_2": 0.8, "weight_decay": 0.3},  # adam ignores weight decay
         lambda: keras.optimizers.Adam(RATE, beta_1=0.5, beta_2=0.8),
     ),
     "adamw": ("adamw", {"weight_decay": 0.3}, lambda: keras.optimizers.AdamW(RATE, weight_decay=0.3)),
@@ -96,34 +96,34 @@ def run_keras(optimizer, weights, gradients) -> list[dict[str, np.ndarray]]:
     return history
 
 
-def assert_same_course(ours, theirs, tolerance):
+def assert_same_trajectory(ours, theirs, tolerance):
     for step, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         for name in own:
             np.testing.assert_allclose(own[name], other[name], tolerance, tolerance, err_msg=f"{name} at step {step}")
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_a_formula_is_the_optimizer_of_keras(case):
+def test_formulas_match_keras(case):
     name, options, keras_optimizer = SAME[case]
     weights, gradients = weights_and_gradients()
     ours = run_formula(make_optimizer(name, **options), weights, gradients)
     theirs = run_keras(keras_optimizer(), weights, gradients)
-    assert_same_course(ours, theirs, 2e-6)
+    assert_same_trajectory(ours, theirs, 2e-6)
     assert all(np.abs(ours[-1][name] - weights[name]).max() > 0.01 for name in weights)
 
 
 @pytest.mark.parametrize("case", [case for case in SAME if case != "lamb"])
-def test_the_fused_kernel_is_the_formula(case):
+def test_fused_kernels_match_the_formulas(case):
     name, options, _ = SAME[case]
     weights, gradients = weights_and_gradients()
     optimizer = make_optimizer(name, **options)
-    assert_same_course(
+    assert_same_trajectory(
         run_in_place(optimizer, weights, gradients), run_formula(optimizer, weights, gradients), tolerance=2e-6
     )
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lars"])
-def test_weight_decay_shrinks_kernels_and_leaves_biases_and_norms(name):
+def test_weight_decay_applies_to_kernels_but_not_to_biases_and_norms(name):
     weights, gradients = weights_and_gradients()
     plain = run_formula(make_optimizer(name, weight_decay=0.0), weights, gradients)[-1]
     decayed = run_formula(make_optimizer(name, weight_decay=0.5), weights, gradients)[-1]
@@ -134,7 +134,7 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases_and_norms(name):
             assert np.linalg.norm(decayed[weight]) < np.linalg.norm(plain[weight])
 
 
-def test_lars_follows_its_published_formula():
+def test_lars_matches_its_published_formula():
     momentum, weight_decay, trust = 0.8, 0.01, 0.02
     weights, gradients = weights_and_gradients()
     ours = run_formula(
@@ -158,7 +158,7 @@ def test_lars_follows_its_published_formula():
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_a_trust_ratio_of_zeros_is_one(name):
+def test_the_trust_ratio_is_one_for_zero_norms(name):
     optimizer = make_optimizer(name, weight_decay=0.1)
     for weight, gradient in ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0)):
         slots = {slot: tf.zeros([2, 2]) for slot in optimizer.slots}
@@ -166,14 +166,14 @@ def test_a_trust_ratio_of_zeros_is_one(name):
             tf.fill([2, 2], weight), slots, tf.fill([2, 2], gradient), tf.constant(0.1), tf.constant(1.0), True
         )
         assert np.isfinite(new.numpy()).all()
-    # From zero weights a first step still moves them.
+    # The first step moves zero weights.
     slots = {slot: tf.zeros([2, 2]) for slot in optimizer.slots}
     new, _ = optimizer.formula(tf.zeros([2, 2]), slots, tf.ones([2, 2]), tf.constant(0.1), tf.constant(1.0), True)
     np.testing.assert_allclose(new, np.full((2, 2), -0.1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lamb", "lars"])
-def test_a_formula_compiles_to_the_same_function(name):
+def test_compiled_formulas_equal_eager_ones(name):
     weights, gradients = weights_and_gradients()
     optimizer = make_optimizer(name, weight_decay=0.1)
     eager = run_formula(optimizer, weights, gradients[:1])[0]["kernel"]
@@ -186,8 +186,8 @@ def test_a_formula_compiles_to_the_same_function(name):
     assert tuple(sorted(new_slots)) == tuple(sorted(optimizer.slots))
 
 
-def test_an_unknown_optimizer_is_refused_with_the_nearest_name():
-    with pytest.raises(UsageError, match=r"config\.optimizer\.name='adamm' .*did you mean 'adam'\?.*lars"):
+def test_an_unknown_optimizer_is_rejected_with_the_nearest_name():
+    with pytest.raises(UsageError, match=r"config\.optimizer\.name='adamm'.*'adam'.*lars"):
         make_optimizer("adamm")
 
 

@@ -1,3 +1,5 @@
+"""Reduction over virtual replicas: the order of additions on any number of devices and processes."""
+
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.trainer.step.reduction import add, aligned_blocks, climb, reduce_over_virtual_replicas, sum_block
+from convoy.trainer.step.reduction import add, aligned_blocks, combine_blocks, reduce_over_virtual_replicas, sum_block
 from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
 
 UP_TO = 24
@@ -21,7 +23,7 @@ WORKERS = 3
 
 
 class Expression:
-    """A term that remembers how it was added up."""
+    """A term that records how it was added up."""
 
     def __init__(self, text: str):
         self.text = text
@@ -31,7 +33,7 @@ class Expression:
 
 
 def written_tree(start: int, size: int, total: int) -> str:
-    """The tree of the definition: halve the next power of two; what lies beyond `total` is not there."""
+    """Returns the tree by its definition: halve the next power of two; leaves from `total` on are left out."""
     if size == 1:
         return f"v{start}"
     left = written_tree(start, size // 2, total)
@@ -45,9 +47,9 @@ def expression(total: int, replicas: int) -> str:
     blocks = {}
     for replica in range(replicas):
         for start, size in aligned_blocks(replica * share, (replica + 1) * share):
-            # Within a block every tree is the full one.
+            # Within a block the tree is complete.
             blocks[start, size] = [Expression(written_tree(start, size, start + size))]
-    (result,) = climb(blocks, total)
+    (result,) = combine_blocks(blocks, total)
     return result.text
 
 
@@ -56,20 +58,20 @@ def divisors(number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("total", range(1, UP_TO + 1))
-def test_any_number_of_devices_adds_the_same_pairs_in_the_same_order(total):
+def test_the_order_of_additions_does_not_depend_on_the_number_of_devices(total):
     expected = written_tree(0, 1 << (total - 1).bit_length(), total)
     for replicas in divisors(total):
         assert expression(total, replicas) == expected, replicas
 
 
 @pytest.mark.parametrize("total", range(1, UP_TO + 1))
-def test_every_virtual_replica_is_added_once(total):
+def test_each_virtual_replica_is_added_once(total):
     text = expression(total, divisors(total)[-1])
     names = text.replace("(", " ").replace(")", " ").replace("+", " ").split()
     assert sorted(names) == sorted(f"v{number}" for number in range(total))
 
 
-def test_aligned_blocks_cover_a_slice_with_the_fewest_aligned_powers_of_two():
+def test_aligned_blocks_are_the_fewest_that_cover_a_slice():
     for start in range(40):
         for stop in range(start + 1, 60):
             blocks = aligned_blocks(start, stop)
@@ -78,16 +80,16 @@ def test_aligned_blocks_cover_a_slice_with_the_fewest_aligned_powers_of_two():
             )
             for first, size in blocks:
                 assert size & (size - 1) == 0 and first % size == 0
-            # Two blocks that make up an aligned one twice as large would have been that one.
+            # No two neighbors form an aligned block of twice the size.
             for (first, size), (second, next_size) in zip(blocks, blocks[1:], strict=False):
                 assert not (size == next_size and first % (2 * size) == 0 and second == first + size)
 
 
-def test_aligned_blocks_of_nothing_are_none():
+def test_an_empty_slice_has_no_aligned_blocks():
     assert aligned_blocks(3, 3) == []
 
 
-def test_add_keeps_tensors_apart_and_refuses_lists_of_different_length():
+def test_add_is_elementwise_and_rejects_lists_of_different_length():
     left, right = [tf.constant(1.0), tf.constant([2.0, 3.0])], [tf.constant(10.0), tf.constant([20.0, 30.0])]
     assert [value.numpy().tolist() for value in add(left, right)] == [11.0, [22.0, 33.0]]
     with pytest.raises(ValueError):
@@ -95,15 +97,15 @@ def test_add_keeps_tensors_apart_and_refuses_lists_of_different_length():
 
 
 @pytest.fixture(autouse=True)
-def additions_as_written():
-    """Keeps Grappler from merging additions, as deterministic runs do."""
+def no_reordering_of_additions():
+    """Stops Grappler from merging additions, as in deterministic runs."""
     before = tf.config.optimizer.get_experimental_options().get("arithmetic_optimization", True)
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     yield
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": before})
 
 
-def test_the_values_of_these_tests_show_the_order_of_additions():
+def test_sums_of_the_test_values_depend_on_the_order_of_additions():
     in_a_row = VALUES[0]
     for row in VALUES[1:16]:
         in_a_row = in_a_row + row
@@ -111,14 +113,14 @@ def test_the_values_of_these_tests_show_the_order_of_additions():
 
 
 @pytest.mark.parametrize(("start", "size"), [(5, 1), (2, 2), (4, 4), (0, 8), (8, 8), (0, 16), (32, 32), (0, 64)])
-def test_a_block_is_summed_along_the_tree_in_a_loop_as_unrolled(start, size):
+def test_a_block_is_summed_along_the_tree_unrolled_and_in_a_loop(start, size):
     total = tf.function(lambda: sum_block(term, start, size), autograph=False)()
     assert np.array_equal(total[0].numpy(), tree_sum(start, size, start + size))
     smaller = (VALUES[:, :6] * np.float32(3)).astype(np.float32)
     assert np.array_equal(total[1].numpy().ravel(), tree_sum(start, size, start + size, smaller))
 
 
-def test_a_long_block_holds_the_computation_no_more_often_than_a_short_one():
+def test_the_graph_does_not_grow_with_the_size_of_a_block():
     def times_traced(size):
         traced = []
 
@@ -133,7 +135,7 @@ def test_a_long_block_holds_the_computation_no_more_often_than_a_short_one():
     assert times_traced(8) == times_traced(64) <= 4
 
 
-def test_each_virtual_replica_is_computed_once_in_turn():
+def test_virtual_replicas_are_computed_once_and_in_turn():
     seen = tf.Variable(tf.zeros([32], tf.int32))
     turn = tf.Variable(0)
 
@@ -164,7 +166,7 @@ def test_one_device_sums_all_virtual_replicas(total, deterministic):
 
 
 def run_programs(environments: list[dict[str, str]], kind: str) -> list[subprocess.CompletedProcess]:
-    """Runs `reduction_program.py` once for each of the environments, all at the same time."""
+    """Runs `reduction_program.py` in parallel, once per environment."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.trainer.reduction_program", kind],
@@ -213,37 +215,37 @@ def on_workers():
     return run_programs([{"TF_CONFIG": json.dumps(task)} for task in tasks], "worker")
 
 
-def assert_crossed_in_bfloat16(result: list, devices: int) -> None:
-    """The first tensor crossed in bfloat16, the second in float32; two virtual replicas a device."""
+def assert_exchanged_in_bfloat16(result: list, devices: int) -> None:
+    """Asserts that the first tensor was exchanged in bfloat16 and the second in float32."""
     virtual_replicas = 2 * devices
     exact = SIMILAR[:virtual_replicas].astype(np.float64).sum(0)
     scale = np.abs(SIMILAR[:virtual_replicas]).sum(0)
     narrow_error, error = (np.abs(np.array(value) - exact) / scale for value in result)
-    # Each device's sum, and each addition of another one, rounds to 8 binary digits.
+    # The sum of each device, and each addition, rounds to 8 bits.
     assert 1e-4 < narrow_error.max() <= devices * 2**-8
     assert error.max() < 1e-6
 
 
-def test_devices_of_one_process_sum_along_the_tree_in_every_way(on_logical_devices):
-    assert on_logical_devices["wrong"] == []  # [way, devices, virtual replicas]
+def test_all_methods_sum_along_the_tree_in_one_process(on_logical_devices):
+    assert on_logical_devices["wrong"] == []  # [method, devices, virtual replicas]
 
 
-def test_logical_devices_reduce_the_first_terms_in_bfloat16_where_told_to(on_logical_devices):
+def test_logical_devices_reduce_the_first_terms_in_bfloat16(on_logical_devices):
     for devices, results in on_logical_devices["bfloat16"].items():
         assert all(result == results[0] for result in results)
-        assert_crossed_in_bfloat16(results[0], int(devices))
+        assert_exchanged_in_bfloat16(results[0], int(devices))
 
 
 @pytest.mark.slow
-def test_processes_sum_along_the_tree_among_other_collectives(on_workers):
+def test_processes_sum_along_the_tree_between_other_collectives(on_workers):
     for survivor in on_workers[:-1]:
         report = report_of(survivor)
         assert report["wrong"] == []  # virtual replicas
-        assert_crossed_in_bfloat16(report["bfloat16"], WORKERS)
+        assert_exchanged_in_bfloat16(report["bfloat16"], WORKERS)
 
 
 @pytest.mark.slow
-def test_processes_learn_at_once_that_another_died_in_the_exchange(on_workers):
+def test_the_death_of_a_process_during_the_exchange_is_detected_at_once(on_workers):
     assert on_workers[-1].returncode == -signal.SIGKILL
     for survivor in on_workers[:-1]:
         report = report_of(survivor)

@@ -11,7 +11,7 @@ def test_every_schedule_warms_up_linearly_to_the_peak(name):
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
 
 
-def test_without_warmup_the_first_step_has_the_peak():
+def test_without_warmup_the_first_step_uses_the_peak_rate():
     for name in SCHEDULES:
         assert learning_rate(0, total_steps=10, peak=0.5, name=name) == 0.5
 
@@ -20,7 +20,7 @@ def test_constant_stays_at_the_peak():
     assert {learning_rate(step, total_steps=50, peak=0.3, warmup_steps=5) for step in range(5, 50)} == {0.3}
 
 
-def test_cosine_falls_from_the_peak_through_the_middle_to_its_end():
+def test_cosine_falls_from_the_peak_to_the_final_fraction():
     def rate(step):
         return learning_rate(step, total_steps=110, peak=2.0, name="cosine", warmup_steps=10, final_fraction=0.1)
 
@@ -32,18 +32,18 @@ def test_cosine_falls_from_the_peak_through_the_middle_to_its_end():
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == 100
 
 
-def test_cosine_ends_at_zero_and_stays_there_beyond_the_runs_end():
+def test_cosine_ends_at_zero_and_stays_there_after_the_end():
     assert learning_rate(99, total_steps=100, peak=1.0, name="cosine") == pytest.approx(0.000246720, rel=1e-4)
     assert learning_rate(100, total_steps=100, peak=1.0, name="cosine") == pytest.approx(0.0, abs=1e-15)
     assert learning_rate(150, total_steps=100, peak=1.0, name="cosine") == pytest.approx(0.0, abs=1e-15)
 
 
-def test_a_run_that_is_all_warmup_divides_by_nothing():
+def test_a_run_of_only_warmup_is_possible():
     rates = [learning_rate(step, total_steps=5, peak=1.0, name="cosine", warmup_steps=5) for step in range(5)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-def test_steps_fall_by_the_factor_at_each_boundary():
+def test_step_decay_multiplies_by_the_factor_at_each_boundary():
     def rate(step):
         return learning_rate(
             step, total_steps=100, peak=1.0, name="step", boundaries=(0.3, 0.6, 0.9), factor=0.1, warmup_steps=2
@@ -54,7 +54,7 @@ def test_steps_fall_by_the_factor_at_each_boundary():
         assert rate(step) == pytest.approx(value), step
 
 
-def test_the_rate_of_a_larger_batch_follows_the_scaling_rule():
+def test_the_rate_scales_with_the_batch_size():
     scaled = {
         scaling: scaled_peak(0.1, scaling=scaling, batch_size=1024, reference_batch_size=256) for scaling in SCALINGS
     }
@@ -62,7 +62,7 @@ def test_the_rate_of_a_larger_batch_follows_the_scaling_rule():
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_the_reference_batch_has_the_rate_itself(scaling):
+def test_the_reference_batch_size_keeps_the_rate(scaling):
     assert scaled_peak(0.3, scaling=scaling, batch_size=64, reference_batch_size=64) == 0.3
 
 

@@ -1,7 +1,7 @@
-"""The training step: the same on any number of devices, and the mathematics that its page says.
+"""The training step: its mathematics, and identical results on any number of devices.
 
-What one device can show runs in this process. What takes several logical devices or determinism runs in
-`step_program.py`, many runs to a process.
+Tests on one device run in this process. Tests that need several logical devices or determinism use `step_program.py`,
+with many runs per process.
 """
 
 import json
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.step import metrics
-from convoy.trainer.step.step import cross_entropy
+from convoy.trainer.step.losses import cross_entropy
 from tests.trainer.step_program import (
     CLASSES,
     OPERATIONS,
@@ -31,7 +31,7 @@ from tests.trainer.step_program import (
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 240
-# Everything that could tell devices apart, on at once.
+# All options whose results could depend on the devices, at once.
 EVERYTHING = {
     "optimizer": "adamw",
     "optimizer_options": {"weight_decay": 0.01},
@@ -45,7 +45,7 @@ EVERYTHING = {
 
 
 class Program:
-    """`step_program.py`, running."""
+    """A running `step_program.py`."""
 
     def __init__(self, folder: Path, devices: int, runs: dict[str, dict], cluster: dict | None = None):
         self._values = folder / (f"worker-{cluster['task']['index']}.npz" if cluster else f"{devices}.npz")
@@ -69,7 +69,7 @@ class Program:
         )
 
     def results(self) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-        """Returns the reports and the values of all runs."""
+        """Returns the reports and values of all runs."""
         try:
             output, errors = self._process.communicate(timeout=DEADLINE_SECONDS)
         finally:
@@ -112,7 +112,7 @@ def on_two_devices(tmp_path_factory):
     plain_sgd = {"optimizer_options": {"momentum": 0.0, "nesterov": False}}
     planted = {
         **{"model": "planted", "replicas": 2, "virtual_replicas": 2, "optimizer": "adamw", "average_decay": 0.9},
-        **{"planted_step": 1, "planted_image": 13},  # image 13 of 16 is the second replica's
+        **{"planted_step": 1, "planted_image": 13},  # image 13 of 16 belongs to the second replica
     }
     runs = {
         "fast_1": {"model": "mini", "replicas": 1, "virtual_replicas": 4, **EVERYTHING, "deterministic": False},
@@ -136,9 +136,9 @@ def on_two_devices(tmp_path_factory):
 
 
 SIZED = {"batch_size": 16, "image_size": 24}
-HARDWARE = {  # name of a configuration: (the numbers of devices that run it, its options)
-    "seed42_float32": ((1, 2, 4), {"model": "baseline_cnn", "virtual_replicas": 4, **SIZED}),
-    "seed42_bfloat16": (
+HARDWARE = {  # name of a configuration: (numbers of devices, options)
+    "baseline_float32": ((1, 2, 4), {"model": "baseline_cnn", "virtual_replicas": 4, **SIZED}),
+    "baseline_bfloat16": (
         (1, 2, 4),
         {"model": "baseline_cnn", "virtual_replicas": 4, "precision": "mixed_bfloat16", **SIZED},
     ),
@@ -187,9 +187,9 @@ def test_deterministic_runs_are_bit_identical_on_any_number_of_devices(on_any_ha
 
 
 @pytest.mark.slow
-def test_precisions_are_runs_of_their_own(on_any_hardware):
+def test_results_depend_on_the_precision(on_any_hardware):
     reports, _ = on_any_hardware
-    assert reports["seed42_float32_1"]["sha256"] != reports["seed42_bfloat16_1"]["sha256"]
+    assert reports["baseline_float32_1"]["sha256"] != reports["baseline_bfloat16_1"]["sha256"]
 
 
 def test_deterministic_runs_on_one_and_two_devices_are_bit_identical(on_two_devices):
@@ -199,7 +199,7 @@ def test_deterministic_runs_on_one_and_two_devices_are_bit_identical(on_two_devi
     assert reports["other_seed"]["sha256"] != reports["exact_1"]["sha256"]
 
 
-def test_runs_on_one_and_two_devices_agree_to_rounding_without_determinism(on_two_devices):
+def test_runs_on_one_and_two_devices_agree_up_to_rounding_without_determinism(on_two_devices):
     reports, values = on_two_devices
     one, two = part(values, "fast_1/after/"), part(values, "fast_2/after/")
     for name, value in one.items():
@@ -209,7 +209,7 @@ def test_runs_on_one_and_two_devices_agree_to_rounding_without_determinism(on_tw
 
 
 def reference_gradients(built, batch) -> list[np.ndarray]:
-    """The gradient of the mean loss over a global batch, as one would write it by hand."""
+    """Returns the gradient of the mean loss over a global batch, computed directly."""
     with tf.GradientTape() as tape:
         logits = built.model(tf.cast(batch["image"], tf.float32) / 255.0, training=True)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
@@ -219,7 +219,7 @@ def reference_gradients(built, batch) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("virtual_replicas", [1, 2, 4, 16])
 @pytest.mark.parametrize("model", ["plain", "regularized"])
-def test_the_gradient_is_that_of_the_mean_loss_however_the_batch_is_split(model, virtual_replicas):
+def test_the_gradient_is_that_of_the_mean_loss_for_any_number_of_virtual_replicas(model, virtual_replicas):
     train_step, state, built = make_step(model, global_batch_size=16, virtual_replicas=virtual_replicas)
     batch = make_batch(16)
     gradients = train_step.gradients(distribute(state.strategy, batch))
@@ -242,7 +242,7 @@ def test_the_gradient_on_two_devices_is_that_of_the_mean_loss(on_two_devices, vi
 
 
 @pytest.mark.parametrize("virtual_replicas", [1, 4])
-def test_batch_norm_sees_one_virtual_replica_and_its_averages_take_the_mean_of_all(virtual_replicas):
+def test_batch_norm_uses_one_virtual_replica_and_averages_statistics_over_all(virtual_replicas):
     train_step, state, built = make_step(
         "norm",
         global_batch_size=16,
@@ -275,7 +275,7 @@ def test_batch_norm_sees_one_virtual_replica_and_its_averages_take_the_mean_of_a
 
 
 @pytest.mark.parametrize("virtual_replicas", [1, 3])
-def test_frozen_weights_stay_as_they_are_to_the_bit(virtual_replicas):
+def test_weights_of_frozen_layers_stay_bit_identical(virtual_replicas):
     train_step, state, _ = make_step("frozen", global_batch_size=12, virtual_replicas=virtual_replicas)
     before = {v.path: v.numpy() for v in state.model_variables}
     for _ in range(2):
@@ -284,17 +284,17 @@ def test_frozen_weights_stay_as_they_are_to_the_bit(virtual_replicas):
     assert unchanged == {"conv1/kernel", "conv1/bias"}
 
 
-def test_the_whole_gradient_is_clipped_once_after_the_reduction(on_two_devices):
+def test_the_gradient_is_clipped_once_after_the_reduction(on_two_devices):
     reports, values = on_two_devices
     before, after = part(values, "clipped/before/model/"), part(values, "clipped/after/model/")
     gradient = part(values, "clipped/gradient/")
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
-    assert norm > 0.1  # so that clipping to 0.05 matters
+    assert norm > 0.1  # well above the limit of 0.05
     assert reports["clipped"]["norms"] == pytest.approx([norm], rel=1e-5)
     for path, value in after.items():
         expected = before[path] - gradient[path] * 0.05 / norm
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=path)
-    # Clipping each replica's share first would have gone elsewhere.
+    # Clipping per replica would have given another update.
     _, state, built = make_step("plain", global_batch_size=16)
     for weight in state.weights:
         weight.assign(before[weight.path])
@@ -321,7 +321,7 @@ def test_a_gradient_below_the_limit_is_not_clipped(deterministic):
     assert afters[0] == afters[1]
 
 
-def test_compiling_with_xla_changes_nothing_but_rounding(on_two_devices):
+def test_xla_changes_only_rounding(on_two_devices):
     reports, values = on_two_devices
     with_xla, without = part(values, "xla/after/"), part(values, "no_xla/after/")
     for name, value in without.items():
@@ -330,7 +330,7 @@ def test_compiling_with_xla_changes_nothing_but_rounding(on_two_devices):
 
 
 @pytest.mark.parametrize("run", ["planted", "planted_float32"])
-def test_an_overflow_on_one_device_leaves_everything_as_it_was_on_all(on_two_devices, run):
+def test_an_overflow_on_one_device_skips_the_update_on_all(on_two_devices, run):
     reports, _ = on_two_devices
     report = reports[run]
     assert report["finite"] == [True, False, True]
@@ -342,10 +342,10 @@ def test_an_overflow_on_one_device_leaves_everything_as_it_was_on_all(on_two_dev
     assert report["devices_agree"]
 
 
-def test_an_overflow_halves_the_loss_scale_in_float16_alone(on_two_devices):
+def test_an_overflow_halves_the_loss_scale_only_in_float16(on_two_devices):
     reports, values = on_two_devices
     assert reports["planted"]["scales"] == [2.0**8, 2.0**8, 2.0**7]
-    assert values["planted/after/loss_scale/good_steps"] == 1  # counted anew since
+    assert values["planted/after/loss_scale/good_steps"] == 1  # counted from the overflow
     assert reports["planted_float32"]["scales"] == [1.0, 1.0, 1.0]
     assert "loss_scale/scale" in reports["planted"]["changed"][1]
 
@@ -362,7 +362,7 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
     programs = [Program(tmp_path, 1, {f"worker_{rank}": planted}, clusters[rank]) for rank in (0, 1)]
     reports, values = results_of(programs)
     first, second = reports["worker_0"], reports["worker_1"]
-    # Image 13 of 16 is the second worker's; the first has seen no overflow of its own.
+    # Image 13 of 16 belongs to the second worker: the first worker has no overflow of its own.
     assert first == second
     assert first["finite"] == [True, False, True]
     assert first["scales"] == [2.0**8, 2.0**8, 2.0**7]
@@ -374,7 +374,7 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
     assert [name for name in of_first if not np.array_equal(of_first[name], of_second[name])] == []
 
 
-def test_the_loss_scale_doubles_after_2000_steps_without_overflow_up_to_a_limit():
+def test_the_loss_scale_doubles_after_2000_steps_without_overflow():
     train_step, state, _ = make_step("plain", precision="mixed_float16", global_batch_size=4)
     batch = distribute(state.strategy, make_batch(4))
     state.loss_scale.assign(2.0**10)
@@ -389,7 +389,7 @@ def test_the_loss_scale_doubles_after_2000_steps_without_overflow_up_to_a_limit(
 def test_the_loss_scale_grows_up_to_a_limit():
     train_step, state, _ = make_step("plain", precision="mixed_float16", global_batch_size=4)
     batch = make_batch(4)
-    # The model is so sure of the right label that the gradient is 0, which no scale makes infinite.
+    # With a very confident and correct model the gradient is 0, which no scale makes infinite.
     batch["label"][:] = 3
     {w.path: w for w in state.weights}["logits/bias"].assign(np.eye(CLASSES)[3] * 1000)
     scales = []
@@ -423,14 +423,14 @@ def test_the_loss_scale_does_not_change_the_update():
 
 
 def masks_batch() -> dict[str, np.ndarray]:
-    """Four images, each of one grey: 128, 32, 8 and 2, so that sums tell which of them were kept."""
+    """Returns four gray images of 128, 32, 8 and 2, so that a sum identifies which of them were kept."""
     batch = make_batch(4)
     batch["image"][:] = np.array([128, 32, 8, 2], np.uint8)[:, None, None, None]
     return batch
 
 
 def kept(statistic: np.ndarray) -> np.ndarray:
-    """Returns what each of four virtual replicas kept, [4, values] bool, from the mean that `Recorder` saw."""
+    """Returns which values each of four virtual replicas kept, [4, values] bool, from the mean of `Recorder`."""
     sums = np.round(statistic * 4 * 255 / 2).astype(int)
     masks = np.stack([sums >> 7 & 1, sums >> 5 & 1, sums >> 3 & 1, sums >> 1 & 1])
     assert np.array_equal(masks.T @ [128, 32, 8, 2], sums)
@@ -438,7 +438,7 @@ def kept(statistic: np.ndarray) -> np.ndarray:
 
 
 def masks_of_step(step: int = 0, seed: int = 1, virtual_replicas: int = 4) -> np.ndarray:
-    """Returns the masks of one step, [layer, virtual replica, value] bool."""
+    """Returns the dropout masks of one step, [layer, virtual replica, value] bool."""
     train_step, state, _ = make_step("masks", global_batch_size=4, virtual_replicas=virtual_replicas, seed=seed)
     state.step = step
     train_step(distribute(state.strategy, masks_batch()), 0.1)
@@ -449,7 +449,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     return (one == other).mean()
 
 
-def test_every_layer_virtual_replica_step_and_seed_has_a_dropout_mask_of_its_own():
+def test_dropout_masks_differ_between_layers_virtual_replicas_steps_and_seeds():
     masks = [
         *masks_of_step().reshape(8, -1),
         *masks_of_step(step=1).reshape(8, -1),
@@ -458,14 +458,14 @@ def test_every_layer_virtual_replica_step_and_seed_has_a_dropout_mask_of_its_own
     for i, one in enumerate(masks):
         assert 0.3 < one.mean() < 0.7
         for other in masks[:i]:
-            assert 0.3 < agreement(one, other) < 0.7  # 192 values; 0.5 but for chance
+            assert 0.3 < agreement(one, other) < 0.7  # 0.5 expected, over 192 values
 
 
-def test_dropout_masks_follow_from_seed_step_and_virtual_replica():
+def test_dropout_masks_are_reproducible():
     assert np.array_equal(masks_of_step(step=5), masks_of_step(step=5))
 
 
-def test_dropout_masks_do_not_depend_on_what_was_trained_before():
+def test_dropout_masks_do_not_depend_on_earlier_steps():
     train_step, state, _ = make_step("masks", global_batch_size=4, virtual_replicas=4)
     batch = distribute(state.strategy, masks_batch())
     for _ in range(3):
@@ -474,7 +474,7 @@ def test_dropout_masks_do_not_depend_on_what_was_trained_before():
     assert np.array_equal(later, masks_of_step(step=2))
 
 
-def test_two_devices_draw_the_masks_that_one_draws(on_two_devices):
+def test_dropout_masks_do_not_depend_on_the_number_of_devices(on_two_devices):
     _, values = on_two_devices
     train_step, state, _ = make_step("masks", global_batch_size=4, virtual_replicas=4)
     train_step(distribute(state.strategy, make_batch(4)), 0.01)
@@ -484,7 +484,7 @@ def test_two_devices_draw_the_masks_that_one_draws(on_two_devices):
         assert seen.any()
 
 
-def test_the_average_of_the_weights_follows_its_formula():
+def test_the_moving_average_of_the_weights_follows_its_formula():
     train_step, state, _ = make_step("plain", global_batch_size=8, average_decay=0.3)
     expected = [w.numpy().astype(np.float64) for w in state.weights]
     assert all(np.array_equal(a.numpy(), w.numpy()) for a, w in zip(state.averages, state.weights, strict=True))
@@ -498,10 +498,10 @@ def test_the_average_of_the_weights_follows_its_formula():
         ]
         for average, value, weight in zip(state.averages, expected, state.weights, strict=True):
             np.testing.assert_allclose(average.numpy(), value, rtol=1e-5, atol=1e-6, err_msg=weight.path)
-    assert len(set(decays)) > 2 and decays[-1] == 0.3  # both halves of the formula were at work
+    assert len(set(decays)) > 2 and decays[-1] == 0.3  # both branches of the minimum occurred
 
 
-def test_a_step_reports_the_quality_of_its_batch_and_the_norm_of_its_gradient():
+def test_a_step_returns_metric_sums_and_gradient_norm():
     train_step, state, built = make_step("plain", global_batch_size=16, virtual_replicas=4, label_smoothing=0.2)
     batch = make_batch(16)
     logits = built.model(tf.cast(batch["image"], tf.float32) / 255.0, training=True)
@@ -513,7 +513,7 @@ def test_a_step_reports_the_quality_of_its_batch_and_the_norm_of_its_gradient():
     assert bool(result.finite) and float(result.loss_scale) == 1.0 and state.step == 1
 
 
-def test_label_smoothing_is_cross_entropy_with_softened_targets():
+def test_label_smoothing_is_cross_entropy_with_smoothed_targets():
     logits = tf.constant(np.random.default_rng(0).normal(size=(6, CLASSES)), tf.float32)
     labels = tf.constant([0, 3, 9, 3, 1, 2])
     targets = tf.one_hot(labels, CLASSES) * 0.9 + 0.1 / CLASSES
@@ -523,7 +523,7 @@ def test_label_smoothing_is_cross_entropy_with_softened_targets():
     np.testing.assert_allclose(cross_entropy(logits, labels), plain, rtol=1e-5)
 
 
-def test_the_devices_half_of_the_augmentation_happens_inside_the_step():
+def test_device_operations_of_the_augmentation_run_in_the_step():
     hashes = set()
     batch = make_batch(8)
     for randomness in (batch["randomness"], 1 - batch["randomness"]):
@@ -542,7 +542,7 @@ def test_every_optimizer_lowers_the_loss(optimizer):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_state_is_restored_to_the_bit_and_training_goes_on_as_if_it_had_not_stopped():
+def test_training_from_a_restored_state_gives_the_same_result():
     options = {"optimizer": "adamw", "average_decay": 0.9, "global_batch_size": 8, "virtual_replicas": 2}
     train_step, state, _ = make_step("mini", **options)
     batches = [distribute(state.strategy, make_batch(8, seed=number)) for number in range(4)]

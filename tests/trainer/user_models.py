@@ -1,6 +1,6 @@
-"""Models as a user would give them, `--config.model.name=tests/trainer/user_models.py:NAME`, and what can befall them.
+"""User models for tests, `--config.model.name=tests/trainer/user_models.py:NAME`.
 
-`small` compiles in a second. `hanging` is the same, and makes the input of worker 1 hang as a dead network disk would.
+`small` compiles in a second. `hanging` is the same, but makes the input of worker 1 hang, like a dead network disk.
 """
 
 import json
@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 HANGING_WORKER = 1
-_READS = 5  # before it hangs: a look at the first image, then one step or more each
+_READS = 5  # before it hangs: the first image, then one or more steps per read
 
 
 def small(num_classes: int, image_size: int) -> keras.Model:
@@ -22,7 +22,7 @@ def small(num_classes: int, image_size: int) -> keras.Model:
 
 
 def normalized(num_classes: int, image_size: int) -> keras.Model:
-    """A backbone with batch norm that leaves whole images out, and a head with dropout."""
+    """A backbone with batch norm and stochastic depth, and a head with dropout."""
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Conv2D(8, 5, strides=4, use_bias=False, name="conv")(inputs)
     x = layers.BatchNormalization(name="norm")(x)
@@ -32,7 +32,7 @@ def normalized(num_classes: int, image_size: int) -> keras.Model:
 
 
 def wide(num_classes: int, image_size: int) -> keras.Model:
-    """2.5 MB to a checkpoint."""
+    """A model with checkpoints of 2.5 MB."""
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Conv2D(8, 5, strides=4, activation="relu", name="conv")(inputs)
     x = layers.Dense(512, activation="relu", name="dense")(layers.Flatten(name="flatten")(x))
@@ -40,14 +40,14 @@ def wide(num_classes: int, image_size: int) -> keras.Model:
 
 
 def linear(num_classes: int, image_size: int) -> keras.Model:
-    """Two layers without anything between: each step of SGD multiplies the gradient by about the learning rate."""
+    """Two linear layers: each step of SGD multiplies the gradient by about the learning rate."""
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Dense(32, name="dense")(layers.Flatten(name="flatten")(inputs))
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="linear")
 
 
 def pooled(num_classes: int, image_size: int) -> keras.Model:
-    """Its weights do for images of any size."""
+    """A model whose weights do not depend on the image size."""
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Conv2D(8, 5, strides=4, padding="same", use_bias=False, name="conv")(inputs)
     x = layers.Activation("relu", name="relu")(layers.BatchNormalization(momentum=0.5, name="norm")(x))
@@ -56,14 +56,14 @@ def pooled(num_classes: int, image_size: int) -> keras.Model:
 
 
 def scaled(num_classes: int, image_size: int) -> keras.Model:
-    """Takes images of one size, and scales them by weights."""
+    """A model for images of one size that scales them with weights."""
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.GlobalAveragePooling2D(name="average")(layers.Normalization(name="scaling")(inputs))
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="scaled")
 
 
 def for_any_size(num_classes: int, image_size: int) -> keras.Model:
-    """Takes images of any size, but for those that its convolutions leave nothing of."""
+    """A model for images of any size that its convolutions do not reduce to nothing."""
     inputs = x = layers.Input((None, None, 3))
     for number in range(2):
         x = layers.Conv2D(8, 5, strides=2, name=f"conv{number}")(x)
@@ -72,7 +72,7 @@ def for_any_size(num_classes: int, image_size: int) -> keras.Model:
 
 
 class Halved(layers.Layer):
-    """A layer that only this file knows."""
+    """A layer defined only in this file."""
 
     def call(self, inputs):
         return inputs / 2

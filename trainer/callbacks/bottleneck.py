@@ -27,7 +27,7 @@ from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.step import TrainStep
 
@@ -64,7 +64,7 @@ class BottleneckAnalyzer:
         self._dataset = dataset
         self._train_step = train_step
         self._worker_group = worker_group
-        self._stages = sizes.stages(config, plan.total_steps)
+        self._stages = resolution.stages(config, plan.total_steps)
         self._on_gpu = runs_on_gpu(runtime.strategy)
         self._reduction_ms: float | None = None
         self._flops: dict[int, int] = {}  # of an image, by the size of images
@@ -97,7 +97,7 @@ class BottleneckAnalyzer:
         """Returns the means of some steps by tag, after `probe`. The utilization is left out without a known peak."""
         split = self._split(window.step_ms_mean, window.input_wait_pct)
         step = self._runtime.state.step - 1
-        size = sizes.stage_at(self._config, self._plan.total_steps, step).size
+        size = resolution.stage_at(self._config, self._plan.total_steps, step).size
         utilization = self._utilization(window.images_per_second, self._flops[size])
         return {
             **{f"perf/{name}": value for name, value in split.items()},

@@ -1,21 +1,21 @@
-"""The config of a run: schema, recipes, checks, and the plan that follows from it.
+"""The config of a run: schema, recipes, checks, and the plan derived from it.
 
     config = load_recipe("convnet")              # a shipped recipe, or a file with get_config()
     plan = resolve(config, num_images=4000, replicas=2)
     plan.total_steps, plan.virtual_replicas, plan.peak_learning_rate
 
-A duration is given in steps, epochs or images, as one of `eval_every_steps`, `eval_every_epochs`,
-`eval_every_images`; a bare `eval_every` means steps. Imports no TensorFlow.
+A duration is set in steps, epochs or images, through one of `eval_every_steps`, `eval_every_epochs` and
+`eval_every_images`; a bare `eval_every` means steps. Does not import TensorFlow.
 """
 
 from convoy.trainer.config.checks import check
 from convoy.trainer.config.differences import OPERATIONAL_FIELDS, differences
-from convoy.trainer.config.plan import AUTOMATIC, Plan, duration_in_steps, resolve, total_steps, with_choices_of
+from convoy.trainer.config.plan import AUTOMATIC, Plan, duration_in_steps, resolve, total_steps, with_recorded_choices
 from convoy.trainer.config.recipes import (
     DEFAULT_RECIPE,
     check_field_names,
-    durations_in_other_units,
     load_recipe,
+    overridden_durations,
     recipe_path,
     shipped_recipes,
 )
@@ -31,13 +31,13 @@ __all__ = [
     "default_config",
     "differences",
     "duration_in_steps",
-    "durations_in_other_units",
     "fields",
     "load_recipe",
+    "overridden_durations",
     "recipe_path",
     "resolve",
     "shipped_recipes",
     "to_json",
     "total_steps",
-    "with_choices_of",
+    "with_recorded_choices",
 ]

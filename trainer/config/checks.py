@@ -1,104 +1,147 @@
-"""Checks of config values: each error names the field, its value and what is allowed."""
+"""Validation of config values: every error names the field, its value and the allowed values."""
 
 import math
+from dataclasses import dataclass
 
 import ml_collections
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.order import SAMPLINGS
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.config.schedules import SCALINGS, SCHEDULES
+from convoy.trainer.config.schema import fields
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-XLA_MODES = ("auto", "on", "off")
-SHUFFLES = ("global", "block")
-ON_CORRUPT = ("raise", "substitute")
-CACHES = ("auto", "none", "memory")
-INSTANCE_NORMS = ("auto", "on", "off")
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers; NaN is never in it.
+
+    Attributes:
+      low: lower bound.
+      high: upper bound.
+      includes_low: whether `low` itself is allowed.
+      includes_high: whether `high` itself is allowed.
+      text: the interval in words, where the generated text is not clear enough.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    includes_low: bool = True
+    includes_high: bool = True
+    text: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        """Returns whether a number is in the interval."""
+        above = value >= self.low if self.includes_low else value > self.low
+        below = value <= self.high if self.includes_high else value < self.high
+        return above and below
+
+    def __str__(self) -> str:
+        """Returns the interval in words, to follow `must be`."""
+        low = f"{'at least' if self.includes_low else 'greater than'} {self.low:g}"
+        high = f"{'at most' if self.includes_high else 'less than'} {self.high:g}"
+        if math.isinf(self.high):
+            high = "" if self.includes_high else "finite"
+        return self.text or " and ".join(part for part in (low, high) if part)
+
+
+NON_NEGATIVE = Range(0)
+FINITE_NON_NEGATIVE = Range(0, math.inf, includes_high=False)
+_AT_LEAST_1 = Range(1)
+_POSITIVE = Range(0, includes_low=False)
+_FINITE_POSITIVE = Range(0, includes_low=False, includes_high=False)
+_FRACTION = Range(0, 1)
+_FRACTION_BELOW_1 = Range(0, 1, includes_high=False)
+_POSITIVE_FRACTION = Range(0, 1, includes_low=False)
+
+_RANGES = {
+    "batch_size": _AT_LEAST_1,
+    "image_size": Range(resolution.SMALLEST_SIZE),
+    "virtual_replicas": NON_NEGATIVE,
+    "steps": NON_NEGATIVE,
+    "seed": Range(-(2**63), 2**63, includes_high=False, text="a signed 64-bit integer"),
+    "keep_checkpoints": _AT_LEAST_1,
+    "label_smoothing": _FRACTION_BELOW_1,
+    "shuffle_block_size": NON_NEGATIVE,
+    "deterministic_threads": Range(1, 1024),
+    "divergence.rollbacks": NON_NEGATIVE,
+    "divergence.learning_rate_factor": _POSITIVE_FRACTION,
+    "schedule.reference_batch_size": _AT_LEAST_1,
+    "schedule.final_fraction": _FRACTION,
+    "schedule.factor": _POSITIVE_FRACTION,
+    "optimizer.learning_rate": _FINITE_POSITIVE,
+    "optimizer.epsilon": _POSITIVE,
+    "optimizer.trust_coefficient": _POSITIVE,
+    "optimizer.weight_decay": NON_NEGATIVE,
+    "optimizer.clip_norm": NON_NEGATIVE,
+    "optimizer.beta_1": _FRACTION_BELOW_1,
+    "optimizer.beta_2": _FRACTION_BELOW_1,
+    "optimizer.momentum": _FRACTION_BELOW_1,
+    "mix.mixup": FINITE_NON_NEGATIVE,
+    "mix.cutmix": FINITE_NON_NEGATIVE,
+    "mix.probability": _FRACTION,
+    "mix.off_fraction": _FRACTION,
+    "ema.decay": _FRACTION_BELOW_1,
+    "model.dropout": Range(high=1, includes_high=False, text="less than 1 (negative: the model's default)"),
+    "model.depth": Range(0, text="at least 0 (0: the model's default)"),
+    "model.width": Range(0, text="at least 0 (0: the model's default)"),
+    "model.stochastic_depth": _FRACTION_BELOW_1,
+    "model.backbone_rate": _FINITE_POSITIVE,
+}
+_CHOICES = {
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "xla": ("auto", "on", "off"),
+    "shuffle": ("global", "block"),
+    "sampling": SAMPLINGS,
+    "on_corrupt": ("raise", "substitute"),
+    "cache": ("auto", "none", "memory"),
+    "schedule.name": SCHEDULES,
+    "schedule.scaling": SCALINGS,
+    "model.instance_norm": ("auto", "on", "off"),
+}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a UsageError that names the first field whose value cannot work, the value and what can."""
-    require(config.batch_size >= 1, "batch_size", config.batch_size, "give 1 or more")
-    require(
-        config.image_size >= sizes.SMALLEST_SIZE, "image_size", config.image_size, f"give {sizes.SMALLEST_SIZE} or more"
-    )
-    sizes.check(config)
-    require(config.virtual_replicas >= 0, "virtual_replicas", config.virtual_replicas, "give 0 or more")
-    require(config.steps >= 0, "steps", config.steps, "give 0 or more")
-    endless = not (config.steps > 0 or 0 < config.epochs < math.inf)
-    require(not endless, "epochs", config.epochs, "give a number above 0, or set config.steps")
-    require(-(2**63) <= config.seed < 2**63, "seed", config.seed, "give a 64-bit integer")
-    require(config.keep_checkpoints >= 1, "keep_checkpoints", config.keep_checkpoints, "give 1 or more")
-    require(0 <= config.label_smoothing < 1, "label_smoothing", config.label_smoothing, "give 0 to below 1")
-    _choice("precision", config.precision, PRECISIONS)
-    _choice("xla", config.xla, XLA_MODES)
-    can_compile = not (config.deterministic and config.xla == "on")
-    require(can_compile, "xla", "on", "with deterministic give auto or off: XLA has no deterministic max pooling")
-    _choice("shuffle", config.shuffle, SHUFFLES)
-    require(config.shuffle_block_size >= 0, "shuffle_block_size", config.shuffle_block_size, "give 0 or more")
-    _choice("sampling", config.sampling, SAMPLINGS)
+    """Checks every value and the combinations that matter.
+
+    Raises:
+      UsageError: the first invalid field, with its value and the allowed values.
+    """
+    values = dict(fields(config))
+    for field, allowed in _RANGES.items():
+        check_range(field, values[field], allowed)
+    for field, choices in _CHOICES.items():
+        value = values[field]
+        suggestion = did_you_mean(str(value), choices)
+        require(value in choices, field, value, f"must be one of {', '.join(choices)}{suggestion}")
+    has_end = config.steps > 0 or 0 < config.epochs < math.inf
+    require(has_end, "epochs", config.epochs, "must be greater than 0 and finite unless config.steps is set")
+    boundaries = list(config.schedule.boundaries)
+    rising = boundaries == sorted(boundaries) and all(0 < boundary < 1 for boundary in boundaries)
+    require(rising, "schedule.boundaries", config.schedule.boundaries, "must be rising fractions of the run in (0, 1)")
     can_sample = config.sampling == "natural" or config.shuffle == "global"
-    require(can_sample, "sampling", config.sampling, "with shuffle=block give natural: a block has the images it has")
-    _choice("on_corrupt", config.on_corrupt, ON_CORRUPT)
-    _choice("cache", config.cache, CACHES)
-    threads = config.deterministic_threads
-    require(1 <= threads <= 1024, "deterministic_threads", threads, "give 1 to 1024")
-    keeps_order = not (config.deterministic and config.reduce_in_bfloat16)
-    require(keeps_order, "reduce_in_bfloat16", True, "with deterministic give False: bfloat16 sums depend on the order")
-    divergence = config.divergence
-    require(divergence.rollbacks >= 0, "divergence.rollbacks", divergence.rollbacks, "give 0 or more")
-    factor = divergence.learning_rate_factor
-    require(0 < factor <= 1, "divergence.learning_rate_factor", factor, "give more than 0, up to 1")
-    _choice("schedule.name", config.schedule.name, SCHEDULES)
-    schedule = config.schedule
-    _choice("schedule.scaling", schedule.scaling, SCALINGS)
-    reference = schedule.reference_batch_size
-    require(reference >= 1, "schedule.reference_batch_size", reference, "give 1 or more")
-    require(0 <= schedule.final_fraction <= 1, "schedule.final_fraction", schedule.final_fraction, "give 0 to 1")
-    require(0 < schedule.factor <= 1, "schedule.factor", schedule.factor, "give more than 0, up to 1")
-    boundaries = list(schedule.boundaries)
-    are_rising = boundaries == sorted(boundaries) and all(0 < boundary < 1 for boundary in boundaries)
-    require(are_rising, "schedule.boundaries", schedule.boundaries, "give rising shares of the run, between 0 and 1")
-    optimizer = config.optimizer
-    rate = optimizer.learning_rate
-    require(0 < rate < math.inf, "optimizer.learning_rate", rate, "give a number above 0")
-    for name in ("epsilon", "trust_coefficient"):
-        require(optimizer[name] > 0, f"optimizer.{name}", optimizer[name], "give more than 0")
-    for name in ("weight_decay", "clip_norm"):
-        require(optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "give 0 or more")
-    for name in ("beta_1", "beta_2", "momentum"):
-        require(0 <= optimizer[name] < 1, f"optimizer.{name}", optimizer[name], "give 0 to below 1")
-    for name in ("mixup", "cutmix"):
-        require(0 <= config.mix[name] < math.inf, f"mix.{name}", config.mix[name], "give 0 or more")
-    for name in ("probability", "off_fraction"):
-        require(0 <= config.mix[name] <= 1, f"mix.{name}", config.mix[name], "give 0 to 1")
-    require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "give 0 to below 1")
-    parse_pipeline(config.augment.ops, image_size=config.image_size)
+    require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=block")
+    if config.deterministic:
+        require(config.xla != "on", "xla", config.xla, "set auto or off: XLA has no deterministic max pooling")
+        reduces_exactly = not config.reduce_in_bfloat16
+        reason = "bfloat16 sums depend on the order of the additions"
+        require(reduces_exactly, "reduce_in_bfloat16", True, f"set False with config.deterministic: {reason}")
     model = config.model
-    require(model.dropout < 1, "model.dropout", model.dropout, "give below 1; negative is the model's own")
-    for name in ("depth", "width"):
-        require(model[name] >= 0, f"model.{name}", model[name], "give 0 for the model's own, or more")
-    _choice("model.instance_norm", model.instance_norm, INSTANCE_NORMS)
-    left_out = model.stochastic_depth
-    require(0 <= left_out < 1, "model.stochastic_depth", left_out, "give 0 to below 1")
-    require(0 < model.backbone_rate < math.inf, "model.backbone_rate", model.backbone_rate, "give more than 0")
-    for name, value in model.items():
-        freezes_random_weights = name.startswith("freeze") and value and not model.weights and ".py:" not in model.name
-        require(
-            not freezes_random_weights,
-            f"model.{name}",
-            value,
-            "a backbone of random weights would be frozen; give their file in --config.model.weights",
-        )
+    if not model.weights and ".py:" not in model.name:
+        for name in (name for name in model if name.startswith("freeze")):
+            fix = "set config.model.weights: the frozen backbone would keep its random weights"
+            require(not model[name], f"model.{name}", model[name], fix)
+    resolution.check(config)
+    parse_pipeline(config.augment.ops, image_size=config.image_size)
+
+
+def check_range(field: str, value: float, allowed: Range) -> None:
+    """Raises a UsageError that names the field, its value and the allowed range, if `value` is not in it."""
+    require(value in allowed, field, value, f"must be {allowed}")
 
 
 def require(holds: bool, field: str, value: object, fix: str) -> None:
     """Raises a UsageError that names a config field, its value and the fix, unless `holds`."""
     if not holds:
         raise UsageError(f"config.{field}={value}: {fix}.")
-
-
-def _choice(field: str, value: str, known: tuple[str, ...]) -> None:
-    require(value in known, field, value, f"give one of {', '.join(known)}{did_you_mean(str(value), known)}")

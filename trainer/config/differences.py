@@ -1,4 +1,4 @@
-"""Differences between two configs, and which of them a resumed run may have."""
+"""Differences between two configs, and the fields that a resumed run may change."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields, to_json
 
-# Fields that change what is shown and kept, not what is computed: a resumed run may change them.
+# Fields that change what is logged and kept, but not what is computed: a resumed run may change them.
 OPERATIONAL_FIELDS = (
     "log_every",
     "eval_every",
@@ -22,25 +22,27 @@ OPERATIONAL_FIELDS = (
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], *, operational: bool = False) -> list[str]:
     """Returns `name: before -> after` for every field that differs and changes what is computed.
 
-    A field that came with a newer version than `before` counts there with its default.
+    Earlier names of fields and values count as the current ones. A field that `before` lacks, because a newer version
+    added it, counts with its default.
 
     Args:
       before: a config.
-      after: another.
-      operational: whether those count as well that do not change what is computed, `OPERATIONAL_FIELDS`.
+      after: another config.
+      operational: whether to include `OPERATIONAL_FIELDS`.
     """
-    before, after = renamed.modernized(before), renamed.modernized(after)
-    new = dict(fields(after))
-    old = {name: value for name, value in fields(to_json(default_config())) if name in new} | dict(fields(before))
+    new = dict(fields(renamed.modernized(after)))
+    defaults = {name: value for name, value in fields(to_json(default_config())) if name in new}
+    old = defaults | dict(fields(renamed.modernized(before)))
     names = [*new, *(old.keys() - new.keys())]
     if not operational:
         names = [name for name in names if not name.startswith(OPERATIONAL_FIELDS)]
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in names
-        if _plain(old.get(name)) != _plain(new.get(name))
+        if _as_list(old.get(name)) != _as_list(new.get(name))
     ]
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+def _as_list(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    """Returns sequences as lists: JSON has no tuples."""
     return list(value) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What follows from a config, a dataset and a number of devices: batch sizes and durations in steps."""
+"""The plan of a run, derived from its config, dataset and devices: batch sizes, and durations in steps."""
 
 import math
 from collections.abc import Mapping
@@ -8,33 +8,34 @@ from typing import Any
 import ml_collections
 
 from convoy.core.errors import UsageError
-from convoy.trainer.config.checks import check, require
+from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
 from convoy.trainer.config.schedules import scaled_peak
 
-# What a run's first start chooses by its hardware, and every later start keeps: the value that leaves it open.
+# Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
+# leaves the choice to Convoy.
 AUTOMATIC = {"virtual_replicas": 0, "precision": "auto"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a config, a dataset and a number of replicas.
+    """Batch sizes, durations in steps and the peak learning rate of a run.
 
     Attributes:
       num_images: images of the training split.
-      replicas: devices, R.
-      virtual_replicas: V.
-      global_batch_size: images of a step.
-      replica_batch_size: images that a device gets in a step.
-      virtual_batch_size: images of a virtual replica: batch norm's batch.
-      steps_per_epoch: may have a fraction; batches cross the end of an epoch.
-      total_steps: the run's length.
+      replicas: number of devices, R.
+      virtual_replicas: number of virtual replicas, V.
+      global_batch_size: images per step.
+      replica_batch_size: images per step and device.
+      virtual_batch_size: images per virtual replica, the batch that batch normalization sees.
+      steps_per_epoch: may be fractional; batches cross the end of an epoch.
+      total_steps: length of the run.
       warmup_steps: steps until the peak learning rate.
       eval_every_steps: steps between evaluations.
       checkpoint_every_steps: steps between checkpoints.
-      log_every_steps: steps between lines.
-      histogram_every_steps: steps between histograms of the weights; 0 for none.
-      freeze_steps: steps that train the model's head alone.
-      peak_learning_rate: after scaling with the global batch.
+      log_every_steps: steps between log lines.
+      histogram_every_steps: steps between histograms of the weights; 0: no histograms.
+      freeze_steps: first steps, which train only the model's head.
+      peak_learning_rate: peak rate after scaling with the global batch.
     """
 
     num_images: int
@@ -61,20 +62,20 @@ class Plan:
 def duration_in_steps(
     config: Mapping[str, Any], name: str, *, images_per_step: int, num_images: int, section: str = ""
 ) -> int:
-    """Returns a duration in steps, rounded to the nearest, at least 1 where it is given at all.
+    """Returns a duration in steps, rounded to the nearest, at least 1 if it is set.
 
     Args:
-      config: holds `NAME`, `NAME_steps`, `NAME_epochs` and `NAME_images`; at most one above 0.
-      name: of the duration.
+      config: contains `NAME`, `NAME_steps`, `NAME_epochs` and `NAME_images`; at most one is above 0.
+      name: name of the duration.
       images_per_step: the global batch size.
-      num_images: images of an epoch.
-      section: what stands before the name in the whole config, for the text of an error: `schedule.`.
+      num_images: images per epoch.
+      section: prefix of the name in the complete config, such as `schedule.`, for error messages.
 
     Returns:
-      0 where none is given.
+      0 if none is set.
 
     Raises:
-      UsageError: several are given, or one is negative.
+      UsageError: several are set, or one is negative.
     """
     in_steps = {
         name: 1.0,
@@ -83,38 +84,38 @@ def duration_in_steps(
         f"{name}_images": 1.0 / images_per_step,
     }
     for field in in_steps:
-        require(0 <= config[field] < math.inf, f"{section}{field}", config[field], "give 0 or more")
+        check_range(f"{section}{field}", config[field], FINITE_NON_NEGATIVE)
     given = {field: config[field] for field in in_steps if config[field]}
     if len(given) > 1:
         listed = " and ".join(f"config.{section}{field}={value}" for field, value in given.items())
-        raise UsageError(f"{listed} say the same thing twice; set all but one of them to 0.")
+        raise UsageError(f"{listed} set the same duration: set all but one of them to 0.")
     return sum(max(1, round(value * in_steps[field])) for field, value in given.items())
 
 
 def total_steps(config: Mapping[str, Any], num_images: int) -> int:
-    """Returns the steps of a whole run on so many training images."""
+    """Returns the number of steps of a complete run on `num_images` training images."""
     return config["steps"] or max(1, math.ceil(config["epochs"] * num_images / config["batch_size"]))
 
 
-def with_choices_of(config: ml_collections.ConfigDict, chosen: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns a copy of `config` in which what is left to Convoy (`AUTOMATIC`) is as it was chosen before."""
+def with_recorded_choices(config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a copy of `config` whose `AUTOMATIC` fields have the values that the first start of the run chose."""
     config = config.copy_and_resolve_references()
     for field, automatic in AUTOMATIC.items():
         if config[field] == automatic:
-            config[field] = chosen[field]
+            config[field] = recorded[field]
     return config
 
 
 def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int) -> Plan:
-    """Checks a config and returns what follows from it.
+    """Checks a config and returns the plan of the run.
 
     Args:
-      config: complete.
+      config: a complete config.
       num_images: images of the training split, 1 or more.
-      replicas: devices of all processes, R.
+      replicas: number of devices in all processes, R.
 
     Raises:
-      UsageError: a value is out of range, or batch, virtual replicas and devices do not divide.
+      UsageError: a value is out of range, or batch, virtual replicas and devices do not divide evenly.
     """
     check(config)
     batch = config.batch_size
@@ -122,19 +123,19 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
         raise UsageError(
-            f"virtual_replicas={virtual} does not divide over {replicas} devices: use {_one_of(allowed)} devices, "
+            f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {_one_of(allowed)} devices, "
             "or start a new run with another config.virtual_replicas."
         )
     if batch % virtual:
         below, above = batch // virtual * virtual, (batch // virtual + 1) * virtual
         raise UsageError(
-            f"config.batch_size={batch} does not divide into virtual_replicas={virtual} equal parts: "
-            f"use {f'{below} or ' if below else ''}{above}."
+            f"config.batch_size={batch} is not divisible by virtual_replicas={virtual}: "
+            f"set config.batch_size to {f'{below} or ' if below else ''}{above}."
         )
     if (config.mix.mixup or config.mix.cutmix) and batch == virtual:
         raise UsageError(
-            f"config.mix mixes the images of a virtual replica, and of config.batch_size={batch} each of "
-            f"virtual_replicas={virtual} has one: use {2 * batch}, or set config.mix.mixup and config.mix.cutmix to 0."
+            f"config.batch_size={batch} gives each of virtual_replicas={virtual} one image, and mixing needs two: "
+            f"set config.batch_size to {2 * batch}, or config.mix.mixup and config.mix.cutmix to 0."
         )
     convert = {"images_per_step": batch, "num_images": num_images}
     steps_per_epoch = num_images / batch

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones, files of users, and the names of their fields."""
+"""Loads recipes, shipped or user-written, and checks the names of config fields."""
 
 import difflib
 import importlib.util
@@ -8,24 +8,28 @@ from pathlib import Path
 
 import ml_collections
 
+import convoy
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields
 
 DEFAULT_RECIPE = "convnet"
 
+# Imports by the names that the packages had at the top level.
+_EARLIER_IMPORT = re.compile(r"^\s*(?:from|import)\s+((?:configs|input_pipeline|launch|trainer)(?:\.\w+)*)", re.M)
+
 
 def shipped_recipes() -> dict[str, Path]:
-    """Returns the recipes that come with Convoy, by bare name."""
-    folder = Path(importlib.util.find_spec("convoy.configs").origin).parent
+    """Returns the paths of the recipes that come with Convoy, by name."""
+    folder = Path(convoy.__file__).parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
 def recipe_path(name: str) -> Path:
-    """Returns the file of a recipe.
+    """Returns the path of a recipe.
 
     Args:
-      name: a path, or the bare name of a shipped recipe.
+      name: a path, or the current or an earlier name of a shipped recipe.
 
     Raises:
       UsageError: neither a file nor a shipped recipe.
@@ -38,22 +42,24 @@ def recipe_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise UsageError(
-        f"--config={name}: neither a file nor a shipped recipe{did_you_mean(name, recipes)}. "
-        f"Shipped: {', '.join(recipes)}."
+        f"--config={name}: not a file and not a shipped recipe{did_you_mean(name, recipes)}. "
+        f"Pass a path or one of {', '.join(recipes)}."
     )
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:
-    """Returns the config of a recipe, unlocked for nothing but overriding fields that exist.
+    """Returns the config of a recipe, locked: existing fields can be set, new ones cannot be added.
 
     Args:
-      name: a file with `get_config()`, or the bare name of a shipped recipe.
+      name: a file with `get_config()`, or the name of a shipped recipe.
 
     Raises:
-      UsageError: no such recipe, or it cannot be run.
+      UsageError: no such recipe, or it fails.
     """
     path = recipe_path(name)
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={name}: {path} is not a Python file. Rename it to end in .py.")
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -62,38 +68,38 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         config = module.get_config()
     except UsageError:
         raise
+    except ImportError as error:
+        raise UsageError(f"--config={name}: {path} fails: {_import_problem(path, error)}") from error
     except Exception as error:
         unknown = re.match(r"\W*Key \"([^\"]+)\" does not exist", str(error))
-        if unknown:  # ml_collections' own text lists all fields with their values
+        if unknown:  # ml_collections' message lists every field of the config
             raise UsageError(f"--config={name}: {path}: {_no_field(unknown[1], default_config())}") from error
         raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
     for field, values in renamed.VALUES.items():
-        section, _, last = field.rpartition(".")
-        fields_of_section = config[section] if section else config
-        value = fields_of_section[last]
-        fields_of_section[last] = renamed.current(f"config.{field}", value, values.get(value, value))
+        section_name, _, last = field.rpartition(".")
+        section = config[section_name] if section_name else config
+        section[last] = renamed.current(f"config.{field}", section[last], values.get(section[last], section[last]))
     return config.lock()
 
 
 def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> None:
-    """Raises a UsageError for the first of `names`, dotted, that is no field; names the nearest and its value."""
+    """Raises a UsageError for the first of the dotted `names` that is not a field; suggests the most similar field."""
     known = dict(fields(config))
     for name in names:
         if name not in known:
-            raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` shows them all.")
+            raise UsageError(f"{_no_field(name, config)} `convoy train --print_config` lists all fields.")
 
 
-def durations_in_other_units(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> list[str]:
-    """Returns the fields of a recipe that say in another unit what is given on the command line.
+def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> list[str]:
+    """Returns the durations of a recipe that the command line sets in another unit.
 
-    Who gives `eval_every_steps` for a recipe with `eval_every_epochs` means the one in place of the other. A 0 says
-    nothing.
+    `eval_every_steps` on the command line overrides `eval_every_epochs` of a recipe, unless it is 0.
 
     Args:
       config: the recipe.
-      given: texts by dotted field.
+      given: value of each field on the command line, as text, by dotted name.
     """
     known, found = dict(fields(config)), []
     for name in (name for name, text in given.items() if not re.fullmatch(r"0*\.?0*", text)):
@@ -105,11 +111,28 @@ def durations_in_other_units(config: ml_collections.ConfigDict, given: Mapping[s
 
 
 def _no_field(name: str, config: ml_collections.ConfigDict) -> str:
+    """Returns an error message for an unknown field.
+
+    Args:
+      name: dotted, or only the last part, as in the errors of ml_collections.
+      config: the config to search for similar fields.
+    """
     known = dict(fields(config))
-    if name in renamed.FIELDS:
-        return f"config has no field {name!r}: it is now called {renamed.FIELDS[name]!r}."
+    for old, new in renamed.FIELDS.items():
+        if name in (old, old.rpartition(".")[2]):
+            return f"config has no field {name!r}: it is now called {new!r}."
     # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
-    by_last_part = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+    by_last_part = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
     close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    nearest = f" Nearest: config.{close[0]}, now {known[close[0]]!r}." if close else ""
-    return f"config has no field {name!r}.{nearest}"
+    suggestion = f" Nearest: config.{close[0]}, now {known[close[0]]!r}." if close else ""
+    return f"config has no field {name!r}.{suggestion}"
+
+
+def _import_problem(path: Path, error: ImportError) -> str:
+    """Returns an error message for a failed import in a recipe; suggests the current name of Convoy's packages."""
+    earlier = _EARLIER_IMPORT.search(path.read_text(encoding="utf-8"))
+    if not earlier:
+        return f"{type(error).__name__}: {error}"
+    package, _, module = earlier[1].rpartition(".")
+    current = f"convoy.{package}.{renamed.RECIPES.get(module, module)}" if package else f"convoy.{module}"
+    return f"{earlier[1]} is now called {current}. Import that."

@@ -1,6 +1,6 @@
-"""Earlier names of config fields, their values and recipes: still accepted, with one warning line each.
+"""Earlier names of recipes, config fields and values: still accepted, with one warning line each.
 
-Configs of earlier versions in run directories and checkpoints are read through `modernized`, without a warning.
+Configs of earlier versions, in run directories and checkpoints, are read through `modernized`, without a warning.
 """
 
 import functools
@@ -15,7 +15,7 @@ RECIPES = {
     "resnet42": "resnet10",
     "finetune42": "finetune",
 }
-FIELDS = {
+FIELDS = {  # within one section
     "augment.line": "augment.ops",
     "eval_flip": "flip_tta",
     "order": "shuffle",
@@ -29,20 +29,20 @@ VALUES = {
 _logger = logging.getLogger("convoy")
 
 
-@functools.cache  # once per process
+@functools.cache  # one warning per process
 def current(kind: str, old: str, new: str) -> str:
-    """Returns `new`; logs a warning where it differs from `old`, what was given."""
+    """Returns `new`; logs a warning if `old`, the name that was used, is an earlier one."""
     if old != new:
         _logger.warning("%s %s is now called %s: use the new name.", kind, old, new)
     return new
 
 
 def current_field(name: str, text: str | None) -> tuple[str, str | None]:
-    """Returns the current name of a config field and the current form of its value, which may be None.
+    """Returns the current name of a config field and its current value.
 
     Args:
       name: dotted, as given on the command line.
-      text: the value, or None where there is none.
+      text: the value, or None if there is none.
     """
     name = current("config field", name, FIELDS.get(name, name))
     if text is not None:
@@ -51,16 +51,22 @@ def current_field(name: str, text: str | None) -> tuple[str, str | None]:
 
 
 def modernized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config, as JSON data of any version, under the current names."""
-    found: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    """Returns a config of any version, as JSON data, under the current names."""
+    result: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()
+    }
     for old, new in FIELDS.items():
-        *section, last = old.split(".")
-        fields = found.get(section[0], {}) if section else found
-        if last in fields:
-            fields[new.split(".")[-1]] = fields.pop(last)
-    for name, values in VALUES.items():
-        *section, last = name.split(".")
-        fields = found.get(section[0], {}) if section else found
-        if fields.get(last) in values:
-            fields[last] = values[fields[last]]
-    return found
+        section, name = _section_of(result, old)
+        if name in section:
+            section[new.rpartition(".")[2]] = section.pop(name)
+    for field, values in VALUES.items():
+        section, name = _section_of(result, field)
+        if section.get(name) in values:
+            section[name] = values[section[name]]
+    return result
+
+
+def _section_of(config: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
+    """Returns the section of a dotted field, empty if missing, and the field's name in it."""
+    section, _, name = field.rpartition(".")
+    return (config.get(section, {}) if section else config), name

@@ -1,15 +1,15 @@
-"""The sides of a run's images: smaller ones first where that is asked for, and those of evaluation.
+"""Image sizes of a run: progressive resizing in training, and the size used in evaluation.
 
-    stages(config, total_steps=1000)    # [Stage(48, 0, 600), Stage(64, 600, 1000)]
+    stages(config, total_steps=1000)    # [ResolutionStage(48, 0, 600), ResolutionStage(64, 600, 1000)]
     evaluation_size(config)             # 80
 
-With `config.progressive = {"sizes": (48,), "ends": (0.6,)}` the first 60 % of the steps train on images of 48 pixels,
-and the rest on those of `config.image_size` (Tan and Le 2021, "EfficientNetV2", section 4). Random crops make things
-look larger in training than in evaluation; `config.eval_image_size`, somewhat above `config.image_size`, makes that
-good (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+With `config.progressive = {"sizes": (48,), "ends": (0.6,)}` the first 60 % of the steps train on images of 48 pixels
+and the rest on images of `config.image_size` (Tan and Le 2021, "EfficientNetV2", section 4). Random crops make objects
+appear larger in training than in evaluation; a `config.eval_image_size` somewhat above `config.image_size` compensates
+for that (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
 
-Neither works for a model whose weights depend on the size of its images, such as `baseline_cnn`; `convoy.trainer.session.runtime` refuses
-it. Imports no TensorFlow.
+Neither works for a model whose weights depend on the image size, such as `baseline_cnn`:
+`convoy.trainer.session.runtime` rejects the combination. Does not import TensorFlow.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,12 @@ SMALLEST_SIZE = 8
 
 
 class ResolutionStage(NamedTuple):
-    """Steps on images of one size.
+    """Consecutive steps on images of one size.
 
     Attributes:
-      size: side in pixels.
-      first_step: the first one, counted from 0.
-      end_step: behind the last one.
+      size: image side in pixels.
+      first_step: first step, counted from 0.
+      end_step: step after the last one.
     """
 
     size: int
@@ -36,9 +36,9 @@ class ResolutionStage(NamedTuple):
 
 
 def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[ResolutionStage]:
-    """Returns the stages of a run, which together hold each of its steps once, the last one `config.image_size`'s.
+    """Returns the stages of a run, which cover every step once; the last one uses `config.image_size`.
 
-    A stage too short for a step is none.
+    Stages that would be shorter than one step are left out.
     """
     ends = [min(round(end * total_steps), total_steps - 1) for end in config.progressive.ends] + [total_steps]
     sizes = [*config.progressive.sizes, config.image_size]
@@ -47,43 +47,46 @@ def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[Resoluti
 
 
 def stage_at(config: ml_collections.ConfigDict, total_steps: int, step: int) -> ResolutionStage:
-    """Returns the stage that a step belongs to; of a step behind the end, the last."""
+    """Returns the stage of a step; the last stage for steps after the end of the run."""
     all_stages = stages(config, total_steps)
     return next((stage for stage in all_stages if step < stage.end_step), all_stages[-1])
 
 
 def evaluation_size(config: ml_collections.ConfigDict) -> int:
-    """Returns the side of the images that are evaluated, predicted and exported for, in pixels."""
+    """Returns the image side in pixels for evaluation, prediction and export."""
     return config.get("eval_image_size", 0) or config.image_size  # runs of older versions have no such field
 
 
 def all_sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """Returns every size that a run's model is called with, each once, `config.image_size` first."""
+    """Returns the distinct image sizes that the model of a run is called with, `config.image_size` first."""
     return tuple(dict.fromkeys([config.image_size, *config.progressive.sizes, evaluation_size(config)]))
 
 
-def described(config: ml_collections.ConfigDict, total_steps: int) -> str:
-    """Returns the sizes for people; empty where all images have one size."""
+def summary(config: ml_collections.ConfigDict, total_steps: int) -> str:
+    """Returns the image sizes as text; an empty string if all images have one size."""
     if all_sizes(config) == (config.image_size,):
         return ""
-    *before, last = stages(config, total_steps)
-    told = [f"{stage.size} pixels to step {stage.end_step}" for stage in before] + [f"{last.size} to the end"]
-    return f"{', then '.join(told) if before else f'{last.size} pixels'}; evaluated at {evaluation_size(config)}"
+    *earlier, last = stages(config, total_steps)
+    parts = [f"{stage.size} px until step {stage.end_step}" for stage in earlier] + [f"{last.size} px"]
+    return f"{', then '.join(parts)}; evaluation at {evaluation_size(config)} px"
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a UsageError where the sizes cannot work."""
-    sizes, ends, side = config.progressive.sizes, config.progressive.ends, config.eval_image_size
-    if side and side < SMALLEST_SIZE:
-        raise UsageError(f"config.eval_image_size={side}: give 0, for that of training, or {SMALLEST_SIZE} or more.")
+    """Raises a UsageError for invalid image sizes."""
+    sizes, ends = tuple(config.progressive.sizes), tuple(config.progressive.ends)
+    eval_size = config.eval_image_size
+    if eval_size and eval_size < SMALLEST_SIZE:
+        raise UsageError(
+            f"config.eval_image_size={eval_size}: must be at least {SMALLEST_SIZE}, or 0 for config.image_size."
+        )
     if not all(isinstance(size, int) and size >= SMALLEST_SIZE for size in sizes):
-        raise UsageError(f"config.progressive.sizes={sizes}: give whole numbers of {SMALLEST_SIZE} or more.")
+        raise UsageError(f"config.progressive.sizes={sizes}: must be integers of at least {SMALLEST_SIZE}.")
     if len(sizes) != len(ends):
         raise UsageError(
-            f"config.progressive has {len(sizes)} sizes {tuple(sizes)} and {len(ends)} ends {tuple(ends)}: give each "
-            "size, before the last part with config.image_size, the share of the run at which it ends."
+            f"config.progressive.ends={ends}: has {len(ends)} values for {len(sizes)} sizes {sizes}. Set one end per "
+            "size, as a fraction of the run; the rest of the run uses config.image_size."
         )
     if not all(isinstance(end, int | float) for end in ends) or not all(
         before < after for before, after in zip([0, *ends], [*ends, 1], strict=True)
     ):
-        raise UsageError(f"config.progressive.ends={tuple(ends)}: give rising shares of the run, between 0 and 1.")
+        raise UsageError(f"config.progressive.ends={ends}: must be rising fractions of the run in (0, 1).")

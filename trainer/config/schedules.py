@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: warmup, then constant, cosine or steps.
+"""The learning rate as a pure function of the step: warmup, then constant, cosine or step decay.
 
 rate = learning_rate(step=0, total_steps=1000, peak=0.1, name="cosine", warmup_steps=100)
 """
@@ -21,19 +21,18 @@ def learning_rate(
     boundaries: Sequence[float] = (0.5, 0.75),
     factor: float = 0.1,
 ) -> float:
-    """Returns the learning rate of update `step`, which counts from 0.
+    """Returns the learning rate of a step.
 
     Args:
-      step: in [0, total_steps).
-      total_steps: the run's length.
-      peak: the rate after warmup.
-      name: `constant`; `cosine` (Loshchilov and Hutter 2017), to `final_fraction * peak` at the end; `step`, times
-        `factor` at each boundary.
-      warmup_steps: the rate rises linearly over so many steps, from `peak / warmup_steps` at step 0 (Goyal et al.
-        2017).
-      final_fraction: in [0, 1].
-      boundaries: shares of the run, in (0, 1), rising.
-      factor: in (0, 1].
+      step: step number, in [0, total_steps).
+      total_steps: length of the run.
+      peak: learning rate after warmup.
+      name: `constant`; `cosine`, down to `final_fraction * peak` at the end (Loshchilov and Hutter 2017); `step`,
+        multiplied by `factor` at each boundary.
+      warmup_steps: length of the linear warmup, from `peak / warmup_steps` at step 0 (Goyal et al. 2017).
+      final_fraction: final rate of `cosine` as a fraction of the peak, in [0, 1].
+      boundaries: rising fractions of the run, in (0, 1).
+      factor: factor of `step`, in (0, 1].
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -46,13 +45,13 @@ def learning_rate(
 
 
 def scaled_peak(base: float, *, scaling: str, batch_size: int, reference_batch_size: int) -> float:
-    """Returns the peak learning rate for a global batch, from the rate that suits a reference batch.
+    """Returns the peak learning rate for a global batch size.
 
     Args:
-      base: the rate at `reference_batch_size`.
-      scaling: `none`; `linear` (Goyal et al. 2017: SGD); `sqrt` (You et al. 2020: adaptive methods).
-      batch_size: images of the global batch.
-      reference_batch_size: images.
+      base: peak learning rate at `reference_batch_size`.
+      scaling: `none`; `linear` (Goyal et al. 2017, for SGD); `sqrt` (You et al. 2020, for adaptive optimizers).
+      batch_size: global batch size in images.
+      reference_batch_size: batch size in images that `base` was chosen for.
     """
     ratio = batch_size / reference_batch_size
     return base * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]

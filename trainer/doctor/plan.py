@@ -42,7 +42,7 @@ def check_plan(
         findings.append(failed("resume", resume["problem"], of_all=True))
     elif resume and resume["step"] is not None:
         findings.append(ok("resume", f"{workdir} goes on from step {resume['step']}", of_all=True))
-        config = configs.with_choices_of(config, resume["choices"])
+        config = configs.with_recorded_choices(config, resume["choices"])
     elif resume:
         findings.append(ok("resume", f"no checkpoint in {workdir}: a new run", of_all=True))
     return [*findings, _check_config(config, gathered, worker_group, num_images)]

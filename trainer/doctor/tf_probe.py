@@ -206,7 +206,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
             _, metadata = checkpoint
             found["step"] = metadata["step"]
             found["choices"] = {field: metadata["config"][field] for field in configs.AUTOMATIC}
-            config = configs.with_choices_of(setup.config, metadata["config"])
+            config = configs.with_recorded_choices(setup.config, metadata["config"])
             if setup.data:
                 check_same_run(metadata, config, open_dataset(setup.data), run)
     except (ConvoyError, OSError) as error:

@@ -26,7 +26,7 @@ from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.session.runtime import slices_of
 from convoy.trainer.step import metrics
 from convoy.trainer.step.state import TrainState
-from convoy.trainer.step.step import cross_entropy
+from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.tf_compat.internals import iterate
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices

@@ -1,10 +1,10 @@
-"""The models by name: three built-ins, everything in `keras.applications`, and a function in a file. All return logits.
+"""Builds models by name: three built-in ones, `keras.applications`, and functions in users' files.
 
     built = build_model("baseline_cnn", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
 
-Models are written in Keras' own layers, then rebuilt with the fast ones of `convoy.trainer.tf_compat.layers`. Their layers are named
-explicitly, because checkpoints are keyed by the paths of variables.
+All models return logits. They are written in Keras' own layers, then rebuilt with the faster ones of
+`convoy.trainer.tf_compat.layers`. Layers are named explicitly, because checkpoints are keyed by variable paths.
 """
 
 import dataclasses
@@ -23,19 +23,24 @@ from convoy.trainer.tf_compat.layers import with_fast_layers
 
 _BUILT_IN = {"baseline_cnn": baseline_cnn, "convnet": convnet, "resnet": resnet}
 _APPLICATIONS = "keras_applications:"
-_TAKEN_BY = {option: ("resnet",) for option in ("depth", "width", "stochastic_depth")} | {
-    option: ("convnet", "resnet") for option in ("dropout", "instance_norm")
+# The models that have each option.
+_OPTIONS = {
+    "depth": ("resnet",),
+    "width": ("resnet",),
+    "stochastic_depth": ("resnet",),
+    "dropout": ("convnet", "resnet"),
+    "instance_norm": ("convnet", "resnet"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelBundle:
-    """A model and the scaling its input wants.
+    """A model and the scaling of its input.
 
     Attributes:
-      model: maps [batch, size, size, 3] of the compute dtype to logits [batch, num_classes].
-      scale_pixels: maps float pixels in [0, 255] to what the model takes.
-      loaded: what a weights file gave, in words; empty where all weights are random.
+      model: maps images [batch, size, size, 3] in the compute dtype to logits [batch, num_classes].
+      scale_pixels: maps float pixels in [0, 255] to the range that the model expects.
+      loaded: how many weights came from a weights file, as text; empty without a file.
     """
 
     model: keras.Model
@@ -55,24 +60,24 @@ def build_model(
     stochastic_depth: float = 0.0,
     instance_norm: str = "auto",
 ) -> ModelBundle:
-    """Builds a model with random weights, or with those of a file.
+    """Builds a model with random weights, or with weights from a file.
 
     Args:
-      name: `baseline_cnn`, `convnet`, `resnet`, `keras_applications:NAME` (for example `keras_applications:ResNet50`), or
-        `FILE.py:FUNCTION`, a function of `num_classes` and `image_size` that returns a Keras model; it sees pixels in
-        [0, 1] and returns logits.
+      name: `baseline_cnn`, `convnet`, `resnet`, `keras_applications:NAME` (such as `keras_applications:ResNet50`), or
+        `FILE.py:FUNCTION`, a function of `num_classes` and `image_size` that returns a Keras model from pixels in
+        [0, 1] to logits.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
-      weights: a file of weights of this architecture (`pretrained.load_pretrained`); random where empty.
-      dropout: rate before the last layer of `convnet` and `resnet`, in [0, 1); the model's own where negative.
-      depth: of `resnet`; its own where 0.
-      width: of `resnet`; its own where 0.
-      stochastic_depth: of `resnet`, in [0, 1).
-      instance_norm: of `convnet` and `resnet`: `on`, `off`, or the model's own with `auto`.
+      weights: file with weights of this architecture (`pretrained.load_pretrained`); empty: random weights.
+      dropout: rate before the last layer of `convnet` and `resnet`, in [0, 1); negative: the model's default.
+      depth: number of layers of `resnet`; 0: its default.
+      width: channels of the first stage of `resnet`; 0: its default.
+      stochastic_depth: drop rate of the last block of `resnet`, in [0, 1).
+      instance_norm: `on`, `off` or `auto` (the model's default), for `convnet` and `resnet`.
 
     Raises:
-      UsageError: no such model, an option that it does not have, or an image too small for it.
-      DataError: the weights file is missing or fits another model.
+      UsageError: unknown model, an option that it does not have, or images too small for it.
+      DataError: the weights file is missing, damaged or for another model.
     """
     given = {
         "depth": depth or None,
@@ -83,10 +88,10 @@ def build_model(
     }
     options = {option: value for option, value in given.items() if value is not None}
     for option, value in options.items():
-        if name not in _TAKEN_BY[option]:
+        if name not in _OPTIONS[option]:
             raise UsageError(
-                f"config.model.{option}={value}: only {' and '.join(_TAKEN_BY[option])} can have it. Leave it out, or "
-                f"give --config.model.name={_TAKEN_BY[option][-1]}."
+                f"config.model.{option}={value}: model {name!r} has no such option. Remove it, or set "
+                f"config.model.name to {' or '.join(_OPTIONS[option])}."
             )
     if "instance_norm" in options:
         options["instance_norm"] = options["instance_norm"] == "on"
@@ -99,20 +104,20 @@ def build_model(
             model, scale_pixels = _BUILT_IN[name](num_classes, image_size, **options), _unit_scale
         else:
             raise UsageError(
-                f"config.model.name={name!r} is no known model{did_you_mean(name, _BUILT_IN)}. "
-                f"Known: {', '.join(_BUILT_IN)}, {_APPLICATIONS}NAME, FILE.py:FUNCTION."
+                f"config.model.name={name!r}: unknown model{did_you_mean(name, _BUILT_IN)}. "
+                f"Set one of {', '.join(_BUILT_IN)}, {_APPLICATIONS}NAME, FILE.py:FUNCTION."
             )
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"config.model.name={name!r} cannot be built for images of {image_size} pixels: {reason}"
+            f"config.model.name={name!r} cannot be built for config.image_size={image_size}: {reason}"
         ) from error
     fast = with_fast_layers(model)
     return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "")
 
 
 def supports_any_size(model: keras.Model) -> bool:
-    """Whether a model takes images of other sizes than the one it was built for."""
+    """Returns whether a model accepts images of any size, not only of the one that it was built for."""
     return getattr(model, "input_shape", (None, 0))[1] is None
 
 

@@ -1,4 +1,4 @@
-"""The published architectures in `keras.applications`, each with the scaling that it wants of its input."""
+"""The architectures of `keras.applications`, each with its input scaling."""
 
 import inspect
 import sys
@@ -6,29 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from convoy.core.errors import UsageError, did_you_mean
 
 
-def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable]:
-    """Returns an architecture with random weights, without softmax, and its scaling of float pixels in [0, 255].
+def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable[[tf.Tensor], tf.Tensor]]:
+    """Returns a randomly initialized architecture without softmax, and its scaling of float pixels in [0, 255].
 
-    Some families scale inside of the model; their function returns pixels as they are.
+    Some families scale inside the model; their function returns the pixels unchanged.
 
     Args:
-      name: of a constructor in `keras.applications`.
+      name: name of a constructor in `keras.applications`.
       num_classes: 2 or more.
-      image_size: side of the square input in pixels. Where its graph allows it, the model takes other sizes too.
+      image_size: side of the square input in pixels. The model accepts other sizes too if its graph allows it.
 
     Raises:
-      UsageError: no such architecture.
-      ValueError: an image too small for it.
+      UsageError: unknown architecture.
+      ValueError: the image is too small for it.
     """
     known = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
     if name not in known:
         raise UsageError(
-            f"config.model.name='keras_applications:{name}' is not in keras.applications{did_you_mean(name, known)}."
+            f"config.model.name='keras_applications:{name}': unknown architecture{did_you_mean(name, known)}."
         )
     model = known[name](
         weights=None,
@@ -37,16 +38,16 @@ def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Mod
         classes=num_classes,
         classifier_activation=None,
     )
-    # Each family keeps its scaling beside its constructor.
+    # Each family defines its scaling in the module of its constructor.
     preprocess = sys.modules[known[name].__module__].preprocess_input
     return _for_any_size(model), preprocess
 
 
 def _for_any_size(model: keras.Model) -> keras.Model:
-    """Returns the same layers on an input of any size; `model` itself where a layer's weights are for one size."""
-    needs_one_size = []
+    """Returns the same layers on an input of any size, or `model` itself if some weights depend on the size."""
+    needs_one_size: list[keras.Layer] = []
 
-    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (what layers take and give)
+    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (the inputs and outputs of any layer)
         outputs = layer(*inputs, **options)
         if isinstance(layer, layers.Flatten) and None in outputs.shape[1:]:
             needs_one_size.append(layer)

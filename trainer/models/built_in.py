@@ -1,48 +1,57 @@
-"""The seed's published model, and its trunk made to generalize."""
+"""The baseline CNN, and the convnet derived from it."""
 
 import keras
 from keras import layers
 
 
 def baseline_cnn(num_classes: int, image_size: int) -> keras.Model:
-    """The published 42-category model, unchanged; its softmax is part of the loss.
+    """Returns the published 42-class model, unchanged except that its softmax is part of the loss.
 
-    11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first Dense layer.
+    11,253,258 parameters at 64x64x3 and 42 classes, 98 % of them in the first dense layer.
     """
     return keras.Sequential(
         [
             layers.Input((image_size, image_size, 3)),
-            *_seed_block(1, 32),
-            *_seed_block(2, 32),
+            *_baseline_block(1, 32),
+            *_baseline_block(2, 32),
             layers.MaxPooling2D(2, name="pool1"),
             layers.Dropout(0.25, name="drop1"),
-            *_seed_block(3, 64),
+            *_baseline_block(3, 64),
             layers.Dropout(0.25, name="drop2"),
-            *_seed_block(4, 128),
+            *_baseline_block(4, 128),
             layers.MaxPooling2D(2, name="pool2"),
             layers.Dropout(0.25, name="drop3"),
             layers.Flatten(name="flatten"),
-            *_seed_dense(1, 512),
-            *_seed_dense(2, 128),
+            *_baseline_dense(1, 512),
+            *_baseline_dense(2, 128),
             layers.Dense(num_classes, name="logits"),
         ],
-        name="seed42",  # part of every variable path, and so of checkpoint keys and weights_sha256: never rename
+        name="seed42",  # part of every variable path, hence of checkpoint keys and weights_sha256: keep
     )
 
 
 def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True) -> keras.Model:
-    """The seed's trunk made to generalize.
+    """Returns a convolutional network for images of any size, derived from `baseline_cnn` to generalize better.
 
-    Convolutions without bias, normalization before ReLU, and global average pooling in place of the 11-million-weight
-    Dense. Each stage but the last halves the image; the channels grow to 256. It takes images of any size.
+    Convolutions have no bias, normalization comes before ReLU, and global average pooling replaces the dense layer of
+    11 million weights. Each stage but the last halves the image; the channels grow to 256.
 
-    With `instance_norm` the first two stages end in instance normalization: an image's own brightness, contrast and
-    tint go out there, as other cameras and places than the training images' have others (Pan et al. 2018, "Two at once:
-    enhancing learning and generalization capacities via IBN-Net"). It comes behind the pooling, where it costs a
-    quarter. All else is batch normalization.
+    With `instance_norm` the first two stages end in instance normalization, which removes brightness, contrast and tint
+    of the single image: these differ between cameras and places (Pan et al. 2018, "Two at once: enhancing learning and
+    generalization capacities via IBN-Net"). It follows the pooling, where it costs a quarter. All other normalizations
+    are batch normalization.
+
+    Args:
+      num_classes: 2 or more.
+      image_size: side in pixels of the images it is meant for, 8 or more.
+      dropout: rate before the last layer, in [0, 1).
+      instance_norm: whether the first two stages end in instance normalization.
+
+    Raises:
+      ValueError: the images are too small.
     """
     if image_size < 8:
-        raise ValueError("three stages halve them, so they need 8 or more.")
+        raise ValueError("three stages halve the image, so config.image_size must be at least 8.")
     inputs = x = layers.Input((None, None, 3))
     for stage, filters in enumerate((32, 64, 128, 256), start=1):
         x = _conv(x, filters, f"{stage}a")
@@ -60,7 +69,7 @@ def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
 
 
-def _seed_block(number: int, filters: int) -> list[keras.Layer]:
+def _baseline_block(number: int, filters: int) -> list[keras.Layer]:
     return [
         layers.Conv2D(filters, 3, name=f"conv{number}"),
         layers.Activation("relu", name=f"relu{number}"),
@@ -68,7 +77,7 @@ def _seed_block(number: int, filters: int) -> list[keras.Layer]:
     ]
 
 
-def _seed_dense(number: int, units: int) -> list[keras.Layer]:
+def _baseline_dense(number: int, units: int) -> list[keras.Layer]:
     return [
         layers.Dense(units, name=f"dense{number}"),
         layers.Activation("relu", name=f"dense{number}_relu"),

@@ -1,4 +1,4 @@
-"""A model that a function in a user's file returns: `config.model.name=FILE.py:FUNCTION`."""
+"""Models from a function in a user's file: `config.model.name=FILE.py:FUNCTION`."""
 
 import inspect
 import runpy
@@ -11,19 +11,19 @@ from convoy.core.errors import UsageError, did_you_mean
 
 
 def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
-    """Returns what the function returns, built.
+    """Calls the function and returns its model, built.
 
     Args:
-      name: `FILE.py:FUNCTION`, a function of `num_classes` and `image_size`.
+      name: `FILE.py:FUNCTION`; the function takes `num_classes` and `image_size`.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
 
     Raises:
-      UsageError: no such file or function, it fails, or its model gives no logits of so many classes.
+      UsageError: no such file or function, it fails, or its model does not return logits for `num_classes` classes.
     """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
-        raise UsageError(f"config.model.name={name!r}: there is no file {path}.")
+        raise UsageError(f"config.model.name={name!r}: file {path} does not exist.")
     try:
         namespace = runpy.run_path(path)
     except Exception as error:
@@ -35,12 +35,13 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
         )
     try:
         model = namespace[function](num_classes=num_classes, image_size=image_size)
-        outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds a model that is not yet
+        outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds subclassed models
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
     if tuple(outputs.shape) != (1, num_classes):
         raise UsageError(
-            f"config.model.name={name!r} gives {list(outputs.shape)} for one image: [1, {num_classes}] is needed."
+            f"config.model.name={name!r}: the model returns shape {list(outputs.shape)} for one image. "
+            f"Return logits of shape [1, {num_classes}]."
         )
     return model

@@ -1,11 +1,11 @@
-"""Weights of a file for a model of the same architecture, with a new head where the classes are others.
+"""Loads weights from a file into a model of the same architecture, with a new head for other classes.
 
     print(load_pretrained(model, fast, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"))
 
-Three formats: Keras' legacy `.h5` (weights or a whole model; the files published with `keras.applications`, with or
-without the top, are such), told by what is in the file, and by their names `.weights.h5` and `.keras`. Nothing in a
-file is run.
-All weights of the backbone (`head.split`) must be in it; a layer of the head gets those that fit, else it starts anew.
+Three formats: Keras' legacy `.h5` (weights or a complete model, such as the files published with `keras.applications`,
+with or without top), recognized by its content, and `.weights.h5` and `.keras`, recognized by name. No code in a file
+is executed. The file must contain all weights of the backbone (`head.split`); a layer of the head is loaded if all its
+weights fit, and keeps its random initialization otherwise.
 """
 
 import warnings
@@ -20,8 +20,9 @@ from convoy.core.errors import DataError
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.layers import all_layers
 
-# EfficientNet's published weights are for pixels divided by the square root of ImageNet's deviation once more. Keras
-# adds a layer for that, but only where it downloads them itself (tensorflow#49930); here it goes into the variance.
+# EfficientNet's published weights expect pixels that are also divided by the square root of ImageNet's standard
+# deviation. Keras adds a layer for that only if it downloads the weights itself (tensorflow#49930); here the factor
+# goes into the variance.
 _IMAGENET_MEAN, _IMAGENET_VARIANCE = (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2)
 
 
@@ -29,24 +30,24 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
     """Loads a file into `fast`.
 
     Args:
-      model: in Keras' own layers.
-      fast: the same with ours. Keras finds weights by their layers' classes, and a file may be of either.
-      path: the file.
+      model: the model in Keras' own layers.
+      fast: the same model in Convoy's layers. Keras matches weights by layer class, and a file may be from either.
+      path: the weights file.
 
     Returns:
-      How many of how many weights were loaded, in words.
+      How many weights were loaded, as text.
 
     Raises:
-      DataError: missing, damaged, of no known format, or of another architecture.
+      DataError: the file is missing, damaged, in an unknown format, or for another architecture.
     """
     name = f"config.model.weights={path!r}"
     if not Path(path).is_file():
-        raise DataError(f"{name}: no such file.")
+        raise DataError(f"{name}: the file does not exist.")
     try:
         found = [_in_order(model, path)] if _is_legacy(path) else [_by_keras(each, path) for each in (model, fast)]
     except Exception as error:  # a damaged file can make h5py, zipfile and Keras raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(f"{name} does not fit model {model.name!r}, or is damaged: {reason}.") from error
+        raise DataError(f"{name}: damaged, or does not fit model {model.name!r}: {reason}.") from error
     values = max(found, key=lambda values: sum(value is not None for value in values))
     value_of = {id(w): value for w, value in zip(fast.weights, values, strict=True) if value is not None}
     parts = split(fast)
@@ -60,8 +61,8 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
     missing = [weight.path for weight in backbone if id(weight) not in value_of]
     if missing:
         raise DataError(
-            f"{name} does not fit model {model.name!r}: {len(backbone) - len(missing)} of {len(backbone)} weights are "
-            f"in it; the first without is {missing[0]}."
+            f"{name}: does not fit model {model.name!r}: it contains {len(backbone) - len(missing)} of {len(backbone)} "
+            f"backbone weights. The first missing one is {missing[0]}."
         )
     for weight in fast.weights:
         if id(weight) in value_of:
@@ -71,9 +72,9 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
             _scale_as_published(layer)
     in_file = len(value_of) - len(backbone)
     return (
-        f"{len(backbone)} of {len(backbone)} weights from {path}"
-        + (f", and {in_file} of the head's {len(in_head)}" if head else "")
-        + ("; the others start anew" if in_file < len(in_head) else "")
+        f"{len(backbone)} of {len(backbone)} backbone weights from {path}"
+        + (f", {in_file} of {len(in_head)} head weights" if head else "")
+        + ("; the rest is random" if in_file < len(in_head) else "")
     )
 
 
@@ -85,20 +86,20 @@ def _is_legacy(path: str) -> bool:
 
 
 def _in_order(model: keras.Model, path: str) -> list[np.ndarray | None]:
-    """Returns the values for a model's weights from a legacy file, in their order; None from the first misfit on.
+    """Returns the values of a legacy file for the weights of a model, in their order; None from the first misfit on.
 
-    Such files are read by the order of layers, as Keras does: their names count up in the process that wrote them.
+    Layers are matched by order, as in Keras: their names depend on what else the writing process had built.
     """
-    value_of = {}
+    value_of: dict[int, np.ndarray] = {}
     with h5py.File(path) as file:
         group = file.get("model_weights", file)
-        of_layers = [
-            [np.asarray(group[layer][weight]) for weight in weights]
+        values_by_layer = [
+            [np.asarray(group[layer][name]) for name in names]
             for layer in _names(group, "layer_names")
-            if (weights := _names(group[layer], "weight_names"))
+            if (names := _names(group[layer], "weight_names"))
         ]
     layers = [layer for layer in model.layers if layer.weights]
-    for layer, values in zip(layers, of_layers, strict=False):
+    for layer, values in zip(layers, values_by_layer, strict=False):
         weights = [*layer.trainable_weights, *layer.non_trainable_weights]  # the order in these files
         if [tuple(weight.shape) for weight in weights] != [value.shape for value in values]:
             break
@@ -107,7 +108,7 @@ def _in_order(model: keras.Model, path: str) -> list[np.ndarray | None]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """Returns a list that HDF5 may hold in pieces: an attribute is at most 64 KiB."""
+    """Returns a list of names, which may be split over several attributes: HDF5 limits each to 64 KiB."""
     pieces = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(pieces)}" in group.attrs:
         pieces.append(f"{attribute}{len(pieces)}")
@@ -116,13 +117,13 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def _by_keras(model: keras.Model, path: str) -> list[np.ndarray | None]:
-    """Returns the values for a model's weights that Keras finds in a file; None for those that it does not."""
+    """Returns the values that Keras finds in a file for the weights of a model; None for those it does not find."""
     before = model.get_weights()
     unset = [np.full_like(value, -1 if value.dtype.kind in "iu" else np.nan) for value in before]
     try:
         model.set_weights(unset)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of each weight that is not in the file, or does not fit
+            warnings.simplefilter("ignore")  # one for each weight that is missing or does not fit
             model.load_weights(path, skip_mismatch=True)
         found = model.get_weights()
     finally:

@@ -1,16 +1,16 @@
-"""Residual networks (He et al. 2016) with the small changes that became their usual shape.
+"""Residual networks (He et al. 2016) with the modifications that have become standard.
 
     model = resnet(num_classes=42, image_size=64, depth=18, width=32, stochastic_depth=0.1)
 
-- So that no pixel is left out, a bottleneck's stride is in its 3x3 convolution ("v1.5"), and the way around a block
-  that halves the image takes means of 2x2 pixels before its 1x1 convolution (He et al. 2019, "Bag of tricks").
-- Scales of normalizations all start at 1. With each block's last at 0 (Goyal et al. 2017) a short run gets less far:
-  after 200 steps of AdamW at 32 pixels 35 % of a sample set's training images (seed 1), so 73 %.
-- Stochastic depth: in training a block is left out for an image at random, the more often the deeper (Huang et al.
-  2016).
-- What comes first follows the image's size, so that the last stage always sees at most 8x8 pixels up to 256: one 3x3
-  convolution up to 64 pixels; above, three of them, the first with stride 2 (ResNet-C); above 128, pooling with
-  stride 2 behind them. Pooling has no weights, so there are two kinds of models by weights: up to 64 pixels, and above.
+- No pixel is skipped: a bottleneck has its stride in the 3x3 convolution ("v1.5"), and the shortcut of a block that
+  halves the image averages 2x2 pixels before its 1x1 convolution (He et al. 2019, "Bag of tricks").
+- All normalization scales start at 1. With the last scale of each block at 0 (Goyal et al. 2017) short runs learn
+  more slowly: after 200 steps of AdamW at 32 pixels, 35 % instead of 73 % top-1 on the training images of the sample
+  set (seed 1).
+- Stochastic depth: in training, blocks are dropped per image at random, deeper ones more often (Huang et al. 2016).
+- The stem depends on the image size, so that the last stage sees at most 8x8 pixels for images up to 256: one 3x3
+  convolution up to 64 pixels; above, three of them, the first with stride 2 (ResNet-C); above 128, followed by pooling
+  with stride 2. Pooling has no weights, so weights differ only between images up to 64 pixels and larger ones.
 """
 
 import keras
@@ -18,11 +18,11 @@ from keras import layers
 
 from convoy.core.errors import UsageError
 
-# Depth: blocks of each of the four stages. Two convolutions a basic block, three a bottleneck, and two layers more.
+# Depth: blocks per stage. A basic block has two convolutions, a bottleneck three; stem and classifier add two layers.
 _BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 DEPTHS = tuple(sorted(_BASIC | _BOTTLENECK))
-_EXPANSION = 4  # of channels, at a bottleneck's end
+_EXPANSION = 4  # output channels of a bottleneck, as a multiple of its width
 _NORM_MOMENTUM = 0.9
 
 
@@ -37,27 +37,26 @@ def resnet(
     instance_norm: bool = False,
     classic_stem: bool = False,
 ) -> keras.Model:
-    """Returns a residual network, for images of any size.
+    """Returns a residual network for images of any size.
 
     Args:
       num_classes: 2 or more.
-      image_size: side in pixels that it is meant for; chooses what comes first.
+      image_size: side in pixels of the images it is meant for; selects the stem.
       dropout: rate before the last layer, in [0, 1).
-      depth: layers with weights on the way: one of `DEPTHS`.
-      width: channels of the first stage, an even number; each further stage has twice as many.
-      stochastic_depth: how often the last block is left out, in [0, 1); block `l` of `L` is `l / L` times as often.
-      instance_norm: whether the second stage ends in instance normalization, for images from other cameras and places
-        than the training images'. IBN-b of Pan et al. 2018 (IBN-Net) has it behind the first stage as well, where it
-        costs twice that.
-      classic_stem: whether a 7x7 convolution with stride 2 and pooling come first, as in 2016; to compare with others.
+      depth: layers with weights, without shortcuts: one of `DEPTHS`.
+      width: channels of the first stage, an even number; doubles with each stage.
+      stochastic_depth: drop rate of the last block, in [0, 1); block `l` of `L` has `l / L` times that rate.
+      instance_norm: whether the second stage ends in instance normalization, to generalize to other cameras and places.
+        IBN-b of Pan et al. 2018 (IBN-Net) also has it after the first stage, where it costs twice as much.
+      classic_stem: whether to start with a 7x7 convolution with stride 2 and pooling, as in 2016; for comparisons.
 
     Raises:
-      UsageError: another depth, or an odd width.
+      UsageError: unsupported depth, or an odd width.
     """
     if depth not in DEPTHS:
-        raise UsageError(f"config.model.depth={depth}: give one of {', '.join(map(str, DEPTHS))}.")
+        raise UsageError(f"config.model.depth={depth}: must be one of {', '.join(map(str, DEPTHS))}.")
     if width % 2 or width < 2:
-        raise UsageError(f"config.model.width={width}: give an even number, 2 or more.")
+        raise UsageError(f"config.model.width={width}: must be an even number, at least 2.")
     counts = _BASIC.get(depth) or _BOTTLENECK[depth]
     inputs = layers.Input((None, None, 3))
     x = _classic_stem(inputs, width) if classic_stem else _stem(inputs, width, image_size)
@@ -70,7 +69,7 @@ def resnet(
                 width * 2 ** (stage - 1),
                 stride=2 if stage > 1 and block == 1 else 1,
                 is_bottleneck=depth in _BOTTLENECK,
-                left_out=stochastic_depth * number / sum(counts),
+                drop_rate=stochastic_depth * number / sum(counts),
                 instance_norm=instance_norm and stage == 2 and block == count,
                 name=f"stage{stage}_block{block}",
             )
@@ -98,7 +97,7 @@ def _residual_block(
     *,
     stride: int,
     is_bottleneck: bool,
-    left_out: float,
+    drop_rate: float,
     instance_norm: bool,
     name: str,
 ) -> keras.KerasTensor:
@@ -112,12 +111,12 @@ def _residual_block(
     convolutions = [(width, 3, stride), (width, 3, 1)]
     if is_bottleneck:
         convolutions = [(width, 1, 1), (width, 3, stride), (channels, 1, 1)]
-    for number, (filters, size, its_stride) in enumerate(convolutions, start=1):
+    for number, (filters, size, conv_stride) in enumerate(convolutions, start=1):
         is_last = number == len(convolutions)
-        x = _conv_norm(x, filters, size, stride=its_stride, name=f"{name}_{number}")
+        x = _conv_norm(x, filters, size, stride=conv_stride, name=f"{name}_{number}")
         x = x if is_last else _relu(x, f"{name}_{number}")
-    if left_out:
-        x = layers.Dropout(left_out, noise_shape=(None, 1, 1, 1), name=f"{name}_left_out")(x)
+    if drop_rate:
+        x = layers.Dropout(drop_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_left_out")(x)
     x = layers.Add(name=f"{name}_add")([x, shortcut])
     x = layers.GroupNormalization(groups=-1, name=f"{name}_instance_norm")(x) if instance_norm else x
     return _relu(x, name)

@@ -15,7 +15,7 @@ from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 
@@ -92,7 +92,7 @@ def header_rows(
             else ", no validation split: nothing is evaluated while training"
         ),
         "length": length,
-        **({"images": described} if (described := sizes.described(config, plan.total_steps)) else {}),
+        **({"images": described} if (described := resolution.summary(config, plan.total_steps)) else {}),
         "devices": f"{', '.join(devices)} ({_strategy_name(strategy)})"
         + (f" on each of {worker_group.num_workers} workers" if worker_group.num_workers > 1 else ""),
         "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",

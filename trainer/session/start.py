@@ -97,7 +97,7 @@ def prepare(
         run.create(wait_seconds=_lock_wait_seconds(deadlines) if _may_be_a_restart(cluster) else 0.0)
     checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
-        config = configs.with_choices_of(config, checkpoint[1]["config"])
+        config = configs.with_recorded_choices(config, checkpoint[1]["config"])
         check_same_run(checkpoint[1], config, dataset, run)
     with _deadline(deadlines.startup if cluster else 0.0):
         if config.deterministic:
@@ -117,7 +117,7 @@ def prepare(
         to_build = config.copy_and_resolve_references()
         to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
         runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
-        config = configs.with_choices_of(
+        config = configs.with_recorded_choices(
             config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
         )
         if worker_group.is_chief:

@@ -1,1 +1,1 @@
-"""The training step: forward and backward passes, reduction, update, and the state they change."""
+"""The training step: forward and backward pass, reduction, update, and the state that it changes."""

@@ -1,7 +1,7 @@
-"""Quality as sums that add up: over a batch, over devices, over a split. Each image counts once, with its weight.
+"""Quality metrics from additive sums, over a batch, over devices or over a split.
 
-A device adds `batch_sums(...)`, one float32 vector; `summarize` turns the total into the numbers that are shown.
-Training and validation go through the same two functions, so their curves mean the same.
+A device adds up `batch_sums(...)`, one float32 vector per batch; `summarize` computes the metrics from the total.
+Training and validation use the same two functions, so their curves are comparable.
 """
 
 import math
@@ -13,18 +13,18 @@ from convoy.core.thresholds import CALIBRATION_BINS
 
 
 def sums_size(num_classes: int) -> int:
-    """Returns the length of the vector that `batch_sums` makes."""
+    """Returns the length of the vector that `batch_sums` returns."""
     return 4 + 3 * num_classes + 3 * CALIBRATION_BINS
 
 
 def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns what a batch adds to every quality metric.
+    """Returns the contribution of a batch to all quality metrics.
 
     Args:
       logits: [batch, num_classes] float32.
       labels: [batch] int32 in [0, num_classes).
       losses: [batch] float32, in nats.
-      weights: [batch] float32: 1 for an image that counts, 0 for padding; all ones where left out.
+      weights: [batch] float32: 1 for an image, 0 for padding; all ones by default.
 
     Returns:
       [sums_size(num_classes)] float32: loss, top-1 hits, top-5 hits, images; per class true positives, predictions,
@@ -35,7 +35,7 @@ def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights:
     predicted = tf.argmax(logits, -1, output_type=tf.int32)
     hits = weights * tf.cast(predicted == labels, tf.float32)
     label_logits = tf.gather(logits, labels, batch_dims=1)
-    # An image's rank counts the classes scored above its own, and ties before it, as argmax breaks them.
+    # Ties go to the lower class number, as in argmax.
     above = tf.reduce_sum(tf.cast(logits > label_logits[:, tf.newaxis], tf.int32), -1)
     ties = (logits == label_logits[:, tf.newaxis]) & (tf.range(num_classes)[tf.newaxis] < labels[:, tf.newaxis])
     top5_hits = weights * tf.cast(above + tf.reduce_sum(tf.cast(ties, tf.int32), -1) < 5, tf.float32)
@@ -49,24 +49,24 @@ def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights:
     def per_bin(values: tf.Tensor) -> tf.Tensor:
         return tf.linalg.matvec(tf.one_hot(bins, CALIBRATION_BINS, axis=0), values)
 
-    counted_losses = tf.where(weights > 0, losses * weights, 0.0)  # padding may hold anything, NaN included
+    counted_losses = tf.where(weights > 0, losses * weights, 0.0)  # losses of padding may be NaN
     scalars = [tf.reduce_sum(values) for values in (counted_losses, hits, top5_hits, weights)]
     classes = [per_class(hits, labels), per_class(weights, predicted), per_class(weights, labels)]
     return tf.concat([tf.stack(scalars), *classes, per_bin(weights), per_bin(confidence * weights), per_bin(hits)], 0)
 
 
 def summarize(sums: np.ndarray) -> dict[str, float]:
-    """Returns the quality metrics of everything that was summed.
+    """Returns the quality metrics of all summed batches.
 
     Args:
-      sums: [sums_size(num_classes)] the total, float64 preferred.
+      sums: [sums_size(num_classes)] total, preferably float64.
 
     Returns:
-      `loss` in nats; `top1`, `top5`, `macro_f1` (mean over the classes that occur, as images or predictions) and
+      `loss` in nats; `top1`, `top5`, `macro_f1` (mean over the classes with images or predictions) and
       `ece` (expected calibration error over 15 equal bins, Guo et al. 2017), each in [0, 1].
 
     Raises:
-      ValueError: nothing was summed.
+      ValueError: the sums contain no image.
     """
     sums = np.asarray(sums, np.float64)
     loss, hits, top5_hits, images = sums[:4]
@@ -87,5 +87,5 @@ def summarize(sums: np.ndarray) -> dict[str, float]:
 
 
 def image_count(sums: np.ndarray) -> float:
-    """Returns how many images were summed."""
+    """Returns the number of images in the sums."""
     return float(sums[3])

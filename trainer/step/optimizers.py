@@ -1,15 +1,15 @@
-"""Optimizers as pure formulas, applied once a step to reduced gradients.
+"""Optimizers as pure functions, applied once per step to reduced gradients.
 
-Keras' optimizers cannot run here: under `tf.distribute` they reduce, clip and check gradients a replica at a time, and
-`stateless_apply` is refused on TensorFlow. These are the same formulas (`tests/trainer/test_optimizers.py` holds each
-against Keras' own over several steps), as functions of values:
+Keras' optimizers cannot be used here: under `tf.distribute` they reduce, clip and check gradients per replica, and
+their `stateless_apply` does not support TensorFlow. These are the same formulas, as functions of values
+(`tests/trainer/test_optimizers.py` compares each with Keras over several steps):
 
     optimizer = make_optimizer("adam", beta_1=0.9)
     slots = {slot: zeros for slot in optimizer.slots}
     weight, slots = optimizer.formula(weight, slots, gradient, learning_rate, step)
 
-On a GPU the formulas of all weights compile into one XLA program. On a CPU Adam, AdamW and SGD run in place through
-TensorFlow's fused kernels, which take a third of the time (`optimizer.in_place`).
+On a GPU the formulas of all weights compile into one XLA program. On a CPU, Adam, AdamW and SGD run in place through
+TensorFlow's fused kernels, in a third of the time (`optimizer.in_place`).
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ InPlace = Callable[[tf.Variable, dict[str, tf.Variable], tf.Tensor, tf.Tensor, t
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer.
+    """An optimizer.
 
     Attributes:
-      name: as in `config.optimizer.name`.
-      slots: the names of the state it keeps for each weight, float32, zero at the start, in the weight's shape.
+      name: value of `config.optimizer.name`.
+      slots: names of the state of each weight: float32, in the weight's shape, initially zero.
       formula: `(weight, slots, gradient, learning_rate, step, decays) -> (weight, slots)` on float32 values. `step`
-        is a float32 scalar, 1 at the first update; `decays` says whether weight decay applies to this weight.
-      in_place: the same on variables, through a fused kernel; None where TensorFlow has none.
+        is a float32 scalar, 1 at the first update; `decays` is whether weight decay applies to this weight.
+      in_place: the same on variables, through a fused kernel; None if TensorFlow has no such kernel.
     """
 
     name: str
@@ -53,22 +53,22 @@ def make_optimizer(
     weight_decay: float = 0.0,
     trust_coefficient: float = 0.001,
 ) -> Optimizer:
-    """Returns the optimizer of that name.
+    """Returns the optimizer called `name`.
 
     Args:
-      name: `adam` (Kingma and Ba 2015), `adamw` (Loshchilov and Hutter 2019), `sgd` (with momentum, Nesterov's by
-        default), `lamb` (You et al. 2020) or `lars` (You et al. 2017).
+      name: `adam` (Kingma and Ba 2015), `adamw` (Loshchilov and Hutter 2019), `sgd` (with Nesterov momentum
+        by default), `lamb` (You et al. 2020) or `lars` (You et al. 2017).
       beta_1: decay of the first moment, in [0, 1); adam, adamw, lamb.
       beta_2: decay of the second moment, in [0, 1); adam, adamw, lamb.
       epsilon: added to the denominator, above 0; adam, adamw, lamb.
       momentum: in [0, 1); sgd, lars.
-      nesterov: whether sgd looks ahead.
-      weight_decay: decoupled (times the learning rate) for adamw, sgd and lamb; added to the gradient for lars; 0 or
-        more.
-      trust_coefficient: lars' ratio of step to weight norm, above 0.
+      nesterov: whether sgd uses Nesterov momentum.
+      weight_decay: 0 or more; decoupled (multiplied by the learning rate) for adamw, sgd and lamb; added to the
+        gradient for lars.
+      trust_coefficient: ratio of step norm to weight norm in lars, above 0.
 
     Raises:
-      UsageError: no optimizer of that name.
+      UsageError: unknown optimizer.
     """
     moments = ("momentum", "velocity")
     adam_options = (beta_1, beta_2, epsilon)
@@ -88,8 +88,8 @@ def make_optimizer(
     }
     if name not in optimizers:
         raise UsageError(
-            f"config.optimizer.name={name!r} is no known optimizer{did_you_mean(name, optimizers)}. "
-            f"Known: {', '.join(optimizers)}."
+            f"config.optimizer.name={name!r}: unknown optimizer{did_you_mean(name, optimizers)}. "
+            f"Set one of {', '.join(optimizers)}."
         )
     return optimizers[name]()
 
@@ -169,7 +169,7 @@ def _lamb(beta_1: float, beta_2: float, epsilon: float, weight_decay: float) -> 
         update = (momentum / (1.0 - tf.pow(beta_1, step))) / (
             tf.sqrt(velocity / (1.0 - tf.pow(beta_2, step))) + epsilon
         )
-        # Keras decays before the update and outside the trust ratio; so do we, to be the same optimizer.
+        # As in Keras, decay comes before the update and outside the trust ratio.
         weight = _decay(weight, learning_rate, weight_decay, decays)
         weight -= _trust_ratio(tf.norm(weight), tf.norm(update)) * learning_rate * update
         return weight, {"momentum": momentum, "velocity": velocity}
@@ -181,7 +181,7 @@ def _lars(momentum: float, weight_decay: float, trust_coefficient: float) -> For
     def formula(weight, slots, gradient, learning_rate, step, decays):  # noqa: ANN001
         del step
         ratio = 1.0
-        if decays:  # biases and norms take plain momentum, as in the authors' code
+        if decays:  # biases and normalizations use plain momentum, as in the authors' code
             gradient_norm = tf.norm(gradient) + weight_decay * tf.norm(weight)
             ratio = _trust_ratio(trust_coefficient * tf.norm(weight), gradient_norm)
             gradient += weight_decay * weight
@@ -197,8 +197,8 @@ def _trust_ratio(weight_norm: tf.Tensor, update_norm: tf.Tensor) -> tf.Tensor:
 
 
 def decays_weight(shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies: to kernels, not to biases and the scales and offsets of normalizations.
+    """Returns whether weight decay applies to a weight: to kernels, but not to biases and normalizations.
 
-    Those are the weights of at most one dimension (He et al. 2019, "Bag of tricks", section 3.1).
+    The latter are the weights with at most one dimension (He et al. 2019, "Bag of tricks", section 3.1).
     """
     return len(shape) > 1

@@ -1,13 +1,13 @@
-"""Sums over virtual replicas: one packed reduction a step, in an order that does not depend on who holds what.
+"""Deterministic sums over virtual replicas: one packed reduction per step, in an order independent of the devices.
 
 The terms of a run's `V` virtual replicas are summed along one fixed binary tree: its nodes are the aligned blocks `[i
-* 2**k, (i + 1) * 2**k)`, cut off at `V`. A device sums the largest aligned blocks inside its own slice; those few
-partial sums meet in the reduction, where the rest of the tree is climbed. So any number of devices that divides `V`
-adds the same pairs in the same order, and the result is the same to the last bit.
+* 2**k, (i + 1) * 2**k)`, cut off at `V`. A device sums the largest aligned blocks in its own slice; the reduction
+combines these partial sums along the rest of the tree. Any number of devices that divides `V` therefore adds the same
+pairs in the same order, and the result is bit-identical.
 
-Devices of one process read each other's sums in place. Between processes each device adds one chunk of all sums and
-sends it to the others, which is as much traffic as an `all_reduce`. Where order does not matter
-(`deterministic=False`), processes, and GPUs, reduce with one `all_reduce` instead.
+Devices of one process read each other's sums in place. Between processes, each device adds one chunk of all sums and
+sends it to the others, which causes as much traffic as an `all_reduce`. Where the order does not matter
+(`deterministic=False`), processes and GPUs use one `all_reduce` instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.tf_compat.internals import all_gather, all_to_all
 
 Terms = list[tf.Tensor]
-Block = tuple[int, int]  # (first virtual replica, how many: a power of two)
+Block = tuple[int, int]  # (first virtual replica, number of virtual replicas: a power of two)
 
-# Up to so many virtual replicas on a device the graph holds each; above, it loops, so that it does not grow with them.
+# Largest block that is unrolled in the graph; larger ones run in a loop, so that the graph does not grow with them.
 _UNROLLED = 4
 
 
 def aligned_blocks(start: int, stop: int) -> list[Block]:
-    """Returns the largest aligned power-of-two blocks that make up `[start, stop)`, in order."""
-    blocks = []
+    """Returns the largest aligned power-of-two blocks that cover `[start, stop)`, in order."""
+    blocks: list[Block] = []
     while start < stop:
         size = (start & -start) if start else 1 << (stop - start).bit_length()
         while start + size > stop:
@@ -36,12 +36,12 @@ def aligned_blocks(start: int, stop: int) -> list[Block]:
     return blocks
 
 
-def climb(blocks: dict[Block, Terms], total: int) -> Terms:
-    """Sums blocks that together make up `[0, total)` along the fixed tree.
+def combine_blocks(blocks: dict[Block, Terms], total: int) -> Terms:
+    """Returns the sum of blocks that cover `[0, total)`, along the fixed tree.
 
     Args:
-      blocks: the sum of each block's terms; every value a list of tensors of the same shapes.
-      total: how many virtual replicas there are.
+      blocks: sum of the terms of each block; all values are lists of tensors of the same shapes.
+      total: number of virtual replicas.
     """
 
     def node(start: int, size: int) -> Terms:
@@ -55,22 +55,22 @@ def climb(blocks: dict[Block, Terms], total: int) -> Terms:
 
 
 def add(left: Terms, right: Terms) -> Terms:
-    """Returns the sum, tensor by tensor."""
+    """Returns the elementwise sums of two lists of tensors."""
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Terms:
-    """Returns the sum of `term(v)` for the virtual replicas of one aligned block, one after another, along the tree.
+    """Returns the sum of `term(v)` over the virtual replicas of one aligned block, computed in turn, along the tree.
 
     Args:
-      term: computes the terms of one virtual replica, given its number as an int32 scalar.
-      start: the first one.
-      size: how many, a power of two.
+      term: computes the terms of one virtual replica from its number, an int32 scalar.
+      start: first virtual replica.
+      size: number of virtual replicas, a power of two.
     """
     if size <= _UNROLLED:
         return _sum_unrolled(term, start, size)
-    # A binary counter: `partial[k]` holds the sum of 2**k terms while bit k of the number of finished terms is set.
-    # One more term carries through the lowest set bits, just as the tree pairs them.
+    # A binary counter: `partial[k]` is the sum of 2**k terms while bit k of the number of finished terms is set.
+    # Another term carries through the lowest set bits, which is how the tree pairs them.
     levels = size.bit_length()
     carries = tf.constant([_lowest_clear_bit(finished) for finished in range(size)])
 
@@ -84,7 +84,7 @@ def sum_block(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> Term
         branches = [lambda k=k: carry_through(k, partial, value) for k in range(levels)]
         return finished + 1, tf.switch_case(carries[finished], branches)
 
-    # The first term, outside the loop, tells the shapes.
+    # Outside the loop, because the loop variables need the shapes of the terms.
     first = term(tf.constant(start))
     zeros = [[tf.zeros_like(t) for t in first] for _ in range(levels - 1)]
     _, partial = tf.while_loop(
@@ -104,8 +104,8 @@ def _sum_unrolled(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> 
     sums: dict[Block, Terms] = {}
     previous: Terms = []
     for v in range(start, start + size):
-        # One after another, so that one set of activations lives at a time. The control edges reach the number alone:
-        # what a term makes of values that all terms share, such as a weight's cast, is then computed once for all.
+        # In turn, so that only one set of activations is in memory at a time. The control edges apply to the number
+        # only: what all terms compute from shared values, such as the cast of a weight, is then computed once.
         with tf.control_dependencies(previous):
             number = tf.identity(v)
         sums[v, 1] = previous = term(number)
@@ -118,37 +118,36 @@ def _sum_unrolled(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> 
 def reduce_over_virtual_replicas(
     term: Callable[[tf.Tensor], Terms], *, virtual_replicas: int, deterministic: bool, bfloat16_terms: int = 0
 ) -> Terms:
-    """Returns the sum of `term(v)` over all virtual replicas, the same on every device. Called in replica context.
+    """Returns the sum of `term(v)` over all virtual replicas, the same on every device. Call it in replica context.
 
     Args:
-      term: float32 tensors of one virtual replica, given its number.
-      virtual_replicas: V, divisible by the number of replicas.
-      deterministic: whether the order of every addition is fixed.
-      bfloat16_terms: how many of the first tensors devices send each other, and add, in bfloat16, with half the
-        traffic; 0 where `deterministic`.
+      term: computes the float32 terms of one virtual replica from its number, an int32 scalar.
+      virtual_replicas: number of virtual replicas, V, divisible by the number of replicas.
+      deterministic: whether the order of all additions is fixed.
+      bfloat16_terms: number of leading tensors that devices exchange and add in bfloat16, with half the traffic.
 
     Raises:
-      ValueError: `bfloat16_terms` where `deterministic`: those sums depend on the number of devices.
+      ValueError: `deterministic` with `bfloat16_terms`: such sums depend on the number of devices.
     """
     if deterministic and bfloat16_terms:
-        raise ValueError("A deterministic reduction in bfloat16.")
+        raise ValueError(f"bfloat16_terms={bfloat16_terms} with deterministic=True: set one of them to 0 or False.")
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
     share = virtual_replicas // replicas
-    own = [aligned_blocks(r * share, (r + 1) * share) for r in range(replicas)]
+    blocks_of = [aligned_blocks(r * share, (r + 1) * share) for r in range(replicas)]
     replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
-    sums = [sum_block(term, *block) for block in own[replica]]
+    sums = [sum_block(term, *block) for block in blocks_of[replica]]
     if replicas == 1:
-        return climb(dict(zip(own[0], sums, strict=True)), virtual_replicas)
+        return combine_blocks(dict(zip(blocks_of[0], sums, strict=True)), virtual_replicas)
     in_one_process = len(context.strategy.extended.worker_devices) == replicas
     on_gpu = runs_on_gpu(context.strategy)
-    # Without GPUs a collective copies what the other device can read in place, and takes three times as long.
+    # Without GPUs a collective copies what other devices could read in place, and takes three times as long.
     if in_one_process and not bfloat16_terms and (deterministic or not on_gpu):
-        return _add_on_devices(context, sums, own, virtual_replicas, cut=on_gpu)
-    one_each = all(len(blocks) == 1 for blocks in own)
-    if not deterministic or (replicas == 2 and one_each):  # the sum of two is the same in either order
+        return _add_on_devices(context, sums, blocks_of, virtual_replicas, cut=on_gpu)
+    one_block_each = all(len(blocks) == 1 for blocks in blocks_of)
+    if not deterministic or (replicas == 2 and one_block_each):  # the sum of two does not depend on their order
         return _all_reduce(context, _add_all(sums), bfloat16_terms)
-    return _exchange_chunks(context, sums, own, virtual_replicas)
+    return _exchange_chunks(context, sums, blocks_of, virtual_replicas)
 
 
 def _add_all(sums: Sequence[Terms]) -> Terms:
@@ -163,9 +162,9 @@ def _all_reduce(context: tf.distribute.ReplicaContext, terms: Terms, bfloat16_te
     total: Terms = []
     for values in (narrow, terms[bfloat16_terms:]):  # a packed reduction has one dtype
         if values:
-            # All in one pack: `bytes_per_pack` stays 0. With packs of 1 to 64 MiB the reduction and the whole step take
-            # as long. There is nothing to send beside: XLA gives all gradients at once, a CPU's cores are busy; and a
-            # tensor larger than a pack, such as a dense kernel, is not cut.
+            # All in one pack: `bytes_per_pack` stays 0. With packs of 1 to 64 MiB neither the reduction nor the step is
+            # faster. There is nothing to overlap with: XLA returns all gradients at once, and CPU cores are busy.
+            # Tensors larger than a pack, such as dense kernels, are not split anyway.
             total += context.all_reduce(tf.distribute.ReduceOp.SUM, values)
     return [tf.cast(value, tf.float32) for value in total]
 
@@ -173,33 +172,35 @@ def _all_reduce(context: tf.distribute.ReplicaContext, terms: Terms, bfloat16_te
 def _add_on_devices(
     context: tf.distribute.ReplicaContext,
     sums: list[Terms],
-    own: list[list[Block]],
+    blocks_of: list[list[Block]],
     virtual_replicas: int,
     *,
     cut: bool,
 ) -> Terms:
-    """Climbs the tree where the devices of one process read each other's sums, without a collective.
+    """Combines the blocks of the devices of one process, which read each other's sums, without a collective.
 
     Args:
-      cut: whether tensors larger than a device's even share are cut, so that all devices send, receive and add about
-        as much as in a ring. CPU devices share memory and cores: cutting costs them a copy and gains nothing.
+      cut: whether to split tensors larger than an even share per device, so that all devices send, receive and add
+        about as much as in a ring. CPU devices share memory and cores: splitting costs them a copy and gains nothing.
     """
-    longest = -(-sum(value.shape.num_elements() for value in sums[0]) // len(own)) if cut else None
-    held = [[_cut(value, longest) for value in terms] for terms in sums]  # [blocks][tensors][pieces]
-    # `merge_call` takes as many of every device; the repeated ones are not looked at.
-    held += [held[-1]] * (max(map(len, own)) - len(held))
+    longest = -(-sum(value.shape.num_elements() for value in sums[0]) // len(blocks_of)) if cut else None
+    pieces_of = [[_cut(value, longest) for value in terms] for terms in sums]  # [blocks][tensors][pieces]
+    # `merge_call` needs equally many from every device; the padding is ignored.
+    pieces_of += [pieces_of[-1]] * (max(map(len, blocks_of)) - len(pieces_of))
 
-    def climb_each(strategy: tf.distribute.Strategy, held: list) -> list:
+    def combine_each(strategy: tf.distribute.Strategy, pieces_of: list[list[list[tf.Tensor]]]) -> list[Terms]:
         devices = strategy.extended.worker_devices
         total: Terms = []
-        for number, pieces in enumerate(zip(*map(tf.nest.flatten, held), strict=True)):
-            of_device = [strategy.experimental_local_results(piece) for piece in pieces]
+        for number, pieces in enumerate(zip(*map(tf.nest.flatten, pieces_of), strict=True)):
+            by_device = [strategy.experimental_local_results(piece) for piece in pieces]
             with tf.device(devices[number % len(devices)]):
-                blocks = {block: [of_device[k][r]] for r, blocks in enumerate(own) for k, block in enumerate(blocks)}
-                total += climb(blocks, virtual_replicas)
-        return tf.nest.pack_sequence_as(held[0], total)
+                block_sums = {
+                    block: [by_device[k][r]] for r, blocks in enumerate(blocks_of) for k, block in enumerate(blocks)
+                }
+                total += combine_blocks(block_sums, virtual_replicas)
+        return tf.nest.pack_sequence_as(pieces_of[0], total)
 
-    total = context.merge_call(climb_each, args=(held,))
+    total = context.merge_call(combine_each, args=(pieces_of,))
     return [_join(pieces, value.shape) for pieces, value in zip(total, sums[0], strict=True)]
 
 
@@ -211,18 +212,18 @@ def _cut(value: tf.Tensor, longest: int | None) -> list[tf.Tensor]:
 
 
 def _join(pieces: list[tf.Tensor], shape: tf.TensorShape) -> tf.Tensor:
-    # The identity makes it this replica's own value; on a CPU it copies nothing.
+    # The identity makes it a value of this replica; on a CPU it does not copy.
     return tf.identity(pieces[0]) if len(pieces) == 1 else tf.reshape(tf.concat(pieces, 0), shape)
 
 
 def _exchange_chunks(
-    context: tf.distribute.ReplicaContext, sums: list[Terms], own: list[list[Block]], virtual_replicas: int
+    context: tf.distribute.ReplicaContext, sums: list[Terms], blocks_of: list[list[Block]], virtual_replicas: int
 ) -> Terms:
-    """Climbs the tree where processes send each other as much as in a ring: 2 (R - 1) / R of the values.
+    """Combines the blocks of several processes with the traffic of a ring: 2 (R - 1) / R of the values.
 
-    Device `r` receives the `r`-th chunk of every device's sums and adds those; then all gather the chunks.
+    Device `r` receives the `r`-th chunk of all sums and adds them; then all devices gather the chunks.
     """
-    replicas = len(own)
+    replicas = len(blocks_of)
     shapes = [value.shape for value in sums[0]]
     sizes = [shape.num_elements() for shape in shapes]
     width = -(-sum(sizes) // replicas)
@@ -233,10 +234,10 @@ def _exchange_chunks(
         )
         for terms in sums
     ]
-    # Every device sends as many; the repeated ones are not looked at.
-    rows += [rows[-1]] * (max(map(len, own)) - len(rows))
-    received = all_to_all(context, tf.stack(rows, 1))  # [replicas, most, width] float32
-    blocks = {block: [received[r, k]] for r, blocks in enumerate(own) for k, block in enumerate(blocks)}
-    gathered = all_gather(context, climb(blocks, virtual_replicas)[0])  # [replicas * width]
+    # Every device must send equally many rows; the padding is ignored.
+    rows += [rows[-1]] * (max(map(len, blocks_of)) - len(rows))
+    received = all_to_all(context, tf.stack(rows, 1))  # [replicas, rows, width] float32
+    chunks = {block: [received[r, k]] for r, blocks in enumerate(blocks_of) for k, block in enumerate(blocks)}
+    gathered = all_gather(context, combine_blocks(chunks, virtual_replicas)[0])  # [replicas * width]
     parts = tf.split(gathered, [*sizes, padding])
     return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=False)]

@@ -1,4 +1,4 @@
-"""All that changes while a run trains, in one place, each value under a name that does not depend on the hardware."""
+"""The training state: all variables that training changes, under names that do not depend on the hardware."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,20 @@ _MODEL = "model/"
 
 
 class TrainState:
-    """The model's variables, the optimizer's slots, the weights' moving average, the loss scale, on every device.
+    """Model variables, optimizer slots, moving average of the weights, and loss scale, on every device.
 
-    Dropout's seed states are no part of it: the step derives them from `(seed, step, virtual replica, layer)`.
+    The seed states of dropout are excluded: the step derives them from `(seed, step, virtual replica, layer)`.
 
     Attributes:
-      weights: the model's trainable variables.
-      statistics: its other variables, without seed states: batch norm's moving averages.
-      slots: by slot name, a list beside `weights`.
-      averages: the moving average of `weights`, or empty.
-      loss_scale: what the loss is multiplied by; stays 1 except in float16.
+      model: the model.
+      strategy: the strategy that the variables were created under.
+      weights: trainable variables of the model.
+      statistics: other variables of the model, without seed states: the moving averages of batch norm.
+      slots: for each slot name, one variable per weight.
+      averages: moving average of each weight, or empty.
+      loss_scale: factor of the loss; 1 except in float16.
       good_steps: updates since the loss scale last changed.
-      step: updates done.
+      step: number of completed steps.
     """
 
     def __init__(
@@ -40,10 +42,17 @@ class TrainState:
         average_weights: bool = False,
         float16: bool = False,
     ):
-        """Makes the variables. `model` must have been built in the strategy's scope.
+        """Creates the variables.
+
+        Args:
+          model: a model built in the scope of `strategy`.
+          optimizer: defines the slots.
+          strategy: where the variables live.
+          average_weights: whether to keep a moving average of the weights.
+          float16: whether the loss is scaled.
 
         Raises:
-          DataError: two variables of the model have the same path.
+          DataError: several variables of the model have the same path.
         """
         self.model = model
         self.strategy = strategy
@@ -59,48 +68,52 @@ class TrainState:
             self.loss_scale = tf.Variable(_INITIAL_FLOAT16_LOSS_SCALE if float16 else 1.0, trainable=False)
             self.good_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
         paths = [v.path for v in self.model_variables]
-        repeated = {path for path in paths if paths.count(path) > 1}
+        repeated = sorted({path for path in paths if paths.count(path) > 1})
         if repeated:
             raise DataError(
-                f"model {model.name!r} has several variables at {sorted(repeated)[0]!r}: name its layers apart."
+                f"model {model.name!r} has several variables at {repeated[0]!r}: give its layers unique names."
             )
 
     @property
     def model_variables(self) -> list[keras.Variable]:
-        """Every variable of the model that training changes."""
+        """All variables of the model that training changes."""
         return [*self.weights, *self.statistics]
 
     @property
     def evaluated_weights(self) -> list[tf.Variable]:
-        """The weights to evaluate with: their moving average where there is one."""
+        """The weights for evaluation: their moving average if there is one."""
         return self.averages or [w.value for w in self.weights]
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """Returns every variable by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
+        """Returns all variables by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
         named = {f"{_MODEL}{v.path}": v.value for v in self.model_variables}
         for slot, variables in self.slots.items():
             named |= {f"optimizer/{slot}/{w.path}": v for w, v in zip(self.weights, variables, strict=True)}
-        named |= {f"average/{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (none, or one each)
+        named |= {f"average/{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (empty, or one per weight)
         return named | {"loss_scale/scale": self.loss_scale, "loss_scale/good_steps": self.good_steps}
 
     def values(self) -> dict[str, np.ndarray]:
-        """Returns a copy of every variable's value on the host, by name."""
+        """Returns host copies of the values of all variables, by name."""
         return {name: self._read(variable) for name, variable in self.named_variables().items()}
 
     def assign(self, values: Mapping[str, np.ndarray], step: int) -> None:
-        """Sets every variable and the step.
+        """Sets all variables and the step.
+
+        Args:
+          values: value of every variable, by the names of `named_variables`.
+          step: number of completed steps.
 
         Raises:
-          DataError: a value is missing, left over, or of another shape or type. Nothing has been set then.
+          DataError: a value is missing, unexpected, or has the wrong shape or dtype. Nothing has been changed then.
         """
         named = self.named_variables()
         problems = [f"{name} is missing" for name in named if name not in values]
-        problems += [f"{name} is not known to this model" for name in values if name not in named]
+        problems += [f"{name} is not in this model" for name in values if name not in named]
         for name in named.keys() & values.keys():
             expected = f"{named[name].dtype.name}{list(named[name].shape)}"
             found = f"{values[name].dtype.name}{list(values[name].shape)}"
             if found != expected:
-                problems.append(f"{name} is {found} where {expected} is expected")
+                problems.append(f"{name} is {found} instead of {expected}")
         if problems:
             raise DataError(f"{problems[0]} ({len(problems)} of {len(named)} variables do not match).")
         for name, variable in named.items():
@@ -111,11 +124,11 @@ class TrainState:
         self.step = step
 
     def weights_by_path(self) -> dict[str, np.ndarray]:
-        """Returns a copy of each weight on the host, by its path."""
+        """Returns host copies of the weights, by path."""
         return {w.path: self._read(w.value) for w in self.weights}
 
     def weights_sha256(self) -> str:
-        """Returns the SHA-256 over every model variable (`weights_sha256` of this module)."""
+        """Returns the SHA-256 of the model variables (`weights_sha256` of this module)."""
         return weights_sha256({v.path: self._read(v.value) for v in self.model_variables})
 
     def weight_norm(self) -> float:
@@ -127,12 +140,12 @@ class TrainState:
 
 
 def model_sha256(values: Mapping[str, np.ndarray]) -> str:
-    """Returns the `weights_sha256` of all variables of a state, as `TrainState.values` gives them."""
+    """Returns the `weights_sha256` of the model variables in the values of a state (`TrainState.values`)."""
     return weights_sha256({name.removeprefix(_MODEL): v for name, v in values.items() if name.startswith(_MODEL)})
 
 
 def weights_sha256(values: Mapping[str, np.ndarray]) -> str:
-    """Returns the hex SHA-256 over arrays in the order of names, each as name, dtype, shape, little-endian bytes."""
+    """Returns the hex SHA-256 of arrays, sorted by name, each as name, dtype, shape and little-endian bytes."""
     digest = hashlib.sha256()
     for path in sorted(values):
         value = np.ascontiguousarray(values[path])

@@ -1,12 +1,12 @@
-"""One training step: forward and backward for each virtual replica, one reduction, one update (`update`).
+"""The training step: forward and backward pass for each virtual replica, one reduction, one update.
 
     train_step = TrainStep(state, optimizer, settings)
     result = train_step(batch, learning_rate)      # advances state.step
 
-A run's global batch is split into `V` virtual replicas, each with its own dropout seeds and batch-norm statistics.
-`R` devices compute `V / R` of them each, one after another. Gradients, batch statistics and metric sums meet in one
-packed reduction; clipping, the check for overflow, loss scaling, the update and the moving average follow it, once,
-on reduced values. So the step is the same for any `R` that divides `V`.
+The global batch is split into `V` virtual replicas, each with its own dropout seeds and batch statistics. Each of `R`
+devices computes `V / R` of them in turn. Gradients, batch statistics and metric sums go through one packed reduction
+(`reduction`); the update (`update`) follows once, on reduced values. The step is therefore the same for any `R` that
+divides `V`.
 
 Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
@@ -22,7 +22,8 @@ from convoy.input_pipeline.augment.apply import on_device
 from convoy.input_pipeline.augment.pipeline import Operation
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.step import metrics, mixing
-from convoy.trainer.step.freezing import Phase, phases_of
+from convoy.trainer.step.freezing import Phase, training_phases
+from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer
 from convoy.trainer.step.reduction import reduce_over_virtual_replicas
@@ -33,23 +34,24 @@ from convoy.trainer.tf_compat.internals import is_seed_state
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step depends on beside state and batch.
+    """Settings of the training step.
 
     Attributes:
       seed: the run's seed.
-      global_batch_size: images of a step.
-      virtual_replicas: V; divides the global batch, and is divided by the number of devices.
+      global_batch_size: images per step.
+      virtual_replicas: number of virtual replicas, V; divides the global batch, and is a multiple of the number of
+        devices.
       label_smoothing: share of a label's mass spread over all classes, in [0, 1).
-      clip_norm: largest global norm of the gradient; 0 for no clipping.
-      average_decay: decay of the weights' moving average, used where the state keeps one.
+      clip_norm: largest global norm of the gradient; 0: no clipping.
+      average_decay: decay of the moving average of the weights, if the state has one.
       float16: whether the loss is scaled.
-      use_xla: whether forward and backward, and the update, are compiled by XLA.
-      deterministic: whether the order of every addition is fixed.
-      reduce_in_bfloat16: whether devices send each other gradients in bfloat16; not where `deterministic`.
-      operations: the device's half of the augmentation.
-      mixing: how images are mixed, behind all other augmentation.
-      freeze_steps: how many of the run's first steps train the model's head alone.
-      backbone_rate: learning rate of all but the head, as a factor of the head's.
+      use_xla: whether to compile forward pass, backward pass and update with XLA.
+      deterministic: whether the order of all additions is fixed.
+      reduce_in_bfloat16: whether devices exchange gradients in bfloat16; False with `deterministic`.
+      operations: augmentation operations that run on the device.
+      mixing: settings of mixup and CutMix, which follow all other augmentation.
+      freeze_steps: number of first steps that train only the head of the model.
+      backbone_rate: learning rate of the backbone as a factor of the head's.
     """
 
     seed: int
@@ -69,15 +71,15 @@ class StepSettings:
 
 
 class StepResult(NamedTuple):
-    """What a step reports, the same on every device.
+    """The result of a step, the same on every device.
 
     Attributes:
-      sums: [metrics.sums_size(num_classes)] float32: quality of the batch, measured on the way; where images are
-        mixed, in the sense of `convoy.trainer.step.mixing`.
-      gradient_norm: float32 scalar: global norm of the mean gradient, before clipping.
-      finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
-      loss_scale: float32 scalar: the scale that this step used.
-      stop_requested: bool scalar: whether any worker was asked to stop.
+      sums: [metrics.sums_size(num_classes)] float32, metric sums of the batch, from the forward pass of training. With
+        mixing they are defined as in `convoy.trainer.step.mixing`.
+      gradient_norm: float32 scalar, global norm of the mean gradient before clipping.
+      finite: bool scalar, whether the update was applied. If not, only the loss scale has changed.
+      loss_scale: float32 scalar, the loss scale of this step.
+      stop_requested: bool scalar, whether any worker was asked to stop.
     """
 
     sums: tf.Tensor
@@ -98,18 +100,17 @@ class TrainStep:
         settings: StepSettings,
         resized: Mapping[int, ModelBundle] | None = None,
     ):
-        """Prepares the step. The first call compiles it, and each first one with images of another size or of another
-        phase (`freezing`) once more.
+        """Prepares the step. It compiles at the first call for each image size and training phase (`freezing`).
 
         Args:
-          state: what it changes.
+          state: the state to train.
           built: the model of `state`.
-          optimizer: its formula.
-          settings: what else it depends on.
-          resized: the model built for images of other sizes, by size.
+          optimizer: the optimizer.
+          settings: the other settings.
+          resized: the model built for other image sizes, by size.
 
         Raises:
-          UsageError: the model has no head that could be trained alone or faster, and the settings ask for it.
+          UsageError: the settings need a separate head, and the model has none.
         """
         self._state = state
         self._settings = settings
@@ -123,9 +124,11 @@ class TrainStep:
             deterministic=settings.deterministic,
         )
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
-        frozen = {"freeze_steps": settings.freeze_steps, "backbone_rate": settings.backbone_rate}
-        self._phases = phases_of(built, **frozen)
-        self._phases_of_size = {size: phases_of(other, **frozen) for size, other in (resized or {}).items()}
+        make_phases = functools.partial(
+            training_phases, freeze_steps=settings.freeze_steps, backbone_rate=settings.backbone_rate
+        )
+        self._phases = make_phases(built)
+        self._phases_of_size = {size: make_phases(other) for size, other in (resized or {}).items()}
         self._forward_backward_compiled = tf.function(
             self._forward_backward, jit_compile=settings.use_xla or None, autograph=False
         )
@@ -137,13 +140,13 @@ class TrainStep:
         """Trains on one global batch.
 
         Args:
-          batch: what the strategy's distributed iterator yields: each replica's `image` [G / R, height, width, 3]
-            uint8, `label` [G / R] int32, `randomness` [G / R, draws] float32.
-          learning_rate: of this update.
-          stop_requested: whether this worker was asked to stop. The result says so to every worker at the same step.
+          batch: from the strategy's distributed iterator: per replica `image` [G / R, height, width, 3] uint8, `label`
+            [G / R] int32 and `randomness` [G / R, draws] float32, where G is the global batch size.
+          learning_rate: learning rate of this step.
+          stop_requested: whether this worker was asked to stop. The result passes it to all workers at the same step.
 
         Returns:
-          Tensors that may still be being computed.
+          The result. Its tensors may still be pending.
         """
         result = self._run(
             self._phase(batch),
@@ -156,7 +159,7 @@ class TrainStep:
         return StepResult(*result)
 
     def gradients(self, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the reduced mean gradient of a global batch and changes nothing; for tests and tools."""
+        """Returns the reduced mean gradient of a global batch without changing the state; for tests and tools."""
 
         def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
             return self._reduced(self._phase(batch), step, tf.constant(0.0), batch)[0]
@@ -168,25 +171,26 @@ class TrainStep:
         return [self._state.strategy.experimental_local_results(g)[0] for g in gradients]
 
     def _phase(self, batch: dict[str, tf.Tensor]) -> Phase:
-        """Returns what the next step trains, by its number and the size of its images."""
+        """Returns the phase of the next step, from its number and image size."""
         image = self._state.strategy.experimental_local_results(batch["image"])[0]
         whole, head = self._phases_of_size.get(image.shape[1], self._phases)
-        return head if self._state.step < self._settings.freeze_steps else whole
+        return head if head and self._state.step < self._settings.freeze_steps else whole
 
     def reduction_alone(self) -> Callable[[], None]:
-        """Returns what sums as many values over all devices as a step does, and waits for them; it changes nothing.
+        """Returns a function that runs only the reduction of a step and waits for it, to measure its duration.
 
-        All workers must call it as often. What a device adds up among its own virtual replicas is no part of it.
+        It does not change the state. All workers must call it equally often. Sums over the virtual replicas of one
+        device are not included.
         """
         settings, state = self._settings, self._state
         replicas = state.strategy.num_replicas_in_sync
         share = settings.virtual_replicas // replicas
-        # With a power of two of virtual replicas a device sends one block of them, as it does with one.
+        # If its number of virtual replicas is a power of two, a device sends one block, as with one virtual replica.
         virtual_replicas = settings.virtual_replicas if share & (share - 1) else replicas
 
         def one_replica() -> list[tf.Tensor]:
-            # Weights lie where the gradients come to be, and have their shapes; the scale stands for the metric sums.
-            values = [tf.identity(w.value) for w in state.weights]  # the replica's own
+            # Weights have the devices and shapes of the gradients; the loss scale substitutes for the metric sums.
+            values = [tf.identity(w.value) for w in state.weights]  # this replica's component
             values += [tf.cast(tf.identity(v.value), tf.float32) for v in state.statistics]
             values.append(tf.reshape(tf.identity(state.loss_scale), [1]))
             return reduce_over_virtual_replicas(
@@ -199,7 +203,7 @@ class TrainStep:
         run = tf.function(lambda: state.strategy.run(one_replica), autograph=False)
 
         def reduce() -> None:
-            total = run()  # all of it: what is not returned would not be computed
+            total = run()  # returns all sums: others would be pruned from the graph
             for value in state.strategy.experimental_local_results(total[-1]):
                 value.numpy()
 
@@ -207,21 +211,23 @@ class TrainStep:
 
     def _all_replicas(
         self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
-    ) -> tuple:
+    ) -> tuple[tf.Tensor, ...]:
         replica_step = functools.partial(self._one_replica, phase)
         results = self._state.strategy.run(replica_step, (step, learning_rate, stop, batch))
         return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
 
     def _one_replica(
         self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
-    ) -> tuple:
+    ) -> tuple[tf.Tensor, ...]:
         gradients, statistics, sums, stop_requested, loss_scale = self._reduced(phase, step, stop, batch)
         number = tf.cast(step + 1, tf.float32)
         gradient_norm, finite = self._update(phase, gradients, statistics, learning_rate, number)
         return sums, gradient_norm, finite, loss_scale, stop_requested
 
-    def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple:
-        """Returns mean gradients and statistics, metric sums, stop flag and loss scale, after the reduction."""
+    def _reduced(
+        self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns mean gradients, mean statistics, metric sums, stop flag and loss scale, after the reduction."""
         settings, state = self._settings, self._state
         context = tf.distribute.get_replica_context()
         share = settings.virtual_replicas // context.num_replicas_in_sync
@@ -233,7 +239,7 @@ class TrainStep:
 
         def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
             start = (virtual_replica - first) * slice_size
-            # [slice_size, ...]: this virtual replica's images
+            # [slice_size, ...]: the images of this virtual replica
             part = {name: batch[name][start : start + slice_size] for name in ("image", "label", "randomness")}
             for name, column in part.items():
                 part[name] = tf.ensure_shape(column, [slice_size, *batch[name].shape[1:]])
@@ -255,7 +261,7 @@ class TrainStep:
         divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
         return (
             [g / divisor for g in gradients],
-            # Changes are averaged, not values, so that a frozen weight stays as it is to the bit.
+            # Averages changes instead of values, so that frozen weights, which count as statistics, stay as they are.
             [
                 statistics[k] + tf.cast(change / virtual_replicas, statistics[k].dtype)
                 for k, change in zip(phase.statistics, changes, strict=True)
@@ -266,8 +272,8 @@ class TrainStep:
         )
 
     def _layer_seeds(self, stream: tf.Tensor) -> tf.Tensor:
-        """Returns a seed for each random layer of a virtual replica in a step, [layers, 2] uint32."""
-        # On the host, where the dropout kernels of a GPU want their seeds too.
+        """Returns the seeds of the random layers for a virtual replica and step, [layers, 2] uint32."""
+        # On the host, where GPU dropout kernels expect their seeds.
         with tf.device("/CPU:0"):
             return tf.random.stateless_uniform(
                 [max(1, sum(self._is_seed)), 2],
@@ -287,9 +293,9 @@ class TrainStep:
         part: dict[str, tf.Tensor],
         loss_scale: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Returns gradient sums, changes of statistics and metric sums of one virtual replica.
+        """Returns gradient sums, changes of statistics, and metric sums of one virtual replica.
 
-        A pure function, so that XLA can compile it: under `tf.distribute` that works for nothing else.
+        A pure function: under `tf.distribute`, XLA can compile only those.
         """
         settings, labels = self._settings, part["label"]
         built, model = phase.built, phase.built.model
@@ -313,32 +319,14 @@ class TrainStep:
             logits = tf.cast(logits, tf.float32)
             losses = cross_entropy(logits, part["label"], settings.label_smoothing)
             if mixed:
-                of_partners = cross_entropy(logits, mixed.partners, settings.label_smoothing)
-                losses = mixed.shares * losses + (1.0 - mixed.shares) * of_partners
+                partner_losses = cross_entropy(logits, mixed.partners, settings.label_smoothing)
+                losses = mixed.shares * losses + (1.0 - mixed.shares) * partner_losses
             loss = tf.reduce_sum(losses)
-            if penalties:  # a layer's own losses count once an image, so that they too add up over virtual replicas
+            if penalties:  # losses of layers count once per image, so that they too add up over virtual replicas
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
-            # In float16 the mean of the slice is scaled: a sum over many images would overflow much earlier.
+            # In float16 the mean of the slice is scaled, because a sum over many images would overflow much earlier.
             scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
         gradients = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
         changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
         return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
-
-
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Returns the softmax cross-entropy of each image in nats.
-
-    Args:
-      logits: [batch, num_classes] float32.
-      labels: [batch] int32.
-      label_smoothing: share of a label's mass spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
-
-    Returns:
-      [batch] float32.
-    """
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    if label_smoothing:
-        log_probabilities = tf.nn.log_softmax(logits)
-        losses = (1.0 - label_smoothing) * losses - label_smoothing * tf.reduce_mean(log_probabilities, -1)
-    return losses

@@ -1,10 +1,10 @@
-"""The update of a training step: once a step, from gradients that the reduction has made the same on every device.
+"""The update of a training step, once per step, from reduced gradients, which are the same on every device.
 
     update = Update(state, optimizer, clip_norm=1.0)
     gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
 
-Norm, clipping, the check for overflow, the optimizer's formula, the moving average of the weights, batch statistics
-and the loss scale, in this order. Each device changes its own copy of the variables by itself, as the others do.
+In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics, loss
+scale. Every device updates its own copy of the variables, in the same way.
 """
 
 from typing import NamedTuple
@@ -20,11 +20,11 @@ _LARGEST_LOSS_SCALE = 2.0**24
 
 
 class UpdateResult(NamedTuple):
-    """What an update reports.
+    """The result of an update.
 
     Attributes:
-      gradient_norm: float32 scalar: global norm of the gradient, before clipping.
-      finite: bool scalar: whether the update was applied. Where it was not, nothing but the loss scale has changed.
+      gradient_norm: float32 scalar, global norm of the gradient before clipping.
+      finite: bool scalar, whether the update was applied. If not, only the loss scale has changed.
     """
 
     gradient_norm: tf.Tensor
@@ -32,7 +32,7 @@ class UpdateResult(NamedTuple):
 
 
 class Update:
-    """Changes a state by reduced gradients."""
+    """Applies reduced gradients to a state."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Update:
         """Prepares the update.
 
         Args:
-          state: what it changes.
-          optimizer: its formula.
-          clip_norm: largest global norm of the gradient; 0 for no clipping.
-          average_decay: decay of the weights' moving average, used where the state keeps one.
-          adapts_loss_scale: whether the loss scale follows overflows.
-          use_xla: whether the formula is compiled by XLA even where the optimizer has a fused kernel.
-          deterministic: whether the order of every addition is fixed.
+          state: the state to update.
+          optimizer: the optimizer.
+          clip_norm: largest global norm of the gradient; 0: no clipping.
+          average_decay: decay of the moving average of the weights, if the state has one.
+          adapts_loss_scale: whether the loss scale adapts to overflows.
+          use_xla: whether to compile the formula with XLA even if the optimizer has a fused kernel.
+          deterministic: whether the order of all additions is fixed.
         """
         self._state = state
         self._optimizer = optimizer
@@ -64,7 +64,7 @@ class Update:
         self._deterministic = deterministic
         self._in_place = None if use_xla else optimizer.in_place
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
-        # Also where forward and backward are not: XLA makes one pass over memory of each weight's formula.
+        # Even without `use_xla`: XLA computes the formula of a weight in one pass over memory.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
 
     def __call__(
@@ -75,14 +75,14 @@ class Update:
         learning_rate: tf.Tensor,
         number: tf.Tensor,
     ) -> UpdateResult:
-        """Updates this device's copy; in replica context.
+        """Updates this device's copy of the state. Call it in replica context.
 
         Args:
-          phase: what is trained.
-          gradients: mean gradient of each weight that is, in its shape, float32.
+          phase: the training phase.
+          gradients: float32 mean gradient of each trained weight, in its shape.
           statistics: new value of each batch statistic that changes.
           learning_rate: float32 scalar.
-          number: of the update, float32 scalar, 1 at the run's first.
+          number: number of the update, float32 scalar, 1 at the first update of the run.
         """
         gradient_norm = self._global_norm(gradients)
         finite = tf.math.is_finite(gradient_norm)
@@ -123,7 +123,7 @@ class Update:
                 for name, variable in slot.items():
                     variable.assign(new_slot[name])
         if state.averages:
-            # Early on the average follows closely, else it would hold on to the random start.
+            # A small decay at the start, or the average would stay close to the random initialization.
             decay = tf.minimum(self._average_decay, (1.0 + number) / (10.0 + number))
             for k, weight in zip(phase.weights, weights, strict=True):
                 own = self._own(state.averages[k])
@@ -135,10 +135,10 @@ class Update:
     def _rates_and_decays(
         self, phase: Phase, learning_rate: tf.Tensor, number: tf.Tensor
     ) -> list[tuple[tf.Tensor, tf.Tensor, bool]]:
-        """Returns, for each weight that is trained, its learning rate, the number of its update, and if it decays."""
-        kinds = list(zip(phase.rates, phase.steps_before, strict=True))
-        of_kind = {kind: (learning_rate * kind[0], number - float(kind[1])) for kind in dict.fromkeys(kinds)}
-        return [(*of_kind[kind], self._decays[k]) for k, kind in zip(phase.weights, kinds, strict=True)]
+        """Returns the learning rate, update number and weight decay flag of each trained weight."""
+        groups = list(zip(phase.rates, phase.steps_before, strict=True))
+        of_group = {group: (learning_rate * group[0], number - float(group[1])) for group in dict.fromkeys(groups)}
+        return [(*of_group[group], self._decays[k]) for k, group in zip(phase.weights, groups, strict=True)]
 
     def _formulas(
         self,
@@ -157,7 +157,7 @@ class Update:
         return [weight for weight, _ in updated], [slot for _, slot in updated]
 
     def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
-        """Halves the scale after an overflow, doubles it after many steps without (Micikevicius et al. 2018)."""
+        """Halves the scale after an overflow; doubles it after many steps without one (Micikevicius et al. 2018)."""
         scale, good_steps = self._own(self._state.loss_scale), self._own(self._state.good_steps)
         grown = good_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
         scale.assign(
@@ -175,7 +175,7 @@ class Update:
         return tf.sqrt(tf.reduce_sum(tf.stack([_ordered_sum(tf.square(g)) for g in gradients])))
 
     def _own(self, variable: tf.Variable) -> tf.Variable:
-        """Returns this replica's component of a mirrored variable, which it may assign by itself."""
+        """Returns this replica's component of a mirrored variable, which the replica can assign independently."""
         components = self._state.strategy.experimental_local_results(variable)
         if len(components) == 1:
             return components[0]
@@ -185,7 +185,7 @@ class Update:
 
 
 def _ordered_sum(values: tf.Tensor) -> tf.Tensor:
-    """Sums rows of a fixed length, again and again: one thread adds a row, so how many there are changes nothing."""
+    """Returns the sum in a fixed order: one thread adds each row, so the number of threads does not matter."""
     row = 256
     values = tf.reshape(values, [-1])
     while values.shape[0] > 1:

@@ -101,11 +101,11 @@ def refused(capsys, message, *arguments):
 @pytest.mark.parametrize("finder", ["find_lr", "find_batch_size"])
 def test_a_cluster_is_refused_with_what_to_do_instead(capsys, finder):
     hosts = ("--worker_hosts=10.0.0.1:1,10.0.0.2:1", "--worker_index=0")
-    refused(capsys, f"--{finder} looks in one process, not with the 2 workers", f"--{finder}", *hosts)
+    refused(capsys, f"--{finder} runs in one process, not on the 2 workers", f"--{finder}", *hosts)
 
 
 def test_both_finders_at_once_are_refused(capsys):
-    refused(capsys, "one at a time", "--find_lr", "--find_batch_size")
+    refused(capsys, "--find_lr and --find_batch_size", "--find_lr", "--find_batch_size")
 
 
 @pytest.mark.slow
