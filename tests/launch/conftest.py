@@ -18,7 +18,7 @@ FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 _LAUNCHER = """
 import json, sys
 from convoy.cli import entry_point
-from launch import local
+from convoy.launch import local
 local.launch.__kwdefaults__["trainer"] = (sys.executable, sys.argv[1])
 sys.argv = ["convoy", "launch", "local", *sys.argv[2:]]
 entry_point()

@@ -21,7 +21,7 @@ FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 _WORKER = """
 import sys
 from convoy.cli import entry_point
-from launch import worker
+from convoy.launch import worker
 worker.launch.__kwdefaults__["trainer"] = (sys.executable, sys.argv[1])
 sys.argv = ["convoy", "launch", "worker", *sys.argv[2:]]
 entry_point()
