@@ -105,9 +105,8 @@ def summary(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | N
     number_width, steps_width, cause_width = (max((len(row[column]) for row in rows), default=0) for column in range(3))
     lines = [f"Attempts: {len(attempts)} in {duration_text(wall_seconds)}"]
     for (number, steps, cause), following in zip(rows, [*attempts[1:], None], strict=True):
-        resumed = (
-            "" if following is None or following.start_step is None else f"resumed from step {following.start_step}"
-        )
+        next_step = following.start_step if following else None
+        resumed = "" if next_step is None else f"resumed from step {next_step}"
         lines.append(f"  {number:>{number_width}}  {steps:<{steps_width}}  {cause:<{cause_width}}  {resumed}".rstrip())
     share = goodput(attempts, wall_seconds, kept_step)
     retained = f"{duration_text(share * wall_seconds)} of {duration_text(wall_seconds)}"

@@ -1,4 +1,4 @@
-"""Workers on the nodes of a SLURM job, started inside it: `convoy launch srun -- train ...` in a batch script or `salloc`.
+"""Workers on the nodes of a SLURM job, from inside it: `convoy launch srun -- train ...` in a batch script or `salloc`.
 
 Like the local launcher, but with one step of `srun` in place of processes: it restarts all workers when one dies and
 forwards SLURM's signals. For what cannot be recovered on these nodes it requeues the job (`scontrol requeue`): after

@@ -1,6 +1,6 @@
 """The workers of one attempt in a SLURM job: one step of `srun`, in which `launch worker` runs each of them.
 
-    workers = StepWorkers(files, command, environment, hosts=["n1", "n2"], job="17", name="convoy-attempt-1", show=print)
+    workers = StepWorkers(files, command, environment, hosts=["n1", "n2"], job="17", name="attempt-1", show=print)
 
 srun reports little about how its tasks ended, and nothing while others are running. So each `launch worker` records
 how its worker ended in the attempt's folder, and a rank without such a record after the end of srun is lost. Signals
