@@ -1,7 +1,7 @@
 """Processes that tests start, none of which outlives its test.
 
-    with started([sys.executable, "-m", "convoy", "train", ...], output=tmp_path / "output") as process:
-        ...
+with started([sys.executable, "-m", "convoy", "train", ...], output=tmp_path / "output") as process:
+    ...
 """
 
 import contextlib
