@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on generated images, from nothing to predictions: environment, install, sample, convert, train, evaluate, predict.
+# The basic workflow on generated images: install, sample, convert, train, evaluate, predict.
 #
-#   ./launch/demo.sh [FOLDER]        # FOLDER holds everything it makes; default: demo/ in the checkout
+#   ./launch/demo.sh [FOLDER]        # FOLDER: for all output; default: demo/ in the checkout
 set -euo pipefail
 
 checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,42 +10,42 @@ mkdir -p "$demo"
 demo="$(cd "$demo" && pwd)"
 epochs="${CONVOY_DEMO_EPOCHS:-30}"
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+heading() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
-# Two devices: two GPUs, or two logical CPU devices where there is none; one GPU computes both virtual replicas.
+# Two devices: two GPUs, or two logical CPU devices without a GPU. A single GPU computes both virtual replicas.
 case "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" in
   0) devices="cpu:2" extras="" ;;
   1) devices="gpu:0" extras="[cuda]" ;;
   *) devices="gpu:0,1" extras="[cuda]" ;;
 esac
 
-say "1/6 Installing Convoy into $checkout/.venv"
+heading "1/6 Installing Convoy into $checkout/.venv"
 "$checkout/launch/install.sh" "$checkout/.venv" "$extras"
 export PATH="$checkout/.venv/bin:$PATH"
 
 rm -rf "$demo/photos" "$demo/data" "$demo/run"
 
-say "2/6 Drawing sample images: 42 categories"
+heading "2/6 Generating sample images: 42 categories"
 convoy sample --output="$demo/photos"
 
-say "3/6 Converting them to TFRecords"
+heading "3/6 Converting them to TFRecords"
 convoy convert --images="$demo/photos/train" --manifest="$demo/photos/train.csv" --output="$demo/data"
 convoy convert --images="$demo/photos/test" --manifest="$demo/photos/test.csv" --output="$demo/data" --split=test
 
-say "4/6 Training on --devices=$devices"
+heading "4/6 Training on --devices=$devices"
 convoy train --config=convnet_fast --data="$demo/data" --workdir="$demo/run" --devices="$devices" \
   --config.virtual_replicas=2 --config.epochs="$epochs" --config.eval_every_epochs=3
 
-say "5/6 Evaluating on images it has never seen"
+heading "5/6 Evaluating on held-out images"
 convoy evaluate --workdir="$demo/run" --split=train --devices="$devices"
 evaluation="$(convoy evaluate --workdir="$demo/run" --split=test --devices="$devices")"
 echo "$evaluation"
 
-say "6/6 Predicting a category for every test image"
+heading "6/6 Predicting a category for every test image"
 convoy predict --workdir="$demo/run" --images="$demo/photos/test" --manifest="$demo/photos/test.csv" \
   --output="$demo/predictions.csv" --devices="$devices"
 
-say "Done"
+heading "Done"
 cat <<END
 Accuracy on the test images:
   $(grep -o 'top-1 [^ ]*  top-5 [^ ]*' <<<"$evaluation")
@@ -54,8 +54,9 @@ Files:
   $demo/photos             the sample images
   $demo/data               TFRecord shards, index, manifest
   $demo/run                checkpoints, metrics.jsonl, results.csv, result.json
-  $demo/run/report.html    how good it is, what it gets wrong, what to try; MODEL_CARD.md beside it
-  $demo/run/curves.png     how training and validation went
+  $demo/run/report.html    accuracy, error analysis, suggestions
+  $demo/run/MODEL_CARD.md  model card
+  $demo/run/curves.png     training and validation curves
   $demo/predictions.csv    filename,category
 
 TensorBoard:

@@ -1,4 +1,4 @@
-"""Which cores and GPUs of this machine each worker gets."""
+"""Assignment of this machine's cores and GPUs to workers."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value
 
-_SECONDS_TO_LIST_GPUS = 30
+_LIST_GPUS_TIMEOUT_SECONDS = 30
 
 
 def cores_by_worker(processes: int) -> list[frozenset[int]]:
-    """Returns the cores of each worker: as many for each, and none twice.
+    """Returns the cores of each worker: disjoint sets of equal size.
 
-    Empty sets mean all cores: for one worker, for more workers than cores, and where processes cannot be held to cores.
+    Empty sets mean all cores: with one worker, with more workers than cores, and on systems without CPU affinity.
     """
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(usable) // processes
@@ -25,41 +25,60 @@ def cores_by_worker(processes: int) -> list[frozenset[int]]:
 def gpus_by_worker(
     processes: int, command: Sequence[str], environment: Mapping[str, str], *, asked_as: str = ""
 ) -> list[str] | None:
-    """Returns CUDA_VISIBLE_DEVICES of each worker, or None where it stays as it is.
+    """Returns CUDA_VISIBLE_DEVICES of each worker, or None to leave it unchanged.
 
     Args:
       processes: number of workers.
-      command: the trainer's, whose `--devices=cpu` wants no GPU.
-      environment: of the launcher; its CUDA_VISIBLE_DEVICES is what there is to share out.
-      asked_as: how a person gave that number; `--processes=N` where left out.
+      command: the trainer's; with `--devices=cpu` no GPUs are assigned.
+      environment: the launcher's; its CUDA_VISIBLE_DEVICES limits the GPUs to assign.
+      asked_as: how the user gave `processes`, for the error message; default `--processes=N`.
 
     Raises:
-      UsageError: the GPUs cannot be shared out evenly.
+      UsageError: the GPUs cannot be divided evenly.
     """
     if processes == 1 or (flag_value(command, "devices") or "").startswith("cpu"):
         return None
     gpus = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
     if not gpus:
         return None
-    if len(gpus) % processes:
-        asked_as = asked_as or f"--processes={processes}"
-        raise UsageError(
-            f"{asked_as} does not divide the {len(gpus)} GPUs of this machine ({','.join(gpus)}). "
-            "Give a number that does, choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu."
-        )
-    share = len(gpus) // processes
+    share = gpus_per_worker(
+        len(gpus),
+        processes,
+        asked_as=asked_as or f"--processes={processes}",
+        available=f"the {len(gpus)} GPUs of this machine ({','.join(gpus)})",
+        or_else=", choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu",
+    )
     return [",".join(gpus[rank * share : (rank + 1) * share]) for rank in range(processes)]
 
 
+def gpus_per_worker(gpus: int, processes: int, *, asked_as: str, available: str, or_else: str = "") -> int:
+    """Returns how many GPUs each worker of one host gets.
+
+    Args:
+      gpus: number of GPUs on the host.
+      processes: number of workers on the host.
+      asked_as: how the user gave `processes`: `--processes=3`.
+      available: the GPUs, for the error message: `--gpus_per_node=8`.
+      or_else: other ways out, for the error message.
+
+    Raises:
+      UsageError: the GPUs cannot be divided evenly.
+    """
+    if gpus % processes:
+        divisors = [str(number) for number in range(1, gpus + 1) if gpus % number == 0]
+        raise UsageError(f"{asked_as} does not divide {available}. Give a divisor ({', '.join(divisors)}){or_else}.")
+    return gpus // processes
+
+
 def visible_gpus(variable: str | None) -> list[str]:
-    """Returns the GPUs that programs here may use, by number or UUID; `variable` is CUDA_VISIBLE_DEVICES or None."""
+    """Returns the GPUs, by number or UUID, that programs may use. `variable` is CUDA_VISIBLE_DEVICES or None."""
     if variable is not None and (not variable.strip() or variable.strip().startswith("-")):
         return []
     installed = _installed_gpus()
     if variable is None or not installed:
         return [str(number) for number in range(installed)]
     names = [name.strip() for name in variable.split(",")]
-    # CUDA ignores what follows the first that is not there.
+    # CUDA ignores everything from the first invalid entry on.
     bad = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
     return names[:bad]
 
@@ -67,7 +86,7 @@ def visible_gpus(variable: str | None) -> list[str]:
 def _installed_gpus() -> int:
     try:
         listing = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=_SECONDS_TO_LIST_GPUS
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=_LIST_GPUS_TIMEOUT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return 0

@@ -1,6 +1,6 @@
-"""What a launch came to: its attempts, the share of the time that trained steps which count, and how that is told.
+"""Attempts of a launch, their goodput (share of wall time spent on retained steps), and the summary of both.
 
-Functions over the events that the trainer wrote to events.jsonl, one list an attempt:
+Functions over the events that the trainer wrote to events.jsonl, one list per attempt:
 `{"event": name, "time": seconds since 1970, "step": ...}`.
 """
 
@@ -17,16 +17,16 @@ _LONGEST_CAUSE = 90  # characters in the table
 
 @dataclass(frozen=True)
 class Attempt:
-    """One life of the gang.
+    """One attempt: all workers, from their start to the end of the last.
 
     Attributes:
-      number: over the life of RUN, from 1.
-      seconds: from the start of its workers to the end of the last.
+      number: counted from 1 over the life of RUN.
+      seconds: duration.
       cause: why it ended, or `done`.
-      exit_codes: by rank, as a shell counts: 128 + N for signal N.
-      events: the trainer's, of this attempt.
-      end_step: the last step that is known of.
-      log: of the worker that was the cause, relative to RUN; empty where it has nothing to say.
+      exit_codes: exit codes by rank, in shell convention: 128 + N for signal N.
+      events: the trainer's events of this attempt.
+      end_step: last step known to be reached.
+      log: log of the worker that caused the failure, relative to RUN; empty if it is of no use.
     """
 
     number: int
@@ -39,33 +39,33 @@ class Attempt:
 
     @property
     def start_step(self) -> int | None:
-        """The step it began from, or None where it did not get so far."""
+        """The step at which the attempt started, or None if it did not get that far."""
         return start_step(self.events)
 
 
 def start_step(events: Sequence[Event]) -> int | None:
-    """Returns the step that an attempt began from, or None where it did not get so far."""
+    """Returns the step at which an attempt started, or None if it did not get that far."""
     return next((event.get("step") for event in events if event["event"] in ("start", "restored")), None)
 
 
 def end_step(events: Sequence[Event], *known: int | None) -> int | None:
-    """Returns the last step of an attempt that is known of: from its events, and from elsewhere in `known`."""
+    """Returns the last step known to be reached in an attempt, from its events and from other sources in `known`."""
     if start_step(events) is None:
         return None
     steps = [event.get("step") for event in events if event["event"] != "restart"]
     return max((step for step in (*steps, *known) if step is not None), default=None)
 
 
-def seconds_that_count(attempts: Sequence[Sequence[Event]], kept_step: int | None = None) -> list[float]:
-    """Returns for each attempt how long it trained steps that count, in seconds.
+def retained_seconds(attempts: Sequence[Sequence[Event]], kept_step: int | None = None) -> list[float]:
+    """Returns the time that each attempt spent on retained steps, in seconds.
 
-    A step counts when no later attempt had to do it again. The time runs from the end of an attempt's first step,
-    before which lie imports, compilation and restoring, to the moment when it took the state that the later ones began
-    from.
+    A step is retained if no later attempt had to repeat it. The time runs from the end of an attempt's first step
+    (imports, compilation and restoring come before it) to the checkpoint from which later attempts continued.
 
     Args:
-      attempts: the events of each, in their order.
-      kept_step: of the checkpoint that a next attempt would begin from; for the last attempt if it is not done.
+      attempts: events of each attempt, in order.
+      kept_step: step of the checkpoint from which another attempt would resume; applies to a last attempt that did
+        not finish.
     """
     result = []
     limit = kept_step
@@ -88,36 +88,35 @@ def _seconds_to(events: Sequence[Event], step: int | None) -> float:
 
 
 def goodput(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | None = None) -> float:
-    """Returns the share of `wall_seconds` in which steps were trained that count, 0 to 1."""
-    counted = sum(seconds_that_count([attempt.events for attempt in attempts], kept_step))
-    return min(1.0, counted / wall_seconds) if wall_seconds > 0 else 0.0
+    """Returns the share of `wall_seconds` spent on retained steps, 0 to 1."""
+    retained = sum(retained_seconds([attempt.events for attempt in attempts], kept_step))
+    return min(1.0, retained / wall_seconds) if wall_seconds > 0 else 0.0
 
 
 def summary(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | None = None) -> str:
-    """Returns the table of a launch's attempts and its goodput, as lines.
+    """Returns the lines that summarize a launch: one row per attempt, and the goodput.
 
     Args:
-      attempts: in their order.
-      wall_seconds: of the whole launch.
-      kept_step: as for `seconds_that_count`.
+      attempts: in order.
+      wall_seconds: duration of the whole launch.
+      kept_step: as for `retained_seconds`.
     """
     rows = [(str(attempt.number), _steps(attempt), _cause(attempt)) for attempt in attempts]
     number_width, steps_width, cause_width = (max((len(row[column]) for row in rows), default=0) for column in range(3))
     lines = [f"Attempts: {len(attempts)} in {duration_text(wall_seconds)}"]
     for (number, steps, cause), following in zip(rows, [*attempts[1:], None], strict=True):
-        went_on = "" if following is None or following.start_step is None else _went_on(following.start_step)
-        lines.append(f"  {number:>{number_width}}  {steps:<{steps_width}}  {cause:<{cause_width}}  {went_on}".rstrip())
+        next_step = following.start_step if following else None
+        resumed = "" if next_step is None else f"resumed from step {next_step}"
+        lines.append(f"  {number:>{number_width}}  {steps:<{steps_width}}  {cause:<{cause_width}}  {resumed}".rstrip())
     share = goodput(attempts, wall_seconds, kept_step)
-    lines.append(
-        f"Goodput: {share:.0%} of the time trained steps that count "
-        f"({duration_text(share * wall_seconds)} of {duration_text(wall_seconds)}).".replace("%", " %")
-    )
+    retained = f"{duration_text(share * wall_seconds)} of {duration_text(wall_seconds)}"
+    lines.append(f"Goodput: {100 * share:.0f} % ({retained} spent on retained steps)")
     return "\n".join(lines)
 
 
 def as_json(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | None = None) -> dict[str, Any]:
-    """Returns what `summary` tells for a program to read."""
-    counted = seconds_that_count([attempt.events for attempt in attempts], kept_step)
+    """Returns the content of `summary` as JSON values."""
+    retained = retained_seconds([attempt.events for attempt in attempts], kept_step)
     return {
         "attempts": [
             {
@@ -130,7 +129,7 @@ def as_json(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | N
                 "seconds": round(attempt.seconds, 3),
                 "seconds_that_count": round(seconds, 3),
             }
-            for attempt, seconds in zip(attempts, counted, strict=True)
+            for attempt, seconds in zip(attempts, retained, strict=True)
         ],
         "seconds": round(wall_seconds, 3),
         "goodput": round(goodput(attempts, wall_seconds, kept_step), 4),
@@ -138,9 +137,7 @@ def as_json(attempts: Sequence[Attempt], wall_seconds: float, kept_step: int | N
 
 
 def _steps(attempt: Attempt) -> str:
-    if attempt.start_step is None:
-        return "no step"
-    return f"step {attempt.start_step} -> {attempt.end_step}"
+    return "no step" if attempt.start_step is None else f"step {attempt.start_step} -> {attempt.end_step}"
 
 
 def _cause(attempt: Attempt) -> str:
@@ -148,7 +145,3 @@ def _cause(attempt: Attempt) -> str:
     if len(cause) > _LONGEST_CAUSE:
         cause = cause[: _LONGEST_CAUSE - 3].rstrip() + "..."
     return f"{cause} ({attempt.log})" if attempt.log else cause
-
-
-def _went_on(step: int) -> str:
-    return f"went on from step {step}" if step else "went on from the start"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment and installs this checkout into it, editable. Does nothing where that is done already.
+# Creates a virtual environment and installs this checkout into it, editable. Does nothing if that is up to date.
 #
 #   launch/install.sh VENV [EXTRAS]      # EXTRAS: such as [test] or [cuda]
 set -euo pipefail
@@ -14,14 +14,14 @@ if [ "$stamp" -nt "$checkout/setup.py" ]; then
 fi
 python="${PYTHON:-python3}"
 if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
-  echo "$python is missing or not Python 3.10 to 3.13: set PYTHON to one that is." >&2
+  echo "$python is missing or is not Python 3.10 to 3.13. Set PYTHON to a supported interpreter." >&2
   exit 2
 fi
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
-# Before version 0.2 the distribution was called convoy. Uninstalled after the new one it would take its command along.
+# Before version 0.2 the distribution was named convoy. Uninstalling it later would remove the new `convoy` command.
 "$venv/bin/python" -m pip uninstall --quiet --quiet --yes --disable-pip-version-check convoy
-rm -rf "$checkout/build" # what an old build left there would be built in again
+rm -rf "$checkout/build" # files left by an earlier build would be packaged again
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$checkout$extras"
 touch "$stamp"
 echo "Installed into $venv."

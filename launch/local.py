@@ -1,7 +1,7 @@
 """Workers as processes on this machine: `convoy launch local --processes=N -- train ...`.
 
-One process that uses all GPUs needs no launcher to train; under this one it is also started again when it dies. Several
-processes form a cluster over the loopback interface, each with its share of cores and GPUs.
+Training with one process on all GPUs needs no launcher, but a launcher restarts it when it dies. Several processes
+form a cluster over the loopback interface, each with its share of the cores and GPUs.
 """
 
 import json
@@ -16,7 +16,7 @@ from convoy.launch.processes import WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import Supervisor
-from convoy.launch.trainer_command import OTHER_CLUSTERS, TRAINER, flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import OTHER_CLUSTERS, TRAINER, run_directory, trainer_environment, trains
 
 REQUIRED = ("processes",)
 
@@ -30,8 +30,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "cores",
         "auto",
         ("auto", "all"),
-        "local: auto holds each worker to its share of the cores (with more workers than cores: one thread each); "
-        "all lets each use every core",
+        "local: auto pins each worker to its share of the cores, or limits it to one thread with more workers than "
+        "cores; all lets every worker use every core",
         flag_values=flags,
     )
 
@@ -56,35 +56,35 @@ def launch(
     share_cores: bool = True,
     trainer: Sequence[str] = TRAINER,
 ) -> int:
-    """Trains in worker processes until the run is done or is given up.
+    """Trains in worker processes until the run is done or given up.
 
     Args:
       command: `train` and its flags, with `--workdir`.
       processes: number of workers.
-      max_restarts: restarts that may follow one another without a new checkpoint.
-      grace_seconds: between SIGTERM and SIGKILL.
-      share_cores: whether each worker is held to its share of the cores.
-      trainer: the program that understands `command`; tests put a small one in its place.
+      max_restarts: consecutive restarts allowed without a new checkpoint.
+      grace_seconds: seconds from SIGTERM to SIGKILL.
+      share_cores: whether to pin each worker to its share of the cores.
+      trainer: the program that runs `command`; tests replace it.
 
     Returns:
       The exit code.
 
     Raises:
-      UsageError: GPUs cannot be shared out, or RUN is a file.
-      DataError: RUN cannot be written.
+      UsageError: the GPUs cannot be divided evenly, or RUN is a file.
+      DataError: RUN is not writable.
     """
-    run_files = RunFiles(flag_value(command, "workdir"))
-    cores = cores_by_worker(processes) if share_cores else [frozenset()] * processes
+    run_files = RunFiles(run_directory(command))
+    cores = cores_by_worker(processes) if share_cores else [frozenset[int]()] * processes
     environment = _environment(command, processes, one_thread=share_cores and processes > 1 and not cores[0])
     used_ports: set[int] = set()
 
     def start(files: AttemptFiles) -> WorkerProcesses:
         with reserved_ports(processes if processes > 1 else 0, avoid=used_ports) as ports:
-            used_ports.update(ports)  # so that a worker of the attempt before could never be taken for a new one
+            used_ports.update(ports)  # a worker left over from another attempt can never connect to the new ones
             programs = [
                 WorkerProgram(
                     command=[*trainer, *command],
-                    environment={**environment[rank], **_attempt_variables(files, rank, ports)},
+                    environment={**environment[rank], **files.variables(rank), **_cluster_variables(rank, ports)},
                     log=files.log(rank),
                     cores=cores[rank],
                 )
@@ -105,7 +105,7 @@ def launch(
 
 
 def _environment(command: Sequence[str], processes: int, *, one_thread: bool) -> list[dict[str, str]]:
-    """Returns what the environment of each worker holds in every attempt."""
+    """Returns the environment of each worker, as far as it is the same in all attempts."""
     common = trainer_environment()
     for name in OTHER_CLUSTERS:
         common.pop(name, None)
@@ -115,9 +115,8 @@ def _environment(command: Sequence[str], processes: int, *, one_thread: bool) ->
     return [{**common, **({"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {})} for rank in range(processes)]
 
 
-def _attempt_variables(files: AttemptFiles, rank: int, ports: Sequence[int]) -> dict[str, str]:
-    variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
-    if ports:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        variables["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-    return variables
+def _cluster_variables(rank: int, ports: Sequence[int]) -> dict[str, str]:
+    if not ports:
+        return {}
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})}

@@ -1,11 +1,11 @@
-"""Why an attempt failed, and whether to start another. Rules without side effects, the same under every engine.
+"""Cause of a failed attempt, and the decision to restart. Pure functions and rules, shared by all engines.
 
     policy = RestartPolicy(max_restarts=3)
-    cause = cause_of(ends, events)                       # of one attempt's workers
-    decision = policy.after(cause, new_checkpoint=True)  # restart, or stop with an exit code and a reason
+    cause = cause_of(outcomes, events)                    # of one attempt's workers
+    decision = policy.decide(cause, new_checkpoint=True)  # restart, or stop with an exit code and a reason
 
-An attempt is one life of the whole gang. When one worker ends badly, the others lose their peer and end with exit code
-138 within seconds: those are echoes, and the cause is what ended by itself.
+All workers of an attempt start and end together. When one fails, the others lose their peer and exit with code 138
+within seconds. Those are secondary failures; the cause is the worker that ended for a reason of its own.
 """
 
 import signal
@@ -17,31 +17,31 @@ from typing import Any
 RETRYABLE = 138
 INTERRUPTED = 130
 _LAST_SIGNAL = 64
-_NEVER_RESTARTED = {2: "wrong flags or config", 3: "data or checkpoint that cannot be used"}
+_NEVER_RESTARTED = {2: "invalid flags or config", 3: "unusable data or checkpoint"}
 
 
 class Kind(Enum):
-    """What sort of end an attempt came to."""
+    """Kind of failure of an attempt."""
 
     KILLED = "killed"
-    FAILED = "failed"  # the program's own error
-    REFUSED = "refused"  # wrong flags, config, data or checkpoint: another start gives the same
+    FAILED = "failed"  # an exception in the program
+    REFUSED = "refused"  # invalid flags, config, data or checkpoint: a restart would fail the same way
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"  # SIGSTOP
-    UNRESPONSIVE = "silent"  # alive, and did not end although its peers had
+    UNRESPONSIVE = "unresponsive"  # still running after its peers had exited
     PREEMPTED = "preempted"
     PEER_LOST = "peer_lost"
-    HOST_LOST = "host_lost"  # nothing is known of how it ended: its host is gone
+    HOST_LOST = "host_lost"  # outcome unknown: its host is gone
 
 
 @dataclass(frozen=True)
 class WorkerError:
-    """What a worker wrote of its own exception.
+    """The exception that a worker wrote to its error file.
 
     Attributes:
       time: seconds since 1970.
-      step: the step it was in, None before the first.
-      exit_code: that it was about to end with.
+      step: step of the exception; None before the first step.
+      exit_code: exit code that the worker was about to end with.
       error: `Type: text`.
     """
 
@@ -56,12 +56,12 @@ class WorkerOutcome:
     """How a worker ended.
 
     Attributes:
-      rank: of the worker; 0 is the chief.
-      returncode: its exit code, or minus the signal that killed it.
-      time: when that was seen, in seconds since 1970.
-      error: its own word on it, where it left one.
-      ended_as: STOPPED or SILENT where the launcher had to end it, otherwise None.
-      lost: why nothing is known of how it ended, where its host is gone; `returncode` means nothing then.
+      rank: rank of the worker; 0 is the chief.
+      returncode: exit code, or minus the number of the signal that killed it.
+      time: time at which the end was observed, in seconds since 1970.
+      error: contents of its error file, if it left one.
+      ended_as: STOPPED or UNRESPONSIVE if the launcher had to end it, otherwise None.
+      lost: why the outcome is unknown, if its host is gone; `returncode` is meaningless then.
     """
 
     rank: int
@@ -73,21 +73,39 @@ class WorkerOutcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is known to have done what it should."""
+        """Whether the worker is known to have finished its work."""
         return self.returncode == 0 and not self.lost
 
     @property
     def exit_code(self) -> int:
-        """The code as a shell counts: 128 + N for signal N."""
+        """The exit code in shell convention: 128 + N for signal N."""
         return self.returncode if self.returncode >= 0 else 128 - self.returncode
 
     @property
     def killed_by(self) -> int:
-        """The number of the signal that killed it, or 0. A worker behind a shell says so with 128 + N."""
+        """Number of the signal that killed the worker, or 0. Workers started by a shell report it as 128 + N."""
         if self.returncode < 0:
             return -self.returncode
-        is_a_signals = 128 < self.returncode <= 128 + _LAST_SIGNAL and self.returncode != RETRYABLE
-        return self.returncode - 128 if is_a_signals else 0
+        is_signal = 128 < self.returncode <= 128 + _LAST_SIGNAL and self.returncode != RETRYABLE
+        return self.returncode - 128 if is_signal else 0
+
+    @property
+    def own_error(self) -> WorkerError | None:
+        """The error file's content, unless it reports a secondary failure."""
+        return self.error if self.error and self.error.exit_code != RETRYABLE else None
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether the worker failed for a reason of its own, not because it lost a peer."""
+        # Exit code 1 without an error file is the start-up deadline, which ends the process from outside Python.
+        reported = self.exit_code != RETRYABLE and self.own_error is not None
+        return bool(self.killed_by) or self.exit_code in _NEVER_RESTARTED or reported
+
+    @property
+    def failure_time(self) -> float:
+        """Time of the failure, in seconds since 1970."""
+        # The clock of a worker's host may be ahead of the launcher's.
+        return min(self.own_error.time, self.time) if self.own_error else self.time
 
 
 @dataclass(frozen=True)
@@ -95,11 +113,11 @@ class Cause:
     """Why an attempt failed.
 
     Attributes:
-      kind: what sort of end.
-      rank: of the worker that it began with; None where that is not known.
-      text: one line that names worker and reason.
-      exit_code: what the launcher ends with if it gives up now.
-      step: that the failing worker was in, where it said so.
+      kind: kind of failure.
+      rank: rank of the worker that failed first; None if unknown.
+      text: one line that names the worker and the reason.
+      exit_code: exit code of the launcher if it gives up now.
+      step: step of the failing worker, if it reported one.
     """
 
     kind: Kind
@@ -111,7 +129,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now: start again, or stop with `exit_code`; `reason` says why in a sentence's words."""
+    """What to do next: restart, or stop with `exit_code`. `reason` is a phrase for the log line."""
 
     restart: bool
     reason: str
@@ -122,147 +140,94 @@ class RestartPolicy:
     """Counts restarts and errors since the last new checkpoint."""
 
     def __init__(self, max_restarts: int):
-        """Args: max_restarts: how many may follow one another without a new checkpoint; 0 or more."""
+        """Args: max_restarts: consecutive restarts allowed without a new checkpoint; 0 or more."""
         self._max_restarts = max_restarts
         self._restarts = 0
-        self._steps_of_errors: set[int | None] = set()
+        self._error_steps: set[int | None] = set()
 
-    def after(self, cause: Cause, *, new_checkpoint: bool) -> Decision:
-        """Says what follows an attempt that failed.
+    def decide(self, cause: Cause, *, new_checkpoint: bool) -> Decision:
+        """Returns what to do after a failed attempt.
 
         Args:
-          cause: why.
-          new_checkpoint: whether training got further than ever before and saved that.
+          cause: cause of the failure.
+          new_checkpoint: whether the attempt saved a later step than any attempt before.
         """
         if new_checkpoint:
             self._restarts = 0
-            self._steps_of_errors.clear()
+            self._error_steps.clear()
         if cause.kind is Kind.REFUSED:
-            return Decision(False, "Another start would end the same", cause.exit_code)
+            return Decision(False, "Not restarted: a restart would fail the same way", cause.exit_code)
         if cause.kind is Kind.INTERRUPTED:
-            return Decision(False, "Not restarted, since somebody interrupted it", cause.exit_code)
+            return Decision(False, "Not restarted: interrupted by the user", cause.exit_code)
         if cause.kind is Kind.FAILED:
-            if cause.step in self._steps_of_errors:
+            if cause.step in self._error_steps:
                 where = "before the first step" if cause.step is None else f"at step {cause.step}"
-                return Decision(
-                    False, f"Not restarted: it failed {where} twice without a new checkpoint between", cause.exit_code
-                )
-            self._steps_of_errors.add(cause.step)
+                reason = f"Not restarted: failed {where} twice without a new checkpoint in between"
+                return Decision(False, reason, cause.exit_code)
+            self._error_steps.add(cause.step)
         if self._restarts >= self._max_restarts:
             restarts = "1 restart" if self._restarts == 1 else f"{self._restarts} restarts"
-            reason = f"Given up after {restarts} without a new checkpoint" if self._restarts else "Not restarted"
+            reason = f"Giving up after {restarts} without a new checkpoint" if self._restarts else "Not restarted"
             return Decision(False, f"{reason} (--max_restarts={self._max_restarts})", cause.exit_code)
         self._restarts += 1
         return Decision(True, f"restart {self._restarts} of {self._max_restarts} without a new checkpoint")
 
 
-def cause_of(ends: Sequence[WorkerOutcome], events: Sequence[Mapping[str, Any]] = ()) -> Cause:
+def cause_of(outcomes: Sequence[WorkerOutcome], events: Sequence[Mapping[str, Any]] = ()) -> Cause:
     """Returns why an attempt failed.
 
     Args:
-      ends: of all workers; one at least did not end with 0.
-      events: what the trainer wrote to events.jsonl in this attempt.
+      outcomes: outcomes of all workers, at least one of them a failure.
+      events: the events that the trainer wrote to events.jsonl during the attempt.
     """
-    bad = sorted((end for end in ends if not end.succeeded), key=_time)
-    forced = [end for end in bad if end.ended_as]
-    gone = [end for end in bad if end.lost]
-    own = [end for end in bad if not end.ended_as and not end.lost and _is_its_own(end)]
-    # TensorFlow may abort a worker that has lost its peer: where anything else went wrong, that is an echo.
-    aborted = [end for end in own if end.killed_by == signal.SIGABRT]
-    own = [end for end in own if end not in aborted]
-    refused = [end for end in own if end.exit_code in _NEVER_RESTARTED]
-    if own and own[0] in refused:
-        return _cause_of_end(min(refused, key=lambda end: end.rank))  # the same flags are wrong everywhere
-    if own:
-        return _cause_of_end(own[0])
-    if gone:
-        return _cause_of_end(gone[0])
-    stopped = [end for end in forced if end.ended_as is Kind.STOPPED]
+    failed = sorted((outcome for outcome in outcomes if not outcome.succeeded), key=_failure_time)
+    forced = [outcome for outcome in failed if outcome.ended_as]
+    lost = [outcome for outcome in failed if outcome.lost]
+    primary = [outcome for outcome in failed if not outcome.ended_as and not outcome.lost and outcome.is_primary]
+    # TensorFlow may abort a worker that has lost its peer: a secondary failure if anything else went wrong.
+    aborted = [outcome for outcome in primary if outcome.killed_by == signal.SIGABRT]
+    primary = [outcome for outcome in primary if outcome not in aborted]
+    refused = [outcome for outcome in primary if outcome.exit_code in _NEVER_RESTARTED]
+    if primary and primary[0] in refused:
+        return _cause_of_outcome(min(refused, key=lambda outcome: outcome.rank))  # the same flags are wrong everywhere
+    if primary:
+        return _cause_of_outcome(primary[0])
+    if lost:
+        return _cause_of_outcome(lost[0])
+    stopped = [outcome for outcome in forced if outcome.ended_as is Kind.STOPPED]
     if stopped:
-        return _cause_of_end(stopped[0])
+        return _cause_of_outcome(stopped[0])
     preempted = next((event for event in events if event["event"] == "preempted"), None)
     if preempted:
         return _preempted(preempted)
     if forced:
-        return _cause_of_end(forced[0])
+        return _cause_of_outcome(forced[0])
     if aborted:
-        return _cause_of_end(aborted[0])
-    lost = next((event for event in events if event["event"] == "peer_lost"), None)
-    if lost:
-        return Cause(Kind.PEER_LOST, None, f"a peer was lost: {_first_line(lost.get('message'))}", RETRYABLE)
-    return _cause_of_end(bad[0])
+        return _cause_of_outcome(aborted[0])
+    peer_lost = next((event for event in events if event["event"] == "peer_lost"), None)
+    if peer_lost:
+        return Cause(Kind.PEER_LOST, None, f"peer lost: {_first_line(peer_lost.get('message'))}", RETRYABLE)
+    return _cause_of_outcome(failed[0])
 
 
-def exit_code_after_signal(ends: Sequence[WorkerOutcome], number: int, *, had_to_kill: bool) -> int:
-    """Returns what to end with after a signal to the launcher was passed on to the workers.
+def exit_code_after_signal(outcomes: Sequence[WorkerOutcome], number: int, *, had_to_kill: bool) -> int:
+    """Returns the launcher's exit code after it forwarded a signal to the workers.
 
     Args:
-      ends: of all workers.
-      number: of the signal; the last where there were several.
-      had_to_kill: whether a worker did not end by itself.
+      outcomes: outcomes of all workers.
+      number: number of the signal; of the last one if there were several.
+      had_to_kill: whether a worker did not exit and was killed.
     """
-    codes = {end.exit_code for end in ends}
+    codes = {outcome.exit_code for outcome in outcomes}
     if codes <= {0}:
-        return 0 if ends else 128 + number
+        return 0 if outcomes else 128 + number
     if had_to_kill:
         return 128 + number
-    own = [end for end in ends if end.exit_code in (1, *_NEVER_RESTARTED) and _is_its_own(end)]
+    own = [outcome for outcome in outcomes if outcome.exit_code in (1, *_NEVER_RESTARTED) and outcome.is_primary]
     if own:
-        return min(own, key=_time).exit_code
-    # A person who types Ctrl-C wants no scheduler to start it again, whatever echoes the workers ended with.
+        return min(own, key=_failure_time).exit_code
+    # After Ctrl-C no scheduler should restart the run, whatever the workers' secondary exit codes.
     return RETRYABLE if RETRYABLE in codes and number != signal.SIGINT else 128 + number
-
-
-def _is_its_own(end: WorkerOutcome) -> bool:
-    # Exit code 1 with nothing written down is the start-up deadline, which ends a process from outside Python.
-    return bool(end.killed_by) or end.exit_code in _NEVER_RESTARTED or (end.exit_code != RETRYABLE and _said_why(end))
-
-
-def _said_why(end: WorkerOutcome) -> bool:
-    return end.error is not None and end.error.exit_code != RETRYABLE
-
-
-def _time(end: WorkerOutcome) -> float:
-    # A host's clock may be ahead of the launcher's.
-    return min(end.error.time, end.time) if end.error and _said_why(end) else end.time
-
-
-def _cause_of_end(end: WorkerOutcome) -> Cause:
-    worker = f"worker {end.rank}"
-    if end.lost:
-        return Cause(Kind.HOST_LOST, end.rank, f"{worker} is lost: {end.lost}", RETRYABLE)
-    if end.ended_as is Kind.STOPPED:
-        return Cause(Kind.STOPPED, end.rank, f"{worker} was stopped (SIGSTOP)", RETRYABLE)
-    if end.ended_as is Kind.UNRESPONSIVE:
-        return Cause(Kind.UNRESPONSIVE, end.rank, f"{worker} did not end with its peers and was killed", RETRYABLE)
-    step = end.error.step if end.error else None
-    error = _first_line(end.error.error) if end.error and _said_why(end) else ""
-    if end.exit_code == INTERRUPTED:
-        return Cause(Kind.INTERRUPTED, end.rank, f"{worker} was interrupted (SIGINT)", INTERRUPTED, step)
-    if end.killed_by:
-        return Cause(Kind.KILLED, end.rank, f"{worker} was killed ({signal_name(end.killed_by)})", RETRYABLE, step)
-    if end.exit_code in _NEVER_RESTARTED:
-        meaning = error or f"exit code {end.exit_code}, {_NEVER_RESTARTED[end.exit_code]}"
-        return Cause(Kind.REFUSED, end.rank, f"{worker}: {meaning}", end.exit_code, step)
-    if error:
-        return Cause(Kind.FAILED, end.rank, f"{worker}: {error}", 1, step)
-    if end.exit_code == 1:
-        return Cause(
-            Kind.PEER_LOST,
-            end.rank,
-            f"{worker} ended with exit code 1 and no word why, as its start-up deadline does",
-            RETRYABLE,
-        )
-    if end.exit_code == RETRYABLE:
-        return Cause(Kind.PEER_LOST, end.rank, f"{worker} gave up waiting for its peers (exit code 138)", RETRYABLE)
-    return Cause(Kind.KILLED, end.rank, f"{worker} ended with exit code {end.exit_code}", RETRYABLE, step)
-
-
-def _preempted(event: Mapping[str, Any]) -> Cause:
-    step, rank = event.get("step"), event.get("worker")
-    where = "" if step is None else f" at step {step}"
-    whom = "" if rank is None else f" ({event.get('signal', 'SIGTERM')} to worker {rank})"
-    return Cause(Kind.PREEMPTED, rank, f"preempted{where}{whom}", RETRYABLE, step)
 
 
 def signal_name(number: int) -> str:
@@ -271,6 +236,44 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
+
+
+def _failure_time(outcome: WorkerOutcome) -> float:
+    return outcome.failure_time
+
+
+def _cause_of_outcome(outcome: WorkerOutcome) -> Cause:
+    rank, worker = outcome.rank, f"worker {outcome.rank}"
+    if outcome.lost:
+        return Cause(Kind.HOST_LOST, rank, f"{worker} is lost: {outcome.lost}", RETRYABLE)
+    if outcome.ended_as is Kind.STOPPED:
+        return Cause(Kind.STOPPED, rank, f"{worker} was stopped (SIGSTOP)", RETRYABLE)
+    if outcome.ended_as is Kind.UNRESPONSIVE:
+        return Cause(Kind.UNRESPONSIVE, rank, f"{worker} did not exit with its peers and was killed", RETRYABLE)
+    step = outcome.error.step if outcome.error else None
+    error = _first_line(outcome.own_error.error) if outcome.own_error else ""
+    if outcome.exit_code == INTERRUPTED:
+        return Cause(Kind.INTERRUPTED, rank, f"{worker} was interrupted (SIGINT)", INTERRUPTED, step)
+    if outcome.killed_by:
+        return Cause(Kind.KILLED, rank, f"{worker} was killed ({signal_name(outcome.killed_by)})", RETRYABLE, step)
+    if outcome.exit_code in _NEVER_RESTARTED:
+        meaning = error or f"exit code {outcome.exit_code}, {_NEVER_RESTARTED[outcome.exit_code]}"
+        return Cause(Kind.REFUSED, rank, f"{worker}: {meaning}", outcome.exit_code, step)
+    if error:
+        return Cause(Kind.FAILED, rank, f"{worker}: {error}", 1, step)
+    if outcome.exit_code == 1:
+        text = f"{worker} exited with code 1 and no error report, which is typical of the start-up deadline"
+        return Cause(Kind.PEER_LOST, rank, text, RETRYABLE)
+    if outcome.exit_code == RETRYABLE:
+        return Cause(Kind.PEER_LOST, rank, f"{worker} gave up waiting for its peers (exit code 138)", RETRYABLE)
+    return Cause(Kind.KILLED, rank, f"{worker} exited with code {outcome.exit_code}", RETRYABLE, step)
+
+
+def _preempted(event: Mapping[str, Any]) -> Cause:
+    step, rank = event.get("step"), event.get("worker")
+    where = "" if step is None else f" at step {step}"
+    signalled = "" if rank is None else f" ({event.get('signal', 'SIGTERM')} to worker {rank})"
+    return Cause(Kind.PREEMPTED, rank, f"preempted{where}{signalled}", RETRYABLE, step)
 
 
 def _first_line(text: object) -> str:

@@ -1,14 +1,14 @@
-"""The worker processes of one attempt on this machine: started together, watched, signalled, and none left behind.
+"""The worker processes of one attempt on this machine: started together, watched, signalled, and never left behind.
 
-    gang = WorkerProcesses([WorkerProgram(command, environment, log), ...])
-    while gang.running():
-        for ended in gang.poll():
+    workers = WorkerProcesses([WorkerProgram(command, environment, log), ...])
+    while workers.running():
+        for exited in workers.poll():
             ...
-    gang.kill()
+    workers.kill()
 
-Workers run in sessions of their own, so that Ctrl-C at a terminal reaches the launcher alone, and with every signal as
-it is by default, however the launcher was started. On Linux the kernel kills them when the launcher is gone, also by
-`kill -9`. Whatever a worker started and left running ends with it.
+Each worker runs in its own session, so that Ctrl-C at a terminal reaches the launcher alone, and with default signal
+handling, however the launcher was started. On Linux the kernel kills the workers when the launcher dies, even from
+`kill -9`. Processes that a worker started and left running end with it.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class WorkerProgram:
 
     Attributes:
       command: program and arguments.
-      environment: all of it.
-      log: file for what it writes, standard output and error in their order.
-      cores: that it may run on; all where empty.
+      environment: the complete environment.
+      log: file for its standard output and error, interleaved.
+      cores: cores that it may run on; empty for all.
     """
 
     command: Sequence[str]
@@ -44,9 +44,13 @@ class WorkerProgram:
 
 
 class WorkerExit(NamedTuple):
-    """A worker that has ended: its exit code or minus its signal, and when that was seen (seconds since 1970).
+    """A worker that has ended.
 
-    `lost` says why nothing is known of how it ended, where its host is gone: `host b does not answer`.
+    Attributes:
+      rank: rank of the worker.
+      returncode: exit code, or minus the number of the signal that killed it.
+      time: time at which the end was observed, in seconds since 1970.
+      lost: why the outcome is unknown, if its host is gone: `host b does not answer`.
     """
 
     rank: int
@@ -56,15 +60,15 @@ class WorkerExit(NamedTuple):
 
 
 class WorkerProcesses:
-    """Running worker processes; a worker's rank is its place in the list of programs."""
+    """Running worker processes; a worker's rank is its position in the list of programs."""
 
     def __init__(self, programs: Sequence[WorkerProgram]):
-        """Starts all, or none. Call it in the main thread: workers end with the thread that started them.
+        """Starts all of them, or none. Call it in the main thread: workers die with the thread that started them.
 
         Raises:
           OSError: a program cannot be started.
         """
-        self._running: dict[int, subprocess.Popen] = {}
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for rank, program in enumerate(programs):
                 self._running[rank] = _start(program)
@@ -78,24 +82,21 @@ class WorkerProcesses:
 
     def poll(self) -> list[WorkerExit]:
         """Returns the workers that have ended since the last call."""
-        ended = []
-        for rank, process in list(self._running.items()):
-            if process.poll() is not None:
-                ended.append(self._ended(rank))
-        return ended
+        ended = [rank for rank, process in self._running.items() if process.poll() is not None]
+        return [self._ended(rank) for rank in ended]
 
     def send(self, number: int) -> None:
-        """Sends a signal to every worker that runs, and wakes those that are stopped to receive it."""
+        """Sends a signal to every running worker, and wakes stopped workers to receive it."""
         for process in self._running.values():
             process.send_signal(number)
             process.send_signal(signal.SIGCONT)
 
     def stopped(self) -> list[int]:
-        """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot end by themselves."""
+        """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot exit by themselves."""
         return [rank for rank, process in self._running.items() if _state(process.pid) == "T"]
 
     def kill(self) -> list[WorkerExit]:
-        """Kills every worker that runs and returns them when they are gone."""
+        """Kills every running worker, waits until they are gone, and returns them."""
         for process in self._running.values():
             process.kill()
         ended = []
@@ -106,12 +107,12 @@ class WorkerProcesses:
 
     def _ended(self, rank: int) -> WorkerExit:
         process = self._running.pop(rank)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nobody else in its session
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing else is left in its session
             os.killpg(process.pid, signal.SIGKILL)
         return WorkerExit(rank, process.returncode, time.time())
 
 
-def _start(program: WorkerProgram) -> subprocess.Popen:
+def _start(program: WorkerProgram) -> subprocess.Popen[bytes]:
     with open(program.log, "ab") as log:
         return subprocess.Popen(
             program.command,
@@ -120,13 +121,13 @@ def _start(program: WorkerProgram) -> subprocess.Popen:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            # Safe here: the launcher has one thread, and all that it needs is looked up before the fork.
+            # Safe here: the launcher has one thread, and everything it needs is resolved before the fork.
             preexec_fn=_preparation(program.cores),
         )
 
 
 def _preparation(cores: frozenset[int]) -> Callable[[], None]:
-    """Returns what a new process does before it becomes the worker."""
+    """Returns the function that a new process runs before it executes the worker's program."""
     parent = os.getpid()
     prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     set_affinity = getattr(os, "sched_setaffinity", None) if cores else None
@@ -135,7 +136,7 @@ def _preparation(cores: frozenset[int]) -> Callable[[], None]:
     def prepare() -> None:
         if prctl:
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # the launcher was killed before the kernel knew
+            if os.getppid() != parent:  # the launcher died before the call took effect
                 os._exit(1)
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
@@ -147,7 +148,7 @@ def _preparation(cores: frozenset[int]) -> Callable[[], None]:
 
 
 def _state(pid: int) -> str:
-    """Returns the letter by which /proc names a process's state; nothing where there is no /proc."""
+    """Returns the letter of a process's state in /proc; empty on systems without /proc."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,8 +1,8 @@
-"""What a launcher reads and writes in RUN, the run directory: all it knows of the trainer besides its exit codes.
+"""The launcher's view of RUN, the run directory. Beyond exit codes it is all that a launcher learns about the trainer.
 
-RUN/logs/attempt-K/worker-R.log    what worker R wrote in the launcher's K-th start, counted over the life of RUN
-RUN/logs/attempt-K/error-R.json    its own exception, where it had one
-RUN/logs/attempt-K/end-R.json      how it ended, where a `launch worker` beside it has noted that
+RUN/logs/attempt-K/worker-R.log    output of worker R in attempt K, counted from 1 over the life of RUN
+RUN/logs/attempt-K/error-R.json    its exception, if it ended with one
+RUN/logs/attempt-K/end-R.json      how it ended, if `launch worker` ran it
 RUN/launch.json                    the attempts of the last launch
 """
 
@@ -18,12 +18,11 @@ from typing import Any
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import append_json_line, json_value, write_whole
 from convoy.core.run_layout import RunLayout, attempt_number, checkpoint_step
+from convoy.launch.history import Event
 from convoy.launch.policy import WorkerError
 from convoy.launch.processes import WorkerExit
 
-_LAST_BYTES = 2**16  # of metrics.jsonl: many times its longest line
-
-Event = Mapping[str, Any]
+_TAIL_BYTES = 2**16  # of metrics.jsonl: many times its longest line
 
 
 @dataclass(frozen=True)
@@ -34,25 +33,29 @@ class AttemptFiles:
     folder: Path
 
     def log(self, rank: int) -> Path:
-        """Returns the file that holds all a worker writes."""
+        """Returns the file for a worker's output."""
         return self.folder / f"worker-{rank}.log"
 
     def error_file(self, rank: int) -> Path:
-        """Returns the file in which a worker leaves its own exception."""
+        """Returns the file in which a worker reports its exception."""
         return self.folder / f"error-{rank}.json"
 
     def end_file(self, rank: int) -> Path:
-        """Returns the file in which `launch worker` leaves how its worker ended."""
+        """Returns the file in which `launch worker` records how its worker ended."""
         return self.folder / f"end-{rank}.json"
 
+    def variables(self, rank: int) -> dict[str, str]:
+        """Returns the environment variables that tell a worker its attempt and its error file."""
+        return {"CONVOY_ATTEMPT": str(self.number), "CONVOY_ERROR_FILE": str(self.error_file(rank))}
+
     def write_end(self, end: WorkerExit) -> None:
-        """Notes how a worker ended."""
+        """Records how a worker ended."""
         content = {"rank": end.rank, "returncode": end.returncode, "time": end.time}
-        with contextlib.suppress(OSError):  # the exit code still tells
+        with contextlib.suppress(OSError):  # the exit code is still there
             write_whole(self.end_file(end.rank), (json.dumps(content) + "\n").encode())
 
     def end(self, rank: int) -> WorkerExit | None:
-        """Returns how a worker ended, or None where that was not noted."""
+        """Returns how a worker ended, or None if that was not recorded."""
         try:
             content = json.loads(self.end_file(rank).read_bytes())
             return WorkerExit(int(content["rank"]), int(content["returncode"]), float(content["time"]))
@@ -60,12 +63,12 @@ class AttemptFiles:
             return None
 
     def write_error(self, rank: int, error: WorkerError) -> None:
-        """Leaves the word of a worker that could not leave it itself."""
+        """Writes the error file of a worker that could not write it itself."""
         with contextlib.suppress(OSError):
             write_whole(self.error_file(rank), (json.dumps({"rank": rank, **asdict(error)}) + "\n").encode())
 
     def error(self, rank: int) -> WorkerError | None:
-        """Returns a worker's own exception, or None where it had none."""
+        """Returns the exception that a worker reported, or None."""
         path = self.error_file(rank)
         try:
             content = json.loads(path.read_bytes())
@@ -75,25 +78,25 @@ class AttemptFiles:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return WorkerError(time.time(), None, 1, f"an error that {path.name} does not tell: it is damaged")
+            return WorkerError(time.time(), None, 1, f"unknown error ({path.name} is damaged)")
 
     def last_lines(self, rank: int, count: int) -> list[str]:
-        """Returns the last lines that a worker wrote."""
+        """Returns the last lines of a worker's output."""
         try:
-            return _last_bytes(self.log(rank)).decode(errors="replace").splitlines()[-count:]
+            return _tail(self.log(rank)).decode(errors="replace").splitlines()[-count:]
         except OSError:
             return []
 
 
 class RunFiles:
-    """The launcher's side of RUN."""
+    """The files in RUN that a launcher reads and writes."""
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike[str]):
         """Reads nothing yet. Args: workdir: RUN."""
         self._layout = RunLayout(os.path.abspath(workdir))
         self.path = self._layout.path
         self._workdir = workdir
-        self._made: list[Path] = []  # folders, the outermost first
+        self._made: list[Path] = []  # folders that this launch made, outermost first
 
     def new_attempt(self) -> AttemptFiles:
         """Makes the folder of the next attempt.
@@ -102,32 +105,47 @@ class RunFiles:
           UsageError: RUN is a file.
           DataError: the folder cannot be made.
         """
-        with self._refusals():
+        with self._write_errors():
             self._make(self._layout.logs)
             numbers = [attempt_number(path.name) or 0 for path in self._layout.logs.iterdir()]
             number = max(numbers, default=0) + 1
-            while not self._make(self._layout.attempt(number)):  # another launch was faster
+            while not self._make(self._layout.attempt(number)):  # taken by a concurrent launch
                 number += 1
         return AttemptFiles(number, self._layout.attempt(number))
 
     def attempt(self, number: int) -> AttemptFiles:
-        """Returns the files of an attempt that somebody else began, and makes its folder where that is not there yet.
+        """Returns the files of an attempt that another process started; makes its folder if needed.
 
         Raises:
           UsageError: RUN is a file.
           DataError: the folder cannot be made.
         """
         folder = self._layout.attempt(number)
-        with self._refusals():
+        with self._write_errors():
             self._make(folder)
         return AttemptFiles(number, folder)
 
-    def drop(self, files: AttemptFiles, rank: int) -> None:
-        """Takes away what a worker that only looked has left in an attempt, and folders that hold nothing then."""
+    def log_file(self, name: str) -> Path:
+        """Returns the path of a file in RUN/logs."""
+        return self._layout.logs / name
+
+    def write_log_file(self, name: str, content: str) -> None:
+        """Writes a file in RUN/logs.
+
+        Raises:
+          UsageError: RUN is a file.
+          DataError: the file cannot be written.
+        """
+        with self._write_errors():
+            self._make(self._layout.logs)
+            write_whole(self.log_file(name), content.encode())
+
+    def remove_worker_files(self, files: AttemptFiles, rank: int) -> None:
+        """Removes the files of a worker that only inspected, and the folders that are empty then."""
         for path in (files.log(rank), files.end_file(rank), files.error_file(rank)):
             path.unlink(missing_ok=True)
         for folder in (files.folder, self._layout.logs, *reversed(self._made)):
-            with contextlib.suppress(OSError):  # another worker's files lie in it, or that one was faster
+            with contextlib.suppress(OSError):  # in use by another worker, or already removed by it
                 folder.rmdir()
 
     def checkpoint_step(self) -> int | None:
@@ -139,22 +157,22 @@ class RunFiles:
         return max((step for name in names if (step := checkpoint_step(name)) is not None), default=None)
 
     def logged_step(self) -> int | None:
-        """Returns the step of the newest line in metrics.jsonl, or None."""
+        """Returns the step of the last line in metrics.jsonl, or None."""
         with contextlib.suppress(OSError):
-            for line in reversed(_last_bytes(self._layout.metrics).splitlines()):
+            for line in reversed(_tail(self._layout.metrics).splitlines()):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     return int(json.loads(line)["step"])
         return None
 
     def events_end(self) -> int:
-        """Returns where events.jsonl ends: `events` from there are those of what comes now."""
+        """Returns the current size of events.jsonl: the `start` at which `events` returns only later events."""
         try:
             return self._layout.events.stat().st_size
         except OSError:
             return 0
 
     def events(self, start: int) -> list[Event]:
-        """Returns the trainer's events from a place in events.jsonl on, without lines that a crash cut short."""
+        """Returns the trainer's events from a byte offset in events.jsonl on, without damaged lines."""
         try:
             with open(self._layout.events, "rb") as file:
                 file.seek(start)
@@ -170,14 +188,12 @@ class RunFiles:
         return events
 
     def append_restart(self, attempt: int, cause: str) -> None:
-        """Notes a restart in events.jsonl. Only while no worker runs."""
-        if (
-            self._layout.checkpoints.is_dir()
-        ):  # before that RUN is not the trainer's yet, and it would refuse the folder
-            with contextlib.suppress(OSError):  # a full disk is for the trainer to report
-                append_json_line(
-                    self._layout.events, {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
-                )
+        """Appends a restart to events.jsonl. Call it only while no worker is running."""
+        if not self._layout.checkpoints.is_dir():  # not a run directory yet: the trainer would refuse the folder
+            return
+        event = {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
+        with contextlib.suppress(OSError):  # a full disk is reported by the trainer
+            append_json_line(self._layout.events, event)
 
     def write_summary(self, value: Mapping[str, Any]) -> None:
         """Writes RUN/launch.json."""
@@ -185,35 +201,35 @@ class RunFiles:
             write_whole(self._layout.launch, (json.dumps(json_value(value), indent=2) + "\n").encode())
 
     def remove_traces(self) -> bool:
-        """Takes away what the launcher made, where the trainer never accepted RUN. Returns whether it did."""
+        """Removes what this launch made, if the trainer never accepted RUN. Returns whether it did."""
         if self._layout.checkpoints.is_dir() or not self._made:
             return False
         self._layout.launch.unlink(missing_ok=True)
-        self.remove_attempts()
+        self.remove_made_folders()
         return True
 
-    def remove_attempts(self) -> None:
-        """Takes away the folders that this launch made, with what lies in those of its attempts."""
+    def remove_made_folders(self) -> None:
+        """Removes the folders that this launch made, with the files of its attempts."""
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # it holds something of somebody else
+            with contextlib.suppress(OSError):  # it contains files of another program
                 if folder.parent == self._layout.logs:
                     for path in folder.iterdir():
                         path.unlink()
                 folder.rmdir()
 
     @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--workdir={self._workdir} is a file. Give a folder.")
+            raise UsageError(f"--workdir={self._workdir} is a file. Pass a directory.")
         try:
             yield
         except OSError as error:
             raise DataError(
-                f"--workdir={self._workdir}: cannot be written ({error.strerror}). Give a folder that can."
+                f"--workdir={self._workdir} is not writable ({error.strerror}). Pass a writable directory."
             ) from None
 
     def _make(self, folder: Path) -> bool:
-        """Makes a folder with its parents; returns whether it was not there."""
+        """Makes a folder with its parents; returns whether it did not exist."""
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             try:
@@ -226,8 +242,8 @@ class RunFiles:
         return bool(missing)
 
 
-def _last_bytes(path: Path) -> bytes:
+def _tail(path: Path) -> bytes:
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - _LAST_BYTES))
+        file.seek(max(0, end - _TAIL_BYTES))
         return file.read()

@@ -1,13 +1,13 @@
-"""The launcher's standard output, which may be slow or closed without holding anything up.
+"""The launcher's standard output, written without blocking the launcher.
 
     screen = Screen.of_standard_output()
     log = Follower(path, prefix="[0] ")
-    screen.follow(log)     # now and then: takes over new lines, as far as the reader keeps up
+    screen.follow(log)     # periodically: copies new lines, as fast as the reader takes them
     screen.say("done")
-    screen.drain()         # in the end: waits until all is written
+    screen.drain()         # at the end: waits until everything is written
 
-Workers write into their log files, never to the launcher, so nobody waits for whoever reads the launcher's output: a
-line that the reader is not ready for stays in its file. Once the output is closed (`| head`), what follows is dropped.
+Workers write to their log files, not to the launcher, so a slow reader of the launcher's output blocks nobody: lines
+that the reader is not ready for stay in the log file. Once the output is closed (`| head`), the rest is dropped.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ import select
 import sys
 from pathlib import Path
 
-_LONGEST_LINE = 2**16  # bytes; of a longer one the pieces are shown as lines
-_MOST_BEHIND = 2**16  # bytes that wait to be written while a log is still followed
-_LONGEST_REST = 2**18  # bytes of a log that are taken over at its end
+_LONGEST_LINE = 2**16  # bytes; longer lines are shown in pieces
+_MOST_PENDING = 2**16  # bytes waiting to be written at which logs are not followed further
+_LONGEST_REST = 2**18  # bytes of a log that are shown at its end
 
 
 class Follower:
@@ -28,16 +28,16 @@ class Follower:
         """Reads nothing yet.
 
         Args:
-          path: need not be there yet.
-          prefix: put before each line.
-          at_end: whether to leave out what the file holds now.
+          path: the file, which need not exist yet.
+          prefix: prefix of each line.
+          at_end: whether to skip the current content of the file.
         """
         self._path = path
         self._prefix = prefix.encode()
         self._position = path.stat().st_size if at_end and path.exists() else 0
 
     def lines(self, most: int) -> bytes:
-        """Returns whole lines that are new, about `most` bytes of them, each with the prefix."""
+        """Returns about `most` bytes of new complete lines, each with the prefix."""
         content = self._read(most)
         end = content.rfind(b"\n") + 1
         if not end and len(content) >= _LONGEST_LINE:
@@ -46,12 +46,12 @@ class Follower:
         return self._with_prefix(content[:end])
 
     def rest(self) -> bytes:
-        """Returns all that is new, also a last line without an end; of very much the last part."""
+        """Returns everything new, including an incomplete last line; only the last part if it is very long."""
         with contextlib.suppress(OSError):
-            left_out = self._path.stat().st_size - self._position - _LONGEST_REST
-            if left_out > 0:
-                self._position += left_out
-                note = self._with_prefix(f"... {left_out} bytes are left out here; {self._path} has them.".encode())
+            skipped = self._path.stat().st_size - self._position - _LONGEST_REST
+            if skipped > 0:
+                self._position += skipped
+                note = self._with_prefix(f"... {skipped} bytes skipped, see {self._path}".encode())
                 return note + self.rest()
         content = self._read(_LONGEST_REST + _LONGEST_LINE)
         self._position += len(content)
@@ -76,7 +76,7 @@ class Screen:
     """Writes what its reader is ready for, and keeps the rest."""
 
     def __init__(self, descriptor: int | None):
-        """Args: descriptor: of an open file; None drops everything."""
+        """Args: descriptor: an open file descriptor; None drops all output."""
         self._descriptor = descriptor
         self._waiting = bytearray()
 
@@ -90,42 +90,45 @@ class Screen:
             return cls(None)
 
     def say(self, text: str) -> None:
-        """Shows lines."""
+        """Writes lines of text."""
         self.write(text.encode(errors="replace") + b"\n")
 
     def write(self, content: bytes) -> None:
-        """Shows bytes, now or when the reader is ready."""
+        """Writes bytes, now or when the reader is ready."""
         if self._descriptor is not None:
             self._waiting += content
         self.pump()
 
     def follow(self, log: Follower) -> None:
-        """Shows new lines of a log, unless the reader is behind."""
+        """Writes new lines of a log, unless the reader is behind."""
         self.pump()
-        if len(self._waiting) < _MOST_BEHIND:
-            self.write(log.lines(_MOST_BEHIND))
+        if len(self._waiting) < _MOST_PENDING:
+            self.write(log.lines(_MOST_PENDING))
 
     def pump(self) -> None:
-        """Writes as much as is possible without waiting."""
-        while self._waiting and self._write(wait_ms=0):
+        """Writes as much as possible without blocking."""
+        while self._write(wait_ms=0):
             pass
 
     def drain(self) -> None:
-        """Writes all there is, however long the reader takes."""
+        """Writes everything, however long the reader takes."""
         while self._waiting:
             self._write(wait_ms=None)
 
     def _write(self, wait_ms: int | None) -> bool:
+        """Writes the next part if the reader becomes ready in time. Returns whether it did."""
+        if self._descriptor is None or not self._waiting:
+            return False
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         if not poll.poll(wait_ms):
             return False
         try:
-            # A pipe that is ready takes PIPE_BUF bytes without blocking, and not always more.
+            # A ready pipe takes PIPE_BUF bytes without blocking, but not always more.
             written = os.write(self._descriptor, self._waiting[: select.PIPE_BUF])
         except BlockingIOError:
             return False
-        except OSError:  # the reader has gone
+        except OSError:  # the reader is gone
             self._descriptor = None
             self._waiting.clear()
             return False

@@ -1,12 +1,11 @@
-"""Starts the gang, watches it, starts it again: the same for every engine, which says only how workers are started.
+"""Starts the workers, watches them and restarts them: the same for every engine, which only provides the start.
 
     supervisor = Supervisor(run, start, max_restarts=3, grace_seconds=60, screen=Screen.of_standard_output())
     exit_code = supervisor.run()
 
-`start(files)` returns the running `Workers` of an attempt whose logs and error files lie where `files` says.
+`start(files)` starts the workers of an attempt, with logs and error files as in `files`, and returns them.
 """
 
-import contextlib
 import os
 import signal
 import time
@@ -29,20 +28,19 @@ from convoy.launch.policy import (
 from convoy.launch.processes import WorkerExit
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
-from convoy.launch.shutdown import ShutdownPolicy, Signals
+from convoy.launch.shutdown import TICK_SECONDS, ShutdownPolicy, Signals
 
-_TICK_SECONDS = 0.05
-_START_AGAIN_SECONDS = 3.0
+_START_RETRY_SECONDS = 3.0
 _SHOWN_LINES = 15
-_QUIET = (Kind.PREEMPTED, Kind.STOPPED, Kind.INTERRUPTED)  # a worker's last lines say nothing more about these
+_NO_LOG = (Kind.PREEMPTED, Kind.STOPPED, Kind.INTERRUPTED)  # the worker's last lines do not help with these
 
 
 class StartError(Exception):
-    """An attempt cannot be started now, and perhaps later. The message says why: which host does not answer."""
+    """An attempt cannot be started now, but perhaps later. The message is the reason: which host does not answer."""
 
 
 class Workers(Protocol):
-    """A started gang, whatever engine started it. See `convoy.launch.processes.WorkerProcesses`."""
+    """The running workers of an attempt, whatever engine started them. See `processes.WorkerProcesses`."""
 
     def running(self) -> list[int]:
         """Returns the ranks of workers that had not ended at the last `poll`."""
@@ -51,13 +49,13 @@ class Workers(Protocol):
         """Returns the workers that have ended since the last call."""
 
     def send(self, number: int) -> None:
-        """Sends a signal to every worker that runs."""
+        """Sends a signal to every running worker."""
 
     def stopped(self) -> list[int]:
-        """Returns the ranks of workers that are stopped and so cannot end by themselves."""
+        """Returns the ranks of workers that are stopped and so cannot exit by themselves."""
 
     def kill(self) -> list[WorkerExit]:
-        """Kills every worker that runs and returns them when they are gone."""
+        """Kills every running worker, waits until they are gone, and returns them."""
 
 
 class Supervisor:
@@ -79,13 +77,13 @@ class Supervisor:
 
         Args:
           run: the run directory.
-          start: starts the workers of an attempt, or raises StartError where that may go well later.
-          max_restarts: how many restarts may follow one another without a new checkpoint.
-          grace_seconds: that a worker has between SIGTERM and SIGKILL.
-          screen: where the chief's output and the launcher's own words go.
-          start_seconds: for how long a start that fails is tried again.
-          trains: False for a command that only looks: it is started once, and leaves nothing in RUN.
-          facts: more for launch.json.
+          start: starts the workers of an attempt; raises StartError if a retry may succeed.
+          max_restarts: consecutive restarts allowed without a new checkpoint.
+          grace_seconds: seconds from SIGTERM to SIGKILL.
+          screen: for the chief's output and the launcher's own log lines.
+          start_seconds: for how long a failing start is retried.
+          trains: False for a command that only inspects: it is started once and leaves nothing in RUN.
+          facts: additional fields of launch.json.
         """
         self._run = run
         self._start = start
@@ -99,12 +97,12 @@ class Supervisor:
         self._attempts: list[Attempt] = []
         self._furthest_checkpoint = run.checkpoint_step()
         self._started = time.monotonic()
-        self.ended_by: int | None = None  # the signal that ended the launch, where one did
+        self.ended_by: int | None = None  # number of the signal that ended the launch, if any
 
     @property
     def is_asked_to_end(self) -> bool:
-        """Whether a signal waits: a start that takes long had better give up."""
-        return self._signals.are_waiting
+        """Whether a signal is pending: a slow `start` should give up then."""
+        return self._signals.pending
 
     def run(self) -> int:
         """Launches, and returns the exit code.
@@ -127,118 +125,126 @@ class Supervisor:
         return exit_code
 
     def _attempt(self) -> int | None:
-        """Lives one attempt; returns the launch's exit code, or None where another follows."""
-        files, ending = self._run.new_attempt(), ShutdownPolicy(self._grace_seconds)
-        workers = self._started_workers(files)
+        """Runs one attempt; returns the launch's exit code, or None if another attempt follows."""
+        files, shutdown = self._run.new_attempt(), ShutdownPolicy(self._grace_seconds)
+        workers = self._start_workers(files)
         if workers is None:
             return self._not_started()
-        # What was written till now came from the attempt before: a start may have waited for its end.
+        # Events up to here belong to the previous attempt: `start` may have waited for its end.
         first_event, started = self._run.events_end(), time.monotonic()
         log = Follower(files.log(0), prefix="[0] ")
         try:
-            ends = self._watch(workers, ending, files, log, first_event)
+            outcomes = self._watch(workers, shutdown, files, log, first_event)
         finally:
             workers.kill()
         self._screen.write(log.rest())
         events = self._run.events(first_event)
-        if all(end.succeeded for end in ends):
-            self._keep(files, ends, events, started, "done")
+
+        def record(cause: str, step: int | None, log: str = "") -> None:
+            exit_codes = tuple(outcome.exit_code for outcome in sorted(outcomes, key=lambda outcome: outcome.rank))
+            seconds = time.monotonic() - started
+            self._attempts.append(Attempt(files.number, seconds, cause, exit_codes, events, step, log))
+
+        if all(outcome.succeeded for outcome in outcomes):
+            record("done", history.end_step(events))
             return self._finish(0)
-        cause = cause_of(ends, events)
-        step = history.end_step(events, cause.step, self._run.logged_step(), *_steps_of_errors(ends))
-        last_lines = self._last_lines(files, cause)
-        log_name = os.path.relpath(files.log(cause.rank), self._run.path) if last_lines else ""
-        if ending.signals:
-            self._keep(files, ends, events, started, f"ended by {signal_name(ending.signals[-1])}", step)
-            return self._after_signal(ends, ending, step)
+        cause = cause_of(outcomes, events)
+        error_steps = [outcome.error.step for outcome in outcomes if outcome.error]
+        step = history.end_step(events, cause.step, self._run.logged_step(), *error_steps)
+        if shutdown.signals:
+            record(f"ended by {signal_name(shutdown.signals[-1])}", step)
+            return self._after_signal(outcomes, shutdown.signals[-1], step)
         if not self._trains:
-            return self._after_failed_look(files, ends, cause)
-        self._keep(files, ends, events, started, cause.text, step, log_name)
-        if cause.rank and last_lines:  # the chief's are on the screen already
-            self._screen.say(f"convoy: the last lines of worker {cause.rank} ({log_name}):")
-            self._screen.say("\n".join(f"[{cause.rank}] {line}" for line in last_lines))
+            return self._after_failed_inspection(files, outcomes, cause)
+        log_name = self._show_last_lines(files, cause)
+        record(cause.text, step, log_name)
         return self._after_failure(files, cause, step)
 
-    def _started_workers(self, files: AttemptFiles) -> Workers | None:
-        """Starts an attempt, again and again while that cannot be done; None where it comes to nothing."""
-        deadline, said = time.monotonic() + self._start_seconds, ""
-        while not self._signals.are_waiting:
+    def _start_workers(self, files: AttemptFiles) -> Workers | None:
+        """Starts an attempt, with retries while that is not possible; returns None if it failed for good."""
+        deadline, last_reason = time.monotonic() + self._start_seconds, ""
+        while not self._signals.pending:
             try:
                 return self._start(files)
             except StartError as error:
-                if self._signals.are_waiting:
+                if self._signals.pending:
                     break
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._trains:
-                    ending = f" Given up. {self._where_it_goes_on()}" if self._trains else ""
-                    self._screen.say(f"convoy: {error}{ending}")
+                    outlook = f" Giving up. {self._how_to_resume()}" if self._trains else ""
+                    self._screen.say(f"convoy: {error}{outlook}")
                     return None
-                if said != (said := str(error)):
-                    self._screen.say(f"convoy: {error} Trying again for {left:.0f} s.")
-            again = time.monotonic() + _START_AGAIN_SECONDS
-            while time.monotonic() < again and not self._signals.are_waiting:
-                self._screen.pump()
-                time.sleep(_TICK_SECONDS)
+                if last_reason != str(error):
+                    last_reason = str(error)
+                    self._screen.say(f"convoy: {error} Retrying for {left:.0f} s.")
+            self._signals.wait(_START_RETRY_SECONDS, idle=self._screen.pump)
         return None
 
     def _not_started(self) -> int:
+        exit_code = self._ended_by_pending_signal()
+        if exit_code is None:
+            exit_code = RETRYABLE if self._trains else UsageError.exit_code
+        return self._finish(exit_code)
+
+    def _ended_by_pending_signal(self) -> int | None:
+        """Returns the exit code for a signal that arrived while no worker was running; None if there was none."""
         numbers = self._signals.take()
-        if numbers:
-            self.ended_by = numbers[-1]
-            self._screen.say(f"convoy: ended by {signal_name(numbers[-1])}. {self._where_it_goes_on()}")
-        if numbers:
-            return self._finish(128 + numbers[-1])
-        return self._finish(RETRYABLE if self._trains else UsageError.exit_code)
+        if not numbers:
+            return None
+        self.ended_by = numbers[-1]
+        self._screen.say(f"convoy: ended by {signal_name(numbers[-1])}. {self._how_to_resume()}")
+        return 128 + numbers[-1]
 
     def _watch(
-        self, workers: Workers, ending: ShutdownPolicy, files: AttemptFiles, log: Follower, first_event: int
+        self, workers: Workers, shutdown: ShutdownPolicy, files: AttemptFiles, log: Follower, first_event: int
     ) -> list[WorkerOutcome]:
-        """Waits for the end of all workers, and sees to it where that is needed."""
-        ends: list[WorkerOutcome] = []
+        """Waits until all workers have ended; ends those that do not exit by themselves."""
+        outcomes: list[WorkerOutcome] = []
         ended_as: dict[int, Kind] = {}
 
         def note(ended: Sequence[WorkerExit]) -> None:
             for rank, returncode, seen, lost in ended:
-                ends.append(WorkerOutcome(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
-                if not ends[-1].succeeded and self._trains:  # who only looks ends in its own time
-                    # A worker that waits for others to come does not know of those that never will.
-                    ending.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
+                outcomes.append(WorkerOutcome(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
+                if not outcomes[-1].succeeded and self._trains:  # workers that only inspect end independently
+                    # Workers that wait for others to join cannot know that some never will.
+                    shutdown.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)
 
         while workers.running():
             note(workers.poll())
-            self._pass_on_signals(workers, ending)
-            stopped = set(workers.stopped()) if ending.in_progress else set()
+            self._forward_signals(workers, shutdown)
+            stopped = set(workers.stopped()) if shutdown.in_progress else set()
             if stopped and stopped == set(workers.running()):
                 ended_as |= dict.fromkeys(stopped, Kind.STOPPED)
                 note(workers.kill())
-            elif ending.kill_is_due():
-                if ending.signals:
-                    self._screen.say(f"convoy: killing {_workers(workers.running())} that did not end.")
+            elif shutdown.kill_is_due():
+                if shutdown.signals:
+                    self._screen.say(f"convoy: killing {_workers(workers.running())} that did not exit.")
                 ended_as |= {rank: ended_as.get(rank, Kind.UNRESPONSIVE) for rank in workers.running()}
                 note(workers.kill())
-            elif ending.term_is_due():
+            elif shutdown.term_is_due():
                 ended_as |= {rank: Kind.STOPPED if rank in stopped else Kind.UNRESPONSIVE for rank in workers.running()}
                 workers.send(signal.SIGTERM)
             self._screen.follow(log)
             if workers.running():
-                time.sleep(_TICK_SECONDS)
-        return ends
+                time.sleep(TICK_SECONDS)
+        return outcomes
 
-    def _pass_on_signals(self, workers: Workers, ending: ShutdownPolicy) -> None:
+    def _forward_signals(self, workers: Workers, shutdown: ShutdownPolicy) -> None:
         for number in self._signals.take():
-            if ending.signal_received(number):
+            if shutdown.signal_received(number):
                 continue
-            if not ending.kill_is_due() and workers.running():
+            if not shutdown.kill_is_due() and workers.running():
                 workers.send(number)
                 self._screen.say(
-                    f"convoy: {signal_name(number)}, passed on to {_workers(workers.running())}. "
-                    f"What has not ended in {self._grace_seconds:g} s is killed; a second signal does it at once."
+                    f"convoy: {signal_name(number)}: forwarded to {_workers(workers.running())}. Workers still running "
+                    f"in {self._grace_seconds:g} s will be killed; a second signal kills them now."
                 )
 
-    def _after_signal(self, ends: Sequence[WorkerOutcome], ending: ShutdownPolicy, step: int | None) -> int:
-        self.ended_by = number = ending.signals[-1]
-        exit_code = exit_code_after_signal(ends, number, had_to_kill=any(end.ended_as for end in ends))
-        self._screen.say(f"convoy: ended by {signal_name(number)}{_at(step)}. {self._where_it_goes_on()}")
+    def _after_signal(self, outcomes: Sequence[WorkerOutcome], number: int, step: int | None) -> int:
+        self.ended_by = number
+        had_to_kill = any(outcome.ended_as for outcome in outcomes)
+        exit_code = exit_code_after_signal(outcomes, number, had_to_kill=had_to_kill)
+        self._screen.say(f"convoy: ended by {signal_name(number)}{_at(step)}. {self._how_to_resume()}")
         return self._finish(exit_code)
 
     def _after_failure(self, files: AttemptFiles, cause: Cause, step: int | None) -> int | None:
@@ -248,69 +254,54 @@ class Supervisor:
         )
         if is_new:
             self._furthest_checkpoint = checkpoint
-        decision = self._policy.after(cause, new_checkpoint=is_new)
+        decision = self._policy.decide(cause, new_checkpoint=is_new)
         if cause.kind is Kind.REFUSED and all(attempt.start_step is None for attempt in self._attempts):
-            # The worker's own message is the last on the screen, and there is nothing to sum up.
+            # The worker's own message is the last on the screen, and there is nothing to summarize.
             self._write_summary(decision.exit_code)
             self._run.remove_traces()
             return decision.exit_code
-        what = f"convoy: attempt {files.number} ended{_at(step)}: {cause.text.rstrip('.')}."
+        failure = f"convoy: attempt {files.number} ended{_at(step)}: {cause.text.rstrip('.')}."
         if not decision.restart:
-            self._screen.say(f"{what} {decision.reason}.")
+            self._screen.say(f"{failure} {decision.reason}.")
             return self._finish(decision.exit_code)
-        place = "the start" if checkpoint is None else f"step {checkpoint}"
-        self._screen.say(f"{what} Restarting from {place} ({decision.reason}).")
+        self._screen.say(f"{failure} Restarting from step {checkpoint or 0} ({decision.reason}).")
         self._run.append_restart(files.number + 1, cause.text)
-        with contextlib.suppress(IndexError):
-            self.ended_by = number = self._signals.take()[-1]  # while nobody was there to pass it on to
-            self._screen.say(f"convoy: ended by {signal_name(number)}. {self._where_it_goes_on()}")
-            return self._finish(128 + number)
+        exit_code = self._ended_by_pending_signal()
+        if exit_code is not None:
+            return self._finish(exit_code)
         self._write_summary(None)
         return None
 
-    def _after_failed_look(self, files: AttemptFiles, ends: Sequence[WorkerOutcome], cause: Cause) -> int:
-        """Shows what the others wrote beside the chief: they write where they cannot tell it the chief."""
-        for rank in sorted(end.rank for end in ends if end.rank):
+    def _after_failed_inspection(self, files: AttemptFiles, outcomes: Sequence[WorkerOutcome], cause: Cause) -> int:
+        """Shows the output of all workers: those that cannot reach the chief print their findings themselves."""
+        for rank in sorted(outcome.rank for outcome in outcomes if outcome.rank):
             self._screen.write(Follower(files.log(rank), prefix=f"[{rank}] ").rest())
         if cause.kind is not Kind.REFUSED:
             self._screen.say(f"convoy: {cause.text.rstrip('.')}.")
         return self._finish(cause.exit_code)
 
-    def _where_it_goes_on(self) -> str:
+    def _how_to_resume(self) -> str:
         step = self._run.checkpoint_step()
-        return f"The same command goes on from {'the start' if step is None else f'step {step}'}."
+        if step is None:
+            return "Rerun the same command to start from step 0 (no checkpoint found)."
+        return f"Rerun the same command to resume from step {step}."
 
-    @staticmethod
-    def _last_lines(files: AttemptFiles, cause: Cause) -> list[str]:
-        if cause.rank is None or cause.kind in _QUIET:
-            return []
-        return files.last_lines(cause.rank, _SHOWN_LINES)
-
-    def _keep(
-        self,
-        files: AttemptFiles,
-        ends: Sequence[WorkerOutcome],
-        events: Sequence[history.Event],
-        started: float,
-        cause: str,
-        step: int | None = None,
-        log: str = "",
-    ) -> None:
-        self._attempts.append(
-            Attempt(
-                files.number,
-                time.monotonic() - started,
-                cause,
-                tuple(end.exit_code for end in sorted(ends, key=lambda end: end.rank)),
-                events,
-                history.end_step(events) if step is None else step,
-                log,
-            )
-        )
+    def _show_last_lines(self, files: AttemptFiles, cause: Cause) -> str:
+        """Shows the last lines of the worker that failed; returns its log relative to RUN, or nothing without any."""
+        if cause.rank is None or cause.kind in _NO_LOG:
+            return ""
+        lines = files.last_lines(cause.rank, _SHOWN_LINES)
+        if not lines:
+            return ""
+        log_name = os.path.relpath(files.log(cause.rank), self._run.path)
+        if cause.rank:  # the chief's output is on the screen already
+            self._screen.say(f"convoy: last lines of worker {cause.rank} ({log_name}):")
+            self._screen.say("\n".join(f"[{cause.rank}] {line}" for line in lines))
+        return log_name
 
     def _finish(self, exit_code: int) -> int:
         if not self._trains or not self._attempts:
-            self._run.remove_attempts()
+            self._run.remove_made_folders()
             return exit_code
         self._write_summary(exit_code)
         self._screen.say(history.summary(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step()))
@@ -319,10 +310,6 @@ class Supervisor:
     def _write_summary(self, exit_code: int | None) -> None:
         content = history.as_json(self._attempts, time.monotonic() - self._started, self._run.checkpoint_step())
         self._run.write_summary({**self._facts, "exit_code": exit_code, **content})
-
-
-def _steps_of_errors(ends: Sequence[WorkerOutcome]) -> list[int | None]:
-    return [end.error.step for end in ends if end.error]
 
 
 def _at(step: int | None) -> str:

@@ -1,7 +1,7 @@
-"""The trainer's command line, as far as a launcher reads it.
+"""The trainer's command line and environment, as far as launchers need to read them.
 
-command = trainer_command(["train", "--data=data", "--workdir=run"])    # what stands after `--`
-workdir = flag_value(command, "workdir")
+command = trainer_command(["train", "--data=data", "--workdir=run"])    # the arguments after `--`
+run_directory(command)                                                  # "run"
 """
 
 import os
@@ -10,48 +10,59 @@ from collections.abc import Sequence
 
 from convoy.core.errors import UsageError, did_you_mean
 
-TRAINER = (sys.executable, "-m", "convoy")  # the program that understands the command
-# What would make a worker believe that it is one of a cluster around the machine that starts it.
+TRAINER = (sys.executable, "-m", "convoy")  # the program that runs the command
+# Variables that would make a worker join the cluster of the process that starts it.
 OTHER_CLUSTERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
 
 _COMMANDS = ("train", "doctor")
+_EXAMPLE = "Example: convoy launch local --processes=2 -- train --data=data --workdir=run"
 
 
 def trainer_command(words: Sequence[str]) -> list[str]:
-    """Returns what stood after `--` if it is a command that can be launched into a run directory.
+    """Returns the arguments after `--` if they are a command that can be launched into a run directory.
 
     Raises:
-      UsageError: it is another command, or none, or names no run directory.
+      UsageError: no command, a command that cannot be launched, or no `--workdir`.
     """
-    example = "convoy launch local --processes=2 -- train --data=data --workdir=run"
     if not words or words[0].startswith("-"):
-        raise UsageError(f"no command to launch: `train` and its flags stand after --. Example: {example}")
+        raise UsageError(f"no command to launch: give `train` and its flags after --. {_EXAMPLE}")
     if words[0] not in _COMMANDS:
         raise UsageError(
             f"{words[0]!r} cannot be launched{did_you_mean(words[0], _COMMANDS)}: "
-            f"give `train` and its flags after --. Example: {example}"
+            f"give `train` and its flags after --. {_EXAMPLE}"
         )
-    if not flag_value(words, "workdir"):
-        raise UsageError(f"--workdir must be given after `-- train`: logs and checkpoints go there. Example: {example}")
+    run_directory(words)
     return list(words)
 
 
+def run_directory(command: Sequence[str]) -> str:
+    """Returns the command's `--workdir`.
+
+    Raises:
+      UsageError: it has none.
+    """
+    workdir = flag_value(command, "workdir")
+    if not workdir:
+        raise UsageError(f"--workdir must be given after `-- train`: logs and checkpoints go there. {_EXAMPLE}")
+    return workdir
+
+
 def trainer_environment() -> dict[str, str]:
-    """Returns the environment of a worker that this process starts, without what tells it of its cluster."""
+    """Returns the environment for a worker that this process starts, without the variables of its cluster."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if not {"", os.getcwd()} & set(sys.path):
-        # `python -m` would look for packages in this folder first, which the command that was typed did not.
+        # `python -m` would search the current directory first; the `convoy` script did not.
         environment["PYTHONSAFEPATH"] = "1"
     return environment
 
 
 def trains(command: Sequence[str]) -> bool:
-    """Returns whether a command trains, and does not only look."""
+    """Returns whether a command trains. Other commands only inspect and must leave RUN unchanged."""
     return command[0] == "train"
 
 
 def flag_value(words: Sequence[str], name: str) -> str | None:
-    """Returns the value of a flag as `--name=value` or `--name value`, the last one, or None."""
+    """Returns the last value of a flag given as `--name=value` or `--name value`, or None."""
     value = None
     for position, word in enumerate(words):
         if word in (f"--{name}", f"-{name}"):
@@ -59,3 +70,8 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
         elif word.startswith((f"--{name}=", f"-{name}=")):
             value = word.partition("=")[2]
     return value
+
+
+def integer_or_none(text: str | None) -> int | None:
+    """Returns the value of a flag or variable as a non-negative integer; None if it is missing or not one."""
+    return int(text) if text and text.isdigit() else None

@@ -1,11 +1,12 @@
-"""One worker where somebody else starts it: `convoy launch worker -- train ...` in a SLURM step, a pod, a PBS task.
+"""One worker, started by a scheduler: `convoy launch worker -- train ...` in a SLURM step, a pod or a PBS task.
 
-The scheduler starts one of these for each worker, and the environment says which it is, as for the trainer itself. It
-keeps the worker's output in RUN/logs, passes signals on, and ends with an exit code that a scheduler can act upon:
-128 + N for signal N, and 138, which is worth another try, for a start-up deadline.
+The scheduler starts one of these per worker; the environment determines the rank, as for the trainer itself. It keeps
+the worker's output in RUN/logs, forwards signals, and exits with a code that schedulers can act on: 128 + N for signal
+N, and 138 (retryable) for a start-up deadline.
 
-When one worker ends, the others lose it and end with 138. A scheduler that judges a run by the first end it sees may
-see one of these echoes first: `--secondary_exit_delay` has them wait until it has acted on the cause.
+When one worker fails, the others lose their peer and exit with 138. A scheduler that judges a run by the first exit
+may see such a secondary failure first: `--secondary_exit_delay` holds it back until the scheduler has acted on the
+cause.
 """
 
 import contextlib
@@ -21,25 +22,29 @@ from convoy.launch.policy import RETRYABLE, WorkerOutcome, signal_name
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen
-from convoy.launch.shutdown import ShutdownPolicy, Signals
-from convoy.launch.trainer_command import TRAINER, flag_value, trainer_environment, trains
+from convoy.launch.shutdown import TICK_SECONDS, ShutdownPolicy, Signals
+from convoy.launch.trainer_command import (
+    TRAINER,
+    flag_value,
+    integer_or_none,
+    run_directory,
+    trainer_environment,
+    trains,
+)
 
 REQUIRED = ()
 
-GPUS_VARIABLE = "CONVOY_GPUS_PER_TASK"  # of each worker where several share a node's, from `launch srun`
-_TICK_SECONDS = 0.05
+GPUS_VARIABLE = "CONVOY_GPUS_PER_TASK"  # set by `launch srun` if several workers share the GPUs of a node
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_bool(
-        "show", True, "worker: show what the worker writes, besides keeping it in RUN/logs", flag_values=flags
-    )
+    absl_flags.DEFINE_bool("show", True, "worker: also print the output that RUN/logs keeps", flag_values=flags)
     absl_flags.DEFINE_float(
         "secondary_exit_delay",
         0.0,
-        "worker: how long to wait for a signal before ending with 138 where none came: so that a scheduler sees the "
-        "end of the worker that caused it first",
+        "worker: how many seconds to delay exit code 138 (a peer was lost) unless a signal arrives, so that the "
+        "scheduler sees the worker that caused the failure exit first",
         lower_bound=0.0,
         flag_values=flags,
     )
@@ -60,58 +65,58 @@ def launch(
     show: bool = True,
     trainer: Sequence[str] = TRAINER,
 ) -> int:
-    """Runs one worker to its end.
+    """Runs one worker until it ends.
 
     Args:
       command: `train` and its flags, with `--workdir`.
-      grace_seconds: between a signal and SIGKILL.
-      secondary_exit_delay: for how long an end with 138 that no signal asked for is held back, at most.
-      show: whether its output is shown as well as kept.
-      trainer: the program that understands `command`; tests put a small one in its place.
+      grace_seconds: seconds from a signal to SIGKILL.
+      secondary_exit_delay: for how many seconds at most exit code 138 is held back if no signal asked for it.
+      show: whether to print the worker's output as well as keeping it.
+      trainer: the program that runs `command`; tests replace it.
 
     Returns:
-      The worker's exit code, as `exit_code` makes it.
+      The worker's exit code, see `exit_code`.
 
     Raises:
-      UsageError: the environment describes a cluster that cannot be; RUN is a file.
-      DataError: RUN cannot be written.
+      UsageError: the environment describes an invalid cluster, or RUN is a file.
+      DataError: RUN is not writable.
     """
-    run_files = RunFiles(flag_value(command, "workdir"))
-    files = run_files.attempt(attempt_number(os.environ))
+    run_files = RunFiles(run_directory(command))
+    files = run_files.attempt(attempt_from_environment(os.environ))
     try:
         cluster = find_cluster(
             os.environ,
             hosts=list(filter(None, (flag_value(command, "worker_hosts") or "").split(","))),
-            index=_number(flag_value(command, "worker_index")),
+            index=integer_or_none(flag_value(command, "worker_index")),
         )
     except UsageError as error:
-        _note_refusal(error, files)
+        _record_refusal(error, files)
         raise
     rank = cluster.index if cluster else 0
     for stale in (files.error_file(rank), files.end_file(rank)):
         stale.unlink(missing_ok=True)
-    variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
+    variables = files.variables(rank)
     if (gpus := own_gpus(os.environ)) is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpus
     program = WorkerProgram([*trainer, *command], {**trainer_environment(), **variables}, files.log(rank))
     screen = Screen.of_standard_output() if show else Screen(None)
     log = Follower(files.log(rank), prefix="", at_end=True)
-    ending = ShutdownPolicy(grace_seconds)
+    shutdown = ShutdownPolicy(grace_seconds)
     with Signals() as signals:
-        end = _watch(WorkerProcesses([program]), signals, ending, screen, log)._replace(rank=rank)
+        end = _watch(WorkerProcesses([program]), signals, shutdown, screen, log)._replace(rank=rank)
         screen.write(log.rest())
         files.write_end(end)
         code = exit_code(end, files)
-        if code == RETRYABLE and not ending.signals:
-            _wait_for_signal(signals, secondary_exit_delay, screen)
+        if code == RETRYABLE and not shutdown.signals:
+            signals.wait(secondary_exit_delay, idle=screen.pump)
     screen.drain()
-    if not trains(command) and show:  # otherwise a launcher reads what lies there
-        run_files.drop(files, rank)
+    if not trains(command) and show:  # without `show` a launcher reads the files
+        run_files.remove_worker_files(files, rank)
     return code
 
 
-def attempt_number(environment: Mapping[str, str]) -> int:
-    """Returns which start of the gang this is, from 1, as the scheduler counts them."""
+def attempt_from_environment(environment: Mapping[str, str]) -> int:
+    """Returns the number of this attempt, from 1, from the restart count of the launcher or scheduler."""
     for name, first in (("CONVOY_ATTEMPT", 1), ("CONVOY_RESTARTS", 0), ("SLURM_RESTART_COUNT", 0)):
         with contextlib.suppress(KeyError, ValueError):
             return max(1, int(environment[name]) - first + 1)
@@ -119,19 +124,20 @@ def attempt_number(environment: Mapping[str, str]) -> int:
 
 
 def own_gpus(environment: Mapping[str, str]) -> str | None:
-    """Returns CUDA_VISIBLE_DEVICES of this worker where several share a node's GPUs in a SLURM step, or None."""
-    number, place = _number(environment.get(GPUS_VARIABLE)), _number(environment.get("SLURM_LOCALID"))
-    if not number or place is None:
+    """Returns CUDA_VISIBLE_DEVICES of this worker if several share a node's GPUs in a SLURM step, otherwise None."""
+    count = integer_or_none(environment.get(GPUS_VARIABLE))
+    local_rank = integer_or_none(environment.get("SLURM_LOCALID"))
+    if not count or local_rank is None:
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(gpu) for gpu in range((place + 1) * number)]
-    if len(gpus) <= number:  # the site's own settings have shared them out
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range((local_rank + 1) * count)]
+    if len(gpus) <= count:  # the site's SLURM configuration has assigned them already
         return None
-    return ",".join(gpus[place * number : (place + 1) * number])
+    return ",".join(gpus[local_rank * count : (local_rank + 1) * count])
 
 
 def exit_code(end: WorkerExit, files: AttemptFiles) -> int:
-    """Returns what to end with after a worker.
+    """Returns the exit code for a worker's end.
 
     Exit code 1 without an error file is the start-up deadline, which ends a process from outside Python: 138.
     """
@@ -140,9 +146,9 @@ def exit_code(end: WorkerExit, files: AttemptFiles) -> int:
     return WorkerOutcome(end.rank, end.returncode, end.time).exit_code
 
 
-def _note_refusal(error: UsageError, files: AttemptFiles) -> None:
-    """Leaves word of a worker that was not started, where whoever started the gang looks for it."""
-    rank = _number(os.environ.get("SLURM_PROCID"))
+def _record_refusal(error: UsageError, files: AttemptFiles) -> None:
+    """Records a worker that was not started, where the launcher of a SLURM step looks for it."""
+    rank = integer_or_none(os.environ.get("SLURM_PROCID"))
     if rank is not None:
         with contextlib.suppress(OSError), open(files.log(rank), "a", encoding="utf-8") as log:
             log.write(f"convoy: {error}\n")
@@ -150,29 +156,18 @@ def _note_refusal(error: UsageError, files: AttemptFiles) -> None:
 
 
 def _watch(
-    gang: WorkerProcesses, signals: Signals, ending: ShutdownPolicy, screen: Screen, log: Follower
+    worker: WorkerProcesses, signals: Signals, shutdown: ShutdownPolicy, screen: Screen, log: Follower
 ) -> WorkerExit:
     while True:
-        for ended in gang.poll():
+        for ended in worker.poll():
             return ended
         for number in signals.take():
-            # A scheduler's order may come by two ways, from itself and from the launcher of the gang: it is one order.
-            if number not in ending.signals and not ending.signal_received(number):
-                gang.send(number)
-        if ending.kill_is_due():
-            screen.say(f"convoy: killing the worker, which did not end after {signal_name(ending.signals[-1])}.")
-            (ended,) = gang.kill()
+            # The scheduler and the launcher of all workers may both send the same signal: it counts once.
+            if number not in shutdown.signals and not shutdown.signal_received(number):
+                worker.send(number)
+        if shutdown.kill_is_due():
+            screen.say(f"convoy: killing the worker, which did not exit after {signal_name(shutdown.signals[-1])}.")
+            (ended,) = worker.kill()
             return ended
         screen.follow(log)
-        time.sleep(_TICK_SECONDS)
-
-
-def _wait_for_signal(signals: Signals, seconds: float, screen: Screen) -> None:
-    deadline = time.monotonic() + seconds
-    while not signals.are_waiting and time.monotonic() < deadline:
-        screen.pump()
-        time.sleep(_TICK_SECONDS)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+        time.sleep(TICK_SECONDS)

@@ -1,17 +1,17 @@
-"""A SLURM cluster on one machine: the real daemons, each node a host of a `Network` of its own.
+"""A SLURM cluster on one machine: the real daemons, each on its own host of a `Network`.
 
     with SlurmCluster(folder, network, {"n1": 1, "n2": 1}) as slurm:      # cores by node
         slurm.run("sbatch", "--parsable", "job.sbatch").stdout            # a client command, on `head`
-        slurm.stop_node("n2"), slurm.start_node("n2")                     # its power is gone, and is back
+        slurm.stop_node("n2"), slurm.start_node("n2")                     # power failure and recovery
 
-The controller and munge run on `head`, beside the clients. Nothing of it touches a SLURM that this machine may have.
+The controller and munge run on `head`, like the client commands. A SLURM installation of this machine is not affected.
 """
 
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.network import HEAD, Network, missing_for_networks
@@ -19,8 +19,8 @@ from tests.network import HEAD, Network, missing_for_networks
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "salloc", "scontrol", "squeue", "scancel")
 _READY_SECONDS = 60.0
 
-# Short times, so that what takes a real cluster minutes takes seconds: a node that is gone is noticed after
-# SlurmdTimeout, and a job that is requeued may not start before its old credentials have expired.
+# Timeouts of seconds where real clusters have minutes: a dead node is noticed after SlurmdTimeout, and a requeued job
+# cannot start before its old credentials have expired.
 _CONFIG = """
 ClusterName=convoy
 SlurmctldHost=head({head})
@@ -60,30 +60,30 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing_for_slurm() -> str:
-    """Returns what this machine lacks to run a SLURM cluster; nothing where it can."""
-    lacking = [program for program in _PROGRAMS if not shutil.which(program)]
-    return f"{', '.join(lacking)} not installed" if lacking else missing_for_networks()
+    """Returns the reason why this machine cannot run a SLURM cluster; empty if it can."""
+    missing = [program for program in _PROGRAMS if not shutil.which(program)]
+    return f"{', '.join(missing)} not installed" if missing else missing_for_networks()
 
 
 class SlurmCluster:
-    """Running daemons. A context manager; on leaving it all of them are gone, with all that they started."""
+    """Running daemons. A context manager that ends them, and all processes that they started, on leaving."""
 
     def __init__(self, folder: Path, network: Network, cores: Mapping[str, int]):
         """Starts nothing yet.
 
         Args:
           folder: for configuration, state and logs.
-          network: with a host for each node.
-          cores: of each node.
+          network: network with a host for each node.
+          cores: number of cores by node.
         """
         self.folder = folder
         self.network = network
         self._cores = dict(cores)
-        self._daemons: dict[str, subprocess.Popen] = {}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
-        """Starts everything, and returns when all nodes are idle."""
+        """Starts the daemons and waits until all nodes are idle."""
         for name in ("state", *self._cores):
             (self.folder / name).mkdir(parents=True)
         nodes = "\n".join(
@@ -111,7 +111,7 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends everything."""
+        """Ends all daemons."""
         for host in (*self._cores, HEAD):
             self.network.kill_all(host)
         for daemon in self._daemons.values():
@@ -127,10 +127,10 @@ class SlurmCluster:
         self._daemons.pop(node).wait()
 
     def command(self, *command: object, host: str = HEAD) -> list[str]:
-        """Returns the command that runs a command on a host of the cluster; it needs `environment`."""
+        """Returns the command line that runs a command on a host of the cluster; run it with `environment`."""
         return self.network.command(host, *command)
 
-    def run(self, *command: object, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess:
+    def run(self, *command: object, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Runs a client command on `head`."""
         result = subprocess.run(
             self.command(*command), env=self.environment, capture_output=True, text=True, timeout=timeout
@@ -139,14 +139,14 @@ class SlurmCluster:
         return result
 
     def node_state(self, node: str) -> str:
-        """Returns `IDLE`, `ALLOCATED`, `DOWN`, ...; nothing while the controller does not answer."""
+        """Returns `IDLE`, `ALLOCATED`, `DOWN`, ...; empty while the controller does not answer."""
         return self._field("node", node, "State").partition("+")[0].rstrip("*")
 
     def job(self, job: str, field: str = "JobState") -> str:
-        """Returns what `scontrol show job` says of a job's field: its state, where none is named."""
+        """Returns a field of `scontrol show job`; by default the job's state."""
         return self._field("job", job, field)
 
-    def wait_for(self, condition, what: str, seconds: float = _READY_SECONDS) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = _READY_SECONDS) -> None:
         """Polls until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -168,9 +168,9 @@ class SlurmCluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         socket = self.folder / "munge.socket"
-        places = [f"--key-file={key}", f"--socket={socket}", f"--pid-file={self.folder / 'munge.pid'}"]
-        places += [f"--log-file={self.folder / 'munge.log'}", f"--seed-file={self.folder / 'munge.seed'}"]
-        self._start("munged", HEAD, "munged", "--foreground", "--force", *places)
+        paths = [f"--key-file={key}", f"--socket={socket}", f"--pid-file={self.folder / 'munge.pid'}"]
+        paths += [f"--log-file={self.folder / 'munge.log'}", f"--seed-file={self.folder / 'munge.seed'}"]
+        self._start("munged", HEAD, "munged", "--foreground", "--force", *paths)
         self.wait_for(socket.exists, "munge")
 
     def _start(self, name: str, host: str, *command: str) -> None:

@@ -1,1 +1,1 @@
-"""Runs on a cluster with SLURM: `submit` writes and submits the job, `step` supervises the workers inside it."""
+"""SLURM engines: `submit` writes, submits and follows a job; `step` supervises the workers inside it."""

@@ -1,6 +1,6 @@
-"""SLURM's own commands, as far as launchers use them.
+"""SLURM's command-line tools, as far as launchers need them.
 
-job = job_facts("17")                  # None where SLURM does not know it
+job = query_job("17")                  # None if SLURM does not know it
 job.state, job.reason, job.exit_code
 slurm("scancel", "--signal=TERM", "17.0")
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from convoy.core.errors import UsageError
 
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 _ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -29,25 +29,25 @@ _UNKNOWN_JOB = "Invalid job id"
 
 
 class SlurmError(Exception):
-    """A SLURM command failed. The message is what it said."""
+    """A SLURM command failed. The message is the command's."""
 
 
 class NoAnswerError(SlurmError):
-    """A SLURM command was not done in time. What it was to do may still happen."""
+    """A SLURM command timed out. Its effect may still happen."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What SLURM says of a job.
+    """State of a job, as SLURM reports it.
 
     Attributes:
       state: `PENDING`, `RUNNING`, `COMPLETED`, ...
-      reason: why it waits, or ended so: `Resources`, `NonZeroExitCode`, ...
-      nodes: that it has, in SLURM's short form; empty while it waits.
-      start_time: when it began, or is expected to, `2026-11-22T18:42:33`; `Unknown` where that is not known.
-      restarts: how often it was put back into the queue.
-      exit_code: of its batch script, as a shell counts: 128 + N for signal N.
-      is_batch: whether it has a batch script, and so can be put back.
+      reason: why it is pending or has failed: `Resources`, `NonZeroExitCode`, ...
+      nodes: its nodes, in SLURM's short form; empty while pending.
+      start_time: actual or expected start, `2026-11-22T18:42:33`, or `Unknown`.
+      restarts: how often it was requeued.
+      exit_code: exit code of its batch script, in shell convention: 128 + N for signal N.
+      is_batch: whether it has a batch script, and so can be requeued.
     """
 
     state: str
@@ -60,20 +60,20 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it will not run any more."""
+        """Whether the job has ended for good."""
         return self.state in _ENDED
 
 
 def slurm(*command: str, environment: Mapping[str, str] | None = None) -> str:
-    """Runs a SLURM command and returns what it printed.
+    """Runs a SLURM command and returns its standard output.
 
     Args:
-      command: and its arguments.
-      environment: of it; this process's where left out.
+      command: program and arguments.
+      environment: its environment; default: this process's.
 
     Raises:
-      UsageError: there is no such command here.
-      SlurmError: it failed.
+      UsageError: the command is not installed.
+      SlurmError: the command failed.
     """
     try:
         result = subprocess.run(
@@ -83,22 +83,20 @@ def slurm(*command: str, environment: Mapping[str, str] | None = None) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
         )
     except FileNotFoundError:
-        raise UsageError(
-            f"{command[0]} is not on the PATH. Run this where SLURM's commands are: on a login node of the cluster."
-        ) from None
+        raise UsageError(f"{command[0]} is not on the PATH. Run this on a login node of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"{command[0]} did not answer within {_PATIENCE_SECONDS:g} s") from None
+        raise NoAnswerError(f"{command[0]} did not answer within {_TIMEOUT_SECONDS:g} s") from None
     if result.returncode != 0:
         lines = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
         raise SlurmError("; ".join(re.sub(rf"^{command[0]}: (error: )?", "", line) for line in lines))
     return result.stdout
 
 
-def job_facts(job: str) -> Job | None:
-    """Returns what SLURM says of a job; None where it does not know it, or does not any more.
+def query_job(job: str) -> Job | None:
+    """Returns the state of a job; None if SLURM does not know it, or no longer.
 
     Raises:
       SlurmError: SLURM does not answer.
@@ -109,36 +107,36 @@ def job_facts(job: str) -> Job | None:
         if _UNKNOWN_JOB in str(error):
             return None
         raise
-    return parsed_job(text)
+    return parse_job(text)
 
 
-def parsed_job(text: str) -> Job:
-    """Returns what a line of `scontrol show job --oneliner` says."""
-    facts: dict[str, str] = {}
+def parse_job(text: str) -> Job:
+    """Returns the job described by a line of `scontrol show job --oneliner`."""
+    fields: dict[str, str] = {}
     for name, value in re.findall(r"(\w+)=(\S*)", text):
-        facts.setdefault(name, value)
-    code, _, number = facts.get("ExitCode", "0:0").partition(":")
-    nodes = facts.get("NodeList", "")
+        fields.setdefault(name, value)
+    code, _, number = fields.get("ExitCode", "0:0").partition(":")
+    nodes = fields.get("NodeList", "")
     return Job(
-        state=facts.get("JobState", ""),
-        reason=facts.get("Reason", "None"),
+        state=fields.get("JobState", ""),
+        reason=fields.get("Reason", "None"),
         nodes="" if nodes == "(null)" else nodes,
-        start_time=facts.get("StartTime", "Unknown"),
-        restarts=int(facts.get("Restarts", "0")),
+        start_time=fields.get("StartTime", "Unknown"),
+        restarts=int(fields.get("Restarts", "0")),
         exit_code=128 + int(number) if number not in ("", "0") else int(code),
-        is_batch=facts.get("BatchFlag", "0") != "0",
+        is_batch=fields.get("BatchFlag", "0") != "0",
     )
 
 
-def nodes_that_do_not_answer(nodes: str) -> dict[str, str]:
-    """Returns those of some nodes that SLURM cannot reach, with their state: `{"n2": "down*"}`.
+def unreachable_nodes(nodes: str) -> dict[str, str]:
+    """Returns the nodes that SLURM cannot reach, with their state: `{"n2": "down*"}`.
 
     Args:
-      nodes: in SLURM's short form, `n[1-3]`.
+      nodes: the nodes to check, in SLURM's short form: `n[1-3]`.
 
     Raises:
       SlurmError: SLURM does not answer.
     """
     listing = slurm("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T")
-    states = dict(line.split() for line in listing.splitlines() if line.strip())
+    states = {node: state for node, state in (line.split() for line in listing.splitlines() if line.strip())}
     return {node: state for node, state in states.items() if state.endswith("*") or state.startswith("down")}

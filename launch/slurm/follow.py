@@ -1,8 +1,8 @@
-"""Shows how a SLURM job is and what it writes, until it ends.
+"""Follows a SLURM job: prints its state and its log until it ends.
 
 exit_code = follow("17", Path("run/logs/slurm-17.out"), Screen.of_standard_output())
 
-Whoever follows can stop at any time: the job does not notice.
+Following can be stopped at any time without an effect on the job.
 """
 
 import signal
@@ -12,79 +12,82 @@ from pathlib import Path
 from convoy.launch.policy import RETRYABLE
 from convoy.launch.screen import Follower, Screen
 from convoy.launch.shutdown import Signals
-from convoy.launch.slurm.client import Job, SlurmError, job_facts
+from convoy.launch.slurm.client import Job, SlurmError, query_job
 
-_POLL_SECONDS = 2.0  # each asks slurmctld
+_POLL_SECONDS = 2.0  # every poll is a request to slurmctld
 _TICK_SECONDS = 0.1
-# Where the batch script's own exit code does not say it.
+# Exit codes for jobs whose batch script has none of its own.
 _EXIT_CODES = {"CANCELLED": 128 + signal.SIGTERM, "TIMEOUT": RETRYABLE, "NODE_FAIL": RETRYABLE, "PREEMPTED": RETRYABLE}
 
 
-def follow(job: str, log: Path, screen: Screen) -> int:
-    """Follows a job to its end, or until a signal comes.
+def follow(job_id: str, log: Path, screen: Screen) -> int:
+    """Follows a job until it ends or a signal arrives.
 
     Args:
-      job: its number.
-      log: that it writes; need not be there yet.
-      screen: where to show it.
+      job_id: number of the job.
+      log: the job's log file, which need not exist yet.
+      screen: where to print.
 
     Returns:
       The job's exit code; 128 + N after signal N.
     """
-    screen.say(f"convoy: following job {job}. Ctrl-C stops only that; `scancel {job}` ends the job, which saves first.")
+    screen.say(
+        f"convoy: following job {job_id}. Ctrl-C stops following only; `scancel {job_id}` saves a checkpoint and ends "
+        "the job."
+    )
     lines = Follower(log, prefix="")
-    said, next_poll = "", 0.0
+    last_status, next_poll = "", 0.0
     try:
         with Signals() as signals:
-            while not signals.are_waiting:
+            while not signals.pending:
                 if time.monotonic() >= next_poll:
                     try:
-                        facts = job_facts(job)
-                        text = _described(job, facts)
+                        job = query_job(job_id)
+                        status = _status(job_id, job)
+                        if job is None or job.has_ended:
+                            screen.write(lines.rest())
+                            screen.say(f"convoy: {status}")
+                            return _exit_code(job)
                     except SlurmError as error:
-                        if signals.are_waiting:  # the person's Ctrl-C reached the command too
+                        if signals.pending:  # Ctrl-C reached SLURM's command too
                             break
-                        facts, text = Job("UNKNOWN", "", "", "", 0, 0, True), f"SLURM does not answer: {error}"
-                    if facts is None or facts.has_ended:
-                        screen.write(lines.rest())
-                        screen.say(f"convoy: {text}")
-                        return _exit_code(facts)
-                    if text != said:
-                        screen.say(f"convoy: {text}")
-                        said = text
+                        status = f"SLURM does not answer: {error}"
+                    if status != last_status:
+                        screen.say(f"convoy: {status}")
+                        last_status = status
                     next_poll = time.monotonic() + _POLL_SECONDS
                 screen.follow(lines)
                 time.sleep(_TICK_SECONDS)
             number = signals.take()[-1]
-        screen.say(f"convoy: no longer following. Job {job} goes on; `scancel {job}` ends it. Its log: {log}")
+        screen.say(f"convoy: stopped following. Job {job_id} is still running; `scancel {job_id}` ends it. Log: {log}")
         return 128 + number
     finally:
         screen.drain()
 
 
-def _described(job: str, facts: Job | None) -> str:
-    """Returns how a job is, in a sentence that stays the same as long as the job does."""
-    if facts is None:
-        return f"job {job} is over, and SLURM no longer knows how it ended. `sacct -j {job}` may."
-    again = f", start {facts.restarts + 1}" if facts.restarts else ""
-    if facts.state == "PENDING":
-        if facts.reason == "BeginTime":  # a requeued job waits until all traces of it are gone
-            return f"job {job} is back in the queue{again}. It starts at {facts.start_time.partition('T')[2]} or later."
-        why = "" if facts.reason == "None" else f" ({facts.reason})"
-        return f"job {job} waits in the queue{again}{why}."
-    if facts.state == "RUNNING":
-        return f"job {job} runs on {facts.nodes}{again}."
-    if facts.state == "COMPLETED":
-        return f"job {job} is done."
-    if facts.has_ended:
-        why = "" if facts.reason in ("None", "NonZeroExitCode") else f", {facts.reason}"
-        return f"job {job} has ended: {facts.state}{why}, exit code {_exit_code(facts)}."
-    return f"job {job}: {facts.state}{again}."
+def _status(job_id: str, job: Job | None) -> str:
+    """Returns the log line for a job's state."""
+    if job is None:
+        return f"job {job_id} has ended, and SLURM has no record of it. Try `sacct -j {job_id}`."
+    start = f", start {job.restarts + 1}" if job.restarts else ""
+    if job.state == "PENDING":
+        if job.reason == "BeginTime":  # SLURM delays a requeued job until it is cleaned up
+            return f"job {job_id} is requeued{start}. It starts at {job.start_time.partition('T')[2]} or later."
+        reason = "" if job.reason == "None" else f" ({job.reason})"
+        return f"job {job_id} is pending{start}{reason}."
+    if job.state == "RUNNING":
+        return f"job {job_id} is running on {job.nodes}{start}."
+    if job.state == "COMPLETED":
+        return f"job {job_id} is done."
+    if job.has_ended:
+        reason = "" if job.reason in ("None", "NonZeroExitCode") else f", {job.reason}"
+        return f"job {job_id} has ended: {job.state}{reason}, exit code {_exit_code(job)}."
+    return f"job {job_id}: {job.state}{start}."
 
 
-def _exit_code(facts: Job | None) -> int:
-    if facts is None:
+def _exit_code(job: Job | None) -> int:
+    if job is None:
         return 1
-    if facts.state == "COMPLETED":
+    if job.state == "COMPLETED":
         return 0
-    return facts.exit_code or _EXIT_CODES.get(facts.state, 1)
+    return job.exit_code or _EXIT_CODES.get(job.state, 1)

@@ -1,9 +1,9 @@
-"""The batch script of a training job, for people to read.
+"""The batch script of a training job, written to be read.
 
-    print(job_script(JobOptions(nodes=2), command, workdir=..., cwd=...))
+    print(job_script(JobOptions(nodes=2), command, logs=..., cwd=...))
 
-Its `#SBATCH` lines ask for the machines; its last line becomes `convoy launch srun`, which starts the workers and
-watches them, so that SLURM's signals to the batch script reach it.
+Its `#SBATCH` lines request the resources. Its last line runs `convoy launch srun` with `exec`, which starts and watches
+the workers and receives SLURM's signals to the batch script.
 """
 
 import re
@@ -15,27 +15,27 @@ from pathlib import Path
 
 from convoy.core.errors import UsageError
 
-# From the end of the grace to the requeue: SLURM's commands take their time, and what was killed is waited for.
+# From the end of the grace time to the requeue: time for SLURM's commands and for killed processes to go away.
 _REQUEUE_SECONDS = 45
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the job is to be like; what is None or empty is left to the cluster's defaults.
+    """What to request from SLURM. None or empty: the cluster's default.
 
     Attributes:
-      nodes: how many.
-      processes_per_node: workers on each.
-      gpus_per_node: of each.
-      cpus_per_task: cores of each worker.
+      nodes: number of nodes.
+      processes_per_node: workers per node.
+      gpus_per_node: GPUs per node.
+      cpus_per_task: cores per worker.
       partition, time, account, qos, constraint: as in sbatch.
-      job_name: that squeue shows.
-      sbatch: more of sbatch's options, as they are.
-      setup: lines of shell before the start.
-      container: image that the workers run in.
-      warn_seconds: how long before the time limit the workers save and the job is put back.
-      max_restarts, grace_seconds: of the launch inside the job.
-      requeue: whether the job may be put back into the queue.
+      job_name: name of the job in squeue.
+      sbatch: further options of sbatch.
+      setup: shell lines to run before the launcher.
+      container: image in which the workers run.
+      warn_seconds: seconds before the time limit at which the workers save and the job is requeued.
+      max_restarts, grace_seconds: flags of the launcher inside the job.
+      requeue: whether the job may be requeued.
     """
 
     nodes: int
@@ -69,17 +69,17 @@ def job_script(
     """Returns the script.
 
     Args:
-      options: of the job.
+      options: what to request from SLURM.
       command: the trainer's: `train` and its flags.
-      logs: absolute; the job's log goes there.
-      cwd: where relative paths of `command` begin.
-      python: the interpreter, the same on every node.
-      safe_path: whether Python must not look for packages in `cwd`.
+      logs: absolute path of the folder for the job's log.
+      cwd: directory to which relative paths in `command` refer.
+      python: the interpreter, at the same path on every node.
+      safe_path: whether Python must not import from `cwd`.
 
     Raises:
-      UsageError: an option that cannot stand in a script.
+      UsageError: an option is not valid in a batch script.
     """
-    options_of_sbatch = [
+    sbatch_options = [
         ("job-name", options.job_name or f"convoy-{logs.parent.name}"),
         ("nodes", options.nodes),
         ("ntasks-per-node", options.processes_per_node),
@@ -94,14 +94,15 @@ def job_script(
         ("output", str(logs).replace("%", "%%") + "/slurm-%j.out"),
         ("open-mode", "append"),
     ]
-    lines = [f"#SBATCH --{name}={_quoted(name, value)}" for name, value in options_of_sbatch if value is not None]
+    lines = [f"#SBATCH --{name}={_quoted(name, value)}" for name, value in sbatch_options if value is not None]
     if options.requeue:
-        # B: to this script alone, which passes it on.
+        # B: sends the signal to the batch script only, which forwards it.
         lines += ["#SBATCH --requeue", f"#SBATCH --signal=B:USR1@{options.warn_seconds}"]
-        if options.warn_seconds < options.grace_seconds + _REQUEUE_SECONDS:
+        needed_seconds = options.grace_seconds + _REQUEUE_SECONDS
+        if options.warn_seconds < needed_seconds:
             raise UsageError(
-                f"--warn_seconds={options.warn_seconds} leaves no time for --grace_seconds={options.grace_seconds:g} "
-                f"and putting the job back: give {options.grace_seconds + _REQUEUE_SECONDS:g} or more, or less grace."
+                f"--warn_seconds={options.warn_seconds} is too short for --grace_seconds={options.grace_seconds:g} "
+                f"and the requeue. Give {needed_seconds:g} or more, or a shorter grace time."
             )
     else:
         lines += ["#SBATCH --no-requeue"]
@@ -115,14 +116,14 @@ def job_script(
     return "\n".join(
         [
             "#!/bin/bash",
-            "# Written by `convoy launch slurm`. Submitted again, it goes on from the newest checkpoint.",
+            "# Written by `convoy launch slurm`. Submitted again, it resumes from the newest checkpoint.",
             *lines,
             "",
-            # The warning must not end this script before the launcher is there.
+            # Otherwise a warning that arrives before the launcher is running would end the script.
             *(["trap '' USR1"] if options.requeue else []),
             *[line for text in options.setup for line in text.splitlines()],
             *(["export PYTHONSAFEPATH=1"] if safe_path else []),
-            "# `exec`: SLURM's signals go to the process of this script, which then is the one that watches.",
+            "# `exec`: the launcher replaces this script's process, so it receives SLURM's signals.",
             "exec " + " \\\n    ".join(words),
             "",
         ]
@@ -132,13 +133,13 @@ def job_script(
 def _quoted(name: str, value: object) -> str:
     text = str(value)
     if "\n" in text:
-        raise UsageError(f"--{name}={text!r} has more than one line, which a line of a batch script cannot hold.")
+        raise UsageError(f"--{name}={text!r}: a line break is not allowed in a batch script's option.")
     return shlex.quote(text)
 
 
 def _checked_option(option: str) -> str:
     if not option.startswith("-") or "\n" in option:
-        raise UsageError(f"--sbatch={option!r} is no option of sbatch. Example: --sbatch=--mail-type=END")
+        raise UsageError(f"--sbatch={option!r} is not an option of sbatch. Example: --sbatch=--mail-type=END")
     if re.match(r"--output([= ]|$)|-o", option):
-        raise UsageError(f"--sbatch={option}: the job's log is RUN/logs/slurm-JOB.out, where it is followed.")
+        raise UsageError(f"--sbatch={option}: the job's log must be RUN/logs/slurm-JOB.out. Remove this option.")
     return option

@@ -1,11 +1,11 @@
-"""Workers as a job of SLURM: `convoy launch slurm --nodes=4 --gpus_per_node=8 --time=12:00:00 -- train ...`.
+"""Workers as a SLURM job: `convoy launch slurm --nodes=4 --gpus_per_node=8 --time=12:00:00 -- train ...`.
 
-Writes RUN/logs/job.sbatch, submits it, and follows the job: its state, its log as it grows, its exit code. The job does
-not need whoever follows it. What happens inside the job is in `convoy.launch.slurm.step`.
+Writes RUN/logs/job.sbatch, submits it, and follows the job: its state, its growing log, its exit code. The job does not
+depend on the process that follows it. Inside the job runs `convoy.launch.slurm.step`.
 
-RUN/logs/job.sbatch            the script, as it was submitted last
-RUN/logs/slurm-JOB.out         what the job's launcher says, over all starts of the job, with the chief's output
-RUN/logs/attempt-K/srun.log    how the workers of an attempt were started, and what srun said
+RUN/logs/job.sbatch            the script, as last submitted
+RUN/logs/slurm-JOB.out         output of the job's launcher and of the chief, over all starts of the job
+RUN/logs/attempt-K/srun.log    the srun command of an attempt and its output
 """
 
 import os
@@ -15,19 +15,21 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from convoy.core.errors import ConvoyError, DataError, UsageError
-from convoy.core.files import write_whole
+from convoy.core.errors import ConvoyError, UsageError
+from convoy.launch.devices import gpus_per_worker
+from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import NoAnswerError, SlurmError, slurm
 from convoy.launch.slurm.follow import follow
 from convoy.launch.slurm.script import JobOptions, job_script
-from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.launch.slurm.step import define_worker_flags
+from convoy.launch.trainer_command import run_directory, trainer_environment, trains
 
 REQUIRED = ("nodes",)
 
-_PASSED_ON = ("partition", "time", "account", "qos", "constraint", "job_name")  # to sbatch, as they are
-# Where the cluster is. Any other variable of SLURM's is about the job that this shell may be in.
-_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+_SBATCH_FLAGS = ("partition", "time", "account", "qos", "constraint", "job_name")
+# Variables that locate the cluster. All other SLURM variables describe the job that this shell may be in.
+_CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -36,41 +38,43 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     def integer(name: str, default: int | None, text: str) -> None:
         absl_flags.DEFINE_integer(name, default, f"slurm: {text}", lower_bound=1, flag_values=flags)
 
+    define_worker_flags(flags, "slurm", default_processes=1)
     integer("nodes", None, "number of nodes")
-    integer("processes_per_node", 1, "workers on each node: 1, which uses all its GPUs, or one for each GPU")
-    integer("gpus_per_node", None, "GPUs of each node")
-    integer("cpus_per_task", None, "cores of each worker; many clusters give one where this is left out")
+    integer("gpus_per_node", None, "GPUs per node")
+    integer("cpus_per_task", None, "cores per worker; without it many clusters give only one")
     for name, text in (
-        ("partition", "where to run, as in sbatch"),
-        ("time", "time limit, as in sbatch: 12:00:00. The run goes on after it in the requeued job"),
-        ("account", "whom to charge, as in sbatch"),
+        ("partition", "partition, as in sbatch"),
+        ("time", "time limit, as in sbatch: 12:00:00. The job is requeued at the limit and the run resumes"),
+        ("account", "account to charge, as in sbatch"),
         ("qos", "quality of service, as in sbatch"),
-        ("constraint", "features that nodes must have, as in sbatch"),
-        ("job_name", "what squeue shows (default: convoy- and the name of the run directory)"),
-        ("container", "image to run the workers in: for srun's --container-image (pyxis), or a .sif for apptainer"),
+        ("constraint", "required node features, as in sbatch"),
+        ("job_name", "name of the job in squeue (default: convoy- and the name of the run directory)"),
     ):
         absl_flags.DEFINE_string(name, None, f"slurm: {text}", flag_values=flags)
     absl_flags.DEFINE_multi_string(
-        "sbatch", [], "slurm: one more option of sbatch, as it is: --sbatch=--mem=0; repeatable", flag_values=flags
+        "sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable", flag_values=flags
     )
     absl_flags.DEFINE_multi_string(
-        "setup", [], "slurm: lines of shell before the start, such as `module load cuda`; repeatable", flag_values=flags
+        "setup",
+        [],
+        "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable",
+        flag_values=flags,
     )
-    integer("warn_seconds", 120, "how long before the time limit the workers save and the job is put back")
-    absl_flags.DEFINE_bool("dry_run", False, "slurm: print the batch script, and do nothing", flag_values=flags)
-    absl_flags.DEFINE_bool("follow", True, "slurm: show the job's state and log until it ends", flag_values=flags)
+    integer("warn_seconds", 120, "seconds before the time limit at which the workers save and the job is requeued")
+    absl_flags.DEFINE_bool("dry_run", False, "slurm: print the batch script and exit", flag_values=flags)
+    absl_flags.DEFINE_bool("follow", True, "slurm: print the job's state and log until it ends", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """Submits a job for the trainer's `command` and follows it; returns the job's exit code.
 
     Raises:
-      UsageError: an option that cannot be; sbatch refuses the job, or is not here.
-      DataError: RUN cannot be written.
+      UsageError: an invalid option; sbatch refuses the job or is not installed.
+      DataError: RUN is not writable.
       ConvoyError: sbatch does not answer.
     """
     if flags.container and flags.container.endswith(".sif") and not os.path.exists(flags.container):
-        raise UsageError(f"--container={flags.container} is no file. Give the path of the image.")
+        raise UsageError(f"--container={flags.container} does not exist. Pass the path of an image file.")
     options = JobOptions(
         nodes=flags.nodes,
         processes_per_node=flags.processes_per_node,
@@ -83,61 +87,61 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
         max_restarts=flags.max_restarts,
         grace_seconds=flags.grace_seconds,
         requeue=trains(command),
-        **{name: flags[name].value for name in _PASSED_ON},
+        **{name: flags[name].value for name in _SBATCH_FLAGS},
     )
-    if flags.gpus_per_node and flags.gpus_per_node % flags.processes_per_node:
-        raise UsageError(
-            f"--processes_per_node={flags.processes_per_node} does not divide --gpus_per_node={flags.gpus_per_node}. "
-            "Give 1, or a number that does."
+    if options.gpus_per_node:
+        gpus_per_worker(
+            options.gpus_per_node,
+            options.processes_per_node,
+            asked_as=f"--processes_per_node={options.processes_per_node}",
+            available=f"--gpus_per_node={options.gpus_per_node}",
         )
-    logs = Path(os.path.abspath(flag_value(command, "workdir"))) / "logs"
-    safe_path = "PYTHONSAFEPATH" in trainer_environment()
-    script = job_script(options, command, logs=logs, cwd=Path.cwd(), python=sys.executable, safe_path=safe_path)
+    run_files = RunFiles(run_directory(command))
+    script_file = run_files.log_file("job.sbatch")
+    script = job_script(
+        options,
+        command,
+        logs=script_file.parent,
+        cwd=Path.cwd(),
+        python=sys.executable,
+        safe_path="PYTHONSAFEPATH" in trainer_environment(),
+    )
     if flags.dry_run:
         print(script, end="")
         return 0
-    job = _submitted(script, logs)
-    log = logs / f"slurm-{job}.out"
+    job_id = _submit(script, script_file, run_files)
+    log = run_files.log_file(f"slurm-{job_id}.out")
     screen = Screen.of_standard_output()
-    screen.say(f"convoy: submitted job {job}. Script: {_shown(logs / 'job.sbatch')}. Log: {_shown(log)}.")
+    screen.say(f"convoy: submitted job {job_id}. Script: {_relative(script_file)}. Log: {_relative(log)}.")
     if not flags.follow:
-        screen.say(f"convoy: `squeue --job={job}` shows how it is, `scancel {job}` ends it.")
+        screen.say(f"convoy: show the job's state: `squeue --job={job_id}`; end it: `scancel {job_id}`.")
         screen.drain()
         return 0
-    return follow(job, log, screen)
+    return follow(job_id, log, screen)
 
 
-def _submitted(script: str, logs: Path) -> str:
-    path = logs / "job.sbatch"
-    if logs.parent.exists() and not logs.parent.is_dir():
-        raise UsageError(f"--workdir={logs.parent} is a file. Give a folder.")
-    slurm("sbatch", "--version")  # before anything is written
-    made = [folder for folder in (logs, *logs.parents) if not folder.exists()]
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        write_whole(path, script.encode())
-    except OSError as error:
-        raise DataError(
-            f"--workdir={logs.parent}: cannot be written ({error.strerror}). Give a folder that can."
-        ) from None
+def _submit(script: str, script_file: Path, run_files: RunFiles) -> str:
+    """Writes and submits the script; returns the job's number."""
+    slurm("sbatch", "--version")  # fails before anything is written
+    is_new = not script_file.parent.exists()
+    run_files.write_log_file(script_file.name, script)
     environment = {
-        name: value for name, value in os.environ.items() if name in _OF_THE_CLUSTER or not name.startswith("SLURM_")
+        name: value for name, value in os.environ.items() if name in _CLUSTER_VARIABLES or not name.startswith("SLURM_")
     }
     try:
-        printed = slurm("sbatch", "--parsable", str(path), environment=environment)
-        return printed.split()[-1].partition(";")[0]  # a site's own words may stand above
+        printed = slurm("sbatch", "--parsable", str(script_file), environment=environment)
+        return printed.split()[-1].partition(";")[0]  # a site's own messages may come first
     except NoAnswerError as error:
         raise ConvoyError(
-            f"{error}. The job may be in the queue all the same: `squeue --me` shows it. Its script: {path}"
+            f"{error}. The job may be queued nevertheless: check with `squeue --me`. Script: {script_file}"
         ) from None
     except SlurmError as error:
-        if made:
-            path.unlink()
-            for folder in made:
-                folder.rmdir()
+        if is_new:
+            script_file.unlink()
+            run_files.remove_made_folders()
         raise UsageError(f"sbatch refused the job: {error}") from None
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

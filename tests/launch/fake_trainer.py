@@ -1,12 +1,12 @@
-"""Stands for `convoy train` in tests of launchers: real processes that keep the worker contract, without TensorFlow.
+"""Replaces `convoy train` in tests of launchers: real processes with the trainer's contract, without TensorFlow.
 
     fake_trainer.py train --workdir=RUN --plan=PLAN.json
 
-The plan: `steps`, `checkpoint_every`, `hold_at` (by attempt a step: there it waits for a signal or a kill), `talk`
-(lines that the chief writes at its end), `child` (a command that every worker leaves running) and `attempts`, by number
-and rank what a worker does: `{"at": step, "do": "exit", "code": 1}`, `{"do": "ignore_signals"}`. Step 0 is before the
-cluster is there. Workers talk over the addresses in TF_CONFIG: each step the chief asks all others, and who hears
-nothing ends with 138.
+Fields of the plan: `steps`, `checkpoint_every`, `hold_at` (by attempt, the step at which to wait for a signal or a
+kill), `talk` (number of lines that the chief prints at the end), `child` (a command that every worker leaves running),
+and `attempts` (by attempt and rank, the action of a worker: `{"at": step, "do": "exit", "code": 1}` or
+`{"do": "ignore_signals"}`; step 0 is before the workers connect). Workers communicate over the addresses in TF_CONFIG:
+the chief sends a message to all others per step, and a worker that receives nothing exits with 138.
 """
 
 import contextlib
@@ -22,18 +22,27 @@ from pathlib import Path
 
 PEER_TIMEOUT = 0.6
 
+# Messages of the chief; the others answer STEP and HOLD with RUNNING or PREEMPTED.
+STEP, HOLD, QUIT, DONE = b"s", b"n", b"q", b"d"
+RUNNING, PREEMPTED = b".", b"p"
+
 flags = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[2:])
 run, plan = Path(flags["workdir"]), json.loads(Path(flags["plan"]).read_text())
 attempt = int(os.environ["CONVOY_ATTEMPT"])
 cluster = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}, "task": {"index": 0}}'))
 addresses, rank = cluster["cluster"]["worker"], cluster["task"]["index"]
-todo = plan.get("attempts", {}).get(str(attempt), {}).get(str(rank), {})
+action = plan.get("attempts", {}).get(str(attempt), {}).get(str(rank), {})
 hold_at = plan.get("hold_at", {}).get(str(attempt))
 signals_received = []
 step = None
 
 
-def event(name, **details):
+def write_whole(path, text):
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").rename(path)
+
+
+def write_event(name, **details):
     with open(run / "events.jsonl", "a") as file:
         file.write(json.dumps({"event": name, "time": time.time(), **details}) + "\n")
 
@@ -43,10 +52,8 @@ def newest_checkpoint():
 
 
 def save():
-    event("checkpoint", step=step)
-    path = run / "checkpoints" / f"step-{step:09d}.npz"
-    path.with_suffix(".tmp").write_text("")
-    path.with_suffix(".tmp").rename(path)
+    write_event("checkpoint", step=step)
+    write_whole(run / "checkpoints" / f"step-{step:09d}.npz", "")
 
 
 def end(code, error=""):
@@ -59,15 +66,16 @@ def end(code, error=""):
 
 
 def act(at):
-    if todo.get("at") != at:
+    """Performs this worker's action if it is due at a step."""
+    if action.get("at") != at:
         return
-    if todo["do"] == "exit":
-        end(todo["code"], todo.get("error", "") and f"ValueError: {todo['error']}")
-    if todo["do"] == "kill":
+    if action["do"] == "exit":
+        end(action["code"], action.get("error", "") and f"ValueError: {action['error']}")
+    if action["do"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if todo["do"] == "stop":
+    if action["do"] == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    if todo["do"] == "leave":  # a peer that goes without a word and yet stays
+    if action["do"] == "leave":  # closes its connections but keeps running
         for peer in peers:
             peer.close()
         threading.Event().wait()
@@ -81,9 +89,9 @@ def receive(peer):
         return b""
 
 
-def lost():
+def peer_lost():
     if rank == 0:
-        event("peer_lost", message="stopped sending heartbeats")
+        write_event("peer_lost", message="stopped sending heartbeats")
     end(138)
 
 
@@ -93,13 +101,14 @@ def own_address():
 
 
 def connect():
+    """Returns the connections to the peers: the chief's to all others, those of the others to the chief."""
     if len(addresses) == 1:
         return []
     if rank == 0:
         with socket.create_server(own_address()) as server:
             server.settimeout(20)
             return [server.accept()[0] for _ in addresses[1:]]
-    with socket.create_server(own_address()):  # its own port is free too
+    with socket.create_server(own_address()):  # fails if the launcher assigned a port in use
         host, port = addresses[0].split(":")
         deadline = time.monotonic() + 20
         while True:
@@ -109,8 +118,8 @@ def connect():
             time.sleep(0.005)
 
 
-def report():
-    """Writes down for the test what this process is."""
+def report_process():
+    """Writes a description of this process for the test."""
     pids = run.parent / "pids"
     pids.mkdir(exist_ok=True)
     facts = {
@@ -120,76 +129,73 @@ def report():
         "cores": sorted(os.sched_getaffinity(0)),
         "status": dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines()),
     }
-    path = pids / f"{attempt}-{rank}.json"
-    path.with_suffix(".tmp").write_text(json.dumps(facts))
-    path.with_suffix(".tmp").rename(path)
+    write_whole(pids / f"{attempt}-{rank}.json", json.dumps(facts))
 
 
-def answer_rounds():
-    """Is a worker that is not the chief."""
+def run_worker():
+    """Runs a worker that is not the chief."""
     global step
     (chief,) = peers
     step = newest_checkpoint()
     while True:
-        order = receive(chief)
-        if order == b"s":
+        message = receive(chief)
+        if message == STEP:
             step += 1
             act(step)
-        elif order == b"q":
+        elif message == QUIT:
             end(138)
-        elif order == b"d":
+        elif message == DONE:
             end(0)
-        elif order != b"n":
-            lost()
+        elif message != HOLD:
+            peer_lost()
         with contextlib.suppress(OSError):
-            chief.sendall(b"p" if signals_received else b".")
+            chief.sendall(PREEMPTED if signals_received else RUNNING)
 
 
-def ask(order):
-    """Sends an order to every peer; returns the rank of one that was told to end, or None."""
-    asked_by = 0 if signals_received else None
+def broadcast(message):
+    """Sends a message to all peers; returns the rank of a worker that got a signal, or None."""
+    preempted = 0 if signals_received else None
     for peer in peers:
         try:
-            peer.sendall(order)
+            peer.sendall(message)
         except OSError:
-            lost()
+            peer_lost()
     for number, peer in enumerate(peers, start=1):
-        if order in (b"s", b"n"):
+        if message in (STEP, HOLD):
             answer = receive(peer)
             if not answer:
-                lost()
-            asked_by = number if answer == b"p" and asked_by is None else asked_by
-    return asked_by
+                peer_lost()
+            preempted = number if answer == PREEMPTED and preempted is None else preempted
+    return preempted
 
 
-def lead():
-    """Is the chief."""
+def run_chief():
     global step
     step = first = newest_checkpoint()
-    event("restored" if first else "start", step=first)
+    write_event("restored" if first else "start", step=first)
     print(f"begins at step {first}")
     while step < plan["steps"]:
         if step == hold_at:
-            order = b"n"
+            message = HOLD
             time.sleep(0.01)
         else:
-            order = b"s"
+            message = STEP
             step += 1
             act(step)
-        asked_by = ask(order)
-        if step == first + 1 and order == b"s":
-            event("first_step", step=step)
-        if order == b"s":
+        preempted = broadcast(message)
+        if step == first + 1 and message == STEP:
+            write_event("first_step", step=step)
+        if message == STEP:
             print(f"step {step}")
-        if asked_by is not None:
+        if preempted is not None:
             save()
-            event("preempted", step=step, worker=asked_by)
-            ask(b"q")
+            write_event("preempted", step=step, worker=preempted)
+            broadcast(QUIT)
             end(138)
-        if order == b"s" and step % plan["checkpoint_every"] == 0:
+        if message == STEP and step % plan["checkpoint_every"] == 0:
             save()
-    event("done", step=step)
-    ask(b"d")
+    write_event("done", step=step)
+    broadcast(DONE)
     for line in range(plan.get("talk", 0)):
         print("talk", line)
     print("the last line", end="")
@@ -203,14 +209,14 @@ def interrupt(*_):
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, _: signals_received.append(number))
 signal.signal(signal.SIGINT, interrupt)
-if todo.get("do") == "ignore_signals":
+if action.get("do") == "ignore_signals":
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 if "child" in plan:
     subprocess.Popen(plan["child"])
-report()
+report_process()
 act(0)
 if rank == 0:
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
 peers = connect()
-lead() if rank == 0 else answer_rounds()
+run_chief() if rank == 0 else run_worker()

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from convoy.launch.history import Attempt, as_json, end_step, goodput, seconds_that_count, start_step, summary
+from convoy.launch.history import Attempt, as_json, end_step, goodput, retained_seconds, start_step, summary
 
 
 def events(start, *others, at=0.0):
-    """Returns an attempt's events: `start` (None where it never began), then (name, time, step)."""
+    """Returns an attempt's events: `start` (None: it never started training), then (name, time, step)."""
     first = [] if start is None else [{"event": "restored" if start else "start", "time": at, "step": start}]
     return first + [{"event": name, "time": at + time, "step": step} for name, time, step in others]
 
@@ -17,44 +17,43 @@ FINISHED = events(50, ("first_step", 4.0, 51), ("checkpoint", 30.0, 60), ("done"
 
 
 class TestSteps:
-    def test_an_attempt_begins_where_it_started_or_was_restored(self):
+    def test_start_step_is_that_of_the_start_or_of_the_restored_checkpoint(self):
         assert [start_step(attempt) for attempt in (KILLED, FAILED, events(None))] == [0, 30, None]
 
-    def test_it_ends_at_the_last_step_that_anything_tells_of(self):
+    def test_end_step_is_the_last_step_from_any_source(self):
         assert end_step(KILLED) == 30
         assert end_step(KILLED, None, 37) == 37
         assert end_step(events(30)) == 30
 
-    def test_without_a_beginning_there_is_no_end(self):
+    def test_attempt_that_never_started_training_has_no_end_step(self):
         assert end_step(events(None), 37) is None
 
 
-class TestSecondsThatCount:
-    def test_run_from_the_first_step_to_the_state_that_the_next_attempt_began_from(self):
-        assert seconds_that_count([KILLED, FAILED, FINISHED]) == [60.0, 40.0, 30.0]
+class TestRetainedSeconds:
+    def test_run_from_the_first_step_to_the_checkpoint_of_the_next_attempt(self):
+        assert retained_seconds([KILLED, FAILED, FINISHED]) == [60.0, 40.0, 30.0]
 
-    def test_what_had_to_be_done_again_does_not_count(self):
+    def test_exclude_repeated_steps(self):
         again = events(20, ("first_step", 5.0, 21), ("done", 25.0, 60), at=1100.0)
-        assert seconds_that_count([KILLED, again]) == [40.0, 20.0]
+        assert retained_seconds([KILLED, again]) == [40.0, 20.0]
 
-    def test_an_attempt_that_left_no_checkpoint_counts_nothing(self):
+    def test_are_zero_for_an_attempt_without_a_checkpoint(self):
         lost = events(30, ("first_step", 5.0, 31), at=1100.0)
-        assert seconds_that_count([KILLED, lost, FAILED, FINISHED]) == [60.0, 0.0, 40.0, 30.0]
+        assert retained_seconds([KILLED, lost, FAILED, FINISHED]) == [60.0, 0.0, 40.0, 30.0]
 
-    def test_an_attempt_that_did_not_begin_changes_nothing(self):
-        assert seconds_that_count([KILLED, events(None), FAILED, FINISHED]) == [60.0, 0.0, 40.0, 30.0]
+    def test_are_zero_for_an_attempt_that_never_started_training(self):
+        assert retained_seconds([KILLED, events(None), FAILED, FINISHED]) == [60.0, 0.0, 40.0, 30.0]
 
-    def test_a_later_fall_back_behind_an_attempts_beginning_takes_its_work_away(self):
+    def test_are_lost_when_a_later_attempt_resumes_from_an_earlier_checkpoint(self):
         back = events(20, ("first_step", 5.0, 21), ("done", 25.0, 60), at=1300.0)
-        assert seconds_that_count([KILLED, FAILED, back]) == [40.0, 0.0, 20.0]
+        assert retained_seconds([KILLED, FAILED, back]) == [40.0, 0.0, 20.0]
 
-    def test_of_a_run_that_was_given_up_what_is_kept_counts(self):
-        assert seconds_that_count([KILLED, FAILED], kept_step=50) == [60.0, 40.0]
-        assert seconds_that_count([KILLED, FAILED], kept_step=40) == [60.0, 20.0]
-        assert seconds_that_count([KILLED, FAILED], kept_step=None) == [60.0, 0.0]
+    @pytest.mark.parametrize(("kept_step", "last"), [(50, 40.0), (40, 20.0), (None, 0.0)])
+    def test_of_an_unfinished_run_end_at_the_kept_checkpoint(self, kept_step, last):
+        assert retained_seconds([KILLED, FAILED], kept_step) == [60.0, last]
 
-    def test_there_may_be_none(self):
-        assert seconds_that_count([]) == []
+    def test_of_no_attempts_are_empty(self):
+        assert retained_seconds([]) == []
 
 
 @pytest.fixture
@@ -67,25 +66,35 @@ def attempts():
 
 
 class TestSummary:
-    def test_has_a_row_an_attempt_and_the_share_of_the_time_that_counted(self, attempts):
-        cause = "worker 0: ValueError: " + "x" * 65 + "..."
-        width = len(cause)
-        assert summary(attempts, 173.4).splitlines() == [
-            "Attempts: 3 in 2:53",
-            f"  1  step 0 -> 37   {'worker 1 was killed (SIGKILL) (logs/attempt-1/worker-1.log)':<{width}}  "
-            "went on from step 30",
-            f"  2  step 30 -> 52  {cause}  went on from step 50",
-            "  3  step 50 -> 60  done",
-            "Goodput: 75 % of the time trained steps that count (2:10 of 2:53).",
+    def test_has_one_aligned_row_per_attempt_and_the_goodput(self, attempts):
+        heading, *rows, share = summary(attempts, 173.4).splitlines()
+        assert "3" in heading
+        assert "2:53" in heading
+        assert "75 %" in share
+        assert [row.split()[:5] for row in rows] == [
+            ["1", "step", "0", "->", "37"],
+            ["2", "step", "30", "->", "52"],
+            ["3", "step", "50", "->", "60"],
         ]
+        assert "logs/attempt-1/worker-1.log" in rows[0]
+        assert rows[0].endswith("step 30")
+        assert rows[1].endswith("step 50")
+        assert rows[0].index("worker 1") == rows[1].index("worker 0") == rows[2].index("done")
 
-    def test_says_where_an_attempt_did_not_get_to_a_step(self):
+    def test_long_cause_is_shortened(self, attempts):
+        row = summary(attempts, 173.4).splitlines()[2]
+        assert "x" * 65 + "..." in row
+        assert "x" * 66 not in row
+
+    def test_shows_attempts_that_never_started_training(self):
         rows = summary(
             [Attempt(4, 1.0, "killed", (137,), events(None)), Attempt(5, 9.0, "done", (0,), events(0), 0)], 10.0
-        )
-        assert rows.splitlines()[1:3] == ["  4  no step      killed  went on from the start", "  5  step 0 -> 0  done"]
+        ).splitlines()
+        assert "no step" in rows[1]
+        assert rows[1].endswith("step 0")
+        assert "step 0 -> 0" in rows[2]
 
-    def test_is_there_for_programs_too(self, attempts):
+    def test_as_json_has_the_same_content(self, attempts):
         value = json.loads(json.dumps(as_json(attempts, 200.0)))
         assert value["goodput"] == 0.65
         assert value["seconds"] == 200.0
@@ -100,6 +109,6 @@ class TestSummary:
             "seconds_that_count": 60.0,
         }
 
-    def test_goodput_lies_between_0_and_1(self, attempts):
+    def test_goodput_is_between_0_and_1(self, attempts):
         assert goodput(attempts, 100.0) == 1.0
         assert goodput([], 0.0) == 0.0

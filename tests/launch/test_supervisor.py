@@ -1,4 +1,4 @@
-"""The supervisor where an engine cannot start its workers, loses them, or runs a command that only looks."""
+"""The supervisor with an engine that cannot start its workers or loses them, and with commands that only inspect."""
 
 import json
 import os
@@ -14,9 +14,11 @@ from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import StartError, Supervisor
 
+REASON = "host b does not answer."
+
 
 class Workers:
-    """A gang that has ended when it is first looked at."""
+    """Workers that have ended at the first poll."""
 
     def __init__(self, *ends):
         self._ends = list(ends)
@@ -41,8 +43,8 @@ def ended(rank, returncode=0, lost=""):
 
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
-    """Runs the supervisor over what each start gives, an error or workers; returns its exit code and what it said."""
-    monkeypatch.setattr(supervisor_module, "_START_AGAIN_SECONDS", 0.01)
+    """Runs the supervisor with a result per start, an error or workers; returns its exit code and its output."""
+    monkeypatch.setattr(supervisor_module, "_START_RETRY_SECONDS", 0.01)
 
     def run(*starts, **options):
         starts, (read, write) = iter(starts), os.pipe()
@@ -62,60 +64,63 @@ def supervise(tmp_path, monkeypatch):
     return run
 
 
-def test_a_start_that_fails_is_tried_again_and_its_reason_is_told_once(supervise):
-    refusal = StartError("host b does not answer.")
-    code, said = supervise(refusal, refusal, Workers(ended(0)))
+def test_failing_start_is_retried_and_its_reason_logged_once(supervise):
+    code, output = supervise(StartError(REASON), StartError(REASON), Workers(ended(0)))
     assert code == 0
-    assert said.count("convoy: host b does not answer. Trying again for 300 s.\n") == 1
+    assert output.count(REASON) == 1
 
 
-def test_a_start_that_goes_on_failing_is_given_up_as_retryable(supervise, tmp_path):
-    code, said = supervise(StartError("host b does not answer."), start_seconds=0)
+def test_start_that_keeps_failing_is_given_up_with_a_retryable_code(supervise, tmp_path):
+    code, output = supervise(StartError(REASON), start_seconds=0)
     assert code == 138
-    assert "convoy: host b does not answer. Given up. The same command goes on from the start.\n" in said
+    assert REASON in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_signal_ends_the_waiting_for_a_start(supervise):
+def test_signal_stops_the_retries_of_a_start(supervise):
     def interrupted():
         os.kill(os.getpid(), signal.SIGTERM)
-        raise StartError("host b does not answer.")
+        raise StartError(REASON)
 
-    code, said = supervise(interrupted)
+    code, output = supervise(interrupted)
     assert code == 143
-    assert "convoy: ended by SIGTERM. The same command goes on from the start.\n" in said
+    assert "SIGTERM" in output
 
 
-def test_a_lost_host_is_named_and_the_gang_is_started_again(supervise):
-    code, said = supervise(Workers(ended(0, 138), ended(1, lost="host b does not answer")), Workers(ended(0)))
+def test_lost_host_is_named_and_all_workers_are_restarted(supervise, tmp_path):
+    code, output = supervise(Workers(ended(0, 138), ended(1, lost="host b does not answer")), Workers(ended(0)))
     assert code == 0
-    assert "worker 1 is lost: host b does not answer. Restarting from the start" in said
+    first, second = json.loads((tmp_path / "run" / "launch.json").read_text())["attempts"]
+    assert "worker 1" in first["cause"]
+    assert "host b" in first["cause"]
+    assert second["cause"] == "done"
+    assert "Restarting from step 0" in output
 
 
-def test_a_restart_that_is_refused_leaves_its_exit_code(supervise, tmp_path):
+def test_refused_restart_leaves_its_exit_code_in_the_summary(supervise, tmp_path):
     with pytest.raises(DataError):
-        supervise(Workers(ended(0, 138)), DataError("RUN cannot be written."))
+        supervise(Workers(ended(0, 138)), DataError("RUN is not writable."))
     assert json.loads((tmp_path / "run" / "launch.json").read_text())["exit_code"] == 3
 
 
-def test_what_was_written_while_a_start_waited_is_not_taken_for_the_new_attempts(supervise, tmp_path):
+def test_events_written_while_a_start_waited_belong_to_the_previous_attempt(supervise, tmp_path):
     def start():
-        (tmp_path / "run" / "events.jsonl").write_text('{"event": "peer_lost", "time": 1, "message": "of before"}\n')
+        (tmp_path / "run" / "events.jsonl").write_text('{"event": "peer_lost", "time": 1, "message": "previous"}\n')
         return Workers(ended(0, 138))
 
-    code, said = supervise(start, max_restarts=0)
+    code, output = supervise(start, max_restarts=0)
     assert code == 138
-    assert "of before" not in said
+    assert "previous" not in output
 
 
-def test_a_command_that_only_looks_and_cannot_be_started_ends_with_2(supervise):
-    code, said = supervise(StartError("host b does not answer."), trains=False)
-    assert (code, said) == (2, "convoy: host b does not answer.\n")
+def test_inspecting_command_that_cannot_be_started_exits_with_2(supervise):
+    code, output = supervise(StartError(REASON), trains=False)
+    assert (code, output) == (2, f"convoy: {REASON}\n")
 
 
 @pytest.mark.parametrize("returncode", [0, 2, 138])
-def test_a_command_that_only_looks_is_started_once_and_leaves_nothing(supervise, tmp_path, returncode):
-    code, said = supervise(Workers(ended(0, returncode)), trains=False)
+def test_inspecting_command_is_started_once_and_leaves_no_files(supervise, tmp_path, returncode):
+    code, output = supervise(Workers(ended(0, returncode)), trains=False)
     assert code == returncode
-    assert "Attempts" not in said
+    assert "Goodput" not in output
     assert not (tmp_path / "run").exists()

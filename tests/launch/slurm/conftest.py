@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes for a test, and what its jobs left behind."""
+"""A SLURM cluster of two nodes for a test."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.slurm import SlurmCluster, missing_for_slurm
 
 @pytest.fixture
 def slurm(network, tmp_path, monkeypatch):
-    """Two nodes, n1 and n2, and `head`, where the client commands run. Whatever a test starts finds the cluster."""
+    """Starts nodes n1 and n2, and `head` for client commands. All commands of the test use this cluster."""
     if reason := missing_for_slurm():
         pytest.skip(reason)
     with SlurmCluster(tmp_path / "slurm", network("n1", "n2"), {"n1": 2, "n2": 2}) as cluster:
