@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.trainer.checkpoint.checkpoints import CheckpointStore, DamagedError, newest_whole
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore, DamagedError, load_latest_valid
 
 METADATA = {"config": {"seed": 3}, "text": "Käse"}
 
@@ -200,7 +200,7 @@ class TestTheNewestWhole:
 
     def newest(self, store, capsys):
         """Returns its step, and what was said of the others."""
-        loaded, metadata = newest_whole(store)
+        loaded, metadata = load_latest_valid(store)
         assert same_bits(loaded, values(metadata["step"]))
         return metadata["step"], capsys.readouterr().err
 
@@ -239,11 +239,11 @@ class TestTheNewestWhole:
         for step in (1, 2):
             damage(tmp_path / f"step-{step:09d}.npz")
         with pytest.raises(DataError, match=f"no checkpoint in {re.escape(str(tmp_path))} is whole"):
-            newest_whole(store)
+            load_latest_valid(store)
         told = capsys.readouterr().err
         newest, before = told.splitlines()
         assert "step-000000002.npz is damaged" in newest
         assert "step-000000001.npz is damaged" in before
 
     def test_is_none_where_there_are_none(self, tmp_path):
-        assert newest_whole(CheckpointStore(tmp_path / "absent")) is None
+        assert load_latest_valid(CheckpointStore(tmp_path / "absent")) is None
