@@ -187,12 +187,12 @@ class TestFlags:
     @pytest.mark.parametrize("formats", ["tflite", "onnx,", "ONNX"])
     def test_a_format_that_is_unknown_is_named_with_all_there_are(self, refuses, formats):
         error = refuses("export", "--workdir=w", "--output=o", f"--format={formats}")
-        assert "give one or more of saved_model, keras, litert, onnx" in error
+        assert "one or more of saved_model, keras, litert, onnx" in error
 
     def test_an_extra_that_is_missing_is_named_with_the_line_that_brings_it(self, refuses, monkeypatch):
         monkeypatch.setitem(sys.modules, "tf2onnx", None)
         error = refuses("export", "--workdir=w", "--output=o", "--format=keras,onnx")
-        assert "--format=onnx needs tf2onnx: `pip install 'convoy-train[onnx]'` brings it." in error
+        assert "--format=onnx" in error and "tf2onnx" in error and "convoy-train[onnx]" in error
 
     def test_a_benchmark_that_is_unknown_names_the_nearest(self, refuses):
         assert "unknown benchmark 'stepp' (did you mean 'step'?)" in refuses("bench", "stepp")
@@ -224,7 +224,7 @@ class TestConfig:
         assert ", ".join(configs.shipped_recipes()) in error
 
     @pytest.mark.parametrize(
-        ("flag", "mend"),
+        ("flag", "fix"),
         [
             ("--devices=cpu:x", "give auto, cpu:N (N logical devices) or gpu:0,1 (which GPUs)"),
             ("--devices=cpu:0", "give 1 to 64"),
