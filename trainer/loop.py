@@ -196,13 +196,13 @@ class _Training:
                 result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
                 self._profiler.end_step(state.step, wait_for=result.gradient_norm)
                 if unread:  # results are read one step late, so that a GPU always has the next step queued
-                    self._read(unread, state.step - 1)
+                    self._read_result(unread, state.step - 1)
                 unread = result
                 log, evaluate, checkpoint = map(
                     self._is_due, (plan.log_every_steps, plan.eval_every_steps, plan.checkpoint_every_steps)
                 )
                 if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
-                    self._read(unread, state.step)
+                    self._read_result(unread, state.step)
                     unread = None
                 self._step_timer.end_step()
                 self._console.step(state.step)
@@ -228,7 +228,7 @@ class _Training:
         """Waits for the batch of the next step and records what is known of it before the step runs."""
         done, step = self._state.step, self._state.step + 1
         if done == self._plan.freeze_steps or any(done == stage.first_step for stage in self._stages):
-            self._step_timer.warm_up()  # the next step is compiled anew
+            self._step_timer.warm_up()  # the next step is recompiled
         self._worker_group.report(step, "waiting for input")
         self._profiler.begin_step(step)
         with self._step_timer.waiting():
@@ -255,7 +255,7 @@ class _Training:
             factor=schedule.factor,
         )
 
-    def _read(self, result: StepResult, step: int) -> None:
+    def _read_result(self, result: StepResult, step: int) -> None:
         """Waits for a step's result and accumulates it. The result is reduced, so all workers decide alike.
 
         Raises:

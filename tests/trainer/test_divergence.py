@@ -46,8 +46,8 @@ def on_one_device(tmp_path_factory, convoy_together, dataset):
     folder = tmp_path_factory.mktemp("divergence")
     runs = {name: folder / name.replace(" ", "-") for name in FLAGS}
     command = (*EXPLODING, "--devices=cpu:1", f"--data={dataset.data}")
-    answers = convoy_together(*([*command, *FLAGS[name], f"--workdir={run}"] for name, run in runs.items()))
-    return {name: (answer, runs[name]) for name, answer in zip(FLAGS, answers, strict=True)}
+    results = convoy_together(*([*command, *FLAGS[name], f"--workdir={run}"] for name, run in runs.items()))
+    return {name: (completed, runs[name]) for name, completed in zip(FLAGS, results, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def images_of(dataset):
 
 class TestRollback:
     def test_resumes_from_the_last_checkpoint_and_finishes(self, on_one_device):
-        answer, run = on_one_device["once"]
-        assert answer.returncode == 0, answer.output
-        (line,) = [line for line in answer.output.splitlines() if line.startswith("Rollback 1 of 2")]
+        completed, run = on_one_device["once"]
+        assert completed.returncode == 0, completed.output
+        (line,) = [line for line in completed.output.splitlines() if line.startswith("Rollback 1 of 2")]
         assert "step 4" in line and "step 2" in line and "1e-30" in line
         assert result_of(run)["step"] == STEPS
         assert event_names(run) == ["start", "first_step", "diverged", "rolled_back", "first_step", "done"]
@@ -107,10 +107,10 @@ class TestRollback:
 
 class TestWithoutRollback:
     def test_error_names_the_step_the_checkpoint_and_the_fixes(self, on_one_device):
-        answer, run = on_one_device["never"]
-        assert answer.returncode == 1
-        assert "Traceback" not in answer.output
-        error = answer.output.splitlines()[-1]
+        completed, run = on_one_device["never"]
+        assert completed.returncode == 1
+        assert "Traceback" not in completed.output
+        error = completed.output.splitlines()[-1]
         assert error.startswith("convoy: step 4: ") and "NaN" in error
         assert "checkpoint: step 2." in error
         for fix in ("config.optimizer.learning_rate=1e+07", "config.optimizer.clip_norm=1", "divergence.rollbacks=2"):
@@ -119,7 +119,7 @@ class TestWithoutRollback:
         assert CheckpointStore(run / "checkpoints").steps() == [2]
 
     def test_run_that_diverges_again_ends(self, on_one_device):
-        answer, run = on_one_device["in vain"]
-        assert answer.returncode == 1
+        completed, run = on_one_device["in vain"]
+        assert completed.returncode == 1
         assert event_names(run) == ["start", "first_step", "diverged", "rolled_back", "diverged"]
-        assert answer.output.splitlines()[-1].startswith("convoy: step 3: ")
+        assert completed.output.splitlines()[-1].startswith("convoy: step 3: ")

@@ -72,9 +72,9 @@ def runs(tmp_path_factory, convoy_together, dataset, damaged):
             ["train", *SHORT, *flags, f"--devices={devices}", f"--workdir={folder / name}"]
             for name, flags in named.items()
         ]
-        for name, answer in zip(named, convoy_together(*commands), strict=True):
-            assert answer.returncode == 0, answer.output
-            outputs[name, devices] = answer.output
+        for name, completed in zip(named, convoy_together(*commands), strict=True):
+            assert completed.returncode == 0, completed.output
+            outputs[name, devices] = completed.output
         if devices == "cpu:1":
             finished = shutil.copytree(folder / "block", folder / "block uninterrupted")
             assert result_of(finished)["step"] == STEPS

@@ -68,8 +68,8 @@ def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
             for precision, run in runs.items()
         }
         if processes == 1:
-            for answer in convoy_together(*commands.values()):
-                assert answer.returncode == 0, answer.output
+            for completed in convoy_together(*commands.values()):
+                assert completed.returncode == 0, completed.output
         else:
             for precision, command in commands.items():
                 output = folder / hardware.replace(" ", "-") / f"{precision}-output"
@@ -137,8 +137,8 @@ def test_precisions_give_different_weights(trained_on):
 def test_weights_are_bit_identical_on_one_core(trained_on, python, dataset, tmp_path):
     command = ("train", *EVERYTHING, "--deterministic", "--devices=cpu:1", "--config.precision=float32")
     where = (f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}")
-    answer = python("-c", _ON_ONE_CORE, *command, *where)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    completed = python("-c", _ON_ONE_CORE, *command, *where)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     expected = result_of(trained_on("one device")["float32"])
     assert result_of(tmp_path / "run")["weights_sha256"] == expected["weights_sha256"]
 

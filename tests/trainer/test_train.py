@@ -342,52 +342,52 @@ def short_runs(convoy_together, tmp_path_factory, finished_run, killed_run, data
     shutil.copytree(finished_run.workdir, folder / "no result")
     (folder / "no result" / "result.json").unlink()
     commands["no result"] = ["train", *finished_run.flags, data, f"--workdir={folder / 'no result'}"]
-    answers = {}
+    completed_runs = {}
     for deterministic in (False, True):  # a process-wide setting
         together = {
             name: command for name, command in commands.items() if ("--deterministic" in command) == deterministic
         }
         results = convoy_together(*([*command, "--devices=cpu:2"] for command in together.values()), timeout=600)
-        answers |= {name: (answer, folder / name) for name, answer in zip(together, results, strict=True)}
-    return answers
+        completed_runs |= {name: (completed, folder / name) for name, completed in zip(together, results, strict=True)}
+    return completed_runs
 
 
-def last_line(answer):
-    assert "Traceback" not in answer.output, answer.output
-    return answer.output.splitlines()[-1]
+def last_line(completed):
+    assert "Traceback" not in completed.output, completed.output
+    return completed.output.splitlines()[-1]
 
 
 @pytest.mark.slow
 class TestShortRuns:
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_every_optimizer_trains(self, short_runs, name):
-        answer, workdir = short_runs[f"optimizer {name}"]
-        assert answer.returncode == 0, answer.output
+        completed, workdir = short_runs[f"optimizer {name}"]
+        assert completed.returncode == 0, completed.output
         norms = [line["optim/weight_norm"] for line in json_lines(workdir / "metrics.jsonl")[:3]]
         assert len(set(norms)) == 3
         assert all(norm > 0 for norm in norms)
 
     @pytest.mark.parametrize("name", PRECISIONS)
     def test_every_precision_trains_and_is_in_the_header(self, short_runs, name):
-        answer, workdir = short_runs[f"precision {name}"]
-        assert answer.returncode == 0, answer.output
-        assert re.search(rf"^precision +{name}, XLA off$", answer.output, re.MULTILINE)
+        completed, workdir = short_runs[f"precision {name}"]
+        assert completed.returncode == 0, completed.output
+        assert re.search(rf"^precision +{name}, XLA off$", completed.output, re.MULTILINE)
         line = json_lines(workdir / "metrics.jsonl")[0]
         assert line["optim/loss_scale"] == (2.0**15 if name == "float16" else 1.0)
         assert line["quality/loss"] == pytest.approx(2.0, abs=0.7)  # about ln 7 with random weights
 
     def test_trains_without_a_validation_split(self, short_runs):
-        answer, workdir = short_runs["no validation"]
-        assert answer.returncode == 0, answer.output
-        assert "no validation split" in answer.output
+        completed, workdir = short_runs["no validation"]
+        assert completed.returncode == 0, completed.output
+        assert "no validation split" in completed.output
         result = result_of(workdir)
         assert result["metrics"].keys() == {"train"}
         assert result["best"] == {"step": None, "top1": None}
 
     def test_diverging_run_stops_with_a_fix_and_keeps_its_checkpoint(self, short_runs):
-        answer, workdir = short_runs["diverging"]
-        assert answer.returncode == 1
-        error = last_line(answer)
+        completed, workdir = short_runs["diverging"]
+        assert completed.returncode == 1
+        error = last_line(completed)
         assert "step 2: " in error and "NaN" in error
         assert "step 1." in error  # the last checkpoint
         assert "config.optimizer.learning_rate=1e+30" in error
@@ -397,48 +397,48 @@ class TestShortRuns:
         assert values
 
     def test_another_config_is_refused_with_the_differences(self, short_runs, killed_run):
-        answer, workdir = short_runs["another config"]
-        assert answer.returncode == 2
-        error = last_line(answer)
+        completed, workdir = short_runs["another config"]
+        assert completed.returncode == 2
+        error = last_line(completed)
         assert "seed: 0 -> 7" in error
         assert "optimizer.beta_1: 0.9 -> 0.8" in error
         assert "--workdir" in error
         assert fingerprints(workdir) == fingerprints(killed_run)
 
     def test_another_dataset_is_refused_with_the_difference(self, short_runs, killed_run, dataset_without_validation):
-        answer, workdir = short_runs["another dataset"]
-        assert answer.returncode == 3
-        error = last_line(answer)
+        completed, workdir = short_runs["another dataset"]
+        assert completed.returncode == 3
+        error = last_line(completed)
         assert "train_images: 82 -> 91" in error
         assert str(dataset_without_validation) in error
         assert fingerprints(workdir) == fingerprints(killed_run)
 
     def test_finished_run_is_left_unchanged(self, short_runs, finished_run):
-        answer, workdir = short_runs["finished"]
-        assert answer.returncode == 0
-        assert str(workdir) in last_line(answer) and str(LAST_STEP) in last_line(answer)
+        completed, workdir = short_runs["finished"]
+        assert completed.returncode == 0
+        assert str(workdir) in last_line(completed) and str(LAST_STEP) in last_line(completed)
         assert fingerprints(workdir) == fingerprints(finished_run.workdir)
 
     def test_run_killed_after_its_last_checkpoint_gets_its_result(self, short_runs, finished_run):
-        answer, workdir = short_runs["no result"]
-        assert answer.returncode == 0, answer.output
+        completed, workdir = short_runs["no result"]
+        assert completed.returncode == 0, completed.output
         result, expected = result_of(workdir), result_of(finished_run.workdir)
         assert result["images_per_second"] == pytest.approx(expected.pop("images_per_second"), rel=0.5)
         assert {**expected, **{name: result[name] for name in ("images_per_second", "seconds")}} == result
         assert steps_evaluated(workdir) == EVALUATED
 
     def test_indivisible_batch_size_suggests_valid_ones(self, short_runs):
-        answer, workdir = short_runs["batch"]
-        assert answer.returncode == 2
-        assert "config.batch_size=63" in last_line(answer)
-        assert "62 or 64" in last_line(answer)
+        completed, workdir = short_runs["batch"]
+        assert completed.returncode == 2
+        assert "config.batch_size=63" in last_line(completed)
+        assert "62 or 64" in last_line(completed)
         assert not workdir.exists()
 
     @pytest.mark.parametrize(("name", "meant"), [("model", "convnet"), ("optimizer", "adam")])
     def test_unknown_model_or_optimizer_suggests_the_nearest(self, short_runs, name, meant):
-        answer, workdir = short_runs[name]
-        assert answer.returncode == 2
-        assert f"(did you mean {meant!r}?)" in last_line(answer)
+        completed, workdir = short_runs[name]
+        assert completed.returncode == 2
+        assert f"(did you mean {meant!r}?)" in last_line(completed)
         assert not workdir.exists()
 
 

@@ -224,26 +224,26 @@ def custom_layer_exports(dataset, convoy_together, tmp_path_factory):
     run = f"--workdir={folder / 'run'}"
     model = "--config.model.name=tests/trainer/user_models.py:with_own_layer"
     config = ("--config=smoke", "--config.steps=4", "--config.precision=bfloat16", model, "--devices=cpu:1")
-    trained, *answers = convoy_together(
+    trained, *results = convoy_together(
         ["train", *config, f"--data={dataset.data}", run],
         ["export", run, "--format=onnx", f"--output={folder / 'exported'}"],
         ["export", run, "--format=keras", f"--output={folder / 'exported'}"],
     )
     assert trained.returncode == 0, trained.output
-    return folder, *answers
+    return folder, *results
 
 
 def test_bfloat16_run_is_exported_in_float32_and_the_difference_reported(custom_layer_exports):
-    folder, answer, _ = custom_layer_exports
-    assert answer.returncode == 0, answer.output
+    folder, completed, _ = custom_layer_exports
+    assert completed.returncode == 0, completed.output
     comparison = json.loads((folder / "exported" / "export.json").read_text())["comparison"]
     assert comparison["precision_of_run"] == "bfloat16"
     assert 1e-5 < comparison["largest_difference_to_precision_of_run"] < 0.1
-    assert "computes in bfloat16" in answer.output
+    assert "computes in bfloat16" in completed.output
 
 
 def test_format_that_needs_custom_code_is_refused_and_the_earlier_export_kept(custom_layer_exports):
-    folder, _, answer = custom_layer_exports
-    assert_refused(answer, 3, "--format=keras:", "new process")
+    folder, _, completed = custom_layer_exports
+    assert_refused(completed, 3, "--format=keras:", "new process")
     assert set(fingerprints(folder / "exported")) == {"model.onnx", "labels.txt", "export.json"}
     assert sorted(path.name for path in folder.iterdir()) == ["exported", "run"]
