@@ -21,8 +21,6 @@ from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState
 
-CHECKPOINTS = ("best", "last")
-
 
 @dataclass(frozen=True)
 class TrainedRun:
