@@ -209,7 +209,7 @@ def convoy_step(
     from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
     from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
     from convoy.trainer.models import build_model
-    from convoy.trainer.session.runtime import fix_order_of_additions
+    from convoy.trainer.session.runtime import enable_determinism
     from convoy.trainer.step.optimizers import make_optimizer
     from convoy.trainer.step.state import TrainState
     from convoy.trainer.step.step import StepSettings, TrainStep
@@ -220,7 +220,7 @@ def convoy_step(
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     keras.utils.set_random_seed(0)
     if deterministic_threads:
-        fix_order_of_additions()
+        enable_determinism()
     optimizer = make_optimizer("adam")
     with strategy.scope():
         built = build_model(model, num_classes=_CLASSES, image_size=image_size)

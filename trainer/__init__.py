@@ -1,4 +1,4 @@
-"""Trains, evaluates and applies a classifier."""
+"""Training, evaluation, prediction and export of image classifiers."""
 
 if __name__ != "convoy.trainer":
-    raise ImportError(f"import convoy.trainer, not {__name__}")
+    raise ImportError(f"{__name__}: import convoy.trainer instead")

@@ -1,13 +1,13 @@
-"""The story of a run: from wherever its directory says it stands to its last step.
+"""The training loop: trains a run from its latest checkpoint, or from step 0, to its last step.
 
 result = train(config, data="data", workdir="run", devices=parse_devices("auto"))
 
-In a cluster every worker tells this story, each with its own share of the images; the chief alone writes it down.
+In a cluster every worker runs this loop on its own part of each batch; only the chief writes the run directory.
 """
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 import numpy as np
@@ -31,11 +31,11 @@ from convoy.trainer.config import resolution
 from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord
 from convoy.trainer.session.agreement import agree_on_checkpoint
-from convoy.trainer.session.description import dataset_identity, place
+from convoy.trainer.session.description import dataset_identity, hardware_info
 from convoy.trainer.session.errors import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
-from convoy.trainer.session.restore import load_into
+from convoy.trainer.session.prepare import TrainingSession, prepare
+from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.runtime import make_train_step
-from convoy.trainer.session.start import Start, prepare
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult
@@ -54,35 +54,35 @@ def train(
     interface: str = "",
     profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Trains until the config's last step, from the newest checkpoint in `workdir` or from the start.
+    """Trains to the config's last step, from the latest checkpoint in `workdir` or from step 0.
 
     Args:
       config: complete.
-      data: the dataset directory, with a split `train`; evaluated on `validation` where it has that.
-      workdir: the run directory, one for all workers.
-      devices: what this process trains on.
+      data: the dataset directory, with a split `train`; its split `validation`, if any, is evaluated.
+      workdir: the run directory, shared by all workers.
+      devices: the devices of this process.
       strategy_name: one of `devices.STRATEGIES`.
-      cluster: the workers that train together; None for a process that is alone.
-      deadlines: how long to wait for what.
-      record_order: whether to write down which images each step trained on (`order_record`).
-      interface: which network TensorFlow's traffic takes (`cluster.interface`); that of the addresses where empty.
-      profile_steps: the first and the last step that the chief records for TensorBoard (`profiler`); None for none.
+      cluster: the workers that train together; None for a single process.
+      deadlines: how long to wait for other workers and for progress.
+      record_order: whether to record which images each step trained on (`order_record`).
+      interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
+      profile_steps: first and last step that the chief profiles for TensorBoard (`profiler`); None for none.
 
     Returns:
-      What result.json holds.
+      The content of result.json.
 
     Raises:
-      UsageError: config, devices and dataset do not fit together, or the workers' do not.
+      UsageError: config, devices and dataset do not match, or the workers' do not.
       DataError: data, checkpoint or run directory cannot be used, the run was started with another config or
-        dataset, or its last checkpoint cannot be written.
-      DivergedError: the loss became NaN or infinite, other than by float16's overflow.
-      PreemptedError: SIGTERM or SIGUSR1 came to any worker.
+        dataset, or the last checkpoint cannot be written.
+      DivergedError: the loss became NaN or infinite, other than by an overflow of float16.
+      PreemptedError: a worker received SIGTERM or SIGUSR1.
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
     with WorkerGroup(cluster, startup_seconds=deadlines.startup) as worker_group, StopRequest() as stop:
         try:
-            start = prepare(
+            session = prepare(
                 config,
                 data=data,
                 workdir=workdir,
@@ -94,13 +94,12 @@ def train(
                 stop=stop,
                 interface=interface,
             )
-            return _Training(start, worker_group, deadlines, stop, record_order, profile_steps).run()
-        except tf.errors.OpError as error:
-            if lost := as_peer_lost(error, worker_group):
-                raise lost from None
-            note_error(error, rank=worker_group.rank, step=worker_group.status[0])
-            raise
+            return _Training(
+                session, worker_group, deadlines, stop, record_order=record_order, profile_steps=profile_steps
+            ).run()
         except Exception as error:
+            if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
+                raise lost from None
             note_error(error, rank=worker_group.rank, step=worker_group.status[0])
             raise
 
@@ -110,58 +109,51 @@ class _Training:
 
     def __init__(
         self,
-        start: Start,
+        session: TrainingSession,
         worker_group: WorkerGroup,
         deadlines: Deadlines,
         stop: StopRequest,
+        *,
         record_order: bool,
         profile_steps: tuple[int, int] | None,
     ):
-        self._config = start.config
-        self._plan = plan = start.plan
-        self._runtime = start.runtime
-        self._dataset = start.dataset
-        self._run = start.run
-        self._store = start.store
-        self._state = start.runtime.state
-        self._worker_group = worker_group
-        self._deadlines = deadlines
-        self._before = start.metadata
-        self._step = make_train_step(self._config, plan, self._runtime)
+        self._config, self._plan, self._runtime = session.config, session.plan, session.runtime
+        self._dataset, self._run, self._store = session.dataset, session.run, session.store
+        self._state = session.runtime.state
+        self._worker_group, self._deadlines, self._stop = worker_group, deadlines, stop
+        self._stop_agreed = False
+        self._step = make_train_step(session.config, session.plan, session.runtime)
         self._input = TrainingInput(
-            self._dataset.split("train"), self._config, plan, self._runtime.strategy, worker_group
+            session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, worker_group
         )
-        self._stages = resolution.stages(self._config, plan.total_steps)
-        self._monitor = Monitor(start, self._step, worker_group, deadlines)
+        self._stages = resolution.stages(session.config, session.plan.total_steps)
+        self._monitor = Monitor(session, self._step, worker_group, deadlines)
         self._step_timer, self._console = self._monitor.step_timer, self._monitor.console
         self._run_logger = self._monitor.run_logger
         self._profiler = StepProfiler(
             self._run.tensorboard,
             profile_steps,
             start_step=self._state.step,
-            total_steps=plan.total_steps,
+            total_steps=session.plan.total_steps,
             say=self._console.say,
             records=worker_group.is_chief,
         )
         self._substitutions = Substitutions(self._run, worker_group, self._run_logger, self._console)
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
         self._order_record = OrderRecord(self._run, worker_group.rank) if record_order else None
-        self._stop = stop
-        self._stop_agreed = False
         self._saved_step: int | None = self._state.step or None
-        # Of the steps since the last line: a run that goes on between two lines writes the same next one.
+        # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
         empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
-        self._window_sums = np.array(self._before.get("window_sums", empty), np.float64)
-        self._window_last: StepResult | None = None
+        self._window_sums = np.array(session.metadata.get("window_sums", empty), np.float64)
+        self._rollbacks: int = session.metadata.get("rollbacks", 0)
         self._rolled_back_to: int | None = None
-        self._rollbacks = self._before.get("rollbacks", 0)
 
     def run(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
             self._console.say(f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}.")
             self._worker_group.exchange("end")
             return self._run.read_json(self._run.result)
-        watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._note_lost_peer)
+        watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._record_lost_peer)
         try:
             with self._console, watchdog:
                 self._begin()
@@ -172,84 +164,84 @@ class _Training:
                         self._roll_back(error)
                 return self._finish()
         except KeyboardInterrupt:
-            self._end_saving()
+            self._finish_saving()
             raise InterruptedRunError(
-                f"interrupted at step {self._state.step}. The same command goes on from {self._where_it_goes_on()}."
+                f"interrupted at step {self._state.step}. Rerun the same command to resume from {self._resume_point()}."
             ) from None
         except (PeerLostError, tf.errors.OpError) as error:
-            self._end_saving()
+            self._finish_saving()
             lost = as_peer_lost(error, self._worker_group)
             if not lost:
                 raise
-            self._note_lost_peer(str(lost))
-            raise PeerLostError(f"{lost}. The same commands go on from {self._where_it_goes_on()}.") from None
+            self._record_lost_peer(str(lost))
+            raise PeerLostError(f"{lost}. Rerun the same commands to resume from {self._resume_point()}.") from None
         finally:
             self._profiler.close()
-            self._end_saving()
-
-    def _where_it_goes_on(self) -> str:
-        newest = self._store.latest()
-        return "the start, for want of a checkpoint" if newest is None else f"step {newest}, the newest checkpoint"
-
-    def _note_lost_peer(self, message: str) -> None:
-        self._run_logger.event("peer_lost", step=self._state.step, message=message)
+            self._finish_saving()
 
     def _begin(self) -> None:
         self._monitor.begin()
         if self._order_record:
-            self._order_record.go_back(self._state.step)
+            self._order_record.truncate(self._state.step)
         self._worker_group.exchange("begin")
 
     def _train_steps(self) -> None:
-        with contextlib.closing(self._input.batches(self._state.step)) as batches:
-            self._train_on(batches)
-
-    def _train_on(self, batches: Iterator[Batch]) -> None:
+        """Trains from the current step to the last one."""
         plan, state = self._plan, self._state
-        first_step, pending = state.step + 1, None
-        while state.step < plan.total_steps:
-            if state.step == plan.freeze_steps or any(state.step == stage.first_step for stage in self._stages):
-                self._step_timer.warm_up()
-            self._worker_group.report(state.step + 1, "waiting for input")
-            self._profiler.begin_step(state.step + 1)
-            with self._step_timer.waiting():
-                batch = next(batches)
-            self._substitutions.note(state.step + 1, self._input.substituted(state.step + 1))
-            if self._order_record:
-                with self._run_logger.tolerating("the order record"):
-                    self._order_record.write(state.step + 1, batch, self._runtime.strategy)
-            if state.step == 0:
-                self._monitor.first_batch(batch)
-            self._worker_group.report(state.step + 1, TRAINING)
-            learning_rate = self._learning_rate(state.step)
-            result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
-            self._profiler.end_step(state.step, wait_for=result.gradient_norm)
-            if pending:  # results are read one step late, so that a GPU always has the next step waiting
-                self._take_in(pending, state.step - 1)
-            pending = result
-            log, evaluate, checkpoint = (
-                state.step == plan.total_steps or state.step % every == 0
-                for every in (plan.log_every_steps, plan.eval_every_steps, plan.checkpoint_every_steps)
-            )
-            if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
-                self._take_in(pending, state.step)
-                pending = None
-            self._step_timer.end_step()
-            self._console.step(state.step)
-            if state.step == first_step:
-                self._run_logger.event("first_step", step=state.step)
-            if log:
-                self._saver.check()
-                self._monitor.log(self._window_sums, self._window_last, learning_rate)
-                self._window_sums[:] = 0
-            if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
-                self._monitor.histograms()
-            score, is_best = self._monitor.evaluate(self._saver.best_score) if evaluate else (None, False)
-            with self._step_timer.paused("checkpoints"):
-                if checkpoint or is_best:
-                    self._save(score)
-                if self._stop_agreed and state.step < plan.total_steps:
-                    self._save_and_stop()
+        first_step = state.step + 1
+        unread: StepResult | None = None
+        with contextlib.closing(self._input.batches(state.step)) as batches:
+            while state.step < plan.total_steps:
+                batch = self._next_batch(batches)
+                learning_rate = self._learning_rate(state.step)
+                result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
+                self._profiler.end_step(state.step, wait_for=result.gradient_norm)
+                if unread:  # results are read one step late, so that a GPU always has the next step queued
+                    self._read_result(unread, state.step - 1)
+                unread = result
+                log, evaluate, checkpoint = map(
+                    self._is_due, (plan.log_every_steps, plan.eval_every_steps, plan.checkpoint_every_steps)
+                )
+                if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
+                    self._read_result(unread, state.step)
+                    unread = None
+                self._step_timer.end_step()
+                self._console.step(state.step)
+                if state.step == first_step:
+                    self._run_logger.event("first_step", step=state.step)
+                if log:
+                    self._saver.check()
+                    self._monitor.log(self._window_sums, result, learning_rate)
+                    self._window_sums[:] = 0
+                if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
+                    self._monitor.histograms()
+                score, is_best = self._monitor.evaluate(self._saver.best_score) if evaluate else (None, False)
+                with self._step_timer.paused("checkpoints"):
+                    if checkpoint or is_best:
+                        self._save(score)
+                    if self._stop_agreed and state.step < plan.total_steps:
+                        self._save_and_stop()
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self._state.step == self._plan.total_steps or self._state.step % every_steps == 0
+
+    def _next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """Waits for the batch of the next step and records what is known of it before the step runs."""
+        done, step = self._state.step, self._state.step + 1
+        if done == self._plan.freeze_steps or any(done == stage.first_step for stage in self._stages):
+            self._step_timer.warm_up()  # the next step is recompiled
+        self._worker_group.report(step, "waiting for input")
+        self._profiler.begin_step(step)
+        with self._step_timer.waiting():
+            batch = next(batches)
+        self._substitutions.note(step, self._input.substituted(step))
+        if self._order_record:
+            with self._run_logger.tolerating("the order record"):
+                self._order_record.write(step, batch, self._runtime.strategy)
+        if done == 0:
+            self._monitor.first_batch(batch)
+        self._worker_group.report(step, TRAINING)
+        return batch
 
     def _learning_rate(self, step: int) -> float:
         schedule, divergence = self._config.schedule, self._config.divergence
@@ -264,17 +256,20 @@ class _Training:
             factor=schedule.factor,
         )
 
-    def _take_in(self, result: StepResult, step: int) -> None:
-        """Waits for a step's result and adds it up. What it decides is the same on every worker."""
+    def _read_result(self, result: StepResult, step: int) -> None:
+        """Waits for a step's result and accumulates it. The result is reduced, so all workers decide alike.
+
+        Raises:
+          DivergedError: the gradient is NaN or infinite.
+        """
         self._window_sums += result.sums.numpy()
-        self._window_last = result
         self._stop_agreed = self._stop_agreed or bool(result.stop_requested.numpy())
-        # In float16 an overflow is no news while the loss scale can still be lowered.
+        # In float16 an overflow is normal as long as the loss scale can still be lowered.
         if not result.finite.numpy() and result.loss_scale.numpy() <= 1:
             raise self._diverged(step)
 
     def _diverged(self, step: int) -> DivergedError:
-        self._end_saving()
+        self._finish_saving()
         images = self._input.images(step)
         self._run_logger.event("diverged", step=step, images=images)
         return DivergedError(
@@ -287,26 +282,26 @@ class _Training:
         )
 
     def _roll_back(self, error: DivergedError) -> None:
-        """Goes on from the last checkpoint with a lower learning rate, where the config allows it once more."""
-        checkpoint = None
-        if self._rollbacks < self._config.divergence.rollbacks:
-            # Where it went back before and got no further, that checkpoint is no good either.
+        """Restores the last checkpoint and lowers the learning rate, or raises `error` if no rollbacks are left."""
+        divergence, checkpoint = self._config.divergence, None
+        if self._rollbacks < divergence.rollbacks:
+            # If the last rollback went to the latest checkpoint and did not help, go further back.
             before = self._rolled_back_to if self._rolled_back_to == self._saved_step else None
             checkpoint = agree_on_checkpoint(self._worker_group, self._store, before=before)
         if not checkpoint:
             raise error
-        load_into(self._state, *checkpoint, self._run)
+        restore_state(self._state, *checkpoint, self._run)
         self._window_sums[:] = checkpoint[1]["window_sums"]
         self._rollbacks += 1
-        step, factor = self._state.step, self._config.divergence.learning_rate_factor**self._rollbacks
+        step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step
         self._monitor.go_back(step)
         if self._order_record:
-            self._order_record.go_back(step)
+            self._order_record.truncate(step)
         self._run_logger.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
         self._console.say(
-            f"The gradient of step {error.step} is NaN or infinite. Going back to step {step} with the learning rate "
-            f"times {factor:g} (rollback {self._rollbacks} of {self._config.divergence.rollbacks})."
+            f"Rollback {self._rollbacks} of {divergence.rollbacks}: the gradient of step {error.step} is NaN or "
+            f"infinite. Resuming from step {step} with the learning rate times {factor:g}."
         )
         self._worker_group.exchange("rolled back")
 
@@ -323,7 +318,7 @@ class _Training:
             metadata={
                 "config": configs.to_json(self._config),
                 "dataset": dataset_identity(self._dataset),
-                "place": place(self._plan, self._runtime, self._worker_group),
+                "place": hardware_info(self._plan, self._runtime, self._worker_group),
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
                 "reported": self._monitor.measured(),
@@ -331,44 +326,51 @@ class _Training:
             score=score,
         )
 
-    def _end_saving(self) -> None:
-        """Waits for the checkpoint that is being written; where that fails, the one before is still there."""
+    def _finish_saving(self) -> None:
+        """Waits for the checkpoint being written. If that fails, the previous one is still there."""
         try:
             self._saver.finish()
         except DataError as error:
             self._warn_of_failed_save(error, "")
 
     def _warn_of_failed_save(
-        self, error: DataError, what_follows: str = " Training goes on; the next checkpoint is tried in its turn."
+        self, error: DataError, outlook: str = " Training continues; the next checkpoint is written as scheduled."
     ) -> None:
-        self._console.say(f"Warning: {error}{what_follows}")
+        self._console.say(f"Warning: {error}{outlook}")
         self._run_logger.event("checkpoint_failed", message=str(error))
 
-    def _save_and_stop(self) -> None:
+    def _save_and_stop(self) -> NoReturn:
         step = self._state.step
         if self._saved_step != step:
             self._save(None)
-        self._end_saving()
-        asked = self._worker_group.exchange(
+        self._finish_saving()
+        signals = self._worker_group.exchange(
             "stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step
         )
-        rank, (name, seconds) = next((rank, own) for rank, own in enumerate(asked) if own[0])
-        who = f" to {self._worker_group.address(rank)}" if self._worker_group.num_workers > 1 else ""
+        rank, (name, seconds) = next((rank, own) for rank, own in enumerate(signals) if own[0])
+        receiver = f" to {self._worker_group.address(rank)}" if self._worker_group.num_workers > 1 else ""
         seconds = max(self._stop.seconds, seconds)
         self._run_logger.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
         raise PreemptedError(
-            f"{name}{who}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
-            f"The same command goes on from {self._where_it_goes_on()}."
+            f"{name}{receiver}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
+            f"Rerun the same command to resume from {self._resume_point()}."
         )
+
+    def _resume_point(self) -> str:
+        latest = self._store.latest()
+        return "step 0 (no checkpoint found)" if latest is None else f"step {latest}"
+
+    def _record_lost_peer(self, message: str) -> None:
+        self._run_logger.event("peer_lost", step=self._state.step, message=message)
 
     def _finish(self) -> dict[str, Any]:
         plan, step = self._plan, self._state.step
         self._worker_group.report(step, "saving")
         digest = self._state.weights_sha256()
         digests = self._worker_group.exchange("weights", digest, seconds=self._deadlines.step)
-        self._substitutions.note(step, [])  # by now every worker has told all it found
+        self._substitutions.note(step, [])  # after the exchange the chief has every worker's substitutions
         if len(set(digests)) > 1:
-            raise AssertionError(f"the workers' weights differ at the end: {digests}")
+            raise AssertionError(f"the workers' final weights differ: {digests}")
         self._saver.finish()
         result = {
             "step": step,

@@ -1,4 +1,7 @@
-"""`convoy export`: flags of taking a trained model away."""
+"""`convoy export`: exports a trained model and verifies each format.
+
+convoy export --workdir=run --format=saved_model,onnx --output=exported
+"""
 
 import importlib.util
 from pathlib import Path
@@ -18,29 +21,36 @@ REQUIRED = ("workdir", "format", "output")
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Defines the flags."""
+    """Defines the command's flags."""
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
     absl_flags.DEFINE_list("format", None, f"one or more of {','.join(FILES)}", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "folder to make; an export there is replaced", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "folder to create; an existing export is replaced", flag_values=flags)
     absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
     absl_flags.DEFINE_string(
         "data",
         None,
-        "dataset directory whose images the export is checked on; the run's own where left out",
+        "dataset directory with the images to verify the export on; default: the run's own dataset",
         flag_values=flags,
     )
     define_verbosity_flag(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Exports and says what was compared."""
+    """Exports the model and prints the result of the comparison.
+
+    Raises:
+      UsageError: a format is unknown, or its library is not installed; and as `export`.
+      DataError: as `export`.
+    """
     formats = tuple(dict.fromkeys(name.strip() for name in flags.format))
     for name in formats or ("",):
         if name not in FILES:
-            raise UsageError(f"--format={name}{did_you_mean(name, FILES)}: give one or more of {', '.join(FILES)}.")
+            raise UsageError(
+                f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
+            )
     missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if "onnx" in formats and missing:
-        raise UsageError(f"--format=onnx needs {' and '.join(missing)}: `pip install 'convoy-train[onnx]'` brings it.")
+        raise UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
     start_tensorflow()
     from convoy.core.processes import terminable
     from convoy.trainer.export.exporter import Request, export
@@ -51,13 +61,13 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     _print_table(exported)
     reference = exported.reference
     print(
-        f"{flags.output}: the weights of step {exported.step}, reloaded in new processes and compared with a float32 "
-        f"evaluation of {len(reference.probabilities)} images of split {reference.samples.split!r}"
+        f"Exported step {exported.step} to {flags.output}: reloaded in new processes and compared with a float32 "
+        f"evaluation of {len(reference.probabilities)} images of split {reference.samples.split!r}."
     )
     if reference.precision != "float32":
         print(
             f"The run computes in {reference.precision}: `convoy evaluate` differs from float32 by up to "
-            f"{reference.largest_difference:.2g} in probability, with the same category first for "
+            f"{reference.largest_difference:.2g} in probability, with the same top-1 class for "
             f"{reference.same_top1} of these images."
         )
 

@@ -1,4 +1,4 @@
-"""`convoy runs DIR`: the runs under a folder, the best first, with the config fields that set them apart.
+"""`convoy runs DIR`: lists the runs under a folder, best first, with the config fields that differ.
 
 convoy runs runs
 convoy runs runs --json=runs.json
@@ -16,41 +16,44 @@ TAKES_ARGUMENTS = True
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Defines the flags."""
-    absl_flags.DEFINE_string("json", None, "file to write all of it to, every config field included", flag_values=flags)
+    """Defines the command's flags."""
+    absl_flags.DEFINE_string("json", None, "JSON file to write the list to, with every config field", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Prints the table.
 
     Raises:
-      UsageError: not one folder, one that is not there, or no file can be written.
-      DataError: it holds no run.
+      UsageError: the argument is not one existing folder, or the JSON file cannot be written.
+      DataError: there are no runs.
     """
     if len(arguments) != 1:
-        problem = f"one folder at a time, not {' '.join(arguments)!r}." if arguments else "which folder?"
-        raise UsageError(f"{problem} Example: convoy runs runs")
+        problem = f"expected one folder, not {' '.join(arguments)!r}" if arguments else "no folder given"
+        raise UsageError(f"{problem}. Example: convoy runs runs")
     folder = Path(arguments[0])
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UsageError(f"{folder} is no folder{did_you_mean(folder.name, siblings)}. Give one that holds runs.")
+        raise UsageError(
+            f"{folder}: not a folder{did_you_mean(folder.name, siblings)}. Pass a folder that contains runs."
+        )
     from convoy.core.files import write_whole
+    from convoy.core.text import counted
     from convoy.trainer.run.listing import list_runs
 
     runs = list_runs(folder)
     if not runs:
         raise DataError(
-            f"no run in {folder} or the folders in it. "
-            f"`convoy train --data=DATA --workdir={folder / 'first'}` makes one."
+            f"{folder}: no runs in it or its subfolders. "
+            f"Train one with `convoy train --data=DATA --workdir={folder / 'first'}`."
         )
     if flags.json:
         content = {"folder": str(folder), "runs": [found.as_json() for found in runs]}
         try:
             write_whole(Path(flags.json), (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
-            raise UsageError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
-    print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {folder}, by validation top-1")
-    rows = [("run", "best top-1", "at step", "images/s", "state", "what differs")]
+            raise UsageError(f"--json={flags.json}: cannot be written ({error.strerror}).") from None
+    print(f"{counted(len(runs), 'run')} in {folder}, by validation top-1")
+    rows = [("run", "best top-1", "at step", "images/s", "state", "differences")]
     for found in runs:
         rows.append(
             (

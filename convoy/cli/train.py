@@ -241,12 +241,12 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
     start_tensorflow()
     from convoy.input_pipeline.dataset.open import open_dataset
     from convoy.trainer.cluster.strategy import make_strategy
-    from convoy.trainer.session.runtime import hardware_choices
+    from convoy.trainer.session.runtime import resolve_precision_and_xla
 
     num_images = open_dataset(flags.data).split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
-    precision, use_xla = hardware_choices(config, strategy)
+    precision, use_xla = resolve_precision_and_xla(config, strategy)
     print()
     for name, value in {**plan.as_dict(), "precision": precision, "use_xla": use_xla}.items():
         print(f"{name} = {value}")

@@ -1,4 +1,4 @@
-"""What a run left behind, as tests read it."""
+"""Readers of run directories for tests."""
 
 import csv
 import hashlib
@@ -21,8 +21,8 @@ def events_of(workdir: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in json_lines(workdir / "events.jsonl") if event["event"] == name]
 
 
-def story_of(workdir: Path) -> list[str]:
-    """Returns the names of a run's events, without its checkpoints'."""
+def event_names(workdir: Path) -> list[str]:
+    """Returns the names of a run's events in order, without `checkpoint`."""
     return [event["event"] for event in json_lines(workdir / "events.jsonl") if event["event"] != "checkpoint"]
 
 
@@ -41,7 +41,7 @@ def steps_evaluated(workdir: Path) -> list[int]:
 
 
 def measured(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """Returns what a run measured on a split, without the times, which differ from run to run."""
+    """Returns the metrics of a split without timings, which differ between runs."""
     return [
         {name: value for name, value in line.items() if not name.startswith("perf/")}
         for line in json_lines(workdir / "metrics.jsonl")
@@ -50,7 +50,7 @@ def measured(workdir: Path, split: str) -> list[dict[str, Any]]:
 
 
 def order_of(workdir: Path, rank: int) -> dict[int, list[int]]:
-    """Returns the images that a worker trained on, by step; a step that stands there twice is a failure."""
+    """Returns the images that a worker trained on, by step. Fails if a step was recorded twice."""
     lines = json_lines(workdir / "order" / f"worker-{rank}.jsonl")
     steps = [line["step"] for line in lines]
     assert len(set(steps)) == len(steps), f"worker {rank} recorded steps twice: {steps}"

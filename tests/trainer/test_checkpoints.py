@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.trainer.checkpoint.checkpoints import CheckpointStore, DamagedError, newest_whole
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore, DamagedError, load_latest_valid
 
 METADATA = {"config": {"seed": 3}, "text": "Käse"}
 
@@ -47,13 +47,13 @@ def damage(path):
 
 
 class TestRoundTrip:
-    def test_every_value_comes_back_bit_for_bit_under_its_name(self, store):
+    def test_values_are_restored_bit_for_bit_by_name(self, store):
         store.save(values(), step=12, metadata=METADATA)
         loaded, metadata = store.load(12)
         assert same_bits(loaded, values())
         assert metadata == {**METADATA, "step": 12, "score": None}
 
-    def test_numpy_opens_the_file_by_itself(self, store):
+    def test_numpy_can_read_the_file(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
         with np.load(path) as archive:
             np.testing.assert_array_equal(archive["model/conv1/kernel"], values()["model/conv1/kernel"])
@@ -64,13 +64,13 @@ class TestRoundTrip:
         assert same_bits(store.load(12)[0], values(2))
 
 
-class TestWhichStay:
-    def test_the_newest_k_stay(self, store):
+class TestRetention:
+    def test_keeps_the_latest_k(self, store):
         save(store, 1, 2, 3, 10)
         assert store.steps() == [3, 10]
         assert store.latest() == 10
 
-    def test_the_best_stays_beside_the_newest_until_one_as_good(self, store):
+    def test_keeps_the_best_until_a_later_one_is_as_good(self, store):
         for step, score in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.4), (5, None)):
             save(store, step, score=score)
         assert store.steps() == [3, 4, 5]
@@ -79,14 +79,14 @@ class TestWhichStay:
         assert store.steps() == [5, 6]
         assert (store.best(), store.best_score()) == (6, 0.9)
 
-    def test_the_best_is_remembered_by_a_store_that_is_opened_later(self, store, tmp_path):
+    def test_a_store_opened_later_finds_the_best(self, store, tmp_path):
         save(store, 1, score=0.5)
         save(store, 2, 3, 4)
         later = CheckpointStore(tmp_path, keep=2)
         assert (later.best(), later.best_score()) == (1, 0.5)
         assert later.steps() == [1, 3, 4]
 
-    def test_a_run_that_went_back_forgets_the_steps_it_lost_and_keeps_what_it_saves(self, tmp_path):
+    def test_saving_deletes_checkpoints_of_later_steps(self, tmp_path):
         store = CheckpointStore(tmp_path, keep=1)
         save(store, 1, score=0.9)
         save(store, 4, score=0.1)
@@ -95,21 +95,21 @@ class TestWhichStay:
         assert store.steps() == [1, 2]
         assert store.best() == 1
 
-    def test_a_best_that_cannot_be_read_leaves_the_next_best(self, store, tmp_path):
+    def test_unreadable_best_is_ignored(self, store, tmp_path):
         save(store, 1, score=0.5)
         save(store, 2, score=0.9)
         path = tmp_path / "step-000000002.npz"
         path.write_bytes(path.read_bytes()[:-50])
         assert (store.best(), store.best_score()) == (1, 0.5)
 
-    def test_an_empty_or_absent_folder_holds_none(self, tmp_path):
+    def test_empty_or_absent_folder_has_no_checkpoints(self, tmp_path):
         for folder in (tmp_path, tmp_path / "absent"):
             store = CheckpointStore(folder)
             assert (store.steps(), store.latest(), store.best(), store.best_score()) == ([], None, None, None)
 
 
 class TestCrashes:
-    def test_a_half_written_checkpoint_is_not_seen_and_the_next_save_removes_it(self, store, tmp_path):
+    def test_partial_file_is_ignored_and_deleted_by_the_next_save(self, store, tmp_path):
         save(store, 1)
         leftover = tmp_path / "step-000000002.npz.tmp"
         leftover.write_bytes(b"half")
@@ -118,23 +118,23 @@ class TestCrashes:
         assert not leftover.exists()
         assert sorted(os.listdir(tmp_path)) == ["step-000000001.npz", "step-000000003.npz"]
 
-    def test_other_files_are_neither_checkpoints_nor_removed(self, store, tmp_path):
-        strangers = ["step-1.npz", "step-000000007.npz.bak", "notes.txt"]
-        for name in strangers:
+    def test_other_files_are_ignored_and_kept(self, store, tmp_path):
+        others = ["step-1.npz", "step-000000007.npz.bak", "notes.txt"]
+        for name in others:
             (tmp_path / name).write_text("")
         save(store, 1, 2, 3)
         assert store.steps() == [2, 3]
-        assert set(strangers) < set(os.listdir(tmp_path))
+        assert set(others) < set(os.listdir(tmp_path))
 
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-    def test_a_file_that_was_cut_short_is_named(self, store, share):
+    def test_truncated_file_is_named(self, store, share):
         path = store.save(values(), step=12, metadata=METADATA)
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(DataError, match=f"checkpoint {re.escape(str(path))} is damaged"):
+        with pytest.raises(DataError, match=f"checkpoint {re.escape(str(path))}: damaged"):
             store.load(12)
 
-    def test_a_flipped_bit_anywhere_is_either_named_or_changes_nothing_that_is_read(self, store):
+    def test_any_flipped_bit_is_detected_or_harmless(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
         whole, detected = path.read_bytes(), 0
         for position in range(len(whole)):
@@ -151,99 +151,98 @@ class TestCrashes:
                 assert metadata == {**METADATA, "step": 12, "score": None}, f"byte {position}"
         assert detected > sum(value.nbytes for value in values().values())
 
-    def test_what_the_system_cannot_read_is_not_called_damaged(self, store, tmp_path):
+    def test_an_unreadable_file_does_not_count_as_damaged(self, store, tmp_path):
         (tmp_path / "step-000000012.npz").mkdir()
-        with pytest.raises(DataError, match=r"step-000000012\.npz cannot be read \(Is a directory\)") as caught:
+        with pytest.raises(DataError, match=r"step-000000012\.npz.*Is a directory") as caught:
             store.load(12)
         assert not isinstance(caught.value, DamagedError)
 
-    def test_a_missing_step_is_named_with_those_there_are(self, store):
+    def test_missing_step_is_named_with_the_existing_ones(self, store):
         save(store, 1, 2)
-        with pytest.raises(DataError, match=r"step-000000007\.npz is missing\. There are: \[1, 2\]"):
+        with pytest.raises(DataError, match=r"step-000000007\.npz.*\[1, 2\]"):
             store.load(7)
 
-    def test_a_save_that_fails_leaves_the_older_ones_intact_and_nothing_half_written(self, store, tmp_path):
+    def test_failed_save_keeps_older_checkpoints_and_leaves_no_partial_file(self, store, tmp_path):
         save(store, 1, 2)
-        (tmp_path / "step-000000003.npz").mkdir()  # what the new file cannot take the name of
-        with pytest.raises(DataError, match=r"step-000000003\.npz cannot be written .*Older ones are untouched"):
+        (tmp_path / "step-000000003.npz").mkdir()  # blocks the name of the new file
+        with pytest.raises(DataError, match=r"step-000000003\.npz: cannot be written"):
             save(store, 3)
         (tmp_path / "step-000000003.npz").rmdir()
         assert sorted(os.listdir(tmp_path)) == ["step-000000001.npz", "step-000000002.npz"]
         assert same_bits(store.load(2)[0], values(2))
 
-    def test_a_save_into_an_absent_folder_is_named(self, tmp_path):
-        with pytest.raises(DataError, match=r"checkpoint .*absent.* cannot be written \(No such file"):
+    def test_save_into_an_absent_folder_names_it(self, tmp_path):
+        with pytest.raises(DataError, match=r"checkpoint .*absent.*No such file"):
             save(CheckpointStore(tmp_path / "absent"), 1)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not hold for root")
-    def test_a_save_into_a_folder_that_cannot_be_written_is_named(self, store, tmp_path):
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root ignores permissions")
+    def test_save_into_a_read_only_folder_is_refused(self, store, tmp_path):
         save(store, 1)
         tmp_path.chmod(0o500)
         try:
-            with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)"):
+            with pytest.raises(DataError, match="Permission denied"):
                 save(store, 2)
         finally:
             tmp_path.chmod(0o700)
         assert store.steps() == [1]
 
-    def test_metadata_is_json_in_the_file(self, store):
+    def test_metadata_is_stored_as_json(self, store):
         path = store.save(values(), step=12, metadata=METADATA)
         assert json.dumps({**METADATA, "step": 12, "score": None}).encode() in path.read_bytes()
 
 
-class TestTheNewestWhole:
-    """Steps 1 and 2 are there, and something has befallen step 2."""
+class TestLoadLatestValid:
+    """Steps 1 and 2 were saved; the tests damage step 2."""
 
     @pytest.fixture(autouse=True)
-    def two(self, store):
+    def saved(self, store):
         save(store, 1, 2)
 
-    def newest(self, store, capsys):
-        """Returns its step, and what was said of the others."""
-        loaded, metadata = newest_whole(store)
+    def load(self, store, capsys):
+        """Returns the loaded step and stderr."""
+        loaded, metadata = load_latest_valid(store)
         assert same_bits(loaded, values(metadata["step"]))
         return metadata["step"], capsys.readouterr().err
 
-    def test_is_the_newest_where_nothing_has(self, store, capsys):
-        assert self.newest(store, capsys) == (2, "")
+    def test_loads_the_latest(self, store, capsys):
+        assert self.load(store, capsys) == (2, "")
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-    def test_is_the_one_before_where_it_was_cut_short(self, store, capsys, tmp_path, share):
+    def test_skips_a_truncated_file(self, store, capsys, tmp_path, share):
         path = tmp_path / "step-000000002.npz"
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        step, told = self.newest(store, capsys)
+        step, stderr = self.load(store, capsys)
         assert step == 1
-        assert told.startswith(f"convoy: checkpoint {path} is damaged (")
-        assert len(told.splitlines()) == 1
+        (line,) = stderr.splitlines()
+        assert line.startswith(f"convoy: checkpoint {path}: damaged")
 
     @pytest.mark.parametrize("name", [*values(), "metadata.json"])
-    def test_is_the_one_before_where_a_bit_of_a_value_has_flipped(self, store, capsys, tmp_path, name):
+    def test_skips_a_file_with_a_flipped_bit(self, store, capsys, tmp_path, name):
         path = tmp_path / "step-000000002.npz"
         content = bytearray(path.read_bytes())
         member = name if name == "metadata.json" else f"{name}.npy"
-        # Behind the member's name at its local header; an empty array still has NumPy's own header.
+        # After the member's name in its local header. An empty array still has NumPy's header.
         content[content.index(member.encode()) + len(member) + 40] ^= 4
         path.write_bytes(content)
-        step, told = self.newest(store, capsys)
+        step, stderr = self.load(store, capsys)
         assert step == 1
-        assert f"{path} is damaged" in told
+        assert f"{path}: damaged" in stderr
 
-    def test_is_the_one_before_where_it_was_never_finished(self, store, capsys, tmp_path):
+    def test_ignores_a_partial_file(self, store, capsys, tmp_path):
         path = tmp_path / "step-000000002.npz"
         half = path.read_bytes()[: path.stat().st_size // 2]
         path.unlink()
         path.with_name(f"{path.name}.tmp").write_bytes(half)
-        assert self.newest(store, capsys) == (1, "")  # no run had ever counted on it
+        assert self.load(store, capsys) == (1, "")  # not reported: it was never a checkpoint
 
-    def test_is_an_error_where_none_is(self, store, capsys, tmp_path):
+    def test_raises_if_all_are_damaged(self, store, capsys, tmp_path):
         for step in (1, 2):
             damage(tmp_path / f"step-{step:09d}.npz")
-        with pytest.raises(DataError, match=f"no checkpoint in {re.escape(str(tmp_path))} is whole"):
-            newest_whole(store)
-        told = capsys.readouterr().err
-        newest, before = told.splitlines()
-        assert "step-000000002.npz is damaged" in newest
-        assert "step-000000001.npz is damaged" in before
+        with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+            load_latest_valid(store)
+        latest, earlier = capsys.readouterr().err.splitlines()
+        assert "step-000000002.npz: damaged" in latest
+        assert "step-000000001.npz: damaged" in earlier
 
-    def test_is_none_where_there_are_none(self, tmp_path):
-        assert newest_whole(CheckpointStore(tmp_path / "absent")) is None
+    def test_returns_none_without_checkpoints(self, tmp_path):
+        assert load_latest_valid(CheckpointStore(tmp_path / "absent")) is None

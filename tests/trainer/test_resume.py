@@ -22,8 +22,8 @@ def shards(tmp_path):
 
 
 @pytest.fixture
-def resumed_on(tmp_path):
-    """Checks whether a run that was on one dataset, by its identity, may go on with another."""
+def resume_on(tmp_path):
+    """Returns a function that resumes, on a dataset, a run that was started on the dataset with another identity."""
     config = ml_collections.ConfigDict(configs.default_config())
 
     def check(before, dataset):
@@ -33,28 +33,28 @@ def resumed_on(tmp_path):
     return check
 
 
-def test_a_dataset_of_others_may_be_moved_and_renamed(shards, resumed_on):
+def test_external_dataset_may_be_moved_and_renamed(shards, resume_on):
     before = dataset_identity(open_dataset(shards))
     moved = open_dataset(shards.rename(shards.with_name("imagenet")))
     assert dataset_identity(moved) == before
-    resumed_on(before, moved)
-    # As earlier versions wrote it.
-    resumed_on({"name": "shards", **before}, moved)
+    resume_on(before, moved)
+    # Earlier versions also recorded a name.
+    resume_on({"name": "shards", **before}, moved)
 
 
-def test_another_dataset_of_others_is_refused(shards, resumed_on):
+def test_another_external_dataset_is_refused(shards, resume_on):
     before = dataset_identity(open_dataset(shards))
     frames = [records.frame(records.example({"image": b"y", "label": label})) for label in (0, 1, 1)]
     (shards / "train.tfrecord").write_bytes(b"".join(frames))
-    for was in (before, {"name": "shards", **before}):
-        with pytest.raises(DataError, match="train_digest: .* -> .*Give the same --data"):
-            resumed_on(was, open_dataset(shards))
+    for recorded in (before, {"name": "shards", **before}):
+        with pytest.raises(DataError, match="train_digest: .* -> .*--data"):
+            resume_on(recorded, open_dataset(shards))
 
 
-def test_a_converted_dataset_keeps_its_name_wherever_it_lies(tmp_path, resumed_on):
+def test_converted_dataset_keeps_its_name_when_moved(tmp_path, resume_on):
     folder = write_dataset(tmp_path / "data", {"train": [pixels(0), pixels(1)]}, ("cup", "jar"))
     before = dataset_identity(open_dataset(folder))
     assert before["name"] == "made"
-    resumed_on(before, open_dataset(folder.rename(tmp_path / "moved")))
+    resume_on(before, open_dataset(folder.rename(tmp_path / "moved")))
     with pytest.raises(DataError, match="name: photos -> made"):
-        resumed_on({**before, "name": "photos"}, open_dataset(tmp_path / "moved"))
+        resume_on({**before, "name": "photos"}, open_dataset(tmp_path / "moved"))

@@ -13,6 +13,7 @@ import pytest
 from convoy.core.errors import DataError, UsageError
 from convoy.trainer.evaluation.results import append_result, truncate_results
 from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
+from convoy.trainer.run.records import read_evaluations, read_json_lines, read_json_object
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
 
@@ -22,14 +23,14 @@ def lines(path):
 
 
 class TestJsonLines:
-    def test_truncation_keeps_the_lines_up_to_a_step_byte_for_byte(self, tmp_path):
+    def test_truncation_keeps_earlier_lines_byte_for_byte(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         kept = '{"step": 1,  "split":"train"}\n{"step": 2, "split": "train"}\n{"step": 2, "split": "validation"}\n'
         path.write_text(kept + '{"step": 3, "split": "train"}\n')
         truncate_json_lines(path, last_step=2)
         assert path.read_text() == kept
 
-    def test_truncation_drops_lines_that_are_cut_short_or_no_objects_with_a_step(self, tmp_path):
+    def test_truncation_drops_damaged_lines_and_lines_without_a_step(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1}\n{"step": 1, "x": \n[1]\n{"other": 1}\n{"step": null}\n{"step": 2}\n{"st')
         truncate_json_lines(path, last_step=9)
@@ -41,11 +42,11 @@ class TestJsonLines:
         truncate_json_lines(path, last_step=0)
         assert path.read_text() == ""
 
-    def test_truncating_a_file_that_is_not_there_makes_none(self, tmp_path):
+    def test_truncation_does_not_create_a_missing_file(self, tmp_path):
         truncate_json_lines(tmp_path / "metrics.jsonl", last_step=3)
         assert os.listdir(tmp_path) == []
 
-    def test_a_byte_that_is_no_text_costs_its_line_only(self, tmp_path):
+    def test_invalid_utf8_affects_only_its_line(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         path.write_bytes(b'{"step": 1}\n{"step": 2, "x": "\xff"}\n{"step": 3}\n')
         truncate_json_lines(path, last_step=9)
@@ -60,19 +61,19 @@ class TestResultsTable:
             append_result(run, step=step, split="validation", quality=dict.fromkeys(QUALITY, step / 100))
         return run
 
-    def test_holds_a_header_and_a_row_an_evaluation(self, run):
+    def test_has_a_header_and_one_row_per_evaluation(self, run):
         header, *rows = run.results_table.read_text().splitlines()
         assert header == "time,step,split,loss,top1,top5,macro_f1,ece"
         assert [row.split(",", 1)[1] for row in rows] == [
             f"{step},validation" + f",{step / 100:.6f}" * 5 for step in (8, 16, 24)
         ]
 
-    def test_truncation_drops_the_rows_that_a_resumed_run_takes_again(self, run):
+    def test_truncation_drops_later_rows(self, run):
         before = run.results_table.read_text().splitlines()
         truncate_results(run, last_step=16)
         assert run.results_table.read_text().splitlines() == before[:3]
 
-    def test_a_row_that_a_crash_cut_short_is_dropped_and_the_next_stands_by_itself(self, run):
+    def test_partial_row_is_dropped_and_the_next_row_is_complete(self, run):
         before = run.results_table.read_text()
         run.results_table.write_text(before[: before.rindex(",0.24")])
         truncate_results(run, last_step=99)
@@ -81,62 +82,62 @@ class TestResultsTable:
         assert len(rows) == 4
         assert rows[-1].split(",")[1:4] == ["32", "test", "0.500000"]
 
-    def test_truncating_a_table_that_is_not_there_makes_none(self, tmp_path):
+    def test_truncation_does_not_create_a_missing_table(self, tmp_path):
         truncate_results(RunDirectory(tmp_path), last_step=3)
         assert os.listdir(tmp_path) == []
 
 
 class TestRunDirectory:
-    def test_is_made_with_its_parents_and_may_be_there_already(self, tmp_path):
+    def test_create_makes_parents_and_accepts_an_existing_folder(self, tmp_path):
         run = RunDirectory(tmp_path / "runs" / "first")
         run.create()
         run.create()
         assert run.checkpoints.is_dir()
 
-    def test_a_path_that_is_a_file_is_named(self, tmp_path):
+    def test_path_of_a_file_is_refused(self, tmp_path):
         (tmp_path / "run").write_text("")
-        with pytest.raises(UsageError, match=r"--workdir=.*run is a file"):
+        with pytest.raises(UsageError, match="--workdir=.*run: is a file"):
             RunDirectory(tmp_path / "run").create()
 
-    def test_a_path_that_may_not_be_looked_at_is_named(self, tmp_path, monkeypatch):
+    def test_unreadable_path_is_refused(self, tmp_path, monkeypatch):
         def refuse(*_):
             raise PermissionError(errno.EACCES, "Permission denied")
 
         monkeypatch.setattr(Path, "stat", refuse)
-        with pytest.raises(DataError, match=r"--workdir=.*run: cannot be read \(Permission denied\)"):
+        with pytest.raises(DataError, match="--workdir=.*run: .*Permission denied"):
             RunDirectory(tmp_path / "run").create()
 
-    def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path):
+    def test_folder_with_other_files_is_refused_and_unchanged(self, tmp_path):
         (tmp_path / "photo.jpg").write_text("")
-        with pytest.raises(UsageError, match="is not empty and holds no run"):
+        with pytest.raises(UsageError, match="--workdir=.*not empty"):
             RunDirectory(tmp_path).create()
         assert os.listdir(tmp_path) == ["photo.jpg"]
 
-    def test_what_a_launcher_left_there_before_the_first_start_is_no_obstacle(self, tmp_path):
+    def test_folder_with_files_of_a_launcher_is_accepted(self, tmp_path):
         (tmp_path / "logs" / "attempt-1").mkdir(parents=True)
         (tmp_path / "launch.json").write_text("{}")
         RunDirectory(tmp_path).create()
         assert (tmp_path / "checkpoints").is_dir()
 
-    def test_json_comes_back_as_it_was_written(self, tmp_path):
+    def test_json_round_trip(self, tmp_path):
         run = RunDirectory(tmp_path)
         value = {"text": "Käse", "list": [1, 2.5, None]}
         run.write_json(run.result, value)
         assert run.read_json(run.result) == value
 
-    def test_a_missing_file_is_named(self, tmp_path):
+    def test_missing_file_is_named(self, tmp_path):
         run = RunDirectory(tmp_path)
-        with pytest.raises(DataError, match=r"config\.json is missing: .* is no run directory of `convoy train`"):
+        with pytest.raises(DataError, match=r"config\.json: .*not a run directory"):
             run.read_json(run.config)
 
     @pytest.mark.parametrize("content", [b'{"seed": 0', b"", b"\xff\xfe"])
-    def test_a_damaged_file_is_named(self, tmp_path, content):
+    def test_damaged_file_is_named(self, tmp_path, content):
         run = RunDirectory(tmp_path)
         run.config.write_bytes(content)
-        with pytest.raises(DataError, match=r"config\.json is damaged"):
+        with pytest.raises(DataError, match=r"config\.json: damaged"):
             run.read_json(run.config)
 
-    def test_events_are_lines_with_their_time(self, tmp_path):
+    def test_events_are_appended_with_their_time(self, tmp_path):
         run = RunDirectory(tmp_path)
         run.append_event("start", step=0)
         run.append_event("done", step=7)
@@ -146,34 +147,36 @@ class TestRunDirectory:
         assert first["time"] <= last["time"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root to give a folder away")
-def test_training_into_a_folder_that_may_not_be_entered_names_it(convoy_started, dataset, tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root to change a folder's owner")
+def test_training_in_an_inaccessible_folder_is_refused(convoy_started, dataset, tmp_path):
     locked = tmp_path / "locked"
     (locked / "run").mkdir(parents=True)
     os.chown(locked, 65534, 65534)
     locked.chmod(0o700)
-    rights = "-dac_override,-dac_read_search"  # without which root is a user like others
+    rights = "-dac_override,-dac_read_search"  # without these, root is subject to permissions
     prefix = ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}")
     command = ("train", f"--data={dataset.data}", f"--workdir={locked / 'run'}")
     with convoy_started(*command, output=tmp_path / "output", prefix=prefix) as process:
         assert process.wait(120) == 3, (tmp_path / "output").read_text()
-    told = f"convoy: --workdir={locked / 'run'}: cannot be read (Permission denied). Give a folder that can be.\n"
-    assert (tmp_path / "output").read_text() == told
+    (line,) = (tmp_path / "output").read_text().splitlines()
+    assert line.startswith(f"convoy: --workdir={locked / 'run'}: ") and "Permission denied" in line
 
 
 class TestLock:
-    def test_a_folder_in_which_another_process_trains_is_refused_or_waited_for(self, tmp_path):
-        code = "import sys; from convoy.trainer.run.directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.create()"
-        command = [
-            sys.executable,
-            "-c",
-            f"{code}; print('locked', flush=True); sys.stdin.read()",
-            str(tmp_path / "run"),
-        ]
+    def test_folder_locked_by_another_process_is_refused_or_waited_for(self, tmp_path):
+        code = """
+import sys
+from convoy.trainer.run.directory import RunDirectory
+run = RunDirectory(sys.argv[1])
+run.create()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+        command = [sys.executable, "-c", code, str(tmp_path / "run")]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         try:
             assert holder.stdout.readline() == b"locked\n"
-            with pytest.raises(DataError, match="another process is training in it"):
+            with pytest.raises(DataError, match="--workdir=.*another process"):
                 RunDirectory(tmp_path / "run").create()
             threading.Timer(0.3, holder.kill).start()
             RunDirectory(tmp_path / "run").create(wait_seconds=60)
@@ -181,17 +184,42 @@ class TestLock:
             holder.kill()
             holder.communicate()
 
-    def test_on_a_file_system_without_locks_a_warning_says_so(self, tmp_path, monkeypatch, capsys):
+    def test_file_system_without_locks_prints_a_warning(self, tmp_path, monkeypatch, capsys):
         def refuse(*_):
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
         RunDirectory(tmp_path / "run").create()
-        assert "run cannot be locked (No locks available): train in it only once." in capsys.readouterr().out
+        assert "No locks available" in capsys.readouterr().out
 
 
 class TestJson:
-    def test_numbers_that_are_not_finite_become_null(self, tmp_path):
+    def test_non_finite_numbers_become_null(self, tmp_path):
         run = RunDirectory(tmp_path)
         run.write_json(run.result, {"metrics": {"loss": float("nan"), "top1": [1.0, float("inf")]}})
         assert run.read_json(run.result) == {"metrics": {"loss": None, "top1": [1.0, None]}}
+
+
+class TestRecords:
+    def test_missing_or_damaged_files_are_empty(self, tmp_path):
+        path = tmp_path / "file"
+        for content in (None, b"", b"\xff\x00{", b"[1]"):
+            if content is not None:
+                path.write_bytes(content)
+            assert read_json_object(path) == {}
+            assert read_json_lines(path) == []
+            assert read_evaluations(path) == []
+
+    def test_json_lines_skip_damaged_lines(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes(b'{"step": 1}\n{"step": \n[2]\n{"x": "\xff"}\n{"step": 3}\n{"step": 4')
+        assert read_json_lines(path) == [{"step": 1}, {"step": 3}]
+        assert read_json_lines(path, last_bytes=25) == [{"step": 3}]
+
+    def test_evaluations_skip_partial_rows(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        append_result(run, step=8, split="validation", quality=dict.fromkeys(QUALITY, 0.5))
+        with open(run.results_table, "a") as file:
+            file.write("2026-01-01T00:00:00,16,validation,0.1,0.2")
+        (row,) = read_evaluations(run.results_table)
+        assert (row.step, row.split, row.metrics) == (8, "validation", dict.fromkeys(QUALITY, 0.5))

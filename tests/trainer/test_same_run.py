@@ -1,4 +1,4 @@
-"""A run is the same on any hardware: devices of one process, processes, processes of several devices, fewer cores."""
+"""A deterministic run gives the same result on any hardware: devices, processes, devices per process, CPU cores."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from convoy.input_pipeline.reading import order
 from tests.trainer.run_files import measured, order_of, result_of
 
 STEPS, BATCH = 8, 16
-HARDWARE = {  # name: (processes, devices of each)
+HARDWARE = {  # name: (processes, devices per process)
     "one device": (1, 1),
     "two devices": (1, 2),
     "four devices": (1, 4),
@@ -20,7 +20,7 @@ HARDWARE = {  # name: (processes, devices of each)
     "two processes of two devices": (2, 2),
 }
 PRECISIONS = ("float32", "bfloat16")
-# Everything random, and everything that is done once a step on reduced values; dropout is in the model.
+# Everything random, and everything computed once per step from reduced values. Dropout is in the model.
 EVERYTHING = (
     "--config=smoke",
     f"--config.batch_size={BATCH}",
@@ -29,7 +29,7 @@ EVERYTHING = (
     "--config.eval_every_steps=5",
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
-    # On the host and on the device, sampled and not.
+    # Ops on the host and on the device, sampled and fixed.
     "--config.augment.ops=crop(scale=0.7..1) | contrast(0.2) | trivial | rand(2, 9) | flip | hue(0.1) | erase(0.5)",
     "--config.mix.mixup=0.4",
     "--config.mix.cutmix=1",
@@ -40,7 +40,7 @@ EVERYTHING = (
     "--config.label_smoothing=0.1",
     "--record_order",
 )
-# `convoy` on one core of those this process may use.
+# The `convoy` command, pinned to one core.
 _ON_ONE_CORE = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
-    """Returns a function from hardware to the run directories of its deterministic runs, by precision."""
+    """Returns a function that trains on some hardware and returns the run directories by precision."""
     folder = tmp_path_factory.mktemp("same")
 
     @functools.cache
@@ -68,8 +68,8 @@ def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
             for precision, run in runs.items()
         }
         if processes == 1:
-            for answer in convoy_together(*commands.values()):
-                assert answer.returncode == 0, answer.output
+            for completed in convoy_together(*commands.values()):
+                assert completed.returncode == 0, completed.output
         else:
             for precision, command in commands.items():
                 output = folder / hardware.replace(" ", "-") / f"{precision}-output"
@@ -80,8 +80,8 @@ def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
 
 
 @pytest.fixture(scope="module")
-def positions(dataset):
-    """Returns the images of a step, [batch], as the order says them."""
+def images_of(dataset):
+    """Returns a function from a step to the images that the order assigns to it, [batch]."""
 
     def images(step):
         sampling = order.class_sampling(open_dataset(dataset.data).split("train").label, "inverse_sqrt")
@@ -92,7 +92,7 @@ def positions(dataset):
 
 
 def evaluation_pages(run):
-    """Returns the pictures and the precision-recall curves of a run's evaluations, by tag and step."""
+    """Returns the images and precision-recall curves that a run logged to TensorBoard, by tag and step."""
     pages = {}
     for name in ("media", "validation"):
         events = EventAccumulator(str(run / "tensorboard" / name), size_guidance={"tensors": 0}).Reload()
@@ -104,7 +104,7 @@ def evaluation_pages(run):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("hardware", [name for name in HARDWARE if name != "one device"])
-def test_a_deterministic_run_is_the_same_to_the_bit_as_on_one_device(trained_on, hardware, precision):
+def test_weights_are_bit_identical_to_one_device(trained_on, hardware, precision):
     one, other = trained_on("one device")[precision], trained_on(hardware)[precision]
     result, expected = result_of(other), result_of(one)
     processes, devices = HARDWARE[hardware]
@@ -115,11 +115,11 @@ def test_a_deterministic_run_is_the_same_to_the_bit_as_on_one_device(trained_on,
     assert [line["step"] for line in measured(other, "validation")] == [5, STEPS]
     for line, expected_line in zip(measured(other, "validation"), measured(one, "validation"), strict=True):
         rounded = {tag: value for tag, value in expected_line.items() if tag.startswith(("quality/", "gap/"))}
-        about = {tag: pytest.approx(value, rel=1e-4, abs=1e-5) for tag, value in rounded.items()}
-        assert line == {**expected_line, **about}
+        approximate = {tag: pytest.approx(value, rel=1e-4, abs=1e-5) for tag, value in rounded.items()}
+        assert line == {**expected_line, **approximate}
 
 
-def test_tensorboard_shows_what_all_workers_found_together(trained_on):
+def test_tensorboard_pages_combine_all_workers(trained_on):
     shown, expected = (
         evaluation_pages(trained_on(hardware)["float32"]) for hardware in ("two processes", "two devices")
     )
@@ -128,23 +128,23 @@ def test_tensorboard_shows_what_all_workers_found_together(trained_on):
     assert shown == expected
 
 
-def test_precisions_are_runs_of_their_own(trained_on):
+def test_precisions_give_different_weights(trained_on):
     runs = trained_on("one device")
     assert result_of(runs["float32"])["weights_sha256"] != result_of(runs["bfloat16"])["weights_sha256"]
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core as it is")
-def test_a_deterministic_run_on_one_core_is_the_same_to_the_bit_as_on_all(trained_on, python, dataset, tmp_path):
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_weights_are_bit_identical_on_one_core(trained_on, python, dataset, tmp_path):
     command = ("train", *EVERYTHING, "--deterministic", "--devices=cpu:1", "--config.precision=float32")
     where = (f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}")
-    answer = python("-c", _ON_ONE_CORE, *command, *where)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    completed = python("-c", _ON_ONE_CORE, *command, *where)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     expected = result_of(trained_on("one device")["float32"])
     assert result_of(tmp_path / "run")["weights_sha256"] == expected["weights_sha256"]
 
 
-def test_two_processes_agree_with_one_device_to_rounding_without_determinism(convoy, cluster, dataset, tmp_path):
-    # Adam would make more of rounding with each step: it divides small gradients by their own size.
+def test_without_determinism_two_processes_agree_with_one_device_up_to_rounding(convoy, cluster, dataset, tmp_path):
+    # SGD, because Adam amplifies rounding errors: it divides small gradients by their own magnitude.
     sgd = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.01", "--config.precision=float32")
     command = ("train", *EVERYTHING, *sgd, "--devices=cpu:1", f"--data={dataset.data}")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -158,11 +158,11 @@ def test_two_processes_agree_with_one_device_to_rounding_without_determinism(con
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
-def test_the_workers_together_train_on_exactly_the_images_of_each_step(trained_on, positions, hardware):
+def test_workers_together_train_on_exactly_the_images_of_each_step(trained_on, images_of, hardware):
     run, workers = trained_on(hardware)["float32"], HARDWARE[hardware][0]
     assert len(list((run / "order").iterdir())) == workers
     of_workers = [order_of(run, rank) for rank in range(workers)]
     for step in range(1, STEPS + 1):
-        # In order: worker 0 has the first part of the batch.
-        assert [image for images in of_workers for image in images[step]] == positions(step), f"step {step}"
+        # Worker 0 has the first part of the batch.
+        assert [image for images in of_workers for image in images[step]] == images_of(step), f"step {step}"
     assert all(images.keys() == set(range(1, STEPS + 1)) for images in of_workers)

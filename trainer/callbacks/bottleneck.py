@@ -26,8 +26,7 @@ from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_f
 from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.step import TrainStep
 

@@ -30,9 +30,9 @@ from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
 from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, Evaluator
-from convoy.trainer.session.description import dataset_identity, environment, header_rows, place
-from convoy.trainer.session.resume import what_changed
-from convoy.trainer.session.start import Start
+from convoy.trainer.session.description import dataset_identity, environment, hardware_info, header_rows
+from convoy.trainer.session.prepare import TrainingSession
+from convoy.trainer.session.resume import changes
 from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult, TrainStep
 
@@ -48,7 +48,7 @@ class Monitor:
       run_logger: of the run directory.
     """
 
-    def __init__(self, start: Start, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines):
+    def __init__(self, start: TrainingSession, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines):
         """Shows and writes nothing yet.
 
         Args:
@@ -116,7 +116,7 @@ class Monitor:
             },
             pages_of_run(start.config, start.runtime.built.model),
         )
-        changed = what_changed(start.metadata.get("place", {}), place(plan, start.runtime, self._worker_group))
+        changed = changes(start.metadata.get("place", {}), hardware_info(plan, start.runtime, self._worker_group))
         if step:
             self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed)
         else:

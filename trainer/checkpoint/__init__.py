@@ -1,1 +1,1 @@
-"""Checkpoints: file format, saving in the background."""
+"""Checkpoint files, and saving them in the background."""

@@ -1,13 +1,13 @@
-"""Checkpoints: one file each, named by its step, holding every variable under its name.
+"""Checkpoints: one `.npz` file per step, with every variable under its name.
 
     store = CheckpointStore(run.checkpoints, keep=3)
     store.save(state.values(), step=120, metadata={...}, score=0.61)
-    for step in reversed(store.steps()):
-        values, metadata = store.load(step)      # DamagedError: try the one before
+    values, metadata = store.load(120)
+    load_latest_valid(store)                     # skips damaged files
 
-A checkpoint is NumPy's `.npz` (a plain zip whose members carry a CRC-32 that reading checks), written under another
-name, flushed to disk and renamed. So it is there as a whole or not at all; which is the newest and which the best is
-read off the files themselves, and any tool that reads NumPy opens them.
+NumPy's `.npz` is a plain zip whose members carry a CRC-32, which is checked on reading. A checkpoint is written under a
+temporary name, flushed to disk and renamed, so it is either complete or absent. The latest and the best checkpoint are
+determined from the files themselves; there is no index file.
 """
 
 import io
@@ -27,59 +27,67 @@ from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
 _METADATA = "metadata.json"
 
+Checkpoint = tuple[dict[str, np.ndarray], dict[str, Any]]  # variables by name, metadata
+
 
 class DamagedError(DataError):
-    """A checkpoint that can be read but is not what was written."""
+    """A checkpoint file is readable, but its content is corrupt."""
 
 
 class CheckpointStore:
-    """The checkpoints of a run: the last `keep`, and the best."""
+    """The checkpoints of a run: the latest `keep` and the best."""
 
     def __init__(self, folder: Path, keep: int = 3):
-        """Args: folder: RUN/checkpoints. keep: how many of the newest stay, 1 or more."""
+        """Creates a store; the folder need not exist yet.
+
+        Args:
+          folder: RUN/checkpoints.
+          keep: number of latest checkpoints to keep, 1 or more.
+        """
         self.folder = folder
         self._keep = keep
 
     def steps(self) -> list[int]:
-        """Returns the steps of the checkpoints that are there, rising."""
+        """Returns the steps of all checkpoint files, ascending."""
         if not self.folder.is_dir():
             return []
         return sorted(step for path in self.folder.iterdir() if (step := checkpoint_step(path.name)) is not None)
 
     def latest(self) -> int | None:
-        """Returns the newest step, whole or not, or None."""
+        """Returns the latest step, valid or not, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Returns the step with the best score, or None where none was scored.
+        """Returns the step with the best score, or None if no checkpoint has one.
 
-        The last of equals: with few validation images many are, and a learning rate that falls makes later ones better.
+        Ties go to the later step: with few validation images ties are common, and later weights, trained at a lower
+        learning rate, tend to be better.
         """
         scores = self._scores()
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def best_score(self) -> float | None:
-        """Returns the best score, or None where none was scored."""
+        """Returns the best score, or None if no checkpoint has one."""
         return max(self._scores().values(), default=None)
 
     def save(
         self, values: Mapping[str, np.ndarray], *, step: int, metadata: Mapping[str, Any], score: float | None = None
     ) -> Path:
-        """Writes a checkpoint and lets go of those that are neither among the newest nor the best.
+        """Writes a checkpoint, then deletes those that are neither among the latest nor the best.
 
-        Those of later steps go too: this run has gone back behind them, since they could not be read.
+        Checkpoints of later steps are deleted too: they belong to a history that this run has rolled back.
 
         Args:
           values: every variable by name.
-          step: updates done.
-          metadata: any JSON data; `step` and `score` are added.
-          score: what `best` goes by, higher is better; None where these weights were not evaluated.
+          step: number of updates applied.
+          metadata: JSON data; `step` and `score` are added.
+          score: ranks checkpoints for `best`, higher is better; None if these weights were not evaluated.
 
         Returns:
-          Its path.
+          The checkpoint's path.
 
         Raises:
-          DataError: it cannot be written; older ones stay.
+          DataError: it cannot be written; older checkpoints are kept.
         """
         path = self._path(step)
         try:
@@ -92,17 +100,17 @@ class CheckpointStore:
             _sync_folder(self.folder)
         except OSError as error:
             raise DataError(
-                f"checkpoint {path} cannot be written ({error.strerror}). Older ones are untouched."
+                f"checkpoint {path}: cannot be written ({error.strerror}). Older checkpoints are kept."
             ) from error
         self._prune(step)
         return path
 
-    def load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def load(self, step: int) -> Checkpoint:
         """Returns a checkpoint's variables by name and its metadata.
 
         Raises:
-          DamagedError: cut short, or a bit has flipped.
-          DataError: missing, or cannot be read at all.
+          DamagedError: the file is truncated or corrupt.
+          DataError: the file is missing or unreadable.
         """
         path = self._path(step)
         try:
@@ -111,13 +119,13 @@ class CheckpointStore:
                 names = [name for name in archive.namelist() if name != _METADATA]
                 values = {name.removesuffix(".npy"): _read_array(archive, name) for name in names}
         except FileNotFoundError:
-            raise DataError(f"checkpoint {path} is missing. There are: {self.steps() or 'none'}.") from None
+            raise DataError(f"checkpoint {path}: no such file. Existing steps: {self.steps() or 'none'}.") from None
         except MemoryError:
             raise
-        except Exception as error:  # a flipped bit can make zipfile and NumPy throw almost anything
-            if isinstance(error, OSError) and error.strerror:  # the system's word, not zipfile's
-                raise DataError(f"checkpoint {path} cannot be read ({error.strerror}).") from error
-            raise DamagedError(f"checkpoint {path} is damaged ({error}).") from error
+        except Exception as error:  # a flipped bit can make zipfile and NumPy raise almost anything
+            if isinstance(error, OSError) and error.strerror:  # from the system, not from zipfile
+                raise DataError(f"checkpoint {path}: cannot be read ({error.strerror}).") from error
+            raise DamagedError(f"checkpoint {path}: damaged ({error}).") from error
         return values, metadata
 
     def _scores(self) -> dict[int, float]:
@@ -126,7 +134,7 @@ class CheckpointStore:
             try:
                 with zipfile.ZipFile(self._path(step)) as archive:
                     score = json.loads(archive.read(_METADATA))["score"]
-            except Exception:  # as in `load`; a checkpoint that cannot be read is nobody's best
+            except Exception:  # as in `load`; an unreadable checkpoint cannot be the best
                 continue
             if score is not None:
                 scores[step] = float(score)
@@ -146,32 +154,33 @@ class CheckpointStore:
         return self.folder / checkpoint_name(step)
 
 
-def newest_whole(
-    store: CheckpointStore, *, before: int | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Returns the newest checkpoint that is whole, None where there is none at all; says which ones are not.
+def load_latest_valid(store: CheckpointStore, *, before: int | None = None) -> Checkpoint | None:
+    """Returns the latest valid checkpoint, or None if there are no checkpoints. Reports damaged ones on stderr.
 
     Args:
-      store: where to look.
-      before: only checkpoints of earlier steps than this.
+      store: the run's checkpoints.
+      before: consider only checkpoints of earlier steps than this one.
 
     Raises:
-      DataError: there are some, and none is whole.
+      DataError: there are checkpoints, but all are damaged.
     """
-    damaged: DamagedError | None = None
+    damaged = False
     for step in reversed([step for step in store.steps() if before is None or step < before]):
         try:
             return store.load(step)
         except DamagedError as error:
-            damaged = error
+            damaged = True
             print(f"convoy: {error}", file=sys.stderr)
     if damaged:
-        raise DataError(f"no checkpoint in {store.folder} is whole. Restore one, or start anew in another --workdir.")
+        raise DataError(
+            f"{store.folder}: all checkpoints are damaged. Restore one from a backup, or start over in another "
+            "--workdir."
+        )
     return None
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    # Reading the member to its end is what checks its CRC.
+    # The CRC is checked only when a member is read to its end.
     return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
 
 

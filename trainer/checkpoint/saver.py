@@ -1,8 +1,8 @@
-"""Saves checkpoints while training goes on: the state is copied to the host, the rest is a thread's work.
+"""Saves checkpoints in a background thread, so that training continues meanwhile.
 
 saver = CheckpointSaver(store, on_failure=warn)
 saver.save(state.values(), step=120, metadata={...}, score=0.61)      # returns at once
-saver.finish()                                                       # waits; DataError where the last one failed
+saver.finish()                                                       # waits; DataError if the last save failed
 """
 
 import threading
@@ -17,18 +17,18 @@ from convoy.trainer.step.state import model_sha256
 
 
 class CheckpointSaver:
-    """Writes one checkpoint at a time; a failure leaves the older ones, and training goes on.
+    """Writes one checkpoint at a time. A failed save keeps the older checkpoints and does not stop training.
 
     Attributes:
-      best_score: the best of all that were saved or are being saved, None where none was scored.
+      best_score: best score of all checkpoints saved or being saved; None if none has a score.
     """
 
     def __init__(self, store: CheckpointStore, *, on_failure: Callable[[DataError], None]):
-        """Starts no thread yet.
+        """Creates a saver; the thread starts with the first save.
 
         Args:
-          store: where to.
-          on_failure: told of a checkpoint that could not be written, by the next `check` or `save`.
+          store: where to save.
+          on_failure: called by the next `check` or `save` after a failed save.
         """
         self._store = store
         self._on_failure = on_failure
@@ -39,13 +39,13 @@ class CheckpointSaver:
     def save(
         self, values: Mapping[str, np.ndarray], *, step: int, metadata: Mapping[str, Any], score: float | None
     ) -> None:
-        """Begins to write a checkpoint, as `CheckpointStore.save`; waits only for the one before.
+        """Starts writing a checkpoint as `CheckpointStore.save` does. Waits only for the previous one.
 
         Args:
-          values: every variable by name; must not change any more.
-          step: updates done.
-          metadata: any JSON data; `weights_sha256` is added.
-          score: higher is better, or None.
+          values: every variable by name, as copies on the host that no longer change.
+          step: number of updates applied.
+          metadata: JSON data; `weights_sha256` is added.
+          score: higher is better; None if these weights were not evaluated.
         """
         if error := self._wait():
             self._on_failure(error)
@@ -57,27 +57,27 @@ class CheckpointSaver:
                 self._store.save(values, step=step, metadata={**metadata, **digest}, score=score)
             except DataError as error:
                 self._error = error
-            except Exception as error:  # a thread's exception would be lost, and with it that there is no checkpoint
-                self._error = DataError(f"checkpoint of step {step} was not written ({type(error).__name__}: {error}).")
+            except Exception as error:  # an exception that escapes a thread is lost
+                self._error = DataError(f"checkpoint of step {step}: not written ({type(error).__name__}: {error}).")
 
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
-        """Tells of a checkpoint that could not be written, where that is known by now."""
+        """Calls `on_failure` if the last save has failed by now. Does not wait."""
         if self._thread and not self._thread.is_alive() and (error := self._wait()):
             self._on_failure(error)
 
     def note_score(self, score: float | None) -> None:
-        """Takes a score into `best_score`; for a worker that leaves the saving to the chief."""
+        """Updates `best_score` without saving: for workers other than the chief."""
         if score is not None:
             self.best_score = score if self.best_score is None else max(self.best_score, score)
 
     def finish(self) -> None:
-        """Waits for what is being written.
+        """Waits for the save in progress.
 
         Raises:
-          DataError: it could not be.
+          DataError: the last save failed.
         """
         if error := self._wait():
             raise error

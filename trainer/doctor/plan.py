@@ -14,7 +14,7 @@ from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import Finding, failed, ok, skipped
-from convoy.trainer.session.agreement import compare
+from convoy.trainer.session.agreement import require_equal
 
 
 def check_plan(
@@ -76,8 +76,10 @@ def _compare_configs(
     config: ml_collections.ConfigDict, gathered: list[Mapping[str, Any]], worker_group: WorkerGroup
 ) -> None:
     """Raises the UsageError that `train` would."""
-    compare(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
+    require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
     if all(other["auto"] for other in gathered):
         left = [field for field in ("precision", "xla") if config[field] == "auto"]  # a run keeps what it began with
         came_to = [{"config": {field: other["auto"][field] for field in left}} for other in gathered]
-        compare(worker_group, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
+        require_equal(
+            worker_group, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto."
+        )

@@ -174,21 +174,21 @@ def _start_up(setup: Setup) -> dict[str, Any]:
 def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Returns what `auto` comes to on this worker's devices, by field; None without a config or without the devices."""
     from convoy.trainer.cluster.strategy import cpu_has_bfloat16
-    from convoy.trainer.session.runtime import choices_on
+    from convoy.trainer.session.runtime import resolve_precision_and_xla_for
 
     wanted = setup.devices.gpus or tuple(range(len(gpus)))
     on_gpu = setup.devices.kind == "gpu" or (setup.devices.kind == "auto" and bool(gpus))
     if not setup.config or (on_gpu and (not wanted or max(wanted) >= len(gpus))):
         return None
     in_bfloat16 = all(gpus[gpu]["capability"] >= (8, 0) for gpu in wanted) if on_gpu else cpu_has_bfloat16()
-    precision, use_xla = choices_on(setup.config, on_gpu=on_gpu, in_bfloat16=in_bfloat16)
+    precision, use_xla = resolve_precision_and_xla_for(setup.config, on_gpu=on_gpu, in_bfloat16=in_bfloat16)
     return {"precision": precision, "xla": use_xla}
 
 
 def _resume(setup: Setup) -> dict[str, Any] | None:
     """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
     from convoy.trainer import config as configs
-    from convoy.trainer.checkpoint.checkpoints import CheckpointStore, newest_whole
+    from convoy.trainer.checkpoint.checkpoints import CheckpointStore, load_latest_valid
     from convoy.trainer.run.directory import RunDirectory
     from convoy.trainer.session.resume import check_same_run
 
@@ -201,7 +201,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
     except ConvoyError:
         return None
     try:
-        checkpoint = newest_whole(CheckpointStore(run.checkpoints, setup.config.keep_checkpoints))
+        checkpoint = load_latest_valid(CheckpointStore(run.checkpoints, setup.config.keep_checkpoints))
         if checkpoint:
             _, metadata = checkpoint
             found["step"] = metadata["step"]

@@ -23,10 +23,10 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.session.restore import TrainedRun
-from convoy.trainer.session.runtime import slices_of
+from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.step import metrics
-from convoy.trainer.step.state import TrainState
 from convoy.trainer.step.losses import cross_entropy
+from convoy.trainer.step.state import TrainState
 from convoy.trainer.tf_compat.internals import iterate
 
 EVALUATION_BATCH_SIZE = 256  # images at a time, over all devices
@@ -64,7 +64,7 @@ class Evaluator:
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
         batch_size = -(-min(batch_size, reader.num_images) // replicas) * replicas
-        slices = slices_of(strategy, self._worker_group.rank, batch_size)
+        slices = batch_slice(strategy, self._worker_group.rank, batch_size)
         self._steps = -(-reader.num_images // batch_size)
         # Told that it never ends, TensorFlow does not ask all workers at each batch whether they have one more.
         endless = tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)

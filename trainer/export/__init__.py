@@ -1,1 +1,1 @@
-"""A trained model taken away: as SavedModel, Keras file, LiteRT and ONNX, each checked against the run."""
+"""Exporting a trained model as SavedModel, Keras file, LiteRT and ONNX, each verified against the run."""

@@ -1,4 +1,4 @@
-"""An export as a classifier: what `convoy predict --export` asks.
+"""Classifies images with an exported model, for `convoy predict --export`.
 
 classifier = open_export(Path("exported"), "onnx")
 classifier.class_names
@@ -13,29 +13,35 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.processes import usable_cores
-from convoy.trainer.export.folder import contents_of, read_description
+from convoy.trainer.export.folder import file_digests, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
 
 _BATCH_SIZE = 64
 
 
 class ExportClassifier:
-    """An exported model; a `convoy.trainer.evaluation.classifier.Classifier`."""
+    """An exported model as a `convoy.trainer.evaluation.classifier.Classifier`.
+
+    Attributes:
+      class_names: class names, by label.
+      image_size: side of the images, in pixels.
+      step: step of the exported weights.
+      flip_tta: whether the run is evaluated with each image and its mirror image.
+    """
 
     def __init__(self, description: dict[str, Any], classify: Classify):
-        """Takes what `read_description` and `load` return."""
+        """Takes the results of `read_description` and `load`."""
         self._classify = classify
-        self.class_names = description["class_names"]
-        self.image_size = description["image_size"]
-        self.step = description["step"]
-        self.flip_tta = description.get(
-            "flip_tta", description.get("mirrored_too", False)
-        )  # its name before version 0.2
+        self.class_names: list[str] = description["class_names"]
+        self.image_size: int = description["image_size"]
+        self.step: int = description["step"]
+        before_0_2 = description.get("mirrored_too", False)
+        self.flip_tta: bool = description.get("flip_tta", before_0_2)
 
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
-        """As `Classifier` says."""
+        """Implements `Classifier.probabilities`."""
         numbers = tf.data.Dataset.range(num_images)
         for images in numbers.map(image_of, num_parallel_calls=usable_cores()).batch(_BATCH_SIZE).prefetch(2):
             images = images.numpy()
@@ -46,11 +52,15 @@ class ExportClassifier:
 
 
 def open_export(folder: Path, file_format: str = "") -> ExportClassifier:
-    """Opens an export, in one of its formats; in the first of `loaders.FILES` that it has where none is named.
+    """Opens an export in one of its formats.
+
+    Args:
+      folder: the `--output` of `convoy export`.
+      file_format: one of `loaders.FILES`; empty for the first one that the export has.
 
     Raises:
-      UsageError: no such format, or its library is not installed.
-      DataError: no export, or a damaged one.
+      UsageError: the export does not have this format, or its library is not installed.
+      DataError: the folder is not an export, or a damaged one.
     """
     description = read_description(folder)
     try:
@@ -58,17 +68,17 @@ def open_export(folder: Path, file_format: str = "") -> ExportClassifier:
         file_format = file_format or next(name for name in FILES if name in formats)
         if file_format not in formats:
             raise UsageError(
-                f"--format={file_format}: {folder} has no such format{did_you_mean(file_format, formats)}. "
-                f"It has {', '.join(formats)}."
+                f"--format={file_format}: not in {folder}{did_you_mean(file_format, formats)}. "
+                f"Pass one of {', '.join(formats)}."
             )
         contents = formats[file_format]["contents"]
         path = folder / FILES[file_format]
-        if contents_of(path) != contents:
-            raise DataError(f"{path} is not as it was exported (SHA-256 differs). Export again.")
+        if file_digests(path) != contents:
+            raise DataError(f"{path}: modified since the export (SHA-256 differs). Export again.")
         return ExportClassifier(description, load(file_format, path))
     except FileNotFoundError:
-        raise DataError(f"{folder / FILES[file_format]} is missing. Export again.") from None
+        raise DataError(f"{folder / FILES[file_format]}: no such file. Export again.") from None
     except ImportError as error:
-        raise UsageError(f"--format={file_format}: {error}. `pip install 'convoy-train[onnx]'` brings it.") from None
+        raise UsageError(f"--format={file_format}: {error}. Run `pip install 'convoy-train[onnx]'`.") from None
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise DataError(f"{folder}/export.json is damaged ({error!r}). Export again.") from None
+        raise DataError(f"{folder}/export.json: damaged ({error!r}). Export again.") from None

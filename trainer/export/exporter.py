@@ -1,12 +1,12 @@
-"""The story of an export: write, load in a new process, compare, and only then give it its name.
+"""Exports a run: writes each format, loads it in a new process, compares its predictions, then publishes the folder.
 
     exported = export(Request("run", Path("exported"), ("saved_model", "onnx")))
     exported.largest_differences["onnx"]
 
-The folder is built in `OUTPUT.partial` and renamed as a whole; it replaces an export that is there and nothing else.
-Weights are those that evaluation uses, the moving average where the run keeps one. Everything is computed on the CPU in
-float32, whatever the run was trained in, and compared with a float32 evaluation of the same weights. How far an
-evaluation in the run's own precision lies from that is measured too.
+The folder is built in `OUTPUT.partial` and renamed. It replaces an existing export, but nothing else.
+The weights are those that evaluation uses: the moving average if the run keeps one. Exports compute in float32,
+whatever the run's precision, and are compared with a float32 evaluation on the CPU. The difference between float32 and
+the run's own precision is measured and reported as well.
 """
 
 import importlib.metadata
@@ -19,9 +19,9 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError
 from convoy.trainer.evaluation.evaluator import open_dataset_of
-from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, evaluated
-from convoy.trainer.export.folder import contents_of, describe, export_folder
-from convoy.trainer.export.formats import LABELS, Deployable, deployable, write
+from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
+from convoy.trainer.export.folder import export_folder, file_digests, write_description
+from convoy.trainer.export.formats import LABELS, ServingModel, serving_model, write
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, open_run
@@ -34,11 +34,11 @@ class Request:
     """What to export.
 
     Attributes:
-      workdir: the run.
-      output: the folder to make.
-      formats: of `loaders.FILES`.
-      checkpoint: as in `open_run`.
-      data: a dataset to take the images of the comparison from; the run's own where None.
+      workdir: the run directory.
+      output: the folder to create.
+      formats: keys of `loaders.FILES`.
+      checkpoint: `best`, `last` or a step, as in `open_run`.
+      data: dataset directory with the images for the comparison; None for the run's own.
     """
 
     workdir: str
@@ -50,14 +50,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Reference:
-    """What evaluation gives for some images.
+    """The run's own predictions, which exports are compared with.
 
     Attributes:
       samples: the images.
-      probabilities: in float32, [n, num_classes].
-      precision: what the run computes in.
-      largest_difference: of a probability, between the run's precision and float32.
-      same_top1: of how many images the first category is the same in both.
+      probabilities: float32 evaluation, [n, num_classes].
+      precision: the run's precision.
+      largest_difference: largest difference of a probability between the run's precision and float32.
+      same_top1: number of images with the same predicted class in both.
     """
 
     samples: Samples
@@ -69,7 +69,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported. `bytes` and `largest_differences` are by format."""
+    """The result of an export.
+
+    Attributes:
+      step: step of the exported weights.
+      reference: the predictions that the export was compared with.
+      bytes: total file size by format.
+      largest_differences: largest difference of a probability by format, in [0, 1].
+    """
 
     step: int
     reference: Reference
@@ -78,23 +85,23 @@ class Exported:
 
 
 def export(request: Request) -> Exported:
-    """Writes a run's model in each format; every format agrees with evaluation, or nothing is written.
+    """Exports a run's model in each format. If one format fails or disagrees with evaluation, nothing is written.
 
     Raises:
-      UsageError: the output is something else than an export, or another process writes it.
-      DataError: run, checkpoint or dataset cannot be used; a format cannot express the model, or does not agree with
+      UsageError: the output exists and is not an export, or another process is exporting to it.
+      DataError: run, checkpoint or dataset cannot be used; a format cannot express the model, or disagrees with
         evaluation; the output cannot be written.
     """
     with export_folder(request.output) as folder:
-        trained, reference = _in_float32(request)
-        weights_sha256 = trained.runtime.state.weights_sha256()  # of the checkpoint, before averages replace weights
-        model = deployable(trained)
+        trained, reference = _open_in_float32(request)
+        weights_sha256 = trained.runtime.state.weights_sha256()  # before averages replace the weights
+        model = serving_model(trained)
         (folder / LABELS).write_text(model.labels, encoding="utf-8")
         differences = {
             name: _write_and_compare(name, model, folder / FILES[name], reference) for name in request.formats
         }
-        files = {name: contents_of(folder / FILES[name]) for name in request.formats}
-        describe(
+        files = {name: file_digests(folder / FILES[name]) for name in request.formats}
+        write_description(
             folder,
             {
                 "run": str(trained.run.path.absolute()),
@@ -117,27 +124,27 @@ def export(request: Request) -> Exported:
     return Exported(trained.step, reference, sizes, differences)
 
 
-def _in_float32(request: Request) -> tuple[TrainedRun, Reference]:
+def _open_in_float32(request: Request) -> tuple[TrainedRun, Reference]:
     trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
     samples = draw_samples(open_dataset_of(trained, request.data), trained.image_size)
-    precision, as_trained = trained.runtime.precision, evaluated(trained, samples)
+    precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":
         trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32")
-        probabilities = evaluated(trained, samples)
+        probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
     same_top1 = int(np.sum(as_trained.argmax(1) == probabilities.argmax(1)))
     return trained, Reference(samples, probabilities, precision, difference, same_top1)
 
 
-def _write_and_compare(name: str, model: Deployable, path: Path, reference: Reference) -> float:
+def _write_and_compare(name: str, model: ServingModel, path: Path, reference: Reference) -> float:
     try:
         write(name, model, path)
     except (ConvoyError, OSError):
         raise
-    except Exception as error:  # whatever a converter throws at a model that it does not know
+    except Exception as error:  # converters raise anything for a model that they do not support
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"--format={name}: the model cannot be written in it: {reason}") from error
+        raise DataError(f"--format={name}: cannot express this model ({reason}).") from error
     return compare(name, path, reference.samples, reference.probabilities, model.class_names)
 
 

@@ -1,15 +1,16 @@
-"""Writes a trained model in each format, with preprocessing and label names inside; everything computes in float32.
+"""Writes a trained model in each export format, in float32, with preprocessing and class names included.
 
-    model = deployable(trained)
+    model = serving_model(trained)
     write("onnx", model, Path("model.onnx"))
 
-All give `probabilities` [n, num_classes] float32. What they take, and where the label names are:
+The output of every format is `probabilities` [n, num_classes] float32. Inputs, and where the class names are:
 
-    saved_model  `serving_default`: `image_bytes` [n], encoded images; `images`: [n, any height, any width, 3] uint8.
-                 Both also give `category` [n]. The names are a constant, and the asset labels.txt.
-    keras        [n, size, size, 3] uint8. labels.txt is an entry of the file, which is a zip.
-    litert       `images` [1, size, size, 3] uint8. labels.txt is in a zip at the file's end.
-    onnx         `images` [n, size, size, 3] uint8. The metadata's `class_names` holds them as JSON.
+    saved_model  signature `serving_default`: `image_bytes` [n], encoded images.
+                 signature `images`: `images` [n, any height, any width, 3] uint8.
+                 Both also return `category` [n]. Class names: a constant, and the asset labels.txt.
+    keras        [n, size, size, 3] uint8. Class names: labels.txt in the file, which is a zip.
+    litert       `images` [1, size, size, 3] uint8. Class names: labels.txt in a zip appended to the file.
+    onnx         `images` [n, size, size, 3] uint8. Class names: metadata property `class_names`, as JSON.
 """
 
 import contextlib
@@ -35,129 +36,134 @@ LABELS = "labels.txt"
 
 
 @dataclass(frozen=True)
-class Deployable:
-    """A model to take away.
+class ServingModel:
+    """A model ready to be written.
 
     Attributes:
-      model: in Keras' own layers, with the weights that evaluation uses.
-      scale_pixels: from float pixels in [0, 255] to what the model takes; for tensors and in a Keras model.
-      image_size: side of the square images that it takes, in pixels.
-      class_names: the categories, by label.
+      model: model of built-in Keras layers only, with the weights that evaluation uses.
+      scale_pixels: maps float pixels in [0, 255] to the model's input; for tensors and symbolic Keras tensors.
+      image_size: side of the square input images, in pixels.
+      class_names: class names, by label.
     """
 
     model: keras.Model
-    scale_pixels: Callable
+    scale_pixels: Callable[[tf.Tensor], tf.Tensor]
     image_size: int
     class_names: Sequence[str]
 
     @property
     def labels(self) -> str:
-        """The categories, a line each."""
+        """The class names, one per line."""
         return "".join(f"{name}\n" for name in self.class_names)
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns [n, num_classes] float32 for [n, size, size, 3] uint8."""
+        """Returns probabilities [n, num_classes] float32 for images [n, size, size, 3] uint8."""
         return tf.nn.softmax(self.model(self.scale_pixels(tf.cast(images, tf.float32)), training=False))
 
 
-def deployable(trained: TrainedRun) -> Deployable:
-    """Returns a run's model as it is evaluated. The run must have been opened in float32.
+def serving_model(trained: TrainedRun) -> ServingModel:
+    """Returns a run's model as evaluation uses it. The run must have been opened in float32.
 
-    Its weights become their moving average, where it keeps one.
+    If the run keeps a moving average, it replaces the weights of `trained`.
     """
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):
         weight.assign(value)
-    return Deployable(with_keras_layers(built.model), built.scale_pixels, trained.image_size, trained.class_names)
+    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.image_size, trained.class_names)
 
 
-def write(file_format: str, model: Deployable, path: Path) -> None:
-    """Writes a model, silently. `labels.txt` must lie beside `path` already.
+def write(file_format: str, model: ServingModel, path: Path) -> None:
+    """Writes a model without console output. `labels.txt` must already be in the folder of `path`.
+
+    Args:
+      file_format: one of `loaders.FILES`.
+      model: the model.
+      path: the file or folder to create.
 
     Raises:
-      OSError: it cannot be written.
-      Exception: of any kind; the format cannot express the model.
+      OSError: the file cannot be written.
+      Exception: of any type; the format cannot express the model.
     """
     writer = {"saved_model": _saved_model, "keras": _keras, "litert": _litert, "onnx": _onnx}[file_format]
-    failure = None
+    failure: Exception | None = None
     with stderr_set_aside(), contextlib.redirect_stdout(io.StringIO()):
         try:
             writer(model, path)
-        except Exception as error:  # raised outside: else all that the converter wrote to the screen would come out
+        except Exception as error:  # raised below: raised here, it would release the converter's output
             is_full = isinstance(error, tf.errors.OpError) and os.strerror(errno.ENOSPC) in str(error)
             failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full else error
     if failure:
         raise failure
 
 
-def _saved_model(model: Deployable, path: Path) -> None:
+def _saved_model(model: ServingModel, path: Path) -> None:
     module = tf.Module()
     module.variables_of_model = [variable.value for variable in model.model.variables]
     module.labels = tf.saved_model.Asset(str(path.with_name(LABELS)))
     module.class_names = tf.constant(list(model.class_names))
     one_image = tf.TensorSpec([model.image_size, model.image_size, 3], tf.uint8)
 
-    def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = model.probabilities(images)
         category = tf.gather(module.class_names, tf.argmax(probabilities, 1))
         return {"probabilities": probabilities, "category": category}
 
-    def decoded(encoded: tf.Tensor) -> tf.Tensor:
-        unused = tf.constant(0, tf.int64)  # size is asked for of images that are stored without one
+    def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+        unused = tf.constant(0, tf.int64)  # height and width are needed for raw pixels only
         features = {"encoded": encoded, "format": tf.constant("jpeg"), "height": unused, "width": unused}
         return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(model.image_size))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
-    def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return answer(tf.map_fn(decoded, image_bytes, fn_output_signature=one_image))
+    def classify_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return classify(tf.map_fn(decode_image, image_bytes, fn_output_signature=one_image))
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")], autograph=False)
-    def of_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        def resized(image: tf.Tensor) -> tf.Tensor:
+    def classify_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        def resize_image(image: tf.Tensor) -> tf.Tensor:
             return resize(image, model.image_size)
 
-        return answer(tf.map_fn(resized, images, fn_output_signature=one_image))
+        return classify(tf.map_fn(resize_image, images, fn_output_signature=one_image))
 
-    tf.saved_model.save(module, str(path), signatures={"serving_default": of_bytes, "images": of_pixels})
+    tf.saved_model.save(module, str(path), signatures={"serving_default": classify_bytes, "images": classify_pixels})
 
 
-def _keras(model: Deployable, path: Path) -> None:
+def _keras(model: ServingModel, path: Path) -> None:
     images = keras.Input((model.image_size, model.image_size, 3), dtype="uint8", name="images")
     logits = model.model(model.scale_pixels(keras.ops.cast(images, "float32")))
     keras.Model(images, keras.layers.Softmax(name="probabilities")(logits), name="classifier").save(path)
     _add_labels(model, path)
 
 
-def _litert(model: Deployable, path: Path) -> None:
-    module = tf.Module()  # the converter takes the values from the variables that it finds here
+def _litert(model: ServingModel, path: Path) -> None:
+    module = tf.Module()  # the converter reads the values of the variables in it
     module.variables_of_model = [variable.value for variable in model.model.variables]
-    function = _function_of_images(model, number=1).get_concrete_function()
+    function = _classify_function(model, batch_size=1).get_concrete_function()
     path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([function], module).convert())
     _add_labels(model, path)
 
 
-def _onnx(model: Deployable, path: Path) -> None:
+def _onnx(model: ServingModel, path: Path) -> None:
     import tf2onnx
 
-    # It goes on without an optimization that fails, and logs the traceback.
+    # tf2onnx skips an optimization that fails, but logs its traceback.
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    function = _function_of_images(model, number=None)
+    function = _classify_function(model, batch_size=None)
     converted, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
     converted.metadata_props.add(key="class_names", value=json.dumps(list(model.class_names)))
     path.write_bytes(converted.SerializeToString())
 
 
-def _function_of_images(model: Deployable, *, number: int | None) -> Callable:
-    spec = tf.TensorSpec([number, model.image_size, model.image_size, 3], tf.uint8, "images")
+def _classify_function(model: ServingModel, *, batch_size: int | None) -> tf.types.experimental.PolymorphicFunction:
+    spec = tf.TensorSpec([batch_size, model.image_size, model.image_size, 3], tf.uint8, "images")
 
     @tf.function(input_signature=[spec], autograph=False)
-    def of_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"probabilities": model.probabilities(images)}
 
-    return of_images
+    return classify
 
 
-def _add_labels(model: Deployable, path: Path) -> None:
-    """Adds labels.txt to a zip, or at the end of what is none, where the readers of LiteRT models look for it."""
+def _add_labels(model: ServingModel, path: Path) -> None:
+    """Adds labels.txt to a zip, or appends a zip with it, where LiteRT's metadata readers look for it."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS, model.labels)

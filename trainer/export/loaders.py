@@ -1,13 +1,13 @@
-"""Loads each format with its own library and nothing of Convoy's, as whoever receives an export would.
+"""Loads each export format with its own library only, without Convoy, as a recipient of an export would.
 
     classify = load("onnx", Path("exported/model.onnx"))
     classify(images)      # [n, size, size, 3] uint8 -> probabilities [n, num_classes] float32
 
-As a program this file is the process that proves that an export works elsewhere (`convoy.trainer.export.check`):
+`convoy.trainer.export.check` also runs this file as a program in a new process, to prove that an export works there:
 
-    python loaders.py FORMAT FILE INPUT.npz OUTPUT.npz
+    python loaders.py FORMAT FILE SAMPLES.npz OUTPUT.npz
 
-Keras imports the modules of layers that it does not know. The program hides Convoy's, as if it were not installed.
+Keras imports the module of any layer that it does not know, so the program makes `convoy` impossible to import.
 """
 
 import os
@@ -23,11 +23,15 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 
 def load(file_format: str, path: Path) -> Classify:
-    """Returns what maps images [n, size, size, 3] uint8 to probabilities [n, num_classes] float32.
+    """Returns a function from images [n, size, size, 3] uint8 to probabilities [n, num_classes] float32.
+
+    Args:
+      file_format: one of `FILES`.
+      path: the exported file or folder.
 
     Raises:
       ImportError: the format's library is not installed.
-      Exception: of any kind; the file is damaged.
+      Exception: of any type; the file is damaged.
     """
     return {"saved_model": _saved_model, "keras": _keras, "litert": _litert, "onnx": _onnx}[file_format](path)
 
@@ -36,7 +40,7 @@ def _saved_model(path: Path) -> Classify:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    # A signature alone does not keep the variables of its model alive.
+    # The lambda keeps `loaded` alive: a signature alone does not keep its model's variables.
     return lambda images: loaded.signatures["images"](images=tf.constant(images))["probabilities"].numpy()
 
 
@@ -51,7 +55,7 @@ def _litert(path: Path) -> Classify:
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that the class is about to move to a package of its own
+        warnings.simplefilter("ignore")  # deprecation notice: the class is moving to its own package
         interpreter = tf.lite.Interpreter(model_path=str(path))
     runner = interpreter.get_signature_runner()
     return lambda images: np.concatenate([runner(images=image[np.newaxis])["probabilities"] for image in images])
@@ -64,34 +68,36 @@ def _onnx(path: Path) -> Classify:
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-def _of_encoded(path: Path, encoded: list[bytes]) -> tuple[list[np.ndarray], list[bytes]]:
-    """Returns what a SavedModel says of encoded images, and of their pixels in their own size.
+def _classify_encoded(path: Path, encoded: list[bytes]) -> tuple[list[np.ndarray], list[bytes]]:
+    """Classifies encoded images with a SavedModel: as bytes, and as pixels at their original size.
 
     Returns:
-      Probabilities [n, num_classes], two of them, and the categories [n] as UTF-8.
+      Two arrays of probabilities [n, num_classes], and the n predicted class names as UTF-8.
     """
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
-    whole = [tf.io.decode_image(image, channels=3, expand_animations=False)[tf.newaxis] for image in encoded]
-    of_pixels = [loaded.signatures["images"](images=image)["probabilities"].numpy() for image in whole]
-    return [answer["probabilities"].numpy(), np.concatenate(of_pixels)], answer["category"].numpy().tolist()
+    from_bytes = loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
+    pixels = [tf.io.decode_image(image, channels=3, expand_animations=False)[tf.newaxis] for image in encoded]
+    from_pixels = [loaded.signatures["images"](images=image)["probabilities"].numpy() for image in pixels]
+    return [from_bytes["probabilities"].numpy(), np.concatenate(from_pixels)], from_bytes["category"].numpy().tolist()
 
 
-def _main(file_format: str, path: str, given: str, output: str) -> None:
-    """Classifies `images` and, in a SavedModel, also `encoded`, which lie one after another, `lengths` bytes each."""
-    with np.load(given) as arrays:
+def _main(file_format: str, path: str, samples: str, output: str) -> None:
+    """Classifies `images` of the samples and, with a SavedModel, also `encoded`: concatenated, `lengths` bytes each."""
+    with np.load(samples) as arrays:
         images, joined, lengths = arrays["images"], arrays["encoded"].tobytes(), arrays["lengths"]
-    ways, categories = [load(file_format, Path(path))(images)], []
+    outputs = [load(file_format, Path(path))(images)]
+    categories: list[bytes] = []
     if file_format == "saved_model":
         ends = np.cumsum(lengths).tolist()
-        more, categories = _of_encoded(Path(path), [joined[a:b] for a, b in zip([0, *ends], ends, strict=False)])
-        ways += more
-    np.savez(output, probabilities=np.stack(ways), categories=np.array([name.decode() for name in categories], str))
+        encoded = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        more, categories = _classify_encoded(Path(path), encoded)
+        outputs += more
+    np.savez(output, probabilities=np.stack(outputs), categories=np.array([name.decode() for name in categories], str))
 
 
 if __name__ == "__main__":
-    sys.modules.update(dict.fromkeys(("convoy",)))
+    sys.modules["convoy"] = None  # type: ignore[assignment]  # None makes `import convoy` fail
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _main(*sys.argv[1:])

@@ -16,8 +16,8 @@ from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
+from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.runtime import Runtime, make_runtime, make_train_step
-from convoy.trainer.session.start import open_training_data
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step.step import TrainStep
 

@@ -1,1 +1,1 @@
-"""The run directory as the trainer writes and lists it."""
+"""The run directory: writing it, reading its records, listing runs."""

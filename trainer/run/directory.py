@@ -1,4 +1,4 @@
-"""RUN, the run directory: where everything of a run lies, and how it is written so that a crash leaves no half file."""
+"""The run directory, RUN: creating and locking it, and writing its files atomically."""
 
 import errno
 import fcntl
@@ -14,37 +14,37 @@ from convoy.core.run_layout import RunLayout
 
 _LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
-# There before a run starts: what a launcher writes, and what `convoy train --find_lr` does.
+# May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
 
 
 class RunDirectory(RunLayout):
-    """The paths of a run, and its small files."""
+    """The paths of a run, its lock and its JSON files."""
 
     def __init__(self, path: str | os.PathLike):
-        """Names the run directory; `create` makes it."""
+        """Sets the paths; `create` makes the folder."""
         super().__init__(path)
         self._lock: BinaryIO | None = None
 
     def create(self, *, wait_seconds: float = 0.0) -> None:
-        """Makes the folder and keeps it for this process until that ends, however it ends.
+        """Makes the folder and locks it until this process ends.
 
         Args:
-          wait_seconds: for how long to wait for another process that keeps it.
+          wait_seconds: how long to wait for another process to release the lock.
 
         Raises:
-          UsageError: it is a file, or a folder that holds something else.
-          DataError: it cannot be made, read or written, or another process trains in it.
+          UsageError: the path is a file, or a folder that contains something else.
+          DataError: the folder cannot be created, read or written, or another process is training in it.
         """
         self.check()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"--workdir={self.path}: cannot be made ({error.strerror}). Give a folder that can be written."
+                f"--workdir={self.path}: cannot be created ({error.strerror}). Pass a writable folder."
             ) from None
         if not os.access(self.path, os.W_OK):
-            raise DataError(f"--workdir={self.path}: cannot be written. Give a folder that can.")
+            raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
         if not self._lock:
             self._keep(wait_seconds)
 
@@ -81,49 +81,49 @@ class RunDirectory(RunLayout):
         self._lock = lock
 
     def check(self) -> None:
-        """Looks whether a run may lie here, and makes nothing.
+        """Checks that the path can be used as a run directory. Creates nothing.
 
         Raises:
-          UsageError: it is a file, or a folder that holds something else.
-          DataError: it cannot be looked at.
+          UsageError: the path is a file, or a folder that contains something else.
+          DataError: the path cannot be read.
         """
         try:
             if self.path.exists() and not self.path.is_dir():
-                raise UsageError(f"--workdir={self.path} is a file. Give a folder.")
-            if self.path.is_dir() and not self.checkpoints.is_dir() and self._holds_something_else():
-                raise UsageError(f"--workdir={self.path} is not empty and holds no run. Give a new folder.")
+                raise UsageError(f"--workdir={self.path}: is a file. Pass a folder.")
+            if self.path.is_dir() and not self.checkpoints.is_dir() and self._has_foreign_files():
+                raise UsageError(f"--workdir={self.path}: not empty and not a run directory. Pass a new folder.")
         except OSError as error:
             raise DataError(
-                f"--workdir={self.path}: cannot be read ({error.strerror}). Give a folder that can be."
+                f"--workdir={self.path}: cannot be read ({error.strerror}). Pass a readable folder."
             ) from None
 
-    def _holds_something_else(self) -> bool:
+    def _has_foreign_files(self) -> bool:
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_BEFORE_A_RUN for path in self.path.iterdir())
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-        """Writes a JSON file as a whole or not at all."""
+        """Writes a JSON file atomically. Raises OSError if it cannot be written."""
         write_whole(path, (json.dumps(json_value(value), indent=2, allow_nan=False) + "\n").encode())
 
     def read_json(self, path: Path) -> Any:  # noqa: ANN401 (any JSON value)
         """Reads a JSON file of the run.
 
         Raises:
-          DataError: missing or damaged.
+          DataError: the file is missing or damaged.
         """
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{path} is missing: {self.path} is no run directory of `convoy train`.") from None
+            raise DataError(f"{path}: no such file, so {self.path} is not a run directory of `convoy train`.") from None
         except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}). Restore it, or train into another --workdir.") from None
+            raise DataError(f"{path}: damaged ({error}). Restore it, or train in another --workdir.") from None
 
     def append_event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
-        """Adds a line to events.jsonl: what happened, when (seconds since 1970), and details."""
+        """Appends to events.jsonl: the event's name, the time in seconds since 1970, and details."""
         append_json_line(self.events, {"event": name, "time": time.time(), **details})
 
 
 def truncate_json_lines(path: Path, last_step: int) -> None:
-    """Drops the lines of a JSON-lines file whose `step` lies after `last_step`, and lines that a crash cut short."""
+    """Drops the lines of a JSON-lines file whose `step` is after `last_step`, and damaged lines."""
     if not path.exists():
         return
     kept = []

@@ -1,13 +1,12 @@
-"""Several runs side by side: how far each is, how good and how fast, and which config fields set them apart.
+"""Comparison of runs for `convoy runs`: progress, accuracy, speed, and the config fields that differ.
 
-for run in list_runs(Path("runs")):        # the best first
+for run in list_runs(Path("runs")):        # best first
     run.name, run.best_top1, run.state, run.differences
 
-What a run wrote is read as it stands, while it trains too, and nothing is written or locked. Imports no TensorFlow.
+Works while runs are training; nothing is written or locked. Imports no TensorFlow.
 """
 
 import contextlib
-import csv
 import json
 import os
 import platform
@@ -18,32 +17,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from convoy.core.text import counted
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
 from convoy.trainer.config.renamed import modernized
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import read_evaluations, read_json_lines, read_json_object
 
-_DEEPEST = 4  # folders under the one that was named
-_HEARTBEAT_SECONDS = 300.0  # what another host writes into is taken for running for so long after its last line
-_LAST_BYTES = 2**16  # of metrics.jsonl: many lines
-_SPEEDS = 20  # lines whose median is the speed of a run that has no result yet
+_MAX_DEPTH = 4  # levels of folders to search
+_ACTIVE_SECONDS = 300.0  # a run on another host counts as running for this long after its last write
+_METRICS_TAIL_BYTES = 2**16
+_SPEED_WINDOW = 20  # logged speeds whose median is the speed of a run that has no result yet
 
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run directory as it was found.
+    """The state of a run directory.
 
     Attributes:
-      name: its folder, relative to the one that was listed.
+      name: path relative to the listed folder.
       state: done, running, stopped or failed.
-      step: the last one that is known of; None before the first.
-      total_steps: of the whole run; None where its config or dataset is not known.
-      best_step: of the checkpoint that was best on validation images; None where none was evaluated.
-      best_top1: its top-1, in [0, 1].
-      images_per_second: steady speed.
-      error: why it failed, in one line; empty for the others.
-      error_file: where more of that stands, relative to the run.
+      step: last known step; None before the first.
+      total_steps: length of the whole run; None if its config or dataset is unknown.
+      best_step: step of the best evaluation on the validation split; None if there is none.
+      best_top1: top-1 accuracy of that evaluation, in [0, 1].
+      images_per_second: steady speed; None if unknown.
+      error: reason of a failure, one line; empty in other states.
+      error_file: file with the details of the error, relative to the run directory.
       config: every field by dotted name, and the dataset's identity as `data`.
-      differences: those of `config` that change what is computed and are not the same in all the listed runs.
+      differences: fields of `config` that affect the result and are not the same in all listed runs.
     """
 
     name: str
@@ -60,20 +61,22 @@ class ListedRun:
 
     @property
     def state_text(self) -> str:
-        """The state in words, with the step: `stopped at step 40 of 100`."""
-        of = f" of {self.total_steps:,}" if self.total_steps else ""
-        where = "before its first step" if self.step is None else f"at step {self.step:,}{of}"
+        """State and step: `stopped at step 40 of 100`."""
+        if self.state == "done":
+            return f"done, {counted(self.step or 0, 'step')}"
+        total = f" of {self.total_steps:,}" if self.total_steps else ""
+        progress = "before its first step" if self.step is None else f"at step {self.step:,}{total}"
         if self.state == "failed":
-            return f"failed {where}: {self.error} ({self.error_file})"
-        return f"done, {self.step:,} step{'s' * (self.step != 1)}" if self.state == "done" else f"{self.state} {where}"
+            return f"failed {progress}: {self.error} ({self.error_file})"
+        return f"{self.state} {progress}"
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the attributes by name."""
+        """Returns the attributes as JSON data."""
         return asdict(self)
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Returns the runs in and under a folder, by their best validation top-1; those without one at the end."""
+    """Returns the runs in and under a folder, sorted by best validation top-1; runs without one come last."""
     locked = _locked_files()
     runs = [_read(path, str(path.relative_to(folder)), locked) for path in _run_folders(folder)]
     names = {name for run in runs for name in run.config if not name.startswith(OPERATIONAL_FIELDS)}
@@ -88,7 +91,7 @@ def list_runs(folder: Path) -> list[ListedRun]:
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
     if any(os.path.lexists(folder / name) for name in ("checkpoints", "launch.json")):
         yield folder
-    elif depth < _DEEPEST:
+    elif depth < _MAX_DEPTH:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             names = sorted(
                 entry.name
@@ -101,30 +104,31 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
     run = RunDirectory(path)
-    config, dataset, result = (_json_of(file) for file in (run.config, run.dataset, run.result))
-    events = _json_lines(run.events)
-    measured = _json_lines(run.metrics, last_bytes=_LAST_BYTES)
-    steps = [line["step"] for line in (*events, *measured) if isinstance(line.get("step"), int)]
-    begun = [event for event in events if event.get("event") in ("start", "restored")]
-    is_done = bool(events) and events[-1].get("event") == "done"
+    config, dataset, result = map(read_json_object, (run.config, run.dataset, run.result))
+    events = read_json_lines(run.events)
+    metrics = read_json_lines(run.metrics, last_bytes=_METRICS_TAIL_BYTES)
+    steps = [line["step"] for line in (*events, *metrics) if isinstance(line.get("step"), int)]
+    step = max(steps, default=None)
     error, error_file = "", ""
-    if is_done:
-        state, steps = "done", [result.get("step", max(steps, default=0))]
-    elif _is_held(run, locked):
+    if events and events[-1].get("event") == "done":
+        state, step = "done", result.get("step", step or 0)
+    elif _is_locked(run, locked):
         state = "running"
     else:
-        error, error_file = _error(path, events, since=begun[-1]["time"] if begun else 0.0)
+        starts = [event for event in events if event.get("event") in ("start", "restored")]
+        error, error_file = _error(path, events, since=starts[-1]["time"] if starts else 0.0)
         state = "failed" if error else "stopped"
     best_step, best_top1 = _best(run)
-    speeds = [line["perf/images_per_s"] for line in measured if line.get("perf/images_per_s")][-_SPEEDS:]
+    speeds = [line["perf/images_per_s"] for line in metrics if line.get("perf/images_per_s")][-_SPEED_WINDOW:]
     images = dataset.get("train_images")
+    # Runs of earlier versions lack some fields: these count with their defaults.
     complete = {**dict(fields(to_json(default_config()))), **dict(fields(modernized(config)))} if config else {}
     if config and dataset:
         complete["data"] = f"{dataset.get('name')} ({dataset.get('train_digest')})"
     return ListedRun(
         name=name,
         state=state,
-        step=max(steps, default=None),
+        step=step,
         total_steps=total_steps(complete, images) if config and images else None,
         best_step=best_step,
         best_top1=best_top1,
@@ -136,27 +140,22 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
 
 
 def _best(run: RunDirectory) -> tuple[int | None, float | None]:
-    """Returns the step and the top-1 of the best evaluation on validation images, the last of equals."""
-    best: tuple[int | None, float | None] = (None, None)
-    with contextlib.suppress(OSError), open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            with contextlib.suppress(ValueError, TypeError):  # a row that a crash cut short
-                step, top1 = int(row["step"]), float(row["top1"])
-                if row["split"] == "validation" and (best[1] is None or top1 >= best[1]):
-                    best = step, top1
-    return best
+    """Returns step and top-1 of the best evaluation on the validation split; the later one if equal."""
+    rows = [row for row in read_evaluations(run.results_table) if row.split == "validation" and "top1" in row.metrics]
+    best = max(reversed(rows), key=lambda row: row.metrics["top1"], default=None)
+    return (best.step, best.metrics["top1"]) if best else (None, None)
 
 
 def _error(path: Path, events: Sequence[Mapping[str, Any]], since: float) -> tuple[str, str]:
-    """Returns why a run failed after its last start, and where that stands; nothing where it has only stopped."""
+    """Returns the error of the last start and the file that reports it; two empty strings if there is none."""
     found = []
     for file in path.glob("logs/attempt-*/error-*.json"):
-        content = _json_of(file)
+        content = read_json_object(file)
         if content.get("time", 0.0) >= since and content.get("error"):
             found.append((content["time"], str(content["error"]).splitlines()[0], str(file.relative_to(path))))
     if found:
         newest = max(error_time for error_time, *_ in found)
-        # Of one attempt the earliest is the cause; an attempt's errors come within moments of each other.
+        # The earliest error of an attempt is the cause; the others follow within seconds.
         _, error, name = min(entry for entry in found if entry[0] > newest - 60.0)
         return error, name
     if events and events[-1].get("event") == "diverged":
@@ -164,25 +163,25 @@ def _error(path: Path, events: Sequence[Mapping[str, Any]], since: float) -> tup
     return "", ""
 
 
-def _is_held(run: RunDirectory, locked: set[tuple[str, int]]) -> bool:
-    """Says whether a process trains in a run: by its lock on this host, by what it wrote last on another."""
+def _is_locked(run: RunDirectory, locked: set[tuple[str, int]]) -> bool:
+    """Returns whether a process is training in a run: by its lock on this host, by its last write on another."""
     try:
-        status = (run.path / ".lock").stat()
+        status = run.lock_file.stat()
     except OSError:
         return False
     devices = {f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"}
     held = {device for device, inode in locked if inode == status.st_ino}
-    # Overlays and network file systems have devices without a number of their own.
+    # Overlay and network file systems have anonymous device numbers (major 0), which differ from those in /proc/locks.
     if held & devices or any(device.startswith("00:") for device in held):
         return True
-    if _json_of(run.environment).get("host") in (None, platform.node()):
+    if read_json_object(run.environment).get("host") in (None, platform.node()):
         return False
     times = [file.stat().st_mtime for file in (run.metrics, run.events) if file.exists()]
-    return time.time() - max(times, default=0.0) < _HEARTBEAT_SECONDS
+    return time.time() - max(times, default=0.0) < _ACTIVE_SECONDS
 
 
 def _locked_files() -> set[tuple[str, int]]:
-    """Returns device and inode of every file that a process of this host holds locked, where Linux tells."""
+    """Returns device and inode of every file locked on this host; empty without Linux' /proc/locks."""
     try:
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -193,30 +192,4 @@ def _locked_files() -> set[tuple[str, int]]:
         if "WRITE" in words and "->" not in words:
             device, _, inode = words[words.index("WRITE") + 2].rpartition(":")
             found.add((device, int(inode)))
-    return found
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _json_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """Returns the objects of a JSON-lines file, or of its end, without lines that are cut short."""
-    try:
-        with open(path, "rb") as file:
-            if last_bytes:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            content = json.loads(line)
-            if isinstance(content, dict):
-                found.append(content)
     return found

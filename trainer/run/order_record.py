@@ -1,7 +1,7 @@
-"""Which images each step trained on, written down as it happens: for audits and for proofs that none is lost.
+"""Records which images each step trained on, for audits and for tests that no image is skipped or repeated.
 
-RUN/order/worker-RANK.jsonl holds a line a step, `{"step": 7, "images": [...]}`: the images that this worker fed to
-its devices for that step, by their index in the training split.
+RUN/order/worker-RANK.jsonl has one line per step, `{"step": 7, "images": [...]}`: the images that this worker fed to
+its devices in that step, by index in the training split.
 """
 
 from collections.abc import Mapping
@@ -14,32 +14,33 @@ from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
 
 
 class OrderRecord:
-    """One worker's file."""
+    """The order file of one worker."""
 
     def __init__(self, run: RunDirectory, rank: int):
-        """Writes nothing yet."""
+        """Prepares a record; writes nothing yet."""
         self._folder = run.sample_order
         self._rank = rank
 
-    def go_back(self, step: int) -> None:
-        """Drops the lines after `step`: the chief from every worker's file, before any worker writes again."""
+    def truncate(self, step: int) -> None:
+        """Drops the lines after `step` from all workers' files. Only the chief acts, before any worker writes again."""
         if self._rank:
             return
         for path in self._folder.glob("worker-*.jsonl"):
             truncate_json_lines(path, step)
 
     def write(self, step: int, batch: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy) -> None:
-        """Adds the line of a step that is about to be done.
+        """Appends the line of a step.
 
-        Before it, so that no worker can be killed between a step that ends up in a checkpoint and its line.
+        Must be called before the step runs: a worker killed in between must not leave a step that is in a checkpoint
+        without its line.
 
         Args:
-          step: updates done with it.
+          step: number of the step, from 1.
           batch: its distributed batch, with `index` [replica_batch] int64 on each device.
-          strategy: of the batch.
+          strategy: strategy that distributes the batch.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the line cannot be written.
         """
         self._folder.mkdir(exist_ok=True)
         images = np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch["index"])])

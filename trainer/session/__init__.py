@@ -1,1 +1,1 @@
-"""A run from flags to a model that is ready to train, evaluate or export."""
+"""Preparing a run, from flags to a model that is ready to train, evaluate or export."""

@@ -1,92 +1,89 @@
-"""What the workers of a run compare before they train: run apart, they would go on diverged and say nothing.
+"""Checks, before training, that all workers were started with the same config, data, versions, hardware and weights.
 
-Each function is called by every worker and either returns on all of them or raises the same error on all of them.
+Without them, workers that differ would silently train diverging models.
+
+Every worker calls each function. It returns on all workers or raises the same error on all workers.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.trainer import config as configs
-from convoy.trainer.checkpoint.checkpoints import CheckpointStore, newest_whole
+from convoy.trainer.checkpoint.checkpoints import Checkpoint, CheckpointStore, load_latest_valid
 from convoy.trainer.cluster.worker_group import WorkerGroup
 
-# On a network file system a file that one host has written may take this long to show on another.
+# On a network file system, a file written by one host may take this long to appear on another.
 _VISIBLE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-
-Checkpoint = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def agree_on_run(
     worker_group: WorkerGroup, *, config: Mapping[str, Any], dataset: Mapping[str, Any], versions: Mapping[str, Any]
 ) -> None:
-    """Compares what the workers were started with.
+    """Compares configs, datasets and library versions.
 
     Args:
       worker_group: the workers.
-      config: as JSON data.
-      dataset: its identity, as JSON data.
-      versions: of Convoy and its libraries.
+      config: the run's config, as JSON data.
+      dataset: identity of the dataset, as JSON data.
+      versions: versions of Convoy and its libraries, by name.
 
     Raises:
-      UsageError: configs or versions differ. Names the first field, its values, and whose they are.
+      UsageError: configs or versions differ. Names the first field that differs, its values and the workers.
       DataError: datasets differ.
     """
     own = {"config": config, "dataset": dataset, "versions": versions}
     gathered = worker_group.exchange("run", own)
-    compare(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
-    compare(worker_group, gathered, "dataset", DataError, "Give all workers the same --data.")
-    compare(worker_group, gathered, "versions", UsageError, "Install the same version on all of them.")
+    require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
+    require_equal(worker_group, gathered, "dataset", DataError, "Give all workers the same --data.")
+    require_equal(worker_group, gathered, "versions", UsageError, "Install the same version on all of them.")
 
 
 def agree_on_hardware(worker_group: WorkerGroup, *, precision: str, use_xla: bool, devices: int) -> None:
-    """Compares what `auto` came to on the workers.
+    """Compares the resolved precision and XLA settings, and the number of devices of each worker.
 
     Raises:
-      UsageError: it differs.
+      UsageError: they differ.
     """
-    own = {"config": {"precision": precision, "xla": use_xla}, "devices of a worker": {"number": devices}}
+    own = {"config": {"precision": precision, "xla": use_xla}, "devices per worker": {"number": devices}}
     gathered = worker_group.exchange("hardware", own)
-    compare(worker_group, gathered, "config", UsageError, "Set it for all workers instead of leaving it to auto.")
-    compare(worker_group, gathered, "devices of a worker", UsageError, "Give each worker the same --devices.")
+    require_equal(worker_group, gathered, "config", UsageError, "Set it explicitly instead of leaving it at auto.")
+    require_equal(worker_group, gathered, "devices per worker", UsageError, "Give each worker the same --devices.")
 
 
 def agree_on_weights(worker_group: WorkerGroup, sha256: str) -> None:
-    """Compares the weights that the workers begin with, where they come from a file.
+    """Compares the initial weights if they were loaded from a file.
 
     Raises:
       DataError: they differ.
     """
     gathered = worker_group.exchange("weights", {"weights": {"sha256": sha256}})
-    compare(worker_group, gathered, "weights", DataError, "Give all workers the same file as --config.model.weights.")
+    require_equal(worker_group, gathered, "weights", DataError, "Give all workers the same --config.model.weights.")
 
 
 def agree_on_checkpoint(
     worker_group: WorkerGroup, store: CheckpointStore, *, before: int | None = None
 ) -> Checkpoint | None:
-    """Returns the newest whole checkpoint, as the chief sees it, read by every worker for itself.
+    """Returns the latest valid checkpoint, chosen by the chief and read by every worker from its own file system.
 
     Args:
       worker_group: the workers.
       store: the run's checkpoints.
-      before: only those of earlier steps than this; the chief's word counts.
+      before: consider only checkpoints of earlier steps than this one. The chief's value applies to all workers.
 
     Raises:
-      DataError: no checkpoint is whole; or a worker does not see the chief's, or sees another under its number.
+      DataError: all checkpoints are damaged, or a worker does not see the chief's checkpoint or sees a different one.
     """
     chosen, problem = None, None
     if worker_group.is_chief:
         try:
-            chosen = newest_whole(store, before=before)
+            chosen = load_latest_valid(store, before=before)
         except DataError as error:
             problem = error
-    step = chosen[1]["step"] if chosen else None
     own = {
-        "step": step,
+        "step": chosen[1]["step"] if chosen else None,
         "newest": store.latest(),
         "folder": str(store.folder),
         "before": before,
@@ -100,8 +97,8 @@ def agree_on_checkpoint(
         for rank, other in enumerate(found[1:], 1):
             if other["newest"] is not None and found[0]["before"] is None:
                 raise DataError(
-                    f"{worker_group.address(rank)} sees a checkpoint of step {other['newest']} in {other['folder']} and "
-                    f"{worker_group.address(0)} sees none: all workers must share one --workdir."
+                    f"{worker_group.address(rank)} finds a checkpoint of step {other['newest']} in {other['folder']}, "
+                    f"but {worker_group.address(0)} finds none. All workers must share one --workdir."
                 )
         return None
     own = {"weights_sha256": None, "problem": ""}
@@ -113,9 +110,9 @@ def agree_on_checkpoint(
     restored = worker_group.exchange("restored", own, seconds=2 * _VISIBLE_SECONDS)
     for rank, other in enumerate(restored):
         if other["problem"] or other["weights_sha256"] != restored[0]["weights_sha256"]:
-            seen = other["problem"] or f"its step {step} has other weights ({other['weights_sha256'][:12]})"
+            reason = other["problem"] or f"its step {step} has different weights ({other['weights_sha256'][:12]})."
             raise DataError(
-                f"{worker_group.address(rank)} cannot go on from step {step} of {worker_group.address(0)}: {seen} "
+                f"{worker_group.address(rank)} cannot resume from step {step} of {worker_group.address(0)}: {reason} "
                 "All workers must share one --workdir."
             )
     return chosen
@@ -128,15 +125,21 @@ def _load_when_visible(store: CheckpointStore, step: int) -> Checkpoint:
     return store.load(step)
 
 
-def compare(worker_group: WorkerGroup, gathered: list[dict], part: str, error: type[ConvoyError], fix: str) -> None:
-    """Raises `error` where the workers differ in a part of what each of them told, a mapping of fields.
+def require_equal(
+    worker_group: WorkerGroup,
+    gathered: Sequence[Mapping[str, Mapping[str, Any]]],
+    part: str,
+    error: type[ConvoyError],
+    fix: str,
+) -> None:
+    """Raises `error` if the workers differ in one part of their exchanged values.
 
     Args:
       worker_group: the workers.
-      gathered: what each told, by rank: its parts by name.
-      part: which one is compared.
-      error: what is raised. Names the first field, its values, and whose they are.
-      fix: what to do about it.
+      gathered: by rank, each worker's parts by name; a part maps field names to values.
+      part: name of the part to compare.
+      error: type of the error, which names the first field that differs, its values and the workers.
+      fix: sentence with the fix, appended to the message.
     """
     first = dict(configs.fields(gathered[0][part]))
     for rank, other in enumerate(gathered):

@@ -1,4 +1,4 @@
-"""What a run is said to be before it starts: the console's header, its environment, its dataset's identity."""
+"""Descriptions of a run: dataset identity, versions and hardware, and the rows of the console's header."""
 
 import os
 import platform
@@ -14,16 +14,15 @@ from convoy import __version__
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns what must be the same for a run to go on with a dataset, as JSON data."""
+    """Returns the properties of a dataset that must not change when a run resumes, as JSON data."""
     split = dataset.split("train")
-    # One that Convoy did not write may be named after its folder, which may be moved.
+    # A dataset that Convoy did not write is named after its folder, which may be moved.
     name = {"name": dataset.name} if dataset.manifest else {}
     return {
         **name,
@@ -34,12 +33,12 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that workers of one run must share."""
+    """Returns the versions that must be the same on all workers of a run."""
     return {"convoy": __version__, "tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions and hardware, as JSON data."""
+    """Returns versions and hardware of this host, as JSON data."""
     return {
         **versions(),
         "python": platform.python_version(),
@@ -51,8 +50,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def place(plan: Plan, runtime: Runtime, worker_group: WorkerGroup) -> dict[str, Any]:
-    """Returns where a run runs, as JSON data: what may change when it goes on."""
+def hardware_info(plan: Plan, runtime: Runtime, worker_group: WorkerGroup) -> dict[str, Any]:
+    """Returns devices, workers, host and versions, as JSON data: what may change when a run resumes."""
     return {
         "devices": f"{plan.replicas} {'GPU' if runs_on_gpu(runtime.strategy) else 'CPU'}",
         "workers": worker_group.num_workers,
@@ -69,46 +68,58 @@ def header_rows(
     run: RunDirectory,
     worker_group: WorkerGroup,
 ) -> dict[str, str]:
-    """Returns the rows of the console's header: what is about to run, on what, and how long."""
-    strategy = runtime.strategy
-    devices = [device.split("device:")[-1] for device in strategy.extended.worker_devices]
-    validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
-    length = (
+    """Returns the rows of the console's header, by heading."""
+    rows = {"model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters"}
+    if plan.freeze_steps:
+        rows["model"] += f", all but the head frozen until step {plan.freeze_steps}"
+    if runtime.built.loaded:
+        rows["weights"] = runtime.built.loaded
+    rows["data"] = _data_text(config, dataset)
+    rows["length"] = (
         f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
     )
-    scaling = config.schedule.scaling
-    scaled = (
-        f", scaled ({scaling}) from {config.optimizer.learning_rate:g} at batch {config.schedule.reference_batch_size}"
+    if resolutions := resolution.summary(config, plan.total_steps):
+        rows["images"] = resolutions
+    devices = [device.split("device:")[-1] for device in runtime.strategy.extended.worker_devices]
+    rows["devices"] = f"{', '.join(devices)} ({_strategy_name(runtime.strategy)})"
+    if worker_group.num_workers > 1:
+        rows["devices"] += f" on each of {worker_group.num_workers} workers"
+    rows["replicas"] = f"{plan.replicas}, virtual replicas {plan.virtual_replicas}"
+    rows["batch"] = (
+        f"{plan.global_batch_size} global, {plan.replica_batch_size} per device, "
+        f"{plan.virtual_batch_size} per virtual replica"
     )
-    return {
-        "model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters"
-        + (f", all but the head frozen until step {plan.freeze_steps}" if plan.freeze_steps else ""),
-        **({"weights": runtime.built.loaded} if runtime.built.loaded else {}),
-        "data": f"{dataset.directory}: {dataset.num_classes} classes"
-        + (", windowed order" if config.shuffle == "block" else "")
-        + (
-            f", {validation} validation images"
-            if validation
-            else ", no validation split: nothing is evaluated while training"
-        ),
-        "length": length,
-        **({"images": described} if (described := resolution.summary(config, plan.total_steps)) else {}),
-        "devices": f"{', '.join(devices)} ({_strategy_name(strategy)})"
-        + (f" on each of {worker_group.num_workers} workers" if worker_group.num_workers > 1 else ""),
-        "replicas": f"{plan.replicas}, virtual replicas {plan.virtual_replicas}",
-        "batch": f"{plan.global_batch_size} global, {plan.replica_batch_size} a device, "
-        f"{plan.virtual_batch_size} a virtual replica",
-        "optimizer": f"{config.optimizer.name}, peak learning rate {plan.peak_learning_rate:g}"
-        + (scaled if scaling != "none" else "")
-        + f", {config.schedule.name}",
-        "precision": f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"
+    rows["optimizer"] = _optimizer_text(config, plan)
+    rows["precision"] = (
+        f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"
         + (", deterministic" if config.deterministic else "")
-        + (", gradients reduced in bfloat16" if config.reduce_in_bfloat16 else ""),
-        "run directory": str(run.path),
-        "TensorBoard": f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}",
-    }
+        + (", gradients reduced in bfloat16" if config.reduce_in_bfloat16 else "")
+    )
+    rows["run directory"] = str(run.path)
+    rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
+    return rows
+
+
+def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
+    validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
+    return (
+        f"{dataset.directory}: {dataset.num_classes} classes"
+        + (", block shuffle" if config.shuffle == "block" else "")
+        + (f", {validation} validation images" if validation else ", no validation split: no evaluation while training")
+    )
+
+
+def _optimizer_text(config: ml_collections.ConfigDict, plan: Plan) -> str:
+    schedule, peak = config.schedule, f"peak learning rate {plan.peak_learning_rate:g}"
+    if schedule.scaling != "none":
+        peak += (
+            f", scaled ({schedule.scaling}) from {config.optimizer.learning_rate:g} "
+            f"at batch {schedule.reference_batch_size}"
+        )
+    return f"{config.optimizer.name}, {peak}, {schedule.name}"
 
 
 def _strategy_name(strategy: tf.distribute.Strategy) -> str:
+    # TensorFlow still uses the old name of this class internally.
     name = type(strategy).__name__
-    return {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}.get(name, name)  # its old name, still inside
+    return {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}.get(name, name)

@@ -1,4 +1,4 @@
-"""How a run ends before its last step: each way with its exit code and its words."""
+"""Ways in which a run ends before its last step, each with its exit code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,16 @@ import tensorflow as tf
 from convoy.core.errors import ConvoyError
 from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, WorkerGroup
 
-_NAMED_IMAGES = 8
-_LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses
+_MAX_LISTED_IMAGES = 8
+_DETECTION_SECONDS = 3.0  # TensorFlow may fail this much earlier than the worker group finds the lost worker
 
 
 class DivergedError(ConvoyError):
-    """The loss is no number any more. The message names the step, the images, the last checkpoint and the mend."""
+    """The gradient is NaN or infinite. The message has the step, its images, the last checkpoint and possible fixes.
+
+    Attributes:
+      step: step whose gradient is not finite.
+    """
 
     def __init__(
         self,
@@ -25,27 +29,27 @@ class DivergedError(ConvoyError):
         rollbacks: int,
         events: Path,
     ):
-        """Makes the message.
+        """Composes the message.
 
         Args:
-          step: whose gradient it was.
-          images: of its batch, by index in the training split.
-          last_checkpoint: its step, or None.
-          learning_rate: of the config.
-          rollbacks: how often the run had gone back already.
-          events: the file that holds all of `images`.
+          step: step whose gradient is not finite.
+          images: images of its batch, by index in the training split.
+          last_checkpoint: step of the last checkpoint, or None.
+          learning_rate: `config.optimizer.learning_rate`.
+          rollbacks: number of rollbacks so far.
+          events: file with all of `images`.
         """
         super().__init__(
-            f"the gradient of step {step} is NaN or infinite; that update was not applied. "
-            f"Its batch: images {', '.join(map(str, images[:_NAMED_IMAGES]))}, ... of the training split "
+            f"step {step}: the gradient is NaN or infinite. The update was not applied. "
+            f"Batch: images {', '.join(map(str, images[:_MAX_LISTED_IMAGES]))}, ... of the training split "
             f"(all {len(images)} in {events}). "
             f"Last checkpoint: {'none' if last_checkpoint is None else f'step {last_checkpoint}'}. "
-            f"Lower config.optimizer.learning_rate={learning_rate:g}, "
-            "limit the gradient with config.optimizer.clip_norm=1, "
+            f"Lower config.optimizer.learning_rate={learning_rate:g}, clip the gradient with "
+            "config.optimizer.clip_norm=1, "
             + (
-                f"or look at those images: {rollbacks} rollbacks did not help."
+                f"or inspect those images: {rollbacks} rollbacks did not help."
                 if rollbacks
-                else "or let it go back by itself with config.divergence.rollbacks=2."
+                else "or enable automatic rollback with config.divergence.rollbacks=2."
             )
         )
         self.step = step
@@ -58,18 +62,21 @@ class InterruptedRunError(ConvoyError):
 
 
 class PreemptedError(ConvoyError):
-    """SIGTERM or SIGUSR1: saved and stopped."""
+    """SIGTERM or SIGUSR1. The run was saved before it stopped."""
 
     exit_code = RETRYABLE
 
 
 def as_peer_lost(error: PeerLostError | tf.errors.OpError, worker_group: WorkerGroup) -> PeerLostError | None:
-    """Returns what names the worker that TensorFlow only says is gone; None where the error is another one."""
+    """Returns an error that names the lost worker, or None if `error` has another cause.
+
+    TensorFlow reports that a worker is gone, but not which one.
+    """
     if isinstance(error, PeerLostError):
         return error
     if worker_group.num_workers == 1:
         return None
-    why = worker_group.failure_reason(seconds=_LOSS_SECONDS)
+    why = worker_group.failure_reason(seconds=_DETECTION_SECONDS)
     if not why and not isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError):
         return None
     return PeerLostError(why or f"a worker is gone: {error.message.splitlines()[0]}")

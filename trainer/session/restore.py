@@ -1,4 +1,8 @@
-"""A finished or running run, opened to be evaluated or applied."""
+"""Opens a run, finished or still training, for evaluation, prediction or export.
+
+trained = open_run("run", parse_devices("auto"), checkpoint="best")
+trained.runtime.model_for_size(trained.image_size)
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +15,10 @@ from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
-from convoy.trainer.config import renamed
-from convoy.trainer.config import resolution
+from convoy.trainer.config import renamed, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState
-
-CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class TrainedRun:
     """A run's model with trained weights.
 
     Attributes:
-      run: its directory.
-      config: as it was trained.
-      dataset: the contents of RUN/dataset.json: `directory`, `class_names`, digests.
+      run: the run directory.
+      config: the config that the run was trained with.
+      dataset: content of RUN/dataset.json: `directory`, `class_names`, digests.
       runtime: the model on this machine's devices.
-      step: of the weights.
+      step: step of the weights.
     """
 
     run: RunDirectory
@@ -40,18 +41,18 @@ class TrainedRun:
 
     @property
     def class_names(self) -> list[str]:
-        """The categories, by label."""
+        """Class names, by label."""
         return self.dataset["class_names"]
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the model is for, in pixels: those of evaluation."""
+        """Side of evaluated images, in pixels."""
         return resolution.evaluation_size(self.config)
 
     @property
     def flip_tta(self) -> bool:
-        """Whether the run is evaluated by each image and its mirror image."""
-        return self.config.get("flip_tta", False)  # runs of older versions have no such field
+        """Whether evaluation averages over each image and its mirror image."""
+        return self.config.get("flip_tta", False)  # missing in runs of earlier versions
 
 
 def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
@@ -59,17 +60,17 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
 
     Args:
       workdir: the run directory.
-      devices: what to run on.
-      checkpoint: `best` (by validation top-1; the last where nothing was evaluated), `last`, or a step.
-      precision: what to compute in; as the run does where empty.
+      devices: the devices to run on.
+      checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
+      precision: float32, bfloat16 or float16; empty for the run's own.
 
     Raises:
-      UsageError: another `checkpoint`.
-      DataError: no run directory, no such checkpoint, or a damaged one.
+      UsageError: `checkpoint` has another value.
+      DataError: there is no run or no checkpoint in `workdir`, or the checkpoint is damaged.
     """
     run = RunDirectory(workdir)
     if not run.path.is_dir():
-        raise DataError(f"--workdir={workdir}: no such folder. Give the --workdir of `convoy train`.")
+        raise DataError(f"--workdir={workdir}: no such folder. Pass the --workdir of `convoy train`.")
     config = ml_collections.ConfigDict(renamed.modernized(run.read_json(run.config)))
     dataset = run.read_json(run.dataset)
     store = CheckpointStore(run.checkpoints)
@@ -83,17 +84,17 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
         num_classes=len(dataset["class_names"]),
         image_sizes=[resolution.evaluation_size(config)],
     )
-    load_into(runtime.state, values, {"step": step}, run)
+    restore_state(runtime.state, values, {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)
 
 
-def load_into(
+def restore_state(
     state: TrainState, values: Mapping[str, np.ndarray], metadata: Mapping[str, Any], run: RunDirectory
 ) -> None:
-    """Sets a state to a checkpoint of a run.
+    """Loads a checkpoint of a run into a train state.
 
     Raises:
-      DataError: its variables are not the model's.
+      DataError: the checkpoint's variables do not match the model's.
     """
     try:
         state.assign(values, metadata["step"])
@@ -104,11 +105,13 @@ def load_into(
 def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
     steps = store.steps()
     if not steps:
-        raise DataError(f"--workdir={workdir} holds no checkpoint yet. Train it with `convoy train` first.")
+        raise DataError(f"--workdir={workdir}: no checkpoint yet. Train it with `convoy train` first.")
     if checkpoint == "last":
         return steps[-1]
     if checkpoint == "best":
         return store.best() or steps[-1]
     if checkpoint.isdigit() and int(checkpoint) in steps:
         return int(checkpoint)
-    raise UsageError(f"--checkpoint={checkpoint}: give best, last or one of the steps {', '.join(map(str, steps))}.")
+    raise UsageError(
+        f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last or a step ({', '.join(map(str, steps))})."
+    )

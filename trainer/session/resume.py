@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint, and what is different this time."""
+"""Checks that a run may resume from a checkpoint, and lists what has changed since."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,27 +15,32 @@ from convoy.trainer.session.description import dataset_identity
 def check_same_run(
     metadata: Mapping[str, Any], config: ml_collections.ConfigDict, dataset: Dataset, run: RunDirectory
 ) -> None:
-    """Checks that a checkpoint belongs to this config and dataset.
+    """Checks that a checkpoint was written with this config and dataset.
+
+    Args:
+      metadata: the checkpoint's metadata.
+      config: the config, complete.
+      dataset: the dataset to train on.
+      run: the run directory.
 
     Raises:
-      UsageError: it belongs to another config.
-      DataError: it belongs to another dataset.
+      UsageError: the checkpoint was written with a different config.
+      DataError: the checkpoint was written with a different dataset.
     """
     changed = configs.differences(metadata["config"], configs.to_json(config))
     if changed:
         raise UsageError(
-            f"--workdir={run.path} holds step {metadata['step']} of a run with another config: {'; '.join(changed)}. "
-            "Give the same config to go on with it, or another --workdir."
+            f"--workdir={run.path}: step {metadata['step']} was trained with a different config: {'; '.join(changed)}. "
+            "Pass the same config to resume, or another --workdir."
         )
-    before, now = metadata["dataset"], dataset_identity(dataset)
-    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    changed = changes(metadata["dataset"], dataset_identity(dataset))
     if changed:
         raise DataError(
-            f"--workdir={run.path} holds step {metadata['step']} of a run on another dataset than {dataset.directory}: "
-            f"{'; '.join(changed)}. Give the same --data to go on with it, or another --workdir."
+            f"--workdir={run.path}: step {metadata['step']} was trained on a different dataset than "
+            f"{dataset.directory}: {'; '.join(changed)}. Pass the same --data to resume, or another --workdir."
         )
 
 
-def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns `name: before -> now` for what is different in two descriptions of where a run runs."""
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns `name: before -> now` for each field that differs. Fields missing in `before` count as unchanged."""
     return [f"{name}: {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]

@@ -1,4 +1,4 @@
-"""From a config and a strategy to a model, its optimizer and its state: what all commands with a model share."""
+"""Builds model, optimizer and train state from a config and a strategy, for every command that runs a model."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,7 @@ from convoy.core.errors import UsageError
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
@@ -27,16 +26,16 @@ _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mix
 
 @dataclass(frozen=True)
 class Runtime:
-    """A model ready to run.
+    """A model that is ready to run.
 
     Attributes:
-      strategy: over the devices.
-      precision: float32, bfloat16 or float16: what `auto` came to.
-      use_xla: whether steps are compiled by XLA.
+      strategy: distribution strategy over the devices.
+      precision: float32, bfloat16 or float16; `auto` is resolved.
+      use_xla: whether XLA compiles the steps.
       built: the model.
-      resized: the same model built for images of other sizes, by size: to be called with the weights of `state`.
-      optimizer: its formula.
-      state: its variables.
+      resized: the model built for other image sizes, by size; to be called with the weights of `state`.
+      optimizer: the update rule.
+      state: the variables.
     """
 
     strategy: tf.distribute.Strategy
@@ -48,35 +47,39 @@ class Runtime:
     state: TrainState
 
     def model_for_size(self, size: int) -> ModelBundle:
-        """Returns the model for images of one of the sizes that it was made for."""
+        """Returns the model for one of the image sizes that the runtime was built for."""
         return self.resized.get(size, self.built)
 
 
-def hardware_choices(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
-    """Returns the precision and whether XLA compiles the steps: what `auto` comes to on these devices."""
-    return choices_on(config, on_gpu=runs_on_gpu(strategy), in_bfloat16=computes_in_bfloat16(strategy))
+def resolve_precision_and_xla(config: ml_collections.ConfigDict, strategy: tf.distribute.Strategy) -> tuple[str, bool]:
+    """Returns the precision and whether XLA compiles the steps, with `auto` resolved for the strategy's devices."""
+    return resolve_precision_and_xla_for(
+        config, on_gpu=runs_on_gpu(strategy), in_bfloat16=computes_in_bfloat16(strategy)
+    )
 
 
-def choices_on(config: ml_collections.ConfigDict, *, on_gpu: bool, in_bfloat16: bool) -> tuple[str, bool]:
-    """Returns `hardware_choices` for devices that are GPUs or not, and compute in bfloat16 or not."""
+def resolve_precision_and_xla_for(
+    config: ml_collections.ConfigDict, *, on_gpu: bool, in_bfloat16: bool
+) -> tuple[str, bool]:
+    """Returns what `resolve_precision_and_xla` does, for devices given by kind and by native support of bfloat16."""
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if in_bfloat16 else "float32"
-    # XLA's convolutions take five times as long as oneDNN's on a CPU, and it has no deterministic max pooling.
+    # On a CPU, XLA's convolutions take five times as long as oneDNN's. XLA has no deterministic max pooling.
     use_xla = config.xla == "on" or (config.xla == "auto" and on_gpu and not config.deterministic)
     return precision, use_xla
 
 
-def slices_of(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> BatchSlice:
-    """Returns which part of each global batch the worker `rank` reads for its devices."""
+def batch_slice(strategy: tf.distribute.Strategy, rank: int, global_batch_size: int) -> BatchSlice:
+    """Returns the part of each global batch that the worker `rank` reads for its devices."""
     local_replicas = len(strategy.extended.worker_devices)
     return BatchSlice(global_batch_size, strategy.num_replicas_in_sync, rank * local_replicas, local_replicas)
 
 
-def fix_order_of_additions() -> None:
-    """Sets TensorFlow's determinism for the whole process. Call once a strategy is made, before a step is."""
+def enable_determinism() -> None:
+    """Makes TensorFlow deterministic, process-wide. Call it after creating the strategy, before building a step."""
     tf.config.experimental.enable_op_determinism()
-    # Grappler rewrites chains of additions into AddN, which adds in another order.
+    # Grappler rewrites chains of additions to AddN, which changes their order.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
@@ -87,38 +90,38 @@ def make_runtime(
     num_classes: int,
     image_sizes: Sequence[int] = (),
 ) -> Runtime:
-    """Builds a config's model on the strategy's devices, with random weights seeded by the config.
+    """Builds the model on the strategy's devices, with initial weights seeded by the config.
 
-    Sets Keras' dtype policy and, for a deterministic run, TensorFlow's determinism for the whole process.
+    Sets Keras' dtype policy and, for a deterministic run, TensorFlow's determinism, process-wide.
 
     Args:
       config: complete and checked.
-      strategy: over the devices.
+      strategy: distribution strategy over the devices.
       num_classes: 2 or more.
-      image_sizes: sides of the images that the model is called with; all those of training and of its evaluations where
-        left out.
+      image_sizes: sides of the images, in pixels, that the model will be called with; all sizes of training and
+        evaluation if empty.
 
     Raises:
-      UsageError: an unknown model or optimizer, or one model does not do for all of the sizes.
-      DataError: a weights file that cannot be used.
+      UsageError: model or optimizer is unknown, or the model cannot share its weights among the sizes.
+      DataError: the weights file cannot be used.
     """
-    precision, use_xla = hardware_choices(config, strategy)
+    precision, use_xla = resolve_precision_and_xla(config, strategy)
     if config.deterministic:
-        fix_order_of_additions()
+        enable_determinism()
     optimizer_options = dict(config.optimizer)
     name = optimizer_options.pop("name")
     for field in ("learning_rate", "clip_norm"):
         del optimizer_options[field]
     optimizer = make_optimizer(name, **optimizer_options)
-    # Runs of earlier versions lack some.
+    # Runs of earlier versions lack some options.
     options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
     if config.model.name == "convnet":
         options.setdefault("instance_norm", "off")
     build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
     weights = config.model.weights
 
-    def built_first(size: int) -> ModelBundle:
-        # Automatic layer names count from 1 again. This also resets the dtype policy, so it goes first.
+    def build_main_model(size: int) -> ModelBundle:
+        # Restarts Keras' automatic layer names at 1. It also resets the dtype policy, so it comes first.
         keras.utils.clear_session()
         keras.config.set_dtype_policy(_POLICIES[precision])
         keras.utils.set_random_seed(config.seed % 2**32)
@@ -126,14 +129,14 @@ def make_runtime(
             return build(image_size=size, weights=weights)
 
     size, *others = image_sizes or resolution.all_sizes(config)
-    built = built_first(config.image_size)
+    built = build_main_model(config.image_size)
     if supports_any_size(built.model):
         for other in {size, *others} - {config.image_size}:
-            _check_takes(config.model.name, built.model, other)
-        others = ()
+            _check_accepts_size(config.model.name, built.model, other)
+        others = []
     elif size != config.image_size:
-        built = built_first(size)
-    with tf.device("/CPU:0"):  # their own weights are never used: they need not lie on a GPU
+        built = build_main_model(size)
+    with tf.device("/CPU:0"):  # their own weights are never used, so they need no GPU memory
         resized = {other: build(image_size=other) for other in others}
     for other, model in resized.items():
         _check_same_weights(config.model.name, {size: built, other: model})
@@ -144,45 +147,45 @@ def make_runtime(
     return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
 
 
-def _check_takes(name: str, model: keras.Model, size: int) -> None:
-    """Raises a UsageError where a model for images of any size cannot take this one after all."""
+def _check_accepts_size(name: str, model: keras.Model, size: int) -> None:
+    """Raises a UsageError if a model without a fixed input size does not accept this size."""
     try:
         model.compute_output_spec(keras.KerasTensor((1, size, size, 3)))
     except Exception as error:
         raise UsageError(
-            f"config.model.name={name!r} cannot take images of {size} pixels, as config.progressive.sizes or "
-            f"config.eval_image_size asks: {str(error).strip().splitlines()[0]}"
+            f"config.model.name={name!r}: does not accept images of {size} pixels, a size set by "
+            f"config.progressive.sizes or config.eval_image_size: {str(error).strip().splitlines()[0]}"
         ) from error
 
 
 def _check_same_weights(name: str, models: Mapping[int, ModelBundle]) -> None:
-    """Raises a UsageError where a model, built for two sizes, has weights of different shapes."""
-    # In the order in which the step and the evaluation give them.
+    """Raises a UsageError if a model, built for two sizes, has weights of different shapes."""
+    # In the order in which training step and evaluation pass them.
     variables = [[*b.model.trainable_variables, *b.model.non_trainable_variables] for b in models.values()]
     shapes = [[(variable.path, tuple(variable.shape)) for variable in each] for each in variables]
     for (path, shape), (_, other_shape) in zip(*shapes, strict=False):
         if shape != other_shape:
             size, other = models
             raise UsageError(
-                f"config.model.name={name!r}: its weights depend on the size of images ({path} is {list(shape)} for "
-                f"{size} pixels and {list(other_shape)} for {other}): leave config.eval_image_size and "
-                "config.progressive as they are, or take a model that averages over the image, such as convnet."
+                f"config.model.name={name!r}: its weights depend on the image size ({path} is {list(shape)} for "
+                f"{size} pixels and {list(other_shape)} for {other}). Leave config.eval_image_size and "
+                "config.progressive at their defaults, or use a model with global pooling, such as convnet."
             )
     if len(shapes[0]) != len(shapes[1]):
-        raise UsageError(f"config.model.name={name!r} has other layers for images of {list(models)[1]} pixels.")
+        raise UsageError(f"config.model.name={name!r}: has different layers for images of {list(models)[1]} pixels.")
 
 
 def _check_scaling(name: str, model: keras.Model) -> None:
-    """Raises a UsageError where a model for another size would scale its input by its own weights.
+    """Raises a UsageError if a model built for another size would scale its input by its own weights.
 
-    Keras' Normalization computes with copies of its mean and variance, so the trained ones would not reach it.
+    Keras' Normalization computes with copies of its mean and variance, so the trained weights would not reach it.
     """
     for layer in all_layers(model):
         if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
             raise UsageError(
-                f"config.model.name={name!r}: its layer {layer.name!r} (keras.layers.Normalization) keeps images of "
-                "other sizes from being scaled as those it was built for: give the model an Input((None, None, 3)), or "
-                "leave config.eval_image_size and config.progressive as they are."
+                f"config.model.name={name!r}: its layer {layer.name!r} (keras.layers.Normalization) would scale images "
+                "of another size differently. Give the model an Input((None, None, 3)), or leave "
+                "config.eval_image_size and config.progressive at their defaults."
             )
 
 
@@ -191,11 +194,11 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
 
     Args:
       config: complete and checked.
-      plan: what follows from it.
-      runtime: of this config.
+      plan: the resolved plan of the config.
+      runtime: the runtime of the config.
 
     Raises:
-      UsageError: the config freezes the model's backbone, and the model has none that can be told from its head.
+      UsageError: the config freezes the backbone, but the model does not separate backbone and head.
     """
     settings = StepSettings(
         seed=config.seed,

@@ -1,12 +1,12 @@
-"""What training reads: the reader as a config wants it, its batches from any step on, and what had to be substituted.
+"""The training stream of one worker: distributed batches from any step on.
 
-Images of each stage's size (`sizes`) come from a reader of their own, which takes up the order where the one before
-stopped.
-
-training_input = TrainingInput(dataset.split("train"), config, plan, strategy, peers)
+training_input = TrainingInput(dataset.split("train"), config, plan, strategy, worker_group)
 for batch in training_input.batches(start_step=0):
     ...
-training_input.substituted(step=1)        # what the chief writes down, once a record
+training_input.substituted(step=1)        # substitutions for corrupt records in that step's batch
+
+With progressive resizing (`convoy.trainer.config.resolution`), each image size has its own reader, which continues in
+the order where the previous one stopped.
 """
 
 import contextlib
@@ -23,9 +23,8 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.input_pipeline.reading.substitutes import Substitution
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
-from convoy.trainer.session.runtime import slices_of
+from convoy.trainer.config import Plan, resolution
+from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.tf_compat.internals import iterate
 
 
@@ -43,7 +42,7 @@ class TrainingInput:
         """Opens the shards.
 
         Raises:
-          DataError: one cannot be opened.
+          DataError: a shard cannot be opened.
         """
         self._split = split
         self._config = config
@@ -51,12 +50,15 @@ class TrainingInput:
         self._strategy = strategy
         self._worker_group = worker_group
         self._seed = config.seed
-        self._slices = slices_of(strategy, worker_group.rank, plan.global_batch_size)
-        self._readers: dict[int, Reader] = {}  # by size; only the last one is open
+        self._slice = batch_slice(strategy, worker_group.rank, plan.global_batch_size)
+        self._readers: dict[int, Reader] = {}  # by image size; only the last one is open
         self._open(config.image_size)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """Yields the batches of the steps from `start_step` on, distributed over the devices. To be closed.
+        """Yields the batches from `start_step` on, distributed over the devices. The caller must close the generator.
+
+        Args:
+          start_step: number of steps already done.
 
         Raises:
           DataError: a record cannot be used.
@@ -66,9 +68,7 @@ class TrainingInput:
             stage = self._stage(step)
             reader = self._open(stage.size)
             dataset = self._strategy.distribute_datasets_from_function(
-                lambda context, reader=reader, step=step: reader.training(
-                    self._slices, seed=self._seed, start_step=step
-                )
+                lambda context, reader=reader, step=step: reader.training(self._slice, seed=self._seed, start_step=step)
             )
             try:
                 with contextlib.closing(iterate(dataset)) as batches:
@@ -78,28 +78,28 @@ class TrainingInput:
                         if step == stage.end_step:
                             break
             except tf.errors.OpError:
-                # What cannot be decoded shows only after it was read, when the stream has ended with it.
-                if not reader.recover(self._slices, step, seed=self._seed):
+                # A decoding error ends tf.data's stream. Start a new one if the record can be substituted.
+                if not reader.recover(self._slice, step, seed=self._seed):
                     if cause := reader.explain():
                         raise cause from None
                     raise
 
     def images(self, step: int) -> list[int]:
-        """Returns the images of all workers' batches that made update number `step`, from 1."""
-        size = self._slices.global_batch_size
+        """Returns the images of the global batch of a step, counted from 1, by index in the training split."""
+        size = self._slice.global_batch_size
         reader = self._readers[self._stage(step - 1).size]
         return reader.images_at(np.arange((step - 1) * size, step * size), seed=self._seed).tolist()
 
     def substituted(self, step: int) -> list[Substitution]:
-        """Returns what was substituted in this worker's batch of update number `step`, from 1."""
+        """Returns the substitutions in this worker's batch of a step, counted from 1."""
         reader = self._readers[self._stage(step - 1).size]
-        return reader.substituted(self._slices.positions(step - 1), seed=self._seed)
+        return reader.substituted(self._slice.positions(step - 1), seed=self._seed)
 
     def _stage(self, step: int) -> resolution.ResolutionStage:
         return resolution.stage_at(self._config, self._plan.total_steps, step)
 
     def _open(self, size: int) -> Reader:
-        """Returns the reader of images of a size, and closes those of others."""
+        """Returns the reader for an image size and closes the others."""
         if size != next(reversed(self._readers), None):
             for reader in self._readers.values():
                 reader.close()
@@ -109,16 +109,14 @@ class TrainingInput:
 
     def _new_reader(self, size: int) -> Reader:
         config = self._config
-        line = parse_pipeline(config.augment.ops, image_size=config.image_size)
-        # Each size has a cache of its own. One that is in use for an epoch would be filled and never read from.
-        steps = sum(
-            s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
-        )
+        pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
+        # Each size has its own cache. One used for an epoch or less would be filled but never read.
+        steps = sum(s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size)
         cache = config.cache if steps > self._plan.steps_per_epoch else "none"
         return Reader(
             self._split,
-            Crop(size, *line.scale),
-            draws=line.draws,
+            Crop(size, *pipeline.scale),
+            draws=pipeline.draws,
             shuffle=config.shuffle,
             block_size=config.shuffle_block_size,
             sampling=config.sampling,
@@ -126,8 +124,8 @@ class TrainingInput:
             cache=make_cache(
                 cache,
                 num_images=self._split.num_images,
-                random_crops=line.crops,
+                random_crops=pipeline.crops,
                 processes=self._worker_group.processes_here,
             ),
-            operations=line.host,
+            operations=pipeline.host,
         )

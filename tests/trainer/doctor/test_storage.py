@@ -34,7 +34,7 @@ class TestRunDirectory:
             assert (token.parent, finding.level) == (tmp_path, OK)
         assert os.listdir(tmp_path) == ["checkpoints"]
 
-    @pytest.mark.parametrize(("name", "mend"), [("file", "is a file"), ("full", "is not empty and holds no run")])
+    @pytest.mark.parametrize(("name", "fix"), [("file", "is a file"), ("full", "not empty")])
     def test_that_no_run_can_lie_in_fails(self, tmp_path, name, fix):
         (tmp_path / "file").touch()
         (tmp_path / "full").mkdir()

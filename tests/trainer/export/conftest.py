@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.trainer.export.written import SIZE
+from tests.trainer.export.helpers import SIZE
 
 
 @pytest.fixture

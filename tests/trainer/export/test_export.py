@@ -1,4 +1,4 @@
-"""From a run to files that other programs load, and predictions from these: whole commands, new processes."""
+"""The commands `convoy export` and `convoy predict --export`, run in new processes."""
 
 import csv
 import json
@@ -22,21 +22,23 @@ def read_csv(path):
 
 
 def probabilities_in(path, categories):
-    """Returns [images, classes] of a CSV with every category's."""
+    """Returns the probabilities [images, classes] in a CSV that lists every class."""
     rows = [dict(zip(row[1::2], map(float, row[2::2]), strict=True)) for row in read_csv(path)[1:]]
     return np.array([[row[category] for category in categories] for row in rows])
 
 
-def refused(answer, code, told):
-    assert answer.returncode == code, answer.output
-    assert "Traceback" not in answer.output
-    assert 1 <= len(answer.output.splitlines()) <= 2
-    assert told in answer.output
+def assert_refused(result, code, *names):
+    """Checks exit code and a short message that contains every name."""
+    assert result.returncode == code, result.output
+    assert "Traceback" not in result.output
+    assert 1 <= len(result.output.splitlines()) <= 2
+    for name in names:
+        assert name in result.output
 
 
 @pytest.fixture(scope="module")
 def exported(finished_run, convoy, tmp_path_factory):
-    """A run in every format: (the folder, what was said)."""
+    """A run exported in every format: (folder, stdout)."""
     output = tmp_path_factory.mktemp("export") / "exported"
     flags = ("--checkpoint=last", f"--format={','.join(FILES)}", f"--output={output}")
     result = convoy("export", f"--workdir={finished_run.workdir}", *flags, check=True)
@@ -46,20 +48,20 @@ def exported(finished_run, convoy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(dataset, tmp_path_factory):
-    """PNGs as drawn, and mirrored beside; the first three have the model's size, so that mirroring is exact."""
+    """PNGs and their mirror images. The first three have the model's size, so mirroring is exact."""
     folder = tmp_path_factory.mktemp("photos")
     files = sorted((dataset.photos / "test").rglob("*.jpg"))[::40]
     for k, size in enumerate([(32, 32), (32, 32), (32, 32), (20, 45), (47, 64), (9, 7)]):
         image = Image.open(files[k]).resize(size)
-        for name, shown in (("asis", image), ("mirrored", image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+        for name, picture in (("asis", image), ("mirrored", image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
             (folder / name).mkdir(exist_ok=True)
-            shown.save(folder / name / f"{k}.png")
+            picture.save(folder / name / f"{k}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_factory):
-    """Predictions from the run and its export, and refusals, in one process: ({name: answer}, the CSVs' folder)."""
+def results(exported, finished_run, photos, dataset, convoy_together, tmp_path_factory):
+    """Valid and refused commands, run in one process: ({name: result}, the CSVs' folder)."""
     output, _ = exported
     folder = tmp_path_factory.mktemp("predictions")
     run = f"--workdir={finished_run.workdir}"
@@ -71,21 +73,21 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
     (folder / "json" / "export.json").write_text("{")
     (folder / "fields" / "export.json").write_text('{"format_version": 1, "formats": {"onnx": 3}}')
     (folder / "gone" / "model.onnx").unlink()
-    of_run_with_flips = folder / "flip_tta" / "export.json"
-    of_run_with_flips.write_text(of_run_with_flips.read_text().replace('"flip_tta": false', '"flip_tta": true'))
+    description = folder / "flip_tta" / "export.json"
+    description.write_text(description.read_text().replace('"flip_tta": false', '"flip_tta": true'))
 
     def predict(name, *flags, images=photos / "asis"):
         everything = (f"--top_k={len(dataset.categories)}", "--probabilities")
         return ["predict", f"--images={images}", f"--output={folder / name}.csv", *everything, *flags]
 
-    questions = {
+    commands = {
         "run": predict("run", run, "--checkpoint=last"),
         "run, mirrored": predict("run_mirrored", run, "--checkpoint=last", images=photos / "mirrored"),
         "run, tta": predict("run_tta", run, "--checkpoint=last", "--flip_tta"),
         "export": predict("export", f"--export={output}"),
         "export, tta": predict("export_tta", f"--export={output}", "--flip_tta"),
-        "export, eval_flip": predict("export_eval_flip", f"--export={folder / 'flip_tta'}"),
-        "export, eval_flip, notta": predict("export_notta", f"--export={folder / 'flip_tta'}", "--noflip_tta"),
+        "export of flip_tta": predict("export_of_flip_tta", f"--export={folder / 'flip_tta'}"),
+        "export of flip_tta, noflip_tta": predict("export_notta", f"--export={folder / 'flip_tta'}", "--noflip_tta"),
         **{name: predict(name, f"--export={output}", f"--format={name}") for name in FILES},
         "both": predict("both", run, f"--export={output}"),
         "neither": predict("neither"),
@@ -101,26 +103,28 @@ def asked(exported, finished_run, photos, dataset, convoy_together, tmp_path_fac
         "export no data": ["export", run, "--format=onnx", f"--output={folder / 'x'}", f"--data={folder}"],
         "export no checkpoint": ["export", run, "--format=onnx", f"--output={folder / 'x'}", "--checkpoint=7"],
     }
-    commands = ([*question, *["--devices=cpu:1"] * (question[0] == "predict")] for question in questions.values())
-    return dict(zip(questions, convoy_together(*commands, timeout=600), strict=True)), folder
+    on_cpu = ([*command, *["--devices=cpu:1"] * (command[0] == "predict")] for command in commands.values())
+    return dict(zip(commands, convoy_together(*on_cpu, timeout=600), strict=True)), folder
 
 
 class TestExport:
-    def test_says_what_was_written_and_compared(self, exported):
-        output, said = exported
+    def test_prints_size_and_difference_of_each_format(self, exported):
+        _, stdout = exported
         for name, file in FILES.items():
-            (size, difference) = re.search(rf"^{name} +{file} +([\d.]+) +(\d\.\de-\d\d)$", said, re.MULTILINE).groups()
+            (size, difference) = re.search(
+                rf"^{name} +{file} +([\d.]+) +(\d\.\de-\d\d)$", stdout, re.MULTILINE
+            ).groups()
             assert float(size) > 4  # MB, of 1.2 million weights
             assert float(difference) < 1e-5
-        assert "the weights of step 40, reloaded in new processes and compared with a float32" in said
-        assert "evaluation of 9 images of split 'validation'" in said
+        assert "step 40" in stdout
+        assert "9 images of split 'validation'" in stdout
 
-    def test_nothing_else_is_in_the_folder(self, exported):
+    def test_folder_has_no_other_files(self, exported):
         output, _ = exported
         assert sorted(path.name for path in output.iterdir()) == sorted([*FILES.values(), "labels.txt", "export.json"])
         assert [path.name for path in output.parent.iterdir()] == ["exported"]
 
-    def test_it_says_where_it_is_from(self, exported, finished_run, dataset):
+    def test_export_json_describes_the_run(self, exported, finished_run, dataset):
         output, _ = exported
         description = json.loads((output / "export.json").read_text())
         assert description["run"] == str(finished_run.workdir)
@@ -134,7 +138,7 @@ class TestExport:
         assert description["comparison"]["images"] == 9
         assert set(description["formats"]) == set(FILES)
 
-    def test_every_format_holds_the_label_names(self, exported, dataset):
+    def test_every_format_includes_the_class_names(self, exported, dataset):
         import onnx
 
         output, _ = exported
@@ -147,99 +151,99 @@ class TestExport:
         metadata = {entry.key: entry.value for entry in onnx.load(output / "model.onnx").metadata_props}
         assert json.loads(metadata["class_names"]) == expected
 
-    def test_a_saved_model_serves_encoded_images_of_any_size(self, exported, asked, photos, dataset):
+    def test_saved_model_serves_encoded_images_of_any_size(self, exported, results, photos, dataset):
         import tensorflow as tf
 
         output, _ = exported
-        _, folder = asked
+        _, folder = results
         rows = read_csv(folder / "run.csv")[1:]
         model = tf.saved_model.load(str(output / "saved_model"))
         encoded = tf.constant([(photos / "asis" / row[0]).read_bytes() for row in rows])
-        answer = model.signatures["serving_default"](image_bytes=encoded)
+        served = model.signatures["serving_default"](image_bytes=encoded)
         expected = probabilities_in(folder / "run.csv", dataset.categories)
-        np.testing.assert_allclose(answer["probabilities"], expected, atol=2e-6)
-        assert [category.decode() for category in answer["category"].numpy()] == [row[1] for row in rows]
+        np.testing.assert_allclose(served["probabilities"], expected, atol=2e-6)
+        assert [category.decode() for category in served["category"].numpy()] == [row[1] for row in rows]
 
-    def test_what_cannot_be_exported_is_named_and_nothing_is_written(self, asked, photos):
-        answers, folder = asked
-        refused(answers["export to no export"], 2, f"--output={photos} is there and is no export")
+    def test_refusals_name_the_flag_and_write_nothing(self, results, photos):
+        by_name, folder = results
+        assert_refused(by_name["export to no export"], 2, f"--output={photos}:")
         assert sorted(path.name for path in photos.iterdir()) == ["asis", "mirrored"]
-        refused(answers["export nothing known"], 2, "--format=tflite (did you mean 'litert'?): give one or more of")
-        refused(answers["export no data"], 3, "is not a dataset")
-        refused(answers["export no checkpoint"], 2, "--checkpoint=7: give best, last or one of the steps")
+        assert_refused(by_name["export nothing known"], 2, "--format=tflite:", "did you mean 'litert'?")
+        assert_refused(by_name["export no data"], 3, "is not a dataset")
+        assert_refused(by_name["export no checkpoint"], 2, "--checkpoint=7:", "best, last", "40")
         assert not list(folder.glob("x*"))
 
 
 class TestPredict:
     @pytest.mark.parametrize("name", ["export", *FILES])
-    def test_an_export_predicts_what_the_run_predicts(self, asked, dataset, name):
-        answers, folder = asked
-        assert answers[name].returncode == 0, answers[name].output
-        assert "6 images, with the weights of step 40" in answers[name].output
+    def test_export_predicts_like_the_run(self, results, dataset, name):
+        by_name, folder = results
+        assert by_name[name].returncode == 0, by_name[name].output
+        assert "6 images" in by_name[name].output and "step 40" in by_name[name].output
         found, expected = read_csv(folder / f"{name}.csv"), read_csv(folder / "run.csv")
         assert [row[:2] for row in found] == [row[:2] for row in expected]
         tables = (probabilities_in(folder / f"{file}.csv", dataset.categories) for file in (name, "run"))
         np.testing.assert_allclose(*tables, atol=2e-6)
 
     @pytest.mark.parametrize("name", ["run", "export"])
-    def test_tta_is_the_mean_over_an_image_and_its_mirror_image(self, asked, dataset, name):
-        answers, folder = asked
-        assert answers[f"{name}, tta"].returncode == 0, answers[f"{name}, tta"].output
+    def test_flip_tta_averages_an_image_and_its_mirror_image(self, results, dataset, name):
+        by_name, folder = results
+        assert by_name[f"{name}, tta"].returncode == 0, by_name[f"{name}, tta"].output
         files = ("run", "run_mirrored", f"{name}_tta")
         asis, mirrored, both = (probabilities_in(folder / f"{file}.csv", dataset.categories)[:3] for file in files)
         np.testing.assert_allclose(both, (asis + mirrored) / 2, atol=2e-6)
         assert np.abs(asis - mirrored).max() > 1e-4
 
-    def test_an_export_takes_mirror_images_too_where_its_run_does(self, asked):
-        _, folder = asked
-        assert read_csv(folder / "export_eval_flip.csv") == read_csv(folder / "export_tta.csv")
+    def test_export_uses_flip_tta_if_its_run_does(self, results):
+        _, folder = results
+        assert read_csv(folder / "export_of_flip_tta.csv") == read_csv(folder / "export_tta.csv")
         assert read_csv(folder / "export_notta.csv") == read_csv(folder / "export.csv")
 
-    def test_flags_that_do_not_go_together_are_named(self, asked):
-        answers, _ = asked
-        refused(answers["both"], 2, "Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
-        refused(answers["neither"], 2, "Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
-        refused(answers["checkpoint"], 2, "--checkpoint does not go with --export")
-        refused(answers["format of a run"], 2, "--format does not go with --workdir")
-        refused(answers["no such format"], 2, "has no such format (did you mean 'onnx'?)")
+    def test_conflicting_flags_are_named(self, results):
+        by_name, _ = results
+        assert_refused(by_name["both"], 2, "--workdir", "--export")
+        assert_refused(by_name["neither"], 2, "--workdir", "--export")
+        assert_refused(by_name["checkpoint"], 2, "--checkpoint", "--export")
+        assert_refused(by_name["format of a run"], 2, "--format", "--workdir")
+        assert_refused(by_name["no such format"], 2, "--format=onx:", "did you mean 'onnx'?")
 
-    def test_damaged_exports_are_named(self, asked, finished_run):
-        answers, folder = asked
+    def test_damaged_exports_name_the_file(self, results, finished_run):
+        by_name, folder = results
         for kind in ("cut", "flipped"):
-            refused(answers[kind], 3, f"{folder / kind / 'model.onnx'} is not as it was exported")
-        refused(answers["gone"], 3, f"{folder / 'gone' / 'model.onnx'} is missing. Export again.")
-        refused(answers["json"], 3, f"{folder / 'json' / 'export.json'} cannot be read")
-        refused(answers["fields"], 3, "export.json is damaged")
-        refused(answers["no export"], 3, f"--export={finished_run.workdir}: it has no export.json")
+            assert_refused(by_name[kind], 3, f"{folder / kind / 'model.onnx'}:", "SHA-256")
+        assert_refused(by_name["gone"], 3, f"{folder / 'gone' / 'model.onnx'}:")
+        assert_refused(by_name["json"], 3, f"{folder / 'json' / 'export.json'}:")
+        assert_refused(by_name["fields"], 3, "export.json: damaged")
+        assert_refused(by_name["no export"], 3, f"--export={finished_run.workdir}:", "export.json")
 
 
 @pytest.fixture(scope="module")
-def of_ones_own(dataset, convoy_together, tmp_path_factory):
-    """A bfloat16 run of a model with a layer of its user's own, exported twice: (the folder, the two answers)."""
+def custom_layer_exports(dataset, convoy_together, tmp_path_factory):
+    """A bfloat16 run of a model with a custom layer, exported to ONNX and then Keras: (folder, two results)."""
     folder = tmp_path_factory.mktemp("own")
     run = f"--workdir={folder / 'run'}"
     model = "--config.model.name=tests/trainer/user_models.py:with_own_layer"
     config = ("--config=smoke", "--config.steps=4", "--config.precision=bfloat16", model, "--devices=cpu:1")
-    trained, *answers = convoy_together(
+    trained, *results = convoy_together(
         ["train", *config, f"--data={dataset.data}", run],
         ["export", run, "--format=onnx", f"--output={folder / 'exported'}"],
         ["export", run, "--format=keras", f"--output={folder / 'exported'}"],
     )
     assert trained.returncode == 0, trained.output
-    return folder, *answers
+    return folder, *results
 
 
-def test_a_bfloat16_run_is_exported_in_float32_and_the_difference_told(of_ones_own):
-    folder, answer, _ = of_ones_own
-    assert answer.returncode == 0, answer.output
+def test_bfloat16_run_is_exported_in_float32_and_the_difference_reported(custom_layer_exports):
+    folder, completed, _ = custom_layer_exports
+    assert completed.returncode == 0, completed.output
     comparison = json.loads((folder / "exported" / "export.json").read_text())["comparison"]
     assert comparison["precision_of_run"] == "bfloat16"
     assert 1e-5 < comparison["largest_difference_to_precision_of_run"] < 0.1
-    assert "The run computes in bfloat16: `convoy evaluate` differs from float32 by up to 0.0" in answer.output
+    assert "computes in bfloat16" in completed.output
 
 
-def test_a_format_that_needs_the_users_own_code_is_refused_and_the_export_before_stays(of_ones_own):
-    folder, _, answer = of_ones_own
-    refused(answer, 3, "--format=keras: a new process cannot load and apply it: ")
+def test_format_that_needs_custom_code_is_refused_and_the_earlier_export_kept(custom_layer_exports):
+    folder, _, completed = custom_layer_exports
+    assert_refused(completed, 3, "--format=keras:", "new process")
     assert set(fingerprints(folder / "exported")) == {"model.onnx", "labels.txt", "export.json"}
     assert sorted(path.name for path in folder.iterdir()) == ["exported", "run"]

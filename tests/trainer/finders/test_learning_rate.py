@@ -8,7 +8,7 @@ import pytest
 
 from convoy import cli
 from convoy.trainer.finders.learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
-from tests.trainer.run_files import result_of, story_of
+from tests.trainer.run_files import event_names, result_of
 
 RATES = np.geomspace(1e-5, 10.0, STEPS)
 
@@ -121,7 +121,7 @@ def test_a_run_after_the_test_is_the_one_that_it_would_have_been_without(dataset
     assert [answer.returncode for answer in (found, trained, alone)] == [0, 0, 0], found.output
     assert "Suggested: --config.optimizer.learning_rate=" in found.output or "No suggestion" in found.output
     assert "Resumed" not in trained.output
-    assert story_of(run)[:2] == ["start", "first_step"]
+    assert event_names(run)[:2] == ["start", "first_step"]
     assert result_of(run)["weights_sha256"] == result_of(undisturbed)["weights_sha256"]
     names, undisturbed_names = ({path.name for path in folder.iterdir()} for folder in (run, undisturbed))
     assert names - undisturbed_names == {"find_lr.csv", "find_lr.png"}

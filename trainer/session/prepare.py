@@ -1,7 +1,7 @@
-"""From what was asked for to a run that is ready to train: everything that can be refused is refused here.
+"""Prepares a training run. Everything that can be rejected up front is rejected here.
 
-start = prepare(config, data="data", workdir="run", devices=devices, peers=peers)
-start.runtime.state.step            # 0, or where the newest checkpoint stands
+session = prepare(config, data="data", workdir="run", devices=devices, ...)
+session.runtime.state.step            # 0, or the step of the checkpoint that the run resumes from
 """
 
 import contextlib
@@ -29,26 +29,26 @@ from convoy.trainer.config import Plan
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
 from convoy.trainer.session.description import dataset_identity, versions
-from convoy.trainer.session.restore import load_into
+from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import check_same_run
-from convoy.trainer.session.runtime import Runtime, hardware_choices, make_runtime
+from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
-_LONGEST_LEASE_SECONDS = 120.0
+_MAX_LOCK_WAIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainingSession:
     """A run that is ready to train.
 
     Attributes:
-      config: complete, with what was left to Convoy chosen.
-      plan: what follows from it.
-      dataset: to train on.
-      run: its directory, which this process keeps for itself where it is the chief.
-      store: its checkpoints.
-      runtime: the model, with the weights of the newest checkpoint where there is one.
-      metadata: of that checkpoint; empty where there is none.
+      config: complete, with every automatic field resolved.
+      plan: the resolved plan of the config.
+      dataset: the dataset to train on.
+      run: the run directory, locked by this process if it is the chief.
+      store: the run's checkpoints.
+      runtime: the model, with the weights of the latest checkpoint if there is one.
+      metadata: metadata of that checkpoint; empty if there is none.
     """
 
     config: ml_collections.ConfigDict
@@ -72,15 +72,19 @@ def prepare(
     deadlines: Deadlines,
     stop: StopRequest,
     interface: str = "",
-) -> Start:
-    """Opens dataset and run, waits for the other workers, agrees with them, builds the model, restores it.
+) -> TrainingSession:
+    """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
-    Its arguments are those of `convoy.trainer.loop.train`, and the workers, not met yet, and a flag that signals raise.
+    Takes the arguments of `convoy.trainer.loop.train`, and:
+
+    Args:
+      worker_group: the workers, not connected yet.
+      stop: records stop signals; starts to listen here.
 
     Raises:
-      UsageError: config, devices and dataset do not fit together, or the workers' do not.
+      UsageError: config, devices and dataset do not match, or the workers' do not.
       DataError: data, checkpoint or run directory cannot be used, or the run was started with another dataset.
-      PeerLostError: a worker did not come.
+      PeerLostError: a worker is missing.
     """
     check_strategy(strategy_name, cluster)
     dataset = open_training_data(config, data)
@@ -91,9 +95,8 @@ def prepare(
     worker_group.rendezvous()
     cluster = over_interface(cluster, worker_group, interface)
     agree_on_run(worker_group, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
-    if (
-        worker_group.is_chief and run.checkpoints.is_dir()
-    ):  # before it is read: the gang before this one may still write
+    # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing.
+    if worker_group.is_chief and run.checkpoints.is_dir():
         run.create(wait_seconds=_lock_wait_seconds(deadlines) if _may_be_a_restart(cluster) else 0.0)
     checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
@@ -104,13 +107,13 @@ def prepare(
             set_cpu_threads(config.deterministic_threads)
         strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
         stop.listen()
-        precision, use_xla = hardware_choices(config, strategy)
+        precision, use_xla = resolve_precision_and_xla(config, strategy)
         local_devices = len(strategy.extended.worker_devices)
         agree_on_hardware(worker_group, precision=precision, use_xla=use_xla, devices=local_devices)
         if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
             raise UsageError(
-                f"{local_devices} devices a worker: workers of a deterministic run exchange sums among at most "
-                f"{MOST_EXCHANGING_DEVICES} devices each. Start more workers with fewer devices."
+                f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, "
+                f"not {local_devices}. Start more workers with fewer devices."
             )
         num_images = dataset.split("train").num_images
         plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
@@ -123,32 +126,36 @@ def prepare(
         if worker_group.is_chief:
             run.create()
         if checkpoint:
-            load_into(runtime.state, *checkpoint, run)
+            restore_state(runtime.state, *checkpoint, run)
         elif config.model.weights:
             agree_on_weights(worker_group, runtime.state.weights_sha256())
         worker_group.exchange("ready")
-    return Start(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
+    return TrainingSession(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
 
 
 def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:
-    """Checks a config and opens the dataset that it is to be trained on.
+    """Checks a config and opens its training dataset.
+
+    Args:
+      config: complete.
+      data: the dataset directory.
 
     Raises:
-      UsageError: the config cannot work, on any dataset or on this one.
+      UsageError: the config is invalid, on any dataset or on this one.
       DataError: the dataset cannot be used.
     """
     configs.check(config)
     dataset = open_dataset(data)
-    dataset.split("train")  # tells where there is none
+    dataset.split("train")  # raises if there is none
     if dataset.num_classes < 2:
         raise UsageError(
-            f"--data={data} has the one class {dataset.class_names[0]!r}: there is nothing to tell apart. "
-            "`convoy convert --images` wants the folder that holds a folder a class."
+            f"--data={data}: has only the class {dataset.class_names[0]!r}. Classification needs at least two classes: "
+            "pass `convoy convert --images` a folder with one subfolder per class."
         )
     if is_remote(data) and config.shuffle == "global":
         raise UsageError(
-            f"--data={data} is no folder of this machine, and in global order each record would be asked for by "
-            "itself: give --config.shuffle=block, or copy the dataset."
+            f"--data={data}: is not on a local file system, and config.shuffle=global reads every record separately. "
+            "Pass --config.shuffle=block, or copy the dataset to this machine."
         )
     return dataset
 
@@ -158,20 +165,20 @@ def _may_be_a_restart(cluster: Cluster | None) -> bool:
 
 
 def _lock_wait_seconds(deadlines: Deadlines) -> float:
-    """Returns for how many seconds to wait for the gang before this one to let go of RUN.
+    """Returns how long to wait for the previous attempt to release the run directory's lock.
 
-    The chief of a host that was cut off notices it only after its heartbeat, and a file server keeps the locks of one
-    that lost its power for a lease, 90 s on NFS.
+    A chief that lost its network exits only after its heartbeat deadline. A file server keeps the locks of a client
+    that lost power until their lease expires, 90 s for NFS.
     """
-    return min(_LONGEST_LEASE_SECONDS, deadlines.startup / 2)
+    return min(_MAX_LOCK_WAIT_SECONDS, deadlines.startup / 2)
 
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends the process, with every stack, where what is done inside takes longer; 0 for no limit.
+    """Ends the process with a traceback of every thread if the block takes longer; 0 for no limit.
 
-    A strategy that waits for a worker holds Python's lock, so no thread of ours could end it. Exit code 1, which a
-    launcher tells from a program's own error by the missing error file.
+    A strategy that waits for a worker holds the GIL, so no Python thread could end it. The exit code is 1; a launcher
+    distinguishes it from an error of the program by the missing error file.
     """
     if not seconds:
         yield

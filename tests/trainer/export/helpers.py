@@ -1,4 +1,4 @@
-"""A model written in a format, and the names and sizes that tests give it."""
+"""Class names, an image size and a writer for the export tests."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from convoy.trainer.export.formats import Deployable
+    from convoy.trainer.export.formats import ServingModel
 
 SIZE = 32
 NAMES = ("-1", "cat", "<script>alert(1)</script>", "=1+1", "\N{CAT FACE}", "../x", "NaN")
 
 
-def written(file_format: str, model: "Deployable", folder: Path) -> Path:
+def write_model(file_format: str, model: "ServingModel", folder: Path) -> Path:
     from convoy.trainer.export.formats import write
 
     (folder / "labels.txt").write_text(model.labels, encoding="utf-8")

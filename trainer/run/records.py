@@ -1,0 +1,79 @@
+"""Readers for the files of a run directory that never fail on missing, damaged or half-written content.
+
+They are for looking at runs that may still train or may have been killed in the middle of a line.
+
+    read_json_object(run.result)                 # {} if missing or damaged
+    read_json_lines(run.metrics)                 # complete lines only
+    read_evaluations(run.results_table)          # complete rows only
+
+Nothing is written or locked. Imports no TensorFlow.
+"""
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_OTHER_COLUMNS = ("time", "step", "split")
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """A row of results.csv.
+
+    Attributes:
+      split: split that was evaluated.
+      step: step of the evaluated weights.
+      metrics: every other column, by name.
+    """
+
+    split: str
+    step: int
+    metrics: Mapping[str, float]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if the file is missing, damaged or contains another type."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Returns the objects in a JSON-lines file, without damaged lines; empty if the file is missing.
+
+    Args:
+      path: the file.
+      last_bytes: read only this many bytes at the end of the file; None reads all of it.
+    """
+    try:
+        with open(path, "rb") as file:
+            if last_bytes:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    objects = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            content = json.loads(line)
+            if isinstance(content, dict):
+                objects.append(content)
+    return objects
+
+
+def read_evaluations(path: Path) -> list[EvaluationRow]:
+    """Returns the rows of results.csv in file order, without damaged ones; empty if the file is missing."""
+    rows = []
+    with contextlib.suppress(OSError), open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                metrics = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
+                rows.append(EvaluationRow(row["split"], int(row["step"]), metrics))
+    return rows
