@@ -198,7 +198,8 @@ def _training(history: History) -> list[Finding]:
     if history.result is None:
         progress = f"at step {history.last_step}" if history.metrics else "before its first log line"
         text = f"The run is not finished; this page shows it {progress}."
-        findings.append(Finding(Severity.NOTE, "unfinished", text, section="curves"))
+        section = "curves" if history.metrics else "run"
+        findings.append(Finding(Severity.NOTE, "unfinished", text, section=section))
     _, top1 = history.curve("validation", "quality/top1")
     _, loss = history.curve("validation", "quality/loss")
     if len(top1) >= 5 and history.result is not None and top1[-1] - top1[: -len(top1) // 5].max() > 0.01:
