@@ -1,4 +1,4 @@
-"""`convoy evaluate`: flags of the exact evaluation of a split."""
+"""`convoy evaluate`: evaluates a trained run on a split, each image once, and writes its report."""
 
 from absl import flags as absl_flags
 
@@ -13,17 +13,19 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
     absl_flags.DEFINE_string("split", None, "split to evaluate on", flag_values=flags)
-    absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
-    define_mirror_flag(flags)
+    absl_flags.DEFINE_string(
+        "data", None, "dataset directory; default: the one the run was trained on", flag_values=flags
+    )
+    define_flip_flag(flags)
     define_model_flags(flags)
 
 
-def define_mirror_flag(flags: absl_flags.FlagValues) -> None:
+def define_flip_flag(flags: absl_flags.FlagValues) -> None:
     """Defines `--flip_tta`."""
     absl_flags.DEFINE_bool(
         "flip_tta",
         None,
-        "test-time augmentation: the mean over each image and its mirror image; as config.flip_tta where left out",
+        "test-time augmentation: average over each image and its mirror image; default: config.flip_tta",
         flag_values=flags,
     )
 
@@ -42,8 +44,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row
-    from convoy.trainer.evaluation.evaluator import evaluate_split
     from convoy.trainer.evaluation.report.page import write_report
+    from convoy.trainer.evaluation.split import evaluate_split
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
@@ -52,5 +54,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     once = "each once and mirrored" if flip_tta else "each once"
     print(f"{num_images:,} images, {once}, with the weights of step {trained.step}")
     print(quality_row(flags.split, quality))
-    print(f"Added to {trained.run.results_table}; every image is in {trained.run.predictions(flags.split)}")
+    print(f"Metrics: {trained.run.results_table}")
+    print(f"Predictions: {trained.run.predictions(flags.split)}")
     print("\n".join(write_report(trained.run)))

@@ -1,11 +1,11 @@
-"""`convoy predict`: flags of prediction."""
+"""`convoy predict`: predicts the categories of a folder of images with a trained run or an export."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.cli.evaluate import define_mirror_flag, define_model_flags
+from convoy.cli.evaluate import define_flip_flag, define_model_flags
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
@@ -25,30 +25,35 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     absl_flags.DEFINE_string(
         "format",
         None,
-        f"which of the export's formats to use; the first it has of {', '.join(FILES)} where left out",
+        f"format of the export to use; default: the first available of {', '.join(FILES)}",
         flag_values=flags,
     )
-    absl_flags.DEFINE_string("images", None, "folder of images, in any folders of it", flag_values=flags)
+    absl_flags.DEFINE_string("images", None, "folder of images, searched recursively", flag_values=flags)
     absl_flags.DEFINE_string("output", None, "CSV to write: filename,category", flag_values=flags)
     absl_flags.DEFINE_string(
-        "manifest", None, "CSV whose column `filename` says which images, in which order", flag_values=flags
+        "manifest", None, "CSV whose column `filename` lists the images and their order", flag_values=flags
     )
-    absl_flags.DEFINE_string("like", None, "sample submission: its header and its order are kept", flag_values=flags)
-    absl_flags.DEFINE_integer("top_k", 1, "categories an image, best first", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_bool("probabilities", False, "write each category's probability too", flag_values=flags)
-    define_mirror_flag(flags)
+    absl_flags.DEFINE_string(
+        "like", None, "sample submission: CSV whose header, images and order are used", flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "top_k", 1, "categories per image, the most probable first", lower_bound=1, flag_values=flags
+    )
+    absl_flags.DEFINE_bool("probabilities", False, "write each category's probability as well", flag_values=flags)
+    define_flip_flag(flags)
     define_model_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Predicts and says where the CSV is."""
+    """Writes the predictions and prints where they are."""
     from convoy.core.devices import parse_devices
 
     if bool(flags.workdir) == bool(flags.export):
-        raise UsageError("Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
-    needless = "checkpoint" if flags.export else "format"
-    if flags[needless].present:
-        raise UsageError(f"--{needless} does not go with --{'export' if flags.export else 'workdir'}: leave it out.")
+        raise UsageError("Pass exactly one of --workdir=RUN and --export=DIR (a folder written by `convoy export`).")
+    excluded = "checkpoint" if flags.export else "format"
+    if flags[excluded].present:
+        source = "export" if flags.export else "workdir"
+        raise UsageError(f"--{excluded} cannot be used with --{source}. Remove it.")
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from convoy.trainer.evaluation.prediction import Request, predict
@@ -72,7 +77,7 @@ def _classifier(flags: absl_flags.FlagValues, devices: "Devices") -> "Classifier
         from convoy.trainer.cluster.strategy import make_strategy
         from convoy.trainer.export.classifier import open_export
 
-        make_strategy(devices)  # hides GPUs that are not wanted; the export runs on the first device
+        make_strategy(devices)  # hides the other GPUs; the export runs on the first device
         return open_export(Path(flags.export), flags.format or "")
     from convoy.trainer.evaluation.classifier import RunClassifier
     from convoy.trainer.session.restore import open_run

@@ -1,4 +1,4 @@
-"""`convoy report`: flags of the page about a run."""
+"""`convoy report`: writes the report page of a run, from its newest evaluation."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +19,16 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
     absl_flags.DEFINE_string(
-        "output", None, "page to write, and nothing else; WORKDIR/report.html where left out", flag_values=flags
+        "output", None, "HTML file to write, as the only one; default: all files, in WORKDIR", flag_values=flags
     )
-    absl_flags.DEFINE_string("data", None, "dataset directory; the run's own where left out", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "data", None, "dataset directory; default: the one the run was trained on", flag_values=flags
+    )
     define_model_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Writes the page; where nothing was evaluated yet, the validation split is evaluated first."""
+    """Writes the report; evaluates the validation split first if nothing was evaluated yet."""
     from convoy.core.devices import parse_devices
     from convoy.trainer.evaluation.predictions import newest
     from convoy.trainer.evaluation.report.history import read_history
@@ -36,23 +38,23 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     devices = parse_devices(flags.devices)
     output = Path(flags.output) if flags.output else None
     if output and not output.parent.is_dir():
-        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Make it first.")
+        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Create it.")
     if output and output.is_dir():
-        raise UsageError(f"--output={output} is a folder. Name the page to write in it.")
+        raise UsageError(f"--output={output} is a folder. Pass the path of the HTML file to write.")
     run_directory = RunDirectory(flags.workdir)
-    read_history(run_directory)  # no run directory: that is said before TensorFlow starts
+    read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
     if not newest(run_directory):
         try:
             _evaluate(flags, devices)
-        except DataError as error:  # no checkpoint yet, no such split, the dataset is gone
-            print(f"Without an evaluation: {error}")
+        except DataError as error:  # no checkpoint yet, no validation split, the dataset is gone
+            print(f"Not evaluated: {error}")
     print("\n".join(write_report(run_directory, output=output, data=flags.data)))
 
 
 def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row
-    from convoy.trainer.evaluation.evaluator import evaluate_split
+    from convoy.trainer.evaluation.split import evaluate_split
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)

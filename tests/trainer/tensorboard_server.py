@@ -1,4 +1,4 @@
-"""A real TensorBoard, and what it tells over the addresses that its pages ask."""
+"""A TensorBoard server for tests, and its HTTP API."""
 
 import contextlib
 import os
@@ -21,12 +21,12 @@ _WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None; "
 
 @dataclass(frozen=True)
 class Server:
-    """A TensorBoard that has read its folder; `url` ends with a slash."""
+    """A TensorBoard that has loaded its folder; `url` ends with a slash."""
 
     url: str
 
     def ask(self, path: str, **parameters: object) -> Any:  # noqa: ANN401 (any JSON value)
-        """Returns what a plugin answers."""
+        """Returns the response of a plugin."""
         return get_json(f"{self.url}data/plugin/{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
 
     def tags(self, plugin: str, path: str = "tags") -> dict[str, set[str]]:
@@ -40,14 +40,13 @@ class Server:
 
 @contextlib.contextmanager
 def tensorboard(logdir: Path, log: Path, *arguments: str, fast: bool) -> Iterator[Server]:
-    """Starts TensorBoard on a folder and waits until it has read it; on leaving it is gone.
+    """Starts TensorBoard on a folder and waits until it has loaded it; kills it on leaving.
 
     Args:
       logdir: the folder.
-      log: a file for what it says.
-      *arguments: its other flags.
-      fast: whether its data server reads, which it does on its own: TensorFlow, which takes seconds to import, is not
-        there then. Else TensorBoard's Python reads, with TensorFlow.
+      log: file for its output.
+      *arguments: further flags.
+      fast: load with its data server and without TensorFlow; else in Python, with TensorFlow.
     """
     command = [sys.executable, "-c", f"{_WITHOUT_TENSORFLOW * fast}from tensorboard.main import run_main; run_main()"]
     command += [f"--logdir={logdir}", "--port=0", "--host=127.0.0.1", f"--load_fast={str(fast).lower()}"]

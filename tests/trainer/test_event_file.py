@@ -1,4 +1,4 @@
-"""Event files as TensorBoard's own loader reads them, and what is left of them where a run goes back."""
+"""Event files as TensorBoard's loader reads them, before and after they are cut back."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def scalars(**values):
 
 
 class TestWriting:
-    def test_tensorboard_reads_what_was_written_and_what_it_is(self, tmp_path):
+    def test_tensorboard_reads_values_and_metadata(self, tmp_path):
         events = EventFile(tmp_path / "train", first_step=1)
         events.write(1, scalars(loss=2.5, top1=0.25))
         events.write(2, scalars(loss=2.0))
@@ -46,16 +46,16 @@ class TestWriting:
         assert first.summary.value[0].metadata.plugin_data.plugin_name == "scalars"
         assert not second.summary.value[0].HasField("metadata")
 
-    def test_makes_no_file_before_the_first_value(self, tmp_path):
+    def test_file_is_created_with_the_first_value(self, tmp_path):
         EventFile(tmp_path / "train", first_step=1)
         assert not list(tmp_path.iterdir())
 
-    def test_of_two_in_one_second_the_later_comes_later(self, tmp_path):
+    def test_files_of_the_same_second_keep_their_order(self, tmp_path):
         for step in range(1, 13):
             EventFile(tmp_path, first_step=step).write(step, scalars(loss=step))
         assert [step for step, *_ in points(tmp_path)] == list(range(1, 13))
 
-    def test_begins_anew_where_somebody_has_cleared_the_folder(self, tmp_path):
+    def test_cleared_folder_gets_a_new_file(self, tmp_path):
         events = EventFile(tmp_path / "train", first_step=1)
         events.write(1, scalars(loss=2.5))
         shutil.rmtree(tmp_path / "train")
@@ -65,12 +65,12 @@ class TestWriting:
         assert version.file_version == "brain.Event:2"
         assert event.summary.value[0].metadata.plugin_data.plugin_name == "scalars"
 
-    def test_a_full_disk_costs_whole_records_only(self, tmp_path):
+    def test_full_disk_leaves_whole_records(self, tmp_path):
         with small_disk(tmp_path / "disk", 2**20) as disk:
             folder, written = disk.seen / "train", 0
             events = EventFile(folder, first_step=1)
             with pytest.raises(OSError) as caught:
-                for written in range(10_000):  # noqa: B007 (looked at behind the loop)
+                for written in range(10_000):  # noqa: B007 (used after the loop)
                     events.write(written, scalars(**dict.fromkeys(PERF, 1.0)))
             assert caught.value.errno == errno.ENOSPC
             assert len(points(folder)) == written * len(PERF)
@@ -85,48 +85,48 @@ class TestCuttingBack:
             events.write(step, scalars(loss=step, top1=step))
         return tmp_path
 
-    def test_drops_what_came_after_a_step_and_keeps_the_rest(self, folder):
+    def test_drops_later_steps_only(self, folder):
         before = points(folder)
         cut_back(folder, last_step=20)
         assert points(folder) == [point for point in before if point[0] <= 20]
 
-    def test_drops_what_is_written_anew_at_every_start(self, folder):
+    def test_drops_tags_that_are_written_again(self, folder):
         cut_back(folder, last_step=20, without={"run/config"})
         assert [tag for _, tag, _ in points(folder)] == ["loss", "top1"] * 2
 
-    def test_takes_away_a_file_of_which_nothing_is_left(self, folder):
+    def test_removes_a_file_without_values(self, folder):
         cut_back(folder, last_step=-1)
         assert not list(folder.iterdir())
 
-    def test_leaves_a_file_alone_that_holds_nothing_later(self, folder):
+    def test_leaves_a_file_without_later_steps_unchanged(self, folder):
         (path,) = folder.iterdir()
         before = path.stat()
         cut_back(folder, last_step=30)
         assert path.stat().st_ino == before.st_ino
 
-    @pytest.mark.parametrize("torn", [1, 5, 20])
-    def test_drops_a_record_that_a_crash_cut_short(self, folder, torn):
+    @pytest.mark.parametrize("truncated", [1, 5, 20])
+    def test_drops_a_truncated_record(self, folder, truncated):
         (path,) = folder.iterdir()
         before = points(folder)
-        path.write_bytes(path.read_bytes()[:-torn])
+        path.write_bytes(path.read_bytes()[:-truncated])
         cut_back(folder, last_step=30)
         assert points(folder) == before[:-2]
         EventFile(folder, first_step=31).write(40, scalars(loss=40.0))
         assert points(folder)[-1] == (40, "loss", 40.0)
 
-    def test_a_reader_that_has_the_file_open_goes_on(self, folder):
+    def test_open_reader_continues(self, folder):
         (path,) = folder.iterdir()
         loader = EventFileLoader(str(path))
         assert [event.step for event in loader.Load()][-1] == 30
         cut_back(folder, last_step=20)
         assert not list(loader.Load())
 
-    def test_there_need_be_no_files(self, tmp_path):
+    def test_folder_without_files(self, tmp_path):
         cut_back(tmp_path / "nothing", last_step=0)
 
 
 class TestMetricWriters:
-    def test_what_a_killed_attempt_wrote_is_gone_in_both_places(self, tmp_path):
+    def test_going_back_drops_later_steps_in_both_files(self, tmp_path):
         run = RunDirectory(tmp_path)
         first = MetricWriters(run, total_steps=100)
         for step in (10, 20, 30):
@@ -140,28 +140,28 @@ class TestMetricWriters:
         assert [step for step, *_ in points(run.tensorboard / "train")] == [10, 20, 25]
         assert [step for step, *_ in points(run.tensorboard / "validation")] == [10, 20]
 
-    def test_numbers_that_are_not_finite_are_shown_as_they_are_and_stored_as_null(self, tmp_path):
+    def test_values_that_are_not_finite_become_null_in_metrics_jsonl(self, tmp_path):
         run = RunDirectory(tmp_path)
         MetricWriters(run, total_steps=100).write("train", 10, {"quality/loss": float("nan"), "quality/top1": 0.5})
         assert json.loads(run.metrics.read_text())["quality/loss"] is None
         assert np.isnan(points(run.tensorboard / "train")[0][2])
 
-    def test_every_line_of_a_run_of_ordinary_length_is_shown(self, tmp_path):
+    def test_all_points_of_an_ordinary_run_are_written(self, tmp_path):
         run = RunDirectory(tmp_path)
         writers = MetricWriters(run, total_steps=20_000)
         for step in range(1, 101):
             writers.write("train", step, {"quality/loss": step})
         assert len(points(run.tensorboard / "train")) == 100
 
-    def test_event_files_of_a_day_stay_below_50_megabytes_at_any_speed(self, tmp_path):
-        steps_a_second, log_every, lines = 500, 20, 4000
-        total = 24 * 3600 * steps_a_second
+    def test_event_files_of_a_long_run_stay_below_50_megabytes(self, tmp_path):
+        steps_per_second, log_every, lines = 500, 20, 4000
+        total = 24 * 3600 * steps_per_second
         run = RunDirectory(tmp_path)
         writers = MetricWriters(run, total_steps=total)
         values = dict.fromkeys([*OTHERS, *PERF], 1.234)
         for step in range(log_every, (lines + 1) * log_every, log_every):
             writers.write("train", step, values)
-            writers.write("validation", step, values)  # as if it were evaluated as often
+            writers.write("validation", step, values)  # as if evaluated at every log line
             writers.show_scalars("", step, {"best/top1": 0.5})
         size = sum(path.stat().st_size for path in run.tensorboard.rglob("*tfevents*"))
         assert len(run.metrics.read_text().splitlines()) == 2 * lines

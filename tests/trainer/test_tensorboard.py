@@ -1,4 +1,4 @@
-"""TensorBoard itself on a run of two devices that was killed and resumed: its pages in a browser, its data by HTTP."""
+"""TensorBoard on a run of two devices that was killed and resumed: its pages in a browser, its data over HTTP."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("<script>alert(1)</script>", "../x", "=1+1", "\N{SOCKS} socks", r"$\frac{a$", "micro", "[a](javascript:b)")
 STEPS, LOG_EVERY, EVAL_EVERY, HISTOGRAM_EVERY = 40, 4, 2, 20
-READERS = ("true", "false")  # of --load_fast: the data server, and TensorBoard's Python
+READERS = ("true", "false")  # values of --load_fast: the data server, or TensorBoard's Python loader
 FLAGS = (
     *("--config=smoke", "--devices=cpu:2", "--config.precision=float32", f"--config.steps={STEPS}"),
     "--config.image_size=20",
@@ -35,14 +35,14 @@ QUALITY = {f"quality/{name}" for name in ("loss", "top1", "top5", "macro_f1", "e
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that was killed behind a checkpoint and resumed.
+    """A run that was killed after a checkpoint and resumed.
 
     Attributes:
-      workdir: its directory.
-      restored: the step from which it went on.
-      killed: the last step it had shown before, in training and in validation.
-      boards: by reader a TensorBoard that has been watching all the time.
-      seen: by reader, run and tag the curves that it shows in the end.
+      workdir: run directory.
+      restored: step from which it resumed.
+      killed: last step logged before, in training and in validation.
+      boards: by reader, a TensorBoard that was open all the time.
+      seen: by reader, run and tag, the curves that it shows at the end.
     """
 
     workdir: Path
@@ -54,7 +54,7 @@ class Resumed:
 
 @pytest.fixture(scope="module")
 def odd_data(dataset, tmp_path_factory, convoy):
-    """The small data set under names that could do harm."""
+    """The small dataset with class names that contain markup and formulas."""
     folder = tmp_path_factory.mktemp("odd")
     rows = dataset.rows("train")
     name_of = dict(zip(sorted({category for _, category in rows}), NAMES, strict=True))
@@ -87,13 +87,13 @@ def resumed(odd_data, tmp_path_factory, convoy, convoy_started, wait_until):
     workdir = folder / "runs" / "first"
     command = ("train", *FLAGS, f"--data={odd_data}", f"--workdir={workdir}")
 
-    def is_far_behind_a_checkpoint():
+    def is_past_a_checkpoint():
         steps = [event["step"] for event in events_of(workdir, "checkpoint")]
         last = last_steps(workdir)
         return len(steps) > 1 and min(last.get("train", 0), last["validation"]) >= steps[-1] + LOG_EVERY
 
     with convoy_started(*command, output=folder / "first.log") as process:
-        wait_until(lambda: is_far_behind_a_checkpoint() or process.poll() is not None, "a point behind a checkpoint")
+        wait_until(lambda: is_past_a_checkpoint() or process.poll() is not None, "a point past a checkpoint")
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, (folder / "first.log").read_text()
     killed = last_steps(workdir)
@@ -106,14 +106,14 @@ def resumed(odd_data, tmp_path_factory, convoy, convoy_started, wait_until):
             for fast in READERS
         }
         checkpoint = CheckpointStore(workdir / "checkpoints").latest()
-        for server in servers.values():  # what a person has seen, and what will be trained again
+        for server in servers.values():  # points that will be trained again are shown before
             wait_until(
                 lambda server=server: all(
                     "quality/loss" in server.tags("scalars").get(split, ())
                     and server.scalars(split, "quality/loss")[-1][0] > checkpoint
                     for split in killed
                 ),
-                "points behind the checkpoint",
+                "points past the checkpoint",
             )
         convoy(*command, check=True)
 
@@ -133,7 +133,7 @@ def resumed(odd_data, tmp_path_factory, convoy, convoy_started, wait_until):
 
 @pytest.fixture(scope="module", params=READERS)
 def server(resumed, request, tmp_path_factory):
-    """A TensorBoard that is started when all is done, on a folder of two runs."""
+    """A TensorBoard that is started after training, on a folder of two runs."""
     log = tmp_path_factory.mktemp("server") / "log"
     with tensorboard(resumed.workdir.parent, log, fast=request.param == "true") as server:
         yield server
@@ -147,17 +147,17 @@ def post(server, path, **body):
         return json.loads(answer.read())
 
 
-class TestAResumedRun:
-    def test_was_killed_behind_the_checkpoint_it_went_on_from(self, resumed):
+class TestResumedRun:
+    def test_was_killed_past_the_checkpoint_it_resumed_from(self, resumed):
         assert all(step > resumed.restored for step in resumed.killed.values())
 
     @pytest.mark.parametrize("fast", READERS)
-    def test_continues_its_curves_before_the_eyes_of_who_watches(self, resumed, fast):
+    def test_open_tensorboard_shows_the_resumed_curves(self, resumed, fast):
         for (run, tag), points in resumed.seen[fast].items():
             if run != ".":
                 assert close(points, curve(resumed.workdir, run, tag)), (run, tag)
 
-    def test_shows_every_step_once(self, resumed, server):
+    def test_every_step_is_shown_once(self, resumed, server):
         for split, every in (("train", LOG_EVERY), ("validation", EVAL_EVERY)):
             for tag in server.tags("scalars")[f"first/tensorboard/{split}"]:
                 points = server.scalars(f"first/tensorboard/{split}", tag)
@@ -170,13 +170,13 @@ class TestAResumedRun:
 
 
 class TestData:
-    def test_train_and_validation_have_equal_tags(self, server):
+    def test_train_and_validation_share_tags(self, server):
         tags = server.tags("scalars")
         train, validation = (tags[f"first/tensorboard/{split}"] for split in ("train", "validation"))
         assert train & validation >= QUALITY
         assert validation - train == {"gap/top1", "gap/loss"}
 
-    def test_custom_scalars_have_charts_for_every_tag(self, server):
+    def test_every_tag_has_a_custom_scalars_chart(self, server):
         layout = server.ask("custom_scalars/layout")
         assert [category["title"] for category in layout["category"]] == [
             "Generalization",
@@ -188,14 +188,14 @@ class TestData:
             for chart in category["chart"]:
                 for tag in chart["multiline"]["tag"]:
                     for run in ("", "/train", "/validation"):
-                        asked = server.ask("custom_scalars/scalars", run=f"first/tensorboard{run}", tag=tag)
-                        for found in asked["tag_to_events"]:
+                        response = server.ask("custom_scalars/scalars", run=f"first/tensorboard{run}", tag=tag)
+                        for found in response["tag_to_events"]:
                             drawn.setdefault(found, set()).add(run)
         assert drawn["quality/loss"] == {"/train", "/validation"}
         every_tag = {tag for run, tags in server.tags("scalars").items() if run.startswith("first") for tag in tags}
         assert every_tag - drawn.keys() == {"run/epoch"}, drawn
 
-    def test_pictures_are_ten_at_most_and_the_first_batch_is_there_once(self, server):
+    def test_images_are_shown_for_ten_evaluations_and_the_first_batch(self, server):
         assert server.tags("images").keys() == {f"{run}/tensorboard/media" for run in ("first", "second")}
         steps = {}
         for tag in server.tags("images")["first/tensorboard/media"]:
@@ -205,7 +205,7 @@ class TestData:
         assert steps.pop("media/train_batch") == [0]
         assert steps == {"media/confusion_matrix": tenths, "media/worst": tenths}
 
-    def test_hparams_show_config_and_best_top1_of_every_run(self, server, resumed):
+    def test_hparams_have_config_and_best_top1_of_every_run(self, server, resumed):
         experiment = post(server, "experiment", experimentName="")
         names = [info["name"] for info in experiment["hparamInfos"]]
         metrics = [info["name"] for info in experiment["metricInfos"]]
@@ -232,7 +232,7 @@ class TestData:
             assert [metric["value"] for metric in group["metricValues"]] == [pytest.approx(best)]
             assert [session["status"] for session in group["sessions"]] == ["STATUS_SUCCESS"]
 
-    def test_precision_recall_is_of_all_and_of_classes_whatever_their_names(self, server):
+    def test_precision_recall_curves_of_all_and_single_classes(self, server):
         run = "first/tensorboard/validation"
         tags = server.tags("pr_curves")[run]
         assert "pr/micro" in tags
@@ -243,7 +243,7 @@ class TestData:
                 assert entry["recall"][0] == 1
                 assert entry["true_positives"] == sorted(entry["true_positives"], reverse=True)
 
-    def test_texts_are_there_once_and_harmless(self, server):
+    def test_texts_are_written_once_and_escaped(self, server):
         run = "first/tensorboard/train"
         assert server.ask("text/tags")[run]
         for name, expected in (
@@ -258,16 +258,16 @@ class TestData:
             assert "<script" not in text["text"]
             assert "<a " not in text["text"]
 
-    def test_graphs_show_the_layers_and_what_goes_where(self, server):
-        for question in ({}, {"tag": "keras", "conceptual": "true"}):
+    def test_graphs_have_layers_and_edges(self, server):
+        for query in ({}, {"tag": "keras", "conceptual": "true"}):
             url = f"{server.url}data/plugin/graphs/graph?run=first/tensorboard/train"
-            url += "".join(f"&{name}={value}" for name, value in question.items())
+            url += "".join(f"&{name}={value}" for name, value in query.items())
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
                 graph = answer.read().decode()
-            assert f'name: "{"convnet/" if question else ""}logits"' in graph
+            assert f'name: "{"convnet/" if query else ""}logits"' in graph
             assert graph.count("input:") >= graph.count("node {") - 1
 
-    def test_histograms_are_of_every_weight_when_asked_for(self, server):
+    def test_histograms_of_every_weight_at_the_configured_steps(self, server):
         tags = server.tags("histograms")["first/tensorboard/train"]
         assert "weights/logits/kernel" in tags
         for tag in tags:
@@ -277,7 +277,7 @@ class TestData:
 
 @pytest.mark.skipif(missing_browser() is not None, reason=str(missing_browser()))
 class TestPages:
-    def test_every_page_shows_its_data_and_runs_no_script_of_a_name(self, resumed, tmp_path):
+    def test_every_page_shows_its_data_and_runs_no_injected_script(self, resumed, tmp_path):
         pages = {
             "timeseries": ("best", "gap", "Settings"),
             "scalars": ("best/top1", "gap/loss", "quality"),

@@ -1,4 +1,4 @@
-"""What goes into TensorBoard's pages, each part by itself: counts, curves, pictures, the graph of layers."""
+"""Contents of TensorBoard's pages: counts, curves, pictures, the graph of layers."""
 
 import threading
 
@@ -8,10 +8,11 @@ import pytest
 from tensorboard.plugins.graph import keras_util
 from tensorboard.util.tensor_util import make_ndarray
 
-from convoy.trainer.callbacks.tensorboard import pictures, summaries
+from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.evaluation.counts import MISTAKES, EvaluationCounts
+from convoy.trainer.evaluation import pictures
+from convoy.trainer.evaluation.counts import MISTAKES, THRESHOLDS, EvaluationCounts
 
 CLASSES, IMAGES = 7, 200
 ODD_NAMES = (
@@ -29,7 +30,7 @@ ODD_NAMES = (
 
 @pytest.fixture(scope="module")
 def predictions():
-    """Indices, labels and probabilities of a model that knows something. Class 3 has no images."""
+    """Indices, labels and probabilities of a model better than chance. Class 3 has no images."""
     rng = np.random.default_rng(0)
     labels = rng.choice([0, 1, 2, 4, 5, 6], IMAGES).astype(np.int32)
     logits = rng.normal(size=(IMAGES, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
@@ -37,8 +38,8 @@ def predictions():
     return rng.permutation(1000)[:IMAGES], labels, probabilities
 
 
-class Together:
-    """Stands for `WorkerGroup` of workers that are threads of this process."""
+class ThreadGroup:
+    """Stands in for the `WorkerGroup` of workers that are threads of this process."""
 
     def __init__(self, workers):
         self._barrier = threading.Barrier(workers)
@@ -57,28 +58,28 @@ class Together:
         return Worker()
 
 
-def judged(*parts):
-    """Returns each worker's verdict on its part of the predictions, which it adds in batches."""
-    together, verdicts = Together(len(parts)), [None] * len(parts)
+def gathered_counts(*parts):
+    """Returns the summary on each worker; each adds its part of the predictions in batches."""
+    group, summaries_by_rank = ThreadGroup(len(parts)), [None] * len(parts)
 
     def work(rank):
         counts = EvaluationCounts(CLASSES)
         for start in range(0, len(parts[rank][0]), 32):
             counts.add(*(column[start : start + 32] for column in parts[rank]))
-        verdicts[rank] = counts.of_all(together.of(rank))
+        summaries_by_rank[rank] = counts.gather(group.of(rank))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return verdicts
+    return summaries_by_rank
 
 
-class TestJudgements:
-    def test_count_every_image_once(self, predictions):
+class TestEvaluationCounts:
+    def test_every_image_counts_once(self, predictions):
         _, labels, probabilities = predictions
-        (summary,) = judged(predictions)
+        (summary,) = gathered_counts(predictions)
         matrix = np.zeros([CLASSES, CLASSES], int)
         matrix[summary.labels, summary.predicted] = summary.counts
         expected = np.zeros_like(matrix)
@@ -86,9 +87,9 @@ class TestJudgements:
             expected[label, predicted] += 1
         assert np.array_equal(matrix, expected)
 
-    def test_mistakes_are_the_most_confident_ones_with_their_images(self, predictions):
+    def test_mistakes_are_the_most_confident_errors(self, predictions):
         indices, labels, probabilities = predictions
-        (summary,) = judged(predictions)
+        (summary,) = gathered_counts(predictions)
         wrong = [k for k in range(IMAGES) if probabilities[k].argmax() != labels[k]]
         wrong.sort(key=lambda k: -probabilities[k].max())
         assert [m.index for m in summary.mistakes] == indices[wrong[:MISTAKES]].tolist()
@@ -96,9 +97,9 @@ class TestJudgements:
         assert (first.label, first.predicted) == (labels[wrong[0]], probabilities[wrong[0]].argmax())
         assert first.probability == probabilities[wrong[0]].max()
 
-    def test_curves_are_of_the_classes_with_the_lowest_f1_that_have_images(self, predictions):
+    def test_curves_are_of_the_classes_with_the_lowest_f1(self, predictions):
         _, labels, probabilities = predictions
-        (summary,) = judged(predictions)
+        (summary,) = gathered_counts(predictions)
         predicted = probabilities.argmax(1)
         f1 = {}
         for label in set(labels.tolist()):
@@ -106,66 +107,81 @@ class TestJudgements:
             f1[label] = 2 * hits / (np.sum(predicted == label) + np.sum(labels == label))
         assert list(summary.curves) == [-1, *sorted(f1, key=lambda label: (f1[label], label))[:5]]
 
-    def test_precision_and_recall_are_those_at_each_threshold(self, predictions):
+    def test_precision_and_recall_at_each_threshold(self, predictions):
         _, labels, probabilities = predictions
-        (summary,) = judged(predictions)
+        (summary,) = gathered_counts(predictions)
         for label, counts in summary.curves.items():
             is_class = np.eye(CLASSES, dtype=bool)[labels] if label < 0 else (labels == label)[:, np.newaxis]
             scores = probabilities if label < 0 else probabilities[:, [label]]
             curve = make_ndarray(summaries.pr_curve("pr", *counts).tensor)
-            for k in range(summaries.THRESHOLDS):
-                said = np.floor(scores * (summaries.THRESHOLDS - 1)) >= k
-                hits, wrong, missed = np.sum(said & is_class), np.sum(said & ~is_class), np.sum(~said & is_class)
-                assert curve[:4, k].tolist() == [hits, wrong, np.sum(~said & ~is_class), missed]
+            for k in range(THRESHOLDS):
+                positive = np.floor(scores * (THRESHOLDS - 1)) >= k
+                hits, wrong, missed = (
+                    np.sum(positive & is_class),
+                    np.sum(positive & ~is_class),
+                    np.sum(~positive & is_class),
+                )
+                assert curve[:4, k].tolist() == [hits, wrong, np.sum(~positive & ~is_class), missed]
                 assert curve[4, k] == pytest.approx(hits / max(1, hits + wrong))
                 assert curve[5, k] == pytest.approx(hits / (hits + missed))
 
-    def test_workers_come_to_the_verdict_of_one_that_saw_all(self, predictions):
-        (alone,) = judged(predictions)
-        for summary in judged(*(tuple(column[rank::3] for column in predictions) for rank in range(3))):
+    def test_workers_gather_the_counts_of_a_single_worker(self, predictions):
+        (alone,) = gathered_counts(predictions)
+        for summary in gathered_counts(*(tuple(column[rank::3] for column in predictions) for rank in range(3))):
             for name in ("labels", "predicted", "counts"):
                 assert np.array_equal(getattr(summary, name), getattr(alone, name))
             assert summary.mistakes == alone.mistakes
             assert summary.curves.keys() == alone.curves.keys()
             assert all(np.array_equal(summary.curves[k], alone.curves[k]) for k in alone.curves)
 
-    def test_a_worker_may_have_seen_nothing_and_a_model_may_make_no_mistakes(self):
+    def test_worker_without_images_and_model_without_errors(self):
         nothing = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros([0, CLASSES], np.float32)
         right = np.arange(3), np.arange(3, dtype=np.int32), np.eye(CLASSES, dtype=np.float32)[:3]
-        for summary in judged(nothing, right):
+        for summary in gathered_counts(nothing, right):
             assert (summary.counts.tolist(), summary.mistakes) == ([1, 1, 1], [])
 
-    def test_a_model_that_has_become_nan_is_counted_too(self):
+    def test_nan_probabilities_are_counted(self):
         counts = EvaluationCounts(CLASSES)
         counts.add(np.arange(2), np.int32([0, 3]), np.full([2, CLASSES], np.nan, np.float32))
-        assert counts.of_all(WorkerGroup(None)).counts.sum() == 2
+        assert counts.gather(WorkerGroup(None)).counts.sum() == 2
 
 
 @pytest.mark.parametrize("values", [[1, 1 + 2**-23], [0, 1e-45], [-3e38, 3e38], [np.nan, np.inf], [7]])
-def test_a_histogram_is_of_the_finite_weights_whatever_lies_between_them(values):
+def test_histogram_counts_all_finite_weights(values):
     histogram = make_ndarray(summaries.histogram("weights/gamma", np.float32(values)).tensor)
     assert histogram[:, 2].sum() == np.isfinite(np.float32(values)).sum()
 
 
 class TestPictures:
     @pytest.mark.parametrize("count", [1, 2, 9, 16, 25, 40])
-    def test_a_grid_holds_images_of_any_size_under_any_names(self, count):
+    def test_grid_takes_images_of_any_size_and_any_names(self, count):
         sizes = ((32, 32), (1, 500), (300, 20))
         images = [np.full([*sizes[k % 3], 3], k, np.uint8) for k in range(count)]
-        grid = pictures.grid(images, [(ODD_NAMES[k % len(ODD_NAMES)],) * 3 for k in range(count)])
+        grid = pictures.image_grid(images, [(ODD_NAMES[k % len(ODD_NAMES)],) * 3 for k in range(count)])
         assert grid.mode == "RGB"
         assert max(grid.size) < 1000
 
     @pytest.mark.parametrize("classes", [2, 9, 42, 3000])
-    def test_a_confusion_matrix_is_bounded_in_size_whatever_the_number_of_classes(self, classes):
+    def test_confusion_matrix_is_bounded_in_size(self, classes):
         names = [f"{ODD_NAMES[k % len(ODD_NAMES)]}{k // len(ODD_NAMES) or ''}" for k in range(classes)]
         labels = np.arange(classes)
-        picture = pictures.confusion_matrix(labels, labels[::-1], np.full(classes, 3), names, "$a title")
+        shares = pictures.row_shares(labels, labels[::-1], np.full(classes, 3), classes)
+        picture = pictures.confusion_matrix(shares, names, "$a title")
         assert max(picture.size) < 1100
 
+    def test_rows_of_a_confusion_matrix_add_up_to_1(self):
+        shares = pictures.row_shares(np.array([0, 0, 2]), np.array([0, 1, 2]), np.array([3, 1, 5]), 3)
+        np.testing.assert_array_equal(shares, [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]])
+
+    def test_darker_cells_of_a_confusion_matrix_are_larger_shares(self):
+        picture = pictures.confusion_matrix(np.array([[0.9, 0.1], [0.6, 0.4]]), ["a", "b"], "").convert("L")
+        left, top, side = picture.width - 640 - 15, 15, 320
+        grey = [[picture.getpixel((left + k * side + 20, top + row * side + 20)) for k in (0, 1)] for row in (0, 1)]
+        assert grey[0][0] < grey[1][0] < grey[1][1] < grey[0][1]
+
     @pytest.mark.parametrize("name", ODD_NAMES)
-    def test_every_name_becomes_a_line_that_can_be_written(self, name):
-        shown = summaries.shown_name(name)
+    def test_printable_name_can_be_encoded(self, name):
+        shown = pictures.printable(name)
         shown.encode()
         assert len(shown.splitlines()) <= 1
         summaries.scalar(shown, 1.0)
@@ -182,13 +198,13 @@ def branches():
     return keras.Model(inputs, keras.layers.Dense(3, name="logits")(inner(merged)))
 
 
-class Untold(keras.Model):
+class WithoutLayers(keras.Model):
     def call(self, inputs):
         return inputs
 
 
 class TestModelGraph:
-    def test_holds_every_layer_and_where_its_inputs_come_from(self):
+    def test_graph_has_every_layer_and_its_inputs(self):
         model = branches()
         graph = keras_util.keras_model_to_graph_def(layers_of(model))
         nodes = {node.name.removeprefix(f"{model.name}/"): node for node in graph.node}
@@ -200,5 +216,5 @@ class TestModelGraph:
         assert inputs["inner/hidden"] == ["inner/flat"]
         assert nodes["left"].attr["keras_class"].s == b"Conv2D"
 
-    def test_of_a_model_that_does_not_tell_its_layers_there_is_none(self):
-        assert layers_of(Untold()) is None
+    def test_model_that_does_not_list_its_layers_has_no_graph(self):
+        assert layers_of(WithoutLayers()) is None

@@ -1,1 +1,1 @@
-"""What observes a run: console, run files, TensorBoard, profiler, advice."""
+"""Observers of a training run: console, run files, TensorBoard, profiler, bottleneck analysis, advice."""

@@ -1,11 +1,9 @@
-"""What a person should know of a run and can do something about: each told once, or each time when it begins.
+"""Advice during training: findings that the user can act on, each shown when its condition begins.
 
-advice = Advice(config, dataset, say=console.say)
+advice = Advice(config, dataset, show=console.finding)
 advice.start(plan)                                                   # classes without images, a scaled learning rate
 advice.logged(31.0, ["--config.cache=memory"])                       # input wait
-advice.evaluated(train_top1=0.95, top1=0.61, best_top1=0.63)
-
-Every piece names its number and a mend.
+advice.evaluated(step=400, train_top1=0.95, top1=0.61, best_top1=0.63)
 """
 
 from collections.abc import Callable, Sequence
@@ -13,40 +11,50 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
+from convoy.core.finding import Finding, Severity
+from convoy.core.text import counted
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.callbacks.bottleneck import any_of
-from convoy.trainer.config import Plan
+from convoy.trainer.config import Plan, resolution
 
 _PATIENCE = 5  # evaluations
-_WAITING_LINES = 2  # one alone may have had bad luck
+_INPUT_BOUND_LINES = 2  # consecutive log lines: a single slow one may be noise
 _SHOWN_CLASSES = 5
-_LINE = "crop(scale=0.7..1) | flip | contrast(0.5) | saturation(0.7)"
+_AUGMENTATION = "crop(scale=0.7..1) | flip | contrast(0.5) | saturation(0.7)"
+_FIRST_EPOCHS = 3
+_FIRST_SHARE = 0.1  # of the run's steps
 
 
 class Advice:
-    """Looks at what is measured, and says a line where something is amiss."""
+    """Watches the measurements of a run and shows findings."""
 
-    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset, *, say: Callable[[str], None]):
-        """Says nothing yet.
+    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset, *, show: Callable[[Finding], None]):
+        """Shows nothing yet.
 
         Args:
-          config: complete.
-          dataset: trained on.
-          say: shows a line.
+          config: the complete config.
+          dataset: the training dataset.
+          show: shows a finding.
         """
         self._config = config
         self._dataset = dataset
-        self._say = say
-        self._waiting_lines = 0
+        self._show = show
+        self._plan: Plan | None = None
+        self._input_bound_lines = 0
         self._evaluations_since_best = 0
-        self._gap_is_told = False
+        self._overfitting_shown = False
 
     def start(self, plan: Plan) -> None:
-        """Tells what is known before the first step."""
-        for split_name, consequence in (
-            ("train", "they can never be learnt. Add images of them and convert again, or leave the classes out."),
-            ("validation", "no metric tells of them. Convert with a larger --validation_fraction."),
+        """Shows what is known before the first step."""
+        self._plan = plan
+        for split_name, consequence, fix in (
+            (
+                "train",
+                "the model cannot learn them",
+                "Add images of these classes or leave the classes out, and convert again.",
+            ),
+            ("validation", "they are not evaluated", "Convert with a larger --validation_fraction."),
         ):
             if split_name not in self._dataset.splits:
                 continue
@@ -54,60 +62,78 @@ class Advice:
             empty = [self._dataset.class_names[k] for k in np.flatnonzero(counts == 0)]
             if empty:
                 more = ", ..." if len(empty) > _SHOWN_CLASSES else ""
-                self._say(
-                    f"Warning: {len(empty)} of {self._dataset.num_classes} classes have no images in {split_name} "
-                    f"({', '.join(map(repr, empty[:_SHOWN_CLASSES]))}{more}): {consequence}"
+                text = (
+                    f"{len(empty)} of {counted(self._dataset.num_classes, 'class', 'classes')} without images in "
+                    f"{split_name} ({', '.join(map(repr, empty[:_SHOWN_CLASSES]))}{more}): {consequence}."
                 )
+                self._show(Finding(Severity.WARNING, f"missing-classes-{split_name}", text, fix))
         schedule, rate = self._config.schedule, self._config.optimizer.learning_rate
         if plan.peak_learning_rate != rate:
-            self._say(
-                f"Note: the learning rate is scaled from {rate:g} to {plan.peak_learning_rate:g} "
-                f"({schedule.scaling}): the batch is {plan.global_batch_size}, and it was given for "
-                f"{schedule.reference_batch_size}. --config.schedule.scaling=none keeps it as it is."
+            text = (
+                f"The learning rate is scaled from {rate:g} to {plan.peak_learning_rate:g} ({schedule.scaling} "
+                f"scaling): the global batch size is {plan.global_batch_size}, the reference batch size "
+                f"{schedule.reference_batch_size}."
             )
+            fix = "Pass --config.schedule.scaling=none to keep it unscaled."
+            self._show(Finding(Severity.NOTE, "scaled-learning-rate", text, fix))
 
     def logged(self, input_wait_pct: float, fixes: Sequence[str]) -> None:
-        """Takes the share of the time that the steps of one line have waited for input.
+        """Checks the input wait of a log line.
 
         Args:
-          input_wait_pct: in percent.
+          input_wait_pct: share of step time spent waiting for input, in percent.
           fixes: what would make input faster.
         """
-        self._waiting_lines = self._waiting_lines + 1 if input_wait_pct > INPUT_BOUND_PCT else 0
-        if self._waiting_lines == _WAITING_LINES:
-            self._say(
-                f"Warning: training waits for images for {input_wait_pct:.0f} % of the time (over {INPUT_BOUND_PCT:.0f} %). "
-                f"Try {any_of(fixes)}."
-            )
+        self._input_bound_lines = self._input_bound_lines + 1 if input_wait_pct > INPUT_BOUND_PCT else 0
+        if self._input_bound_lines == _INPUT_BOUND_LINES:
+            text = f"Training waits for images {input_wait_pct:.0f} % of the time (threshold {INPUT_BOUND_PCT:.0f} %)."
+            self._show(Finding(Severity.WARNING, "input-bound", text, f"Try {any_of(fixes)}."))
 
-    def evaluated(self, *, train_top1: float | None, top1: float, best_top1: float | None) -> None:
-        """Takes an evaluation on validation images.
+    def evaluated(self, *, step: int, train_top1: float | None, top1: float, best_top1: float | None) -> None:
+        """Checks an evaluation on validation images.
+
+        Overfitting is not reported in the first 3 epochs or the first tenth of the run, whichever is longer, nor in a
+        stage whose training images are smaller than those of the last stage and of evaluation
+        (`config.progressive.sizes`): there the gap also comes from the change of size.
 
         Args:
-          train_top1: of the training images of the last line; None where there was none.
-          top1: of the validation images.
-          best_top1: of all evaluations before this one; None where there were none.
+          step: optimizer steps done.
+          train_top1: on training images in the last log line; None before the first one.
+          top1: on validation images.
+          best_top1: best top-1 of the evaluations before; None before the first one.
         """
-        is_best = best_top1 is None or top1 > best_top1
-        self._evaluations_since_best = 0 if is_best else self._evaluations_since_best + 1
-        if self._evaluations_since_best == _PATIENCE:
-            self._say(
-                f"Warning: validation top-1 has been no better than its best, {best_top1:.2%}, for {_PATIENCE} "
-                "evaluations. Ctrl-C ends the run, and the best checkpoint stays; a next one may want fewer "
-                "--config.epochs or a lower --config.optimizer.learning_rate."
+        if best_top1 is None or top1 > best_top1:
+            self._evaluations_since_best = 0
+        else:
+            self._evaluations_since_best += 1
+            if self._evaluations_since_best == _PATIENCE:
+                text = f"Validation top-1 has not exceeded its best, {best_top1:.2%}, for {_PATIENCE} evaluations."
+                fix = (
+                    "Stop with Ctrl-C if it stays so: the best checkpoint is kept. For the next run try fewer "
+                    "--config.epochs or a lower --config.optimizer.learning_rate."
+                )
+                self._show(Finding(Severity.WARNING, "no-improvement", text, fix))
+        if train_top1 is None or not self._gap_is_meaningful(step):
+            return
+        gap = train_top1 - top1
+        if gap > OVERFITTING_GAP and not self._overfitting_shown:
+            text = (
+                f"Top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, a gap of "
+                f"{100 * gap:.0f} points (threshold {100 * OVERFITTING_GAP:.0f}): the model may be overfitting."
             )
-        gap = 0.0 if train_top1 is None else train_top1 - top1
-        if gap > OVERFITTING_GAP and not self._gap_is_told:
-            self._say(
-                f"Warning: top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, "
-                f"{100 * gap:.0f} points apart (over {100 * OVERFITTING_GAP:.0f}): it may be learning them by heart. "
-                f"Try {any_of(self._gap_fixes())}."
-            )
-        # Told again only after it had closed well: near the limit it goes to and fro.
-        self._gap_is_told = gap > OVERFITTING_GAP or (self._gap_is_told and gap > OVERFITTING_GAP / 2)
+            self._show(Finding(Severity.WARNING, "overfitting", text, f"Try {any_of(self._overfitting_fixes())}."))
+        # Shown again only after the gap has halved: near the threshold it fluctuates.
+        self._overfitting_shown = gap > OVERFITTING_GAP or (self._overfitting_shown and gap > OVERFITTING_GAP / 2)
 
-    def _gap_fixes(self) -> list[str]:
+    def _gap_is_meaningful(self, step: int) -> bool:
+        config, plan = self._config, self._plan
+        if plan is None or step < max(_FIRST_EPOCHS * plan.steps_per_epoch, _FIRST_SHARE * plan.total_steps):
+            return False
+        size = resolution.stage_at(config, plan.total_steps, step - 1).size
+        return size >= min(config.image_size, resolution.evaluation_size(config))
+
+    def _overfitting_fixes(self) -> list[str]:
         config = self._config
-        fixes = [f"--config.augment.ops='{_LINE}'"] * (not config.augment.ops)
+        fixes = [f"--config.augment.ops='{_AUGMENTATION}'"] * (not config.augment.ops)
         fixes += ["--config.optimizer.weight_decay=0.05"] * (config.optimizer.weight_decay == 0)
         return [*fixes, "more images"]

@@ -1,13 +1,13 @@
-"""What limits a run: each step's time as waiting for input, reduction and computing, all measured, and one sentence.
+"""Bottleneck analysis: step time split into input wait, gradient reduction and compute, with a one-sentence summary.
 
-    limits = Limits(config, plan, runtime, dataset, train_step, peers)
-    limits.probe()                          # once, by all workers at the same step; training pauses meanwhile
-    limits.values(chronometer.window())     # tags for the line of a log
-    limits.summary(chronometer.steady())    # by all workers: what result.json says, with the sentence
+    analyzer = BottleneckAnalyzer(config, plan, runtime, dataset, train_step, worker_group)
+    analyzer.probe()                            # once, on all workers at the same step, while training pauses
+    analyzer.values(step_timer.window())        # scalars of a log line, by tag
+    analyzer.summary(step_timer.steady())       # on all workers: `limits` of result.json
 
-The wait for input is timed in each step. The reduction happens inside the compiled step, so the probe times it by
-itself: the same sums of tensors of the same shapes over the same devices, a few times, of which the median counts.
-What remains is computing, and with several workers also waiting for the slowest of them.
+Input wait is timed in every step. The reduction is part of the compiled step, so the probe times it separately: the
+median of a few reductions of tensors of the same shapes over the same devices. The rest of the step is compute, which
+with several workers includes waiting for the slowest one.
 """
 
 import statistics
@@ -30,13 +30,13 @@ from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.step import TrainStep
 
-_BUSY = 0.7  # from this share of the cores on, input waits for them and not for the storage
+_BUSY = 0.7  # share of the cores in use from which the input is limited by CPU and not by storage
 _LOW_UTILIZATION = 0.3
 _REDUCTIONS = 5
 
 
 class BottleneckAnalyzer:
-    """Measures what a run's time goes to. Every worker has one."""
+    """Measures where step time goes. Every worker has one."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class BottleneckAnalyzer:
         """Measures nothing yet.
 
         Args:
-          config: complete.
-          plan: what follows from it.
+          config: the complete config.
+          plan: the run's plan.
           runtime: the model and its devices.
-          dataset: trained on.
-          train_step: whose reduction is timed.
+          dataset: the training dataset.
+          train_step: the step whose reduction is timed.
           worker_group: the workers that train together.
         """
         self._config = config
@@ -66,13 +66,13 @@ class BottleneckAnalyzer:
         self._stages = resolution.stages(config, plan.total_steps)
         self._on_gpu = runs_on_gpu(runtime.strategy)
         self._reduction_ms: float | None = None
-        self._flops: dict[int, int] = {}  # of an image, by the size of images
+        self._flops: dict[int, int] = {}  # per image, by image size
         self._peak: float | None = None  # FLOP/s of all devices of all workers
 
     def probe(self, *, seconds: float | None = None) -> None:
-        """Times the reduction, counts the model's FLOPs, and learns the devices' peak; only the first call does.
+        """Times the reduction, counts the model's FLOPs and determines the devices' peak, on the first call only.
 
-        It changes neither weights nor random streams.
+        Leaves weights and random streams unchanged.
 
         Args:
           seconds: how long to wait for the other workers.
@@ -84,7 +84,7 @@ class BottleneckAnalyzer:
             return
         reduction = self._time_reduction() if self._plan.replicas > 1 else 0.0
         for size in {stage.size for stage in self._stages}:
-            # The batch that the step is traced with: a user's model may take no other.
+            # The batch shape of the training step: a custom model may accept no other.
             batch_shape = [self._plan.virtual_batch_size, size, size, 3]
             self._flops[size] = training_flops(self._runtime.model_for_size(size).model, batch_shape)
         gathered = self._worker_group.exchange("probe", [reduction, self._own_peak()], seconds=seconds)
@@ -93,7 +93,7 @@ class BottleneckAnalyzer:
         self._peak = None if None in peaks else sum(peaks)
 
     def values(self, window: Window) -> dict[str, float]:
-        """Returns the means of some steps by tag, after `probe`. The utilization is left out without a known peak."""
+        """Returns means over some steps by tag; utilization only if the peak is known. Call `probe` before."""
         split = self._split(window.step_ms_mean, window.input_wait_pct)
         step = self._runtime.state.step - 1
         size = resolution.stage_at(self._config, self._plan.total_steps, step).size
@@ -105,10 +105,10 @@ class BottleneckAnalyzer:
         }
 
     def summary(self, steady: Window, *, seconds: float | None = None) -> dict[str, Any]:
-        """Returns all of it for a run, as JSON data, the same on every worker. All must call it at the same step.
+        """Returns the analysis as JSON data, the same on every worker. All must call it at the same step.
 
         Args:
-          steady: the run's steps without the first.
+          steady: the run's steps without warm-up.
           seconds: how long to wait for the other workers.
 
         Raises:
@@ -116,7 +116,7 @@ class BottleneckAnalyzer:
         """
         own = [steady.input_wait_pct, steady.cores_busy, self._memory_mb(), steady.step_ms_mean]
         gathered = self._worker_group.exchange("limits", own, seconds=seconds)
-        # A worker that waits for input holds up the others, who then seem to compute for longer.
+        # A worker that waits for input delays the others, whose compute time then appears longer.
         rank = max(range(len(gathered)), key=lambda rank: gathered[rank][0])
         wait_pct, cores_busy, *_ = gathered[rank]
         step_ms = gathered[0][3]
@@ -145,12 +145,12 @@ class BottleneckAnalyzer:
             "model_flops_utilization": utilization,
         }
 
-    def input_mends(self, cores_busy: float) -> list[str]:
-        """Returns what would make input faster and is not done yet, as flags where there are any.
+    def input_fixes(self, cores_busy: float) -> list[str]:
+        """Returns what would make input faster and is not in use yet, as flags where possible.
 
         Args:
-          cores_busy: how many cores this process computes on: with most of them busy input waits for cores to decode
-            on, else for the storage.
+          cores_busy: mean number of CPU cores this process uses. If most cores are busy, decoding limits the input,
+            else storage.
         """
         fixes = ["--config.cache=memory"] * (self._config.cache != "memory")
         if self._is_busy(cores_busy):
@@ -163,6 +163,8 @@ class BottleneckAnalyzer:
 
     def _split(self, step_ms: float, input_wait_pct: float) -> dict[str, float]:
         waiting = step_ms * input_wait_pct / 100.0
+        if self._reduction_ms is None:
+            raise AssertionError("probe() must be called first")
         reduction = min(self._reduction_ms, step_ms - waiting)
         return {
             "input_wait_ms": waiting,
@@ -181,17 +183,17 @@ class BottleneckAnalyzer:
         return statistics.median(taken)
 
     def _own_peak(self) -> float | None:
-        """Returns the FLOP/s of this worker's devices; CPU devices share one processor."""
+        """Returns the FLOP/s of this worker's devices, or None if unknown; CPU devices share one processor."""
         gpus = tf.config.get_visible_devices("GPU") if self._on_gpu else []
         precision = self._runtime.precision
         if self._config.measure_peak:
             return measured_peak(precision) * max(1, len(gpus))
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", "") for gpu in gpus]
-        peaks = [known_peak(name, precision) for name in names]
-        return sum(peaks) if peaks and None not in peaks else None
+        peaks = [peak for name in names if (peak := known_peak(name, precision)) is not None]
+        return sum(peaks) if peaks and len(peaks) == len(names) else None
 
     def _mean_flops(self, steps: int) -> float:
-        """Returns the FLOPs of an image, the mean over the last `steps` steps."""
+        """Returns the FLOPs per image, averaged over the last `steps` steps."""
         end = self._runtime.state.step
         first = max(0, end - steps)
         of_stages = [max(0, min(end, stage.end_step) - max(first, stage.first_step)) for stage in self._stages]
@@ -202,31 +204,31 @@ class BottleneckAnalyzer:
         return None if self._peak is None else images_per_second * flops / self._peak
 
     def _memory_mb(self) -> float:
-        """Returns the most that a GPU of this worker has held; without GPUs what the process holds in memory now."""
+        """Returns the peak memory of a GPU of this worker; without GPUs the current memory of the process."""
         return (peak_gpu_memory() if self._on_gpu else resident_memory()) / 1e6
 
     def _sentence(
         self, shares: dict[str, float], cores_busy: float, utilization: float | None, rank: int
     ) -> tuple[str, str]:
-        """Returns what bounds the run (input, reduction or compute), and that in words with what could be done."""
+        """Returns the bottleneck (`input`, `reduction` or `compute`), and a sentence about it with suggested fixes."""
         config, plan, workers = self._config, self._plan, self._worker_group.num_workers
         waiting, reducing, computing = (shares[name] for name in ("input_wait", "reduction", "compute"))
         if waiting >= INPUT_BOUND_PCT and waiting >= reducing:
             return "input", (
-                f"input-bound: {waiting:.0f} % of a step waits for images"
+                f"input-bound: {waiting:.0f} % of step time is spent waiting for images"
                 + (f" on {self._worker_group.address(rank)}" if workers > 1 else "")
                 + f"; {'decoding' if self._is_busy(cores_busy) else 'reading'}, {cores_busy:.1f} of {usable_cores()} "
-                f"cores busy; try {any_of(self.input_mends(cores_busy))}"
+                f"cores busy; try {any_of(self.input_fixes(cores_busy))}"
             )
         if reducing >= INPUT_BOUND_PCT:
             bytes_each = 2 if config.reduce_in_bfloat16 else 4
             parameters = sum(w.shape.num_elements() for w in self._runtime.state.weights)
             fixes = ["a larger --config.batch_size"]
             fixes += ["--config.reduce_in_bfloat16"] * (not config.reduce_in_bfloat16 and not config.deterministic)
-            fixes += ["a faster network (--interface chooses one)"] * (workers > self._worker_group.processes_here)
+            fixes += ["a faster network (see --interface)"] * (workers > self._worker_group.processes_here)
             return "reduction", (
-                f"reduction-bound: {reducing:.0f} % of a step sums {bytes_each * parameters / 1e6:.1f} MB of gradients "
-                f"over {plan.replicas} devices; try {any_of(fixes)}"
+                f"reduction-bound: {reducing:.0f} % of step time reduces {bytes_each * parameters / 1e6:.1f} MB of "
+                f"gradients over {plan.replicas} devices; try {any_of(fixes)}"
             )
         fixes = []
         if self._runtime.precision == "float32" and computes_in_bfloat16(self._runtime.strategy):
@@ -236,9 +238,9 @@ class BottleneckAnalyzer:
         if self._on_gpu and utilization is not None and utilization < _LOW_UTILIZATION:
             fixes.append("a larger --config.batch_size")
         devices = f"{plan.replicas} {'GPU' if self._on_gpu else 'CPU device'}{'s' * (plan.replicas > 1)}"
-        used = "" if utilization is None else f" at {100 * utilization:.0f} % of their peak"
+        used = "" if utilization is None else f" at {100 * utilization:.0f} % of peak FLOP/s"
         return "compute", (
-            f"compute-bound: {computing:.0f} % of a step computes, on {devices}{used}; "
+            f"compute-bound: {computing:.0f} % of step time is compute, on {devices}{used}; "
             f"{f'try {any_of(fixes)}' if fixes else 'more or faster devices would help'}"
         )
 

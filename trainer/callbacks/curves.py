@@ -1,4 +1,4 @@
-"""RUN/curves.png: how loss and top-1 went on training and validation images, from metrics.jsonl."""
+"""RUN/curves.png: loss and top-1 on training and validation images, from metrics.jsonl."""
 
 import json
 
@@ -12,7 +12,11 @@ _COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
 
 
 def draw_curves(run: RunDirectory) -> bool:
-    """Draws a run's curves into `run.curves`; returns whether there was anything to draw."""
+    """Draws a run's curves into `run.curves`; returns False without data.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
     if not run.metrics.exists():
         return False
     points = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]

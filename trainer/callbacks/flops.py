@@ -1,12 +1,12 @@
-"""How much arithmetic a model needs, and how much a device could do: their ratio is the model FLOPs utilization.
+"""FLOPs of a model and peak FLOP/s of a device: their ratio is the model FLOPs utilization (MFU).
 
-training_flops(model, [32, 64, 64, 3])                 # of one image of such a batch
-known_peak("NVIDIA A100-SXM4-40GB", "bfloat16")        # 312e12 a second; None for a device that is not in the table
-measured_peak("float32")                               # what this process' first device does in a matrix product
+training_flops(model, [32, 64, 64, 3])                 # FLOPs per image of such a batch
+known_peak("NVIDIA A100-SXM4-40GB", "bfloat16")        # 312e12 FLOP/s; None for a device that is not in the table
+measured_peak("float32")                               # FLOP/s of a matrix product on this process's first device
 
-A multiplication and an addition count as two. Counted are the products of convolutions and matrices; normalization,
-activations, pooling, augmentation, the optimizer and the reduction are left out, so the count is the least that a step
-needs, and the utilization (Chowdhery et al. 2022, appendix B) is of arithmetic that the model cannot do without.
+A multiply-add counts as two FLOPs. Only convolutions and matrix products count; normalization, activations, pooling,
+augmentation, the optimizer and the reduction do not. The count is thus a lower bound of what a step computes, as in
+Chowdhery et al. 2022, "PaLM", appendix B.
 """
 
 import math
@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from convoy.trainer.tf_compat.internals import operations_of
 
-# FLOP/s of dense products by what TensorFlow computes in, from the vendor's data sheets. Without the factor of two for
-# structured sparsity. Patterns are tried in order, so the special ones stand first.
+# FLOP/s of dense products by precision, from the vendor's data sheets, without the factor of two for structured
+# sparsity. The first matching pattern counts, so specific ones come first.
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"\bG?H200\b", {"half": 989e12, "tf32": 494e12, "float32": 67e12}),
     (r"\bH100 PCIe\b", {"half": 756e12, "tf32": 378e12, "float32": 51e12}),
@@ -31,7 +31,7 @@ _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"\bA10\b", {"half": 125e12, "tf32": 62.5e12, "float32": 31.2e12}),
     (r"\bL40S\b", {"half": 362e12, "tf32": 183e12, "float32": 91.6e12}),
     (r"\bL4\b", {"half": 121e12, "tf32": 60e12, "float32": 30.3e12}),
-    # These multiply float16 alone in their tensor cores.
+    # The tensor cores of these GPUs support float16 only.
     (r"\bV100S?-PCIE\b", {"float16": 112e12, "float32": 14e12}),
     (r"\bV100\b", {"float16": 125e12, "float32": 15.7e12}),
     (r"\bT4\b", {"float16": 65e12, "float32": 8.1e12}),
@@ -41,14 +41,14 @@ _GEMM_SECONDS = 0.5
 
 
 def training_flops(model: keras.Model, batch_shape: Sequence[int]) -> int:
-    """Returns the floating point operations of one image's way forward and back.
+    """Returns the FLOPs of the forward and backward pass per image.
 
-    The backward pass takes two products for each of the forward's, one for the gradient of the weights and one for
-    that of the input, which the first one does without. What loops do is not seen.
+    Each product of the forward pass takes two in the backward pass, one for the gradient of the weights and one for
+    that of the input; the first layer needs no gradient of its input. Operations inside loops are not counted.
 
     Args:
-      model: built.
-      batch_shape: of images that it takes, [batch, height, width, 3].
+      model: a built model.
+      batch_shape: shape of its input, [batch, height, width, 3].
     """
     variables = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
     images = tf.TensorSpec(batch_shape, model.compute_dtype)
@@ -59,7 +59,7 @@ def training_flops(model: keras.Model, batch_shape: Sequence[int]) -> int:
 
 
 def _products(operation: tf.Operation) -> int:
-    """Returns the FLOPs of a convolution or a matrix product; 0 for any other operation, or one of unknown shapes."""
+    """Returns the FLOPs of a convolution or matrix product; 0 for other operations and for unknown shapes."""
     if not all(tensor.shape.is_fully_defined() for tensor in (*operation.inputs, *operation.outputs)):
         return 0
     if operation.type in ("Conv2D", "DepthwiseConv2dNative", "Conv3D"):
@@ -71,7 +71,7 @@ def _products(operation: tf.Operation) -> int:
         summed = operation.inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
     elif operation.type == "Einsum" and b"." not in operation.get_attr("equation"):
         inputs, output = operation.get_attr("equation").decode().split("->")
-        sides = {}
+        sides: dict[str, int] = {}
         for labels, tensor in zip(inputs.split(","), operation.inputs, strict=True):
             sides |= zip(labels, tensor.shape, strict=False)
         summed = math.prod(side for label, side in sides.items() if label not in output)
@@ -81,10 +81,10 @@ def _products(operation: tf.Operation) -> int:
 
 
 def known_peak(device_name: str, precision: str) -> float | None:
-    """Returns the FLOP/s of a GPU's dense products, or None for one that is not in the table.
+    """Returns the peak FLOP/s of a GPU's dense products, or None if it is not in the table.
 
     Args:
-      device_name: as the driver tells it. A slice of a GPU (MIG) is not in the table.
+      device_name: as reported by the driver. MIG slices are not in the table.
       precision: float32, bfloat16 or float16.
     """
     peaks = next((peaks for pattern, peaks in _PEAKS if re.search(pattern, device_name)), {})
@@ -97,7 +97,7 @@ def known_peak(device_name: str, precision: str) -> float | None:
 
 
 def measured_peak(precision: str) -> float:
-    """Returns the FLOP/s of products of 2048x2048 matrices on the first device, about half a second's worth of them."""
+    """Returns the FLOP/s of 2048x2048 matrix products on the first device, measured for about half a second."""
     device = (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))[0]
     with tf.device(device.name):
         left, right = (
@@ -109,6 +109,6 @@ def measured_peak(precision: str) -> float:
             start = time.perf_counter()
             for _ in range(4):
                 product = tf.matmul(left, right)
-            float(product[0, 0])  # a GPU computes until it is asked for a result
+            float(product[0, 0])  # waits for the GPU
             best = max(best, 4 * 2 * _GEMM_SIZE**3 / (time.perf_counter() - start))
     return best

@@ -1,25 +1,27 @@
-"""What TensorBoard shows of images: those that training sees, and of ten evaluations a run what they got wrong.
+"""TensorBoard's images and precision-recall curves: a training batch, and the errors of ten evaluations per run.
 
-    pages = EvaluationPages(reader, class_names, peers, journal, every_steps=100, total_steps=4000)
-    judgements = pages.judgements(step)           # None where this evaluation is not shown
-    evaluator.metrics(each=judgements.add)
-    pages.show(step, judgements)
+    pages = EvaluationPages(reader, class_names, worker_group, run_logger, every_steps=100, total_steps=4000)
+    counts = pages.counts(step)                   # None if this evaluation is not shown
+    evaluator.metrics(each=counts.add)
+    pages.show(step, counts)
 
-Ten, evenly over the run, because TensorBoard keeps ten pictures of a tag, and because each costs time and room.
+Ten, evenly over the run, because TensorBoard keeps ten images per tag, and because each takes time and disk space.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from convoy.input_pipeline.augment.apply import on_device
 from convoy.input_pipeline.augment.pipeline import Operation
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.trainer.callbacks.run_logger import RunLogger
-from convoy.trainer.callbacks.tensorboard import pictures, summaries
+from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.evaluation import pictures
 from convoy.trainer.evaluation.counts import EvaluationCounts, EvaluationSummary
 
 _SHOWN_EVALUATIONS = 10
@@ -28,13 +30,13 @@ _SHOWN_EVALUATIONS = 10
 def train_batch(
     batch: Batch, operations: Sequence[Operation], class_names: Sequence[str], strategy: tf.distribute.Strategy
 ) -> Summary.Value:
-    """Returns the first images of a training batch, augmented on host and device and not yet mixed.
+    """Returns the first images of a training batch, augmented and not yet mixed.
 
     Args:
-      batch: distributed; those that this process's devices have are shown.
-      operations: those that the step does.
+      batch: a distributed batch; images on this process's devices are shown.
+      operations: the device operations of the augmentation pipeline.
       class_names: by label.
-      strategy: of the batch.
+      strategy: the strategy that distributes the batch.
     """
     columns = {}
     for name in ("image", "label", "randomness"):
@@ -43,16 +45,16 @@ def train_batch(
     with tf.device("/CPU:0"):
         pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
     captions = [[class_names[label]] for label in columns["label"]]
-    return summaries.image("media/train_batch", pictures.grid(np.uint8(np.rint(pixels.numpy())), captions))
+    return summaries.image("media/train_batch", pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions))
 
 
 def weight_histograms(weights: Mapping[str, np.ndarray]) -> list[Summary.Value]:
-    """Returns how the values of each weight are distributed, by the weights' paths."""
+    """Returns a histogram of the values of each weight, tagged with its path."""
     return [summaries.histogram(f"weights/{path}", value) for path, value in weights.items()]
 
 
 class EvaluationPages:
-    """Confusion matrix, worst mistakes and precision-recall curves of a run's evaluations."""
+    """Confusion matrix, most confident errors and precision-recall curves of a run's evaluations."""
 
     def __init__(
         self,
@@ -67,12 +69,12 @@ class EvaluationPages:
         """Shows nothing yet.
 
         Args:
-          reader: of the split that is evaluated.
+          reader: reads the evaluated split.
           class_names: by label.
           worker_group: the workers that evaluate together.
-          run_logger: where to; the chief's shows.
+          run_logger: writes the pages, on the chief.
           every_steps: steps between evaluations.
-          total_steps: of the run.
+          total_steps: length of the run.
         """
         self._reader = reader
         self._class_names = class_names
@@ -82,7 +84,7 @@ class EvaluationPages:
         self._total_steps = total_steps
 
     def counts(self, step: int) -> EvaluationCounts | None:
-        """Returns what to fill in the evaluation of `step`, where that is one to show: on every worker or on none."""
+        """Returns empty counts if the evaluation of `step` is one to show, the same on every worker; else None."""
         before, now = (at * _SHOWN_EVALUATIONS // self._total_steps for at in (step - self._every_steps, step))
         is_shown = now > before or step == self._total_steps
         return EvaluationCounts(len(self._class_names)) if is_shown else None
@@ -91,20 +93,20 @@ class EvaluationPages:
         """Shows an evaluation. All workers must call it at the same point.
 
         Args:
-          step: of the weights that were evaluated.
-          counts: this worker's.
-          seconds: how long to wait for the others.
+          step: step of the evaluated weights.
+          counts: this worker's counts.
+          seconds: how long to wait for the other workers.
 
         Raises:
           PeerLostError: another worker is gone.
-          DataError: an image cannot be read any more.
+          DataError: an image can no longer be read.
         """
-        summary = counts.of_all(self._worker_group, seconds=seconds)
+        summary = counts.gather(self._worker_group, seconds=seconds)
         if not self._worker_group.is_chief:
             return
         shown = [summaries.image("media/confusion_matrix", self._confusion_matrix(step, summary))]
         if summary.mistakes:
-            shown.append(summaries.image("media/worst", self._worst(summary)))
+            shown.append(summaries.image("media/worst", self._errors(summary)))
         self._run_logger.show("media", step, shown)
         curves = [
             summaries.pr_curve(self._curve_tag(label), positives, negatives)
@@ -112,18 +114,18 @@ class EvaluationPages:
         ]
         self._run_logger.show("validation", step, curves)
 
-    def _confusion_matrix(self, step: int, summary: EvaluationSummary) -> pictures.Image.Image:
-        title = f"validation at step {step}: what each label's images are taken for"
-        return pictures.confusion_matrix(summary.labels, summary.predicted, summary.counts, self._class_names, title)
+    def _confusion_matrix(self, step: int, summary: EvaluationSummary) -> Image.Image:
+        shares = pictures.row_shares(summary.labels, summary.predicted, summary.counts, summary.num_classes)
+        return pictures.confusion_matrix(shares, self._class_names, f"validation, step {step}")
 
-    def _worst(self, summary: EvaluationSummary) -> pictures.Image.Image:
+    def _errors(self, summary: EvaluationSummary) -> Image.Image:
         names = self._class_names
         captions = [
-            (f"is {names[m.label]}", f"said {names[m.predicted]}", f"with {m.probability:.1%}")
+            (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
             for m in summary.mistakes
         ]
-        return pictures.grid(self._reader.images(np.array([m.index for m in summary.mistakes])), captions)
+        return pictures.image_grid(self._reader.images(np.array([m.index for m in summary.mistakes])), captions)
 
     def _curve_tag(self, label: int) -> str:
-        # A class may be called `micro` as well, so the classes have a group of their own.
-        return "pr/micro" if label < 0 else f"pr_of_class/{summaries.shown_name(self._class_names[label])}"
+        # In a group of its own, because a class may be named `micro` too.
+        return "pr/micro" if label < 0 else f"pr_of_class/{pictures.printable(self._class_names[label])}"

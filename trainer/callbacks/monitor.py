@@ -1,13 +1,13 @@
-"""What a run measures of itself and tells people: on the console, for TensorBoard, in the run directory's files.
+"""Monitoring of a training run: measures it and reports to the console, TensorBoard and the run directory.
 
-    monitor = Monitor(start, train_step, peers, deadlines)
+    monitor = Monitor(start, train_step, worker_group, deadlines)
     with monitor.console:
         monitor.begin()
-        ...                                     # steps, timed by `monitor.chronometer`
+        ...                                     # steps, timed by `monitor.step_timer`
         monitor.log(sums, result, learning_rate)
         score, is_best = monitor.evaluate(best_score)
 
-Every worker has one, because measuring takes all of them; the chief's alone shows and writes.
+Every worker has one, because all workers take part in the measurements; only the chief's prints and writes.
 """
 
 from typing import Any
@@ -29,33 +29,34 @@ from convoy.trainer.callbacks.tensorboard.summaries import text_of_json
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
-from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, Evaluator
+from convoy.trainer.evaluation.evaluator import Evaluator
+from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.session.description import dataset_identity, environment, hardware_info, header_rows
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.session.resume import changes
 from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult, TrainStep
 
-_STEPS_THAT_TELL = 20  # without the first ones, until a run says what limits it
+_BOTTLENECK_STEPS = 20  # steps after warm-up before the first bottleneck analysis
 
 
 class Monitor:
-    """Measures and tells.
+    """Measures a run and reports on it.
 
     Attributes:
-      step_timer: of the run's steps.
-      console: a context manager, inside which there is a bar on a terminal.
-      run_logger: of the run directory.
+      step_timer: times the steps.
+      console: a context manager, inside which a terminal shows a progress bar.
+      run_logger: writes the run directory's files.
     """
 
     def __init__(self, start: TrainingSession, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines):
-        """Shows and writes nothing yet.
+        """Prints and writes nothing yet.
 
         Args:
-          start: the run, ready to train. What its checkpoint had measured stands until it is measured again.
-          train_step: whose reduction is timed.
+          start: the run, ready to train. Measurements in its checkpoint are kept until they are measured again.
+          train_step: the step whose reduction is timed.
           worker_group: the workers that train together.
-          deadlines: how long to wait for them.
+          deadlines: how long to wait for other workers.
         """
         self._start = start
         self._plan = plan = start.plan
@@ -87,20 +88,20 @@ class Monitor:
                 every_steps=plan.eval_every_steps,
                 total_steps=plan.total_steps,
             )
-        self._limits = BottleneckAnalyzer(start.config, plan, start.runtime, start.dataset, train_step, worker_group)
-        self._advice = Advice(start.config, start.dataset, say=self.console.say)
-        # A run that was killed between its last checkpoint and its result reports what it had measured.
+        self._analyzer = BottleneckAnalyzer(start.config, plan, start.runtime, start.dataset, train_step, worker_group)
+        self._advice = Advice(start.config, start.dataset, show=self.console.finding)
+        # A run that was killed between its last checkpoint and its result reports the checkpoint's measurements.
         reported = start.metadata.get("reported", {})
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
-        self._measured_limits: dict[str, Any] | None = reported.get("limits")
-        self._told_limits = ""
+        self._limits: dict[str, Any] | None = reported.get("limits")
+        self._shown_limits = ""
 
     def begin(self) -> None:
-        """Tells what is about to run, from which step, and drops what was written after it.
+        """Prints the run's settings and drops what was written after the step it starts from.
 
         Raises:
-          DataError: something cannot be written.
+          DataError: a file cannot be written.
         """
         start, plan, step = self._start, self._plan, self._state.step
         self.run_logger.begin(
@@ -126,8 +127,8 @@ class Monitor:
         )
         if not self._worker_group.is_chief:
             print(
-                f"Worker {self._worker_group.rank} of {self._worker_group.num_workers} trains from step {step}; "
-                f"{self._worker_group.address(0)} shows progress and writes {start.run.path}.",
+                f"Worker {self._worker_group.rank} of {self._worker_group.num_workers} trains from step {step}. "
+                f"The chief, {self._worker_group.address(0)}, shows progress and writes {start.run.path}.",
                 flush=True,
             )
         if step:
@@ -139,11 +140,11 @@ class Monitor:
 
     def go_back(self, step: int) -> None:
         """Drops what was measured and written after `step`."""
-        self.step_timer.window_dropped()
+        self.step_timer.drop_window()
         self.run_logger.go_back(step)
 
     def first_batch(self, batch: Batch) -> None:
-        """Shows the images that the first step trains on, augmented and not yet mixed, on the chief."""
+        """Writes the images of the first training batch to TensorBoard, augmented and not yet mixed."""
         if self._worker_group.is_chief:
             with self.step_timer.paused("log"):
                 config = self._start.config
@@ -152,18 +153,18 @@ class Monitor:
                 self.run_logger.show("media", 0, [shown])
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> None:
-        """Shows and writes how training goes. All workers must call it at the same step.
+        """Prints and writes the training metrics. All workers must call it at the same step.
 
         Args:
-          sums: float64 of shape (metrics.sums_size(classes),), of the steps since the last call.
-          last: of these steps the newest.
-          learning_rate: of that step.
+          sums: [metrics.sums_size(num_classes)] float64, over the steps since the last call.
+          last: result of the newest of these steps.
+          learning_rate: learning rate of that step.
 
         Raises:
           PeerLostError: another worker is gone.
         """
         with self.step_timer.paused("probe"):
-            self._limits.probe(seconds=self._deadlines.step)
+            self._analyzer.probe(seconds=self._deadlines.step)
         with self.step_timer.paused("log"):
             window, step = self.step_timer.window(), self._state.step
             self._quality["train"] = metrics.summarize(sums)
@@ -177,38 +178,38 @@ class Monitor:
                 "perf/step_ms_p50": window.step_ms_p50,
                 "perf/step_ms_p95": window.step_ms_p95,
                 "perf/input_wait_pct": window.input_wait_pct,
-                **self._limits.values(window),
+                **self._analyzer.values(window),
                 "run/epoch": self.epoch,
             }
             self.run_logger.metrics("train", step, values)
             self.console.progress(step, self.epoch, values)
-            self._advice.logged(window.input_wait_pct, self._limits.input_mends(window.cores_busy))
-            is_first_time = not self._told_limits and self.step_timer.steady_steps >= _STEPS_THAT_TELL
+            self._advice.logged(window.input_wait_pct, self._analyzer.input_fixes(window.cores_busy))
+            is_first_time = not self._shown_limits and self.step_timer.steady_steps >= _BOTTLENECK_STEPS
             if is_first_time or step == self._plan.total_steps:
-                self._tell_limits()
+                self._show_limits()
 
-    def _tell_limits(self) -> None:
-        """Says what limits the run, where it has come so far that this is known."""
+    def _show_limits(self) -> None:
+        """Prints and writes the bottleneck analysis, once there are steps after warm-up."""
         if steady := self.step_timer.steady():
-            self._measured_limits = self._limits.summary(steady, seconds=self._deadlines.step)
-            self.run_logger.show("train", self._state.step, [text_of_json("run/limits", self._measured_limits)])
-            if (sentence := self._measured_limits["sentence"]) != self._told_limits:
-                self._told_limits = sentence
+            self._limits = self._analyzer.summary(steady, seconds=self._deadlines.step)
+            self.run_logger.show("train", self._state.step, [text_of_json("run/limits", self._limits)])
+            if (sentence := self._limits["sentence"]) != self._shown_limits:
+                self._shown_limits = sentence
                 self.console.say(f"Limits: {sentence}.")
 
     def histograms(self) -> None:
-        """Writes how the values of each weight are distributed."""
+        """Writes a histogram of each weight to TensorBoard."""
         with self.step_timer.paused("log"):
             self.run_logger.show("train", self._state.step, weight_histograms(self._state.weights_by_path()))
 
     def evaluate(self, best_score: float | None) -> tuple[float | None, bool]:
-        """Evaluates on the validation split, where there is one. All workers must call it at the same step.
+        """Evaluates on the validation split, if there is one. All workers must call it at the same step.
 
         Args:
-          best_score: of the evaluations before.
+          best_score: best top-1 of the evaluations before; None before the first one.
 
         Returns:
-          The score, top-1, and whether it is the best so far; None and False without a validation split.
+          Top-1 and whether it is the best so far; None and False without a validation split.
 
         Raises:
           PeerLostError: another worker is gone.
@@ -225,33 +226,38 @@ class Monitor:
             self._quality["validation"] = quality
             values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self.epoch}
             train = self._quality.get("train")
-            if train:  # the gap is above 0 where training images are known better than others
+            if train:  # both gaps are positive if the model is better on training images
                 values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
             self.run_logger.metrics("validation", step, values)
             score = quality["top1"]
             is_best = best_score is None or score > best_score
-            self.run_logger.best(step, score if is_best else best_score)
+            self.run_logger.best(step, score if best_score is None else max(best_score, score))
             self.run_logger.evaluation("validation", step, quality)
             self.console.evaluation(step, self.epoch, "validation", quality, is_best)
-            self._advice.evaluated(train_top1=train["top1"] if train else None, top1=score, best_top1=best_score)
+            self._advice.evaluated(
+                step=step, train_top1=train["top1"] if train else None, top1=score, best_top1=best_score
+            )
             return score, is_best
 
     @property
     def epoch(self) -> float:
-        """How often the training images have been seen."""
+        """Epochs done, with their fraction."""
         return self._state.step / self._plan.steps_per_epoch
 
     def measured(self) -> dict[str, Any]:
-        """Returns what is kept in checkpoints and told at the end, as JSON data: the newest metrics by split, images
-        per second without the first steps and pauses, what limits the run; None for what is not known yet."""
+        """Returns the measurements for checkpoints and result.json, as JSON data.
+
+        The newest metrics by split, images per second without warm-up and pauses, and the bottleneck analysis; None for
+        what is not known yet.
+        """
         return {
             "metrics": self._quality,
             "images_per_second": self.step_timer.steady_images_per_second() or self._images_per_second_before,
-            "limits": self._measured_limits,
+            "limits": self._limits,
         }
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the result, and says so.
+        """Writes the result and prints a summary.
 
         Raises:
           DataError: result.json cannot be written.

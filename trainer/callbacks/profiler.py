@@ -1,8 +1,8 @@
-"""Records a few steps for TensorBoard's page Profile, each with its marker: `convoy train --profile_steps=20:30`.
+"""Profiles a range of steps for TensorBoard's Profile page: `convoy train --profile_steps=20:30`.
 
-profiler = StepProfiler(run.tensorboard, (20, 30), say=print)
+profiler = StepProfiler(run.tensorboard, (20, 30), start_step=0, total_steps=100, say=print)
 profiler.begin_step(20)
-...                             # waiting for input belongs to a step
+...                             # input wait is part of the step
 profiler.end_step(20, wait_for=result.sums)
 """
 
@@ -16,7 +16,7 @@ from convoy.core.errors import UsageError
 
 
 class StepProfiler:
-    """Records the steps of one range, once."""
+    """Profiles one range of steps, once."""
 
     def __init__(
         self,
@@ -31,15 +31,15 @@ class StepProfiler:
         """Records nothing yet.
 
         Args:
-          folder: TensorBoard's of the run.
-          steps: the first and the last one to record; None for none.
+          folder: TensorBoard's folder of the run.
+          steps: first and last step to profile; None for none.
           start_step: steps done already.
-          total_steps: of the run.
-          say: shows a line.
+          total_steps: length of the run.
+          say: prints a line.
           records: whether this process is the one that records.
 
         Raises:
-          UsageError: the run ends before the last one.
+          UsageError: the range ends after the run.
         """
         self._folder = folder
         self._say = say
@@ -49,20 +49,21 @@ class StepProfiler:
         self._steps = steps if records else None
         if steps and steps[1] > total_steps:
             raise UsageError(
-                f"--profile_steps={steps[0]}:{steps[1]}: the run has {total_steps} steps. Give earlier ones."
+                f"--profile_steps={steps[0]}:{steps[1]}: the run has {total_steps} steps. Pass a range within them."
             )
-        if self._steps and steps[0] <= start_step:
+        if self._steps and self._steps[0] <= start_step:
+            first, last = self._steps
             self._steps = None
-            say(f"--profile_steps={steps[0]}:{steps[1]}: nothing is recorded, step {start_step} is done already.")
+            say(f"--profile_steps={first}:{last}: not recorded, step {start_step} is already done.")
 
     def begin_step(self, step: int) -> None:
-        """Begins update number `step`, from 1."""
+        """Begins step number `step`, counted from 1."""
         if not self._steps or not self._steps[0] <= step <= self._steps[1]:
             return
         if not self._is_recording:
             try:
                 tf.profiler.experimental.start(str(self._folder))
-            except (OSError, TypeError, tf.errors.OpError) as error:  # TypeError: of a folder whose name is no text
+            except (OSError, TypeError, tf.errors.OpError) as error:  # TypeError: a folder whose name is not UTF-8
                 self._give_up(error)
                 return
             self._is_recording = True
@@ -71,8 +72,8 @@ class StepProfiler:
         self._trace.__enter__()
 
     def end_step(self, step: int, *, wait_for: tf.Tensor) -> None:
-        """Ends it; the last one when `wait_for`, a tensor that it computes, is there."""
-        if not self._trace:
+        """Ends a step; waits for `wait_for`, a tensor that the step computes, if it is the last of the range."""
+        if not self._trace or not self._steps:
             return
         is_last = step == self._steps[1]
         if is_last:
@@ -83,8 +84,8 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """Writes what was recorded, also where the last step has not come."""
-        if not self._is_recording:
+        """Writes the profile, also if the last step of the range was not reached."""
+        if not self._is_recording or not self._steps:
             return
         self._is_recording = False
         first, last = self._steps[0], self._last_begun
@@ -94,9 +95,10 @@ class StepProfiler:
         except (OSError, tf.errors.OpError) as error:
             self._give_up(error)
             return
-        viewer = "" if importlib.util.find_spec("xprof") else " `pip install xprof` brings that page."
-        self._say(f"Steps {first} to {last} are recorded for TensorBoard's page Profile.{viewer}")
+        hint = "" if importlib.util.find_spec("xprof") else " Install that page with `pip install xprof`."
+        self._say(f"Profile: steps {first} to {last} recorded, see TensorBoard's Profile page.{hint}")
 
     def _give_up(self, error: Exception) -> None:
         self._steps = None
-        self._say(f"Warning: the steps cannot be recorded ({str(error).splitlines()[0]}). Training goes on without.")
+        reason = str(error).splitlines()[0]
+        self._say(f"Warning: the steps cannot be profiled ({reason}). Training continues without a profile.")

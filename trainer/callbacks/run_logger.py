@@ -1,14 +1,14 @@
-"""What a run writes down: metrics, evaluations, events, result. The chief writes; other workers' journals do nothing.
+"""Writes the files of a run other than checkpoints: metrics, evaluations, events, result. On the chief only.
 
-A full disk must not end a run that could still save once there is room again: from the first step to the last, what
-cannot be written is left out with a warning.
+A full disk must not end a run whose next checkpoint may succeed: between the first and the last step, data that cannot
+be written is dropped with a warning.
 """
 
 import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -22,16 +22,16 @@ from convoy.trainer.run.directory import RunDirectory
 
 
 class RunLogger:
-    """The run directory's files, other than checkpoints, as training fills them."""
+    """Writer of the run directory's files other than checkpoints."""
 
     def __init__(self, run: RunDirectory, *, total_steps: int, writes: bool, warn: Callable[[str], None]):
         """Writes nothing yet.
 
         Args:
-          run: where to.
-          total_steps: of the run.
-          writes: whether this process is the one that writes.
-          warn: shows a line.
+          run: the run directory.
+          total_steps: length of the run.
+          writes: False for workers other than the chief; all methods then do nothing.
+          warn: prints a line.
         """
         self._run = run
         self._writes = writes
@@ -40,15 +40,15 @@ class RunLogger:
         self._writers = MetricWriters(run, total_steps=total_steps)
 
     def begin(self, step: int, files: Mapping[str, Any], pages: Mapping[str, Sequence[Summary.Value]]) -> None:
-        """Drops what was written after `step`, and writes `RUN/NAME.json` and the same as text for TensorBoard.
+        """Drops what was written after `step`, and writes each of `files` as RUN/NAME.json and as text for TensorBoard.
 
         Args:
-          step: where this start begins.
+          step: steps done before this start.
           files: JSON values by name.
-          pages: what TensorBoard shows of the run as such, by the name of its run there.
+          pages: TensorBoard values that describe the run, by TensorBoard run.
 
         Raises:
-          DataError: something cannot be written.
+          DataError: a file cannot be written.
         """
         if not self._writes:
             return
@@ -88,14 +88,14 @@ class RunLogger:
             self._writers.write(split, step, values)
 
     def best(self, step: int, top1: float) -> None:
-        """Notes the best top-1 so far, by which TensorBoard compares runs."""
+        """Writes the best top-1 so far, by which TensorBoard's HParams page compares runs."""
         if not self._writes:
             return
         with self.tolerating("TensorBoard's event file"):
             self._writers.show_scalars(ROOT, step, {"best/top1": top1})
 
     def show(self, name: str, step: int, values: Iterable[Summary.Value]) -> None:
-        """Writes what else TensorBoard shows (`tensorboard.summaries`), in its run `name`."""
+        """Writes values (`tensorboard.summaries`) to TensorBoard's run `name`."""
         if not self._writes:
             return
         with self.tolerating("TensorBoard's event file"):
@@ -109,7 +109,7 @@ class RunLogger:
             append_result(self._run, step=step, split=split, quality=quality)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json and the curves, and tells TensorBoard that this is the end.
+        """Writes result.json and curves.png, and marks the run as finished for TensorBoard.
 
         Raises:
           DataError: result.json cannot be written.
@@ -123,22 +123,23 @@ class RunLogger:
             self._run.write_json(self._run.result, result)
         except OSError as error:
             raise DataError(
-                f"{self._run.result} cannot be written ({error.strerror}). The last checkpoint is there: make room and "
-                "type the same command again."
+                f"{self._run.result} cannot be written ({error.strerror}). The last checkpoint is saved: free disk "
+                "space and rerun the same command."
             ) from None
         self.event("done", step=result["step"])
 
-    def _go_back(self, step: int, **what: Any) -> None:  # noqa: ANN401 (as `MetricWriters.go_back` takes it)
-        self._writers.go_back(step, **what)
+    def _go_back(self, step: int, *, without: Collection[str] = ()) -> None:
+        self._writers.go_back(step, without=without)
         truncate_results(self._run, step)
 
     @contextlib.contextmanager
     def tolerating(self, what: str) -> Iterator[None]:
-        """Turns a failure to write inside into a warning, the first of several in a row; `what` names the file."""
+        """Turns a failed write into a warning, once per series of failures; `what` names the file in it."""
         try:
             yield
             self._failing.discard(what)
         except OSError as error:
             if what not in self._failing:
                 self._failing.add(what)
-                self._warn(f"Warning: {what} cannot be written ({error.strerror or error}). Training goes on without.")
+                reason = error.strerror or error
+                self._warn(f"Warning: {what} cannot be written ({reason}). Training continues without it.")

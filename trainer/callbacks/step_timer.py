@@ -1,4 +1,14 @@
-"""Where a run's time goes: steps, waiting for input, and pauses (evaluation, checkpoints) that are no training."""
+"""Step timing: step time, input wait, and pauses (evaluation, checkpoints, logging) that do not count as training.
+
+timer = StepTimer(images_per_step=256)
+with timer.waiting():
+    batch = next(batches)
+...
+timer.end_step()
+with timer.paused("evaluation"):
+    ...
+timer.window().images_per_second
+"""
 
 import collections
 import time
@@ -9,23 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The first steps compile and fill buffers; they say nothing of the speed of the rest.
-_WARMUP_STEPS = 3
-_STEADY_STEPS = 10_000  # so many of the last ones stand for a run
+_WARMUP_STEPS = 3  # these compile and fill buffers
+_STEADY_STEPS = 10_000  # `steady` covers at most this many of the last steps
 
 
 @dataclass(frozen=True)
 class Window:
-    """What happened in some steps.
+    """Statistics over some steps.
 
     Attributes:
-      steps: how many.
-      images_per_second: images trained on a second, without pauses.
-      step_ms_mean: mean step, milliseconds, waiting for input included.
-      step_ms_p50: median step.
-      step_ms_p95: 95th percentile.
-      input_wait_pct: share of the time spent waiting for input, in [0, 100].
-      cores_busy: how many cores this process computed on, on average.
+      steps: number of steps.
+      images_per_second: throughput, without pauses.
+      step_ms_mean: mean step time in milliseconds, including input wait.
+      step_ms_p50: median step time in milliseconds.
+      step_ms_p95: 95th percentile of the step time in milliseconds.
+      input_wait_pct: share of step time spent waiting for input, in [0, 100].
+      cores_busy: mean number of CPU cores used by this process.
     """
 
     steps: int
@@ -38,7 +47,7 @@ class Window:
 
 
 class _Step(NamedTuple):
-    """Seconds that a step took, and of them those of waiting for input; seconds that the process computed."""
+    """Seconds of a step: step time, input wait (part of it), CPU time of the process."""
 
     seconds: float
     waited: float
@@ -49,7 +58,7 @@ class StepTimer:
     """Times steps of a fixed number of images.
 
     Attributes:
-      steady_steps: how many were done after the first ones.
+      steady_steps: number of steps after warm-up.
     """
 
     def __init__(
@@ -58,12 +67,12 @@ class StepTimer:
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
     ):
-        """Starts with no time spent.
+        """Starts with no steps.
 
         Args:
           images_per_step: the global batch size.
-          clock: seconds, rising.
-          cpu_clock: seconds that this process has computed, on all cores together.
+          clock: a monotonic clock, in seconds.
+          cpu_clock: CPU time of this process over all cores, in seconds.
         """
         self._images_per_step = images_per_step
         self._clock = clock
@@ -82,7 +91,7 @@ class StepTimer:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times what is done inside as waiting for input. The first wait of a step starts it."""
+        """Counts the time inside as input wait. The first wait of the first step starts that step."""
         start = self._clock()
         if self._step_started is None:
             self._step_started, self._cpu_started = start, self._cpu_clock()
@@ -91,7 +100,7 @@ class StepTimer:
 
     @contextmanager
     def paused(self, why: str = "other") -> Iterator[None]:
-        """Times what is done inside as no training, and counts it under `why`."""
+        """Counts the time inside under `why` and not as part of a step."""
         start, cpu_start = self._clock(), self._cpu_clock()
         yield
         spent = self._clock() - start
@@ -108,7 +117,7 @@ class StepTimer:
         self._seconds["steps"] += step.seconds
         self._seen_steps += 1
         if self._seen_steps > _WARMUP_STEPS:
-            if self.steady_steps == 0:  # a window tells of the first steps only where it has no others
+            if self.steady_steps == 0:  # a window includes warm-up steps only if it has no others
                 self._steps = []
             self.steady_steps += 1
             self._steady_seconds += step.seconds
@@ -117,15 +126,15 @@ class StepTimer:
         self._start_step(now, cpu_now)
 
     def window(self) -> Window:
-        """Returns what happened since the last call, at least one step, and starts a new window.
+        """Returns statistics over the steps since the last call, at least one, and starts a new window.
 
-        The first steps of all are left out where there were others.
+        Warm-up steps are left out if there are others.
         """
         steps, self._steps = self._steps, []
         return self._summary(steps)
 
     def steady(self) -> Window | None:
-        """Returns what happened in the last 10,000 steps without the run's first ones; None while there are none."""
+        """Returns statistics over the last 10,000 steps after warm-up; None if there are none."""
         return self._summary(self._steady) if self._steady else None
 
     def _summary(self, steps: Sequence[_Step]) -> Window:
@@ -145,19 +154,19 @@ class StepTimer:
         self._step_started, self._cpu_started = now, cpu_now
         self._waited = self._paused = self._cpu_paused = 0.0
 
-    def window_dropped(self) -> None:
-        """Starts a new window without what happened in this one, and forgets the step in progress."""
+    def drop_window(self) -> None:
+        """Discards the steps of this window and the step in progress."""
         self._steps = []
         self._start_step(None)
 
     def warm_up(self) -> None:
-        """Counts the next steps as first ones, which compile: they say nothing of the speed of the rest."""
+        """Counts the next steps as warm-up: they compile again."""
         self._seen_steps = 0
 
     def seconds(self) -> dict[str, float]:
-        """Returns what the time was spent on: `steps`, and each reason of a pause."""
+        """Returns the seconds spent on `steps` and on each kind of pause."""
         return dict(self._seconds)
 
     def steady_images_per_second(self) -> float | None:
-        """Returns the speed over the run without its first steps and pauses; None while there were no others."""
+        """Returns the throughput over all steps after warm-up, without pauses; None if there are none."""
         return self._images_per_step * self.steady_steps / self._steady_seconds if self._steady_seconds else None

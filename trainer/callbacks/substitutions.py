@@ -1,4 +1,4 @@
-"""Says of every record that had to be substituted, once: on the console, in events.jsonl, and how many in the end."""
+"""Reports every substituted record once: on the console, in events.jsonl, and as a count at the end of the run."""
 
 import json
 from pathlib import Path
@@ -13,34 +13,34 @@ _EVENT = "substituted"
 
 
 class Substitutions:
-    """Of all workers and all starts of a run; the chief's are the ones that count."""
+    """Substituted records over all workers and all starts of a run, collected on the chief."""
 
     def __init__(self, run: RunDirectory, worker_group: WorkerGroup, run_logger: RunLogger, console: TrainingConsole):
-        """Knows of those that events.jsonl holds."""
+        """Reads the substitutions of earlier starts from events.jsonl."""
         self._worker_group = worker_group
         self._run_logger = run_logger
         self._console = console
         self._indices = _written_before(run.events) if worker_group.is_chief else set()
-        self._own: set[int] = set()  # those of this start that the chief was told of
+        self._sent: set[int] = set()  # indices this worker has sent to the chief since it started
 
     def note(self, step: int, found: list[Substitution]) -> None:
-        """Notes what a worker found in its batch of update number `step`; the chief writes down what others did too."""
+        """Sends a worker's substitutions in the batch of a step to the chief, which reports those of all workers."""
         for substitution in found:
-            if substitution.index not in self._own:
-                self._own.add(substitution.index)
+            if substitution.index not in self._sent:
+                self._sent.add(substitution.index)
                 self._worker_group.send_to_chief({"step": step, **substitution._asdict()})
         for told in self._worker_group.receive():
             if told["index"] not in self._indices:
                 self._indices.add(told["index"])
                 self._run_logger.event(_EVENT, **told)
                 self._console.say(
-                    f"{told['shard']}: record {told['index']} at offset {told['offset']} {told['reason']}; record "
-                    f"{told['substitute']} stands in for it."
+                    f"{told['shard']}: record {told['index']} at offset {told['offset']} {told['reason']}; "
+                    f"record {told['substitute']} is used instead."
                 )
 
     @property
     def count(self) -> int:
-        """How many records, on the chief."""
+        """Number of substituted records, on the chief."""
         return len(self._indices)
 
 
@@ -51,6 +51,6 @@ def _written_before(events: Path) -> set[int]:
             event = json.loads(line)
             if event["event"] == _EVENT:
                 indices.add(event["index"])
-        except (ValueError, KeyError, TypeError):  # a crash cut it short
+        except (ValueError, KeyError, TypeError):  # truncated by a crash
             continue
     return indices

@@ -1,1 +1,1 @@
-"""Evaluation and prediction with a trained model."""
+"""Evaluation, prediction and reports of a trained model."""

@@ -1,4 +1,4 @@
-"""What gives images probabilities: a trained run here, an export of one in `convoy.trainer.export.classifier`.
+"""Class probabilities for images: `RunClassifier` for a trained run, `convoy.trainer.export.classifier` for an export.
 
 classifier = RunClassifier(trained)
 for probabilities in classifier.probabilities(lambda number: images[number], len(images)):
@@ -13,25 +13,29 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.processes import usable_cores
-from convoy.trainer.evaluation.evaluator import EVALUATION_BATCH_SIZE, infer
+from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.internals import iterate
 
 
 class Classifier(Protocol):
-    """What gives images their classes' probabilities.
+    """Anything that returns class probabilities for images."""
 
-    Attributes:
-      class_names: the categories, by label.
-      image_size: side of the square images that it takes, in pixels.
-      step: of the weights.
-      flip_tta: whether to take mirror images too where nobody says otherwise.
-    """
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The class names, by label."""
 
-    class_names: Sequence[str]
-    image_size: int
-    step: int
-    flip_tta: bool
+    @property
+    def image_size(self) -> int:
+        """Side of the square images it takes, in pixels."""
+
+    @property
+    def step(self) -> int:
+        """Step of the weights."""
+
+    @property
+    def flip_tta(self) -> bool:
+        """Whether the run's config asks for flip test-time augmentation."""
 
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
@@ -39,9 +43,9 @@ class Classifier(Protocol):
         """Yields each image's class probabilities, [num_classes] float32.
 
         Args:
-          image_of: from an image's number, int64, to its pixels, [size, size, 3] uint8, as a TensorFlow graph.
+          image_of: maps an image's number, int64, to its pixels, [size, size, 3] uint8, as a TensorFlow graph.
           num_images: 1 or more.
-          flip_tta: whether to take the mean with the probabilities of the mirror image.
+          flip_tta: average with the probabilities of the mirror image.
         """
 
 
@@ -59,7 +63,7 @@ class RunClassifier:
     def probabilities(
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
-        """As `Classifier` says."""
+        """Implements `Classifier.probabilities`."""
         strategy = self._runtime.strategy
         replicas = strategy.num_replicas_in_sync
         batch = -(-min(EVALUATION_BATCH_SIZE, num_images) // replicas)

@@ -1,4 +1,4 @@
-"""Writes a category for every image of a folder, in the order a CSV asks for.
+"""Predictions for a folder of images as a CSV: `convoy predict`.
 
 predict(RunClassifier(trained), request)      # filename,category
 """
@@ -28,13 +28,13 @@ class Request:
     """What to predict and how to write it.
 
     Attributes:
-      images: the folder.
+      images: the folder, searched recursively.
       output: the CSV to write.
-      manifest: a CSV whose column `filename` says which images, in which order; every image by name where None.
-      like: a sample submission: its rows say which images in which order, its header what the columns are called.
-      top_k: how many categories an image, best first.
-      probabilities: whether each category's probability is written too.
-      flip_tta: whether an image's probabilities are the mean of its own and of its mirror image's.
+      manifest: CSV whose column `filename` lists the images and their order; None for all images by name.
+      like: sample submission: its rows list the images and their order, its header names the columns.
+      top_k: categories per image, the most probable first.
+      probabilities: write each category's probability as well.
+      flip_tta: average each image's probabilities with those of its mirror image.
     """
 
     images: Path
@@ -47,28 +47,26 @@ class Request:
 
 
 def predict(classifier: Classifier, request: Request) -> int:
-    """Writes the predictions as a whole or not at all.
+    """Writes the predictions atomically.
 
     Returns:
-      How many images were predicted.
+      The number of images.
 
     Raises:
-      UsageError: `top_k` is out of range, or the output's folder is missing.
-      DataError: images or CSV cannot be used.
+      UsageError: `top_k` is out of range, or `output` cannot be a CSV there.
+      DataError: an image or a CSV cannot be used.
     """
     class_names = classifier.class_names
     if not 1 <= request.top_k <= len(class_names):
-        raise UsageError(f"--top_k={request.top_k}: give 1 to {len(class_names)}, the number of categories.")
+        raise UsageError(f"--top_k={request.top_k}: pass 1 to {len(class_names)}, the number of categories.")
     if not request.output.parent.is_dir():
-        raise UsageError(
-            f"--output={request.output}: the folder {request.output.parent} does not exist. Make it first."
-        )
+        raise UsageError(f"--output={request.output}: the folder {request.output.parent} does not exist. Create it.")
     if request.output.is_dir():
-        raise UsageError(f"--output={request.output} is a folder. Name the CSV to write in it.")
-    for given in (request.like, request.manifest):
+        raise UsageError(f"--output={request.output} is a folder. Pass the path of the CSV file to write.")
+    for option, given in (("like", request.like), ("manifest", request.manifest)):
         if given and given.exists() and request.output.exists() and given.samefile(request.output):
-            raise UsageError(f"--output={request.output} would overwrite the CSV that says what to predict.")
-    header, names, files = _asked_for(request)
+            raise UsageError(f"--output={request.output} would overwrite --{option}={given}. Pass another path.")
+    header, names, files = _requested_images(request)
     columns = [*header]
     for k in range(1, request.top_k + 1):
         suffix = "" if k == 1 else f"_{k}"
@@ -90,24 +88,24 @@ def predict(classifier: Classifier, request: Request) -> int:
     return len(files)
 
 
-def _asked_for(request: Request) -> tuple[Sequence[str], list[str], list[ImageFile]]:
-    """Returns the first two columns' names, the names to write and the files they stand for, in order."""
+def _requested_images(request: Request) -> tuple[Sequence[str], list[str], list[ImageFile]]:
+    """Returns the names of the first two columns, the image names to write and their files, in order."""
     header: Sequence[str] = ("filename", "category")
     if request.like:
         header, rows = read_table(request.like)
         if len(header) < 2:
             raise DataError(
-                f"{request.like} has the header {','.join(header)!r}: two columns are needed, name and category."
+                f"--like={request.like} has the header {','.join(header)!r}: it needs two columns, image and category."
             )
-        header, names = header[:2], [row[0] for _, row in rows]
+        names = [row[0] for _, row in rows]
         if request.manifest:
             _check_same_names(names, _manifest_names(request.manifest), request)
-    elif request.manifest:
+        return header[:2], names, match_files(request.images, names, request.like)
+    if request.manifest:
         names = _manifest_names(request.manifest)
-    else:
-        files = list_images(request.images)
-        return header, [file.name for file in files], files
-    return header, names, match_files(request.images, names, request.like or request.manifest)
+        return header, names, match_files(request.images, names, request.manifest)
+    files = list_images(request.images)
+    return header, [file.name for file in files], files
 
 
 def _manifest_names(manifest: Path) -> list[str]:
@@ -121,7 +119,8 @@ def _check_same_names(like: list[str], manifest: list[str], request: Request) ->
         missing = sorted(set(names) - set(others))
         if missing:
             raise DataError(
-                f"--like={request.like} and --manifest={request.manifest} differ: {where} lacks {missing[0]!r}."
+                f"--like={request.like} and --manifest={request.manifest} list different images: {missing[0]!r} is not "
+                f"in {where}. Pass one of the two, or make them match."
             )
 
 
@@ -134,7 +133,7 @@ def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: 
         try:
             data = Path(file.path).read_bytes()
             encoded, image_format, (width, height), _ = pixels.encode(data, pixels.Pixels(0, "keep"))
-        except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
+        except Exception as error:  # decoders raise anything for a broken image
             unreadable[file.name] = pixels.reason(error)
             raise
         return encoded, image_format.encode(), np.int64(height), np.int64(width)
@@ -152,17 +151,19 @@ def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: 
         if not unreadable:
             raise
         listed = "; ".join(f"{name!r}: {why}" for name, why in list(unreadable.items())[:_NAMED])
-        raise DataError(f"{len(unreadable)} or more images cannot be read: {listed}. Mend or remove them.") from None
+        raise DataError(
+            f"at least {len(unreadable)} of the images cannot be read: {listed}. Fix or remove them."
+        ) from None
 
 
 def _undecodable(files: Sequence[ImageFile]) -> dict[str, str]:
-    """Returns the first file that TensorFlow cannot decode, by name, and why; its own error does not say which."""
+    """Returns the name of the first file that TensorFlow cannot decode, and the reason; its own error names no file."""
     for file in files:
         try:
             encoded, *_ = pixels.encode(Path(file.path).read_bytes(), pixels.Pixels(0, "keep"))
             tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except tf.errors.OpError:
-            return {file.name: "it is cut short or damaged"}
+            return {file.name: "it is truncated or damaged"}
         except Exception as error:  # as above
             return {file.name: pixels.reason(error)}
     return {}

@@ -1,12 +1,12 @@
-"""What an evaluation leaves in RUN for the report, and for a person: every image's prediction, and what was measured.
+"""Saved results of an evaluation: RUN/predictions_SPLIT.csv, one row per image, and RUN/evaluation_SPLIT.json.
 
-    save(run, evaluation, predictions, class_names)      # predictions_SPLIT.csv and evaluation_SPLIT.json
-    evaluation = newest(run)                             # None where nothing was evaluated yet
+    save(run, evaluation, predictions, class_names)
+    evaluation = newest(run)                             # None before the first evaluation
     predictions = load(run, evaluation, class_names)
 
-The CSV is for spreadsheets too, where a cell that begins with `=`, `+`, `-` or `@` is a formula that runs. As OWASP
-advises (CSV Injection, https://owasp.org/www-community/attacks/CSV_Injection), texts are quoted and such a cell gets an
-apostrophe in front. So does one that begins with an apostrophe: taking one away always gives the name itself.
+Spreadsheets run a cell that begins with `=`, `+`, `-` or `@` as a formula. As OWASP recommends (CSV Injection,
+https://owasp.org/www-community/attacks/CSV_Injection), texts are quoted and such a cell gets a leading apostrophe. So
+does a cell that begins with an apostrophe: removing one apostrophe always restores the name.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer.run.directory import RunDirectory
 
 COLUMNS = ("index", "filename", "label", "predicted", "label_probability", "predicted_probability", "correct")
-_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the wide ones of East Asian keyboards too
+_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # with their full-width forms
 _OTHER_STARTS = tuple("'\t\r\n\0")
 _FILENAME = "image/filename"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated, and the outcome.
+    """What was evaluated, and the metrics.
 
     Attributes:
-      split: of the dataset.
-      step: of the weights.
-      images: how many.
+      split: name of the split.
+      step: step of the weights.
+      images: number of images.
       quality: from `metrics.summarize`.
-      data: the dataset directory.
-      digest: of the split's content.
-      parameters: how many the model has.
+      data: dataset directory.
+      digest: digest of the split's content.
+      parameters: number of parameters of the model.
       time: seconds since 1970.
-      flip_tta: whether each image's mirror image was classified with it.
+      flip_tta: whether probabilities are averaged with those of the mirror image.
     """
 
     split: str
@@ -62,10 +62,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every image of a split as it was classified, in the split's order.
+    """The predictions for every image of a split, in the split's order.
 
     Attributes:
-      filename: as the records have it; empty where they name none.
+      filename: file name in the record; empty if it has none.
       label: [n] int32.
       predicted: [n] int32: the most probable class.
       label_probability, predicted_probability: [n] float32.
@@ -79,33 +79,33 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Which are right, [n] bool."""
+        """Whether each prediction is right, [n] bool."""
         return self.label == self.predicted
 
 
 class Collector:
-    """Keeps of each image's probabilities what the report needs; for `Evaluator.metrics(each=...)`."""
+    """Collects the predictions of an evaluation: pass it as `Evaluator.metrics(each=...)`."""
 
     def __init__(self) -> None:
-        """Has seen nothing yet."""
+        """Starts with no images."""
         self._batches: list[tuple[np.ndarray, ...]] = []
 
     def __call__(self, index: np.ndarray, label: np.ndarray, probabilities: np.ndarray) -> None:
-        """Takes in a batch: numbers in the split and labels, each [batch], and probabilities [batch, num_classes]."""
+        """Adds a batch: indices in the split and labels, each [batch], and probabilities [batch, num_classes]."""
         rows, predicted = np.arange(len(label)), probabilities.argmax(-1).astype(np.int32)
         self._batches.append((index, label, predicted, probabilities[rows, label], probabilities[rows, predicted]))
 
     def predictions(self, filename: Sequence[str]) -> Predictions:
-        """Returns the predictions of a split, all of whose images have been seen; `filename` is theirs, in order."""
+        """Returns the predictions once all images were added; `filename` lists their file names in order."""
         index, *columns = (np.concatenate(column) for column in zip(*self._batches, strict=True))
         order = np.argsort(index)
         return Predictions(filename, *(column[order] for column in columns))
 
 
 def filenames(split: Split) -> list[str]:
-    """Returns the file name in each record of a split; empty where it has none, and where it lies on a remote store.
+    """Returns the file name of each record of a split; empty if it has none, or if the shard is on remote storage.
 
-    There each name would be a request of its own.
+    There each name would take a request.
     """
     names = [""] * split.num_images
     for shard in np.unique(split.shard).tolist():
@@ -122,10 +122,10 @@ def filenames(split: Split) -> list[str]:
 
 
 def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
-    """Writes RUN/predictions_SPLIT.csv, then RUN/evaluation_SPLIT.json, which says that the CSV is there.
+    """Writes RUN/predictions_SPLIT.csv, then RUN/evaluation_SPLIT.json, which marks the CSV as complete.
 
     Raises:
-      OSError: one cannot be written.
+      OSError: a file cannot be written.
     """
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
@@ -135,18 +135,18 @@ def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, cl
     columns |= {"index": range(len(predictions.label)), "filename": map(_cell, predictions.filename)}
     columns |= {name: [names[label] for label in columns[name]] for name in ("label", "predicted")}
     writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
-    run.evaluation(evaluation.split).unlink(missing_ok=True)  # it speaks of the CSV that goes now
+    run.evaluation(evaluation.split).unlink(missing_ok=True)  # it describes the CSV that is replaced now
     write_whole(run.predictions(evaluation.split), _encoded(written.getvalue()))
     run.write_json(run.evaluation(evaluation.split), dataclasses.asdict(evaluation))
 
 
 def newest(run: RunDirectory) -> Evaluation | None:
-    """Returns the newest evaluation that can be read and whose predictions are there."""
+    """Returns the newest readable evaluation whose predictions exist."""
     found = []
     for path in run.path.glob("evaluation_*.json"):
         with contextlib.suppress(DataError, TypeError):  # damaged, or of a later version
             content = run.read_json(path)
-            if "mirrored_too" in content:  # its name before version 0.2
+            if "mirrored_too" in content:  # the field's name before version 0.2
                 content["flip_tta"] = content.pop("mirrored_too")
             evaluation = Evaluation(**content)
             if run.predictions(evaluation.split).exists():
@@ -155,10 +155,10 @@ def newest(run: RunDirectory) -> Evaluation | None:
 
 
 def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) -> Predictions:
-    """Reads RUN/predictions_SPLIT.csv, also after a spreadsheet has sorted it.
+    """Reads RUN/predictions_SPLIT.csv, even if a spreadsheet has sorted it.
 
     Raises:
-      DataError: it cannot be read, or is not what the evaluation wrote.
+      DataError: it cannot be read, or does not match the evaluation.
     """
     path = run.predictions(evaluation.split)
     try:
@@ -174,16 +174,16 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(
-            f"{path} is not what the evaluation wrote ({error}). "
-            f"`convoy evaluate --workdir={run.path} --split={evaluation.split}` writes it anew."
+            f"{path} does not match {run.evaluation(evaluation.split).name} ({error}). "
+            f"Run `convoy evaluate --workdir={run.path} --split={evaluation.split}` to rewrite it."
         ) from None
 
 
 def _cell(text: str) -> str:
-    """Returns a text that no spreadsheet takes for a formula."""
+    """Returns a text that no spreadsheet runs as a formula."""
     return f"'{text}" if text.startswith(_OTHER_STARTS) or text.lstrip().startswith(_FORMULA_STARTS) else text
 
 
 def _encoded(text: str) -> bytes:
-    """Returns UTF-8; a byte of a file name that is no character stays as its code."""
+    """Returns UTF-8; a byte of a file name that is not text is written as its escape code."""
     return text.encode("utf-8", "backslashreplace")

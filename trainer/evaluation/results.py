@@ -1,4 +1,4 @@
-"""RUN/results.csv: one row an evaluation, for spreadsheets and `sort`."""
+"""RUN/results.csv: one row per evaluation, for spreadsheets and `sort`."""
 
 import csv
 import io
@@ -15,10 +15,13 @@ def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[
     """Adds a row.
 
     Args:
-      run: where.
-      step: of the weights that were evaluated.
-      split: what they were evaluated on.
+      run: the run directory.
+      step: step of the weights that were evaluated.
+      split: name of the split.
       quality: from `metrics.summarize`.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS)
@@ -30,7 +33,7 @@ def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[
 
 
 def truncate_results(run: RunDirectory, last_step: int) -> None:
-    """Drops the rows of steps after `last_step`, which a resumed run takes again, and a row that a crash cut short."""
+    """Drops the rows of steps after `last_step`, which a resumed run repeats, and a row that a crash truncated."""
     if not run.results_table.exists():
         return
     with open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:

@@ -18,7 +18,7 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError
-from convoy.trainer.evaluation.evaluator import open_dataset_of
+from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
 from convoy.trainer.export.formats import LABELS, ServingModel, serving_model, write

@@ -111,7 +111,9 @@ class TrainingInput:
         config = self._config
         pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
         # Each size has its own cache. One used for an epoch or less would be filled but never read.
-        steps = sum(s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size)
+        steps = sum(
+            s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
+        )
         cache = config.cache if steps > self._plan.steps_per_epoch else "none"
         return Reader(
             self._split,

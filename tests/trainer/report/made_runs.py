@@ -1,4 +1,4 @@
-"""Run directories as training and evaluation leave them, made in a moment."""
+"""Run directories as training and evaluation write them, made without training."""
 
 import json
 import time
@@ -15,7 +15,7 @@ CLASSES = ("bag", "mug", "shoe", "sock")
 
 
 def drawn_predictions(labels, *, num_classes, right=0.7, seed=0, filename="{}.jpg"):
-    """Predictions of a model that is right that often; probabilities are float32, as a model's are."""
+    """Returns random predictions with a given accuracy, and all probabilities as float32."""
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels, np.int32)
     logits = rng.normal(size=(len(labels), num_classes))
@@ -28,7 +28,7 @@ def drawn_predictions(labels, *, num_classes, right=0.7, seed=0, filename="{}.jp
 
 
 def made_run(folder, *, class_names=CLASSES, metrics=(), results=(), result=None):
-    """A run directory without checkpoints; `results` are rows of (split, step, top-1)."""
+    """Makes a run directory without checkpoints; `results` are rows of (split, step, top-1)."""
     run = RunDirectory(folder)
     run.checkpoints.mkdir(parents=True)
     run.write_json(run.config, to_json(get_config()))
@@ -45,7 +45,7 @@ def made_run(folder, *, class_names=CLASSES, metrics=(), results=(), result=None
 
 
 def evaluated(run, found, *, split="test", step=40, class_names=CLASSES, **quality):
-    """Writes an evaluation of predictions into a run; returns it."""
+    """Writes an evaluation with the given predictions into a run and returns it."""
     measured = {"loss": 1.0, "top1": float(found.correct.mean()), "top5": 0.9, "macro_f1": 0.5, "ece": 0.1, **quality}
     evaluation = Evaluation(
         split, step, len(found.label), measured, str(run.path / "data"), "d1", 1_185_930, time.time()

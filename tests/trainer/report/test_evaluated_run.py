@@ -1,4 +1,4 @@
-"""`convoy evaluate` and `convoy report` on a run whose categories have names that no page or spreadsheet may obey."""
+"""`convoy evaluate` and `convoy report` on a run whose class names contain markup and formulas."""
 
 import csv
 import json
@@ -33,11 +33,12 @@ def read_csv(path):
 
 
 @pytest.fixture(scope="module")
-def told(dataset, convoy_together, tmp_path_factory):
-    """Such a run, what each command said, and the folder of it all."""
+def reported(dataset, convoy_together, tmp_path_factory):
+    """The run, the result of each command, and the folder of all files."""
     folder = tmp_path_factory.mktemp("report")
     data, run = folder / "data", folder / "run"
-    convert, name_of = [], dict(zip(dataset.categories, NAMES, strict=True))
+    convert: list[list[str]] = []
+    name_of = dict(zip(dataset.categories, NAMES, strict=True))
     for split in ("train", "test"):
         manifest = folder / f"{split}.csv"
         with open(manifest, "w", encoding="utf-8", newline="") as file:
@@ -72,37 +73,37 @@ def told(dataset, convoy_together, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(told):
-    run, answers, _ = told
+def page(reported):
+    run, answers, _ = reported
     assert answers["evaluate"].returncode == 0, answers["evaluate"].output
     return Page((run / "report.html").read_bytes())
 
 
-def test_where_nothing_was_evaluated_the_validation_split_is(told):
-    run, answers, folder = told
+def test_report_evaluates_the_validation_split_if_nothing_was_evaluated(reported):
+    run, answers, folder = reported
     assert answers["first report"].returncode == 0, answers["first report"].output
     assert "validation: loss " in answers["first report"].output
-    assert f"Report: {folder / 'first.html'}" in answers["first report"].output
+    assert str(folder / "first.html") in answers["first report"].output
     page = Page((folder / "first.html").read_bytes())
-    assert "9 images of validation, each once and mirrored" in page.words("")
+    assert "9 images of validation" in page.words("") and "mirrored" in page.words("")
     assert len(page.rows["classes"]) > 2
 
 
-def test_an_evaluation_is_not_made_again_for_the_report(told):
-    _, answers, _ = told
+def test_report_uses_an_existing_evaluation(reported):
+    _, answers, _ = reported
     assert answers["report"].returncode == 0, answers["report"].output
     assert answers["report"].output.count("\n") == 1 and "loss" not in answers["report"].output
 
 
-def test_a_run_without_a_checkpoint_has_a_page_of_what_is_there(told):
-    _, answers, folder = told
+def test_run_without_a_checkpoint_has_a_page(reported):
+    _, answers, folder = reported
     assert answers["begun"].returncode == 0, answers["begun"].output
-    assert "Without an evaluation: " in answers["begun"].output and "no checkpoint yet" in answers["begun"].output
+    assert "checkpoint" in answers["begun"].output
     assert "train 25 %" in Page((folder / "begun" / "report.html").read_bytes()).words("curves")
 
 
-def test_every_image_is_in_the_predictions_with_its_file(told, dataset):
-    run, _, _ = told
+def test_every_image_is_in_the_predictions_with_its_file_name(reported, dataset):
+    run, _, _ = reported
     rows = read_csv(run / "predictions_test.csv")
     expected = dict(zip(dataset.categories, NAMES, strict=True))
     labels = {name: expected[category] for name, category in dataset.rows("test")}
@@ -115,11 +116,11 @@ def test_every_image_is_in_the_predictions_with_its_file(told, dataset):
     assert float(result["top1"]) == pytest.approx(np.mean([row["correct"] == "1" for row in rows]), abs=1e-6)
 
 
-def test_the_pages_numbers_are_those_of_results_csv(told, page):
-    run, _, _ = told
+def test_metrics_on_the_page_are_those_of_results_csv(reported, page):
+    run, _, _ = reported
     newest = {row["split"]: row for row in read_csv(run / "results.csv")}
-    assert [row[0] for row in page.rows["verdict"][1:]] == ["validation", "test"]
-    for split, step, *shown, loss in page.rows["verdict"][1:]:
+    assert [row[0] for row in page.rows["summary"][1:]] == ["validation", "test"]
+    for split, step, *shown, loss in page.rows["summary"][1:]:
         row = newest[split]
         assert step == row["step"]
         assert shown == [f"{100 * float(row[name]):.2f} %" for name in ("top1", "top5", "macro_f1", "ece")]
@@ -128,16 +129,16 @@ def test_the_pages_numbers_are_those_of_results_csv(told, page):
     assert np.mean(f1) == pytest.approx(float(newest["test"]["macro_f1"]), abs=1e-3)
 
 
-def test_names_stand_on_the_page_as_they_are(page):
+def test_class_names_are_shown_verbatim(page):
     text = page.words("classes")
     for name in NAMES:
         assert name[:150].strip() in text
     assert "a very long name " * 9 in text and "indeed" not in text
-    assert len(page.images["mistakes"]) == 24 and len(page.images["confusion"]) >= 12
+    assert len(page.images["errors"]) == 24 and len(page.images["confusion"]) >= 12
 
 
-def test_the_files_beside_the_page_are_there(told):
-    run, answers, _ = told
+def test_confusion_matrix_and_model_card_are_written(reported):
+    run, answers, _ = reported
     with Image.open(run / "confusion_matrix.png") as image:
         assert image.format == "PNG" and image.width > 300
     card = (run / "MODEL_CARD.md").read_text()
@@ -149,38 +150,39 @@ def test_the_files_beside_the_page_are_there(told):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "named"),
     [
-        ("no run", 3, "no such folder. Give the --workdir of `convoy train`."),
-        ("no folder", 2, "does not exist. Make it first."),
-        ("a folder", 2, "is a folder. Name the page to write in it."),
+        ("no run", 3, "--workdir={}/absent"),
+        ("no folder", 2, "--output={}/absent/page.html"),
+        ("a folder", 2, "--output={}"),
     ],
 )
-def test_what_cannot_be_reported_is_named(told, name, code, said):
-    answer = told[1][name]
+def test_invalid_flag_is_named(reported, name, code, named):
+    _, answers, folder = reported
+    answer = answers[name]
     assert (answer.returncode, len(answer.output.splitlines())) == (code, 1)
-    assert said in answer.output
+    assert named.format(folder) in answer.output
 
 
-def test_a_dataset_that_moved_is_found_where_data_says(told, tmp_path, capsys):
-    run, _, folder = told
+def test_moved_dataset_is_found_with_data_flag(reported, tmp_path, capsys):
+    run, _, folder = reported
     moved = shutil.copytree(run, tmp_path / "run")
     evaluation = json.loads((moved / "evaluation_test.json").read_text())
     (moved / "evaluation_test.json").write_text(json.dumps({**evaluation, "data": str(tmp_path / "gone")}))
     assert main(["convoy", "report", f"--workdir={moved}"]) == 0
-    assert "No thumbnails: dataset folder" in capsys.readouterr().out
-    assert not Page((moved / "report.html").read_bytes()).images.get("mistakes")
+    assert "--data=DATA" in capsys.readouterr().out
+    assert not Page((moved / "report.html").read_bytes()).images.get("errors")
     assert main(["convoy", "report", f"--workdir={moved}", f"--data={folder / 'data'}"]) == 0
     assert len(Page((moved / "report.html").read_bytes()).images["mistakes"]) == 24
 
 
 @pytest.mark.skipif(bool(missing_browser()), reason=f"no browser: {missing_browser()}")
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_a_browser_shows_the_page_without_a_network_scripts_or_scrolling_sideways(told, page, width, tmp_path):
-    run, _, _ = told
+def test_browser_shows_the_page_without_network_scripts_or_horizontal_scrolling(reported, page, width, tmp_path):
+    run, _, _ = reported
     with Browser(tmp_path / "browser", size=(width, 900)) as browser:
         browser.open(f"file://{run / 'report.html'}")
-        text = browser.wait_for("In short", "Made by")
+        text = browser.wait_for("Summary", "Generated by")
         assert browser.problems == []
         assert browser.value("document.scripts.length") == 0
         assert browser.value("document.querySelectorAll('[onerror],[onload],[onclick],iframe,link').length") == 0

@@ -8,7 +8,7 @@ from convoy.core.errors import DataError
 from convoy.trainer.evaluation import predictions
 from tests.trainer.report.made_runs import CLASSES, drawn_predictions, evaluated, made_run
 
-NASTY = (
+UNUSUAL = (
     "=1+1",
     "+1",
     "-1",
@@ -33,45 +33,45 @@ def rows_of(path):
 
 
 @pytest.fixture
-def nasty(tmp_path):
-    """A run whose classes and files have such names, evaluated; and its predictions."""
-    labels = np.arange(60) % len(NASTY)
-    found, _ = drawn_predictions(labels, num_classes=len(NASTY))
-    found.filename[:] = [NASTY[-1 - i % len(NASTY)] for i in range(60)]
-    run = made_run(tmp_path / "run", class_names=NASTY)
-    evaluated(run, found, class_names=NASTY)
+def unusual(tmp_path):
+    """An evaluated run whose classes and files have unusual names, and its predictions."""
+    labels = np.arange(60) % len(UNUSUAL)
+    found, _ = drawn_predictions(labels, num_classes=len(UNUSUAL))
+    found.filename[:] = [UNUSUAL[-1 - i % len(UNUSUAL)] for i in range(60)]
+    run = made_run(tmp_path / "run", class_names=UNUSUAL)
+    evaluated(run, found, class_names=UNUSUAL)
     return run, found
 
 
-def test_no_cell_is_a_formula_to_a_spreadsheet(nasty):
-    run, found = nasty
+def test_no_cell_is_a_spreadsheet_formula(unusual):
+    run, found = unusual
     rows = rows_of(run.predictions("test"))
     assert len(rows) == 60
     for row in rows:
         for column in ("filename", "label", "predicted"):
             assert not row[column].lstrip().startswith(("=", "+", "-", "@", "\uff1d"))
             assert not row[column].startswith("\t")
-        assert float(row["label_probability"]) >= 0  # and numbers are none of these cells
+        assert float(row["label_probability"]) >= 0  # numbers are not quoted
     assert b'"\'=1+1"' in run.predictions("test").read_bytes()
 
 
-def test_taking_one_apostrophe_away_gives_each_name_back(nasty):
-    run, found = nasty
+def test_removing_one_apostrophe_restores_each_name(unusual):
+    run, found = unusual
     for row, name, label in zip(rows_of(run.predictions("test")), found.filename, found.label, strict=True):
         assert row["filename"].removeprefix("'") == name
-        assert row["label"].removeprefix("'") == NASTY[label]
+        assert row["label"].removeprefix("'") == UNUSUAL[label]
 
 
-def test_what_was_predicted_is_read_back_to_the_last_bit(nasty):
-    run, found = nasty
-    read = predictions.load(run, predictions.newest(run), NASTY)
+def test_predictions_are_read_back_exactly(unusual):
+    run, found = unusual
+    read = predictions.load(run, predictions.newest(run), UNUSUAL)
     assert read.filename == found.filename
     for name in ("label", "predicted", "label_probability", "predicted_probability"):
         np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
         assert getattr(read, name).dtype == getattr(found, name).dtype
 
 
-def test_a_row_says_what_the_image_is_what_it_was_taken_for_and_whether_that_is_right(tmp_path):
+def test_rows_have_label_prediction_and_probabilities(tmp_path):
     found, probabilities = drawn_predictions([2, 0, 1, 3], num_classes=4)
     run = made_run(tmp_path / "run")
     evaluated(run, found)
@@ -84,7 +84,7 @@ def test_a_row_says_what_the_image_is_what_it_was_taken_for_and_whether_that_is_
         assert row["correct"] == str(int(label == predicted))
 
 
-def test_a_file_name_that_is_no_text_is_written_as_its_code(tmp_path):
+def test_file_name_that_is_not_utf8_is_escaped(tmp_path):
     found, _ = drawn_predictions([0, 1], num_classes=4)
     found.filename[:] = ["bad\udcff.jpg", "=\udc80"]
     run = made_run(tmp_path / "run")
@@ -94,21 +94,21 @@ def test_a_file_name_that_is_no_text_is_written_as_its_code(tmp_path):
     assert predictions.load(run, predictions.newest(run), CLASSES).filename == ["bad\\udcff.jpg", "=\\udc80"]
 
 
-def test_a_csv_that_a_spreadsheet_sorted_is_read_and_one_that_lost_rows_is_not(tmp_path):
+def test_sorted_csv_is_read_and_damaged_csv_is_rejected(tmp_path):
     found, _ = drawn_predictions(np.arange(20) % 4, num_classes=4)
     run = made_run(tmp_path / "run")
     evaluation = evaluated(run, found)
     header, *lines = run.predictions("test").read_text().splitlines(keepends=True)
     run.predictions("test").write_text("\ufeff" + header + "".join(sorted(lines, key=lambda line: line[::-1])))
     np.testing.assert_array_equal(predictions.load(run, evaluation, CLASSES).label, found.label)
-    for content, told in ((header + "".join(lines[1:]), "19 rows for 20 images"), ("", ""), ("index\nx\n", "x")):
+    for content, problem in ((header + "".join(lines[1:]), "19 rows for 20 images"), ("", ""), ("index\nx\n", "x")):
         run.predictions("test").write_text(content)
-        with pytest.raises(DataError, match="is not what the evaluation wrote") as error:
+        with pytest.raises(DataError, match=str(run.predictions("test"))) as error:
             predictions.load(run, evaluation, CLASSES)
-        assert told in str(error.value) and "convoy evaluate --workdir=" in str(error.value)
+        assert problem in str(error.value) and "convoy evaluate --workdir=" in str(error.value)
 
 
-def test_the_newest_evaluation_is_the_one_that_was_made_last_and_can_be_read(tmp_path):
+def test_newest_readable_evaluation_is_used(tmp_path):
     found, _ = drawn_predictions([0, 1], num_classes=4)
     run = made_run(tmp_path / "run")
     assert predictions.newest(run) is None

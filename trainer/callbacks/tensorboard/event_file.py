@@ -1,13 +1,13 @@
-"""TensorBoard's event files: records are added whole, and those of steps that will be trained again are cut out.
+"""TensorBoard event files that can be cut back to a step, and whose records are written whole or not at all.
 
     events = EventFile(run / "tensorboard" / "train", first_step=1)
-    events.write(20, [scalar("quality/loss", 3.1)])          # `summaries` makes the values
+    events.write(20, [scalar("quality/loss", 3.1)])          # values from `summaries`
     ...
-    cut_back(run / "tensorboard" / "train", last_step=10)     # then go on in a new EventFile with first_step=11
+    cut_back(run / "tensorboard" / "train", last_step=10)     # then continue in a new EventFile with first_step=11
 
-TensorFlow's own writer tears its last record when the disk is full, and can neither tell a reader that a run has gone
-back nor take anything back. A reader that is open when a run is cut back has shown the later steps already: that a file
-begins with a session's start at a step is what makes it drop its points from there on.
+TensorFlow's writer leaves a truncated record when the disk is full, and cannot remove what it wrote. A TensorBoard that
+is open while a run is cut back has already shown the later steps: the session start at the beginning of the new file
+makes it drop its points from that step on.
 """
 
 import errno
@@ -29,33 +29,33 @@ _numbers = itertools.count()
 
 
 class EventFile:
-    """A new event file, which is made with its first record."""
+    """A new event file, created with its first record."""
 
     def __init__(self, folder: Path, first_step: int):
         """Writes nothing yet.
 
         Args:
-          folder: of the run, as TensorBoard calls it.
-          first_step: what readers have seen of this run from this step on is void.
+          folder: folder of a TensorBoard run.
+          first_step: readers drop what they have read from this step on.
         """
-        # Readers take a run's files in the order of their names.
+        # Readers process the files of a run in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}.{next(_numbers):04}"
         self._path = folder / name
         self._first_step = first_step
         self._described: set[str] = set()
 
     def write(self, step: int, values: Iterable[Summary.Value]) -> None:
-        """Adds one record. It is on its way to the disk when this returns, or none of it is there.
+        """Adds one record, as a whole or not at all.
 
         Args:
           step: optimizer steps done.
-          values: of tags that differ; only the first of a tag keeps its metadata, which is all that readers look at.
+          values: with different tags. Only the first value of a tag keeps its metadata: readers ignore later ones.
 
         Raises:
           OSError: it cannot be written.
         """
         is_begun = self._path.exists() and self._path.stat().st_size > 0
-        if not is_begun:  # yet, or any more: somebody may clear the folder of a run that goes on
+        if not is_begun:  # also if the folder was cleared during the run
             self._described.clear()
         now = time.time()
         event = Event(wall_time=now, step=step, summary=Summary(value=values))
@@ -72,33 +72,33 @@ class EventFile:
 
 
 def cut_back(folder: Path, *, last_step: int, without: Collection[str] = ()) -> None:
-    """Takes out of a run's event files what came after a step, and what a crash has torn.
+    """Removes the records after a step, and a truncated last record, from the event files of a run.
 
     Args:
-      folder: of the run; there need be none.
-      last_step: the last one that stays.
-      without: tags that do not stay whatever their step.
+      folder: folder of a TensorBoard run; it need not exist.
+      last_step: the last step to keep.
+      without: tags to remove whatever their step.
 
     Raises:
-      OSError: a file cannot be read or written. Each is as it was, or cut back.
+      OSError: a file cannot be read or written. Each file is then either unchanged or cut back.
     """
     for path in sorted(folder.glob("*tfevents*")):
         content = path.read_bytes()
         kept, has_values = [], False
         for payload in _payloads(content):
             event = Event.FromString(payload)
-            is_wanted = event.step <= last_step and not any(value.tag in without for value in event.summary.value)
-            has_values |= is_wanted and event.HasField("summary")
-            if is_wanted or not event.HasField("summary"):
+            is_kept = event.step <= last_step and not any(value.tag in without for value in event.summary.value)
+            has_values |= is_kept and event.HasField("summary")
+            if is_kept or not event.HasField("summary"):
                 kept.append(frame(payload))
         if not has_values:
             path.unlink()
         elif sum(map(len, kept)) < len(content):
-            write_whole(path, b"".join(kept))  # under a reader's feet: it keeps the old file till it has read it
+            write_whole(path, b"".join(kept))  # an open reader keeps the old file
 
 
 def _payloads(content: bytes) -> Iterator[bytes]:
-    """Yields the records' payloads up to the first that is torn, as readers do."""
+    """Yields the payloads of the records up to the first truncated or damaged one, as readers do."""
     offset = 0
     while (length := frame_length(content[offset : offset + HEADER_BYTES])) is not None:
         payload = content[offset + HEADER_BYTES : offset + HEADER_BYTES + length]
@@ -112,6 +112,6 @@ def _payloads(content: bytes) -> Iterator[bytes]:
 def _append(path: Path, content: bytes) -> None:
     with open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
-        if file.write(content) < len(content):  # the disk has become full within it
+        if file.write(content) < len(content):  # the disk is full
             file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,7 +1,7 @@
-"""A Keras model's graph of layers, as TensorBoard's page Graphs reads it.
+"""A Keras model's graph of layers for TensorBoard's Graphs page.
 
-That page takes what `model.to_json()` writes, and fails on parts of it: arguments that are no tensors, and precisions
-that are policies. So it gets no more than what it shows: each layer's name, class, and where its inputs come from.
+That page reads the format of `model.to_json()` but fails on arguments that are not tensors and on mixed-precision
+policies. So it gets only what it shows: the name, class and inputs of each layer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,14 @@ import keras
 
 
 def layers_of(model: keras.Model) -> dict[str, Any] | None:
-    """Returns the model's layers, nested models among them, as JSON data; None of a model that does not tell them.
+    """Returns the model's layers, including nested models, as JSON data; None if the model does not list them.
 
     Args:
-      model: functional and sequential models tell, others may not.
+      model: functional and sequential models list their layers, subclassed ones may not.
     """
     try:
         config = keras.saving.serialize_keras_object(model)
-    except Exception:  # a layer of a user's own may do anything there; a picture is not worth a run
+    except Exception:  # a custom layer may raise anything; a missing graph must not end the run
         return None
     return _layer(config) if _layers(config) else None
 
@@ -46,7 +46,7 @@ def _layers(serialized: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _sources(part: Any) -> Iterator[list[Any]]:  # noqa: ANN401 (any JSON value)
-    """Yields the origin of every tensor among a call's arguments."""
+    """Yields the origin of every tensor among the arguments of a call."""
     if isinstance(part, Mapping):
         if "keras_history" in part:
             yield part["keras_history"]

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run as such: how its curves are laid out, its row among other runs, its model's graph."""
+"""TensorBoard values that describe a run: layout of its curves, its row on the HParams page, its model graph."""
 
 import time
 
@@ -14,11 +14,11 @@ _SHOWN_FIRST = ("augment.ops", "batch_size", "model.name", "optimizer.learning_r
 
 
 def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:
-    """Returns values by the name of TensorBoard's run: that of RUN/tensorboard itself is empty.
+    """Returns values by TensorBoard run; the name of the run in RUN/tensorboard itself is empty.
 
     Args:
-      config: complete; what only changes what is shown and kept is left out of the page HParams.
-      model: built.
+      config: the complete config; operational fields are left out of the HParams page.
+      model: the built model.
     """
     hyperparameters = {
         name: value for name, value in configs.fields(config) if not name.startswith(configs.OPERATIONAL_FIELDS)

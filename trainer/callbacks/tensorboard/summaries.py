@@ -1,8 +1,8 @@
-"""The values of event files, one function for each of TensorBoard's pages: pure, from arrays and text to protos.
+"""Values of event files, one function per TensorBoard page: pure functions from arrays and text to protos.
 
     scalar("quality/loss", 3.1), text("run/config", "..."), image("media/worst", picture), ...
 
-Names of categories may hold anything. TensorBoard escapes what it shows; that nothing fails on them is `shown_name`.
+Class names may contain anything: TensorBoard escapes them, and `pictures.printable` makes them safe to encode and draw.
 """
 
 import io
@@ -28,12 +28,14 @@ from tensorboard.plugins.scalar import metadata as scalars
 from tensorboard.plugins.text import metadata as texts
 from tensorboard.util.tensor_util import make_tensor_proto
 
-THRESHOLDS = 101  # of a precision-recall curve, from 0 to 1
+from convoy.trainer.evaluation.counts import THRESHOLDS
+from convoy.trainer.evaluation.pictures import printable
+
 _HISTOGRAM_BUCKETS = 30
 _SCALAR_METADATA = scalars.create_summary_metadata(display_name=None, description=None)
 
-# By category of the page, each chart's title and the beginnings of the tags it shows, of all runs together.
-_CHARTS = {
+# The custom scalars page: by category, the tags (regular expressions) of each chart.
+_CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Generalization": {
         "loss, train and validation": ("quality/loss$",),
         "top-1, train and validation": ("quality/top1$",),
@@ -52,19 +54,14 @@ _CHARTS = {
     },
     "Performance": {
         "images/s": ("perf/images_per_s$",),
-        "images/s a replica": ("perf/images_per_s_per_replica$",),
+        "images/s per replica": ("perf/images_per_s_per_replica$",),
         "step time in ms: median and 95th percentile": ("perf/step_ms_p50$", "perf/step_ms_p95$"),
-        "what a step's time goes to, in ms": ("perf/input_wait_ms$", "perf/reduction_ms$", "perf/compute_ms$"),
+        "step time in ms by part": ("perf/input_wait_ms$", "perf/reduction_ms$", "perf/compute_ms$"),
         "share of the step in %": ("perf/.*_pct$",),
         "model FLOPs utilization": ("perf/model_flops_utilization$",),
         "memory": ("perf/.*memory.*",),
     },
 }
-
-
-def shown_name(name: str) -> str:
-    """Returns a name as one line of text that any encoder and any font takes: what is no text becomes U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def scalar(tag: str, value: float) -> Summary.Value:
@@ -74,8 +71,8 @@ def scalar(tag: str, value: float) -> Summary.Value:
 
 
 def text(tag: str, content: str) -> Summary.Value:
-    """Returns text that is shown as it stands, in one block."""
-    block = "".join(f"    {line}\n" for line in content.splitlines())  # a fence could be closed from within
+    """Returns text that is shown verbatim, as a code block."""
+    block = "".join(f"    {line}\n" for line in content.splitlines())  # the content could close a fence
     return _value(tag, texts.create_summary_metadata(None, None), np.array(_utf8(block), object))
 
 
@@ -94,8 +91,8 @@ def image(tag: str, picture: Image.Image) -> Summary.Value:
 
 
 def histogram(tag: str, values: np.ndarray) -> Summary.Value:
-    """Returns how finite values of any shape are distributed."""
-    # Weights that have hardly moved have no room for the edges between them in float32.
+    """Returns a histogram of the finite values of an array of any shape."""
+    # In float64: nearly equal weights leave no room for bin edges between them in float32.
     values = values[np.isfinite(values)].astype(np.float64)
     counts, edges = np.histogram(values, _HISTOGRAM_BUCKETS)
     # [buckets, 3] float64: left edge, right edge, count
@@ -107,10 +104,10 @@ def pr_curve(tag: str, positives: np.ndarray, negatives: np.ndarray) -> Summary.
     """Returns a precision-recall curve.
 
     Args:
-      tag: of the curve.
-      positives: [THRESHOLDS] counts of the examples of the class by score: entry k has those in
+      tag: tag of the curve.
+      positives: [THRESHOLDS] int64: examples of the class by score; entry k counts scores in
         [k, k + 1) / (THRESHOLDS - 1).
-      negatives: [THRESHOLDS] likewise of the others.
+      negatives: [THRESHOLDS] int64: the same for the other examples.
     """
     true_positives, false_positives = (np.cumsum(counts[::-1])[::-1] for counts in (positives, negatives))
     rows = [true_positives, false_positives, negatives.sum() - false_positives, positives.sum() - true_positives]
@@ -121,7 +118,7 @@ def pr_curve(tag: str, positives: np.ndarray, negatives: np.ndarray) -> Summary.
 
 
 def layout() -> Summary.Value:
-    """Returns how the page of custom scalars is laid out."""
+    """Returns the layout of the custom scalars page."""
     categories = [
         layout_pb2.Category(
             title=title,
@@ -137,14 +134,12 @@ def layout() -> Summary.Value:
 
 
 def experiment(hyperparameters: Mapping[str, Any], first: Collection[str], metrics: Collection[str]) -> Summary.Value:
-    """Returns the columns of the page HParams.
-
-    Left to itself, TensorBoard finds no metric of a run that is the root of its folder.
+    """Returns the columns of the HParams page. Without them TensorBoard finds no metrics of a run in the root folder.
 
     Args:
-      hyperparameters: by name, as `session_start` takes them.
-      first: which of them stand first; that page shows the first five and has the others on demand.
-      metrics: the tags that stand behind them: scalars of the same run as the session.
+      hyperparameters: by name, as for `session_start`.
+      first: names of the first columns; the page shows five columns and the others on demand.
+      metrics: tags of the metric columns: scalars of the same run as the session.
     """
     infos = [
         api_pb2.HParamInfo(name=name, type=_hparam_type(value), differs=name in first)
@@ -156,11 +151,11 @@ def experiment(hyperparameters: Mapping[str, Any], first: Collection[str], metri
 
 
 def session_start(hyperparameters: Mapping[str, Any], wall_time: float) -> Summary.Value:
-    """Returns a run's row of the page HParams; its metrics are the scalars beside it and below.
+    """Returns a run's row of the HParams page; its metrics are the scalars of the same run.
 
     Args:
-      hyperparameters: by name: numbers, strings, bools, or others that are shown as text.
-      wall_time: when the run was started, seconds since 1970.
+      hyperparameters: by name: numbers, strings, bools, or other values, which are shown as text.
+      wall_time: start of the run, seconds since 1970.
     """
     info = plugin_data_pb2.SessionStartInfo(start_time_secs=wall_time)
     for name, value in hyperparameters.items():
@@ -170,12 +165,12 @@ def session_start(hyperparameters: Mapping[str, Any], wall_time: float) -> Summa
         elif kind == api_pb2.DATA_TYPE_FLOAT64:
             info.hparams[name].number_value = value
         else:
-            info.hparams[name].string_value = shown_name(str(value))
+            info.hparams[name].string_value = printable(str(value))
     return _hparams(plugin_data_pb2.HParamsPluginData(session_start_info=info), hparams.SESSION_START_INFO_TAG)
 
 
 def session_end(wall_time: float) -> Summary.Value:
-    """Returns that a run has come to its end."""
+    """Returns the end of a run, for the HParams page."""
     info = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=wall_time)
     return _hparams(plugin_data_pb2.HParamsPluginData(session_end_info=info), hparams.SESSION_END_INFO_TAG)
 
@@ -183,10 +178,10 @@ def session_end(wall_time: float) -> Summary.Value:
 def layer_graph(model: Mapping[str, Any]) -> list[Summary.Value]:
     """Returns the graph of a model's layers, from `model_graph.layers_of`.
 
-    Twice: the page Graphs opens with the one of operations, and calls that of layers the conceptual graph.
+    In two forms: the Graphs page opens with the graph of operations, and also has a conceptual graph of layers.
     """
     graph, outer = keras_util.keras_model_to_graph_def(model), f"{model['config']['name']}/"
-    for node in graph.node:  # out of the one box that would have to be opened to see them
+    for node in graph.node:  # without the model's own scope, so that the page shows the layers and not one box
         node.name, node.op = node.name.removeprefix(outer), node.attr["keras_class"].s.decode()
         node.input[:] = [name.removeprefix(outer) for name in node.input]
     return [
@@ -202,7 +197,7 @@ def _graph(tag: str, plugin: str, content: bytes) -> Summary.Value:
     return _value(tag, metadata, np.array([content], object))
 
 
-def _hparam_type(value: Any) -> int:  # noqa: ANN401 (of a config)
+def _hparam_type(value: Any) -> int:  # noqa: ANN401 (any config value)
     if isinstance(value, bool):
         return api_pb2.DATA_TYPE_BOOL
     return api_pb2.DATA_TYPE_FLOAT64 if isinstance(value, int | float) else api_pb2.DATA_TYPE_STRING

@@ -1,1 +1,1 @@
-"""RUN/report.html and RUN/MODEL_CARD.md."""
+"""The report of a run: RUN/report.html, RUN/confusion_matrix.png and RUN/MODEL_CARD.md."""

@@ -1,10 +1,10 @@
-"""What predictions tell: by class, which class is taken for which, when to believe the model, what to look at.
+"""Error analysis of predictions: metrics per class, confused pairs, calibration, coverage, likely label errors.
 
     classes = by_class(predictions, num_classes)
     classes.f1[3], confused_pairs(predictions)[0].images
     reliability(predictions), risk_coverage(predictions), likely_label_errors(predictions, num_classes)
 
-Nothing here grows with the square of the number of classes.
+Memory never grows with the square of the number of classes.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from convoy.trainer.evaluation.predictions import Predictions
 
 @dataclass(frozen=True)
 class ByClass:
-    """Quality of each class; NaN where there is nothing to divide by.
+    """Metrics per class; NaN where the denominator is 0.
 
     Attributes:
       support: [num_classes] int64: images with this label.
-      predicted: [num_classes] int64: images taken for this class.
-      hits: [num_classes] int64: both.
+      predicted: [num_classes] int64: images predicted as this class.
+      hits: [num_classes] int64: images of this class predicted as it.
     """
 
     support: np.ndarray
@@ -31,26 +31,26 @@ class ByClass:
 
     @property
     def precision(self) -> np.ndarray:
-        """Which share of the images taken for the class are of it, [num_classes] in [0, 1]."""
+        """Share of the images predicted as the class that are of it, [num_classes] in [0, 1]."""
         return _share(self.hits, self.predicted)
 
     @property
     def recall(self) -> np.ndarray:
-        """Which share of the class's images are found, [num_classes] in [0, 1]."""
+        """Share of the class's images predicted as it, [num_classes] in [0, 1]."""
         return _share(self.hits, self.support)
 
     @property
     def f1(self) -> np.ndarray:
-        """The harmonic mean of the two, [num_classes] in [0, 1]; NaN where the class does not occur at all."""
+        """Harmonic mean of precision and recall, [num_classes] in [0, 1]; NaN for a class that does not occur."""
         return _share(2 * self.hits, self.support + self.predicted)
 
     def worst_first(self) -> np.ndarray:
-        """Returns the classes that occur, the lowest F1 first, of equals the larger class: [n] int64."""
+        """Returns the classes that occur by rising F1, ties by falling number of images: [n] int64."""
         order = np.lexsort((-self.support, self.f1))
         return order[~np.isnan(self.f1[order])]
 
     def most_errors_first(self) -> np.ndarray:
-        """Returns the classes that occur by how many images were missed or wrongly taken for them: [n] int64."""
+        """Returns the classes that occur by falling number of false negatives and false positives: [n] int64."""
         occurring = self.support + self.predicted
         order = np.argsort(2 * self.hits - occurring, kind="stable")
         return order[occurring[order] > 0]
@@ -58,7 +58,7 @@ class ByClass:
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of one class that were taken for another, the most confident first: `members` are places in the split."""
+    """Images of one class predicted as another: `members` are their indices, the most confident first."""
 
     label: int
     predicted: int
@@ -66,18 +66,18 @@ class Pair:
 
     @property
     def images(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.members)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often the model is right by how sure it is (Guo et al. 2017), in bins of confidence; NaN where one is empty.
+    """Accuracy by confidence (Guo et al. 2017), in equal bins of confidence; NaN for an empty bin.
 
     Attributes:
       images: [CALIBRATION_BINS] int64.
-      confidence: [CALIBRATION_BINS]: mean probability of the predicted class.
-      accuracy: [CALIBRATION_BINS].
+      confidence: [CALIBRATION_BINS] float64: mean probability of the predicted class.
+      accuracy: [CALIBRATION_BINS] float64.
     """
 
     images: np.ndarray
@@ -86,18 +86,18 @@ class Reliability:
 
     @property
     def overconfidence(self) -> float:
-        """By how much the mean confidence is above the accuracy, in [-1, 1]."""
+        """Mean confidence minus accuracy, in [-1, 1]."""
         return float(np.nansum(self.images * (self.confidence - self.accuracy)) / self.images.sum())
 
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """What answering only the images it is most sure of gives (El-Yaniv & Wiener 2010), the surest first.
+    """Accuracy when the model abstains below a confidence threshold (El-Yaniv & Wiener 2010), by falling threshold.
 
     Attributes:
-      threshold: [n]: of confidence; images that share one are answered together.
-      coverage: [n]: the share of images at or above it.
-      accuracy: [n]: of them.
+      threshold: [n] float32: confidence; each value that occurs, once.
+      coverage: [n] float64: share of images at or above the threshold.
+      accuracy: [n] float64: accuracy on those images.
     """
 
     threshold: np.ndarray
@@ -105,27 +105,27 @@ class RiskCoverage:
     accuracy: np.ndarray
 
     def at_coverage(self, share: float) -> tuple[float, float, float]:
-        """Returns threshold, coverage and accuracy where at least this share of the images is answered."""
+        """Returns threshold, coverage and accuracy of the smallest coverage that is at least `share`."""
         return self._row(int(np.argmax(self.coverage >= share - 1e-9)))
 
     def at_accuracy(self, least: float) -> tuple[float, float, float] | None:
-        """Returns the row of the largest coverage that has at least this accuracy, where there is one."""
+        """Returns threshold, coverage and accuracy of the largest coverage with at least this accuracy, if any."""
         reached = np.flatnonzero(self.accuracy >= least)
         return self._row(int(reached[-1])) if len(reached) else None
 
     def _row(self, place: int) -> tuple[float, float, float]:
-        return tuple(float(values[place]) for values in (self.threshold, self.coverage, self.accuracy))
+        return float(self.threshold[place]), float(self.coverage[place]), float(self.accuracy[place])
 
 
 def by_class(predictions: Predictions, num_classes: int) -> ByClass:
-    """Returns the quality of each class."""
+    """Returns the metrics of each class."""
     label, predicted = predictions.label, predictions.predicted
     counts = (label, predicted, label[predictions.correct])
     return ByClass(*(np.bincount(values, minlength=num_classes) for values in counts))
 
 
 def confused_pairs(predictions: Predictions) -> list[Pair]:
-    """Returns which class was taken for which other one, the most images first."""
+    """Returns the pairs of label and wrongly predicted class, those with the most images first."""
     wrong = mistakes(predictions)
     keys = predictions.label[wrong].astype(np.int64) << 32 | predictions.predicted[wrong]
     order = np.argsort(keys, kind="stable")
@@ -136,14 +136,14 @@ def confused_pairs(predictions: Predictions) -> list[Pair]:
 
 
 def confusion_matrix(predictions: Predictions, classes: np.ndarray) -> np.ndarray:
-    """Counts the images of some classes by what they were taken for.
+    """Returns the confusion matrix of some classes.
 
     Args:
       predictions: of a split.
-      classes: [n] int64: which, in the order of rows and columns.
+      classes: [n] int64: the classes, in the order of rows and columns.
 
     Returns:
-      [n, n + 1] int64: a row a label, a column a predicted class; the last one is every other class.
+      [n, n + 1] int64: rows are labels, columns are predicted classes; the last column counts all other classes.
     """
     place = np.full(1 + max(predictions.label.max(), predictions.predicted.max(), classes.max()), len(classes))
     place[classes] = np.arange(len(classes))
@@ -153,18 +153,17 @@ def confusion_matrix(predictions: Predictions, classes: np.ndarray) -> np.ndarra
 
 
 def mistakes(predictions: Predictions) -> np.ndarray:
-    """Returns the images that were classified wrongly, the most confident first: [n] int64."""
+    """Returns the misclassified images, the most confident first: [n] int64."""
     wrong = np.flatnonzero(~predictions.correct)
     return wrong[np.argsort(-_confidence(predictions)[wrong], kind="stable")]
 
 
 def likely_label_errors(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Returns the images whose labels the model confidently disagrees with, the most likely errors first: [n] int64.
+    """Returns the images whose label is probably wrong, the most likely errors first: [n] int64.
 
-    These are the off-diagonal entries of the confident joint (Northcutt et al. 2021, "Confident Learning"): an image is
-    confidently of a class when that class's probability reaches its mean over the images labelled so. The predicted
-    class is the only other one looked at, since its probability is the largest. Ordered by how far the label's
-    probability lies below it.
+    These are the off-diagonal entries of the confident joint (Northcutt et al. 2021, "Confident Learning"): an image
+    confidently belongs to a class if that class's probability reaches its mean over the images with that label. Only
+    the predicted class is considered. Ordered by its probability minus that of the label.
     """
     totals = np.bincount(predictions.label, predictions.label_probability, minlength=num_classes)
     thresholds = _share(totals, np.bincount(predictions.label, minlength=num_classes))
@@ -176,9 +175,9 @@ def likely_label_errors(predictions: Predictions, num_classes: int) -> np.ndarra
 
 
 def reliability(predictions: Predictions) -> Reliability:
-    """Returns accuracy by confidence, in the bins that the expected calibration error is made of."""
+    """Returns accuracy by confidence, in the bins of the expected calibration error."""
     confidence = _confidence(predictions)
-    # In float32, as `metrics.batch_sums` does it: an image at a bin's edge falls into the same bin.
+    # In float32 like `metrics.batch_sums`, so that an image at a bin's edge falls into the same bin.
     bins = np.minimum((confidence * np.float32(CALIBRATION_BINS)).astype(int), CALIBRATION_BINS - 1)
     images = np.bincount(bins, minlength=CALIBRATION_BINS)
     sums = (np.bincount(bins, values, minlength=CALIBRATION_BINS) for values in (confidence, predictions.correct))
@@ -186,7 +185,7 @@ def reliability(predictions: Predictions) -> Reliability:
 
 
 def risk_coverage(predictions: Predictions) -> RiskCoverage:
-    """Returns accuracy by the share of images that are answered."""
+    """Returns accuracy by coverage."""
     confidence = _confidence(predictions)
     order = np.argsort(-confidence, kind="stable")
     confidence = confidence[order]
@@ -204,7 +203,7 @@ def interval(hits: int, images: int) -> tuple[float, float]:
 
 
 def _confidence(predictions: Predictions) -> np.ndarray:
-    return np.nan_to_num(predictions.predicted_probability)  # a model that has diverged says NaN
+    return np.nan_to_num(predictions.predicted_probability)  # NaN after divergence
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

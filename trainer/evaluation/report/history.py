@@ -1,4 +1,4 @@
-"""What a run has written down so far, read for people: also of one that is in progress, or was killed in a line.
+"""The files of a run directory as the report reads them, also while the run is in progress or after it was killed.
 
 history = read_history(run)
 history.curve("validation", "quality/top1")          # steps and values
@@ -21,7 +21,7 @@ from convoy.trainer.run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Result:
-    """A row of results.csv: an evaluation on a split with the weights of a step, and its metrics by name."""
+    """A row of results.csv: split, step of the weights, and metrics by name."""
 
     split: str
     step: int
@@ -33,14 +33,15 @@ class History:
     """The files of a run directory.
 
     Attributes:
-      name: of the folder.
-      config, dataset: as JSON data.
-      environment: as JSON data; empty where it is not there.
-      command: as it was typed.
-      result: result.json; None while the run is not done.
-      events: in their order.
-      metrics: the lines of metrics.jsonl.
-      results: the rows of results.csv.
+      name: name of the folder.
+      config: config.json.
+      dataset: dataset.json.
+      environment: environment.json; empty if it is missing.
+      command: the command line.
+      result: result.json; None until the run is finished.
+      events: lines of events.jsonl.
+      metrics: lines of metrics.jsonl.
+      results: rows of results.csv.
     """
 
     name: str
@@ -55,16 +56,16 @@ class History:
 
     @property
     def class_names(self) -> list[str]:
-        """The categories, by label."""
+        """The class names, by label."""
         return self.dataset["class_names"]
 
     @property
     def last_step(self) -> int:
-        """The last step that something is known of."""
+        """The last step in metrics.jsonl, or 0."""
         return max((line["step"] for line in self.metrics), default=0)
 
     def curve(self, split: str, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps [n] int64 and values [n] float64 of a tag, without values that were not finite."""
+        """Returns steps [n] int64 and values [n] float64 of a tag; values that are not finite are left out."""
         points = [
             (line["step"], line[tag]) for line in self.metrics if line["split"] == split and line.get(tag) is not None
         ]
@@ -72,24 +73,24 @@ class History:
         return np.array(steps, np.int64), np.array(values, np.float64)
 
     def last_values(self, split: str, step: int | None = None) -> Mapping[str, Any]:
-        """Returns the last line of metrics.jsonl of a split, or the last up to a step; empty where there is none."""
+        """Returns the last line of metrics.jsonl of a split, up to a step if one is given; empty if there is none."""
         lines = [line for line in self.metrics if line["split"] == split and (step is None or line["step"] <= step)]
         return lines[-1] if lines else {}
 
     def newest_result(self, split: str, step: int | None) -> Result | None:
-        """Returns the newest result on a split, of the weights of a step where there is one."""
+        """Returns the newest result on a split, preferably with the weights of `step`."""
         rows = [row for row in self.results if row.split == split]
         return next(iter([row for row in rows if row.step == step][-1:] or rows[-1:]), None)
 
 
 def read_history(run: RunDirectory) -> History:
-    """Reads what there is.
+    """Reads the files of a run directory.
 
     Raises:
-      DataError: it is no run directory, or its config.json or dataset.json is damaged.
+      DataError: it is not a run directory, or its config.json or dataset.json is damaged.
     """
     if not run.path.is_dir():
-        raise DataError(f"--workdir={run.path}: no such folder. Give the --workdir of `convoy train`.")
+        raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
     command = run.command
     return History(
         name=run.path.resolve().name,
@@ -116,7 +117,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             value = json.loads(line)
-        except ValueError:  # cut short by a crash, or being written
+        except ValueError:  # truncated by a crash, or being written
             continue
         if isinstance(value, dict):
             lines.append(value)
@@ -124,7 +125,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(path: Path) -> list[Result]:
-    rows = []
+    rows: list[Result] = []
     if not path.exists():
         return rows
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
@@ -132,6 +133,6 @@ def _results(path: Path) -> list[Result]:
             try:
                 quality = {name: float(row[name]) for name in ("loss", "top1", "top5", "macro_f1", "ece")}
                 rows.append(Result(row["split"], int(row["step"]), quality))
-            except (ValueError, TypeError, KeyError):  # as above
+            except (ValueError, TypeError, KeyError):  # truncated, as above
                 continue
     return rows

@@ -1,20 +1,16 @@
-"""Confusion matrices: as geometry for the page's SVG, and as RUN/confusion_matrix.png for mails and slides.
+"""The confusion matrix of the report page, as geometry that its template draws as SVG.
 
 counts = analysis.confusion_matrix(predictions, classes)
 matrix = matrix_plot(counts, names, complete=True)
-draw_matrix(run.confusion_matrix, counts, names, "test, step 385")
 """
 
 import math
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from convoy.core.files import written_whole
 from convoy.core.html.templates import shown
 
 _SIDE, _SMALLEST_CELL, _LARGEST_CELL = 720, 18, 44  # pixels
@@ -23,7 +19,7 @@ _NAME_LENGTH = 20
 
 @dataclass(frozen=True)
 class Cell:
-    """A field of a confusion matrix; `strength` is its opacity."""
+    """A cell of a confusion matrix; `strength` is its opacity, `tone` its CSS class, `title` its tooltip."""
 
     x: float
     y: float
@@ -35,7 +31,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix in a box of `width` x `height`: names, short and whole, with their places, and its fields."""
+    """A confusion matrix in a box of `width` x `height` pixels.
+
+    Attributes:
+      cell: side of a cell.
+      left: x of the first column.
+      top: y of the first row.
+      rows: short name, full name and centre of each row.
+      columns: short name, full name and centre of each column.
+      cells: those with images.
+    """
 
     width: float
     height: float
@@ -48,12 +53,12 @@ class Matrix:
 
 
 def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> Matrix:
-    """Returns a confusion matrix: right ones in one colour, mistakes in another, by their share of the row.
+    """Returns a confusion matrix whose cells are coloured by their share of the row.
 
     Args:
-      counts: [n, n + 1], as `analysis.confusion_matrix` has it.
-      names: [n] of the classes, in this order.
-      complete: whether these are all classes, so that nothing can be in the last column.
+      counts: [n, n + 1] int64, from `analysis.confusion_matrix`.
+      names: [n] names of the classes, in the same order.
+      complete: whether these are all classes; the last column is then empty and not drawn.
     """
     columns = [*names] if complete else [*names, "other classes"]
     cell = min(_LARGEST_CELL, max(_SMALLEST_CELL, _SIDE / len(columns)))
@@ -63,7 +68,7 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
     cells = []
     for row, column in np.argwhere(counts[:, : len(columns)]).tolist():
         count, part = int(counts[row, column]), counts[row, column] / totals[row]
-        title = f"{count:,} of {totals[row]:,} images of {shown(names[row])} taken for {shown(columns[column])}"
+        title = f"{count:,} of {totals[row]:,} images of {shown(names[row])} classified as {shown(columns[column])}"
         strength = round(0.12 + 0.78 * math.sqrt(part), 2)
         text = f"{count}" if count < 1000 else f"{count / 1000:.0f}k"
         tone = "right" if row == column else "wrong"
@@ -85,7 +90,7 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
 
 
 def _short(name: str) -> str:
-    """Returns a name, or as much of it as is about as wide as `_NAME_LENGTH` Latin letters."""
+    """Returns a name, cut to about the width of `_NAME_LENGTH` Latin letters."""
     text = shown(name, _NAME_LENGTH)
     while _width(text) > _NAME_LENGTH:
         text = text[:-2] + "…"
@@ -93,33 +98,5 @@ def _short(name: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Returns how many Latin letters are about as wide: a letter of East Asia is as wide as two."""
+    """Returns the width in Latin letters; an East Asian character counts as two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def draw_matrix(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix into a PNG file, without the column of other classes.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    side = 3 + 0.24 * len(names)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    shares = counts[:, :-1] / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(counts[:, :-1]).tolist():
-        colour = "white" if shares[row, column] > 0.4 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    labels = [shown(name, _NAME_LENGTH) for name in names]
-    options = {"fontsize": 8, "parse_math": False}  # a name with two dollars is no formula
-    axes.set_xticks(range(len(names)), labels, rotation=90, **options)
-    axes.set_yticks(range(len(names)), labels, **options)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    axes.set_title(title, fontsize=10, parse_math=False)
-    with written_whole(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of names in scripts that its font has not
-        figure.savefig(file, format="png", dpi=100)

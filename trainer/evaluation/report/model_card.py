@@ -1,8 +1,8 @@
-"""RUN/MODEL_CARD.md: what somebody must know who gets the model, filled from the run as far as the run knows it.
+"""RUN/MODEL_CARD.md: a model card filled from the run; what the run cannot know is left as TODO.
 
-The headings are those of Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993), the metadata in front that of Hugging
-Face's model cards (https://huggingface.co/docs/hub/model-cards). What only a person knows is left as TODO. The last
-line holds the SHA-256 of all above it: a card that does not match its hash was edited, and is never written again.
+The headings are those of Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993), the front matter is that of Hugging
+Face's model cards (https://huggingface.co/docs/hub/model-cards). The last line holds the SHA-256 of the text above it:
+a card that does not match its hash was edited by hand, and is never overwritten.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from convoy.core.files import write_whole
+from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
 from convoy.trainer.evaluation.report.history import History, Result
@@ -24,11 +25,12 @@ from convoy.trainer.run.directory import RunDirectory
 
 _EXTREMES = 5  # classes at each end
 _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"
+_Row = tuple[str, int, float, float, float]  # class, images, precision, recall, F1
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
 def write(run: RunDirectory, history: History, results: Sequence[Result], evaluated: Evaluated | None) -> bool:
-    """Writes the card, unless a person has edited it; returns whether it did.
+    """Writes the card unless it was edited by hand; returns whether it was written.
 
     Raises:
       OSError: it cannot be read or written.
@@ -53,13 +55,13 @@ def _digest(text: str) -> str:
 def _card(history: History, results: Sequence[Result], evaluated: Evaluated | None) -> str:
     config, dataset, result = history.config, history.dataset, history.result or {}
     insights = [
-        insight
-        for insight in derive_insights(history, evaluated)
-        if insight.level != "fine" and insight.section != "speed"
+        finding
+        for finding in derive_insights(history, evaluated)
+        if finding.severity != Severity.OK and finding.section != "speed"
     ]
     worst, best = _extremes(history.class_names, evaluated)
     return _template().render(
-        metadata=Markup(_metadata(history, results)),  # YAML has its own way to write names
+        metadata=Markup(_metadata(history, results)),  # YAML escapes names itself
         name=history.name,
         num_classes=len(history.class_names),
         model={
@@ -75,7 +77,7 @@ def _card(history: History, results: Sequence[Result], evaluated: Evaluated | No
         data={
             "name": dataset.get("name"),
             "training images": dataset.get("train_images"),
-            "digest of the training split": dataset.get("train_digest"),
+            "training split digest": dataset.get("train_digest"),
             "evaluated split": evaluated and f"{evaluated.evaluation.split}, digest {evaluated.evaluation.digest[:16]}",
             "classes": _listed(history.class_names),
         },
@@ -93,14 +95,14 @@ def _card(history: History, results: Sequence[Result], evaluated: Evaluated | No
 
 def _template() -> jinja2.Template:
     def escaped(value: object) -> object:
-        """Escapes what a template puts in: names must not become headings, links, tables or HTML."""
+        """Escapes a value of the template: names must not become headings, links, tables or HTML."""
         if isinstance(value, Markup) or not isinstance(value, str):
             return "TODO" if value is None else value
         return _MARKS.sub(r"\\\1", shown(value, 4000))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown is no HTML: `finalize` escapes
+        autoescape=False,  # it escapes HTML; `finalize` escapes Markdown
         finalize=escaped,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -114,11 +116,11 @@ def _template() -> jinja2.Template:
 
 def _metadata(history: History, results: Sequence[Result]) -> str:
     """Returns the card's front matter."""
-    dataset = {"name": shown(str(history.dataset.get("name"))), "type": "imagefolder"}
+    name = shown(str(history.dataset.get("name")))
     entries = [
         {
             "task": {"type": "image-classification"},
-            "dataset": {**dataset, "split": row.split},
+            "dataset": {"name": name, "type": "imagefolder", "split": row.split},
             "metrics": [
                 {"type": "accuracy", "value": round(row.quality["top1"], 6), "name": "top-1"},
                 {"type": "f1", "value": round(row.quality["macro_f1"], 6), "name": "macro F1"},
@@ -153,11 +155,11 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         f"{optimizer['weight_decay']:g}",
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
-        "augmentation": config["augment"].get("line") or "none",
+        "augmentation": config["augment"].get("ops") or "none",
         "mixing": _mixing(config.get("mix", {})),
-        "sampling by class": config.get("sampling", "natural"),
+        "class sampling": config.get("sampling", "natural"),
         "label smoothing": f"{config['label_smoothing']:g}",
-        "weights averaged": f"decay {config['ema']['decay']:g}",
+        "weight averaging (EMA)": f"decay {config['ema']['decay']:g}",
         "precision": config["precision"],
         "seed": str(config["seed"]),
     }
@@ -165,7 +167,7 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         hours = sum(result.get("seconds", {}).values()) / 3600
         rows |= {
             "length": f"{result['step']} steps, {result['epoch']:.2f} epochs, {result['images_seen']:,} images",
-            "time of the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
+            "training time since the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
         }
     return rows
 
@@ -176,8 +178,8 @@ def _mixing(mix: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in mix.items())
 
 
-def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[tuple], list[tuple]]:
-    """Returns rows of the classes with the lowest and with the highest F1."""
+def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[_Row], list[_Row]]:
+    """Returns the classes with the lowest and with the highest F1."""
     if not evaluated:
         return [], []
     classes = evaluated.classes

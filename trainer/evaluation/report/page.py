@@ -1,9 +1,9 @@
-"""Writes what people read of a run: its page, its confusion matrix as a picture, and its model card.
+"""Writes the report of a run: its page, its confusion matrix as a picture, and its model card.
 
     write_report(RunDirectory("run"))        # report.html, confusion_matrix.png, MODEL_CARD.md
 
-All comes from what training and the newest evaluation have written down; the dataset is only asked for thumbnails. The
-page is one file without scripts, and allows itself nothing but its own style and pictures (Content-Security-Policy).
+Reads the run directory, and the dataset for thumbnails only. The page is one file without scripts; its
+Content-Security-Policy allows only its own style and pictures.
 """
 
 import datetime
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError
-from convoy.core.files import write_whole
+from convoy.core.files import write_whole, written_whole
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation.pictures import confusion_matrix
 from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.evaluation.report import analysis, model_card, plots
 from convoy.trainer.evaluation.report.history import History, Result, read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
-from convoy.trainer.evaluation.report.matrix import draw_matrix, matrix_plot
+from convoy.trainer.evaluation.report.matrix import matrix_plot
 from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
 from convoy.trainer.run.directory import RunDirectory
 
-# How much is shown, so that the page stays small and can be read; all is counted.
+# Limits that keep the page small and readable; all counts are over everything.
 _MATRIX_CLASSES = 40
 _CLASSES, _WORST, _BEST = 100, 40, 10
 _PAIRS, _PAIR_PICTURES = 12, 4
@@ -38,76 +39,72 @@ _FIRST_SPLITS = ("train", "validation", "test")
 
 
 def write_report(run: RunDirectory, *, output: Path | None = None, data: str | None = None) -> list[str]:
-    """Writes the report of what a run has, its newest evaluation included where there is one.
+    """Writes the report of a run, with its newest evaluation if there is one.
 
     Args:
       run: the run directory.
-      output: of the page, which is then all that is written; RUN/report.html where None.
-      data: where the evaluated dataset lies by now; where it lay where None.
+      output: path of the page, which is then the only file written; None for all files, in the run directory.
+      data: directory of the evaluated dataset; None for the one it was evaluated from.
 
     Returns:
-      Lines that say what was written, and what could not be shown.
+      Lines for the user: what was written, and what could not be shown.
 
     Raises:
-      DataError: it is no run directory, what it holds is damaged, or something cannot be written.
+      DataError: it is not a run directory, a file in it is damaged, or a file cannot be written.
     """
     history = read_history(run)
     page, notes = output or run.report, []
-    evaluation, evaluated, found = predictions.newest(run), None, None
-    if evaluation:
+    analysed = None
+    if evaluation := predictions.newest(run):
         found = predictions.load(run, evaluation, history.class_names)
-        evaluated = _evaluated(evaluation, found, len(history.class_names))
+        analysed = (Evaluated.of(evaluation, found, len(history.class_names)), found)
+    evaluated = analysed[0] if analysed else None
     try:
         results = _results(history, evaluated)
-        if found and not output:
-            _draw_matrix(run, history, evaluated, found)
+        if analysed and not output:
+            _draw_matrix(run, history, *analysed)
         if not output and not model_card.write(run, history, results, evaluated):
-            notes.append(f"{run.model_card} was edited by hand: it stays as it is.")
-        text, why_no_pictures = _page(history, results, evaluated, found, data)
+            notes.append(f"{run.model_card} was edited by hand: not overwritten.")
+        text, why_no_pictures = _page(history, results, analysed, data)
         write_whole(page, text.encode("utf-8"))
     except OSError as error:
         raise DataError(
-            f"{error.filename or run.path} cannot be written ({error.strerror}). Make room, or mend its folder."
+            f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space, or check that its "
+            "folder exists and is writable."
         ) from None
     notes += [f"No thumbnails: {why_no_pictures}"] if why_no_pictures else []
     return [*notes, f"Report: {page}"]
-
-
-def _evaluated(evaluation: Evaluation, found: Predictions, num_classes: int) -> Evaluated:
-    return Evaluated(
-        evaluation=evaluation,
-        classes=analysis.by_class(found, num_classes),
-        pairs=analysis.confused_pairs(found),
-        reliability=analysis.reliability(found),
-        label_errors=analysis.likely_label_errors(found, num_classes),
-    )
 
 
 def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated, found: Predictions) -> None:
     classes = evaluated.classes.most_errors_first()[:_MATRIX_CLASSES]
     names = [history.class_names[label] for label in classes]
     title = f"{evaluated.evaluation.split}, step {evaluated.evaluation.step}"
-    draw_matrix(run.confusion_matrix, analysis.confusion_matrix(found, classes), names, title)
+    counts = analysis.confusion_matrix(found, classes)
+    shares = counts[:, :-1] / np.maximum(1, counts.sum(1, keepdims=True))
+    with written_whole(run.confusion_matrix) as file:
+        confusion_matrix(shares, names, title).save(file, "PNG")
 
 
 def _results(history: History, evaluated: Evaluated | None) -> list[Result]:
-    """Returns the newest result on each split, with the weights of the evaluation where there is one."""
+    """Returns the newest result on each split, preferably with the weights that were evaluated."""
     step = evaluated.evaluation.step if evaluated else None
-    splits = sorted({row.split for row in history.results}, key=_place_of_split)
-    return [history.newest_result(split, step) for split in splits]
+    splits = sorted({row.split for row in history.results}, key=_split_order)
+    results = (history.newest_result(split, step) for split in splits)
+    return [result for result in results if result]
 
 
 def _page(
     history: History,
     results: Sequence[Result],
-    evaluated: Evaluated | None,
-    found: Predictions | None,
+    analysed: tuple[Evaluated, Predictions] | None,
     data: str | None,
 ) -> tuple[str, str]:
-    """Returns the page, and why it has no thumbnails."""
-    evaluation, why_no_pictures = None, ""
-    if evaluated:
-        evaluation, why_no_pictures = _evaluation(history, evaluated, found, data)
+    """Returns the page, and why it has no thumbnails; empty if it has."""
+    evaluated, evaluation, why_no_pictures = None, None, ""
+    if analysed:
+        evaluated = analysed[0]
+        evaluation, why_no_pictures = _evaluation(history, *analysed, data)
     page = page_template(Path(__file__).with_name("report.html.j2")).render(
         plots=plots,
         name=history.name,
@@ -134,12 +131,12 @@ def _page(
     return page, why_no_pictures
 
 
-def _place_of_split(split: str) -> tuple[int, str]:
+def _split_order(split: str) -> tuple[int, str]:
     return (_FIRST_SPLITS.index(split) if split in _FIRST_SPLITS else len(_FIRST_SPLITS), split)
 
 
 def _shown_result(evaluated: Evaluated | None, results: Sequence[Result]) -> Result | None:
-    """Returns what the page's head shows: the evaluation, else the newest of the best known split."""
+    """Returns the result in the page's header: the evaluation, else the newest result of the last split."""
     if evaluated:
         evaluation = evaluated.evaluation
         quality = {name: np.nan if value is None else value for name, value in evaluation.quality.items()}
@@ -150,7 +147,7 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[Result]) -> Res
 def _evaluation(
     history: History, evaluated: Evaluated, found: Predictions, data: str | None
 ) -> tuple[dict[str, Any], str]:
-    """Returns what the page shows of the evaluation, and why it has no thumbnails."""
+    """Returns the template's values for the evaluation, and why there are no thumbnails."""
     evaluation, classes, names = evaluated.evaluation, evaluated.classes, history.class_names
     in_matrix = classes.most_errors_first()
     shown_in_matrix = in_matrix[:_MATRIX_CLASSES]
@@ -171,8 +168,8 @@ def _evaluation(
         }
 
     coverage = analysis.risk_coverage(found)
-    shown_classes = classes.worst_first()
-    best = []
+    shown_classes = classes.worst_first().tolist()
+    best: list[int] = []
     if len(shown_classes) > _CLASSES:
         best, shown_classes = shown_classes[::-1][:_BEST], shown_classes[:_WORST]
     return {
@@ -196,7 +193,7 @@ def _evaluation(
         ],
         "mistakes": [image(i) for i in mistakes[:_MISTAKES].tolist()],
         "num_doubtful": len(doubtful),
-        "too_weak_to_doubt": evaluated.too_weak_to_doubt,
+        "label_errors_unreliable": evaluated.label_errors_unreliable,
         "doubtful": [image(i) for i in evaluated.label_errors[:_LABELS].tolist()],
         "reliability": reliability_chart(evaluated.reliability),
         "overconfidence": evaluated.reliability.overconfidence,
@@ -207,7 +204,7 @@ def _evaluation(
 
 
 def _rounded(number: int) -> str:
-    """Returns a count in at most four figures: `1.19 M`."""
+    """Returns a count with three significant digits: `1.19 M`."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -217,14 +214,14 @@ def _rounded(number: int) -> str:
 def _thumbnails(
     evaluation: Evaluation, class_names: Sequence[str], wanted: Sequence[int], data: str | None
 ) -> tuple[dict[int, pictures.Picture], str]:
-    """Returns pictures of images of the evaluated split by their places in it, and why there are none."""
+    """Returns thumbnails by index in the evaluated split, and why there are none."""
     try:
         dataset = open_dataset(data or evaluation.data)
         if dataset.digest(evaluation.split) != evaluation.digest:
-            return {}, f"{dataset.directory} has changed since the evaluation. Evaluate again, or give --data=DATA."
+            return {}, f"{dataset.directory} has changed since the evaluation. Evaluate again, or pass --data=DATA."
         split = dataset.split(evaluation.split)
     except ConvoyError as error:
-        return {}, f"{error} Where the dataset has moved, give --data=DATA."
+        return {}, f"{error} If the dataset has moved, pass --data=DATA."
     found = pictures.of_records({split.name: split}, class_names, [(split.name, i) for i in wanted])
     return {i: picture for (_, i), picture in found.items()}, ""
 
@@ -232,7 +229,7 @@ def _thumbnails(
 def _class_rows(
     classes: analysis.ByClass, class_names: Sequence[str], labels: Sequence[int]
 ) -> list[tuple[str, int, float, float, float]]:
-    """Returns name, images, precision, recall and F1 of some classes."""
+    """Returns name, number of images, precision, recall and F1 of some classes."""
     columns = (classes.support, classes.precision, classes.recall, classes.f1)
     return [(class_names[label], *(values[label].item() for values in columns)) for label in labels]
 
@@ -252,15 +249,15 @@ def _both(history: History, tag: str) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def _speed(history: History) -> dict[str, str]:
-    """Returns rows of the page's table of speed."""
+    """Returns the rows of the page's throughput table."""
     last, result = history.last_values("train"), history.result or {}
     rows = {
-        "images a second, steady": result.get("images_per_second"),
-        "images a second, at the end": last.get("perf/images_per_s"),
-        "images a second, a replica": last.get("perf/images_per_s_per_replica"),
-        "median step, ms": last.get("perf/step_ms_p50"),
-        "95th percentile of steps, ms": last.get("perf/step_ms_p95"),
-        "waiting for input, % of the time": last.get("perf/input_wait_pct"),
+        "images/s, steady state": result.get("images_per_second"),
+        "images/s, last log line": last.get("perf/images_per_s"),
+        "images/s per replica": last.get("perf/images_per_s_per_replica"),
+        "step time, median, ms": last.get("perf/step_ms_p50"),
+        "step time, 95th percentile, ms": last.get("perf/step_ms_p95"),
+        "input wait, % of step time": last.get("perf/input_wait_pct"),
         "model FLOPs utilization": last.get("perf/model_flops_utilization"),
         "replicas": result.get("replicas"),
         "virtual replicas": result.get("virtual_replicas"),
@@ -272,7 +269,7 @@ def _speed(history: History) -> dict[str, str]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the leaves of nested JSON objects as `a.b` and text."""
+    """Yields the leaves of a nested JSON object as dotted name and text."""
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield from _flat(item, f"{prefix}{key}.")
@@ -282,7 +279,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _events(history: History) -> list[tuple[str, str, str]]:
-    """Returns time, name and details of the last events that are no checkpoints."""
+    """Returns time, name and details of the last events other than checkpoints."""
     events = [event for event in history.events if event["event"] != "checkpoint"][-_EVENTS:]
     rows = []
     for event in events:

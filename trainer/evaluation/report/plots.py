@@ -1,4 +1,4 @@
-"""The page's plots as plain geometry, which its template draws as SVG in the page's own colours.
+"""The charts of the report page, as geometry that its template draws as SVG.
 
 chart = line_chart({"train": (steps, losses)}, x_label="step")
 chart.lines[0].path, chart.y_ticks       # in a box of WIDTH x HEIGHT
@@ -14,17 +14,17 @@ from convoy.core.text import counted, share
 from convoy.trainer.evaluation.report.analysis import Reliability, RiskCoverage
 
 WIDTH, HEIGHT = 440, 250
-LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # of the plot itself
-_POINTS = 300  # of a line: more cannot be seen
-_COUNTS_HEIGHT = 30  # of the strip that shows how many images a bin has
-_DASH = 8  # length of a line that has one point: it would not be seen
+LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # plotting area
+_POINTS = 300  # per line; more are not visible
+_COUNTS_HEIGHT = 30  # of the bars that show the number of images per bin
+_DASH = 8  # length of a line with a single point, which would be invisible
 
 Tick = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Line:
-    """An SVG path; `tone` is its colour's class, `value` its last value in words."""
+    """An SVG path; `tone` is its CSS class, `value` its last value as text."""
 
     name: str
     path: str
@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn in a box of WIDTH x HEIGHT; ticks are places and labels."""
+    """A chart in a box of WIDTH x HEIGHT; ticks are positions and labels."""
 
     lines: Sequence[Line]
     x_ticks: Sequence[Tick]
@@ -58,12 +58,12 @@ class Chart:
 def line_chart(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, x_label: str, percent: bool = False
 ) -> Chart | None:
-    """Returns the chart of some curves, thinned out; None where none has a point.
+    """Returns a chart of curves, downsampled; None if no curve has a point.
 
     Args:
       series: steps [n] and values [n] by name.
-      x_label: of the horizontal axis.
-      percent: whether the values are shares in [0, 1], to be shown in percent.
+      x_label: label of the horizontal axis.
+      percent: show values, shares in [0, 1], in percent.
     """
     series = {name: (x, y) for name, (x, y) in series.items() if len(x)}
     if not series:
@@ -80,7 +80,7 @@ def line_chart(
 
 
 def reliability_chart(reliability: Reliability) -> Chart:
-    """Returns accuracy by confidence as bars, the line on which they should end, and how many images each bin has."""
+    """Returns a reliability diagram: accuracy by confidence as bars, the ideal diagonal, and images per bin."""
     x_axis, y_axis = _Axis(0, 1, LEFT, RIGHT), _Axis(0, 1, BOTTOM, TOP)
     edges, most, bars = np.linspace(0, 1, len(reliability.images) + 1), reliability.images.max(), []
     columns = zip(reliability.images, reliability.confidence, reliability.accuracy, edges, edges[1:], strict=False)
@@ -88,34 +88,38 @@ def reliability_chart(reliability: Reliability) -> Chart:
         if not images:
             continue
         x, width = x_axis(low) + 1, x_axis(high) - x_axis(low) - 2
-        title = f"{counted(images, 'image')}: {share(confidence)} sure, {share(accuracy)} right"
+        title = f"{counted(images, 'image')}: confidence {share(confidence)}, accuracy {share(accuracy)}"
         bars.append(Bar(x, y_axis(accuracy), width, BOTTOM - y_axis(accuracy), "k0", title))
         height = _COUNTS_HEIGHT * images / most
         bars.append(Bar(x, BOTTOM - height, width, height, "count", title))
-    diagonal = Line("as it should be", f"M{LEFT},{BOTTOM}L{RIGHT},{TOP}", "ideal")
+    diagonal = Line("perfect calibration", f"M{LEFT},{BOTTOM}L{RIGHT},{TOP}", "ideal")
     return Chart([diagonal], x_axis.ticks(True), y_axis.ticks(True), "confidence", bars)
 
 
 def coverage_chart(curve: RiskCoverage) -> Chart:
-    """Returns accuracy by the share of images that are answered."""
+    """Returns a chart of accuracy by coverage."""
     x_axis, y_axis = _Axis(0, 1, LEFT, RIGHT), _Axis(0, 1, BOTTOM, TOP)
     x, y = curve.coverage, curve.accuracy
     if len(x) > _POINTS:
         chosen = np.linspace(0, len(x) - 1, _POINTS).astype(int)
         x, y = x[chosen], y[chosen]
     line = Line("accuracy", _path(x_axis, y_axis, x, y), "k0")
-    return Chart([line], x_axis.ticks(True), y_axis.ticks(True), "share of images answered")
+    return Chart([line], x_axis.ticks(True), y_axis.ticks(True), "coverage (share of images answered)")
 
 
 class _Axis:
-    """Values from `low` to `high`, as places from `start` to `end`."""
+    """A linear map of values from `low` to `high` to positions from `start` to `end`."""
 
     def __init__(self, low: float, high: float, start: float, end: float):
         self._low, self._high = float(low), float(high) if high > low else float(low) + 1
         self._start, self._end = start, end
 
     def __call__(self, value: float) -> float:
-        part = (value - self._low) / (self._high - self._low)
+        return float(self.positions(np.array(value)))
+
+    def positions(self, values: np.ndarray) -> np.ndarray:
+        """Returns the position of each value, rounded to 0.1."""
+        part = (values - self._low) / (self._high - self._low)
         return np.round(self._start + part * (self._end - self._start), 1)
 
     def ticks(self, percent: bool = False) -> list[Tick]:
@@ -137,7 +141,7 @@ def _number(value: float, percent: bool) -> str:
 
 
 def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
-    points = [*zip(x_axis(x), y_axis(y), strict=True)]
+    points = [*zip(x_axis.positions(x), y_axis.positions(y), strict=True)]
     if len(points) == 1:
         ((left, top),) = points
         return f"M{left - _DASH / 2:g},{top:g}h{_DASH}"
@@ -145,7 +149,7 @@ def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of neighbouring points; the last one stays as it is."""
+    """Returns means over neighbouring points; the last point is kept."""
     if len(x) <= _POINTS:
         return x, y
     starts = np.linspace(0, len(x) - 1, _POINTS).astype(int)

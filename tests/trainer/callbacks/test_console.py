@@ -1,4 +1,4 @@
-"""What stands on the screen: on a terminal, elsewhere, and of a worker that is not the chief."""
+"""Console output on a terminal, in a file, and of a worker other than the chief."""
 
 import contextlib
 import io
@@ -8,6 +8,7 @@ import pty
 import pytest
 from rich.console import Console
 
+from convoy.core.finding import Finding, Severity
 from convoy.trainer.callbacks.console import TrainingConsole
 
 LINE = {
@@ -22,7 +23,7 @@ QUALITY = {"loss": 2.25, "top1": 0.5, "top5": 0.75, "macro_f1": 0.45, "ece": 0.0
 
 
 def shown(*, terminal, shows=True):
-    """Shows a run of 100 steps; returns all that was written."""
+    """Shows a run of 100 steps; returns the output."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=80, highlight=False, soft_wrap=True, quiet=not shows)
     with TrainingConsole(100, 0, console) as view:
@@ -32,21 +33,21 @@ def shown(*, terminal, shows=True):
         view.progress(40, 1.0, LINE)
         view.evaluation(40, 1.0, "validation", QUALITY, True)
         view.evaluation(50, 1.25, "validation", QUALITY, False)
-        view.say("Warning: something is amiss.")
+        view.say("Warning: a problem.")
     return screen.getvalue()
 
 
-def test_elsewhere_there_are_plain_lines_alone():
+def test_file_output_has_plain_lines_only():
     lines = shown(terminal=False).splitlines()
     assert lines[0] == "model          convnet"
     assert lines[2].startswith("step 40/100  epoch 1.00  loss 2.5000  top-1 25.00%  1,234 images/s  52 ms/step")
     assert "ETA 0:0" in lines[2]
     assert lines[3].endswith("top-1 50.00%  top-5 75.00%  macro F1 45.00%  ECE 5.00%  *best*")
     assert lines[4].startswith("step 50/100") and not lines[4].endswith("*best*")
-    assert lines[5:] == ["Warning: something is amiss."]
+    assert lines[5:] == ["Warning: a problem."]
 
 
-def test_a_terminal_shows_a_table_of_evaluations_and_the_warning_in_colour():
+def test_terminal_shows_a_table_of_evaluations_and_coloured_warnings():
     output = shown(terminal=True)
     assert output.count("train top-1") == 1
     row = next(line for line in output.splitlines() if "* best" in line)
@@ -54,22 +55,30 @@ def test_a_terminal_shows_a_table_of_evaluations_and_the_warning_in_colour():
         assert f" {cell}" in row
     assert output.count("* best") == 1
     assert "\x1b[32m" in row  # green
-    assert "\x1b[33mWarning: something is amiss." in output
+    assert "\x1b[33mWarning: a problem." in output
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_worker_that_is_not_the_chief_shows_nothing(terminal):
+def test_worker_other_than_the_chief_prints_nothing(terminal):
     assert shown(terminal=terminal, shows=False) == ""
 
 
-def test_lines_of_input_that_is_waited_for_say_so():
+def test_input_bound_lines_are_marked():
     screen = io.StringIO()
     view = TrainingConsole(100, 0, Console(file=screen, width=200))
     view.progress(20, 1.0, LINE | {"perf/input_wait_pct": 37.0})
-    assert "input wait 37.0% (input-bound)" in screen.getvalue()
+    assert "37.0% (input-bound)" in screen.getvalue()
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines():
+@pytest.mark.parametrize(("severity", "prefix"), [(Severity.WARNING, "Warning: "), (Severity.NOTE, "Note: ")])
+def test_finding_is_printed_with_severity_and_fix(severity, prefix):
+    screen = io.StringIO()
+    view = TrainingConsole(100, 0, Console(file=screen, width=200))
+    view.finding(Finding(severity, "a-code", "A problem.", "Fix it."))
+    assert screen.getvalue() == f"{prefix}A problem. Fix it.\n"
+
+
+def test_terminal_without_cursor_control_gets_plain_lines():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200, _environ={"TERM": "dumb"})
     with TrainingConsole(100, 0, console) as view:
@@ -78,7 +87,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines():
     assert screen.getvalue().startswith("step 20/100  epoch 1.00  loss 2.5000")
 
 
-def test_a_run_goes_on_when_the_disk_of_its_output_is_full(monkeypatch):
+def test_full_disk_of_the_output_does_not_end_the_run(monkeypatch):
     full = open("/dev/full", "w")  # noqa: SIM115 (closing it fails too)
     monkeypatch.setattr("sys.stdout", full)
     with TrainingConsole(100, 0) as view:
@@ -89,9 +98,9 @@ def test_a_run_goes_on_when_the_disk_of_its_output_is_full(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(dataset, convoy_started, tmp_path):
+def test_training_in_a_terminal_draws_a_bar_and_keeps_table_and_result(dataset, convoy_started, tmp_path):
     primary, secondary = pty.openpty()
-    run = tmp_path / os.fsdecode(b"a name that is no text \xff")
+    run = tmp_path / os.fsdecode(b"a name that is not UTF-8 \xff")
     command = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
     with convoy_started(*command, output=os.ttyname(secondary), prefix=("env", "TERM=xterm")) as process:
         os.close(secondary)
@@ -99,7 +108,7 @@ def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(d
         while True:
             try:
                 read = os.read(primary, 65536)
-            except OSError:  # nobody has the terminal open any more
+            except OSError:  # the process has closed the terminal
                 break
             output += read
         assert process.wait(60) == 0
@@ -108,5 +117,5 @@ def test_a_run_in_a_terminal_draws_its_bar_and_leaves_the_table_and_the_result(d
     assert text.count("train top-1") == 1
     assert "* best" in text
     assert "Limits: " in text and "Done: step 20" in text
-    assert "a name that is no text \\udcff" in text
+    assert "a name that is not UTF-8 \\udcff" in text
     assert os.fsencode(run) in (run / "command.txt").read_bytes()

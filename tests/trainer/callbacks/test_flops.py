@@ -10,28 +10,28 @@ def model_of(*layers):
     return keras.Sequential([keras.layers.Input(BATCH[1:]), *layers])
 
 
-def test_convolutions_and_matrix_products_count_two_flops_a_multiplication_three_times_but_the_first():
+def test_products_count_two_flops_three_times_except_the_first_twice():
     model = model_of(
-        keras.layers.Conv2D(16, 3),  # 6 x 6 x 16 sums of 3 x 3 x 3
+        keras.layers.Conv2D(16, 3),  # 6 x 6 x 16 sums over 3 x 3 x 3
         keras.layers.BatchNormalization(),
-        keras.layers.DepthwiseConv2D(3),  # 4 x 4 x 16 sums of 3 x 3
+        keras.layers.DepthwiseConv2D(3),  # 4 x 4 x 16 sums over 3 x 3
         keras.layers.Flatten(),
-        keras.layers.Dense(10),  # 10 sums of 256
+        keras.layers.Dense(10),  # 10 sums over 256
     )
     first, depthwise, dense = 2 * 6 * 6 * 16 * 27, 2 * 4 * 4 * 16 * 9, 2 * 10 * 256
     assert training_flops(model, BATCH) == 2 * first + 3 * (depthwise + dense)
 
 
-def test_a_grouped_convolution_counts_what_each_group_sums():
+def test_grouped_convolution_counts_the_channels_of_one_group():
     assert training_flops(model_of(keras.layers.Conv2D(6, 1, groups=3)), BATCH) == 2 * 2 * 8 * 8 * 6 * 1
 
 
-def test_layers_inside_a_model_inside_a_model_count():
+def test_layers_of_nested_models_count():
     inner = model_of(keras.layers.Conv2D(4, 3))
     assert training_flops(model_of(inner), BATCH) == training_flops(inner, BATCH)
 
 
-def test_attention_counts_its_products_of_activations():
+def test_attention_counts_its_matrix_products():
     inputs = keras.layers.Input((8, 8, 3))
     tokens = keras.layers.Reshape((64, 3))(inputs)
     attended = keras.layers.MultiHeadAttention(num_heads=1, key_dim=4)(tokens, tokens)
@@ -58,9 +58,9 @@ def test_attention_counts_its_products_of_activations():
         ("", "float32", None),
     ],
 )
-def test_the_peak_of_a_gpu_is_found_by_its_name_and_the_precision(name, precision, peak):
+def test_peak_of_a_gpu_by_name_and_precision(name, precision, peak):
     assert known_peak(name, precision) == peak
 
 
-def test_a_measured_peak_is_that_of_a_processor():
+def test_measured_peak_is_plausible_for_a_cpu():
     assert 1e9 < measured_peak("float32") < 1e15

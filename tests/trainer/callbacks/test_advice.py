@@ -1,0 +1,147 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convoy.core.finding import Severity
+from convoy.trainer.callbacks.advice import Advice
+from convoy.trainer.config import default_config, resolve
+
+NAMES = ("cups", "jugs", "pots")
+LATE = 10_000  # a step far beyond the first epochs
+
+
+@pytest.fixture
+def shown():
+    """Findings in the order in which they were shown."""
+    return []
+
+
+@pytest.fixture
+def advice_on(shown):
+    """Starts the advice on a run; `labels` are the labels of each split's images."""
+
+    def make(labels=None, *, num_images=100, **changed):
+        config = default_config()
+        config.update(changed)
+        labels = labels or {"train": [0, 1, 2]}
+        dataset = SimpleNamespace(
+            num_classes=len(NAMES),
+            class_names=NAMES,
+            splits=tuple(labels),
+            split=lambda name: SimpleNamespace(label=np.array(labels[name])),
+        )
+        advice = Advice(config, dataset, show=shown.append)
+        advice.start(resolve(config, num_images=num_images, replicas=1))
+        return advice
+
+    return make
+
+
+def codes(findings):
+    return [finding.code for finding in findings]
+
+
+def evaluate(advice, *, train_top1, top1, best_top1=None, step=LATE):
+    advice.evaluated(step=step, train_top1=train_top1, top1=top1, best_top1=best_top1)
+
+
+def test_healthy_run_gets_no_advice(advice_on, shown):
+    advice = advice_on({"train": [0, 1, 2], "validation": [0, 1, 2]})
+    for top1 in (0.1, 0.2, 0.3):
+        advice.logged(5.0, ["anything"])
+        evaluate(advice, train_top1=top1 + 0.1, top1=top1, best_top1=top1 - 0.1)
+    assert shown == []
+
+
+def test_classes_without_images_are_named_per_split(advice_on, shown):
+    advice_on({"train": [0, 0, 2], "validation": [1]})
+    train, validation = shown
+    assert codes(shown) == ["missing-classes-train", "missing-classes-validation"]
+    assert train.severity == validation.severity == Severity.WARNING
+    assert "'jugs'" in train.text and "'cups'" not in train.text
+    assert "'cups', 'pots'" in validation.text and "--validation_fraction" in validation.fix
+
+
+def test_scaled_learning_rate_is_reported(advice_on, shown):
+    advice_on(batch_size=256, schedule={"scaling": "linear"})
+    (finding,) = shown
+    assert (finding.code, finding.severity) == ("scaled-learning-rate", Severity.NOTE)
+    assert all(value in finding.text for value in ("0.001", "0.004", "linear", "256", "64"))
+    assert "--config.schedule.scaling=none" in finding.fix
+
+
+def test_input_wait_is_reported_when_it_begins(advice_on, shown):
+    advice = advice_on()
+    for share in (30.0, 5.0, 30.0):  # a single slow log line may be noise
+        advice.logged(share, ["this"])
+    assert shown == []
+    for share in (31.0, 40.0, 50.0):
+        advice.logged(share, ["this", "that"])
+    (finding,) = shown
+    assert (finding.code, finding.severity) == ("input-bound", Severity.WARNING)
+    assert "31 %" in finding.text and "this or that" in finding.fix
+    for share in (5.0, 25.0, 26.0):
+        advice.logged(share, ["this"])
+    assert codes(shown) == ["input-bound"] * 2
+
+
+def test_overfitting_is_reported_once_with_fixes_not_in_use_yet(advice_on, shown):
+    advice = advice_on()
+    for train_top1 in (0.60, 0.66, 0.70, 0.64, 0.66):
+        evaluate(advice, train_top1=train_top1, top1=0.50)
+    (finding,) = shown
+    assert (finding.code, finding.severity) == ("overfitting", Severity.WARNING)
+    assert all(value in finding.text for value in ("66.0%", "50.0%", "16 points"))
+    assert "--config.augment.ops=" in finding.fix and "--config.optimizer.weight_decay" in finding.fix
+    evaluate(advice, train_top1=0.50, top1=0.50)
+    evaluate(advice, train_top1=0.80, top1=0.50)
+    assert codes(shown) == ["overfitting"] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "first"),
+    [
+        (100, 30),  # three epochs of 10 steps are later than a tenth of the run
+        (1000, 100),  # a tenth of the run is later
+    ],
+)
+def test_overfitting_is_not_reported_in_the_first_epochs(advice_on, shown, steps, first):
+    advice = advice_on(num_images=640, batch_size=64, steps=steps)
+    evaluate(advice, train_top1=0.9, top1=0.1, step=first - 1)
+    assert shown == []
+    evaluate(advice, train_top1=0.9, top1=0.1, step=first)
+    assert codes(shown) == ["overfitting"]
+
+
+def test_overfitting_is_not_reported_while_training_images_are_smaller(advice_on, shown):
+    progressive = {"sizes": (16, 24), "ends": (0.3, 0.6)}
+    advice = advice_on(num_images=64, batch_size=64, steps=1000, image_size=32, progressive=progressive)
+    for step in (200, 400, 600):
+        evaluate(advice, train_top1=0.9, top1=0.1, step=step)
+    assert shown == []
+    evaluate(advice, train_top1=0.9, top1=0.1, step=601)
+    assert codes(shown) == ["overfitting"]
+
+
+def test_overfitting_is_reported_where_evaluation_alone_uses_larger_images(advice_on, shown):
+    advice = advice_on(num_images=64, batch_size=64, steps=1000, image_size=32, eval_image_size=40)
+    evaluate(advice, train_top1=0.9, top1=0.1, step=500)
+    assert codes(shown) == ["overfitting"]
+
+
+def test_no_improvement_is_reported_after_five_evaluations(advice_on, shown):
+    advice = advice_on()
+    evaluate(advice, train_top1=None, top1=0.40)
+    for _ in range(4):
+        evaluate(advice, train_top1=None, top1=0.39, best_top1=0.40)
+    assert shown == []
+    for _ in range(3):
+        evaluate(advice, train_top1=None, top1=0.38, best_top1=0.40)
+    (finding,) = shown
+    assert (finding.code, finding.severity) == ("no-improvement", Severity.WARNING)
+    assert "40.00%" in finding.text
+    evaluate(advice, train_top1=None, top1=0.41, best_top1=0.40)
+    for _ in range(5):
+        evaluate(advice, train_top1=None, top1=0.41, best_top1=0.41)
+    assert codes(shown) == ["no-improvement"] * 2
