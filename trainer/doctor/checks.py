@@ -24,7 +24,7 @@ from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
-from convoy.trainer.doctor.findings import FAILED, Finding, failed, ok, skipped, table
+from convoy.trainer.doctor.findings import FAILED, CheckResult, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
 
 _TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
@@ -51,7 +51,7 @@ class DoctorOptions:
 
 def examine(question: DoctorOptions) -> bool:
     """Checks everything and prints what was found, on the chief; returns whether nothing failed anywhere."""
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     try:
         cluster = find_cluster(os.environ, hosts=question.worker_hosts, index=question.worker_index)
         check_strategy(question.strategy_name, cluster)
@@ -63,7 +63,7 @@ def examine(question: DoctorOptions) -> bool:
         return _Examination(question, cluster, worker_group, findings).run()
 
 
-def _of_cluster(cluster: Cluster | None) -> Finding:
+def _of_cluster(cluster: Cluster | None) -> CheckResult:
     if not cluster:
         return ok("cluster", "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts")
     listed = ", ".join(f"{rank} {address}" for rank, address in enumerate(cluster.addresses))
@@ -74,7 +74,7 @@ class _Examination:
     """One worker's round."""
 
     def __init__(
-        self, question: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[Finding]
+        self, question: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[CheckResult]
     ):
         self._question = question
         self._cluster = cluster
@@ -116,7 +116,7 @@ class _Examination:
         self._worker_group.close(str(error))  # so that no other waits for this one
         self._findings.append(failed("meeting", str(error)))
 
-    def _say(self, *findings: Finding | None) -> None:
+    def _say(self, *findings: CheckResult | None) -> None:
         self._findings += [finding for finding in findings if finding]
 
     def _check_config(self) -> bool:
@@ -154,7 +154,7 @@ class _Examination:
                 self._lose(error)
         names = network.check_names(cluster)  # not before: a pod that is not there yet has no address
         # On many hosts a worker's own name means something else than elsewhere: good rows would differ by that alone.
-        self._say(*(finding for finding in names if self._speaks or finding.level == FAILED))
+        self._say(*(finding for finding in names if self._speaks or finding.severity == FAILED))
         if not self._together:
             self._say(*search.told())
             self._find_interface()
@@ -182,7 +182,7 @@ class _Examination:
         if not self._together:
             return
         ports = network.check_ports(gathered, cluster.addresses)
-        self._ports_are_open = ports.level != FAILED
+        self._ports_are_open = ports.severity != FAILED
         if self._speaks:
             self._say(ports, network.check_clocks(gathered, cluster.addresses))
 
@@ -335,7 +335,7 @@ class _Examination:
         """Prints the table where this worker speaks; returns whether nothing failed anywhere."""
         own = [finding.as_json() for finding in self._findings]
         gathered = self._everyones("findings", own, seconds=2 * _MODEL_SECONDS)
-        findings = {rank: [Finding(**finding) for finding in other] for rank, other in gathered.items()}
+        findings = {rank: [CheckResult.from_json(finding) for finding in other] for rank, other in gathered.items()}
         if not self._together:
             findings = {self._worker_group.rank: self._findings}
         if self._speaks:
@@ -345,4 +345,4 @@ class _Examination:
                 print(f"{self._worker_group.address(self._worker_group.rank)}, by itself:")
                 names = {self._worker_group.rank: names[self._worker_group.rank]}
             print(table(findings, names), flush=True)
-        return not any(finding.level == FAILED for own in findings.values() for finding in own)
+        return not any(finding.severity == FAILED for own in findings.values() for finding in own)

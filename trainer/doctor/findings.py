@@ -1,16 +1,19 @@
-"""What the doctor found, and how the findings of all workers become one table.
+"""The doctor's findings, and the table that shows those of all workers.
 
-    findings = [ok("clock", "apart by 3 ms at most"), failed("data", "...", mend="Copy it.")]
+    findings = [ok("clocks", "3 ms apart at most"), failed("data", "...", fix="Copy it.")]
     print(table({0: findings, 1: others}, names={0: "worker 0 (a:2222)", 1: "worker 1 (b:2222)"}))
 
-What several workers say in the same words is one row.
+Identical findings of several workers are one row.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-OK, SKIPPED, WARNING, FAILED = "ok", "skipped", "warning", "FAILED"
+from convoy.core.finding import Finding, Severity
+
+OK, SKIPPED, WARNING, FAILED = Severity.OK, Severity.SKIPPED, Severity.WARNING, Severity.ERROR
+_SHOWN = {OK: "ok", SKIPPED: "skipped", WARNING: "warning", FAILED: "FAILED"}
 
 # In the order of the table.
 CHECKS = (
@@ -33,71 +36,72 @@ CHECKS = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One row.
+@dataclasses.dataclass(frozen=True)
+class CheckResult(Finding):
+    """A finding of the doctor. `section` is one of `CHECKS`, `code` the same in kebab-case.
 
     Attributes:
-      level: OK, SKIPPED, WARNING or FAILED.
-      check: one of CHECKS.
-      text: what was found.
-      fix: what to do about it, for a warning or failure.
-      of_all: whether it is about all workers, and not about the one that says it.
+      of_all: whether it concerns all workers, and not only the one that reports it.
     """
 
-    level: str
-    check: str
-    text: str
-    fix: str = ""
     of_all: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as JSON data: `Finding(**data)` is the way back."""
-        return asdict(self)
+        """Returns JSON data; `from_json` is the inverse."""
+        return dataclasses.asdict(self) | {"severity": self.severity.value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CheckResult":
+        """Returns a finding from the data of `as_json`."""
+        return cls(**{**data, "severity": Severity(data["severity"])})
 
 
-def ok(check: str, text: str, *, of_all: bool = False) -> Finding:
-    """Returns that something is as it should be."""
-    return Finding(OK, check, text, of_all=of_all)
+def _result(severity: Severity, check: str, text: str, fix: str, of_all: bool) -> CheckResult:
+    return CheckResult(severity, check.replace(" ", "-").lower(), text, fix, check, of_all)
 
 
-def skipped(check: str, text: str, *, of_all: bool = False) -> Finding:
-    """Returns that something was not looked at, and why."""
-    return Finding(SKIPPED, check, text, of_all=of_all)
+def ok(check: str, text: str, *, of_all: bool = False) -> CheckResult:
+    """Returns a passed check."""
+    return _result(OK, check, text, "", of_all)
 
 
-def warning(check: str, text: str, fix: str, *, of_all: bool = False) -> Finding:
-    """Returns that a run would work, and perhaps not well."""
-    return Finding(WARNING, check, text, fix, of_all)
+def skipped(check: str, text: str, *, of_all: bool = False) -> CheckResult:
+    """Returns a skipped check; `text` is the reason."""
+    return _result(SKIPPED, check, text, "", of_all)
 
 
-def failed(check: str, text: str, fix: str = "", *, of_all: bool = False) -> Finding:
-    """Returns that a run would not work. Texts of Convoy's own errors hold the mend already."""
-    return Finding(FAILED, check, text, fix, of_all)
+def warning(check: str, text: str, fix: str, *, of_all: bool = False) -> CheckResult:
+    """Returns a problem with which a run would still work."""
+    return _result(WARNING, check, text, fix, of_all)
 
 
-def table(findings: Mapping[int, Sequence[Finding]], names: Mapping[int, str]) -> str:
-    """Returns the table for people.
+def failed(check: str, text: str, fix: str = "", *, of_all: bool = False) -> CheckResult:
+    """Returns a problem with which a run would fail. Texts of Convoy's own errors contain the fix already."""
+    return _result(FAILED, check, text, fix, of_all)
+
+
+def table(findings: Mapping[int, Sequence[CheckResult]], names: Mapping[int, str]) -> str:
+    """Returns the table as text.
 
     Args:
-      findings: by the rank of the worker that made them.
-      names: of all workers, by rank.
+      findings: by the rank of the worker that reports them.
+      names: names of all workers, by rank.
     """
-    said_by: dict[Finding, list[int]] = {}
+    reported_by: dict[CheckResult, list[int]] = {}
     for rank, own in sorted(findings.items()):
         for finding in own:
-            said_by.setdefault(finding, []).append(rank)
-    width = max(map(len, CHECKS))
-    margin = " " * (len(SKIPPED) + 2 + width + 2)
+            reported_by.setdefault(finding, []).append(rank)
+    width, left = max(map(len, CHECKS)), max(map(len, _SHOWN.values()))
+    margin = " " * (left + 2 + width + 2)
     lines = []
-    for finding in sorted(said_by, key=lambda finding: CHECKS.index(finding.check)):
-        ranks = said_by[finding]
+    for finding in sorted(reported_by, key=lambda finding: CHECKS.index(finding.section)):
+        ranks = reported_by[finding]
         by_all = finding.of_all or ranks == sorted(names)
         who = "" if by_all else f"{' and '.join(names[rank] for rank in ranks)}: "
-        lines.append(f"{finding.level:<{len(SKIPPED)}}  {finding.check:<{width}}  {who}{finding.text}")
+        lines.append(f"{_SHOWN[finding.severity]:<{left}}  {finding.section:<{width}}  {who}{finding.text}")
         if finding.fix:
             lines.append(f"{margin}{finding.fix}")
-    counts = {level: sum(finding.level == level for finding in said_by) for level in (FAILED, WARNING)}
-    told = f"{counts[FAILED]} failed" if counts[FAILED] else "Nothing failed"
+    counts = {severity: sum(found.severity == severity for found in reported_by) for severity in (FAILED, WARNING)}
+    failures = f"{counts[FAILED]} failed" if counts[FAILED] else "Nothing failed"
     warnings = {0: "", 1: ", 1 warning"}.get(counts[WARNING], f", {counts[WARNING]} warnings")
-    return "\n".join([*lines, f"{told}{warnings}."])
+    return "\n".join([*lines, f"{failures}{warnings}."])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convoy.core.devices import Devices
-from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
+from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
 _DESCRIPTORS = 256  # that a worker keeps open whatever it reads: libraries, event files, TensorFlow's own
@@ -60,7 +60,7 @@ def driver_gpus() -> Driver:
     return Driver(tuple(name for name, _, _ in rows), rows[0][2] if rows else "")
 
 
-def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> Finding:
+def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> CheckResult:
     """Says whether the driver answers, where GPUs are there or asked for."""
     if driver.gpus:
         return ok("GPU driver", f"{driver.version}, {_counted(driver.gpus)}")
@@ -72,7 +72,7 @@ def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> 
 
 def check_devices(
     devices: Devices, flag: str, driver: Driver, seen: Mapping[str, Any], visible: str | None
-) -> tuple[list[Finding], int]:
+) -> tuple[list[CheckResult], int]:
     """Compares what TensorFlow sees with what the driver has and what was asked for.
 
     Args:
@@ -117,7 +117,7 @@ def check_devices(
     return findings, len(wanted)
 
 
-def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[Finding]:
+def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[CheckResult]:
     """Compares the workers' numbers of devices."""
     first, number = min(counts.items())
     for rank, count in sorted(counts.items()):
@@ -130,7 +130,7 @@ def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[Fi
     return []
 
 
-def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[Finding]:
+def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[CheckResult]:
     """Compares the workers' versions."""
     if not versions:
         return []
@@ -164,7 +164,7 @@ def read_limits() -> ResourceLimits:
     return ResourceLimits(open_files, shared.f_blocks * shared.f_frsize)
 
 
-def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[Finding]:
+def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[CheckResult]:
     """Says whether they are wide enough.
 
     Args:
@@ -198,7 +198,7 @@ def _granted(driver: Driver, visible: str | None) -> int:
     return min(count, len(driver.gpus))
 
 
-def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> Finding | None:
+def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> CheckResult | None:
     """Says where TensorFlow has no code for a GPU: neither of its generation, nor an older one's to be compiled."""
     major, minor = gpu["capability"]
     for target in compiled_for:

@@ -21,7 +21,7 @@ from typing import Any
 
 from convoy.core.cluster import Cluster
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.findings import Finding, failed, ok, warning
+from convoy.trainer.doctor.findings import CheckResult, failed, ok, warning
 
 _QUESTION = b"convoy doctor\n"
 _ANSWER_SECONDS = 3.0
@@ -117,7 +117,7 @@ def reach_all(cluster: Cluster) -> dict[int, Reached]:
         return dict(zip(others, pool.map(lambda rank: reach(cluster.addresses[rank], rank), others), strict=True))
 
 
-def check_names(cluster: Cluster) -> list[Finding]:
+def check_names(cluster: Cluster) -> list[CheckResult]:
     """Resolves the workers' names as this host sees them."""
     hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
     own, findings, resolved = hosts[cluster.index], [], {}
@@ -142,7 +142,7 @@ def check_names(cluster: Cluster) -> list[Finding]:
     return findings
 
 
-def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> Finding:
+def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> CheckResult:
     """Says which worker does not reach which.
 
     Args:
@@ -171,7 +171,7 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
     )
 
 
-def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> Finding | None:
+def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> CheckResult | None:
     """Compares all clocks with the chief's; None where none could be read."""
     ahead = {}
     for rank in range(1, len(addresses)):
@@ -218,11 +218,11 @@ class Search:
         if self._cluster.is_chief:
             self._thread.join()
 
-    def told(self) -> list[Finding]:
+    def told(self) -> list[CheckResult]:
         """Returns what is known of each worker that did not come."""
         return [self._told(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
 
-    def _told(self, rank: int) -> Finding:
+    def _told(self, rank: int) -> CheckResult:
         addresses, found = self._cluster.addresses, self._found.get(rank)
         here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
         if found and not found.problem:

@@ -13,7 +13,7 @@ import ml_collections
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.findings import Finding, failed, ok, skipped
+from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped
 from convoy.trainer.session.agreement import require_equal
 
 
@@ -25,7 +25,7 @@ def check_plan(
     workdir: str,
     resume: Mapping[str, Any] | None,
     num_images: int | None,
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Says whether all workers have one config, and what a run of it would be.
 
     Args:
@@ -53,7 +53,7 @@ def _check_config(
     gathered: Mapping[int, Mapping[str, Any]],
     worker_group: WorkerGroup,
     num_images: int | None,
-) -> Finding:
+) -> CheckResult:
     counts = [other["count"] for other in gathered.values()]
     try:
         if len(gathered) == worker_group.num_workers:

@@ -17,7 +17,7 @@ from convoy.core.errors import ConvoyError, DataError
 from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.dataset.storage import is_remote
-from convoy.trainer.doctor.findings import Finding, failed, ok, skipped, warning
+from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped, warning
 from convoy.trainer.run.directory import RunDirectory
 
 _WRITTEN_BYTES = 8 * 2**20
@@ -29,7 +29,7 @@ _LARGE_SHARD_BYTES = 2**28  # twice what `convoy convert` puts into one
 
 
 @contextlib.contextmanager
-def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Finding]]]:
+def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[CheckResult]]]:
     """Writes a file of some megabytes where RUN is or will be; it is gone on leaving.
 
     Yields:
@@ -101,7 +101,7 @@ def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_S
         time.sleep(0.1)
 
 
-def check_given(flag: str, check: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[Finding]:
+def check_given(flag: str, check: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[CheckResult]:
     """Says which workers were started without a flag that others have, or that nobody has it.
 
     Args:
@@ -119,7 +119,7 @@ def check_given(flag: str, check: str, given: Mapping[int, str], addresses: Sequ
     return []
 
 
-def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[Finding]:
+def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[CheckResult]:
     """Says which workers do not see what the chief wrote in RUN.
 
     Args:
@@ -138,7 +138,7 @@ def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses
     return [failed("run directory", text, "Give a --workdir on a file system that all workers share.", of_all=True)]
 
 
-def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> Finding:
+def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> CheckResult:
     """Compares free space and speed with what checkpoints will take.
 
     Args:
@@ -166,7 +166,7 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
     return ok("disk", f"{has}; {takes}", of_all=True)
 
 
-def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) -> list[Finding]:
+def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) -> list[CheckResult]:
     """Says where the training split is too small, or in too few files."""
     split = dataset.split("train")
     size = int(split.length.sum())
@@ -202,7 +202,7 @@ def look_at(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[Finding]:
+def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[CheckResult]:
     """Compares what the workers see behind --data.
 
     Args:

@@ -61,7 +61,7 @@ def findings_of():
                 with examination._responding:
                     part(examination)
                 worker_group.exchange("done")
-                return {finding.check: finding for finding in examination._findings}
+                return {finding.section: finding for finding in examination._findings}
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(worker, (0, 1)))
@@ -89,10 +89,10 @@ def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of,
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return resolve("127.0.0.1" if host == "late-pod" else host, *arguments, **options)
 
-    monkeypatch.setattr(WorkerGroup, "meet", meet_and_tell)
+    monkeypatch.setattr(WorkerGroup, "rendezvous", meet_and_tell)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     chiefs, _ = findings_of(_Examination._check_network, question(), question(), second_host="late-pod")
-    assert (chiefs["names"].level, chiefs["ports"].level) == (OK, OK)
+    assert (chiefs["names"].severity, chiefs["ports"].severity) == (OK, OK)
 
 
 @pytest.mark.parametrize("without", [0, 1])
@@ -106,18 +106,18 @@ def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_pat
 
     chiefs, workers = findings_of(met(part), *given)
     for check, flag in (("data", "--data"), ("run directory", "--workdir")):
-        assert chiefs[check].level == FAILED
+        assert chiefs[check].severity == FAILED
         assert f"started without {flag}: worker {without} (" in chiefs[check].text
-    assert not any(finding.level == FAILED for finding in workers.values())
+    assert not any(finding.severity == FAILED for finding in workers.values())
 
 
 def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
     monkeypatch.setattr("convoy.trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
     part = met(lambda examination: examination._check_workdir(NoTensorFlow()))
     chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "run"))
-    assert chiefs["run directory"].level == OK
+    assert chiefs["run directory"].severity == OK
     chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "other"))
-    assert chiefs["run directory"].level == FAILED
+    assert chiefs["run directory"].severity == FAILED
     assert f"in --workdir={tmp_path / 'other'}" in chiefs["run directory"].text
 
 

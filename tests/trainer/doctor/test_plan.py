@@ -27,29 +27,29 @@ def findings(*workers, resume=None, **changes):
 
 def test_one_config_for_all_says_what_a_run_would_be():
     (finding,) = findings(worker(), worker())
-    assert (finding.level, "replicas 2, virtual replicas 2" in finding.text) == (OK, True)
+    assert (finding.severity, "replicas 2, virtual replicas 2" in finding.text) == (OK, True)
 
 
 def test_a_config_that_differs_names_field_and_worker():
     (finding,) = findings(worker(), worker(batch_size=96))
-    assert finding.level == FAILED
+    assert finding.severity == FAILED
     assert "config.batch_size" in finding.text
     assert "96 on worker 1 (b:2222). Start all workers with the same flags." in finding.text
 
 
 def test_what_auto_comes_to_may_not_differ():
     (finding,) = findings(worker(), worker(auto=V100))
-    assert finding.level == FAILED
+    assert finding.severity == FAILED
     assert "config.precision: 'bfloat16' on worker 0 (a:2222), 'float32' on worker 1 (b:2222)" in finding.text
     fixed = {"precision": "float32"}
-    assert findings(worker(**fixed), worker(auto=V100, **fixed), **fixed)[0].level == OK
-    assert findings(worker(), worker(auto=None))[0].level == OK
+    assert findings(worker(**fixed), worker(auto=V100, **fixed), **fixed)[0].severity == OK
+    assert findings(worker(), worker(auto=None))[0].severity == OK
 
 
 def test_a_run_that_goes_on_keeps_the_precision_it_has():
     resume = {"step": 40, "problem": "", "choices": {"virtual_replicas": 4, "precision": "float32"}}
     found = findings(worker(), worker(auto=V100), resume=resume)
-    assert [finding.level for finding in found] == [OK, OK]
+    assert [finding.severity for finding in found] == [OK, OK]
     assert "virtual replicas 4" in found[1].text
 
 
@@ -59,4 +59,4 @@ def test_a_run_that_goes_on_keeps_the_precision_it_has():
 )
 def test_devices_that_are_not_known_or_do_not_fit_leave_it_open(counts, why):
     (finding,) = findings(*(worker(count) for count in counts))
-    assert (finding.level, finding.text.startswith(why)) == (SKIPPED, True)
+    assert (finding.severity, finding.text.startswith(why)) == (SKIPPED, True)
