@@ -34,7 +34,7 @@ setup(
     package_data={"": ["*.css", "*.j2", "*.sbatch", "py.typed"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
-        # Convoy goes around bugs of exactly these two (tests/trainer/test_upstream.py): move them together, on purpose.
+        # trainer/tf_compat works around bugs of exactly these versions; tests/trainer/test_tf_compat.py watches them.
         "tensorflow==2.21.*",
         "keras==3.15.*",
         "tensorflow-datasets>=4.9.9",

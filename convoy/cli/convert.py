@@ -143,7 +143,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
+def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float] | None]:
     """Returns the directory prepared by TFDS, and its splits, train first."""
     from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
     from convoy.input_pipeline.dataset.open import open_dataset

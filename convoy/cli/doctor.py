@@ -13,17 +13,17 @@ from convoy.core.processes import terminable
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines `convoy train`'s flags, so that one word of a command is all that changes."""
+    """Defines the flags of `convoy train`."""
     return define_run_flags(flags, arguments, startup_seconds=30.0)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
-    """Checks; returns 0 where nothing failed, otherwise 2."""
-    from convoy.trainer.doctor.checks import DoctorOptions, examine
+    """Runs all checks; returns 0 if nothing failed, otherwise 2."""
+    from convoy.trainer.doctor.checks import DoctorOptions, run_checks
 
     if flags.deterministic is not None:
         flags.config.deterministic = flags.deterministic
-    question = DoctorOptions(
+    options = DoctorOptions(
         config=flags.config,
         data=flags.data or "",
         workdir=flags.workdir or "",
@@ -36,5 +36,5 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         worker_hosts=tuple(flags.worker_hosts),
         worker_index=flags.worker_index,
     )
-    with terminable():  # the file that it writes into RUN goes also then
-        return 0 if examine(question) else 2
+    with terminable():  # removes the file that the checks write to RUN, also after SIGTERM
+        return 0 if run_checks(options) else 2

@@ -36,7 +36,7 @@ def share(value: float | None, digits: int = 1) -> str:
     return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
-def megabytes(size: int) -> str:
+def megabytes(size: float) -> str:
     """Returns a number of bytes as text: `3.4 MB`, or `12.5 GB` from 10 GB on."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
 

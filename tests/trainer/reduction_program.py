@@ -4,7 +4,7 @@
     python -m tests.trainer.reduction_program twelve        # exchange among twelve devices: wrong in TensorFlow
     TF_CONFIG=... python -m tests.trainer.reduction_program worker    # one of several processes; the last is killed
 
-prints a JSON object, which `tests/trainer/test_reduction.py` and `test_upstream.py` check.
+prints a JSON object, which `tests/trainer/test_reduction.py` and `test_tf_compat.py` check.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1: a scheduler wants the machine back. They only raise a flag; the next step carries it to all.
+"""Stop requests by SIGTERM and SIGUSR1, as schedulers send them. They set a flag that the next step spreads to all.
 
 with StopRequest() as stop:
-    strategy = ...      # TensorFlow may set a handler of its own here
+    strategy = ...      # TensorFlow may install its own handler here
     stop.listen()
     stop.is_set, stop.signal_name, stop.seconds
 """
@@ -9,39 +9,42 @@ with StopRequest() as stop:
 import contextlib
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop by a signal."""
 
     def __init__(self):
-        """Not yet."""
+        """Does not listen yet."""
         self.is_set = False
         self.signal_name = ""
         self._received = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Returns itself; until `listen` the signals do what they did before."""
+        """Returns itself; signals keep their handlers until `listen`."""
         return self
 
     def listen(self) -> None:
-        """Takes the signals over; outside the main thread it cannot, and stays unset."""
+        """Installs the signal handlers; does nothing outside the main thread."""
         with contextlib.suppress(ValueError):
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
 
     def __exit__(self, *_: object) -> None:
-        """Puts back what listened before."""
+        """Restores the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     @property
     def seconds(self) -> float:
-        """How long ago the first signal came."""
+        """Seconds since the first signal."""
         return time.monotonic() - self._received if self.is_set else 0.0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -1,11 +1,11 @@
-"""Ends a process that no longer gets on: stuck in a step, or waiting for a worker that is gone.
+"""Ends a process that is stuck in a step, or that waits for a worker that is gone.
 
-    with Watchdog(peers, deadlines, on_end=note):
-        ...  # peers.report(step, phase) at each step
+    with Watchdog(worker_group, deadlines, on_end=record):
+        ...  # worker_group.report(step, phase) at each step
 
-A collective that waits for a worker that will not come waits for ever, inside TensorFlow, where no Python signal
-handler runs. Threads do run. So a thread looks at what the main thread last reported, and ends the process with exit
-code 138, every thread's stack on standard error and the missing or stuck worker named: the launcher starts anew.
+A collective operation waits forever for a missing worker, inside TensorFlow, where no Python signal handler runs.
+Threads do run. So a thread checks what the main thread last reported, and ends the process with exit code 138, with all
+stacks on standard error and the missing or stuck worker named; the launcher then restarts all workers.
 """
 
 import faulthandler
@@ -22,12 +22,12 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long a worker waits before it gives up, in seconds.
+    """Time limits in seconds.
 
     Attributes:
-      startup: for the other workers to come, and for the strategy to be made.
-      heartbeat: silence of another worker.
-      step: without a step, an evaluated batch or a saved checkpoint.
+      startup: for the rendezvous of the workers and the creation of the strategy.
+      heartbeat: for the silence of another worker.
+      step: for a step, an evaluated batch or a checkpoint.
     """
 
     startup: float = 300.0
@@ -36,7 +36,7 @@ class Deadlines:
 
 
 class Watchdog:
-    """A thread that watches the main one while the context lasts."""
+    """A thread that monitors the main thread while the context is active."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class Watchdog:
         on_end: Callable[[str], None] = lambda message: None,
         end: Callable[[int], None] = os._exit,
     ):
-        """Watches nothing yet.
+        """Does not start yet.
 
         Args:
-          worker_group: where the main thread reports.
+          worker_group: receives the main thread's reports.
           deadlines: `heartbeat` and `step` are used.
           on_end: called with the message before the process ends.
           end: ends the process with an exit code.
@@ -61,21 +61,21 @@ class Watchdog:
         self._done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        """Starts to watch."""
+        """Starts the thread."""
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Watches no longer."""
+        """Stops the thread."""
         self._done.set()
 
     def problem(self) -> str | None:
-        """Returns what is wrong, None while all is well."""
+        """Returns a description of the problem, or None."""
         worker_group, deadlines = self._worker_group, self._deadlines
         step, phase, seconds = worker_group.status
         if seconds > deadlines.step:
             return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {worker_group.describe_stall()}"
-        # TensorFlow reports a lost worker by itself, but not from within every collective of a GPU.
+        # TensorFlow reports a lost worker by itself, but not from within every GPU collective.
         if worker_group.seconds_since_failure() > deadlines.heartbeat:
             return f"{worker_group.failure_reason()}; step {step} ({phase}) does not end"
         silent = max((age for *_, age in worker_group.table()), default=0.0)

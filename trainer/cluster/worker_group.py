@@ -201,6 +201,7 @@ class WorkerGroup:
             link.close()
 
     def _gather_workers(self, deadline: float) -> None:
+        assert self._cluster
         port = int(self._cluster.addresses[0].rpartition(":")[2])
         try:
             listener = socket.create_server(("", port), backlog=self.num_workers)
@@ -229,7 +230,12 @@ class WorkerGroup:
     def _welcome(self, link: Link) -> None:
         hello = link.receive(seconds=5.0)
         rank = hello.get("rank") if isinstance(hello, dict) else None
-        if not isinstance(rank, int) or not 0 < rank < self.num_workers or hello.get("of") != self.num_workers:
+        if (
+            not hello
+            or not isinstance(rank, int)
+            or not 0 < rank < self.num_workers
+            or hello.get("of") != self.num_workers
+        ):
             link.send({"bye": f"the cluster of {self.address(0)} has {self.num_workers} workers, without {hello}."})
             link.close()
         elif rank in self._links and not self._links[rank].is_closed_by_peer():
@@ -239,6 +245,7 @@ class WorkerGroup:
             self._links[rank] = link
 
     def _reach_chief(self, deadline: float) -> Link:
+        assert self._cluster
         host, _, port = self._cluster.addresses[0].rpartition(":")
         while True:
             try:

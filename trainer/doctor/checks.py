@@ -1,10 +1,10 @@
-"""The doctor's round: every check in turn, on every worker, and one table that the chief prints for all.
+"""Runs all checks of `convoy doctor` on every worker; the chief prints one table for all.
 
-all_is_well = examine(Question(config=..., data="data", workdir="run", ...))
+no_failure = run_checks(DoctorOptions(config=..., data="data", workdir="run", ...))
 
-It runs as a worker among workers. What a worker can look at alone it looks at alone; then all exchange what they found
-and the chief compares. Where the workers do not find each other, each goes on by itself and prints a table of its own.
-Imports no TensorFlow: that runs in a process beside (`tensorflow_side`).
+Each worker checks what it can by itself; then all exchange their results and the chief compares them. Workers that
+cannot reach the others continue alone and print a table of their own. Imports no TensorFlow: that runs in another
+process (`tf_probe`).
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from convoy.trainer.doctor import hardware, network, plan, storage
 from convoy.trainer.doctor.findings import FAILED, CheckResult, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
 
-_TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
+_TENSORFLOW_SECONDS = 180.0  # TensorFlow's import on a slow file system
 _MODEL_SECONDS = 60.0
-_COLLECTIVE_SECONDS = 120.0  # for the strategy, CUDA's contexts, tracing and NCCL's start
+_COLLECTIVE_SECONDS = 120.0  # creation of the strategy, CUDA contexts, tracing, start of NCCL
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What `convoy doctor` was asked; the fields are flags, `devices` is `devices_flag` parsed, empty is not given."""
+    """The flags of `convoy doctor`; `devices` is `devices_flag` parsed; empty means not given."""
 
     config: ml_collections.ConfigDict
     data: str
@@ -49,198 +49,201 @@ class DoctorOptions:
     worker_index: int | None
 
 
-def examine(question: DoctorOptions) -> bool:
-    """Checks everything and prints what was found, on the chief; returns whether nothing failed anywhere."""
+def run_checks(options: DoctorOptions) -> bool:
+    """Runs all checks and prints the table on the chief; returns whether nothing failed on any worker."""
     findings: list[CheckResult] = []
     try:
-        cluster = find_cluster(os.environ, hosts=question.worker_hosts, index=question.worker_index)
-        check_strategy(question.strategy_name, cluster)
-        findings.append(_of_cluster(cluster))
+        cluster = find_cluster(os.environ, hosts=options.worker_hosts, index=options.worker_index)
+        check_strategy(options.strategy_name, cluster)
+        findings.append(_cluster_result(cluster))
     except UsageError as error:
         cluster = None
         findings.append(failed("cluster", str(error)))
-    with WorkerGroup(cluster, startup_seconds=question.startup_seconds) as worker_group:
-        return _Examination(question, cluster, worker_group, findings).run()
+    with WorkerGroup(cluster, startup_seconds=options.startup_seconds) as worker_group:
+        return _Checks(options, cluster, worker_group, findings).run()
 
 
-def _of_cluster(cluster: Cluster | None) -> CheckResult:
+def _cluster_result(cluster: Cluster | None) -> CheckResult:
     if not cluster:
         return ok("cluster", "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts")
     listed = ", ".join(f"{rank} {address}" for rank, address in enumerate(cluster.addresses))
     return ok("cluster", f"{cluster.num_workers} workers, from {cluster.source}: {listed}")
 
 
-class _Examination:
-    """One worker's round."""
+class _Checks:
+    """The checks of one worker."""
 
     def __init__(
-        self, question: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[CheckResult]
+        self, options: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[CheckResult]
     ):
-        self._question = question
+        self._options = options
         self._cluster = cluster
         self._worker_group = worker_group
         self._findings = findings
         self._ports_are_open = True
-        self._together = True  # whether the workers found each other; alone, this one is all there are
+        self._together = True  # whether the workers have reached each other
         self._addresses = cluster.addresses if cluster else ("",)
         self._config_is_good = self._check_config()
         self._dataset: Dataset | None = None
-        self._responding = contextlib.ExitStack()  # while it is open, this worker answers on its port
+        self._responding = contextlib.ExitStack()  # while open, this worker answers on its port
 
     def run(self) -> bool:
         with self._responding:
             self._check_network()
             self._check_data()
-            with TfProbe(self._setup()) as side:
-                self._check_tensorflow(side)
-                self._check_workdir(side)
-            return self._tell()
+            with TfProbe(self._setup()) as probe:
+                self._check_tensorflow(probe)
+                self._check_workdir(probe)
+            return self._print_table()
 
     @property
-    def _speaks(self) -> bool:
-        """Whether this worker says what concerns all: the chief, or one that is by itself."""
+    def _reports(self) -> bool:
+        """Whether this worker reports what concerns all workers: the chief, or one that is alone."""
         return self._worker_group.is_chief or not self._together
 
-    def _everyones(self, name: str, value: Any = None, seconds: float | None = None) -> dict[int, Any]:  # noqa: ANN401
-        """Returns every worker's value by rank; this one's alone where the others are lost."""
+    def _gather(self, name: str, value: Any = None, seconds: float | None = None) -> dict[int, Any]:  # noqa: ANN401
+        """Returns the values of all workers by rank; only this one's if the others are lost."""
         if self._together:
             try:
-                seconds = max(seconds or 0.0, self._question.startup_seconds)
+                seconds = max(seconds or 0.0, self._options.startup_seconds)
                 return dict(enumerate(self._worker_group.exchange(name, value, seconds=seconds)))
             except PeerLostError as error:
-                self._lose(error)
+                self._continue_alone(error)
         return {self._worker_group.rank: value}
 
-    def _lose(self, error: PeerLostError) -> None:
+    def _continue_alone(self, error: PeerLostError) -> None:
         self._together = False
-        self._worker_group.close(str(error))  # so that no other waits for this one
+        self._worker_group.close(str(error))  # so that no other worker waits for this one
         self._findings.append(failed("meeting", str(error)))
 
-    def _say(self, *findings: CheckResult | None) -> None:
+    def _add(self, *findings: CheckResult | None) -> None:
         self._findings += [finding for finding in findings if finding]
 
     def _check_config(self) -> bool:
         try:
-            configs.check(self._question.config)
+            configs.check(self._options.config)
         except UsageError as error:
-            self._say(failed("config", str(error)))
+            self._add(failed("config", str(error)))
             return False
         return True
 
     def _setup(self) -> Setup:
         return Setup(
-            config=self._question.config if self._config_is_good else None,
-            data=self._question.data if self._dataset else "",
-            workdir=self._question.workdir if self._speaks else "",
-            devices=self._question.devices,
-            strategy_name=self._question.strategy_name,
-            heartbeat_seconds=self._question.heartbeat_seconds,
+            config=self._options.config if self._config_is_good else None,
+            data=self._options.data if self._dataset else "",
+            workdir=self._options.workdir if self._reports else "",
+            devices=self._options.devices,
+            strategy_name=self._options.strategy_name,
+            heartbeat_seconds=self._options.heartbeat_seconds,
         )
 
     def _check_network(self) -> None:
-        """Names, meeting, interface, ports both ways, clocks."""
+        """Checks names, rendezvous, interface, ports in both directions, clocks."""
         cluster, rank = self._cluster, self._worker_group.rank
         if not cluster:
-            if self._question.interface:
-                self._say(skipped("interface", f"--interface={self._question.interface}: one process has no traffic"))
+            if self._options.interface:
+                self._add(
+                    skipped("interface", f"--interface={self._options.interface} has no effect on a single process")
+                )
             return
         port = int(cluster.addresses[rank].rpartition(":")[2])
-        if rank:  # so that the chief can reach for a worker that cannot reach it
-            self._answer_on(port)
+        if rank:  # so that the chief can reach a worker that cannot reach the chief
+            self._listen_on(port)
         with network.Search(self._worker_group, cluster) as search:
             try:
                 self._worker_group.rendezvous()
             except PeerLostError as error:
-                self._lose(error)
-        names = network.check_names(cluster)  # not before: a pod that is not there yet has no address
-        # On many hosts a worker's own name means something else than elsewhere: good rows would differ by that alone.
-        self._say(*(finding for finding in names if self._speaks or finding.severity == FAILED))
+                self._continue_alone(error)
+        names = network.check_names(cluster)  # not earlier: a pod that has not started yet has no address
+        # Many hosts resolve their own name differently, so that passed checks would differ between workers.
+        self._add(*(finding for finding in names if self._reports or finding.severity == FAILED))
         if not self._together:
-            self._say(*search.told())
+            self._add(*search.told())
             self._find_interface()
             return
         if not rank:
-            self._answer_on(port)
+            self._listen_on(port)
         try:
-            cluster = over_interface(cluster, self._worker_group, self._question.interface)
+            cluster = over_interface(cluster, self._worker_group, self._options.interface) or cluster
         except UsageError as error:
-            self._say(failed("interface", str(error), of_all=True))
+            self._add(failed("interface", str(error), of_all=True))
         except PeerLostError as error:
-            self._lose(error)
+            self._continue_alone(error)
             return
         else:
-            if self._question.interface:
-                text = f"--interface={self._question.interface}: {', '.join(cluster.addresses)}"
-                self._say(ok("interface", text, of_all=True))
+            if self._options.interface:
+                text = f"--interface={self._options.interface}: {', '.join(cluster.addresses)}"
+                self._add(ok("interface", text, of_all=True))
         self._cluster, self._addresses = cluster, cluster.addresses
-        self._everyones("listening")
+        self._gather("listening")
         reached = {other: result.as_json() for other, result in network.reach_all(cluster).items()}
         gathered = {
             other: {int(to): network.Reached(**result) for to, result in results.items()}
-            for other, results in self._everyones("reached", reached).items()
+            for other, results in self._gather("reached", reached).items()
         }
         if not self._together:
             return
         ports = network.check_ports(gathered, cluster.addresses)
         self._ports_are_open = ports.severity != FAILED
-        if self._speaks:
-            self._say(ports, network.check_clocks(gathered, cluster.addresses))
+        if self._reports:
+            self._add(ports, network.check_clocks(gathered, cluster.addresses))
 
-    def _answer_on(self, port: int) -> None:
+    def _listen_on(self, port: int) -> None:
         try:
             self._responding.enter_context(network.Responder(port, self._worker_group.rank))
         except OSError as error:
-            fix = "Another process has it: end that one, or give another port."
-            self._say(failed("ports", f"port {port} cannot be listened on ({error.strerror}).", fix))
+            fix = "Another process uses it: end that process, or choose another port."
+            self._add(failed("ports", f"cannot listen on port {port} ({error.strerror}).", fix))
 
     def _find_interface(self) -> None:
-        if self._question.interface:
+        if self._options.interface:
             try:
-                name, address = choose(self._question.interface, own_interfaces())
-                self._say(ok("interface", f"--interface={self._question.interface}: {name} {address}"))
+                name, address = choose(self._options.interface, own_interfaces())
+                self._add(ok("interface", f"--interface={self._options.interface}: {name} {address}"))
             except UsageError as error:
-                self._say(failed("interface", str(error)))
+                self._add(failed("interface", str(error)))
 
     def _check_data(self) -> None:
-        """Whether DATA opens here, is the same everywhere, and suffices."""
-        data, seen = self._question.data, None
+        """Checks that DATA opens here, is the same on all workers, and is sufficient."""
+        data, seen = self._options.data, None
         if data:
             try:
                 dataset = open_dataset(data)
                 seen = storage.look_at(dataset)
             except ConvoyError as error:
-                self._say(failed("data", str(error)))
+                self._add(failed("data", str(error)))
             else:
                 self._dataset = dataset
-                batch_size = self._question.config.batch_size
+                batch_size = self._options.config.batch_size
                 workers = self._worker_group.num_workers
-                self._say(*storage.check_data(dataset, num_workers=workers, global_batch_size=batch_size))
-        gathered = self._everyones("data", {"given": data, "seen": seen})
-        if self._speaks:
+                self._add(*storage.check_data(dataset, num_workers=workers, global_batch_size=batch_size))
+        gathered = self._gather("data", {"given": data, "seen": seen})
+        if self._reports:
             given = {rank: other["given"] for rank, other in gathered.items()}
             opened = {rank: other["seen"] for rank, other in gathered.items() if other["seen"]}
             not_given = storage.check_given("--data", "data", given, self._addresses)
-            self._say(*(not_given or storage.check_same_data(opened, self._addresses, data)))
+            self._add(*(not_given or storage.check_same_data(opened, self._addresses, data)))
 
-    def _check_tensorflow(self, side: TfProbe) -> None:
-        """Versions, devices, config, limits, and a sum over all devices."""
+    def _check_tensorflow(self, probe: TfProbe) -> None:
+        """Checks versions, devices, config, limits, and a sum over all devices."""
         driver = hardware.driver_gpus()
-        devices = self._question.devices
-        self._say(hardware.check_driver(driver, devices, has_device_file=os.path.exists("/dev/nvidia0")))
+        devices = self._options.devices
+        self._add(hardware.check_driver(driver, devices, has_device_file=os.path.exists("/dev/nvidia0")))
+        answer: dict[str, Any] | None = None
+        count = 0
         try:
-            answer = side.start_up(_TENSORFLOW_SECONDS)
+            answer = probe.start_up(_TENSORFLOW_SECONDS)
         except NoAnswerError as error:
-            fix = "`python -c 'import tensorflow'` shows more; `pip install convoy` installs the version it needs."
-            self._say(failed("versions", f"TensorFlow does not start: {error}.", fix))
-            answer, count = None, 0
+            fix = "Run `python -c 'import tensorflow'` for details; reinstall convoy-train to fix versions."
+            self._add(failed("versions", f"TensorFlow does not start: {error}.", fix))
         else:
             found, count = hardware.check_devices(
-                devices, self._question.devices_flag, driver, answer["seen"], os.environ.get("CUDA_VISIBLE_DEVICES")
+                devices, self._options.devices_flag, driver, answer["seen"], os.environ.get("CUDA_VISIBLE_DEVICES")
             )
-            self._say(*found)
+            self._add(*found)
         shards = len(self._dataset.split("train").shard_paths) if self._dataset else 0
         on_gpu = bool(answer and answer["seen"]["gpus"] and devices.kind != "cpu")
-        self._say(
+        self._add(
             *hardware.check_limits(
                 hardware.read_limits(),
                 num_workers=self._worker_group.num_workers,
@@ -251,98 +254,100 @@ class _Examination:
         own = {
             "versions": answer and answer["versions"],
             "count": count,
-            "config": configs.to_json(self._question.config),
+            "config": configs.to_json(self._options.config),
             "auto": answer and answer["auto"],
         }
-        gathered = self._everyones("hardware", own, seconds=_TENSORFLOW_SECONDS)
+        gathered = self._gather("hardware", own, seconds=_TENSORFLOW_SECONDS)
         counts = {rank: other["count"] for rank, other in gathered.items()}
-        if self._speaks:
+        if self._reports:
             versions = {rank: other["versions"] for rank, other in gathered.items() if other["versions"]}
-            self._say(*hardware.check_versions(versions, self._addresses))
+            self._add(*hardware.check_versions(versions, self._addresses))
             if all(counts.values()):
-                self._say(*hardware.check_counts(counts, self._addresses))
+                self._add(*hardware.check_counts(counts, self._addresses))
             if self._config_is_good:
-                self._say(
+                self._add(
                     *plan.check_plan(
-                        self._question.config,
+                        self._options.config,
                         gathered,
                         self._worker_group,
-                        workdir=self._question.workdir,
+                        workdir=self._options.workdir,
                         resume=answer and answer["resume"],
                         num_images=self._dataset.split("train").num_images if self._dataset else None,
                     )
                 )
-        self._check_collective(side, gathered, on_gpu=on_gpu)
+        self._check_collective(probe, gathered, on_gpu=on_gpu)
 
-    def _check_collective(self, side: TfProbe, gathered: dict[int, Any], *, on_gpu: bool) -> None:
+    def _check_collective(self, probe: TfProbe, gathered: dict[int, Any], *, on_gpu: bool) -> None:
         counts = [other["count"] for other in gathered.values()]
         reason = ""
         if self._cluster and not self._together:
-            reason = "the workers did not find each other"
+            reason = "the workers did not reach each other"
         elif not self._ports_are_open:
             reason = "not all ports are open"
         elif not all(counts) or len(set(counts)) > 1:
-            reason = "the workers' devices do not fit"
+            reason = "the workers have different numbers of devices"
         elif sum(counts) == 1:
-            reason = "one device: nothing to add up"
+            reason = "there is only one device"
         if reason:
-            if self._speaks:
-                self._say(skipped("collective", reason, of_all=True))
+            if self._reports:
+                self._add(skipped("collective", reason, of_all=True))
             return
-        seconds = max(self._question.startup_seconds, _COLLECTIVE_SECONDS)
+        seconds = max(self._options.startup_seconds, _COLLECTIVE_SECONDS)
         through = "NCCL" if on_gpu else "gRPC" if self._cluster else "memory"
         try:
-            self._responding.close()  # TensorFlow listens on this port now
-            answer = side.reduce(self._cluster, seconds)
+            self._responding.close()  # now TensorFlow listens on this port
+            answer = probe.reduce(self._cluster, seconds)
         except NoAnswerError as error:
-            fix = "NCCL_DEBUG=INFO shows what NCCL does; --interface chooses its network." if on_gpu else ""
-            fix = fix or "TensorFlow opens connections of its own between all workers: look at the ports above."
-            self._say(failed("collective", f"a sum over all devices through {through} failed: {error}.", fix))
+            fix = "Set NCCL_DEBUG=INFO for details; --interface selects the network." if on_gpu else ""
+            fix = fix or "TensorFlow opens its own connections between all workers: check the ports above."
+            self._add(failed("collective", f"a sum over all devices through {through} failed: {error}.", fix))
         else:
             if answer["sum"] != answer["expected"]:
                 text = f"a sum over {answer['replicas']} devices is {answer['sum']:g}, not {answer['expected']:g}."
-                self._say(failed("collective", text, "NCCL_P2P_DISABLE=1 shows whether direct copies are at fault."))
-            elif self._speaks:
+                self._add(
+                    failed("collective", text, "Try NCCL_P2P_DISABLE=1 to see whether direct GPU copies are the cause.")
+                )
+            elif self._reports:
                 text = f"1 MiB summed over {answer['replicas']} devices through {through} in "
-                self._say(ok("collective", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
-        self._everyones("after the collective", seconds=seconds + 10)
+                self._add(ok("collective", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
+        self._gather("after the collective", seconds=seconds + 10)
 
-    def _check_workdir(self, side: TfProbe) -> None:
-        """Whether RUN can be written, is the same folder everywhere, and has room."""
-        workdir = self._question.workdir
-        if not self._speaks:
-            place = self._everyones("token").get(0)
-            sees = bool(place and workdir) and storage.sees(place, workdir)
-            self._everyones("sight", {"workdir": workdir, "sees": sees})
+    def _check_workdir(self, probe: TfProbe) -> None:
+        """Checks that RUN is writable, the same folder on all workers, and has enough space."""
+        workdir = self._options.workdir
+        if not self._reports:
+            place = self._gather("token").get(0)
+            sees = bool(place and workdir and storage.sees(place, workdir))
+            self._gather("sight", {"workdir": workdir, "sees": sees})
             return
         with storage.written_token(workdir) as (token, seconds, findings):
-            self._say(*findings)
-            self._everyones("token", storage.place_of(token, workdir) if token else None)
-            gathered = self._everyones("sight", {"workdir": workdir, "sees": True}, seconds=60)
+            self._add(*findings)
+            self._gather("token", storage.place_of(token, workdir) if token else None)
+            gathered = self._gather("sight", {"workdir": workdir, "sees": True}, seconds=60)
             given = {rank: other["workdir"] for rank, other in gathered.items()}
-            self._say(*storage.check_given("--workdir", "run directory", given, self._addresses))
+            self._add(*storage.check_given("--workdir", "run directory", given, self._addresses))
             if token:
                 sights = {rank: other["sees"] for rank, other in gathered.items()}
-                self._say(*storage.check_shared(sights, given, self._addresses))
+                self._add(*storage.check_shared(sights, given, self._addresses))
                 size = None
                 if self._config_is_good:
                     with contextlib.suppress(NoAnswerError):
-                        size = side.checkpoint_bytes(_MODEL_SECONDS)
-                kept = self._question.config.keep_checkpoints
-                self._say(storage.check_disk(Path(token).parent, seconds, checkpoint_bytes=size, kept=kept))
+                        size = probe.checkpoint_bytes(_MODEL_SECONDS)
+                kept = self._options.config.keep_checkpoints
+                self._add(storage.check_disk(Path(token).parent, seconds, checkpoint_bytes=size, kept=kept))
 
-    def _tell(self) -> bool:
-        """Prints the table where this worker speaks; returns whether nothing failed anywhere."""
+    def _print_table(self) -> bool:
+        """Prints the table if this worker reports; returns whether nothing failed on any worker."""
         own = [finding.as_json() for finding in self._findings]
-        gathered = self._everyones("findings", own, seconds=2 * _MODEL_SECONDS)
+        gathered = self._gather("findings", own, seconds=2 * _MODEL_SECONDS)
         findings = {rank: [CheckResult.from_json(finding) for finding in other] for rank, other in gathered.items()}
         if not self._together:
             findings = {self._worker_group.rank: self._findings}
-        if self._speaks:
+        if self._reports:
             by_itself = self._cluster and not self._together
             names = {rank: self._worker_group.address(rank) for rank in range(self._worker_group.num_workers)}
             if by_itself:
-                print(f"{self._worker_group.address(self._worker_group.rank)}, by itself:")
+                print(f"{self._worker_group.address(self._worker_group.rank)}, alone:")
                 names = {self._worker_group.rank: names[self._worker_group.rank]}
             print(table(findings, names), flush=True)
         return not any(finding.severity == FAILED for own in findings.values() for finding in own)

@@ -125,16 +125,18 @@ def check_names(cluster: Cluster) -> list[CheckResult]:
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            fix = "Mend the name in the cluster's description, /etc/hosts or DNS."
+            fix = "Fix the name in the cluster description, /etc/hosts or DNS."
             findings.append(failed("names", f"{host} cannot be resolved ({error.strerror}).", fix))
         else:
-            resolved[host] = found[0][4][0].split("%")[0]
+            resolved[host] = str(found[0][4][0]).split("%")[0]
     loopback = [host for host, address in resolved.items() if ipaddress.ip_address(address).is_loopback]
     if len(loopback) < len(resolved) or findings:  # a cluster on one machine may be all loopback
         for host in loopback:
-            if host != own:  # its own name may be: Debian has it so, and others know it by another address
-                text = f"{host} is {resolved[host]} here: this machine, and not worker {hosts.index(host)}'s."
-                findings.append(failed("names", text, "Take it out of that line of /etc/hosts here."))
+            if host != own:  # its own name may: Debian's default, and the others resolve it differently
+                text = (
+                    f"{host} resolves to {resolved[host]} here, this machine, instead of worker {hosts.index(host)}'s."
+                )
+                findings.append(failed("names", text, "Remove it from that line of /etc/hosts on this host."))
     if resolved and not findings:
         told = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
         rest = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""

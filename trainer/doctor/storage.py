@@ -16,7 +16,7 @@ from typing import Any
 from convoy.core.errors import ConvoyError, DataError
 from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.input_pipeline.dataset.storage import is_remote
+from convoy.input_pipeline.dataset.storage import RemotePath, is_remote
 from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped, warning
 from convoy.trainer.run.directory import RunDirectory
 
@@ -234,10 +234,10 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
     return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
-def _read(paths: Sequence[Path]) -> tuple[int, float, str | None]:
+def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
     """Reads the first bytes; returns how many, the seconds, and their checksum, None where time ended before them."""
     count, seconds, checksum = 0, 0.0, 0
-    for path in () if any(map(is_remote, paths)) else paths:  # a remote one is read by TensorFlow alone
+    for path in () if any(map(is_remote, paths)) else map(str, paths):  # remote shards are read by TensorFlow only
         try:
             with open(path, "rb") as file:
                 while count < _READ_BYTES:
@@ -250,5 +250,5 @@ def _read(paths: Sequence[Path]) -> tuple[int, float, str | None]:
                     if seconds > _READ_SECONDS:
                         return count, seconds, None
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read ({error.strerror}); mend that, or copy it again") from None
+            raise DataError(f"shard {path} cannot be read ({error.strerror}). Fix that, or copy it again.") from None
     return count, seconds, f"{checksum:08x}"

@@ -252,8 +252,9 @@ def _checkpoint_bytes(setup: Setup) -> int:
 
     from convoy.trainer.session.runtime import make_runtime
 
+    assert setup.config is not None
     config = setup.config.copy_and_resolve_references()
-    config.deterministic = False  # a setting of the whole process, and no matter for a size
+    config.deterministic = False  # a setting of the whole process that does not affect the size
     num_classes = open_dataset(setup.data).num_classes if setup.data else 1000
     runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
     return sum(value.nbytes for value in runtime.state.values().values())

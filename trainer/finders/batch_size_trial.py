@@ -1,9 +1,9 @@
-"""One batch size, tried in a process of its own: `python -m convoy.trainer.finders.batch_size_trial`, started by `batch_size`.
+"""The trial of one batch size: `python -m convoy.trainer.finders.batch_size_trial`, started by `batch_size`.
 
-Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: what the
-config says), `memory_limit` (bytes that the process may hold), `parent` (its process id). It writes lines of JSON after
-`MARK`: what the size comes to, then what was measured. It ends with its parent, with the exit code `ORPHANED`, and
-with `TOO_LARGE` at the memory's limit.
+Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: as in the
+config), `memory_limit` (bytes that the process may use), `parent` (process id). It prints lines of JSON after `MARK`:
+first the plan, then the measurements. It exits with `ORPHANED` when its parent is gone, and with `TOO_LARGE` at the
+memory limit.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _MEMORY_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "resourc
 
 
 def main() -> int:
-    """Tries the size that the command line names; returns the exit code."""
+    """Tries the size given on the command line; returns the exit code."""
     options = json.loads(sys.argv[1])
     threading.Thread(target=_watch, args=(options["parent"], options["memory_limit"]), daemon=True).start()
     from convoy.input_pipeline.tf_startup import start_tensorflow
@@ -37,7 +37,7 @@ def main() -> int:
     try:
         _try(options)
     except ConvoyError as error:
-        _tell({"error": str(error), "exit_code": error.exit_code})
+        _send({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except MemoryError:
         return TOO_LARGE
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether TensorFlow, XLA or cuDNN, each with an error of its own, wanted more memory than there is."""
+    """Whether an error of TensorFlow, XLA or cuDNN means out of memory."""
     import tensorflow as tf
 
     words = str(error).lower()
@@ -64,7 +64,7 @@ def _try(options: dict[str, Any]) -> None:
     from convoy.trainer.finders.trial import prepare_trial
 
     config = ml_collections.ConfigDict(options["config"])
-    config.image_size = max([config.image_size, *config.progressive.sizes])  # takes most memory
+    config.image_size = max([config.image_size, *config.progressive.sizes])  # uses the most memory
     trial = prepare_trial(
         config,
         data=options["data"],
@@ -73,7 +73,7 @@ def _try(options: dict[str, Any]) -> None:
         virtual_batch_size=options["virtual_batch_size"],
     )
     on_gpu = runs_on_gpu(trial.runtime.strategy)
-    _tell({"plan": trial.plan.as_dict(), "on_gpu": on_gpu})
+    _send({"plan": trial.plan.as_dict(), "on_gpu": on_gpu})
     seconds: list[float] = []
     with contextlib.closing(trial.batches()) as batches:
         # The first step compiles. Nothing can diverge: the learning rate is 0.
@@ -82,15 +82,15 @@ def _try(options: dict[str, Any]) -> None:
             trial.step(next(batches), 0.0).gradient_norm.numpy()
             seconds.append(time.perf_counter() - started)
         memory = peak_gpu_memory() if on_gpu else peak_memory()
-    _tell({"step_seconds": statistics.median(seconds[1:]), "memory": memory})
+    _send({"step_seconds": statistics.median(seconds[1:]), "memory": memory})
 
 
-def _tell(what: dict[str, Any]) -> None:
+def _send(what: dict[str, Any]) -> None:
     print(f"{MARK}{json.dumps(what)}", flush=True)
 
 
 def _watch(parent: int, memory_limit: int) -> None:
-    """Ends the process with its parent, and before it takes what would make the machine swap or kill."""
+    """Ends the process when its parent is gone, or before the machine would swap or kill processes."""
     while True:
         if resident_memory() > memory_limit:
             os._exit(TOO_LARGE)
@@ -103,4 +103,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # as `convoy.cli.entry_point`: TensorFlow's threads may hang Python's shutdown
+    os._exit(code)  # as in `convoy.cli.entry_point`: TensorFlow's threads may hang Python's shutdown

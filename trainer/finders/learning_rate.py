@@ -1,13 +1,12 @@
-"""The learning-rate range test (Smith 2017; Smith and Topin 2019): one short run whose rate rises with every step.
+"""The learning-rate range test (Smith 2017; Smith and Topin 2019): a short run with an increasing learning rate.
 
     test = find_learning_rate(config, data="data", workdir="run", devices=parse_devices("auto"))
     test.suggestion.rate, test.suggestion.reason
 
-It trains the whole model from the run's initial weights, on its images with its augmentation and on its devices, until
-the loss blows up; a frozen backbone and smaller images come at a run's start, not here. However few steps an epoch has
-there are up to 100 of them, since the curve wants some in each power of ten. Of the run directory it writes
-RUN/find_lr.csv and RUN/find_lr.png alone: a run that starts there later knows nothing of it. With the same virtual
-replicas the step is the same on any hardware, so one process finds the rate of a whole cluster.
+It trains the whole model from the run's initial weights, on its devices, images and augmentation, until the loss
+diverges, without freezing and progressive resizing. The test has up to 100 steps even if an epoch has fewer, since the
+curve needs several per power of ten. It only writes RUN/find_lr.csv and RUN/find_lr.png, which do not affect a later
+run. With the same virtual replicas the step is the same on any hardware, so one process finds the rate for a cluster.
 """
 
 import contextlib
@@ -28,11 +27,11 @@ from convoy.trainer.finders.trial import STEPS, prepare_trial
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.step.metrics import summarize
 
-# The lowest and the highest rate of a step: for each optimizer from where it hardly moves to where it cannot stay.
+# Lowest and highest rate per optimizer: from hardly any effect to certain divergence.
 _RANGES = {"adam": (1e-6, 1.0), "adamw": (1e-6, 1.0), "lamb": (1e-5, 10.0), "sgd": (1e-5, 10.0), "lars": (1e-2, 1e3)}
-_BLOWN_UP = 4.0  # times the best loss so far
-_FIRST = STEPS // 10  # steps whose rates are too low to change the loss
-# Standard deviations of the first losses: by more a smoothed curve of nothing but noise hardly ever falls (1 in 100).
+_DIVERGED = 4.0  # times the best loss so far
+_FIRST = STEPS // 10  # steps with rates too low to change the loss
+# Standard deviations of the first losses: a smoothed curve of pure noise falls by more in 1 of 100 cases.
 _BEYOND_NOISE = 2.0
 _SMOOTHED_OVER = 0.03  # standard deviation of the weights, as a share of STEPS
 _LINE_EVERY = 10
@@ -40,14 +39,14 @@ _LINE_EVERY = 10
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the curve says.
+    """The suggested learning rate.
 
     Attributes:
-      rate: of a step: that of the steepest descent, but at most a tenth of the one that diverges.
-      steepest: where the smoothed loss falls fastest for a growing rate.
-      diverging: the lowest rate from which on the smoothed loss stays above where it began, or the one at which it had
-        blown up; None where neither is.
-      reason: which of the two it is, in words.
+      rate: per step: the rate of the steepest descent, but at most a tenth of the diverging one.
+      steepest: the rate at which the smoothed loss falls fastest.
+      diverging: the lowest rate from which on the smoothed loss stays above its start, or at which it diverged; None
+        if there is none.
+      reason: explanation, for messages.
     """
 
     rate: float
@@ -58,14 +57,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What was measured.
+    """The result of a range test.
 
     Attributes:
-      rates: [steps] of each step, rising.
-      losses: [steps] of each step's batch before its update, in nats.
-      smoothed: [steps] the same as a running mean.
-      suggestion: None where the loss fell at no rate, beyond its noise.
-      flag: what makes the run take the suggested rate, scaling with the batch included; empty without a suggestion.
+      rates: [steps] rate of each step, increasing.
+      losses: [steps] loss of each batch before its update, in nats.
+      smoothed: [steps] smoothed losses.
+      suggestion: None if the loss fell at no rate by more than its noise.
+      flag: the flag that sets the suggested rate, corrected for scaling with the batch; empty without a suggestion.
     """
 
     rates: np.ndarray
@@ -78,17 +77,17 @@ class RangeTest:
 def find_learning_rate(
     config: ml_collections.ConfigDict, *, data: str, workdir: str, devices: Devices, strategy_name: str = "auto"
 ) -> RangeTest:
-    """Runs the test, prints what it finds, and writes RUN/find_lr.csv and RUN/find_lr.png.
+    """Runs the test, prints the result, and writes RUN/find_lr.csv and RUN/find_lr.png.
 
     Args:
       config: complete. Its schedule and learning rate are not used.
-      data: the dataset directory, with a split `train`.
-      workdir: the run directory, of a run or not yet.
-      devices: what to train on.
+      data: dataset directory with a split `train`.
+      workdir: run directory, new or existing.
+      devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.
 
     Raises:
-      UsageError: config, devices and dataset do not fit together, or `workdir` can hold no run.
+      UsageError: config, devices and dataset do not fit together, or `workdir` cannot be a run directory.
       DataError: the dataset cannot be used, or `workdir` cannot be written.
     """
     run = RunDirectory(workdir)
@@ -106,12 +105,12 @@ def find_learning_rate(
         for rate in rates:
             result = trial.step(next(batches), rate)
             loss = summarize(result.sums.numpy())["loss"]
-            # In float16 an overflow only lowers the loss scale.
+            # In float16 an overflow just lowers the loss scale.
             overflowed = not result.finite.numpy() and result.loss_scale.numpy() <= 1
             losses.append(math.nan if overflowed else loss)
             if len(losses) % _LINE_EVERY == 0:
                 print(f"step {len(losses)}/{STEPS}  lr {rate:.1e}  loss {loss:.4f}", flush=True)
-            if has_blown_up(losses):
+            if has_diverged(losses):
                 break
     rates = rates[: len(losses)]
     suggestion = suggest(rates, losses)
@@ -119,20 +118,20 @@ def find_learning_rate(
     flag = f"--config.optimizer.learning_rate={suggestion.rate / scale:.2g}" if suggestion else ""
     test = RangeTest(rates, np.array(losses), smoothed(losses), suggestion, flag)
     _write(run, test)
-    print("\n".join([*_told(test, config), f"Curve: {run.learning_rate_plot}, {run.learning_rates}"]))
+    print("\n".join([*_conclusion(test, config), f"Curve: {run.learning_rate_plot}, {run.learning_rates}"]))
     return test
 
 
 def swept_rates(optimizer: str) -> np.ndarray:
-    """Returns the learning rates of the test's steps, [STEPS], rising exponentially over what suits the optimizer."""
+    """Returns the learning rates of the steps, [STEPS], exponentially spaced over the optimizer's range."""
     lowest, highest = _RANGES[optimizer]
     return np.geomspace(lowest, highest, STEPS)
 
 
 def smoothed(losses: Sequence[float]) -> np.ndarray:
-    """Returns the mean of each loss and its neighbours with Gaussian weights; NaN where the loss itself is no number.
+    """Returns the losses smoothed with a Gaussian, [steps]; NaN where the loss itself is NaN.
 
-    Unlike an average over the steps before, it does not lag: it falls and rises at the rates at which the loss does.
+    Unlike a moving average of earlier steps, it does not lag behind the loss.
     """
     values = np.asarray(losses, np.float64)
     numbers = np.isfinite(values)
@@ -142,57 +141,58 @@ def smoothed(losses: Sequence[float]) -> np.ndarray:
     return np.where(numbers, means, np.nan)
 
 
-def has_blown_up(losses: Sequence[float]) -> bool:
-    """Whether the newest loss is no number, or the smoothed loss stands above four times its best."""
+def has_diverged(losses: Sequence[float]) -> bool:
+    """Whether the latest loss is not finite, or the smoothed loss is above four times its best."""
     curve = smoothed(losses)
-    return not math.isfinite(curve[-1]) or curve[-1] > _BLOWN_UP * np.nanmin(curve)
+    return not math.isfinite(curve[-1]) or curve[-1] > _DIVERGED * np.nanmin(curve)
 
 
-def suggest(rates: Sequence[float], losses: Sequence[float]) -> Suggestion | None:
-    """Returns what a curve says; None where the loss has not fallen at any rate, beyond its noise.
+def suggest(rates: Sequence[float] | np.ndarray, losses: Sequence[float]) -> Suggestion | None:
+    """Returns the suggestion of a curve; None if the loss fell at no rate by more than its noise.
 
     Args:
-      rates: [steps] rising.
-      losses: [steps] in nats; the last one may be no number.
+      rates: [steps] increasing.
+      losses: [steps] in nats; the last one may be NaN.
     """
-    rates, curve = np.asarray(rates, np.float64), smoothed(losses)
+    swept, curve = np.asarray(rates, np.float64), smoothed(losses)
     if len(curve) <= _FIRST:
         return None
     start, noise = float(np.mean(losses[:_FIRST])), float(np.std(losses[:_FIRST]))
     best = int(np.nanargmin(curve))
     if best == 0 or start - curve[best] <= _BEYOND_NOISE * noise:
         return None
-    slopes = np.gradient(curve[: best + 1], np.log10(rates[: best + 1]))
-    steepest = float(rates[np.argmin(slopes)])
+    slopes = np.gradient(curve[: best + 1], np.log10(swept[: best + 1]))
+    steepest = float(swept[np.argmin(slopes)])
     first_above = int(np.flatnonzero(curve <= start)[-1]) + 1
     if first_above == len(curve):
-        if not has_blown_up(losses):
-            reason = "where the loss falls fastest; at no rate of the test it diverges"
+        if not has_diverged(losses):
+            reason = "where the loss falls fastest; it does not diverge within the test"
             return Suggestion(steepest, steepest, None, reason)
         first_above -= 1
-    diverging = float(rates[first_above])
+    diverging = float(swept[first_above])
     if steepest <= diverging / 10:
         reason = f"where the loss falls fastest; it diverges at {diverging:.2g}"
         return Suggestion(steepest, steepest, diverging, reason)
-    reason = f"a tenth of where the loss diverges, {diverging:.2g}; it falls fastest at {steepest:.2g}, close to that"
+    reason = f"a tenth of {diverging:.2g}, where the loss diverges; it falls fastest at {steepest:.2g}, close to that"
     return Suggestion(diverging / 10, steepest, diverging, reason)
 
 
-def _told(test: RangeTest, config: ml_collections.ConfigDict) -> list[str]:
+def _conclusion(test: RangeTest, config: ml_collections.ConfigDict) -> list[str]:
     if not test.suggestion and len(test.rates) <= _FIRST:
         return [
             f"No suggestion: after {len(test.rates)} steps, at a learning rate of only {test.rates[-1]:.2g}, the loss "
-            f"was {test.losses[-1]:.4g}. Look at the data and the model; with config.precision=float16, try bfloat16."
+            f"was {test.losses[-1]:.4g}. Check the data and the model; with config.precision=float16, try bfloat16."
         ]
     if not test.suggestion:
         return [
-            f"No suggestion: at no learning rate up to {test.rates[-1]:.2g} the loss fell by more than its noise. "
-            "A larger config.batch_size has less of it; else look at the data and the model."
+            f"No suggestion: the loss did not fall by more than its noise at any learning rate up to "
+            f"{test.rates[-1]:.2g}. Increase config.batch_size to reduce the noise, or check the data and the model."
         ]
-    scaled = "" if config.schedule.scaling == "none" else f", which config.schedule.scaling={config.schedule.scaling}"
+    scaling = config.schedule.scaling
+    scaled = "" if scaling == "none" else f" after config.schedule.scaling={scaling}"
     return [
         f"Suggested: {test.flag}",
-        f"That is {test.suggestion.rate:.2g} in a step{scaled and f'{scaled} makes of it'}: {test.suggestion.reason}.",
+        f"That is {test.suggestion.rate:.2g} per step{scaled}: {test.suggestion.reason}.",
     ]
 
 
@@ -205,8 +205,8 @@ def _make_folder(run: RunDirectory) -> None:
         raise _not_written(run, "no permission")
 
 
-def _not_written(run: RunDirectory, why: str) -> DataError:
-    return DataError(f"--workdir={run.path}: cannot be written ({why}). Give a folder that can.")
+def _not_written(run: RunDirectory, why: str | None) -> DataError:
+    return DataError(f"--workdir={run.path}: cannot be written ({why}). Give a writable folder.")
 
 
 def _write(run: RunDirectory, test: RangeTest) -> None:
@@ -227,16 +227,16 @@ def _draw(run: RunDirectory, test: RangeTest) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.semilogx(test.rates, test.losses, ".", color="tab:gray", alpha=0.5, label="loss of a batch")
+    axes.semilogx(test.rates, test.losses, ".", color="tab:gray", alpha=0.5, label="loss per batch")
     axes.semilogx(test.rates, test.smoothed, color="tab:blue", label="smoothed")
     if found := test.suggestion:
         axes.axvline(found.rate, color="tab:green", label=f"suggested: {found.rate:.2g}")
         if found.diverging:
             axes.axvline(found.diverging, color="tab:red", linestyle="--", label=f"diverges: {found.diverging:.2g}")
-    if np.isfinite(test.losses).any():  # what blows up would press the rest flat
+    if np.isfinite(test.losses).any():  # a diverging loss would flatten the rest
         most = min(1.1 * np.nanmax(test.losses), 2.0 * np.nanmax(test.losses[:_FIRST]))
         axes.set_ylim(0.9 * np.nanmin(test.losses), most)
-    axes.set_xlabel("learning rate of a step")
+    axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend()

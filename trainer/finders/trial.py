@@ -1,4 +1,4 @@
-"""A run's own step on its own images, from its initial weights and outside any run directory: what finders try.
+"""A run's training step on its own images, from its initial weights and without a run directory.
 
 trial = prepare_trial(config, data="data", devices=parse_devices("auto"))
 with contextlib.closing(trial.batches()) as batches:
@@ -21,17 +21,17 @@ from convoy.trainer.session.runtime import Runtime, make_runtime, make_train_ste
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step.step import TrainStep
 
-STEPS = 100  # of a trial at most
+STEPS = 100  # maximum length of a trial
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A step that is ready, with the images it would train on.
+    """A training step and its input.
 
     Attributes:
-      plan: of the run it stands for, which is at least STEPS long.
+      plan: plan of the run, which is at least STEPS long.
       runtime: the model with its initial weights.
-      step: changes those weights, and nothing that lasts.
+      step: changes these weights only.
       training_input: reads, decodes and augments as the run does.
     """
 
@@ -41,7 +41,7 @@ class Trial:
     training_input: TrainingInput
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Yields the run's batches from its first on. To be closed."""
+        """Yields the batches of the run, from the first one on. The generator must be closed."""
         return self.training_input.batches(0)
 
 
@@ -53,14 +53,14 @@ def prepare_trial(
     strategy_name: str = "auto",
     virtual_batch_size: int = 0,
 ) -> Trial:
-    """Prepares the step of a run in one process: on images of its final size, with all weights trained.
+    """Prepares the step of a run in one process, at its final resolution and with all weights trained.
 
     Args:
       config: complete.
-      data: the dataset directory, with a split `train`.
-      devices: what to train on.
+      data: dataset directory with a split `train`.
+      devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.
-      virtual_batch_size: images of a virtual replica, in place of what `config.batch_size` comes to; 0 for that.
+      virtual_batch_size: images per virtual replica; 0 to use `config.batch_size`.
 
     Raises:
       UsageError: config, devices and dataset do not fit together.
@@ -72,9 +72,9 @@ def prepare_trial(
     strategy = make_strategy(devices, strategy_name)
     replicas, split = strategy.num_replicas_in_sync, dataset.split("train")
     config = config.copy_and_resolve_references()
-    # What follows from a step's place in the run is not defined beyond its end.
+    # Schedules are not defined beyond the end of the run.
     config.steps = max(STEPS, configs.total_steps(config, split.num_images))
-    # The run as it is at its end.
+    # The configuration at the end of the run.
     for name in ("sizes", "ends"):
         config.progressive[name] = type(config.progressive[name])()
     config.model.update({name: 0 for name in config.model if name.startswith("freeze")})

@@ -1,4 +1,4 @@
-"""What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_upstream.py` fails when that moves."""
+"""What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_tf_compat.py` fails when that moves."""
 
 import signal
 from collections.abc import Generator, Iterator

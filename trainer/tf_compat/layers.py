@@ -92,7 +92,10 @@ class ByteDropout(keras.layers.Dropout):
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 
 
-_KERAS_LAYERS = {FusedBatchNormalization: keras.layers.BatchNormalization, ByteDropout: keras.layers.Dropout}
+_KERAS_LAYERS: dict[type[keras.Layer], type[keras.Layer]] = {
+    FusedBatchNormalization: keras.layers.BatchNormalization,
+    ByteDropout: keras.layers.Dropout,
+}
 
 
 def with_fast_layers(model: keras.Model) -> keras.Model:
@@ -121,7 +124,7 @@ def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
             yield from all_layers(layer)
 
 
-def _rebuilt(model: keras.Model, classes: Mapping[type, type]) -> keras.Model:
+def _rebuilt(model: keras.Model, classes: Mapping[type, type[keras.Layer]]) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
         new_class = classes.get(type(layer))
         # Other layers are shared with `model`: some cannot be made again from their config.

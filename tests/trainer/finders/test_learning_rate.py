@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from convoy import cli
-from convoy.trainer.finders.learning_rate import STEPS, has_blown_up, smoothed, suggest, swept_rates
+from convoy.trainer.finders.learning_rate import STEPS, has_diverged, smoothed, suggest, swept_rates
 from tests.trainer.run_files import event_names, result_of
 
 RATES = np.geomspace(1e-5, 10.0, STEPS)
@@ -50,7 +50,7 @@ def test_a_loss_that_is_low_to_the_end_diverges_nowhere():
 
 def test_a_loss_that_blows_up_from_its_best_diverges_there_though_it_began_higher():
     losses = np.concatenate([curve(falls_at=1e-3, diverges_at=1e3, lowest=0.2)[:90], np.full(5, 2.0)])
-    assert has_blown_up(losses) and losses[-1] < losses[0]
+    assert has_diverged(losses) and losses[-1] < losses[0]
     found = suggest(RATES[:95], losses)
     assert found.diverging == RATES[94]
     assert "diverges at" in found.reason
@@ -68,7 +68,7 @@ def test_without_a_fall_beyond_the_noise_nothing_is_suggested(noise):
 
 
 def test_a_loss_that_is_no_number_from_the_start_suggests_nothing():
-    assert has_blown_up([math.nan])
+    assert has_diverged([math.nan])
     assert suggest(RATES[:1], [math.nan]) is None
 
 
@@ -79,9 +79,9 @@ def test_smoothing_keeps_a_line_as_it_is_and_does_not_lag_behind_a_fall():
 
 
 def test_the_test_ends_where_the_smoothed_loss_is_four_times_its_best():
-    assert not has_blown_up([4.0] * 20 + [2.0] * 20 + [7.9] * 20)
-    assert has_blown_up([4.0] * 20 + [2.0] * 20 + [8.1] * 20)
-    assert not has_blown_up([2.0] * 20 + [16.0])  # one batch
+    assert not has_diverged([4.0] * 20 + [2.0] * 20 + [7.9] * 20)
+    assert has_diverged([4.0] * 20 + [2.0] * 20 + [8.1] * 20)
+    assert not has_diverged([2.0] * 20 + [16.0])  # one batch
 
 
 def test_rates_rise_by_the_same_factor_over_the_range_of_the_optimizer():

@@ -1,7 +1,7 @@
 """What TensorFlow and Keras do under a strategy over two devices, each probe by name; prints a JSON object.
 
-python -m tests.trainer.upstream_program
-python -m tests.trainer.upstream_program cluster PORT     # a cluster of one worker with two devices
+python -m tests.trainer.tf_compat_program
+python -m tests.trainer.tf_compat_program cluster PORT     # a cluster of one worker with two devices
 """
 
 import json

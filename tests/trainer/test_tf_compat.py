@@ -50,7 +50,7 @@ def found_by(*arguments: str) -> dict:
 
 @pytest.fixture(scope="module")
 def on_two_devices():
-    return found_by("tests.trainer.upstream_program")
+    return found_by("tests.trainer.tf_compat_program")
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_xla_within_the_replica_function_works(on_two_devices):
 def test_an_exchange_among_many_devices_of_one_process_mixes_up_messages():
     found = found_by("tests.trainer.reduction_program", "twelve")
     assert found["eleven"] == 0, (
-        "CollectiveAllToAllV2, or what trainer/upstream.py takes from the strategy to start it, broke: deterministic "
+        "CollectiveAllToAllV2, or what trainer/tf_compat.py takes from the strategy to start it, broke: deterministic "
         "runs of several processes are wrong. Let them all_gather the sums and climb the whole tree till then."
     )
     assert found["refused"] is True
@@ -127,26 +127,26 @@ def test_an_exchange_among_many_devices_of_one_process_mixes_up_messages():
 def in_a_cluster():
     with reserved_ports(1) as (port,):
         pass
-    return found_by("tests.trainer.upstream_program", "cluster", str(port))
+    return found_by("tests.trainer.tf_compat_program", "cluster", str(port))
 
 
 def test_a_multi_worker_strategy_keeps_the_heartbeat_that_was_set_before_it(in_a_cluster):
     assert (in_a_cluster["heartbeat_ms"], in_a_cluster["register_ms"]) == (17_000, 34_000), (
         "MultiWorkerMirroredStrategy now overwrites the coordination service's settings: set_heartbeat of "
-        "trainer/upstream.py has no effect, and a link that is down for a few seconds ends every worker."
+        "trainer/tf_compat.py has no effect, and a link that is down for a few seconds ends every worker."
     )
 
 
 def test_a_multi_worker_strategy_takes_one_cpu_device_of_a_worker_by_itself(in_a_cluster):
     assert in_a_cluster["by_itself"] == 1, (
         "MultiWorkerMirroredStrategy now takes several logical CPU devices: cpu_devices_of_a_worker of "
-        "trainer/upstream.py may go."
+        "trainer/tf_compat.py may go."
     )
 
 
 def test_a_multi_worker_strategy_can_be_made_to_take_two(in_a_cluster):
     assert (in_a_cluster["devices"], in_a_cluster["sums"]) == (["CPU:0", "CPU:1"], [3.0, 3.0]), (
-        "cpu_devices_of_a_worker of trainer/upstream.py no longer works: workers train on one CPU device each."
+        "cpu_devices_of_a_worker of trainer/tf_compat.py no longer works: workers train on one CPU device each."
     )
 
 
@@ -239,7 +239,7 @@ def test_seed_states_are_told_from_all_other_variables():
     expected += [layer.generator.state for layer in random_layers if hasattr(layer, "generator")]
     assert len(expected) == len(random_layers)
     assert {id(v) for v in states} == {id(v) for v in expected}, (
-        "The variables of seed generators are called otherwise now: mend trainer/upstream.py, or seeds will be "
+        "The variables of seed generators are called otherwise now: mend trainer/tf_compat.py, or seeds will be "
         "averaged like statistics."
     )
     others = [v for v in model.variables if not is_seed_state(v)]

@@ -11,7 +11,7 @@ from convoy.core.devices import parse_devices
 from convoy.launch.ports import reserved_ports
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.checks import DoctorOptions, _Examination
+from convoy.trainer.doctor.checks import DoctorOptions, _Checks
 from convoy.trainer.doctor.findings import FAILED, OK
 from convoy.trainer.doctor.tf_probe import NoAnswerError
 
@@ -57,11 +57,11 @@ def findings_of():
         def worker(rank):
             cluster = Cluster(addresses, rank, "flags", (("worker", 0), ("worker", 1)))
             with WorkerGroup(cluster, startup_seconds=20) as worker_group:
-                examination = _Examination(questions[rank], cluster, worker_group, [])
-                with examination._responding:
-                    part(examination)
+                checks = _Checks(questions[rank], cluster, worker_group, [])
+                with checks._responding:
+                    part(checks)
                 worker_group.exchange("done")
-                return {finding.section: finding for finding in examination._findings}
+                return {finding.section: finding for finding in checks._findings}
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(worker, (0, 1)))
@@ -70,9 +70,9 @@ def findings_of():
 
 
 def met(part):
-    def meet_first(examination):
-        examination._worker_group.rendezvous()
-        part(examination)
+    def meet_first(checks):
+        checks._worker_group.rendezvous()
+        part(checks)
 
     return meet_first
 
@@ -91,7 +91,7 @@ def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of,
 
     monkeypatch.setattr(WorkerGroup, "rendezvous", meet_and_tell)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
-    chiefs, _ = findings_of(_Examination._check_network, question(), question(), second_host="late-pod")
+    chiefs, _ = findings_of(_Checks._check_network, question(), question(), second_host="late-pod")
     assert (chiefs["names"].severity, chiefs["ports"].severity) == (OK, OK)
 
 
@@ -100,9 +100,9 @@ def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_pat
     given = [question(dataset.data, tmp_path / "run"), question(dataset.data, tmp_path / "run")]
     given[without] = question()
 
-    def part(examination):
-        examination._check_data()
-        examination._check_workdir(NoTensorFlow())
+    def part(checks):
+        checks._check_data()
+        checks._check_workdir(NoTensorFlow())
 
     chiefs, workers = findings_of(met(part), *given)
     for check, flag in (("data", "--data"), ("run directory", "--workdir")):
@@ -113,7 +113,7 @@ def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_pat
 
 def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
     monkeypatch.setattr("convoy.trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
-    part = met(lambda examination: examination._check_workdir(NoTensorFlow()))
+    part = met(lambda checks: checks._check_workdir(NoTensorFlow()))
     chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "run"))
     assert chiefs["run directory"].severity == OK
     chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "other"))
@@ -124,9 +124,9 @@ def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypat
 def test_a_sum_over_all_devices_has_time_to_start_whatever_the_startup_timeout(findings_of):
     sides = []
 
-    def part(examination):
+    def part(checks):
         sides.append(NoTensorFlow())
-        examination._check_collective(sides[-1], {0: {"count": 1}, 1: {"count": 1}}, on_gpu=True)
+        checks._check_collective(sides[-1], {0: {"count": 1}, 1: {"count": 1}}, on_gpu=True)
 
     findings_of(met(part), question(), question())
     assert [side.seconds for side in sides] == [120.0, 120.0]
