@@ -1,0 +1,114 @@
+"""Runs real processes for tests: each in its own session, which is killed at the end whatever happens.
+
+with started(["python", "-m", "convoy", "train"], output=tmp_path / "log") as process:
+    ...
+result = run(["python", "-m", "convoy", "--version"])
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def process_environment(**variables: str) -> dict[str, str]:
+    """Returns the environment of a process under test: this checkout is importable and GPUs are hidden."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1", **variables}
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str], *, output: Path, cwd: Path = REPOSITORY, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """Starts a command with standard output and error in a file; kills its session on exit.
+
+    Standard input is a pipe that stays open until then.
+    """
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env=process_environment(**(environment or {})),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        kill_session(process)
+
+
+def run(
+    command: list[str],
+    *,
+    cwd: Path = REPOSITORY,
+    text: str = "",
+    timeout: float = 300,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    """Runs a command to its end and returns its output; `text` is its standard input."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(**(environment or {})),
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(text, timeout=timeout)
+    finally:
+        kill_session(process)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """Kills a process that leads its own session, with all its children that stayed in it, and reaps it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    process.wait()
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+    """Polls a condition until it is true; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.005)
+
+
+def is_gone(pid: int) -> bool:
+    """Returns whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def children(pid: int) -> list[int]:
+    """Returns the direct children of a process's main thread; none if it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Returns the environment a process was started with; empty if it has ended."""
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
