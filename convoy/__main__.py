@@ -1,4 +1,4 @@
-"""`python -m convoy` is `convoy`."""
+"""Runs the command line: `python -m convoy` is the same as `convoy`."""
 
 from convoy.cli import entry_point
 

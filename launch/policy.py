@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-RETRYABLE = 138
-INTERRUPTED = 130
+from convoy.core.exit_codes import DATA, ERROR, INTERRUPTED, RETRYABLE, USAGE
+
 _LAST_SIGNAL = 64
-_NEVER_RESTARTED = {2: "wrong flags or config", 3: "data or checkpoint that cannot be used"}
+_NEVER_RESTARTED = {USAGE: "wrong flags or config", DATA: "data or checkpoint that cannot be used"}
 
 
 class Kind(Enum):
@@ -206,7 +206,7 @@ def exit_code_after_signal(ends: Sequence[WorkerOutcome], number: int, *, had_to
         return 0 if ends else 128 + number
     if had_to_kill:
         return 128 + number
-    own = [end for end in ends if end.exit_code in (1, *_NEVER_RESTARTED) and _is_its_own(end)]
+    own = [end for end in ends if end.exit_code in (ERROR, *_NEVER_RESTARTED) and _is_its_own(end)]
     if own:
         return min(own, key=_time).exit_code
     # A person who types Ctrl-C wants no scheduler to start it again, whatever echoes the workers ended with.
@@ -245,8 +245,8 @@ def _cause_of_end(end: WorkerOutcome) -> Cause:
         meaning = error or f"exit code {end.exit_code}, {_NEVER_RESTARTED[end.exit_code]}"
         return Cause(Kind.REFUSED, end.rank, f"{worker}: {meaning}", end.exit_code, step)
     if error:
-        return Cause(Kind.FAILED, end.rank, f"{worker}: {error}", 1, step)
-    if end.exit_code == 1:
+        return Cause(Kind.FAILED, end.rank, f"{worker}: {error}", ERROR, step)
+    if end.exit_code == ERROR:
         return Cause(
             Kind.PEER_LOST,
             end.rank,

@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 
 from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
 from convoy.core.errors import UsageError
-from convoy.launch.policy import RETRYABLE
+from convoy.core.exit_codes import RETRYABLE
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import SlurmError, job_facts, nodes_that_do_not_answer, slurm

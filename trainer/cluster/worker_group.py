@@ -23,8 +23,8 @@ from typing import Any
 
 from convoy.core.cluster import Cluster
 from convoy.core.errors import ConvoyError
+from convoy.core.exit_codes import RETRYABLE
 
-RETRYABLE = 138  # exit code: the launcher starts the gang again
 _TICK_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 _RETRY_SECONDS = 0.1

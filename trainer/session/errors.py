@@ -6,7 +6,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from convoy.core.errors import ConvoyError
-from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, WorkerGroup
+from convoy.core.exit_codes import INTERRUPTED, RETRYABLE
+from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 
 _NAMED_IMAGES = 8
 _LOSS_SECONDS = 3.0  # how long it takes at most until the peers know whom TensorFlow misses
@@ -54,7 +55,7 @@ class DivergedError(ConvoyError):
 class InterruptedRunError(ConvoyError):
     """Ctrl-C."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 class PreemptedError(ConvoyError):
