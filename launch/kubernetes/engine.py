@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -126,8 +127,8 @@ def requested(flags: absl_flags.FlagValues, command: Sequence[str]) -> Request:
     if flags.engine != _ENGINE:
         removed = " was removed with Kubeflow's Training Operator v1" if flags.engine == "tfjob" else " does not exist"
         raise UsageError(f"--engine={flags.engine}: this engine{removed}. Pass --engine={_ENGINE} or leave it out.")
-    names = [name for name in Request.__dataclass_fields__ if name != "command"]
-    return checked(Request(command=tuple(command), **{name: flags[name].value for name in names}))
+    values: dict[str, Any] = {name: flags[name].value for name in Request.__dataclass_fields__ if name != "command"}
+    return checked(Request(command=tuple(command), **values))
 
 
 def command_line(flags: absl_flags.FlagValues, command: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ def manifests(request: Request) -> list[Manifest]:
 
 def jobset(request: Request) -> Manifest:
     """Returns the JobSet (jobset.x-k8s.io/v1alpha2) of a run's workers."""
-    environment = [
+    environment: list[Manifest] = [
         {"name": "CONVOY_WORKERS", "value": str(request.replicas)},
         {"name": "CONVOY_SUBDOMAIN", "value": request.name},
         {"name": "CONVOY_PORT", "value": str(request.port)},

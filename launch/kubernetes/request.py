@@ -78,7 +78,7 @@ class Request:
     @property
     def workdir(self) -> str:
         """The path of the run directory inside the pods."""
-        return posixpath.normpath(flag_value(self.command, "workdir"))
+        return posixpath.normpath(flag_value(self.command, "workdir") or "")
 
 
 def checked(request: Request) -> Request:
