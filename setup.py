@@ -65,10 +65,9 @@ setup(
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
-            # What no cluster is needed for: Kubernetes' published schemas, and the models of JobSet and of TFJob.
+            # Kubernetes schemas and JobSet models: they validate manifests without a cluster.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
-            "kubeflow-training>=1.9",
         ],
         "bench": [
             "scikit-learn>=1.3",  # its handwritten digits: real images that need no download

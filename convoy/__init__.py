@@ -1,3 +1,3 @@
-"""The command line: one file a command, each with its flags and one call into the room that does the work."""
+"""Trains image classifiers with TensorFlow: the same run on one device, all GPUs of a host, or a cluster."""
 
 __version__ = "0.1.0"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-RETRYABLE = 138
-INTERRUPTED = 130
+from convoy.core.exit_codes import DATA, ERROR, INTERRUPTED, RETRYABLE, USAGE
+
 _LAST_SIGNAL = 64
-_NEVER_RESTARTED = {2: "invalid flags or config", 3: "unusable data or checkpoint"}
+_NEVER_RESTARTED = {USAGE: "invalid flags or config", DATA: "unusable data or checkpoint"}
 
 
 class Kind(Enum):
@@ -223,7 +223,7 @@ def exit_code_after_signal(outcomes: Sequence[WorkerOutcome], number: int, *, ha
         return 0 if outcomes else 128 + number
     if had_to_kill:
         return 128 + number
-    own = [outcome for outcome in outcomes if outcome.exit_code in (1, *_NEVER_RESTARTED) and outcome.is_primary]
+    own = [outcome for outcome in outcomes if outcome.exit_code in (ERROR, *_NEVER_RESTARTED) and outcome.is_primary]
     if own:
         return min(own, key=_failure_time).exit_code
     # After Ctrl-C no scheduler should restart the run, whatever the workers' secondary exit codes.

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.exit_codes import RETRYABLE
 from convoy.launch import history
 from convoy.launch.history import Attempt
 from convoy.launch.policy import (
-    RETRYABLE,
     Cause,
     Kind,
     RestartPolicy,

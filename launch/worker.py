@@ -18,7 +18,8 @@ from absl import flags as absl_flags
 
 from convoy.core.cluster import find_cluster
 from convoy.core.errors import UsageError
-from convoy.launch.policy import RETRYABLE, WorkerOutcome, signal_name
+from convoy.core.exit_codes import RETRYABLE
+from convoy.launch.policy import WorkerOutcome, signal_name
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Follower, Screen

@@ -1,13 +1,12 @@
-"""What tests of whole commands share: a small data set, a finished run, and real processes of which none is left.
+"""Fixtures for tests of whole commands: a small dataset, finished runs, and processes that never outlive a test.
 
-A command runs in a process (`convoy`, `convoy_started`), several in one (`convoy_together`), or one in several that
-train together (`cluster`, `workers_started`).
+`convoy` and `convoy_started` run one command in a process, `convoy_together` several commands in one process, `cluster`
+and `workers_started` one command as several workers that train together.
 """
 
 import contextlib
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,13 +19,14 @@ from pathlib import Path
 import pytest
 
 from convoy.launch.ports import reserved_ports
+from tests import processes
 from tests.network import Network, missing_for_networks
+from tests.processes import run, started
 
-REPOSITORY = Path(__file__).parents[1]
-CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; none of them is a number
+CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; strings, although most look like numbers
 
-# Runs each command that stands as JSON on a line of standard input, and answers with a line each: starting TensorFlow
-# once for many short commands is what keeps the tests short.
+# Reads one command per line of standard input as JSON and prints one JSON line per result. TensorFlow starts only once
+# for many short commands, which keeps the tests fast.
 _TOGETHER = """
 import contextlib, io, json, sys, traceback
 from convoy.cli import main
@@ -42,15 +42,14 @@ for line in sys.stdin:
     print(json.dumps([code, output.getvalue()]), flush=True)
 """
 
-# A shell that starts the tests in the background makes them ignore Ctrl-C, `nohup` a terminal that hangs up, and so
-# would all that they start.
+# Background jobs of a shell ignore SIGINT, `nohup` ignores SIGHUP, and child processes would inherit both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one of several commands in a process answered; `output` holds standard output and error."""
+    """Result of one of several commands in a process; `output` is standard output and error."""
 
     returncode: int
     output: str
@@ -58,11 +57,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class SmallDataset:
-    """Drawn images and what `convoy convert` made of them.
+    """Drawn images and the shards that `convoy convert` made of them.
 
     Attributes:
-      photos: `{train,test}/PRODUCT/*.jpg`, and `{train,test}.csv` with categories that are easily mistaken for numbers.
-      data: the dataset directory: train, validation and test.
+      photos: `{train,test}/PRODUCT/*.jpg`, and `{train,test}.csv` with categories that look like numbers.
+      data: dataset directory with train, validation and test.
       categories: sorted.
     """
 
@@ -78,7 +77,7 @@ class SmallDataset:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that nothing disturbed: its directory, its flags without --data and --workdir, and what it printed."""
+    """A run without faults: its directory, its flags without --data and --workdir, and its output."""
 
     workdir: Path
     flags: tuple[str, ...]
@@ -87,101 +86,53 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that train one run together, by rank; `addresses` are those of their TF_CONFIG."""
+    """Processes that train one run together, by rank; `addresses` are the ones in their TF_CONFIG."""
 
     processes: tuple[subprocess.Popen, ...]
     addresses: tuple[str, ...]
     outputs: tuple[Path, ...]
 
     def output(self, rank: int) -> str:
-        """Returns what a worker has printed so far, standard output and error."""
+        """Returns a worker's standard output and error so far."""
         return self.outputs[rank].read_text()
 
     def wait(self, seconds: float = 240) -> list[int]:
-        """Waits for all to end; returns their exit codes."""
+        """Waits for all workers to exit; returns their exit codes."""
         deadline = time.monotonic() + seconds
         try:
             return [process.wait(max(0.01, deadline - time.monotonic())) for process in self.processes]
         except subprocess.TimeoutExpired:
-            told = "\n".join(f"worker {rank}:\n{self.output(rank)}" for rank in range(len(self.processes)))
-            raise AssertionError(f"the workers did not end within {seconds} s:\n{told}") from None
+            outputs = "\n".join(f"worker {rank}:\n{self.output(rank)}" for rank in range(len(self.processes)))
+            raise AssertionError(f"the workers did not exit within {seconds} s:\n{outputs}") from None
 
     def error(self, rank: int) -> str:
-        """Returns what Convoy said in the end; a traceback would be a failure of its own."""
+        """Returns a worker's last error message; fails if it printed a traceback."""
         output = self.output(rank)
         assert "Traceback" not in output, output
         return next(line for line in reversed(output.splitlines()) if line.startswith("convoy: "))
 
 
-@contextlib.contextmanager
-def _started(
-    command: list[str], *, output: Path, cwd: Path = REPOSITORY, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen]:
-    """Starts a command in a session of its own, and ends that session's processes, whatever happens."""
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=file,
-            env={**_environment(), **(environment or {})},
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdin.close()
-        process.wait()
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1"}
-
-
-def _run(command: list[str], *, cwd: Path = REPOSITORY, text: str = "", timeout: float = 300):
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=_environment(),
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(text, timeout=timeout)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-
-
 @pytest.fixture(scope="session")
 def python() -> Callable[..., subprocess.CompletedProcess]:
     """Runs `python *arguments`, by default in the repository's root."""
-    return lambda *arguments, **options: _run([sys.executable, *map(str, arguments)], **options)
+    return lambda *arguments, **options: run([sys.executable, *map(str, arguments)], **options)
 
 
 @pytest.fixture(scope="session")
 def convoy(python) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `convoy *arguments` in a process of its own; `check=True` demands exit code 0."""
+    """Runs `convoy *arguments` in its own process; `check=True` requires exit code 0."""
 
-    def run(*arguments: object, check: bool = False, **options) -> subprocess.CompletedProcess:
+    def run_convoy(*arguments: object, check: bool = False, **options) -> subprocess.CompletedProcess:
         result = python("-m", "convoy", *arguments, **options)
         assert not check or result.returncode == 0, result.stdout + result.stderr
         return result
 
-    return run
+    return run_convoy
 
 
 @pytest.fixture(scope="session")
 def convoy_together(python) -> Callable[..., list[Answer]]:
-    """Runs several commands, each a list of arguments, one after another in one process; they must share --devices."""
+    """Runs several argument lists one after another in one process; all must use the same --devices."""
 
     def run(*commands: list[object], **options) -> list[Answer]:
         lines = "".join(json.dumps([str(argument) for argument in command]) + "\n" for command in commands)
@@ -195,21 +146,21 @@ def convoy_together(python) -> Callable[..., list[Answer]]:
 
 @pytest.fixture(scope="session")
 def convoy_started() -> Callable[..., contextlib.AbstractContextManager[subprocess.Popen]]:
-    """Starts `convoy *arguments` as a context manager; on leaving it the process is gone. `output` is a file."""
+    """Starts `convoy *arguments` in a context manager that kills it on exit. `output` is a file."""
 
     def start(
         *arguments: object, output: Path, prefix: tuple[str, ...] = ()
     ) -> contextlib.AbstractContextManager[subprocess.Popen]:
-        return _started([*prefix, sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
+        return started([*prefix, sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
 
     return start
 
 
 @pytest.fixture(scope="session")
 def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers]]:
-    """Starts `convoy *arguments` as several workers of one cluster; on leaving the context none is left.
+    """Starts `convoy *arguments` as the workers of one cluster in a context manager that kills them on exit.
 
-    `output` is a folder. `only` adds arguments of one worker, by rank, and `environments` variables.
+    `output` is a folder. `only` adds arguments and `environments` adds variables for single workers, by rank.
     """
 
     @contextlib.contextmanager
@@ -225,21 +176,21 @@ def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers
         with contextlib.ExitStack() as stack:
             with reserved_ports(processes) as ports:
                 addresses = tuple(f"127.0.0.1:{port}" for port in ports)
-            started = []
+            running = []
             for rank in range(processes):
                 task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
                 command = [*arguments, *(only or {}).get(rank, ())]
                 environment = {"TF_CONFIG": json.dumps(task), **(environments or {}).get(rank, {})}
                 command = [sys.executable, "-m", "convoy", *map(str, command)]
-                started.append(stack.enter_context(_started(command, output=outputs[rank], environment=environment)))
-            yield Workers(tuple(started), addresses, outputs)
+                running.append(stack.enter_context(started(command, output=outputs[rank], environment=environment)))
+            yield Workers(tuple(running), addresses, outputs)
 
     return start
 
 
 @pytest.fixture(scope="session")
 def cluster(workers_started) -> Callable[..., Workers]:
-    """Runs `convoy *arguments` as a cluster's workers till all have ended; `check=True` demands exit code 0 of each."""
+    """Runs `convoy *arguments` as the workers of one cluster to the end; `check=True` requires exit code 0 from all."""
 
     def run(*arguments: object, check: bool = False, seconds: float = 240, **options) -> Workers:
         with workers_started(*arguments, **options) as workers:
@@ -253,7 +204,7 @@ def cluster(workers_started) -> Callable[..., Workers]:
 
 @pytest.fixture
 def network(tmp_path) -> Callable[..., Network]:
-    """Makes a network of hosts with these names, of which nothing is left after the test."""
+    """Makes a network of hosts with the given names, removed after the test."""
     if reason := missing_for_networks():
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
@@ -262,15 +213,8 @@ def network(tmp_path) -> Callable[..., Network]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
-    """Polls a condition until it holds."""
-
-    def wait(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-            time.sleep(0.005)
-
-    return wait
+    """Polls a condition until it is true."""
+    return processes.wait_until
 
 
 @pytest.fixture(scope="session")
@@ -292,7 +236,7 @@ def dataset(tmp_path_factory, convoy) -> SmallDataset:
 
 @pytest.fixture(scope="session")
 def dataset_without_validation(tmp_path_factory, dataset, convoy) -> Path:
-    """Every training image of `dataset` in its training split; its classes are the products' names."""
+    """All training images of `dataset` in a training split; the classes are the product names."""
     data = tmp_path_factory.mktemp("without_validation") / "data"
     convoy(
         "convert",
@@ -325,8 +269,8 @@ def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
 
 @pytest.fixture(scope="session")
 def reference_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
-    """What runs on two hosts must come to whatever befalls them: one process, 200 steps, a checkpoint every 10."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    """The expected result of runs with faults on two hosts: one process, 200 steps, a checkpoint every 10."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
     flags = (
         "--config=smoke",
         "--deterministic",
@@ -343,10 +287,10 @@ def reference_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
 
 @pytest.fixture
 def recovery(record_property) -> Callable[[str, Path, float], None]:
-    """Notes how long a run took from a fault to the first new step; all of it is shown when the tests have ended."""
+    """Records the time from a fault to the next trained step; pytest's summary prints all of them."""
 
     def note(fault: str, run: Path, time_of_fault: float) -> None:
-        """Args: fault: for people. run: its directory. time_of_fault: in seconds since 1970."""
+        """Args: fault: its description. run: run directory. time_of_fault: seconds since the epoch."""
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
         times = [event["time"] for event in events if event["event"] == "first_step" and event["time"] > time_of_fault]
         assert times, f"no step was trained after {fault}"
@@ -356,24 +300,24 @@ def recovery(record_property) -> Callable[[str, Path, float], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take long first, so that in the end no process waits for the one that has such a file."""
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_chaos.py", item.path not in long))
+    """Runs slow files first, so that no test process ends up with a slow file alone at the end."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != "test_chaos.py", item.path not in slow_files))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Shows what the fixture `recovery` has noted."""
+    """Prints the times recorded by the fixture `recovery`."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    noted = [
+    recorded = [
         text
         for report in reports
         if getattr(report, "when", "") == "call"
         for name, text in report.user_properties
         if name == "recovery"
     ]
-    if noted:
-        terminalreporter.section("from a fault to the first new step")
-        terminalreporter.write("".join(f"{line}\n" for line in noted))
+    if recorded:
+        terminalreporter.section("time from fault to next step")
+        terminalreporter.write("".join(f"{line}\n" for line in recorded))
 
 
 @pytest.fixture

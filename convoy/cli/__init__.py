@@ -21,6 +21,7 @@ from typing import NamedTuple, NoReturn
 from absl import flags as absl_flags
 
 from convoy import __version__
+from convoy.core import exit_codes
 from convoy.core.error_file import note_error
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.logs import log_to_stderr
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("convoy: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 def entry_point() -> NoReturn:

@@ -48,7 +48,7 @@ _ENGINES = {
     ),
     "kubernetes": Engine(
         "convoy.launch.kubernetes.engine",
-        "pods of a Kubernetes cluster: JobSet, or Kubeflow's TFJob",
+        "pods of a Kubernetes cluster with JobSet",
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
     ),

@@ -1,1 +1,1 @@
-"""What every part of Convoy shares: errors, files, processes, the run directory's layout. Imports no TensorFlow."""
+"""Shared by all parts of Convoy: errors, files, processes, cluster discovery, the run directory. No TensorFlow."""

@@ -1,6 +1,6 @@
-"""What a worker that ends by its own error leaves for its launcher, which names the earliest one as the cause.
+"""The file in which a failing worker leaves its error for the launcher, which reports the earliest one as the cause.
 
-The launcher says where by `CONVOY_ERROR_FILE`; without it nothing is written. Imports no TensorFlow.
+The launcher passes the file's path in `CONVOY_ERROR_FILE`. If that is not set, nothing is written.
 """
 
 import contextlib
@@ -10,23 +10,22 @@ import time
 import traceback
 from pathlib import Path
 
+from convoy.core import exit_codes
 from convoy.core.errors import ConvoyError
 from convoy.core.files import write_whole
 
-_FIRST_RETRYABLE = 128  # what others did to this worker is no error of its own
-
 
 def note_error(error: BaseException, *, rank: int | None = None, step: int | None = None) -> None:
-    """Writes the error file, unless there is one already or the error is an echo of another worker's.
+    """Writes the error file, unless it exists or the error is secondary (exit code of 128 or more).
 
     Args:
-      error: that ends the process.
-      rank: of this worker, where known.
-      step: it was in, where it had come so far.
+      error: exception that ends the process.
+      rank: rank of this worker, if known.
+      step: optimizer step in which it happened, if training had begun.
     """
-    place = os.environ.get("CONVOY_ERROR_FILE")
-    exit_code = error.exit_code if isinstance(error, ConvoyError) else 1
-    if not place or os.path.exists(place) or exit_code >= _FIRST_RETRYABLE:
+    path = os.environ.get("CONVOY_ERROR_FILE")
+    exit_code = error.exit_code if isinstance(error, ConvoyError) else exit_codes.ERROR
+    if not path or os.path.exists(path) or exit_code >= exit_codes.SIGNAL_BASE:
         return
     content = {
         "rank": rank,
@@ -36,5 +35,5 @@ def note_error(error: BaseException, *, rank: int | None = None, step: int | Non
         "error": str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
     }
-    with contextlib.suppress(OSError):  # the exit code still tells
-        write_whole(Path(place), (json.dumps(content) + "\n").encode())
+    with contextlib.suppress(OSError):  # the launcher still has the exit code
+        write_whole(Path(path), (json.dumps(content) + "\n").encode())

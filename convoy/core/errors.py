@@ -1,28 +1,30 @@
-"""Mistakes a person can mend. The command line prints their text, without a traceback, and exits with their code."""
+"""User-facing errors. The command line prints their message without a traceback and exits with their code."""
 
 import difflib
 from collections.abc import Iterable
 
+from convoy.core import exit_codes
+
 
 class ConvoyError(Exception):
-    """The program's own word on why it stops. The message names the thing, its value and the mend."""
+    """An expected failure. The message names what is wrong, its value, and the fix."""
 
-    exit_code = 1
+    exit_code = exit_codes.ERROR
 
 
 class UsageError(ConvoyError):
-    """A flag, a config field or a combination of them that cannot work."""
+    """An invalid flag, config field, or combination of them."""
 
-    exit_code = 2
+    exit_code = exit_codes.USAGE
 
 
 class DataError(ConvoyError):
     """Data or a checkpoint that cannot be used."""
 
-    exit_code = 3
+    exit_code = exit_codes.DATA
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ` (did you mean 'x'?)` for the most similar of `known`, or an empty string where none is similar."""
+    """Returns ` (did you mean 'x'?)` for the most similar of `known`, or an empty string if none is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or, after a crash, as before; JSON lines, of which a crash costs one; locks."""
+"""Crash-safe files: atomic replacement, appended JSON lines, locks, checksums."""
 
 import contextlib
 import errno
@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,15 +16,18 @@ from convoy.core.errors import UsageError
 
 PARTIAL_SUFFIX = ".tmp"
 
+_LOCK_POLL_SECONDS = 0.2
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # from a file system without locks
+
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file to write beside `path`; on leaving it is flushed to disk and takes that name.
+    """Opens a temporary file next to `path` for writing; on exit it is flushed to disk and renamed to `path`.
 
-    An exception takes it away again. A kill leaves `path` with `PARTIAL_SUFFIX`, which the next writing replaces.
+    An exception removes it. A killed process leaves `path` + `PARTIAL_SUFFIX`, which the next write replaces.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
@@ -39,28 +43,65 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file with that content. Raises OSError where it cannot."""
+    """Replaces a file's content atomically. Raises OSError if it cannot be written."""
     with written_whole(path) as file:
         file.write(content)
 
 
-@contextlib.contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Holds the lock of a folder, or of a file that is made where it is not there; the kernel frees a dead holder's.
+class LockHeldError(Exception):
+    """Another process holds the lock."""
 
-    A file system without locks is taken as it is.
+
+def acquire_lock(
+    descriptor: int, *, wait_seconds: float = 0.0, on_wait: Callable[[], None] = lambda: None
+) -> OSError | None:
+    """Locks an open file exclusively. The kernel releases the lock when the file is closed or the process ends.
+
+    Args:
+      descriptor: the file's descriptor.
+      wait_seconds: how long to wait for another process that holds the lock.
+      on_wait: called once, before the first wait.
+
+    Returns:
+      None, or the error of a file system that has no locks: the caller goes on without one.
 
     Raises:
-      UsageError: with the text `refusal`: another process holds it.
-      OSError: it cannot be opened.
+      LockHeldError: another process still holds it.
+      OSError: locking failed for another reason.
+    """
+    deadline, is_waiting = time.monotonic() + wait_seconds, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise LockHeldError from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return error
+        if not is_waiting:
+            is_waiting = True
+            on_wait()
+        time.sleep(_LOCK_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Locks a folder, or a file that is created if missing. Goes on without a lock where locking fails.
+
+    Raises:
+      UsageError: another process holds the lock; its message is `refusal`.
+      OSError: the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            acquire_lock(descriptor)
+        except LockHeldError:
             raise UsageError(refusal) from None
-        except OSError:
+        except OSError:  # NFS, for one, cannot lock what is open for reading only
             pass
         yield
     finally:
@@ -68,7 +109,7 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file's content, as hex. Raises OSError where it cannot be read."""
+    """Returns the SHA-256 of a file's content as hex. Raises OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(2**20):
@@ -77,7 +118,7 @@ def sha256_of(path: Path) -> str:
 
 
 def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    """Returns `value` with null for every number that is not finite: JSON has no NaN."""
+    """Returns `value` with None for every number that is not finite: JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -86,19 +127,15 @@ def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
-    """Adds one JSON object as a line to a file, after a newline where a crash cut the last line short.
-
-    Raises:
-      OSError: it cannot be written; no part of it is there then.
-    """
+    """Appends one JSON object as a line; see `append_whole`. Raises OSError if it cannot be written."""
     append_whole(path, json.dumps(json_value(value), allow_nan=False).encode() + b"\n")
 
 
 def append_whole(path: Path, lines: bytes) -> None:
-    """Adds lines to a file, after a newline where a crash cut the last one short.
+    """Appends lines to a file; starts with a newline if a crash cut the last line short.
 
     Raises:
-      OSError: they cannot be written; no part of them is there then.
+      OSError: they cannot be written; the file is unchanged then.
     """
     with open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -106,6 +143,6 @@ def append_whole(path: Path, lines: bytes) -> None:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 lines = b"\n" + lines
-        if file.write(lines) < len(lines):  # the disk has become full within them
+        if file.write(lines) < len(lines):  # the disk filled up halfway
             file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

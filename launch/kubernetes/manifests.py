@@ -1,50 +1,45 @@
-"""A run in Kubernetes' words: functions from a checked `Request` to manifests, without side effects.
+"""Kubernetes manifests of a run: pure functions of a checked `Request`.
 
     text = to_yaml(manifests(request), header="...")
 
-With `jobset` the workers are the pods of one Indexed Job in a JobSet, which restarts all of them together. What becomes
-of a pod that ends badly:
+The workers are the pods of one Indexed Job in a JobSet, which restarts all of them together. If a pod fails:
 
-| exit code                          | the Job fails with     | JobSet                                        |
-|------------------------------------|------------------------|-----------------------------------------------|
-| 1, 2, 3                            | PodFailurePolicy       | fails: another start would end the same       |
-| any, of a pod that was disrupted   | PodFailurePolicy       | restarts, and does not count it               |
-| any other: 137, 138, 143           | BackoffLimitExceeded   | restarts, `max_restarts` times                |
+| exit code                        | failure reason of the Job | JobSet                                            |
+|----------------------------------|---------------------------|---------------------------------------------------|
+| 1, 2, 3                          | PodFailurePolicy          | fails: a restart would fail the same way          |
+| any, and the pod was disrupted   | PodFailurePolicy          | restarts, without counting the restart            |
+| any other, such as 137, 138, 143 | BackoffLimitExceeded      | restarts, up to `max_restarts` times              |
 
-Disrupted is what the cluster itself took away: evicted, preempted, its spot node recalled. JobSet tells the two
-PodFailurePolicies apart by the Job's message, which it can since version 0.10 (onJobFailureMessagePatterns).
+A pod is disrupted when the cluster removes it: evicted, preempted, or on a spot node that was reclaimed. JobSet
+distinguishes the two PodFailurePolicy cases by the Job's message (onJobFailureMessagePatterns, JobSet 0.10).
 
-The Job fails with the first pod that it sees failing. So a worker that ends with 138 only because it lost another waits
-until the Job has acted on that one (`--secondary_exit_delay`), which takes it a second or two.
-
-With `tfjob` (Training Operator v1) each worker that ends with 128 or more is started again by itself; since the others
-end with 138 when they lose it, that too restarts all. Smaller exit codes end the run.
+The Job fails with the first pod that it sees failing. A worker that exits with 138 only because it lost another one
+therefore waits (`--secondary_exit_delay`) until the Job has acted on the other, which takes a second or two.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from convoy.core import exit_codes
 from convoy.launch.kubernetes.request import Request, node_selector, tolerations
 
 Manifest = dict[str, Any]
 
 TENSORBOARD_PORT = 6006
 
-# The user of our image is in no group that a volume knows: the pod joins this one, and volumes are given to it.
-_GROUP = 10001
-_LONGER_THAN_GRACE = 30  # seconds: the worker, and not the kubelet, ends a trainer that does not end
-_SECONDARY_EXIT_DELAY = 10  # longer than a kubelet takes to tell that a container ended
-_NEVER_RESTARTED = [1, 2, 3]
-_JOBSET_CONTAINER = "worker"
-_TFJOB_CONTAINER, _TFJOB_PORT = "tensorflow", "tfjob-port"  # by these names Training Operator finds them
+_GROUP = 10001  # of the image's user; volumes are made writable for it
+_EXTRA_GRACE_SECONDS = 30  # so that the worker kills a trainer that does not exit before the kubelet kills both
+_SECONDARY_EXIT_DELAY = 10  # seconds; longer than a kubelet takes to report that a container ended
+_NEVER_RESTARTED = [exit_codes.ERROR, exit_codes.USAGE, exit_codes.DATA]
+_CONTAINER = "worker"
 _RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 
 
 def manifests(request: Request) -> list[Manifest]:
-    """Returns all objects of a run, in the order in which they are best created."""
+    """Returns all objects of a run in the order of creation."""
     objects = [network_policy(request)] if request.network_policy else []
-    objects.append(jobset(request) if request.engine == "jobset" else tfjob(request))
+    objects.append(jobset(request))
     if request.tensorboard:
         objects += [tensorboard_deployment(request), tensorboard_service(request)]
     return objects
@@ -52,7 +47,7 @@ def manifests(request: Request) -> list[Manifest]:
 
 def jobset(request: Request) -> Manifest:
     """Returns the JobSet (jobset.x-k8s.io/v1alpha2) of a run's workers."""
-    environment = [
+    environment: list[Manifest] = [
         {"name": "CONVOY_WORKERS", "value": str(request.replicas)},
         {"name": "CONVOY_SUBDOMAIN", "value": request.name},
         {"name": "CONVOY_PORT", "value": str(request.port)},
@@ -65,13 +60,13 @@ def jobset(request: Request) -> Manifest:
         "completionMode": "Indexed",
         "completions": request.replicas,
         "parallelism": request.replicas,
-        "backoffLimit": 0,  # a worker alone is of no use: it is JobSet that starts all of them again
+        "backoffLimit": 0,  # JobSet restarts all workers together
         "podFailurePolicy": {
             "rules": [
                 {
                     "action": "FailJob",
                     "onExitCodes": {
-                        "containerName": _JOBSET_CONTAINER,
+                        "containerName": _CONTAINER,
                         "operator": "In",
                         "values": _NEVER_RESTARTED,
                     },
@@ -83,7 +78,7 @@ def jobset(request: Request) -> Manifest:
             "metadata": {"labels": labels(request, "worker")},
             "spec": {
                 "restartPolicy": "Never",
-                **_worker_pod(request, _JOBSET_CONTAINER, "workers", environment),
+                **_worker_pod(request, environment),
             },
         },
     }
@@ -100,7 +95,7 @@ def jobset(request: Request) -> Manifest:
             },
             "failurePolicy": {
                 "maxRestarts": request.max_restarts,
-                "rules": [  # the first that fits counts
+                "rules": [  # the first match counts
                     {
                         "name": "disrupted",
                         "action": "RestartJobSetAndIgnoreMaxRestarts",
@@ -121,31 +116,10 @@ def jobset(request: Request) -> Manifest:
     }
 
 
-def tfjob(request: Request) -> Manifest:
-    """Returns the TFJob (kubeflow.org/v1) of a run's workers, of which number 0 is the chief."""
-    worker = {
-        "replicas": request.replicas,
-        "restartPolicy": "ExitCode",
-        "template": {
-            "metadata": {"labels": labels(request, "worker")},
-            "spec": _worker_pod(request, _TFJOB_CONTAINER, _TFJOB_PORT, []),
-        },
-    }
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "TFJob",
-        "metadata": _metadata(request, request.name, "worker", queued=True),
-        "spec": {
-            "runPolicy": {"backoffLimit": request.max_restarts, "cleanPodPolicy": "Running"},
-            "tfReplicaSpecs": {"Worker": worker},
-        },
-    }
-
-
 def network_policy(request: Request) -> Manifest:
-    """Returns the NetworkPolicy by which only the run's workers reach each other: their ports ask for no password.
+    """Returns the NetworkPolicy that lets only the run's workers connect to its workers.
 
-    It names no ports: NCCL listens on some that the system chooses.
+    It covers all ports, because NCCL listens on ports that the system chooses.
     """
     workers = {"matchLabels": labels(request, "worker")}
     return {
@@ -161,7 +135,7 @@ def network_policy(request: Request) -> Manifest:
 
 
 def tensorboard_deployment(request: Request) -> Manifest:
-    """Returns the Deployment of the run's TensorBoard, which may read the claim and not write it."""
+    """Returns the Deployment of the run's TensorBoard, which mounts the claim read-only."""
     probe = {"httpGet": {"path": "/", "port": "http"}, "timeoutSeconds": 10}
     logdir = f"{request.workdir}/tensorboard"
     container = {
@@ -198,7 +172,7 @@ def tensorboard_deployment(request: Request) -> Manifest:
 
 
 def tensorboard_service(request: Request) -> Manifest:
-    """Returns the Service by which the run's TensorBoard is found."""
+    """Returns the Service of the run's TensorBoard."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -220,28 +194,27 @@ def labels(request: Request, component: str) -> dict[str, str]:
 
 
 def verbatim(words: Sequence[str]) -> list[str]:
-    """Returns words that Kubernetes passes on as they were: it replaces `$(NAME)` in commands, and `$$` by `$`."""
+    """Returns arguments with `$` escaped: Kubernetes expands `$(NAME)` in commands and replaces `$$` by `$`."""
     return [word.replace("$", "$$") for word in words]
 
 
-def _worker_pod(request: Request, container: str, port: str, environment: list[Manifest]) -> Manifest:
-    """Returns the specification of a worker's pod, but for `restartPolicy`."""
-    delay = [f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"] if request.engine == "jobset" else []
-    launch = ["launch", "worker", f"--grace_seconds={request.grace_seconds:g}", *delay, "--"]
+def _worker_pod(request: Request, environment: list[Manifest]) -> Manifest:
+    """Returns the specification of a worker's pod, without `restartPolicy`."""
+    flags = [f"--grace_seconds={request.grace_seconds:g}", f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"]
+    launch = ["launch", "worker", *flags, "--"]
     return {
         **_pod(request),
-        # Longer than the worker gives the trainer for saving.
-        "terminationGracePeriodSeconds": math.ceil(request.grace_seconds) + _LONGER_THAN_GRACE,
+        "terminationGracePeriodSeconds": math.ceil(request.grace_seconds) + _EXTRA_GRACE_SECONDS,
         **_placement(request),
         "containers": [
             {
-                "name": container,
+                "name": _CONTAINER,
                 "image": request.image,
                 **_pull_policy(request),
                 "command": ["convoy"],
                 "args": verbatim([*launch, *request.command]),
-                **({"env": environment} if environment else {}),
-                "ports": [{"name": port, "containerPort": request.port, "protocol": "TCP"}],
+                "env": environment,
+                "ports": [{"name": "workers", "containerPort": request.port, "protocol": "TCP"}],
                 **_resources(request),
                 "terminationMessagePolicy": "FallbackToLogsOnError",  # `kubectl describe pod` shows the last lines
                 "securityContext": _container_security(),
@@ -253,7 +226,7 @@ def _worker_pod(request: Request, container: str, port: str, environment: list[M
         ],
         "volumes": [
             *([{"name": "run", "persistentVolumeClaim": {"claimName": request.pvc}}] if request.pvc else []),
-            # What a container has there by itself is 64 MB: too little for NCCL and for the input pipeline's workers.
+            # The default /dev/shm of 64 MB is too small for NCCL and for the input pipeline's processes.
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": request.shm_size}},
         ],
     }
@@ -263,12 +236,12 @@ def _pod(request: Request) -> Manifest:
     account = {"serviceAccountName": request.service_account} if request.service_account else {}
     return {
         **(account or {"automountServiceAccountToken": False}),
-        # A Service called `convoy` in the namespace would set CONVOY_PORT.
+        # A Service named `convoy` in the namespace would set CONVOY_PORT.
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
             "fsGroup": _GROUP,
-            "fsGroupChangePolicy": "OnRootMismatch",  # not file by file at every start
+            "fsGroupChangePolicy": "OnRootMismatch",  # no recursive chown at every start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
@@ -281,7 +254,7 @@ def _placement(request: Request) -> Manifest:
     if tolerated := tolerations(request):
         placement["tolerations"] = tolerated
     if request.replicas > 1 and not request.gpus:
-        # Workers without GPUs compete for a host's cores. Those with GPUs are better off on few hosts.
+        # CPU workers compete for a host's cores, so spread them. GPU workers communicate faster on few hosts.
         placement["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,
@@ -295,10 +268,8 @@ def _placement(request: Request) -> Manifest:
 
 def _resources(request: Request) -> Manifest:
     requested = {"cpu": request.cpus, "memory": request.memory}
-    limits = {
-        "memory": request.memory,
-        "nvidia.com/gpu": str(request.gpus or ""),
-    }  # a limit of cores would only slow down
+    # No CPU limit: it would only throttle.
+    limits = {"memory": request.memory, "nvidia.com/gpu": str(request.gpus or "")}
     resources = {
         name: values
         for name, among in (("requests", requested), ("limits", limits))

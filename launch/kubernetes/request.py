@@ -1,7 +1,6 @@
-"""What is to run in the cluster, checked before anything is sent there: a name that is refused, a folder that is on no
-volume, or a quantity that is none would otherwise be told much later, and far from whoever typed it.
+"""The validated description of a run in the cluster. Invalid names, paths and quantities fail here, before kubectl.
 
-    request = checked(Request(engine="jobset", command=["train", ...], replicas=2, image="registry/convoy:gpu", ...))
+request = checked(Request(command=["train", ...], replicas=2, image="registry/convoy:gpu", ...))
 """
 
 import math
@@ -14,10 +13,9 @@ from pathlib import PurePosixPath
 from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value, trains
 
-ENGINES = ("jobset", "tfjob")
-
-_LONGEST_LABEL = 63  # of DNS, and of a label's value
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035, what JobSet and Training Operator demand
+_LONGEST_LABEL = 63  # of a DNS label and of a Kubernetes label value
+_LONGEST_SUBDOMAIN = 253
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035, as JobSet requires
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?")
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -30,33 +28,31 @@ _TOLERATION = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """What to run and where.
+    """What to run in the cluster.
 
     Attributes:
-      engine: `jobset` or `tfjob`: whose controller watches the pods.
-      command: the trainer's: `train` and its flags.
-      replicas: number of workers, a pod each.
-      image: that holds Convoy.
-      name: of the run in the cluster; from the run directory where empty.
-      namespace: empty for kubectl's own.
-      gpus: of each worker.
-      pvc: the claim that holds the data and the run directory; empty where the image or the cluster brings them.
-      mount: where the claim is mounted.
-      cpus, memory: Kubernetes quantities, empty where none is asked for.
-      shm_size: of /dev/shm, a quantity too.
-      node_selector: `KEY=VALUE` each, of nodes that may run workers.
-      tolerations: `KEY[=VALUE][:EFFECT]` each, of taints that workers may run beside.
+      command: trainer command: `train` and its flags.
+      replicas: number of workers; one pod per worker.
+      image: container image with Convoy.
+      name: name of the run in the cluster; empty to derive it from the run directory.
+      namespace: empty for kubectl's current one.
+      gpus: GPUs per worker.
+      pvc: claim that contains the data and the run directory; empty if the image or the cluster provides them.
+      mount: path at which the claim is mounted.
+      cpus, memory: Kubernetes quantities per worker; empty for no request.
+      shm_size: size of /dev/shm, a Kubernetes quantity.
+      node_selector: labels `KEY=VALUE` that nodes must have.
+      tolerations: taints `KEY[=VALUE][:EFFECT]` that workers tolerate.
       service_account: empty for the namespace's default, without its token.
-      image_pull_policy: empty for Kubernetes' choice.
-      queue: of Kueue, empty for none.
-      port: that workers listen on.
-      max_restarts: over the life of the run.
-      grace_seconds: that a worker has for saving.
-      tensorboard: whether one runs beside the workers.
-      network_policy: whether only workers may reach workers.
+      image_pull_policy: empty for Kubernetes' default.
+      queue: Kueue queue; empty for none.
+      port: port that workers listen on.
+      max_restarts: maximum number of restarts over the life of the run.
+      grace_seconds: seconds that a worker has to save after SIGTERM.
+      tensorboard: whether to run TensorBoard too.
+      network_policy: whether only the run's workers may connect to its workers.
     """
 
-    engine: str
     command: Sequence[str]
     replicas: int
     image: str
@@ -81,15 +77,15 @@ class Request:
 
     @property
     def workdir(self) -> str:
-        """The run directory, as the pods see it."""
-        return posixpath.normpath(flag_value(self.command, "workdir"))
+        """The path of the run directory inside the pods."""
+        return posixpath.normpath(flag_value(self.command, "workdir") or "")
 
 
 def checked(request: Request) -> Request:
-    """Returns the request with what follows from the rest filled in: its name, and no TensorBoard where none can be.
+    """Returns the validated request with its name filled in, and without TensorBoard if there is nothing to show.
 
     Raises:
-      UsageError: something that Kubernetes would refuse, or that could not train.
+      UsageError: a value that Kubernetes would reject, or with which training could not work.
     """
     longest = _longest_name(request)
     request = replace(
@@ -100,23 +96,25 @@ def checked(request: Request) -> Request:
     )
     if not _NAME.fullmatch(request.name) or len(request.name) > longest:
         raise UsageError(
-            f"--name={request.name}: give up to {longest} small letters, digits and dashes, a letter first: pods' host "
-            f"names are made of it. `{_name_from(request.name, longest)}` would do."
+            f"--name={request.name} is not a valid host name for pods. Use at most {longest} lowercase letters, digits "
+            f"and dashes, starting with a letter, such as --name={_name_from(request.name, longest)}."
         )
     if not re.fullmatch(r"\S+", request.image):
-        raise UsageError(f"--image={request.image!r} is no image. Example: --image=registry/convoy:gpu.")
+        raise UsageError(f"--image={request.image!r} is not an image name. Example: --image=registry/convoy:gpu.")
     for flag in ("namespace", "service_account", "pvc", "queue"):
         value = getattr(request, flag)
         is_label = flag in ("namespace", "queue")
-        most = _LONGEST_LABEL if is_label else 253
-        if value and (not _SUBDOMAIN.fullmatch(value) or len(value) > most or (is_label and "." in value)):
-            raise UsageError(f"--{flag}={value} is no name in Kubernetes: small letters, digits and dashes make one.")
+        limit = _LONGEST_LABEL if is_label else _LONGEST_SUBDOMAIN
+        if value and (not _SUBDOMAIN.fullmatch(value) or len(value) > limit or (is_label and "." in value)):
+            raise UsageError(
+                f"--{flag}={value} is not a Kubernetes name. Use at most {limit} lowercase letters, digits and dashes."
+            )
     for flag, example in (("cpus", "8"), ("memory", "32Gi"), ("shm_size", "1Gi")):
         value = getattr(request, flag)
         if not _QUANTITY.fullmatch(value) and (value or flag == "shm_size"):
-            raise UsageError(f"--{flag}={value} is no quantity in Kubernetes. Example: --{flag}={example}.")
+            raise UsageError(f"--{flag}={value} is not a Kubernetes quantity. Example: --{flag}={example}.")
     if not math.isfinite(request.grace_seconds):
-        raise UsageError(f"--grace_seconds={request.grace_seconds}: a pod is killed some day. Example: 60.")
+        raise UsageError(f"--grace_seconds={request.grace_seconds} is not finite. Example: --grace_seconds=60.")
     node_selector(request)
     tolerations(request)
     _check_folders(request)
@@ -124,28 +122,28 @@ def checked(request: Request) -> Request:
 
 
 def node_selector(request: Request) -> dict[str, str]:
-    """Returns the labels that a node must have.
+    """Returns the labels that a node must have, by key.
 
     Raises:
-      UsageError: one is not written as a label.
+      UsageError: not KEY=VALUE.
     """
     labels = {}
     for text in request.node_selector:
         match = _LABEL.fullmatch(text)
         if not match:
             raise UsageError(
-                f"--node_selector={text}: give a node's label as KEY=VALUE, and the flag once for each. "
-                "`kubectl get nodes --show-labels` shows them."
+                f"--node_selector={text} is not KEY=VALUE. Pass one label per flag; "
+                "`kubectl get nodes --show-labels` lists them."
             )
         labels[match["key"]] = match["value"]
     return labels
 
 
 def tolerations(request: Request) -> list[dict[str, str]]:
-    """Returns the taints that the workers tolerate: those asked for, and the usual one of nodes with GPUs.
+    """Returns the workers' tolerations: the requested ones, and nvidia.com/gpu if they use GPUs.
 
     Raises:
-      UsageError: one is not written as a taint.
+      UsageError: not KEY[=VALUE][:EFFECT].
     """
     found = []
     if request.gpus:
@@ -154,8 +152,8 @@ def tolerations(request: Request) -> list[dict[str, str]]:
         match = _TOLERATION.fullmatch(text)
         if not match:
             raise UsageError(
-                f"--tolerations={text}: give a taint as KEY, KEY=VALUE or KEY=VALUE:EFFECT (NoSchedule, "
-                "PreferNoSchedule or NoExecute), and the flag once for each."
+                f"--tolerations={text} is not KEY[=VALUE][:EFFECT], with EFFECT one of NoSchedule, PreferNoSchedule, "
+                "NoExecute. Pass one taint per flag."
             )
         toleration = {"key": match["key"], "operator": "Exists" if match["value"] is None else "Equal"}
         toleration |= {} if match["value"] is None else {"value": match["value"]}
@@ -166,24 +164,26 @@ def tolerations(request: Request) -> list[dict[str, str]]:
 def _check_folders(request: Request) -> None:
     folders = {name: flag_value(request.command, name) for name in ("data", "workdir")}
     if not folders["data"] and trains(request.command):
-        raise UsageError("--data must be given after `-- train`: the folder of TFRecords, as the pods see it.")
+        raise UsageError("--data is missing. Pass --data=DIR after `-- train`: the dataset's path inside the pods.")
     if not request.pvc:
         return
     if not request.mount.startswith("/") or request.mount == "/" or ":" in request.mount:
-        raise UsageError(f"--mount={request.mount}: give the folder where --pvc={request.pvc} is mounted: /PATH.")
+        raise UsageError(
+            f"--mount={request.mount} is not an absolute path below /. Pass the path at which pods mount "
+            f"--pvc={request.pvc}, such as --mount=/mnt."
+        )
     for name, folder in folders.items():
         if folder and not PurePosixPath(posixpath.normpath(folder)).is_relative_to(request.mount):
             raise UsageError(
-                f"--{name}={folder} is not on --pvc={request.pvc}, which pods have at --mount={request.mount}: all "
-                f"workers read it there, in every attempt. Give {request.mount}/..., or another --mount."
+                f"--{name}={folder} is not on --pvc={request.pvc}, which pods mount at --mount={request.mount}. "
+                f"Pass --{name}={request.mount}/..., or another --mount."
             )
 
 
 def _longest_name(request: Request) -> int:
-    """Returns how long a run's name may be for all names made of it to be labels of DNS."""
-    last = request.replicas - 1
-    # Kubernetes adds five letters to the name of an Indexed Job's pod, and JobSet's webhook counts them in.
-    pod = f"-worker-0-{last}-abcde" if request.engine == "jobset" else f"-worker-{last}"
+    """Returns the longest name for which all names derived from it are valid DNS labels."""
+    # Kubernetes appends five letters to the name of an Indexed Job's pod, and JobSet's webhook counts them.
+    pod = f"-worker-0-{request.replicas - 1}-abcde"
     return _LONGEST_LABEL - max(len(pod), len("-tensorboard"))
 
 
@@ -193,7 +193,7 @@ def _name_of(request: Request, longest: int) -> str:
 
 
 def _name_from(text: str, longest: int) -> str:
-    """Returns the name that is most like a text."""
+    """Returns a valid name that resembles `text`."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     name = name if name[:1].isalpha() else f"run-{name}"
     return name[:longest].strip("-")

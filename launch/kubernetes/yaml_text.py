@@ -1,4 +1,4 @@
-"""Manifests as a text that people read and every YAML parser reads alike.
+"""Manifests as readable YAML that every parser reads the same way.
 
 text = to_yaml([{"apiVersion": ...}], header="convoy launch kubernetes ...")
 """
@@ -9,20 +9,20 @@ from typing import Any
 
 import yaml
 
-# What kubectl's parser takes for something else than a string, and PyYAML writes without quotes: `y`, `1e3`, `0o7`.
-_MISTAKEN = re.compile(r"[-+.\d][-+.:\da-fox_]*|y|n|yes|no|on|off|true|false|null|~", re.IGNORECASE)
+# Strings that kubectl's parser reads as another type although PyYAML leaves them unquoted: `y`, `1e3`, `0o7`.
+_AMBIGUOUS = re.compile(r"[-+.\d][-+.:\da-fox_]*|y|n|yes|no|on|off|true|false|null|~", re.IGNORECASE)
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, _: Any) -> bool:
-        return True  # the same labels are written out again, not referred to
+    def ignore_aliases(self, _: object) -> bool:
+        return True  # repeat equal mappings instead of writing anchors
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
         return super().increase_indent(flow, False)
 
 
 def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "'" if _MISTAKEN.fullmatch(text) else None
+    style = "'" if _AMBIGUOUS.fullmatch(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -30,12 +30,13 @@ _Dumper.add_representer(str, _string)
 
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]], *, header: str) -> str:
-    """Returns the manifests as YAML documents behind a comment.
+    """Returns the manifests as YAML documents after a comment.
 
     Args:
-      manifests: mappings, sequences, strings, numbers and booleans, in the order in which they are written.
-      header: the comment's text; of several lines each becomes one of the comment.
+      manifests: nested mappings, sequences, strings, numbers and booleans, in the order of output.
+      header: text of the comment; may have several lines.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    options = {"sort_keys": False, "explicit_start": True, "width": 100, "allow_unicode": True}
-    return comment + yaml.dump_all(manifests, Dumper=_Dumper, **options)
+    return comment + yaml.dump_all(
+        manifests, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=100, allow_unicode=True
+    )

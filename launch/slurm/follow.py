@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from convoy.launch.policy import RETRYABLE
+from convoy.core.exit_codes import RETRYABLE
 from convoy.launch.screen import Follower, Screen
 from convoy.launch.shutdown import Signals
 from convoy.launch.slurm.client import Job, SlurmError, query_job

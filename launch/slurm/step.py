@@ -15,8 +15,8 @@ from absl import flags as absl_flags
 
 from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
 from convoy.core.errors import UsageError
+from convoy.core.exit_codes import RETRYABLE
 from convoy.launch.devices import gpus_per_worker
-from convoy.launch.policy import RETRYABLE
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import SlurmError, query_job, slurm, unreachable_nodes

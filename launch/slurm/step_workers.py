@@ -15,7 +15,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from convoy.launch.policy import RETRYABLE, WorkerError
+from convoy.core.exit_codes import RETRYABLE
+from convoy.launch.policy import WorkerError
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles
 from convoy.launch.shutdown import TICK_SECONDS

@@ -1,1 +1,3 @@
-"""Workers on a few machines that share a folder and have no scheduler, each started by an agent at the end of ssh."""
+"""Training on a few hosts that share a folder and have no scheduler. On each host an agent, started over ssh, runs the
+workers.
+"""

@@ -1,13 +1,13 @@
-"""What runs on each host at the end of an ssh connection: starts the host's workers, and leaves none behind.
+"""The agent that the launcher starts on each host over ssh. It runs the host's workers and never leaves one behind.
 
-    cd FOLDER && python -m convoy.launch.ssh.agent     # orders come on standard input, reports go to standard output
+    cd FOLDER && python -m convoy.launch.ssh.agent     # orders on standard input, reports on standard output
 
-The workers live no longer than the word of the launcher: when standard input ends (the launcher, the ssh client or the
-ssh server is gone), or nothing was heard for a while (the network is cut), they get SIGTERM, so that they save, and
-after the grace time SIGKILL. When the agent itself is killed, the kernel kills them.
+The agent stops its workers when standard input ends (the launcher, ssh client or ssh server is gone) or when it has
+received nothing for a while (the network is down): SIGTERM, so that they save, and SIGKILL after the grace period. If
+the agent itself is killed, the kernel kills the workers.
 
-Orders: `hello` (who are you, and do you see this file), `start` (these workers), `signal` (to all workers), `kill`.
-Reports: `hello`, `waits`, `ended`, `stopped`, `problem`. Both sides send `beat` when they have nothing else to say.
+Orders: `hello` (report this host's state), `start` (these workers), `signal` (to all workers), `kill`.
+Reports: `hello`, `waits`, `ended`, `stopped`, `problem`. Both sides send `beat` as a heartbeat when idle.
 """
 
 import contextlib
@@ -30,68 +30,68 @@ from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
 from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
 
 _TICK_SECONDS = 0.05
-_TO_SEE_SECONDS = 10.0  # what one host writes may take a while to show on another
+_SHARED_FOLDER_SECONDS = 10.0  # a file written on one host may take a while to appear on another
 
 
 class Agent:
-    """One agent's life. `serve` returns when it is over; then no worker is left."""
+    """Executes the launcher's orders. When `serve` returns, no worker is left."""
 
     def __init__(self, messages: Messages):
-        """Args: messages: with the launcher."""
+        """Args: messages: the connection to the launcher."""
         self._messages = messages
         self._is_terminated = False
         self._silent_seconds = SILENT_SECONDS
         self._grace_seconds = 60.0
-        self._gang: WorkerProcesses | None = None
-        self._ranks: list[int] = []  # by the gang's own count
+        self._workers: WorkerProcesses | None = None
+        self._ranks: list[int] = []  # rank in the run, by index on this host
         self._stopped: list[int] = []
-        self._held = contextlib.ExitStack()  # ports, and this agent's turn
+        self._locks = contextlib.ExitStack()
         self._ports = contextlib.ExitStack()
         self._cores: list[frozenset[int]] = []
         self._gpus: list[str] | None = None
 
     def terminate(self, *_: object) -> None:
-        """Ends the workers as if the launcher were gone: the host shuts down, for example."""
+        """Signal handler: stops the workers as if the launcher were gone, for example when the host shuts down."""
         self._is_terminated = True
 
     def serve(self) -> None:
-        """Obeys until the launcher is gone."""
-        with self._held, self._ports:
+        """Executes orders until the launcher is gone."""
+        with self._locks, self._ports:
             try:
                 while not self._is_over():
                     for order in self._messages.receive():
-                        self._obey(order)
+                        self._execute(order)
                     self._report()
                     self._messages.wait(_TICK_SECONDS)
-                self._say_why()
-                self._end_workers()
+                self._print_reason()
+                self._stop_workers()
             finally:
-                if self._gang:
-                    self._gang.kill()
+                if self._workers:
+                    self._workers.kill()
 
-    def _say_why(self) -> None:
-        """Tells through ssh, where somebody still listens, why this agent ends of itself."""
+    def _print_reason(self) -> None:
+        """Prints why this agent exits; ssh forwards it to the launcher if that is still there."""
         with contextlib.suppress(OSError):
             if self._is_terminated:
-                print("its agent got SIGTERM", file=sys.stderr, flush=True)
+                print("the agent received SIGTERM", file=sys.stderr, flush=True)
             elif not self._messages.are_over:
-                print(f"the agent heard nothing for {self._silent_seconds:.0f} s", file=sys.stderr, flush=True)
+                print(f"the agent received nothing for {self._silent_seconds:.0f} s", file=sys.stderr, flush=True)
 
     def _is_over(self) -> bool:
         return self._is_terminated or self._messages.are_over or self._messages.silence > self._silent_seconds
 
-    def _obey(self, order: Mapping[str, Any]) -> None:
+    def _execute(self, order: Mapping[str, Any]) -> None:
         if "hello" in order:
-            self._introduce(order["hello"])
+            self._report_host(order["hello"])
         elif "start" in order:
             self._start(order["start"])
-        elif self._gang and "signal" in order:
-            self._gang.send(int(order["signal"]))
-        elif self._gang and "kill" in order:
-            self._tell(self._gang.kill())
+        elif self._workers and "signal" in order:
+            self._workers.send(int(order["signal"]))
+        elif self._workers and "kill" in order:
+            self._report_exits(self._workers.kill())
 
-    def _introduce(self, order: Mapping[str, Any]) -> None:
-        if order.get("version") != __version__:  # and its orders may be others too
+    def _report_host(self, order: Mapping[str, Any]) -> None:
+        if order.get("version") != __version__:  # the order's fields may differ too
             self._messages.send({"hello": {"version": __version__}})
             return
         self._silent_seconds = float(order["silent_seconds"])
@@ -99,14 +99,13 @@ class Agent:
         slots, command = int(order["slots"]), order["command"]
         facts = {"version": __version__, "hostname": socket.gethostname(), "sees_run": self._sees(order), "problem": ""}
         if facts["sees_run"] and not os.access(Path(order["token_file"]).parent, os.W_OK):
-            facts["problem"] = (
-                f"this user cannot write {order['run']}, where logs and checkpoints go. Give it the right to"
-            )
-        elif facts["sees_run"] and trains(command) and not self._gets_its_turn(order):
+            facts["problem"] = f"this user cannot write to {order['run']}. Grant write access to it"
+        elif facts["sees_run"] and trains(command) and not self._lock_run(order):
             if self._is_over():
                 return
             facts["problem"] = (
-                f"another launch still has workers of {order['run']} there. Wait for its end, or give another --workdir"
+                f"another launch still has workers of {order['run']} there. Wait for it to end, or pass another "
+                "--workdir"
             )
         on_cpu = (flag_value(command, "devices") or "").startswith("cpu")
         gpus = [] if on_cpu else visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -120,37 +119,37 @@ class Agent:
         self._messages.send({"hello": facts})
 
     def _sees(self, order: Mapping[str, Any]) -> bool:
-        """Returns whether this host sees what the launcher has written into RUN."""
-        deadline = time.monotonic() + _TO_SEE_SECONDS
+        """Returns whether this host sees the file that the launcher has written into RUN."""
+        deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
         while True:
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 if Path(order["token_file"]).read_text(encoding="ascii") == order["token"]:
                     return True
             if time.monotonic() >= deadline or self._is_over():
                 return False
-            self._stay_in_touch()
+            self._exchange_heartbeats()
 
-    def _gets_its_turn(self, order: Mapping[str, Any]) -> bool:
-        """Waits for an agent of an attempt before, whose workers may still save; returns whether it has ended."""
+    def _lock_run(self, order: Mapping[str, Any]) -> bool:
+        """Waits for the agent of an earlier attempt, whose workers may still save; returns whether it has ended."""
         if sys.platform != "linux":
             return True
-        # A name that lives as long as this process, whatever ends it, and belongs to nobody else on this host.
+        # An abstract Unix socket name is unique on this host, and the kernel frees it when this process ends.
         name = hashlib.sha256(f"{order['run']}\n{order['name']}".encode()).hexdigest()
-        turn = self._held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        deadline, has_told = time.monotonic() + self._silent_seconds + self._grace_seconds, False
+        lock = self._locks.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        deadline, has_reported = time.monotonic() + self._silent_seconds + self._grace_seconds, False
         while True:
             try:
-                turn.bind(f"\0convoy-agent-{name}")
+                lock.bind(f"\0convoy-agent-{name}")
                 return True
             except OSError:
                 if time.monotonic() >= deadline or self._is_over():
                     return False
-            if not has_told:
+            if not has_reported:
                 self._messages.send({"waits": True})
-                has_told = True
-            self._stay_in_touch()
+                has_reported = True
+            self._exchange_heartbeats()
 
-    def _stay_in_touch(self) -> None:
+    def _exchange_heartbeats(self) -> None:
         self._messages.receive()
         self._messages.beat()
         self._messages.wait(_TICK_SECONDS)
@@ -178,44 +177,44 @@ class Agent:
         self._ports.close()
         self._ranks = [int(worker["rank"]) for worker in workers]
         try:
-            self._gang = WorkerProcesses(programs)
+            self._workers = WorkerProcesses(programs)
         except OSError as error:
             self._messages.send({"problem": f"cannot start a worker ({error})"})
 
     def _report(self) -> None:
         self._messages.beat()
-        if not self._gang:
+        if not self._workers:
             return
-        self._tell(self._gang.poll())
-        stopped = [self._ranks[rank] for rank in self._gang.stopped()]
+        self._report_exits(self._workers.poll())
+        stopped = [self._ranks[index] for index in self._workers.stopped()]
         if stopped != self._stopped:
             self._stopped = stopped
             self._messages.send({"stopped": stopped})
 
-    def _tell(self, ends: Sequence[WorkerExit]) -> None:
-        for ended in ends:
-            self._messages.send({"ended": [self._ranks[ended.rank], ended.returncode]})
+    def _report_exits(self, exits: Sequence[WorkerExit]) -> None:
+        for worker_exit in exits:
+            self._messages.send({"ended": [self._ranks[worker_exit.rank], worker_exit.returncode]})
 
-    def _end_workers(self) -> None:
-        """Ends what still runs: SIGTERM, the grace time, and SIGKILL by whoever called."""
-        if not self._gang:
+    def _stop_workers(self) -> None:
+        """Sends SIGTERM and waits for the grace period; the caller then kills what still runs."""
+        if not self._workers:
             return
-        self._gang.send(signal.SIGTERM)
+        self._workers.send(signal.SIGTERM)
         deadline = time.monotonic() + self._grace_seconds
-        while self._gang.running() and time.monotonic() < deadline:
+        while self._workers.running() and time.monotonic() < deadline:
             if any("kill" in order for order in self._messages.receive()):
-                self._tell(self._gang.kill())
+                self._report_exits(self._workers.kill())
             self._report()
             self._messages.wait(_TICK_SECONDS)
 
 
 def main() -> int:
-    """Is the agent of this process's standard input and output."""
-    with contextlib.suppress(PermissionError):  # it leads one already
+    """Runs an agent on standard input and output; returns the exit code."""
+    with contextlib.suppress(PermissionError):  # already a session leader
         os.setsid()
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    os.write(1, b"\n")  # a login shell's greeting may have no end of line
+    os.write(1, b"\n")  # ends the line of a login shell's greeting
     agent = Agent(Messages(0, 1))
     signal.signal(signal.SIGTERM, agent.terminate)
     agent.serve()

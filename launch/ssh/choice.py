@@ -1,6 +1,6 @@
-"""Which of the hosts that answer train: as many as the run's virtual replicas allow.
+"""Chooses the hosts of an attempt: as many of the reachable ones as the run's virtual replicas allow.
 
-hosts = chosen_hosts([2, 2, 1], virtual_replicas=4, least=1)      # (0, 1): three hosts have 5 devices, these have 4
+hosts = chosen_hosts([2, 2, 1], virtual_replicas=4, least=1)      # (0, 1): 4 devices divide 4, all 5 would not
 """
 
 import functools
@@ -8,24 +8,25 @@ from collections.abc import Sequence
 
 
 def chosen_hosts(devices: Sequence[int], *, virtual_replicas: int, least: int) -> tuple[int, ...] | None:
-    """Returns the places of the hosts that train, or None where no choice fits.
+    """Returns the indices of the hosts that train, or None if no choice is possible.
 
-    The most devices that divide `virtual_replicas`, on the most hosts that have just so many, the first of them.
+    Prefers the largest number of devices that divides `virtual_replicas`, then the largest number of hosts with exactly
+    that many devices in total, then the hosts that come first.
 
     Args:
-      devices: of each host, in the order of preference.
-      virtual_replicas: V of the run.
-      least: number of hosts, 1 or more.
+      devices: number of devices of each host, in order of preference.
+      virtual_replicas: virtual replicas of the run.
+      least: minimum number of hosts, at least 1.
     """
 
     @functools.cache
-    def pick(first: int, hosts: int, wanted: int) -> tuple[int, ...] | None:
+    def pick(first: int, hosts: int, total: int) -> tuple[int, ...] | None:
         if hosts == 0:
-            return () if wanted == 0 else None
-        if first == len(devices) or wanted <= 0:
+            return () if total == 0 else None
+        if first == len(devices) or total <= 0:
             return None
-        others = pick(first + 1, hosts - 1, wanted - devices[first])
-        return pick(first + 1, hosts, wanted) if others is None else (first, *others)
+        others = pick(first + 1, hosts - 1, total - devices[first])
+        return pick(first + 1, hosts, total) if others is None else (first, *others)
 
     totals = [total for total in range(virtual_replicas, 0, -1) if virtual_replicas % total == 0]
     for total in totals:

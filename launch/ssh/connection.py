@@ -1,9 +1,9 @@
-"""One host's ssh client, and what its agent says.
+"""The ssh connection to one host's agent.
 
 connection = Connection(host, remote, hello={...})
-for message in connection.poll():       # never waits
+for report in connection.poll():        # does not block
     ...
-connection.hello, connection.problem    # one of them, sooner or later
+connection.hello, connection.problem    # one of them is set in the end
 connection.close()
 """
 
@@ -19,42 +19,42 @@ from typing import IO, Any
 
 from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.messages import Messages
-from convoy.launch.ssh.refusals import NO_FOLDER, Problem, Remote, last_words, problem_of
+from convoy.launch.ssh.refusals import NO_FOLDER, Problem, Remote, last_line, problem_of
 
-# Host keys are checked as ssh's config says; with BatchMode an unknown one is refused where a person would be asked.
+# Host keys are checked according to ssh's config; BatchMode rejects an unknown key instead of asking.
 _OPTIONS = (
     *("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
-    # A connection of its own, whose end means what it says, nothing else on it, and no silence about what is wrong.
+    # An unshared connection: its end means that the host is gone. LogLevel makes ssh print the reason.
     *("ControlMaster=no", "ControlPath=none", "ClearAllForwardings=yes", "RequestTTY=no", "RemoteCommand=none"),
     "LogLevel=INFO",
 )
-_HELLO_SECONDS = 45.0  # for a server that accepts the connection and then says nothing
-_BEAT_SECONDS = 1.0  # between looks at whether a sign of life is due
+_HELLO_SECONDS = 45.0  # for a server that accepts the connection but does not respond
+_BEAT_SECONDS = 1.0  # interval of checks whether a heartbeat is due
 GOODBYE_SECONDS = 3.0
 _LAST_BYTES = 2**13
 
 
 class Connection:
-    """A running ssh client with an agent at its other end.
+    """A running ssh client, connected to an agent.
 
     Attributes:
-      host: it goes to.
-      hello: the agent's answer, once it is there.
-      problem: why the connection is of no use, or not any more; None while all is well.
-      waits: whether the agent waits for one before it.
+      host: the host.
+      hello: the agent's answer; None until it arrives.
+      problem: why the connection failed; None while it works.
+      waits: whether the agent waits for the agent of an earlier attempt to end.
     """
 
     def __init__(self, host: Host, remote: Remote, hello: Mapping[str, Any], variables: Mapping[str, str]):
         """Starts the client.
 
         Args:
-          host: to connect to.
-          remote: where to run what.
-          hello: the first order.
-          variables: of the agent's environment.
+          host: host to connect to.
+          remote: what to run there.
+          hello: content of the first order.
+          variables: environment variables for the agent.
 
         Raises:
-          OSError: there is no ssh here.
+          OSError: ssh cannot be run.
         """
         self.host = host
         self.hello: dict[str, Any] | None = None
@@ -66,56 +66,66 @@ class Connection:
         self._started = time.monotonic()
         self._greeting_bytes = 0
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (ssh writes to it as long as it runs)
-        self._client = subprocess.Popen(
+        self._client: subprocess.Popen[bytes] = subprocess.Popen(
             _command(host, remote, variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C at a terminal is for the launcher alone
+            start_new_session=True,  # Ctrl-C in a terminal must reach only the launcher
         )
-        self._messages = Messages(self._client.stdout.fileno(), self._client.stdin.fileno())
-        self._left = threading.Event()
-        # Of its own: a file server that hangs may hold up the launcher, and no agent must then take it for dead.
-        self._beats = threading.Thread(target=self._beat, daemon=True)
-        self._beats.start()
+        assert self._client.stdin and self._client.stdout
+        self._stdin, self._stdout = self._client.stdin, self._client.stdout
+        self._messages = Messages(self._stdout.fileno(), self._stdin.fileno())
+        self._is_left = threading.Event()
+        # A separate thread: a hanging file server may block the launcher, and agents must not take it for dead then.
+        self._heartbeats = threading.Thread(target=self._send_heartbeats, daemon=True)
+        self._heartbeats.start()
         self.send({"hello": hello})
 
     @property
     def is_decided(self) -> bool:
-        """Whether the agent has answered, or never will."""
+        """Whether the agent has answered or the connection has failed."""
         return self.hello is not None or self.problem is not None
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The agent's answer, of a connection that has one."""
+        assert self.hello is not None
+        return self.hello
 
     def send(self, order: Mapping[str, Any]) -> None:
         """Sends an order."""
         self._messages.send(order)
 
     def poll(self) -> list[dict[str, Any]]:
-        """Returns the agent's reports since the last call, and sees to it that it hears of this side."""
+        """Returns the reports that have arrived; none once there is a problem."""
         if self.problem:
             return []
-        has_ended = self._client.poll() is not None  # before the last words are read
+        has_ended = self._client.poll() is not None  # checked before reading, so that no last report is missed
         reports = self._messages.receive()
         for report in reports:
             if "hello" in report:
                 self.hello = report["hello"]
-                self._greeting_bytes = os.fstat(self._errors.fileno()).st_size  # a server's banner, for example
+                self._greeting_bytes = os.fstat(self._errors.fileno()).st_size  # such as a server's banner
             self.waits = self.waits or "waits" in report
         if has_ended:
             self.problem = self._problem()
         elif self.hello and self._messages.silence > self._silent_seconds:
             self.problem = Problem(
-                f"host {self.host} does not answer any more (ssh: nothing for {self._silent_seconds:.0f} s)"
+                f"host {self.host} stopped responding (ssh: nothing received for {self._silent_seconds:.0f} s)"
             )
         elif not self.hello and self._age() > _HELLO_SECONDS + (self._turn_seconds if self.waits else 0):
-            self.problem = Problem(f"host {self.host} does not answer (ssh: nothing for {_HELLO_SECONDS:.0f} s)")
+            self.problem = Problem(
+                f"host {self.host} does not respond (ssh: nothing received for {_HELLO_SECONDS:.0f} s)"
+            )
         return reports
 
     def close(self, seconds: float = GOODBYE_SECONDS) -> None:
-        """Lets the agent go, which then ends what it has, and returns when the client has ended.
+        """Disconnects; the agent then stops its workers. Returns when the ssh client has exited.
 
         Args:
-          seconds: that the client has for it before it is killed.
+          seconds: how long the client may take before it is killed.
         """
         self.leave()
         try:
@@ -123,18 +133,18 @@ class Connection:
         except subprocess.TimeoutExpired:
             self._client.kill()
             self._client.wait()
-        self._client.stdout.close()
+        self._stdout.close()
         self._errors.close()
 
     def leave(self) -> None:
-        """Begins `close` without waiting."""
-        self._left.set()
-        self._beats.join()  # before the descriptor's number becomes another file's
+        """Starts `close` without waiting."""
+        self._is_left.set()
+        self._heartbeats.join()  # before another file can get the same descriptor
         with contextlib.suppress(OSError):
-            self._client.stdin.close()
+            self._stdin.close()
 
-    def _beat(self) -> None:
-        while not self._left.wait(_BEAT_SECONDS):
+    def _send_heartbeats(self) -> None:
+        while not self._is_left.wait(_BEAT_SECONDS):
             self._messages.beat()
 
     def _age(self) -> float:
@@ -146,9 +156,9 @@ class Connection:
         stderr = self._errors.read().decode(errors="replace")
         if not self.hello:
             return problem_of(self.host, self._client.returncode, stderr, self._remote)
-        words = last_words(stderr)
-        why = f"ssh: {words}" if words else "its agent was killed"
-        return Problem(f"host {self.host} does not answer any more ({why})")
+        message = last_line(stderr)
+        reason = f"ssh: {message}" if message else "its agent was killed"
+        return Problem(f"host {self.host} stopped responding ({reason})")
 
 
 def _command(host: Host, remote: Remote, variables: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,6 @@
-"""Workers on hosts that ssh reaches: `convoy launch ssh --hosts=FILE -- train ...`.
+"""Launches workers on hosts over ssh: `convoy launch ssh --hosts=FILE -- train ...`.
 
-`starter.py` says which hosts take part in an attempt and how they are asked to, `agent.py` what runs at the other end
-and how it ends.
+`starter.py` chooses the hosts of an attempt and starts the workers; `agent.py` runs on each host.
 """
 
 import os
@@ -31,15 +30,15 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "hosts",
         None,
-        "ssh: file with a host a line, `[user@]host[:port] [slots=N] [address=ADDRESS]`; slots are worker processes, "
-        "address is where the other hosts reach it",
+        "ssh: file with one host per line, `[user@]host[:port] [slots=N] [address=ADDRESS]`; slots is the number of "
+        "worker processes, address is where the other hosts reach it",
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
         "min_hosts",
         None,
-        "ssh: go on with as few as these when others do not answer and the run's virtual replicas allow it; all hosts "
-        "where left out, and always for a run's first start",
+        "ssh: continue with this many hosts if others do not respond and the run's virtual replicas allow it; default "
+        "all; the first start of a run always needs all",
         lower_bound=1,
         flag_values=flags,
     )
@@ -47,7 +46,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "python",
         "",
-        "ssh: Python with Convoy on the hosts; where left out, at the same path as here",
+        "ssh: path of the Python with Convoy on the hosts; the same as here by default",
         flag_values=flags,
     )
 
@@ -77,34 +76,34 @@ def launch(
     silent_seconds: float = SILENT_SECONDS,
     trainer: Sequence[str] | None = None,
 ) -> int:
-    """Trains on the hosts of a file until the run is done or is given up.
+    """Trains on the hosts of a file until the run is done or fails.
 
     Args:
       command: `train` and its flags, with `--workdir`.
       hosts_file: see `convoy.launch.ssh.hosts`.
-      min_hosts: with as few as these a run goes on; all where None.
-      ssh_config: for ssh's -F; ssh's own choice where empty.
-      python: interpreter on the hosts.
-      max_restarts: restarts that may follow one another without a new checkpoint.
-      grace_seconds: between SIGTERM and SIGKILL.
-      silent_seconds: after which launcher and agents give each other up.
-      trainer: the program that understands `command`; tests put a small one in its place.
+      min_hosts: number of hosts with which a run may continue; None for all.
+      ssh_config: file for ssh's -F; empty for ssh's default.
+      python: Python interpreter on the hosts.
+      max_restarts: consecutive restarts without a new checkpoint.
+      grace_seconds: seconds between SIGTERM and SIGKILL.
+      silent_seconds: seconds without a message after which launcher and agents consider each other gone.
+      trainer: program that runs `command`; tests replace it.
 
     Returns:
       The exit code.
 
     Raises:
-      UsageError: the host file, or a host that no other try would mend; RUN is a file.
+      UsageError: an invalid host file, a host with a permanent problem, or RUN is a file.
       DataError: RUN cannot be written.
     """
     hosts = read_hosts(hosts_file)
     if min_hosts and min_hosts > len(hosts):
-        raise UsageError(f"--min_hosts={min_hosts} and {hosts_file} names {len(hosts)} of them. Give fewer.")
+        raise UsageError(f"--min_hosts={min_hosts}: --hosts={hosts_file} has {len(hosts)}. Pass at most that many.")
     if ssh_config and not os.access(ssh_config, os.R_OK):
-        raise UsageError(f"--ssh_config={ssh_config} cannot be read. Give a file as in `man ssh_config`.")
+        raise UsageError(f"--ssh_config={ssh_config} cannot be read. Pass a readable file (see `man ssh_config`).")
     parse_devices(flag_value(command, "devices") or "auto")
     screen = Screen.of_standard_output()
-    run_files = RunFiles(flag_value(command, "workdir"))
+    run_files = RunFiles(flag_value(command, "workdir") or "")
     starter = Starter(
         hosts=hosts,
         hosts_file=hosts_file,
@@ -136,6 +135,6 @@ def launch(
 
 
 def _folder() -> str:
-    """Returns the current folder as the shell names it: behind that name another host may keep it elsewhere."""
+    """Returns the current folder as the shell names it, with links: they may resolve differently on other hosts."""
     name = os.environ.get("PWD", "")
     return name if os.path.isabs(name) and os.path.exists(name) and os.path.samefile(name, ".") else os.getcwd()

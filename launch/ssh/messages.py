@@ -1,14 +1,14 @@
-"""JSON objects, one a line, between the launcher and an agent: neither side ever waits for the other.
+"""JSON lines between the launcher and an agent, without blocking on either side.
 
     messages = Messages(read_from, write_to)
     messages.send({"kill": True})
     for message in messages.receive():
         ...
-    messages.beat()      # now and then: a sign of life
+    messages.beat()      # call often; sends a heartbeat when one is due
     if messages.are_over or messages.silence > limit:
         ...              # the other side is gone
 
-Lines that are no such object are passed over: a login shell may greet on the same way.
+Lines that are not JSON objects are ignored: a login shell may print a greeting.
 """
 
 import json
@@ -19,22 +19,26 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-SILENT_SECONDS = 25.0  # then the other side, or the way to it, counts as gone
+SILENT_SECONDS = 25.0  # without a message the other side or the network counts as gone
 _BEAT_SECONDS = 3.0
 _READ_BYTES = 2**16
 _LONGEST_LINE = 2**22
 
 
 class Messages:
-    """One end of a conversation over two file descriptors."""
+    """One end of a message channel over two file descriptors.
+
+    Attributes:
+      are_over: whether the other side has closed the channel.
+    """
 
     def __init__(self, read_from: int, write_to: int):
-        """Args: read_from, write_to: open file descriptors of pipes, which stay the caller's."""
+        """Args: read_from, write_to: open file descriptors of pipes; the caller closes them."""
         self._read_from = read_from
         self._write_to = write_to
         self._received = bytearray()
         self._waiting = bytearray()
-        self._sending = threading.RLock()  # signs of life may come from a thread of their own
+        self._sending = threading.RLock()  # heartbeats may come from another thread
         self._heard = self._sent = time.monotonic()
         self.are_over = False
         for descriptor in (read_from, write_to):
@@ -42,24 +46,24 @@ class Messages:
 
     @property
     def silence(self) -> float:
-        """Seconds since something was heard; none while something waits to be heard."""
-        waits = not self.are_over and select.select([self._read_from], [], [], 0)[0]
-        return 0.0 if waits else time.monotonic() - self._heard
+        """Seconds since data was received; 0 while there is unread data."""
+        is_unread = not self.are_over and select.select([self._read_from], [], [], 0)[0]
+        return 0.0 if is_unread else time.monotonic() - self._heard
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends, now or as soon as there is room."""
+        """Sends a message now, or queues it until the pipe has room."""
         with self._sending:
             self._waiting += json.dumps(message).encode() + b"\n"
             self._sent = time.monotonic()
             self._write()
 
     def beat(self) -> None:
-        """Sends a sign of life where nothing else was sent for a while."""
+        """Sends a heartbeat if nothing else was sent for a while."""
         if time.monotonic() - self._sent >= _BEAT_SECONDS:
             self.send({"beat": True})
 
     def receive(self) -> list[dict[str, Any]]:
-        """Returns what has come. Once the other side has ended, `are_over` is True."""
+        """Returns the messages that have arrived."""
         self._write()
         while not self.are_over:
             try:
@@ -78,7 +82,7 @@ class Messages:
         return [message for line in lines if (message := _message(line)) is not None]
 
     def wait(self, seconds: float) -> None:
-        """Waits until something comes, at most that long."""
+        """Waits for data, at most `seconds`."""
         if self.are_over:
             time.sleep(seconds)
         else:
@@ -91,7 +95,7 @@ class Messages:
                     written = os.write(self._write_to, self._waiting)
                 except BlockingIOError:
                     return
-                except OSError:  # nobody reads any more; that nothing comes either is seen by `receive`
+                except OSError:  # the other side is gone; `receive` detects it
                     self._waiting.clear()
                     return
                 del self._waiting[:written]

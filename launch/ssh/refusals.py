@@ -55,7 +55,7 @@ def problem_of(host: Host, returncode: int, stderr: str, remote: Remote) -> Prob
       remote: what was asked for.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = last_words(stderr) or f"exit code {returncode}"
+    last = last_line(stderr) or f"exit code {returncode}"
     for check in (_of_ssh, _of_python):
         if problem := check(host, returncode, lines, last, remote):
             return problem
@@ -68,7 +68,7 @@ def problem_of(host: Host, returncode: int, stderr: str, remote: Remote) -> Prob
     )
 
 
-def last_words(stderr: str) -> str:
+def last_line(stderr: str) -> str:
     """Returns the last line that ssh or the remote side wrote, without ssh's own name before it."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1].removeprefix("ssh: ").rstrip(".") if lines else ""

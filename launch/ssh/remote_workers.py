@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convoy.launch.policy import RETRYABLE
+from convoy.core.exit_codes import RETRYABLE
 from convoy.launch.processes import WorkerExit
 from convoy.launch.ssh.connection import GOODBYE_SECONDS, Connection
 from convoy.launch.ssh.hosts import Host

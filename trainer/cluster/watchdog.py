@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from convoy.trainer.cluster.worker_group import RETRYABLE, WorkerGroup
+from convoy.core.exit_codes import RETRYABLE
+from convoy.trainer.cluster.worker_group import WorkerGroup
 
 _POLL_SECONDS = 0.5
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from convoy.core.cluster import Cluster
 from convoy.core.errors import ConvoyError
+from convoy.core.exit_codes import RETRYABLE
 from convoy.trainer.cluster.liveness import Liveness
 from convoy.trainer.cluster.transport import Link, loopback_note
 
-RETRYABLE = 138  # exit code: the launcher restarts all workers
 _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 0.1
 _REMINDER_SECONDS = 15.0  # between log lines that name the missing workers

@@ -1,7 +1,5 @@
 """The run directory, RUN: creating and locking it, and writing its files atomically."""
 
-import errno
-import fcntl
 import json
 import os
 import time
@@ -9,11 +7,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convoy.core.errors import DataError, UsageError
-from convoy.core.files import PARTIAL_SUFFIX, append_json_line, json_value, write_whole
+from convoy.core.files import PARTIAL_SUFFIX, LockHeldError, acquire_lock, append_json_line, json_value, write_whole
 from convoy.core.run_layout import RunLayout
 
-_LOCK_POLL_SECONDS = 0.2
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
 # May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
 
@@ -55,29 +51,25 @@ class RunDirectory(RunLayout):
             raise DataError(
                 f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Give a folder that can."
             ) from None
-        deadline, waits = time.monotonic() + wait_seconds, False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise DataError(
-                        f"--workdir={self.path}: another process is training in it. "
-                        "Wait for it, or give another folder."
-                    ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise DataError(
-                        f"--workdir={self.path} cannot be locked ({error.strerror}). Mend the file system, or give "
-                        "another folder."
-                    ) from None
-                print(f"warning: --workdir={self.path} cannot be locked ({error.strerror}): train in it only once.")
-                break
-            if not waits:
-                waits = True
-                print(f"Waiting up to {wait_seconds:.0f} s for another process that trains in {self.path}.", flush=True)
-            time.sleep(_LOCK_POLL_SECONDS)
+
+        def report_wait() -> None:
+            print(f"Waiting up to {wait_seconds:.0f} s for another process that trains in {self.path}.", flush=True)
+
+        try:
+            unsupported = acquire_lock(lock.fileno(), wait_seconds=wait_seconds, on_wait=report_wait)
+        except LockHeldError:
+            lock.close()
+            raise DataError(
+                f"--workdir={self.path}: another process is training in it. Wait for it, or give another folder."
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise DataError(
+                f"--workdir={self.path} cannot be locked ({error.strerror}). Fix the file system, or give another "
+                "folder."
+            ) from None
+        if unsupported:
+            print(f"warning: --workdir={self.path} cannot be locked ({unsupported.strerror}): train in it only once.")
         self._lock = lock
 
     def check(self) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from convoy.core.errors import ConvoyError
-from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, WorkerGroup
+from convoy.core.exit_codes import INTERRUPTED, RETRYABLE
+from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 
 _MAX_LISTED_IMAGES = 8
 _DETECTION_SECONDS = 3.0  # TensorFlow may fail this much earlier than the worker group finds the lost worker
@@ -58,7 +59,7 @@ class DivergedError(ConvoyError):
 class InterruptedRunError(ConvoyError):
     """Ctrl-C."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 class PreemptedError(ConvoyError):

@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as that can be told without building it."""
+"""The Dockerfile, checked without building it."""
 
 import fnmatch
 import re
@@ -20,7 +20,7 @@ def of_kind(kind):
 
 
 def is_ignored(path):
-    """Returns whether .dockerignore keeps a path out: the last pattern that fits it or a folder it is in decides."""
+    """Returns whether .dockerignore excludes a path; the last pattern that matches it or a parent folder decides."""
     ignored = False
     for line in (REPOSITORY / ".dockerignore").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -35,7 +35,7 @@ def is_ignored(path):
 
 
 def packages(monkeypatch):
-    """Returns the folder of each package that setup.py lists."""
+    """Yields the packages in setup.py with their folders."""
     about = {}
     monkeypatch.setattr("setuptools.setup", lambda **arguments: about.update(arguments))
     runpy.run_path(str(REPOSITORY / "setup.py"))
@@ -44,22 +44,22 @@ def packages(monkeypatch):
         yield package, Path(about["package_dir"].get(part, part.replace(".", "/")), *package.split(".")[2:])
 
 
-def test_the_user_is_a_number_that_is_not_roots_and_the_group_that_volumes_are_given_to():
+def test_user_is_numeric_and_not_root():
     *_, user = of_kind("USER")
-    assert user == "10001:10001"  # test_manifests.py has the pods' fsGroup
+    assert user == "10001:10001"  # the pods' fsGroup; see test_manifests.py
     assert instructions().index(("USER", user)) > max(
         index for index, (kind, _) in enumerate(instructions()) if kind == "RUN"
     )
 
 
-def test_what_is_copied_is_there_and_not_ignored():
+def test_copied_files_exist_and_are_not_ignored():
     copied = [source for value in of_kind("COPY") for source in value.split()[:-1]]
     assert copied[-1] == "."
     for source in copied[:-1]:
         assert (REPOSITORY / source).is_file() and not is_ignored(Path(source)), source
 
 
-def test_the_image_gets_every_package_and_nothing_of_a_checkouts_other_folders(monkeypatch):
+def test_image_contains_all_packages_and_no_other_folders(monkeypatch):
     folders = dict(packages(monkeypatch))
     assert {"convoy", "convoy.cli", "convoy.trainer.cluster", "convoy.launch.kubernetes"} <= folders.keys()
     for package, folder in folders.items():
@@ -71,13 +71,13 @@ def test_the_image_gets_every_package_and_nothing_of_a_checkouts_other_folders(m
         assert is_ignored(Path(name)), name
 
 
-def test_the_layer_of_requirements_does_not_change_with_the_code():
+def test_requirements_are_installed_before_the_code_is_copied():
     before, _, after = (FOLDER / "Dockerfile").read_text().partition("COPY . .")
     assert "pip install -r requirements.txt" in before
     assert "pip install --no-deps ." in after
 
 
-def test_requirements_are_those_of_setup_py(python, tmp_path):
+def test_requirements_match_setup_py(python, tmp_path):
     for path in (REPOSITORY / "setup.py", FOLDER / "requirements.py"):
         shutil.copy(path, tmp_path)
     plain, cuda = (python("requirements.py", extras, cwd=tmp_path).stdout.split() for extras in ("", "[cuda]"))

@@ -1,4 +1,4 @@
-"""The pods of a rendered JobSet as processes: on hosts with the pods' names, with what the controllers would set."""
+"""The pods of a rendered JobSet as processes on hosts with the pods' names and environment."""
 
 import contextlib
 import json
@@ -8,26 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
+from tests.processes import process_environment
 
-REPOSITORY = Path(__file__).parents[3]
 HOSTS = ("a", "b")
 NAME = "shelf"
 POD_NAMES = {host: [f"{NAME}-worker-0-{index}.{NAME}"] for index, host in enumerate(HOSTS)}
 
 
 class Pods:
-    """What Kubernetes makes of a JobSet: its pods, one a host, by their index."""
+    """The pods of a JobSet, one per host, by index."""
 
     def __init__(self, network, folder, *flags, data, run):
         command = ("train", *flags, "--devices=cpu:1", f"--data={data}", f"--workdir={run}")
-        request = Request("jobset", command, 2, "image", NAME, pvc="claim", mount=os.path.commonpath([data, run]))
+        request = Request(command, 2, "image", NAME, pvc="claim", mount=os.path.commonpath([data, run]))
         (jobset,) = [manifest for manifest in manifests(checked(request)) if manifest["kind"] == "JobSet"]
         jobset = yaml.safe_load(yaml.safe_dump(jobset))
         job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -40,7 +39,7 @@ class Pods:
 
     @contextlib.contextmanager
     def started(self, restart=0, only=None):
-        """Starts the pods of a restart of the JobSet, from 0; on leaving, no process of them is there."""
+        """Starts the pods with a restart count; kills all their processes on exit."""
         processes = []
         try:
             for index, host in enumerate(HOSTS[: self._number]):
@@ -59,10 +58,9 @@ class Pods:
     def _start(self, index, host, restart):
         labels = {"jobset.sigs.k8s.io/restart-attempt": str(restart)}
         environment = {
+            **{name: process_environment()[name] for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")},
             "PATH": f"{self._programs}:{os.environ['PATH']}",
             "HOME": str(self.folder),
-            "PYTHONPATH": str(REPOSITORY),
-            "CUDA_VISIBLE_DEVICES": "-1",
             "JOB_COMPLETION_INDEX": str(index),
             "HOSTNAME": f"{NAME}-worker-0-{index}",
         }
@@ -71,7 +69,7 @@ class Pods:
             label = re.fullmatch(r"metadata\.labels\['(.*)'\]", field)
             environment[variable["name"]] = labels[label[1]] if label else variable["value"]
         words = [*self._container["command"], *self._container["args"]]
-        assert not any("$" in word for word in words)  # or they would have to be expanded here
+        assert not any("$" in word for word in words)  # expansion is not implemented here
         with open(self.folder / f"pod-{index}-{restart}.log", "wb") as log:
             return subprocess.Popen(
                 self.network.command(host, *words),
@@ -90,7 +88,7 @@ def events(run):
 
 
 @pytest.mark.slow
-def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_as_the_undisturbed_one(
+def test_after_a_killed_and_an_evicted_pod_the_result_is_that_of_the_reference_run(
     network, reference_run, dataset, tmp_path, wait_until, recovery
 ):
     run = tmp_path / "run"
@@ -105,8 +103,8 @@ def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_
         killed = time.time()
         pods.network.kill_all(HOSTS[1])
         assert other.wait(10) == -signal.SIGKILL
-        wait_until((run / "logs" / "attempt-1" / "end-0.json").exists, "the end of the chief's trainer", 30)
-        chief.terminate()  # what the Job controller does with the others when a pod has failed
+        wait_until((run / "logs" / "attempt-1" / "end-0.json").exists, "the exit of the chief's trainer", 30)
+        chief.terminate()  # as the Job controller does when a pod has failed
         assert chief.wait(30) == 138, pods.output(0)
     with pods.started(restart=1) as (chief, other):
         wait_until(lambda: len(steps_begun()) == 2, "a step of the second start", 120)
@@ -114,7 +112,7 @@ def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_
         evicted = time.time()
         other.terminate()
         assert other.wait(30) == 138, pods.output(1, 1)
-        assert chief.poll() is None  # the Job sees the end of the pod that was disrupted before that of its echo
+        assert chief.poll() is None  # the Job sees the disrupted pod before the secondary failure
         chief.terminate()
         assert chief.wait(30) == 138, pods.output(0, 1)
     (preempted,) = [event for event in events(run) if event["event"] == "preempted"]
@@ -131,13 +129,13 @@ def test_a_killed_and_an_evicted_pod_make_the_gang_start_again_and_the_run_ends_
     for attempt in (1, 2, 3):
         logs = run / "logs" / f"attempt-{attempt}"
         assert (logs / "worker-1.log").exists()
-        assert pods.output(0, attempt - 1) == (logs / "worker-0.log").read_text()  # what `kubectl logs` shows
+        assert pods.output(0, attempt - 1) == (logs / "worker-0.log").read_text()  # the output of `kubectl logs`
 
 
 @pytest.mark.slow
-def test_a_pod_ends_with_2_on_a_mistake_and_with_138_when_the_others_do_not_come(network, dataset, tmp_path):
+def test_a_wrong_flag_exits_with_2_and_a_missing_worker_with_138(network, dataset, tmp_path):
     hosts = network(*HOSTS, aliases=POD_NAMES)
-    for name, flag, code, told in (
+    for name, flag, code, named in (
         ("refused", "--config.stepz=3", 2, "stepz"),
         ("waited", "--startup_timeout=3", 138, f"{NAME}-worker-0-1.{NAME}:2222"),
     ):
@@ -146,4 +144,4 @@ def test_a_pod_ends_with_2_on_a_mistake_and_with_138_when_the_others_do_not_come
         pods = Pods(hosts, folder, "--config=smoke", flag, data=dataset.data, run=folder / "run")
         with pods.started(only=0) as (pod,):
             assert pod.wait(120) == code, pods.output(0)
-        assert told in pods.output(0) and "Traceback" not in pods.output(0)
+        assert named in pods.output(0) and "Traceback" not in pods.output(0)

@@ -1,11 +1,10 @@
-"""Hosts with real ssh servers in a network of their own, and launchers on `head`."""
+"""Hosts with real ssh servers in their own network, and launchers on the host `head`."""
 
 import contextlib
 import getpass
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+from tests.processes import children, environment_of, is_gone, started
+
 FAKE_TRAINER = Path(__file__).parents[1] / "fake_trainer.py"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
-# `convoy launch ssh` with a small program in place of the trainer, and less patience with silence.
+# `convoy launch ssh` with a small program in place of the trainer and a shorter silence timeout.
 _LAUNCHER = """
 import sys
 from convoy.cli import entry_point
@@ -63,14 +63,14 @@ class Launch:
         return self.output_file.read_text()
 
     def wait(self, seconds=60):
-        """Waits for its end; returns the exit code."""
+        """Waits for the launcher to exit; returns the exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the launcher did not end within {seconds} s:\n{self.output}") from None
+            raise AssertionError(f"the launcher did not exit within {seconds} s:\n{self.output}") from None
 
     def worker(self, rank, attempt=1):
-        """Returns what a worker of the fake trainer wrote down of itself, or None where it has not started yet."""
+        """Returns what a fake trainer's worker wrote about itself, or None if it has not started yet."""
         with contextlib.suppress(FileNotFoundError):
             return json.loads((self.run.parent / "pids" / f"{attempt}-{rank}.json").read_text())
 
@@ -84,7 +84,7 @@ class Launch:
 
 
 class Machines:
-    """Hosts `a` and `b` with ssh servers, the machine `head` for launchers, and a folder that all see."""
+    """Hosts `a` and `b` with ssh servers, the host `head` for launchers, and a shared folder."""
 
     def __init__(self, network, folder, wait_until):
         self.network = network
@@ -94,6 +94,7 @@ class Machines:
         self._wait_until = wait_until
         self._servers: dict[str, subprocess.Popen] = {}
         self._launches: list[Launch] = []
+        self._launchers = contextlib.ExitStack()
         for key in ("host-key", "user-key"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(folder / key)]
             subprocess.run(command, check=True, timeout=60)
@@ -105,11 +106,11 @@ class Machines:
             self.start_server(host)
 
     def know(self, *hosts):
-        """Makes these the hosts whose key is known."""
+        """Writes a known_hosts file with exactly these hosts."""
         (self.folder / "known_hosts").write_text("".join(f"{host} {self.host_key}\n" for host in hosts))
 
     def start_server(self, host):
-        """Starts a host's ssh server and waits till it listens."""
+        """Starts a host's ssh server and waits until it listens."""
         self._servers[host] = subprocess.Popen(
             self.network.command(host, SSHD, "-D", "-e", "-f", self.folder / "sshd_config"),
             stdin=subprocess.DEVNULL,
@@ -126,11 +127,11 @@ class Machines:
         )
 
     def connections(self, host):
-        """Returns the processes of a host's ssh server that serve a connection."""
+        """Returns the ssh server processes that serve a connection on a host."""
         return children(self._servers[host].pid)
 
     def processes(self, host):
-        """Returns what runs on a host for the launcher: all but the ssh server itself."""
+        """Returns the processes on a host, without the ssh server itself."""
         return [pid for pid in self.network.processes(host) if pid not in self._server_pids and not is_gone(pid)]
 
     @property
@@ -138,7 +139,7 @@ class Machines:
         return {server.pid for server in self._servers.values()}
 
     def everything(self):
-        """Returns what runs for the launcher on any host."""
+        """Returns the processes of the launcher on all hosts."""
         return [pid for host in self.network.hosts for pid in self.processes(host)]
 
     def worker_pid(self, host, rank, attempt):
@@ -151,7 +152,7 @@ class Machines:
         return None
 
     def power_off(self, host):
-        """Ends all that runs on a host, and its network with it."""
+        """Unplugs a host from the network and kills all its processes."""
         self.network.unplug(host)
         self.network.kill_all(host)
         self._servers.pop(host).wait()
@@ -167,28 +168,17 @@ class Machines:
         else:
             program = [sys.executable, "-m", "convoy", "launch", "ssh"]
         output = self.folder / f"output-{len(self._launches)}"
-        with open(output, "wb") as file:
-            process = subprocess.Popen(
-                self._on("head", *program, *flags, "--", verb, *command, f"--workdir={self.run}"),
-                cwd=REPOSITORY,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-                start_new_session=True,
-            )
+        words = self._on("head", *program, *flags, "--", verb, *command, f"--workdir={self.run}")
+        process = self._launchers.enter_context(started(words, output=output, environment=environment))
         self._launches.append(Launch(process, output, self.run))
         return self._launches[-1]
 
     def kill_launchers(self):
-        """Ends every launcher that still runs."""
-        for launch in self._launches:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(launch.process.pid, signal.SIGKILL)
-            launch.process.wait()
+        """Kills every launcher that still runs."""
+        self._launchers.close()
 
     def close(self):
-        """Ends all of it."""
+        """Kills launchers, servers and everything on the hosts."""
         self.kill_launchers()
         for host, server in self._servers.items():
             self.network.kill_all(host)
@@ -198,38 +188,15 @@ class Machines:
         return self.network.command(host, *command)
 
 
-def is_gone(pid):
-    """Whether a process has ended, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def children(pid):
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def environment_of(pid):
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return {}
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
 @pytest.fixture
 def machines(network, tmp_path, wait_until):
-    """Hosts `a` and `b`; after the test nothing of the launcher may be left on them."""
+    """Hosts `a` and `b`; fails if the launcher left processes on them after the test."""
     missing = [tool for tool in ("ssh", "ssh-keygen") if not shutil.which(tool)] + ([] if SSHD else ["sshd"])
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it, and makes it only as a service
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd requires it but creates it only as a service
     made = Machines(network("a", "b"), tmp_path, wait_until)
     with contextlib.closing(made):
         yield made
         made.kill_launchers()
-        wait_until(lambda: not made.everything(), "the end of all that the launcher started on the hosts", 20)
+        wait_until(lambda: not made.everything(), "the exit of all processes on the hosts", 20)

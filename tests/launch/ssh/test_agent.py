@@ -12,7 +12,7 @@ import pytest
 
 from convoy import __version__
 from convoy.launch.ssh.messages import Messages
-from tests.launch.ssh.conftest import REPOSITORY, is_gone
+from tests.processes import REPOSITORY, is_gone
 
 SLEEP = "import signal, time; print('up', flush=True); time.sleep(1000)"
 SAVE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(138))); " + SLEEP

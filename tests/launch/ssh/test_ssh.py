@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.launch.ssh.conftest import is_gone
+from tests.processes import is_gone
 
 
 def kill_workers_at(step, *, rank=1, attempt=1):
