@@ -221,8 +221,8 @@ def requeue_decision(new_checkpoint: int | None, restarts: int, max_restarts: in
 
     Args:
       new_checkpoint: step of the newest checkpoint, if this start of the job wrote it, otherwise None.
-      restarts: how often the job has been requeued, by whatever.
-      max_restarts: number of requeues up to which a start without a new checkpoint is tolerated.
+      restarts: how often the job has been requeued so far, for any reason.
+      max_restarts: requeues up to which a start without a new checkpoint is followed by another.
     """
     if new_checkpoint is not None:
         return True, f"this start reached a new checkpoint at step {new_checkpoint}"
