@@ -26,7 +26,7 @@ from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 from convoy.trainer.cluster.worker_group import TRAINING, PeerLostError, WorkerGroup
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord
 from convoy.trainer.session.agreement import agree_on_checkpoint
@@ -125,7 +125,7 @@ class _Training:
         self._input = TrainingInput(
             session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, worker_group
         )
-        self._stages = sizes.stages(session.config, session.plan.total_steps)
+        self._stages = resolution.stages(session.config, session.plan.total_steps)
         self._monitor = Monitor(session, self._step, worker_group, deadlines)
         self._step_timer, self._console = self._monitor.step_timer, self._monitor.console
         self._run_logger = self._monitor.run_logger

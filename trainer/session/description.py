@@ -15,7 +15,7 @@ from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 
@@ -79,7 +79,7 @@ def header_rows(
     rows["length"] = (
         f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
     )
-    if resolutions := sizes.described(config, plan.total_steps):
+    if resolutions := resolution.described(config, plan.total_steps):
         rows["images"] = resolutions
     devices = [device.split("device:")[-1] for device in runtime.strategy.extended.worker_devices]
     rows["devices"] = f"{', '.join(devices)} ({_strategy_name(runtime.strategy)})"

@@ -16,7 +16,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import renamed
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState
@@ -48,7 +48,7 @@ class TrainedRun:
     @property
     def image_size(self) -> int:
         """Side of evaluated images, in pixels."""
-        return sizes.evaluation_size(self.config)
+        return resolution.evaluation_size(self.config)
 
     @property
     def flip_tta(self) -> bool:
@@ -83,7 +83,7 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
         config,
         make_strategy(devices),
         num_classes=len(dataset["class_names"]),
-        image_sizes=[sizes.evaluation_size(config)],
+        image_sizes=[resolution.evaluation_size(config)],
     )
     restore_state(runtime.state, values, {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)

@@ -13,7 +13,7 @@ from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
@@ -129,7 +129,7 @@ def make_runtime(
         with strategy.scope():
             return build(image_size=size, weights=weights)
 
-    size, *others = image_sizes or sizes.all_sizes(config)
+    size, *others = image_sizes or resolution.all_sizes(config)
     built = build_main_model(config.image_size)
     if supports_any_size(built.model):
         for other in {size, *others} - {config.image_size}:

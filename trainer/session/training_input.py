@@ -24,7 +24,7 @@ from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.input_pipeline.reading.substitutes import Substitution
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.tf_compat.internals import iterate
 
@@ -96,8 +96,8 @@ class TrainingInput:
         reader = self._readers[self._stage(step - 1).size]
         return reader.substituted(self._slice.positions(step - 1), seed=self._seed)
 
-    def _stage(self, step: int) -> sizes.ResolutionStage:
-        return sizes.stage_at(self._config, self._plan.total_steps, step)
+    def _stage(self, step: int) -> resolution.ResolutionStage:
+        return resolution.stage_at(self._config, self._plan.total_steps, step)
 
     def _open(self, size: int) -> Reader:
         """Returns the reader for an image size and closes the others."""
@@ -112,7 +112,9 @@ class TrainingInput:
         config = self._config
         pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
         # Each size has its own cache. One used for an epoch or less would be filled but never read.
-        steps = sum(s.end_step - s.first_step for s in sizes.stages(config, self._plan.total_steps) if s.size == size)
+        steps = sum(
+            s.end_step - s.first_step for s in resolution.stages(config, self._plan.total_steps) if s.size == size
+        )
         cache = config.cache if steps > self._plan.steps_per_epoch else "none"
         return Reader(
             self._split,
