@@ -14,8 +14,7 @@ from convoy import __version__
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 

@@ -15,8 +15,7 @@ from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
-from convoy.trainer.config import renamed
-from convoy.trainer.config import resolution
+from convoy.trainer.config import renamed, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState

@@ -12,8 +12,7 @@ from convoy.core.errors import UsageError
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer

@@ -23,8 +23,7 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.input_pipeline.reading.substitutes import Substitution
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.tf_compat.internals import iterate
 
