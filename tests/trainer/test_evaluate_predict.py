@@ -250,13 +250,13 @@ class TestEvaluate:
 
     def test_what_cannot_be_evaluated_is_named(self, asked):
         answers, _, _ = asked
-        assert "--checkpoint=37: " in refused(answers["no checkpoint"], 2)
+        assert "--checkpoint=37: give best, last or one of the steps" in refused(answers["no checkpoint"], 2)
         assert "no split 'tset' (did you mean 'test'?)" in refused(answers["no split"], 3)
         assert "7 classes and the run 7; different: '" in refused(answers["other classes"], 3)
 
     def test_a_folder_that_is_no_run_is_named(self, asked):
         answers, folder, _ = asked
-        assert f"{folder / 'config.json'}: no such file" in refused(answers["no run"], 3)
+        assert f"{folder / 'config.json'} is missing: {folder} is no run directory" in refused(answers["no run"], 3)
         assert f"--workdir={folder / 'absent'}: no such folder" in refused(answers["absent run"], 3)
 
 
