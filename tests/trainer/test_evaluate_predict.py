@@ -62,7 +62,7 @@ def quality(probabilities, labels):
 
 
 def draw_odd_images(folder):
-    """Draws images that a decoder may read differently from a viewer, and what a viewer shows of each as a plain PNG."""
+    """Draws images that decoders may read differently from viewers, and each as a viewer shows it, as a plain PNG."""
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (5, 4, 3), np.uint8)).resize((40, 52), Image.Resampling.BICUBIC)
     for category in ("odd", "plain"):
