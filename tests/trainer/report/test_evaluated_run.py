@@ -85,7 +85,7 @@ def test_report_evaluates_the_validation_split_if_nothing_was_evaluated(reported
     assert "validation: loss " in answers["first report"].output
     assert str(folder / "first.html") in answers["first report"].output
     page = Page((folder / "first.html").read_bytes())
-    assert "9 images of validation" in page.words("") and "mirrored" in page.words("")
+    assert "9 images of validation" in page.words("") and "flip" in page.words("")
     assert len(page.rows["classes"]) > 2
 
 
@@ -173,7 +173,7 @@ def test_moved_dataset_is_found_with_data_flag(reported, tmp_path, capsys):
     assert "--data=DATA" in capsys.readouterr().out
     assert not Page((moved / "report.html").read_bytes()).images.get("errors")
     assert main(["convoy", "report", f"--workdir={moved}", f"--data={folder / 'data'}"]) == 0
-    assert len(Page((moved / "report.html").read_bytes()).images["mistakes"]) == 24
+    assert len(Page((moved / "report.html").read_bytes()).images["errors"]) == 24
 
 
 @pytest.mark.skipif(bool(missing_browser()), reason=f"no browser: {missing_browser()}")
