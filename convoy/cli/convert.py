@@ -1,4 +1,4 @@
-"""`convoy convert`: turns images into a dataset directory of TFRecord shards.
+"""`convoy convert`: converts images to a dataset directory of TFRecord shards.
 
 convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
@@ -16,95 +16,104 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.cli.progress import shown_progress
+from convoy.cli.progress import progress_display
 from convoy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from convoy.input_pipeline.convert.convert import Summary
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.convert.summary import ClassSummary, Summary
 
 REQUIRED = ("output",)
 
-_CLASSES_SHOWN = 50
+_EXTREMES = 3  # classes listed at each end
+_NAME_LENGTH = 40
 
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
     del argv
     string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
-    string("images", None, "Folder of images: a folder a class, unless --manifest is given.", flag_values=flags)
+    string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.", flag_values=flags)
     string(
         "tfds",
         None,
-        "In place of --images: a dataset that TFDS has prepared, NAME[/CONFIG][:VERSION].",
+        "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].",
         flag_values=flags,
     )
-    string("tfds_dir", None, "Where TFDS keeps its datasets. Left out: its own choice.", flag_values=flags)
-    string("manifest", None, "CSV that says which image is what: filename,category.", flag_values=flags)
-    string("filename_column", "filename", "The manifest's column of file names.", flag_values=flags)
-    string("category_column", "category", "The manifest's column of categories.", flag_values=flags)
-    string("csv_delimiter", "", "Between the manifest's columns. Left out: what its header has.", flag_values=flags)
+    string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.", flag_values=flags)
+    string("manifest", None, "CSV of file names and categories: filename,category.", flag_values=flags)
+    string("filename_column", "filename", "Manifest column of file names.", flag_values=flags)
+    string("category_column", "category", "Manifest column of categories.", flag_values=flags)
+    string(
+        "csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.", flag_values=flags
+    )
     string(
         "csv_encoding",
         "",
-        "The manifest's encoding, such as cp1252. Left out: UTF-8, or UTF-16 where it begins so.",
+        "Encoding of the manifest, such as cp1252. Default: UTF-8, or UTF-16 with a byte order mark.",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
         "missing",
         "error",
         ("error", "skip"),
-        "Files that the manifest names and that are not there: an error, or left out and listed in quarantine.jsonl.",
+        "What to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl.",
         flag_values=flags,
     )
-    string("output", None, "Dataset directory: a new one, or one to add a split to.", flag_values=flags)
-    string("split", "train", "The split to write.", flag_values=flags)
+    string("output", None, "Dataset directory: a new one, or an existing one to add a split to.", flag_values=flags)
+    string("split", "train", "Split to write.", flag_values=flags)
     number(
         "validation_fraction",
         None,
-        "Share of each class that goes into the split 'validation'. Left out: 0.1 for the split train, else 0.",
+        "Share of each class for the split 'validation'. Default: 0.1 for the split train, else 0.",
         flag_values=flags,
     )
     string(
         "splits",
         None,
-        "Writes several splits at once, stratified: train:0.8,validation:0.1,test:0.1. Stands in place of --split and "
+        "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
         "--validation_fraction.",
         flag_values=flags,
     )
     integer(
         "image_size",
         None,
-        "Resizes every image to N x N pixels, aspect ratio not kept; 0 leaves images their size. Left out: what the "
-        "dataset has, or 0.",
+        "Resizes every image to N x N pixels, without keeping the aspect ratio; 0 keeps the original sizes. Default: "
+        "the setting of the dataset, or 0.",
         flag_values=flags,
     )
     string(
         "encoding",
         None,
         "keep, jpeg, png or raw (uint8 RGB). keep passes JPEG and PNG bytes through unless pixels must change. "
-        "Left out: what the dataset has, or keep.",
+        "Default: the setting of the dataset, or keep.",
         flag_values=flags,
     )
-    integer("workers", 0, "Processes; 0 is one a core. The result does not depend on it.", flag_values=flags)
-    integer("seed", 0, "Seed of the splits and of the order in the shards.", flag_values=flags)
+    integer(
+        "workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.", flag_values=flags
+    )
+    integer("seed", 0, "Seed of the splits and of the order within the shards.", flag_values=flags)
     number(
         "max_bad_fraction",
         0.01,
-        "Share of images that may be left out because they cannot be decoded, before it is an error.",
+        "Largest tolerated share of images that cannot be decoded. They are left out.",
         flag_values=flags,
     )
-    string("name", None, "The dataset's name in file names. Left out: the output folder's name.", flag_values=flags)
+    string("name", None, "Name of the dataset in file names. Default: name of the output folder.", flag_values=flags)
     integer(
-        "shards", 0, "Shards a split; 0 is one per 128 MiB, and 8 where there are images enough.", flag_values=flags
+        "shards",
+        0,
+        "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.",
+        flag_values=flags,
     )
+    absl_flags.DEFINE_bool("verbose", False, "Prints one row per class.", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
-    """Converts, shows how far it is, and says what was done."""
+    """Converts the images and prints a summary."""
     del arguments
     from convoy.core.processes import terminable
     from convoy.input_pipeline.convert.convert import convert
@@ -114,20 +123,19 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     for name in ("images", "manifest", "tfds_dir", "output"):
         if is_remote(flags[name].value or ""):
             raise UsageError(
-                f"--{name}={flags[name].value}: convert reads and writes folders of this machine. Copy or mount the "
-                "images, convert them to a folder, and copy that where it is wanted: training reads it from there"
+                f"--{name}={flags[name].value}: convert reads and writes local folders only. Copy or mount the images, "
+                "convert them to a local folder, and copy the result to the bucket"
             )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
-        raise UsageError(
-            f"--splits={flags.splits} stands in place of --split and --validation_fraction: leave them out"
-        )
+        raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
+    splits: dict[str, float] | None
     if flags.tfds:
-        images, splits = _prepared(flags)
+        images, splits = _tfds_dataset(flags)
     elif flags.images:
         images, splits = Path(flags.images), parse_splits(flags.splits) if flags.splits else None
     else:
         raise UsageError(
-            "--images=FOLDER is missing (or --tfds=NAME). Example: convoy convert --images=photos --output=data"
+            "--images=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos --output=data"
         )
     options = Options(
         images=images,
@@ -146,20 +154,22 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         shards=flags.shards,
     )
     started = time.monotonic()
-    with _kept_shards_told(options), terminable(), shown_progress("converting", "images") as progress:
-        summary = convert(options, progress, say=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
-    _print_summary(summary, options.output, time.monotonic() - started)
+    with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
+        summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
+    _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
     return 0
 
 
-def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
-    """Returns the directory that TFDS has prepared, and its splits, train first."""
+def _tfds_dataset(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
+    """Returns the directory of the prepared TFDS dataset, and equal shares of its splits, train first."""
     from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
     from convoy.input_pipeline.dataset.open import open_dataset
 
     for name in ("images", "manifest", "split", "splits", "validation_fraction"):
         if flags[name].present:
-            raise UsageError(f"--{name} with --tfds={flags.tfds}: a dataset of TFDS has its own images and splits")
+            raise UsageError(
+                f"--{name} cannot be combined with --tfds={flags.tfds}, which has its own images and splits"
+            )
     directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
     dataset = open_dataset(directory)
     usable = []
@@ -168,9 +178,9 @@ def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
             dataset.split(split)
             usable.append(split)
         except DataError as error:
-            print(f"convoy: {error}: left out.", file=sys.stderr)
+            print(f"convoy: {error}: split left out.", file=sys.stderr)
     if not usable:
-        raise DataError(f"--tfds={flags.tfds}: no split of {directory} can be used")
+        raise DataError(f"--tfds={flags.tfds}: {directory} has no usable split")
     return directory, dict.fromkeys(usable, 1 / len(usable))
 
 
@@ -190,26 +200,26 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
 
 
 @contextmanager
-def _kept_shards_told(options: "Options") -> Iterator[None]:
-    """Says what is left of a conversion that ends early, and what it is good for."""
+def _report_kept_shards(options: "Options") -> Iterator[None]:
+    """Reports the finished shards of a conversion that fails or is interrupted."""
     from convoy.input_pipeline.convert.publish import working_folder
 
     try:
         yield
-    except UsageError:  # before any work, or beside that of another
+    except UsageError:  # raised before any work, or because of another conversion's
         raise
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
         if number := len(work.finished()):
             print(
-                f"convoy: {number} whole shards are kept in {os.path.relpath(work.folder)}: the same command goes on "
-                "from them.",
+                f"convoy: {number} finished shards are kept in {os.path.relpath(work.folder)}. Rerun the same command "
+                "to resume from them.",
                 file=sys.stderr,
             )
         raise
 
 
-def _print_summary(summary: "Summary", output: Path, seconds: float) -> None:
+def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -220,23 +230,52 @@ def _print_summary(summary: "Summary", output: Path, seconds: float) -> None:
         numbers = (f"{split.images:,}", f"{split.classes:,}", f"{split.shards:,}", f"{split.size / 1e6:,.1f}")
         table.add_row(split.name, *numbers)
     console = Console(highlight=False)
-    console.print(_class_table(summary))
-    console.print()
+    if verbose:
+        console.print(_class_table(summary))
+        console.print()
     console.print(table)
     images = sum(split.images for split in summary.splits)
-    lines = [f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}."]
+    lines = class_summary(summary)
+    lines.append(f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
-        lines.append(f"{summary.conflicting:,} images have the bytes of one in another category; all were kept.")
+        lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
     if any(_counts_left_out(summary).values()):
-        lines.append(f"{output}/quarantine.jsonl says which files were left out, and why.")
-    lines.append(f"{output}/report.html shows what is in the data, and what stands out.")
+        lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
+    lines.append(f"{output}/report.html: contents of the data set and findings")
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
 
 
+def class_summary(summary: "Summary") -> list[str]:
+    """Returns a few lines on the largest and smallest classes of each split, whatever the number of classes."""
+    lines = []
+    for split in summary.splits:
+        ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
+        lines.append(f"{split.name}: {split.images:,} images of {split.classes:,} classes")
+        if len(ordered) <= 2 * _EXTREMES:
+            lines.append(f"  classes: {_counts(ordered, split.name)}")
+        else:
+            lines.append(f"  largest: {_counts(ordered[:_EXTREMES], split.name)}")
+            lines.append(f"  smallest: {_counts(ordered[: -_EXTREMES - 1 : -1], split.name)}")
+    affected = sorted(summary.classes, key=lambda one: -one.quarantined - one.duplicates)[:_EXTREMES]
+    left_out = [(one, one.quarantined + one.duplicates) for one in affected if one.quarantined + one.duplicates]
+    if left_out:
+        lines.append(f"most left out: {', '.join(f'{_shown(one.name)} {number:,}' for one, number in left_out)}")
+    return lines
+
+
+def _counts(classes: Sequence["ClassSummary"], split: str) -> str:
+    return ", ".join(f"{_shown(one.name)} {one.kept[split]:,}" for one in classes)
+
+
+def _shown(name: str) -> str:
+    text = name.encode("utf-8", "replace").decode()
+    return repr(text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…")
+
+
 def _class_table(summary: "Summary") -> "RichTable":
-    """Returns a line a class; of many classes, those with most left out and those with fewest images."""
+    """Returns a table with one row per class."""
     from rich.table import Table
     from rich.text import Text
 
@@ -244,15 +283,10 @@ def _class_table(summary: "Summary") -> "RichTable":
     table = Table("class", box=None, pad_edge=False)
     for heading in (*splits, "re-encoded", "duplicates", "quarantined"):
         table.add_column(heading, justify="right")
-    shown = sorted(summary.classes, key=lambda one: (-one.quarantined - one.duplicates, sum(one.kept.values())))
-    chosen = {one.name for one in shown[:_CLASSES_SHOWN]}
     for one in summary.classes:
-        if one.name in chosen:
-            numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
-            name = Text(one.name.encode("utf-8", "replace").decode(), overflow="ellipsis", no_wrap=True)
-            table.add_row(name, *(f"{number:,}" for number in numbers))
-    if len(summary.classes) > len(chosen):
-        table.add_row(f"and {len(summary.classes) - len(chosen):,} more classes")
+        numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
+        name = Text(one.name.encode("utf-8", "replace").decode(), overflow="ellipsis", no_wrap=True)
+        table.add_row(name, *(f"{number:,}" for number in numbers))
     return table
 
 
@@ -265,7 +299,7 @@ def _left_out(summary: "Summary") -> str:
 def _counts_left_out(summary: "Summary") -> dict[str, int]:
     return {
         "duplicates": summary.duplicates,
-        "that another split has": summary.leaked,
+        "already in another split": summary.leaked,
         "quarantined": summary.quarantined,
         "missing": summary.missing,
         "other files ignored": summary.ignored,
