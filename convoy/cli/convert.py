@@ -7,7 +7,6 @@ convoy convert --tfds=food101 --output=data
 """
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,89 +16,104 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.cli.progress import shown_progress
+from convoy.cli.progress import progress_display
 from convoy.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from convoy.input_pipeline.convert.convert import ClassSummary, Summary
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.convert.summary import ClassSummary, Summary
 
 REQUIRED = ("output",)
 
-_EXTREMES = 3
-_LONGEST_NAME = 40
+_EXTREMES = 3  # classes listed at each end
+_NAME_LENGTH = 40
 
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
-    """Defines the flags."""
+    """Defines the command's flags."""
     del argv
     string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
+    string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.", flag_values=flags)
     string(
-        "images", None, "folder of images, with one subfolder per class unless --manifest is given", flag_values=flags
+        "tfds",
+        None,
+        "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].",
+        flag_values=flags,
     )
-    string("tfds", None, "instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION]", flag_values=flags)
-    string("tfds_dir", None, "folder of TFDS datasets; TFDS's own default if not given", flag_values=flags)
-    string("manifest", None, "CSV with the category of each image: filename,category", flag_values=flags)
-    string("filename_column", "filename", "column of file names in the manifest", flag_values=flags)
-    string("category_column", "category", "column of categories in the manifest", flag_values=flags)
-    string("csv_delimiter", "", "delimiter of the manifest; detected from its header if not given", flag_values=flags)
+    string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.", flag_values=flags)
+    string("manifest", None, "CSV of file names and categories: filename,category.", flag_values=flags)
+    string("filename_column", "filename", "Manifest column of file names.", flag_values=flags)
+    string("category_column", "category", "Manifest column of categories.", flag_values=flags)
+    string(
+        "csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.", flag_values=flags
+    )
     string(
         "csv_encoding",
         "",
-        "encoding of the manifest, such as cp1252; UTF-8 or UTF-16 (by its byte order mark) if not given",
+        "Encoding of the manifest, such as cp1252. Default: UTF-8, or UTF-16 with a byte order mark.",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
         "missing",
         "error",
         ("error", "skip"),
-        "files that are in the manifest but do not exist: an error, or skipped and listed in quarantine.jsonl",
+        "What to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl.",
         flag_values=flags,
     )
-    string("output", None, "dataset directory: a new one, or an existing one to add a split to", flag_values=flags)
-    string("split", "train", "split to write", flag_values=flags)
+    string("output", None, "Dataset directory: a new one, or an existing one to add a split to.", flag_values=flags)
+    string("split", "train", "Split to write.", flag_values=flags)
     number(
         "validation_fraction",
         None,
-        "share of each class for the split 'validation'; if not given, 0.1 for the split train and 0 otherwise",
+        "Share of each class for the split 'validation'. Default: 0.1 for the split train, else 0.",
         flag_values=flags,
     )
     string(
         "splits",
         None,
-        "write several stratified splits at once: train:0.8,validation:0.1,test:0.1; overrides --split and "
-        "--validation_fraction",
+        "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
+        "--validation_fraction.",
         flag_values=flags,
     )
     integer(
         "image_size",
         None,
-        "resize every image to N x N pixels, ignoring the aspect ratio; 0 keeps the size; if not given, as in the "
-        "existing dataset, or 0",
+        "Resizes every image to N x N pixels, without keeping the aspect ratio; 0 keeps the original sizes. Default: "
+        "the setting of the dataset, or 0.",
         flag_values=flags,
     )
     string(
         "encoding",
         None,
-        "keep, jpeg, png or raw (uint8 RGB); keep stores JPEG and PNG files unchanged unless pixels must change; if "
-        "not given, as in the existing dataset, or keep",
+        "keep, jpeg, png or raw (uint8 RGB). keep passes JPEG and PNG bytes through unless pixels must change. "
+        "Default: the setting of the dataset, or keep.",
         flag_values=flags,
     )
-    integer("workers", 0, "worker processes; 0 is one per core; does not affect the result", flag_values=flags)
-    integer("seed", 0, "seed of the splits and of the order within shards", flag_values=flags)
-    number("max_bad_fraction", 0.01, "largest share of images that may fail to decode", flag_values=flags)
-    string("name", None, "dataset name in file names; the name of the output folder if not given", flag_values=flags)
     integer(
-        "shards", 0, "shards per split; 0 is one per 128 MiB, at least 8 if there are enough images", flag_values=flags
+        "workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.", flag_values=flags
     )
-    absl_flags.DEFINE_bool("verbose", False, "print one row per class", flag_values=flags)
+    integer("seed", 0, "Seed of the splits and of the order within the shards.", flag_values=flags)
+    number(
+        "max_bad_fraction",
+        0.01,
+        "Largest tolerated share of images that cannot be decoded. They are left out.",
+        flag_values=flags,
+    )
+    string("name", None, "Name of the dataset in file names. Default: name of the output folder.", flag_values=flags)
+    integer(
+        "shards",
+        0,
+        "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool("verbose", False, "Prints one row per class.", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
-    """Converts images, shows progress, and prints a summary."""
+    """Converts the images and prints a summary."""
     del arguments
     from convoy.core.processes import terminable
     from convoy.input_pipeline.convert.convert import convert
@@ -110,16 +124,19 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         if is_remote(flags[name].value or ""):
             raise UsageError(
                 f"--{name}={flags[name].value}: convert reads and writes local folders only. Copy or mount the images, "
-                "convert them to a local folder, and upload that: training can read it from there."
+                "convert them to a local folder, and copy the result to the bucket"
             )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
-        raise UsageError(f"--splits={flags.splits} overrides --split and --validation_fraction: omit them.")
+        raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
+    splits: dict[str, float] | None
     if flags.tfds:
-        images, splits = _prepared(flags)
+        images, splits = _tfds_dataset(flags)
     elif flags.images:
         images, splits = Path(flags.images), parse_splits(flags.splits) if flags.splits else None
     else:
-        raise UsageError("--images or --tfds is required. Example: convoy convert --images=photos --output=data")
+        raise UsageError(
+            "--images=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos --output=data"
+        )
     options = Options(
         images=images,
         output=Path(flags.output),
@@ -137,21 +154,21 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         shards=flags.shards,
     )
     started = time.monotonic()
-    with _reports_kept_shards(options), terminable(), shown_progress("converting", "images") as progress:
-        summary = convert(options, progress, say=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
+    with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
+        summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
     return 0
 
 
-def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float] | None]:
-    """Returns the directory prepared by TFDS, and its splits, train first."""
+def _tfds_dataset(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
+    """Returns the directory of the prepared TFDS dataset, and equal shares of its splits, train first."""
     from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
     from convoy.input_pipeline.dataset.open import open_dataset
 
     for name in ("images", "manifest", "split", "splits", "validation_fraction"):
         if flags[name].present:
             raise UsageError(
-                f"--{name} cannot be used with --tfds={flags.tfds}, which has its own images and splits: omit it."
+                f"--{name} cannot be combined with --tfds={flags.tfds}, which has its own images and splits"
             )
     directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
     dataset = open_dataset(directory)
@@ -161,9 +178,9 @@ def _prepared(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float] | No
             dataset.split(split)
             usable.append(split)
         except DataError as error:
-            print(f"convoy: {error}: skipped.", file=sys.stderr)
+            print(f"convoy: {error}: split left out.", file=sys.stderr)
     if not usable:
-        raise DataError(f"--tfds={flags.tfds}: {directory} has no usable split.")
+        raise DataError(f"--tfds={flags.tfds}: {directory} has no usable split")
     return directory, dict.fromkeys(usable, 1 / len(usable))
 
 
@@ -183,20 +200,20 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
 
 
 @contextmanager
-def _reports_kept_shards(options: "Options") -> Iterator[None]:
+def _report_kept_shards(options: "Options") -> Iterator[None]:
     """Reports the finished shards of a conversion that fails or is interrupted."""
     from convoy.input_pipeline.convert.publish import working_folder
 
     try:
         yield
-    except UsageError:  # raised before any work, or while another process converts
+    except UsageError:  # raised before any work, or because of another conversion's
         raise
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
         if number := len(work.finished()):
             print(
                 f"convoy: {number} finished shards are kept in {os.path.relpath(work.folder)}. Rerun the same command "
-                "to resume.",
+                "to resume from them.",
                 file=sys.stderr,
             )
         raise
@@ -218,44 +235,47 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
         console.print()
     console.print(table)
     images = sum(split.images for split in summary.splits)
-    lines = [*class_lines(summary.classes), f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}."]
+    lines = class_summary(summary)
+    lines.append(f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
-        lines.append(f"{summary.conflicting:,} images have the same bytes as one in another category; all were kept.")
+        lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
     if any(_counts_left_out(summary).values()):
-        lines.append(f"{output}/quarantine.jsonl lists the files that were left out, with the reasons.")
-    lines.append(f"{output}/report.html shows every class, and what stands out.")
+        lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
+    lines.append(f"{output}/report.html: contents of the data set and findings")
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
 
 
-def class_lines(classes: Sequence["ClassSummary"]) -> list[str]:
-    """Returns a few lines about the classes, whatever their number: sizes, extremes, most images left out."""
-    by_size = sorted(classes, key=lambda one: (sum(one.kept.values()), one.name))
-    sizes = [sum(one.kept.values()) for one in by_size]
-    if not sizes:
-        return []
-    spread = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
-    lines = [f"Images per class: {spread}, median {statistics.median_low(sizes):,}."]
-    if sizes[0] != sizes[-1]:
-        for name, chosen in (("Smallest", by_size[:_EXTREMES]), ("Largest", by_size[::-1][:_EXTREMES])):
-            listed = ", ".join(f"{_shown(one.name)} {sum(one.kept.values()):,}" for one in chosen)
-            lines.append(f"{name} classes: {listed}.")
-    worst = sorted(classes, key=lambda one: (-one.duplicates - one.quarantined, one.name))[:_EXTREMES]
-    if worst := [one for one in worst if one.duplicates + one.quarantined]:
-        listed = ", ".join(
-            f"{_shown(one.name)} {one.duplicates:,} duplicates, {one.quarantined:,} quarantined" for one in worst
-        )
-        lines.append(f"Most left out: {listed.replace(' quarantined, ', ' quarantined; ')}.")
+def class_summary(summary: "Summary") -> list[str]:
+    """Returns a few lines on the largest and smallest classes of each split, whatever the number of classes."""
+    lines = []
+    for split in summary.splits:
+        ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
+        lines.append(f"{split.name}: {split.images:,} images of {split.classes:,} classes")
+        if len(ordered) <= 2 * _EXTREMES:
+            lines.append(f"  classes: {_counts(ordered, split.name)}")
+        else:
+            lines.append(f"  largest: {_counts(ordered[:_EXTREMES], split.name)}")
+            lines.append(f"  smallest: {_counts(ordered[: -_EXTREMES - 1 : -1], split.name)}")
+    affected = sorted(summary.classes, key=lambda one: -one.quarantined - one.duplicates)[:_EXTREMES]
+    left_out = [(one, one.quarantined + one.duplicates) for one in affected if one.quarantined + one.duplicates]
+    if left_out:
+        lines.append(f"most left out: {', '.join(f'{_shown(one.name)} {number:,}' for one, number in left_out)}")
     return lines
+
+
+def _counts(classes: Sequence["ClassSummary"], split: str) -> str:
+    return ", ".join(f"{_shown(one.name)} {one.kept[split]:,}" for one in classes)
 
 
 def _shown(name: str) -> str:
     text = name.encode("utf-8", "replace").decode()
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return repr(text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…")
 
 
 def _class_table(summary: "Summary") -> "RichTable":
+    """Returns a table with one row per class."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""How far a long command is: a bar on a terminal, and a line now and then elsewhere.
+"""Progress of a long command: a bar on a terminal, and a line every ten seconds otherwise.
 
-with shown_progress("converting", "images") as progress:
-    progress(120, 5000)    # as often as there is news
+with progress_display("converting", "images") as progress:
+    progress(120, 5000)    # as often as convenient
 """
 
 import sys
@@ -13,28 +13,28 @@ _PLAIN_LINE_SECONDS = 10.0
 
 
 @contextmanager
-def shown_progress(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that is told how much is done, and of how much.
+def progress_display(activity: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function to call with the number of units done and the total.
 
     Args:
-      doing: what is going on.
-      unit: what is counted.
+      activity: what the command does, such as "converting".
+      unit: name of the units, such as "images".
     """
     if not sys.stderr.isatty():
-        yield _PlainProgress(doing, unit)
+        yield _PlainProgress(activity, unit)
         return
     from rich import progress as rich_progress
     from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn(doing),
+        rich_progress.TextColumn(activity),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(doing, total=None, rate="starting")
+        task = bar.add_task(activity, total=None, rate="starting")
 
         def update(done: int, total: int) -> None:
             speed = bar.tasks[0].speed
@@ -44,8 +44,8 @@ def shown_progress(doing: str, unit: str) -> Iterator[Callable[[int, int], None]
 
 
 class _PlainProgress:
-    def __init__(self, doing: str, unit: str) -> None:
-        self._doing, self._unit = doing, unit
+    def __init__(self, activity: str, unit: str) -> None:
+        self._activity, self._unit = activity, unit
         self._first: tuple[float, int] | None = None
         self._next = time.monotonic() + _PLAIN_LINE_SECONDS
 
@@ -59,7 +59,7 @@ class _PlainProgress:
         rate = (done - self._first[1]) / (now - self._first[0]) if self._first and now > self._first[0] else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if rate else ""
         print(
-            f"{self._doing}: {done:,} of {total:,} {self._unit}, {rate:,.0f} {self._unit}/s{left}",
+            f"{self._activity}: {done:,} of {total:,} {self._unit}, {rate:,.0f} {self._unit}/s{left}",
             file=sys.stderr,
             flush=True,
         )

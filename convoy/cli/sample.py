@@ -1,4 +1,4 @@
-"""`convoy sample`: draws a small product-like image set to try everything else with."""
+"""`convoy sample`: draws a small set of product-like images to try the other commands with."""
 
 import time
 from collections.abc import Sequence
@@ -11,30 +11,30 @@ REQUIRED = ("output",)
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_string("output", None, "Folder to make; it must not exist yet, or be empty.", flag_values=flags)
-    absl_flags.DEFINE_integer("categories", 42, "How many kinds of product, 1 to 42.", flag_values=flags)
-    absl_flags.DEFINE_integer("per_category", 60, "Training images a category, 1 to 10000.", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "Folder to create. It must not exist, or be empty.", flag_values=flags)
+    absl_flags.DEFINE_integer("categories", 42, "Number of product categories, 1 to 42.", flag_values=flags)
+    absl_flags.DEFINE_integer("per_category", 60, "Training images per category, 1 to 10000.", flag_values=flags)
     absl_flags.DEFINE_integer(
-        "test_per_category", 0, "Test images a category; 0 draws half as many as for training.", flag_values=flags
+        "test_per_category", 0, "Test images per category; 0 draws half as many as for training.", flag_values=flags
     )
     absl_flags.DEFINE_integer("size", 64, "Width and height of an image in pixels, 16 to 1024.", flag_values=flags)
-    absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same set, byte for byte.", flag_values=flags)
+    absl_flags.DEFINE_integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "workers",
         0,
-        "Processes that draw; 0 takes one a usable core. The images don't depend on it.",
+        "Number of processes; 0 is one per usable core. The images do not depend on it.",
         flag_values=flags,
     )
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
-    """Draws the set and says where it is and what to do next.
+    """Draws the set and prints the next commands.
 
     Returns:
       The exit code 0.
 
     Raises:
-      UsageError: a flag is outside its range, or the output folder cannot be taken.
+      UsageError: a flag is out of range, or the output folder cannot be used.
     """
     from convoy.core.processes import terminable
     from convoy.input_pipeline.sample.sample_set import SampleSet
@@ -48,14 +48,14 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         seed=flags.seed,
     )
     started = time.monotonic()
-    with terminable():  # and the unfinished folder goes
+    with terminable():  # so that the unfinished folder is removed
         images.write(output, workers=flags.workers)
     seconds = time.monotonic() - started
     train, test = (images.categories * images.count(split) for split in ("train", "test"))
     noun = "category" if images.categories == 1 else "categories"
     print(
         f"{output}: {train:,} training and {test:,} test images of {images.categories} {noun}, "
-        f"{images.size}x{images.size} pixels, drawn in {seconds:.1f} s ({(train + test) / seconds:,.0f} a second)."
+        f"{images.size}x{images.size} pixels, drawn in {seconds:.1f} s ({(train + test) / seconds:,.0f} images/s)."
     )
     print("Next:")
     print(f"  convoy convert --images={output / 'train'} --output=data")

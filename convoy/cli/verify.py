@@ -1,4 +1,4 @@
-"""`convoy verify`: checks every byte of a dataset directory, and rebuilds its indexes.
+"""`convoy verify`: checks every byte of a dataset directory and rebuilds its indexes on request.
 
 convoy verify --data=data
 convoy verify --data=data --repair_index
@@ -17,6 +17,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
+    from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import Report
 
 REQUIRED = ("data",)
@@ -28,35 +29,38 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
     del argv
     absl_flags.DEFINE_string(
-        "data", None, "Dataset directory: of convert, of TFDS, or a folder of TFRecords.", flag_values=flags
+        "data",
+        None,
+        "Dataset directory, from convert or TFDS, or a folder of TFRecord files.",
+        flag_values=flags,
     )
     absl_flags.DEFINE_bool(
         "repair_index",
         False,
-        "Writes index-SPLIT.npz and the .idx files anew from the shards, of every split whose shards are whole. "
-        "Shards and manifest are never written to.",
+        "Rebuilds index-SPLIT.npz and the .idx files of every split whose shards are intact. Shards and manifest are "
+        "never written to.",
         flag_values=flags,
     )
-    absl_flags.DEFINE_integer("workers", 0, "Processes; 0 is one a core.", flag_values=flags)
-    absl_flags.DEFINE_string("json", None, "A file for all that was found, as JSON.", flag_values=flags)
+    absl_flags.DEFINE_integer("workers", 0, "Number of processes; 0 is one per core.", flag_values=flags)
+    absl_flags.DEFINE_string("json", None, "File to write the full result to, as JSON.", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
-    """Checks, shows how far it is, and says what was found."""
+    """Verifies the dataset and prints a table and the faults."""
     del arguments
     if is_remote(flags.data):
         raise UsageError(
-            f"--data={flags.data}: every byte is read, and only of a folder: run it where the data is one, or mount it"
+            f"--data={flags.data}: verify reads local folders only. Mount the bucket, or copy the data to a folder"
         )
     if flags.workers < 0:
-        raise UsageError(f"--workers={flags.workers}: 0 or more")
-    from convoy.cli.progress import shown_progress
+        raise UsageError(f"--workers={flags.workers}: must be 0 or more")
+    from convoy.cli.progress import progress_display
     from convoy.core.processes import terminable
     from convoy.input_pipeline.dataset.index import index_path
     from convoy.input_pipeline.verify.verify import verify
 
     directory = Path(flags.data)
-    with terminable(), shown_progress("verifying", "MB") as progress:
+    with terminable(), progress_display("verifying", "MB") as progress:
         report = verify(
             directory,
             workers=flags.workers,
@@ -67,9 +71,9 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     for fault in report.faults[:_SHOWN]:
         print(fault.line())
     if len(report.faults) > _SHOWN:
-        print(f"... and {len(report.faults) - _SHOWN:,} more; --json=FILE writes all.")
+        print(f"... and {len(report.faults) - _SHOWN:,} more; --json=FILE writes all of them.")
     for split in report.not_rebuilt:
-        print(f"The index of {split} was not rebuilt: its shards, or what describes them, must be whole first.")
+        print(f"Index of {split}: not rebuilt. Fix its other faults first.")
     if flags.json:
         _write_json(Path(flags.json), report)
     if report.rebuilt:
@@ -77,7 +81,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     if report.faults:
         number = len(report.faults)
         raise DataError(f"{directory} has {number:,} fault{'s' if number > 1 else ''}")
-    print(f"{directory} is whole.")
+    print(f"{directory}: no faults found.")
     return 0
 
 
@@ -97,7 +101,27 @@ def _print_table(report: "Report") -> None:
 def _write_json(path: Path, report: "Report") -> None:
     from convoy.core.files import write_whole
 
+    content = {
+        "splits": [asdict(split) for split in report.splits],
+        "faults": [_fault_json(fault) for fault in report.faults],
+        "repaired": [_fault_json(fault) for fault in report.repaired],
+        "rebuilt": report.rebuilt,
+        "not_rebuilt": report.not_rebuilt,
+    }
     try:
-        write_whole(path, json.dumps(asdict(report), indent=1).encode("ascii"))
+        write_whole(path, json.dumps(content, indent=1).encode("ascii"))
     except OSError as error:
         raise DataError(f"--json={path} cannot be written ({error.strerror})") from None
+
+
+def _fault_json(fault: "Fault") -> dict[str, str | int | None]:
+    return {
+        "code": fault.code,
+        "kind": fault.section,
+        "split": fault.split,
+        "file": fault.file,
+        "offset": fault.offset,
+        "record": fault.record,
+        "problem": fault.text,
+        "fix": fault.fix,
+    }

@@ -1,1 +1,1 @@
-"""Conversion of images to TFRecord shards: plan, write, publish all or nothing."""
+"""Conversion of images to a dataset directory of TFRecord shards: plan, write, publish all or nothing."""

@@ -1,8 +1,7 @@
-"""Which shards of a conversion are whole, for the next start after a kill.
+"""Marks of finished shards, so that a conversion that was killed can resume.
 
-A shard's mark is written after the shard itself is on the disk. It holds all that the rest of the conversion needs to
-know of the shard, and a fingerprint of what the shard's content follows from: a mark that still fits stands for the
-work.
+A shard's mark is written after the shard itself is on disk. It contains everything that the rest of the conversion
+needs from the shard, and a fingerprint of the shard's inputs. A shard whose fingerprint still matches is reused.
 """
 
 import hashlib
@@ -23,21 +22,21 @@ from convoy.input_pipeline.convert.metadata import IMAGE_TYPES
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES
 
-# Which shard a record is in is known once all are there.
+# The number of a record's shard is only known at the end.
 _TYPES = {name: dtype for name, dtype in INDEX_TYPES.items() if name != "shard"} | IMAGE_TYPES
-_DECODERS = ("pillow", "tensorflow")  # whose next version may write other bytes
+_DECODERS = ("pillow", "tensorflow")  # another version may write other bytes
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as written.
+    """A shard that was written.
 
     Attributes:
-      path: of the file.
-      size: in bytes.
-      sha256: of the file, as hex.
-      columns: [num_records] arrays by name: those of the index but `shard`, and of `metadata.IMAGE_TYPES`.
-      bad: the images that were left out of it, as (image, reason).
+      path: path of the file.
+      size: size in bytes.
+      sha256: SHA-256 of the file, hexadecimal.
+      columns: [num_records] arrays by name: those of the index except `shard`, and of `metadata.IMAGE_TYPES`.
+      bad: images that were left out, as (image, reason).
     """
 
     path: Path
@@ -48,64 +47,69 @@ class Shard:
 
     @property
     def num_records(self) -> int:
-        """How many records it holds."""
+        """Number of records."""
         return len(self.columns["label"])
 
 
-def columns(rows: Sequence[tuple]) -> dict[str, np.ndarray]:
-    """Returns a shard's columns from a row of values a record, in the order of the columns."""
+def columns(rows: Sequence[tuple[int | bool, ...]]) -> dict[str, np.ndarray]:
+    """Returns a shard's columns; `rows` has one tuple per record, with the values in the order of the columns."""
     values = zip(*rows, strict=True) if rows else [()] * len(_TYPES)
     return {name: np.array(column, dtype) for (name, dtype), column in zip(_TYPES.items(), values, strict=True)}
 
 
 def fingerprint(images: Sequence[Source], labels: Sequence[int], settings: Mapping[str, Any]) -> str:
-    """Returns a hash of what a shard's content follows from.
+    """Returns a hash of a shard's inputs.
 
     Args:
-      images: of the shard, in order; a file that has changed shows by its size or its time.
-      labels: of the images.
-      settings: of the conversion.
+      images: images of the shard, in order. A changed file is detected by its size or modification time.
+      labels: labels of the images.
+      settings: settings of the dataset, as in the manifest.
     """
     versions = [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, dict(settings)]).encode())
     for image, label in zip(images, labels, strict=True):
-        words = (os.fsencode(image.name), image.category.encode(), b"%d %d %d" % (image.size, image.modified, label))
-        content.update(b"\0".join(words) + b"\n\n")
+        fields = (os.fsencode(image.name), image.category.encode(), b"%d %d %d" % (image.size, image.modified, label))
+        content.update(b"\0".join(fields) + b"\n\n")
     return content.hexdigest()
 
 
-def write(path: Path, shard: Shard, of: str) -> None:
-    """Notes that a shard with the fingerprint `of` is whole.
+def write(path: Path, shard: Shard, fingerprint: str) -> None:
+    """Writes the mark of a finished shard.
 
     Raises:
       OSError: it cannot be written.
     """
-    facts = {"size": shard.size, "sha256": shard.sha256, "fingerprint": of}
-    facts["bad"] = [(os.fsencode(image.name).hex(), reason) for image, reason in shard.bad]
+    facts = {
+        "size": shard.size,
+        "sha256": shard.sha256,
+        "fingerprint": fingerprint,
+        "bad": [(os.fsencode(image.name).hex(), reason) for image, reason in shard.bad],
+    }
     buffer = io.BytesIO()
-    np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **shard.columns)
+    arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8), **shard.columns}
+    np.savez(buffer, **arrays)
     write_whole(path, buffer.getvalue())
 
 
-def read(path: Path, shard_path: Path, images: Sequence[Source], of: str) -> Shard | None:
-    """Returns the shard that a mark stands for; None where there is none, or what it says does not hold (any more).
+def read(path: Path, shard_path: Path, images: Sequence[Source], fingerprint: str) -> Shard | None:
+    """Returns a finished shard; None if it is not finished, damaged or outdated.
 
     Args:
-      path: of the mark.
-      shard_path: of the shard.
-      images: that the shard is to be made of.
-      of: the fingerprint that it is to have.
+      path: path of the mark.
+      shard_path: path of the shard.
+      images: images of the shard.
+      fingerprint: the expected fingerprint.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             facts = json.loads(file["facts"].tobytes())
             loaded = {name: file[name] for name in _TYPES}
-        if facts["fingerprint"] != of:
+        if facts["fingerprint"] != fingerprint:
             return None
         if sha256_of(shard_path) != facts["sha256"]:
             return None
         by_name = {os.fsencode(image.name).hex(): image for image in images}
         bad = tuple((by_name[name], reason) for name, reason in facts["bad"])
         return Shard(shard_path, facts["size"], facts["sha256"], loaded, bad)
-    except Exception:  # whatever is wrong with a file that a crash may have cut short, the shard is written anew
+    except Exception:  # a file that a crash has cut short makes zipfile and numpy raise anything
         return None

@@ -1,8 +1,8 @@
-"""The files of a dataset directory that describe its shards: manifest, index, and what TFDS reads.
+"""The files of a dataset directory that describe its shards: manifest, index, and the files that TFDS reads.
 
-TFDS opens a directory by dataset_info.json (splits and shards), features.json (what a record holds) and a file of
-label names; they are plain JSON and text, written here without importing it. The features are nested as
-`image -> {encoded, class -> {label, text}, ...}`, which TFDS flattens to the records' keys `image/encoded`,
+TFDS opens a directory by dataset_info.json (splits and shards), features.json (features of a record) and a file of
+label names. They are plain JSON and text, so that TFDS is not imported here. The features are nested as
+`image -> {encoded, class -> {label, text}, ...}`, which TFDS flattens to the keys `image/encoded`,
 `image/class/label` and so on.
 """
 
@@ -19,8 +19,8 @@ from convoy.core.files import write_whole
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
 
 VERSION = "1.0.0"
-# What images-SPLIT.npz tells of each image, in the order of the records: its size in pixels as it is stored, its source
-# file's bytes and `plan.content_hash`, its `perceptual_hash`, and whether it was encoded anew.
+# The arrays of images-SPLIT.npz, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of
+# the file, `perceptual_hash`, and whether the image was re-encoded.
 IMAGE_TYPES = {
     "width": np.uint32,
     "height": np.uint32,
@@ -29,30 +29,30 @@ IMAGE_TYPES = {
     "perceptual": np.uint64,
     "changed": np.bool_,
 }
-# TFDS names the file by the features' nesting; readers of flat records look for it by the record's key.
+# TFDS looks for the first name, readers of flat records for the second.
 LABEL_FILES = ("image.class.label.labels.txt", "image-class-label.labels.txt")
 _FEATURES = "tensorflow_datasets.core.features"
 
 
 def dataset_name(text: str) -> str:
-    """Returns `text` as a name that TFDS accepts: lower case, digits and underscores, a letter first."""
+    """Returns `text` as a name that TFDS accepts: lower case, digits and underscores, starting with a letter."""
     name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
 def shard_name(name: str, split: str, number: int, shards: int) -> str:
-    """Returns the file name of a split's shard, `number` from 0."""
+    """Returns the file name of a shard; `number` counts from 0."""
     return f"{name}-{split}.tfrecord-{number:05d}-of-{shards:05d}"
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """Returns inverse-frequency weights a class, whose mean over the images is 1; 0 for a class without images."""
+    """Returns inverse-frequency weights, one per class; their mean over the images is 1. Empty classes have 0."""
     present = sum(1 for count in counts if count)
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
 def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the manifest of a dataset without splits; `settings` are those that all its splits share."""
+    """Returns the manifest of a dataset without splits; `settings` are shared by all splits."""
     return {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -63,24 +63,25 @@ def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, A
 
 
 def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes index-SPLIT.npz, the same bytes for the same arrays."""
+    """Writes index-SPLIT.npz; equal arrays give equal bytes."""
     _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
 
 
 def images_path(directory: Path, split: str) -> Path:
-    """Returns where the facts of a split's images lie."""
+    """Returns the path of a split's images-SPLIT.npz."""
     return directory / f"images-{split}.npz"
 
 
 def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes images-SPLIT.npz, the same bytes for the same arrays."""
+    """Writes images-SPLIT.npz; equal arrays give equal bytes."""
     _write_arrays(images_path(directory, split), arrays, IMAGE_TYPES)
 
 
 def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
-    """Returns what images-SPLIT.npz holds; nothing where there is none, or no whole one."""
+    """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
     try:
         with np.load(images_path(directory, split), allow_pickle=False) as file:
+            columns: dict[str, np.ndarray]
             columns = {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}
@@ -89,12 +90,13 @@ def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(arrays[name], dtype) for name, dtype in types.items()})
+    typed: dict[str, Any] = {name: np.asarray(arrays[name], dtype) for name, dtype in types.items()}
+    np.savez(buffer, **typed)
     write_whole(path, buffer.getvalue())
 
 
 def write_descriptions(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes what TFDS reads, then manifest.json, each in one step: whoever sees the manifest sees the rest."""
+    """Writes the files that TFDS reads, then manifest.json, each atomically."""
     labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for file in LABEL_FILES:
         write_whole(directory / file, labels)
@@ -138,7 +140,7 @@ def _features(manifest: Mapping[str, Any]) -> dict[str, Any]:
         shape = {"dimensions": [str(size), str(size), "3"]}
         encoded = _feature("tensor_feature.Tensor", tensor={"shape": shape, "dtype": "uint8", "encoding": "bytes"})
     else:
-        encoded = text  # pixels whose shape is in other fields: TFDS can only hand over the bytes
+        encoded = text  # raw pixels of varying shape: TFDS can only return the bytes
     label = _feature("class_label_feature.ClassLabel", classLabel={"numClasses": str(len(manifest["class_names"]))})
     image = {
         "channels": integer,

@@ -1,7 +1,7 @@
-"""Which image goes where, settled before the first is decoded: duplicates, splits, shuffling, shards.
+"""Plan of a conversion, made before any image is decoded: duplicates, splits, shuffling, shards.
 
-The plan is a pure function of the sources, their bytes and the seed. Whoever works it off, in whatever order and on
-however many processes, writes the same files.
+The plan is a pure function of the sources, their bytes and the seed, so that the files do not depend on the number of
+processes.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from convoy.input_pipeline.convert.sources import Source
 
 SHARD_BYTES = 128 * 2**20
-_READERS = 8  # at least one shard for each of so many readers, where there are images enough
-_IMAGES_PER_SHARD = 64  # more shards than this makes are files without a use
+_MIN_SHARDS = 8  # so that several readers can share the work, if there are enough images
+_MIN_IMAGES_PER_SHARD = 64
 _SAMPLE_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What looking at the bytes found.
+    """Images with the same bytes.
 
     Attributes:
-      kept: the images without the duplicates, in their order.
-      dropped: (left out, kept in its stead).
-      conflicting: names of kept images whose bytes another kept image has under another category.
+      kept: images without the duplicates, in order.
+      dropped: pairs of (image left out, image kept instead).
+      conflicting: names of kept images for which a kept image of another category has the same bytes.
     """
 
     kept: tuple[Source, ...]
@@ -34,13 +34,13 @@ class Duplicates:
 
 
 def find_duplicates(images: Sequence[Source]) -> Duplicates:
-    """Drops images that have the same bytes as an earlier one and its category, or that are in another split than it.
+    """Drops an image if an earlier one of the same category or of another split has the same bytes.
 
-    Images of the same bytes and different categories in one split are all kept: which category is right is not ours to
-    know, and dropping one would hide the contradiction from the person who can settle it.
+    Images with the same bytes and different categories in one split are all kept: the right category is unknown, and
+    dropping one would hide the conflict from the user.
 
-    Only files of one size can be equal, and of those most differ in a few bytes in the middle, so that few are read
-    in full. Empty and unreadable files count as different; decoding says what is wrong with them.
+    Only files of equal size are compared, first by a few bytes in the middle, so that few are read in full. Empty and
+    unreadable files count as different; decoding reports them.
     """
     by_size: dict[int, list[int]] = {}
     for i, image in enumerate(images):
@@ -58,12 +58,12 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
                 if content:
                     by_content.setdefault(content, []).append(i)
     dropped: dict[int, int] = {}
-    conflicting = set()
+    conflicting: set[str] = set()
     for equal in by_content.values():
         first: dict[str, int] = {}
         earliest = min(equal)
         for i in sorted(equal):
-            if images[i].split != images[earliest].split:  # whatever it is taken for, it has been learnt from
+            if images[i].split != images[earliest].split:  # a leak between splits, whatever its category
                 dropped[i] = earliest
             elif first.setdefault(images[i].category, i) != i:
                 dropped[i] = first[images[i].category]
@@ -79,11 +79,11 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
 def find_known(
     images: Sequence[Source], known: Mapping[tuple[int, int], tuple[str, int]]
 ) -> dict[str, tuple[str, int]]:
-    """Returns which image of another split has an image's bytes, by the image's name, where one has.
+    """Returns the images whose bytes another split has, as (split, number of the image there) by image name.
 
     Args:
-      images: to look for.
-      known: (split, number of the image) by (size in bytes, `content_hash`).
+      images: images to look up.
+      known: (split, number of the image) by (size in bytes, `content_hash`) of the other splits.
     """
     sizes = {size for size, _ in known}
     found = {}
@@ -91,7 +91,7 @@ def find_known(
         if image.size in sizes:
             try:
                 content = content_hash(image.read())
-            except OSError:  # decoding says what is wrong with it
+            except OSError:  # decoding reports it
                 continue
             if (image.size, content) in known:
                 found[image.name] = known[image.size, content]
@@ -99,7 +99,7 @@ def find_known(
 
 
 def content_hash(data: bytes) -> int:
-    """Returns 64 bits by which a file's bytes are known again."""
+    """Returns a 64-bit hash of a file's bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -109,15 +109,16 @@ def divide(
     """Divides images among splits, stratified by class.
 
     Args:
-      images: all of them.
-      shares: of each split, in (0, 1]. The first split gets what the others leave; of the others each gets its share of
-        every class to within one image, and of all as exactly as that allows. No class gives its only image away.
-      seed: which images of a class it falls on. An image's place in the draw depends on its name alone, so that adding
-        images to a class leaves most of the others where they were.
-      together: names of images that must stay in the first split, because one with their bytes might be left there.
+      images: all images.
+      shares: share of each split, in (0, 1]. The first split gets the remainder. Each other split gets its share of
+        every class to within one image, and of the total as exactly as that allows. A class keeps at least one image
+        in the first split.
+      seed: seed of the draw. An image's rank in the draw depends on its name only, so that adding images to a class
+        moves few of the others.
+      together: names of images that must stay in the first split, because another image there has the same bytes.
 
     Returns:
-      The images of each split, in the order of `images`; some may have none where there are few.
+      The images of each split, in the order of `images`; a split may be empty if there are few images.
     """
     first, *others = shares
     by_class: dict[str, list[Source]] = {}
@@ -127,13 +128,13 @@ def divide(
         category: _shuffled([image for image in members if image.name not in together], f"validation {seed}")
         for category, members in by_class.items()
     }
-    left = {category: len(members) - 1 for category, members in by_class.items()}  # that a class may still give away
+    left = {category: len(members) - 1 for category, members in by_class.items()}  # to give away
     split_of: dict[str, str] = {}
     for split in others:
         seen = taken = 0
         for category in sorted(by_class):
             seen += len(by_class[category])
-            # The share of all classes so far, less what they gave: rounding errors cancel instead of adding up.
+            # The share of all classes so far minus what they gave, so that rounding errors cancel.
             wanted = math.floor(shares[split] * seen + 0.5) - taken
             most = math.ceil(shares[split] * len(by_class[category]))
             quota = max(0, min(wanted, most, left[category], len(drawn[category])))
@@ -146,7 +147,12 @@ def divide(
 
 
 def _take(
-    drawn: dict[str, list[Source]], left: dict[str, int], category: str, number: int, split: str, split_of: dict
+    drawn: dict[str, list[Source]],
+    left: dict[str, int],
+    category: str,
+    number: int,
+    split: str,
+    split_of: dict[str, str],
 ) -> None:
     split_of.update((image.name, split) for image in drawn[category][:number])
     del drawn[category][:number]
@@ -156,20 +162,20 @@ def _take(
 def assign_shards(
     images: Sequence[Source], *, split: str, seed: int, total_bytes: int, shards: int = 0
 ) -> tuple[tuple[Source, ...], ...]:
-    """Shuffles a split's images and deals them to shards.
+    """Shuffles a split's images and distributes them over shards.
 
     Args:
-      images: of the split.
-      split: its name, part of the seed.
-      seed: of the shuffle.
-      total_bytes: about how many bytes the shards will have together.
-      shards: how many; 0 is one per 128 MiB, and at least 8 where that leaves each 64 images.
+      images: images of the split.
+      split: name of the split, part of the seed.
+      seed: seed of the shuffle.
+      total_bytes: estimated total size of the shards.
+      shards: number of shards; 0 is one per 128 MiB, and at least 8 if each then has 64 images or more.
 
     Returns:
-      The images of each shard in the order they are written.
+      The images of each shard, in the order of the records.
     """
     if not shards:
-        shards = max(math.ceil(total_bytes / SHARD_BYTES), min(_READERS, len(images) // _IMAGES_PER_SHARD))
+        shards = max(math.ceil(total_bytes / SHARD_BYTES), min(_MIN_SHARDS, len(images) // _MIN_IMAGES_PER_SHARD))
     shards = max(1, min(shards, len(images)))
     shuffled = _shuffled(images, f"shuffle {split} {seed}")
     bounds = [len(images) * i // shards for i in range(shards + 1)]
@@ -177,7 +183,7 @@ def assign_shards(
 
 
 def _shuffled(images: Sequence[Source], salt: str) -> list[Source]:
-    # By a hash rather than a random number generator: it is the same in every version of every library.
+    # By a hash, not by a random number generator, whose stream may differ between library versions.
     key = hashlib.sha256(salt.encode()).digest()
     return sorted(images, key=lambda image: hashlib.blake2b(os.fsencode(image.name), key=key, digest_size=16).digest())
 
@@ -189,7 +195,7 @@ def _sample(image: Source) -> bytes:
         return b""
     try:
         middle = image.size // 2
-        # Behind the end of an image in a file of many there are other bytes than behind its equal's.
+        # Not past the end of an image in a shard: the bytes that follow differ between equal images.
         return os.pread(descriptor, min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
     except OSError:
         return b""

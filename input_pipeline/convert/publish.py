@@ -1,10 +1,10 @@
-"""All or nothing: a dataset directory is built in a folder of its own and takes its name when it is whole.
+"""Atomic publishing: a dataset is built in a working folder and renamed into place when it is complete.
 
     with working_directory(output, "train") as work:
-        ...write the dataset's files into work.dataset, and what is done into work.marks...
+        ...write the dataset's files to work.dataset and the marks of finished shards to work.marks...
         publish(work, output)
 
-What a killed or interrupted conversion has finished stays in the working folder, and the next one finds it there.
+Finished shards of an interrupted conversion stay in the working folder, and the next conversion reuses them.
 """
 
 import contextlib
@@ -19,36 +19,33 @@ from convoy.core.files import PARTIAL_SUFFIX, locked
 from convoy.input_pipeline.dataset.open import MANIFEST, read_manifest
 
 _LOCK = "lock"
-_BEFORE = "before"  # what is replaced, until all is
+_BEFORE = "before"  # copies of files that are being replaced
 
 
 @dataclass(frozen=True)
 class WorkingDirectory:
-    """Where a dataset is built: `dataset` is to become it, or be added to it; in `marks` stands which shards are whole.
-
-    A mark has the name of its shard.
-    """
+    """Working folder of a conversion: the dataset, or files to add to it, and the marks of finished shards."""
 
     folder: Path
 
     @property
     def dataset(self) -> Path:
-        """The files of the dataset."""
+        """Folder of the dataset's files."""
         return self.folder / "dataset"
 
     @property
     def marks(self) -> Path:
-        """A file for each shard that is whole."""
+        """Folder of the marks: one file per finished shard, with the name of the shard."""
         return self.folder / "marks"
 
     def finished(self) -> list[str]:
-        """Returns the names of the shards that are marked as whole."""
+        """Returns the names of the finished shards."""
         with contextlib.suppress(OSError):
             return sorted(path.name for path in self.marks.iterdir() if path.suffix != PARTIAL_SUFFIX)
         return []
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Removes all files but those of the shards of these names."""
+        """Removes all files except those of these shards."""
         for path in self.dataset.iterdir():
             if path.name.removesuffix(".idx") not in names:
                 path.unlink()
@@ -58,7 +55,7 @@ class WorkingDirectory:
 
 
 def working_folder(output: Path, split: str) -> WorkingDirectory:
-    """Returns where the conversion of a dataset, or of a further split of it, works; it need not be there."""
+    """Returns the working folder of the conversion of a dataset, or of a further split of it; it may not exist."""
     output = output.absolute()
     if (output / MANIFEST).exists():
         return WorkingDirectory(output / f"{split}.partial")
@@ -67,42 +64,41 @@ def working_folder(output: Path, split: str) -> WorkingDirectory:
 
 @contextlib.contextmanager
 def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
-    """Gives the working folder, on the disk of `output`. It is gone in the end, unless shards in it are whole.
+    """Creates and locks the working folder; on exit removes it unless it has finished shards.
 
-    It lies in `output` where that is a dataset, and beside it otherwise. Meanwhile, no other conversion gets one of the
-    same `output`.
+    It is inside `output` if that is a dataset, and next to it otherwise, so that both are on the same disk.
 
     Raises:
-      UsageError: another conversion works at `output`, or the folder holds what none has written.
-      OSError: it cannot be made.
+      UsageError: another conversion is writing `output`, or the folder exists with other files in it.
+      OSError: it cannot be created.
     """
     work = working_folder(output, split)
     adds = work.folder.parent == output.absolute()
     missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
     with contextlib.ExitStack() as locks:
-        if adds:  # two conversions that add different splits have folders of their own, and one manifest
+        if adds:  # conversions of different splits have separate working folders, but share the manifest
             locks.enter_context(_locked(output, output))
         _check_ours(work)
         work.dataset.mkdir(parents=True, exist_ok=True)
         work.marks.mkdir(exist_ok=True)
         locks.enter_context(_locked(work.folder / _LOCK, output))
         if adds:
-            beside = WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))
-            if _is_ours(beside) and not beside.dataset.exists():
-                shutil.rmtree(beside.folder, ignore_errors=True)  # what a kill right after publishing has left
-            _take_back(work, output)
+            first = WorkingDirectory(output.absolute().with_name(f"{output.name}.partial"))
+            if _is_ours(first) and not first.dataset.exists():
+                shutil.rmtree(first.folder, ignore_errors=True)  # left by a kill right after publishing
+            _recover_shards(work, output)
         try:
             yield work
         finally:
             if not work.finished():
                 shutil.rmtree(work.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the first that is not empty holds the dataset
+            with contextlib.suppress(OSError):  # not empty: it has the dataset
                 for folder in missing:
                     folder.rmdir()
 
 
 def _is_ours(work: WorkingDirectory) -> bool:
-    """Says whether a folder is there and holds nothing but what a conversion writes into its own."""
+    """Returns whether a folder exists and only has entries that a conversion creates."""
     own = (_LOCK, _BEFORE, work.dataset.name, work.marks.name)
     return work.folder.is_dir() and all(path.name in own for path in work.folder.iterdir())
 
@@ -110,21 +106,21 @@ def _is_ours(work: WorkingDirectory) -> bool:
 def _check_ours(work: WorkingDirectory) -> None:
     if os.path.lexists(work.folder) and not _is_ours(work):
         raise UsageError(
-            f"{work.folder} is where the conversion would work, and holds what no conversion wrote: move it away, or "
-            "name another --output"
+            f"{work.folder} is the conversion's working folder, and has files that no conversion wrote. Move it away, "
+            "or pass another --output"
         )
 
 
 def _locked(path: Path, output: Path) -> contextlib.AbstractContextManager[None]:
     return locked(
         path,
-        f"--output={output}: another conversion is writing it (it holds the lock of {path}). Wait for its end, or "
-        "name another --output",
+        f"--output={output}: another conversion is writing it (lock: {path}). Wait until it ends, or pass another "
+        "--output",
     )
 
 
-def _take_back(work: WorkingDirectory, output: Path) -> None:
-    """Fetches the shards that a conversion gave to `output` and was killed before the manifest named them."""
+def _recover_shards(work: WorkingDirectory, output: Path) -> None:
+    """Moves shards back that a conversion published to `output` before it was killed without updating the manifest."""
     named = {shard["file"] for entry in read_manifest(output)["splits"].values() for shard in entry["shards"]}
     for shard in set(work.finished()) - named:
         for name in (shard, f"{shard}.idx"):
@@ -133,10 +129,10 @@ def _take_back(work: WorkingDirectory, output: Path) -> None:
 
 
 def publish(work: WorkingDirectory, output: Path) -> None:
-    """Gives the dataset's files their names in `output`: all at once for a new one, else the manifest last.
+    """Renames the dataset's files into `output`: a new dataset in one step, a further split with the manifest last.
 
     Raises:
-      OSError: a file cannot be renamed; `output` is as it was before.
+      OSError: a file cannot be renamed; `output` is unchanged.
     """
     output = output.absolute()
     if (output / MANIFEST).exists():
@@ -158,7 +154,7 @@ def _add(work: WorkingDirectory, output: Path) -> None:
         for name in names:
             os.replace(work.dataset / name, output / name)
     except BaseException:
-        # Renames only: what a full disk interrupted, a full disk must not keep from being undone.
+        # Renames only, so that undoing also works on a full disk.
         for name in names:
             if not (work.dataset / name).exists():
                 os.replace(output / name, work.dataset / name)

@@ -1,9 +1,9 @@
-"""What there is to convert: a folder a class, or a CSV of `filename,category` beside a folder of images.
+"""Images to convert: one folder per class, or a folder of images with a CSV of `filename,category`.
 
     found = list_sources(Path("photos/train"))                            # photos/train/CATEGORY/*.jpg
-    found = list_sources(Path("photos/train"), Table(Path("train.csv")))  # a CSV says which image is what
+    found = list_sources(Path("photos/train"), Table(Path("train.csv")))  # categories from a CSV
 
-Listing looks at names and sizes only. Whether a file is an image is found out when it is decoded.
+Listing reads names and sizes only. Files that are not images are detected when they are decoded.
 """
 
 import os
@@ -17,12 +17,12 @@ from pathlib import Path
 from convoy.core.errors import DataError, did_you_mean
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 
-# Without a CSV a file's name is all that tells an image from a stray file before it is opened.
+# Without a CSV, images are distinguished from other files by these suffixes.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".mpo")
 )
-_NAMED = 3  # how many offenders an error names before it only counts
-_SEARCHED = 5_000  # looking for similar names takes a second per 100,000 of them
+_LISTED = 3  # names that an error lists
+_SEARCHED = 5_000  # names; searching 100,000 for a similar one takes a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Source:
     """One image to convert.
 
     Attributes:
-      path: of the file.
-      name: its path under the folder of images, with `/`.
-      category: its class.
-      size: in bytes.
-      modified: when the file last changed, in nanoseconds since 1970.
-      offset: where its bytes begin in a file that holds many; None where the file is the image.
-      split: that it belongs to already; "" where that is still to be settled.
+      path: path of the file.
+      name: path relative to the folder of images, with `/`.
+      category: name of its class.
+      size: size in bytes.
+      modified: modification time of the file, nanoseconds since 1970.
+      offset: offset of the image in a shard; None if the file is the image.
+      split: split of a TFDS dataset; "" if it is not assigned yet.
     """
 
     path: str
@@ -48,10 +48,10 @@ class Source:
     split: str = ""
 
     def read(self) -> bytes:
-        """Returns its bytes.
+        """Returns the bytes of the image.
 
         Raises:
-          OSError: they cannot be read.
+          OSError: the file cannot be read.
         """
         with open(self.path, "rb") as file:
             if self.offset is None:
@@ -62,14 +62,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a folder, or a CSV and a folder, hold.
+    """Images of a folder, or of a CSV and a folder.
 
     Attributes:
-      images: in the order of their names.
-      class_names: every category of `images`, sorted; a label is an index into them.
-      ignored: how many files were left aside: those a CSV does not name, or those that are no image by their name.
-      stray: of the ignored, those that lie in class folders and whose names are not an image's; with a CSV, all.
-      missing: (file name, category) of the CSV's rows whose file is not there, where that is no error.
+      images: images sorted by name.
+      class_names: categories of `images`, sorted; a label is an index into them.
+      ignored: number of files left out: those that the CSV does not name, or whose names have no image suffix.
+      stray: names of ignored files in class folders; with a CSV, of all ignored files.
+      missing: (file name, category) of the CSV's rows without a file, if they are tolerated.
     """
 
     images: tuple[Source, ...]
@@ -81,7 +81,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file: `name` is its path under the folder of images, with `/`; `size` and `modified` are as in `Source`."""
+    """A file. `name` is its path relative to the folder of images, with `/`; `size` and `modified` as in `Source`."""
 
     path: str
     name: str
@@ -91,16 +91,16 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV that says which image is what.
+    """A CSV of file names and categories.
 
     Attributes:
-      path: of the CSV, which has a header. A file name in it is a path under the folder of images, or a bare name that
-        only one file there has.
-      filename_column: the name of its column of file names.
-      category_column: the name of its column of categories, kept as text: `03` stays `03`.
+      path: path of the CSV, which has a header. A file name is a path relative to the folder of images, or the base
+        name of exactly one file there.
+      filename_column: name of the column of file names.
+      category_column: name of the column of categories. Categories are text: `03` stays `03`.
       delimiter: as in `read_table`.
       encoding: as in `read_table`.
-      skip_missing: whether rows whose file is not there are listed instead of being an error.
+      skip_missing: whether rows without a file are skipped instead of being an error.
     """
 
     path: Path
@@ -112,19 +112,19 @@ class Table:
 
 
 def list_sources(images: Path, table: Table | None = None) -> Sources:
-    """Lists the images of a folder a class, or those that a CSV names.
+    """Lists the images of one folder per class, or those that a CSV names.
 
     Args:
-      images: the folder. Without a CSV each folder in it is a class, named after it, with its images directly in it or
-        in folders of it. With one the images lie in it in any folders.
+      images: folder of images. Without a CSV each subfolder is a class with the images in it and below it. With a CSV
+        the images may be in any subfolders.
       table: the CSV.
 
     Returns:
-      The images in the order of their names, and the sorted class names.
+      The images sorted by name, and the sorted class names.
 
     Raises:
-      UsageError: a delimiter or an encoding that there isn't.
-      DataError: something is missing, empty, doubled or ambiguous; names it and the mend.
+      UsageError: invalid delimiter or encoding.
+      DataError: something is missing, empty, repeated or ambiguous.
     """
     _check_folder(images)
     return _from_folders(images) if table is None else _from_table(images, table)
@@ -139,17 +139,19 @@ def _from_folders(images: Path) -> Sources:
     if not folders:
         number = sum(map(_is_image_name, loose))
         raise DataError(
-            f"{images} has no class folders ({number} images lie directly in it): put the images of each class in a "
-            "folder named after it, or say which is what with --manifest=CSV (filename,category)"
+            f"{images} has no class folders, and {number} images directly in it. Put the images of each class in a "
+            "folder named after it, or pass --manifest=CSV (filename,category)"
         )
     _check_class_names(folders, where=str(images))
-    found, stray, empty = [], [], []
+    found: list[Source] = []
+    stray: list[str] = []
+    empty: list[str] = []
     for category in folders:
         files = _list_files(images, category)
-        of_class = [file for file in files if _is_image_name(file.name)]
+        class_files = [file for file in files if _is_image_name(file.name)]
         stray.extend(file.name for file in files if not _is_image_name(file.name))
-        found.extend(Source(file.path, file.name, category, file.size, file.modified) for file in of_class)
-        if not of_class:
+        found.extend(Source(file.path, file.name, category, file.size, file.modified) for file in class_files)
+        if not class_files:
             empty.append(category)
     if empty:
         raise DataError(
@@ -174,7 +176,7 @@ def _from_table(images: Path, table: Table) -> Sources:
         file = _only(matches, filename, images, f"{table.path} line {line}")
         if file.name in found:
             raise DataError(
-                f"{table.path} line {line}: {filename!r} is the same file as another row's, {file.name}; remove one row"
+                f"{table.path} line {line}: {filename!r} repeats the file {file.name} of another row. Remove one row"
             )
         found[file.name] = Source(file.path, file.name, category, file.size, file.modified)
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
@@ -190,28 +192,28 @@ def _from_table(images: Path, table: Table) -> Sources:
 
 
 def list_images(images: Path) -> list[ImageFile]:
-    """Returns every image by its name's suffix, in the folder and in folders of it, in the order of their names.
+    """Returns the files with an image suffix in a folder and below it, sorted by name.
 
     Raises:
-      DataError: no such folder, or no image in it.
+      DataError: the folder does not exist or has no images.
     """
     _check_folder(images)
     found = sorted((file for file in _list_files(images, "") if _is_image_name(file.name)), key=lambda file: file.name)
     if not found:
-        raise DataError(f"no images in {images} ({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...)")
+        raise DataError(f"{images} has no images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...)")
     return found
 
 
 def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[ImageFile]:
-    """Returns the file that each name stands for: a path under `images`, or a bare name that only one file there has.
+    """Returns the file of each name: a path relative to `images`, or the base name of exactly one file there.
 
     Args:
-      images: the folder.
-      filenames: as a CSV has them.
-      manifest: the CSV, for the text of an error.
+      images: folder of images.
+      filenames: file names of a CSV.
+      manifest: the CSV, for error messages.
 
     Raises:
-      DataError: no such folder; names that are missing or ambiguous, the first few listed.
+      DataError: the folder does not exist, or names are missing or ambiguous.
     """
     _check_folder(images)
     files = _list_files(images, "")
@@ -224,10 +226,10 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
 
 
 def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -> list[list[ImageFile]]:
-    """Returns the files that each name may stand for: one, none, or several of one bare name.
+    """Returns the files that match each name: one, none, or several with the same base name.
 
     Raises:
-      DataError: a name that leads out of the folder.
+      DataError: a name leads out of the folder.
     """
     by_name = {_plain(file.name): file for file in files}
     by_base_name: dict[str, list[ImageFile]] = {}
@@ -236,13 +238,13 @@ def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -
     outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
     if outside:
         raise DataError(
-            f"{len(outside)} file names of the CSV lead out of {images}: {_first(outside)}. Write them as paths under "
-            "it, or give --images the folder above them"
+            f"{len(outside)} file names of the CSV are outside {images}: {_first(outside)}. Write them relative to it, "
+            "or pass a parent folder as --images"
         )
     matched = []
     for filename in filenames:
         plain = _plain(filename)
-        # Spreadsheets on Windows write backslashes, which a name may hold elsewhere.
+        # Backslashes are separators on Windows, and part of a name elsewhere.
         spellings = (plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/")))
         named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
         matched.append([named] if named else by_base_name.get(plain, []))
@@ -250,7 +252,7 @@ def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -
 
 
 def _plain(name: str) -> str:
-    # One accented letter may be one character or two, and file systems and spreadsheets differ in which they write.
+    # File systems and spreadsheets differ in the Unicode form of accented letters.
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -262,7 +264,7 @@ def _missing_error(
     for name in by_name:
         by_base_name.setdefault(posixpath.basename(name), []).append(name)
     return DataError(
-        f"{len(missing)} of the {number} files that {manifest} names are not in {images}: {_first(missing)}"
+        f"{len(missing)} of the {number} files of {manifest} are missing in {images}: {_first(missing)}"
         f"{_nearest_file(missing[0], by_name, by_base_name)}"
     )
 
@@ -271,14 +273,14 @@ def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str)
     if len(matches) > 1:
         names = sorted(file.name for file in matches)
         raise DataError(
-            f"{where}: {filename!r} stands for more than one file in {images}: {' and '.join(names[:_NAMED])}. "
-            f"Write the folder too in the CSV: {names[0]}"
+            f"{where}: {filename!r} matches more than one file in {images}: {' and '.join(names[:_LISTED])}. "
+            f"Write the path in the CSV, such as {names[0]}"
         )
     return matches[0]
 
 
 def _read_rows(table: Table) -> list[tuple[int, str, str]]:
-    """Returns (line, filename, category) of every row of the CSV, checked."""
+    """Returns (line, filename, category) of every row of the CSV, validated."""
     manifest, filename_column, category_column = table.path, table.filename_column, table.category_column
     header, rows = read_table(manifest, delimiter=table.delimiter, encoding=table.encoding)
     fix = "; or name its columns with --filename_column and --category_column"
@@ -289,16 +291,16 @@ def _read_rows(table: Table) -> list[tuple[int, str, str]]:
         for column, value in ((filename_column, filename), (category_column, category)):
             if not value.strip():
                 raise DataError(
-                    f"{manifest} line {line}: empty {column} ({','.join(row)}); fill it in, or remove the row"
+                    f"{manifest} line {line}: empty {column} ({','.join(row)}). Fill it in, or remove the row"
                 )
         parsed.append((line, filename, category))
     counts = Counter(filename for _, filename, _ in parsed)
-    doubled = [filename for filename, number in counts.items() if number > 1]
-    if doubled:
-        lines = [(line, category) for line, filename, category in parsed if filename == doubled[0]]
+    repeated = [filename for filename, number in counts.items() if number > 1]
+    if repeated:
+        lines = [(line, category) for line, filename, category in parsed if filename == repeated[0]]
         raise DataError(
-            f"{len(doubled)} file names stand more than once in {manifest}: {doubled[0]!r} in "
-            f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_NAMED])}. Keep one row each"
+            f"{len(repeated)} file names are repeated in {manifest}: {repeated[0]!r} in "
+            f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
     _check_class_names({category for _, _, category in parsed}, where=str(manifest))
     return parsed
@@ -306,17 +308,17 @@ def _read_rows(table: Table) -> list[tuple[int, str, str]]:
 
 def _check_class_names(names: Iterable[str], where: str) -> None:
     for name in sorted(names):
-        # Class names stand one a line in the dataset's label file, whose readers strip the lines and drop empty ones.
+        # The label file has one class name per line, and its readers strip lines and drop empty ones.
         if name != name.strip() or len(name.splitlines()) > 1:
-            raise DataError(f"category {name!r} of {where} has white space around it or a line break in it; rename it")
+            raise DataError(f"category {name!r} of {where} has surrounding white space or a line break. Rename it")
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
-            raise DataError(f"category {ascii(name)} of {where} is not UTF-8; rename it") from None
+            raise DataError(f"category {ascii(name)} of {where} is not UTF-8. Rename it") from None
 
 
 def _list_files(root: Path, folder: str) -> list[ImageFile]:
-    """Returns every visible file in `folder` of `root` and in the folders of it, unsorted. Follows links to files."""
+    """Returns the visible files in `folder` of `root` and below it, unsorted. Follows links to files only."""
     files, folders = [], [folder]
     while folders:
         current = folders.pop()
@@ -336,13 +338,13 @@ def _list_files(root: Path, folder: str) -> list[ImageFile]:
 
 
 def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
-    """Returns a file's size and time; 0 for a link to nowhere, so that opening it says so; None for a pipe."""
+    """Returns size and modification time; zeros for a broken link, reported when it is opened; None for a pipe."""
     try:
         if entry.is_file():
             status = entry.stat()
             return status.st_size, status.st_mtime_ns
         return (0, 0) if entry.is_symlink() and not os.path.exists(entry.path) else None
-    except OSError:  # a link to itself, or a file that is gone by now
+    except OSError:  # a link to itself, or a file that was just deleted
         return 0, 0
 
 
@@ -367,8 +369,8 @@ def _nearest_file(missing: str, files: Mapping[str, ImageFile], by_base_name: Ma
 
 
 def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(repr, names[:_NAMED])) + more
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(repr, names[:_LISTED])) + more
 
 
 def _classes(number: int) -> str:

@@ -1,10 +1,10 @@
-"""CSV files as people and spreadsheet programs write them.
+"""CSV files as written by people and spreadsheet programs.
 
     header, rows = read_table(Path("train.csv"))
     filename, category = column_indices(Path("train.csv"), header, ["filename", "category"])
 
-Columns are separated by commas, semicolons, tabs or bars, whichever the header has, and the text is UTF-8 or, with a
-byte order mark, UTF-16, where nothing else is said. Quoted fields may hold separators and line breaks (RFC 4180).
+The separator is the comma, semicolon, tab or bar that is most frequent in the header. The encoding is UTF-8, or UTF-16
+with a byte order mark. Both can be given. Quoted fields may contain separators and line breaks (RFC 4180).
 """
 
 import codecs
@@ -16,23 +16,24 @@ from pathlib import Path
 from convoy.core.errors import DataError, UsageError, did_you_mean
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_LONGEST_FIELD = 2**20  # a quote that is never closed makes one field of the rest of the file
+_LONGEST_FIELD = 2**20  # bytes; an unclosed quote makes one field of the rest of the file
 
 
 def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns a CSV's header and its rows with the numbers of their last lines, blank rows left out.
+    """Returns the header of a CSV, and its rows as (number of the last line, fields) without blank rows.
 
     Args:
       path: the CSV.
-      delimiter: between columns; "" takes what the header has most of.
-      encoding: as Python names it; "" is UTF-8, or UTF-16 where a byte order mark says so.
+      delimiter: separator of columns; "" detects it from the header.
+      encoding: name of a Python codec; "" is UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-      UsageError: no such encoding, or a delimiter of more than one character.
-      DataError: missing, not of that encoding, no CSV, no rows, or a row with another number of fields than the header.
+      UsageError: unknown encoding, or a delimiter of more than one character.
+      DataError: the file is missing, wrongly encoded, malformed or without rows, or a row has another number of fields
+        than the header.
     """
     if len(delimiter) > 1:
-        raise UsageError(f"--csv_delimiter={delimiter!r}: one character, such as ';', or a tab as $'\\t'")
+        raise UsageError(f"--csv_delimiter={delimiter!r}: must be one character, such as ';', or a tab as $'\\t'")
     text = _text(path, encoding)
     first = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = delimiter or max(SEPARATORS, key=first.count)
@@ -46,32 +47,38 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
     finally:
         csv.field_size_limit(before)
     if header and not rows:
-        raise DataError(f"manifest {path} has a header and no rows: it must name every image")
+        raise DataError(f"manifest {path} has a header and no rows. List one image per row")
     for line, row in rows:
         if len(row) != len(header):
             raise DataError(
-                f"{path} line {line} has {len(row)} fields and the header {len(header)} ({','.join(header)}); "
-                f"quote a field that holds one of the {SEPARATORS.get(delimiter, 'separators')}"
+                f"{path} line {line} has {len(row)} fields, and the header {len(header)} ({','.join(header)}). "
+                f"Quote fields that contain {SEPARATORS.get(delimiter, 'separators')}"
             )
     return header, rows
 
 
 def column_indices(path: Path, header: Sequence[str], wanted: Sequence[str], fix: str = "") -> list[int]:
-    """Returns where the wanted columns stand in a CSV's header.
+    """Returns the indices of columns in a CSV's header.
+
+    Args:
+      path: the CSV, for error messages.
+      header: names of all columns.
+      wanted: names of the columns to find.
+      fix: appended to error messages.
 
     Raises:
-      DataError: one is not there, or stands there twice; names the nearest.
+      DataError: a column is missing or repeated.
     """
     if not any(header):
-        raise DataError(f"{path} is empty. Wanted: a CSV with the columns {','.join(wanted)!r}{fix}")
+        raise DataError(f"{path} is empty. Expected: a CSV with the columns {','.join(wanted)!r}{fix}")
     for column in wanted:
         if column not in header:
             raise DataError(
-                f"{path} has the header {','.join(header)!r} and no column {column!r}"
-                f"{did_you_mean(column, header)}. Wanted: {','.join(wanted)!r}{fix}"
+                f"{path} has no column {column!r}{did_you_mean(column, header)}; its header is "
+                f"{','.join(header)!r}. Expected: {','.join(wanted)!r}{fix}"
             )
         if list(header).count(column) > 1:
-            raise DataError(f"{path} has the header {','.join(header)!r} with more than one {column!r}; rename one")
+            raise DataError(f"{path} has more than one column {column!r} ({','.join(header)!r}). Rename one")
     return [header.index(column) for column in wanted]
 
 
@@ -85,14 +92,14 @@ def _text(path: Path, encoding: str) -> str:
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read ({error.strerror})") from None
     if not encoding and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"  # what spreadsheet programs call Unicode text
+        encoding = "utf-16"  # "Unicode text" of spreadsheet programs
     try:
         # A byte order mark would become part of the first column's name.
         return data.decode(encoding or "utf-8").removeprefix("\ufeff")
     except LookupError:
-        raise UsageError(f"--csv_encoding={encoding} is no text encoding. Examples: utf-8, cp1252, shift_jis") from None
+        raise UsageError(f"--csv_encoding={encoding}: unknown encoding. Examples: utf-8, cp1252, shift_jis") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"manifest {path} is not {encoding or 'UTF-8'} (byte {error.start}); save it as UTF-8, or say what it is: "
-            "--csv_encoding=cp1252"
+            f"manifest {path} is not {encoding or 'UTF-8'} (byte {error.start}). Save it as UTF-8, or pass its "
+            "encoding, such as --csv_encoding=cp1252"
         ) from None

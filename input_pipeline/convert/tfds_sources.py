@@ -3,8 +3,7 @@
     directory = find_prepared("food101", default_folder())
     found = list_prepared(directory, ["train", "validation"])
 
-An image's bytes are used where they lie in TFDS's shards; nothing is copied before they are converted. Neither TFDS nor
-TensorFlow is imported.
+Images are read in place from TFDS's shards. Neither TFDS nor TensorFlow is imported.
 """
 
 import os
@@ -25,7 +24,7 @@ _READ_AT_ONCE = 256  # records
 
 
 def default_folder() -> Path:
-    """Returns TFDS's own `data_dir`."""
+    """Returns the default `data_dir` of TFDS."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
 
 
@@ -33,11 +32,12 @@ def find_prepared(name: str, folder: Path) -> Path:
     """Returns the directory of a prepared dataset.
 
     Args:
-      name: as TFDS has it: `mnist`, `mnist:3.0.1`, `imagenet_resized/64x64`, `imagenet_resized/64x64:0.1.0`.
-      folder: TFDS's `data_dir`. Of several versions in it the newest is taken.
+      name: `mnist`, `mnist:3.0.1`, `imagenet_resized/64x64` or `imagenet_resized/64x64:0.1.0`, as in TFDS. Without a
+        version the newest is used.
+      folder: TFDS's `data_dir`.
 
     Raises:
-      UsageError: it is not there, or has several configurations and none is named.
+      UsageError: the dataset does not exist, or has several configurations and `name` has none.
     """
     path, _, version = name.partition(":")
     root = folder / path
@@ -45,7 +45,7 @@ def find_prepared(name: str, folder: Path) -> Path:
         known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
         raise UsageError(
             f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Prepare the dataset with TFDS, or "
-            "say with --tfds_dir where it is"
+            "pass its data_dir as --tfds_dir"
         )
     found = {info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/{DATASET_INFO}")}
     if (root / DATASET_INFO).is_file():
@@ -55,10 +55,10 @@ def find_prepared(name: str, folder: Path) -> Path:
     configurations = sorted({str(directory.parent.relative_to(folder)) for directory in found if directory != root})
     if len(configurations) > 1:
         raise UsageError(
-            f"--tfds={name} has {len(configurations)} configurations: name one, --tfds={configurations[0]}"
+            f"--tfds={name} has {len(configurations)} configurations. Name one, such as --tfds={configurations[0]}"
         )
     if not found:
-        raise UsageError(f"--tfds={name}: {root} holds no prepared dataset{f' of version {version}' * bool(version)}")
+        raise UsageError(f"--tfds={name}: {root} has no prepared dataset{f' of version {version}' * bool(version)}")
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
 
 
@@ -66,15 +66,14 @@ def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
     """Lists the images of a prepared dataset.
 
     Args:
-      directory: of the dataset.
-      splits: to list, in this order; the first comes first where two have the same image.
+      directory: directory of the dataset.
+      splits: splits to list. If two splits have the same image, the first of them keeps it.
 
     Returns:
-      The images, each in the split that TFDS has it in; its name is that of the shard and its number in the shard. All
-      classes of the dataset.
+      The images with their TFDS splits, named after their shard and their number in it, and all classes of the dataset.
 
     Raises:
-      DataError: a split or a record is damaged, or has no labels; names shard and offset.
+      DataError: a split or a record is damaged or has no labels.
     """
     dataset = open_dataset(directory)
     images: list[Source] = []
@@ -86,8 +85,8 @@ def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
 
 
 def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> Iterator[Source]:
-    """Yields the images of a shard; as `list_prepared`."""
-    path = split.shard_paths[shard]
+    """Yields the images of a shard, as `list_prepared`."""
+    path = Path(str(split.shard_paths[shard]))
     first, stop = np.searchsorted(split.shard, np.array([shard, shard + 1], split.shard.dtype)).tolist()
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -104,8 +103,8 @@ def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> It
                     begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
                 except ValueError as error:
                     raise DataError(
-                        f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} ({error}); "
-                        "prepare the dataset again"
+                        f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} ({error}). "
+                        "Prepare the dataset again"
                     ) from None
                 yield Source(
                     path=str(path),

@@ -1,4 +1,4 @@
-"""One image to one record, one list of images to one shard: the part of the converter that runs in worker processes."""
+"""Conversion of one shard's images to records, in a worker process."""
 
 import hashlib
 import os
@@ -15,21 +15,21 @@ from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, example, frame
 from convoy.input_pipeline.images.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
 from convoy.input_pipeline.images.worker_pool import report_progress
 
-# Converted together; more of them gain nothing.
-_IMAGES_A_GROUP = 16
-_BYTES_A_GROUP = 2**21
+# Limits of a group of images that is converted together; larger groups are not faster.
+_GROUP_IMAGES = 16
+_GROUP_BYTES = 2**21
 
 
 class ShardTask(NamedTuple):
     """A shard to write.
 
     Attributes:
-      path: where to.
-      mark: where to note that it is whole.
-      fingerprint: of all that its content follows from.
-      images: in the order of the records.
-      labels: of the images.
-      pixels: what may happen to pixels.
+      path: path of the shard.
+      mark: path of its mark.
+      fingerprint: fingerprint of its inputs (`marks.fingerprint`).
+      images: images in the order of the records.
+      labels: labels of the images.
+      pixels: size and encoding of the images.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class ShardTask(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A serialised `tf.train.Example`, and what is known of its image: the fields of `metadata.IMAGE_TYPES`."""
+    """A serialized `tf.train.Example` and the facts of its image, as in `metadata.IMAGE_TYPES`."""
 
     payload: bytes
     width: int
@@ -53,15 +53,16 @@ class Record(NamedTuple):
 
 
 def write_shard(task: ShardTask) -> Shard:
-    """Writes a shard and, beside it, its `.idx`: "offset size" a line, sizes of whole frames; then marks it as whole.
+    """Writes a shard, its `.idx` file (one line "offset size" per record, with the sizes of the frames), and its mark.
 
-    Each is written under a name ending in `.tmp`, flushed to the disk, and renamed.
+    Each file is written under a name ending in `.tmp`, flushed to disk, and renamed.
 
     Raises:
-      StoppedError: the conversion was given up.
-      OSError: the shard cannot be written.
+      StoppedError: the conversion was cancelled.
+      OSError: a file cannot be written.
     """
-    rows, bad = [], []
+    rows: list[tuple[int | bool, ...]] = []
+    bad: list[tuple[Source, str]] = []
     sha256 = hashlib.sha256()
     offset = 0
     with written_whole(task.path) as file:
@@ -76,7 +77,8 @@ def write_shard(task: ShardTask) -> Shard:
                 file.write(framed)
                 sha256.update(framed)
                 crc = int.from_bytes(framed[-4:], "little")
-                rows.append((offset, len(converted.payload), label, crc, *converted[1:]))
+                payload, *facts = converted
+                rows.append((offset, len(payload), label, crc, *facts))
                 offset += len(framed)
     with written_whole(task.path.with_name(task.path.name + ".idx")) as file:
         file.write("".join(f"{start} {length + FRAME_OVERHEAD}\n" for start, length, *_ in rows).encode("ascii"))
@@ -87,10 +89,11 @@ def write_shard(task: ShardTask) -> Shard:
 
 
 def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
-    """Yields images to convert together, and the first one's number: some, unless they are large."""
-    group, size = [], 0
+    """Yields groups of images to convert together, each with the number of its first image."""
+    group: list[Source] = []
+    size = 0
     for i, image in enumerate(images):
-        if group and (len(group) == _IMAGES_A_GROUP or size + image.size > _BYTES_A_GROUP):
+        if group and (len(group) == _GROUP_IMAGES or size + image.size > _GROUP_BYTES):
             yield i - len(group), group
             group, size = [], 0
         group.append(image)
@@ -100,9 +103,9 @@ def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
 
 
 def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> Iterator[Record | Exception]:
-    """Yields each image's record.
+    """Yields the record of each image, or an exception of any type if the image cannot be decoded in full.
 
-    Of a file that is not an image that can be decoded in full, an exception of any kind; `reason` words it.
+    `pixels.reason` gives the text of the exception.
     """
     from convoy.input_pipeline.images import decoder
 
@@ -110,16 +113,19 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
     whole = [data for data in files if isinstance(data, bytes)]
     checked = decoder.encode_all_checked(whole, pixels)
     for image, label, data in zip(images, labels, files, strict=True):
-        one = next(checked) if isinstance(data, bytes) else data
-        yield one if isinstance(one, Exception) else _record(image, label, data, *one)
+        if isinstance(data, Exception):
+            yield data
+            continue
+        encoded = next(checked)
+        yield encoded if isinstance(encoded, Exception) else _record(image, label, data, *encoded)
 
 
 def _read(image: Source) -> bytes | Exception:
     if image.size > MAX_FILE_BYTES:
-        return ValueError(f"a file of {image.size:,} bytes; images have up to {MAX_FILE_BYTES:,}")
+        return ValueError(f"the file has {image.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
     try:
         return image.read()
-    except Exception as error:  # the reason is worded like any other
+    except Exception as error:  # reported like a decoding error
         return error
 
 

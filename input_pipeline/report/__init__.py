@@ -1,6 +1,6 @@
-"""DATA/report.html: what a data set is like and what is wrong with it, on one page that needs nothing else.
+"""DATA/report.html: contents and problems of a data set, on one self-contained page.
 
-`page` gathers and writes, `alike` finds what is there twice, `numbers` counts classes and sizes, `pictures` makes the
-thumbnails, and `report.html.j2` is the page. `templates`, `style.css` and `thumbnail.html.j2` serve the report of a run
-(`convoy.trainer.report`) too.
+`page` collects the data and writes the file, `alike` finds duplicates, `findings` lists the problems, `numbers` counts
+sizes, `pictures` makes thumbnails, and `report.html.j2` is the page. `augmentation_page` is the page of
+`convoy augment`. The template engine and the style are in `convoy.core.html`.
 """

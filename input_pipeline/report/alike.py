@@ -1,10 +1,10 @@
-"""What a data set holds more than once: the same bytes, or pictures that look alike, in and across classes and splits.
+"""Duplicates and near duplicates in a data set, within and across classes and splits.
 
     images = gather(splits, sidecars)
     alike = find_alike(images)
     alike.leaks[0].exact, alike.across_classes[0].members
 
-An image is an entry of `Images`, of all splits together.
+Images are numbered across all splits: image i is entry i of the arrays of `Images`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,19 @@ SIDECAR_ARRAYS = ("width", "height", "source_bytes", "content", "perceptual", "c
 
 @dataclass(frozen=True)
 class Images:
-    """Every image of the splits that have a sidecar, one split after another.
+    """The images of all splits that have an images-SPLIT.npz, one split after another.
 
     Attributes:
-      splits: their names, the one that is trained on first.
-      split: [n] int64: which of `splits`.
-      position: [n] int64: which record of its split.
+      splits: names of the splits, the training split first.
+      split: [n] int64, index into `splits`.
+      position: [n] int64, number of the record in its split.
       label: [n] int32, from 0.
-      width, height: [n] uint32: pixels, as in the record.
-      source_bytes: [n] int64: the source file's size.
-      content: [n] uint64: hash of the source file's bytes.
-      perceptual: [n] uint64: `perceptual_hash`.
-      changed: [n] bool: whether the bytes were encoded anew.
+      width: [n] uint32, pixels, as in the record.
+      height: [n] uint32, pixels, as in the record.
+      source_bytes: [n] int64, size of the source file.
+      content: [n] uint64, hash of the source file's bytes.
+      perceptual: [n] uint64, `perceptual_hash`.
+      changed: [n] bool, whether the image was re-encoded.
     """
 
     splits: tuple[str, ...]
@@ -48,11 +49,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are the same or look alike.
+    """Duplicates and near duplicates of each other.
 
     Attributes:
-      members: two or more, in their order.
-      exact: whether some of them have the same bytes, under different labels where the group has several.
+      members: two or more images, ascending.
+      exact: whether two of them have the same bytes, and different labels if the group has several labels.
     """
 
     members: tuple[int, ...]
@@ -61,14 +62,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Leak:
-    """Images of the split `later` that are in the split `earlier` too.
+    """Images of the split `later` that are also in the split `earlier`.
 
     Attributes:
-      earlier, later: the splits' names.
-      images: how many images `later` has.
-      exact: of them, how many have the bytes of an image of `earlier`.
-      near: of them, how many only look like one.
-      pairs: the first few as (image of `later`, its like in `earlier`), exact ones first, then by their distance.
+      earlier: name of the split that comes first, usually the training split.
+      later: name of the other split.
+      images: number of images of `later`.
+      exact: number of them with the same bytes as an image of `earlier`.
+      near: number of them that are only near duplicates.
+      pairs: the first few as (image of `later`, image of `earlier`), exact ones first, then by distance.
     """
 
     earlier: str
@@ -80,12 +82,12 @@ class Leak:
 
     @property
     def number(self) -> int:
-        """How many images of `later` are in `earlier` too."""
+        """Number of images of `later` that are also in `earlier`."""
         return self.exact + self.near
 
     @property
-    def in_words(self) -> str:
-        """How they are alike: `3 with the same bytes, 4 that look alike`."""
+    def summary(self) -> str:
+        """Both numbers as text: `3 with the same bytes, 4 that look alike`."""
         exact = f"{self.exact:,} with the same bytes" if self.exact else ""
         near = f"{self.near:,} that look{'s' * (self.near == 1)} alike" if self.near else ""
         return ", ".join(filter(None, (exact, near)))
@@ -93,33 +95,33 @@ class Leak:
 
 @dataclass(frozen=True)
 class Alike:
-    """What is there more than once.
+    """Duplicates and near duplicates of a data set.
 
     Attributes:
-      leaks: of each two splits that share a picture.
-      across_classes: groups with more than one label; those of the same bytes first, then the largest first.
+      leaks: one for each pair of splits that share images.
+      across_classes: groups with more than one label; exact ones first, then the largest first.
       within_classes: groups with one label and two or more images in one split; the largest first.
-      flat: images of one colour, which all look alike and are in no group but for their bytes.
-      complete: False where pictures are so alike that not all pairs could be compared.
+      flat: [flat images] int64, images of a single colour. All of them look alike, so they are grouped by bytes only.
+      complete: False if there were too many near duplicates to compare all pairs.
     """
 
     leaks: tuple[Leak, ...]
     across_classes: tuple[Group, ...]
     within_classes: tuple[Group, ...]
-    flat: np.ndarray  # [flat images] int64
+    flat: np.ndarray
     complete: bool
 
     @property
     def surplus(self) -> int:
-        """How many images have a like in a group of `within_classes` that stands for them."""
+        """Number of images that could be removed so that each group of `within_classes` keeps one."""
         return sum(len(group.members) - 1 for group in self.within_classes)
 
 
 def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.ndarray]]) -> Images:
-    """Puts the splits that have a sidecar in a row.
+    """Concatenates the splits that have a sidecar.
 
     Args:
-      splits: by name, in the order to take them.
+      splits: splits by name, in order.
       sidecars: the arrays `SIDECAR_ARRAYS` by split, each as long as its split.
     """
     names = tuple(name for name in splits if name in sidecars)
@@ -142,11 +144,11 @@ def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.n
 
 
 def find_alike(images: Images, *, leaks_shown: int) -> Alike:
-    """Finds what is there more than once.
+    """Finds duplicates and near duplicates.
 
     Args:
-      images: of all splits.
-      leaks_shown: how many pairs a `Leak` holds at most.
+      images: images of all splits.
+      leaks_shown: maximum number of pairs of a `Leak`.
     """
     contents, content = np.unique(images.content, return_inverse=True)
     hashes, looks = np.unique(images.perceptual, return_inverse=True)
@@ -170,7 +172,7 @@ def find_alike(images: Images, *, leaks_shown: int) -> Alike:
 
 
 def _components(number: int, pairs: NearPairs) -> np.ndarray:
-    """Returns, for each of `number` hashes, the smallest one that a chain of pairs leads to."""
+    """Returns, for each of `number` hashes, the smallest hash of its connected component."""
     component = np.arange(number)
     while True:
         before = component.copy()
@@ -195,7 +197,7 @@ def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tup
         elif np.bincount(images.split[members]).max() > 1:
             within.append(Group(places, exact=len(contents) < len(places)))
 
-    def worst_first(group: Group) -> tuple:
+    def worst_first(group: Group) -> tuple[bool, int, tuple[int, ...]]:
         return not group.exact, -len(group.members), group.members
 
     return tuple(sorted(across, key=worst_first)), tuple(sorted(within, key=lambda group: worst_first(group)[1:]))

@@ -1,9 +1,9 @@
-"""A page that shows what augmentation does: a recipe's line on an image, and every operation at three strengths.
+"""The page of `convoy augment`: a recipe's pipeline applied to an image, and every operation at three strengths.
 
     page = augmentation_page(images, names, text="crop | flip | trivial", recipe="convnet", image_size=64, seed=0)
     Path("augment.html").write_bytes(page.encode())
 
-The page is one file without scripts and without links to other files. It depends on its input alone.
+The page is one self-contained file without scripts. It depends on the arguments only.
 """
 
 import base64
@@ -30,7 +30,7 @@ _QUALITY = 85
 _MOST = 1 - 2**-24  # the largest random number
 _MIDDLE = 0.5
 
-# How each operation is shown: at a low, a middle and a high strength, and with which random numbers.
+# Arguments of each operation at low, medium and high strength, and the random numbers that are used.
 _EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "crop": (("scale=0.7..0.7", "scale=0.4..0.4", "scale=0.1..0.1"), ()),
     "flip": (("1",), (0.0,)),
@@ -63,15 +63,15 @@ def augmentation_page(
     """Returns the page, HTML.
 
     Args:
-      images: one or more, each [height, width, 3] uint8, whole. The line is drawn on the first.
-      names: of their classes.
-      text: the recipe's line.
-      recipe: its name.
-      image_size: side of the images in training.
-      seed: the run's: the drawings are what training sees of image 0 in its first epochs.
+      images: one or more images, each [height, width, 3] uint8, uncropped. The pipeline is applied to the first.
+      names: names of their classes.
+      text: the pipeline, `config.augment.ops`.
+      recipe: name of the recipe.
+      image_size: training resolution, pixels.
+      seed: seed of the run. The page shows image 0 as training sees it in its first epochs.
 
     Raises:
-      UsageError: the line is none.
+      UsageError: the pipeline cannot be parsed.
     """
     numbers = np.arange(len(images))
     randomness = image_randomness(numbers, numbers * 0, seed=seed, draws=CROP_DRAWS + 64)
@@ -84,31 +84,31 @@ def augmentation_page(
         names=list(names),
         originals=_uris(whole),
         drawings=_drawings(images[0], parse_pipeline(text, image_size=image_size), image_size, seed),
-        halves=_halves(parse_pipeline(text, image_size=image_size)),
+        stages=_stages(parse_pipeline(text, image_size=image_size)),
         operations=operations,
         sampled=_sampled(whole),
         strengths=_STRENGTHS,
     )
 
 
-def _drawings(image: np.ndarray, line: AugmentPipeline, image_size: int, seed: int) -> list[str]:
+def _drawings(image: np.ndarray, pipeline: AugmentPipeline, image_size: int, seed: int) -> list[str]:
     epochs = np.arange(LINE_DRAWINGS)
-    randomness = image_randomness(epochs * 0, epochs, seed=seed, draws=line.draws)
-    return _uris(_augmented([image] * LINE_DRAWINGS, line, randomness, image_size))
+    randomness = image_randomness(epochs * 0, epochs, seed=seed, draws=pipeline.draws)
+    return _uris(_augmented([image] * LINE_DRAWINGS, pipeline, randomness, image_size))
 
 
 def _augmented(
-    images: Sequence[np.ndarray], line: AugmentPipeline, randomness: np.ndarray, image_size: int
+    images: Sequence[np.ndarray], pipeline: AugmentPipeline, randomness: np.ndarray, image_size: int
 ) -> np.ndarray:
-    """Returns what the model sees, [n, image_size, image_size, 3] uint8, as reader and step make it."""
-    crop = Crop(image_size, *line.scale)
+    """Returns the model's input, [n, image_size, image_size, 3] uint8, augmented as by reader and step."""
+    crop = Crop(image_size, *pipeline.scale)
     cropped = tf.stack(
         [
             cropping.crop_and_resize(tf.constant(image), draws, crop)
             for image, draws in zip(images, randomness, strict=True)
         ]
     )
-    pixels = on_device(on_host(cropped, randomness, line.host), randomness, line.device)
+    pixels = on_device(on_host(cropped, randomness, pipeline.host), randomness, pipeline.device)
     return np.uint8(np.rint(pixels.numpy()))
 
 
@@ -116,32 +116,32 @@ def _operation(name: str, images: Sequence[np.ndarray], randomness: np.ndarray, 
     arguments, draws = _EXAMPLES[name]
     columns = []
     for argument in arguments:
-        line = parse_pipeline(f"{name}({argument})", image_size=image_size)
-        numbers = randomness[:, : line.draws].copy()
+        pipeline = parse_pipeline(f"{name}({argument})", image_size=image_size)
+        numbers = randomness[:, : pipeline.draws].copy()
         if draws:
             numbers[:, CROP_DRAWS : CROP_DRAWS + len(draws)] = draws
-        columns.append((f"{name}({argument})", _uris(_augmented(images, line, numbers, image_size))))
+        columns.append((f"{name}({argument})", _uris(_augmented(images, pipeline, numbers, image_size))))
     signature = OPERATIONS[name]
     return {
         "name": name,
         "about": signature.about,
         "where": "step or reader" if signature.on_device else "reader",
-        "parameters": [(parameter.name, _described(parameter)) for parameter in signature.parameters],
+        "parameters": [(parameter.name, _description(parameter)) for parameter in signature.parameters],
         "columns": columns,
     }
 
 
-def _described(parameter: Parameter) -> str:
+def _description(parameter: Parameter) -> str:
     default = parameter.default
+    if default is None:
+        return parameter.legal
     if isinstance(default, tuple):
-        default = f"{default[0]:g}..{default[1]:g}"
-    elif default is not None:
-        default = f"{default:g}" if default else "that of the run"
-    return parameter.legal + (f"; {default} where left out" if default is not None else "")
+        return f"{parameter.legal}; default {default[0]:g}..{default[1]:g}"
+    return f"{parameter.legal}; default {f'{default:g}' if default else 'set by the run'}"
 
 
 def _sampled(images: np.ndarray) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Returns each operation of TrivialAugment's space: its name, and of some strengths what they are called and do."""
+    """Returns (name, [(strength, data URIs)]) of each operation that TrivialAugment samples."""
     space = policies.wide_space()
     rows = []
     for number, name in enumerate(space.names):
@@ -157,11 +157,11 @@ def _sampled(images: np.ndarray) -> list[tuple[str, list[tuple[str, list[str]]]]
     return rows
 
 
-def _halves(line: AugmentPipeline) -> str:
-    names = [", ".join(operation.name for operation in half) for half in (line.host, line.device)]
-    crop = "crop" if line.crops else "resize"
+def _stages(pipeline: AugmentPipeline) -> str:
+    names = [", ".join(operation.name for operation in stage) for stage in (pipeline.host, pipeline.device)]
+    crop = "crop" if pipeline.crops else "resize"
     reader = f"the reader does {', '.join(filter(None, [crop, names[0]]))}"
-    return f"{reader}; the step does {names[1] or 'nothing more'}"
+    return f"{reader}; the step does {names[1] or 'nothing'}"
 
 
 def _uris(images: np.ndarray) -> list[str]:

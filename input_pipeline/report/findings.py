@@ -1,31 +1,22 @@
-"""What stands out in a data set, in a sentence each, the worst first; and the classes that are too small."""
+"""Findings of the data set report, and the class counts that they and the page use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from convoy.core.finding import Finding, Severity
 from convoy.core.text import counted, percent
 from convoy.input_pipeline.report.alike import Alike, Images
 
-FEW_IMAGES = 10  # of a class: fewer teach and measure little
-_UNEVEN = 10  # largest class to smallest
+FEW_IMAGES = 10  # a training class with fewer is reported
+_IMBALANCE = 10  # ratio of the largest class to the smallest that is reported
 _SMALL_SIDE = 64  # pixels
-_LEVELS = ("bad", "odd", "note")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that stands out: `level` is one of `_LEVELS`, `section` where the page has more of it."""
-
-    level: str
-    text: str
-    section: str
 
 
 @dataclass(frozen=True)
 class SmallClasses:
-    """The classes of a split that have no image, and those with fewer than `FEW_IMAGES` to train on, smallest first."""
+    """Classes of a split without images, and training classes with fewer than `FEW_IMAGES`, smallest first."""
 
     split: str
     missing: tuple[str, ...]
@@ -34,7 +25,7 @@ class SmallClasses:
 
 @dataclass(frozen=True)
 class Balance:
-    """A split's largest class and its smallest that has images, each with its number of images."""
+    """Largest and smallest nonempty class of a split, each as (name, number of images)."""
 
     split: str
     largest: tuple[str, int]
@@ -42,22 +33,22 @@ class Balance:
 
     @property
     def ratio(self) -> float:
-        """How many times the images of the smallest class the largest has."""
+        """Images of the largest class divided by images of the smallest."""
         return self.largest[1] / self.smallest[1]
 
 
 def small_classes(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[SmallClasses]:
-    """Returns the small classes of each split that has some.
+    """Returns the small classes of each split that has any.
 
     Args:
-      counts: images a class, by split; the split that is trained on comes first.
-      class_names: by label.
+      counts: images per class by split, each [num_classes]; the training split comes first.
+      class_names: class names by label.
     """
     found = []
-    for number, (split, of_split) in enumerate(counts.items()):
-        order = np.argsort(of_split, kind="stable").tolist()
-        missing = tuple(class_names[label] for label in order if not of_split[label])
-        small = tuple((class_names[label], int(of_split[label])) for label in order if 0 < of_split[label] < FEW_IMAGES)
+    for number, (split, images) in enumerate(counts.items()):
+        order = np.argsort(images, kind="stable").tolist()
+        missing = tuple(class_names[label] for label in order if not images[label])
+        small = tuple((class_names[label], int(images[label])) for label in order if 0 < images[label] < FEW_IMAGES)
         if number:
             small = ()
         if missing or small:
@@ -66,13 +57,13 @@ def small_classes(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) 
 
 
 def balances(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[Balance]:
-    """Returns the balance of each split that has images; `counts` are images a class, by split."""
+    """Returns the balance of each split that has images; `counts` are images per class, by split."""
     found = []
-    for split, of_split in counts.items():
-        present = np.flatnonzero(of_split)
+    for split, images in counts.items():
+        present = np.flatnonzero(images)
         if len(present):
-            largest, smallest = present[np.argmax(of_split[present])], present[np.argmin(of_split[present])]
-            extremes = [(class_names[label], int(of_split[label])) for label in (largest, smallest)]
+            largest, smallest = present[np.argmax(images[present])], present[np.argmin(images[present])]
+            extremes = [(class_names[label], int(images[label])) for label in (largest, smallest)]
             found.append(Balance(split, *extremes))
     return found
 
@@ -88,98 +79,100 @@ def findings(
     num_bad: int,
     num_duplicates: int,
 ) -> list[Finding]:
-    """Returns what stands out.
+    """Returns the findings, the most serious first.
 
     Args:
-      small: as `small_classes` has it.
-      balance: as `balances` has it, the split that is trained on first.
-      num_classes: of the data set.
-      images: of the splits that have a sidecar.
-      alike: what is there more than once.
-      num_kept: images in the data set.
-      num_bad: files left out because they could not be used.
-      num_duplicates: files left out because their bytes are there already.
+      small: result of `small_classes`.
+      balance: result of `balances`, the training split first.
+      num_classes: number of classes of the data set.
+      images: images of the splits that have an images-SPLIT.npz.
+      alike: duplicates and near duplicates.
+      num_kept: number of images in the data set.
+      num_bad: number of files left out because they are unusable.
+      num_duplicates: number of files left out because their bytes are in the data set already.
     """
     found = [
-        *_of_leaks(alike),
-        *_of_twins(alike),
-        *_of_classes(small, balance, num_classes),
-        *_of_files(num_kept, num_bad, num_duplicates),
-        *_of_pictures(images, alike),
+        *_leakage_findings(alike),
+        *_label_conflict_findings(alike),
+        *_class_findings(small, balance, num_classes),
+        *_left_out_findings(num_kept, num_bad, num_duplicates),
+        *_image_findings(images, alike),
     ]
-    return sorted(found, key=lambda finding: _LEVELS.index(finding.level))
+    return sorted(found, key=lambda finding: finding.severity.rank)
 
 
-def _of_leaks(alike: Alike) -> list[Finding]:
+def _leakage_findings(alike: Alike) -> list[Finding]:
     return [
         Finding(
-            "bad",
+            Severity.ERROR,
+            "split-leakage",
             f"{counted(leak.number, 'image')} of {leak.later} ({percent(leak.number, leak.images)}) "
-            f"{_are(leak.number)} in {leak.earlier} too: {leak.in_words}. Results on {leak.later} will be too good.",
-            "leakage",
+            f"{_are(leak.number)} also in {leak.earlier}: {leak.summary}. Results on {leak.later} will be too good.",
+            fix=f"Remove them from {leak.later} or {leak.earlier}, and convert again.",
+            section="leakage",
         )
         for leak in alike.leaks
     ]
 
 
-def _of_twins(alike: Alike) -> list[Finding]:
+def _label_conflict_findings(alike: Alike) -> list[Finding]:
     found = []
     exact = sum(group.exact for group in alike.across_classes)
     near = len(alike.across_classes) - exact
     if exact:
-        text = f"{counted(exact, 'picture')} {_are(exact)} in more than one class with the very same bytes."
-        found.append(Finding("bad", text, "alike"))
+        text = f"{counted(exact, 'image')} {_are(exact)} in more than one class with identical bytes."
+        fix = "Keep each in one class only."
+        found.append(Finding(Severity.ERROR, "label-conflict", text, fix, "alike"))
     if near:
-        text = f"{counted(near, 'group')} of pictures that look alike {_are(near)} spread over different classes."
-        found.append(Finding("odd", text, "alike"))
+        text = f"{counted(near, 'group')} of near duplicates {_are(near)} spread over several classes."
+        fix = "Check their labels."
+        found.append(Finding(Severity.WARNING, "near-duplicates-across-classes", text, fix, "alike"))
     return found
 
 
-def _of_classes(small: Sequence[SmallClasses], balance: Sequence[Balance], num_classes: int) -> list[Finding]:
+def _class_findings(small: Sequence[SmallClasses], balance: Sequence[Balance], num_classes: int) -> list[Finding]:
     found = []
     for row in small:
         if row.missing:
-            text = (
-                f"{row.split} has no image of {len(row.missing):,} of the {counted(num_classes, 'class', 'classes')}."
-            )
-            found.append(Finding("odd", text, "classes"))
-    first = balance[0] if balance else None
+            text = f"{row.split} has no images of {len(row.missing):,} of {counted(num_classes, 'class', 'classes')}."
+            found.append(Finding(Severity.WARNING, "empty-classes", text, section="classes"))
     for row in small:
         if row.small:
             have = counted(len(row.small), "class has", "classes have")
-            found.append(Finding("odd", f"{have} fewer than {FEW_IMAGES} images in {row.split}.", "classes"))
-    if first and first.ratio >= _UNEVEN:
-        text = f"The largest class of {first.split} has {first.ratio:,.0f} times the images of the smallest."
-        found.append(Finding("odd", text, "classes"))
+            text = f"{have} fewer than {FEW_IMAGES} images in {row.split}."
+            found.append(Finding(Severity.WARNING, "small-classes", text, section="classes"))
+    if balance and balance[0].ratio >= _IMBALANCE:
+        text = f"The largest class of {balance[0].split} has {balance[0].ratio:,.0f} times the images of the smallest."
+        found.append(Finding(Severity.WARNING, "class-imbalance", text, section="classes"))
     return found
 
 
-def _of_files(num_kept: int, num_bad: int, num_duplicates: int) -> list[Finding]:
+def _left_out_findings(num_kept: int, num_bad: int, num_duplicates: int) -> list[Finding]:
     found = []
     if num_bad:
         share = percent(num_bad, num_kept + num_bad)
         text = f"{counted(num_bad, 'file')} ({share}) could not be used and {_were(num_bad)} left out."
-        found.append(Finding("odd", text, "left-out"))
+        found.append(Finding(Severity.WARNING, "unusable-files", text, section="left-out"))
     if num_duplicates:
         text = f"{counted(num_duplicates, 'file')} had the bytes of another image and {_were(num_duplicates)} left out."
-        found.append(Finding("note", text, "left-out"))
+        found.append(Finding(Severity.NOTE, "duplicate-files", text, section="left-out"))
     return found
 
 
-def _of_pictures(images: Images, alike: Alike) -> list[Finding]:
+def _image_findings(images: Images, alike: Alike) -> list[Finding]:
     found = []
     number = len(images.label)
     if len(alike.flat):
         text = f"{counted(len(alike.flat), 'image')} {_are(len(alike.flat))} of a single colour."
-        found.append(Finding("odd", text, "alike"))
+        found.append(Finding(Severity.WARNING, "single-colour-images", text, section="alike"))
     if alike.surplus:
         share = percent(alike.surplus, number)
-        text = f"{counted(alike.surplus, 'image')} ({share}) could be spared: another of the class looks the same."
-        found.append(Finding("note", text, "alike"))
+        text = f"{counted(alike.surplus, 'image')} ({share}) {_are(alike.surplus)} redundant: the class has a copy."
+        found.append(Finding(Severity.NOTE, "redundant-images", text, section="alike"))
     small = int((np.minimum(images.width, images.height) < _SMALL_SIDE).sum())
     if small:
         text = f"{percent(small, number)} of the images have a side of fewer than {_SMALL_SIDE} pixels."
-        found.append(Finding("note", text, "sizes"))
+        found.append(Finding(Severity.NOTE, "small-images", text, section="sizes"))
     return found
 
 

@@ -9,7 +9,7 @@
         sources={"train": Path("photos/train")},
     )
 
-The page is one file without scripts and without links to other files. It depends on its input alone: no time, no path.
+The page is one self-contained file without scripts. It depends on the arguments only, not on the time or the path.
 """
 
 import math
@@ -29,15 +29,17 @@ from convoy.input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Ima
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
 
 REPORT = "report.html"
-DUPLICATE = "same bytes as "  # how the reason of an image begins that was left out because it is there already
+DUPLICATE = "same bytes as "  # start of the `reason` of duplicates in quarantine.jsonl
 
-_LEAKED = re.compile(re.escape(DUPLICATE) + r"image \d+ of split \w+")  # such a reason, across splits
-# How much is shown, so that the page stays under 3 MB; all is counted.
-_SAMPLES, _SAMPLES_A_CLASS = 336, 8
+_LEAKED = re.compile(re.escape(DUPLICATE) + r"image \d+ of split \w+")  # duplicates of an image of another split
+# Limits of what is shown, so that the page stays below 3 MB. Counts always cover everything.
+_SAMPLES, _SAMPLES_PER_CLASS = 336, 8
 _GROUPS, _GROUP_PICTURES = 20, 5
 _LEAKS, _QUARANTINED, _DUPLICATES, _FLAT = 48, 48, 50, 12
 _NAMED, _SIZES, _REASONS = 12, 8, 12
-_CLASSES_AT_A_GLANCE = 60
+_PLOTTED_FROM = 60  # classes; with more, the counts are plotted too
+_ALL_WITH_BARS = 300  # classes; with more, only the largest and smallest have bars
+_EXTREMES = 15
 _FIRST_SPLITS = ("train", "validation", "val", "test")
 
 
@@ -53,13 +55,13 @@ def write_report(
     """Writes the report of a data set.
 
     Args:
-      path: the file to write.
-      manifest: the data set's manifest.json.
-      splits: the index of every split of the manifest. A bounded number of records is read for the pictures.
-      quarantine: the lines of quarantine.jsonl: `split`, `path`, `category`, `reason`.
-      images: `SIDECAR_ARRAYS` by split, in the order of its records. A split may have none, or arrays of another length
-        that are left aside; the page then says what it cannot show.
-      sources: the folder of images by split, where it is still there; for pictures of what was left out.
+      path: file to write.
+      manifest: content of manifest.json.
+      splits: index of every split of the manifest. A bounded number of records is read for the pictures.
+      quarantine: lines of quarantine.jsonl: `split`, `path`, `category`, `reason`.
+      images: `SIDECAR_ARRAYS` by split, in the order of its records. A split may have none; arrays of a wrong length
+        are ignored. The page then states what is missing.
+      sources: folders of source images by split, if they still exist; for thumbnails of files that were left out.
 
     Raises:
       OSError: the file cannot be written.
@@ -118,12 +120,12 @@ def _page(
             num_bad=len(bad),
             num_duplicates=len(duplicates),
         ),
-        classes=_class_rows(counts, class_names),
+        **_class_rows(counts, class_names),
         small=small,
         few_images=FEW_IMAGES,
         named=_NAMED,
         balance=balance,
-        tail=numbers.area(next(iter(counts.values()))) if len(class_names) > _CLASSES_AT_A_GLANCE else "",
+        tail=numbers.area(next(iter(counts.values()))) if len(class_names) > _PLOTTED_FROM else "",
         images=images,
         sizes=_sizes(images),
         alike=alike,
@@ -134,8 +136,8 @@ def _page(
         ],
         kept_out=sum(1 for entry in duplicates if _LEAKED.fullmatch(entry["reason"])),
         groups={
-            where: [(group, [picture(i) for i in group.members[:_GROUP_PICTURES]]) for group in of_kind]
-            for where, of_kind in groups.items()
+            where: [(group, [picture(i) for i in group.members[:_GROUP_PICTURES]]) for group in shown]
+            for where, shown in groups.items()
         },
         flat=[picture(i) for i in alike.flat[:_FLAT]],
         samples=[(class_names[label], [found[record] for record in chosen]) for label, chosen in samples],
@@ -160,11 +162,24 @@ def _split_row(name: str, entry: Mapping[str, Any], quarantine: Sequence[Mapping
     }
 
 
-def _class_rows(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[tuple[str, list[numbers.Bar]]]:
-    """Returns a row a class, the largest of the first split first: its name and a bar for each split."""
-    columns = [numbers.bars(class_names, of_split.tolist()) for of_split in counts.values()]
+def _class_rows(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the rows of the class tables.
+
+    Returns:
+      `classes`: (name, one bar per split), the largest of the first split first; all classes, or the largest ones.
+      `smallest_classes`: the last rows in the same order; empty if `classes` has all.
+      `all_classes`: (name, one count per split) in the order of the labels; empty if `classes` has all.
+    """
+    columns = [numbers.bars(class_names, images.tolist()) for images in counts.values()]
     order = sorted(range(len(class_names)), key=lambda label: ([-column[label].count for column in columns], label))
-    return [(class_names[label], [column[label] for column in columns]) for label in order]
+    rows = [(class_names[label], [column[label] for column in columns]) for label in order]
+    if len(rows) <= _ALL_WITH_BARS:
+        return {"classes": rows, "smallest_classes": [], "all_classes": []}
+    return {
+        "classes": rows[:_EXTREMES],
+        "smallest_classes": rows[-_EXTREMES:],
+        "all_classes": list(zip(class_names, np.stack(list(counts.values()), axis=1).tolist(), strict=True)),
+    }
 
 
 def _sizes(images: Images) -> dict[str, Any] | None:
@@ -184,9 +199,9 @@ def _sizes(images: Images) -> dict[str, Any] | None:
 
 
 def _samples(splits: Mapping[str, Split], num_classes: int) -> list[tuple[int, list[tuple[str, int]]]]:
-    """Chooses records of the first split to show: (label, [(split, record)]), the first of each class in the shards.
+    """Chooses the records of the first split to show: the first ones of each class, as (label, [(split, record)]).
 
-    Of more classes than there is room for, every so manieth is shown.
+    If there are more classes than room, every n-th class is shown.
     """
     if not splits:
         return []
@@ -196,7 +211,7 @@ def _samples(splits: Mapping[str, Split], num_classes: int) -> list[tuple[int, l
     labels = np.flatnonzero(np.diff(starts))
     if len(labels) > _SAMPLES:
         labels = labels[np.arange(_SAMPLES) * len(labels) // _SAMPLES]
-    each = min(_SAMPLES_A_CLASS, max(1, _SAMPLES // max(1, len(labels))))
+    each = min(_SAMPLES_PER_CLASS, max(1, _SAMPLES // max(1, len(labels))))
     return [
         (int(label), [(name, int(i)) for i in order[starts[label] : min(starts[label + 1], starts[label] + each)]])
         for label in labels
@@ -209,7 +224,7 @@ def _record(images: Images, i: int) -> tuple[str, int]:
 
 def _pictured(alike: Alike, groups: Mapping[str, Sequence[Group]]) -> list[int]:
     shown_pairs = [i for leak in alike.leaks for pair in leak.pairs for i in pair]
-    members = [i for of_kind in groups.values() for group in of_kind for i in group.members[:_GROUP_PICTURES]]
+    members = [i for shown in groups.values() for group in shown for i in group.members[:_GROUP_PICTURES]]
     return [*shown_pairs, *members, *alike.flat[:_FLAT].tolist()]
 
 

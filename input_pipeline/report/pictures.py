@@ -1,4 +1,7 @@
-"""Thumbnails as data URIs: of records, decoded as training sees them, and of source files as far as they decode."""
+"""Thumbnails as data URIs, of records and of source files.
+
+Records are decoded as in training. A truncated source file gives a thumbnail of the part that decodes.
+"""
 
 import base64
 import contextlib
@@ -22,14 +25,16 @@ from convoy.input_pipeline.images.pixels import FORMATS
 
 SIDE = 96  # pixels of the longer side
 _QUALITY = 72
-# Of a file that could not be converted there need not be a thumbnail; reading it must not take long.
+# Source files beyond these limits get no thumbnail: a report must not take long.
 _MAX_FILE_BYTES = 50_000_000
 _MAX_PIXELS = 16_000_000  # to decode; a large JPEG is decoded at an eighth of its size
+
+_Features = Mapping[str, int | float | bytes]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to show. `uri` is empty where there is no picture; names are not yet fit to be shown."""
+    """An image to show. `uri` is empty if there is no thumbnail; names are not escaped yet."""
 
     uri: str
     name: str
@@ -43,34 +48,35 @@ def of_records(
     """Reads records and makes their thumbnails.
 
     Args:
-      splits: by name.
-      class_names: by label.
-      wanted: (split, number of the record), in any order.
+      splits: splits by name.
+      class_names: class names by label.
+      wanted: (split, number of the record) pairs, in any order.
 
     Returns:
-      A picture of each; without a thumbnail where its record is damaged or gone.
+      One picture for each pair; without a thumbnail if the record is damaged or missing.
     """
     by_shard: dict[tuple[str, int], list[int]] = {}
-    for split, position in sorted(set(wanted)):
-        by_shard.setdefault((split, int(splits[split].shard[position])), []).append(position)
+    for name, position in sorted(set(wanted)):
+        by_shard.setdefault((name, int(splits[name].shard[position])), []).append(position)
     pictures = {}
     for (name, shard), positions in by_shard.items():
         split = splits[name]
         for position, payload in zip(positions, _payloads(split, shard, positions), strict=True):
             features = _features(payload)
             uri = _thumbnail(partial(_decoded, features, split.keys.image))
-            filename = os.fsdecode(features.get("image/filename", b""))
-            pictures[name, position] = Picture(uri, filename, class_names[split.label[position]], name)
+            filename = features.get("image/filename")
+            shown = os.fsdecode(filename) if isinstance(filename, bytes) else ""
+            pictures[name, position] = Picture(uri, shown, class_names[split.label[position]], name)
     return pictures
 
 
 def of_file(path: Path) -> str:
-    """Returns the thumbnail of a source file, of a truncated one as far as it goes; nothing where there is none."""
+    """Returns the thumbnail of a source file; "" if it cannot be decoded at all."""
     return _thumbnail(partial(_opened, path))
 
 
 def _payloads(split: Split, shard: int, positions: Sequence[int]) -> Iterator[bytes]:
-    """Yields records of a shard; an empty one where it is damaged or gone."""
+    """Yields payloads of a shard's records; b"" for a record that is damaged or missing."""
     try:
         shards = Shards([split.shard_paths[shard]])
     except DataError:
@@ -92,25 +98,28 @@ def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
         image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
-    except Exception:  # whatever a decoder throws at a broken image: it has no thumbnail then
+    except Exception:  # decoders raise anything for a damaged image
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _decoded(features: Mapping[str, bytes | int], key: str) -> Image.Image:
+def _decoded(features: _Features, key: str) -> Image.Image:
     encoded = features[key]
+    if not isinstance(encoded, bytes):
+        raise ValueError(f"{key} has no bytes")
     if features.get("image/format") == b"raw":
-        return Image.frombytes("RGB", (features["image/width"], features["image/height"]), encoded)
+        return Image.frombytes("RGB", (int(features["image/width"]), int(features["image/height"])), encoded)
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def _opened(path: Path) -> Image.Image:
-    found = path.stat()  # before opening: a pipe would wait for a writer
+    found = path.stat()  # before opening it: opening a pipe blocks
     if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _MAX_FILE_BYTES:
         raise ValueError
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that are refused here
-        image = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)  # others would start programs
+        warnings.simplefilter("ignore")  # Pillow warns of large images; they are refused below
+        # Pillow runs external programs for some other formats.
+        image: Image.Image = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError
@@ -132,8 +141,8 @@ def _truncated_images_allowed() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _features(payload: bytes) -> dict[str, bytes | int]:
-    """Returns the first value of each of a record's features; none of one that is no Example."""
+def _features(payload: bytes) -> _Features:
+    """Returns the first value of each feature of a record; {} if it is not a tf.train.Example."""
     try:
         features = read_features(from_bytes(payload), len(payload))
     except ValueError:

@@ -1,1 +1,1 @@
-"""Draws a small product-like image set: silhouettes, patterns, photographs of them, and the set as a whole."""
+"""Drawing of a small product-like image set: silhouettes, patterns, photographs, and the whole set."""

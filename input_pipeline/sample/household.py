@@ -1,7 +1,4 @@
-"""Outlines of things to have at home, for `silhouettes`.
-
-`silhouettes` says how these functions are called.
-"""
+"""Outlines of household products. See `silhouettes` for the signature of the functions."""
 
 from collections.abc import Callable
 
@@ -185,7 +182,8 @@ def _ball(pen: Pen, vary: Vary) -> None:
         pen.polygon(spokes * radius * 0.34, DARK)
         for spoke in spokes:
             pen.line([tuple(spoke * radius * 0.3), tuple(spoke * radius * 0.7)], 0.05, DARK)
-            pen.ellipse(*(spoke * radius * 0.8), 0.15, 0.15, DARK)
+            x, y = spoke * radius * 0.8
+            pen.ellipse(x, y, 0.15, 0.15, DARK)
 
 
 def _sofa(pen: Pen, vary: Vary) -> None:

@@ -1,7 +1,7 @@
-"""Patterns for cloth, walls and floors: fields from 0 to 1 that mix two colours.
+"""Patterns of cloth, walls and floors: fields in [0, 1] that mix two colours.
 
-Every pattern is a function of a random generator and the picture's size and answers with a [size, size] float32 array.
-Lengths are shares of the picture, so a pattern looks the same at 32 and at 512 pixels.
+A pattern is a function of a random generator and the picture's size, and returns a [size, size] float32 array. Lengths
+are relative to the picture, so that a pattern looks the same at 32 and at 512 pixels.
 """
 
 import functools
@@ -15,14 +15,14 @@ Pattern = Callable[[np.random.Generator, int], np.ndarray]
 
 @functools.lru_cache(maxsize=4)
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x and y of every pixel's centre, each [size, size] float32 from 0 to 1."""
+    """Returns x and y of the pixel centres, each [size, size] float32 in [0, 1]."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.meshgrid(centres, centres)
     return x, y
 
 
 def cloud(random: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Returns smooth noise from 0 to 1 with about `cells` light and dark places along each side."""
+    """Returns smooth noise in [0, 1] with about `cells` light and dark spots along each side."""
     coarse = Image.fromarray(random.random((cells + 2, cells + 2), dtype=np.float32))
     smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC, box=(0.5, 0.5, cells + 1.5, cells + 1.5)))
     return smooth.clip(0, 1)
@@ -34,13 +34,13 @@ def plain(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def gradient(random: np.random.Generator, size: int) -> np.ndarray:
-    """From one colour to the other in any direction."""
+    """A linear gradient in any direction."""
     along, _ = _turned(random, size)
     return (along + 0.5).clip(0, 1)
 
 
 def glow(random: np.random.Generator, size: int) -> np.ndarray:
-    """One colour around a point, the other far from it."""
+    """A radial gradient."""
     x, y = grid(size)
     return (np.hypot(x - random.uniform(0.3, 0.7), y - random.uniform(0.2, 0.7)) * 1.4).clip(0, 1)
 
@@ -52,27 +52,27 @@ def stripes(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def pinstripes(random: np.random.Generator, size: int) -> np.ndarray:
-    """Upright or level fine lines."""
+    """Thin vertical or horizontal lines."""
     along = grid(size)[random.integers(2)]
     return _edge(np.abs(_repeat(along * random.uniform(7, 11) + random.random())) - 0.32, size)
 
 
 def dots(random: np.random.Generator, size: int) -> np.ndarray:
-    """Discs on a turned grid."""
+    """Discs on a rotated grid."""
     along, across = _turned(random, size)
     count = random.uniform(4, 8)
     return _edge(random.uniform(0.22, 0.36) - np.hypot(_repeat(along * count), _repeat(across * count)), size)
 
 
 def checks(random: np.random.Generator, size: int) -> np.ndarray:
-    """A turned chessboard."""
+    """A rotated chessboard."""
     along, across = _turned(random, size)
     count = random.uniform(2.5, 5)
     return _edge(_repeat(along * count) * _repeat(across * count) * 4, size)
 
 
 def tartan(random: np.random.Generator, size: int) -> np.ndarray:
-    """Two sets of translucent bands that cross."""
+    """Crossing translucent bands."""
     along, across = _turned(random, size)
     count, width = random.uniform(3, 5), random.uniform(0.1, 0.25)
     bands = [_edge(width - np.abs(_repeat(axis * count)), size) for axis in (along, across)]
@@ -87,14 +87,14 @@ def zigzag(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def mottle(random: np.random.Generator, size: int) -> np.ndarray:
-    """Blotches of two sizes, as of stone, felt or leather."""
+    """Blotches of two sizes, like stone, felt or leather."""
     return 0.6 * cloud(random, size, int(random.integers(3, 6))) + 0.4 * cloud(
         random, size, int(random.integers(9, 15))
     )
 
 
 def speckle(random: np.random.Generator, size: int) -> np.ndarray:
-    """Fine grain, as of paper or concrete."""
+    """Fine grain, like paper or concrete."""
     return cloud(random, size, 24) ** 2
 
 
@@ -111,7 +111,7 @@ def planks(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def bricks(random: np.random.Generator, size: int) -> np.ndarray:
-    """Courses of bricks, every other one shifted by half."""
+    """Rows of bricks, every second one shifted by half a brick."""
     x, y = grid(size)
     rows = random.uniform(6, 9)
     row = y * rows
@@ -144,7 +144,7 @@ def corner(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def bokeh(random: np.random.Generator, size: int) -> np.ndarray:
-    """Lights far out of focus."""
+    """Lights out of focus."""
     x, y = grid(size)
     field = np.zeros((size, size), np.float32)
     for centre_x, centre_y, radius, strength in random.random((7, 4), dtype=np.float32):
@@ -168,10 +168,10 @@ def _turned(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def _repeat(distance: np.ndarray) -> np.ndarray:
-    """Returns the signed distance to the nearest whole number, from -0.5 to 0.5."""
+    """Returns the signed distance to the nearest integer, in [-0.5, 0.5]."""
     return distance - np.round(distance)
 
 
 def _edge(distance: np.ndarray, size: int) -> np.ndarray:
-    """Returns 1 where `distance` is above zero and 0 where it is below, with about a pixel in between."""
+    """Returns 1 where `distance` is positive and 0 where it is negative, with a transition of about one pixel."""
     return (distance * (size / 8) + 0.5).clip(0, 1)

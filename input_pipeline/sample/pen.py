@@ -1,10 +1,9 @@
-"""The pen that products are drawn with: outlines posed by one matrix, inked by role instead of colour.
+"""Vector drawing of products: outlines transformed by one matrix, filled by role instead of by colour.
 
-A product lives in a square from -1 to 1, x to the right, y downwards. The matrix that places it in the picture is
-applied to the outlines before anything is rasterised, so turning, shearing and scaling cost nothing and never soften
-an edge. The pen writes to an image of four channels, one for each role a part can have; shrunk to the size of the
-picture, the channels are the share of each pixel that each role covers, which is the anti-aliasing and the mask in
-one.
+A product is drawn in the square from -1 to 1, x to the right, y down. The matrix is applied to the outlines before
+rasterization, so that rotation, shear and scaling are free and keep edges sharp. The pen draws into an image with four
+channels, one for each role of a part. Downscaled to the picture's size, each channel is the share of each pixel that
+the role covers: anti-aliasing and mask in one.
 
 Synopsis:
   pen = Pen(size=64, matrix=pose)
@@ -23,7 +22,7 @@ Point = tuple[float, float]
 
 
 class Role(enum.Enum):
-    """What a part is made of. The value is its ink; NOTHING takes earlier ink away, as for a hole."""
+    """Role of a part. The value is its CMYK fill; NOTHING erases, as for a hole."""
 
     BODY = (255, 0, 0, 0)
     ACCENT = (0, 255, 0, 0)
@@ -40,19 +39,19 @@ class Pen:
 
         Args:
           size: width and height of the picture in pixels.
-          matrix: [2, 3] from product coordinates to the picture's, both from -1 to 1.
+          matrix: [2, 3] affine transform from product to picture coordinates, both from -1 to 1.
         """
         self._oversampling = 3 if size <= 160 else 2
         pixels = size * self._oversampling
         self._matrix = (matrix[:, :2] * (pixels / 2)).T
         self._offset = (matrix[:, 2] + 1) * (pixels / 2)
         self._pixels_per_unit = float(abs(np.linalg.det(self._matrix)) ** 0.5)
-        # CMYK stands for four plain channels: RGBA would be multiplied by its alpha on the way down.
+        # CMYK as four independent channels: RGBA would be premultiplied by alpha when downscaled.
         self._image = Image.new("CMYK", (pixels, pixels))
         self._draw = ImageDraw.Draw(self._image)
 
     def coverage(self) -> np.ndarray:
-        """Returns [size, size, 4] float32 from 0 to 1: how much of each pixel body, accent, dark and light cover."""
+        """Returns [size, size, 4] float32 in [0, 1]: the share of each pixel covered by each role but NOTHING."""
         return np.asarray(self._image.reduce(self._oversampling), np.float32) / np.float32(255)
 
     def polygon(self, points: Sequence[Point] | np.ndarray, role: Role = Role.BODY) -> None:
@@ -60,7 +59,7 @@ class Pen:
         self._draw.polygon(self._placed(points), fill=role.value)
 
     def symmetric(self, right: Sequence[Point], role: Role = Role.BODY, smooth: bool = False) -> None:
-        """Fills an outline given by its right half, from top to bottom; the left half mirrors it."""
+        """Fills a mirror-symmetric outline given by its right half, from top to bottom."""
         points = [*right, *((-x, y) for x, y in reversed(right))]
         (self.curve if smooth else self.polygon)(points, role)
 
@@ -73,7 +72,7 @@ class Pen:
     def ellipse(
         self, x: float, y: float, radius_x: float, radius_y: float, role: Role = Role.BODY, turn: float = 0.0
     ) -> None:
-        """Fills an ellipse around (x, y), turned clockwise by `turn` degrees."""
+        """Fills an ellipse around (x, y), rotated clockwise by `turn` degrees."""
         outline = _circle() * (radius_x, radius_y)
         if turn:
             cosine, sine = np.cos(np.radians(turn)), np.sin(np.radians(turn))
@@ -83,7 +82,7 @@ class Pen:
     def box(
         self, left: float, top: float, right: float, bottom: float, role: Role = Role.BODY, corner: float = 0.0
     ) -> None:
-        """Fills a rectangle whose corners are rounded by the radius `corner`."""
+        """Fills a rectangle with corners of radius `corner`."""
         if not corner:
             self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], role)
             return
@@ -94,7 +93,7 @@ class Pen:
         self.polygon(centre + circle * corner + np.sign(circle.round(6)) * inner, role)
 
     def line(self, points: Sequence[Point] | np.ndarray, width: float, role: Role = Role.BODY) -> None:
-        """Draws a line through `points` with round ends, `width` wide and never thinner than most of a pixel."""
+        """Draws a line through `points` with round ends, at least 0.8 pixels wide."""
         placed = self._placed(points)
         pixels = max(width * self._pixels_per_unit, 0.8 * self._oversampling)
         self._draw.line(placed, fill=role.value, width=max(round(pixels), 1), joint="curve")
@@ -118,9 +117,10 @@ class Pen:
         self.line(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1), width, role)
 
     def text(self, words: str, x: float, y: float, height: float, role: Role = Role.DARK) -> None:
-        """Writes `words` centred on (x, y), level with the picture whatever the pose, `height` in product units."""
+        """Writes `words` centred on (x, y), always horizontal, with `height` in product units."""
         pixels = max(height * self._pixels_per_unit, 4.0)
-        self._draw.text(self._placed([(x, y)]), words, fill=role.value, font=_font(max(round(pixels), 4)), anchor="mm")
+        left, top = self._placed([(x, y)])
+        self._draw.text((left, top), words, fill=role.value, font=_font(max(round(pixels), 4)), anchor="mm")
 
     def _placed(self, points: Sequence[Point] | np.ndarray) -> list[float]:
         return (np.asarray(points, np.float64) @ self._matrix + self._offset).ravel().tolist()
@@ -141,5 +141,5 @@ def _spline_basis(samples: int = 6) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _font(pixels: int) -> ImageFont.FreeTypeFont:
+def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=pixels)

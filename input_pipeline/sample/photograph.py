@@ -1,10 +1,10 @@
-"""One product photograph: the product in a pose, in a shop's colours, before a shop's backdrop, under some light.
+"""One product photograph: a product in a pose, in a shop's colours, in front of a shop's backdrop, under some light.
 
-Photographs come from two markets, one for training and one for testing, that differ in all that is not the product
-itself: backdrops, cloths, palettes, clutter, what the price tags say, and which part of each shape's range is in
-fashion. Within a market every image is taken by one of a few shops, each with its own backdrop, colours and tag, and
-in training a category is mostly sold by the same few shops, as in a real catalogue. A model that learns backdrops and
-tags does well in training and badly in testing; one that learns shapes does well in both.
+Photographs come from two markets, one for training and one for testing, that differ in everything except the products:
+backdrops, cloths, palettes, clutter, the words on price tags, and the range of each shape. Within a market each image
+is from one of a few shops with its own backdrop, colours and tag. In training a category is mostly sold by the same
+few shops, as in a real catalogue. A model that learns backdrops and tags scores well in training and badly in testing;
+a model that learns shapes scores well in both.
 """
 
 import colorsys
@@ -19,12 +19,12 @@ from convoy.input_pipeline.sample import patterns
 from convoy.input_pipeline.sample.pen import Pen, Role
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
-Colour = np.ndarray  # [3] float32, from 0 to 1
+Colour = np.ndarray  # [3] float32 in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Market:
-    """What the photographs of one split have in common."""
+    """Common properties of the photographs of one split."""
 
     backdrops: tuple[patterns.Pattern, ...]
     cloths: tuple[patterns.Pattern, ...]
@@ -33,9 +33,9 @@ class Market:
     brightness: tuple[float, float]
     clutter: tuple[str, ...]
     words: tuple[str, ...]
-    fashion: tuple[float, float]  # the part of each shape's range that is drawn, within 0 to 1
-    tilt: float  # largest turn in degrees
-    regulars: float  # share of a category's photographs that come from the few shops that mostly sell it
+    fashion: tuple[float, float]  # range of each shape's parameters, within [0, 1]
+    tilt: float  # largest rotation, degrees
+    regulars: float  # share of a category's photographs from its few regular shops
 
 
 MARKETS = {
@@ -77,7 +77,7 @@ SHOPS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-    """What the photographs of one shop have in common."""
+    """Common properties of the photographs of one shop."""
 
     backdrop: patterns.Pattern
     near: Colour
@@ -115,15 +115,15 @@ def photograph(seed: int, split: str, category: int, product: int, index: int, s
     """Returns one picture, a pure function of its arguments.
 
     Args:
-      seed: of the whole set, 0 or above.
+      seed: seed of the set, 0 or more.
       split: "train" or "test".
-      category: which shops sell it, and which draws are made.
-      product: the product in the picture, an index of `PRODUCTS`; another than `category` where it is mislabelled.
-      index: the picture's number within split and category.
-      size: width and height in pixels, 16 or above.
+      category: category of the picture; selects the shops and the random stream.
+      product: product in the picture, an index of `PRODUCTS`; not `category` if the picture is mislabelled.
+      index: number of the picture within split and category.
+      size: width and height in pixels, 16 or more.
 
     Returns:
-      An RGB image of size x size.
+      An RGB image, size x size.
     """
     random = np.random.default_rng([seed, list(MARKETS).index(split), 2, category, index])
     market = MARKETS[split]
@@ -150,7 +150,7 @@ def _backdrop(seller: Shop, random: np.random.Generator, size: int) -> np.ndarra
 
 
 def _with_clutter(scene: np.ndarray, market: Market, random: np.random.Generator, size: int) -> np.ndarray:
-    """Adds up to three small things at the sides of the picture."""
+    """Adds up to three small objects at the edges of the picture."""
     count = int(random.integers(0, 4))
     if not count:
         return scene
@@ -202,7 +202,7 @@ def _with_product(
     colours[1] = _apart(colours[1], backdrop, 0.3)
     second = _apart(_palette(market, random)[0], colours[0], 0.25)
 
-    # The light falls from the upper left: edges towards it are brighter, those away from it darker.
+    # Light from the upper left: edges facing it are brighter, the others darker.
     soft = _blurred(mask, size / 20)
     reach = max(size // 32, 1)
     relief = _shifted(soft, reach, reach) - _shifted(soft, -reach, -reach)
@@ -218,7 +218,7 @@ def _with_product(
 
 
 def _pose(market: Market, random: np.random.Generator) -> np.ndarray:
-    """Returns a [2, 3] matrix that mirrors, shears, scales, turns and shifts a product, mostly inside the picture."""
+    """Returns a random [2, 3] affine transform that keeps a product mostly inside the picture."""
     scale = random.uniform(0.62, 0.96)
     stretch = random.uniform(0.88, 1.12)
     mirror = random.choice((-1, 1))
@@ -230,7 +230,7 @@ def _pose(market: Market, random: np.random.Generator) -> np.ndarray:
 
 
 def _with_occlusion(scene: np.ndarray, market: Market, random: np.random.Generator, size: int) -> np.ndarray:
-    """Lays something over part of the product in a quarter of the pictures."""
+    """Covers part of the product in a quarter of the pictures."""
     if random.random() > 0.25:
         return scene
     pen = Pen(size, np.eye(2, 3))
@@ -275,17 +275,17 @@ def _developed(scene: np.ndarray, random: np.random.Generator, size: int) -> Ima
 
 
 def _inked(scene: np.ndarray, coverage: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Lays a layer over the scene: `coverage` [size, size, 4], one colour a role [4, 3]."""
+    """Composites a layer over the scene: `coverage` is [size, size, 4], `colours` has one colour per role, [4, 3]."""
     return scene * (1 - coverage.sum(axis=2, keepdims=True)) + _mixed(coverage, colours)
 
 
 def _mixed(coverage: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    # Not `@`: in which order a matrix library adds is its own affair, and the same seed must give the same bytes.
+    # Not `@`: the order of summation of BLAS may vary, and equal seeds must give equal bytes.
     return np.einsum("yxr,rc->yxc", coverage, colours)
 
 
 def _palette(market: Market, random: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """Returns a colour for each role, [4, 3]: body, accent, dark, light."""
+    """Returns one colour per role, [4, 3]: body, accent, dark, light."""
     hue = _hue(market, random) if hue is None else hue + random.uniform(-0.03, 0.03)
     body = _colour(hue, random.uniform(*market.saturation), random.uniform(*market.brightness))
     if random.random() < 0.2:
@@ -297,7 +297,7 @@ def _palette(market: Market, random: np.random.Generator, hue: float | None = No
 
 
 def _apart(colour: Colour, other: Colour, least: float) -> Colour:
-    """Returns `colour`, moved to black or white as far as it must to differ from `other` by `least`."""
+    """Returns `colour`, shifted towards black or white until it differs from `other` by `least`."""
     difference = float(np.abs(colour - other).mean())
     if difference >= least:
         return colour

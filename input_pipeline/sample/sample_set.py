@@ -1,9 +1,9 @@
-"""Draws a small set of product-like images, for a first run and for tests, where no photographs are at hand.
+"""A small set of product-like images, for first runs and tests without photographs.
 
-Each image is a pure function of the seed, the split, the category and its number there, so that the set is the same
-byte for byte however many processes draw it. Training and test images show the same products in different styles
-(`photograph`), and about three in a hundred training images show another category's product, as in real
-catalogues. The set appears at its place in one rename, when it is complete.
+Each image is a pure function of the seed, the split, the category and its number, so that the set is byte-identical for
+any number of processes. Training and test images show the same products in different styles (`photograph`), and about
+3 % of the training images show another category's product, as in real catalogues. The complete set is renamed into
+place.
 
 Synopsis:
   images = SampleSet(categories=10, per_category=40, test_per_category=20, size=64, seed=0)
@@ -29,15 +29,15 @@ from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
 MISLABELLED_SHARE = 0.03
 JPEG_QUALITY = 90
-ELSEWHERE = "Give --output a folder that does not exist yet."
+ELSEWHERE = "Pass a new folder as --output."
 PIXELS_PER_TASK = 48 * 64 * 64
-# Below this many pixels drawing is over before other processes have started.
+# Below this many pixels one process is faster than starting several.
 PIXELS_WORTH_PROCESSES = 400 * 64 * 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """One image of the set: where it goes, and what it shows."""
+    """One image of the set: its file, and the product it shows."""
 
     split: str
     category: int
@@ -47,18 +47,18 @@ class Listing:
 
     @property
     def folder(self) -> str:
-        """The category as it stands in folder names and CSV files: `03`."""
+        """The category in folder names and CSV files, such as `03`."""
         return f"{self.category:02d}"
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSet:
-    """A set of images, as far as they are determined without drawing one.
+    """Parameters of a set of images.
 
     Attributes:
-      categories: number of categories, 1 to 42; the first so many of `PRODUCTS`.
-      per_category: training images a category, 1 to 10,000.
-      test_per_category: test images a category, 0 to 10,000; 0 stands for half of `per_category`, at least 1.
+      categories: number of categories, 1 to 42; the first ones of `PRODUCTS`.
+      per_category: training images per category, 1 to 10,000.
+      test_per_category: test images per category, 0 to 10,000; 0 is half of `per_category`, at least 1.
       size: width and height in pixels, 16 to 1024.
       seed: 0 to 2**63 - 1.
     """
@@ -70,7 +70,7 @@ class SampleSet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a field outside its range."""
+        """Raises UsageError if a field is out of range."""
         _check("categories", self.categories, 1, len(PRODUCTS), f"there are {len(PRODUCTS)} products to draw")
         _check("per_category", self.per_category, 1, 10_000)
         _check("test_per_category", self.test_per_category, 0, 10_000, "0 draws half as many as for training")
@@ -78,33 +78,33 @@ class SampleSet:
         _check("seed", self.seed, 0, 2**63 - 1)
 
     def count(self, split: str) -> int:
-        """Returns the number of images a category has in `split`, "train" or "test"."""
+        """Returns the number of images per category of `split`, "train" or "test"."""
         return self.per_category if split == "train" else self.test_per_category or max(self.per_category // 2, 1)
 
     def listings(self, split: str) -> Iterator[Listing]:
-        """Yields every image of `split`, "train" or "test", category by category."""
+        """Yields the images of `split`, "train" or "test", category by category."""
         for category in range(self.categories):
             for index in range(self.count(split)):
                 name = hashlib.blake2b(f"{self.seed}/{split}/{category}/{index}".encode(), digest_size=10).hexdigest()
                 yield Listing(split, category, index, self._product(split, category, index), f"{name}.jpg")
 
     def write(self, output: Path, workers: int = 0) -> None:
-        """Draws the set into a folder beside `output` and renames it when it is complete.
+        """Draws the set into a temporary folder next to `output` and renames it when it is complete.
 
         Args:
-          output: a folder that does not exist yet, or is empty.
-          workers: number of processes that draw, 0 for one a usable core; the images are the same for any number.
+          output: a folder that does not exist, or is empty.
+          workers: number of processes; 0 is one per usable core. The images do not depend on it.
 
         Raises:
-          UsageError: `output` cannot be taken.
+          UsageError: `output` cannot be used.
         """
-        _check("workers", workers, 0, 1024, "0 takes one a usable core")
+        _check("workers", workers, 0, 1024, "0 is one per usable core")
         place = output.resolve()
-        with _folder_beside(place, output) as folder:
-            draft = Path(folder) / place.name  # inside, so that it gets the usual permissions of a new folder
+        with _temporary_folder(place, output) as folder:
+            draft = Path(folder) / place.name  # a subfolder, so that it has the usual permissions of a new folder
             self._draw(draft, workers)
             for split in MARKETS:
-                # By name, as a catalogue would be: neighbouring rows are of different categories.
+                # Sorted by name, so that neighbouring rows have different categories, as in a catalogue.
                 rows = sorted((listing.filename, listing.folder) for listing in self.listings(split))
                 _write_csv(draft / f"{split}.csv", ("filename", "category"), rows)
             names = [(f"{number:02d}", name) for number, name in enumerate(PRODUCTS)]
@@ -112,7 +112,9 @@ class SampleSet:
             try:
                 draft.rename(place)
             except OSError as error:
-                raise UsageError(f"--output={output} was taken meanwhile ({error.strerror}). {ELSEWHERE}") from None
+                raise UsageError(
+                    f"--output={output} was created by another program ({error.strerror}). {ELSEWHERE}"
+                ) from None
 
     def _product(self, split: str, category: int, index: int) -> int:
         if split != "train" or self.categories == 1:
@@ -154,22 +156,22 @@ def _draw_listings(folder: Path, seed: int, size: int, listings: list[Listing]) 
         picture.save(folder / listing.split / listing.folder / listing.filename, quality=JPEG_QUALITY)
 
 
-def _folder_beside(place: Path, output: Path) -> tempfile.TemporaryDirectory:
-    """Returns a new folder beside `place`; raises UsageError, naming `output` as typed, where that can't be taken."""
+def _temporary_folder(place: Path, output: Path) -> tempfile.TemporaryDirectory:
+    """Returns a new folder next to `place`; raises UsageError, naming `output`, if that cannot be used."""
     try:
         if place.exists():
             if not place.is_dir():
                 raise UsageError(f"--output={output} is a file. {ELSEWHERE}")
             if any(place.iterdir()):
-                raise UsageError(f"--output={output} is not empty, and is left as it is. {ELSEWHERE}")
+                raise UsageError(f"--output={output} is not empty. {ELSEWHERE}")
             if place.is_mount():
-                raise UsageError(
-                    f"--output={output} is a mount point, which cannot be replaced. Name a folder inside it."
-                )
+                raise UsageError(f"--output={output} is a mount point. Pass a folder inside it.")
         place.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent)
     except OSError as error:
-        raise UsageError(f"--output={output} cannot be made: {error.filename}: {error.strerror}. {ELSEWHERE}") from None
+        raise UsageError(
+            f"--output={output} cannot be created: {error.filename}: {error.strerror}. {ELSEWHERE}"
+        ) from None
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]]) -> None:

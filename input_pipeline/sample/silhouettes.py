@@ -1,8 +1,8 @@
-"""Forty-two products as outlines: what tells a mug from a teapot, and nothing else.
+"""The outlines of the 42 products.
 
 Each product is a function `draw(pen, vary)` that draws it with a `Pen` in the square from -1 to 1. `vary(low, high)`
-answers with a number between the two: how long the sleeves are, whether the watch is round. Who calls decides which
-part of that range is used, so that training and test images can show different makes of the same product.
+returns a number between the two, such as the length of the sleeves. The caller chooses the part of the range, so that
+training and test images show different variants of a product.
 
 Synopsis:
   PRODUCTS["mug"](pen, lambda low, high: random.uniform(low, high))
@@ -14,7 +14,7 @@ from convoy.input_pipeline.sample.household import HOUSEHOLD
 from convoy.input_pipeline.sample.pen import Pen
 from convoy.input_pipeline.sample.wardrobe import WARDROBE
 
-# The order of the categories: the first few are told apart most easily, for small sets.
+# The first categories are the easiest to distinguish, for small sets.
 CATEGORIES = (
     "t-shirt",
     "dress",

@@ -1,7 +1,4 @@
-"""Outlines of things to wear and to carry, for `silhouettes`.
-
-`silhouettes` says how these functions are called.
-"""
+"""Outlines of clothes and accessories. See `silhouettes` for the signature of the functions."""
 
 from collections.abc import Callable
 

@@ -1,42 +1,42 @@
-"""What can be wrong with a dataset directory, and what a check of one shard is given and gives."""
+"""Faults in a dataset directory, and the input and output of the check of one shard."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from convoy.core.finding import Finding, Severity
 from convoy.input_pipeline.dataset.index import RecordKeys
 
-# What a fault lies in: the records themselves, what only repeats where they are, or what describes the whole.
+# A fault's section: the records themselves, the index that locates them, or the files that describe the dataset.
 SHARD, INDEX, DESCRIPTION = "shard", "index", "description"
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something wrong.
+class Fault(Finding):
+    """A fault in a file of a dataset. Its section is `SHARD`, `INDEX` or `DESCRIPTION`.
 
     Attributes:
-      kind: `SHARD`, `INDEX` or `DESCRIPTION`.
-      split: the split it belongs to; "" where it belongs to all.
-      file: its name in the directory.
-      problem: what is wrong.
-      fix: what to do about it.
-      offset: of the record in its shard, bytes; None where it is no record's.
-      record: number of the record in its split; None where it is no record's, or not known.
+      split: the split it belongs to; "" if it affects all.
+      file: name of the file in the directory.
+      offset: byte offset of the record in its shard; None if the fault is not in a record.
+      record: number of the record in its split, from 0; None if the fault is not in a record or the number is unknown.
     """
 
-    kind: str
-    split: str
-    file: str
-    problem: str
-    fix: str
+    split: str = ""
+    file: str = ""
     offset: int | None = None
     record: int | None = None
 
     def line(self) -> str:
-        """Returns the fault in one line."""
+        """Returns the fault as one line of text."""
         place = "" if self.offset is None else f" offset {self.offset}"
         place += "" if self.record is None else f" (record {self.record} of {self.split})"
-        return f"{self.file}{place}: {self.problem}. {self.fix}"
+        return f"{self.file}{place}: {self.text}. {self.fix}."
+
+
+def description_fault(code: str, split: str, file: str, text: str, fix: str) -> Fault:
+    """Returns a fault in a file that describes the dataset."""
+    return Fault(Severity.ERROR, code, text, fix, DESCRIPTION, split, file)
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,20 @@ class ShardTask:
     """A shard to check.
 
     Attributes:
-      split: it is of.
-      path: of the file.
-      name: as faults are to call it.
-      first_record: number of its first record in the split; None where nobody knows.
-      keys: of its records.
-      fix: what to do where a record is damaged.
-      size: it should have, bytes; None where nobody says.
-      sha256: it should have; "" where nobody says.
-      records: it should hold; None where nobody says.
-      num_classes: how many there are; None where the records alone tell.
-      class_names: that should stand beside the labels; empty where they need not.
-      is_ours: whether Convoy wrote it: with an .idx beside it, and records that say format, size and channels.
-      index: `offset`, `length`, `label` and `crc` of its records as the index has them; None without an index.
+      split: name of its split.
+      path: path of the file.
+      name: name of the file in faults.
+      first_record: number of its first record in the split; None if unknown.
+      keys: feature keys of its records.
+      fix: what to do about a damaged record.
+      size: expected size, bytes; None if not stated.
+      sha256: expected checksum; "" if not stated.
+      records: expected number of records; None if not stated.
+      num_classes: number of classes; None if not stated.
+      class_names: class names that the records must repeat; empty if they need not.
+      is_ours: whether Convoy wrote it: it has an .idx file, and its records state format, size and channels.
+      index: `offset`, `length`, `label` and `crc` of its records according to the index, each [num_records]; None
+        without an index.
     """
 
     split: str
@@ -76,7 +77,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What was found in a shard: its size in bytes, its readable records as an index has them, and its faults."""
+    """Result of a check: the shard's size in bytes, an index of its readable records, and its faults."""
 
     size: int
     records: dict[str, np.ndarray]

@@ -1,11 +1,11 @@
-"""Everything a dataset directory says about itself, checked against every byte of it.
+"""Verification of a dataset directory against every byte of it.
 
     report = verify(Path("data"))
-    report.faults                                        # () where it is whole
-    verify(Path("data"), repair_index=True).mended       # indexes written anew from shards that are whole
+    report.faults                                         # () if the dataset is intact
+    verify(Path("data"), repair_index=True).repaired      # faults fixed by rebuilding the indexes from intact shards
 
-Works on what `convoy convert` wrote and on directories of others (`foreign`), of which nobody wrote down a checksum.
-Worker processes check a shard at a time (`shard`). Shards and manifest are never written to.
+Works on the output of `convoy convert` and on external datasets (`dataset.external`), which have no checksums. Worker
+processes check one shard at a time (`verify.shard`). Shards and manifest are never written to.
 """
 
 import json
@@ -19,13 +19,13 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.finding import Severity
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
-from convoy.input_pipeline.dataset import external as foreign
-from convoy.input_pipeline.dataset import index
+from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
 from convoy.input_pipeline.dataset.open import has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
-from convoy.input_pipeline.verify.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
+from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask, description_fault
 from convoy.input_pipeline.verify.shard import REPAIR, check_shard, idx_lines
 
 _RESTORE = "Copy the file again, or convert again"
@@ -34,7 +34,7 @@ _PREPARE = "Copy the file again, or prepare the dataset again"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was found of a split: records that can be followed, classes among them, shards, bytes and faults."""
+    """Counts of a split: readable records, classes among them, shards, bytes and faults."""
 
     name: str
     records: int
@@ -46,31 +46,31 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Result of a verification.
 
     Attributes:
-      splits: in the order of their names.
-      faults: that are there now.
-      mended: those that were, and that the rebuilt indexes mended.
-      rebuilt: splits whose indexes were written.
-      not_rebuilt: splits whose indexes were asked to be rebuilt and were not: their shards, or what describes them,
-        are damaged.
+      splits: sorted by name.
+      faults: faults that remain.
+      repaired: faults that were fixed by rebuilding the indexes.
+      rebuilt: splits whose indexes were rebuilt.
+      not_rebuilt: splits whose indexes were to be rebuilt and were not, because their shards or the files that describe
+        them are damaged.
     """
 
     splits: tuple[SplitReport, ...]
     faults: tuple[Fault, ...]
-    mended: tuple[Fault, ...] = ()
+    repaired: tuple[Fault, ...] = ()
     rebuilt: tuple[str, ...] = ()
     not_rebuilt: tuple[str, ...] = ()
 
 
 @dataclass
 class _Split:
-    """A split under check: its shards' tasks, and the faults that were seen before any record."""
+    """A split to check: one task per shard, and the faults found before reading any record."""
 
     name: str
     tasks: list[ShardTask]
-    entry: Mapping[str, Any] | None = None  # in the manifest
+    entry: Mapping[str, Any] | None = None  # of the manifest; None for an external dataset
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -84,47 +84,52 @@ def verify(
     """Checks a dataset directory.
 
     Args:
-      directory: of the dataset.
-      workers: processes; 0 is one a core.
-      repair_index: whether to write the indexes of splits anew whose shards are whole.
-      progress: is called with the bytes that were checked, and all.
+      directory: the dataset directory.
+      workers: number of processes; 0 is one per core.
+      repair_index: whether to rebuild the indexes of the splits whose shards are intact.
+      progress: called with the number of bytes checked and the total.
 
     Raises:
-      DataError: it is no dataset, its manifest cannot be read, an index cannot be written, or a worker died.
+      DataError: it is not a dataset, its manifest cannot be read, an index cannot be written, or a worker died.
     """
-    layout = None if has_manifest(directory) else foreign.find_layout(directory)
+    faults: list[Fault] = []
+    repaired: list[Fault] = []
+    table: list[SplitReport] = []
+    rebuilt: list[str] = []
+    not_rebuilt: list[str] = []
+    layout = None if has_manifest(directory) else external.find_layout(directory)
     if layout:
-        splits, faults = _foreign_splits(directory, layout), []
+        splits = _external_splits(directory, layout)
     else:
         manifest = read_manifest(directory)
         splits = [
-            _own_split(directory, name, entry, manifest["class_names"])
+            _convoy_split(directory, name, entry, manifest["class_names"])
             for name, entry in sorted(manifest["splits"].items())
         ]
         faults = list(_description_faults(directory, manifest))
     reports = _work([task for split in splits for task in split.tasks], workers, progress)
-    table, mended, rebuilt, not_rebuilt, rest = [], [], [], [], iter(reports)
+    rest = iter(reports)
     for split in splits:
-        of_shards = [next(rest) for _ in split.tasks]
-        of_split = split.faults + [fault for report in of_shards for fault in report.faults]
-        if split.entry and not any(fault.kind == SHARD for fault in of_split):
-            of_split += _manifest_faults(directory, split, of_shards)
-        if repair_index and any(fault.kind != INDEX for fault in of_split):
+        shards = [next(rest) for _ in split.tasks]
+        split_faults = split.faults + [fault for shard in shards for fault in shard.faults]
+        if split.entry and not any(fault.section == SHARD for fault in split_faults):
+            split_faults += _manifest_faults(directory, split.name, split.entry, shards)
+        if repair_index and any(fault.section != INDEX for fault in split_faults):
             not_rebuilt.append(split.name)
         elif repair_index:
             if layout:
-                foreign.rebuild_index(directory, layout, split.name)
-            elif of_split:
-                _write_indexes(directory, split, of_shards)
-            if layout or of_split:
+                external.rebuild_index(directory, layout, split.name)
+            elif split_faults:
+                _write_indexes(directory, split, shards)
+            if layout or split_faults:
                 rebuilt.append(split.name)
-            mended, of_split = mended + of_split, []
-        faults += of_split
-        table.append(_row(split, of_shards, of_split))
-    return Report(tuple(table), tuple(faults), tuple(mended), tuple(rebuilt), tuple(not_rebuilt))
+            repaired, split_faults = repaired + split_faults, []
+        faults += split_faults
+        table.append(_split_report(split, shards, split_faults))
+    return Report(tuple(table), tuple(faults), tuple(repaired), tuple(rebuilt), tuple(not_rebuilt))
 
 
-def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
+def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
     sizes = [shard["bytes"] for shard in entry["shards"]]
     try:
         arrays = index.load(index.index_path(directory, name))
@@ -136,7 +141,8 @@ def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names
     firsts = np.cumsum([0, *(shard["images"] for shard in entry["shards"])]).tolist()
     split = _Split(name, [], entry)
     if problem:
-        split.faults.append(Fault(INDEX, name, index.index_path(directory, name).name, problem, REPAIR))
+        file = index.index_path(directory, name).name
+        split.faults.append(Fault(Severity.ERROR, "index-unusable", problem, REPAIR, INDEX, name, file))
     for number, shard in enumerate(entry["shards"]):
         split.tasks.append(
             ShardTask(
@@ -152,24 +158,24 @@ def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names
                 num_classes=len(class_names),
                 class_names=tuple(class_names),
                 is_ours=True,
-                index=None if problem else _of_shard(arrays, number),
+                index=None if problem else _shard_arrays(arrays, number),
             )
         )
     return split
 
 
-def _foreign_splits(directory: Path, layout: foreign.Layout) -> list[_Split]:
+def _external_splits(directory: Path, layout: external.Layout) -> list[_Split]:
     splits = []
     for name, paths in sorted(layout.splits.items()):
         split = _Split(name, [])
         try:
-            kept = foreign.kept_index(directory, layout, name)
-        except DataError:  # a shard is missing, which its check will say
+            kept = external.kept_index(directory, layout, name)
+        except DataError:  # a missing shard: reported by its check
             kept = None
         records = layout.records_of_shard.get(name)
         firsts = np.cumsum([0, *records]).tolist() if records else [None] * len(paths)
         for number, path in enumerate(paths):
-            arrays = _of_shard(kept.arrays, number) if kept else None
+            arrays = _shard_arrays(kept.arrays, number) if kept else None
             if kept and not records:
                 firsts[number] = int(np.searchsorted(kept.arrays["shard"], number))
             split.tasks.append(
@@ -189,13 +195,13 @@ def _foreign_splits(directory: Path, layout: foreign.Layout) -> list[_Split]:
     return splits
 
 
-def _of_shard(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+def _shard_arrays(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
     start, stop = np.searchsorted(arrays["shard"], [number, number + 1])
     return {name: arrays[name][start:stop] for name in INDEX_TYPES if name != "shard"}
 
 
 def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]) -> list[ShardReport]:
-    """Has the shards checked by worker processes and returns their reports, in order."""
+    """Checks the shards in worker processes and returns their reports, in order."""
     worker_pool.warm_up("convoy.input_pipeline.verify.shard")
     total = sum(_size(task.path) for task in tasks)
     return worker_pool.run(
@@ -214,58 +220,62 @@ def _size(path: str) -> int:
         return 0
 
 
-def _manifest_faults(directory: Path, split: _Split, reports: Sequence[ShardReport]) -> list[Fault]:
-    """Compares whole shards with the manifest's counts, and the file about their source images with both."""
-    faults, entry = [], split.entry
+def _manifest_faults(
+    directory: Path, split: str, entry: Mapping[str, Any], reports: Sequence[ShardReport]
+) -> list[Fault]:
+    """Compares intact shards with the manifest's class counts and with the length of images-SPLIT.npz."""
+    faults = []
     labels = np.concatenate([report.records["label"] for report in reports])
     counts = np.bincount(labels, minlength=len(entry["counts"])).tolist()
-    wrong = [label for label, (found, said) in enumerate(zip(counts, entry["counts"], strict=True)) if found != said]
-    if wrong:
-        label = wrong[0]
-        problem = (
-            f"says {entry['counts'][label]} images of class {label} in {split.name}, and there are {counts[label]}"
-        )
-        faults.append(Fault(DESCRIPTION, split.name, "manifest.json", problem, _RESTORE))
-    sidecar = directory / f"images-{split.name}.npz"
+    for label, (found, stated) in enumerate(zip(counts, entry["counts"], strict=True)):
+        if found != stated:
+            text = f"states {stated} images of class {label} in {split}; the shards have {found}"
+            faults.append(description_fault("class-counts", split, "manifest.json", text, _RESTORE))
+            break
+    sidecar = directory / f"images-{split}.npz"
     if os.path.exists(sidecar):
         try:
             with np.load(sidecar, allow_pickle=False) as columns:
                 lengths = {name: len(columns[name]) for name in columns.files}
         except Exception as error:  # damaged bytes make zipfile and numpy raise anything
-            faults.append(Fault(DESCRIPTION, split.name, sidecar.name, f"cannot be read ({error})", _RESTORE))
+            text = f"cannot be read ({error})"
+            faults.append(description_fault("sidecar-unreadable", split, sidecar.name, text, _RESTORE))
         else:
-            problem = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
-            if problem:
-                problem = f"has entries for other than {len(labels)} images: {problem}"
-                faults.append(Fault(DESCRIPTION, split.name, sidecar.name, problem, _RESTORE))
+            wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
+            if wrong:
+                text = f"has arrays of another length than {len(labels)} images: {wrong}"
+                faults.append(description_fault("sidecar-length", split, sidecar.name, text, _RESTORE))
     return faults
 
 
 def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterable[Fault]:
-    """Compares what is there for other readers with the manifest."""
-    wanted = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
+    """Compares the files that other readers use with the manifest."""
+    expected_labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for name in LABEL_FILES:
         try:
-            same = (directory / name).read_bytes() == wanted
+            is_same = (directory / name).read_bytes() == expected_labels
         except OSError as error:
-            yield Fault(DESCRIPTION, "", name, f"cannot be read ({error.strerror})", _RESTORE)
+            text = f"cannot be read ({error.strerror})"
+            yield description_fault("label-file-unreadable", "", name, text, _RESTORE)
             continue
-        if not same:
-            yield Fault(DESCRIPTION, "", name, "does not hold the manifest's class names", _RESTORE)
-    said = {name: [shard["images"] for shard in entry["shards"]] for name, entry in sorted(manifest["splits"].items())}
+        if not is_same:
+            text = "its class names differ from the manifest's"
+            yield description_fault("label-file-mismatch", "", name, text, _RESTORE)
+    stated = {name: [shard["images"] for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
     try:
-        info = json.loads((directory / foreign.DATASET_INFO).read_text(encoding="utf-8"))
+        info = json.loads((directory / external.DATASET_INFO).read_text(encoding="utf-8"))
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        json.loads((directory / foreign.FEATURES).read_text(encoding="utf-8"))
+        json.loads((directory / external.FEATURES).read_text(encoding="utf-8"))
     except OSError as error:
-        yield Fault(DESCRIPTION, "", Path(error.filename).name, f"cannot be read ({error.strerror})", _RESTORE)
+        text = f"cannot be read ({error.strerror})"
+        yield description_fault("dataset-info-unreadable", "", Path(error.filename).name, text, _RESTORE)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        name = f"{foreign.DATASET_INFO} or {foreign.FEATURES}"
-        yield Fault(DESCRIPTION, "", name, f"is damaged ({error!r})", _RESTORE)
+        name = f"{external.DATASET_INFO} or {external.FEATURES}"
+        yield description_fault("dataset-info-damaged", "", name, f"is damaged ({error!r})", _RESTORE)
     else:
-        if found != said:
-            problem = "its splits and shards are not those of the manifest"
-            yield Fault(DESCRIPTION, "", foreign.DATASET_INFO, problem, _RESTORE)
+        if found != stated:
+            text = "its splits and shards differ from the manifest's"
+            yield description_fault("dataset-info-mismatch", "", external.DATASET_INFO, text, _RESTORE)
 
 
 def _write_indexes(directory: Path, split: _Split, reports: Sequence[ShardReport]) -> None:
@@ -280,11 +290,11 @@ def _write_indexes(directory: Path, split: _Split, reports: Sequence[ShardReport
         write_index(directory, split.name, {"shard": shard, **concatenated})
     except OSError as error:
         raise DataError(
-            f"{directory}: an index cannot be written ({error.strerror}); make room, or mend that"
+            f"{directory}: an index cannot be written ({error.strerror}). Free disk space or fix the permissions"
         ) from None
 
 
-def _row(split: _Split, reports: Sequence[ShardReport], faults: Sequence[Fault]) -> SplitReport:
+def _split_report(split: _Split, reports: Sequence[ShardReport], faults: Sequence[Fault]) -> SplitReport:
     labels = np.concatenate([report.records["label"] for report in reports])
     return SplitReport(
         name=split.name,

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from convoy import cli
-from convoy.cli.convert import class_lines
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.convert import publish
-from convoy.input_pipeline.convert.convert import ClassSummary, Options, convert
+from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
@@ -173,7 +172,7 @@ def test_the_files_that_a_csv_names_in_vain_are_listed_where_that_is_asked_for(t
 def test_several_splits_are_written_at_once_and_have_their_share_of_every_class(tmp_path, capsys):
     photos = draw_classes(tmp_path / "photos", {"a": 40, "b": 20, "c": 3, "d": 1})
     flags = (f"--images={photos}", f"--output={tmp_path}/data")
-    assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1", "--verbose"]) == 0
+    assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert table[:5] == [
         ["class", "train", "validation", "test", "re-encoded", "duplicates", "quarantined"],
@@ -190,29 +189,6 @@ def test_several_splits_are_written_at_once_and_have_their_share_of_every_class(
     assert len(names) == len(set(names)) == 64
 
 
-def test_summary_shows_the_extremes_of_any_number_of_classes():
-    def of(name, images, duplicates=0, quarantined=0):
-        return ClassSummary(name, {"train": images, "validation": 1}, 0, duplicates, quarantined)
-
-    classes = [of(f"class {number:05d}", 100) for number in range(10_000)]
-    classes[7], classes[9] = of("rare", 2, quarantined=5), of("x" * 300, 900, duplicates=1)
-    lines = class_lines(classes)
-    assert len(lines) <= 4 and all(len(line) < 200 for line in lines)
-    assert "3 to 901" in lines[0] and "101" in lines[0]
-    assert lines[1].split(": ")[1].startswith("rare 3, ")
-    assert "x" * 30 in lines[2] and "901" in lines[2]
-    assert lines[3].index("rare") < lines[3].index("xxx")
-    assert class_lines([of("a", 4), of("b", 4)]) == ["Images per class: 5, median 5."]
-
-
-def test_classes_are_listed_with_verbose_only(tmp_path, photos, capsys):
-    for flag, listed in ((), False), (("--verbose",), True):
-        flags = (f"--images={photos}", f"--output={tmp_path / str(listed)}", "--validation_fraction=0", *flag)
-        assert cli.main(["convoy", "convert", *flags]) == 0
-        rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-        assert (["03", "6"] in rows) is listed
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -221,7 +197,7 @@ def test_classes_are_listed_with_verbose_only(tmp_path, photos, capsys):
         (["--splits=a:1,b:0"], "each split once, with a share above 0"),
         (["--splits=a:0.5,a:0.5"], "each split once"),
         (["--splits=a b:1"], "--split=a b: a split's name is letters"),
-        (["--splits=a:1", "--split=b"], "--validation_fraction"),
+        (["--splits=a:1", "--split=b"], "stands in place of --split and --validation_fraction"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(tmp_path, photos, capsys, flags, message):
@@ -533,7 +509,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_and_ends_as_if_undisturbed(tm
     assert code == 3
     # It may have been between two shards.
     assert re.search(r"a worker process was killed \(SIGKILL\)( at or soon after [ab]/[ab]_\d+\.png)?\. The same", told)
-    assert re.search(r"\d finished shards are kept in .*data\.partial", told)
+    assert re.search(r"convoy: \d whole shards are kept in .*data\.partial: the same command goes on from them\.", told)
     assert "--workers=1 needs less memory" in told and "Traceback" not in told
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
@@ -636,7 +612,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line_and_more_room_lets_it_go_on(t
         code, told = converted(disk.seen / "data")
         assert code == 3, told
         assert "cannot be written: No space left on device; it is as it was before" in told
-        assert re.search(r"[1-7] finished shards are kept in ", told) and "Traceback" not in told
+        assert re.search(r"convoy: [1-7] whole shards are kept in ", told) and "Traceback" not in told
         disk.make_room()
         assert converted(disk.seen / "data")[0] == 0
         assert converted(tmp_path / "data")[0] == 0

@@ -1,0 +1,101 @@
+"""Summary of a conversion, by split and by class."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convoy.input_pipeline.convert.marks import Shard
+from convoy.input_pipeline.convert.plan import Duplicates
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """Counts of a split that was written; `size` in bytes."""
+
+    name: str
+    images: int
+    classes: int
+    shards: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """Counts of a class.
+
+    Attributes:
+      name: name of the class.
+      kept: images in each split.
+      changed: images that were re-encoded.
+      duplicates: images left out because another image has the same bytes.
+      quarantined: images left out because they are unusable.
+    """
+
+    name: str
+    kept: Mapping[str, int]
+    changed: int
+    duplicates: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Result of a conversion.
+
+    Attributes:
+      splits: splits that were written.
+      classes: classes of the dataset, in the order of their labels.
+      duplicates: images left out because another image of the same class has the same bytes.
+      leaked: images left out because an earlier split has an image with the same bytes.
+      conflicting: images kept although an image of another class has the same bytes.
+      ignored: files left out because the CSV does not name them or their names have no image suffix.
+      missing: files that the CSV names and that do not exist.
+      quarantined: images left out because they are unusable.
+    """
+
+    splits: tuple[SplitSummary, ...]
+    classes: tuple[ClassSummary, ...]
+    duplicates: int
+    leaked: int
+    conflicting: int
+    ignored: int
+    missing: int
+    quarantined: int
+
+
+def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
+    """Returns the counts of a split from its entry in the manifest."""
+    return SplitSummary(
+        name=split,
+        images=entry["num_images"],
+        classes=sum(1 for count in entry["counts"] if count),
+        shards=len(entry["shards"]),
+        size=sum(shard["bytes"] for shard in entry["shards"]),
+    )
+
+
+def summarize_classes(
+    manifest: Mapping[str, Any],
+    shards: Mapping[str, Sequence[Shard]],
+    duplicates: Duplicates,
+    leaked: Mapping[str, tuple[str, int]],
+) -> Iterator[ClassSummary]:
+    """Yields the counts of each class in the splits that were written.
+
+    Args:
+      manifest: the new manifest.
+      shards: shards that were written, by split.
+      duplicates: result of `plan.find_duplicates`.
+      leaked: (split, number of the image) by name of an image whose bytes an earlier split has.
+    """
+    changed: Counter[int] = Counter()
+    quarantined: Counter[str] = Counter()
+    for shard in (shard for split_shards in shards.values() for shard in split_shards):
+        changed.update(shard.columns["label"][shard.columns["changed"]].tolist())
+        quarantined.update(image.category for image, _ in shard.bad)
+    left_out = Counter(image.category for image, _ in duplicates.dropped)
+    left_out.update(image.category for image in duplicates.kept if image.name in leaked)
+    for label, name in enumerate(manifest["class_names"]):
+        kept = {split: manifest["splits"][split]["counts"][label] for split in shards}
+        yield ClassSummary(name, kept, changed[label], left_out[name], quarantined[name])
