@@ -56,6 +56,8 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "setuptools>=77",  # the wheel and sdist that tests build
+            "wheel>=0.43",
             "pytest-xdist>=3.6",  # three tests at a time: many wait for daemons and deadlines
             "ruff>=0.6",
             "mypy>=1.13",  # the annotations, checked in CI

@@ -19,7 +19,7 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3
 fi
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
-# Before version 0.2 the distribution was named convoy. Uninstalling it later would remove the new `convoy` command.
+# The distribution used to be called convoy. Uninstalling it later would remove the new `convoy` command.
 "$venv/bin/python" -m pip uninstall --quiet --quiet --yes --disable-pip-version-check convoy
 rm -rf "$checkout/build" # files left by an earlier build would be packaged again
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$checkout$extras"

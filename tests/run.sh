@@ -28,5 +28,6 @@ install browser chromium-headless-shell
 launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 # Three at a time, also on two cores: a quarter of the time a test waits for processes to start, die and come back.
 exec .venv/bin/python -m pytest -n 3 --dist=loadfile --no-loadscope-reorder "$@"
