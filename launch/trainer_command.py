@@ -48,7 +48,7 @@ def run_directory(command: Sequence[str]) -> str:
 
 
 def trainer_environment() -> dict[str, str]:
-    """Returns the environment for a worker that this process starts, without the variables of its cluster."""
+    """Returns the environment for a worker that this process starts."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if not {"", os.getcwd()} & set(sys.path):
         # `python -m` would search the current directory first; the `convoy` script did not.
