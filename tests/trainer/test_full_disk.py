@@ -83,7 +83,7 @@ def test_training_goes_on_while_the_disk_is_full_and_saves_once_there_is_room(
     ) in told
     for what in ("metrics", "events.jsonl", "the order record"):
         warnings = re.findall(
-            rf"^Warning: {what} cannot be written \(.*\)\. Training continues without it\.$", told, re.MULTILINE
+            rf"^Warning: {what} cannot be written \(.*\)\. Training goes on without\.$", told, re.MULTILINE
         )
         assert 1 <= len(warnings) < len(failed), told  # what a failed checkpoint leaves free lets a line through
         assert all(_NO_ROOM in warning for warning in warnings)

@@ -121,7 +121,7 @@ class TestReading:
                 assert event["shard"] == str(split.shard_paths[split.shard[index]])
                 assert event["offset"] == split.offset[index]
                 assert reason in event["reason"]
-                line = f"record {index} at offset {event['offset']} .*; record {event['substitute']} is used instead"
+                line = f"record {index} at offset {event['offset']} .*; record {event['substitute']} stands in for it"
                 assert len(re.findall(line, outputs[name, devices])) == 1
             noted[name] = {index: event["substitute"] for index, event in events.items()}
             trained = np.concatenate([*order_of(folder / name, 0).values()])

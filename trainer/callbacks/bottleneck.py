@@ -26,8 +26,7 @@ from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_f
 from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.step import TrainStep
 
@@ -64,7 +63,7 @@ class BottleneckAnalyzer:
         self._dataset = dataset
         self._train_step = train_step
         self._worker_group = worker_group
-        self._stages = sizes.stages(config, plan.total_steps)
+        self._stages = resolution.stages(config, plan.total_steps)
         self._on_gpu = runs_on_gpu(runtime.strategy)
         self._reduction_ms: float | None = None
         self._flops: dict[int, int] = {}  # per image, by image size
@@ -97,7 +96,7 @@ class BottleneckAnalyzer:
         """Returns means over some steps by tag; utilization only if the peak is known. Call `probe` before."""
         split = self._split(window.step_ms_mean, window.input_wait_pct)
         step = self._runtime.state.step - 1
-        size = sizes.stage_at(self._config, self._plan.total_steps, step).size
+        size = resolution.stage_at(self._config, self._plan.total_steps, step).size
         utilization = self._utilization(window.images_per_second, self._flops[size])
         return {
             **{f"perf/{name}": value for name, value in split.items()},

@@ -28,7 +28,7 @@ from convoy.trainer.callbacks.tensorboard.run_pages import pages_of_run
 from convoy.trainer.callbacks.tensorboard.summaries import text_of_json
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import resolution as sizes
+from convoy.trainer.config import resolution
 from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.session.description import dataset_identity, environment, header_rows, place
@@ -70,7 +70,7 @@ class Monitor:
         )
         self._evaluator = None
         if "validation" in start.dataset.splits:
-            size = sizes.evaluation_size(start.config)
+            size = resolution.evaluation_size(start.config)
             reader = Reader(start.dataset.split("validation"), Crop(size))
             self._evaluator = Evaluator(
                 self._state,

@@ -197,10 +197,10 @@ class TestPredict:
 
     def test_flags_that_do_not_go_together_are_named(self, asked):
         answers, _ = asked
-        refused(answers["both"], 2, "exactly one of --workdir=RUN and --export=DIR")
-        refused(answers["neither"], 2, "exactly one of --workdir=RUN and --export=DIR")
-        refused(answers["checkpoint"], 2, "--checkpoint cannot be used with --export")
-        refused(answers["format of a run"], 2, "--format cannot be used with --workdir")
+        refused(answers["both"], 2, "Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
+        refused(answers["neither"], 2, "Give --workdir=RUN, or --export=DIR of `convoy export`: one of the two.")
+        refused(answers["checkpoint"], 2, "--checkpoint does not go with --export")
+        refused(answers["format of a run"], 2, "--format does not go with --workdir")
         refused(answers["no such format"], 2, "has no such format (did you mean 'onnx'?)")
 
     def test_damaged_exports_are_named(self, asked, finished_run):
