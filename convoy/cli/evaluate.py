@@ -51,8 +51,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
     num_images, quality = evaluate_split(trained, flags.split, data=flags.data, flip_tta=flip_tta)
-    once = "each once and mirrored" if flip_tta else "each once"
-    print(f"{num_images:,} images, {once}, with the weights of step {trained.step}")
+    tta = " and flip test-time augmentation" if flip_tta else ""
+    print(f"Evaluated {num_images:,} images of {flags.split} with the weights of step {trained.step}{tta}.")
     print(quality_row(flags.split, quality))
     print(f"Metrics: {trained.run.results_table}")
     print(f"Predictions: {trained.run.predictions(flags.split)}")

@@ -239,7 +239,7 @@ class TestEvaluate:
 
     def test_flip_tta_averages_each_image_and_its_mirror_image(self, run, answered, dataset):
         answers, folder, _ = answered
-        assert "mirrored" in answers["mirrored"].output and "step 36" in answers["mirrored"].output
+        assert "flip" in answers["mirrored"].output and "step 36" in answers["mirrored"].output
         names, probabilities = probabilities_of(folder / "mirrored.csv", dataset.categories)
         category_of = dict(dataset.rows("test"))
         labels = np.array([dataset.categories.index(category_of[name.split("/")[-1]]) for name in names])

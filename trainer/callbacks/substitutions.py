@@ -29,13 +29,13 @@ class Substitutions:
             if substitution.index not in self._sent:
                 self._sent.add(substitution.index)
                 self._worker_group.send_to_chief({"step": step, **substitution._asdict()})
-        for told in self._worker_group.receive():
-            if told["index"] not in self._indices:
-                self._indices.add(told["index"])
-                self._run_logger.event(_EVENT, **told)
+        for record in self._worker_group.receive():
+            if record["index"] not in self._indices:
+                self._indices.add(record["index"])
+                self._run_logger.event(_EVENT, **record)
                 self._console.say(
-                    f"{told['shard']}: record {told['index']} at offset {told['offset']} {told['reason']}; "
-                    f"record {told['substitute']} is used instead."
+                    f"{record['shard']}: record {record['index']} at offset {record['offset']} {record['reason']}; "
+                    f"record {record['substitute']} is used instead."
                 )
 
     @property
