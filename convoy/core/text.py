@@ -1,9 +1,8 @@
 """Numbers as text: shares, sizes, counts, durations."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def percent(part: int, whole: int) -> str:
 
 def share(value: float | None, digits: int = 1) -> str:
     """Returns a number from 0 to 1 in words: `71.4 %`; `-` where there is none."""
-    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def megabytes(size: int) -> str:
