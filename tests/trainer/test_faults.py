@@ -235,12 +235,12 @@ TASK = {"cluster": {"worker": ["127.0.0.1:2222", "127.0.0.1:2223"]}, "task": {"t
     ("flags", "tf_config", "words"),
     [
         ((), "{worker}", "TF_CONFIG='{worker}' cannot be read"),
-        ((), {**TASK, "task": {"type": "evaluator", "index": 0}}, "TF_CONFIG names a task 'evaluator'"),
+        ((), {**TASK, "task": {"type": "evaluator", "index": 0}}, "'evaluator'"),
         ((), {**TASK, "task": {"type": "worker", "index": 2}}, "TF_CONFIG: this task is worker 2"),
         (("--strategy=multi_worker",), "", "--strategy=multi_worker without a cluster: set TF_CONFIG, "),
         (("--strategy=mirrored",), TASK, "--strategy=mirrored with the 2 workers of TF_CONFIG: leave --strategy out"),
         (("--worker_index=1",), "", "--worker_index=1 needs --worker_hosts"),
-        (("--worker_hosts=a:1,b",), "", "--worker_index=None: give 0 to 1"),
+        (("--worker_hosts=a:1,b",), "", "--worker_index=None"),
     ],
     ids=["garbage", "evaluator", "another task", "no cluster", "mirrored", "no hosts", "no index"],
 )
