@@ -1,13 +1,18 @@
+"""Atomic files, appended lines, and locks."""
+
+import errno
+import fcntl
 import json
 import os
 import resource
 
 import pytest
 
-from convoy.core.files import append_json_line, write_whole, written_whole
+from convoy.core.errors import UsageError
+from convoy.core.files import LockHeldError, acquire_lock, append_json_line, locked, write_whole, written_whole
 
 
-def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
+def test_write_replaces_the_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "file.json"
     write_whole(path, b"before")
     write_whole(path, b"after")
@@ -15,7 +20,7 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_a_reader_that_has_the_old_file_open_keeps_reading_it(tmp_path):
+def test_open_readers_keep_the_old_content(tmp_path):
     path = tmp_path / "file.json"
     write_whole(path, b"before")
     with path.open("rb") as reader:
@@ -23,14 +28,14 @@ def test_a_reader_that_has_the_old_file_open_keeps_reading_it(tmp_path):
         assert reader.read() == b"before"
 
 
-def test_what_a_crash_left_half_written_is_replaced(tmp_path):
-    (tmp_path / "file.json.tmp").write_bytes(b"a long half-written leftover of a crash")
+def test_leftovers_of_a_crash_are_replaced(tmp_path):
+    (tmp_path / "file.json.tmp").write_bytes(b"a long partial file of a crash")
     write_whole(tmp_path / "file.json", b"whole")
     assert (tmp_path / "file.json").read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.json"
     path.write_bytes(b"before")
     (tmp_path / "file.json.tmp").mkdir()
@@ -39,17 +44,17 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"before"
 
 
-def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_exception_while_writing_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.json"
     write_whole(path, b"before")
     with pytest.raises(RuntimeError), written_whole(path) as file:
-        file.write(b"half of what")
+        file.write(b"partial")
         raise RuntimeError
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_each_json_object_is_a_line(tmp_path):
+def test_one_line_per_json_object(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2):
         append_json_line(path, {"step": step, "text": "two\nlines"})
@@ -59,19 +64,19 @@ def test_each_json_object_is_a_line(tmp_path):
     ]
 
 
-def test_a_json_line_that_a_crash_cut_short_does_not_swallow_the_next(tmp_path):
+def test_append_after_a_truncated_line_starts_a_new_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "quali')
     append_json_line(path, {"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'
 
 
-def test_a_line_that_the_disk_has_no_room_for_leaves_no_part_of_it(tmp_path):
+def test_append_to_a_full_disk_changes_nothing(tmp_path):
     path = tmp_path / "lines.jsonl"
     append_json_line(path, {"step": 1})
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, hard))  # ends within the line, as a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, hard))  # within the next line, as on a full disk
     try:
         with pytest.raises(OSError):
             append_json_line(path, {"step": 2})
@@ -80,3 +85,37 @@ def test_a_line_that_the_disk_has_no_room_for_leaves_no_part_of_it(tmp_path):
     assert path.read_bytes() == before
     append_json_line(path, {"step": 3})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+class TestLock:
+    def test_second_holder_is_refused_until_the_first_ends(self, tmp_path):
+        with locked(tmp_path / "lock", "busy"):
+            with pytest.raises(UsageError, match="busy"), locked(tmp_path / "lock", "busy"):
+                pass
+        with locked(tmp_path / "lock", "busy"):
+            pass
+
+    def test_waits_for_the_holder_and_reports_it_once(self, tmp_path, monkeypatch):
+        waits = []
+        with open(tmp_path / "lock", "wb") as first, open(tmp_path / "lock", "wb") as second:
+            assert acquire_lock(first.fileno()) is None
+            with pytest.raises(LockHeldError):
+                acquire_lock(second.fileno(), wait_seconds=0.3, on_wait=lambda: waits.append(True))
+            assert waits == [True]
+            monkeypatch.setattr("time.sleep", lambda _: first.close())
+            assert acquire_lock(second.fileno(), wait_seconds=60) is None
+
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+    def test_errors_of_the_file_system(self, tmp_path, monkeypatch, number):
+        def fail(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        with locked(tmp_path / "lock", "busy"):
+            pass
+        with open(tmp_path / "lock", "wb") as file:
+            if number == errno.ENOLCK:
+                assert acquire_lock(file.fileno()).errno == number
+            else:
+                with pytest.raises(OSError):
+                    acquire_lock(file.fileno())
