@@ -89,9 +89,9 @@ def test_append_to_a_full_disk_changes_nothing(tmp_path):
 
 class TestLock:
     def test_second_holder_is_refused_until_the_first_ends(self, tmp_path):
-        with locked(tmp_path / "lock", "busy"):
-            with pytest.raises(UsageError, match="busy"), locked(tmp_path / "lock", "busy"):
-                pass
+        first, second = locked(tmp_path / "lock", "busy"), locked(tmp_path / "lock", "busy")
+        with first, pytest.raises(UsageError, match="busy"), second:
+            pass
         with locked(tmp_path / "lock", "busy"):
             pass
 
