@@ -5,7 +5,7 @@
         network.unplug("b"), network.plug_in("b")
         network.kill_all("b")                                                     # power failure
 
-The additional host `head` has the switch and is meant for a launcher or scheduler. All hosts resolve each other's names.
+The extra host `head` has the switch; launchers and schedulers run there. All hosts resolve each other's names.
 The machine's own network is not touched. Needs root and iproute2.
 """
 
