@@ -1,30 +1,29 @@
-"""A real browser for tests: Chromium without a screen, driven over its DevTools protocol.
+"""A real browser for tests: headless Chromium, driven over its DevTools protocol.
 
 with Browser(folder) as browser:
     browser.open("http://localhost:6006/#scalars")
-    browser.text()            # what a person reads there, shadow roots included
+    browser.text()            # visible text, including shadow roots
     browser.screenshot(path)
-    browser.problems          # exceptions of scripts, errors on its console, dialogs that opened
+    browser.problems          # script exceptions, console errors, dialogs
 """
 
 import base64
-import contextlib
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.processes import kill_session
+
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _SECONDS = 60.0
 
-# Web components keep their text in trees of their own, which `innerText` of the page leaves out.
+# `innerText` leaves out the shadow trees of web components.
 _ALL_TEXT = """
 (() => {
   const parts = [];
@@ -42,27 +41,27 @@ _ALL_TEXT = """
 
 
 def get_json(url: str) -> Any:  # noqa: ANN401 (any JSON value)
-    """Returns what a server of this machine answers."""
+    """Returns the JSON answer of a local server."""
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_SECONDS) as answer:
         return json.loads(answer.read())
 
 
 def missing_browser() -> str | None:
-    """Returns why there is no browser; None where there is one."""
+    """Returns why there is no browser; None if there is one."""
     if not any(map(shutil.which, NAMES)):
         return f"none of {', '.join(NAMES)} is installed"
     return None
 
 
 class Browser:
-    """One window. A context manager: on leaving it the browser is gone."""
+    """One browser window. A context manager that kills the browser on exit."""
 
     def __init__(self, folder: Path, *, size: tuple[int, int] = (1500, 1000)):
-        """Starts nothing yet.
+        """Entering the context starts the browser.
 
         Args:
-          folder: for its profile and its log, made anew.
-          size: of the window, pixels.
+          folder: new folder for profile and log.
+          size: size of the window in pixels.
         """
         self._folder = folder
         self._size = size
@@ -71,7 +70,7 @@ class Browser:
 
     def __enter__(self) -> "Browser":
         """Starts the browser."""
-        from websocket import create_connection  # of the test extras; other tests do without
+        from websocket import create_connection  # only in the test extra
 
         self._folder.mkdir(parents=True)
         log = self._folder / "log"
@@ -91,38 +90,36 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Kills the browser."""
+        kill_session(self._process)
 
     def open(self, url: str) -> None:
-        """Opens a page; scripts may still be at work when this returns."""
-        self._call("Page.navigate", url="about:blank")  # else a change behind the # would load nothing
+        """Opens a page; its scripts may still run when this returns."""
+        self._call("Page.navigate", url="about:blank")  # otherwise a change of only the fragment would not reload
         self._call("Page.navigate", url=url)
 
     def text(self) -> str:
-        """Returns the text on the page, a line each piece."""
+        """Returns the text on the page, one line per text node."""
         return self.value(_ALL_TEXT)
 
     def value(self, script: str) -> Any:  # noqa: ANN401 (any JSON value)
-        """Returns what a script comes to; None while the page is being loaded."""
+        """Returns the value of a script; None while the page loads."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
         return answer.get("result", {}).get("value")
 
     def wait_for(self, *expected: str, seconds: float = _SECONDS) -> str:
-        """Waits until each text stands on the page; returns all that does."""
+        """Waits until the page contains all `expected` texts; returns its text."""
         deadline = time.monotonic() + seconds
         while True:
             found = self.text() or ""
             missing = [text for text in expected if text not in found]
             if not missing:
                 return found
-            assert time.monotonic() < deadline, f"{missing} does not appear; there is:\n{found}"
+            assert time.monotonic() < deadline, f"{missing} not found in:\n{found}"
             time.sleep(0.05)
 
     def screenshot(self, path: Path) -> None:
-        """Saves what is seen as PNG."""
+        """Saves a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _address(self, log: Path) -> str:
@@ -147,7 +144,7 @@ class Browser:
             details = parameters["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description") or details["text"])
         elif message.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
-            self.problems.append(parameters["entry"]["text"])  # what a policy of the page has blocked, for one
+            self.problems.append(parameters["entry"]["text"])  # such as a content-security-policy violation
         elif message.get("method") == "Page.javascriptDialogOpening":
             self.problems.append(f"a dialog opened: {parameters['message']}")
             answer = {"id": next(self._numbers), "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}

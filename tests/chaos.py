@@ -1,11 +1,11 @@
-"""The chaos proof: a run whose workers are killed, stopped and asked to go N times ends as if nothing had happened.
+"""Chaos test: a run whose workers receive N signals at random moments must end like a run without faults.
 
     python -m tests.chaos 20 --seed=1
 
-Trains a small run undisturbed on one device, then the same run under `convoy launch local` on two workers, and injures
-a worker of that N times, at random moments. In the end weights, training metrics and the images of every step must be
-those of the undisturbed run, and no process may be left. Prints what it did and found; exit code 0 or 1. Everything
-lies in a temporary folder, which stays where the proof fails.
+Trains a small reference run on one device, then the same run under `convoy launch local` on two workers, and sends a
+fatal or stopping signal to a worker N times. In the end the weights, the training metrics and the images of every step
+must be those of the reference run, and no process may be left. Prints the faults and the result; exit code 0 or 1. The
+temporary folder with all files is kept if the test fails.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,31 +31,31 @@ import numpy as np
 
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading.order import positions_to_images
+from tests.processes import children, started
 
-_REPOSITORY = Path(__file__).parents[1]
 _WORKERS = 2
-_MARK = "CONVOY_CHAOS_FOLDER"  # in the environment of all that is started here, and so of all that those start
+_MARK = "CONVOY_CHAOS_FOLDER"  # in the environment of all processes of this test, including indirect children
 
 _HEARTBEAT_SECONDS = 5
-_SHORTEST_STARTUP_TIMEOUT = 10
-_STEPS_A_CHECKPOINT = 5
+_MIN_STARTUP_TIMEOUT = 10
+_STEPS_PER_CHECKPOINT = 5
 _PILOT_STEPS = 60
-_LEAST_STEPS = 100
-_END = 0.85  # of the steps: from there on injuries come before training begins, so that the run outlives them all
-_SHARE_IN_STARTUP = 0.4  # of the injuries; the others come when training has begun
-_LONGEST_TRAINING_SECONDS = 4.0  # before an injury,
-_MOST_TRAINING_STEPS = 20  # and so many steps, so that the run lasts however fast the machine becomes
-_NEAR_THE_END = 0.6  # of a start: the latest moment of an injury that must let no step be trained
-_USER_SIGNALS = 10  # one injury of so many is SIGUSR1; the others are SIGKILL, SIGSTOP and SIGTERM in equal shares
-_SHARED = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
-_CHECKPOINTS_AFTER_ALL = 3  # after so many a gang has passed over its injury
+_MIN_STEPS = 100
+_END = 0.85  # fraction of the steps after which faults come before training begins, so that the run outlasts all faults
+_STARTUP_FRACTION = 0.4  # of the faults; the others come during training
+_MAX_TRAINING_SECONDS = 4.0  # between the first step and a fault
+_MAX_TRAINING_STEPS = 20  # likewise, so that the run outlasts the faults on a fast machine too
+_NEAR_THE_END = 0.6  # fraction of a start-up: latest moment of a fault that must prevent any step
+_FAULTS_PER_SIGUSR1 = 10  # one fault in ten is SIGUSR1; the others are SIGKILL, SIGSTOP and SIGTERM in equal shares
+_COMMON_SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
+_CHECKPOINTS_AFTER_FAULT = 3  # after this many the workers have survived the fault
 _DEADLINE_SECONDS = 180.0
-_END_SECONDS = 900.0  # for the rest of the run after the last injury
+_END_SECONDS = 900.0  # for the rest of the run after the last fault
 _POLL_SECONDS = 0.01
 
 
 class ChaosError(Exception):
-    """The proof failed, or could not be carried out."""
+    """The test failed or could not be carried out."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Fault:
 
     Attributes:
       kind: the signal.
-      worker: which one.
-      in_startup: whether it is due while the gang starts, or in the first seconds after its first step.
-      moment: when, 0 to 1 of that time.
-      time: when it was sent, in seconds since 1970.
-      phase: what it met: `start-up` until the gang's first step is done, then `training`.
+      worker: index of the worker.
+      in_startup: whether it is due during start-up, or in the first seconds after the first step.
+      moment: relative moment in that period, 0 to 1.
+      time: when it was sent, in seconds since the epoch.
+      phase: actual phase at that time: `start-up` before the first step, then `training`.
     """
 
     kind: signal.Signals
@@ -81,15 +81,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Speed:
-    """What an undisturbed start of two workers takes: seconds to the first step, then steps a second."""
+    """Speed of two workers without faults: seconds to the first step, then steps per second."""
 
     start_seconds: float
     steps_per_second: float
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """The temporary folder and the runs in it."""
+class ChaosFolder:
+    """The temporary folder, and the commands that run in it."""
 
     folder: Path
 
@@ -98,35 +98,22 @@ class Workplace:
         return RunFolder(self.folder / name)
 
     def convoy(self, *arguments: object, output: str) -> None:
-        """Runs a command to its end; its output goes to a file.
+        """Runs a command with its output in a file.
 
         Raises:
           ChaosError: it failed.
         """
         with self.started(*arguments, output=output) as process:
             if process.wait() != 0:
-                raise ChaosError(f"convoy {arguments[0]} ended with exit code {process.returncode}: see {output}")
+                raise ChaosError(f"convoy {arguments[0]} failed with exit code {process.returncode}: see {output}")
 
-    @contextlib.contextmanager
-    def started(self, *arguments: object, output: str) -> Iterator[subprocess.Popen]:
-        """Starts a command; in the end it is gone."""
-        with open(self.folder / output, "wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "convoy", *map(str, arguments)],
-                cwd=_REPOSITORY,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "PYTHONPATH": str(_REPOSITORY), _MARK: str(self.folder)},
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    def started(self, *arguments: object, output: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        """Starts a command in a context manager that kills it on exit."""
+        command = [sys.executable, "-m", "convoy", *map(str, arguments)]
+        return started(command, output=self.folder / output, environment={_MARK: str(self.folder)})
 
     def processes_left(self) -> list[int]:
-        """Returns what was started here, by whatever way, and still runs."""
+        """Returns all running processes of this test, including indirect children."""
         mark, left = f"{_MARK}={self.folder}".encode(), []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -137,12 +124,12 @@ class Workplace:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What the trainer and the launcher leave in a run directory."""
+    """Files of the trainer and the launcher in a run directory."""
 
     path: Path
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Returns a file's JSON lines, without one that a kill cut short."""
+        """Returns a file's JSON lines, without truncated ones."""
         lines = []
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / name).read_bytes().splitlines():
@@ -151,7 +138,7 @@ class RunFolder:
         return lines
 
     def events(self, name: str, since: float = 0.0) -> list[dict[str, Any]]:
-        """Returns the events of a name since a time, in seconds since 1970."""
+        """Returns the events with a name since a time, in seconds since the epoch."""
         return [event for event in self.lines("events.jsonl") if event["event"] == name and event["time"] >= since]
 
     def json(self, name: str) -> Any:
@@ -159,48 +146,46 @@ class RunFolder:
         return json.loads((self.path / name).read_text())
 
     def checkpoint_step(self) -> int:
-        """Returns the step of the newest checkpoint, 0 where there is none."""
+        """Returns the step of the latest checkpoint; 0 without one."""
         return max((int(path.stem.split("-")[1]) for path in (self.path / "checkpoints").glob("step-*.npz")), default=0)
 
     def train_metrics(self) -> list[dict[str, Any]]:
-        """Returns what was measured in training, without how fast it was."""
+        """Returns the training metrics without the performance ones."""
         lines = [line for line in self.lines("metrics.jsonl") if line["split"] == "train"]
         return [{tag: value for tag, value in line.items() if not tag.startswith("perf/")} for line in lines]
 
 
-def planned_injuries(count: int, randomness: random.Random) -> list[Fault]:
-    """Returns kinds in equal shares and in random order, with random workers and moments."""
-    kinds = [signal.SIGUSR1] * (count // _USER_SIGNALS)
-    shared = list(_SHARED)
-    randomness.shuffle(shared)
-    kinds += itertools.islice(itertools.cycle(shared), count - len(kinds))
+def plan_faults(count: int, randomness: random.Random) -> list[Fault]:
+    """Returns faults with signals in equal shares and random order, random workers and moments."""
+    kinds = [signal.SIGUSR1] * (count // _FAULTS_PER_SIGUSR1)
+    common = list(_COMMON_SIGNALS)
+    randomness.shuffle(common)
+    kinds += itertools.islice(itertools.cycle(common), count - len(kinds))
     randomness.shuffle(kinds)
     return [
-        Fault(kind, randomness.randrange(_WORKERS), randomness.random() < _SHARE_IN_STARTUP, randomness.random())
+        Fault(kind, randomness.randrange(_WORKERS), randomness.random() < _STARTUP_FRACTION, randomness.random())
         for kind in kinds
     ]
 
 
-def steps_for(injuries: Sequence[Fault]) -> int:
-    """Returns how long a run is of which its injuries leave nearly nothing to train in peace."""
-    steps = sum(
-        _MOST_TRAINING_STEPS * injury.moment + _STEPS_A_CHECKPOINT for injury in injuries if not injury.in_startup
-    )
+def steps_for(faults: Sequence[Fault]) -> int:
+    """Returns the number of steps of a run that is hit by faults nearly until its end."""
+    steps = sum(_MAX_TRAINING_STEPS * fault.moment + _STEPS_PER_CHECKPOINT for fault in faults if not fault.in_startup)
     steps /= _END
-    return max(_LEAST_STEPS, -(-int(steps) // _STEPS_A_CHECKPOINT) * _STEPS_A_CHECKPOINT)
+    return max(_MIN_STEPS, -(-int(steps) // _STEPS_PER_CHECKPOINT) * _STEPS_PER_CHECKPOINT)
 
 
-def make_dataset(workplace: Workplace) -> Path:
+def make_dataset(files: ChaosFolder) -> Path:
     """Draws images and converts them; returns the dataset directory."""
-    photos, data = workplace.folder / "photos", workplace.folder / "data"
+    photos, data = files.folder / "photos", files.folder / "data"
     sizes = ("--categories=5", "--per_category=23", "--size=32")
-    workplace.convoy("sample", f"--output={photos}", *sizes, output="sample.log")
-    workplace.convoy("convert", f"--images={photos / 'train'}", f"--output={data}", "--workers=1", output="convert.log")
+    files.convoy("sample", f"--output={photos}", *sizes, output="sample.log")
+    files.convoy("convert", f"--images={photos / 'train'}", f"--output={data}", "--workers=1", output="convert.log")
     return data
 
 
 def train_flags(data: Path, run: RunFolder, steps: int) -> list[str]:
-    """Returns the trainer's flags that all runs share."""
+    """Returns the trainer flags that all runs share."""
     return [
         "--config=smoke",
         "--deterministic",
@@ -209,106 +194,106 @@ def train_flags(data: Path, run: RunFolder, steps: int) -> list[str]:
         "--devices=cpu:1",
         f"--config.virtual_replicas={_WORKERS}",
         f"--config.steps={steps}",
-        f"--config.checkpoint_every_steps={_STEPS_A_CHECKPOINT}",
+        f"--config.checkpoint_every_steps={_STEPS_PER_CHECKPOINT}",
         "--config.eval_every_steps=50",
     ]
 
 
 def launch_flags(speed: Speed | None) -> tuple[list[str], list[str]]:
-    """Returns the flags of the launcher and what the trainer gets under it."""
+    """Returns the launcher command, and the trainer command with its additional flags."""
     trainer = ["--record_order", f"--heartbeat_timeout={_HEARTBEAT_SECONDS}"]
-    if speed:  # a worker that is stopped before it has met the others costs this
-        trainer.append(f"--startup_timeout={max(_SHORTEST_STARTUP_TIMEOUT, 2 * speed.start_seconds):.0f}")
+    if speed:  # the cost of a worker that is stopped during start-up
+        trainer.append(f"--startup_timeout={max(_MIN_STARTUP_TIMEOUT, 2 * speed.start_seconds):.0f}")
     return ["launch", "local", f"--processes={_WORKERS}", "--max_restarts=1000000", "--"], ["train", *trainer]
 
 
-def measure_speed(workplace: Workplace, data: Path) -> Speed:
+def measure_speed(files: ChaosFolder, data: Path) -> Speed:
     """Trains a few steps on two workers."""
-    run, started = workplace.run("pilot"), time.time()
+    run, start_time = files.run("pilot"), time.time()
     launcher, trainer = launch_flags(None)
-    workplace.convoy(*launcher, *trainer, *train_flags(data, run, _PILOT_STEPS), output="pilot.log")
+    files.convoy(*launcher, *trainer, *train_flags(data, run, _PILOT_STEPS), output="pilot.log")
     (first,), checkpoints = run.events("first_step"), run.events("checkpoint")
     seconds = checkpoints[-1]["time"] - checkpoints[0]["time"]
-    return Speed(first["time"] - started, (checkpoints[-1]["step"] - checkpoints[0]["step"]) / seconds)
+    return Speed(first["time"] - start_time, (checkpoints[-1]["step"] - checkpoints[0]["step"]) / seconds)
 
 
 class Chaos:
-    """A launch that is being injured."""
+    """A running launch into which faults are injected."""
 
     def __init__(self, launcher: subprocess.Popen, run: RunFolder, steps: int, speed: Speed):
         self._launcher = launcher
         self._run = run
-        self._last_step_to_train_undisturbed = int(_END * steps)
+        self._last_training_step = int(_END * steps)
         self._start_seconds = speed.start_seconds
-        self._gang: list[int] = []
-        self._gang_started = 0.0
+        self._workers: list[int] = []
+        self._started = 0.0
 
-    def injure(self, injuries: Sequence[Fault]) -> list[Fault]:
-        """Injures a worker at each moment; returns the injuries as they were done.
+    def inject(self, faults: Sequence[Fault]) -> list[Fault]:
+        """Sends the signals at their moments; returns the faults with time and phase.
 
         Raises:
-          ChaosError: the launch ended meanwhile, or did not start its workers again.
+          ChaosError: the launcher exited or did not restart its workers.
         """
         done: list[Fault] = []
-        self._await_gang()
-        for injury in injuries:
-            self._wait(lambda injury=injury: self._is_due(injury), "the next injury's moment")
+        self._await_workers()
+        for fault in faults:
+            self._wait(lambda fault=fault: self._is_due(fault), "the moment of the next fault")
             first_step = self._first_step()
             phase = "training" if first_step else "start-up"
-            if first_step:  # what a start takes by now, as other programs come and go
-                self._start_seconds = min(self._start_seconds, first_step["time"] - self._gang_started)
-            done.append(replace(injury, time=time.time(), phase=phase))
-            os.kill(self._gang[injury.worker], injury.kind)
-            print(f"{len(done):>4} {_told(done[-1])}, step {self._run.checkpoint_step()}", flush=True)
-            self._await_gang(done[-1])
+            if first_step:  # the load of the machine changes
+                self._start_seconds = min(self._start_seconds, first_step["time"] - self._started)
+            done.append(replace(fault, time=time.time(), phase=phase))
+            os.kill(self._workers[fault.worker], fault.kind)
+            print(f"{len(done):>4} {_describe(done[-1])}, step {self._run.checkpoint_step()}", flush=True)
+            self._await_workers(done[-1])
         return done
 
-    def _is_due(self, injury: Fault) -> bool:
-        is_near_its_end = self._run.checkpoint_step() >= self._last_step_to_train_undisturbed
+    def _is_due(self, fault: Fault) -> bool:
+        is_near_its_end = self._run.checkpoint_step() >= self._last_training_step
         first_step = self._first_step()
-        if injury.in_startup or is_near_its_end:
+        if fault.in_startup or is_near_its_end:
             share = _NEAR_THE_END if is_near_its_end else 1.0
-            # At the latest when training begins: the machine may have become faster, and the run must outlive them all.
-            return bool(first_step) or time.time() >= self._gang_started + share * injury.moment * self._start_seconds
+            # Not after training begins: the machine may be faster now, and the run must outlast all faults.
+            return bool(first_step) or time.time() >= self._started + share * fault.moment * self._start_seconds
         if first_step is None:
             return False
         steps = self._run.checkpoint_step() - first_step["step"]
         seconds = time.time() - first_step["time"]
-        return seconds >= injury.moment * _LONGEST_TRAINING_SECONDS or steps >= injury.moment * _MOST_TRAINING_STEPS
+        return seconds >= fault.moment * _MAX_TRAINING_SECONDS or steps >= fault.moment * _MAX_TRAINING_STEPS
 
     def _first_step(self) -> dict[str, Any] | None:
-        events = self._run.events("first_step", since=self._gang_started)
+        events = self._run.events("first_step", since=self._started)
         return events[-1] if events else None
 
-    def _await_gang(self, injury: Fault | None = None) -> None:
-        """Waits until new workers have been started, or the old ones have gone on as if nothing had happened."""
+    def _await_workers(self, fault: Fault | None = None) -> None:
+        """Waits until new workers have been started, or the old ones have survived the fault."""
 
-        def is_there() -> bool:
-            children = _children(self._launcher.pid)
-            if len(children) == _WORKERS and not set(children) & set(self._gang):
-                self._gang, self._gang_started = children, time.time()
+        def have_continued() -> bool:
+            current = children(self._launcher.pid)
+            if len(current) == _WORKERS and not set(current) & set(self._workers):
+                self._workers, self._started = current, time.time()
                 return True
-            if not injury or injury.kind in (signal.SIGKILL, signal.SIGSTOP):
+            if not fault or fault.kind in (signal.SIGKILL, signal.SIGSTOP):
                 return False
-            return len(self._run.events("checkpoint", since=injury.time)) >= _CHECKPOINTS_AFTER_ALL
+            return len(self._run.events("checkpoint", since=fault.time)) >= _CHECKPOINTS_AFTER_FAULT
 
-        self._wait(is_there, "a new gang" + (f" after {_told(injury)}" if injury else ""))
+        self._wait(have_continued, "new workers" + (f" after {_describe(fault)}" if fault else ""))
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _DEADLINE_SECONDS
         while not condition():
             if self._launcher.poll() is not None:
-                raise ChaosError(f"the launcher ended with {self._launcher.returncode} while waiting for {what}")
+                raise ChaosError(f"the launcher exited with {self._launcher.returncode} while waiting for {what}")
             if time.monotonic() > deadline:
-                raise ChaosError(f"{what} did not come within {_DEADLINE_SECONDS:.0f} s")
+                raise ChaosError(f"{what}: nothing within {_DEADLINE_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
 
 
 def problems(reference: RunFolder, run: RunFolder, data: Path) -> list[str]:
-    """Returns in what the injured run differs from the undisturbed one; prints what every image came to."""
+    """Returns the differences between the run with faults and the reference run."""
     found = []
     expected, result = reference.json("result.json"), run.json("result.json")
-    print(f"weights_sha256 {result['weights_sha256']}, undisturbed {expected['weights_sha256']}")
+    print(f"weights_sha256 {result['weights_sha256']}, reference {expected['weights_sha256']}")
     if result["weights_sha256"] != expected["weights_sha256"]:
         found.append("the weights differ")
     before, after = reference.train_metrics(), run.train_metrics()
@@ -317,11 +302,11 @@ def problems(reference: RunFolder, run: RunFolder, data: Path) -> list[str]:
         found.append(
             f"metrics.jsonl differs: {len(before)} and {len(after)} training lines; first: {different[:1] or 'missing'}"
         )
-    return found + problems_of_order(run, data, expected["step"])
+    return found + order_problems(run, data, expected["step"])
 
 
-def problems_of_order(run: RunFolder, data: Path, steps: int) -> list[str]:
-    """Returns where the images that were trained on are not those of the order."""
+def order_problems(run: RunFolder, data: Path, steps: int) -> list[str]:
+    """Returns the differences between the recorded images and the sample order; prints how often each was seen."""
     config, num_images = run.json("config.json"), open_dataset(data).split("train").num_images
     batch_size = config["batch_size"]
     recorded = [run.lines(f"order/worker-{rank}.jsonl") for rank in range(_WORKERS)]
@@ -329,7 +314,7 @@ def problems_of_order(run: RunFolder, data: Path, steps: int) -> list[str]:
         if [line["step"] for line in lines] != list(range(1, steps + 1)):
             counts = Counter(line["step"] for line in lines)
             wrong = [step for step in range(1, steps + 1) if counts[step] != 1]
-            return [f"worker {rank} wrote {len(lines)} lines for {steps} steps; not once: {wrong[:10]}"]
+            return [f"worker {rank} recorded {len(lines)} lines for {steps} steps; missing or repeated: {wrong[:10]}"]
     seen = np.array([sum((line["images"] for line in lines), []) for lines in zip(*recorded, strict=True)])
     positions = np.arange(steps * batch_size)
     expected, _ = positions_to_images(positions, num_images=num_images, seed=config["seed"])
@@ -339,102 +324,98 @@ def problems_of_order(run: RunFolder, data: Path, steps: int) -> list[str]:
         f"each seen {times.min()} to {times.max()} times"
     )
     wrong_steps = np.flatnonzero((seen != expected.reshape(steps, batch_size)).any(axis=1)) + 1
-    found = [f"other images than the order's in steps {wrong_steps[:10].tolist()}"] if len(wrong_steps) else []
+    found = [f"wrong images in steps {wrong_steps[:10].tolist()}"] if len(wrong_steps) else []
     if times.max() - times.min() > 1:
         found.append(f"images were seen {times.min()} to {times.max()} times")
     return found
 
 
-def print_summary(injuries: Sequence[Fault], run: RunFolder, wall_seconds: float) -> None:
-    """Prints what was done to the run and what that cost."""
-    print(f"{len(injuries)} injuries:")
+def print_summary(faults: Sequence[Fault], run: RunFolder, wall_seconds: float) -> None:
+    """Prints the faults, their causes according to the launcher, and the recovery times."""
+    print(f"{len(faults)} faults:")
     for phase in ("start-up", "training"):
-        counts = Counter(injury.kind.name for injury in injuries if injury.phase == phase)
+        counts = Counter(fault.kind.name for fault in faults if fault.phase == phase)
         print(
             f"  {phase:<9} {sum(counts.values()):>3}  " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
         )
     launch = run.json("launch.json")
     causes = Counter(attempt["cause"].split(": ")[0] for attempt in launch["attempts"])
-    print(f"{len(launch['attempts'])} attempts, goodput {launch['goodput']:.0%}, {wall_seconds:.0f} s in all")
+    print(f"{len(launch['attempts'])} attempts, goodput {launch['goodput']:.0%}, {wall_seconds:.0f} s in total")
     for cause, number in causes.most_common(12):
         print(f"  {number:>3}  {cause}")
     first_steps = [event["time"] for event in run.events("first_step")]
-    nexts = [*(injury.time for injury in injuries[1:]), float("inf")]
+    nexts = [*(fault.time for fault in faults[1:]), float("inf")]
     seconds: dict[tuple[str, str], list[float]] = {}
-    for injury, following in zip(injuries, nexts, strict=True):
-        after = [step - injury.time for step in first_steps if injury.time < step <= following]
-        for key in ((injury.phase, injury.kind.name), ("", "")):
+    for fault, following in zip(faults, nexts, strict=True):
+        after = [step - fault.time for step in first_steps if fault.time < step <= following]
+        for key in ((fault.phase, fault.kind.name), ("", "")):
             seconds.setdefault(key, []).extend(after[:1])
-    print("median seconds from an injury to the next first step, where no other injury came between:")
+    print("median seconds from a fault to the next first step, if no other fault came between:")
     for (phase, kind), values in sorted(seconds.items()):
         if values:
             print(f"  {phase or 'all':<9} {kind:<8} {statistics.median(values):5.1f}  of {len(values)}")
 
 
-def prove(workplace: Workplace, count: int, seed: int) -> list[str]:
-    """Does it all; returns what is wrong.
+def run_chaos(files: ChaosFolder, count: int, seed: int) -> list[str]:
+    """Runs the test; returns the problems.
 
     Raises:
       ChaosError: it could not be carried out.
     """
-    started = time.monotonic()
-    data = make_dataset(workplace)
-    speed = measure_speed(workplace, data)
-    plan = planned_injuries(count, random.Random(seed))
+    start_time = time.monotonic()
+    data = make_dataset(files)
+    speed = measure_speed(files, data)
+    plan = plan_faults(count, random.Random(seed))
     steps = steps_for(plan)
     print(
-        f"{count} injuries, seed {seed}: {steps} steps; a start takes {speed.start_seconds:.1f} s, "
-        f"then {speed.steps_per_second:.0f} steps a second",
+        f"{count} faults, seed {seed}: {steps} steps; a start takes {speed.start_seconds:.1f} s, "
+        f"then {speed.steps_per_second:.0f} steps per second",
         flush=True,
     )
-    reference, run = workplace.run("undisturbed"), workplace.run("injured")
-    workplace.convoy("train", *train_flags(data, reference, steps), output="undisturbed.log")
+    reference, run = files.run("reference"), files.run("faults")
+    files.convoy("train", *train_flags(data, reference, steps), output="reference.log")
     launcher_flags, trainer = launch_flags(speed)
     command = (*launcher_flags, *trainer, *train_flags(data, run, steps))
-    with workplace.started(*command, output="injured.log") as launcher:
-        injuries = Chaos(launcher, run, steps, speed).injure(plan)
+    with files.started(*command, output="faults.log") as launcher:
+        faults = Chaos(launcher, run, steps, speed).inject(plan)
         try:
             exit_code = launcher.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            raise ChaosError(f"the run did not end within {_END_SECONDS:.0f} s after its last injury") from None
-        left = workplace.processes_left()
-    print_summary(injuries, run, time.monotonic() - started)
+            raise ChaosError(f"the run did not end within {_END_SECONDS:.0f} s after the last fault") from None
+        left = files.processes_left()
+    print_summary(faults, run, time.monotonic() - start_time)
     if exit_code != 0:
-        return [f"the launcher ended with exit code {exit_code}: see {workplace.folder}/injured.log"]
+        return [f"the launcher exited with {exit_code}: see {files.folder}/faults.log"]
     return [f"processes are left: {left}"] * bool(left) + problems(reference, run, data)
 
 
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="tests/chaos.sh", description=__doc__.split("\n")[0])
-    parser.add_argument("injuries", type=int, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds, workers and moments")
+    parser.add_argument("faults", type=int, help="number of faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed for signals, workers and moments")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workplace = Workplace(Path(tempfile.mkdtemp(prefix="convoy-chaos-")))
+    files = ChaosFolder(Path(tempfile.mkdtemp(prefix="convoy-chaos-")))
     try:
-        found = prove(workplace, arguments.injuries, arguments.seed)
+        found = run_chaos(files, arguments.faults, arguments.seed)
     except ChaosError as error:
         found = [str(error)]
     except KeyboardInterrupt:
         found = ["interrupted"]
-    for process in workplace.processes_left():
+    for process in files.processes_left():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     if found:
-        print("FAILED: " + "; ".join(found) + f". Everything is in {workplace.folder}.")
+        print("FAILED: " + "; ".join(found) + f". Files are in {files.folder}.")
         return 1
-    shutil.rmtree(workplace.folder)
-    print("Proven: as if nothing had happened.")
+    shutil.rmtree(files.folder)
+    print("Passed: the result is that of the reference run.")
     return 0
 
 
-def _children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def _told(injury: Fault) -> str:
-    return f"{injury.kind.name} to worker {injury.worker} in {injury.phase}"
+def _describe(fault: Fault) -> str:
+    return f"{fault.kind.name} to worker {fault.worker} in {fault.phase}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Injures the workers of a run N times and proves that the run comes out as if nothing had happened.
+# Sends N signals to the workers of a run and checks that its result is that of a run without faults.
 #
 #   ./tests/chaos.sh 20 [--seed=1]
 set -euo pipefail

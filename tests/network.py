@@ -1,12 +1,12 @@
-"""Hosts on one machine: each a network namespace with a name, an address and a cable to a switch of their own.
+"""Simulated hosts on one machine: network namespaces with names and addresses, connected to a virtual switch.
 
     with Network(folder, ["a", "b"]) as network:
         subprocess.Popen(network.command("a", "python", "-m", "convoy", ...))     # runs on host a
         network.unplug("b"), network.plug_in("b")
-        network.kill_all("b")                                                     # its power is gone
+        network.kill_all("b")                                                     # power failure
 
-Beside the hosts there is `head`, which holds the switch: a place for a launcher or a scheduler. Every host knows all by
-name. Nothing of it touches the machine's own network. Needs root and iproute2.
+The extra host `head` has the switch; launchers and schedulers run there. All hosts resolve each other's names.
+The machine's own network is not touched. Needs root and iproute2.
 """
 
 import contextlib
@@ -20,13 +20,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.processes import is_gone
+
 HEAD = "head"
 _SUBNET, _SECOND_SUBNET = "10.213.7", "10.213.8"
 _GONE_SECONDS = 30.0
 
 
 def missing_for_networks() -> str:
-    """Returns what this machine lacks to make networks; nothing where it can."""
+    """Returns why this machine cannot simulate networks; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need root on Linux"
     lacking = [tool for tool in ("ip", "nsenter", "unshare", "mount") if not shutil.which(tool)]
@@ -34,15 +36,15 @@ def missing_for_networks() -> str:
 
 
 class Network:
-    """Hosts that reach each other and nobody else. A context manager; on leaving it all of it is gone."""
+    """An isolated network of hosts. A context manager that removes it on exit."""
 
     def __init__(self, folder: Path, hosts: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None):
-        """Makes nothing yet.
+        """Entering the context creates the network.
 
         Args:
-          folder: for the hosts' files; there are few.
-          hosts: their names, besides `head`; at most 10 characters each.
-          aliases: more names of a host, as long as they like.
+          folder: folder for a few small files.
+          hosts: names besides `head`, at most 10 characters each.
+          aliases: additional names by host, of any length.
         """
         self.folder = folder
         self.hosts = tuple(hosts)
@@ -52,7 +54,7 @@ class Network:
         self._hosts_file = folder / "hosts"
 
     def __enter__(self) -> "Network":
-        """Makes it, and returns itself."""
+        """Creates the network."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = ["127.0.0.1 localhost"]
         lines += [" ".join([address, name, *self._aliases.get(name, ())]) for name, address in self.addresses.items()]
@@ -65,7 +67,7 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends everything that runs on the hosts, and takes them away."""
+        """Kills all processes on the hosts and removes the network."""
         for name in self.addresses:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.kill_all(name)
@@ -76,7 +78,7 @@ class Network:
         return f"{self._tag}-{host}"
 
     def command(self, host: str, *command: object) -> list[str]:
-        """Returns the command that runs a command on a host, in the very process that is started."""
+        """Returns the command line that runs `command` on a host, by `exec` in the started process."""
         enter = f'hostname {host} && mount --bind "$0" /etc/hosts && exec "$@"'
         return [
             *("nsenter", f"--net=/run/netns/{self.namespace(host)}"),
@@ -85,15 +87,15 @@ class Network:
         ]
 
     def unplug(self, host: str) -> None:
-        """Pulls a host's cable: what is sent to or from it is lost without a word."""
+        """Disconnects a host: packets to and from it are lost silently."""
         _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "nomaster", "down")
 
     def plug_in(self, host: str) -> None:
-        """Puts the cable back."""
+        """Reconnects a host."""
         _run("ip", "-n", self.namespace(HEAD), "link", "set", "dev", _port(host), "master", "switch", "up")
 
     def add_second(self) -> dict[str, str]:
-        """Gives every host another interface, eth1, on a network of its own; returns the addresses there by host."""
+        """Adds an interface eth1 to every host, on a second network; returns its addresses by host."""
         head = self.namespace(HEAD)
         _run("ip", "-n", head, "link", "add", "switch2", "type", "bridge")
         _run("ip", "-n", head, "link", "set", "switch2", "up")
@@ -103,12 +105,12 @@ class Network:
         return addresses
 
     def drop(self, host: str, port: int) -> None:
-        """Makes a host's firewall drop what comes in for a port."""
+        """Makes a host's firewall drop incoming packets for a port."""
         rule = f"INPUT -p tcp --dport {port} -j DROP".split()
         _run("nsenter", f"--net=/run/netns/{self.namespace(host)}", "iptables", "-I", *rule)
 
     def received(self, host: str, interface: str) -> int:
-        """Returns how many bytes have come in on an interface of a host."""
+        """Returns the bytes received on a host's interface."""
         for line in _run(*self.command(host, "cat", "/proc/net/dev")).splitlines():
             name, _, counts = line.partition(":")
             if name.strip() == interface:
@@ -120,10 +122,10 @@ class Network:
         return [int(pid) for pid in _run("ip", "netns", "pids", self.namespace(host)).split()]
 
     def kill_all(self, host: str) -> None:
-        """Kills every process on a host and returns when they are gone."""
+        """Kills all processes on a host; returns when they have ended."""
         deadline = time.monotonic() + _GONE_SECONDS
-        while pids := [pid for pid in self.processes(host) if not _is_zombie(pid)]:
-            assert time.monotonic() < deadline, f"{pids} on {host} do not die"
+        while pids := [pid for pid in self.processes(host) if not is_gone(pid)]:
+            assert time.monotonic() < deadline, f"processes {pids} on {host} survive SIGKILL"
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -153,11 +155,4 @@ def _run(*command: str) -> str:
 
 
 def _port(host: str) -> str:
-    return f"to-{host}"  # the switch's end of the host's cable
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    return f"to-{host}"  # the interface on the switch

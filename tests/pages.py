@@ -1,4 +1,4 @@
-"""A report page as tests read it."""
+"""Parses report pages for tests."""
 
 from html.parser import HTMLParser
 
@@ -7,7 +7,7 @@ INLINE = {"bdi", "b", "code", "i"}
 
 
 class Page(HTMLParser):
-    """A page, parsed strictly: every tag closed, nothing fetched, nothing run. `text` is by section."""
+    """A strictly parsed page: fails on unclosed tags, scripts and external resources. `text` is by section."""
 
     def __init__(self, content):
         super().__init__(convert_charrefs=True)

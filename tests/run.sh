@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the environment with the test extras and runs the tests. Arguments go to pytest.
+# Creates the virtual environment with the test extra and runs linters and tests. Arguments go to pytest.
 #
-#   ./tests/run.sh                   # everything, as CI does
-#   ./tests/run.sh -m "not slow"     # the quick part, for the working loop
+#   ./tests/run.sh                   # all tests, as in CI
+#   ./tests/run.sh -m "not slow"     # only the quick tests
 #
-# The cluster tests drive real SLURM and ssh daemons on network namespaces, the pages' tests a browser. As root on Debian
-# or Ubuntu what they need is installed; elsewhere they are skipped, and say so.
+# Cluster tests use real SLURM and ssh daemons in network namespaces; page tests use a browser. As root on Debian or
+# Ubuntu this script installs them; elsewhere tests without their tools are skipped.
 set -euo pipefail
 
 checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,10 +16,10 @@ install() { # whose tests, packages
   local whose="$1"
   shift
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg --status "$@" >/dev/null 2>&1; then
-    echo "Installing what the $whose tests need: $*"
+    echo "Installing packages for the $whose tests: $*"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update && apt-get install --yes --no-install-recommends "$@"; } >"$apt_log" 2>&1 ||
-      { tail -n 5 "$apt_log" >&2; echo "That failed: the tests that need them will be skipped." >&2; }
+      { tail -n 5 "$apt_log" >&2; echo "Installation failed: these tests will be skipped." >&2; }
   fi
 }
 install cluster slurmctld slurmd slurm-client munge openssh-server openssh-client iproute2 iptables
@@ -29,5 +29,5 @@ launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Three at a time, also on two cores: a quarter of the time a test waits for processes to start, die and come back.
+# Three processes even on two cores, because tests often wait for other processes.
 exec .venv/bin/python -m pytest -n 3 --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,4 @@
-"""A small disk that really can be full: a file system in memory, mounted where only those see it who are meant to.
+"""A small disk that can really fill up: a tmpfs that is visible only to chosen processes.
 
 with small_disk(tmp_path / "disk", size=16 * 2**20) as disk:
     subprocess.run([*disk.prefix, "sh", "-c", f"echo x > {disk.folder}/x"])
@@ -7,7 +7,6 @@ with small_disk(tmp_path / "disk", size=16 * 2**20) as disk:
 
 import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import kill_session
+
 
 @dataclass
 class SmallDisk:
-    """A file system of a few bytes.
+    """A small file system.
 
     Attributes:
-      folder: where it is, for processes started with `prefix`.
-      seen: the same, as this process sees it.
-      prefix: a command's beginning that lets it see the file system.
+      folder: its mount point, for processes started with `prefix`.
+      seen: the path to it from this process.
+      prefix: start of a command line that makes the file system visible.
     """
 
     folder: Path
@@ -31,19 +32,19 @@ class SmallDisk:
     prefix: tuple[str, ...]
 
     def fill(self, all_but: int = 0) -> None:
-        """Takes all room there is, to the last byte, or leaves so many bytes."""
+        """Fills the disk, except for `all_but` bytes."""
         with open(self.seen / "ballast", "ab", buffering=0) as file, contextlib.suppress(OSError):
             while os.statvfs(self.seen).f_bavail * os.statvfs(self.seen).f_frsize > all_but:
                 file.write(bytes(4096))
 
     def make_room(self) -> None:
-        """Gives it back."""
+        """Frees the space that `fill` took."""
         (self.seen / "ballast").unlink()
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
-    """Gives a disk of `size` bytes; skips the test where none can be mounted."""
+    """Mounts a disk of `size` bytes; skips the test if that is not possible."""
     folder.mkdir()
     mount = f"mount -t tmpfs -o size={size} none '{folder}' && echo mounted && exec sleep infinity"
     holder = subprocess.Popen(
@@ -54,12 +55,11 @@ def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
         start_new_session=True,
     )
     try:
-        said = holder.stdout.readline().strip()
-        if said != "mounted":
-            pytest.skip(f"a file system cannot be mounted here: {said}")
+        answer = holder.stdout.readline().strip()
+        if answer != "mounted":
+            pytest.skip(f"cannot mount a file system: {answer}")
         seen = Path(f"/proc/{holder.pid}/root{folder}")
         yield SmallDisk(folder, seen, ("nsenter", f"--target={holder.pid}", "--mount"))
     finally:
-        os.killpg(holder.pid, signal.SIGKILL)  # the file system goes with the last process that sees it
-        holder.wait()
+        kill_session(holder)  # the file system is unmounted with the last process that sees it
         holder.stdout.close()

@@ -1,9 +1,9 @@
-"""Which workers a run has and which of them this process is, as the environment says it.
+"""Cluster discovery: the workers of a run, and the rank of this process, from the environment or from flags.
 
-    cluster = find_cluster(os.environ, hosts=(), index=None)       # None: one process is all there is
+    cluster = find_cluster(os.environ, hosts=(), index=None)       # None: a single process
     cluster.addresses[cluster.index], cluster.is_chief
 
-Looked for in this order: `TF_CONFIG`, SLURM, a Kubernetes Indexed Job, explicit flags. Imports no TensorFlow.
+The first of these that is present counts: `TF_CONFIG`, SLURM, a Kubernetes Indexed Job, flags.
 """
 
 import json
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from convoy.core.errors import UsageError
 
 DEFAULT_PORT = 2222
-HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # the step's, by commas, from a launcher: containers have no scontrol
-# SLURM's jobs on one host must not meet on one port, and the job's number is known on every host of it: up to 16 ports
-# a job, below those that systems give to outgoing connections (32768 and above).
-_SLURM_FIRST_PORT, _SLURM_PORTS_A_JOB, _SLURM_JOBS = 20000, 16, 750
-_IN_BLOCKS = "Start the step with `srun --distribution=block`, and without SLURM_HOSTFILE."
+HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # comma-separated hosts of the step, set by launchers: containers lack scontrol
+# SLURM jobs on the same host need different ports, so ports are derived from the job ID: up to 16 per job, below the
+# ephemeral ports (32768 and above).
+_SLURM_FIRST_PORT, _SLURM_PORTS_PER_JOB, _SLURM_JOBS = 20000, 16, 750
+_USE_BLOCKS = "Start the step with `srun --distribution=block` and without SLURM_HOSTFILE."
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Cluster:
     """The workers of a run.
 
     Attributes:
-      addresses: `host:port` of each, by rank.
-      index: this process's rank.
-      source: what said so, for people.
-      jobs: by rank, TensorFlow's name of each task: `("chief", 0)`, `("worker", 0)`, ...
+      addresses: `host:port` by rank.
+      index: rank of this process.
+      source: where the description comes from, for messages.
+      jobs: TensorFlow's job name and task index by rank: `("chief", 0)`, `("worker", 0)`, ...
     """
 
     addresses: tuple[str, ...]
@@ -40,12 +40,12 @@ class Cluster:
 
     @property
     def num_workers(self) -> int:
-        """How many processes train together."""
+        """Number of processes that train together."""
         return len(self.addresses)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what all share."""
+        """Whether this process is the chief, which writes the run directory."""
         return self.index == 0
 
 
@@ -56,16 +56,16 @@ def find_cluster(
     index: int | None = None,
     expand_hosts: Callable[[str], list[str]] | None = None,
 ) -> Cluster | None:
-    """Returns the cluster that the environment or the flags describe, or None where this process is alone.
+    """Returns the cluster that the environment or the flags describe; None for a single process.
 
     Args:
       environment: variables by name.
       hosts: `host:port` by rank, from `--worker_hosts`.
-      index: this process's rank, from `--worker_index`.
-      expand_hosts: from SLURM's short form of a host list to its hosts; `scontrol show hostnames` where left out.
+      index: rank of this process, from `--worker_index`.
+      expand_hosts: expands SLURM's host list syntax; `scontrol show hostnames` by default.
 
     Raises:
-      UsageError: a description that cannot be one.
+      UsageError: an invalid description.
     """
     found = (
         _from_tf_config(environment)
@@ -78,7 +78,7 @@ def find_cluster(
 
 def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
     if not 0 <= index < len(addresses):
-        raise UsageError(f"{source}: this task has index {index}, and there are {len(addresses)} workers, from 0 on.")
+        raise UsageError(f"{source}: index {index} of this task is not between 0 and {len(addresses) - 1}.")
     return Cluster(tuple(addresses), index, source, tuple(("worker", rank) for rank in range(len(addresses))))
 
 
@@ -93,23 +93,23 @@ def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
         own = (str(task.get("type", "worker")), int(task.get("index", 0)))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"TF_CONFIG={text!r} cannot be read ({error}). It looks like "
+            f"TF_CONFIG={text!r} is invalid ({error}). Example: "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
         ) from None
     if not tasks:
         return None
-    strange = sorted(tasks.keys() - {"chief", "worker"}) or sorted({own[0]} - {"chief", "worker"})
-    if strange:
-        raise UsageError(f"TF_CONFIG names a task {strange[0]!r}: Convoy's workers are of type chief or worker.")
+    unknown = sorted(tasks.keys() - {"chief", "worker"}) or sorted({own[0]} - {"chief", "worker"})
+    if unknown:
+        raise UsageError(f"TF_CONFIG has a task of type {unknown[0]!r}. Use only the types chief and worker.")
     jobs = [(job, rank) for job in ("chief", "worker") for rank in range(len(tasks.get(job, ())))]
     if own not in jobs:
-        raise UsageError(f"TF_CONFIG: this task is {own[0]} {own[1]}, which its cluster {json.dumps(tasks)} lacks.")
+        raise UsageError(f"TF_CONFIG: task {own[0]} {own[1]} is not in the cluster {json.dumps(tasks)}.")
     addresses = tuple(_checked_address(tasks[job][rank], "TF_CONFIG") for job, rank in jobs)
     return Cluster(addresses, jobs.index(own), "TF_CONFIG", tuple(jobs))
 
 
 def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], list[str]]) -> Cluster | None:
-    # A batch script has some of these too; only what `srun` started has the step's.
+    # Only processes started by `srun` have the variables of a step; batch scripts have those of the job.
     if not {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys():
         return None
     number = _integer(environment, "SLURM_STEP_NUM_TASKS")
@@ -121,46 +121,44 @@ def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], li
     counts = counts_by_host(tasks_per_host)
     if len(counts) != len(hosts) or sum(counts) != number:
         raise UsageError(
-            f"SLURM_STEP_TASKS_PER_NODE={tasks_per_host!r} does not tell where the {number} tasks of {len(hosts)} "
-            f"hosts run. {_IN_BLOCKS}"
+            f"SLURM_STEP_TASKS_PER_NODE={tasks_per_host!r} does not match {number} tasks on {len(hosts)} hosts. "
+            f"{_USE_BLOCKS}"
         )
-    places = _places_of_ranks(counts, environment)
+    layout = _task_layout(counts, environment)
     rank = _integer(environment, "SLURM_PROCID")
-    place_of_job = _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_JOBS
-    first_port = _SLURM_FIRST_PORT + place_of_job * _SLURM_PORTS_A_JOB
-    found = _workers([f"{hosts[host]}:{first_port + local}" for host, local in places], rank, "SLURM")
+    job = _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_JOBS
+    first_port = _SLURM_FIRST_PORT + job * _SLURM_PORTS_PER_JOB
+    found = _workers([f"{hosts[host]}:{first_port + local}" for host, local in layout], rank, "SLURM")
     if {"SLURM_NODEID", "SLURM_LOCALID"} <= environment.keys():
         own = (_integer(environment, "SLURM_NODEID"), _integer(environment, "SLURM_LOCALID"))
-        if own != places[rank]:
+        if own != layout[rank]:
             raise UsageError(
-                f"SLURM runs task {rank} at another place (SLURM_NODEID={own[0]}, SLURM_LOCALID={own[1]}) than its "
-                f"layout says ({places[rank][0]}, {places[rank][1]}). {_IN_BLOCKS}"
+                f"SLURM task {rank} runs at SLURM_NODEID={own[0]}, SLURM_LOCALID={own[1]}; expected "
+                f"{layout[rank][0]}, {layout[rank][1]}. {_USE_BLOCKS}"
             )
     return found
 
 
-def _places_of_ranks(counts: Sequence[int], environment: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Returns where each rank runs: the place of its host in the list, and its own among the host's tasks."""
+def _task_layout(counts: Sequence[int], environment: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Returns the index of the host and the index within the host, by rank."""
     distribution = environment.get("SLURM_DISTRIBUTION", "").partition(":")[0].partition(",")[0]
     if distribution == "arbitrary":
-        raise UsageError(f"SLURM_DISTRIBUTION=arbitrary does not tell which task runs where. {_IN_BLOCKS}")
-    # So many ranks go to a host at a time, host after host, and again from the first where it has more.
-    at_a_time = {"cyclic": 1, "plane": _integer(environment, "SLURM_DIST_PLANESIZE", "1")}.get(
-        distribution, max(counts)
-    )
-    places: list[tuple[int, int]] = []
+        raise UsageError(f"SLURM_DISTRIBUTION=arbitrary: the hosts of the tasks are unknown. {_USE_BLOCKS}")
+    # Hosts get this many ranks in turn until all are full.
+    group = {"cyclic": 1, "plane": _integer(environment, "SLURM_DIST_PLANESIZE", "1")}.get(distribution, max(counts))
+    layout: list[tuple[int, int]] = []
     placed = [0] * len(counts)
     while placed != list(counts):
         for host, count in enumerate(counts):
-            until = min(placed[host] + max(1, at_a_time), count)
-            places += [(host, local) for local in range(placed[host], until)]
-            placed[host] = until
-    return places
+            end = min(placed[host] + max(1, group), count)
+            layout += [(host, local) for local in range(placed[host], end)]
+            placed[host] = end
+    return layout
 
 
 def counts_by_host(text: str) -> list[int]:
-    """Returns the number that each host has of something, from SLURM's `2(x3),1`; nothing where it is no such text."""
-    counts = []
+    """Returns the numbers in SLURM's syntax `2(x3),1` by host; an empty list if the text is invalid."""
+    counts: list[int] = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if not match:
@@ -175,21 +173,20 @@ def _scontrol_hostnames(nodes: str) -> list[str]:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(
-            f"SLURM_STEP_NODELIST={nodes}: `scontrol show hostnames` failed ({error}). Is scontrol on the PATH of the "
-            "job? In a container set TF_CONFIG, or give --worker_hosts and --worker_index."
+            f"SLURM_STEP_NODELIST={nodes}: `scontrol show hostnames` failed ({error}). Put scontrol on the PATH; in a "
+            "container set TF_CONFIG, or pass --worker_hosts and --worker_index."
         ) from None
 
 
 def _from_kubernetes(environment: Mapping[str, str]) -> Cluster | None:
-    # An Indexed Job's pod is called JOB-INDEX, and found as JOB-INDEX.SUBDOMAIN behind a headless service.
+    # A pod of an Indexed Job has the name JOB-INDEX, and JOB-INDEX.SUBDOMAIN with a headless service.
     if not {"JOB_COMPLETION_INDEX", "CONVOY_WORKERS", "HOSTNAME"} <= environment.keys():
         return None
     index, number = _integer(environment, "JOB_COMPLETION_INDEX"), _integer(environment, "CONVOY_WORKERS")
     stem, _, last = environment["HOSTNAME"].split(".")[0].rpartition("-")
     if last != str(index):
         raise UsageError(
-            f"HOSTNAME={environment['HOSTNAME']} does not end in JOB_COMPLETION_INDEX={index}: is this the pod of an "
-            "Indexed Job?"
+            f"HOSTNAME={environment['HOSTNAME']} does not end in -{index} (JOB_COMPLETION_INDEX). Use an Indexed Job."
         )
     subdomain = environment.get("CONVOY_SUBDOMAIN", "")
     port = _integer(environment, "CONVOY_PORT", str(DEFAULT_PORT))
@@ -203,19 +200,19 @@ def _from_flags(hosts: Sequence[str], index: int | None) -> Cluster | None:
             raise UsageError(f"--worker_index={index} needs --worker_hosts=HOST:PORT,HOST:PORT.")
         return None
     if index is None or not 0 <= index < len(hosts):
-        raise UsageError(f"--worker_index={index}: give 0 to {len(hosts) - 1}, this process's place in --worker_hosts.")
+        raise UsageError(f"--worker_index={index}: pass 0 to {len(hosts) - 1}, the index in --worker_hosts.")
     return _workers([_checked_address(host, "--worker_hosts") for host in hosts], index, "--worker_hosts")
 
 
 def _checked_address(address: object, source: str) -> str:
     host, _, port = str(address).rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{source} has the address {address!r}: give HOST:PORT.")
+        raise UsageError(f"{source}: address {address!r} is not HOST:PORT.")
     return str(address)
 
 
 def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:
     text = environment.get(name, default)
     if not text.isdigit():
-        raise UsageError(f"{name}={text!r} in the environment is no number.")
+        raise UsageError(f"{name}={text!r} in the environment is not an integer.")
     return int(text)

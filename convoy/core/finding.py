@@ -1,9 +1,9 @@
-"""Findings: what a check, a report or a run in progress has to say, with its severity and a suggested fix.
+"""Findings: observations of checks, reports and running jobs, with severity and suggested fix.
 
     Finding(Severity.WARNING, "overfitting", "top-1 is 95 % in training and 71 % in validation", fix="Add images.")
 
-The doctor, the data set's report, the run's report, `verify` and the advice during training all use this type. Tests
-and scripts rely on `severity` and `code`; `text` and `fix` are for people and may change.
+Used by the doctor, the dataset report, the run report, `verify` and the advice during training. Tests and scripts may
+rely on `severity` and `code`; the wording of `text` and `fix` may change.
 """
 
 import enum
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class Severity(str, enum.Enum):
-    """How serious a finding is, the most serious first."""
+    """Severity of a finding, the most serious first."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -30,11 +30,11 @@ class Finding:
     """One observation.
 
     Attributes:
-      severity: how serious it is.
+      severity: severity of the finding.
       code: stable identifier in kebab-case, such as `class-imbalance`.
-      text: what was found: one or two sentences.
-      fix: what to do about it, in the imperative; empty where there is nothing to do.
-      section: the part of a page or table that it belongs to; empty where there is none.
+      text: observation in one or two sentences.
+      fix: suggested action in the imperative; empty if none is needed.
+      section: part of the page or table to which it belongs; may be empty.
     """
 
     severity: Severity

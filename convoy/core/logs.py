@@ -1,11 +1,11 @@
-"""Logging: library code logs to `logging.getLogger("convoy")`, commands show it on standard error."""
+"""Logging: library code logs to `logging.getLogger("convoy")`; commands print that to standard error."""
 
 import logging
 import sys
 
 
 class _StandardError(logging.Handler):
-    """Writes to whatever `sys.stderr` is at the time, which a caller may have redirected."""
+    """Writes to the current `sys.stderr`, which a caller may have redirected."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one line."""
@@ -14,7 +14,7 @@ class _StandardError(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Shows the warnings and errors of Convoy's logger on standard error; only the first call changes anything."""
+    """Prints warnings and errors of Convoy's logger to standard error. Further calls have no effect."""
     logger = logging.getLogger("convoy")
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())

@@ -1,4 +1,4 @@
-"""How much memory this process may take without driving the machine into swap, and how much a process has taken."""
+"""Memory available to this process and used by it, from /proc and control groups."""
 
 import os
 import resource
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# By version: the file of a cgroup's limit, that of its use, and the line of memory.stat that the kernel takes back at
-# need, which is part of the use.
+# By cgroup version: the files of limit and usage, and the line of memory.stat with reclaimable memory, which counts as
+# used.
 _CGROUP_FILES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -15,12 +15,12 @@ _CGROUP_FILES = {
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Returns how many bytes are free to take: of the machine, and in every cgroup that this process is in.
+    """Returns the bytes that this process can allocate, limited by the machine and by all its cgroups (v1 or v2).
 
-    Where there is no Linux to ask, half of the machine's memory.
+    Outside Linux: half of the machine's memory.
 
     Args:
-      root: of the file system that holds `proc` and `sys`, with control groups of version 1 or 2.
+      root: folder that contains `proc` and `sys`.
     """
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -41,7 +41,7 @@ def _free_in_cgroups(root: Path) -> Iterator[int]:
             continue
         version = 1 if controllers else 2
         top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        # A limit holds for all below it. In a container the path may be one outside: then its root alone is seen.
+        # Limits of parent groups apply too. In a container the path may be the host's; then only the root exists.
         for part in (path, *map(str, PurePosixPath(path).parents)):
             free = _free_in(top / part.lstrip("/"), *_CGROUP_FILES[version])
             if free is not None:
@@ -58,7 +58,7 @@ def _free_in(folder: Path, limit_file: str, use_file: str, reclaimable: str) -> 
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that this process has held in memory at a time."""
+    """Returns this process's peak resident memory in bytes."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
@@ -67,7 +67,7 @@ def peak_memory() -> int:
 
 
 def resident_memory() -> int:
-    """Returns the bytes that this process holds in memory now, or at most so far where only that is known."""
+    """Returns this process's resident memory in bytes; its peak where the system has only that."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

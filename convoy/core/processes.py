@@ -1,4 +1,4 @@
-"""What processes that do work in parallel have in common."""
+"""Helpers for worker processes: usable CPU cores and signal handling."""
 
 import contextlib
 import multiprocessing
@@ -7,20 +7,22 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from convoy.core.exit_codes import SIGNAL_BASE
+
 
 def usable_cores() -> int:
-    """Returns how many cores this process may run on: a scheduler or container often grants fewer than there are."""
+    """Returns the number of cores that this process may use, which a scheduler or container may limit."""
     return len(processor_numbers())
 
 
 def processor_numbers() -> list[int]:
-    """Returns the numbers of the cores that this process may run on."""
+    """Returns the sorted numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def follow_parent() -> None:
-    """Makes a worker process leave Ctrl-C to its parent, and end when that ends, however it does."""
-    # The parent's message would be buried under a traceback from each worker.
+    """Makes a worker process ignore Ctrl-C and exit when its parent exits, for whatever reason."""
+    # Without this, every worker prints a traceback at Ctrl-C and buries the parent's message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -35,10 +37,10 @@ def follow_parent() -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Lets SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written stays. Exit code 143."""
+    """Makes SIGTERM raise SystemExit (exit code 143) inside, so that partial output is cleaned up as at Ctrl-C."""
 
     def terminate(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        raise SystemExit(SIGNAL_BASE + number)
 
     with _handling(terminate, signal.SIGTERM):
         yield
@@ -46,14 +48,14 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C inside, and in every process that is started inside."""
+    """Ignores Ctrl-C inside, also in processes that are started inside."""
     with _handling(signal.SIG_IGN, signal.SIGINT):
         yield
 
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM take effect only on leaving."""
+    """Defers Ctrl-C and SIGTERM until the end of the block."""
     received: list[int] = []
     try:
         with _handling(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM):
@@ -67,7 +69,7 @@ def interrupts_deferred() -> Iterator[None]:
 def _handling(handler: Callable[[int, object], None] | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # only the main thread may; a caller in another answers signals itself
+    except ValueError:  # not the main thread, which alone may set handlers
         before = {}
     try:
         yield

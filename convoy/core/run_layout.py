@@ -1,4 +1,4 @@
-"""Names of files and folders in RUN, the run directory, for the trainer that writes them and for launchers.
+"""File layout of RUN, the run directory, for the trainer and for launchers.
 
 layout = RunLayout("run")
 layout.metrics                                   # run/metrics.jsonl
@@ -14,10 +14,10 @@ _ATTEMPT = re.compile(r"attempt-(\d+)")
 
 
 class RunLayout:
-    """The paths of one run directory. Reads and writes nothing."""
+    """The paths in one run directory. Does no I/O."""
 
-    def __init__(self, path: str | os.PathLike):
-        """Args: path: the run directory, which need not exist."""
+    def __init__(self, path: str | os.PathLike[str]):
+        """Args: path: run directory; need not exist."""
         self.path = Path(os.path.normpath(path))
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -45,26 +45,26 @@ class RunLayout:
         return self.path / f"predictions_{split}.csv"
 
     def evaluation(self, split: str) -> Path:
-        """Returns the JSON file that describes the latest predictions on a split."""
+        """Returns the JSON file about the latest predictions on a split."""
         return self.path / f"evaluation_{split}.json"
 
     def attempt(self, number: int) -> Path:
-        """Returns the folder of a launcher's attempt; `number` counts from 1 over the life of the run."""
+        """Returns the log folder of a launcher's attempt; numbers start at 1 and continue over restarts."""
         return self.logs / f"attempt-{number}"
 
 
 def checkpoint_name(step: int) -> str:
-    """Returns the file name of a checkpoint. `step` is from 0 to 999,999,999."""
+    """Returns the file name of a checkpoint; `step` is 0 to 999,999,999."""
     return f"step-{step:09}.npz"
 
 
 def checkpoint_step(name: str) -> int | None:
-    """Returns the step of a checkpoint by its file name; None where that is not a checkpoint's name."""
+    """Returns the step in a checkpoint's file name; None for other names."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def attempt_number(name: str) -> int | None:
-    """Returns the number of an attempt by the name of its folder; None where that is not an attempt's name."""
+    """Returns the number in an attempt's folder name; None for other names."""
     match = _ATTEMPT.fullmatch(name)
     return int(match[1]) if match else None

@@ -1,14 +1,13 @@
-"""Numbers as text: shares, sizes, counts, durations."""
+"""Formats numbers: percentages, sizes, counts, durations, bars."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: what it stands for, how many, and its length in percent of the longest."""
+    """One bar of a bar chart; `length` is in percent of the longest bar."""
 
     label: str
     count: int
@@ -16,7 +15,7 @@ class Bar:
 
 
 def bars(labels: Iterable[str], counts: Sequence[int]) -> list[Bar]:
-    """Returns a bar for each label."""
+    """Returns one bar per label."""
     most = max([1, *counts])
     return [
         Bar(label, int(count), round(100 * int(count) / most, 1)) for label, count in zip(labels, counts, strict=True)
@@ -24,7 +23,7 @@ def bars(labels: Iterable[str], counts: Sequence[int]) -> list[Bar]:
 
 
 def percent(part: int, whole: int) -> str:
-    """Returns a share in words: `12 %`, `0.4 %`, `<0.1 %`."""
+    """Returns `part` of `whole` as a percentage: `12 %`, `0.4 %`, `<0.1 %`."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 0.1:
         return "<0.1 %"
@@ -32,8 +31,8 @@ def percent(part: int, whole: int) -> str:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    """Returns a number from 0 to 1 in words: `71.4 %`; `-` where there is none."""
-    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f} %"
+    """Returns a fraction (0 to 1) as a percentage: `71.4 %`; `-` for None and NaN."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def megabytes(size: float) -> str:

@@ -1,5 +1,7 @@
-"""Limits by which several parts judge a run: the console, the advice, result.json and the report agree on them."""
+"""Thresholds shared by the console, the advice, result.json and the report."""
 
-INPUT_BOUND_PCT = 20.0  # share of a step's time; from here on waiting for input, or reducing, limits the run
+INPUT_BOUND_PCT = (
+    20.0  # percent of step time; a run that waits for input (or for reduction) at least this long is bound by it
+)
 OVERFITTING_GAP = 0.15  # top-1 on training images minus top-1 on validation images
-CALIBRATION_BINS = 15  # equal bins of confidence (Guo et al. 2017, "On calibration of modern neural networks")
+CALIBRATION_BINS = 15  # equal-width confidence bins (Guo et al. 2017, "On calibration of modern neural networks")

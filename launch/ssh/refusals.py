@@ -1,7 +1,7 @@
-"""What to say when an ssh connection or the agent behind it ends early: what is wrong, and how to mend it.
+"""Explains why an ssh connection or its agent failed at the start, with a suggested fix.
 
 problem = problem_of(host, 255, "Host key verification failed.", remote)
-problem.text, problem.stays       # `stays`: another try gives the same until somebody mends it
+problem.text, problem.is_permanent     # permanent: no retry succeeds until somebody fixes it
 """
 
 import shlex
@@ -10,35 +10,35 @@ from dataclasses import dataclass
 
 from convoy.launch.ssh.hosts import Host
 
-NO_FOLDER = 67  # what the remote shell ends with where the launcher's folder is not there
-_NOT_FOUND = (126, 127)  # a shell's words for a program that it cannot start
+NO_FOLDER = 67  # exit code of the remote command if the launcher's folder does not exist there
+_NOT_FOUND = (126, 127)  # a shell's exit codes for a program that it cannot start
 _SSH_ITSELF = 255
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a host cannot take part. `stays` says that no further try will mend it."""
+    """Why a host cannot take part: a text without a final period, and whether retrying is useless."""
 
     text: str
-    stays: bool = False
+    is_permanent: bool = False
 
 
 @dataclass(frozen=True)
 class Remote:
-    """How hosts are reached and what they are asked to run.
+    """How hosts are reached and what runs on them.
 
     Attributes:
-      folder: that commands run in.
-      python: interpreter there.
-      ssh_config: for ssh's -F; ssh's own choice where empty.
+      folder: working directory of the commands.
+      python: Python interpreter.
+      ssh_config: file for ssh's -F; empty for ssh's default.
     """
 
     folder: str
     python: str
     ssh_config: str = ""
 
-    def by_hand(self, host: Host, *command: str) -> str:
-        """Returns the command with which a person looks at a host in the way the launcher does."""
+    def ssh_command(self, host: Host, *command: str) -> str:
+        """Returns the shell command that connects to a host the way the launcher does."""
         config = ("-F", self.ssh_config) if self.ssh_config else ()
         port = ("-p", str(host.port)) if host.port else ()
         user = (f"{host.user}@" if host.user else "") + host.name
@@ -46,85 +46,79 @@ class Remote:
 
 
 def problem_of(host: Host, returncode: int, stderr: str, remote: Remote) -> Problem:
-    """Returns what is wrong.
+    """Returns why a connection failed.
 
     Args:
-      host: that was connected to.
-      returncode: of the ssh client.
-      stderr: what it and the remote side wrote there.
-      remote: what was asked for.
+      host: the host.
+      returncode: exit code of the ssh client.
+      stderr: standard error of the ssh client and of the remote command.
+      remote: what was run.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = last_line(stderr) or f"exit code {returncode}"
-    for check in (_of_ssh, _of_python):
-        if problem := check(host, returncode, lines, last, remote):
-            return problem
     if returncode == _SSH_ITSELF:
-        return Problem(f"host {host} does not answer (ssh: {last})")
-    return Problem(
-        f"host {host}: the agent ended before it was ready ({last}). Look there: "
-        f"{remote.by_hand(host, remote.python, '--version')}",
-        stays=True,
+        return _ssh_problem(host, lines, last, remote) or Problem(f"host {host} does not respond (ssh: {last})")
+    return _python_problem(host, returncode, last, remote) or Problem(
+        f"host {host}: the agent exited before it was ready ({last}). Check "
+        f"`{remote.ssh_command(host, remote.python, '--version')}`",
+        is_permanent=True,
     )
 
 
 def last_line(stderr: str) -> str:
-    """Returns the last line that ssh or the remote side wrote, without ssh's own name before it."""
+    """Returns the last line of standard error, without the prefix `ssh: `."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1].removeprefix("ssh: ").rstrip(".") if lines else ""
 
 
-def _of_ssh(host: Host, returncode: int, lines: Sequence[str], last: str, remote: Remote) -> Problem | None:
-    if returncode != _SSH_ITSELF:
-        return None
+def _ssh_problem(host: Host, lines: Sequence[str], last: str, remote: Remote) -> Problem | None:
     text = "\n".join(lines)
-    by_hand = remote.by_hand(host)
+    command = remote.ssh_command(host)
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text:
         return Problem(
-            f"host {host} shows another key than it did before (ssh: {last}). If it was set up anew, take the old key "
-            f"out with `ssh-keygen -R {host.name}`, and confirm the new one with `{by_hand}`",
-            stays=True,
+            f"the key of host {host} has changed (ssh: {last}). If the host was reinstalled, remove the old key with "
+            f"`ssh-keygen -R {host.name}` and confirm the new one with `{command}`",
+            is_permanent=True,
         )
     if "Host key verification failed" in text:
         return Problem(
-            f"the key of host {host} is not known here (ssh: {last}). Connect once by hand, compare the key, and "
-            f"confirm it: `{by_hand}`",
-            stays=True,
+            f"the key of host {host} is unknown (ssh: {last}). Connect once manually and confirm the key: `{command}`",
+            is_permanent=True,
         )
     if "Permission denied" in text or "Too many authentication failures" in text:
         return Problem(
-            f"host {host} does not let this user in (ssh: {last}). Keys without a password prompt are needed: "
-            f"`ssh-copy-id`, an agent, or User and IdentityFile in ssh's config. Try `{by_hand}`",
-            stays=True,
+            f"host {host} refuses the login (ssh: {last}). Set up a key that needs no password prompt: `ssh-copy-id`, "
+            f"ssh-agent, or User and IdentityFile in ssh's config. Test it with `{command}`",
+            is_permanent=True,
         )
     if "Could not resolve hostname" in text and "Temporary failure" not in text:
         return Problem(
-            f"host {host} has no address here (ssh: {last}). Correct its name in the host file, or give it a HostName "
-            "in ssh's config",
-            stays=True,
+            f"the name of host {host} cannot be resolved (ssh: {last}). Correct it in the host file, or add a HostName "
+            "to ssh's config",
+            is_permanent=True,
         )
     if "Bad configuration option" in text or "terminating" in last:
-        return Problem(f"ssh cannot use its config for host {host} ({lines[0]})", stays=True)
+        return Problem(f"ssh rejects its config for host {host} ({lines[0]})", is_permanent=True)
     return None
 
 
-def _of_python(host: Host, returncode: int, lines: Sequence[str], last: str, remote: Remote) -> Problem | None:
+def _python_problem(host: Host, returncode: int, last: str, remote: Remote) -> Problem | None:
     if returncode == NO_FOLDER:
         return Problem(
-            f"host {host} has no folder {remote.folder}, where this command was typed. Start it in a folder that all "
-            "hosts share",
-            stays=True,
+            f"host {host} has no folder {remote.folder}, the current one. Run this command in a folder that all hosts "
+            "share",
+            is_permanent=True,
         )
     if returncode in _NOT_FOUND:
         return Problem(
-            f"host {host} has no {remote.python} (its shell: {last}). Give the Python with Convoy there as "
-            "--python=PATH, the same on all hosts",
-            stays=True,
+            f"host {host} cannot run {remote.python} ({last}). Pass --python=PATH of a Python with Convoy; the path "
+            "must be the same on all hosts",
+            is_permanent=True,
         )
     if "No module named" in last:
         return Problem(
-            f"{remote.python} on host {host} has no Convoy ({last}). Install the version of this machine there, or "
-            "give another --python=PATH",
-            stays=True,
+            f"{remote.python} on host {host} cannot import Convoy ({last}). Install this host's version there, or "
+            "pass another --python=PATH",
+            is_permanent=True,
         )
     return None

@@ -1,8 +1,8 @@
-"""The workers of one attempt on all their hosts: what a `convoy.launch.processes.WorkerProcesses` is on one machine.
+"""The workers of one attempt on several hosts, with the interface of `convoy.launch.processes.WorkerProcesses`.
 
-    gang = RemoteGang([Member(connection, ranks=[0]), Member(other_connection, ranks=[1, 2])])
+    workers = RemoteWorkers([Member(connection, ranks=[0]), Member(other_connection, ranks=[1, 2])])
 
-A host whose connection ends is lost, and its workers with it: its agent ends them there.
+When the connection to a host ends, its workers count as lost; the agent on that host stops them.
 """
 
 import time
@@ -14,27 +14,27 @@ from convoy.launch.processes import WorkerExit
 from convoy.launch.ssh.connection import GOODBYE_SECONDS, Connection
 from convoy.launch.ssh.hosts import Host
 
-_TO_DIE_SECONDS = 10.0
+_KILL_SECONDS = 10.0
 _TICK_SECONDS = 0.02
 
 
 @dataclass
 class Member:
-    """A host of the gang: its connection, over which the start was ordered, and the ranks of its workers that run."""
+    """A host with its connection and the ranks of its running workers."""
 
     connection: Connection
     ranks: list[int]
 
 
 class RemoteWorkers:
-    """Running workers behind ssh connections; see `convoy.launch.supervisor.Workers`.
+    """Running workers over ssh connections; see `convoy.launch.supervisor.Workers`.
 
     Attributes:
-      lost: the hosts whose workers nothing is known of, with the time.monotonic() at which that was seen.
+      lost: hosts whose workers' state is unknown, with the time.monotonic() at which contact was lost.
     """
 
     def __init__(self, members: Sequence[Member]):
-        """Args: members: by rank; the gang closes their connections in `kill`."""
+        """Args: members: in the order of ranks; `kill` closes their connections."""
         self.lost: dict[Host, float] = {}
         self._members = list(members)
         self._stopped: set[int] = set()
@@ -44,8 +44,8 @@ class RemoteWorkers:
         return [rank for member in self._members for rank in member.ranks]
 
     def poll(self) -> list[WorkerExit]:
-        """Returns the workers that have ended since the last call, or whose host is lost."""
-        return [ended for member in self._members for ended in self._poll(member)]
+        """Returns the workers that have ended since the last call or whose host was lost."""
+        return [worker_exit for member in self._members for worker_exit in self._poll(member)]
 
     def send(self, number: int) -> None:
         """Sends a signal to every worker that runs."""
@@ -54,26 +54,27 @@ class RemoteWorkers:
                 member.connection.send({"signal": number})
 
     def stopped(self) -> list[int]:
-        """Returns the ranks of workers that are stopped (SIGSTOP) and so cannot end by themselves."""
+        """Returns the ranks of workers that are stopped (SIGSTOP)."""
         return [rank for rank in self.running() if rank in self._stopped]
 
     def kill(self) -> list[WorkerExit]:
-        """Kills every worker that runs, returns them when they are gone, and ends the connections."""
-        ends = []
+        """Kills all running workers, closes the connections, and returns the killed workers."""
+        ends: list[WorkerExit] = []
         for member in self._members:
             if member.ranks:
                 member.connection.send({"kill": True})
-        deadline = time.monotonic() + _TO_DIE_SECONDS
+        deadline = time.monotonic() + _KILL_SECONDS
         while self.running() and time.monotonic() < deadline:
             ends += self.poll()
             time.sleep(_TICK_SECONDS)
         for member in self._members:
-            ends += self._lose(member, f"host {member.connection.host} does not answer any more")
+            ends += self._lose(member, f"host {member.connection.host} stopped responding")
         close_all([member.connection for member in self._members])
         return ends
 
     def _poll(self, member: Member) -> list[WorkerExit]:
-        ends, problem = [], ""
+        ends: list[WorkerExit] = []
+        problem = ""
         for report in member.connection.poll():
             if "ended" in report:
                 rank, returncode = map(int, report["ended"])
@@ -89,15 +90,15 @@ class RemoteWorkers:
             problem = member.connection.problem.text
         return ends + (self._lose(member, problem) if problem else [])
 
-    def _lose(self, member: Member, why: str) -> list[WorkerExit]:
+    def _lose(self, member: Member, reason: str) -> list[WorkerExit]:
         ranks, member.ranks = member.ranks, []
         if ranks:
             self.lost[member.connection.host] = time.monotonic()
-        return [WorkerExit(rank, RETRYABLE, time.time(), lost=why) for rank in ranks]
+        return [WorkerExit(rank, RETRYABLE, time.time(), lost=reason) for rank in ranks]
 
 
 def close_all(connections: Sequence[Connection]) -> None:
-    """Closes connections, all at once."""
+    """Closes connections in parallel."""
     for connection in connections:
         connection.leave()
     deadline = time.monotonic() + GOODBYE_SECONDS

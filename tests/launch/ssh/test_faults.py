@@ -1,6 +1,7 @@
-"""Runs on two hosts that lose workers, connections, the launcher or a host, and come to the weights they would have."""
+"""Runs on two hosts that lose workers, connections, the launcher or a host: the weights are those of a run without."""
 
 import os
+import re
 import signal
 import time
 
@@ -15,7 +16,7 @@ def checkpoint_steps(run):
 
 @pytest.fixture
 def train(machines, dataset, reference_run, wait_until):
-    """Starts the undisturbed run's training on hosts a and b, and returns when it has trained for a while."""
+    """Starts the reference run's training on hosts a and b, and returns after some steps."""
 
     def start(*flags, after=0):
         trainer = (*reference_run.flags, f"--data={dataset.data}", "--devices=cpu:1", "--heartbeat_timeout=5")
@@ -36,7 +37,7 @@ def train(machines, dataset, reference_run, wait_until):
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_and_later_the_connection_of_its_host(machines, train, recovery, reference_run, wait_until):
+def test_killed_worker_then_killed_connection(machines, train, recovery, reference_run, wait_until):
     launch = train()
     time_of_kill = time.time()
     os.kill(machines.worker_pid("b", rank=1, attempt=1), signal.SIGKILL)
@@ -47,20 +48,21 @@ def test_a_worker_is_killed_and_later_the_connection_of_its_host(machines, train
     os.kill(server, signal.SIGKILL)
     assert launch.wait(240) == 0, launch.output
     print(launch.output)
-    assert ": worker 1 was killed (SIGKILL). Restarting from step " in launch.output
-    assert ": worker 1 is lost: host b does not answer any more (ssh: " in launch.output
+    killed, lost = (attempt["cause"] for attempt in launch.summary()["attempts"][:2])
+    assert "worker 1" in killed and "SIGKILL" in killed
+    assert "worker 1" in lost and "host b" in lost and "ssh: " in lost
     assert result_of(machines.run)["weights_sha256"] == result_of(reference_run.workdir)["weights_sha256"]
     recovery("ssh: a worker killed", machines.run, time_of_kill)
-    recovery("ssh: the ssh server's process of a host's connection killed", machines.run, time_of_cut)
+    recovery("ssh: a connection killed on the server side", machines.run, time_of_cut)
 
 
 @pytest.mark.slow
-def test_the_launcher_is_killed_and_later_a_host_is_lost_for_good(machines, train, recovery, reference_run, wait_until):
+def test_killed_launcher_then_lost_host(machines, train, recovery, reference_run, wait_until):
     launch = train()
     before = max(checkpoint_steps(machines.run))
     time_of_kill = time.time()
     launch.process.kill()
-    wait_until(lambda: not machines.everything(), "the end of all workers", 20)
+    wait_until(lambda: not machines.everything(), "the exit of all workers", 20)
     (preempted,) = events_of(machines.run, "preempted")
     saved = checkpoint_steps(machines.run)[-1]
     assert saved == preempted["step"] > before
@@ -69,8 +71,8 @@ def test_the_launcher_is_killed_and_later_a_host_is_lost_for_good(machines, trai
     machines.power_off("b")
     assert launch.wait(240) == 0, launch.output
     print(launch.output)
-    assert "convoy: left out: host b does not answer (ssh: connect to host b port 22: " in launch.output
-    assert "1 worker on a: R=1 for V=2 virtual replicas.\n" in launch.output
+    assert re.search(r"left out: host b .*\(ssh: connect to host b port 22: ", launch.output)
+    assert "1 worker on a: R=1 for V=2" in launch.output
     assert result_of(machines.run)["weights_sha256"] == result_of(reference_run.workdir)["weights_sha256"]
-    recovery("ssh: the launcher killed, and the same command given again", machines.run, time_of_kill)
-    recovery("ssh: a host lost for good, --min_hosts=1", machines.run, time_of_loss)
+    recovery("ssh: the launcher killed and run again", machines.run, time_of_kill)
+    recovery("ssh: a host lost permanently, --min_hosts=1", machines.run, time_of_loss)

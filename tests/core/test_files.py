@@ -1,0 +1,121 @@
+"""Atomic files, appended lines, and locks."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+
+import pytest
+
+from convoy.core.errors import UsageError
+from convoy.core.files import LockHeldError, acquire_lock, append_json_line, locked, write_whole, written_whole
+
+
+def test_write_replaces_the_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    write_whole(path, b"after")
+    assert path.read_bytes() == b"after"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_open_readers_keep_the_old_content(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    with path.open("rb") as reader:
+        write_whole(path, b"after")
+        assert reader.read() == b"before"
+
+
+def test_leftovers_of_a_crash_are_replaced(tmp_path):
+    (tmp_path / "file.json.tmp").write_bytes(b"a long partial file of a crash")
+    write_whole(tmp_path / "file.json", b"whole")
+    assert (tmp_path / "file.json").read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_bytes(b"before")
+    (tmp_path / "file.json.tmp").mkdir()
+    with pytest.raises(OSError):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+
+
+def test_exception_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    write_whole(path, b"before")
+    with pytest.raises(RuntimeError), written_whole(path) as file:
+        file.write(b"partial")
+        raise RuntimeError
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_one_line_per_json_object(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        append_json_line(path, {"step": step, "text": "two\nlines"})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "text": "two\nlines"},
+        {"step": 2, "text": "two\nlines"},
+    ]
+
+
+def test_append_after_a_truncated_line_starts_a_new_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "quali')
+    append_json_line(path, {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "quali\n{"step": 3}\n'
+
+
+def test_append_to_a_full_disk_changes_nothing(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_json_line(path, {"step": 1})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, hard))  # within the next line, as on a full disk
+    try:
+        with pytest.raises(OSError):
+            append_json_line(path, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    append_json_line(path, {"step": 3})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+class TestLock:
+    def test_second_holder_is_refused_until_the_first_ends(self, tmp_path):
+        first, second = locked(tmp_path / "lock", "busy"), locked(tmp_path / "lock", "busy")
+        with first, pytest.raises(UsageError, match="busy"), second:
+            pass
+        with locked(tmp_path / "lock", "busy"):
+            pass
+
+    def test_waits_for_the_holder_and_reports_it_once(self, tmp_path, monkeypatch):
+        waits = []
+        with open(tmp_path / "lock", "wb") as first, open(tmp_path / "lock", "wb") as second:
+            assert acquire_lock(first.fileno()) is None
+            with pytest.raises(LockHeldError):
+                acquire_lock(second.fileno(), wait_seconds=0.3, on_wait=lambda: waits.append(True))
+            assert waits == [True]
+            monkeypatch.setattr("time.sleep", lambda _: first.close())
+            assert acquire_lock(second.fileno(), wait_seconds=60) is None
+
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+    def test_errors_of_the_file_system(self, tmp_path, monkeypatch, number):
+        def fail(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        with locked(tmp_path / "lock", "busy"):
+            pass
+        with open(tmp_path / "lock", "wb") as file:
+            if number == errno.ENOLCK:
+                assert acquire_lock(file.fileno()).errno == number
+            else:
+                with pytest.raises(OSError):
+                    acquire_lock(file.fileno())
