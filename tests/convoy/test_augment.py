@@ -46,7 +46,7 @@ def test_a_line_of_nothing_shows_whole_images():
     page = page_of("")
     original, *drawings = page.images["line"]
     assert drawings == [original] * 16
-    assert "the reader does resize; the step does nothing more" in page.words("line")
+    assert "the reader does resize; the step does nothing" in page.words("line")
 
 
 def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_path):
