@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from convoy import cli
+from convoy.cli.convert import class_summary
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.convert import publish
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.convert.summary import ClassSummary, SplitSummary, Summary
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import draw, draw_classes, pixels
@@ -57,29 +59,30 @@ def quarantined(data):
 
 
 def start(*flags, file=subprocess.PIPE):
-    """Starts `convoy convert`; its errors go to `file`, and its output too where that is one."""
+    """Starts `convoy convert`, with stdout and stderr going to `file`."""
     command = [sys.executable, "-m", "convoy", "convert", *map(str, flags)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=file, stderr=file, start_new_session=True)
 
 
-def refused(capsys, message, *flags, code):
+def refused(capsys, named, *flags, code):
+    """Asserts that the command exits with `code` and an error of up to two lines that names the given value."""
     assert cli.main(["convoy", "convert", *map(str, flags)]) == code
     error = capsys.readouterr().err.strip()
-    assert message in error
+    assert named in error
     assert len(error.splitlines()) <= 2
 
 
-# What a conversion writes.
+# Output.
 
 
-def test_the_command_converts_says_what_it_did_and_what_comes_next(tmp_path, photos):
+def test_the_command_converts_and_prints_a_summary(tmp_path, photos):
     data = tmp_path / "My Photos-2"
     process = start(f"--images={photos}", f"--output={data}", "--workers=2")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert errors == ""
-    assert "14 images in" in output and "0 duplicates, 0 quarantined, 0 other files ignored" in output
-    assert output.splitlines()[-1] == f"Next: convoy train --data={data} --workdir=RUN"
+    assert all(line.startswith("converting: ") for line in errors.splitlines())  # progress on a slow machine
+    assert "14 images" in output and all(f"0 {what}" in output for what in ("duplicates", "quarantined"))
+    assert output.splitlines()[-1].endswith(f"convoy train --data={data} --workdir=RUN")
     dataset = open_dataset(data)
     assert dataset.name == "my_photos_2"
     assert dataset.splits == ("train", "validation")
@@ -99,7 +102,7 @@ def test_the_command_converts_says_what_it_did_and_what_comes_next(tmp_path, pho
     ]
 
 
-def test_a_record_holds_the_file_s_own_bytes_and_the_imagenet_keys(tmp_path, photos):
+def test_a_record_has_the_bytes_of_the_file_and_the_imagenet_keys(tmp_path, photos):
     draw(photos / "mug" / "grey.png", 99)
     Image.fromarray(pixels(98)[..., 0]).save(photos / "mug" / "grey.jpg")
     convert(Options(images=photos, output=tmp_path / "data", validation_fraction=0))
@@ -136,14 +139,14 @@ def test_another_seed_gives_another_order_and_another_validation_split(tmp_path,
     assert set(splits[0][1]) != set(splits[1][1])
 
 
-def test_images_are_spread_over_as_many_shards_as_asked_for_and_mixed(tmp_path, photos):
+def test_images_are_shuffled_over_the_requested_number_of_shards(tmp_path, photos):
     convert(Options(photos, tmp_path / "data", shards=4, validation_fraction=0))
     split = open_dataset(tmp_path / "data").split("train")
     assert np.bincount(split.shard).tolist() == [3, 4, 3, 4]
     assert np.any(np.diff(split.label) < 0)
 
 
-def test_a_csv_gives_the_categories_and_files_it_does_not_name_are_counted(tmp_path, photos):
+def test_a_csv_gives_the_categories_and_other_files_are_counted(tmp_path, photos):
     rows = "filename,category\n" + "".join(f"mug_{i:03d}.jpg,0{i % 2}\n" for i in range(8))
     (tmp_path / "train.csv").write_text(rows)
     summary = convert(Options(photos, tmp_path / "data", Table(tmp_path / "train.csv"), validation_fraction=0))
@@ -155,7 +158,7 @@ def test_a_csv_gives_the_categories_and_files_it_does_not_name_are_counted(tmp_p
     assert ("03/03_000.jpg", "not named by train.csv") in quarantined(tmp_path / "data")
 
 
-def test_the_files_that_a_csv_names_in_vain_are_listed_where_that_is_asked_for(tmp_path, photos, capsys):
+def test_missing_files_of_a_csv_are_skipped_and_listed_on_request(tmp_path, photos, capsys):
     (tmp_path / "t.csv").write_text("filename;category\nmug_001.jpg;a\nmug_002.jpg;b\ngone.jpg;a\n")
     flags = (
         f"--images={photos}",
@@ -163,16 +166,17 @@ def test_the_files_that_a_csv_names_in_vain_are_listed_where_that_is_asked_for(t
         f"--manifest={tmp_path}/t.csv",
         "--validation_fraction=0",
     )
-    refused(capsys, "1 of the 3 files that", *flags, code=3)
+    refused(capsys, "'gone.jpg'", *flags, code=3)
     assert cli.main(["convoy", "convert", *flags, "--missing=skip"]) == 0
-    assert "2 images in" in (told := capsys.readouterr().out) and "1 missing, 12 other files ignored" in told
-    assert ("gone.jpg", "named by t.csv, and not there") in quarantined(tmp_path / "data")
+    output = capsys.readouterr().out
+    assert all(count in output for count in ("2 images", "1 missing", "12 other files ignored"))
+    assert dict(quarantined(tmp_path / "data"))["gone.jpg"].startswith("named by t.csv")
 
 
-def test_several_splits_are_written_at_once_and_have_their_share_of_every_class(tmp_path, capsys):
+def test_several_splits_are_written_at_once_with_their_share_of_every_class(tmp_path, capsys):
     photos = draw_classes(tmp_path / "photos", {"a": 40, "b": 20, "c": 3, "d": 1})
     flags = (f"--images={photos}", f"--output={tmp_path}/data")
-    assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1"]) == 0
+    assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1", "--verbose"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert table[:5] == [
         ["class", "train", "validation", "test", "re-encoded", "duplicates", "quarantined"],
@@ -189,22 +193,69 @@ def test_several_splits_are_written_at_once_and_have_their_share_of_every_class(
     assert len(names) == len(set(names)) == 64
 
 
+def ten_thousand_classes():
+    classes = tuple(
+        ClassSummary(f"class {label:05d}", {"train": 100 + label, "test": label % 7}, 0, int(label == 42), 0)
+        for label in range(10_000)
+    )
+    splits = tuple(
+        SplitSummary(split, sum(one.kept[split] for one in classes), 10_000, 8, 10**9) for split in ("train", "test")
+    )
+    return Summary(splits, classes, 1, 0, 0, 0, 0, 0)
+
+
+def test_a_class_summary_has_a_few_lines_with_the_extremes_at_ten_thousand_classes():
+    lines = class_summary(ten_thousand_classes())
+    assert len(lines) <= 7 and max(map(len, lines)) < 120
+    assert "train" in lines[0] and "50,995,000 images" in lines[0] and "10,000 classes" in lines[0]
+    assert re.findall(r"'class (\d+)' (\d[\d,]*\d|\d)", lines[1]) == [
+        ("09999", "10,099"),
+        ("09998", "10,098"),
+        ("09997", "10,097"),
+    ]
+    assert re.findall(r"'class (\d+)' (\d[\d,]*\d|\d)", lines[2]) == [
+        ("00000", "100"),
+        ("00001", "101"),
+        ("00002", "102"),
+    ]
+    assert re.findall(r"' (\d[\d,]*\d|\d)", lines[4] + lines[5]) == ["6", "6", "6", "0", "0", "0"]
+    assert re.findall(r"'class (\d+)' (\d+)", lines[6]) == [("00042", "1")]
+
+
+def test_a_class_summary_lists_all_of_a_few_classes_and_shortens_long_names():
+    kinds = {"a\nb": 3, "x" * 200: 1}
+    classes = tuple(ClassSummary(name, {"train": images}, 0, 0, 0) for name, images in kinds.items())
+    lines = class_summary(Summary((SplitSummary("train", 4, 2, 1, 9),), classes, 0, 0, 0, 0, 0, 0))
+    assert len(lines) == 2 and "\n" not in lines[1] and len(lines[1]) < 100
+    assert r"'a\nb' 3" in lines[1] and "xxx…' 1" in lines[1]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, capsys, verbose):
+    flags = (f"--images={photos}", f"--output={tmp_path}/data", *["--verbose"] * verbose)
+    assert cli.main(["convoy", "convert", *flags]) == 0
+    output = capsys.readouterr().out
+    rows = [line.split()[0] for line in output.splitlines() if line and not line.startswith(" ")]
+    assert ("mug" in rows) is verbose
+    assert "'mug'" in output and "'03'" in output
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        (["--splits=train:0.8,test:0.3"], "the shares are 1.1 together, and must be 1"),
-        (["--splits=train"], "'train' is no NAME:SHARE. Example: --splits=train:0.8,validation:0.1,test:0.1"),
-        (["--splits=a:1,b:0"], "each split once, with a share above 0"),
-        (["--splits=a:0.5,a:0.5"], "each split once"),
-        (["--splits=a b:1"], "--split=a b: a split's name is letters"),
-        (["--splits=a:1", "--split=b"], "stands in place of --split and --validation_fraction"),
+        (["--splits=train:0.8,test:0.3"], "1.1"),
+        (["--splits=train"], "'train' is not NAME:SHARE"),
+        (["--splits=a:1,b:0"], "'b:0'"),
+        (["--splits=a:0.5,a:0.5"], "'a:0.5'"),
+        (["--splits=a b:1"], "--split=a b"),
+        (["--splits=a:1", "--split=b"], "--split "),
     ],
 )
-def test_shares_that_cannot_be_are_refused(tmp_path, photos, capsys, flags, message):
-    refused(capsys, message, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
+def test_invalid_splits_are_refused(tmp_path, photos, capsys, flags, named):
+    refused(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
 
 
-def test_images_that_another_split_has_are_kept_out_of_the_one_that_comes_later(tmp_path, photos):
+def test_images_of_an_earlier_split_are_left_out_of_a_later_one(tmp_path, photos):
     convert(Options(photos, tmp_path / "data", validation_fraction=0.2))
     test = draw_classes(tmp_path / "test", {"mug": 3}, first=500)
     for kind, name in (("mug", "a.jpg"), ("03", "other_class.jpg")):
@@ -216,11 +267,11 @@ def test_images_that_another_split_has_are_kept_out_of_the_one_that_comes_later(
     reasons = dict(quarantined(tmp_path / "data"))
     assert reasons.keys() == {"mug/a.jpg", "03/other_class.jpg"}
     assert re.fullmatch(r"same bytes as image \d+ of split (train|validation)", reasons["mug/a.jpg"])
-    with pytest.raises(DataError, match="all images of .* are in .* already, in another split"):
+    with pytest.raises(DataError, match="already in another split"):
         convert(Options(photos, tmp_path / "data", split="again"))
 
 
-# Pixels that must change.
+# Changed pixels.
 
 
 def converted_image(tmp_path, save, name="odd.png", **options):
@@ -242,7 +293,7 @@ def converted_image(tmp_path, save, name="odd.png", **options):
     return example["image/format"].decode(), array, path.read_bytes(), data
 
 
-def test_an_image_is_turned_as_its_orientation_says(tmp_path):
+def test_the_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     array = np.zeros((20, 30, 3), np.uint8)
@@ -292,7 +343,7 @@ def test_other_containers_become_jpeg_or_png(tmp_path, suffix, target):
     np.testing.assert_allclose(array.mean((0, 1)), (200, 40, 90), atol=4)
 
 
-def test_a_format_is_known_by_the_content_and_not_by_the_suffix(tmp_path):
+def test_the_format_is_detected_from_the_content_not_from_the_suffix(tmp_path):
     image_format, _, before, after = converted_image(
         tmp_path, lambda path: Image.fromarray(pixels(1)).save(path, "JPEG"), "jpeg.png"
     )
@@ -300,7 +351,7 @@ def test_a_format_is_known_by_the_content_and_not_by_the_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["keep", "jpeg", "png", "raw"])
-def test_images_are_resized_and_encoded_as_asked(tmp_path, encoding):
+def test_images_are_resized_and_encoded_as_requested(tmp_path, encoding):
     image_format, array, *_ = converted_image(
         tmp_path, lambda path: draw(path, 7, size=50), "a.jpg", image_size=16, encoding=encoding
     )
@@ -309,7 +360,7 @@ def test_images_are_resized_and_encoded_as_asked(tmp_path, encoding):
     assert np.abs(array.astype(int) - np.asarray(expected)).mean() < (4 if image_format == "jpeg" else 1e-9)
 
 
-def test_raw_pixels_of_one_size_are_an_image_to_tfds(tmp_path, photos):
+def test_tfds_reads_raw_pixels_of_one_size_as_images(tmp_path, photos):
     import tensorflow_datasets as tfds
 
     convert(Options(photos, tmp_path / "data", image_size=16, encoding="raw", validation_fraction=0))
@@ -320,7 +371,7 @@ def test_raw_pixels_of_one_size_are_an_image_to_tfds(tmp_path, photos):
         assert example["image"]["encoded"].shape == (16, 16, 3)
 
 
-# Images that are left out.
+# Images left out.
 
 
 def test_duplicates_are_dropped_within_a_class_and_kept_and_counted_across_classes(tmp_path, photos):
@@ -344,7 +395,7 @@ def break_images(folder):
     return {"mug/cut.jpg", "mug/empty.png", "mug/text.jpg", "mug/damaged.png"}
 
 
-def test_broken_images_are_left_out_with_a_reason_within_the_share_that_is_allowed(tmp_path, photos):
+def test_bad_images_within_the_limit_are_left_out_with_a_reason(tmp_path, photos):
     bad = break_images(photos)
     (photos / "mug" / "notes.txt").write_text("stray")
     summary = convert(Options(photos, tmp_path / "data", validation_fraction=0, max_bad_fraction=4 / 18))
@@ -356,7 +407,7 @@ def test_broken_images_are_left_out_with_a_reason_within_the_share_that_is_allow
     assert len(examples(tmp_path / "data")) == 14
 
 
-def test_too_many_broken_images_are_an_error_that_names_some_and_leaves_no_dataset(tmp_path, photos, capsys):
+def test_too_many_bad_images_are_an_error_that_lists_some_and_leaves_no_dataset(tmp_path, photos, capsys):
     break_images(photos)
     before = contents(tmp_path)
     refused(capsys, "mug/", f"--images={photos}", f"--output={tmp_path}/new/data", code=3)
@@ -402,65 +453,65 @@ def test_a_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, ph
     assert len(list(tfds.builder_from_directory(str(data)).as_dataset(split="test"))) == 3
 
 
-def test_a_split_that_does_not_fit_is_refused_and_the_dataset_stays_as_it_was(tmp_path, photos, capsys):
+def test_a_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(tmp_path)
     new_class = draw_classes(tmp_path / "test", {"03": 1, "mugs": 1}, first=500)
     before = contents(tmp_path)
     flags = (f"--images={photos}", f"--output={data}")
-    refused(capsys, "has that split already (it has train, validation)", *flags, code=2)
-    refused(capsys, "add --validation_fraction=0", *flags, "--split=extra", "--validation_fraction=.5", code=2)
+    refused(capsys, "--split=train", *flags, code=2)
+    refused(capsys, "--validation_fraction=0", *flags, "--split=extra", "--validation_fraction=.5", code=2)
     refused(capsys, "--image_size=0", *flags, "--split=test", "--image_size=8", code=2)
     refused(capsys, "--encoding=keep", *flags, "--split=test", "--encoding=raw", code=2)
     refused(capsys, "--name=data", *flags, "--split=test", "--name=other", code=2)
     refused(capsys, "'mugs' (first image mugs/mugs_000.jpg)", f"--images={new_class}", flags[1], "--split=test", code=3)
-    refused(capsys, "did you mean 'mug'?", f"--images={new_class}", flags[1], "--split=test", code=3)
+    refused(capsys, "'mug'", f"--images={new_class}", flags[1], "--split=test", code=3)
     assert contents(tmp_path) == before
 
 
-# What is refused.
+# Refused options.
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flag", "named"),
     [
-        ("--encoding=jpg", "did you mean 'jpeg'?"),
-        ("--validation_fraction=1", "--validation_fraction=1.0: at least 0 and below 1"),
-        ("--max_bad_fraction=-1", "--max_bad_fraction=-1.0: from 0 to 1"),
-        ("--image_size=-2", "--image_size=-2: 0 or more"),
-        ("--workers=-1", "--workers=-1: 0 or more"),
-        ("--split=my split", "--split=my split: a split's name is"),
-        ("--name=My Data", "such as --name=my_data"),
+        ("--encoding=jpg", "'jpeg'"),
+        ("--validation_fraction=1", "--validation_fraction=1.0"),
+        ("--max_bad_fraction=-1", "--max_bad_fraction=-1.0"),
+        ("--image_size=-2", "--image_size=-2"),
+        ("--workers=-1", "--workers=-1"),
+        ("--split=my split", "--split=my split"),
+        ("--name=My Data", "--name=my_data"),
         ("--imagesize=4", "image_size"),
     ],
 )
-def test_a_flag_that_cannot_work_is_refused_with_the_mend(tmp_path, photos, capsys, flag, message):
-    refused(capsys, message, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
+def test_an_invalid_flag_is_refused(tmp_path, photos, capsys, flag, named):
+    refused(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
 
 
-def test_an_output_that_is_no_dataset_is_not_touched(tmp_path, photos, capsys):
+def test_an_output_that_is_not_a_dataset_is_not_touched(tmp_path, photos, capsys):
     before = contents(tmp_path)
-    refused(capsys, "is not a dataset (it has no manifest.json)", f"--images={photos}", f"--output={photos}", code=2)
+    refused(capsys, "manifest.json", f"--images={photos}", f"--output={photos}", code=2)
     assert contents(tmp_path) == before
 
 
 def test_images_that_cannot_be_listed_exit_with_3(tmp_path, capsys):
-    refused(capsys, "image folder", f"--images={tmp_path}/none", f"--output={tmp_path}/data", code=3)
+    refused(capsys, f"{tmp_path}/none", f"--images={tmp_path}/none", f"--output={tmp_path}/data", code=3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_answers_at_once():
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "convoy", "convert", "--help"], cwd=ROOT, check=True, capture_output=True)
-    assert time.monotonic() - started < 1.5  # 0.2 s where the machine is idle
+    assert time.monotonic() - started < 1.5  # 0.2 s on an idle machine
 
 
 # Interruptions.
 
 
 def worker_processes(parent):
-    """Returns the processes that descend from `parent`, the server that workers are forked from first."""
+    """Returns the descendants of a process, Python's fork server first."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -483,13 +534,13 @@ def is_running(process):
 
 
 @pytest.mark.slow
-def test_a_conversion_killed_at_any_moment_goes_on_and_ends_as_if_undisturbed(tmp_path, wait_until):
+def test_a_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, wait_until):
     images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
     marks, errors = tmp_path / "data.partial" / "marks", tmp_path / "errors"
     settings = ("--image_size=500", "--shards=8", "--workers=2", f"--images={images}")
 
     def stopped(stop):
-        """Starts the conversion, stops it when it has done one more shard; returns its exit code and errors."""
+        """Starts the conversion, stops it after one more shard; returns its exit code and stderr."""
         before = len(list(marks.glob("*-of-00008")))
         with open(errors, "w") as file:
             process = start(*settings, f"--output={tmp_path}/data", file=file)
@@ -505,30 +556,28 @@ def test_a_conversion_killed_at_any_moment_goes_on_and_ends_as_if_undisturbed(tm
 
     code, _ = stopped(lambda process, workers: os.kill(process.pid, signal.SIGKILL))
     assert code == -signal.SIGKILL
-    code, told = stopped(lambda process, workers: os.kill(workers[-1], signal.SIGKILL))
+    code, errors_text = stopped(lambda process, workers: os.kill(workers[-1], signal.SIGKILL))
     assert code == 3
-    # It may have been between two shards.
-    assert re.search(r"a worker process was killed \(SIGKILL\)( at or soon after [ab]/[ab]_\d+\.png)?\. The same", told)
-    assert re.search(r"convoy: \d whole shards are kept in .*data\.partial: the same command goes on from them\.", told)
-    assert "--workers=1 needs less memory" in told and "Traceback" not in told
+    # No image is named if the worker was between two shards.
+    assert re.search(r"SIGKILL\)( .* [ab]/[ab]_\d+\.png)?\.", errors_text)
+    assert re.search(r"convoy: \d finished shards .*data\.partial\b", errors_text)
+    assert "--workers=1" in errors_text and "Traceback" not in errors_text
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
         assert "Traceback" not in errors.read_text()
 
-    for name in ("data", "undisturbed/data"):
+    for name in ("data", "reference/data"):
         with open(errors, "w") as file:
             assert start(*settings, f"--output={tmp_path / name}", file=file).wait(120) == 0
         if name == "data":
-            assert re.search(
-                r"An earlier conversion was stopped: [4-8] of its [4-8] whole shards are used\.", errors.read_text()
-            )
-    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed" / "data")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "undisturbed"]
+            assert re.search(r"reusing [4-8] of its [4-8] finished shards", errors.read_text())
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "reference"]
 
 
 @pytest.fixture
 def stopped_before_publishing(monkeypatch):
-    """Runs a conversion whose shards are all done when it is stopped."""
+    """Returns a function that runs a conversion and interrupts it when all shards are finished."""
 
     def stop(options):
         with monkeypatch.context() as patch:
@@ -539,34 +588,31 @@ def stopped_before_publishing(monkeypatch):
     return stop
 
 
-def test_shards_are_written_anew_where_an_image_or_a_setting_has_changed(tmp_path, photos, stopped_before_publishing):
-    told = []
+def test_shards_are_rewritten_if_an_image_or_a_setting_has_changed(tmp_path, photos, stopped_before_publishing):
+    logged = []
     stopped_before_publishing(Options(photos, tmp_path / "data", shards=3))
     draw(photos / "mug" / "mug_003.jpg", 77)
-    convert(Options(photos, tmp_path / "data", shards=3), say=told.append)
-    assert told.pop() == (
-        "An earlier conversion was stopped: 3 of its 4 whole shards are used, and 1 not: something has changed."
-    )
-    convert(Options(photos, tmp_path / "undisturbed" / "data", shards=3))
-    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed" / "data")
+    convert(Options(photos, tmp_path / "data", shards=3), log=logged.append)
+    assert re.search(r"3 of its 4 finished shards \(1 outdated", logged.pop())
+    convert(Options(photos, tmp_path / "reference" / "data", shards=3))
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
 
     stopped_before_publishing(Options(photos, tmp_path / "small", shards=2))
     (damaged,) = (tmp_path / "small.partial" / "dataset").glob("*-train.tfrecord-00001-of-00002")
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    convert(Options(photos, tmp_path / "small", shards=2), say=told.append)
-    assert "2 of its 3 whole shards are used" in told.pop()
+    convert(Options(photos, tmp_path / "small", shards=2), log=logged.append)
+    assert "2 of its 3 " in logged.pop()
     stopped_before_publishing(Options(photos, tmp_path / "tiny", shards=2))
-    convert(Options(photos, tmp_path / "tiny", shards=2, image_size=8), say=told.append)
-    assert "0 of its 3 whole shards are used" in told.pop()
+    convert(Options(photos, tmp_path / "tiny", shards=2, image_size=8), log=logged.append)
+    assert "0 of its 3 " in logged.pop()
     assert {example["image/width"] for example in examples(tmp_path / "tiny").values()} == {8}
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
-# Publishes a further split and is killed after so many renames into the dataset.
+# Publishes a further split and exits after the given number of renames into the dataset.
 _KILLED_WHILE_PUBLISHING = """
 import os, sys
 from pathlib import Path
-from convoy.input_pipeline.converter import publish
 from convoy.input_pipeline.convert.convert import Options, convert
 images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 replace, done = os.replace, []
@@ -582,23 +628,23 @@ convert(Options(images, data, split="test", shards=2))
 
 
 @pytest.mark.slow
-def test_a_kill_while_a_split_is_published_leaves_the_dataset_whole_and_the_next_start_finishes(tmp_path, photos):
-    data, undisturbed = tmp_path / "data", tmp_path / "undisturbed" / "data"
+def test_a_kill_while_publishing_leaves_the_dataset_intact_and_the_next_start_finishes(tmp_path, photos):
+    data, reference = tmp_path / "data", tmp_path / "reference" / "data"
     test = draw_classes(tmp_path / "test", {"mug": 5}, first=500)
     (test / "mug" / "stray.txt").touch()
-    for output in (data, undisturbed):
+    for output in (data, reference):
         convert(Options(photos, output))
-    convert(Options(test, undisturbed, split="test", shards=2))
+    convert(Options(test, reference, split="test", shards=2))
     for renames in (0, 1, 3, 5, 8, 11):
         command = [sys.executable, "-c", _KILLED_WHILE_PUBLISHING, str(test), str(data), str(renames)]
         assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 99
         assert open_dataset(data).splits == ("train", "validation")
     convert(Options(test, data, split="test", shards=2))
-    assert contents(data) == contents(undisturbed)
+    assert contents(data) == contents(reference)
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_conversion_in_one_line_and_more_room_lets_it_go_on(tmp_path):
+def test_a_full_disk_ends_a_conversion_in_one_line_and_it_resumes_with_more_space(tmp_path):
     images = draw_classes(tmp_path / "photos", {"a": 20, "b": 20}, size=200, suffix=".png")
     flags = (f"--images={images}", "--shards=8", "--validation_fraction=0", "--workers=1", "--name=data")
 
@@ -609,10 +655,10 @@ def test_a_full_disk_ends_a_conversion_in_one_line_and_more_room_lets_it_go_on(t
 
     with small_disk(tmp_path / "disk", 12 * 2**20) as disk:
         disk.fill(all_but=2_000_000)  # of about 5 MB
-        code, told = converted(disk.seen / "data")
-        assert code == 3, told
-        assert "cannot be written: No space left on device; it is as it was before" in told
-        assert re.search(r"convoy: [1-7] whole shards are kept in ", told) and "Traceback" not in told
+        code, errors_text = converted(disk.seen / "data")
+        assert code == 3, errors_text
+        assert "No space left on device" in errors_text and f"--output={disk.seen / 'data'}" in errors_text
+        assert re.search(r"convoy: [1-7] finished shards ", errors_text) and "Traceback" not in errors_text
         disk.make_room()
         assert converted(disk.seen / "data")[0] == 0
         assert converted(tmp_path / "data")[0] == 0
@@ -621,7 +667,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line_and_more_room_lets_it_go_on(t
 
 @pytest.fixture
 def memory_group():
-    """A group of processes whose memory can be limited: (its folder, the files of its usage and limit)."""
+    """A cgroup with a memory limit: (its folder, the files of its usage and its limit)."""
     root = Path("/sys/fs/cgroup")
     for parent, *files in (
         (root / "memory", "memory.usage_in_bytes", "memory.limit_in_bytes"),
@@ -636,13 +682,13 @@ def memory_group():
             break
         group.rmdir()
     else:
-        pytest.skip("no memory group can be made here")
+        pytest.skip("cannot create a memory cgroup")
     yield group, group / files[0], group / files[1]
     group.rmdir()
 
 
 @pytest.mark.slow
-def test_a_worker_that_the_kernel_kills_for_its_memory_is_named_with_its_image(tmp_path, memory_group, wait_until):
+def test_a_worker_killed_by_the_oom_killer_is_reported_with_its_image(tmp_path, memory_group, wait_until):
     group, usage, limit = memory_group
     for number in range(12):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
@@ -655,29 +701,26 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_is_named_with_its_image(t
         wait_until(lambda: process.poll() is not None or list(tmp_path.glob("data.partial/dataset/*.tmp")), "work", 60)
         limit.write_text(str(int(usage.read_text()) + 50_000_000))  # a decoded image is 108 MB
         assert process.wait(60) == 3
-    told = (tmp_path / "errors").read_text()
-    assert re.search(
-        r"a worker process was killed \(SIGKILL\) by the kernel, which was out of memory, at or soon after "
-        r"[ab]/\d+\.png\. The same command with --workers=1 needs less memory",
-        told,
-    )
+    errors_text = (tmp_path / "errors").read_text()
+    assert re.search(r"SIGKILL.*memory.* [ab]/\d+\.png\b.*--workers=1", errors_text)
     wait_until(lambda: not (group / "cgroup.procs").read_text(), "the end of the processes", 30)
 
 
-def test_a_conversion_that_is_interrupted_while_its_workers_start_says_one_line(tmp_path):
+def test_an_interrupt_while_workers_start_prints_one_line(tmp_path):
     images = draw_classes(tmp_path / "photos", {"a": 4, "b": 4})
     process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2")
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("data.partial")):  # the workers' TensorFlow is being imported then
+    while not list(tmp_path.glob("data.partial")):  # workers are importing TensorFlow now
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "convoy: interrupted\n")
+    output, errors = process.communicate(timeout=60)
+    assert output == "" and len(errors.splitlines()) == 1 and "interrupted" in errors
     assert process.returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos, monkeypatch):
+def test_a_failure_while_adding_a_split_is_rolled_back(tmp_path, photos, monkeypatch):
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(data)
@@ -691,7 +734,7 @@ def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos,
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+    with pytest.raises(DataError, match="No space left on device"):
         convert(Options(test, data, split="test"))
     after = contents(data)
     assert {name: after[name] for name in before} == before
@@ -700,7 +743,7 @@ def test_a_failure_while_a_split_is_added_puts_everything_back(tmp_path, photos,
 
 def test_a_validation_split_needs_images(tmp_path):
     draw_classes(tmp_path / "photos", {"a": 1, "b": 1})
-    with pytest.raises(DataError, match="too few images .* add --validation_fraction=0"):
+    with pytest.raises(DataError, match="2 images .* --validation_fraction=0"):
         convert(Options(tmp_path / "photos", tmp_path / "data"))
-    with pytest.raises(UsageError, match="--split=validation with --validation_fraction"):
+    with pytest.raises(UsageError, match="--split=validation .*--validation_fraction"):
         convert(Options(tmp_path / "photos", tmp_path / "data", split="validation", validation_fraction=0.1))

@@ -1,12 +1,17 @@
 import os
+import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import Split
-from convoy.input_pipeline.images.perceptual import perceptual_hash
+from convoy.input_pipeline.images.perceptual import FLAT, perceptual_hash
+from convoy.input_pipeline.report.alike import Images, find_alike, gather
+from convoy.input_pipeline.report.findings import balances, findings, small_classes
 from convoy.input_pipeline.report.page import write_report
 from tests.input_pipeline.datasets import encode
 from tests.pages import Page
@@ -15,18 +20,18 @@ CLASSES = ("bag", "mug", "shoe")
 
 
 def picture(number, size=(48, 40)):
-    """Returns [height, width, 3] uint8: blocks of colours, none of which looks like another number's."""
+    """Returns [height, width, 3] uint8: blocks of colours, so that different numbers do not look alike."""
     blocks = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC))
 
 
 def copied(pixels):
-    """Returns the picture a little brighter and in another quality."""
+    """Returns a near duplicate: a little brighter and of lower quality."""
     return np.clip(pixels.astype(np.int64) + 6, 0, 255).astype(np.uint8) // 2 * 2
 
 
 class Made:
-    """A data set made image by image, and what the converter tells the report of it."""
+    """A data set made image by image, with the converter's input to the report."""
 
     def __init__(self, folder, class_names=CLASSES):
         self.folder, self.class_names = folder, class_names
@@ -93,7 +98,7 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path):
-    """Twelve pictures of each of three classes to train on, four of each to test on, all unlike."""
+    """Three classes, each with twelve training and four test images; no two look alike."""
     made = Made(tmp_path)
     for number in range(48):
         split = "train" if number < 36 else "test"
@@ -101,56 +106,54 @@ def made(tmp_path):
     return made
 
 
-def test_a_clean_data_set_has_its_numbers_and_no_findings_but_its_size(made):
+def badges(page):
+    """Returns the badges of the findings, in order."""
+    return re.findall(r"\b(fix|check|note) (?=\d|train|test|The largest|<)", page.words("findings"))
+
+
+def test_a_clean_data_set_has_its_counts_and_no_finding_except_its_size(made):
     page = made.write()
-    assert page.words("").startswith("made: data report made What is in this data set")
     assert "48 images 3 classes 2 splits" in page.words("")
     size = (made.folder / "made-train.tfrecord-00000-of-00001").stat().st_size
     assert page.rows["findings"][1] == ["train", "36", "3", f"{size / 1e6:.1f} MB", "1", "0"]
     assert page.rows["findings"][2][:3] == ["test", "12", "3"]
-    assert page.words("findings").startswith("What stands out note 100 % of the images have a side of fewer than 64")
+    assert badges(page) == ["note"] and "100 %" in page.words("findings")
     assert page.rows["classes"] == [
         ["class", "train", "test"],
         ["bag", "12", "4"],
         ["mug", "12", "4"],
         ["shoe", "12", "4"],
     ]
-    assert "12 images in every class that has any" in page.words("classes")
-    assert "No picture of one split is in another" in page.words("leakage")
-    assert page.words("alike").endswith("None.")
-    assert "Every image is 48 × 40 pixels" in page.words("sizes")
-    assert page.words("left-out") == "Left out Nothing was left out."
-    assert "image_size images keep their size" in page.words("settings")
+    assert page.rows["left-out"] == page.rows["leakage"] == []
+    assert page.images["leakage"] == page.images["alike"] == []
+    assert "48 × 40" in page.words("sizes")
     assert "seed of test 7" in page.words("settings")
     assert len(page.images["samples"]) == 24
 
 
-def test_leakage_between_splits_stands_first_with_both_pictures(made):
+def test_leakage_between_splits_is_the_first_finding_with_both_pictures(made):
     made.add("test", picture(5), CLASSES.index("shoe"), "shoe/again.jpg")
     made.add("test", copied(picture(3)), CLASSES.index("bag"), "bag/brighter.png", "png")
     made.add("test", copied(picture(4)), CLASSES.index("mug"), "mug/brighter.png", "png")
     made.left_out("test", "mug/c.jpg", "mug", "same bytes as image 4 of split train")
     page = made.write()
-    finding = "2 that look alike. Results on test will be too good."
-    assert page.words("findings").startswith(
-        f"What stands out mend 3 images of test (20 %) are in train too: 1 with the same bytes, {finding}"
-    )
+    assert badges(page)[0] == "fix"
+    assert "3 images of test (20 %)" in page.words("findings")
     leakage = page.words("leakage")
-    assert "3 images of test, 20 % of it, are in train too" in leakage
+    assert "3 images of test, 20 % of it" in leakage
     assert "same bytes shoe test shoe/again.jpg shoe train shoe/5.jpg" in leakage
     assert "looks alike bag test bag/brighter.png bag train bag/3.jpg" in leakage
-    assert "1 more image was found in an earlier split while converting" in leakage
+    assert "1 more image" in leakage
     assert len(page.images["leakage"]) == 6
     assert page.images["leakage"][0] == page.images["leakage"][1]
 
 
-def test_a_picture_in_two_classes_is_shown_before_one_that_only_looks_alike(made):
+def test_an_exact_duplicate_across_classes_is_shown_before_a_near_duplicate(made):
     made.add("train", copied(picture(0)), CLASSES.index("mug"), "mug/like.png", "png")
     made.add("train", picture(9), CLASSES.index("shoe"), "shoe/same.jpg")
     made.add("train", copied(picture(9)), CLASSES.index("shoe"), "shoe/same.png", "png")
     page = made.write()
-    assert "mend 1 picture is in more than one class with the very same bytes." in page.words("findings")
-    assert "look 1 group of pictures that look alike is spread over different classes." in page.words("findings")
+    assert badges(page)[:2] == ["fix", "check"]
     alike = page.words("alike")
     assert "2 groups in different classes" in alike
     same = "same bytes 3 images bag train bag/9.jpg shoe train shoe/same.jpg shoe train shoe/same.png"
@@ -158,7 +161,7 @@ def test_a_picture_in_two_classes_is_shown_before_one_that_only_looks_alike(made
     assert "within one class" not in alike
 
 
-def test_copies_within_a_class_are_one_group_and_counted_without_the_one_that_stands_for_them(made):
+def test_copies_within_a_class_are_one_group_and_all_but_one_are_redundant(made):
     for number in range(9):
         made.add("train", copied(picture(0)) // (number + 1) * (number + 1), 0, f"bag/copy{number}.png", "png")
     page = made.write()
@@ -166,18 +169,19 @@ def test_copies_within_a_class_are_one_group_and_counted_without_the_one_that_st
     assert "10 images bag train bag/0.jpg bag train bag/copy0.png" in page.words("alike")
     assert "and 5 more" in page.words("alike")
     assert len(page.images["alike"]) == 5
-    assert "note 9 images (16 %) could be spared" in page.words("findings")
+    assert "9 images (16 %)" in page.words("findings")
 
 
-def test_images_of_one_colour_are_listed_apart_and_are_no_likes(made):
+def test_single_colour_images_are_listed_separately_and_are_not_near_duplicates(made):
     for value in (0, 128, 255):
         made.add("train", np.full((40, 48, 3), value, np.uint8), value % 3, f"bag/blank{value}.png", "png")
         made.add("test", np.full((40, 47, 3), value, np.uint8), value % 3, f"bag/blank{value}b.png", "png")
     page = made.write()
-    assert "look 6 images are of a single colour." in page.words("findings")
+    assert badges(page)[0] == "check"
+    assert "6 images are of a single colour" in page.words("findings")
     assert "6 images of a single colour" in page.words("alike")
     assert "groups" not in page.words("alike")
-    assert "No picture of one split is in another" in page.words("leakage")
+    assert page.images["leakage"] == []
 
 
 def test_sizes_and_aspect_ratios_are_counted(tmp_path):
@@ -201,34 +205,84 @@ def test_uneven_small_and_missing_classes_are_named(tmp_path):
         made.add("train", picture(number), 0 if number < 40 else 1 if number < 43 else 2)
     made.add("test", picture(99), 0)
     page = made.write()
-    for finding in (
-        "train has no image of 1 of the 4 classes.",
-        "test has no image of 3 of the 4 classes.",
-        "2 classes have fewer than 10 images in train.",
-        "The largest class of train has 40 times the images of the smallest.",
-    ):
-        assert f"look {finding}" in page.words("findings")
-    assert "train: largest “a” with 40, smallest “c” with 1: 40 to 1." in page.words("classes")
-    assert "fewer than 10 images of 2 classes: “c” 1, “b” 3." in page.words("classes")
-    assert "test: no image of “b”, “c”, “d”." in page.words("classes")
+    assert badges(page)[:4] == ["check"] * 4
+    classes = page.words("classes")
+    assert "train: largest “a” with 40, smallest “c” with 1: 40 to 1." in classes
+    assert "“c” 1, “b” 3." in classes
+    assert re.search(r"test: no images of “b”, “c”, “d”\.", classes)
 
 
-def test_what_was_left_out_is_told_by_reason_with_pictures_as_far_as_files_decode(made, tmp_path):
+def test_class_findings_have_codes():
+    counts = {"train": np.array([40, 3, 1, 0]), "test": np.array([1, 0, 0, 0])}
+    nothing = gather({}, {})
+    found = findings(
+        small=small_classes(counts, "abcd"),
+        balance=balances(counts, "abcd"),
+        num_classes=4,
+        images=nothing,
+        alike=find_alike(nothing, leaks_shown=1),
+        num_kept=45,
+        num_bad=5,
+        num_duplicates=1,
+    )
+    assert [(finding.severity, finding.code, finding.section) for finding in found] == [
+        (Severity.WARNING, "empty-classes", "classes"),
+        (Severity.WARNING, "empty-classes", "classes"),
+        (Severity.WARNING, "small-classes", "classes"),
+        (Severity.WARNING, "class-imbalance", "classes"),
+        (Severity.WARNING, "unusable-files", "left-out"),
+        (Severity.NOTE, "duplicate-files", "left-out"),
+    ]
+    texts = [finding.text for finding in found]
+    assert "train" in texts[0] and "1 of 4" in texts[0] and "test" in texts[1] and "3 of 4" in texts[1]
+    assert "2 classes" in texts[2] and "40" in texts[3] and "5 files (10 %)" in texts[4] and "1 file" in texts[5]
+
+
+def test_image_findings_have_codes():
+    content = np.array([1, 2, 3, 3, 4, 5, 6, 7, 1, 8], np.uint64)
+    looks = np.array([15, 15 << 20, 255 << 40, 255 << 40, 0xFFFF, 0xFFFF, 1 << 60 | 0xAAAA0000, FLAT, 15, 0xFFFF])
+    images = Images(
+        splits=("train", "test"),
+        split=np.array([0] * 8 + [1, 1]),
+        position=np.array([*range(8), 0, 1]),
+        label=np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 0], np.int32),
+        width=np.full(10, 32, np.uint32),
+        height=np.full(10, 64, np.uint32),
+        source_bytes=np.full(10, 100),
+        content=content,
+        perceptual=looks.astype(np.uint64),
+        changed=np.zeros(10, bool),
+    )
+    alike = find_alike(images, leaks_shown=4)
+    found = findings(
+        small=[], balance=[], num_classes=2, images=images, alike=alike, num_kept=10, num_bad=0, num_duplicates=0
+    )
+    assert [(finding.severity, finding.code, finding.section) for finding in found] == [
+        (Severity.ERROR, "split-leakage", "leakage"),
+        (Severity.ERROR, "label-conflict", "alike"),
+        (Severity.WARNING, "near-duplicates-across-classes", "alike"),
+        (Severity.WARNING, "single-colour-images", "alike"),
+        (Severity.NOTE, "small-images", "sizes"),
+    ]
+    assert "2 images of test (100 %)" in found[0].text and found[0].fix
+    assert [finding.text.split()[0] for finding in found[1:]] == ["1", "1", "1", "100"]
+
+
+def test_files_that_were_left_out_are_listed_by_reason_with_thumbnails(made, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     whole = encode(picture(1, (200, 150)), "jpeg")
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "page.jpg").write_bytes(b"<html>")
     (photos / "folder.jpg").mkdir()
-    os.mkfifo(photos / "pipe.jpg")  # whoever opens it waits
+    os.mkfifo(photos / "pipe.jpg")  # opening it would block
     made.sources["train"] = photos
     for name in ("cut.jpg", "page.jpg", "folder.jpg", "pipe.jpg", "gone.jpg"):
         made.left_out("train", name, "mug", f"broken after {len(name)} bytes")
     made.left_out("test", "cut.jpg", "mug", "the file is empty")  # of another folder
     made.left_out("train", "twin.jpg", "mug", "same bytes as mug/4.jpg")
     page = made.write()
-    assert "look 6 files (11 %) could not be used and were left out." in page.words("findings")
-    assert "note 1 file had the bytes of another image and was left out." in page.words("findings")
+    assert "6 files (11 %)" in page.words("findings") and "1 file had" in page.words("findings")
     assert ["broken after … bytes", "", "5", "83 %"] in page.rows["left-out"]
     assert ["none", "test: cut.jpg", "mug", "the file is empty"] in page.rows["left-out"]
     assert ["", "train: cut.jpg", "mug", "broken after 7 bytes"] in page.rows["left-out"]
@@ -248,7 +302,7 @@ HOSTILE = (
 )
 
 
-def test_no_name_can_leave_its_place_in_the_page(tmp_path):
+def test_names_are_escaped(tmp_path):
     made = Made(tmp_path, HOSTILE)
     for number in range(2 * len(HOSTILE)):
         name = "long" * 60 if number % 8 == 6 else HOSTILE[number % 8].replace("\ud800", "")
@@ -271,7 +325,7 @@ def test_no_name_can_leave_its_place_in_the_page(tmp_path):
         assert "<script>alert(1)</script>" in page.words(section)
 
 
-def test_the_same_data_set_gives_the_same_bytes_that_name_no_path(made):
+def test_equal_data_sets_give_equal_pages_without_paths(made):
     made.left_out("train", "a.jpg", "mug", "the file is empty")
     made.write("one.html")
     made.write("two.html")
@@ -280,27 +334,26 @@ def test_the_same_data_set_gives_the_same_bytes_that_name_no_path(made):
     assert os.fsencode(made.folder) not in content
 
 
-def test_splits_without_a_sidecar_are_shown_and_what_cannot_be_told_is_said(made):
+def test_a_split_without_a_sidecar_is_shown_and_missing_sections_are_stated(made):
     made.add("validation", picture(0), 0)
     page = made.write(without_sidecar=("test", "validation"))
     assert [row[0] for row in page.rows["findings"]] == ["split", "train", "validation", "test"]
     for section in ("alike", "sizes"):
-        assert "of validation, test cannot be told" in page.words(section)
+        assert "not available for validation, test" in page.words(section)
     page = made.write(without_sidecar=("train", "test", "validation"))
-    assert "Sizes of train, validation, test cannot be told" in page.words("sizes")
+    assert "not available for train, validation, test" in page.words("sizes")
     assert len(page.images["samples"]) == 24
 
 
-def test_leakage_is_not_denied_where_it_cannot_be_told(made):
+def test_leakage_is_stated_as_unknown_without_a_sidecar(made):
     made.add("test", picture(5), CLASSES.index("shoe"))
     for without in (("test",), ("train", "test")):
         page = made.write(without_sidecar=without)
-        assert "No picture of one split is in another" not in page.words("leakage")
-        assert "Leakage of" in page.words("leakage") and "cannot be told" in page.words("leakage")
-        assert "Nothing." not in page.words("findings")
+        assert page.words("leakage").startswith("Leakage between splits Leakage not available")
+        assert "None." not in page.words("findings")
 
 
-def test_images_of_every_format_have_thumbnails_and_damaged_records_have_none(tmp_path):
+def test_images_of_every_format_have_thumbnails_and_damaged_records_do_not(tmp_path):
     made = Made(tmp_path)
     for number, image_format in enumerate(("jpeg", "png", "raw", "cut")):
         made.add("train", picture(number), number % 3, f"{number}", image_format)
@@ -309,12 +362,19 @@ def test_images_of_every_format_have_thumbnails_and_damaged_records_have_none(tm
     assert page.words("samples").count("no picture") == 1
 
 
-def test_a_thousand_classes_fit_on_a_page_of_less_than_three_megabytes(tmp_path):
-    made = Made(tmp_path, tuple(f"class {number}" for number in range(1000)))
-    for number in range(2000):
-        made.add("train", picture(number, (24, 24)), number % 1000, f"{number}.jpg")
+def test_a_page_of_ten_thousand_classes_is_readable_and_small(tmp_path):
+    made = Made(tmp_path, tuple(f"class {number:05d}" for number in range(10_000)))
+    for number in range(1_000):
+        made.add("train", picture(number % 50, (24, 24)), (number * number) % 9_973, f"{number}.jpg")
     page = made.write()
-    assert len(page.rows["classes"]) == 1001
-    assert "of 336 of the 1,000 classes" in page.words("samples")
+    rows = page.rows["classes"]
+    headers = [place for place, row in enumerate(rows) if row == ["class", "train"]]
+    largest, smallest, every = (rows[start + 1 : end] for start, end in pairwise([*headers, len(rows)]))
+    counts = np.bincount(np.arange(1_000) ** 2 % 9_973, minlength=10_000)
+    assert len(largest) == len(smallest) == 15
+    assert [int(row[1]) for row in largest] == np.sort(counts)[::-1][:15].tolist()
+    assert {row[1] for row in smallest} == {"0"}
+    assert every == [[f"class {label:05d}", str(count)] for label, count in enumerate(counts)]
+    assert "of 336 of the 10,000 classes" in page.words("samples")
     assert len(page.images["samples"]) == 336
     assert page.size < 3_000_000

@@ -50,9 +50,9 @@ def done(tmp_path_factory):
     return output, result
 
 
-class TestTheSet:
+class TestOutput:
     @pytest.mark.parametrize(("split", "per_category"), [("train", 5), ("test", 2)])
-    def test_every_image_stands_in_its_categorys_folder_and_once_in_the_csv(self, done, split, per_category):
+    def test_every_image_is_in_its_category_folder_and_once_in_the_csv(self, done, split, per_category):
         output, _ = done
         header, *listed = rows(output / f"{split}.csv")
         found = sorted([path.name, path.parent.name] for path in (output / split).glob("*/*.jpg"))
@@ -64,30 +64,30 @@ class TestTheSet:
         names = [path.name for path in done[0].rglob("*.jpg")]
         assert len(set(names)) == len(names) == 5 * (5 + 2)
 
-    def test_images_are_rgb_jpegs_of_the_size_asked_for(self, done):
+    def test_images_are_rgb_jpegs_of_the_requested_size(self, done):
         for path in done[0].rglob("*.jpg"):
             with Image.open(path) as picture:
                 assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (24, 24))
 
-    def test_the_csv_mixes_categories_as_a_catalogue_does(self, done):
+    def test_the_csv_mixes_categories(self, done):
         categories = [category for _, category in rows(done[0] / "train.csv")[1:]]
         assert categories != sorted(categories)
 
-    def test_categories_csv_says_what_each_category_is(self, done):
+    def test_categories_csv_names_each_category(self, done):
         assert rows(done[0] / "categories.csv")[:3] == [["category", "name"], ["00", "t-shirt"], ["01", "dress"]]
 
-    def test_nothing_else_is_left_beside_or_inside_the_folder(self, done):
+    def test_no_other_files_are_left(self, done):
         output, _ = done
         assert os.listdir(output.parent) == ["photos"]
         assert sorted(os.listdir(output)) == ["categories.csv", "test", "test.csv", "train", "train.csv"]
 
-    def test_the_folder_is_as_readable_as_any_new_folder(self, done, tmp_path):
+    def test_the_folder_has_the_permissions_of_a_new_folder(self, done, tmp_path):
         (tmp_path / "new").mkdir()
         assert done[0].stat().st_mode == (tmp_path / "new").stat().st_mode
 
-    def test_it_says_what_it_drew_and_the_next_command(self, done):
+    def test_the_output_has_counts_and_the_next_command(self, done):
         output, result = done
-        assert "25 training and 10 test images of 5 categories, 24x24 pixels" in result.stdout
+        assert all(part in result.stdout for part in ("25 training", "10 test", "5 categories", "24x24"))
         assert f"convoy convert --images={output / 'train'} --output=" in result.stdout
         assert result.stderr == ""
 
@@ -114,7 +114,7 @@ class TestSameSeed:
 
 
 class TestMislabelledImages:
-    def test_are_about_three_in_a_hundred_of_the_training_images(self):
+    def test_are_about_three_percent_of_the_training_images(self):
         listings = list(SampleSet(per_category=200).listings("train"))
         share = np.mean([listing.product != listing.category for listing in listings])
         assert 0.02 < share < 0.04
@@ -130,15 +130,15 @@ class TestMislabelledImages:
 
 class TestPictures:
     @pytest.mark.parametrize("size", [16, 64, 512])
-    def test_every_product_fills_a_visible_part_of_the_picture_in_every_fashion(self, size):
+    def test_every_product_variant_fills_a_visible_part_of_the_picture(self, size):
         for name, draw in PRODUCTS.items():
             for part in (0.0, 0.5, 1.0):
                 pen = Pen(size, np.eye(2, 3) * 0.9)
                 draw(pen, lambda low, high, part=part: low + (high - low) * part)
                 assert 0.06 < pen.coverage().sum(axis=2).mean() < 0.75, name
 
-    def test_silhouettes_of_the_two_fashions_are_nearest_to_their_own_product(self):
-        """What the two splits share is the shape: without it a test image could not be told at all."""
+    def test_silhouettes_of_both_splits_are_nearest_to_their_own_product(self):
+        """The shape is all that the splits share, so it must identify the product."""
 
         def masks(part):
             drawn = []
@@ -152,8 +152,8 @@ class TestPictures:
         nearest = np.square(test[:, None] - train[None]).sum(axis=2).argmin(axis=1)
         assert (nearest == np.arange(len(PRODUCTS))).mean() > 0.95
 
-    def test_training_and_test_styles_can_be_told_apart_by_colour_and_texture_alone(self):
-        """A linear classifier on what holds no shape tells unseen pictures' split, but no two halves of one split."""
+    def test_training_and_test_styles_differ_in_colour_and_texture(self):
+        """A linear classifier without shape features separates the splits, but not two halves of one split."""
 
         def features(split, numbers):
             found = []
@@ -182,7 +182,7 @@ class TestPictures:
         pictures = [np.asarray(photograph(0, "train", 4, 4, index, 32), np.float32) for index in range(12)]
         assert min(np.abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]) > 8
 
-    def test_a_hole_shows_what_is_behind(self):
+    def test_a_hole_is_transparent(self):
         pen = Pen(32, np.eye(2, 3))
         pen.ellipse(0, 0, 0.9, 0.9)
         pen.ellipse(0, 0, 0.4, 0.4, Role.NOTHING)
@@ -191,7 +191,7 @@ class TestPictures:
         assert coverage[16, 6] == 1
 
 
-class TestMistakes:
+class TestInvalidArguments:
     @pytest.mark.parametrize(
         ("flag", "valid"),
         [
@@ -204,31 +204,30 @@ class TestMistakes:
             ("--workers=-1", "from 0 to"),
         ],
     )
-    def test_a_value_outside_its_range_is_named_with_the_range(self, tmp_path, flag, valid):
+    def test_a_value_out_of_range_is_refused_with_the_range(self, tmp_path, flag, valid):
         result = run(f"--output={tmp_path / 'photos'}", "--per_category=1", "--categories=1", flag)
         assert result.returncode == 2
         assert flag in result.stderr and valid in result.stderr
         assert len(result.stderr.splitlines()) <= 2
         assert os.listdir(tmp_path) == []
 
-    def test_a_folder_with_something_in_it_is_left_as_it_is(self, tmp_path):
+    def test_a_nonempty_folder_is_refused_and_unchanged(self, tmp_path):
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "mine.txt").write_text("mine")
         result = run(f"--output={tmp_path / 'photos'}", "--per_category=1")
         assert result.returncode == 2
-        assert f"--output={tmp_path / 'photos'} is not empty" in result.stderr
-        assert "Give --output a folder that does not exist yet." in result.stderr
+        assert f"--output={tmp_path / 'photos'}" in result.stderr and "not empty" in result.stderr
         assert os.listdir(tmp_path) == ["photos"]
         assert os.listdir(tmp_path / "photos") == ["mine.txt"]
 
-    def test_a_file_in_the_way_is_named(self, tmp_path):
+    def test_an_output_that_is_a_file_is_refused(self, tmp_path):
         (tmp_path / "photos").write_text("mine")
         with pytest.raises(UsageError, match="photos is a file"):
             SampleSet(categories=1, per_category=1).write(tmp_path / "photos")
         with pytest.raises(UsageError, match="photos: File exists|Not a directory"):
             SampleSet(categories=1, per_category=1).write(tmp_path / "photos" / "inside")
 
-    def test_an_empty_folder_is_taken(self, tmp_path):
+    def test_an_empty_folder_is_used(self, tmp_path):
         (tmp_path / "photos").mkdir()
         SampleSet(categories=1, per_category=1, size=16).write(tmp_path / "photos")
         assert (tmp_path / "photos" / "train.csv").exists()
@@ -236,7 +235,7 @@ class TestMistakes:
     def test_output_must_be_given(self):
         result = run("--categories=1")
         assert result.returncode == 2
-        assert "--output must be given" in result.stderr
+        assert "--output" in result.stderr
 
 
 class TestUnfinishedWork:
@@ -252,7 +251,7 @@ class TestUnfinishedWork:
         assert os.listdir(tmp_path) == []
 
     @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-    def test_a_killed_command_leaves_nothing_at_its_output_and_no_process_that_goes_on_drawing(self, tmp_path, how):
+    def test_a_killed_command_leaves_no_output_and_no_running_process(self, tmp_path, how):
         flags = (f"--output={tmp_path / 'photos'}", "--per_category=300", "--size=256", "--workers=2")
         process = subprocess.Popen(command(*flags), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
         try:

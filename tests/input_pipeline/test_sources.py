@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def refused(message: str, *arguments, **options) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_each_folder_is_a_class_with_all_images_below_it(tmp_path):
+def test_each_subfolder_is_a_class_with_all_images_below_it(tmp_path):
     touch(
         tmp_path, "mug/b.JPG", "mug/nested/deeper/a.png", "bag/c.webp", "bag/notes.txt", "train.csv", "bag/.hidden.jpg"
     )
@@ -42,7 +41,7 @@ def test_each_folder_is_a_class_with_all_images_below_it(tmp_path):
     assert found.ignored == 2  # notes.txt and train.csv
 
 
-def test_a_csv_names_images_in_one_folder_or_a_folder_a_class_and_the_rest_is_ignored(tmp_path):
+def test_a_csv_names_images_in_any_subfolders_and_other_files_are_ignored(tmp_path):
     images = touch(tmp_path / "images", "x.jpg", "03/y.jpg", "03/z.jpg", "10/z.jpg", "10/unnamed.jpg")
     rows = manifest(tmp_path / "train.csv", "filename,category", "x.jpg,10", "y.jpg,03", "10/z.jpg,10")
     found = list_sources(images, Table(rows))
@@ -51,7 +50,7 @@ def test_a_csv_names_images_in_one_folder_or_a_folder_a_class_and_the_rest_is_ig
     assert (found.ignored, found.stray) == (2, ("03/z.jpg", "10/unnamed.jpg"))
 
 
-def test_a_csv_may_have_a_byte_order_mark_other_columns_and_other_names_for_its_own(tmp_path):
+def test_a_csv_may_have_a_byte_order_mark_and_other_column_names(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(
         tmp_path / "t.csv", "id,path,kind", '1,a.jpg,"Tea, green"', "2,b.jpg,Käse", "", encoding="utf-8-sig"
@@ -72,13 +71,13 @@ def test_a_csv_may_have_a_byte_order_mark_other_columns_and_other_names_for_its_
         ("größe:filename:category\n1:a.jpg:3,5\n".encode("cp1252"), {"delimiter": ":", "encoding": "cp1252"}),
     ],
 )
-def test_a_csv_is_read_as_spreadsheets_write_it(tmp_path, content, options):
+def test_csv_dialects_of_spreadsheets_are_read(tmp_path, content, options):
     images = touch(tmp_path / "images", "a.jpg")
     (tmp_path / "t.csv").write_bytes(content)
     assert [image.category for image in list_sources(images, Table(tmp_path / "t.csv", **options)).images] == ["3,5"]
 
 
-def test_a_csv_and_the_disk_may_spell_a_name_differently(tmp_path):
+def test_names_match_in_any_unicode_form_and_with_backslashes(tmp_path):
     images = touch(tmp_path / "images", "Ka\u0308se/a b.jpg", "03/line\nbreak.jpg")
     rows = tmp_path / "t.csv"
     rows.write_text(
@@ -91,65 +90,62 @@ def test_a_csv_and_the_disk_may_spell_a_name_differently(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/secret.jpg", ".."])
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+def test_a_name_outside_the_folder_is_refused(tmp_path, name):
     images = touch(tmp_path / "images", "a.jpg")
     touch(tmp_path, "secret.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", f"{name},1")
-    refused(f"1 file names of the CSV lead out of .*images: {name!r}", images, Table(rows, skip_missing=True))
+    refused(f"1 file names .*images: {name!r}", images, Table(rows, skip_missing=True))
 
 
-def test_files_that_are_not_there_can_be_skipped_and_are_listed(tmp_path):
+def test_missing_files_can_be_skipped_and_are_listed(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", "b.jpg,2", "c.jpg,1")
     found = list_sources(images, Table(rows, skip_missing=True))
     assert found.missing == (("b.jpg", "2"), ("c.jpg", "1"))
     assert found.class_names == ("1",)
-    refused("3 of the 3 files", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
+    refused("3 of the 3 ", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
 
 
-def test_a_missing_folder_is_named_with_the_nearest(tmp_path):
+def test_a_missing_folder_is_reported_with_a_suggestion(tmp_path):
     touch(tmp_path, "photos/a/a.jpg")
-    refused(r"image folder .*phtos does not exist \(did you mean 'photos'\?\)", tmp_path / "phtos")
-    refused("a.jpg is not a folder", tmp_path / "photos/a/a.jpg")
+    refused("phtos .*'photos'", tmp_path / "phtos")
+    refused("a.jpg .*folder", tmp_path / "photos/a/a.jpg")
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path):
-    refused(r"no class folders \(2 images lie directly in it\).*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
+    refused("2 images.*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
 
 
-def test_a_class_without_images_is_named(tmp_path):
+def test_classes_without_images_are_listed(tmp_path):
     touch(tmp_path, "mug/a.jpg", "hat/readme.txt")
     (tmp_path / "bag").mkdir()
-    refused("2 classes without images in .*: 'bag', 'hat'", tmp_path)
+    refused("2 classes .*: 'bag', 'hat'", tmp_path)
 
 
-def test_a_missing_manifest_is_named_with_the_nearest(tmp_path):
+def test_a_missing_manifest_is_reported_with_a_suggestion(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     manifest(tmp_path / "train.csv", "filename,category", "a.jpg,1")
-    refused(r"tran.csv does not exist \(did you mean 'train.csv'\?\)", images, Table(tmp_path / "tran.csv"))
+    refused("tran.csv .*'train.csv'", images, Table(tmp_path / "tran.csv"))
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (
-            ["file_name,category", "a.jpg,1"],
-            r"'file_name,category' and no column 'filename' \(did you mean 'file_name'",
-        ),
-        (["filename;kind", "a.jpg;1"], "has the header 'filename,kind' and no column 'category'"),
-        (["filename,category,category", "a.jpg,1,2"], "with more than one 'category'; rename one"),
-        (["filename,category"], "a header and no rows"),
-        ([], "is empty. Wanted: a CSV with the columns 'filename,category'"),
+        (["file_name,category", "a.jpg,1"], "'filename' .*'file_name'"),
+        (["filename;kind", "a.jpg;1"], "'category'.*'filename,kind'"),
+        (["filename,category,category", "a.jpg,1,2"], "more than one .*'category'"),
+        (["filename,category"], "no rows"),
+        ([], "empty.*'filename,category'"),
         (["filename,category", "a.jpg,"], r"line 2: empty category \(a.jpg,\)"),
         (["filename,category", ",1"], "line 2: empty filename"),
-        (["filename,category", "a.jpg,1", "b.jpg"], "line 3 has 1 fields and the header 2"),
-        (["filename,category", "a.jpg, 1"], "category ' 1' .* has white space around it"),
+        (["filename,category", "a.jpg,1", "b.jpg"], "line 3 has 1 fields.* 2 "),
+        (["filename,category", "a.jpg, 1"], "category ' 1' .*white space"),
         (["filename,category", "a.jpg,1", "a.jpg,2"], "'a.jpg' in line 2 as '1', line 3 as '2'"),
-        (["filename,category", "a.jpg,1", "./a.jpg,1"], "line 3: './a.jpg' is the same file as another row's, a.jpg"),
+        (["filename,category", "a.jpg,1", "./a.jpg,1"], "line 3: './a.jpg' .*a.jpg"),
         (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
     ],
 )
-def test_a_wrong_csv_is_refused_by_line(tmp_path, lines, message):
+def test_a_malformed_csv_is_refused_with_its_line(tmp_path, lines, message):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     refused(message, images, Table(manifest(tmp_path / "t.csv", *lines)))
 
@@ -157,22 +153,21 @@ def test_a_wrong_csv_is_refused_by_line(tmp_path, lines, message):
 def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,Käse", encoding="latin-1")
-    refused("not UTF-8 .*: --csv_encoding=cp1252", images, Table(rows))
+    refused("not UTF-8.*--csv_encoding=cp1252", images, Table(rows))
     for wrong in ({"encoding": "klingon"}, {"encoding": "hex"}, {"delimiter": "::"}):
-        with pytest.raises(UsageError, match="--csv_(encoding=(klingon|hex) is no text encoding|delimiter='::': one)"):
+        with pytest.raises(UsageError, match="--csv_(encoding=(klingon|hex)|delimiter='::')"):
             list_sources(images, Table(rows, **wrong))
 
 
-def test_files_a_csv_names_and_the_folder_lacks_are_listed_and_counted(tmp_path):
+def test_missing_files_of_a_csv_are_listed_and_counted(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", *(f"n{i}.jpg,1" for i in range(5)))
-    refused("5 of the 6 files .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
+    refused("5 of the 6 .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
     rows = manifest(tmp_path / "t.csv", "filename,category", "b,1")
-    refused(re.escape("(did you mean 'b.jpg'?)"), images, Table(rows))
+    refused("'b.jpg'", images, Table(rows))
 
 
-def test_a_name_that_two_class_folders_have_is_ambiguous(tmp_path):
+def test_a_base_name_in_two_class_folders_is_ambiguous(tmp_path):
     images = touch(tmp_path / "images", "03/a.jpg", "10/a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,03")
-    message = "'a.jpg' stands for more than one file in .*: 03/a.jpg and 10/a.jpg. Write the folder too in the CSV"
-    refused(message, images, Table(rows))
+    refused("line 2: 'a.jpg' .*03/a.jpg and 10/a.jpg", images, Table(rows))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
+from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.verify import verify as verifier
@@ -34,7 +35,7 @@ def data(written, tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Has shards checked in this process, as workers check them: starting those takes seconds."""
+    """Checks shards in this process: starting workers takes seconds."""
     monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))
 
 
@@ -48,8 +49,8 @@ def rewrite(path, change):
     path.write_bytes(content)
 
 
-def as_the_manifest_says(data, split="train"):
-    """Writes sizes and checksums of the shards into the manifest, as whoever damages data by a program would."""
+def update_manifest(data, split="train"):
+    """Writes the shards' present sizes and checksums to the manifest."""
     import hashlib
 
     manifest = json.loads((data / "manifest.json").read_text())
@@ -59,11 +60,11 @@ def as_the_manifest_says(data, split="train"):
     (data / "manifest.json").write_text(json.dumps(manifest))
 
 
-def lines(report):
-    return [fault.line() for fault in report.faults]
+def codes(report):
+    return [(fault.code, fault.file, fault.offset, fault.record) for fault in report.faults]
 
 
-def test_a_whole_dataset_is_whole(data, in_process):
+def test_an_intact_dataset_has_no_faults(data, in_process):
     report = verify(data)
     assert report.faults == ()
     assert [(s.name, s.records, s.classes, s.shards, s.faults) for s in report.splits] == [
@@ -73,7 +74,7 @@ def test_a_whole_dataset_is_whole(data, in_process):
     assert report.splits[0].size == sum(shard_of(data, number).stat().st_size for number in (0, 1))
 
 
-def test_a_flipped_bit_is_named_by_shard_offset_and_record(data, in_process):
+def test_a_flipped_bit_is_reported_with_shard_offset_and_record(data, in_process):
     split = open_dataset(data).split("train")
     shard = shard_of(data, 1)
     record = int(np.flatnonzero(split.shard == 1)[2])
@@ -84,15 +85,19 @@ def test_a_flipped_bit_is_named_by_shard_offset_and_record(data, in_process):
 
     rewrite(shard, flip)
     report = verify(data)
-    assert lines(report) == [
-        f"{shard.name}: its SHA-256 is not the manifest's: bytes were changed. Copy the file again, or convert again",
-        f"{shard.name} offset {offset} (record {record} of train): the record: its bytes do not give its checksum. "
-        "Copy the file again, or convert again",
+    assert codes(report) == [
+        ("shard-checksum", shard.name, None, None),
+        ("record-checksum", shard.name, offset, record),
     ]
+    assert {(fault.severity, fault.section, fault.split) for fault in report.faults} == {
+        (Severity.ERROR, "shard", "train")
+    }
+    assert f"{shard.name} offset {offset} (record {record} of train): " in report.faults[1].line()
+    assert report.faults[1].line().endswith(f"{report.faults[1].fix}.")
     assert [split.faults for split in report.splits] == [2, 0]
 
 
-def test_behind_a_damaged_header_the_index_leads_on(data, in_process):
+def test_after_a_damaged_header_the_index_gives_the_next_record(data, in_process):
     split = open_dataset(data).split("train")
     offset = int(split.offset[1])
 
@@ -103,41 +108,46 @@ def test_behind_a_damaged_header_the_index_leads_on(data, in_process):
     rewrite(shard_of(data), damage)
     report = verify(data)
     last = int(split.offset[split.shard == 0][-1])
-    assert [(fault.offset, fault.record) for fault in report.faults] == [(None, None), (offset, 1), (last, 6)]
-    assert "header is damaged" in report.faults[1].problem
+    name = shard_of(data).name
+    assert codes(report) == [
+        ("shard-checksum", name, None, None),
+        ("record-header", name, offset, 1),
+        ("record-checksum", name, last, 6),
+    ]
     assert report.splits[0].records == 13
     (data / "index-train.npz").unlink()
     report = verify(data)
-    unread = [fault for fault in report.faults if fault.offset == offset]
-    assert f"{shard_of(data).stat().st_size - offset:,} bytes cannot be read" in unread[0].problem
+    (unread,) = [fault for fault in report.faults if fault.offset == offset]
+    assert f"{shard_of(data).stat().st_size - offset:,} bytes" in unread.text
 
 
-def test_a_shard_that_is_cut_short_or_missing_is_named(data, in_process):
+def test_a_truncated_or_missing_shard_is_reported(data, in_process):
     shard = shard_of(data)
     size = shard.stat().st_size
     with open(shard, "ab") as file:
         file.truncate(size - 5)
     shard_of(data, 1).unlink()
-    said = "\n".join(lines(verify(data)))
-    assert f"{shard.name}: has {size - 5:,} bytes and the manifest says {size:,}" in said
-    assert f"the record should end at byte {size:,} and the file ends at {size - 5:,}" in said
-    assert f"{shard_of(data, 1).name}: cannot be read (No such file or directory)" in said
+    faults = {fault.code: fault for fault in verify(data).faults}
+    for code, file in (("shard-size", shard), ("record-truncated", shard), ("shard-unreadable", shard_of(data, 1))):
+        assert faults[code].file == file.name
+    for code in ("shard-size", "record-truncated"):
+        assert f"{size - 5:,}" in faults[code].text and f"{size:,}" in faults[code].text
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "code", "named"),
     [
-        ({"image/class/label": 1}, "its label 1 is 'Käse' and its text '03'"),
-        ({"image/class/label": 3}, "its label is 3 of 3 classes"),
-        ({"image/height": 13}, "its height is 12 and the record says 13"),
-        ({"image/format": "jpeg"}, "its format is png and the record says jpeg"),
-        ({"image/channels": 1}, "its channels is 3 and the record says 1"),
-        ({"image/encoded": b"\x89PNG\r\n\x1a\nnothing more"}, "TensorFlow cannot decode its image"),
-        ({"image/encoded": b"\xff\xd8\xff"}, "TensorFlow cannot decode its image"),
-        ({"image/encoded": b"", "image/format": "raw"}, "0 bytes of raw pixels are not 12 x 12 x 3"),
+        ({"image/class/label": 1}, "label-text", ("1", "'Käse'", "'03'")),
+        ({"image/class/label": 3}, "label-range", ("3",)),
+        ({"image/height": 13}, "image-mismatch", ("height", "12", "13")),
+        ({"image/format": "jpeg"}, "image-mismatch", ("png", "jpeg")),
+        ({"image/channels": 1}, "image-mismatch", ("channels", "3", "1")),
+        ({"image/encoded": b"\x89PNG\r\n\x1a\nnothing more"}, "image-undecodable", ("TensorFlow",)),
+        ({"image/encoded": b"\xff\xd8\xff"}, "image-undecodable", ("TensorFlow",)),
+        ({"image/encoded": b"", "image/format": "raw"}, "image-mismatch", ("0 bytes", "12 x 12 x 3")),
     ],
 )
-def test_a_record_that_is_not_what_it_says_is_named(data, in_process, change, complaint):
+def test_a_record_that_contradicts_itself_is_reported(data, in_process, change, code, named):
     from convoy.input_pipeline.dataset.examples import from_bytes, read_features
 
     shard = shard_of(data)
@@ -147,14 +157,14 @@ def test_a_record_that_is_not_what_it_says_is_named(data, in_process, change, co
     features = {name: values[0] for name, values in read_features(from_bytes(payload), length).items()}
     first = records.frame(records.example(features | change))
     shard.write_bytes(first + content[length + records.FRAME_OVERHEAD :])
-    as_the_manifest_says(data)
+    update_manifest(data)
     report = verify(data)
-    faults = [fault for fault in report.faults if fault.kind == "shard"]
-    assert [(fault.offset, fault.record) for fault in faults] == [(0, 0)]
-    assert complaint in faults[0].problem
+    (fault,) = [fault for fault in report.faults if fault.section == "shard"]
+    assert (fault.code, fault.offset, fault.record) == (code, 0, 0)
+    assert all(value in fault.text for value in named)
 
 
-def test_an_index_that_says_something_else_than_the_records_is_named(data, in_process):
+def test_an_index_that_differs_from_the_records_is_reported(data, in_process):
     path = data / "index-train.npz"
     with np.load(path) as index:
         arrays = dict(index)
@@ -162,9 +172,9 @@ def test_an_index_that_says_something_else_than_the_records_is_named(data, in_pr
     arrays["crc"][3] ^= 1
     np.savez(path, **arrays)
     report = verify(data)
-    assert {fault.kind for fault in report.faults} == {"index"}
+    assert {(fault.section, fault.code) for fault in report.faults} == {("index", "index-mismatch")}
     assert [fault.record for fault in report.faults] == [0, 1, 3]
-    assert "the record has label 0 and the index says 2" in lines(report)[0]
+    assert "label 0" in report.faults[0].text and "2" in report.faults[0].text
 
 
 def test_descriptions_are_compared_with_the_manifest(data, in_process):
@@ -174,34 +184,36 @@ def test_descriptions_are_compared_with_the_manifest(data, in_process):
     info["splits"][0]["shardLengths"][0] = "8"
     (data / "dataset_info.json").write_text(json.dumps(info))
     np.savez(data / "images-train.npz", width=np.zeros(14), content=np.zeros(13))
-    said = lines(verify(data))
-    assert [line.split(":")[0] for line in said] == [
-        "image.class.label.labels.txt",
-        "image-class-label.labels.txt",
-        "dataset_info.json",
-        "images-train.npz",
+    report = verify(data)
+    assert [(fault.code, fault.file) for fault in report.faults] == [
+        ("label-file-mismatch", "image.class.label.labels.txt"),
+        ("label-file-unreadable", "image-class-label.labels.txt"),
+        ("dataset-info-mismatch", "dataset_info.json"),
+        ("sidecar-length", "images-train.npz"),
     ]
-    assert "content 13" in said[-1]
+    assert {fault.section for fault in report.faults} == {"description"}
+    assert "content 13" in report.faults[-1].text
 
 
-def test_counts_a_class_are_compared_with_the_manifest(data, in_process):
+def test_class_counts_are_compared_with_the_manifest(data, in_process):
     manifest = json.loads((data / "manifest.json").read_text())
     counts = manifest["splits"]["train"]["counts"]
     counts[0], counts[1] = counts[0] + 1, counts[1] - 1
     (data / "manifest.json").write_text(json.dumps(manifest))
-    said = lines(verify(data))
-    assert any("manifest.json: says 6 images of class 0 in train, and there are 5" in line for line in said)
+    (fault,) = verify(data).faults
+    assert (fault.code, fault.file, fault.split) == ("class-counts", "manifest.json", "train")
+    assert all(value in fault.text for value in ("6 images", "class 0", "5"))
 
 
-def test_repairing_writes_the_indexes_that_were_lost_and_nothing_else(data, written, in_process):
+def test_repair_rebuilds_lost_indexes_and_nothing_else(data, written, in_process):
     whole = {path.name: path.read_bytes() for path in written.iterdir()}
     (data / "index-train.npz").unlink()
     (data / "index-validation.npz").write_bytes(b"not an index")
     idx = shard_of(data).with_name(shard_of(data).name + ".idx")
     idx.write_text("0 1\n")
-    assert len(verify(data).faults) == 3
+    assert [fault.code for fault in verify(data).faults] == ["index-unusable", "idx-mismatch", "index-unusable"]
     report = verify(data, repair_index=True)
-    assert (report.faults, len(report.mended), report.not_rebuilt) == ((), 3, ())
+    assert (report.faults, len(report.repaired), report.not_rebuilt) == ((), 3, ())
     assert {path.name: path.read_bytes() for path in data.iterdir()} == whole
     assert verify(data).faults == ()
 
@@ -220,7 +232,7 @@ def test_an_index_is_not_rebuilt_from_damaged_shards(data, in_process):
     assert {fault.split for fault in report.faults} == {"train"}
 
 
-def test_directories_of_others_are_checked_and_indexed_too(tmp_path, in_process):
+def test_external_datasets_are_checked_and_indexed(tmp_path, in_process):
     payloads = [
         records.example({"image": _png(number), "label": number % 2, "image/height": 12}) for number in range(6)
     ]
@@ -249,7 +261,7 @@ def test_directories_of_others_are_checked_and_indexed_too(tmp_path, in_process)
     assert report.not_rebuilt == ("train",)
 
 
-def test_indexes_of_directories_of_others_are_rebuilt_where_only_they_are_wrong(tmp_path, in_process):
+def test_indexes_of_external_datasets_are_rebuilt_only_if_the_shards_are_intact(tmp_path, in_process):
     folder = tmp_path / "others"
     folder.mkdir()
 
@@ -261,7 +273,7 @@ def test_indexes_of_directories_of_others_are_rebuilt_where_only_they_are_wrong(
         path = folder / f"{split}-00000-of-00001"
         times = path.stat() if path.exists() else None
         path.write_bytes(b"".join(frames))
-        if times:  # as a copy leaves them that keeps times
+        if times:  # like a copy that keeps modification times
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         return path
 
@@ -274,24 +286,24 @@ def test_indexes_of_directories_of_others_are_rebuilt_where_only_they_are_wrong(
     os.utime(damaged, ns=(0, (folder / "train-00000-of-00001").stat().st_mtime_ns))
     kept = (folder / ".convoy" / "index-validation.npz").read_bytes()
     found = verify(folder)
-    assert {fault.kind for fault in found.faults if fault.split == "train"} == {"index"}
+    assert {fault.section for fault in found.faults if fault.split == "train"} == {"index"}
 
     report = verify(folder, repair_index=True)
     assert (report.rebuilt, report.not_rebuilt) == (("train",), ("validation",))
-    assert {(fault.split, fault.kind) for fault in report.mended} == {("train", "index")}
+    assert {(fault.split, fault.section) for fault in report.repaired} == {("train", "index")}
     assert {fault.split for fault in report.faults} == {"validation"}
     assert [(split.name, split.faults > 0) for split in report.splits] == [("train", False), ("validation", True)]
     assert (folder / ".convoy" / "index-validation.npz").read_bytes() == kept
     assert open_dataset(folder).split("train").label.tolist() == [0, 1, 1]
 
 
-def test_an_index_of_others_that_can_be_written_nowhere_is_not_said_to_be_rebuilt(tmp_path, in_process, monkeypatch):
+def test_an_external_index_that_cannot_be_written_is_an_error(tmp_path, in_process, monkeypatch):
     folder = tmp_path / "others"
     folder.mkdir()
     (folder / "train.tfrecord").write_bytes(records.frame(records.example({"image": _png(0), "label": 0})))
     (folder / ".convoy").write_text("in the way, even of root")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    with pytest.raises(DataError, match="index-train.npz cannot be written"):
+    with pytest.raises(DataError, match="index-train.npz"):
         verify(folder, repair_index=True)
 
 
@@ -301,28 +313,36 @@ def _png(number):
     return encode(pixels(number, size=12), "png")
 
 
-def test_the_command_shows_a_table_names_faults_and_mends_what_can_be_mended(data, convoy, tmp_path):
+def test_the_command_prints_a_table_and_faults_and_repairs_indexes(data, convoy, tmp_path):
     index, report = data / "index-train.npz", tmp_path / "report.json"
     index.unlink()
     found = convoy("verify", f"--data={data}", f"--json={report}")
     assert found.returncode == 3
-    assert found.stderr.splitlines()[-1] == f"convoy: {data} has 1 fault"
-    assert "index-train.npz: is missing. --repair_index mends it" in found.stdout
+    assert f"{data} has 1 fault" in found.stderr.splitlines()[-1]
+    assert any("index-train.npz" in line and "--repair_index" in line for line in found.stdout.splitlines())
     rows = {line.split()[0]: line.split()[1:] for line in found.stdout.splitlines()[:3]}
     assert rows["train"] == ["14", "3", "2", "0.0", "1"]
-    assert json.loads(report.read_text())["faults"][0]["file"] == "index-train.npz"
-    mended = convoy("verify", f"--data={data}", "--repair_index", check=True)
-    assert f"Rebuilt: index-train.npz.\n{data} is whole.\n" in mended.stdout
+    content = json.loads(report.read_text())
+    assert content.keys() == {"splits", "faults", "repaired", "rebuilt", "not_rebuilt"}
+    (fault,) = content["faults"]
+    assert fault.keys() == {"code", "kind", "split", "file", "offset", "record", "problem", "fix"}
+    assert (fault["code"], fault["kind"], fault["split"]) == ("index-unusable", "index", "train")
+    assert (fault["file"], fault["offset"], fault["record"]) == ("index-train.npz", None, None)
+    repaired = convoy("verify", f"--data={data}", "--repair_index", f"--json={report}", check=True)
+    assert "index-train.npz" in repaired.stdout
+    content = json.loads(report.read_text())
+    assert (content["faults"], content["rebuilt"]) == ([], ["train"])
+    assert [fault["file"] for fault in content["repaired"]] == ["index-train.npz"]
 
 
-def test_the_command_refuses_what_is_no_folder(convoy):
+def test_the_command_refuses_a_bucket(convoy):
     result = convoy("verify", "--data=gs://bucket/data")
     assert result.returncode == 2
-    assert "--data=gs://bucket/data: every byte is read, and only of a folder: run it where" in result.stderr
+    assert "--data=gs://bucket/data" in result.stderr
     assert result.stdout == ""
 
 
-def test_the_command_refuses_what_is_no_dataset(convoy, tmp_path):
+def test_the_command_refuses_a_folder_that_is_not_a_dataset(convoy, tmp_path):
     result = convoy("verify", f"--data={tmp_path}")
     assert result.returncode == 3
     assert "is not a dataset" in result.stderr and "Traceback" not in result.stderr
@@ -340,7 +360,7 @@ def many_records(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_named_with_its_place(convoy_started, wait_until, tmp_path, many_records):
+def test_a_killed_worker_is_reported_with_its_position(convoy_started, wait_until, tmp_path, many_records):
     log, shard, workers = tmp_path / "log", many_records / "train-00001-of-00002", []
     with convoy_started("verify", f"--data={many_records}", "--workers=2", output=log) as process:
 
@@ -352,27 +372,23 @@ def test_a_worker_that_is_killed_is_named_with_its_place(convoy_started, wait_un
         os.kill(workers[0], signal.SIGKILL)
         assert process.wait(60) == 3
         wait_until(lambda: not _group(process.pid), "the end of the workers", 30)
-    assert re.fullmatch(
-        r"convoy: a worker process was killed \(SIGKILL\) at or soon after train-00001-of-00002 offset \d+\. "
-        r"The same command with --workers=1 needs less memory",
-        log.read_text().splitlines()[-1],
-    )
+    assert re.search(r"SIGKILL.* train-00001-of-00002 offset \d+\b.*--workers=1", log.read_text().splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_command_and_its_workers(convoy_started, wait_until, tmp_path, many_records):
     log = tmp_path / "log"
     with convoy_started("verify", f"--data={many_records}", "--workers=2", output=log) as process:
-        # Beside it and a worker: Python's server that workers are forked from, and its tracker of resources.
+        # The command, a worker, Python's fork server and its resource tracker.
         wait_until(lambda: len(_group(process.pid)) > 3, "the start of a worker")
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
         wait_until(lambda: not _group(process.pid), "the end of the workers", 30)
-    assert log.read_text().splitlines()[-1] == "convoy: interrupted"
+    assert "interrupted" in log.read_text().splitlines()[-1]
 
 
 def _group(leader):
-    """Returns the processes of a process group that still run."""
+    """Returns the running processes of a process group."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -389,5 +405,5 @@ def _group(leader):
 def _has_open(process, path):
     try:
         return str(path) in [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()]
-    except OSError:  # it has ended, or closed a file
+    except OSError:  # the process has ended, or closed a file
         return False
