@@ -4,7 +4,7 @@
     report.faults                                        # () where it is whole
     verify(Path("data"), repair_index=True).mended       # indexes written anew from shards that are whole
 
-Works on what `convoy convert` wrote and on directories of others (`foreign`), of which nobody wrote down a checksum.
+Works on what `convoy convert` wrote and on directories of others (`external`), of which nobody wrote down a checksum.
 Worker processes check a shard at a time (`shard`). Shards and manifest are never written to.
 """
 
@@ -20,8 +20,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
-from convoy.input_pipeline.dataset import external as foreign
-from convoy.input_pipeline.dataset import index
+from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
 from convoy.input_pipeline.dataset.open import has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
@@ -92,9 +91,9 @@ def verify(
     Raises:
       DataError: it is no dataset, its manifest cannot be read, an index cannot be written, or a worker died.
     """
-    layout = None if has_manifest(directory) else foreign.find_layout(directory)
+    layout = None if has_manifest(directory) else external.find_layout(directory)
     if layout:
-        splits, faults = _foreign_splits(directory, layout), []
+        splits, faults = _external_splits(directory, layout), []
     else:
         manifest = read_manifest(directory)
         splits = [
@@ -113,7 +112,7 @@ def verify(
             not_rebuilt.append(split.name)
         elif repair_index:
             if layout:
-                foreign.rebuild_index(directory, layout, split.name)
+                external.rebuild_index(directory, layout, split.name)
             elif of_split:
                 _write_indexes(directory, split, of_shards)
             if layout or of_split:
@@ -128,7 +127,7 @@ def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names
     sizes = [shard["bytes"] for shard in entry["shards"]]
     try:
         arrays = index.load(index.index_path(directory, name))
-        problem = index.misfit(arrays, sizes)
+        problem = index.find_mismatch(arrays, sizes)
     except index.IndexUnusableError as error:
         arrays, problem = {}, str(error)
     else:
@@ -158,12 +157,12 @@ def _own_split(directory: Path, name: str, entry: Mapping[str, Any], class_names
     return split
 
 
-def _foreign_splits(directory: Path, layout: foreign.Layout) -> list[_Split]:
+def _external_splits(directory: Path, layout: external.Layout) -> list[_Split]:
     splits = []
     for name, paths in sorted(layout.splits.items()):
         split = _Split(name, [])
         try:
-            kept = foreign.kept_index(directory, layout, name)
+            kept = external.kept_index(directory, layout, name)
         except DataError:  # a shard is missing, which its check will say
             kept = None
         records = layout.records_of_shard.get(name)
@@ -254,18 +253,18 @@ def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterabl
             yield Fault(DESCRIPTION, "", name, "does not hold the manifest's class names", _RESTORE)
     said = {name: [shard["images"] for shard in entry["shards"]] for name, entry in sorted(manifest["splits"].items())}
     try:
-        info = json.loads((directory / foreign.DATASET_INFO).read_text(encoding="utf-8"))
+        info = json.loads((directory / external.DATASET_INFO).read_text(encoding="utf-8"))
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        json.loads((directory / foreign.FEATURES).read_text(encoding="utf-8"))
+        json.loads((directory / external.FEATURES).read_text(encoding="utf-8"))
     except OSError as error:
         yield Fault(DESCRIPTION, "", Path(error.filename).name, f"cannot be read ({error.strerror})", _RESTORE)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        name = f"{foreign.DATASET_INFO} or {foreign.FEATURES}"
+        name = f"{external.DATASET_INFO} or {external.FEATURES}"
         yield Fault(DESCRIPTION, "", name, f"is damaged ({error!r})", _RESTORE)
     else:
         if found != said:
             problem = "its splits and shards are not those of the manifest"
-            yield Fault(DESCRIPTION, "", foreign.DATASET_INFO, problem, _RESTORE)
+            yield Fault(DESCRIPTION, "", external.DATASET_INFO, problem, _RESTORE)
 
 
 def _write_indexes(directory: Path, split: _Split, reports: Sequence[ShardReport]) -> None:

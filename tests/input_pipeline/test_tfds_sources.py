@@ -23,7 +23,7 @@ def test_a_prepared_dataset_is_converted_with_its_own_splits_and_labels(tmp_path
     from convoy.input_pipeline.dataset.examples import from_bytes, read_features
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import Reader
-    from tests.input_pipeline.foreign_sets import prepare_with_tfds
+    from tests.input_pipeline.external_sets import prepare_with_tfds
 
     prepare_with_tfds(tmp_path / "tfds")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -70,7 +70,7 @@ def test_flags_that_a_prepared_dataset_answers_itself_are_refused(tmp_path, caps
 @pytest.fixture
 def shards(tmp_path):
     """Returns a folder of shards whose class 0 has no images, and whose validation images are all in train too."""
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     folder = write_like_model_garden(tmp_path / "shards", range(12), "train")
     return write_like_model_garden(folder, range(6), "validation")
@@ -94,7 +94,7 @@ def test_a_class_without_images_may_be_missing_in_the_dataset_that_a_split_is_ad
 
 
 def test_too_many_broken_images_of_one_split_are_an_error_however_many_the_other_has(tmp_path):
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "shards", range(30), "train")
     files = [b"\xff\xd8 is how it begins", encode(pixels(40), "jpeg"), encode(pixels(41), "jpeg")]

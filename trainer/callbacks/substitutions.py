@@ -1,5 +1,6 @@
 """Says of every record that had to be substituted, once: on the console, in events.jsonl, and how many in the end."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Substitutions:
         for substitution in found:
             if substitution.index not in self._own:
                 self._own.add(substitution.index)
-                self._worker_group.tell({"step": step, **substitution._asdict()})
+                self._worker_group.tell({"step": step, **dataclasses.asdict(substitution)})
         for told in self._worker_group.told():
             if told["index"] not in self._indices:
                 self._indices.add(told["index"])

@@ -17,7 +17,7 @@ from tests.input_pipeline.images import pixels
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from tests.input_pipeline.foreign_sets import prepare_with_tfds
+    from tests.input_pipeline.external_sets import prepare_with_tfds
 
     return prepare_with_tfds(tmp_path_factory.mktemp("tfds"))
 
@@ -179,7 +179,7 @@ def test_a_tfds_directory_without_names_has_numbers(photos):
 def test_shards_like_model_gardens_are_read(tmp_path):
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import BatchSlice, Reader
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "imagenet", range(12), "train")
     write_like_model_garden(tmp_path / "imagenet", range(12, 15), "validation", shards=1)

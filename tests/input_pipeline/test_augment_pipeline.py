@@ -94,6 +94,7 @@ def test_what_is_no_line_names_the_operation_its_place_and_the_mend(text, told):
 
 
 def test_a_line_is_parsed_without_tensorflow():
-    code = "import sys; from convoy.input_pipeline.augmentation import line; line.parse_line('crop | trivial', image_size=8)"
+    code = "import sys; from convoy.input_pipeline.augment.pipeline import parse_pipeline"
+    code += "; parse_pipeline('crop | trivial', image_size=8)"
     code += "; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
