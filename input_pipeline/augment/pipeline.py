@@ -209,9 +209,7 @@ def parse_pipeline(text: str, *, image_size: int, called: str = "config.augment.
         if number > 1:
             raise UsageError(f"{place}crop must be the first operation. Move it to the front.")
         if size not in (0, image_size):
-            raise UsageError(
-                f"{place}the size must equal config.image_size={image_size}. Omit it, or change one of them."
-            )
+            raise UsageError(f"{place}size must equal config.image_size={image_size}. Omit it or change one.")
     tail = len(operations)
     while tail and OPERATIONS[operations[tail - 1].name].on_device:
         tail -= 1

@@ -378,9 +378,7 @@ def _folder_layout(directory: Path) -> Layout | None:
     if not found:
         compressed = next((path for path in files if ".tfrecord" in path.name and path.suffix == ".gz"), None)
         if compressed:
-            raise DataError(
-                f"{compressed} is compressed, which does not allow reading single records; decompress it (gunzip)"
-            )
+            raise DataError(f"{compressed} is compressed: single records cannot be read; decompress it (gunzip)")
         return None
     first = next((path for paths in found.values() for path in paths if path.stat().st_size), None)
     keys, text_key = _keys_in(first) if first else (RecordKeys(), "")

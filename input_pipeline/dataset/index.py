@@ -16,16 +16,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
-from convoy.input_pipeline.dataset.storage import local_copy
+from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
 # The arrays of an index and their dtypes, in file order.
+AnyPath = TypeVar("AnyPath", Path, RemotePath)
+
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
 LARGEST_LABEL = 10**6
 
@@ -58,12 +60,12 @@ class Scan:
     texts: dict[int, set[bytes]]
 
 
-def index_path(directory: Path, split: str) -> Path:
+def index_path(directory: AnyPath, split: str) -> AnyPath:
     """Returns the path of a split's index."""
     return directory / f"index-{split}.npz"
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
     """Returns the arrays of an index, read-only.
 
     They are read, not memory-mapped: if the file server fails, that must raise an error, not kill the process.
@@ -104,7 +106,7 @@ def read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype | type) -> n
         if archive.fp is None or info.file_size > os.fstat(archive.fp.fileno()).st_size:
             raise ValueError(f"{name} is larger than its file")
         values = np.empty(shape, found)
-        view, done = memoryview(values.view(np.uint8)), 0
+        view, done = values.data.cast("B") if count else memoryview(b""), 0
         while chunk := member.read(_COPIED_BYTES):
             view[done : done + len(chunk)] = chunk
             done += len(chunk)
@@ -151,7 +153,7 @@ def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
         expected = np.where(first_of_shard, 0, ends[:-1])
         if (np.diff(shards) < 0).any() or not np.array_equal(offset[chunk], expected):
             wrong = start + int(np.argmax((offset[chunk] != expected) | (np.diff(shards) < 0)))
-            return f"record {wrong} starts at byte {offset[wrong]} of shard {shard[wrong]}, which is not the start of a record"
+            return f"record {wrong}: byte {offset[wrong]} of shard {shard[wrong]} is not the start of a record"
         closed = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
         problem = _unfilled(shards[closed], ends[closed], sizes) or _skipped(shards, sizes)
         if problem:

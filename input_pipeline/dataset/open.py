@@ -74,7 +74,7 @@ class Dataset:
         """Returns a split's index.
 
         Raises:
-          DataError: there is no such split (the message suggests the closest name), or it cannot be used.
+          DataError: there is no such split, or it cannot be used.
         """
         if name not in self._opened:
             fix = f"Add it with `convoy convert --images=... --output={self.directory} --split={name}`."
@@ -103,7 +103,7 @@ class Dataset:
         else:
             arrays = hashlib.sha256()
             for name in INDEX_TYPES:
-                arrays.update(np.ascontiguousarray(getattr(split, name)).view(np.uint8))
+                arrays.update(np.ascontiguousarray(getattr(split, name)).data)
             identity = [arrays.hexdigest()]
         content = json.dumps([list(self.class_names), identity], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(content.encode("ascii")).hexdigest()
@@ -120,8 +120,8 @@ def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
       The dataset, with splits sorted by name.
 
     Raises:
-      DataError: the directory is missing, is not a dataset, or has another format version; a shard is missing or its size
-        differs from the manifest; an index does not match the shards and cannot be rebuilt.
+      DataError: the directory is missing, is not a dataset, or has another format version; a shard is missing or its
+        size differs from the manifest; an index does not match the shards and cannot be rebuilt.
     """
     path = dataset_path(directory)
     if isinstance(path, Path) and not has_manifest(path) and (layout := external.find_layout(path)):
@@ -251,7 +251,8 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
         # Printed before scanning, which may take minutes.
         print(
             f"convoy: {index_path(directory, name)} {problem}: reading record headers instead "
-            f"({sizes.sum() / 1e6:,.1f} MB of shards). To rebuild the index, run `convoy verify --data={directory} --repair_index`.",
+            f"({sizes.sum() / 1e6:,.1f} MB of shards). "
+            f"To rebuild the index, run `convoy verify --data={directory} --repair_index`.",
             file=sys.stderr,
             flush=True,
         )

@@ -1,7 +1,7 @@
 """TFRecord framing and `tf.train.Example` bytes, without TensorFlow.
 
-A TFRecord file is a sequence of frames, each `length (8 bytes) · masked crc of the length (4) · payload · masked crc of the
-payload (4)`, all little-endian, the checksum being CRC-32C
+A TFRecord file is a sequence of frames. Each is `length (8 bytes) · masked crc of the length (4) · payload · masked
+crc of the payload (4)`, all little-endian, the checksum being CRC-32C
 (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). The offset of a
 frame is enough to read one record in the middle of a file, which makes exact global shuffling possible.
 
