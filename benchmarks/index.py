@@ -137,7 +137,7 @@ def _measure(folder: str) -> dict[str, Any]:
 
     from convoy.input_pipeline.dataset.open import open_dataset
     from convoy.input_pipeline.reading import order
-    from convoy.input_pipeline.reading.windows import windows_of
+    from convoy.input_pipeline.reading.blocks import make_blocks
 
     before = _status_bytes("VmRSS")
     began = time.perf_counter()
@@ -146,13 +146,13 @@ def _measure(folder: str) -> dict[str, Any]:
     after = _status_bytes("VmRSS")
     peak = _status_bytes("VmHWM")  # not from getrusage, which includes the process that this one was forked from
     records = split.num_images
-    windows = windows_of(split)
+    blocks = make_blocks(split)
 
     def of_all(positions: np.ndarray) -> np.ndarray:
         return order.positions_to_images(positions, num_images=records, seed=0)[0]
 
-    def of_windows(positions: np.ndarray) -> np.ndarray:
-        return order.block_positions_to_images(positions, windows=windows, seed=0)[0]
+    def block_shuffled(positions: np.ndarray) -> np.ndarray:
+        return order.block_positions_to_images(positions, blocks=blocks, seed=0)[0]
 
     def batch_seconds(images_at: Any) -> float:  # noqa: ANN401
         taken = []
@@ -169,7 +169,7 @@ def _measure(folder: str) -> dict[str, Any]:
         "bytes_a_record": (after - before) / records,
         "peak_bytes_a_record": (peak - before) / records,
         "global_seconds": batch_seconds(of_all),
-        "windowed_seconds": batch_seconds(of_windows),
+        "windowed_seconds": batch_seconds(block_shuffled),
     }
 
 

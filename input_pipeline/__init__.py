@@ -1,4 +1,4 @@
-"""Images to TFRecord shards to batches. Knows nothing of models or strategies."""
+"""From image files to TFRecord shards to batches. Independent of models and distribution strategies."""
 
 if __name__ != "convoy.input_pipeline":
     raise ImportError(f"import convoy.input_pipeline, not {__name__}")

@@ -1,27 +1,28 @@
-"""Imports TensorFlow without the lines it writes to the screen at start-up and without what nobody here uses of it.
+"""Imports TensorFlow without its start-up messages and without optional modules that Convoy does not use.
 
-`TF_CPP_MIN_LOG_LEVEL` below 2, which `--verbosity=0` sets, lets the lines through.
+`TF_CPP_MIN_LOG_LEVEL` below 2, as set by `--verbosity=0`, shows the messages.
 """
 
 import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from absl import flags as absl_flags
 
-_ERRORS_ALONE = 2
-# Keras looks for them at its import, and they take up to a third of the time until TensorFlow is there.
-_NEVER_USED = ("sklearn", "matplotlib.pyplot")
+_ERRORS_ONLY = 2
+# Optional imports of Keras that take up to a third of TensorFlow's import time.
+_UNUSED_MODULES = ("sklearn", "matplotlib.pyplot")
 
 
 def define_verbosity_flag(flags: absl_flags.FlagValues) -> None:
-    """Defines `--verbosity`, in absl's numbers."""
+    """Defines `--verbosity`, with absl's levels."""
     absl_flags.DEFINE_integer(
         "verbosity",
         -1,
-        "what TensorFlow says on the screen: -1 its errors, 0 warnings and information too, 1 everything it does",
+        "TensorFlow's log level on the console: -1 errors only, 0 also warnings and information, 1 also debug messages",
         lower_bound=-1,
         upper_bound=1,
         flag_values=flags,
@@ -29,7 +30,7 @@ def define_verbosity_flag(flags: absl_flags.FlagValues) -> None:
 
 
 def set_verbosity(verbosity: int) -> None:
-    """Makes TensorFlow say what `--verbosity` asks for. Call before it is imported."""
+    """Sets TensorFlow's log level from `--verbosity`. Call before TensorFlow is imported."""
     if verbosity >= 0:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if verbosity >= 1:
@@ -39,53 +40,54 @@ def set_verbosity(verbosity: int) -> None:
 def start_tensorflow() -> None:
     """Imports TensorFlow and looks for GPUs.
 
-    What it wrote comes out only where that fails, where it finds no GPU although there is an NVIDIA device, or where
-    the environment asks for more than errors.
+    Its messages are shown only if the import fails, if no GPU is found although there is an NVIDIA device, or if the
+    environment asks for more than errors.
     """
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(_ERRORS_ALONE))
-    with stderr_set_aside() as release, _seeming_missing(*_NEVER_USED):
-        if level.isdecimal() and int(level) < _ERRORS_ALONE:
-            release()
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(_ERRORS_ONLY))
+    with captured_stderr() as show, _blocked_imports(*_UNUSED_MODULES):
+        if level.isdecimal() and int(level) < _ERRORS_ONLY:
+            show()
         import tensorflow as tf
 
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
         if not tf.config.list_physical_devices("GPU") and not hidden and os.path.exists("/dev/nvidia0"):
-            release()
+            show()
 
 
 @contextlib.contextmanager
-def _seeming_missing(*names: str) -> Iterator[None]:
-    """Makes imports of modules fail inside, where they have not been imported before."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # None stands for a module that cannot be imported
+def _blocked_imports(*names: str) -> Iterator[None]:
+    """Makes imports of modules fail in the context, unless they are already imported."""
+    blocked = [name for name in names if name not in sys.modules]
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # the stub omits None, which blocks
+    modules.update(dict.fromkeys(blocked))
     try:
         yield
     finally:
-        for name in hidden:
+        for name in blocked:
             del sys.modules[name]
 
 
 @contextlib.contextmanager
-def stderr_set_aside() -> Iterator:
-    """Turns file descriptor 2 into a file; its content is shown on an exception, or where the yielded call was made."""
+def captured_stderr() -> Iterator[Callable[[], None]]:
+    """Captures file descriptor 2. The output is shown on an exception, or if the yielded function was called."""
     shown = False
 
-    def release() -> None:
+    def show() -> None:
         nonlocal shown
         shown = True
 
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
-            yield release
+            yield show
         except Exception:
             shown = True
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
             if shown:
-                aside.seek(0)
-                os.write(2, aside.read())
+                captured.seek(0)
+                os.write(2, captured.read())

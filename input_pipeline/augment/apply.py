@@ -1,7 +1,7 @@
-"""From a line's operations and each image's random numbers to augmented images: the host's half and the device's.
+"""Applies the operations of a pipeline, given each image's random numbers: on the host and on the device.
 
-images = on_host(images, randomness, line.host)           # uint8, in the reader
-pixels = on_device(images, randomness, line.device)       # float32, inside the step
+images = on_host(images, randomness, pipeline.host)           # uint8, in the reader
+pixels = on_device(images, randomness, pipeline.device)       # float32, inside the step
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ from convoy.input_pipeline.augment.pipeline import Operation
 
 
 def on_host(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
-    """Returns images as the reader hands them on.
+    """Applies operations in the reader.
 
     Args:
       images: [n, height, width, 3] uint8.
       randomness: [n, draws] float32 in [0, 1).
-      steps: what to do, in order.
+      steps: the operations, in order.
 
     Returns:
-      As `images`.
+      [n, height, width, 3] uint8.
     """
-    result = _applied(images, randomness, steps)
+    result = _apply(images, randomness, steps)
     return result if result.dtype == tf.uint8 else to_bytes(result)
 
 
 def on_device(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
-    """As `on_host`, but returns [n, height, width, 3] float32 in [0, 255]; of operations that can run on a device."""
-    result = _applied(images, randomness, steps)
+    """As `on_host`, for operations that can run on a device; returns [n, height, width, 3] float32 in [0, 255]."""
+    result = _apply(images, randomness, steps)
     return tf.cast(result, tf.float32) if result.dtype == tf.uint8 else tf.clip_by_value(result, 0.0, 255.0)
 
 
-def _applied(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
+def _apply(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
     for step in steps:
         dtype, function = _KERNELS[step.name]
         if dtype == tf.uint8 and images.dtype != tf.uint8:
@@ -48,7 +48,7 @@ def _applied(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation
 
 
 def _signed(draws: tf.Tensor, number: int = 0) -> tf.Tensor:
-    """Returns a random number of each image, [n], as one in [-1, 1)."""
+    """Returns one random number per image, [n], mapped to [-1, 1)."""
     return 2.0 * draws[:, number] - 1.0
 
 
@@ -61,7 +61,7 @@ def _translate(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
 def _shear(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
     height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
     x, y = share * _signed(draws, 0), share * _signed(draws, 1)
-    # The centre stays where it is.
+    # Keep the centre fixed.
     return operations.geometry(images, shear_x=x, shear_y=y, move_x=x * height / 2.0, move_y=y * width / 2.0)
 
 
@@ -82,7 +82,7 @@ def _erase(images: tf.Tensor, draws: tf.Tensor, probability: float, area: tuple[
 
 
 class _Kernel(NamedTuple):
-    """An operation of a line: the dtype that it wants, None for any; images, [n, draws] and its values to images."""
+    """How to run an operation: the dtype it needs (None for any), and a function of images, draws and its arguments."""
 
     dtype: tf.DType | None
     function: Callable[..., tf.Tensor]

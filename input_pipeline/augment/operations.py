@@ -1,15 +1,15 @@
-"""What each operation computes, for many images at once: pure functions of images and of a number or two an image.
+"""Batched image operations: pure functions of images and of one or two numbers per image.
 
     images = geometry(images, degrees=tf.constant([30.0, -10.0]))      # [2, height, width, 3] uint8
     images = to_bytes(contrast(tf.cast(images, tf.float32), tf.constant([1.4, 0.8])))
 
-Two kinds. Those on bytes take and give uint8. Those on floats take and give float32 in the range 0 to 255, may leave
-it, and run on any device, compiled by XLA or not. An image comes out the same to the bit whatever images it is computed
-with: what adds up over an image adds whole numbers that float32 holds exactly, and of a function whose last bits depend
-on where in a vector an element stands, as the sine's do, float64 drops those bits.
+Byte operations take and return uint8. Float operations take and return float32 in [0, 255] (results may exceed the
+range) and run on any device, with or without XLA. The result for an image is bit-identical whatever other images are in
+the batch: sums over an image add integers that float32 represents exactly, and functions whose last bits depend on an
+element's position in a vector, such as the sine, are computed in float64 and rounded.
 
-Formulas are Pillow's (`ImageOps`, `ImageEnhance`, `Image.transform`), whose results on bytes these give, where a
-docstring does not say otherwise. Geometry takes the nearest pixel, and black from outside of the image.
+The formulas, and the results on bytes, are Pillow's (`ImageOps`, `ImageEnhance`, `Image.transform`) unless a docstring
+says otherwise. Geometry samples the nearest pixel and fills with black.
 """
 
 import math
@@ -17,23 +17,23 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-_GREY = (19595.0, 38470.0, 7471.0)  # shares of red, green and blue in 65536: ITU-R 601, as Pillow rounds them
+_GREY = (19595.0, 38470.0, 7471.0)  # weights of red, green and blue in 65536ths: ITU-R 601, as rounded by Pillow
 _ERASED = 128.0
 _ERASED_LOG_ASPECT = math.log(1 / 0.3)
 
 
 def to_bytes(pixels: tf.Tensor) -> tf.Tensor:
-    """Returns float32 pixels as uint8, cut off to the range and then rounded down, as Pillow does."""
+    """Converts float32 pixels to uint8: clipped, then rounded down, as in Pillow."""
     return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
 def flip(images: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-    """Mirrors left to right the images that are `chosen`, [n] bool. Of any dtype."""
+    """Flips the images where `chosen`, [n] bool, horizontally. Any dtype."""
     return tf.where(_each(chosen), tf.reverse(images, [2]), images)
 
 
 def add_brightness(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Adds `share`, [n] in [-1, 1], of the full range: no enhancement of Pillow, which would leave black as it is."""
+    """Adds `share`, [n] in [-1, 1], of the full range. Unlike Pillow's enhancement, this changes black too."""
     return pixels + 255.0 * _each(share)
 
 
@@ -43,9 +43,9 @@ def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies by `factor`, [n], the distance from the mean grey."""
+    """Scales the distance from the mean grey by `factor`, [n]."""
     rows = tf.reduce_sum(_grey(pixels), 2)
-    # Rows add up whole numbers below 2**24; of all of them only float64 holds the sum of a large image.
+    # Row sums are integers below 2**24; the sum of a large image needs float64.
     number = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
     mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / number
     mean = tf.cast(tf.floor(mean + 0.5), tf.float32)[:, tf.newaxis, tf.newaxis]
@@ -53,22 +53,22 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def saturation(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies by `factor`, [n], the distance from each pixel's grey."""
+    """Scales the distance from each pixel's grey by `factor`, [n]."""
     grey = _grey(pixels)
     return grey + (pixels - grey) * _each(factor)
 
 
 def hue(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Turns hues by `share`, [n], of the circle, in floating point: Pillow has 256 hues."""
+    """Rotates hues by `share`, [n], of the colour circle, in floating point (Pillow quantizes to 256 hues)."""
     hsv = tf.image.rgb_to_hsv(tf.clip_by_value(pixels, 0.0, 255.0) / 255.0)
     turned = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
     return 255.0 * tf.image.hsv_to_rgb(tf.concat([turned, hsv[..., 1:]], -1))
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies by `factor`, [n], the distance from the image smoothed by 3x3 pixels; the outermost stay."""
+    """Scales the distance from the 3x3-smoothed image by `factor`, [n]; border pixels are unchanged."""
     height, width = tf.shape(pixels)[1], tf.shape(pixels)[2]
-    # The centre weighs 5, its neighbours 1: the sum of all nine, and the centre four times more.
+    # The centre has weight 5, its neighbours 1: sum all nine, then add the centre four more times.
     columns = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     sums = columns[:, :, :-2] + columns[:, :, 1:-1] + columns[:, :, 2:] + 4.0 * pixels[:, 1:-1, 1:-1]
     smooth = tf.pad(tf.floor(sums / 13.0 + 0.5), [[0, 0], [1, 1], [1, 1], [0, 0]])
@@ -79,12 +79,12 @@ def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def posterize(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-    """Keeps the first `bits`, [n] int32 in [0, 8], of each byte."""
+    """Keeps the `bits` most significant bits, [n] int32 in [0, 8], of each byte."""
     return tf.bitwise.bitwise_and(images, _each(tf.cast(256 - tf.bitwise.left_shift(1, 8 - bits), tf.uint8)))
 
 
 def solarize(images: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """Inverts bytes of `threshold`, [n] float32, and more."""
+    """Inverts bytes of at least `threshold`, [n] float32."""
     return tf.where(tf.cast(images, tf.float32) < _each(threshold), images, 255 - images)
 
 

@@ -1,16 +1,16 @@
-"""A recipe's augmentation as one line that a person can read, parsed and checked without TensorFlow.
+"""The augmentation pipeline string of a recipe (`config.augment.ops`), parsed and validated without TensorFlow.
 
-    line = parse_line("crop(64, scale=0.35..1) | flip | trivial | erase(0.25)", image_size=64)
-    line.scale                 # (0.35, 1.0): the crop comes with decoding
-    line.host, line.device     # the other operations in their order, and where they run
-    line.draws                 # random numbers that an image needs
+    pipeline = parse_pipeline("crop(64, scale=0.35..1) | flip | trivial | erase(0.25)", image_size=64)
+    pipeline.scale                     # (0.35, 1.0): the crop is done with decoding
+    pipeline.host, pipeline.device     # the other operations in order, by where they run
+    pipeline.draws                     # random numbers per image
 
-Operations follow each other as they stand. Arguments go by position or by name, in any number of which the last have
-defaults; `low..high` is a range. `OPERATIONS` holds them all, with the range of each argument.
+Operations run left to right. Arguments are positional or named, and some have defaults; `low..high` is a range.
+`OPERATIONS` lists all operations with the range of each argument.
 
-Those of the tail that a device can do inside the step are its half; all before them run in the reader, on bytes. Each
-operation has random numbers of its own among an image's (`order.image_randomness`), by its place in the line; the
-crop's are the first `CROP_DRAWS` whether there is a crop or not.
+The trailing operations that a device can run inside the step run there; all before them run in the reader, on bytes.
+Each operation uses its own range of the image's random numbers (`order.image_randomness`), by its place in the
+pipeline; the first `CROP_DRAWS` are reserved for the crop, whether there is one or not.
 """
 
 import re
@@ -27,15 +27,15 @@ Value = float | tuple[float, float]
 
 @dataclass(frozen=True)
 class Parameter:
-    """What an operation can be told.
+    """A parameter of an operation.
 
     Attributes:
-      name: by which it can be given.
-      low: the least legal value.
-      high: the largest.
-      default: what it is where it is left out; None where it must be given.
-      is_whole: whether it counts something.
-      is_range: whether it is given as `low..high`.
+      name: argument name.
+      low: smallest valid value.
+      high: largest valid value.
+      default: value if omitted; None if required.
+      is_whole: whether it must be an integer.
+      is_range: whether it is written as `low..high`.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Parameter:
 
     @property
     def legal(self) -> str:
-        """What can be given, in words."""
-        what = "a whole number" if self.is_whole else "a range LOW..HIGH" if self.is_range else "a number"
+        """Valid values, for error messages."""
+        what = "an integer" if self.is_whole else "a range LOW..HIGH" if self.is_range else "a number"
         return f"{what} from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """An operation that a line may hold.
+    """An operation and its parameters.
 
     Attributes:
-      about: what it does, in a few words.
-      draws: random numbers that it needs of each image; of `rand`, for each operation that it samples.
-      parameters: in the order of their positions.
+      about: short description.
+      draws: random numbers per image; for `rand`, per sampled operation.
+      parameters: in positional order.
       on_device: whether it can run inside the step.
     """
 
@@ -75,58 +75,58 @@ def _probability(default: float | None) -> Parameter:
 
 OPERATIONS = {
     "crop": Signature(
-        "keeps a random part, of aspect ratio 3:4 to 4:3, and resizes it",
+        "random crop with aspect ratio 3:4 to 4:3, resized",
         CROP_DRAWS,
         (
             Parameter("size", 1, 65536, default=0.0, is_whole=True),
             Parameter("scale", 0.0001, 1.0, default=(0.08, 1.0), is_range=True),
         ),
     ),
-    "flip": Signature("mirrors left to right", 1, (_probability(0.5),), on_device=True),
-    "translate": Signature("moves by up to a share of the side, in x and in y", 2, (Parameter("share", 0.0, 1.0),)),
-    "rotate": Signature("turns by up to so many degrees, either way", 1, (Parameter("degrees", 0.0, 180.0),)),
+    "flip": Signature("flips horizontally", 1, (_probability(0.5),), on_device=True),
+    "translate": Signature("shifts by up to this share of the side, in x and y", 2, (Parameter("share", 0.0, 1.0),)),
+    "rotate": Signature("rotates by up to this many degrees, either way", 1, (Parameter("degrees", 0.0, 180.0),)),
     "shear": Signature(
-        "slants about the centre by up to a share of the side, in x and in y", 2, (Parameter("share", 0.0, 1.0),)
+        "shears about the centre by up to this share of the side, in x and y", 2, (Parameter("share", 0.0, 1.0),)
     ),
     "brightness": Signature(
-        "adds or takes away up to a share of the full range", 1, (Parameter("share", 0.0, 1.0),), on_device=True
+        "adds or subtracts up to this share of the full range", 1, (Parameter("share", 0.0, 1.0),), on_device=True
     ),
     "contrast": Signature(
-        "multiplies the distance from the mean grey by up to 1 - strength or 1 + strength",
+        "scales the distance from the mean grey by 1 - strength to 1 + strength",
         1,
         (Parameter("strength", 0.0, 1.0),),
         on_device=True,
     ),
     "saturation": Signature(
-        "multiplies the distance from grey by up to 1 - strength or 1 + strength",
+        "scales the distance from grey by 1 - strength to 1 + strength",
         1,
         (Parameter("strength", 0.0, 1.0),),
         on_device=True,
     ),
     "hue": Signature(
-        "turns all hues by up to a share of the circle, either way",
+        "rotates hues by up to this share of the colour circle, either way",
         1,
         (Parameter("share", 0.0, 0.5),),
         on_device=True,
     ),
     "posterize": Signature(
-        "keeps so many bits of each value",
+        "keeps this many bits of each value",
         1,
         (Parameter("bits", 1, 8, is_whole=True), _probability(0.5)),
     ),
     "solarize": Signature(
-        "inverts values from a threshold on", 1, (Parameter("threshold", 0.0, 256.0, 128.0), _probability(0.5))
+        "inverts values of at least the threshold", 1, (Parameter("threshold", 0.0, 256.0, 128.0), _probability(0.5))
     ),
     "sharpness": Signature(
-        "multiplies the distance from a smoothed image by up to 1 - strength or 1 + strength",
+        "scales the distance from a smoothed image by 1 - strength to 1 + strength",
         1,
         (Parameter("strength", 0.0, 1.0),),
     ),
-    "equalize": Signature("makes each channel's values evenly frequent", 1, (_probability(0.5),)),
+    "equalize": Signature("equalizes the histogram of each channel", 1, (_probability(0.5),)),
     "autocontrast": Signature("stretches each channel to the full range", 1, (_probability(0.5),)),
-    "trivial": Signature("one operation of a wide space, at a random strength (TrivialAugment)", 3),
+    "trivial": Signature("one random operation at a random strength (TrivialAugment)", 3),
     "rand": Signature(
-        "so many operations, all at one magnitude of 30 (RandAugment)",
+        "this many random operations, at one magnitude from 0 to 30 (RandAugment)",
         2,
         (Parameter("ops", 1, 8, 2.0, is_whole=True), Parameter("magnitude", 0, 30, 9.0, is_whole=True)),
     ),
@@ -141,12 +141,12 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a line.
+    """One operation of a pipeline.
 
     Attributes:
       name: a key of OPERATIONS.
-      values: of its parameters, in their order.
-      first_draw: which of an image's random numbers is its first.
+      values: arguments, in parameter order.
+      first_draw: index of its first random number among the image's.
     """
 
     name: str
@@ -155,18 +155,18 @@ class Operation:
 
     @property
     def draws(self) -> int:
-        """How many random numbers it takes of each image."""
-        return OPERATIONS[self.name].draws * (int(self.values[0]) if self.name == "rand" else 1)
+        """Random numbers per image."""
+        return OPERATIONS[self.name].draws * (_integer(self.values[0]) if self.name == "rand" else 1)
 
 
 @dataclass(frozen=True)
 class AugmentPipeline:
-    """What a line says.
+    """A parsed pipeline string.
 
     Attributes:
-      scale: the least and the largest share of an image's area that the crop keeps; 1 and 1 keep whole images.
-      host: operations of the reader, on bytes.
-      device: operations of the step.
+      scale: smallest and largest share of an image's area that the crop keeps; (1, 1) keeps whole images.
+      host: operations that run in the reader, on bytes.
+      device: operations that run inside the step.
     """
 
     scale: tuple[float, float] = _WHOLE
@@ -175,55 +175,55 @@ class AugmentPipeline:
 
     @property
     def draws(self) -> int:
-        """How many random numbers an image needs."""
+        """Random numbers per image."""
         return CROP_DRAWS + sum(operation.draws for operation in (*self.host, *self.device))
 
     @property
     def crops(self) -> bool:
-        """Whether random parts are cut out of images."""
+        """Whether images are cropped at random."""
         return self.scale != _WHOLE
 
 
 def parse_pipeline(text: str, *, image_size: int, called: str = "config.augment.ops") -> AugmentPipeline:
-    """Returns what a line says.
+    """Parses a pipeline string.
 
     Args:
-      text: operations between `|`; empty for whole images as they are.
-      image_size: side of the images in training, which a crop's size must be where it is given.
-      called: what errors call the line.
+      text: operations separated by `|`; empty for no augmentation.
+      image_size: side of the training images, pixels; an explicit crop size must equal it.
+      called: name of the setting, for error messages.
 
     Raises:
-      UsageError: an operation that there is not, or an argument that it does not take; the text names which, and what
-        would be right.
+      UsageError: an unknown operation or an invalid argument; the message names it and the valid values.
     """
     parts = [part.strip() for part in text.split("|")] if text.strip() else []
-    operations, scale, first_draw = [], _WHOLE, CROP_DRAWS
+    operations: list[Operation] = []
+    scale, first_draw = _WHOLE, CROP_DRAWS
     for number, part in enumerate(parts, 1):
         place = f"{called}: operation {number}, {part!r}: "
-        name, values = _parsed(part, place)
+        name, values = _parse_operation(part, place)
         if name != "crop":
             operations.append(Operation(name, values, first_draw))
             first_draw += operations[-1].draws
             continue
-        size, scale = values
+        size, scale = values[0], _range(values[1])
         if number > 1:
-            raise UsageError(f"{place}crop must come first: it makes all images the same size.")
+            raise UsageError(f"{place}crop must be the first operation. Move it to the front.")
         if size not in (0, image_size):
-            raise UsageError(f"{place}the size must be config.image_size={image_size}: leave it out, or change either.")
+            raise UsageError(f"{place}size must equal config.image_size={image_size}. Omit it or change one.")
     tail = len(operations)
     while tail and OPERATIONS[operations[tail - 1].name].on_device:
         tail -= 1
     return AugmentPipeline(scale, tuple(operations[:tail]), tuple(operations[tail:]))
 
 
-def _parsed(part: str, place: str) -> tuple[str, tuple[Value, ...]]:
+def _parse_operation(part: str, place: str) -> tuple[str, tuple[Value, ...]]:
     match = re.fullmatch(r"(\w*)\s*(?:\((.*)\))?", part)
-    name = match[1] if match else re.match(r"\w*", part)[0]
+    name = match[1] if match else re.split(r"\W", part, maxsplit=1)[0]
     if name not in OPERATIONS:
         listed = ", ".join(OPERATIONS)
-        raise UsageError(f"{place}no such operation{did_you_mean(name, OPERATIONS)}. There are {listed}.")
+        raise UsageError(f"{place}unknown operation{did_you_mean(name, OPERATIONS)}. Operations: {listed}.")
     if not match:
-        raise UsageError(f"{place}write {name} or {name}(...), and | between operations.")
+        raise UsageError(f"{place}write {name} or {name}(...), and separate operations with |.")
     parameters = OPERATIONS[name].parameters
     arguments = [argument.strip() for argument in (match[2] or "").split(",")] if (match[2] or "").strip() else []
     if len(arguments) > len(parameters):
@@ -235,8 +235,11 @@ def _parsed(part: str, place: str) -> tuple[str, tuple[Value, ...]]:
         parameter = _parameter(key.strip(), parameters, position, given, place)
         given[parameter.name] = _value(value.strip(), parameter, place)
     for parameter in parameters:
-        if given.setdefault(parameter.name, parameter.default) is None:
-            raise UsageError(f"{place}{parameter.name} is missing: write {name}(X), with X {parameter.legal}.")
+        if parameter.name in given:
+            continue
+        if parameter.default is None:
+            raise UsageError(f"{place}{parameter.name} is missing: write {name}(X), where X is {parameter.legal}.")
+        given[parameter.name] = parameter.default
     return name, tuple(given[parameter.name] for parameter in parameters)
 
 
@@ -249,7 +252,9 @@ def _parameter(
     elif key in named:
         parameter = named[key]
     else:
-        raise UsageError(f"{place}no argument {key!r}{did_you_mean(key, named)}. There is {', '.join(named)}.")
+        raise UsageError(
+            f"{place}unknown argument {key!r}{did_you_mean(key, named)}. Arguments: {', '.join(named) or 'none'}."
+        )
     if parameter.name in given:
         raise UsageError(f"{place}{parameter.name} is given twice.")
     return parameter
@@ -268,5 +273,17 @@ def _value(text: str, parameter: Parameter, place: str) -> Value:
         and not (parameter.is_whole and numbers[0] % 1)
     )
     if not is_legal:
-        raise UsageError(f"{place}{parameter.name}={text}: give {parameter.legal}.")
-    return tuple(numbers) if parameter.is_range else numbers[0]
+        raise UsageError(f"{place}{parameter.name}={text}: must be {parameter.legal}.")
+    return (numbers[0], numbers[1]) if parameter.is_range else numbers[0]
+
+
+def _integer(value: Value) -> int:
+    """Returns the value of a parameter that is a number, as an integer."""
+    assert not isinstance(value, tuple)
+    return int(value)
+
+
+def _range(value: Value) -> tuple[float, float]:
+    """Returns the value of a parameter that is a range."""
+    assert isinstance(value, tuple)
+    return value

@@ -1,10 +1,10 @@
-"""Policies that sample operations: each image gets one of its own, and only what was sampled is computed.
+"""Augmentation policies: sample one operation per image, and compute only the sampled operations.
 
     images = sampled(wide_space(), images, draws)             # TrivialAugment
     images = sampled(narrow_space(64), images, draws, strength=9)
 
-Images that sampled the same operation are computed together: what TensorFlow takes to run an operation at all is paid
-once a batch, not once an image.
+Images with the same sampled operation are computed together, so TensorFlow's overhead per operation is paid once per
+batch instead of once per image.
 
 The wide space is that of TrivialAugment (Mueller and Hutter 2021), the narrow one that of RandAugment (Cubuk et al.
 2020), with the ranges, bins and formulas of torchvision's `TrivialAugmentWide` and `RandAugment`.
@@ -21,7 +21,7 @@ from convoy.input_pipeline.augment.operations import to_bytes
 
 STRENGTHS = 31  # from 0 to 30
 
-# What can be sampled beside geometry: from bytes and a strength an image to bytes.
+# All operations but geometry: functions of uint8 images and one strength per image that return uint8.
 _FUNCTIONS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "identity": lambda images, strength: images,
     "brightness": lambda images, strength: _enhanced(operations.brightness, images, strength),
@@ -38,12 +38,12 @@ _GEOMETRY = ("shear_x", "shear_y", "move_x", "move_y", "degrees")
 
 @dataclass(frozen=True)
 class Space:
-    """What a policy chooses from.
+    """The operations and strengths of a policy.
 
     Attributes:
-      names: of the operations: those of `operations.geometry`, and of `_FUNCTIONS`.
+      names: arguments of `operations.geometry` and keys of `_FUNCTIONS`.
       strengths: [operations, STRENGTHS] float32, in each operation's own unit.
-      is_signed: [operations] bool, whether every second image gets the negative strength.
+      is_signed: [operations] bool, whether the strength is negated with probability 1/2.
     """
 
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ def wide_space() -> Space:
 
 
 def narrow_space(image_size: int) -> Space:
-    """Returns RandAugment's space for square images of so many pixels a side."""
+    """Returns RandAugment's space for square images with this side, pixels."""
     return _space(shear=0.3, pixels=150.0 / 331.0 * image_size, degrees=30.0, enhancement=0.9, lost_bits=4)
 
 
@@ -88,13 +88,13 @@ def _space(*, shear: float, pixels: float, degrees: float, enhancement: float, l
 
 
 def sampled(space: Space, images: tf.Tensor, draws: tf.Tensor, *, strength: int | None = None) -> tf.Tensor:
-    """Returns images with one operation of a space done to each.
+    """Applies one sampled operation of a space to each image.
 
     Args:
-      space: what to choose from.
+      space: the operations and strengths to sample from.
       images: [n, height, width, 3] uint8.
-      draws: [n, 3] float32 in [0, 1): they choose operation, sign and strength; [n, 2] where a strength is given.
-      strength: of all images, in [0, STRENGTHS).
+      draws: [n, 3] float32 in [0, 1): select operation, sign and strength; [n, 2] if a strength is given.
+      strength: index in [0, STRENGTHS) for all images; None samples it.
     """
     choice = tf.cast(draws[:, 0] * len(space.names), tf.int32)
     if strength is None:
@@ -107,13 +107,13 @@ def sampled(space: Space, images: tf.Tensor, draws: tf.Tensor, *, strength: int 
 
 
 def apply_chosen(names: tuple[str, ...], images: tf.Tensor, choice: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
-    """Returns images with an operation done to each.
+    """Applies a given operation to each image.
 
     Args:
-      names: of the operations.
+      names: operation names.
       images: [n, height, width, 3] uint8.
-      choice: [n] int32, which of the names.
-      amount: [n] float32, in the operation's unit.
+      choice: [n] int32, index into `names`.
+      amount: [n] float32, strength in the operation's unit.
     """
     groups = ("geometry", *(name for name in names if name not in _GEOMETRY))
     group_of = tf.constant([groups.index(name) if name in groups else 0 for name in names])

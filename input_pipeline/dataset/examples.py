@@ -1,10 +1,10 @@
-"""Reads features out of a serialised `tf.train.Example` without TensorFlow, and without trusting a byte of it.
+"""Reads features of a serialized `tf.train.Example` without TensorFlow; treats the bytes as untrusted.
 
     features = read_features(from_bytes(payload), len(payload), {"image/class/label"})
     features["image/class/label"]     # [3]
 
-Nothing is read but the places that lead to the wanted features: of a record on disk, an image that is not wanted is
-skipped and never fetched (`from_file`). The wire format is that of example.proto
+Only the parts that lead to the wanted features are read: with `from_file`, an image that is not wanted is skipped on
+disk. The wire format is that of example.proto
 (https://protobuf.dev/programming-guides/encoding/).
 """
 
@@ -13,12 +13,12 @@ import struct
 from collections.abc import Callable, Iterator, Set
 
 Values = list[int] | list[float] | list[bytes]
-# (start, count) -> that many bytes of the payload; callers stay within it.
+# (start, count) -> `count` bytes of the payload; callers stay within its bounds.
 Source = Callable[[int, int], bytes]
 
-_BLOCK_BYTES = 2048  # holds all but the image of a usual record
+_BLOCK_BYTES = 2048  # enough for all of a typical record but its image
 _LARGEST_NAME = 1024
-_LARGEST_HEAD = 2 * 11  # two tags with a length each
+_LARGEST_HEAD = 2 * 11  # a tag and a length
 _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
@@ -29,7 +29,7 @@ def from_bytes(payload: bytes) -> Source:
 
 
 def from_file(descriptor: int, offset: int, length: int) -> Source:
-    """Returns the source of a payload in an open file, read in blocks where it is looked at."""
+    """Returns the source of a payload in an open file, read in blocks on demand."""
     block_start, block = 0, b""
 
     def read(start: int, count: int) -> bytes:
@@ -43,15 +43,15 @@ def from_file(descriptor: int, offset: int, length: int) -> Source:
 
 
 def read_features(source: Source, length: int, wanted: Set[str] | None = None) -> dict[str, Values]:
-    """Returns the values of features by name, those that are there.
+    """Returns the values of the features that exist, by name.
 
     Args:
       source: of the payload.
       length: of the payload, bytes.
-      wanted: names; all where None. Where these are found, the rest is not looked at.
+      wanted: names; None for all. Reading stops once all of them are found.
 
     Raises:
-      ValueError: the bytes are no Example; says why.
+      ValueError: the bytes are not an Example.
     """
     features: dict[str, Values] = {}
     for number, wire_type, start, end in _fields(source, 0, length):
@@ -69,10 +69,10 @@ def read_features(source: Source, length: int, wanted: Set[str] | None = None) -
 
 
 def feature_names(source: Source, length: int) -> list[str]:
-    """Returns the names of the features of an Example, sorted; none of their values is read.
+    """Returns the names of the features of an Example, sorted, without reading their values.
 
     Raises:
-      ValueError: the bytes are no Example.
+      ValueError: the bytes are not an Example.
     """
     names = []
     for number, wire_type, start, end in _fields(source, 0, length):
@@ -83,10 +83,10 @@ def feature_names(source: Source, length: int) -> list[str]:
 
 
 def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
-    """Returns where in the payload the first value of a feature of bytes begins and ends.
+    """Returns start and end in the payload of the first value of a bytes feature.
 
     Raises:
-      ValueError: there is none, or the bytes are no Example.
+      ValueError: there is none, or the bytes are not an Example.
     """
     for number, wire_type, start, end in _fields(source, 0, length):
         if (number, wire_type) != (1, _DELIMITED):
@@ -99,11 +99,11 @@ def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
                 for item, item_type, item_start, item_end in _fields(source, list_start, list_end):
                     if kind == _BYTES_LIST and (item, item_type) == (1, _DELIMITED):
                         return item_start, item_end
-    raise ValueError("no such feature of bytes")
+    raise ValueError(f"there is no bytes feature {name!r}")
 
 
 def _entry(source: Source, start: int, end: int) -> tuple[str, tuple[int, int]]:
-    """Returns the name in a map entry, and where its value lies."""
+    """Returns the name in a map entry, and the range of its value."""
     name, value = "", (end, end)
     for number, wire_type, field_start, field_end in _fields(source, start, end):
         if wire_type == _DELIMITED and number == 1:
@@ -116,11 +116,11 @@ def _entry(source: Source, start: int, end: int) -> tuple[str, tuple[int, int]]:
 
 
 def _values(source: Source, start: int, end: int) -> Values:
-    values: Values = []
+    values: list = []
     for kind, wire_type, list_start, list_end in _fields(source, start, end):
         if wire_type != _DELIMITED or kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
             continue
-        values = []  # one of the three: the last one counts
+        values = []  # the field is a oneof: the last one counts
         for number, item_type, item_start, item_end in _fields(source, list_start, list_end):
             if number != 1:
                 continue
@@ -167,8 +167,8 @@ def _fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Returns the number that starts at `data[at]`, below 2**64, and where it ends."""
-    if at < len(data) and data[at] < 0x80:  # most are
+    """Returns the varint at `data[at]`, below 2**64, and the position after it."""
+    if at < len(data) and data[at] < 0x80:  # the common case
         return data[at], at + 1
     value = shift = 0
     for position in range(at, min(at + 10, len(data))):
@@ -177,4 +177,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value & 0xFFFFFFFFFFFFFFFF, position + 1
         shift += 7
-    raise ValueError("a number is cut short")
+    raise ValueError("a varint is truncated")

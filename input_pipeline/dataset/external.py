@@ -1,15 +1,16 @@
-"""Directories of TFRecords that others wrote: what TFDS prepared, or shards without a word about them.
+"""TFRecord directories written by other tools: TFDS datasets, or plain shards without metadata.
 
-    layout = find_layout(directory)                   # None where it is neither
-    indexes = open_indexes(directory, layout)         # by split; read from the shards at the first opening
+    layout = find_layout(directory)                   # None if it is neither
+    indexes = open_indexes(directory, layout)         # by split; built from the shards when first opened
 
-Two kinds are known. A TFDS directory says in dataset_info.json and features.json what it holds. A plain folder has
-shards whose names, or whose folders' names, tell the split (`train-00000-of-01024`, `flowers-test.tfrecord`,
-`validation/01.tfrecord`), and records with the keys `image/encoded` and `image/class/label`, as those of ImageNet
-that Model Garden reads, or `image` and `label`.
+A TFDS directory is described by dataset_info.json and features.json. A plain directory has shards whose file names,
+or whose directory names, contain the split (`train-00000-of-01024`, `flowers-test.tfrecord`,
+`validation/01.tfrecord`), and records with the keys `image/encoded` and `image/class/label`, like the
+ImageNet records of Model Garden, or `image` and `label`.
 
-An index is kept in the folder `.convoy` of the directory, or in the user's cache where that cannot be written. It is
-used for as long as names, sizes and times of the shards stay. Several processes may open, and write it, at once.
+The index is stored in the subdirectory `.convoy`, or in the user's cache directory if that is not writable. It is
+used as long as names, sizes and modification times of the shards are unchanged. Several processes may open and write
+it at once.
 """
 
 import contextlib
@@ -39,10 +40,10 @@ FEATURES = "features.json"
 TEXT_KEY = "image/class/text"
 
 _OWN_FOLDER = ".convoy"
-_FORMAT = 1  # of a kept index
+_FORMAT = 1  # of a stored index
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _MOST_SHARDS = 10**6
-# What a word in a file's name says about its split.
+# Words in file names that identify the split.
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "eval", "dev"), "validation"),
@@ -56,15 +57,15 @@ _NAMED = re.compile(r"(?P<stem>.+)\.tfrecords?")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a directory says of itself.
+    """The description of an external dataset directory.
 
     Attributes:
-      name: of the dataset.
-      splits: the shards of each, in order.
-      keys: of the records.
-      class_names: None where the records have to tell.
-      records_of_shard: how many each shard of each split should hold; empty where nobody says.
-      text_key: under which records hold the text of their label; "" where they hold none.
+      name: dataset name.
+      splits: shards of each split, in order.
+      keys: feature names of the records.
+      class_names: None if they come from the records.
+      records_of_shard: expected number of records of each shard by split; empty if unknown.
+      text_key: feature name of the class text; "" if there is none.
     """
 
     name: str
@@ -76,10 +77,10 @@ class Layout:
 
 
 def find_layout(directory: Path) -> Layout | None:
-    """Returns what a directory holds, or None where it has no TFRecords.
+    """Returns the layout of a directory, or None if it has no TFRecords.
 
     Raises:
-      DataError: it is a TFDS directory, or has TFRecords, and cannot be used.
+      DataError: it is a TFDS directory or has TFRecords, but cannot be used.
     """
     if os.path.isfile(directory / DATASET_INFO):
         return _tfds_layout(directory)
@@ -90,14 +91,14 @@ def find_layout(directory: Path) -> Layout | None:
 
 
 def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
-    """Returns the index of each split: the one that was kept, or from the shards themselves.
+    """Returns the index of each split: the stored one, or a new one built from the shards.
 
     Args:
-      directory: of the dataset.
-      layout: of it.
+      directory: the dataset directory.
+      layout: its layout.
 
     Raises:
-      DataError: a shard is missing or damaged, or not of as many records as TFDS says.
+      DataError: a shard is missing or damaged, or its number of records differs from TFDS's metadata.
     """
     descriptions = {split: _description(paths, directory, layout) for split, paths in layout.splits.items()}
     kept = {split: _load_kept(directory, split, descriptions[split]) for split in layout.splits}
@@ -105,7 +106,7 @@ def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
     if missing:
         size = sum(file[1] for split in missing for file in descriptions[split]["files"])
         print(
-            f"convoy: {directory} has no index of its records yet, or has changed: reading their headers "
+            f"convoy: {directory}: index missing or outdated: reading record headers "
             f"({', '.join(missing)}; {size / 1e6:,.1f} MB of shards).",
             file=sys.stderr,
             flush=True,
@@ -113,7 +114,7 @@ def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
     indexes = {}
     for split in layout.splits:
         found = kept[split] or _scan(layout, split)
-        _check_numbers(layout, split, found.arrays["shard"])
+        _check_counts(layout, split, found.arrays["shard"])
         if kept[split] is None:
             _keep(directory, split, found, descriptions[split])
         indexes[split] = found
@@ -121,22 +122,22 @@ def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
 
 
 def rebuild_index(directory: Path, layout: Layout, split: str) -> None:
-    """Reads the index of a split from its shards and keeps it, in the place of what was kept.
+    """Rebuilds and stores the index of a split.
 
     Raises:
-      DataError: as `open_indexes`; or it can be written nowhere that it would be found.
+      DataError: as `open_indexes`; or the index cannot be written.
     """
     description = _description(layout.splits[split], directory, layout)
     found = _scan(layout, split)
-    _check_numbers(layout, split, found.arrays["shard"])
+    _check_counts(layout, split, found.arrays["shard"])
     _keep(directory, split, found, description)
     kept = _load_kept(directory, split, description)
     if not kept or any(not np.array_equal(kept.arrays[name], found.arrays[name]) for name in INDEX_TYPES):
-        raise DataError(f"{_kept_paths(directory, split)[0]} cannot be written; make room, or mend that")
+        raise DataError(f"{_kept_paths(directory, split)[0]} cannot be written; free disk space or fix the permissions")
 
 
 def kept_index(directory: Path, layout: Layout, split: str) -> index.Scan | None:
-    """Returns the index that was kept of a split, or None where there is none of these shards.
+    """Returns the stored index of a split, or None if there is none for these shards.
 
     Raises:
       DataError: a shard is missing.
@@ -145,9 +146,9 @@ def kept_index(directory: Path, layout: Layout, split: str) -> index.Scan | None
 
 
 def names_of_labels(scans: Iterable[index.Scan]) -> tuple[str, ...]:
-    """Returns a name for each label of plain records, from 0 to the largest one: its text, or else its number.
+    """Returns the class names of plain records, for labels from 0 to the largest: the class text, or the number.
 
-    A text counts where the label has no other; one that several labels have is followed by the label.
+    A text is used only if it is the label's only one. Texts shared by several labels get the label appended.
     """
     texts: dict[int, set[bytes]] = {}
     classes = 0
@@ -160,16 +161,16 @@ def names_of_labels(scans: Iterable[index.Scan]) -> tuple[str, ...]:
         for label in range(classes)
     ]
     named = [name or str(label) for label, name in enumerate(names)]
-    several = {name for name in named if named.count(name) > 1} if len(set(named)) < len(named) else set()
-    return tuple(f"{name} ({label})" if name in several else name for label, name in enumerate(named))
+    ambiguous = {name for name in named if named.count(name) > 1} if len(set(named)) < len(named) else set()
+    return tuple(f"{name} ({label})" if name in ambiguous else name for label, name in enumerate(named))
 
 
-def unlabelled(directory: Path, split: str, label: np.ndarray, num_classes: int) -> str:
-    """Says which record's label is none of the classes."""
+def label_error(directory: Path, split: str, label: np.ndarray, num_classes: int) -> str:
+    """Returns the error message for a split with a label that is not one of the classes."""
     record = int(np.argmax((label < 0) | (label >= num_classes)))
     return (
-        f"split {split!r} of {directory} can be neither trained nor evaluated on: record {record} has label "
-        f"{label[record]}, and labels are from 0 to {num_classes - 1}"
+        f"split {split!r} of {directory} cannot be used for training or evaluation: record {record} has label "
+        f"{label[record]}; labels must be from 0 to {num_classes - 1}"
     )
 
 
@@ -177,20 +178,21 @@ def _scan(layout: Layout, split: str) -> index.Scan:
     return index.scan(layout.splits[split], layout.keys, layout.text_key or None)
 
 
-def _check_numbers(layout: Layout, split: str, shard: np.ndarray) -> None:
+def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
     paths, expected = layout.splits[split], layout.records_of_shard.get(split)
     if not expected:
         return
-    found = index.label_counts(shard, len(paths))
-    for path, there, said in zip(paths, found.tolist(), expected, strict=True):
-        if there != said:
+    counts = index.label_counts(shard, len(paths))
+    assert counts is not None, "shard numbers of a valid index are in range"
+    for path, found, stated in zip(paths, counts.tolist(), expected, strict=True):
+        if found != stated:
             raise DataError(
-                f"shard {path} holds {there:,} records and {DATASET_INFO} says {said:,}; prepare or copy it again"
+                f"shard {path} has {found:,} records, {DATASET_INFO} states {stated:,}; prepare or copy it again"
             )
 
 
 def _description(paths: Sequence[Path], directory: Path, layout: Layout) -> dict[str, Any]:
-    """Returns what must be the same for a kept index to be used, as JSON data."""
+    """Returns the JSON data that must be unchanged for a stored index to be used."""
     files = []
     for path in paths:
         try:
@@ -202,9 +204,9 @@ def _description(paths: Sequence[Path], directory: Path, layout: Layout) -> dict
 
 
 def _kept_paths(directory: Path, split: str) -> list[Path]:
-    """Returns where an index may be kept, the best place first."""
+    """Returns where an index may be stored, in order of preference."""
     folders = [directory / _OWN_FOLDER]
-    with contextlib.suppress(RuntimeError, OSError):  # nobody's home
+    with contextlib.suppress(RuntimeError, OSError):  # no home directory
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folders.append(cache / "convoy" / hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:24])
     return [index.index_path(folder, split) for folder in folders]
@@ -215,26 +217,27 @@ def _load_kept(directory: Path, split: str, description: Mapping[str, Any]) -> i
     for path in _kept_paths(directory, split):
         with contextlib.suppress(Exception):  # damaged bytes make zipfile, numpy and json raise anything
             with zipfile.ZipFile(path) as archive:
-                said = json.loads(index.read_array(archive, "description", np.uint8).tobytes())
-                if {key: said[key] for key in description} != description:
+                stored = json.loads(index.read_array(archive, "description", np.uint8).tobytes())
+                if {key: stored[key] for key in description} != description:
                     continue
                 arrays = {name: index.read_array(archive, name, dtype) for name, dtype in INDEX_TYPES.items()}
-            texts = {int(label): {text.encode("latin-1") for text in found} for label, found in said["texts"]}
-            if not index.misfit(arrays, sizes):
+            texts = {int(label): {text.encode("latin-1") for text in found} for label, found in stored["texts"]}
+            if not index.find_mismatch(arrays, sizes):
                 return index.Scan(index.read_only(arrays), texts)
     return None
 
 
 def _keep(directory: Path, split: str, found: index.Scan, description: Mapping[str, Any]) -> None:
-    """Keeps an index where that can be done; several processes may do so at once."""
+    """Stores an index at the first writable location; several processes may do so at once."""
     texts = [[label, sorted(text.decode("latin-1") for text in texts)] for label, texts in sorted(found.texts.items())]
-    said = np.frombuffer(json.dumps({**description, "texts": texts}).encode("ascii"), np.uint8)
+    stored = np.frombuffer(json.dumps({**description, "texts": texts}).encode("ascii"), np.uint8)
     for path in _kept_paths(directory, split):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
             with written_whole(own) as file:
-                np.savez(file, description=said, **found.arrays)
+                # numpy's stub checks the arrays against the type of allow_pickle.
+                np.savez(file, description=stored, **found.arrays)  # type: ignore[arg-type]
             os.replace(own, path)
             return
 
@@ -245,8 +248,8 @@ def _tfds_layout(directory: Path) -> Layout:
         file_format = str(info.get("fileFormat") or "tfrecord")
         if file_format.lower() != "tfrecord":
             raise DataError(
-                f"{directory} is a TFDS dataset with file format {file_format!r}, and Convoy reads tfrecord: prepare "
-                "it with file_format='tfrecord'"
+                f"{directory} is a TFDS dataset with file format {file_format!r}. Prepare it with "
+                "file_format='tfrecord'"
             )
         name = _file_word(info["name"])
         splits, records = {}, {}
@@ -264,11 +267,11 @@ def _tfds_layout(directory: Path) -> Layout:
         raise DataError(f"{directory / DATASET_INFO} cannot be used ({error!r}); prepare the dataset again") from None
     try:
         flat = dict(_flat_features(features, ()))
-        image = _the_one(directory, flat, "Image", "image")
-        label = _the_one(directory, flat, "ClassLabel", "label")
+        image = _find_key(directory, flat, "Image", "image")
+        label = _find_key(directory, flat, "ClassLabel", "label")
         dtype = flat[image].get("image", {}).get("dtype") or "uint8"
         if dtype != "uint8":
-            raise DataError(f"{directory}: the images in {image!r} are {dtype}, and Convoy reads uint8 images")
+            raise DataError(f"{directory}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
         number = int(flat[label].get("classLabel", {}).get("numClasses") or 0)
         if not 0 <= number <= LARGEST_LABEL:
             raise ValueError(f"{number} classes")
@@ -305,7 +308,7 @@ def _shard_file(template: str, name: str, split: str, number: int, total: int) -
 
 
 def _flat_features(features: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Yields the features by the keys that records have, which for a nested one are joined by slashes."""
+    """Yields features by record key; the keys of nested features are joined by slashes."""
     nested = features.get("featuresDict")
     if nested is None:
         yield "/".join(path), features
@@ -314,17 +317,17 @@ def _flat_features(features: Mapping[str, Any], path: tuple[str, ...]) -> Iterab
         yield from _flat_features(inner, (*path, name))
 
 
-def _the_one(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, usual: str) -> str:
-    """Returns the key of the one feature of a kind, or of the one with the usual name among several."""
+def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str) -> str:
+    """Returns the key of the only feature of a kind, or among several the one named `default`."""
     keys = [key for key, feature in flat.items() if feature["pythonClassName"].split(".")[-1] == kind]
     if len(keys) == 1:
         return keys[0]
-    if usual in keys:
-        return usual
+    if default in keys:
+        return default
     found = f"{len(keys)} {kind} features ({', '.join(keys)})" if keys else f"no {kind} feature"
     raise DataError(
-        f"{directory} has {found} and its records hold {', '.join(sorted(flat)[:20])}. Wanted: one Image and one "
-        "ClassLabel, or among several those named 'image' and 'label'"
+        f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. Convoy needs one Image and one "
+        "ClassLabel feature, or among several those named 'image' and 'label'"
     )
 
 
@@ -338,7 +341,7 @@ def _tfds_class_names(directory: Path, label: str, number: int) -> tuple[str, ..
         raise DataError(f"{path} cannot be read ({error}); prepare the dataset again") from None
     names = names[:-1] if names[-1] == "" else names
     if number and len(names) != number:
-        raise DataError(f"{path} has {len(names)} lines and {FEATURES} says {number} classes; prepare it again")
+        raise DataError(f"{path} has {len(names)} lines, {FEATURES} states {number} classes; prepare it again")
     return names
 
 
@@ -346,7 +349,7 @@ def _folder_layout(directory: Path) -> Layout | None:
     files = sorted(_files(directory))
     inner = next((path.parent for path in files if path.name == DATASET_INFO and path.parent != directory), None)
     if inner:
-        raise DataError(f"{directory} is no dataset itself, and {inner} in it is one: give --data={inner}")
+        raise DataError(f"{directory} is not a dataset; did you mean its subdirectory? Pass --data={inner}")
     found: dict[str, list[Path]] = {}
     numbered: dict[tuple[Path, str], list[tuple[int, int]]] = {}  # total and number of each, by folder and stem
     for path in files:
@@ -359,15 +362,15 @@ def _folder_layout(directory: Path) -> Layout | None:
             if not split and parts["suffix"] and "-" in parts["stem"]:
                 split = parts["stem"].rpartition("-")[2]
             if not split and "tfrecord" not in path.name:
-                continue  # such as the shards of a checkpoint
+                continue  # for example the shards of a checkpoint
             shard = (int(parts["total"]), int(parts["number"]))
             numbered.setdefault((path.parent, parts["stem"]), []).append(shard)
         if not split and path.parent != directory:
             split = _split_of(path.parent.name)
         if not split:
             raise DataError(
-                f"{path} does not say which split it is of: have 'train', 'validation' or 'test' in its name, such as "
-                "train-00000-of-00008, or in its folder's"
+                f"{path}: unknown split. Put 'train', 'validation' or 'test' in its name, for example "
+                "train-00000-of-00008, or in the name of its directory"
             )
         found.setdefault(split, []).append(path)
     for (folder, stem), shards in numbered.items():
@@ -375,7 +378,7 @@ def _folder_layout(directory: Path) -> Layout | None:
     if not found:
         compressed = next((path for path in files if ".tfrecord" in path.name and path.suffix == ".gz"), None)
         if compressed:
-            raise DataError(f"{compressed} is compressed; decompress it (gunzip): a record in its middle is read alone")
+            raise DataError(f"{compressed} is compressed: single records cannot be read; decompress it (gunzip)")
         return None
     first = next((path for paths in found.values() for path in paths if path.stat().st_size), None)
     keys, text_key = _keys_in(first) if first else (RecordKeys(), "")
@@ -384,27 +387,27 @@ def _folder_layout(directory: Path) -> Layout | None:
 
 
 def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) -> None:
-    """Checks that shards of one stem, each its total and its number, are all there, once each."""
+    """Checks that a set of shards, given as (total, number), is complete and without duplicates."""
     totals, numbers = sorted({total for total, _ in shards}), {number for _, number in shards}
     if len(totals) > 1:
         raise DataError(
-            f"{folder} holds shards {stem!r} of a set of {totals[0]} and of a set of {totals[1]}, so that images may "
-            "be in it twice: move the set that is left over elsewhere"
+            f"{folder} has shards {stem!r} of a set of {totals[0]} and of a set of {totals[1]}, so images may be "
+            "duplicated: move the outdated set elsewhere"
         )
     (total,) = totals
     if len(numbers) != total or max(numbers) >= total:
         missing = min(set(range(total)) - numbers, default=total)
-        raise DataError(f"{folder}: of the {total} shards {stem!r} number {missing} is missing; copy them again")
+        raise DataError(f"{folder}: shard {missing} of the {total} shards {stem!r} is missing; copy them again")
     if len(shards) != total:
         twice = next(number for _, number in shards if shards.count((total, number)) > 1)
         raise DataError(
-            f"{folder} holds number {twice} of the {total} shards {stem!r} twice, under names that end differently: "
-            "move the set that is left over elsewhere"
+            f"{folder} has shard {twice} of the {total} shards {stem!r} twice, with different suffixes: move the "
+            "outdated set elsewhere"
         )
 
 
 def _files(directory: Path) -> Iterable[Path]:
-    """Yields the files of a folder and of the folders in it, other than hidden ones."""
+    """Yields the files of a directory and of its subdirectories, except hidden entries."""
     for entry in os.scandir(directory):
         if entry.name.startswith("."):
             continue
@@ -415,23 +418,23 @@ def _files(directory: Path) -> Iterable[Path]:
 
 
 def _split_of(name: str) -> str:
-    """Returns the split that a name tells by its last word that does, or nothing."""
+    """Returns the split identified by the last matching word of a name, or ""."""
     known = [_SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLIT_WORDS]
     return known[-1] if known else ""
 
 
 def _keys_in(shard: Path) -> tuple[RecordKeys, str]:
-    """Returns the keys of image and label in the first record of a shard, and that of the label's text."""
+    """Returns the keys of image and label in the first record of a shard, and the key of the class text or ""."""
     offset, length, _ = next(walk(shard))
     try:
         with open(shard, "rb") as file:
             names = feature_names(from_file(file.fileno(), offset + HEADER_BYTES, length), length)
     except (OSError, ValueError) as error:
-        raise DataError(f"{shard}: the record at offset {offset} is no tf.train.Example ({error})") from None
+        raise DataError(f"{shard}: the record at offset {offset} is not a tf.train.Example ({error})") from None
     for keys, text_key in ((RecordKeys(), TEXT_KEY), (RecordKeys("image", "label"), "")):
         if set(keys) <= set(names):
             return keys, text_key if text_key in names else ""
     raise DataError(
-        f"{shard}: the records hold {', '.join(names[:20]) or 'nothing'}. Wanted: {' and '.join(RecordKeys())}, or "
-        "image and label"
+        f"{shard}: the records have {', '.join(names[:20]) or 'no features'}. Convoy needs "
+        f"{' and '.join(RecordKeys())}, or image and label"
     )

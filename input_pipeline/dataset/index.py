@@ -1,11 +1,11 @@
-"""Where every record of a split lies: loaded, checked against the shards, and read anew from the shards.
+"""The index of a split: location, label and checksum of every record. Loaded, validated, or rebuilt from the shards.
 
-    arrays = load(index_path(directory, "train"))          # IndexUnusableError: missing, or not readable
-    problem = misfit(arrays, shard_sizes)                   # "" where the records tile the shards
-    arrays = scan(shard_paths, RecordKeys()).arrays         # from the record headers and labels themselves
+    arrays = load(index_path(directory, "train"))          # IndexUnusableError: missing or unreadable
+    problem = find_mismatch(arrays, shard_sizes)            # "" if the records tile the shards
+    arrays = scan(shard_paths, RecordKeys()).arrays         # from record headers and labels
 
-An index is a file of five arrays with an entry a record, 28 bytes in all, in the order of the shards. Loading and
-checking need no more memory than those, and a little: 100 million records are 2.8 GB.
+An index file has five arrays with one entry per record, in shard order: 28 bytes per record. Loading and validating
+need little more memory than the arrays; 100 million records take 2.8 GB.
 """
 
 import array
@@ -16,60 +16,62 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
-from convoy.input_pipeline.dataset.storage import local_copy
+from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
-# The index's arrays and their types, in the order they are written.
+# The arrays of an index and their dtypes, in file order.
+AnyPath = TypeVar("AnyPath", Path, RemotePath)
+
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
 LARGEST_LABEL = 10**6
 
 _CHUNK = 2**18  # records
 _COPIED_BYTES = 2**22
-_SCANNING_THREADS = 16  # they wait for disks; Python lets one at a time do the rest
+_SCANNING_THREADS = 16  # they mostly wait for disks
 
 
 class RecordKeys(NamedTuple):
-    """The names under which records hold the encoded image and its label."""
+    """The feature names of the encoded image and of its label."""
 
     image: str = "image/encoded"
     label: str = "image/class/label"
 
 
 class IndexUnusableError(ConvoyError):
-    """An index that is missing or cannot be read. What it holds can be had from the shards."""
+    """An index that is missing or cannot be read. It can be rebuilt from the shards."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a walk through shards found.
+    """The result of scanning shards.
 
     Attributes:
       arrays: the index, as `INDEX_TYPES`.
-      texts: the texts that stand beside each label, where asked for; at most two, since two already differ.
+      texts: the class texts found for each label, if requested; at most two, which is enough to see that they differ.
     """
 
     arrays: dict[str, np.ndarray]
     texts: dict[int, set[bytes]]
 
 
-def index_path(directory: Path, split: str) -> Path:
-    """Returns where a split's index lies."""
+def index_path(directory: AnyPath, split: str) -> AnyPath:
+    """Returns the path of a split's index."""
     return directory / f"index-{split}.npz"
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an index, which cannot be written to.
+def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
+    """Returns the arrays of an index, read-only.
 
-    They are read, not mapped: a file on a file server that goes away must be an error and not end the process.
+    They are read, not memory-mapped: if the file server fails, that must raise an error, not kill the process.
 
     Raises:
-      IndexUnusableError: it is missing or damaged.
+      IndexUnusableError: the index is missing or damaged.
     """
     try:
         with local_copy(path) as local, zipfile.ZipFile(local) as archive:
@@ -84,10 +86,10 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype | type) -> np.ndarray:
-    """Returns a one-dimensional array of an .npz file, its checksum checked.
+    """Returns a one-dimensional array of an .npz file, with its checksum verified.
 
     Raises:
-      Exception: of any kind, where it is not there, damaged, or of another type.
+      Exception: of any kind, if the array is missing, damaged, or of another dtype.
     """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
@@ -98,57 +100,60 @@ def read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype | type) -> n
         if found != np.dtype(dtype) or len(shape) != 1:
             raise ValueError(f"{name} is {found} of shape {shape}")
         count = shape[0] * found.itemsize
-        # Before so much memory is asked for: the file is as large as it says.
+        # Check the stated size before allocating.
         if info.compress_type != zipfile.ZIP_STORED or count + member.tell() != info.file_size:
-            raise ValueError(f"{name} has {info.file_size:,} bytes and not {count:,} and a header")
-        if info.file_size > os.fstat(archive.fp.fileno()).st_size:
+            raise ValueError(f"{name} has {info.file_size:,} bytes, expected {count:,} and a header")
+        if archive.fp is None or info.file_size > os.fstat(archive.fp.fileno()).st_size:
             raise ValueError(f"{name} is larger than its file")
         values = np.empty(shape, found)
-        view, done = memoryview(values).cast("B") if count else memoryview(b""), 0
+        view, done = values.data.cast("B") if count else memoryview(b""), 0
         while chunk := member.read(_COPIED_BYTES):
             view[done : done + len(chunk)] = chunk
             done += len(chunk)
         if done != count:
-            raise ValueError(f"{name} is cut short")
+            raise ValueError(f"{name} is truncated")
     return values
 
 
 def read_only(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays, which cannot be written to any more."""
+    """Makes the arrays read-only and returns them."""
     for values in arrays.values():
         values.flags.writeable = False
     return arrays
 
 
-def misfit(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str:
-    """Says what keeps an index from being that of shards of these sizes, or nothing.
+def find_mismatch(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str:
+    """Returns why an index does not match shards of these sizes, or "".
 
-    Records tile their shard, in order: each starts where the one before ended, and the last ends with the file.
+    Records tile their shard: each starts where the previous one ends, and the last one ends with the file.
 
     Args:
       arrays: as `INDEX_TYPES`.
-      sizes: of the shards, bytes.
+      sizes: shard sizes, bytes.
     """
+    return _mismatch(arrays, np.asarray(sizes, np.int64))
+
+
+def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
     shard, offset, length = (arrays[name] for name in ("shard", "offset", "length"))
     entries = {name: len(values) for name, values in arrays.items()}
     if len(set(entries.values())) > 1:
-        return f"its arrays have {entries} entries"
-    sizes = np.asarray(sizes, np.int64)
+        return f"its arrays differ in length: {entries}"
     largest = int(sizes.max(initial=0))
-    last_shard, end = -1, 0  # of the record before, and where that ended
+    last_shard, end = -1, 0  # of the previous record
     for start in range(0, len(shard), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         shards = np.concatenate([[last_shard], shard[chunk].astype(np.int64)])
         if not (shards[1:].min() >= 0 and shards.max() < len(sizes)):
             return f"it names shard {shard[chunk].max()} of {len(sizes)}"
         if not (length[chunk].min() >= 0 and length[chunk].max() <= largest):
-            return f"it holds a record of {length[chunk].max():,} bytes"
+            return f"it has a record of {length[chunk].max():,} bytes, more than the largest shard"
         ends = np.concatenate([[end], offset[chunk] + (length[chunk] + FRAME_OVERHEAD)])
         first_of_shard = np.diff(shards) != 0
         expected = np.where(first_of_shard, 0, ends[:-1])
         if (np.diff(shards) < 0).any() or not np.array_equal(offset[chunk], expected):
             wrong = start + int(np.argmax((offset[chunk] != expected) | (np.diff(shards) < 0)))
-            return f"record {wrong} starts at byte {offset[wrong]} of shard {shard[wrong]}, which is no record's start"
+            return f"record {wrong}: byte {offset[wrong]} of shard {shard[wrong]} is not the start of a record"
         closed = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
         problem = _unfilled(shards[closed], ends[closed], sizes) or _skipped(shards, sizes)
         if problem:
@@ -168,7 +173,7 @@ def _unfilled(shards: np.ndarray, ends: np.ndarray, sizes: np.ndarray) -> str:
 
 
 def _skipped(shards: np.ndarray, sizes: np.ndarray) -> str:
-    """Complains of shards between the given ones that hold bytes and no record; [n] int64, ascending."""
+    """Returns a message if a shard between the given ones, [n] int64 ascending, is not empty but has no records."""
     for before, after in zip(*(shards[i : len(shards) - 1 + i][np.diff(shards) > 1] for i in (0, 1)), strict=True):
         for between in range(before + 1, after):
             if sizes[between]:
@@ -177,7 +182,7 @@ def _skipped(shards: np.ndarray, sizes: np.ndarray) -> str:
 
 
 def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
-    """Returns how many records each class has, [num_classes] int64; None where a label is none of these classes."""
+    """Returns the number of records per class, [num_classes] int64; None if a label is out of range."""
     counts = np.zeros(num_classes, np.int64)
     for start in range(0, len(label), _CHUNK):
         chunk = label[start : start + _CHUNK]
@@ -188,24 +193,23 @@ def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
 
 
 def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -> Scan:
-    """Reads the index of shards from the shards: frame headers, stated checksums and labels, but no image.
+    """Builds the index from the shards: frame headers, stored checksums and labels, without reading images.
 
-    Payloads are not checked against their checksums here; whoever reads a record does that.
+    Payload checksums are not verified here but when a record is read.
 
     Args:
       paths: the shards.
       keys: of the records.
-      text_key: under which a label's text stands, to be collected.
+      text_key: feature name of the class text to collect, if any.
 
     Raises:
-      DataError: a shard cannot be read, is damaged where a record starts, or a record has no label; names shard and
-        offset.
+      DataError: a shard cannot be read, a record header is damaged, or a record has no label; names shard and offset.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(_SCANNING_THREADS) as threads:
         try:
             parts = list(threads.map(lambda path: _scan_shard(path, keys, text_key, stopped), paths))
-        except BaseException:  # Ctrl-C too: nobody waits for shards that nobody wants any more
+        except BaseException:  # Ctrl-C too: do not finish scanning the other shards
             stopped.set()
             threads.shutdown(cancel_futures=True)
             raise
@@ -215,8 +219,8 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
         **{name: np.concatenate([np.empty(0, INDEX_TYPES[name]), *column]) for name, column in columns.items()},
     }
     texts: dict[int, set[bytes]] = {}
-    for _, of_shard in parts:
-        for label, found in of_shard.items():
+    for _, shard_texts in parts:
+        for label, found in shard_texts.items():
             texts.setdefault(label, set()).update(found)
     return Scan(read_only(arrays), texts)
 
@@ -224,14 +228,14 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
 def _scan_shard(
     path: Path, keys: RecordKeys, text_key: str | None, stopped: threading.Event
 ) -> tuple[dict[str, np.ndarray], dict[int, set[bytes]]]:
-    """Reads the index of one shard from itself, as `scan`, without the array `shard`; unless it is to stop."""
+    """Scans one shard as `scan` does, without the array `shard`, until `stopped` is set."""
     wanted = {keys.label} | ({text_key} if text_key else set())
     columns = {name: array.array("q") for name in INDEX_TYPES if name != "shard"}
     texts: dict[int, set[bytes]] = {}
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"shard {path} cannot be read ({error.strerror}); mend that, or copy it again") from None
+        raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
     try:
         for offset, length, crc in walk(path):
             if stopped.is_set():
@@ -241,8 +245,10 @@ def _scan_shard(
                 features = read_features(source, length, wanted)
                 label = label_of(features, keys.label)
             except ValueError as error:
-                held = _names_in(descriptor, offset, length)
-                raise DataError(f"{path}: the record at offset {offset} has no usable label: {error}{held}") from None
+                present = _names_in(descriptor, offset, length)
+                raise DataError(
+                    f"{path}: the record at offset {offset} has no usable label: {error}{present}"
+                ) from None
             for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
                 column.append(value)
             if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
@@ -250,23 +256,23 @@ def _scan_shard(
                 if len(known) < 2:
                     known.add(found[0])
     except OSError as error:
-        raise DataError(f"shard {path} cannot be read ({error.strerror}); mend that, or copy it again") from None
+        raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
     finally:
         os.close(descriptor)
     return {name: np.asarray(column, INDEX_TYPES[name]) for name, column in columns.items()}, texts
 
 
 def label_of(features: Mapping[str, list], key: str) -> int:
-    """Returns the label among an Example's features; -1 stands for a record without one.
+    """Returns the label among an Example's features; -1 marks an unlabeled record.
 
     Raises:
-      ValueError: there is none, or no integer that can be one.
+      ValueError: the feature is missing, or is not a valid label.
     """
     values = features.get(key)
     if not values or len(values) != 1 or not isinstance(values[0], int):
-        raise ValueError(f"{key!r} is not one integer" if values else f"it has no {key!r}")
+        raise ValueError(f"{key!r} is not a single integer" if values else f"it has no {key!r}")
     if not -1 <= values[0] < LARGEST_LABEL:
-        raise ValueError(f"{key!r} is {values[0]}, and a label is from 0 to {LARGEST_LABEL - 1:,}")
+        raise ValueError(f"{key!r} is {values[0]}; labels must be from 0 to {LARGEST_LABEL - 1:,}")
     return values[0]
 
 

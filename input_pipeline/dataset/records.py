@@ -1,9 +1,9 @@
 """TFRecord framing and `tf.train.Example` bytes, without TensorFlow.
 
-A TFRecord file is a row of frames, each `length (8 bytes) · masked crc of the length (4) · payload · masked crc of the
-payload (4)`, all little-endian, the checksum being CRC-32C
-(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). Knowing where a frame starts is
-enough to read one record in the middle of a file, which is what exact global shuffling rests on.
+A TFRecord file is a sequence of frames. Each is `length (8 bytes) · masked crc of the length (4) · payload · masked
+crc of the payload (4)`, all little-endian, the checksum being CRC-32C
+(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). The offset of a
+frame is enough to read one record in the middle of a file, which makes exact global shuffling possible.
 
     with open(path, "wb") as file:
         file.write(frame(example({"image/class/label": 3, "image/encoded": jpeg})))
@@ -32,27 +32,27 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _GZIP = b"\x1f\x8b"
 _ONE_BYTE = [bytes([value]) for value in range(0x80)]
-_MEND = "convert again, or restore the file"
+_FIX = "convert again, or restore the file"
 
 
 class RecordError(DataError):
-    """A record that was read and cannot be used.
+    """A record that cannot be used.
 
     Attributes:
-      path: its shard.
-      offset: where its frame starts, bytes.
-      index: its number in its split.
-      reason: what is wrong with it: the rest of a sentence that begins with it.
+      path: the shard.
+      offset: start of the frame, bytes.
+      index: index of the record in its split.
+      reason: what is wrong, as a predicate: "is corrupt".
     """
 
-    def __init__(self, path: str | os.PathLike, *, offset: int, index: int, reason: str, fix: str = _MEND):
-        """Makes the message of these and of what to do about it."""
+    def __init__(self, path: object, *, offset: int, index: int, reason: str, fix: str = _FIX):
+        """Builds the message; `fix` is what to do about it."""
         self.path, self.offset, self.index, self.reason = str(path), offset, index, reason
         super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {fix}")
 
 
 def masked_crc(data: bytes) -> int:
-    """Returns the masked CRC-32C that TFRecords hold of `data`, in [0, 2**32)."""
+    """Returns the masked CRC-32C that TFRecord files store for `data`, in [0, 2**32)."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & _UINT32
 
@@ -70,8 +70,8 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
       path: a TFRecord file, uncompressed.
 
     Yields:
-      (offset, length, masked_crc): where the frame starts and how long its payload is, in bytes, and the checksum of
-      the payload as the file states it.
+      (offset, length, masked_crc): start of the frame and length of its payload, in bytes, and the payload's checksum
+      as stored in the file.
 
     Raises:
       DataError: the file cannot be read, or a frame is cut short or its header corrupt; names shard and offset.
@@ -83,7 +83,7 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
     try:
         size = os.fstat(descriptor).st_size
         offset = 0
-        # One read fetches a payload's checksum and the next frame's header, which lie side by side.
+        # One read fetches a payload's checksum and the adjacent header of the next frame.
         header = os.pread(descriptor, HEADER_BYTES, 0)
         while offset < size:
             length = _checked_length(header, path, offset)
@@ -91,7 +91,7 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
             if end > size:
                 raise DataError(
                     f"{path}: the record at offset {offset} should end at byte {end} but the file ends at {size}: "
-                    "it was cut short; convert again, or restore the file"
+                    "it is truncated; convert again, or restore the file"
                 )
             tail = os.pread(descriptor, FOOTER_BYTES + HEADER_BYTES, end - FOOTER_BYTES)
             yield offset, length, _CRC.unpack_from(tail)[0]
@@ -108,26 +108,26 @@ def read_payloads(
     lengths: Sequence[int] | np.ndarray,
     crcs: Sequence[int] | np.ndarray,
     *,
-    paths: Sequence[str | os.PathLike] = (),
+    paths: Sequence[object] = (),
     indices: Sequence[int] | np.ndarray | None = None,
 ) -> list[bytes]:
-    """Reads records at any places of any shards, each with one `pread`, and checks every one of them.
+    """Reads records by shard and offset, one `pread` per record, and verifies their checksums.
 
     Args:
-      file_descriptors: an open file a shard.
-      shards: [n] which of `file_descriptors` holds each record.
-      offsets: [n] where each frame starts, bytes.
+      file_descriptors: one open file per shard.
+      shards: [n] index into `file_descriptors` of each record.
+      offsets: [n] start of each frame, bytes.
       lengths: [n] payload bytes.
-      crcs: [n] masked CRC-32C of each payload, as the index has it.
-      paths: the shards' paths, for the text of an error.
-      indices: [n] the records' numbers in their split, for the text of an error; left out, their place in the call.
+      crcs: [n] masked CRC-32C of each payload, from the index.
+      paths: the shards' paths, for error messages.
+      indices: [n] the records' indices in their split, for error messages; None for their position in the call.
 
     Returns:
-      [n] payloads, in the order asked for.
+      [n] payloads, in the given order.
 
     Raises:
-      RecordError: a record is cut short, or its header or bytes differ from what the index says. Names the shard,
-        the offset and the record's index.
+      RecordError: a record is truncated, or its header or checksum differs from the index. Names shard, offset and
+        the record's index.
     """
     pread = os.pread
     places = (np.asarray(column).tolist() for column in (shards, offsets, lengths))
@@ -145,15 +145,15 @@ def checked_payloads(
     lengths: Sequence[int] | np.ndarray,
     crcs: Sequence[int] | np.ndarray,
     *,
-    paths: Sequence[str | os.PathLike] = (),
+    paths: Sequence[object] = (),
     indices: Sequence[int] | np.ndarray | None = None,
 ) -> list[bytes]:
-    """As `read_payloads`, of records whose bytes, frame included, are given: [n], shorter where they were cut short."""
-    # Unmasking the index's checksums here, as arrays, saves masking each record's in Python.
+    """As `read_payloads`, from frames [n] that are already read (shorter if truncated)."""
+    # Unmask the index's checksums as arrays, instead of masking each record's checksum in Python.
     rotated = (np.asarray(crcs, np.int64) - _MASK_DELTA) & _UINT32
     expected_crcs = (((rotated >> 17) | (rotated << 15)) & _UINT32).tolist()
     unpack_header, crc32c = _HEADER.unpack_from, google_crc32c.value
-    payloads = []
+    payloads: list[bytes] = []
     for record, shard, offset, length, expected in zip(
         frames,
         np.asarray(shards).tolist(),
@@ -176,34 +176,37 @@ def checked_payloads(
 
 
 def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
-    """Returns a serialised `tf.train.Example` of single values, the same bytes for the same features.
+    """Returns a serialized `tf.train.Example` of single values; the same features give the same bytes.
 
     Args:
-      features: values by name: int becomes an int64 list of one, float a float list, bytes and str (as UTF-8) a
-        bytes list.
+      features: values by name. An int becomes an int64 list of length one, a float a float list, bytes and str (as
+        UTF-8) a bytes list.
 
     Raises:
       TypeError: a value of another type.
 
     The wire format is that of example.proto and feature.proto
-    (https://protobuf.dev/programming-guides/encoding/); map entries are written in the order of their names, where
-    protobuf's own map order is free to change between runs.
+    (https://protobuf.dev/programming-guides/encoding/); map entries are sorted by name, because
+    protobuf's own map order may change between runs.
     """
     entries = []
     for name in sorted(features):
         value = features[name]
         if isinstance(value, bytes):
-            entries += [_start_of_bytes(name, len(value)), value]  # not put together yet: an image is copied once
+            entries += [
+                _start_of_bytes(name, len(value)),
+                value,
+            ]  # joined at the end, so that the image is copied only once
         elif isinstance(value, int | str):
             entries.append(_entry(name, value))
         elif isinstance(value, float):
             entries.append(_map_entry(name, _delimited(2, _delimited(1, struct.pack("<f", value)))))
         else:
-            raise TypeError(f"feature {name!r} is {type(value).__name__}; int, float, bytes and str can be written")
+            raise TypeError(f"feature {name!r} is {type(value).__name__}: must be int, float, bytes or str")
     return b"".join((_start(1, sum(map(len, entries))), *entries))
 
 
-# Most features of a data set's records have one of few values.
+# Most features of a dataset take only a few values.
 @functools.lru_cache(4096)
 def _entry(name: str, value: int | str) -> bytes:
     if isinstance(value, str):
@@ -216,7 +219,7 @@ def _map_entry(name: str, feature: bytes) -> bytes:
 
 
 def _start_of_bytes(name: str, length: int) -> bytes:
-    """Returns a map entry of a bytes list of one, without the bytes at its end."""
+    """Returns the map entry of a bytes list of length one, without the trailing bytes."""
     values = _start(1, length)
     feature = _start(1, len(values) + length) + values
     entry = _delimited(1, name.encode("utf-8")) + _start(2, len(feature) + length) + feature
@@ -243,7 +246,7 @@ def _varint(value: int) -> bytes:
 
 
 def frame_length(header: bytes) -> int | None:
-    """Returns the payload bytes that a frame's header states, or None where it is cut short or damaged."""
+    """Returns the payload length from a frame header, or None if the header is truncated or damaged."""
     if len(header) < HEADER_BYTES:
         return None
     length, length_crc = _HEADER.unpack(header)
@@ -253,28 +256,27 @@ def frame_length(header: bytes) -> int | None:
 def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"{path}: the record header at offset {offset} is cut short ({len(header)} of {HEADER_BYTES} bytes); "
+            f"{path}: the record header at offset {offset} is truncated ({len(header)} of {HEADER_BYTES} bytes); "
             "convert again, or restore the file"
         )
     length = frame_length(header)
     if length is None:
         if offset == 0 and header.startswith(_GZIP):
             raise DataError(
-                f"{path}: is compressed with GZIP, and a record in the middle of such a file cannot be read; write the "
+                f"{path}: is GZIP-compressed, which does not allow reading single records; write the "
                 "TFRecords uncompressed"
             )
         raise DataError(
-            f"{path}: corrupt record header at offset {offset} (it does not give its checksum); "
-            "convert again, or restore the file"
+            f"{path}: corrupt record header at offset {offset} (wrong checksum); convert again, or restore the file"
         )
     return length
 
 
 def _corruption(record: bytes, length: int) -> str:
     if len(record) < length + FRAME_OVERHEAD:
-        return f"is cut short ({len(record)} of {length + FRAME_OVERHEAD} bytes)"
+        return f"is truncated ({len(record)} of {length + FRAME_OVERHEAD} bytes)"
     stated = _HEADER.unpack_from(record)[0]
     if stated != length:
-        return f"has {stated} bytes by its header and {length} by the index"
+        return f"has {stated} bytes according to its header but {length} according to the index"
     crc = masked_crc(record[HEADER_BYTES:-FOOTER_BYTES])
-    return f"is corrupt (its bytes give checksum {crc:#010x}, not the index's)"
+    return f"is corrupt (its checksum is {crc:#010x}, not that of the index)"

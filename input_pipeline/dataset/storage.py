@@ -1,11 +1,11 @@
-"""Where a dataset lies: a folder of this machine, or whatever else TensorFlow's file systems know (`gs://bucket/data`).
+"""Dataset storage: local directories and all other TensorFlow file systems (`gs://bucket/data`).
 
-    directory = dataset_path("gs://bucket/data")      # pathlib.Path for a folder, RemotePath for SCHEME://
+    directory = dataset_path("gs://bucket/data")      # pathlib.Path, or RemotePath for SCHEME://
     (directory / "manifest.json").read_text()
     shards = Shards([directory / "a.tfrecord"])
     shards.read(0, offset=4096, size=100)
 
-A folder is read with `os.pread`, and TensorFlow is not imported for it.
+Local files are read with `os.pread`, without importing TensorFlow.
 """
 
 import contextlib
@@ -22,28 +22,30 @@ from types import ModuleType, SimpleNamespace
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
-_OTHER_FILES = 256  # that TensorFlow, other workers and the run directory may want to open later
+_OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_remote(path: object) -> bool:
-    """Whether a path begins with `SCHEME://` and so is TensorFlow's to read; `file://` and `ram://` are too."""
+    """Returns whether a path is read through TensorFlow: it begins with `SCHEME://` (also `file://` and `ram://`)."""
     return bool(_SCHEME.match(str(path)))
 
 
-def dataset_path(directory: "str | os.PathLike | RemotePath") -> "Path | RemotePath":
+def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | RemotePath":
     """Returns a dataset directory as a path, local or remote."""
+    if isinstance(directory, RemotePath):
+        return directory
     return RemotePath(str(directory)) if is_remote(directory) else Path(directory)
 
 
 class RemotePath:
-    """A path `SCHEME://...` with as much of `pathlib.Path` as opening a dataset takes.
+    """A path `SCHEME://...`, with the part of the `pathlib.Path` interface that opening a dataset needs.
 
-    `pathlib` itself would make one slash of two. What TensorFlow cannot read raises OSError.
+    `pathlib` would collapse the double slash. Failed reads raise OSError.
     """
 
     def __init__(self, text: str):
-        """Looks for nothing yet."""
+        """Does not access the file system."""
         self._text = text.rstrip("/")
 
     def __truediv__(self, name: str) -> "RemotePath":
@@ -51,55 +53,55 @@ class RemotePath:
         return RemotePath(f"{self._text}/{name}")
 
     def __str__(self) -> str:
-        """Returns it as it was typed."""
+        """Returns the path, without trailing slashes."""
         return self._text
 
     def __repr__(self) -> str:
-        """Returns what makes the same path."""
+        """Returns the constructor call."""
         return f"RemotePath({self._text!r})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same text."""
+        """Compares the text."""
         return isinstance(other, RemotePath) and str(other) == self._text
 
     def __hash__(self) -> int:
-        """Fits `==`."""
+        """Hashes the text."""
         return hash(self._text)
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last component."""
         return self._text.rpartition("/")[2]
 
     @property
     def parent(self) -> "RemotePath":
-        """All but the last part."""
+        """The path without the last component."""
         return RemotePath(self._text.rpartition("/")[0])
 
     def resolve(self) -> "RemotePath":
-        """Returns itself: it is absolute."""
+        """Returns itself: remote paths are absolute."""
         return self
 
     def is_dir(self) -> bool:
-        """Whether there is such a folder."""
+        """Returns whether this is an existing directory."""
         with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
-            return gfile.stat(self._text).is_directory  # `isdir` says no to an unknown scheme too
+            return gfile.stat(self._text).is_directory  # `isdir` is also False for an unknown scheme
         return False
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Returns whether this is an existing file."""
         with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
             return not gfile.stat(self._text).is_directory
         return False
 
     def iterdir(self) -> "Iterator[RemotePath]":
-        """Yields the entries of a folder."""
+        """Yields the entries of the directory."""
         with _os_errors(self) as gfile:
             names = gfile.listdir(self._text)
         yield from (self / name.rstrip("/") for name in sorted(names))
 
     def stat(self) -> SimpleNamespace:
-        """Returns what has `st_size`, the size in bytes."""
+        """Returns an object with `st_size`, the size in bytes."""
         with _os_errors(self) as gfile:
             return SimpleNamespace(st_size=gfile.stat(self._text).length)
 
@@ -115,7 +117,7 @@ class RemotePath:
 
 @contextlib.contextmanager
 def local_copy(path: Path | RemotePath) -> Iterator[Path]:
-    """Gives a local path with the same content, for what can only read files: `path` itself where it is local.
+    """Yields a local path with the same content, for code that needs a file: `path` itself if it is local.
 
     Raises:
       OSError: it cannot be read.
@@ -131,13 +133,13 @@ def local_copy(path: Path | RemotePath) -> Iterator[Path]:
 
 
 class Shards:
-    """The files of a split, open; safe to use from several threads."""
+    """The open files of a split; safe to use from several threads."""
 
     def __init__(self, paths: Sequence[Path | RemotePath]):
-        """Opens the local ones.
+        """Opens local files; remote ones are opened for each read.
 
         Raises:
-          DataError: one cannot be opened.
+          DataError: a file cannot be opened.
         """
         self.paths = tuple(paths)
         self.are_remote = any(is_remote(path) for path in paths)
@@ -145,27 +147,27 @@ class Shards:
         if self.are_remote:
             return
         make_room_for_files(len(self.paths))
-        for path in paths:
+        for path in self.paths:
             try:
-                self._descriptors.append(os.open(path, os.O_RDONLY))
+                self._descriptors.append(os.open(str(path), os.O_RDONLY))
             except OSError as error:
                 self.close()
-                raise DataError(f"{path}: cannot be opened ({error.strerror}).{self._mend_of(error)}") from None
+                raise DataError(f"{path}: cannot be opened ({error.strerror}).{self._file_limit_fix(error)}") from None
 
-    def _mend_of(self, error: OSError) -> str:
+    def _file_limit_fix(self, error: OSError) -> str:
         if error.errno != errno.EMFILE:
             return ""
         limit, number = resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(self.paths)
         return (
-            f" All {number:,} shards are read at a time, and this process may open no more than {limit:,} files: "
-            f"allow it more, `ulimit -n {2 * (number + _OTHER_FILES)}`, or have fewer shards."
+            f" All {number:,} shards must be open at once, and the limit of this process is {limit:,} open files. "
+            f"Raise it with `ulimit -n {2 * (number + _OTHER_FILES)}`, or convert to fewer shards."
         )
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Returns `size` bytes of a shard from `offset` on, fewer where it ends before.
+        """Returns `size` bytes of a shard from `offset` on, fewer at its end.
 
         Raises:
-          ConvoyError: the file system fails. That is no record's fault and may pass, so it is no DataError.
+          ConvoyError: the file system fails. Not a DataError, since it may be temporary and no record is at fault.
         """
         try:
             if self._descriptors:
@@ -179,15 +181,15 @@ class Shards:
             ) from None
 
     def close(self) -> None:
-        """Closes them."""
+        """Closes the files."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
 
 
 def make_room_for_files(number: int) -> None:
-    """Raises this process's limit of open files, where it must be and may be, so that so many more can be opened."""
-    with contextlib.suppress(OSError, ValueError):  # what is not granted shows when files are opened
+    """Raises this process's limit of open files, if needed and allowed, so that `number` more can be opened."""
+    with contextlib.suppress(OSError, ValueError):  # opening the files reports the error
         wanted = len(os.listdir("/dev/fd")) + number + _OTHER_FILES
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -197,7 +199,7 @@ def make_room_for_files(number: int) -> None:
 
 @contextlib.contextmanager
 def _os_errors(path: Path | RemotePath) -> Iterator[ModuleType]:
-    """Gives `tf.io.gfile`; what it raises inside comes out as an OSError, an unknown scheme as a UsageError."""
+    """Yields `tf.io.gfile`; its errors become OSError, an unknown scheme becomes UsageError."""
     if "tensorflow" not in sys.modules:
         start_tensorflow()
     import tensorflow as tf
@@ -207,7 +209,8 @@ def _os_errors(path: Path | RemotePath) -> Iterator[ModuleType]:
     except tf.errors.UnimplementedError:
         scheme = str(path).partition("://")[0]
         raise UsageError(
-            f"{path}: TensorFlow here has no file system {scheme}://. Mount it, or copy the dataset to a folder."
+            f"{path}: this TensorFlow has no file system for {scheme}://. Mount it, or copy the dataset to a local "
+            "directory."
         ) from None
     except tf.errors.NotFoundError:
         raise FileNotFoundError(2, os.strerror(2), str(path)) from None

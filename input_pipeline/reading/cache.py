@@ -1,22 +1,22 @@
-"""Decoded images kept in memory over the epochs, as raw uint8: later epochs neither read nor decode them.
+"""In-memory cache of decoded images, as raw uint8: later epochs neither read nor decode them.
 
     cache = make_cache("auto", num_images=50_000, random_crops=False, processes=2)
     reader = Reader(split, crop, cache=cache)
 
-What is kept: the whole image where random parts are cut out of it, else the image at the size it is trained at. Both
-are what a decoder gave, so a run is the same with and without a cache. It fills in the first epoch, as images come.
+With random crops, the cache stores whole images, otherwise images at the training size. Both are exactly what the
+decoder returned, so a run is the same with and without a cache. The cache fills during the first epoch.
 
-It pays where decoding is what takes the time: with whole images of any size (a third of the work from the second epoch
-on), less with random crops of large ones (two thirds), and not with random crops of small ones, where cutting out and
-resizing take longer than decoding. Filling it makes the first epoch's work a third to a half more. So `auto` keeps
-images only
+It helps where decoding dominates: with whole images of any size (a third of the work from the second epoch on), less
+with random crops of large images (two thirds), and not with random crops of small images, where cropping and resizing
+take longer than decoding. Filling it adds a third to a half to the work of the first epoch. `auto` therefore caches
+only if
 
-- where all of them would fit into half of the memory that is free when training begins, shared by the processes of
-  the host, since each of them comes to see all images in the course of the epochs; and
-- with random crops, where images have 128 x 128 pixels or more on average.
+- all images fit into half of the memory that is free when training starts, divided by the number of processes on the
+  host, since over the epochs each process sees all images; and
+- with random crops, images have 128 x 128 pixels or more on average.
 
-It goes by the mean of what was decoded so far, so it needs to know nothing of the images beforehand; where the mean
-says no, it takes no more in. `memory` keeps what fits into four fifths, whatever the images are.
+Both are judged by the mean size of the images decoded so far; once a condition fails, no more images are added.
+`memory` caches whatever fits into four fifths of the free memory.
 """
 
 import threading
@@ -27,22 +27,22 @@ import tensorflow as tf
 from convoy.core.memory import available_memory
 
 _SHARE = {"auto": 0.5, "memory": 0.8}  # of the free memory
-_JUDGED_IMAGES = 64  # from so many on their mean size stands for all
-_ENTRY_BYTES = 300  # of Python objects, an image
+_JUDGED_IMAGES = 64  # enough to estimate the mean size
+_ENTRY_BYTES = 300  # Python object overhead per image
 _LARGE_IMAGE_BYTES = 128 * 128 * 3
 
 
 class PixelCache:
-    """The pixels of some of a split's images, by index; safe to use from several threads."""
+    """Decoded images of a split by index; safe to use from several threads."""
 
     def __init__(self, num_images: int, *, budget_bytes: int, only_if_all: bool = False, smallest_mean_bytes: int = 0):
-        """Keeps nothing yet.
+        """Starts empty.
 
         Args:
-          num_images: of the split.
-          budget_bytes: how much it may keep.
-          only_if_all: whether to take no more in once it shows that not all images will fit.
-          smallest_mean_bytes: to take no more in once it shows that images are smaller than this on average.
+          num_images: number of images of the split.
+          budget_bytes: memory limit.
+          only_if_all: stop adding images once it is clear that not all of them will fit.
+          smallest_mean_bytes: stop adding images once their mean size is below this.
         """
         self._num_images = num_images
         self._budget_bytes = budget_bytes
@@ -56,24 +56,24 @@ class PixelCache:
 
     @property
     def kept_bytes(self) -> int:
-        """How much memory it takes."""
+        """Memory used, in bytes."""
         return self._bytes
 
     @property
     def takes_more(self) -> bool:
-        """Whether it is worth giving it images."""
+        """Whether images are still being added."""
         return not self._is_full
 
     def keeps(self, indices: np.ndarray) -> np.ndarray:
-        """Returns for each image whether it is kept, [n] bool. What is kept once stays."""
+        """Returns whether each image is cached, [n] bool. Cached images are never evicted."""
         return self._is_kept[indices]
 
     def keep(self, indices: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        """Takes images in, in a TensorFlow graph.
+        """Adds images, in a TensorFlow graph.
 
         Args:
           indices: [n] int64, or a scalar.
-          images: [n, height, width, 3] uint8, or one without n.
+          images: [n, height, width, 3] uint8, or [height, width, 3] for a scalar index.
 
         Returns:
           `images`.
@@ -83,21 +83,21 @@ class PixelCache:
             return tf.identity(images)
 
     def take(self, indices: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns kept images of any size, in a TensorFlow graph, by one call for all of them.
+        """Returns cached images of any size with one call, in a TensorFlow graph.
 
         Args:
           indices: [n] int64.
-          kept: [n] bool, which of them to take.
+          kept: [n] bool, which of them to return.
 
         Returns:
-          their pixels one after another [sum of height * width * 3] uint8; and [n, 3] int64: where each begins there,
-          its height and its width.
+          the concatenated pixels [sum of height * width * 3] uint8; and [n, 3] int64: start offset, height and width
+          of each image, all 0 in height and width for those not returned.
         """
         pixels, places = tf.numpy_function(self._take, [indices, kept], [tf.uint8, tf.int64], stateful=False)
         return tf.ensure_shape(pixels, [None]), tf.ensure_shape(places, [None, 3])
 
     def take_all(self, indices: tf.Tensor, size: int) -> tf.Tensor:
-        """Returns kept images that have one size, [n, size, size, 3] uint8, in a TensorFlow graph."""
+        """Returns cached images of one size, [n, size, size, 3] uint8, in a TensorFlow graph."""
         images = tf.numpy_function(
             lambda numbers: np.stack([self._images[number] for number in numbers.tolist()]),
             [indices],
@@ -137,13 +137,13 @@ class PixelCache:
 
 
 def make_cache(mode: str, *, num_images: int, random_crops: bool, processes: int = 1) -> PixelCache | None:
-    """Returns the cache that a config asks for, None for `none`.
+    """Returns the cache for a config, None for `none`.
 
     Args:
       mode: `auto`, `none` or `memory`.
-      num_images: of the split.
-      random_crops: whether random parts are cut out of the images.
-      processes: how many of this host train, each with a cache of its own.
+      num_images: number of images of the split.
+      random_crops: whether images are cropped at random.
+      processes: training processes on this host, each with its own cache.
     """
     if mode == "none":
         return None

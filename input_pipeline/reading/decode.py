@@ -1,4 +1,4 @@
-"""Host work on one image: decode, cut out a random part, resize. What follows the crop is `augmentation`'s."""
+"""Per-image work on the host: parse the record, decode, take a random crop, resize. `augment` does what follows."""
 
 import math
 from typing import NamedTuple
@@ -6,19 +6,20 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
+from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import PixelCache
 
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
 class Crop(NamedTuple):
-    """What the host makes of an image.
+    """How the host crops and resizes an image.
 
     Attributes:
       size: side of the square result in pixels.
-      min_area: smallest share of the image's area that a random crop keeps, in (0, 1]; 1 keeps the whole image. Below
-        1, aspect ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
-      max_area: largest share, from `min_area` to 1.
+      min_area: smallest share of the image's area in a random crop, in (0, 1]; 1 keeps the whole image. Below 1, aspect
+        ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
+      max_area: largest share, in [`min_area`, 1].
     """
 
     size: int
@@ -26,22 +27,42 @@ class Crop(NamedTuple):
     max_area: float = 1.0
 
 
+def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
+    """Returns the features of records [n]: `encoded`, `format`, `height` and `width`, each [n].
+
+    Unless the split's sizes are known to be right, height and width are 0 for all but raw pixels.
+    """
+    image_key = split.keys.image
+    features = {
+        image_key: tf.io.FixedLenFeature([], tf.string, ""),  # a missing image fails like a damaged one
+        "image/format": tf.io.FixedLenFeature([], tf.string, "jpeg"),
+        "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
+        "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
+    }
+    parsed = tf.io.parse_example(payloads, features)
+    columns = {"encoded" if name == image_key else name.removeprefix("image/"): parsed[name] for name in features}
+    if not split.states_true_sizes:
+        is_raw = tf.cast(columns["format"] == "raw", tf.int64)
+        columns |= {side: columns[side] * is_raw for side in ("height", "width")}
+    return columns
+
+
 def decode_and_crop_all(
     features: dict[str, tf.Tensor],
     randomness: tf.Tensor | None,
     crop: Crop,
-    usual_number: int,
+    expected_number: int,
     cache: PixelCache | None = None,
 ) -> tf.Tensor:
-    """Returns several images, each as `decode_and_crop` gives it.
+    """Returns a batch of images, each as from `decode_and_crop`.
 
     Args:
-      features: as there, each [n].
-      randomness: [n, CROP_DRAWS or more] float32; may be None where whole images are kept.
-      crop: as there.
-      usual_number: the n to be fast for.
-      cache: gives images that are `kept`, and is given those `to_keep`, by `index`: whole ones where `crop` is random,
-        else as they are returned. All three are features then, [n].
+      features: as in `decode_and_crop`, each [n].
+      randomness: [n, CROP_DRAWS or more] float32 in [0, 1); may be None where whole images are kept.
+      crop: as in `decode_and_crop`.
+      expected_number: the n to optimize for; other values of n work too.
+      cache: provides the images marked `kept` and stores those marked `to_keep`, by `index`: whole images where `crop`
+        is random, else the result. Needs the features `index` [n] int64, `kept` and `to_keep` [n] bool.
 
     Returns:
       [n, size, size, 3] uint8.
@@ -56,40 +77,40 @@ def decode_and_crop_all(
     def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return decode_and_crop(*inputs, crop)
 
-    def one_that_fits(encoded: tf.Tensor) -> tf.Tensor:
+    def decode_same_size(encoded: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), image.shape)
 
-    def all_decoded() -> tf.Tensor:
+    def decode_each() -> tf.Tensor:
         return tf.map_fn(one, (encoded_images, randomness), fn_output_signature=image, parallel_iterations=1)
 
-    def all_as_they_come() -> tf.Tensor:
+    def any_sizes() -> tf.Tensor:
         if not cache:
-            return all_decoded()
+            return decode_each()
         return tf.cond(
             tf.reduce_any(columns["kept"] | columns["to_keep"]),
-            lambda: _all_through_the_cache(columns, randomness, crop, cache),
-            all_decoded,
+            lambda: _decode_each_cached(columns, randomness, crop, cache),
+            decode_each,
         )
 
-    def all_that_fit() -> tf.Tensor:
-        images = tf.stack([one_that_fits(columns["encoded"][k]) for k in range(usual_number)])
+    def all_same_size() -> tf.Tensor:
+        images = tf.stack([decode_same_size(columns["encoded"][k]) for k in range(expected_number)])
         if not cache:
             return images
         return tf.cond(tf.reduce_any(columns["to_keep"]), lambda: cache.keep(columns["index"], images), lambda: images)
 
     if crop.min_area < 1:
-        return all_as_they_come()
-    # A loop and an image's own conditions cost half as much as its decoding; mostly neither is needed.
+        return any_sizes()
+    # The loop and its per-image conditions cost half as much as decoding; usually neither is needed.
     fits = (columns["format"] != "raw") & (columns["height"] == crop.size) & (columns["width"] == crop.size)
     if cache:
         fits &= ~columns["kept"]
-    ways = [(tf.reduce_all(fits) & (number == usual_number), all_that_fit)]
+    branches = [(tf.reduce_all(fits) & (number == expected_number), all_same_size)]
     if cache:
-        ways.append((tf.reduce_all(columns["kept"]), lambda: cache.take_all(columns["index"], crop.size)))
-    return tf.case(ways, default=all_as_they_come)
+        branches.append((tf.reduce_all(columns["kept"]), lambda: cache.take_all(columns["index"], crop.size)))
+    return tf.case(branches, default=any_sizes)
 
 
-def _all_through_the_cache(
+def _decode_each_cached(
     columns: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop, cache: PixelCache
 ) -> tf.Tensor:
     pixels, places = cache.take(columns["index"], columns["kept"])
@@ -97,15 +118,15 @@ def _all_through_the_cache(
     def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]) -> tf.Tensor:
         features, draws, place = inputs
 
-        def taken() -> tf.Tensor:
+        def from_cache() -> tf.Tensor:
             start, height, width = tf.unstack(place, num=3)
             return tf.reshape(pixels[start : start + height * width * 3], [height, width, 3])
 
-        def decoded() -> tf.Tensor:
+        def decode_and_keep() -> tf.Tensor:
             image = decode(features) if crop.min_area < 1 else decode_and_crop(features, draws, crop)
             return tf.cond(features["to_keep"], lambda: cache.keep(features["index"], image), lambda: image)
 
-        image = tf.cond(features["kept"], taken, decoded)
+        image = tf.cond(features["kept"], from_cache, decode_and_keep)
         if crop.min_area < 1:
             return crop_and_resize(image, draws, crop)
         return tf.ensure_shape(image, [crop.size, crop.size, 3])
@@ -115,13 +136,13 @@ def _all_through_the_cache(
 
 
 def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
-    """Returns one image as the device takes it.
+    """Returns one image, decoded, cropped and resized.
 
     Args:
       features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64; 0
-        where they are not known), all scalars.
-      randomness: [CROP_DRAWS] float32 in [0, 1); not read where the whole image is kept.
-      crop: what to cut out.
+        if unknown), all scalars.
+      randomness: [CROP_DRAWS] float32 in [0, 1); unused if the whole image is kept.
+      crop: how to crop and resize.
 
     Returns:
       [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
@@ -130,11 +151,11 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
 
 
 def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Returns one image, [height, width, 3] uint8, whole. `features` are those of `decode_and_crop`."""
+    """Returns one whole image, [height, width, 3] uint8. `features` are as in `decode_and_crop`."""
     encoded, height, width = features["encoded"], features["height"], features["width"]
 
     def raw_pixels() -> tf.Tensor:
-        # A side of -1 would be whatever fits, and an image of no pixels fails only once it is resized.
+        # reshape would infer a side of -1, and an empty image would fail only later, in resize.
         sides = [tf.maximum(height, 1), tf.maximum(width, 1), 3]
         return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), sides)
 
@@ -146,7 +167,7 @@ def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
-    """Returns one image, [height, width, 3] uint8, as `decode_and_crop` returns what it decoded."""
+    """Crops and resizes a decoded image, [height, width, 3] uint8; returns [size, size, 3] uint8."""
     if crop.min_area < 1:
         image = _random_crop(image, randomness, crop)
     return resize(image, crop.size)
@@ -157,7 +178,7 @@ def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tens
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     area = height * width * (crop.min_area + (crop.max_area - crop.min_area) * randomness[0])
     aspect = tf.exp((2.0 * randomness[1] - 1.0) * _MAX_LOG_ASPECT)  # width to height
-    # Where one side does not fit into the image, the other grows until the area is kept.
+    # If one side exceeds the image, the other grows to preserve the area.
     crop_height = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area / aspect), area / width)), 1.0, height)
     crop_width = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area * aspect), area / height)), 1.0, width)
     top = tf.cast(tf.floor(randomness[2] * (height - crop_height + 1.0)), tf.int32)
@@ -166,7 +187,7 @@ def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tens
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns an image, [height, width, 3] uint8, as [size, size, 3] uint8; area when larger, else bilinear."""
+    """Resizes [height, width, 3] uint8 to [size, size, 3] uint8: area averaging if a side is larger, else bilinear."""
     shape = tf.shape(image)
 
     def resized(method: str) -> tf.Tensor:

@@ -133,7 +133,7 @@ def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_na
     sizes = [shard["bytes"] for shard in entry["shards"]]
     try:
         arrays = index.load(index.index_path(directory, name))
-        problem = index.misfit(arrays, sizes)
+        problem = index.find_mismatch(arrays, sizes)
     except index.IndexUnusableError as error:
         arrays, problem = {}, str(error)
     else:

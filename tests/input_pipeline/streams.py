@@ -1,4 +1,4 @@
-"""Splits for tests of the reader, the streams it gives of them, and damage done to them."""
+"""Helpers for reader tests: splits, their streams, and damage to their records."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.records import RecordError
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from tests.input_pipeline.datasets import write_split
@@ -18,7 +19,7 @@ EIGHT, WHOLE = BatchSlice(8), Crop(SIZE)
 
 
 def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE) -> Split:
-    """Writes PNGs whose label is their number in the order of the shards, as `convoy convert` orders them."""
+    """Writes PNGs labelled by their index in shard order, the order that `convoy convert` writes."""
     split = write_split(folder, [pixels(number, size) for number in range(count)], [0] * count, shards=shards)
     in_shards = np.lexsort((split.offset, split.shard))
     columns = {name: getattr(split, name)[in_shards] for name in COLUMNS}
@@ -28,7 +29,7 @@ def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE)
 def stream(
     split: Split, steps: int, *, slices: BatchSlice = EIGHT, crop: Crop = WHOLE, draws=4, start_step=0, **options
 ):
-    """Returns the training stream's columns over so many elements."""
+    """Returns the columns of the first `steps` elements of the training stream."""
     reader = Reader(split, crop, draws=draws, **options)
     try:
         return columns_of(reader.training(slices, seed=3, start_step=start_step), steps)
@@ -47,8 +48,16 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], where=
         np.testing.assert_array_equal(one[name][where], other[name][where], err_msg=name)
 
 
+def assert_names_record(error: Exception | None, split: Split, index: int) -> None:
+    """Asserts that an error is about a record: by attributes and in its message."""
+    assert isinstance(error, RecordError)
+    shard, offset = str(split.shard_paths[split.shard[index]]), int(split.offset[index])
+    assert (error.path, error.offset, error.index) == (shard, offset, index)
+    assert all(value in str(error) for value in (shard, str(offset), str(index)))
+
+
 def flip(split: Split, index: int) -> None:
-    """Flips a bit of a record."""
+    """Flips one bit of a record's payload."""
     path = split.shard_paths[split.shard[index]]
     content = bytearray(path.read_bytes())
     content[split.offset[index] + records.HEADER_BYTES + 60] ^= 1
@@ -56,7 +65,7 @@ def flip(split: Split, index: int) -> None:
 
 
 def without_image(split: Split, index: int) -> Split:
-    """Writes zeros over the start of a record's image, with the checksum of that; returns the split with it."""
+    """Zeroes the start of a record's image and updates its checksum; returns the updated split."""
     path = split.shard_paths[split.shard[index]]
     content = bytearray(path.read_bytes())
     start = split.offset[index] + records.HEADER_BYTES

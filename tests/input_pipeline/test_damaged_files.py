@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.input_pipeline.dataset import external as foreign
-from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset import external, records
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.verify import verify as verifier
 from convoy.input_pipeline.verify.shard import check_shard
@@ -139,7 +138,7 @@ def test_damaged_shards_of_others(tmp_path, data, payloads, capfd, monkeypatch):
     whole = (data / SHARD).read_bytes()
     folder = tmp_path / "others"
     folder.mkdir()
-    monkeypatch.setattr(foreign, "_kept_paths", lambda directory, split: [])  # quicker
+    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # quicker
     refused = 0
     for kind in KINDS * SHARDS:
         content = damaged(whole, random, kind)
@@ -178,7 +177,7 @@ def test_damaged_descriptions(data, payloads, file, capfd, monkeypatch):
     as_tfds = file in ("dataset_info.json", "features.json")
     manifest = (data / "manifest.json").read_bytes()
     whole = (data / file).read_bytes()
-    monkeypatch.setattr(foreign, "_kept_paths", lambda directory, split: [])  # quicker
+    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # quicker
     for kind in KINDS * DESCRIPTIONS:
         changed = damaged(whole, random, kind)
         if file.endswith("json") and random.random() < 0.7:

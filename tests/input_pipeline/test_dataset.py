@@ -99,11 +99,11 @@ def test_an_unknown_split_is_named_with_the_nearest_and_all(data):
         dataset.digest("test")
 
 
-def test_a_missing_folder_is_named_with_the_nearest(data):
+def test_missing_directory_suggests_the_closest_name(data):
     refused(r"dat does not exist \(did you mean 'data'\?\)", data.with_name("dat"))
 
 
-def test_a_folder_that_may_not_be_looked_at_is_named(data, monkeypatch):
+def test_unreadable_directory_is_named(data, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -111,36 +111,36 @@ def test_a_folder_that_may_not_be_looked_at_is_named(data, monkeypatch):
     refused(r"manifest\.json cannot be read .*Permission denied", data)
 
 
-def test_a_folder_that_is_no_dataset_is_named(tmp_path):
+def test_directory_without_manifest_is_named(tmp_path):
     refused("is not a dataset: it has no manifest.json", tmp_path)
 
 
-def test_a_damaged_manifest_and_one_of_another_version_are_refused(data):
+def test_damaged_manifest_and_other_version_are_refused(data):
     text = (data / "manifest.json").read_text()
     (data / "manifest.json").write_text(text[:100])
     refused("manifest.json cannot be read", data)
     (data / "manifest.json").write_text(text.replace('"format_version": 1', '"format_version": 99'))
-    refused("format version 99, and this Convoy reads version 1", data)
+    refused("version 99.* version 1", data)
     (data / "manifest.json").write_text('{"format_version": 1, "name": "data"}')
     refused("manifest.json is damaged", data)
 
 
-def test_a_shard_that_is_missing_or_cut_short_is_named(data):
+def test_missing_or_truncated_shard_is_named(data):
     shard = data / "data-train.tfrecord-00001-of-00003"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    refused(f"{shard} has {len(content) - 1:,} bytes and the manifest says {len(content):,}", data)
+    refused(f"{shard} .*{len(content) - 1:,} bytes.*{len(content):,}", data)
     shard.unlink()
     refused(f"{shard} is missing", data)
 
 
-def opened_anew(data, capfd, split="train"):
+def open_with_scan(data, capfd, split="train"):
     """Opens a dataset whose index of a split cannot be used; returns that split and the one line that says so."""
     whole = {path.name: path.read_bytes() for path in data.iterdir()}
     opened = open_dataset(data).split(split)
     assert {path.name: path.read_bytes() for path in data.iterdir()} == whole
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and f"`convoy verify --data={data} --repair_index` mends that" in said
+    assert said.count("\n") == 1 and f"convoy verify --data={data} --repair_index" in said
     return opened, said
 
 
@@ -155,11 +155,11 @@ def test_an_index_that_is_missing_or_unreadable_is_had_from_the_shards(data, cap
     expected = open_dataset(data).split("validation")
     index = data / "index-validation.npz"
     index.write_bytes(index.read_bytes()[:200])
-    split, said = opened_anew(data, capfd, "validation")
+    split, said = open_with_scan(data, capfd, "validation")
     assert_same(split, expected)
     assert f"{index} cannot be read" in said
     index.unlink()
-    split, said = opened_anew(data, capfd, "validation")
+    split, said = open_with_scan(data, capfd, "validation")
     assert_same(split, expected)
     assert f"{index} is missing" in said
 
@@ -167,26 +167,26 @@ def test_an_index_that_is_missing_or_unreadable_is_had_from_the_shards(data, cap
 @pytest.mark.parametrize(
     ("array", "change", "complaint"),
     [
-        ("offset", lambda a: a + (np.arange(len(a)) == 5), "record 5 starts at byte"),
+        ("offset", lambda a: a + (np.arange(len(a)) == 5), "record 5"),
         ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "its records fill"),
-        ("length", lambda a: np.where(np.arange(len(a)) == 3, 2**62, a), "a record of 4,611,686,018,427,387,904 bytes"),
-        ("label", lambda a: a + 3, "it holds label"),
-        ("label", lambda a: np.zeros_like(a), "counts a class"),
+        ("length", lambda a: np.where(np.arange(len(a)) == 3, 2**62, a), "4,611,686,018,427,387,904 bytes"),
+        ("label", lambda a: a + 3, "label"),
+        ("label", lambda a: np.zeros_like(a), "counts"),
         ("shard", lambda a: a + 1, "it names shard 3 of 3"),
-        ("shard", lambda a: a[::-1].copy(), "which is no record's start"),
-        ("crc", lambda a: a[1:], "entries"),
+        ("shard", lambda a: a[::-1].copy(), "start of a record"),
+        ("crc", lambda a: a[1:], "length"),
         ("shard", lambda a: a.astype(np.int64), "cannot be read"),
         ("shard", lambda a: np.array([{}]), "cannot be read"),
     ],
 )
-def test_an_index_that_does_not_match_the_shards_is_had_from_them(data, capfd, array, change, complaint):
+def test_mismatching_index_is_rebuilt_from_the_shards(data, capfd, array, change, complaint):
     expected = open_dataset(data).split("train")
     path = data / "index-train.npz"
     with np.load(path) as index:
         arrays = dict(index)
     arrays[array] = change(arrays[array])
     np.savez(path, **arrays)
-    split, said = opened_anew(data, capfd)
+    split, said = open_with_scan(data, capfd)
     assert complaint in said
     assert_same(split, expected)
 
@@ -198,7 +198,7 @@ def test_a_bit_flipped_in_an_index_is_noticed(data, capfd):
     label = expected.label.tobytes()
     content[content.index(label) + 1] ^= 1
     path.write_bytes(content)
-    split, said = opened_anew(data, capfd)
+    split, said = open_with_scan(data, capfd)
     assert "Bad CRC-32" in said
     assert_same(split, expected)
 
@@ -213,7 +213,8 @@ def test_shards_of_another_dataset_are_refused_where_their_index_is_missing(data
 
 
 def test_opening_a_dataset_does_not_import_tensorflow(data):
-    program = f"import sys; from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(data)!r}).split('train')"
+    program = "import sys; from convoy.input_pipeline.dataset.open import open_dataset"
+    program += f"; open_dataset({str(data)!r}).split('train')"
     program += "; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 

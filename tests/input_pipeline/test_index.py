@@ -35,7 +35,7 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("shards", [[[5]], [[5] * 7, [6] * 7], [[], [1, 2, 3], [], [4] * 20, []], [[0] * 6, [0]], [[]]])
 def test_an_index_fits_the_shards_it_was_made_of(small_chunks, shards):
     arrays, sizes = tiled(shards)
-    assert index.misfit(arrays, sizes) == ""
+    assert index.find_mismatch(arrays, sizes) == ""
 
 
 def test_any_change_of_a_place_is_a_misfit(small_chunks):
@@ -51,13 +51,13 @@ def test_any_change_of_a_place_is_a_misfit(small_chunks):
         for record in range(len(arrays["shard"])):
             changed = {key: values.copy() for key, values in arrays.items()}
             changed[name][record] += np.array(delta).astype(changed[name].dtype)
-            assert index.misfit(changed, sizes), (name, delta, record)
+            assert index.find_mismatch(changed, sizes), (name, delta, record)
     for number in range(len(sizes)):
-        assert index.misfit(arrays, [size + (i == number) for i, size in enumerate(sizes)])
-    assert index.misfit(arrays, sizes[:-1])
-    assert index.misfit(arrays, [*sizes, 1])
-    assert not index.misfit(arrays, [*sizes, 0])
-    assert index.misfit({name: values[:0] for name, values in arrays.items()}, sizes)
+        assert index.find_mismatch(arrays, [size + (i == number) for i, size in enumerate(sizes)])
+    assert index.find_mismatch(arrays, sizes[:-1])
+    assert index.find_mismatch(arrays, [*sizes, 1])
+    assert not index.find_mismatch(arrays, [*sizes, 0])
+    assert index.find_mismatch({name: values[:0] for name, values in arrays.items()}, sizes)
 
 
 def test_an_index_takes_28_bytes_a_record_and_little_more_while_it_is_loaded_and_checked(tmp_path):
@@ -68,7 +68,7 @@ def test_an_index_takes_28_bytes_a_record_and_little_more_while_it_is_loaded_and
     tracemalloc.start()
     try:
         loaded = index.load(index.index_path(tmp_path, "train"))
-        assert index.misfit(loaded, sizes) == ""
+        assert index.find_mismatch(loaded, sizes) == ""
         assert index.label_counts(loaded["label"], 10).sum() == 2_000_000
         held, peak = tracemalloc.get_traced_memory()
     finally:

@@ -3,7 +3,7 @@ import pytest
 
 from convoy.input_pipeline.reading.order import (
     SAMPLINGS,
-    Windows,
+    Blocks,
     block_positions_to_images,
     class_sampling,
     image_randomness,
@@ -38,7 +38,7 @@ GOLDEN_ORDER = [  # (num_images, seed, epoch, the images at positions 0 to 9 of 
         ],
     ),
 ]
-GOLDEN_WINDOWED = [  # (shard sizes, window, seed, epoch, the images at positions 0 to 9 of that epoch)
+GOLDEN_BLOCKS = [  # (shard sizes, block_size, seed, epoch, the images at positions 0 to 9 of that epoch)
     ((10,), 10, 0, 0, [2, 5, 8, 9, 3, 4, 0, 1, 7, 6]),
     ((4, 6, 5), 8, 0, 0, [2, 5, 7, 6, 3, 4, 0, 1, 11, 10]),
     ((4, 6, 5), 8, 0, 1, [10, 14, 12, 1, 13, 0, 11, 2, 4, 5]),
@@ -183,7 +183,7 @@ def test_the_first_random_numbers_do_not_depend_on_how_many_are_drawn():
         assert np.array_equal(image_randomness(indices, epochs, seed=1, draws=draws), eight[:, :draws])
 
 
-def test_random_numbers_follow_from_image_epoch_and_seed_alone():
+def test_random_numbers_depend_only_on_image_epoch_and_seed():
     indices, epochs = np.array([5, 6, 5, 5]), np.array([0, 0, 1, 0])
     drawn = image_randomness(indices, epochs, seed=1, draws=4)
     assert np.array_equal(drawn[0], drawn[3])
@@ -192,52 +192,52 @@ def test_random_numbers_follow_from_image_epoch_and_seed_alone():
     assert len({row.tobytes() for row in different}) == len(different)
 
 
-@pytest.mark.parametrize(("sizes", "window", "seed", "epoch", "images"), GOLDEN_WINDOWED)
-def test_the_windowed_order_of_existing_runs_never_changes(sizes, window, seed, epoch, images):
+@pytest.mark.parametrize(("sizes", "block_size", "seed", "epoch", "images"), GOLDEN_BLOCKS)
+def test_block_shuffle_golden_values(sizes, block_size, seed, epoch, images):
     positions = epoch * sum(sizes) + np.arange(10)
-    windows = Windows(np.array(sizes), window)
-    at_positions, epochs = block_positions_to_images(positions, windows=windows, seed=seed)
+    blocks = Blocks(np.array(sizes), block_size)
+    at_positions, epochs = block_positions_to_images(positions, blocks=blocks, seed=seed)
     assert at_positions.tolist() == images
     assert epochs.tolist() == [epoch] * 10
 
 
 @pytest.mark.parametrize("sizes", [(1,), (7,), (3, 1, 5), (0, 4, 0, 6), (20, 20, 20), (1, 50, 2)])
-@pytest.mark.parametrize("window", [1, 2, 7, 23, 1000])
-def test_every_epoch_of_windowed_order_shows_each_image_once(sizes, window):
+@pytest.mark.parametrize("block_size", [1, 2, 7, 23, 1000])
+def test_block_shuffle_shows_each_image_once_per_epoch(sizes, block_size):
     num_images = sum(sizes)
-    windows = Windows(np.array(sizes), min(window, num_images))
-    images, epochs = block_positions_to_images(np.arange(4 * num_images), windows=windows, seed=5)
+    blocks = Blocks(np.array(sizes), min(block_size, num_images))
+    images, epochs = block_positions_to_images(np.arange(4 * num_images), blocks=blocks, seed=5)
     for epoch in range(4):
         assert np.array_equal(np.sort(images[epochs == epoch]), np.arange(num_images))
 
 
-def test_a_window_holds_the_images_of_its_positions_and_few_runs_of_neighbours():
-    windows = Windows(np.array([40, 25, 60, 35]), 30)
+def test_block_has_the_images_of_its_positions_in_few_contiguous_runs():
+    blocks = Blocks(np.array([40, 25, 60, 35]), 30)
     positions = np.arange(3 * 160)
-    images, _ = block_positions_to_images(positions, windows=windows, seed=2)
-    numbers = windows.numbers(positions)
-    assert numbers[-1] == 3 * windows.per_epoch - 1
-    for number in range(3 * windows.per_epoch):
-        of_window = windows.images(number, seed=2)
-        assert np.array_equal(np.sort(of_window), np.sort(images[numbers == number]))
-        assert (np.diff(of_window) != 1).sum() <= 2  # it lies in at most three shards
-        assert len(of_window) < 20 or images[numbers == number].tolist() != of_window.tolist()
+    images, _ = block_positions_to_images(positions, blocks=blocks, seed=2)
+    numbers = blocks.numbers(positions)
+    assert numbers[-1] == 3 * blocks.blocks_per_epoch - 1
+    for number in range(3 * blocks.blocks_per_epoch):
+        block = blocks.images(number, seed=2)
+        assert np.array_equal(np.sort(block), np.sort(images[numbers == number]))
+        assert (np.diff(block) != 1).sum() <= 2  # spans at most three shards
+        assert len(block) < 20 or images[numbers == number].tolist() != block.tolist()
 
 
-def test_windowed_order_differs_from_epoch_to_epoch_and_seed_to_seed():
-    windows = Windows(np.array([100] * 10), 128)
-    orders = [block_positions_to_images(np.arange(3000), windows=windows, seed=seed)[0] for seed in range(3)]
+def test_block_shuffle_differs_by_epoch_and_seed():
+    blocks = Blocks(np.array([100] * 10), 128)
+    orders = [block_positions_to_images(np.arange(3000), blocks=blocks, seed=seed)[0] for seed in range(3)]
     epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
     for i, one in enumerate(epochs):
         for other in epochs[:i]:
-            assert (one == other).sum() < 100  # a window that holds the same shard agrees in one place, on average
+            assert (one == other).sum() < 100  # blocks of the same shard agree in one position on average
 
 
-def test_windowed_positions_may_be_asked_for_in_any_order_and_grouping():
-    windows = Windows(np.array([5, 9, 2]), 6)
+def test_block_positions_can_be_queried_in_any_order_and_grouping():
+    blocks = Blocks(np.array([5, 9, 2]), 6)
     positions = np.random.default_rng(0).permutation(60)
-    together, epochs = block_positions_to_images(positions, windows=windows, seed=9)
-    one_by_one = [block_positions_to_images(np.array([p]), windows=windows, seed=9) for p in positions]
+    together, epochs = block_positions_to_images(positions, blocks=blocks, seed=9)
+    one_by_one = [block_positions_to_images(np.array([p]), blocks=blocks, seed=9) for p in positions]
     assert together.tolist() == [images[0] for images, _ in one_by_one]
     assert epochs.tolist() == (positions // 16).tolist()
 
@@ -247,7 +247,7 @@ def labels_of(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("sizes", "name", "seed", "epoch", "images", "passes"), GOLDEN_SAMPLED)
-def test_the_order_of_existing_runs_with_sampling_never_changes(sizes, name, seed, epoch, images, passes):
+def test_class_sampling_golden_values(sizes, name, seed, epoch, images, passes):
     positions = epoch * sum(sizes) + np.arange(10)
     sampling = class_sampling(labels_of(sizes), name)
     at_positions, passes_at = sampled_positions_to_images(positions, sampling=sampling, seed=seed)
@@ -263,13 +263,13 @@ def test_the_order_of_existing_runs_with_sampling_never_changes(sizes, name, see
         ("balanced", [25, 25, 0, 25, 25]),
     ],
 )
-def test_a_class_has_its_share_of_an_epoch(name, quotas):
+def test_class_quotas(name, quotas):
     assert class_sampling(labels_of((1, 4, 0, 25, 70)), name).quotas.tolist() == quotas
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("sizes", [(7,), (1, 1), (1, 2, 9), (0, 30, 0, 3, 1), (5, 5, 5, 5), (1, 200)])
-def test_every_epoch_gives_each_class_its_share_and_its_images_the_same_number_of_turns(name, sizes):
+def test_every_epoch_meets_class_quotas_and_draws_images_equally_often(name, sizes):
     labels = np.random.default_rng(0).permutation(labels_of(sizes))
     sampling, num_images = class_sampling(labels, name), len(labels)
     assert sampling.quotas.sum() == num_images
@@ -281,16 +281,16 @@ def test_every_epoch_gives_each_class_its_share_and_its_images_the_same_number_o
         turns = np.bincount(images[: (epoch + 1) * num_images], minlength=num_images)
         for label in np.flatnonzero(sizes):
             assert np.ptp(turns[labels == label]) <= 1
-    assert len(np.unique(np.stack([images, passes]), axis=1).T) == len(images)  # no image has a pass twice
+    assert len(np.unique(np.stack([images, passes]), axis=1).T) == len(images)  # each (image, pass) once
 
 
-def test_sampled_classes_are_spread_over_the_epoch():
+def test_class_sampling_spreads_classes_over_the_epoch():
     sampling = class_sampling(labels_of((10, 1000, 3000)), "balanced")
     images, _ = sampled_positions_to_images(np.arange(4010), sampling=sampling, seed=0)
     assert chi_square(np.bincount(np.flatnonzero(images < 10) // 401, minlength=10)) < 5
 
 
-def test_sampled_epochs_and_seeds_have_orders_of_their_own():
+def test_class_sampling_differs_by_epoch_and_seed():
     sampling = class_sampling(labels_of((100, 900)), "inverse_sqrt")
     orders = [sampled_positions_to_images(np.arange(3000), sampling=sampling, seed=seed)[0] for seed in range(3)]
     epochs = [order[1000 * epoch : 1000 * (epoch + 1)] for order in orders for epoch in range(3)]
@@ -299,7 +299,7 @@ def test_sampled_epochs_and_seeds_have_orders_of_their_own():
             assert (one == other).sum() < 15
 
 
-def test_sampled_positions_may_be_asked_for_in_any_order_and_grouping():
+def test_sampled_positions_can_be_queried_in_any_order_and_grouping():
     sampling = class_sampling(labels_of((1, 7, 3)), "balanced")
     positions = np.random.default_rng(0).permutation(80)
     together = sampled_positions_to_images(positions, sampling=sampling, seed=9)

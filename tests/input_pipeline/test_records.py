@@ -70,7 +70,7 @@ def test_walk_of_an_empty_file_gives_nothing(tmp_path):
 def test_walk_names_shard_and_offset_where_a_file_is_cut_short(tmp_path, cut):
     shard = write(tmp_path / "shard", [b"x" * 100, b"y" * 100])
     shard.write_bytes(shard.read_bytes()[:-cut])
-    with pytest.raises(DataError, match=rf"{re.escape(str(shard))}.* offset (0|116)\b.*cut short"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(shard))}.* offset (0|116)\b.*truncated"):
         list(records.walk(shard))
 
 
@@ -125,5 +125,5 @@ def test_a_record_that_is_whole_but_not_the_indexed_one_is_refused(tmp_path):
 
 def test_a_record_beyond_the_end_of_its_shard_is_refused(tmp_path):
     shard = write(tmp_path / "shard", [b"x" * 100])
-    with pytest.raises(DataError, match=r"cut short \(0 of 116 bytes\)"):
+    with pytest.raises(DataError, match=r"truncated \(0 of 116 bytes\)"):
         read([shard], [0], [116], [100], [0])

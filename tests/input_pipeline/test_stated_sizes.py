@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.records import RecordError
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
@@ -95,7 +96,9 @@ def test_raw_pixels_of_another_size_than_their_record_states_are_named_or_substi
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.evaluation(slices), -1)
     offset = split.offset[WRONG]
-    assert f"record {WRONG} at offset {offset} is whole but holds no image that can be decoded" in str(reader.explain())
+    error = reader.explain()
+    assert isinstance(error, RecordError) and (error.index, error.offset) == (WRONG, offset)
+    assert "decoded" in error.reason
     reader.close()
 
     reader, taken = Reader(split, Crop(SIZE), on_corrupt="substitute"), []

@@ -1,4 +1,4 @@
-"""Records that cannot be used, and those that stand in for them."""
+"""Substitution of records that cannot be used."""
 
 import dataclasses
 import threading
@@ -11,10 +11,20 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
-from tests.input_pipeline.streams import SIZE, assert_same, columns_of, flip, make_split, stream, without_image
+from convoy.input_pipeline.reading.record_reader import RecordReader
+from tests.input_pipeline.streams import (
+    SIZE,
+    assert_names_record,
+    assert_same,
+    columns_of,
+    flip,
+    make_split,
+    stream,
+    without_image,
+)
 
 IMAGES, FLIPPED = 60, (0, 17, 59)
-WINDOWED = {"shuffle": "block", "block_size": 14}
+BLOCK_SHUFFLE = {"shuffle": "block", "block_size": 14}
 SUBSTITUTE = {"on_corrupt": "substitute"}
 
 
@@ -32,7 +42,7 @@ def damaged(tmp_path_factory):
 
 
 def substitutes_in(seen, undamaged) -> dict[int, set[int]]:
-    """Returns, for each image that is missing in `seen`, those in its places."""
+    """Returns the substitutes of each image that is missing in `seen`."""
     changed = undamaged["index"] != seen["index"]
     assert_same(seen, undamaged, where=~changed)
     return {
@@ -40,8 +50,8 @@ def substitutes_in(seen, undamaged) -> dict[int, set[int]]:
     }
 
 
-@pytest.mark.parametrize("order", [{}, WINDOWED], ids=["global", "block"])
-def test_a_damaged_record_always_has_the_same_one_in_its_place_with_that_ones_label(whole, damaged, order):
+@pytest.mark.parametrize("order", [{}, BLOCK_SHUFFLE], ids=["global", "block"])
+def test_damaged_record_always_has_the_same_substitute_with_its_label(whole, damaged, order):
     undamaged = stream(whole, 30, **order)
     seen = stream(damaged, 30, **SUBSTITUTE, **order)
     places = substitutes_in(seen, undamaged)
@@ -53,9 +63,12 @@ def test_a_damaged_record_always_has_the_same_one_in_its_place_with_that_ones_la
         assert label == index and np.array_equal(image, by_index[index])
 
 
-def test_substitutes_depend_neither_on_the_order_nor_on_workers_nor_on_where_a_run_starts(whole, damaged):
+def test_substitutes_do_not_depend_on_order_workers_or_start_step(whole, damaged):
     expected = substitutes_in(stream(damaged, 30, **SUBSTITUTE), stream(whole, 30))
-    assert substitutes_in(stream(damaged, 30, **SUBSTITUTE, **WINDOWED), stream(whole, 30, **WINDOWED)) == expected
+    assert (
+        substitutes_in(stream(damaged, 30, **SUBSTITUTE, **BLOCK_SHUFFLE), stream(whole, 30, **BLOCK_SHUFFLE))
+        == expected
+    )
     late = {"start_step": 11}
     assert substitutes_in(stream(damaged, 30, **SUBSTITUTE, **late), stream(whole, 30, **late)) == expected
     found = {}
@@ -65,16 +78,16 @@ def test_substitutes_depend_neither_on_the_order_nor_on_workers_nor_on_where_a_r
     assert found == expected
 
 
-def test_what_is_substituted_is_told_with_shard_offset_index_and_reason(damaged):
+def test_substitutions_name_shard_offset_index_and_reason(damaged):
     reader = Reader(damaged, Crop(SIZE), **SUBSTITUTE)
     assert reader.substituted(np.arange(IMAGES), seed=3) == []
     seen = columns_of(reader.training(BatchSlice(10), seed=3), 6)
-    told = reader.substituted(np.arange(IMAGES), seed=3)
-    assert sorted(substitution.index for substitution in told) == list(FLIPPED)
-    for substitution in told:
+    found = reader.substituted(np.arange(IMAGES), seed=3)
+    assert sorted(substitution.index for substitution in found) == list(FLIPPED)
+    for substitution in found:
         assert substitution.shard == str(damaged.shard_paths[damaged.shard[substitution.index]])
         assert substitution.offset == damaged.offset[substitution.index]
-        assert substitution.reason.startswith("is corrupt (its bytes give checksum 0x")
+        assert "checksum" in substitution.reason
         assert substitution.substitute in seen["index"]
     assert np.array_equal(reader.images_at(np.arange(IMAGES), seed=3), seen["index"])
     reader.close()
@@ -84,11 +97,11 @@ def test_evaluation_substitutes_nothing(damaged):
     reader = Reader(damaged, Crop(SIZE), **SUBSTITUTE)
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.evaluation(BatchSlice(10)), -1)
-    assert "record 0 at offset 0 is corrupt" in str(reader.explain())
+    assert_names_record(reader.explain(), damaged, 0)
     reader.close()
 
 
-def test_what_cannot_be_decoded_ends_the_stream_which_goes_on_once_it_is_mended(tmp_path, whole):
+def test_undecodable_images_end_the_stream_until_recover_substitutes_them(tmp_path, whole):
     split = make_split(tmp_path, IMAGES)
     for index in (8, 9, 33):
         split = without_image(split, index)
@@ -107,66 +120,67 @@ def test_what_cannot_be_decoded_ends_the_stream_which_goes_on_once_it_is_mended(
         except tf.errors.OpError:
             ends += 1
             assert reader.recover(slices, len(taken), seed=3)
-    assert ends == 1  # it looks ahead
+    assert ends == 1  # recover also checks the following steps
     seen = {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
     assert substitutes_in(seen, stream(whole, 30)).keys() == {8, 9, 20, 33}
-    told = {each.index: each.reason for each in reader.substituted(np.arange(IMAGES), seed=3)}
-    assert told.keys() == {8, 9, 20, 33} and told[8] == "is whole but holds no image that can be decoded"
-    assert not reader.recover(slices, 0, seed=3)  # nothing is left to mend
+    reasons = {each.index: each.reason for each in reader.substituted(np.arange(IMAGES), seed=3)}
+    assert reasons.keys() == {8, 9, 20, 33}
+    assert "decoded" in reasons[8] and "checksum" in reasons[20]
+    assert not reader.recover(slices, 0, seed=3)  # nothing is left to substitute
     reader.close()
 
 
-def test_what_ended_a_stream_is_looked_for_by_several_threads(tmp_path, monkeypatch):
+def test_explain_checks_records_in_several_threads(tmp_path, monkeypatch):
     split = without_image(make_split(tmp_path, 12), 11)
     reader = Reader(split, Crop(SIZE), draws=4)
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.training(BatchSlice(12), seed=3), 1)
-    together, problem_of = threading.Barrier(2), reader._problem_of
+    both, problem = threading.Barrier(2), RecordReader.problem
 
-    def meeting(index):
-        together.wait(30)  # for another thread
-        return problem_of(index)
+    def wait_for_other_thread(records, index):
+        both.wait(30)
+        return problem(records, index)
 
-    monkeypatch.setattr("convoy.input_pipeline.reading.reader.usable_cores", lambda: 2)
-    monkeypatch.setattr(reader, "_problem_of", meeting)
-    assert "record 11 at offset" in str(reader.explain())
+    monkeypatch.setattr("convoy.input_pipeline.reading.record_reader.usable_cores", lambda: 2)
+    monkeypatch.setattr(RecordReader, "problem", wait_for_other_thread)
+    assert_names_record(reader.explain(), split, 11)
     reader.close()
 
 
-def test_without_substitutes_nothing_is_mended(tmp_path):
+def test_recover_does_nothing_without_substitution(tmp_path):
     split = without_image(make_split(tmp_path, 12), 7)
     reader = Reader(split, Crop(SIZE), draws=4)
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.training(BatchSlice(4), seed=3), 3)
     assert not reader.recover(BatchSlice(4), 0, seed=3)
-    assert "record 7 at offset" in str(reader.explain())
+    assert_names_record(reader.explain(), split, 7)
     reader.close()
 
 
-def test_data_with_nothing_that_can_be_used_is_refused(tmp_path):
+def test_split_without_any_usable_record_raises(tmp_path):
     split = make_split(tmp_path, 6)
     for index in range(6):
         flip(split, index)
     reader = Reader(split, Crop(SIZE), draws=4, **SUBSTITUTE)
     with pytest.raises(tf.errors.OpError):
         columns_of(reader.training(BatchSlice(4), seed=3), 1)
-    assert isinstance(reader.explain(), DataError)
-    assert "none of 100 others, tried in its place, can be used either" in str(reader.explain())
+    error = reader.explain()
+    assert isinstance(error, DataError) and "substitute" in str(error) and "100" in str(error)
     reader.close()
 
 
-def test_a_shard_that_was_cut_short_is_substituted_from_there_on(tmp_path, whole):
+def test_records_after_the_cut_of_a_truncated_shard_are_substituted(tmp_path, whole):
     split = make_split(tmp_path, IMAGES)
     cut = 30
     with open(split.shard_paths[split.shard[cut]], "r+b") as file:
         file.truncate(int(split.offset[cut]) + 20)
     missing = {index for index in range(cut, IMAGES) if split.shard[index] == split.shard[cut]}
-    for order in ({}, WINDOWED):
+    for order in ({}, BLOCK_SHUFFLE):
         places = substitutes_in(stream(split, 15, **SUBSTITUTE, **order), stream(whole, 15, **order))
         assert places.keys() == missing
 
 
-def test_one_image_of_two_can_stand_in_for_the_other(tmp_path):
+def test_one_of_two_images_can_substitute_the_other(tmp_path):
     split = make_split(tmp_path, 2, shards=1)
     flip(split, 0)
     seen = stream(dataclasses.replace(split), 3, slices=BatchSlice(4), **SUBSTITUTE)

@@ -23,7 +23,7 @@ def test_a_prepared_dataset_is_converted_with_its_splits_and_labels(tmp_path, ca
     from convoy.input_pipeline.dataset.examples import from_bytes, read_features
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import Reader
-    from tests.input_pipeline.foreign_sets import prepare_with_tfds
+    from tests.input_pipeline.external_sets import prepare_with_tfds
 
     prepare_with_tfds(tmp_path / "tfds")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -70,7 +70,7 @@ def test_flags_that_conflict_with_a_prepared_dataset_are_refused(tmp_path, capsy
 @pytest.fixture
 def shards(tmp_path):
     """A folder of shards. Class 0 has no images, and all validation images are also in train."""
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     folder = write_like_model_garden(tmp_path / "shards", range(12), "train")
     return write_like_model_garden(folder, range(6), "validation")
@@ -95,7 +95,7 @@ def test_an_empty_class_may_be_missing_in_the_existing_dataset(tmp_path, shards)
 
 
 def test_bad_images_are_limited_per_split(tmp_path):
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "shards", range(30), "train")
     files = [b"\xff\xd8 is how it begins", encode(pixels(40), "jpeg"), encode(pixels(41), "jpeg")]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.reading.order import positions_to_images
-from convoy.input_pipeline.reading.reader import Reader
+from convoy.input_pipeline.reading.record_reader import RecordReader
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.session.training_input import TrainingInput
@@ -20,13 +20,13 @@ IMAGES, NO_IMAGE = 64, 63
 @pytest.fixture
 def check_counts(monkeypatch):
     """Counts how often each image is checked individually."""
-    counts, problem_of = collections.Counter(), Reader._problem_of
+    counts, problem = collections.Counter(), RecordReader.problem
 
     def counting(reader, index):
         counts[index] += 1
-        return problem_of(reader, index)
+        return problem(reader, index)
 
-    monkeypatch.setattr(Reader, "_problem_of", counting)
+    monkeypatch.setattr(RecordReader, "problem", counting)
     return counts
 
 

@@ -1,5 +1,6 @@
 """Reports every substituted record once: on the console, in events.jsonl, and as a count at the end of the run."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Substitutions:
         for substitution in found:
             if substitution.index not in self._sent:
                 self._sent.add(substitution.index)
-                self._worker_group.send_to_chief({"step": step, **substitution._asdict()})
+                self._worker_group.send_to_chief({"step": step, **dataclasses.asdict(substitution)})
         for record in self._worker_group.receive():
             if record["index"] not in self._indices:
                 self._indices.add(record["index"])

@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop, resize
-from convoy.input_pipeline.tf_startup import stderr_set_aside
+from convoy.input_pipeline.tf_startup import captured_stderr
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.layers import with_keras_layers
 
@@ -86,7 +86,7 @@ def write(file_format: str, model: ServingModel, path: Path) -> None:
     """
     writer = {"saved_model": _saved_model, "keras": _keras, "litert": _litert, "onnx": _onnx}[file_format]
     failure: Exception | None = None
-    with stderr_set_aside(), contextlib.redirect_stdout(io.StringIO()):
+    with captured_stderr(), contextlib.redirect_stdout(io.StringIO()):
         try:
             writer(model, path)
         except Exception as error:  # raised below: raised here, it would release the converter's output

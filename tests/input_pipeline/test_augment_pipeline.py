@@ -60,40 +60,40 @@ def test_every_operation_can_be_written_with_arguments_in_its_range():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
-        ("crop | flp", "operation 2, 'flp': no such operation (did you mean 'flip'?). There are crop, flip, "),
-        ("flip | | trivial", "operation 2, '': no such operation. There are crop, "),
-        ("flip |", "operation 2, '': no such operation."),
-        ("flip trivial", "operation 1, 'flip trivial': write flip or flip(...), and | between operations."),
+        ("crop | flp", "operation 2, 'flp': unknown operation (did you mean 'flip'?)"),
+        ("flip | | trivial", "operation 2, '': unknown operation"),
+        ("flip |", "operation 2, '': unknown operation"),
+        ("flip trivial", "operation 1, 'flip trivial': write flip or flip(...)"),
         ("crop(64", "operation 1, 'crop(64': write crop or crop(...)"),
-        ("flip | crop", "operation 2, 'crop': crop must come first"),
-        ("crop | crop", "operation 2, 'crop': crop must come first"),
-        ("crop(32)", "the size must be config.image_size=64: leave it out, or change either."),
-        ("crop(scale=0..1)", "scale=0..1: give a range LOW..HIGH from 0.0001 to 1."),
-        ("crop(scale=1..0.5)", "scale=1..0.5: give a range LOW..HIGH"),
-        ("crop(scale=0.5)", "scale=0.5: give a range LOW..HIGH"),
-        ("crop(sacle=0.5..1)", "no argument 'sacle' (did you mean 'scale'?). There is size, scale."),
-        ("flip | erase(2)", "operation 2, 'erase(2)': probability=2: give a number from 0 to 1."),
-        ("erase(nan)", "probability=nan: give a number from 0 to 1."),
+        ("flip | crop", "operation 2, 'crop': crop must be the first"),
+        ("crop | crop", "operation 2, 'crop': crop must be the first"),
+        ("crop(32)", "config.image_size=64"),
+        ("crop(scale=0..1)", "scale=0..1: must be a range LOW..HIGH from 0.0001 to 1."),
+        ("crop(scale=1..0.5)", "scale=1..0.5: must be a range LOW..HIGH"),
+        ("crop(scale=0.5)", "scale=0.5: must be a range LOW..HIGH"),
+        ("crop(sacle=0.5..1)", "'sacle' (did you mean 'scale'?)"),
+        ("flip | erase(2)", "operation 2, 'erase(2)': probability=2: must be a number from 0 to 1."),
+        ("erase(nan)", "probability=nan: must be a number from 0 to 1."),
         ("erase(0.5, probability=0.1)", "probability is given twice."),
-        ("brightness", "share is missing: write brightness(X), with X a number from 0 to 1."),
+        ("brightness", "share is missing: write brightness(X)"),
         ("brightness(,)", "too many arguments: brightness takes share."),
-        ("posterize(2.5)", "bits=2.5: give a whole number from 1 to 8."),
-        ("rand(2, 31)", "magnitude=31: give a whole number from 0 to 30."),
+        ("posterize(2.5)", "bits=2.5: must be an integer from 1 to 8."),
+        ("rand(2, 31)", "magnitude=31: must be an integer from 0 to 30."),
         ("trivial(9)", "too many arguments: trivial takes no arguments."),
-        ("rotate(fast)", "degrees=fast: give a number from 0 to 180."),
+        ("rotate(fast)", "degrees=fast: must be a number from 0 to 180."),
     ],
 )
-def test_what_is_no_line_names_the_operation_its_place_and_the_mend(text, told):
+def test_errors_name_operation_position_and_fix(text, named):
     with pytest.raises(UsageError) as caught:
         parsed(text)
     assert str(caught.value).startswith("config.augment.ops: operation ")
-    assert told in str(caught.value)
+    assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_is_parsed_without_tensorflow():
+def test_parsing_does_not_import_tensorflow():
     code = "import sys; from convoy.input_pipeline.augment.pipeline import parse_pipeline"
     code += "; parse_pipeline('crop | trivial', image_size=8)"
     code += "; assert 'tensorflow' not in sys.modules"

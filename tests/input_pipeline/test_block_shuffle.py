@@ -1,4 +1,4 @@
-"""Windowed order through the reader, from a folder and from paths that TensorFlow reads."""
+"""Block shuffle through the reader, from local directories and from paths that TensorFlow reads."""
 
 import collections
 import dataclasses
@@ -12,15 +12,15 @@ from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD
 from convoy.input_pipeline.dataset.storage import RemotePath, Shards, dataset_path, is_remote
+from convoy.input_pipeline.reading.blocks import make_blocks
 from convoy.input_pipeline.reading.decode import Crop
-from convoy.input_pipeline.reading.order import Windows, block_positions_to_images
+from convoy.input_pipeline.reading.order import Blocks, block_positions_to_images
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
-from convoy.input_pipeline.reading.windows import windows_of
 from tests.input_pipeline.images import draw_classes
 from tests.input_pipeline.streams import SIZE, assert_same, columns_of, make_split, stream
 
 IMAGES = 60
-WINDOWED = {"shuffle": "block", "block_size": 14}
+BLOCK_SHUFFLE = {"shuffle": "block", "block_size": 14}
 
 
 @pytest.fixture(scope="module")
@@ -35,87 +35,87 @@ def remote(split):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Notes each (shard, offset, size) that is read."""
-    noted = []
+    """Records each (shard, offset, size) that is read."""
+    recorded = []
     read = Shards.read
 
-    def noting(shards, shard, offset, size):
-        noted.append((shard, offset, size))
+    def recording(shards, shard, offset, size):
+        recorded.append((shard, offset, size))
         return read(shards, shard, offset, size)
 
-    monkeypatch.setattr(Shards, "read", noting)
-    return noted
+    monkeypatch.setattr(Shards, "read", recording)
+    return recorded
 
 
-def test_it_shows_every_image_once_an_epoch_in_the_order_of_its_positions(split):
-    seen = stream(split, 30, **WINDOWED)
-    windows = Windows(np.bincount(split.shard), 14)
-    expected, _ = block_positions_to_images(np.arange(240), windows=windows, seed=3)
+def test_stream_follows_block_positions_and_shows_each_image_once_per_epoch(split):
+    seen = stream(split, 30, **BLOCK_SHUFFLE)
+    blocks = Blocks(np.bincount(split.shard), 14)
+    expected, _ = block_positions_to_images(np.arange(240), blocks=blocks, seed=3)
     assert np.array_equal(seen["index"], expected)
     assert np.array_equal(seen["label"], seen["index"])
     for epoch in range(4):
         assert np.array_equal(np.sort(seen["index"][epoch * IMAGES : (epoch + 1) * IMAGES]), np.arange(IMAGES))
 
 
-def test_an_image_is_the_same_as_in_global_order(split):
-    in_windows, in_all = (stream(split, 15, **options) for options in (WINDOWED, {}))
-    by_index = [seen["image"][np.argsort(seen["index"][:IMAGES])] for seen in (in_windows, in_all)]
+def test_images_equal_those_of_global_shuffle(split):
+    in_blocks, in_all = (stream(split, 15, **options) for options in (BLOCK_SHUFFLE, {}))
+    by_index = [seen["image"][np.argsort(seen["index"][:IMAGES])] for seen in (in_blocks, in_all)]
     assert np.array_equal(*by_index)
 
 
 @pytest.mark.parametrize("start_step", [1, 5, 11])
-def test_to_resume_at_a_step_is_to_have_run_from_the_start(split, start_step):
-    whole = stream(split, 16, crop=Crop(8, 0.3), **WINDOWED)
-    resumed = stream(split, 16 - start_step, crop=Crop(8, 0.3), start_step=start_step, **WINDOWED)
+def test_resuming_equals_running_from_the_start(split, start_step):
+    whole = stream(split, 16, crop=Crop(8, 0.3), **BLOCK_SHUFFLE)
+    resumed = stream(split, 16 - start_step, crop=Crop(8, 0.3), start_step=start_step, **BLOCK_SHUFFLE)
     assert_same(resumed, {name: column[8 * start_step :] for name, column in whole.items()})
 
 
-def test_workers_together_read_what_one_process_reads(split):
-    whole = stream(split, 12, slices=BatchSlice(8, replicas=2), **WINDOWED)
+def test_workers_read_disjoint_parts_of_the_single_process_stream(split):
+    whole = stream(split, 12, slices=BatchSlice(8, replicas=2), **BLOCK_SHUFFLE)
     for worker in range(2):
-        own = stream(split, 6, slices=BatchSlice(8, 2, first_replica=worker, local_replicas=1), **WINDOWED)
+        own = stream(split, 6, slices=BatchSlice(8, 2, first_replica=worker, local_replicas=1), **BLOCK_SHUFFLE)
         for step in range(6):
             start = 8 * step + 4 * worker
             part = {name: column[4 * step : 4 * step + 4] for name, column in own.items()}
             assert_same(part, {name: column[start : start + 4] for name, column in whole.items()})
 
 
-def test_a_window_is_read_once_and_by_few_long_reads(split, reads):
-    stream(split, 150, **WINDOWED)
-    windows = Windows(np.bincount(split.shard), 14)
+def test_each_block_takes_few_long_reads(split, reads):
+    stream(split, 150, **BLOCK_SHUFFLE)
+    blocks = Blocks(np.bincount(split.shard), 14)
     expected = collections.Counter()
-    for number in range(3 * windows.per_epoch):
-        images = np.sort(windows.images(number, seed=3))
+    for number in range(3 * blocks.blocks_per_epoch):
+        images = np.sort(blocks.images(number, seed=3))
         for shard in np.unique(split.shard[images]):
             of_shard = images[split.shard[images] == shard]
             start = split.offset[of_shard[0]]
             end = split.offset[of_shard[-1]] + split.length[of_shard[-1]] + FRAME_OVERHEAD
             expected[int(shard), int(start), int(end - start)] += 1
-    assert len(expected) < 3 * windows.per_epoch * 3
+    assert len(expected) < 3 * blocks.blocks_per_epoch * 3
     counted = collections.Counter(reads)
     for read, times in expected.items():
         assert counted[read] >= times, read
-    assert sum(counted.values()) < IMAGES * 20 // 3  # 20 epochs and what was read ahead; one by one: three times that
+    assert sum(counted.values()) < IMAGES * 20 // 3  # 20 epochs and prefetch; single reads would be three times as many
 
 
 @pytest.mark.parametrize(
     ("record_bytes", "records"), [(1000, 67_108), (2**16, 1024), (2**18, 1024), (2**20, 512), (2**30, 1)]
 )
-def test_a_window_is_some_megabytes_and_several_batches_as_far_as_memory_allows(split, record_bytes, records):
+def test_default_block_size(split, record_bytes, records):
     many = np.zeros(100_000, np.int32)
     large = dataclasses.replace(split, shard=many, length=np.full(100_000, record_bytes))
-    assert windows_of(large).size == records
-    assert windows_of(large, 7).size == 7
-    assert windows_of(split).size == IMAGES
+    assert make_blocks(large).size == records
+    assert make_blocks(large, 7).size == 7
+    assert make_blocks(split).size == IMAGES
 
 
-class TestAPathOfTensorFlows:
-    def test_gives_the_same_batches_as_the_folder(self, split, remote):
-        local, far = (stream(each, 20, crop=Crop(8, 0.3), **WINDOWED) for each in (split, remote))
+class TestTensorFlowPath:
+    def test_same_batches_as_local_directory(self, split, remote):
+        local, far = (stream(each, 20, crop=Crop(8, 0.3), **BLOCK_SHUFFLE) for each in (split, remote))
         assert_same(local, far)
 
     @pytest.mark.parametrize("slices", [BatchSlice(7), BatchSlice(8, 4, first_replica=2, local_replicas=1)])
-    def test_is_evaluated_like_the_folder_by_few_reads(self, split, remote, reads, slices):
+    def test_evaluation_equals_local_directory_with_few_reads(self, split, remote, reads, slices):
         seen = []
         for each in (split, remote):
             reads.clear()
@@ -125,24 +125,24 @@ class TestAPathOfTensorFlows:
         assert_same(*seen)
         assert len(reads) <= len(split.shard_paths)
 
-    def test_is_refused_in_global_order_with_the_flag_to_give(self, remote):
-        with pytest.raises(UsageError, match=r"file://.* no folder .* --config.shuffle=block"):
+    def test_global_shuffle_is_refused_with_the_flag_to_pass(self, remote):
+        with pytest.raises(UsageError, match=r"file://.*--config.shuffle=block"):
             Reader(remote, Crop(8)).training(BatchSlice(4), seed=0)
 
-    def test_that_fails_is_no_fault_of_a_record(self, tmp_path):
+    def test_file_system_error_is_not_a_data_error(self, tmp_path):
         split = make_split(tmp_path, 9)
         gone = tuple(RemotePath(f"file://{path}-gone") for path in split.shard_paths)
-        reader = Reader(dataclasses.replace(split, shard_paths=gone), Crop(8), on_corrupt="substitute", **WINDOWED)
+        reader = Reader(dataclasses.replace(split, shard_paths=gone), Crop(8), on_corrupt="substitute", **BLOCK_SHUFFLE)
         with pytest.raises(tf.errors.OpError):
             columns_of(reader.training(BatchSlice(4), seed=0), 1)
         error = reader.explain()
         assert isinstance(error, ConvoyError) and not isinstance(error, DataError)
-        assert "-gone: bytes 0 to " in str(error)
+        assert "-gone" in str(error) and "bytes 0" in str(error)
         reader.close()
 
 
 @pytest.mark.parametrize("scheme", ["file", "ram"])
-def test_a_dataset_directory_opens_by_its_scheme(tmp_path, scheme):
+def test_dataset_opens_by_scheme(tmp_path, scheme):
     images = draw_classes(tmp_path / "photos", {"a": 3, "b": 4}, size=SIZE)
     convert(Options(images=images, output=tmp_path / "data", validation_fraction=0, shards=2, workers=1))
     directory = f"file://{tmp_path}/data"
@@ -150,27 +150,27 @@ def test_a_dataset_directory_opens_by_its_scheme(tmp_path, scheme):
         directory = "ram://bucket/data"
         tf.io.gfile.makedirs(directory)
         for path in (tmp_path / "data").iterdir():
-            if path.suffix != ".idx":  # this file system takes a name that begins another one's for a folder
+            if path.suffix != ".idx":  # ram:// treats a name that is a prefix of another as a directory
                 tf.io.gfile.copy(str(path), f"{directory}/{path.name}")
     local, far = open_dataset(tmp_path / "data"), open_dataset(directory)
     assert str(far.directory) == directory
     assert far.digest("train") == local.digest("train")
-    assert_same(stream(far.split("train"), 4, **WINDOWED), stream(local.split("train"), 4, **WINDOWED))
+    assert_same(stream(far.split("train"), 4, **BLOCK_SHUFFLE), stream(local.split("train"), 4, **BLOCK_SHUFFLE))
 
 
 @pytest.mark.parametrize(
-    ("directory", "said"),
+    ("directory", "named"),
     [
-        ("file:///nowhere/data", "file:///nowhere/data does not exist"),
-        ("nosuch://bucket/data", "nosuch://bucket/data: TensorFlow here has no file system nosuch://. Mount it"),
+        ("file:///nowhere/data", "file:///nowhere/data"),
+        ("nosuch://bucket/data", "nosuch://"),
     ],
 )
-def test_a_path_that_cannot_be_read_is_named(directory, said):
-    with pytest.raises(ConvoyError, match=said):
+def test_unreadable_path_is_named(directory, named):
+    with pytest.raises(ConvoyError, match=named):
         open_dataset(directory)
 
 
-def test_two_slashes_stay_two():
+def test_remote_path_keeps_the_double_slash():
     path = dataset_path("gs://bucket/data/")
     assert is_remote(path) and not is_remote("data") and not is_remote("/a//b")
     assert (str(path), str(path / "a"), path.name, str(path.parent)) == (

@@ -17,7 +17,7 @@ from tests.input_pipeline.images import pixels
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from tests.input_pipeline.foreign_sets import prepare_with_tfds
+    from tests.input_pipeline.external_sets import prepare_with_tfds
 
     return prepare_with_tfds(tmp_path_factory.mktemp("tfds"))
 
@@ -69,7 +69,7 @@ def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
 
 def test_an_index_is_kept_and_used_until_the_shards_change(photos, capfd):
     first = open_dataset(photos)
-    assert "has no index of its records yet" in capfd.readouterr().err
+    assert "index missing" in capfd.readouterr().err
     assert sorted(path.name for path in (photos / ".convoy").iterdir()) == [
         f"index-{split}.npz" for split in ("test", "train", "validation")
     ]
@@ -127,11 +127,11 @@ def test_processes_that_open_a_directory_at_once_leave_one_whole_index(photos, c
 def test_a_split_without_labels_can_be_opened_and_not_used(photos):
     dataset = open_dataset(photos)
     assert dataset.split("train").num_images == 60
-    with pytest.raises(DataError, match="split 'test' of .* record 0 has label -1, and labels are from 0 to 2"):
+    with pytest.raises(DataError, match="split 'test' of .* record 0 has label -1.* from 0 to 2"):
         dataset.split("test")
     with pytest.raises(DataError, match="record 0 has label -1"):
         dataset.digest("test")
-    with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\).*Splits are told by"):
+    with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\)"):
         dataset.split("valid")
 
 
@@ -179,7 +179,7 @@ def test_a_tfds_directory_without_names_has_numbers(photos):
 def test_shards_like_model_gardens_are_read(tmp_path):
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import BatchSlice, Reader
-    from tests.input_pipeline.foreign_sets import write_like_model_garden
+    from tests.input_pipeline.external_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "imagenet", range(12), "train")
     write_like_model_garden(tmp_path / "imagenet", range(12, 15), "validation", shards=1)
@@ -262,12 +262,12 @@ def test_ctrl_c_ends_the_reading_of_headers_at_once(tmp_path):
 
 def test_the_folder_around_datasets_is_not_taken_for_one(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "2.0.0")
-    refused(f"{tmp_path} is no dataset itself, and {photos} in it is one: give --data={photos}", tmp_path)
+    refused(f"{tmp_path} .*--data={photos}", tmp_path)
 
 
 def test_records_with_other_keys_are_named(tmp_path):
     write_shard(tmp_path / "train.tfrecord", [0], image_key="jpg", label_key="cls")
-    refused("the records hold cls, jpg. Wanted: image/encoded and image/class/label, or image and label", tmp_path)
+    refused("cls, jpg.*image/encoded and image/class/label", tmp_path)
 
 
 def test_compressed_records_are_named(tmp_path):
@@ -275,7 +275,7 @@ def test_compressed_records_are_named(tmp_path):
 
     with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord"), "GZIP") as writer:
         writer.write(records.example({"image": b"x", "label": 0}))
-    refused("is compressed with GZIP", tmp_path)
+    refused("GZIP", tmp_path)
 
 
 def test_a_class_is_named_after_its_text_where_that_is_clear(tmp_path):

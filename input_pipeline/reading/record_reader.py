@@ -1,0 +1,188 @@
+"""Reads records by index, checks every checksum, and finds or substitutes records that cannot be used.
+
+    reader = RecordReader(split)
+    payloads = reader.read(np.array([3, 7]))        # RecordError: a damaged record
+    problem = reader.problem(3)                     # None, or a RecordError
+
+Single records are read from local shards. Blocks, and any records of remote shards, are read by byte ranges (`blocks`).
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from convoy.core.processes import usable_cores
+from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, RecordError
+from convoy.input_pipeline.dataset.storage import Shards
+from convoy.input_pipeline.reading.blocks import RangeReader
+from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.decode import decode, parse_records
+from convoy.input_pipeline.reading.order import Blocks
+from convoy.input_pipeline.reading.substitutes import Substitutes
+
+
+class RecordReader:
+    """Reads the records of one split. Keeps the shards open until `close`; safe to use from several threads.
+
+    Attributes:
+      shards: the split's files.
+      substitutes: replacements of records that cannot be used; None where such records raise.
+    """
+
+    def __init__(self, split: Split, *, blocks: Blocks | None = None, on_corrupt: str = "raise"):
+        """Opens the shards.
+
+        Args:
+          split: what to read.
+          blocks: the blocks of a block shuffle; None with global shuffle.
+          on_corrupt: `raise` or `substitute`, for `read_training`.
+
+        Raises:
+          DataError: a shard cannot be opened.
+        """
+        self.shards = Shards(split.shard_paths)
+        self.substitutes = Substitutes(split.num_images, self.problem) if on_corrupt == "substitute" else None
+        self._split = split
+        self._blocks = blocks
+        self._ranges = RangeReader(split, self.shards, blocks) if self.shards.are_remote or blocks else None
+        self._decode_one = _single_decoder(split)
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the payloads of records.
+
+        Args:
+          indices: [n] integers in [0, num_images).
+
+        Raises:
+          RecordError: a record's length or checksum is wrong; names shard, offset and image index.
+          ConvoyError: the file system fails.
+        """
+        remote = self._ranges if self.shards.are_remote else None
+        return self._checked(remote.read(indices) if remote else self._single_frames(indices), indices)
+
+    def read_training(
+        self, positions: np.ndarray, indices: np.ndarray, *, seed: int, cache: PixelCache | None = None
+    ) -> tuple[np.ndarray, list[bytes], np.ndarray]:
+        """Reads the records of training positions, with substitutes, and without those whose image is cached.
+
+        Args:
+          positions: [n] int64, of the training stream.
+          indices: [n] int64, the images at these positions.
+          seed: the run's seed.
+          cache: of decoded images.
+
+        Returns:
+          indices [n] int64 after substitution, payloads [n], and whether the image is cached [n] bool. The payload of
+          a cached image is empty.
+
+        Raises:
+          RecordError: a record cannot be used, and records are not substituted.
+          ConvoyError: the file system fails.
+        """
+        used = self.substitutes.applied(indices) if self.substitutes else indices
+        cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
+        missing = np.flatnonzero(~cached)
+        try:
+            if self._blocks and self._ranges and len(missing):
+                replaced = (used != indices)[missing]
+                numbers = self._blocks.numbers(positions[missing])
+                frames = self._block_frames(self._ranges, numbers, used[missing], replaced, seed)
+            else:
+                frames = self._single_frames(used[missing])
+            read = self._checked(frames, used[missing])
+        except RecordError:
+            if not self.substitutes:
+                raise
+            used = np.array([self._usable(self.substitutes, index) for index in used.tolist()])
+            cached, missing = np.zeros(len(used), bool), np.arange(len(used))
+            read = self._checked(self._single_frames(used), used)
+        payloads = [b""] * len(used)
+        for place, payload in zip(missing.tolist(), read, strict=True):
+            payloads[place] = payload
+        return used, payloads, cached
+
+    def images(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Returns whole images, each [height, width, 3] uint8.
+
+        Args:
+          indices: [n] integers in [0, num_images).
+
+        Raises:
+          tf.errors.OpError: an image cannot be decoded.
+          RecordError: as `read`.
+          ConvoyError: the file system fails.
+        """
+        return [self._decode_one(payload).numpy() for payload in self.read(indices)]
+
+    def problems(self, indices: np.ndarray) -> Generator[RecordError, None, None]:
+        """Yields why images, [n] int64, cannot be used: each image once, by index. Close the generator after use."""
+        pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="record-check")
+        try:
+            yield from filter(None, pool.map(self.problem, np.unique(indices).tolist()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def problem(self, index: int) -> RecordError | None:
+        """Returns why an image cannot be used, or None."""
+        indices = np.array([index])
+        try:
+            (payload,) = self._checked(self._single_frames(indices), indices)
+            self._decode_one(payload)
+        except RecordError as error:
+            return error
+        except tf.errors.OpError:
+            path, offset = self._split.shard_paths[self._split.shard[index]], int(self._split.offset[index])
+            reason, fix = "has a correct checksum but no image that can be decoded", "convert again without it"
+            return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
+        return None
+
+    def close(self) -> None:
+        """Closes the shards. `substitutes` stays usable."""
+        if self._ranges:
+            self._ranges.close()
+        self.shards.close()
+
+    def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
+        split = self._split
+        shards, offsets, lengths, crcs = (
+            column[indices] for column in (split.shard, split.offset, split.length, split.crc)
+        )
+        return records.checked_payloads(
+            frames, shards, offsets, lengths, crcs, paths=split.shard_paths, indices=indices
+        )
+
+    def _single_frames(self, indices: np.ndarray) -> Iterator[bytes]:
+        split = self._split
+        columns = (split.shard[indices], split.offset[indices], split.length[indices] + FRAME_OVERHEAD)
+        return map(self.shards.read, *(column.tolist() for column in columns))
+
+    def _block_frames(
+        self, ranges: RangeReader, numbers: np.ndarray, indices: np.ndarray, replaced: np.ndarray, seed: int
+    ) -> Iterator[bytes]:
+        """Yields frames, [n], from the blocks `numbers`; those of substitutes (`replaced`) by single reads."""
+        original = ~replaced
+        block_frames = ranges.read_blocks(numbers[original], indices[original], seed=seed)
+        single_frames = self._single_frames(indices[replaced])
+        return (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
+
+    def _usable(self, substitutes: Substitutes, index: int) -> int:
+        """Returns the image, or its substitute where its record is damaged."""
+        try:
+            self._checked(self._single_frames(np.array([index])), np.array([index]))
+        except RecordError as error:
+            return substitutes.add(error)
+        return index
+
+
+def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:
+    """Returns a function from a record's payload to its image. It raises `tf.errors.OpError` if decoding fails."""
+
+    def decode_payload(payload: tf.Tensor) -> tf.Tensor:
+        return decode({name: column[0] for name, column in parse_records(payload[None], split).items()})
+
+    # Eagerly, a small image would take three times as long, and threads would wait for each other.
+    return tf.function(decode_payload, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
