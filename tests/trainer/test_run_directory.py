@@ -222,4 +222,4 @@ class TestRecords:
         with open(run.results_table, "a") as file:
             file.write("2026-01-01T00:00:00,16,validation,0.1,0.2")
         (row,) = read_evaluations(run.results_table)
-        assert (row.step, row.split, row.metrics) == (8, "validation", dict.fromkeys(QUALITY, 0.5))
+        assert (row.step, row.split, row.quality) == (8, "validation", dict.fromkeys(QUALITY, 0.5))

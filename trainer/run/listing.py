@@ -141,9 +141,9 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
 
 def _best(run: RunDirectory) -> tuple[int | None, float | None]:
     """Returns step and top-1 of the best evaluation on the validation split; the later one if equal."""
-    rows = [row for row in read_evaluations(run.results_table) if row.split == "validation" and "top1" in row.metrics]
-    best = max(reversed(rows), key=lambda row: row.metrics["top1"], default=None)
-    return (best.step, best.metrics["top1"]) if best else (None, None)
+    rows = [row for row in read_evaluations(run.results_table) if row.split == "validation" and "top1" in row.quality]
+    best = max(reversed(rows), key=lambda row: row.quality["top1"], default=None)
+    return (best.step, best.quality["top1"]) if best else (None, None)
 
 
 def _error(path: Path, events: Sequence[Mapping[str, Any]], since: float) -> tuple[str, str]:

@@ -28,12 +28,12 @@ class EvaluationRow:
     Attributes:
       split: split that was evaluated.
       step: step of the evaluated weights.
-      metrics: every other column, by name.
+      quality: every other column, by name.
     """
 
     split: str
     step: int
-    metrics: Mapping[str, float]
+    quality: Mapping[str, float]
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -74,6 +74,6 @@ def read_evaluations(path: Path) -> list[EvaluationRow]:
     with contextlib.suppress(OSError), open(path, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                metrics = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
-                rows.append(EvaluationRow(row["split"], int(row["step"]), metrics))
+                quality = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
+                rows.append(EvaluationRow(row["split"], int(row["step"]), quality))
     return rows

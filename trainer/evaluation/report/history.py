@@ -5,11 +5,8 @@ history.curve("validation", "quality/top1")          # steps and values
 history.newest_result("test", step=385)
 """
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +14,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.trainer.config.renamed import modernized
 from convoy.trainer.run.directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row of results.csv: split, step of the weights, and metrics by name."""
-
-    split: str
-    step: int
-    quality: Mapping[str, float]
+from convoy.trainer.run.records import EvaluationRow, read_evaluations, read_json_lines, read_json_object
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class History:
     result: Mapping[str, Any] | None
     events: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
-    results: Sequence[Result]
+    results: Sequence[EvaluationRow]
 
     @property
     def class_names(self) -> list[str]:
@@ -77,7 +66,7 @@ class History:
         lines = [line for line in self.metrics if line["split"] == split and (step is None or line["step"] <= step)]
         return lines[-1] if lines else {}
 
-    def newest_result(self, split: str, step: int | None) -> Result | None:
+    def newest_result(self, split: str, step: int | None) -> EvaluationRow | None:
         """Returns the newest result on a split, preferably with the weights of `step`."""
         rows = [row for row in self.results if row.split == split]
         return next(iter([row for row in rows if row.step == step][-1:] or rows[-1:]), None)
@@ -96,43 +85,10 @@ def read_history(run: RunDirectory) -> History:
         name=run.path.resolve().name,
         config=modernized(run.read_json(run.config)),
         dataset=run.read_json(run.dataset),
-        environment=_json(run.environment) or {},
+        environment=read_json_object(run.environment),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
-        result=_json(run.result),
-        events=[line for line in _json_lines(run.events) if "event" in line],
-        metrics=[line for line in _json_lines(run.metrics) if {"step", "split"} <= line.keys()],
-        results=_results(run.results_table),
+        result=read_json_object(run.result) or None,
+        events=[line for line in read_json_lines(run.events) if "event" in line],
+        metrics=[line for line in read_json_lines(run.metrics) if {"step", "split"} <= line.keys()],
+        results=read_evaluations(run.results_table),
     )
-
-
-def _json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            value = json.loads(line)
-        except ValueError:  # truncated by a crash, or being written
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
-
-
-def _results(path: Path) -> list[Result]:
-    rows: list[Result] = []
-    if not path.exists():
-        return rows
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            try:
-                quality = {name: float(row[name]) for name in ("loss", "top1", "top5", "macro_f1", "ece")}
-                rows.append(Result(row["split"], int(row["step"]), quality))
-            except (ValueError, TypeError, KeyError):  # truncated, as above
-                continue
-    return rows

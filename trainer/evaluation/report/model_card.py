@@ -19,9 +19,10 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
-from convoy.trainer.evaluation.report.history import History, Result
+from convoy.trainer.evaluation.report.history import History
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import EvaluationRow
 
 _EXTREMES = 5  # classes at each end
 _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"
@@ -29,7 +30,7 @@ _Row = tuple[str, int, float, float, float]  # class, images, precision, recall,
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
-def write(run: RunDirectory, history: History, results: Sequence[Result], evaluated: Evaluated | None) -> bool:
+def write(run: RunDirectory, history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None) -> bool:
     """Writes the card unless it was edited by hand; returns whether it was written.
 
     Raises:
@@ -52,7 +53,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _card(history: History, results: Sequence[Result], evaluated: Evaluated | None) -> str:
+def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None) -> str:
     config, dataset, result = history.config, history.dataset, history.result or {}
     insights = [
         finding
@@ -114,7 +115,7 @@ def _template() -> jinja2.Template:
     return environment.get_template("model_card.md.j2")
 
 
-def _metadata(history: History, results: Sequence[Result]) -> str:
+def _metadata(history: History, results: Sequence[EvaluationRow]) -> str:
     """Returns the card's front matter."""
     name = shown(str(history.dataset.get("name")))
     entries = [

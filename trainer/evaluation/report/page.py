@@ -22,11 +22,12 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.pictures import confusion_matrix
 from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.evaluation.report import analysis, model_card, plots
-from convoy.trainer.evaluation.report.history import History, Result, read_history
+from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.evaluation.report.matrix import matrix_plot
 from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import EvaluationRow
 
 # Limits that keep the page small and readable; all counts are over everything.
 _MATRIX_CLASSES = 40
@@ -86,7 +87,7 @@ def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated, foun
         confusion_matrix(shares, names, title).save(file, "PNG")
 
 
-def _results(history: History, evaluated: Evaluated | None) -> list[Result]:
+def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRow]:
     """Returns the newest result on each split, preferably with the weights that were evaluated."""
     step = evaluated.evaluation.step if evaluated else None
     splits = sorted({row.split for row in history.results}, key=_split_order)
@@ -96,7 +97,7 @@ def _results(history: History, evaluated: Evaluated | None) -> list[Result]:
 
 def _page(
     history: History,
-    results: Sequence[Result],
+    results: Sequence[EvaluationRow],
     analysed: tuple[Evaluated, Predictions] | None,
     data: str | None,
 ) -> tuple[str, str]:
@@ -135,12 +136,12 @@ def _split_order(split: str) -> tuple[int, str]:
     return (_FIRST_SPLITS.index(split) if split in _FIRST_SPLITS else len(_FIRST_SPLITS), split)
 
 
-def _shown_result(evaluated: Evaluated | None, results: Sequence[Result]) -> Result | None:
+def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow]) -> EvaluationRow | None:
     """Returns the result in the page's header: the evaluation, else the newest result of the last split."""
     if evaluated:
         evaluation = evaluated.evaluation
         quality = {name: np.nan if value is None else value for name, value in evaluation.quality.items()}
-        return Result(evaluation.split, evaluation.step, quality)
+        return EvaluationRow(evaluation.split, evaluation.step, quality)
     return results[-1] if results else None
 
 
