@@ -116,7 +116,7 @@ class TestReading:
             assert (result["step"], result["substituted_records"]) == (STEPS, 2)
             events = {event["index"]: event for event in events_of(folder / name, "substituted")}
             assert events.keys() == {FLIPPED, NO_IMAGE} and len(events_of(folder / name, "substituted")) == 2
-            for index, reason in ((FLIPPED, "is corrupt"), (NO_IMAGE, "holds no image that can be decoded")):
+            for index, reason in ((FLIPPED, "is corrupt"), (NO_IMAGE, "no image that can be decoded")):
                 event = events[index]
                 assert event["shard"] == str(split.shard_paths[split.shard[index]])
                 assert event["offset"] == split.offset[index]

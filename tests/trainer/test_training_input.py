@@ -55,7 +55,7 @@ def test_images_are_examined_once_to_go_on_without_one_that_cannot_be_decoded(tr
 
 def test_an_image_that_cannot_be_decoded_is_named(training_input, examined):
     with (
-        pytest.raises(DataError, match=f"record {NO_IMAGE} at offset .* is whole but holds no image"),
+        pytest.raises(DataError, match=f"record {NO_IMAGE} at offset .*.*no image"),
         contextlib.closing(training_input("raise").batches(0)) as batches,
     ):
         list(itertools.islice(batches, IMAGES // 8))
