@@ -94,8 +94,8 @@ def write_shard(path, *examples):
     ("features", "complaint"),
     [
         ({"image": b"x", "kind": 3}, r"it has no 'label' \(it has image, kind\)"),
-        ({"label": "three"}, "'label' is not one integer"),
-        ({"label": 2**40}, "'label' is 1099511627776, and a label is from 0 to 999,999"),
+        ({"label": "three"}, "'label' is not a single integer"),
+        ({"label": 2**40}, "'label' is 1099511627776.* 999,999"),
         ({"label": -2}, "'label' is -2"),
     ],
 )
