@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, 
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
 # The arrays of an index and their dtypes, in file order.
-AnyPath = TypeVar("AnyPath", Path, RemotePath)
+AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
 
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
 LARGEST_LABEL = 10**6
@@ -62,7 +62,7 @@ class Scan:
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
     """Returns the path of a split's index."""
-    return directory / f"index-{split}.npz"
+    return cast(AnyPath, directory / f"index-{split}.npz")
 
 
 def load(path: Path | RemotePath) -> dict[str, np.ndarray]:

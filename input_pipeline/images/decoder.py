@@ -1,15 +1,14 @@
-"""TensorFlow's image decoders, as a check of what passes through: what they accept, training will be able to read.
+"""Checks images with TensorFlow's decoders: training will be able to read what they accept.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
-This is the one module of the converter that imports TensorFlow. Only worker processes import it.
+The only module of the converter that imports TensorFlow; only worker processes import it.
 
-libjpeg goes on at damaged data, makes up what is missing, and tells of it on standard error only; so that is where it
-is heard. While an image is encoded and checked, file descriptor 2 leads into a file, which also keeps such lines off
-the screen. An image of which training would hear at every decoding is not passed on as it is: where data is missing or
-senseless it is refused, and where all is there (stray bytes between segments, an odd header, a kind of JPEG that only
-Pillow reads) Pillow makes a clean one of it. A flipped bit that leads to neither cannot be noticed: a JPEG has no
-checksum.
+libjpeg continues after damaged data, fills in what is missing, and reports it on standard error only. So while an image
+is encoded and checked, file descriptor 2 is redirected to a file and read, which also keeps these lines off the screen.
+An image that would cause such a line at every decoding is not stored unchanged: if data is missing or invalid it is
+refused, and if all data is there (stray bytes between segments, an unusual header, a kind of JPEG that only Pillow
+reads) Pillow re-encodes it. A flipped bit without either effect cannot be detected: JPEG has no checksum.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from convoy.input_pipeline.images.perceptual import decode_ratio, perceptual_has
 from convoy.input_pipeline.images.pixels import Encoded, Pixels, Size, encode_where_checked
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
-# Conversion is one image a process: a GPU, and threads that wait on each other, would only cost memory.
+# Each process converts one image at a time: a GPU and more threads would only cost memory.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
@@ -37,19 +36,19 @@ import tensorflow as tf  # noqa: E402
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
-_PIXELS_TOGETHER = 2**24  # a few files of a few kilobytes may be of more pixels than there is memory
-# What libjpeg (its jerror.h) and TensorFlow say where not all pixels are those of the image ...
+_PIXELS_TOGETHER = 2**24  # small files may have more pixels than fit into memory
+# Messages of libjpeg (its jerror.h) and TensorFlow for missing or invalid pixels ...
 _MISSING = ("premature end", "Premature end", "Input file read error")
-_SENSELESS = ("bad Huffman code", "bad arithmetic code", "instead of RST", "inconsistent progression")
-# ... and where TensorFlow's libjpeg lacks what Pillow's has.
+_INVALID = ("bad Huffman code", "bad arithmetic code", "instead of RST", "inconsistent progression")
+# ... and for features that TensorFlow's libjpeg lacks.
 _UNKNOWN_TO_TENSORFLOW = ("arithmetic coding", "Unsupported JPEG process")
-# Lines of TensorFlow's own, which say nothing of the image, and libtiff's, to which Pillow does not listen either.
+# Lines of TensorFlow that do not concern the image, and of libtiff, which Pillow ignores too.
 _TENSORFLOW = re.compile(r"[A-Z]\d{4} |\d{4}-\d\d-\d\d |WARNING: All log messages")
 _LIBTIFF = re.compile(r"^(JPEGLib|TIFF\w*|\w*Decode\w*|\w*Unpack\w*): .{1,200}", re.MULTILINE)
 
 
 def warm_up() -> None:
-    """Starts TensorFlow's runtime, which takes a moment."""
+    """Starts TensorFlow's runtime, which takes a while."""
     tf.constant(0)
 
 
@@ -82,66 +81,69 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
 
 
 def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tuple[Encoded, int] | Exception]:
-    """Yields what `encode_checked` returns, or raises, of each image.
+    """Yields the result or exception of `encode_checked` for each image.
 
-    Pillow does its part of several images, then TensorFlow its, then numpy: in turn for each image, they would push
-    each other's code out of the processor's caches, which costs as long as a small image's decoding.
+    Pillow, TensorFlow and NumPy each process several images before the next library takes over: alternating per image
+    would evict each other's code from the processor's caches, which costs as much as decoding a small image.
     """
     aside, stderr = _aside(os.getpid())
     start = 0
     while start < len(images):
-        together, area = [], 0
+        together: list[_Unchecked | None] = []
+        area = 0
         os.dup2(aside.fileno(), 2)
         try:
             while start + len(together) < len(images) and area < _PIXELS_TOGETHER:
-                together.append(_encoded_unchecked(images[start + len(together)], pixels))
-                area += math.prod(together[-1][0].size) if together[-1] else 0
+                unchecked = _encoded_unchecked(images[start + len(together)], pixels)
+                together.append(unchecked)
+                area += math.prod(unchecked[0].size) if unchecked else 0
             decoded = [_decoded_clean(*one[1:]) if one else None for one in together]
         finally:
             os.dup2(stderr, 2)
         for data, one, seen in zip(images[start:], together, decoded, strict=False):
             try:
-                # Whatever is not plain sailing is done anew, step by step.
-                result = encode_checked(data, pixels) if seen is None else (one[0], perceptual_hash(seen))
-            except Exception as error:  # whatever a decoder throws at a broken image, the image is to blame
+                # Images that need more than the fast path are processed again, step by step.
+                result: tuple[Encoded, int] | Exception = (
+                    encode_checked(data, pixels) if seen is None or one is None else (one[0], perceptual_hash(seen))
+                )
+            except Exception as error:  # any error of a decoder means that the image is bad
                 result = error
             yield result
         start += len(together)
 
 
-def _encoded_unchecked(
-    data: bytes, pixels: Pixels
-) -> tuple[Encoded, np.ndarray | None, list[tuple[bytes, str, Size]]] | None:
-    """Returns an image as encoded, its pixels where it was encoded anew, and what of it is to be checked.
+# An encoded image, its pixels if it was re-encoded, and what remains to be checked.
+_Unchecked = tuple[Encoded, np.ndarray | None, list[tuple[bytes, str, Size]]]
 
-    None where something was wrong.
-    """
+
+def _encoded_unchecked(data: bytes, pixels: Pixels) -> _Unchecked | None:
+    """Encodes an image without checking it; None if Pillow or libjpeg reported a problem."""
     aside, _ = _aside(os.getpid())
-    asked = []
+    to_check: list[tuple[bytes, str, Size]] = []
 
-    def ask(*question: Any) -> bool:  # noqa: ANN401
-        asked.append(question)
+    def defer(data: bytes, image_format: str, size: Size) -> bool:
+        to_check.append((data, image_format, size))
         return True
 
     with contextlib.suppress(Exception):
-        encoded, anew = encode_where_checked(data, pixels, ask)
+        encoded, pixels_of_new = encode_where_checked(data, pixels, defer)
         if not aside.tell():
-            return encoded, anew, asked
+            return encoded, pixels_of_new, to_check
     _forget(aside, 0)
     return None
 
 
-def _decoded_clean(anew: np.ndarray | None, asked: Sequence[tuple[bytes, str, Size]]) -> np.ndarray | None:
-    """Returns an image's pixels, [height, width, 3] uint8; None where what is asked about is not clean."""
-    decoded = anew
-    for data, image_format, size in asked:
+def _decoded_clean(reencoded: np.ndarray | None, to_check: Sequence[tuple[bytes, str, Size]]) -> np.ndarray | None:
+    """Returns the pixels of an image, [height, width, 3] uint8; None if a check fails."""
+    decoded = reencoded
+    for data, image_format, size in to_check:
         try:
             seen, is_clean = _checked(data, image_format, decode_ratio(*size))
         except ValueError:
             return None
         if not is_clean:
             return None
-        if anew is None:
+        if reencoded is None:
             decoded = seen
     return decoded
 
@@ -184,7 +186,7 @@ def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bo
         raise ValueError("truncated")
     if any(sign in said for sign in _UNKNOWN_TO_TENSORFLOW):
         return decoded, False
-    if failure or any(sign in said for sign in _SENSELESS):
+    if failure or any(sign in said for sign in _INVALID):
         if image_format == "png":
             raise ValueError("damaged PNG (its structure or a checksum)")
         raise ValueError(f"damaged JPEG ({' '.join((told or failure).split())[:200]})")

@@ -1,4 +1,4 @@
-"""Pictures that look alike although their bytes differ: a 64-bit hash an image, and the search for near hashes.
+"""Near-duplicate images: a 64-bit perceptual hash per image, and the search for near hashes.
 
     ratio = decode_ratio(width, height)                      # what DecodeJpeg may leave out
     hashes[i] = perceptual_hash(pixels)
@@ -131,7 +131,7 @@ def _keys(distance: int) -> list[np.uint64]:
     Of `distance` + 2 bands at least two agree. Two together tell a million hashes well apart, where one of fewer bands
     would leave hundreds to compare.
     """
-    # Every so manieth bit is in a band: neighbouring bits, of neighbouring frequencies, are most alike.
+    # A band takes every n-th bit: neighbouring bits, of neighbouring frequencies, are most alike.
     bands = [sum(1 << bit for bit in range(start, _BITS, distance + 2)) for start in range(distance + 2)]
     return [np.uint64(one | other) for one, other in combinations(bands, 2)]
 

@@ -156,14 +156,14 @@ def _opened(data: bytes) -> Image.Image:
 def _target_format(image: Image.Image, data: bytes, encoding: str) -> str:
     if encoding != "keep":
         return encoding
-    # What was lossy becomes JPEG where it must change, and what was lossless PNG.
+    # If pixels must change, lossy sources become JPEG and lossless ones PNG.
     is_lossy = image.format in ("JPEG", "MPO", "AVIF") or (image.format == "WEBP" and b"VP8L" not in data)
     return "jpeg" if is_lossy else "png"
 
 
 def _passes(image: Image.Image, data: bytes, image_size: int, target: str) -> bool:
-    """Says whether TensorFlow's decoder gives the pixels that a viewer shows, in the size and format asked for."""
-    if _PASSING.get(image.format) != target or (image_size and image.size != (image_size, image_size)):
+    """Whether TensorFlow decodes the file to what viewers show, in the requested size and format."""
+    if _PASSING.get(image.format or "") != target or (image_size and image.size != (image_size, image_size)):
         return False
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         return False

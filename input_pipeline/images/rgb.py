@@ -1,24 +1,25 @@
-"""What a picture looks like: any image that Pillow opens, oriented, on white, as 8-bit RGB.
+"""Conversion of any image that Pillow opens to what a viewer shows: upright, on white, 8-bit RGB.
 
     with Image.open(path) as image:
         rgb = as_rgb(image)
 
-It is what a viewer shows, and `image.convert("RGB")` wherever that is right. Where it is not:
+The result equals `image.convert("RGB")` except for:
 
-- Transparency shows white, premultiplied or not, also a transparent grey of 2, 4 or 16 bits, which Pillow misses.
-- Sixteen and twelve bits become eight by their highest ones; `convert` clips them, or shows twelve as nearly black.
-- CMYK goes through the file's own ICC profile, if it has one that works: without it inks come out garish. Profiles of
-  RGB and grey images are not applied: training reads pixel values as they are stored, and an image that had to be
-  re-encoded (turned, flattened) must not get other colours than its neighbour that had not.
-- Pixels whose range nobody states (32-bit integers and floats) are refused rather than guessed at.
+- Transparency, premultiplied or not, becomes white; also a transparent gray of 2, 4 or 16 bits, which Pillow ignores.
+- 16-bit and 12-bit pixels keep their highest 8 bits; `convert` clips them, or makes 12 bits nearly black.
+- CMYK is converted with the ICC profile of the file, if valid: without it colors are garish. Profiles of RGB and gray
+  images are not applied: training reads stored pixel values, and an image that had to be re-encoded (rotated,
+  flattened) must not differ in color from one that did not.
+- Pixels without a defined range (32-bit integers and floats) are refused.
 """
 
 import functools
 import io
 import math
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -30,7 +31,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What a PNG's grey of few bits is multiplied by to fill a byte. Pillow leaves the transparent one as it stands.
+# Factors that scale PNG grays of few bits to a byte. Pillow does not scale the transparent one.
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 _STRIP_PIXELS = 2**22
 _TIFF_PHOTOMETRIC = 262
@@ -38,45 +39,51 @@ _WHITE_IS_ZERO = 0
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns how an image is to be turned, 1 (not at all) to 8, by its EXIF or XMP data; 1 where they do not say."""
+    """Returns the EXIF or XMP orientation of an image, 1 (upright) to 8; 1 if it has none."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
         return value if value in _TURNS else 1
-    except Exception:  # metadata that cannot be parsed says nothing about the pixels
+    except Exception:  # unreadable metadata does not affect the pixels
         return 1
 
 
 def stored_as(image: Image.Image) -> str:
-    """Returns Pillow's name for pixels as they stand in the file of an image that is not loaded yet, such as "L;4"."""
-    arguments = image.tile[0][3] if image.tile else ""
+    """Returns Pillow's name for the pixel layout in the file of an image that is not loaded yet, such as "L;4"."""
+    tiles = _tiles(image)
+    arguments = tiles[0][3] if tiles else ""
     name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return name if isinstance(name, str) else ""
 
 
+def _tiles(image: Image.Image) -> list[Any]:
+    return image.tile if isinstance(image, ImageFile.ImageFile) else []
+
+
 def as_rgb(image: Image.Image, image_size: int = 0) -> Image.Image:
-    """Decodes an image's first frame.
+    """Decodes the first frame of an image.
 
     Args:
-      image: as opened, not loaded yet.
-      image_size: side of the square to resize to, with antialiasing (bilinear); 0 leaves the size.
+      image: opened, not loaded yet.
+      image_size: side of the square to resize to, with antialiasing (bilinear), in pixels; 0 keeps the size.
 
     Returns:
-      Mode RGB, oriented, on white.
+      The image in mode RGB, upright, on a white background.
 
     Raises:
-      Exception: what Pillow's decoders throw at damaged data, and ValueError for pixels without a stated range.
+      ValueError: pixels without a defined range.
+      Exception: any error of Pillow's decoders for damaged data.
     """
-    # First, because asking a PNG for its orientation loads it, and a transparent colour named after pixels is none.
+    # First, because reading the orientation of a PNG loads it, which drops this information.
     stored, transparent = stored_as(image), image.info.get("transparency")
     turn = 1
-    if image.format != "TIFF":  # which turns itself while it is loaded
+    if image.format != "TIFF":  # Pillow rotates TIFFs itself on loading
         turn = orientation(image)
-    elif sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile) < math.prod(
+    elif sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in _tiles(image)) < math.prod(
         image.size
     ):
-        raise ValueError("truncated: its strips or tiles do not fill the image")  # Pillow leaves the rest black
+        raise ValueError("truncated: its strips or tiles do not fill the image")  # Pillow would leave the rest black
     if image_size:
-        # Lets libjpeg skip the finest frequencies, which a resize to less than half throws away anyway.
+        # Lets libjpeg skip high frequencies, which resizing to less than half discards anyway.
         image.draft(image.mode, (2 * image_size, 2 * image_size))
     image.load()
     rgb = _on_white(image, stored, transparent)
@@ -89,12 +96,12 @@ def as_rgb(image: Image.Image, image_size: int = 0) -> Image.Image:
 
 def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[int, ...] | None) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError("32-bit or signed pixels, whose black and white are nowhere stated; save it with 8 or 16 bits")
+        raise ValueError("32-bit or signed pixels without a defined black and white; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_deep_grey(image, stored, transparent)
+        return _from_deep_grey(image, stored, transparent if isinstance(transparent, int) else None)
     if stored == "RGB;16B" and transparent is not None:
         raise ValueError(
-            "a transparent colour of 3x16 bits, of which Pillow keeps 8; save it with 8 bits, or with alpha"
+            "a transparent colour of 3x16 bits, which Pillow truncates; save it with 8 bits, or with alpha"
         )
     if stored in _GREY_STEPS and transparent is not None:
         image.info["transparency"] = transparent * _GREY_STEPS[stored]
@@ -104,15 +111,17 @@ def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[
         return _without_alpha(image)
     if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
         try:
-            return ImageCms.applyTransform(image, _from_cmyk(profile))
+            converted = ImageCms.applyTransform(image, _from_cmyk(profile))
+            if converted is not None:
+                return converted
         except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile, or one of another colour space: as without one
+            pass  # a damaged profile, or one for another colour space, is ignored
     return image.convert("RGB")
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
     rgb = Image.new("RGB", image.size)
-    rows = max(1, _STRIP_PIXELS // image.width)  # several copies of a large image would not fit into memory
+    rows = max(1, _STRIP_PIXELS // image.width)  # limits memory: several copies of a large image may not fit
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
         rgb.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
@@ -124,7 +133,7 @@ def _from_deep_grey(image: Image.Image, stored: str, transparent: int | None) ->
     if image.mode == "I":
         deep = deep.clip(0, 65535).astype(np.uint16)
     grey = (deep >> (4 if stored == "I;12" else 8)).astype(np.uint8)
-    if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey
     if transparent is not None:
         grey[deep == transparent] = 255

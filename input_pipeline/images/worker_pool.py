@@ -1,9 +1,9 @@
-"""Tasks done by worker processes: started with TensorFlow imported once for all, watched, and named where one dies.
+"""Runs tasks in worker processes that share one TensorFlow import, and reports what a dead worker was working on.
 
     warm_up("convoy.input_pipeline.verify.shard")
     reports = run(check_shard, tasks, workers=2, progress=print, place=lambda task, done: f"byte {done} of {task.name}")
 
-The function that does a task runs in a worker and calls `report_progress` as it goes on.
+The task function runs in a worker process and calls `report_progress` periodically.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _task_number = 0  # that this process is at
 
 
 class StoppedError(Exception):
-    """The work was given up; what this task gives is not needed any more."""
+    """The work was cancelled; the result of this task is not needed."""
 
 
 def warm_up(module: str) -> None:
@@ -66,7 +66,7 @@ def run(
     check: Callable[[Sequence[Result]], None] = lambda finished: None,
     besides: str = "",
 ) -> list[Result]:
-    """Has tasks done by worker processes.
+    """Runs tasks in worker processes.
 
     Args:
       do: does a task, in a worker; a module's function.
@@ -142,7 +142,7 @@ def _do(do: Callable[[Task], Result], task: Task, number: int) -> Result:
 
 
 def _death(processes: Sequence[BaseProcess], places: dict[int, str], memory_kills: int) -> str:
-    """Returns what the worker that died first died of, and where it was."""
+    """Returns how the first dead worker ended, and what it was working on."""
     # The pool itself ends the others with SIGTERM.
     dead = [process for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)]
     codes = [process.exitcode for process in dead or processes if process.exitcode]
@@ -155,7 +155,7 @@ def _death(processes: Sequence[BaseProcess], places: dict[int, str], memory_kill
 
 
 def _memory_kills() -> int:
-    """Returns how many processes the kernel has killed for want of memory; 0 where it does not tell."""
+    """Returns the number of processes that the kernel has killed (out of memory); 0 if unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in _KERNEL_COUNTERS.read_text().splitlines():
             name, _, number = line.partition(" ")

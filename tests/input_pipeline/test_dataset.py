@@ -208,7 +208,7 @@ def test_shards_of_another_dataset_are_refused_where_their_index_is_missing(data
     counts = manifest["splits"]["train"]["counts"]
     counts[0], counts[1] = counts[0] + 1, counts[1] - 1
     (data / "manifest.json").write_text(json.dumps(manifest))
-    refused("shards of split 'train' .* are not those of manifest.json: its labels differ", data)
+    refused("shards of split 'train' .* do not match manifest.json: its labels differ", data)
     capfd.readouterr()
 
 

@@ -138,12 +138,12 @@ def test_a_split_without_labels_can_be_opened_and_not_used(photos):
 @pytest.mark.parametrize(
     ("file", "change", "complaint"),
     [
-        ("dataset_info", lambda c: c.update(fileFormat="array_record"), "file format 'array_record'.*reads tfrecord"),
-        ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["61"]), "holds 60 records and .* says 61"),
+        ("dataset_info", lambda c: c.update(fileFormat="array_record"), "file format 'array_record'.*tfrecord"),
+        ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["61"]), "60 records.*61"),
         ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["30", "30"]), "00000-of-00002 is missing"),
         ("dataset_info", lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}"), "cannot be used"),
         ("dataset_info", lambda c: c.update(splits=[]), "it has no splits"),
-        ("features", lambda c: c["featuresDict"]["features"].pop("kind"), "no ClassLabel feature .* id, photo"),
+        ("features", lambda c: c["featuresDict"]["features"].pop("kind"), "no ClassLabel feature.* id, photo"),
         (
             "features",
             lambda c: c["featuresDict"]["features"].update(other=c["featuresDict"]["features"]["photo"]),
@@ -162,11 +162,11 @@ def test_a_split_without_labels_can_be_opened_and_not_used(photos):
         (
             "features",
             lambda c: c["featuresDict"]["features"]["kind"]["classLabel"].update(numClasses="4"),
-            "kind.labels.txt has 3 lines and features.json says 4",
+            "kind.labels.txt has 3 lines.*4",
         ),
     ],
 )
-def test_a_tfds_directory_that_cannot_be_used_says_why(photos, file, change, complaint):
+def test_unusable_tfds_directory_is_explained(photos, file, change, complaint):
     edit(photos / f"{file}.json", change)
     refused(complaint, photos)
 
@@ -211,7 +211,7 @@ def test_shards_like_model_gardens_are_read(tmp_path):
         (["train.tfrecord", "train.tfrecord.idx", "model-00000-of-00002", ".hidden/test.tfrecord"], {"train": 1}),
     ],
 )
-def test_names_of_files_and_folders_tell_the_splits(tmp_path, files, splits):
+def test_splits_are_determined_by_file_and_directory_names(tmp_path, files, splits):
     for file in files:
         write_shard(tmp_path / file, [0, 1])
     dataset = open_dataset(tmp_path)
@@ -221,10 +221,10 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path, files, splits):
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        (["train-00000-of-00003", "train-00002-of-00003"], "of the 3 shards 'train' number 1 is missing"),
+        (["train-00000-of-00003", "train-00002-of-00003"], "shard 1 of the 3 shards 'train'"),
         (
             [f"train-{number:05d}-of-{total:05d}" for total in (2, 4) for number in range(total)],
-            "shards 'train' of a set of 2 and of a set of 4, .*: move the set that is left over elsewhere",
+            "'train' of a set of 2 and of a set of 4",
         ),
         (
             ["train-00000-of-00003", "train-00000-of-00001"],
@@ -232,14 +232,14 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path, files, splits):
         ),
         (
             ["train-00000-of-00001", "train-00000-of-00001.tfrecord"],
-            "holds number 0 of the 1 shards 'train' twice, under names that end differently",
+            "shard 0 of the 1 shards 'train' twice",
         ),
-        (["photos.tfrecord"], "photos.tfrecord does not say which split it is of"),
-        (["train.tfrecord.gz"], "train.tfrecord.gz is compressed; decompress it"),
+        (["photos.tfrecord"], "photos.tfrecord: unknown split"),
+        (["train.tfrecord.gz"], "train.tfrecord.gz is compressed"),
         (["notes.txt"], "is not a dataset: it has no manifest.json"),
     ],
 )
-def test_a_folder_of_shards_that_cannot_be_used_says_why(tmp_path, files, complaint):
+def test_unusable_shard_directory_is_explained(tmp_path, files, complaint):
     for file in files:
         write_shard(tmp_path / file, [0, 1])
     refused(complaint, tmp_path)
@@ -252,7 +252,7 @@ def test_ctrl_c_ends_the_reading_of_headers_at_once(tmp_path):
     program = f"from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert "reading their headers" in process.stderr.readline()
+            assert "reading record headers" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == -signal.SIGINT
         finally:

@@ -94,8 +94,8 @@ def write_shard(path, *examples):
     ("features", "complaint"),
     [
         ({"image": b"x", "kind": 3}, r"it has no 'label' \(it has image, kind\)"),
-        ({"label": "three"}, "'label' is not one integer"),
-        ({"label": 2**40}, "'label' is 1099511627776, and a label is from 0 to 999,999"),
+        ({"label": "three"}, "'label' is not a single integer"),
+        ({"label": 2**40}, "'label' is 1099511627776.* 999,999"),
         ({"label": -2}, "'label' is -2"),
     ],
 )
@@ -112,5 +112,5 @@ def test_a_frame_of_a_length_that_cannot_be_is_refused_at_once(tmp_path, length)
     header = length.to_bytes(8, "little")
     path = tmp_path / "shard"
     path.write_bytes(header + records.masked_crc(header).to_bytes(4, "little") + b"rest of the file")
-    with pytest.raises(DataError, match="at offset 0 should end at byte .* was cut short"):
+    with pytest.raises(DataError, match="at offset 0 should end at byte .* truncated"):
         index.scan([path], RecordKeys())

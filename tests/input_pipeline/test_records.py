@@ -104,7 +104,9 @@ def test_records_are_read_in_any_order_from_several_shards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("byte", "complaint"), [(120, "bytes by its header"), (116 + 12 + 50, "is corrupt")], ids=["length", "payload"]
+    ("byte", "complaint"),
+    [(120, "bytes according to its header"), (116 + 12 + 50, "is corrupt")],
+    ids=["length", "payload"],
 )
 def test_a_damaged_record_is_named_by_shard_offset_and_index(tmp_path, byte, complaint):
     shard = write(tmp_path / "shard", [b"x" * 100, b"y" * 100])

@@ -1,10 +1,9 @@
-"""Runs all checks of `convoy doctor` on every worker; the chief prints one table for all.
+"""Runs all checks of `convoy doctor` on every worker; the chief prints one table.
 
-no_failure = run_checks(DoctorOptions(config=..., data="data", workdir="run", ...))
+passed = run_checks(DoctorOptions(config=..., data="data", workdir="run", ...))
 
-Each worker checks what it can by itself; then all exchange their results and the chief compares them. Workers that
-cannot reach the others continue alone and print a table of their own. Imports no TensorFlow: that runs in another
-process (`tf_probe`).
+Each worker checks its own host, then all exchange their findings and the chief compares them. Workers that cannot reach
+each other continue alone and each print their own table. Imports no TensorFlow: that runs in a subprocess (`tf_probe`).
 """
 
 import contextlib
@@ -19,22 +18,23 @@ import ml_collections
 from convoy.core.cluster import Cluster, find_cluster
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
-from convoy.trainer.doctor.findings import FAILED, CheckResult, failed, ok, skipped, table
+from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
 
-_TENSORFLOW_SECONDS = 180.0  # TensorFlow's import on a slow file system
+_TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
 _MODEL_SECONDS = 60.0
-_COLLECTIVE_SECONDS = 120.0  # creation of the strategy, CUDA contexts, tracing, start of NCCL
+_COLLECTIVE_SECONDS = 120.0  # for the strategy, CUDA's contexts, tracing and NCCL's start
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """The flags of `convoy doctor`; `devices` is `devices_flag` parsed; empty means not given."""
+    """The flags of `convoy doctor`; empty if not given. `devices` is `devices_flag` parsed."""
 
     config: ml_collections.ConfigDict
     data: str
@@ -50,45 +50,49 @@ class DoctorOptions:
 
 
 def run_checks(options: DoctorOptions) -> bool:
-    """Runs all checks and prints the table on the chief; returns whether nothing failed on any worker."""
-    findings: list[CheckResult] = []
+    """Runs all checks; the chief prints the findings. Returns whether no check failed on any worker."""
+    findings: list[DoctorFinding] = []
     try:
         cluster = find_cluster(os.environ, hosts=options.worker_hosts, index=options.worker_index)
         check_strategy(options.strategy_name, cluster)
-        findings.append(_cluster_result(cluster))
+        findings.append(_describe_cluster(cluster))
     except UsageError as error:
         cluster = None
-        findings.append(failed("cluster", str(error)))
+        findings.append(failed("cluster", "bad-cluster", str(error)))
     with WorkerGroup(cluster, startup_seconds=options.startup_seconds) as worker_group:
-        return _Checks(options, cluster, worker_group, findings).run()
+        return _DoctorRun(options, cluster, worker_group, findings).run()
 
 
-def _cluster_result(cluster: Cluster | None) -> CheckResult:
+def _describe_cluster(cluster: Cluster | None) -> DoctorFinding:
     if not cluster:
-        return ok("cluster", "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts")
+        return ok(
+            "cluster",
+            "single-process",
+            "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts",
+        )
     listed = ", ".join(f"{rank} {address}" for rank, address in enumerate(cluster.addresses))
-    return ok("cluster", f"{cluster.num_workers} workers, from {cluster.source}: {listed}")
+    return ok("cluster", "cluster-found", f"{cluster.num_workers} workers, from {cluster.source}: {listed}")
 
 
-class _Checks:
-    """The checks of one worker."""
+class _DoctorRun:
+    """All checks on one worker."""
 
     def __init__(
-        self, options: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[CheckResult]
+        self, options: DoctorOptions, cluster: Cluster | None, worker_group: WorkerGroup, findings: list[DoctorFinding]
     ):
         self._options = options
         self._cluster = cluster
         self._worker_group = worker_group
         self._findings = findings
         self._ports_are_open = True
-        self._together = True  # whether the workers have reached each other
+        self._together = True  # whether all workers are connected
         self._addresses = cluster.addresses if cluster else ("",)
         self._config_is_good = self._check_config()
         self._dataset: Dataset | None = None
-        self._responding = contextlib.ExitStack()  # while open, this worker answers on its port
+        self._responders = contextlib.ExitStack()  # while open, this worker answers on its port
 
     def run(self) -> bool:
-        with self._responding:
+        with self._responders:
             self._check_network()
             self._check_data()
             with TfProbe(self._setup()) as probe:
@@ -97,12 +101,12 @@ class _Checks:
             return self._print_table()
 
     @property
-    def _reports(self) -> bool:
-        """Whether this worker reports what concerns all workers: the chief, or one that is alone."""
+    def _is_reporter(self) -> bool:
+        """Whether this worker reports findings about all workers: the chief, or a worker that continues alone."""
         return self._worker_group.is_chief or not self._together
 
     def _gather(self, name: str, value: Any = None, seconds: float | None = None) -> dict[int, Any]:  # noqa: ANN401
-        """Returns the values of all workers by rank; only this one's if the others are lost."""
+        """Returns every worker's value by rank; only this worker's if the others are lost."""
         if self._together:
             try:
                 seconds = max(seconds or 0.0, self._options.startup_seconds)
@@ -113,17 +117,17 @@ class _Checks:
 
     def _continue_alone(self, error: PeerLostError) -> None:
         self._together = False
-        self._worker_group.close(str(error))  # so that no other worker waits for this one
-        self._findings.append(failed("meeting", str(error)))
+        self._worker_group.close(str(error))  # so that no worker waits for this one
+        self._findings.append(failed("meeting", "workers-missing", str(error)))
 
-    def _add(self, *findings: CheckResult | None) -> None:
+    def _add(self, *findings: DoctorFinding | None) -> None:
         self._findings += [finding for finding in findings if finding]
 
     def _check_config(self) -> bool:
         try:
             configs.check(self._options.config)
         except UsageError as error:
-            self._add(failed("config", str(error)))
+            self._add(failed("config", "bad-config", str(error)))
             return False
         return True
 
@@ -131,7 +135,7 @@ class _Checks:
         return Setup(
             config=self._options.config if self._config_is_good else None,
             data=self._options.data if self._dataset else "",
-            workdir=self._options.workdir if self._reports else "",
+            workdir=self._options.workdir if self._is_reporter else "",
             devices=self._options.devices,
             strategy_name=self._options.strategy_name,
             heartbeat_seconds=self._options.heartbeat_seconds,
@@ -143,37 +147,39 @@ class _Checks:
         if not cluster:
             if self._options.interface:
                 self._add(
-                    skipped("interface", f"--interface={self._options.interface} has no effect on a single process")
+                    skipped(
+                        "interface", "no-traffic", f"--interface={self._options.interface}: one process has no traffic"
+                    )
                 )
             return
         port = int(cluster.addresses[rank].rpartition(":")[2])
-        if rank:  # so that the chief can reach a worker that cannot reach the chief
-            self._listen_on(port)
+        if rank:  # so that the chief can detect a worker that cannot connect to it
+            self._respond_on(port)
         with network.Search(self._worker_group, cluster) as search:
             try:
                 self._worker_group.rendezvous()
             except PeerLostError as error:
                 self._continue_alone(error)
-        names = network.check_names(cluster)  # not earlier: a pod that has not started yet has no address
-        # Many hosts resolve their own name differently, so that passed checks would differ between workers.
-        self._add(*(finding for finding in names if self._reports or finding.severity == FAILED))
+        names = network.check_names(cluster)  # after rendezvous: a pod that has not started has no address
+        # Many hosts resolve their own name differently: passed rows would differ only by that.
+        self._add(*(finding for finding in names if self._is_reporter or finding.severity == Severity.ERROR))
         if not self._together:
-            self._add(*search.told())
+            self._add(*search.findings())
             self._find_interface()
             return
         if not rank:
-            self._listen_on(port)
+            self._respond_on(port)
         try:
             cluster = over_interface(cluster, self._worker_group, self._options.interface) or cluster
         except UsageError as error:
-            self._add(failed("interface", str(error), of_all=True))
+            self._add(failed("interface", "bad-interface", str(error), of_all=True))
         except PeerLostError as error:
             self._continue_alone(error)
             return
         else:
             if self._options.interface:
                 text = f"--interface={self._options.interface}: {', '.join(cluster.addresses)}"
-                self._add(ok("interface", text, of_all=True))
+                self._add(ok("interface", "interface-found", text, of_all=True))
         self._cluster, self._addresses = cluster, cluster.addresses
         self._gather("listening")
         reached = {other: result.as_json() for other, result in network.reach_all(cluster).items()}
@@ -184,41 +190,43 @@ class _Checks:
         if not self._together:
             return
         ports = network.check_ports(gathered, cluster.addresses)
-        self._ports_are_open = ports.severity != FAILED
-        if self._reports:
+        self._ports_are_open = ports.severity != Severity.ERROR
+        if self._is_reporter:
             self._add(ports, network.check_clocks(gathered, cluster.addresses))
 
-    def _listen_on(self, port: int) -> None:
+    def _respond_on(self, port: int) -> None:
         try:
-            self._responding.enter_context(network.Responder(port, self._worker_group.rank))
+            self._responders.enter_context(network.Responder(port, self._worker_group.rank))
         except OSError as error:
             fix = "Another process uses it: end that process, or choose another port."
-            self._add(failed("ports", f"cannot listen on port {port} ({error.strerror}).", fix))
+            self._add(failed("ports", "port-in-use", f"cannot listen on port {port} ({error.strerror}).", fix))
 
     def _find_interface(self) -> None:
         if self._options.interface:
             try:
                 name, address = choose(self._options.interface, own_interfaces())
-                self._add(ok("interface", f"--interface={self._options.interface}: {name} {address}"))
+                self._add(
+                    ok("interface", "interface-found", f"--interface={self._options.interface}: {name} {address}")
+                )
             except UsageError as error:
-                self._add(failed("interface", str(error)))
+                self._add(failed("interface", "bad-interface", str(error)))
 
     def _check_data(self) -> None:
-        """Checks that DATA opens here, is the same on all workers, and is sufficient."""
+        """Checks that DATA opens, is the same on all workers, and is large enough."""
         data, seen = self._options.data, None
         if data:
             try:
                 dataset = open_dataset(data)
                 seen = storage.look_at(dataset)
             except ConvoyError as error:
-                self._add(failed("data", str(error)))
+                self._add(failed("data", "bad-data", str(error)))
             else:
                 self._dataset = dataset
                 batch_size = self._options.config.batch_size
                 workers = self._worker_group.num_workers
                 self._add(*storage.check_data(dataset, num_workers=workers, global_batch_size=batch_size))
         gathered = self._gather("data", {"given": data, "seen": seen})
-        if self._reports:
+        if self._is_reporter:
             given = {rank: other["given"] for rank, other in gathered.items()}
             opened = {rank: other["seen"] for rank, other in gathered.items() if other["seen"]}
             not_given = storage.check_given("--data", "data", given, self._addresses)
@@ -229,16 +237,15 @@ class _Checks:
         driver = hardware.driver_gpus()
         devices = self._options.devices
         self._add(hardware.check_driver(driver, devices, has_device_file=os.path.exists("/dev/nvidia0")))
-        answer: dict[str, Any] | None = None
-        count = 0
         try:
-            answer = probe.start_up(_TENSORFLOW_SECONDS)
+            answer = started = probe.start_up(_TENSORFLOW_SECONDS)
         except NoAnswerError as error:
-            fix = "Run `python -c 'import tensorflow'` for details; reinstall convoy-train to fix versions."
-            self._add(failed("versions", f"TensorFlow does not start: {error}.", fix))
+            fix = "`python -c 'import tensorflow'` shows more; `pip install convoy` installs the version it needs."
+            self._add(failed("versions", "tensorflow-start-failed", f"TensorFlow does not start: {error}.", fix))
+            answer, count = None, 0
         else:
             found, count = hardware.check_devices(
-                devices, self._options.devices_flag, driver, answer["seen"], os.environ.get("CUDA_VISIBLE_DEVICES")
+                devices, self._options.devices_flag, driver, started["seen"], os.environ.get("CUDA_VISIBLE_DEVICES")
             )
             self._add(*found)
         shards = len(self._dataset.split("train").shard_paths) if self._dataset else 0
@@ -259,7 +266,7 @@ class _Checks:
         }
         gathered = self._gather("hardware", own, seconds=_TENSORFLOW_SECONDS)
         counts = {rank: other["count"] for rank, other in gathered.items()}
-        if self._reports:
+        if self._is_reporter:
             versions = {rank: other["versions"] for rank, other in gathered.items() if other["versions"]}
             self._add(*hardware.check_versions(versions, self._addresses))
             if all(counts.values()):
@@ -281,43 +288,52 @@ class _Checks:
         counts = [other["count"] for other in gathered.values()]
         reason = ""
         if self._cluster and not self._together:
-            reason = "the workers did not reach each other"
+            reason = "the workers are not connected"
         elif not self._ports_are_open:
             reason = "not all ports are open"
         elif not all(counts) or len(set(counts)) > 1:
-            reason = "the workers have different numbers of devices"
+            reason = "the workers' devices differ"
         elif sum(counts) == 1:
-            reason = "there is only one device"
+            reason = "only one device"
         if reason:
-            if self._reports:
-                self._add(skipped("collective", reason, of_all=True))
+            if self._is_reporter:
+                self._add(skipped("collective", "collective-not-run", reason, of_all=True))
             return
         seconds = max(self._options.startup_seconds, _COLLECTIVE_SECONDS)
         through = "NCCL" if on_gpu else "gRPC" if self._cluster else "memory"
         try:
-            self._responding.close()  # now TensorFlow listens on this port
+            self._responders.close()  # TensorFlow listens on this port now
             answer = probe.reduce(self._cluster, seconds)
         except NoAnswerError as error:
-            fix = "Set NCCL_DEBUG=INFO for details; --interface selects the network." if on_gpu else ""
+            fix = "Set NCCL_DEBUG=INFO to see NCCL's log; --interface selects its network." if on_gpu else ""
             fix = fix or "TensorFlow opens its own connections between all workers: check the ports above."
-            self._add(failed("collective", f"a sum over all devices through {through} failed: {error}.", fix))
+            self._add(
+                failed(
+                    "collective", "collective-failed", f"a sum over all devices through {through} failed: {error}.", fix
+                )
+            )
         else:
             if answer["sum"] != answer["expected"]:
                 text = f"a sum over {answer['replicas']} devices is {answer['sum']:g}, not {answer['expected']:g}."
                 self._add(
-                    failed("collective", text, "Try NCCL_P2P_DISABLE=1 to see whether direct GPU copies are the cause.")
+                    failed(
+                        "collective",
+                        "collective-wrong-sum",
+                        text,
+                        "NCCL_P2P_DISABLE=1 shows whether direct copies are at fault.",
+                    )
                 )
-            elif self._reports:
+            elif self._is_reporter:
                 text = f"1 MiB summed over {answer['replicas']} devices through {through} in "
-                self._add(ok("collective", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
+                self._add(ok("collective", "collective-works", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
         self._gather("after the collective", seconds=seconds + 10)
 
     def _check_workdir(self, probe: TfProbe) -> None:
-        """Checks that RUN is writable, the same folder on all workers, and has enough space."""
+        """Checks that RUN is writable, the same directory on all workers, and has free space."""
         workdir = self._options.workdir
-        if not self._reports:
+        if not self._is_reporter:
             place = self._gather("token").get(0)
-            sees = bool(place and workdir and storage.sees(place, workdir))
+            sees = storage.sees(place, workdir) if place and workdir else False
             self._gather("sight", {"workdir": workdir, "sees": sees})
             return
         with storage.written_token(workdir) as (token, seconds, findings):
@@ -337,17 +353,17 @@ class _Checks:
                 self._add(storage.check_disk(Path(token).parent, seconds, checkpoint_bytes=size, kept=kept))
 
     def _print_table(self) -> bool:
-        """Prints the table if this worker reports; returns whether nothing failed on any worker."""
+        """Prints the table if this worker reports. Returns whether no check failed on any worker."""
         own = [finding.as_json() for finding in self._findings]
         gathered = self._gather("findings", own, seconds=2 * _MODEL_SECONDS)
-        findings = {rank: [CheckResult.from_json(finding) for finding in other] for rank, other in gathered.items()}
+        findings = {rank: [DoctorFinding.from_json(finding) for finding in other] for rank, other in gathered.items()}
         if not self._together:
             findings = {self._worker_group.rank: self._findings}
-        if self._reports:
+        if self._is_reporter:
             by_itself = self._cluster and not self._together
             names = {rank: self._worker_group.address(rank) for rank in range(self._worker_group.num_workers)}
             if by_itself:
-                print(f"{self._worker_group.address(self._worker_group.rank)}, alone:")
+                print(f"{self._worker_group.address(self._worker_group.rank)}, not connected to the others:")
                 names = {self._worker_group.rank: names[self._worker_group.rank]}
             print(table(findings, names), flush=True)
-        return not any(finding.severity == FAILED for own in findings.values() for finding in own)
+        return not any(finding.severity == Severity.ERROR for own in findings.values() for finding in own)

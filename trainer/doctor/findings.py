@@ -1,22 +1,19 @@
-"""The doctor's findings, and the table that shows those of all workers.
+"""The doctor's findings, and the table that combines those of all workers.
 
-    findings = [ok("clocks", "3 ms apart at most"), failed("data", "...", fix="Copy it.")]
+    findings = [ok("clocks", "clocks-agree", "3 ms apart at most"), failed("data", "data-missing", "...", "Copy it.")]
     print(table({0: findings, 1: others}, names={0: "worker 0 (a:2222)", 1: "worker 1 (b:2222)"}))
 
-Identical findings of several workers are one row.
+Equal findings of several workers are one row.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from convoy.core.finding import Finding, Severity
 
-OK, SKIPPED, WARNING, FAILED = Severity.OK, Severity.SKIPPED, Severity.WARNING, Severity.ERROR
-_SHOWN = {OK: "ok", SKIPPED: "skipped", WARNING: "warning", FAILED: "FAILED"}
-
 # In the order of the table.
-CHECKS = (
+SECTIONS = (
     "cluster",
     "names",
     "meeting",
@@ -35,73 +32,75 @@ CHECKS = (
     "disk",
 )
 
+_LABELS = {Severity.OK: "ok", Severity.SKIPPED: "skipped", Severity.WARNING: "warning", Severity.ERROR: "FAILED"}
+_LABEL_WIDTH = max(map(len, _LABELS.values()))
 
-@dataclasses.dataclass(frozen=True)
-class CheckResult(Finding):
-    """A finding of the doctor. `section` is one of `CHECKS`, `code` the same in kebab-case.
+
+@dataclass(frozen=True)
+class DoctorFinding(Finding):
+    """One row of the table; `section` is one of SECTIONS.
 
     Attributes:
-      of_all: whether it concerns all workers, and not only the one that reports it.
+      of_all: whether it is about all workers instead of the one that reports it.
     """
 
     of_all: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Returns JSON data; `from_json` is the inverse."""
-        return dataclasses.asdict(self) | {"severity": self.severity.value}
+        """Returns the fields as JSON data, for `from_json`."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "CheckResult":
-        """Returns a finding from the data of `as_json`."""
+    def from_json(cls, data: Mapping[str, Any]) -> "DoctorFinding":
+        """Returns the finding that another worker sent."""
         return cls(**{**data, "severity": Severity(data["severity"])})
 
 
-def _result(severity: Severity, check: str, text: str, fix: str, of_all: bool) -> CheckResult:
-    return CheckResult(severity, check.replace(" ", "-").lower(), text, fix, check, of_all)
-
-
-def ok(check: str, text: str, *, of_all: bool = False) -> CheckResult:
+def ok(section: str, code: str, text: str, *, of_all: bool = False) -> DoctorFinding:
     """Returns a passed check."""
-    return _result(OK, check, text, "", of_all)
+    return DoctorFinding(Severity.OK, code, text, section=section, of_all=of_all)
 
 
-def skipped(check: str, text: str, *, of_all: bool = False) -> CheckResult:
-    """Returns a skipped check; `text` is the reason."""
-    return _result(SKIPPED, check, text, "", of_all)
+def skipped(section: str, code: str, text: str, *, of_all: bool = False) -> DoctorFinding:
+    """Returns a check that was not made, and why."""
+    return DoctorFinding(Severity.SKIPPED, code, text, section=section, of_all=of_all)
 
 
-def warning(check: str, text: str, fix: str, *, of_all: bool = False) -> CheckResult:
-    """Returns a problem with which a run would still work."""
-    return _result(WARNING, check, text, fix, of_all)
+def warning(section: str, code: str, text: str, fix: str, *, of_all: bool = False) -> DoctorFinding:
+    """Returns a problem with which a run starts but may not work well."""
+    return DoctorFinding(Severity.WARNING, code, text, fix, section, of_all)
 
 
-def failed(check: str, text: str, fix: str = "", *, of_all: bool = False) -> CheckResult:
-    """Returns a problem with which a run would fail. Texts of Convoy's own errors contain the fix already."""
-    return _result(FAILED, check, text, fix, of_all)
+def failed(section: str, code: str, text: str, fix: str = "", *, of_all: bool = False) -> DoctorFinding:
+    """Returns a problem with which a run does not start. The text of a ConvoyError contains the fix already."""
+    return DoctorFinding(Severity.ERROR, code, text, fix, section, of_all)
 
 
-def table(findings: Mapping[int, Sequence[CheckResult]], names: Mapping[int, str]) -> str:
+def table(findings: Mapping[int, Sequence[DoctorFinding]], names: Mapping[int, str]) -> str:
     """Returns the table as text.
 
     Args:
-      findings: by the rank of the worker that reports them.
+      findings: by the rank of the worker that made them.
       names: names of all workers, by rank.
     """
-    reported_by: dict[CheckResult, list[int]] = {}
+    reported_by: dict[DoctorFinding, list[int]] = {}
     for rank, own in sorted(findings.items()):
         for finding in own:
             reported_by.setdefault(finding, []).append(rank)
-    width, left = max(map(len, CHECKS)), max(map(len, _SHOWN.values()))
-    margin = " " * (left + 2 + width + 2)
+    width = max(map(len, SECTIONS))
+    margin = " " * (_LABEL_WIDTH + 2 + width + 2)
     lines = []
-    for finding in sorted(reported_by, key=lambda finding: CHECKS.index(finding.section)):
+    for finding in sorted(reported_by, key=lambda finding: SECTIONS.index(finding.section)):
         ranks = reported_by[finding]
         by_all = finding.of_all or ranks == sorted(names)
         who = "" if by_all else f"{' and '.join(names[rank] for rank in ranks)}: "
-        lines.append(f"{_SHOWN[finding.severity]:<{left}}  {finding.section:<{width}}  {who}{finding.text}")
+        label = _LABELS[finding.severity]
+        lines.append(f"{label:<{_LABEL_WIDTH}}  {finding.section:<{width}}  {who}{finding.text}")
         if finding.fix:
             lines.append(f"{margin}{finding.fix}")
-    counts = {severity: sum(found.severity == severity for found in reported_by) for severity in (FAILED, WARNING)}
-    failures = f"{counts[FAILED]} failed" if counts[FAILED] else "Nothing failed"
-    warnings = {0: "", 1: ", 1 warning"}.get(counts[WARNING], f", {counts[WARNING]} warnings")
-    return "\n".join([*lines, f"{failures}{warnings}."])
+    severities = [finding.severity for finding in reported_by]
+    errors, warnings = severities.count(Severity.ERROR), severities.count(Severity.WARNING)
+    summary = f"{errors} failed" if errors else "Nothing failed"
+    if warnings:
+        summary += f", {warnings} warning{'s' * (warnings > 1)}"
+    return "\n".join([*lines, f"{summary}."])

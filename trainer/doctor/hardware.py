@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convoy.core.devices import Devices
-from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped, warning
+from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
 _DESCRIPTORS = 256  # that a worker keeps open whatever it reads: libraries, event files, TensorFlow's own
@@ -60,19 +60,19 @@ def driver_gpus() -> Driver:
     return Driver(tuple(name for name, _, _ in rows), rows[0][2] if rows else "")
 
 
-def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> CheckResult:
+def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> DoctorFinding:
     """Says whether the driver answers, where GPUs are there or asked for."""
     if driver.gpus:
-        return ok("GPU driver", f"{driver.version}, {_counted(driver.gpus)}")
+        return ok("GPU driver", "driver-works", f"{driver.version}, {_counted(driver.gpus)}")
     if devices.kind == "gpu" or (has_device_file and devices.kind != "cpu"):
         fix = "Install the NVIDIA driver; in a container start it with GPUs (docker: --gpus=all)."
-        return failed("GPU driver", driver.problem or "it lists no GPU", fix)
-    return skipped("GPU driver", "no GPU here, and none asked for")
+        return failed("GPU driver", "driver-missing", driver.problem or "it lists no GPU", fix)
+    return skipped("GPU driver", "no-gpu", "no GPU here, and none asked for")
 
 
 def check_devices(
     devices: Devices, flag: str, driver: Driver, seen: Mapping[str, Any], visible: str | None
-) -> tuple[list[CheckResult], int]:
+) -> tuple[list[DoctorFinding], int]:
     """Compares what TensorFlow sees with what the driver has and what was asked for.
 
     Args:
@@ -90,7 +90,7 @@ def check_devices(
     if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not _granted(driver, visible)):
         logical = f"{devices.count} logical CPU {'devices' if devices.count > 1 else 'device'}"
         computes = "which computes in bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
-        return [ok("devices", f"{logical} on this CPU, {computes}")], devices.count
+        return [ok("devices", "cpu-devices", f"{logical} on this CPU, {computes}")], devices.count
     findings = []
     granted = _granted(driver, visible)
     if len(gpus) != granted:
@@ -101,23 +101,29 @@ def check_devices(
             fix = "This TensorFlow is built without CUDA: `pip install 'convoy-train[cuda]'`."
         else:
             fix = "`pip install 'convoy-train[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
-        findings.append(failed("devices", f"{text}.", fix))
+        findings.append(failed("devices", "gpus-not-visible", f"{text}.", fix))
     wanted = devices.gpus or tuple(range(len(gpus)))
     missing = [gpu for gpu in wanted if gpu >= len(gpus)]
     if missing:
         text = f"--devices={flag}: TensorFlow sees {len(gpus)} GPUs, numbered from 0."
-        findings.append(failed("devices", text, "Name GPUs that are there, or leave --devices out."))
+        findings.append(
+            failed("devices", "gpu-index-out-of-range", text, "Name GPUs that are there, or leave --devices out.")
+        )
     if missing or not wanted:
         if not findings:
-            findings.append(failed("devices", f"--devices={flag}: there is no GPU.", "Give --devices=cpu:N, or auto."))
+            findings.append(
+                failed("devices", "no-gpu", f"--devices={flag}: there is no GPU.", "Give --devices=cpu:N, or auto.")
+            )
         return findings, 0
     findings += [too_old for gpu in wanted if (too_old := _check_capability(gpus[gpu], seen["compiled_for"]))]
     if not findings:
-        findings.append(ok("devices", _counted([gpu["name"] for gpu in (gpus[index] for index in wanted)])))
+        findings.append(
+            ok("devices", "gpu-devices", _counted([gpu["name"] for gpu in (gpus[index] for index in wanted)]))
+        )
     return findings, len(wanted)
 
 
-def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[CheckResult]:
+def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[DoctorFinding]:
     """Compares the workers' numbers of devices."""
     first, number = min(counts.items())
     for rank, count in sorted(counts.items()):
@@ -126,11 +132,13 @@ def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[Ch
                 f"{number} devices on worker {first} ({addresses[first]}), {count} on worker {rank} "
                 f"({addresses[rank]}): each must have as many."
             )
-            return [failed("devices", text, "Give each worker the same --devices.", of_all=True)]
+            return [
+                failed("devices", "device-counts-differ", text, "Give each worker the same --devices.", of_all=True)
+            ]
     return []
 
 
-def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[CheckResult]:
+def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[DoctorFinding]:
     """Compares the workers' versions."""
     if not versions:
         return []
@@ -145,10 +153,19 @@ def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequenc
                 f"{other[name]} on worker {rank} ({addresses[rank]})."
             )
             level = failed if name in _SAME_IN_A_RUN else warning
-            findings.append(level("versions", text, "Install the same version on all workers.", of_all=True))
+            findings.append(
+                level("versions", "versions-differ", text, "Install the same version on all workers.", of_all=True)
+            )
             break
     if not findings:
-        findings.append(ok("versions", ", ".join(f"{name} {version}" for name, version in first.items()), of_all=True))
+        findings.append(
+            ok(
+                "versions",
+                "versions-agree",
+                ", ".join(f"{name} {version}" for name, version in first.items()),
+                of_all=True,
+            )
+        )
     return findings
 
 
@@ -164,7 +181,7 @@ def read_limits() -> ResourceLimits:
     return ResourceLimits(open_files, shared.f_blocks * shared.f_frsize)
 
 
-def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[CheckResult]:
+def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[DoctorFinding]:
     """Says whether they are wide enough.
 
     Args:
@@ -177,15 +194,15 @@ def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, g
     needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_WORKER * num_workers + num_shards
     if limits.open_files < needed:
         text = f"{limits.open_files} open files allowed (ulimit -n), and about {needed} may be needed."
-        findings.append(warning("limits", text, f"`ulimit -n {2 * needed}` before the start."))
+        findings.append(warning("limits", "too-few-open-files", text, f"`ulimit -n {2 * needed}` before the start."))
     told = f"{limits.open_files} open files"
     if gpus and limits.shared_memory < _NCCL_SHARED_MEMORY:
         text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which NCCL may find too small."
         fix = "docker: --shm-size=1g; Kubernetes: an emptyDir with medium Memory mounted at /dev/shm."
-        findings.append(warning("limits", text, fix))
+        findings.append(warning("limits", "small-shared-memory", text, fix))
     elif gpus:
         told += f", {limits.shared_memory / 2**30:.1f} GiB of /dev/shm"
-    return findings or [ok("limits", told)]
+    return findings or [ok("limits", "limits-suffice", told)]
 
 
 def _granted(driver: Driver, visible: str | None) -> int:
@@ -198,7 +215,7 @@ def _granted(driver: Driver, visible: str | None) -> int:
     return min(count, len(driver.gpus))
 
 
-def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> CheckResult | None:
+def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> DoctorFinding | None:
     """Says where TensorFlow has no code for a GPU: neither of its generation, nor an older one's to be compiled."""
     major, minor = gpu["capability"]
     for target in compiled_for:
@@ -210,7 +227,7 @@ def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> Ch
     text = (
         f"{gpu['name']} has compute capability {major}.{minor}; this TensorFlow is built for {', '.join(compiled_for)}."
     )
-    return failed("devices", text, "Use another GPU, or --devices=cpu.")
+    return failed("devices", "gpu-too-old", text, "Use another GPU, or --devices=cpu.")
 
 
 def _counted(names: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-"""Names, ports and clocks: whether every worker reaches every other on its cluster port, and what time it is there.
+"""Names, ports and clocks: whether all workers reach each other on their cluster ports, and how far clocks differ.
 
     with Responder(port, rank=1):                            # on every worker
         reached = reach("a:2222", rank=0, seconds=3)         # from every worker, to every other
         reached.problem, reached.clock_ahead
 
 Ports are tried in both directions of each pair, since firewalls close them in one. The answer that comes back says who
-gave it and when, so that a wrong host is noticed, and clocks compared, on the way. Imports no TensorFlow.
+sent it and when, which detects a wrong host and compares the clocks. Imports no TensorFlow.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from convoy.core.cluster import Cluster
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.findings import CheckResult, failed, ok, warning
+from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, warning
 
 _QUESTION = b"convoy doctor\n"
 _ANSWER_SECONDS = 3.0
@@ -50,7 +50,7 @@ class Reached:
 
 
 class Responder:
-    """Answers on a port, in a thread, who listens there and what time it is. A context manager."""
+    """Answers queries for rank and time on a port, in a thread. A context manager."""
 
     def __init__(self, port: int, rank: int):
         """Listens.
@@ -67,7 +67,7 @@ class Responder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Listens no more."""
+        """Closes the port."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections
         self._listener.close()
@@ -88,7 +88,7 @@ class Responder:
 
 
 def reach(address: str, rank: int, seconds: float = _ANSWER_SECONDS) -> Reached:
-    """Asks the worker `rank` at `address` who it is and what time it is there."""
+    """Queries the rank and clock of the worker `rank` at `address`."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
@@ -117,7 +117,7 @@ def reach_all(cluster: Cluster) -> dict[int, Reached]:
         return dict(zip(others, pool.map(lambda rank: reach(cluster.addresses[rank], rank), others), strict=True))
 
 
-def check_names(cluster: Cluster) -> list[CheckResult]:
+def check_names(cluster: Cluster) -> list[DoctorFinding]:
     """Resolves the workers' names as this host sees them."""
     hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
     own, findings, resolved = hosts[cluster.index], [], {}
@@ -126,26 +126,26 @@ def check_names(cluster: Cluster) -> list[CheckResult]:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             fix = "Fix the name in the cluster description, /etc/hosts or DNS."
-            findings.append(failed("names", f"{host} cannot be resolved ({error.strerror}).", fix))
+            findings.append(failed("names", "name-not-resolved", f"{host} cannot be resolved ({error.strerror}).", fix))
         else:
             resolved[host] = str(found[0][4][0]).split("%")[0]
     loopback = [host for host, address in resolved.items() if ipaddress.ip_address(address).is_loopback]
     if len(loopback) < len(resolved) or findings:  # a cluster on one machine may be all loopback
         for host in loopback:
-            if host != own:  # its own name may: Debian's default, and the others resolve it differently
-                text = (
-                    f"{host} resolves to {resolved[host]} here, this machine, instead of worker {hosts.index(host)}'s."
+            if host != own:  # its own name may be: Debian has it so, and others know it by another address
+                text = f"{host} is {resolved[host]} here: this machine, and not worker {hosts.index(host)}'s."
+                findings.append(
+                    failed("names", "name-is-loopback", text, "Take it out of that line of /etc/hosts here.")
                 )
-                findings.append(failed("names", text, "Remove it from that line of /etc/hosts on this host."))
     if resolved and not findings:
         told = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
         rest = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
-        findings.append(ok("names", f"{', '.join(told[:_MOST_NAMED])}{rest}", of_all=True))
+        findings.append(ok("names", "names-resolve", f"{', '.join(told[:_MOST_NAMED])}{rest}", of_all=True))
     return findings
 
 
-def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> CheckResult:
-    """Says which worker does not reach which.
+def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> DoctorFinding:
+    """Reports which workers cannot reach which.
 
     Args:
       reached: by the rank of who reached, and for whom.
@@ -163,17 +163,18 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
             f"Open {_listed(sorted(closed))} for the other workers in the firewall of that host and between the hosts; "
             "TensorFlow needs it both ways. `--interface` chooses another network."
         )
-        return failed("ports", "; ".join(problems), fix, of_all=True)
+        return failed("ports", "ports-closed", "; ".join(problems), fix, of_all=True)
     pairs = sum(map(len, reached.values()))
     slowest = max(result.round_trip for results in reached.values() for result in results.values())
     return ok(
         "ports",
+        "ports-open",
         f"all {pairs} ways between workers are open, {slowest * 1e3:.1f} ms there and back at most",
         of_all=True,
     )
 
 
-def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> CheckResult | None:
+def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> DoctorFinding | None:
     """Compares all clocks with the chief's; None where none could be read."""
     ahead = {}
     for rank in range(1, len(addresses)):
@@ -187,22 +188,26 @@ def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequen
     worst = max(ahead, key=lambda rank: abs(ahead[rank]))
     apart = abs(ahead[worst])
     if apart < _CLOCK_WARNING_SECONDS:
-        return ok("clocks", f"{apart * 1e3:.0f} ms apart at most", of_all=True)
+        return ok("clocks", "clocks-agree", f"{apart * 1e3:.0f} ms apart at most", of_all=True)
     text = (
         f"the clock of worker {worst} ({addresses[worst]}) is {apart:.1f} s "
         f"{'before' if ahead[worst] > 0 else 'behind'} that of worker 0 ({addresses[0]})."
     )
     level = failed if apart >= _CLOCK_FAILED_SECONDS else warning
     return level(
-        "clocks", text, "Set the hosts' clocks by NTP (chrony): logs and events carry their times.", of_all=True
+        "clocks",
+        "clocks-differ",
+        text,
+        "Set the hosts' clocks by NTP (chrony): logs and events carry their times.",
+        of_all=True,
     )
 
 
 class Search:
-    """Reaches, from the chief and while it waits for the workers, for those that have not come. A context manager."""
+    """Probes missing workers from the chief while it waits for them. A context manager."""
 
     def __init__(self, worker_group: WorkerGroup, cluster: Cluster):
-        """Looks for nobody yet."""
+        """Starts nothing yet."""
         self._worker_group, self._cluster = worker_group, cluster
         self._found: dict[int, Reached] = {}
         self._ended = threading.Event()
@@ -220,24 +225,24 @@ class Search:
         if self._cluster.is_chief:
             self._thread.join()
 
-    def told(self) -> list[CheckResult]:
-        """Returns what is known of each worker that did not come."""
-        return [self._told(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
+    def findings(self) -> list[DoctorFinding]:
+        """Returns a finding for each worker that did not connect."""
+        return [self._finding(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
 
-    def _told(self, rank: int) -> CheckResult:
+    def _finding(self, rank: int) -> DoctorFinding:
         addresses, found = self._cluster.addresses, self._found.get(rank)
         here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
         if found and not found.problem:
             text = f"{here} reaches {there}, which runs, and {there} cannot reach {here}."
-            fix = f"Open {addresses[0]} for the other workers in the firewall. Does that name mean this host there?"
-            return failed("ports", text, fix, of_all=True)
+            fix = f"Open {addresses[0]} for the other workers in the firewall; check that they resolve it to this host."
+            return failed("ports", "chief-port-closed", text, fix, of_all=True)
         problem = found.problem if found else "not tried"
         fix = {
             "connection refused": "Its host answers and nothing listens there: was `convoy doctor` started on it, with "
             "the same cluster?",
             "timed out": f"Is the host up? Then open {addresses[rank]} for the other workers in the firewall.",
         }.get(problem, "Is that its address?")
-        return failed("ports", f"{here} cannot reach {there}: {problem}", fix, of_all=True)
+        return failed("ports", "worker-unreachable", f"{here} cannot reach {there}: {problem}", fix, of_all=True)
 
     def _look(self) -> None:
         while not self._ended.wait(0.5):

@@ -1,6 +1,6 @@
 """Config, devices, dataset and RUN's newest checkpoint together: whether a run of them would start, and which.
 
-    check_plan(config, gathered, peers, workdir="run", resume=answer["resume"], num_images=50_000)
+    check_plan(config, gathered, worker_group, workdir="run", resume=answer["resume"], num_images=50_000)
 
 Pure functions over what was found. Imports no TensorFlow.
 """
@@ -13,20 +13,20 @@ import ml_collections
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped
+from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped
 from convoy.trainer.session.agreement import require_equal
 
 
 def check_plan(
     config: ml_collections.ConfigDict,
-    gathered: Mapping[int, Mapping[str, Any]],
+    gathered: Mapping[int, dict[str, Any]],
     worker_group: WorkerGroup,
     *,
     workdir: str,
     resume: Mapping[str, Any] | None,
     num_images: int | None,
-) -> list[CheckResult]:
-    """Says whether all workers have one config, and what a run of it would be.
+) -> list[DoctorFinding]:
+    """Checks that all workers have the same config, and reports the run's plan.
 
     Args:
       config: the chief's, checked.
@@ -34,46 +34,46 @@ def check_plan(
         None where not known), and the `count` of devices, 0 where not known.
       worker_group: the workers.
       workdir: RUN.
-      resume: what TensorFlow's side says of it.
+      resume: the probe's answer about RUN.
       num_images: of the training split; None where not known.
     """
     findings = []
     if resume and resume["problem"]:
-        findings.append(failed("resume", resume["problem"], of_all=True))
+        findings.append(failed("resume", "cannot-resume", resume["problem"], of_all=True))
     elif resume and resume["step"] is not None:
-        findings.append(ok("resume", f"{workdir} goes on from step {resume['step']}", of_all=True))
+        findings.append(ok("resume", "resumes", f"{workdir} goes on from step {resume['step']}", of_all=True))
         config = configs.with_recorded_choices(config, resume["choices"])
     elif resume:
-        findings.append(ok("resume", f"no checkpoint in {workdir}: a new run", of_all=True))
+        findings.append(ok("resume", "new-run", f"no checkpoint in {workdir}: a new run", of_all=True))
     return [*findings, _check_config(config, gathered, worker_group, num_images)]
 
 
 def _check_config(
     config: ml_collections.ConfigDict,
-    gathered: Mapping[int, Mapping[str, Any]],
+    gathered: Mapping[int, dict[str, Any]],
     worker_group: WorkerGroup,
     num_images: int | None,
-) -> CheckResult:
+) -> DoctorFinding:
     counts = [other["count"] for other in gathered.values()]
     try:
         if len(gathered) == worker_group.num_workers:
             _compare_configs(config, [gathered[rank] for rank in range(worker_group.num_workers)], worker_group)
         if len(gathered) < worker_group.num_workers or not all(counts):
-            return skipped("config", "not all workers' devices are known", of_all=True)
+            return skipped("config", "devices-unknown", "not all workers' devices are known", of_all=True)
         if len(set(counts)) > 1:
-            return skipped("config", "the workers' devices do not fit", of_all=True)
+            return skipped("config", "devices-differ", "the workers' devices differ", of_all=True)
         plan = configs.resolve(config, num_images=num_images or config.batch_size, replicas=sum(counts))
     except UsageError as error:
-        return failed("config", str(error), of_all=True)
+        return failed("config", "bad-config", str(error), of_all=True)
     text = (
         f"batch {plan.global_batch_size}, replicas {plan.replicas}, virtual replicas {plan.virtual_replicas}: "
         f"{plan.replica_batch_size} images a device, {plan.virtual_batch_size} a virtual replica"
     )
-    return ok("config", text, of_all=True)
+    return ok("config", "config-fits", text, of_all=True)
 
 
 def _compare_configs(
-    config: ml_collections.ConfigDict, gathered: list[Mapping[str, Any]], worker_group: WorkerGroup
+    config: ml_collections.ConfigDict, gathered: list[dict[str, Any]], worker_group: WorkerGroup
 ) -> None:
     """Raises the UsageError that `train` would."""
     require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")

@@ -17,7 +17,7 @@ from convoy.core.errors import ConvoyError, DataError
 from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.dataset.storage import RemotePath, is_remote
-from convoy.trainer.doctor.findings import CheckResult, failed, ok, skipped, warning
+from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 from convoy.trainer.run.directory import RunDirectory
 
 _WRITTEN_BYTES = 8 * 2**20
@@ -29,7 +29,7 @@ _LARGE_SHARD_BYTES = 2**28  # twice what `convoy convert` puts into one
 
 
 @contextlib.contextmanager
-def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[CheckResult]]]:
+def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[DoctorFinding]]]:
     """Writes a file of some megabytes where RUN is or will be; it is gone on leaving.
 
     Yields:
@@ -41,7 +41,7 @@ def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Check
     try:
         RunDirectory(workdir).check()
     except ConvoyError as error:
-        yield None, 0.0, [failed("run directory", str(error))]
+        yield None, 0.0, [failed("run directory", "workdir-not-usable", str(error))]
         return
     path = Path(os.path.abspath(workdir))
     folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
@@ -51,13 +51,13 @@ def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Check
     except OSError as error:
         token.unlink(missing_ok=True)
         action = "written" if folder == path else "made"
-        fix = "Give a --workdir that can be written, or mend the permissions."
+        fix = "Give a --workdir that can be written, or fix the permissions."
         text = f"--workdir={workdir} cannot be {action}: {folder}: {error.strerror}."
-        yield None, 0.0, [failed("run directory", text, fix)]
+        yield None, 0.0, [failed("run directory", "workdir-not-writable", text, fix)]
         return
     try:
         what = "can be written" if folder == path else f"can be made in {folder}"
-        yield token, seconds, [ok("run directory", f"{workdir} {what}", of_all=True)]
+        yield token, seconds, [ok("run directory", "workdir-writable", f"{workdir} {what}", of_all=True)]
     finally:
         token.unlink(missing_ok=True)
 
@@ -74,7 +74,7 @@ def _write(path: Path) -> float:
 
 
 def place_of(token: Path, workdir: str) -> tuple[str, list[str]]:
-    """Returns the token's name, and RUN's path from the token's folder, by its parts: none where it lies in RUN."""
+    """Returns the token's name, and RUN's path from the token's folder, by its parts: none if it is in RUN."""
     return token.name, list(Path(os.path.abspath(workdir)).relative_to(token.parent).parts)
 
 
@@ -94,33 +94,33 @@ def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_S
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
-            if name in os.listdir(folder):  # a listing asks a network file system anew
+            if name in os.listdir(folder):  # a listing refreshes a network file system's cache
                 return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
 
 
-def check_given(flag: str, check: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[CheckResult]:
-    """Says which workers were started without a flag that others have, or that nobody has it.
+def check_given(flag: str, section: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
+    """Reports workers started without a flag that others have, or that no worker has it.
 
     Args:
       flag: its name.
-      check: that it is for.
+      section: the section of the table.
       given: its value by rank, empty where it was left out.
       addresses: by rank.
     """
     without = [f"worker {rank} ({addresses[rank]})" for rank, value in sorted(given.items()) if not value]
     if len(without) == len(given):
-        return [skipped(check, f"no {flag} given", of_all=True)]
+        return [skipped(section, "flag-not-given", f"no {flag} given", of_all=True)]
     if without:
         text = f"started without {flag}: {' and '.join(without)}."
-        return [failed(check, text, "Give it to all workers.", of_all=True)]
+        return [failed(section, "flag-missing-on-worker", text, "Give it to all workers.", of_all=True)]
     return []
 
 
-def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[CheckResult]:
-    """Says which workers do not see what the chief wrote in RUN.
+def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
+    """Reports workers that do not see the file that the chief wrote in RUN.
 
     Args:
       sights: by rank, whether it sees that.
@@ -135,10 +135,18 @@ def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses
     if not blind:
         return []
     text = f"what worker 0 ({addresses[0]}) writes in --workdir={given[0]} does not show on {' and '.join(blind)}."
-    return [failed("run directory", text, "Give a --workdir on a file system that all workers share.", of_all=True)]
+    return [
+        failed(
+            "run directory",
+            "workdir-not-shared",
+            text,
+            "Give a --workdir on a file system that all workers share.",
+            of_all=True,
+        )
+    ]
 
 
-def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> CheckResult:
+def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> DoctorFinding:
     """Compares free space and speed with what checkpoints will take.
 
     Args:
@@ -149,36 +157,52 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
     """
     free = shutil.disk_usage(folder).free
     speed = _WRITTEN_BYTES / max(write_seconds, 1e-9)
-    has = f"{megabytes(free)} free, written at {megabytes(speed)}/s"
+    has = f"{megabytes(free)} free, written at {megabytes(int(speed))}/s"
     if checkpoint_bytes is None:
-        return ok("disk", has, of_all=True)
+        return ok("disk", "disk-free", has, of_all=True)
     files = kept + 2  # the best, and the one that is being written
     takes = f"{files} checkpoints of {megabytes(checkpoint_bytes)} take {megabytes(files * checkpoint_bytes)}"
     if free < files * checkpoint_bytes:
         fix = "Make room, give another --workdir, or lower --config.keep_checkpoints."
-        return failed("disk", f"{megabytes(free)} free in {folder}, and {takes}.", fix, of_all=True)
+        return failed("disk", "disk-full", f"{megabytes(free)} free in {folder}, and {takes}.", fix, of_all=True)
     seconds = checkpoint_bytes / speed
     if seconds > _SLOW_CHECKPOINT_SECONDS:
         fix = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
         return warning(
-            "disk", f"{has}: a checkpoint of {megabytes(checkpoint_bytes)} takes {seconds:.0f} s.", fix, of_all=True
+            "disk",
+            "slow-checkpoints",
+            f"{has}: a checkpoint of {megabytes(checkpoint_bytes)} takes {seconds:.0f} s.",
+            fix,
+            of_all=True,
         )
-    return ok("disk", f"{has}; {takes}", of_all=True)
+    return ok("disk", "disk-free", f"{has}; {takes}", of_all=True)
 
 
-def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) -> list[CheckResult]:
-    """Says where the training split is too small, or in too few files."""
+def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) -> list[DoctorFinding]:
+    """Reports a training split that is too small or in too few files."""
     split = dataset.split("train")
     size = int(split.length.sum())
     findings = []
     if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
         fix = "`convoy convert --shards=N` writes several, which a file server can spread."
         findings.append(
-            warning("data", f"one shard of {megabytes(size)}, which {num_workers} workers read at once.", fix)
+            warning(
+                "data",
+                "single-large-shard",
+                f"one shard of {megabytes(size)}, which {num_workers} workers read at once.",
+                fix,
+            )
         )
     if split.num_images < global_batch_size:
         text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
-        findings.append(warning("data", text, "Lower config.batch_size: a step would see images more than once."))
+        findings.append(
+            warning(
+                "data",
+                "dataset-smaller-than-batch",
+                text,
+                "Lower config.batch_size: a step would see images more than once.",
+            )
+        )
     return findings
 
 
@@ -202,7 +226,7 @@ def look_at(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[CheckResult]:
+def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[DoctorFinding]:
     """Compares what the workers see behind --data.
 
     Args:
@@ -225,13 +249,13 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
                 f"--data={data} is not the same on worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
                 f"({addresses[rank]}): {', '.join(changed)}."
             )
-            return [failed("data", text, "Give all workers the same files.", of_all=True)]
+            return [failed("data", "data-differ", text, "Give all workers the same files.", of_all=True)]
     text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
     slowest = min(other["bytes_per_second"] for other in seen.values())
     read = (
         f"read at {megabytes(slowest)}/s (what is in memory already, faster)" if slowest else "how fast is not measured"
     )
-    return [ok("data", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
+    return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
 def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
@@ -250,5 +274,5 @@ def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
                     if seconds > _READ_SECONDS:
                         return count, seconds, None
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read ({error.strerror}). Fix that, or copy it again.") from None
+            raise DataError(f"shard {path} cannot be read ({error.strerror}); fix that, or copy it again") from None
     return count, seconds, f"{checksum:08x}"

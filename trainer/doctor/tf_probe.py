@@ -1,9 +1,9 @@
-"""What only TensorFlow can tell, in a process of its own: it may hang or crash there, and be ended.
+"""Checks that need TensorFlow, in a subprocess that may hang or crash and is killed then.
 
-    with TfProbe(question) as side:
-        side.start_up(seconds=180)                 # versions, devices, whether RUN's newest checkpoint fits
-        side.reduce(cluster, seconds=30)           # a sum over all devices of all workers
-        side.checkpoint_bytes(seconds=60)
+    with TfProbe(setup) as probe:
+        probe.start_up(seconds=180)                 # versions, devices, whether RUN's newest checkpoint fits
+        probe.reduce(cluster, seconds=30)           # a sum over all devices of all workers
+        probe.checkpoint_bytes(seconds=60)
 
 A collective that waits for a worker waits for ever and holds Python's lock while it does; the parent keeps its
 connection to the other workers all the while. Imports no TensorFlow in the parent.
@@ -34,7 +34,7 @@ _TIMED = 5
 
 
 class NoAnswerError(Exception):
-    """TensorFlow's process did not answer: it hung, crashed, or had an error of its own, which the message tells."""
+    """TensorFlow's process did not answer: it hung, crashed, or raised the error in the message."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Setup:
       workdir: RUN, for the worker that looks at its checkpoints; empty for the others.
       devices: of this worker.
       strategy_name: `--strategy`.
-      heartbeat_seconds: silence after which a worker is given up.
+      heartbeat_seconds: silence after which a worker counts as lost.
     """
 
     config: ml_collections.ConfigDict | None
@@ -135,8 +135,8 @@ def _serve(connection: Connection, setup: Setup) -> None:
         try:
             reply = ("", functions[name](setup, *arguments))
         except Exception as error:
-            told = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
-            reply = (told.splitlines()[0] if told else type(error).__name__, None)
+            message = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
+            reply = (message.splitlines()[0] if message else type(error).__name__, None)
         with contextlib.suppress(OSError):
             connection.send(reply)
 
@@ -252,9 +252,9 @@ def _checkpoint_bytes(setup: Setup) -> int:
 
     from convoy.trainer.session.runtime import make_runtime
 
-    assert setup.config is not None
+    assert setup.config
     config = setup.config.copy_and_resolve_references()
-    config.deterministic = False  # a setting of the whole process that does not affect the size
+    config.deterministic = False  # a setting of the whole process, and no matter for a size
     num_classes = open_dataset(setup.data).num_classes if setup.data else 1000
     runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
     return sum(value.nbytes for value in runtime.state.values().values())

@@ -1,4 +1,4 @@
-"""Parts of the doctor's round by two workers that are threads of this process; TensorFlow's side is made up."""
+"""Parts of the doctor's round by two workers that are threads of this process; TensorFlow's probe is made up."""
 
 import socket
 import threading
@@ -8,11 +8,11 @@ import pytest
 
 from convoy.core.cluster import Cluster
 from convoy.core.devices import parse_devices
+from convoy.core.finding import Severity
 from convoy.launch.ports import reserved_ports
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.doctor.checks import DoctorOptions, _Checks
-from convoy.trainer.doctor.findings import FAILED, OK
+from convoy.trainer.doctor.checks import DoctorOptions, _DoctorRun
 from convoy.trainer.doctor.tf_probe import NoAnswerError
 
 
@@ -30,7 +30,7 @@ class NoTensorFlow:
         return {"replicas": 2, "sum": 3.0, "expected": 3.0, "milliseconds": 1.0}
 
 
-def question(data="", workdir=""):
+def make_options(data="", workdir=""):
     return DoctorOptions(
         config=configs.default_config(),
         data=str(data),
@@ -50,18 +50,18 @@ def question(data="", workdir=""):
 def findings_of():
     """Runs a part of the round on two workers; returns each one's findings by check."""
 
-    def run(part, *questions, second_host="127.0.0.1"):
+    def run(part, *options, second_host="127.0.0.1"):
         with reserved_ports(2) as ports:
             addresses = (f"127.0.0.1:{ports[0]}", f"{second_host}:{ports[1]}")
 
         def worker(rank):
             cluster = Cluster(addresses, rank, "flags", (("worker", 0), ("worker", 1)))
             with WorkerGroup(cluster, startup_seconds=20) as worker_group:
-                checks = _Checks(questions[rank], cluster, worker_group, [])
-                with checks._responding:
-                    part(checks)
+                doctor_run = _DoctorRun(options[rank], cluster, worker_group, [])
+                with doctor_run._responders:
+                    part(doctor_run)
                 worker_group.exchange("done")
-                return {finding.section: finding for finding in checks._findings}
+                return {finding.section: finding for finding in doctor_run._findings}
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(worker, (0, 1)))
@@ -70,63 +70,63 @@ def findings_of():
 
 
 def met(part):
-    def meet_first(checks):
-        checks._worker_group.rendezvous()
-        part(checks)
+    def meet_first(doctor_run):
+        doctor_run._worker_group.rendezvous()
+        part(doctor_run)
 
     return meet_first
 
 
-def test_a_name_that_is_known_only_once_its_worker_has_come_is_good(findings_of, monkeypatch):
-    meet, resolve, has_come = WorkerGroup.rendezvous, socket.getaddrinfo, threading.Event()
+def test_a_name_that_is_known_only_once_its_worker_connected_is_good(findings_of, monkeypatch):
+    rendezvous, resolve, connected = WorkerGroup.rendezvous, socket.getaddrinfo, threading.Event()
 
-    def meet_and_tell(worker_group):
-        meet(worker_group)
-        has_come.set()
+    def rendezvous_and_signal(worker_group):
+        rendezvous(worker_group)
+        connected.set()
 
     def resolve_late(host, *arguments, **options):
-        if host == "late-pod" and not has_come.is_set():
+        if host == "late-pod" and not connected.is_set():
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return resolve("127.0.0.1" if host == "late-pod" else host, *arguments, **options)
 
-    monkeypatch.setattr(WorkerGroup, "rendezvous", meet_and_tell)
+    monkeypatch.setattr(WorkerGroup, "rendezvous", rendezvous_and_signal)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
-    chiefs, _ = findings_of(_Checks._check_network, question(), question(), second_host="late-pod")
-    assert (chiefs["names"].severity, chiefs["ports"].severity) == (OK, OK)
+    chiefs, _ = findings_of(_DoctorRun._check_network, make_options(), make_options(), second_host="late-pod")
+    assert (chiefs["names"].severity, chiefs["ports"].severity) == (Severity.OK, Severity.OK)
 
 
 @pytest.mark.parametrize("without", [0, 1])
 def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_path, without):
-    given = [question(dataset.data, tmp_path / "run"), question(dataset.data, tmp_path / "run")]
-    given[without] = question()
+    given = [make_options(dataset.data, tmp_path / "run"), make_options(dataset.data, tmp_path / "run")]
+    given[without] = make_options()
 
-    def part(checks):
-        checks._check_data()
-        checks._check_workdir(NoTensorFlow())
+    def part(doctor_run):
+        doctor_run._check_data()
+        doctor_run._check_workdir(NoTensorFlow())
 
     chiefs, workers = findings_of(met(part), *given)
     for check, flag in (("data", "--data"), ("run directory", "--workdir")):
-        assert chiefs[check].severity == FAILED
+        assert chiefs[check].severity == Severity.ERROR
         assert f"started without {flag}: worker {without} (" in chiefs[check].text
-    assert not any(finding.severity == FAILED for finding in workers.values())
+    assert not any(finding.severity == Severity.ERROR for finding in workers.values())
 
 
 def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
     monkeypatch.setattr("convoy.trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
-    part = met(lambda checks: checks._check_workdir(NoTensorFlow()))
-    chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "run"))
-    assert chiefs["run directory"].severity == OK
-    chiefs, _ = findings_of(part, question(workdir=tmp_path / "run"), question(workdir=tmp_path / "other"))
-    assert chiefs["run directory"].severity == FAILED
+    part = met(lambda doctor_run: doctor_run._check_workdir(NoTensorFlow()))
+    chiefs, _ = findings_of(part, make_options(workdir=tmp_path / "run"), make_options(workdir=tmp_path / "run"))
+    assert chiefs["run directory"].severity == Severity.OK
+    chiefs, _ = findings_of(part, make_options(workdir=tmp_path / "run"), make_options(workdir=tmp_path / "other"))
+    assert chiefs["run directory"].severity == Severity.ERROR
     assert f"in --workdir={tmp_path / 'other'}" in chiefs["run directory"].text
 
 
 def test_a_sum_over_all_devices_has_time_to_start_whatever_the_startup_timeout(findings_of):
-    sides = []
+    probes = []
 
-    def part(checks):
-        sides.append(NoTensorFlow())
-        checks._check_collective(sides[-1], {0: {"count": 1}, 1: {"count": 1}}, on_gpu=True)
+    def part(doctor_run):
+        probes.append(NoTensorFlow())
+        doctor_run._check_collective(probes[-1], {0: {"count": 1}, 1: {"count": 1}}, on_gpu=True)
 
-    findings_of(met(part), question(), question())
-    assert [side.seconds for side in sides] == [120.0, 120.0]
+    findings_of(met(part), make_options(), make_options())
+    assert [probe.seconds for probe in probes] == [120.0, 120.0]

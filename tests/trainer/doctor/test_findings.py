@@ -6,28 +6,37 @@ NAMES = {0: "worker 0 (a:1)", 1: "worker 1 (b:1)", 2: "worker 2 (c:1)"}
 
 
 def test_what_all_say_in_the_same_words_is_one_row():
-    text = table({rank: [ok("devices", "1 x H100")] for rank in NAMES}, NAMES)
+    text = table({rank: [ok("devices", "devices-code", "1 x H100")] for rank in NAMES}, NAMES)
     assert text.splitlines() == ["ok       devices        1 x H100", "Nothing failed."]
 
 
 def test_what_some_say_names_them():
-    text = table({0: [ok("devices", "one")], 1: [failed("devices", "two", "Mend.")], 2: [ok("devices", "one")]}, NAMES)
+    text = table(
+        {
+            0: [ok("devices", "devices-code", "one")],
+            1: [failed("devices", "devices-code", "two", "Mend.")],
+            2: [ok("devices", "devices-code", "one")],
+        },
+        NAMES,
+    )
     assert "ok       devices        worker 0 (a:1) and worker 2 (c:1): one\n" in text
     assert "FAILED   devices        worker 1 (b:1): two\n                        Mend.\n" in text
 
 
 def test_what_the_chief_says_of_all_names_nobody():
-    assert "ok       ports          all open\n" in table({0: [ok("ports", "all open", of_all=True)], 1: []}, NAMES)
+    assert "ok       ports          all open\n" in table(
+        {0: [ok("ports", "ports-code", "all open", of_all=True)], 1: []}, NAMES
+    )
 
 
 def test_rows_stand_in_the_order_of_the_round_and_are_counted():
     found = [
-        failed("disk", "full", "Make room."),
-        warning("clocks", "2 s", "NTP."),
-        skipped("data", "no --data"),
-        ok("names", "a"),
-        warning("limits", "few", "More."),
-        failed("data", "gone"),
+        failed("disk", "disk-code", "full", "Make room."),
+        warning("clocks", "clocks-code", "2 s", "NTP."),
+        skipped("data", "data-code", "no --data"),
+        ok("names", "names-code", "a"),
+        warning("limits", "limits-code", "few", "More."),
+        failed("data", "data-code", "gone"),
     ]
     lines = table({0: found}, {0: "worker 0"}).splitlines()
     rows = [line.split()[1] for line in lines[:-1] if not line.startswith(" ")]

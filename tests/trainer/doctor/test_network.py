@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from convoy.core.cluster import Cluster
+from convoy.core.finding import Severity
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor import network
-from convoy.trainer.doctor.findings import FAILED, OK, WARNING
 from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
 
 ADDRESSES = ("a:2222", "b:2222", "c:2222")
@@ -83,23 +83,30 @@ def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
 class TestPorts:
     def test_open_ones_are_counted(self):
         finding = check_ports({0: {1: GOOD, 2: GOOD}, 1: {0: GOOD, 2: GOOD}, 2: {0: GOOD, 1: GOOD}}, ADDRESSES)
-        assert (finding.severity, finding.text.split(",")[0]) == (OK, "all 6 ways between workers are open")
+        assert (finding.severity, finding.text.split(",")[0]) == (Severity.OK, "all 6 ways between workers are open")
 
     def test_a_closed_one_names_pair_direction_and_the_port_to_open(self):
         finding = check_ports({0: {1: Reached("timed out")}, 1: {0: GOOD}}, ADDRESSES[:2])
-        assert finding.severity == FAILED
+        assert finding.severity == Severity.ERROR
         assert finding.text == "worker 0 (a:2222) cannot reach worker 1 (b:2222): timed out"
         assert finding.fix.startswith("Open b:2222 for the other workers")
 
 
 class TestClocks:
     @pytest.mark.parametrize(
-        ("seconds", "level"), [(0.02, OK), (-0.9, OK), (2.0, WARNING), (-29, WARNING), (31, FAILED)]
+        ("seconds", "level"),
+        [
+            (0.02, Severity.OK),
+            (-0.9, Severity.OK),
+            (2.0, Severity.WARNING),
+            (-29, Severity.WARNING),
+            (31, Severity.ERROR),
+        ],
     )
     def test_that_differ_are_a_warning_and_far_apart_a_failure(self, seconds, level):
         finding = check_clocks({0: {1: Reached("", seconds, 0.001)}, 1: {}}, ADDRESSES[:2])
         assert finding.severity == level
-        if level != OK:
+        if level != Severity.OK:
             which = "before" if seconds > 0 else "behind"
             assert f"worker 1 (b:2222) is {abs(seconds):.1f} s {which} that of worker 0 (a:2222)" in finding.text
 
@@ -128,19 +135,22 @@ class TestNames:
 
     def test_one_that_cannot_be_resolved_fails(self, names):
         (finding,) = names("node2:1", "nodee:1")
-        assert (finding.severity, finding.text) == (FAILED, "nodee cannot be resolved (Name or service not known).")
+        assert (finding.severity, finding.text) == (
+            Severity.ERROR,
+            "nodee cannot be resolved (Name or service not known).",
+        )
 
     def test_another_workers_that_is_a_loopback_address_here_fails(self, names):
         (finding,) = names("node1:1", "node2:1", rank=1)
         assert (finding.severity, finding.text) == (
-            FAILED,
+            Severity.ERROR,
             "node1 is 127.0.1.1 here: this machine, and not worker 0's.",
         )
 
     def test_its_own_may_be_as_debian_has_it(self, names):
         (finding,) = names("node1:1", "node2:1", rank=0)
-        assert (finding.severity, finding.text) == (OK, "node1 is 127.0.1.1, node2 is 10.0.0.2")
+        assert (finding.severity, finding.text) == (Severity.OK, "node1 is 127.0.1.1, node2 is 10.0.0.2")
 
     def test_a_cluster_on_one_machine_may_be_all_loopback(self, names):
-        assert [finding.severity for finding in names("127.0.0.1:1", "127.0.0.1:2")] == [OK]
-        assert [finding.severity for finding in names("node1:1", "node1:2")] == [OK]
+        assert [finding.severity for finding in names("127.0.0.1:1", "127.0.0.1:2")] == [Severity.OK]
+        assert [finding.severity for finding in names("node1:1", "node1:2")] == [Severity.OK]
