@@ -6,6 +6,7 @@ and `workers_started` one command as several workers that train together.
 
 import contextlib
 import csv
+import fcntl
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from convoy.core.files import write_whole
 from convoy.launch.ports import reserved_ports
 from tests import processes
 from tests.network import Network, missing_for_networks
@@ -218,9 +220,35 @@ def wait_until() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory, convoy) -> SmallDataset:
+def made_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], str]], tuple[Path, str]]:
+    """Runs `make(folder)` once for all test processes; returns the folder `name` and what `make` returned.
+
+    Tests must not change such a folder.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent  # the parent belongs to all processes of this session
+
+    def once(name: str, make: Callable[[Path], str]) -> tuple[Path, str]:
+        folder, result = root / name, root / f"{name}.txt"
+        with open(root / f"{name}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not result.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+                folder.mkdir()
+                write_whole(result, make(folder).encode())
+        return folder, result.read_text()
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def dataset(made_once, convoy) -> SmallDataset:
     """Seven categories of 32x32 images. The test split's 259 images fill one evaluation batch and three of the next."""
-    folder = tmp_path_factory.mktemp("dataset")
+    folder, _ = made_once("dataset", lambda folder: _make_dataset(folder, convoy))
+    return SmallDataset(folder / "photos", folder / "data", CATEGORIES)
+
+
+def _make_dataset(folder: Path, convoy) -> str:
     dataset = SmallDataset(folder / "photos", folder / "data", CATEGORIES)
     sizes = ("--categories=7", "--per_category=13", "--test_per_category=37", "--size=32")
     convoy("sample", f"--output={dataset.photos}", *sizes, check=True)
@@ -231,22 +259,19 @@ def dataset(tmp_path_factory, convoy) -> SmallDataset:
         manifest.write_text("filename,category\n" + "".join(f"{name},{code_of[product]}\n" for name, product in rows))
         images = (f"--images={dataset.photos / split}", f"--manifest={manifest}")
         convoy("convert", *images, f"--output={dataset.data}", f"--split={split}", "--workers=1", check=True)
-    return dataset
+    return ""
 
 
 @pytest.fixture(scope="session")
-def dataset_without_validation(tmp_path_factory, dataset, convoy) -> Path:
+def dataset_without_validation(made_once, dataset, convoy) -> Path:
     """All training images of `dataset` in a training split; the classes are the product names."""
-    data = tmp_path_factory.mktemp("without_validation") / "data"
-    convoy(
-        "convert",
-        f"--images={dataset.photos / 'train'}",
-        f"--output={data}",
-        "--validation_fraction=0",
-        "--workers=1",
-        check=True,
-    )
-    return data
+    images = f"--images={dataset.photos / 'train'}"
+
+    def make(folder: Path) -> str:
+        flags = (f"--output={folder / 'data'}", "--validation_fraction=0", "--workers=1")
+        return convoy("convert", images, *flags, check=True).stdout
+
+    return made_once("without_validation", make)[0] / "data"
 
 
 @pytest.fixture(scope="session")
@@ -268,9 +293,8 @@ def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def reference_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
+def reference_run(made_once, dataset, convoy) -> FinishedRun:
     """The expected result of runs with faults on two hosts: one process, 200 steps, a checkpoint every 10."""
-    workdir = tmp_path_factory.mktemp("reference") / "run"
     flags = (
         "--config=smoke",
         "--deterministic",
@@ -281,8 +305,14 @@ def reference_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
         "--config.checkpoint_every_steps=10",
         "--config.log_every_steps=10",
     )
-    result = convoy("train", *flags, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={workdir}", check=True)
-    return FinishedRun(workdir, flags, result.stdout + result.stderr)
+
+    def make(folder: Path) -> str:
+        where = ("--devices=cpu:1", f"--data={dataset.data}", f"--workdir={folder / 'run'}")
+        result = convoy("train", *flags, *where, check=True)
+        return result.stdout + result.stderr
+
+    folder, output = made_once("reference", make)
+    return FinishedRun(folder / "run", flags, output)
 
 
 @pytest.fixture

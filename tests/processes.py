@@ -135,3 +135,15 @@ def command_line(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return []
+
+
+def write_foreign_packages(folder: Path) -> str:
+    """Writes packages with the names of Convoy's folders, which must never be imported.
+
+    Returns:
+      PYTHONPATH with that folder before this checkout.
+    """
+    for name in ("benchmarks", "configs", "input_pipeline", "launch", "tests", "trainer"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise SystemExit('imported the foreign package {name}')\n")
+    return f"{folder}{os.pathsep}{REPOSITORY}"

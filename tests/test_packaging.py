@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from convoy import __version__
+from tests.processes import write_foreign_packages
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("configs", "input_pipeline", "launch", "trainer")
@@ -59,10 +60,8 @@ def installed(distributions, tmp_path_factory):
 
 @pytest.fixture
 def users_folder(tmp_path):
-    """A folder with packages of the user's own that have the names of Convoy's parts, each of which fails to import."""
-    for name in (*PARTS, "benchmarks", "tests"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('imported the user\\'s own {name}')\n")
+    """A folder with packages of the user's own that have the names of Convoy's folders."""
+    write_foreign_packages(tmp_path)
     return tmp_path
 
 

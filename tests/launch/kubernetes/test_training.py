@@ -14,7 +14,7 @@ import yaml
 
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
-from tests.processes import process_environment
+from tests.processes import write_foreign_packages
 
 HOSTS = ("a", "b")
 NAME = "shelf"
@@ -36,6 +36,7 @@ class Pods:
         self._programs.mkdir()
         (self._programs / "convoy").write_text(f'#!/bin/sh\nexec {sys.executable} -m convoy "$@"\n')
         (self._programs / "convoy").chmod(0o755)
+        self._python_path = write_foreign_packages(folder / "foreign")
 
     @contextlib.contextmanager
     def started(self, restart=0, only=None):
@@ -58,7 +59,8 @@ class Pods:
     def _start(self, index, host, restart):
         labels = {"jobset.sigs.k8s.io/restart-attempt": str(restart)}
         environment = {
-            **{name: process_environment()[name] for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")},
+            "PYTHONPATH": self._python_path,
+            "CUDA_VISIBLE_DEVICES": "-1",
             "PATH": f"{self._programs}:{os.environ['PATH']}",
             "HOME": str(self.folder),
             "JOB_COMPLETION_INDEX": str(index),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.processes import REPOSITORY, command_line
+from tests.processes import REPOSITORY, command_line, write_foreign_packages
 
 LAUNCH = ("launch", "slurm", "--nodes=2", "--grace_seconds=5")
 
@@ -76,7 +76,7 @@ def test_template_trains_and_its_job_is_requeued_when_a_node_dies(
     run, log = tmp_path / "run", tmp_path / "slurm-1.out"
     _, *flags = train(reference_run, dataset, run)
     variables = {"CONVOY": f"{sys.executable} -m convoy", "RUN": str(run), "DATA": str(dataset.data)}
-    variables |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "-1"}
+    variables |= {"PYTHONPATH": write_foreign_packages(tmp_path), "CUDA_VISIBLE_DEVICES": "-1"}
     submit = ["sbatch", REPOSITORY / "launch/slurm/train.sbatch", *flags]
     slurm.run("env", "-C", tmp_path, *(f"{name}={value}" for name, value in variables.items()), *submit)
     wait_until(lambda: has_checkpoint(run, 20), "step 20")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.processes import is_gone
+from tests.processes import is_gone, write_foreign_packages
 
 
 def kill_workers_at(step, *, rank=1, attempt=1):
@@ -247,7 +247,9 @@ def parent_of(pid):
 
 @pytest.mark.slow
 def test_doctor_checks_the_hosts_and_creates_no_run_directory(machines, dataset):
-    launch = machines.launch(verb="doctor", command=(f"--data={dataset.data}", "--devices=cpu:1"), fake=False)
+    path = write_foreign_packages(machines.folder / "foreign")  # goes to the hosts, like every PYTHONPATH
+    command, environment = (f"--data={dataset.data}", "--devices=cpu:1"), {"PYTHONPATH": path}
+    launch = machines.launch(verb="doctor", command=command, fake=False, environment=environment)
     assert launch.wait(120) == 0, launch.output
     assert re.search(r"\[0\] ok +ports +all 2 ways between workers are open", launch.output)
     assert launch.output.endswith("[0] Nothing failed.\n")
