@@ -69,7 +69,7 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
         assert output_flag in answer.output
     assert "config.augment.ops" in answers[4].output and "'flip'" in answers[4].output
     page = Page(output.read_bytes())
-    assert "smoke" in page.words("") and "at 32x32" in page.words("")
+    assert "smoke" in page.words("") and "32x32" in page.words("")
     assert "flip | rand(1, 20)" in page.words("line")
 
 

@@ -35,7 +35,7 @@ def test_a_run_that_could_go_on_is_told_so_and_left_as_it_was(convoy, flags, fin
     assert fingerprints(finished_run.workdir) == before
 
 
-def test_all_that_is_wrong_is_told_at_once_each_with_its_mend(convoy, tmp_path, dataset):
+def test_all_failures_are_reported_at_once_each_with_its_fix(convoy, tmp_path, dataset):
     (tmp_path / "file").touch()
     result = convoy(
         "doctor",
@@ -53,7 +53,7 @@ def test_all_that_is_wrong_is_told_at_once_each_with_its_mend(convoy, tmp_path, 
         "config": "config.batch_size=0",
         "devices": "--devices=gpu:1: TensorFlow sees 0 GPUs",
         "data": "(did you mean 'data'?)",
-        "run directory": "is a file. Give a folder.",
+        "run directory": "is a file. Pass a folder.",
     }.items():
         assert found[check][0] == "FAILED"
         assert told in found[check][1]

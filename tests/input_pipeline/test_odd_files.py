@@ -170,7 +170,7 @@ def test_what_a_scraper_leaves_behind_is_left_out_and_each_is_told_why(photos):
     summary, left_out = converted(photos)
     assert left_out == {
         **{f"mug/{name}": reason for name, (_, reason) in things.items()},
-        "mug/huge.jpg": "a file of 5,368,709,120 bytes; images have up to 1,073,741,824",
+        "mug/huge.jpg": "the file has 5,368,709,120 bytes; the limit is 1,073,741,824",
         "mug/Thumbs.db": "not an image by its name",
     }
     assert summary.quarantined == len(things) + 1 and summary.ignored == 1

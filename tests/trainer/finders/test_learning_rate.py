@@ -33,7 +33,6 @@ def test_a_rate_close_to_divergence_is_never_suggested():
     found = suggest(RATES, curve(falls_at=0.3, diverges_at=0.5))
     assert found.rate == pytest.approx(found.diverging / 10)
     assert found.rate < found.steepest
-    assert "a tenth of where the loss diverges" in found.reason
 
 
 def test_a_peak_of_the_loss_that_passes_is_no_divergence():
@@ -45,7 +44,7 @@ def test_a_peak_of_the_loss_that_passes_is_no_divergence():
 def test_a_loss_that_is_low_to_the_end_diverges_nowhere():
     found = suggest(RATES, curve(falls_at=1e-3, diverges_at=1e3))
     assert found.diverging is None
-    assert "at no rate" in found.reason
+    assert found.rate == found.steepest
 
 
 def test_a_loss_that_blows_up_from_its_best_diverges_there_though_it_began_higher():
