@@ -9,7 +9,7 @@ the batch: sums over an image add integers that float32 represents exactly, and 
 element's position in a vector, such as the sine, are computed in float64 and rounded.
 
 The formulas, and the results on bytes, are Pillow's (`ImageOps`, `ImageEnhance`, `Image.transform`) unless a docstring
-says otherwise. Geometry samples the nearest pixel and fills with black.
+notes otherwise. Geometry samples the nearest pixel and fills with black.
 """
 
 import math

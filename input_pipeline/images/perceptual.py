@@ -19,8 +19,8 @@ from itertools import combinations
 
 import numpy as np
 
-# Images whose hashes differ in at most this many bits are near-duplicates. Of 124,750 pairs of unrelated `convoy sample`
-# images, none was within 4 bits; of copies with another quality, size, brightness or contrast, 98 to 100 % were.
+# Near-duplicates differ in at most this many bits. Of 124,750 pairs of unrelated `convoy sample` images, none was
+# within 4 bits; of copies with another quality, size, brightness or contrast, 98 to 100 % were.
 NEAR = 4
 FLAT = 0  # the hash of a single-colour image; no other image has it
 
@@ -32,7 +32,7 @@ _FLAT_AMPLITUDE = 0.5  # grey levels
 # All values are integers below 2**53, so sums are exact in any order and the hash is the same on every platform.
 _LUMA = np.array([77.0, 150.0, 29.0])  # ITU-R BT.601, as in JPEG, in 256ths
 _COSINE_SCALE = 2048
-# If thousands of hashes share bands (the frames of a video), an unlimited search takes hours and finds billions of pairs.
+# If thousands of hashes share bands (frames of a video), an unlimited search takes hours and finds billions of pairs.
 _MAX_COMPARISONS = 30_000_000  # per key
 _MAX_PAIRS = 2_000_000
 
@@ -54,7 +54,7 @@ class NearPairs:
 
 
 def decode_ratio(width: int, height: int) -> int:
-    """Returns the `ratio` of TensorFlow's DecodeJpeg, one of 1, 2, 4, 8, that still leaves enough pixels for the hash."""
+    """Returns the `ratio` of TensorFlow's DecodeJpeg, 1, 2, 4 or 8, that leaves enough pixels for the hash."""
     side = min(width, height)
     return next((ratio for ratio in (8, 4, 2) if side >= ratio * _LEAST_SIDE), 1)
 
@@ -63,8 +63,8 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     """Returns an image's hash.
 
     Args:
-      pixels: [height, width, channels] uint8, any size; 1 or 2 channels: grey first; 3 or more: RGB first. May be decoded
-        at `decode_ratio`.
+      pixels: [height, width, channels] uint8, any size; 1 or 2 channels: grey first; 3 or more: RGB first. May
+        be decoded at `decode_ratio`.
 
     Returns:
       An integer in [0, 2**64); `FLAT` if the image has a single colour.
