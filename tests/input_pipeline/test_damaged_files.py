@@ -22,7 +22,7 @@ from tests.input_pipeline.images import pixels
 KINDS = ("flip", "cut", "splice", "insert")
 SHARDS, DESCRIPTIONS = 250, 60  # cases per kind and test
 SHARD = "made-train.tfrecord-00000-of-00002"
-ODD_VALUES = (
+VALUES = (
     None,
     True,
     -1,
@@ -247,7 +247,7 @@ def with_one_change(value, random):
     if random.random() < 0.2:
         del container[key]
     elif random.random() < 0.2 and isinstance(container, dict):
-        container[str(ODD_VALUES[random.integers(len(ODD_VALUES))])] = container.pop(key)
+        container[str(VALUES[random.integers(len(VALUES))])] = container.pop(key)
     else:
-        container[key] = ODD_VALUES[random.integers(len(ODD_VALUES))]
+        container[key] = VALUES[random.integers(len(VALUES))]
     return value

@@ -36,9 +36,9 @@ def test_every_epoch_equals_the_uncached_stream(split, crop, order):
 
 
 def test_augmentation_comes_after_the_cache(split):
-    line = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
+    pipeline = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
     cache = PixelCache(IMAGES, budget_bytes=LARGE)
-    options = {"crop": Crop(SIZE, *line.scale), "draws": line.draws, "operations": line.host}
+    options = {"crop": Crop(SIZE, *pipeline.scale), "draws": pipeline.draws, "operations": pipeline.host}
     cached = stream(split, 4 * EPOCH, cache=cache, **options)
     assert_same(cached, stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
