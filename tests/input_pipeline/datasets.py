@@ -39,7 +39,7 @@ def example(encoded: bytes, image_format: str, pixels: np.ndarray, label: int) -
 
 
 def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], class_names: Sequence[str]) -> Path:
-    """Writes a dataset as `convoy convert` does: PNGs, two shards per split, image `i` of class `i % len(class_names)`."""
+    """Writes a dataset like `convoy convert`: PNGs, two shards per split, image `i` of class `i % len(class_names)`."""
     folder.mkdir(parents=True)
     manifest = metadata.new_manifest("made", class_names, {"image_size": 0, "encoding": "png"})
     for split, images in splits.items():
