@@ -46,8 +46,8 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Scales the distance from the mean grey by `factor`, [n]."""
     rows = tf.reduce_sum(_grey(pixels), 2)
     # Row sums are integers below 2**24; the sum of a large image needs float64.
-    number = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
-    mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / number
+    num_pixels = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
+    mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / num_pixels
     mean = tf.cast(tf.floor(mean + 0.5), tf.float32)[:, tf.newaxis, tf.newaxis]
     return mean + (pixels - mean) * _each(factor)
 
@@ -61,8 +61,8 @@ def saturation(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def hue(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Rotates hues by `share`, [n], of the colour circle, in floating point (Pillow quantizes to 256 hues)."""
     hsv = tf.image.rgb_to_hsv(tf.clip_by_value(pixels, 0.0, 255.0) / 255.0)
-    turned = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
-    return 255.0 * tf.image.hsv_to_rgb(tf.concat([turned, hsv[..., 1:]], -1))
+    rotated = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
+    return 255.0 * tf.image.hsv_to_rgb(tf.concat([rotated, hsv[..., 1:]], -1))
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

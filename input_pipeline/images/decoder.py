@@ -4,10 +4,10 @@
 
 The only module of the converter that imports TensorFlow; only worker processes import it.
 
-libjpeg continues after damaged data, fills in what is missing, and reports it on standard error only. So while an image
-is encoded and checked, file descriptor 2 is redirected to a file and read, which also keeps these lines off the screen.
-An image that would cause such a line at every decoding is not stored unchanged: if data is missing or invalid it is
-refused, and if all data is there (stray bytes between segments, an unusual header, a kind of JPEG that only Pillow
+libjpeg continues after damaged data, fills in missing pixels, and reports it on standard error only. While an image is
+encoded and checked, file descriptor 2 is therefore redirected to a file and read, which also keeps the log clean.
+An image that would cause such a message at every decoding is not stored unchanged: if data is missing or invalid it is
+rejected, and if all data is there (stray bytes between segments, an unusual header, a kind of JPEG that only Pillow
 reads) Pillow re-encodes it. A flipped bit without either effect cannot be detected: JPEG has no checksum.
 """
 

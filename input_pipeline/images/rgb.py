@@ -1,4 +1,4 @@
-"""Conversion of any image that Pillow opens to what a viewer shows: upright, on white, 8-bit RGB.
+"""Conversion of any image that Pillow opens to upright 8-bit RGB on white, as a viewer shows it.
 
     with Image.open(path) as image:
         rgb = as_rgb(image)

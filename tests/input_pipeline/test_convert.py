@@ -465,9 +465,7 @@ def test_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_pat
     assert_rejected(capsys, "--image_size=0", *flags, "--split=test", "--image_size=8", code=2)
     assert_rejected(capsys, "--encoding=keep", *flags, "--split=test", "--encoding=raw", code=2)
     assert_rejected(capsys, "--name=data", *flags, "--split=test", "--name=other", code=2)
-    assert_rejected(
-        capsys, "'mugs' (first image mugs/mugs_000.jpg)", f"--images={new_class}", flags[1], "--split=test", code=3
-    )
+    assert_rejected(capsys, "mugs/mugs_000.jpg", f"--images={new_class}", flags[1], "--split=test", code=3)
     assert_rejected(capsys, "'mug'", f"--images={new_class}", flags[1], "--split=test", code=3)
     assert contents(tmp_path) == before
 
