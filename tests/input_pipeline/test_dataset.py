@@ -168,7 +168,7 @@ def test_missing_or_unreadable_index_is_rebuilt_from_the_shards(data, capfd):
     ("array", "change", "named"),
     [
         ("offset", lambda a: a + (np.arange(len(a)) == 5), "record 5"),
-        ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "bytes"),
+        ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "bytes of shard"),
         ("length", lambda a: np.where(np.arange(len(a)) == 3, 2**62, a), "4,611,686,018,427,387,904 bytes"),
         ("label", lambda a: a + 3, "label"),
         ("label", lambda a: np.zeros_like(a), "counts"),
