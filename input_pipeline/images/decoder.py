@@ -1,4 +1,4 @@
-"""Checks images with TensorFlow's decoders: training will be able to read what they accept.
+"""Checks images with TensorFlow's decoders, so that training can read every accepted image.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
