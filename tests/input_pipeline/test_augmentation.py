@@ -134,7 +134,7 @@ def test_arguments_set_the_range_of_each_operation():
 
 @pytest.mark.parametrize("name", ["flip", "equalize", "autocontrast", "posterize(2, P)", "solarize(90, P)", "erase"])
 def test_probability_is_the_share_of_changed_images(name):
-    text = name.redraw("P", "0.3") if "P" in name else f"{name}(0.3)"
+    text = name.replace("P", "0.3") if "P" in name else f"{name}(0.3)"
     images = np.tile(IMAGES[7], (2, 1, 1, 1))
     others = [0.5, 0.5, 0.5, 0.5] * (name == "erase")
     changed = [
