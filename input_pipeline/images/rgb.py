@@ -10,7 +10,7 @@ The result equals `image.convert("RGB")` except for:
 - CMYK is converted with the ICC profile of the file, if valid: without it colors are garish. Profiles of RGB and gray
   images are not applied: training reads stored pixel values, and an image that had to be re-encoded (rotated,
   flattened) must not differ in color from one that did not.
-- Pixels without a defined range (32-bit integers and floats) are refused.
+- Pixels without a defined range (32-bit integers and floats) are rejected.
 """
 
 import functools

@@ -251,7 +251,7 @@ def test_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, ca
         (["--splits=a:1", "--split=b"], "--split "),
     ],
 )
-def test_invalid_splits_are_refused(tmp_path, photos, capsys, flags, named):
+def test_invalid_splits_are_rejected(tmp_path, photos, capsys, flags, named):
     assert_rejected(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
 
 
@@ -453,7 +453,7 @@ def test_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, phot
     assert len(list(tfds.builder_from_directory(str(data)).as_dataset(split="test"))) == 3
 
 
-def test_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
+def test_split_that_does_not_fit_is_rejected_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(tmp_path)
@@ -486,7 +486,7 @@ def test_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_pat
         ("--imagesize=4", "image_size"),
     ],
 )
-def test_invalid_flag_is_refused(tmp_path, photos, capsys, flag, named):
+def test_invalid_flag_is_rejected(tmp_path, photos, capsys, flag, named):
     assert_rejected(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
 
 

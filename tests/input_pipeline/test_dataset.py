@@ -115,7 +115,7 @@ def test_directory_without_manifest_is_named(tmp_path):
     assert_rejected("not a dataset.*manifest.json", tmp_path)
 
 
-def test_damaged_manifest_and_other_version_are_refused(data):
+def test_damaged_manifest_and_other_version_are_rejected(data):
     text = (data / "manifest.json").read_text()
     (data / "manifest.json").write_text(text[:100])
     assert_rejected(r"manifest\.json", data)

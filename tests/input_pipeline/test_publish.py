@@ -71,7 +71,7 @@ def test_user_folder_with_the_name_of_the_working_folder_is_not_touched(tmp_path
     assert (own / "notes.txt").read_text() == "text"
 
 
-def test_empty_output_folder_is_used_and_a_link_is_refused(tmp_path, photos):
+def test_empty_output_folder_is_used_and_a_link_is_rejected(tmp_path, photos):
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with pytest.raises(UsageError, match=r"--output=.*/link .*--output=.*/data"):
@@ -102,7 +102,7 @@ def test_missing_sidecar_of_an_earlier_split_is_logged(data, photos):
 
 
 @pytest.mark.parametrize("flag", ["images", "output"])
-def test_bucket_is_refused(tmp_path, flag, capsys):
+def test_bucket_is_rejected(tmp_path, flag, capsys):
     flags = {"images": str(tmp_path), "output": str(tmp_path / "data"), flag: "gs://bucket/x"}
     assert cli.main(["convoy", "convert", *(f"--{name}={value}" for name, value in flags.items())]) == 2
     assert f"--{flag}=gs://bucket/x" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_names_match_in_any_unicode_form_and_with_backslashes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/secret.jpg", ".."])
-def test_name_outside_the_folder_is_refused(tmp_path, name):
+def test_name_outside_the_folder_is_rejected(tmp_path, name):
     images = touch(tmp_path / "images", "a.jpg")
     touch(tmp_path, "secret.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", f"{name},1")
@@ -112,7 +112,7 @@ def test_missing_folder_is_reported_with_a_suggestion(tmp_path):
     assert_rejected("a.jpg .*folder", tmp_path / "photos/a/a.jpg")
 
 
-def test_folder_without_class_folders_is_refused(tmp_path):
+def test_folder_without_class_folders_is_rejected(tmp_path):
     assert_rejected("2 images.*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
 
 
@@ -145,12 +145,12 @@ def test_missing_manifest_is_reported_with_a_suggestion(tmp_path):
         (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
     ],
 )
-def test_malformed_csv_is_refused_with_its_line(tmp_path, lines, message):
+def test_malformed_csv_is_rejected_with_its_line(tmp_path, lines, message):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     assert_rejected(message, images, Table(manifest(tmp_path / "t.csv", *lines)))
 
 
-def test_csv_that_is_not_utf8_is_refused(tmp_path):
+def test_csv_that_is_not_utf8_is_rejected(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,Käse", encoding="latin-1")
     assert_rejected("not UTF-8.*--csv_encoding=cp1252", images, Table(rows))

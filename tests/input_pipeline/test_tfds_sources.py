@@ -61,7 +61,7 @@ def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--images=x", "--manifest=x.csv", "--split=train", "--splits=a:1"])
-def test_flags_that_conflict_with_a_prepared_dataset_are_refused(tmp_path, capsys, flag):
+def test_flags_that_conflict_with_a_prepared_dataset_are_rejected(tmp_path, capsys, flag):
     assert cli.main(["convoy", "convert", "--tfds=photos", f"--tfds_dir={tmp_path}", "--output=data", flag]) == 2
     error = capsys.readouterr().err
     assert flag.partition("=")[0] in error and "--tfds=photos" in error
