@@ -9,7 +9,7 @@ the batch: sums over an image add integers that float32 represents exactly, and 
 element's position in a vector, such as the sine, are computed in float64 and rounded.
 
 The formulas, and the results on bytes, are Pillow's (`ImageOps`, `ImageEnhance`, `Image.transform`) unless a docstring
-says otherwise. Geometry samples the nearest pixel and fills with black.
+notes otherwise. Geometry samples the nearest pixel and fills with black.
 """
 
 import math
@@ -46,8 +46,8 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Scales the distance from the mean grey by `factor`, [n]."""
     rows = tf.reduce_sum(_grey(pixels), 2)
     # Row sums are integers below 2**24; the sum of a large image needs float64.
-    number = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
-    mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / number
+    num_pixels = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
+    mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / num_pixels
     mean = tf.cast(tf.floor(mean + 0.5), tf.float32)[:, tf.newaxis, tf.newaxis]
     return mean + (pixels - mean) * _each(factor)
 
@@ -61,8 +61,8 @@ def saturation(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def hue(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Rotates hues by `share`, [n], of the colour circle, in floating point (Pillow quantizes to 256 hues)."""
     hsv = tf.image.rgb_to_hsv(tf.clip_by_value(pixels, 0.0, 255.0) / 255.0)
-    turned = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
-    return 255.0 * tf.image.hsv_to_rgb(tf.concat([turned, hsv[..., 1:]], -1))
+    rotated = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
+    return 255.0 * tf.image.hsv_to_rgb(tf.concat([rotated, hsv[..., 1:]], -1))
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -89,7 +89,7 @@ def solarize(images: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
 
 
 def autocontrast(images: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel's bytes so that the least becomes 0 and the largest 255; one of a single value stays."""
+    """Scales each channel so that its minimum becomes 0 and its maximum 255. A constant channel is unchanged."""
     low = tf.cast(tf.reduce_min(images, [1, 2]), tf.float64)[..., tf.newaxis]  # [n, 3, 1]
     high = tf.cast(tf.reduce_max(images, [1, 2]), tf.float64)[..., tf.newaxis]
     values = tf.range(256, dtype=tf.float64)
@@ -99,12 +99,12 @@ def autocontrast(images: tf.Tensor) -> tf.Tensor:
 
 
 def equalize(images: tf.Tensor) -> tf.Tensor:
-    """Makes each channel's bytes as evenly frequent as a function of the byte can."""
-    counts = tf.math.bincount(_places_in_tables(images), minlength=768 * tf.shape(images)[0])
+    """Equalizes the histogram of each channel."""
+    counts = tf.math.bincount(_table_indices(images), minlength=768 * tf.shape(images)[0])
     counts = tf.reshape(counts, [-1, 3, 256])
     last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), 2, keepdims=True)
-    of_last = tf.gather(counts, last, batch_dims=2)
-    step = (tf.reduce_sum(counts, 2, keepdims=True) - of_last) // 255
+    last_count = tf.gather(counts, last, batch_dims=2)
+    step = (tf.reduce_sum(counts, 2, keepdims=True) - last_count) // 255
     spread = (step // 2 + tf.cumsum(counts, 2, exclusive=True)) // tf.maximum(step, 1)
     return _looked_up(images, tf.cast(tf.where(step > 0, tf.minimum(spread, 255), tf.range(256)), tf.uint8))
 
@@ -112,15 +112,15 @@ def equalize(images: tf.Tensor) -> tf.Tensor:
 def erase(
     images: tf.Tensor, chosen: tf.Tensor, area: tf.Tensor, aspect: tf.Tensor, top: tf.Tensor, left: tf.Tensor
 ) -> tf.Tensor:
-    """Paints a rectangle grey (Zhong et al. 2020, "Random erasing data augmentation", with a constant). Of any dtype.
+    """Fills a rectangle with grey (Zhong et al. 2020, "Random erasing data augmentation", with a constant).
 
     Args:
-      images: [n, height, width, 3].
-      chosen: [n] bool, which of them.
-      area: [n] float32 in (0, 1], of the rectangle as a share of the image; where a side does not fit, it is cut off.
-      aspect: [n] float32 in [0, 1): of height to width from 0.3 to 1 / 0.3, evenly on a logarithmic scale.
-      top: [n] float32 in [0, 1), where it lies between the upper and the lower edge.
-      left: likewise.
+      images: [n, height, width, 3], any dtype.
+      chosen: [n] bool, the images to change.
+      area: [n] float32 in (0, 1], the rectangle's share of the image area; sides are limited to the image.
+      aspect: [n] float32 in [0, 1), the aspect ratio height / width from 0.3 to 1 / 0.3, on a logarithmic scale.
+      top: [n] float32 in [0, 1), vertical position: 0 is the upper edge.
+      left: [n] float32 in [0, 1), horizontal position: 0 is the left edge.
     """
     height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
     ratio = tf.cast(tf.exp(tf.cast(2.0 * aspect - 1.0, tf.float64) * _ERASED_LOG_ASPECT), tf.float32)
@@ -134,17 +134,17 @@ def erase(
 
 
 def affine(images: tf.Tensor, matrix: Sequence[tf.Tensor | float]) -> tf.Tensor:
-    """Takes each pixel of the bytes from where a matrix sends it.
+    """Applies an affine transformation with nearest-neighbour sampling; pixels from outside the image are 0.
 
     Args:
       images: [n, height, width, 3] uint8.
-      matrix: a, b, c, d, e, f, each [n] float32 or a number: what is at (x, y) in the result was at
-        (a x + b y + c, d x + e y + f), counted in pixels from the upper left corner.
+      matrix: a, b, c, d, e, f, each [n] float32 or a number: output pixel (x, y) is input pixel
+        (a x + b y + c, d x + e y + f), in pixels from the upper left corner.
     """
     a, b, c, d, e, f = (tf.broadcast_to(tf.cast(entry, tf.float32), tf.shape(images)[:1]) for entry in matrix)
-    none = tf.zeros_like(a)
-    # TensorFlow counts from the centre of the first pixel.
-    centred = [a, b, c + 0.5 * (a + b) - 0.5, d, e, f + 0.5 * (d + e) - 0.5, none, none]
+    zero = tf.zeros_like(a)
+    # TensorFlow's origin is the centre of the first pixel.
+    centred = [a, b, c + 0.5 * (a + b) - 0.5, d, e, f + 0.5 * (d + e) - 0.5, zero, zero]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.stack(centred, 1),
@@ -164,15 +164,15 @@ def geometry(
     move_y: tf.Tensor | float = 0.0,
     degrees: tf.Tensor | float = 0.0,
 ) -> tf.Tensor:
-    """Slants, moves or turns the bytes of each image; what does two of these at once adds up their matrices.
+    """Shears, translates or rotates each image. Combined arguments add their matrices.
 
     Args:
       images: [n, height, width, 3] uint8.
-      shear_x: by what share of its distance from the upper edge each row moves to the left.
-      shear_y: by what share of its distance from the left edge each column moves up.
-      move_x: pixels to the right.
-      move_y: pixels down.
-      degrees: of a turn about the centre, counterclockwise.
+      shear_x: shift of each row to the left, in pixels per pixel of distance from the upper edge.
+      shear_y: shift of each column up, in pixels per pixel of distance from the left edge.
+      move_x: translation to the right in pixels.
+      move_y: translation down in pixels.
+      degrees: counterclockwise rotation about the centre.
     """
     height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
     angle = tf.cast(degrees, tf.float64) * (math.pi / 180.0)
@@ -183,24 +183,24 @@ def geometry(
 
 
 def _each(values: tf.Tensor) -> tf.Tensor:
-    """Returns a number an image, [n], as it goes with pixels, [n, 1, 1, 1]."""
+    """Returns one value per image, [n], reshaped to [n, 1, 1, 1] to broadcast with pixels."""
     return values[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
 def _grey(pixels: tf.Tensor) -> tf.Tensor:
-    """Returns each pixel's grey, [n, height, width, 1] float32, a whole number."""
-    # No product of matrices: on a GPU it would round to TensorFloat-32.
+    """Returns each pixel's grey level, [n, height, width, 1] float32, an integer."""
+    # Not a matrix product, which a GPU would round to TensorFloat-32.
     red, green, blue = tf.unstack(pixels, axis=-1)
     weighted = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
     return tf.floor((weighted + 32768.0) / 65536.0)[..., tf.newaxis]
 
 
-def _places_in_tables(images: tf.Tensor) -> tf.Tensor:
-    """Returns where each byte stands in tables of 256 entries a channel and image, one after another; int32, flat."""
+def _table_indices(images: tf.Tensor) -> tf.Tensor:
+    """Returns each value's index into the flattened tables of `_looked_up`, [n * height * width * 3] int32."""
     first = 256 * tf.reshape(tf.range(3 * tf.shape(images)[0]), [-1, 1, 1, 3])
     return tf.reshape(tf.cast(images, tf.int32) + first, [-1])
 
 
 def _looked_up(images: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
-    """Returns the entry of each byte in its channel's table, of [n, 3, 256] uint8."""
-    return tf.reshape(tf.gather(tf.reshape(tables, [-1]), _places_in_tables(images)), tf.shape(images))
+    """Returns the images mapped through one lookup table per image and channel, [n, 3, 256] uint8."""
+    return tf.reshape(tf.gather(tf.reshape(tables, [-1]), _table_indices(images)), tf.shape(images))

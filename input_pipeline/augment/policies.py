@@ -21,7 +21,7 @@ from convoy.input_pipeline.augment.operations import to_bytes
 
 STRENGTHS = 31  # from 0 to 30
 
-# All operations but geometry: functions of uint8 images and one strength per image that return uint8.
+# All operations except geometry: functions of uint8 images and one strength per image that return uint8.
 _FUNCTIONS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "identity": lambda images, strength: images,
     "brightness": lambda images, strength: _enhanced(operations.brightness, images, strength),
@@ -65,10 +65,10 @@ def _space(*, shear: float, pixels: float, degrees: float, enhancement: float, l
     def up_to(largest: float) -> np.ndarray:
         return np.linspace(0.0, largest, STRENGTHS)
 
-    none, moved = np.zeros(STRENGTHS), np.trunc(up_to(pixels))
+    zero, moved = np.zeros(STRENGTHS), np.trunc(up_to(pixels))
     bits = 8 - np.round(np.arange(STRENGTHS) / ((STRENGTHS - 1) / lost_bits))
     rows = {
-        "identity": (none, False),
+        "identity": (zero, False),
         "shear_x": (up_to(shear), True),
         "shear_y": (up_to(shear), True),
         "move_x": (moved, True),
@@ -80,8 +80,8 @@ def _space(*, shear: float, pixels: float, degrees: float, enhancement: float, l
         "sharpness": (up_to(enhancement), True),
         "posterize": (bits, False),
         "solarize": (255.0 - up_to(255.0), False),
-        "autocontrast": (none, False),
-        "equalize": (none, False),
+        "autocontrast": (zero, False),
+        "equalize": (zero, False),
     }
     strengths, is_signed = zip(*rows.values(), strict=True)
     return Space(tuple(rows), np.stack(strengths).astype(np.float32), np.array(is_signed))
@@ -120,13 +120,13 @@ def apply_chosen(names: tuple[str, ...], images: tf.Tensor, choice: tf.Tensor, a
     members = tf.dynamic_partition(tf.range(tf.size(choice)), tf.gather(group_of, choice), len(groups))
     results = []
     for group, indices in zip(groups, members, strict=True):
-        of_group, amounts = tf.gather(images, indices), tf.gather(amount, indices)
+        group_images, amounts = tf.gather(images, indices), tf.gather(amount, indices)
         if group == "geometry":
             chosen = tf.gather(choice, indices)
             moves = {name: tf.where(chosen == names.index(name), amounts, 0.0) for name in _GEOMETRY}
-            results.append(operations.geometry(of_group, **moves))
+            results.append(operations.geometry(group_images, **moves))
         else:
-            results.append(_FUNCTIONS[group](of_group, amounts))
+            results.append(_FUNCTIONS[group](group_images, amounts))
     return tf.ensure_shape(tf.dynamic_stitch(members, results), images.shape)
 
 

@@ -240,7 +240,7 @@ def _write_shards(
             progress=lambda images: progress(before + images, total),
             place=lambda task, images: task.images[min(images, len(task.images) - 1)].name,
             check=check_bad,
-            besides=", and resumes from the finished shards",
+            rerun_note=", and resumes from the finished shards",
         )
         done |= {task.path: shard for task, shard in zip(remaining, written, strict=True)}
     return {split: [done[task.path] for task in split_tasks] for split, split_tasks in tasks.items()}

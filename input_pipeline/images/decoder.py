@@ -1,13 +1,13 @@
-"""Checks images with TensorFlow's decoders: training will be able to read what they accept.
+"""Checks images with TensorFlow's decoders, so that training can read every accepted image.
 
     encoded, perceptual = encode_checked(file.read(), Pixels(image_size=0, encoding="keep"))
 
 The only module of the converter that imports TensorFlow; only worker processes import it.
 
-libjpeg continues after damaged data, fills in what is missing, and reports it on standard error only. So while an image
-is encoded and checked, file descriptor 2 is redirected to a file and read, which also keeps these lines off the screen.
-An image that would cause such a line at every decoding is not stored unchanged: if data is missing or invalid it is
-refused, and if all data is there (stray bytes between segments, an unusual header, a kind of JPEG that only Pillow
+libjpeg continues after damaged data, fills in missing pixels, and reports it on standard error only. While an image is
+encoded and checked, file descriptor 2 is therefore redirected to a file and read, which also keeps the log clean.
+An image that would cause such a message at every decoding is not stored unchanged: if data is missing or invalid it is
+rejected, and if all data is there (stray bytes between segments, an unusual header, a kind of JPEG that only Pillow
 reads) Pillow re-encodes it. A flipped bit without either effect cannot be detected: JPEG has no checksum.
 """
 
@@ -53,15 +53,15 @@ def warm_up() -> None:
 
 
 def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
-    """Returns what `pixels.encode` does, after TensorFlow has decoded it in full, and its perceptual hash.
+    """Returns the result of `pixels.encode`, checked by decoding it in full, and its perceptual hash.
 
-    Not for threads: meanwhile, nothing of this process comes out on standard error.
+    Not thread-safe: standard error of the whole process is redirected during the call.
 
     Raises:
-      Exception: of any kind; the bytes are no image, or one that is damaged. `pixels.reason` words it.
+      Exception: of any kind: not an image, or a damaged one. `pixels.reason` describes it.
     """
-    aside, stderr = _aside(os.getpid())
-    os.dup2(aside.fileno(), 2)
+    capture, stderr = _capture(os.getpid())
+    os.dup2(capture.fileno(), 2)
     decoded = np.empty(0, np.uint8)
 
     def check(data: bytes, image_format: str, size: Size) -> bool:
@@ -70,14 +70,14 @@ def encode_checked(data: bytes, pixels: Pixels) -> tuple[Encoded, int]:
         return is_clean
 
     try:
-        encoded, anew = encode_where_checked(data, pixels, check)
-        if aside.tell() and (told := _LIBTIFF.search(_heard(aside, 0))):
-            raise ValueError(f"damaged ({told[0]})")
-        return encoded, perceptual_hash(decoded if anew is None else anew)
+        encoded, reencoded = encode_where_checked(data, pixels, check)
+        if capture.tell() and (message := _LIBTIFF.search(_captured(capture, 0))):
+            raise ValueError(f"damaged ({message[0]})")
+        return encoded, perceptual_hash(decoded if reencoded is None else reencoded)
     finally:
         os.dup2(stderr, 2)
-        if aside.tell():
-            _forget(aside, 0)
+        if capture.tell():
+            _discard(capture, 0)
 
 
 def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tuple[Encoded, int] | Exception]:
@@ -86,12 +86,12 @@ def encode_all_checked(images: Sequence[bytes], pixels: Pixels) -> Iterator[tupl
     Pillow, TensorFlow and NumPy each process several images before the next library takes over: alternating per image
     would evict each other's code from the processor's caches, which costs as much as decoding a small image.
     """
-    aside, stderr = _aside(os.getpid())
+    capture, stderr = _capture(os.getpid())
     start = 0
     while start < len(images):
         together: list[_Unchecked | None] = []
         area = 0
-        os.dup2(aside.fileno(), 2)
+        os.dup2(capture.fileno(), 2)
         try:
             while start + len(together) < len(images) and area < _PIXELS_TOGETHER:
                 unchecked = _encoded_unchecked(images[start + len(together)], pixels)
@@ -118,7 +118,7 @@ _Unchecked = tuple[Encoded, np.ndarray | None, list[tuple[bytes, str, Size]]]
 
 def _encoded_unchecked(data: bytes, pixels: Pixels) -> _Unchecked | None:
     """Encodes an image without checking it; None if Pillow or libjpeg reported a problem."""
-    aside, _ = _aside(os.getpid())
+    capture, _ = _capture(os.getpid())
     to_check: list[tuple[bytes, str, Size]] = []
 
     def defer(data: bytes, image_format: str, size: Size) -> bool:
@@ -127,9 +127,9 @@ def _encoded_unchecked(data: bytes, pixels: Pixels) -> _Unchecked | None:
 
     with contextlib.suppress(Exception):
         encoded, pixels_of_new = encode_where_checked(data, pixels, defer)
-        if not aside.tell():
+        if not capture.tell():
             return encoded, pixels_of_new, to_check
-    _forget(aside, 0)
+    _discard(capture, 0)
     return None
 
 
@@ -148,62 +148,63 @@ def _decoded_clean(reencoded: np.ndarray | None, to_check: Sequence[tuple[bytes,
     return decoded
 
 
-@functools.cache  # by process, because forked ones would share a place in the file
-def _aside(process: int) -> tuple[BinaryIO, int]:
-    """Returns a file for what comes on standard error meanwhile, and standard error itself."""
+@functools.cache  # per process, since forked processes would share the file position
+def _capture(process: int) -> tuple[BinaryIO, int]:
+    """Returns a file that captures standard error, and a duplicate of the original descriptor."""
     return tempfile.TemporaryFile(buffering=0), os.dup(2)
 
 
 def _checked(data: bytes, image_format: str, ratio: int) -> tuple[np.ndarray, bool]:
     """Decodes an image, a JPEG to one `ratio`-th of its sides.
 
-    Every entropy-coded bit is read, as for the full size, and few pixels are computed.
+    Every entropy-coded bit is read, as at full size, but fewer pixels are computed.
 
     Returns:
-      ([height, width, 3] uint8, whether it is clean), as `pixels.encode` wants it of its `check`.
+      The pixels, [height, width, 3] uint8, and whether the decoder reported nothing (see `check` of
+      `pixels.encode_where_checked`).
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the image is damaged.
     """
-    aside, _ = _aside(os.getpid())
-    heard = aside.tell()
+    capture, _ = _capture(os.getpid())
+    start = capture.tell()
     failure, decoded = "", np.empty(0, np.uint8)
     try:
         if image_format == "jpeg":
-            # Given a tensor, and 1.0 where the default is 1, TensorFlow takes its short way to an operation.
+            # A tensor, and 1.0 instead of the default 1, keep TensorFlow on its fast path for eager operations.
             contents = tf.constant(data)
             decoded = tf.raw_ops.DecodeJpeg(contents=contents, channels=3, ratio=ratio, acceptable_fraction=1.0).numpy()
         else:
             decoded = tf.raw_ops.DecodePng(contents=tf.constant(data), channels=3).numpy()
     except tf.errors.OpError as error:
         failure = error.message.split(" [Op:")[0].split("}} ")[-1]
-    if not failure and aside.tell() == heard:
+    if not failure and capture.tell() == start:
         return decoded, True
-    said = _heard(aside, heard)
-    _forget(aside, heard)
-    told = next((line for line in said.splitlines() if line.strip() and not _TENSORFLOW.match(line)), "")
-    if any(sign in said for sign in _MISSING) or (failure and _lacks_its_end(data, image_format)):
+    captured = _captured(capture, start)
+    _discard(capture, start)
+    message = next((line for line in captured.splitlines() if line.strip() and not _TENSORFLOW.match(line)), "")
+    if any(sign in captured for sign in _MISSING) or (failure and _is_cut_off(data, image_format)):
         raise ValueError("truncated")
-    if any(sign in said for sign in _UNKNOWN_TO_TENSORFLOW):
+    if any(sign in captured for sign in _UNKNOWN_TO_TENSORFLOW):
         return decoded, False
-    if failure or any(sign in said for sign in _INVALID):
+    if failure or any(sign in captured for sign in _INVALID):
         if image_format == "png":
             raise ValueError("damaged PNG (its structure or a checksum)")
-        raise ValueError(f"damaged JPEG ({' '.join((told or failure).split())[:200]})")
-    return decoded, not told
+        raise ValueError(f"damaged JPEG ({' '.join((message or failure).split())[:200]})")
+    return decoded, not message
 
 
-def _heard(aside: BinaryIO, start: int) -> str:
-    aside.seek(start)
-    return aside.read().decode("utf-8", "replace")
+def _captured(capture: BinaryIO, start: int) -> str:
+    capture.seek(start)
+    return capture.read().decode("utf-8", "replace")
 
 
-def _forget(aside: BinaryIO, start: int) -> None:
-    aside.seek(start)
-    aside.truncate()
+def _discard(capture: BinaryIO, start: int) -> None:
+    capture.seek(start)
+    capture.truncate()
 
 
-def _lacks_its_end(data: bytes, image_format: str) -> bool:
+def _is_cut_off(data: bytes, image_format: str) -> bool:
     if image_format == "jpeg":
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or b"\xff\xda" not in data  # end, start of scan
     return b"IEND" not in data[-64:]

@@ -1,16 +1,16 @@
-"""Near-duplicate images: a 64-bit perceptual hash per image, and the search for near hashes.
+"""Near-duplicate images: a 64-bit perceptual hash per image, and a search for similar hashes.
 
-    ratio = decode_ratio(width, height)                      # what DecodeJpeg may leave out
+    ratio = decode_ratio(width, height)                      # downscaling that DecodeJpeg may apply
     hashes[i] = perceptual_hash(pixels)
     pairs = near_pairs(hashes)                               # pairs.first[j] looks like pairs.second[j]
 
 The hash is the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), in
-the form of N. Krawetz, "Looks Like It" (The Hacker Factor Blog, 2011): the signs of an image's 8x8 lowest frequencies
-against their median, the mean brightness left out. It survives another JPEG quality, another size or aspect ratio, and
-a change of brightness or contrast; not a mirror image, a turn, or a crop of more than a little.
+the form of N. Krawetz, "Looks Like It" (The Hacker Factor Blog, 2011): the 8x8 lowest frequencies of an image, except
+the mean brightness, compared with their median. It is robust to JPEG quality, size, aspect ratio, brightness and
+contrast, but not to mirroring, rotation or more than a slight crop.
 
-The search is that of M. Norouzi, A. Punjani and D. Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
-(CVPR 2012): hashes that differ in few bits agree in some bands of bits, so only those that share bands are compared.
+The search follows M. Norouzi, A. Punjani and D. Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
+(CVPR 2012): hashes that differ in few bits agree in some bands of bits, so only hashes that share bands are compared.
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,21 @@ from itertools import combinations
 
 import numpy as np
 
-# What differs in at most so many bits is called alike. Of 124,750 pairs of unrelated pictures of `convoy sample` none
-# was within 4 bits, and of copies in another quality, size, brightness or contrast 98 to 100 % were.
+# Near-duplicates differ in at most this many bits. Of 124,750 pairs of unrelated `convoy sample` images, none was
+# within 4 bits; of copies with another quality, size, brightness or contrast, 98 to 100 % were.
 NEAR = 4
-FLAT = 0  # the hash of an image without structure, which no other image has
+FLAT = 0  # the hash of a single-colour image; no other image has it
 
 _FREQUENCIES = 8
 _BITS = _FREQUENCIES**2
-_LEAST_SIDE = 16  # pixels; below that, copies in another size lose the frequencies that the hash compares
-_SAMPLES = 64  # rows and columns that are looked at; more of them change nothing
+_LEAST_SIDE = 16  # pixels; smaller copies lose the frequencies that the hash compares
+_SAMPLES = 64  # rows and columns used; more do not change the result
 _FLAT_AMPLITUDE = 0.5  # grey levels
-# All numbers are whole and below 2**53, so that sums are exact in whatever order a matrix library adds: the hash of the
-# same pixels is the same everywhere.
+# All values are integers below 2**53, so sums are exact in any order and the hash is the same on every platform.
 _LUMA = np.array([77.0, 150.0, 29.0])  # ITU-R BT.601, as in JPEG, in 256ths
 _COSINE_SCALE = 2048
-# Where thousands of hashes share bands, as all frames of a film do, a search would take hours and find billions.
-_MAX_COMPARISONS = 30_000_000  # a key
+# If thousands of hashes share bands (frames of a video), an unlimited search takes hours and finds billions of pairs.
+_MAX_COMPARISONS = 30_000_000  # per key
 _MAX_PAIRS = 2_000_000
 
 
@@ -43,9 +42,9 @@ class NearPairs:
     """Pairs of hashes that differ in few bits; each pair once.
 
     Attributes:
-      first, second: [pairs] int64: places in the array that was searched.
-      distance: [pairs] uint8: how many bits differ.
-      complete: whether all pairs are there; False where hashes are too alike to compare all of them in reasonable time.
+      first, second: [pairs] int64, indices into the searched array.
+      distance: [pairs] uint8, number of bits that differ.
+      complete: whether all pairs were found; False if too many hashes were similar and the search was cut short.
     """
 
     first: np.ndarray
@@ -55,7 +54,7 @@ class NearPairs:
 
 
 def decode_ratio(width: int, height: int) -> int:
-    """Returns the `ratio` of TensorFlow's DecodeJpeg, one of 1, 2, 4, 8, that leaves the hash enough pixels."""
+    """Returns the `ratio` of TensorFlow's DecodeJpeg, 1, 2, 4 or 8, that leaves enough pixels for the hash."""
     side = min(width, height)
     return next((ratio for ratio in (8, 4, 2) if side >= ratio * _LEAST_SIDE), 1)
 
@@ -64,11 +63,11 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     """Returns an image's hash.
 
     Args:
-      pixels: [height, width, channels] uint8, any size; grey where it has 1 or 2 channels, else RGB first. A decoder's
-        output at `decode_ratio` is enough.
+      pixels: [height, width, channels] uint8, any size; 1 or 2 channels: grey first; 3 or more: RGB first. May
+        be decoded at `decode_ratio`.
 
     Returns:
-      An integer in [0, 2**64); `FLAT` where the image is of one colour.
+      An integer in [0, 2**64); `FLAT` if the image has a single colour.
     """
     height, width, channels = pixels.shape
     if height >= 2 * _SAMPLES or width >= 2 * _SAMPLES:
@@ -80,7 +79,7 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     if max(-waves[0], waves[-1]) < _FLAT_AMPLITUDE * _LUMA.sum() * _COSINE_SCALE**2 * height * width:
         return FLAT
     bits = spectrum > waves[len(waves) // 2]
-    bits[0] = True  # the mean brightness says nothing; as it is, no hash is that of a flat image
+    bits[0] = True  # mean brightness carries no information; setting it keeps the hash different from FLAT
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
@@ -88,11 +87,11 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
     """Finds the pairs of hashes that differ in at most `distance` bits.
 
     Args:
-      hashes: [n] uint64, all different. `FLAT` is near nothing.
-      distance: bits, from 0 to 16.
+      hashes: [n] uint64, all different. `FLAT` matches nothing.
+      distance: maximum number of differing bits, 0 to 16.
 
     Returns:
-      The pairs, in an order that depends on `hashes` alone.
+      The pairs, in an order that depends only on `hashes`.
     """
     hashes = np.asarray(hashes, np.uint64)
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
@@ -114,7 +113,7 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
                 break
             different = ordered[first] ^ ordered[first + step]
             near = np.flatnonzero(np.bitwise_count(different) <= distance)
-            for earlier in keys[:number]:  # which has found the pairs that agree in it
+            for earlier in keys[:number]:  # pairs that agree in an earlier key were already found
                 near = near[(different[near] & earlier) != 0]
             pairs += len(near)
             places = first[near]
@@ -126,27 +125,27 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
 
 
 def _keys(distance: int) -> list[np.uint64]:
-    """Returns masks of which at least one covers no bit in which two hashes differ that are so near.
+    """Returns bit masks; any two hashes within `distance` bits agree in at least one of them.
 
-    Of `distance` + 2 bands at least two agree. Two together tell a million hashes well apart, where one of fewer bands
-    would leave hundreds to compare.
+    Of `distance` + 2 bands at least two agree. A pair of bands separates a million hashes well; with fewer, wider bands
+    used one at a time, hundreds of candidates would remain per hash.
     """
-    # A band takes every n-th bit: neighbouring bits, of neighbouring frequencies, are most alike.
+    # A band takes every n-th bit because neighbouring frequencies are correlated.
     bands = [sum(1 << bit for bit in range(start, _BITS, distance + 2)) for start in range(distance + 2)]
     return [np.uint64(one | other) for one, other in combinations(bands, 2)]
 
 
 def _run_ends(keys: np.ndarray) -> np.ndarray:
-    """Returns, for each place in a sorted array, where the run of its value ends."""
+    """Returns, for each index of a sorted array, the end of the run of equal values it belongs to."""
     ends = np.append(np.flatnonzero(keys[1:] != keys[:-1]) + 1, len(keys))
     return np.repeat(ends, np.diff(ends, prepend=0))
 
 
 @lru_cache(maxsize=1024)
 def _cosines(length: int) -> np.ndarray:
-    """Returns [8, length] float64: the lowest frequencies of a cosine transform of that length, as whole numbers.
+    """Returns [8, length] float64: the lowest frequencies of a cosine transform of this length, as integers.
 
-    A length has no more frequencies than places; the others are 0.
+    Frequencies beyond `length` are 0.
     """
     places = (np.arange(length) + 0.5) / length
     cosines = np.rint(_COSINE_SCALE * np.cos(np.pi * np.arange(_FREQUENCIES)[:, None] * places))

@@ -1,14 +1,14 @@
-"""From an image file to bytes that TensorFlow decodes to what a viewer shows, for the converter and for prediction.
+"""Image files to record bytes that TensorFlow decodes to what a viewer shows. Used by the converter and by prediction.
 
     data, image_format, (width, height), channels = encode(file.read(), Pixels(image_size=0, encoding="keep"))
 
-Bytes pass through untouched unless they must change, so that nothing is lost: a decoder sees what the camera or the
-shop wrote. JPEG and PNG of 8-bit RGB or grey, upright and opaque, pass; everything else (turned by EXIF, CMYK, palette,
-alpha, 16 bits, animation, GIF, WebP, BMP, TIFF, AVIF, ...) goes through Pillow once (`rgb`). Its first frame is taken.
-What was lossless is a PNG then, with exactly the pixels that Pillow shows, and what was lossy a JPEG.
+The bytes pass through unchanged unless TensorFlow would decode them wrongly. Upright, opaque 8-bit RGB or grey JPEG and
+PNG pass through. Everything else (EXIF rotation, CMYK, palette, alpha, 16 bits, animation, GIF, WebP, BMP, TIFF, AVIF,
+...) is re-encoded once with Pillow (`rgb`), from its first frame: lossless sources become PNG with exactly Pillow's
+pixels, lossy sources become JPEG.
 
-Embedded colour profiles are applied to CMYK only; the values of RGB pixels stay as they are stored (see `rgb`).
-A truncated or damaged file raises, and `reason` words it in a line.
+Embedded colour profiles are applied to CMYK only; RGB values are kept as stored (see `rgb`).
+A truncated or damaged file raises, and `reason` describes the error in one line.
 """
 
 import io
@@ -23,21 +23,21 @@ from PIL import Image, JpegImagePlugin
 
 from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
 
-# What Pillow warns of in an odd file is settled here: it is decoded, or left out with a reason.
+# Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
 
 JPEG_QUALITY = 92
-# More than any image of so many pixels as are accepted takes: a film under an image's name is not read into memory.
+# Larger than any image within the pixel limit, so that a video with an image extension is not read into memory.
 MAX_FILE_BYTES = 2**30
-# What people keep photographs and drawings in. Pillow opens more, some by starting another program (EPS).
+# Common image formats. Pillow opens more, some by starting another program (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")
-# Formats whose bytes TensorFlow decodes as they are. A multi-picture object (MPO) is a JPEG with more behind it.
+# Formats that TensorFlow decodes directly. A multi-picture object (MPO) is a JPEG followed by more data.
 _PASSING = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
-# Where a PNG holds none of these it has no orientation, and need not be decoded by Pillow to know it.
+# A PNG without any of these has no orientation, and Pillow need not decode it to find out.
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-_CHROMA_HALVED = 2  # as Pillow counts: 4:2:0
-# What else is found under an image's name, by how it begins, white space and case aside.
-_OTHER_THINGS = tuple(
+_CHROMA_HALVED = 2  # Pillow's code for 4:2:0
+# Other contents found in files with image extensions, by their first bytes (whitespace stripped, lower case).
+_OTHER_CONTENTS = tuple(
     (re.compile(beginning, re.DOTALL), kind)
     for beginning, kind in (
         (rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title|script)", "HTML, not an image"),
@@ -60,10 +60,10 @@ Size = tuple[int, int]  # width and height in pixels
 
 @dataclass(frozen=True)
 class Pixels:
-    """What may happen to pixels.
+    """How images are resized and encoded.
 
     Attributes:
-      image_size: side of the square that images are resized to; 0 leaves them their size.
+      image_size: side of the square that images are resized to; 0 keeps their size.
       encoding: "keep", "jpeg", "png" or "raw" (uint8 RGB, row by row).
     """
 
@@ -72,7 +72,7 @@ class Pixels:
 
 
 class Encoded(NamedTuple):
-    """An image's bytes as they go into the record. `format` is "jpeg", "png" or "raw"; `size` is (width, height)."""
+    """An image's record bytes. `format` is "jpeg", "png" or "raw"; `size` is (width, height)."""
 
     data: bytes
     format: str
@@ -81,10 +81,10 @@ class Encoded(NamedTuple):
 
 
 def encode(data: bytes, pixels: Pixels) -> Encoded:
-    """Returns the bytes of an image file as they go into the record, not checked with the reader's decoder.
+    """Returns an image file's record bytes, without checking them with the reader's decoder.
 
     Raises:
-      Exception: of any kind; the bytes are no image, or one that is damaged. `reason` words it.
+      Exception: of any kind: not an image, or a damaged one. `reason` describes it.
     """
     return encode_where_checked(data, pixels, lambda data, image_format, size: True)[0]
 
@@ -92,19 +92,19 @@ def encode(data: bytes, pixels: Pixels) -> Encoded:
 def encode_where_checked(
     data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
 ) -> tuple[Encoded, np.ndarray | None]:
-    """Returns an image's bytes as they go into the record, and its pixels where they were encoded anew.
+    """Returns an image's record bytes, and its pixels if it was re-encoded.
 
     Args:
       data: the file's bytes.
-      pixels: what may happen to them.
-      check: is given the file, its format ("jpeg" or "png") and size, and says whether the reader decodes it well.
-        False: it had better be given what Pillow makes of it. It raises where the image is damaged.
+      pixels: target size and encoding.
+      check: called with the file's bytes, format ("jpeg" or "png") and size. Returns whether the reader decodes the
+        file correctly; if not, the image is re-encoded with Pillow. Raises if the image is damaged.
 
     Returns:
-      The bytes, and [height, width, 3] uint8 or None.
+      The record bytes, and [height, width, 3] uint8 or None.
 
     Raises:
-      Exception: of any kind; the bytes are no image, or one that is damaged. `reason` words it.
+      Exception: of any kind: not an image, or a damaged one. `reason` describes it.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -118,8 +118,8 @@ def encode_where_checked(
             if check(data, target, image.size):
                 return Encoded(data, target, image.size, len(image.getbands())), None
         elif image.format in ("JPEG", "MPO") and not pixels.image_size:
-            # Pillow does not tell where libjpeg made up what was missing. Where images are resized, this would take as
-            # long as all the rest.
+            # Pillow does not report pixels that libjpeg filled in for missing data. Skipped when images are resized:
+            # the check would double the time per image.
             check(data, "jpeg", image.size)
         rgb = as_rgb(image, pixels.image_size)
         encoded = _encoded(rgb, target, _subsampling(image, pixels.image_size))
@@ -127,7 +127,7 @@ def encode_where_checked(
 
 
 def reason(error: Exception) -> str:
-    """Returns why an image was left out, in one line and without what differs between runs (addresses)."""
+    """Returns why an image was left out, in one line and without memory addresses, which differ between runs."""
     text = " ".join(re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(error)).split())
     text = "".join(character if character.isprintable() else "?" for character in text)[:300]
     if isinstance(error, OSError) and error.strerror:
@@ -149,26 +149,26 @@ def _opened(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.UnidentifiedImageError, KeyError):  # KeyError: an older Pillow without AVIF
         start = data[:_SNIFFED].removeprefix(b"\xef\xbb\xbf").strip().lower()
-        kinds = (kind for beginning, kind in _OTHER_THINGS if beginning.match(start))
+        kinds = (kind for beginning, kind in _OTHER_CONTENTS if beginning.match(start))
         raise ValueError(next(kinds, f"not an image ({', '.join(FORMATS)})")) from None
 
 
 def _target_format(image: Image.Image, data: bytes, encoding: str) -> str:
     if encoding != "keep":
         return encoding
-    # If pixels must change, lossy sources become JPEG and lossless ones PNG.
+    # Re-encoded images: lossy sources become JPEG, lossless ones PNG.
     is_lossy = image.format in ("JPEG", "MPO", "AVIF") or (image.format == "WEBP" and b"VP8L" not in data)
     return "jpeg" if is_lossy else "png"
 
 
 def _passes(image: Image.Image, data: bytes, image_size: int, target: str) -> bool:
-    """Whether TensorFlow decodes the file to what viewers show, in the requested size and format."""
+    """Returns whether TensorFlow decodes the file to what viewers show, in the requested size and format."""
     if _PASSING.get(image.format or "") != target or (image_size and image.size != (image_size, image_size)):
         return False
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         return False
     if image.format == "PNG":
-        # Pillow opens RGB of 16 bits and grey of 2 and 4 under these modes too.
+        # Pillow also opens 16-bit RGB and 2- and 4-bit grey in these modes.
         if stored_as(image) != image.mode or getattr(image, "is_animated", False):
             return False
         return not any(mark in data for mark in _PNG_ORIENTATION_MARKS) or orientation(image) == 1
@@ -176,7 +176,7 @@ def _passes(image: Image.Image, data: bytes, image_size: int, target: str) -> bo
 
 
 def _subsampling(image: Image.Image, image_size: int) -> int:
-    """Returns how a JPEG's colours are to be stored, as Pillow counts: in full if made of one that had them so."""
+    """Returns Pillow's chroma subsampling code for a new JPEG: 0 (none) if the source JPEG had full chroma."""
     if image_size or image.format not in ("JPEG", "MPO"):
         return _CHROMA_HALVED
     return _CHROMA_HALVED if JpegImagePlugin.get_sampling(image) == _CHROMA_HALVED else 0
@@ -186,7 +186,7 @@ def _encoded(rgb: Image.Image, target: str, subsampling: int) -> bytes:
     if target == "raw":
         return rgb.tobytes()
     buffer = io.BytesIO()
-    rgb.info.clear()  # or Pillow would carry orientation, transparency and comments over
+    rgb.info.clear()  # otherwise Pillow copies orientation, transparency and comments
     if target == "jpeg":
         rgb.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=subsampling)
     else:

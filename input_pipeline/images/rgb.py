@@ -1,4 +1,4 @@
-"""Conversion of any image that Pillow opens to what a viewer shows: upright, on white, 8-bit RGB.
+"""Conversion of any image that Pillow opens to upright 8-bit RGB on white, as a viewer shows it.
 
     with Image.open(path) as image:
         rgb = as_rgb(image)
@@ -10,7 +10,7 @@ The result equals `image.convert("RGB")` except for:
 - CMYK is converted with the ICC profile of the file, if valid: without it colors are garish. Profiles of RGB and gray
   images are not applied: training reads stored pixel values, and an image that had to be re-encoded (rotated,
   flattened) must not differ in color from one that did not.
-- Pixels without a defined range (32-bit integers and floats) are refused.
+- Pixels without a defined range (32-bit integers and floats) are rejected.
 """
 
 import functools

@@ -28,10 +28,10 @@ Result = TypeVar("Result")
 _POLL_SECONDS = 0.1
 _KERNEL_COUNTERS = Path("/proc/vmstat")
 
-# Shared by all processes, int64: 1 once everybody should stop, then how far each task is, then which process is at each
-# task, or 0. This one is for a task that is done without a pool.
+# Shared by all processes, int64: 1 once all workers should stop, then each task's progress, then the process ID working
+# on each task, or 0. The default is for a task run without a pool.
 _board: MutableSequence[int] = [0, 0, 0]
-_task_number = 0  # that this process is at
+_task_number = 0  # the task this process is working on
 
 
 class StoppedError(Exception):
@@ -39,17 +39,17 @@ class StoppedError(Exception):
 
 
 def warm_up(module: str) -> None:
-    """Starts the server that workers are forked from, which imports TensorFlow and a module while others go on."""
+    """Starts the fork server of the workers. It imports TensorFlow and `module` in the background."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["convoy.input_pipeline.images.decoder", module])
-    with interrupts_ignored():  # by the server, from its first moment on
+    with interrupts_ignored():  # inherited by the server, so it ignores Ctrl-C from its start
         multiprocessing.forkserver.ensure_running()
 
 
 def report_progress(done: int) -> None:
-    """Notes how far the task is that this process is at, in a unit of the task's own.
+    """Reports the progress of the current task, in a unit that the task defines.
 
     Raises:
-      StoppedError: the work was given up.
+      StoppedError: the work was cancelled.
     """
     _board[1 + _task_number] = done
     if _board[0]:
@@ -64,18 +64,18 @@ def run(
     progress: Callable[[int], None],
     place: Callable[[Task, int], str],
     check: Callable[[Sequence[Result]], None] = lambda finished: None,
-    besides: str = "",
+    rerun_note: str = "",
 ) -> list[Result]:
     """Runs tasks in worker processes.
 
     Args:
-      do: does a task, in a worker; a module's function.
-      tasks: to do.
-      workers: how many processes; 0 is one a core.
-      progress: called ten times a second with the sum of what was reported.
-      place: says where a task was that had last reported so much.
-      check: called with the results so far, whenever there are more; may raise.
-      besides: what else the same command does after a worker has died, as the end of a sentence.
+      do: runs one task in a worker; a function at module level.
+      tasks: arguments of `do`.
+      workers: number of processes; 0 for one per core.
+      progress: called ten times per second with the sum of the reported progress.
+      place: returns a description of a task's position, given the task and its reported progress.
+      check: called with the results so far whenever a task finishes; may raise.
+      rerun_note: appended to the message about a dead worker: what a rerun of the command does.
 
     Returns:
       The results, in the order of the tasks.
@@ -91,7 +91,7 @@ def run(
     processes: list[BaseProcess] = []
     kills = _memory_kills()
     try:
-        with interrupts_deferred():  # a worker that is left half-started would complain on the screen
+        with interrupts_deferred():  # a worker interrupted during its start would print a traceback
             futures = [pool.submit(_do, do, task, number) for number, task in enumerate(tasks)]
         processes = multiprocessing.active_children()
         pending: set[Future] = set(futures)
@@ -103,19 +103,19 @@ def run(
             progress(sum(board[1 : 1 + len(tasks)]))
         return [future.result() for future in futures]
     except BrokenProcessPool:
-        # Its thread learns how processes ended. Whoever asks beside it may take that away from it, or be told nonsense.
+        # The pool's thread collects the exit codes. Reading them at the same time could return wrong values.
         pool.shutdown(wait=True)
         reported, at_work = board[1 : 1 + len(tasks)], board[1 + len(tasks) :]
         places = {
             process: place(task, done)
             for process, task, done in zip(at_work, tasks, reported, strict=True)
-            if process  # is none where the task is done, or not begun
+            if process  # 0: the task is finished or has not started
         }
         death = _death(processes, places, _memory_kills() - kills)
         fix = "Give it more memory"
         if workers > 1:
             fix = f"The same command with --workers={workers // 2} needs less memory"
-        raise DataError(f"a worker process {death}. {fix}{besides}") from None
+        raise DataError(f"a worker process {death}. {fix}{rerun_note}") from None
     finally:
         board[0] = 1
         pool.shutdown(wait=True, cancel_futures=True)
@@ -125,7 +125,7 @@ def _start(board: MutableSequence[int]) -> None:
     """Prepares a worker process."""
     global _board
     _board = board
-    follow_parent()  # which answers Ctrl-C by the board
+    follow_parent()  # on Ctrl-C the parent sets the stop flag in the board
     from convoy.input_pipeline.images import decoder
 
     decoder.warm_up()
@@ -143,19 +143,19 @@ def _do(do: Callable[[Task], Result], task: Task, number: int) -> Result:
 
 def _death(processes: Sequence[BaseProcess], places: dict[int, str], memory_kills: int) -> str:
     """Returns how the first dead worker ended, and what it was working on."""
-    # The pool itself ends the others with SIGTERM.
+    # The pool ends the other workers with SIGTERM.
     dead = [process for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)]
     codes = [process.exitcode for process in dead or processes if process.exitcode]
-    number = max(0, -codes[0]) if codes else 0  # of the signal
+    number = max(0, -codes[0]) if codes else 0  # the signal
     ended = f"was killed ({signal.Signals(number).name})" if number else "died"
-    # Where the kernel killed the server that workers are forked from, nobody learns what they ended of.
+    # If the kernel killed the fork server, the workers' exit codes are unknown.
     if memory_kills > 0 and number in (0, signal.SIGKILL):
         ended = "was killed (SIGKILL) by the kernel, which was out of memory,"
     return ended + (f" at or soon after {places[dead[0].pid]}" if dead and dead[0].pid in places else "")
 
 
 def _memory_kills() -> int:
-    """Returns the number of processes that the kernel has killed (out of memory); 0 if unknown."""
+    """Returns the number of processes killed by the kernel's out-of-memory killer; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in _KERNEL_COUNTERS.read_text().splitlines():
             name, _, number = line.partition(" ")

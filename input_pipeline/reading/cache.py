@@ -3,8 +3,8 @@
     cache = make_cache("auto", num_images=50_000, random_crops=False, processes=2)
     reader = Reader(split, crop, cache=cache)
 
-With random crops, the cache stores whole images, otherwise images at the training size. Both are exactly what the
-decoder returned, so a run is the same with and without a cache. The cache fills during the first epoch.
+With random crops, the cache stores whole images, otherwise images at the training size. Both are exactly the
+decoder's output, so a run is the same with and without a cache. The cache fills during the first epoch.
 
 It helps where decoding dominates: with whole images of any size (a third of the work from the second epoch on), less
 with random crops of large images (two thirds), and not with random crops of small images, where cropping and resizing

@@ -1,4 +1,4 @@
-"""Per-image work on the host: parse the record, decode, take a random crop, resize. `augment` does what follows."""
+"""Per-image work on the host: parse the record, decode, take a random crop, resize. `augment` does the rest."""
 
 import math
 from typing import NamedTuple

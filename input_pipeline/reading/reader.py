@@ -259,7 +259,7 @@ class Reader:
           locate: from positions [n] to `index` [n] and the other columns of `extra`.
           read: from positions and indices [n] to the indices used, their payloads, and whether `cache` has them.
           extra: the columns that `locate` returns, each [n, ...].
-          slices: which positions of a step.
+          slices: this process's positions of a step.
           crop: how to crop and resize.
           cache: of decoded images.
         """

@@ -37,7 +37,7 @@ class RecordReader:
         """Opens the shards.
 
         Args:
-          split: what to read.
+          split: the split to read.
           blocks: the blocks of a block shuffle; None with global shuffle.
           on_corrupt: `raise` or `substitute`, for `read_training`.
 

@@ -117,7 +117,7 @@ def _opened(path: Path) -> Image.Image:
     if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _MAX_FILE_BYTES:
         raise ValueError
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images; they are refused below
+        warnings.simplefilter("ignore")  # Pillow warns of large images; they are rejected below
         # Pillow runs external programs for some other formats.
         image: Image.Image = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
     image.draft("RGB", (2 * SIDE, 2 * SIDE))

@@ -20,7 +20,7 @@ def decoded(encoded: bytes) -> tuple[str, tuple[int, int, int]]:
     image_format = next((name for start, name in _STARTS.items() if encoded.startswith(start)), "unknown")
     try:
         if image_format == "jpeg":
-            # At an eighth of the size every entropy-coded bit is still read, and few pixels are computed.
+            # At an eighth of the size every entropy-coded bit is still read, but fewer pixels are computed.
             tf.raw_ops.DecodeJpeg(contents=encoded, ratio=8)
             shape = tf.raw_ops.ExtractJpegShape(contents=encoded).numpy()
         elif image_format == "png":

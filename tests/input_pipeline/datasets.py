@@ -1,4 +1,4 @@
-"""Splits written record by record, for what a conversion does not make: formats and sizes of the test's choosing."""
+"""Datasets and splits written record by record, with any formats and sizes."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from convoy.input_pipeline.dataset.open import Split
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
-    """Returns [height, width, 3] uint8 as a file of that format, as its bytes for `raw`, or as half a PNG for `cut`."""
+    """Encodes [height, width, 3] uint8 as an image file; `raw` gives the pixels, `cut` half a PNG."""
     if image_format == "cut":
         whole = encode(pixels, "png")
         return whole[: len(whole) // 2]
@@ -26,7 +26,7 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
 
 
 def example(encoded: bytes, image_format: str, pixels: np.ndarray, label: int) -> bytes:
-    """Returns an image's record, under the keys that readers rely on."""
+    """Returns an image's record, with the keys that the reader needs."""
     return records.example(
         {
             "image/encoded": encoded,
@@ -39,16 +39,16 @@ def example(encoded: bytes, image_format: str, pixels: np.ndarray, label: int) -
 
 
 def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], class_names: Sequence[str]) -> Path:
-    """Writes what a conversion does, PNGs in two shards a split; image `i` is of class `i % len(class_names)`."""
+    """Writes a dataset like `convoy convert`: PNGs, two shards per split, image `i` of class `i % len(class_names)`."""
     folder.mkdir(parents=True)
     manifest = metadata.new_manifest("made", class_names, {"image_size": 0, "encoding": "png"})
     for split, images in splits.items():
         columns = {name: [] for name in ("shard", "offset", "length", "label", "crc")}
         shards = []
-        for number, of_shard in enumerate((range(0, len(images), 2), range(1, len(images), 2))):
+        for number, in_shard in enumerate((range(0, len(images), 2), range(1, len(images), 2))):
             path = folder / metadata.shard_name("made", split, number, 2)
             content, lines = b"", ""
-            for i in of_shard:
+            for i in in_shard:
                 label = i % len(class_names)
                 shape = dict(zip(("height", "width", "channels"), images[i].shape, strict=True))
                 payload = records.example(
@@ -69,7 +69,7 @@ def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], clas
             path.write_bytes(content)
             path.with_name(path.name + ".idx").write_text(lines)
             sha256 = hashlib.sha256(content).hexdigest()
-            shards.append({"file": path.name, "images": len(of_shard), "bytes": len(content), "sha256": sha256})
+            shards.append({"file": path.name, "images": len(in_shard), "bytes": len(content), "sha256": sha256})
         metadata.write_index(folder, split, {name: np.array(column) for name, column in columns.items()})
         counts = np.bincount(columns["label"], minlength=len(class_names)).tolist()
         manifest["splits"][split] = {
@@ -86,7 +86,7 @@ def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], clas
 def write_split(
     folder: Path, images: Sequence[np.ndarray], labels: Sequence[int], image_format: str = "png", shards: int = 2
 ) -> Split:
-    """Writes images to shards in turn and returns their split; image `i` has index `i`."""
+    """Writes images to shards round-robin and returns their split; image `i` has index `i`."""
     folder.mkdir(exist_ok=True)
     paths = tuple(folder / f"made-train.tfrecord-{shard:05d}-of-{shards:05d}" for shard in range(shards))
     columns = {name: [] for name in ("shard", "offset", "length", "label", "crc")}

@@ -1,4 +1,4 @@
-"""Directories of TFRecords as others write them: TFDS's own builder, and shards like those of Model Garden."""
+"""External TFRecord datasets: prepared by TFDS, and shards like those of Model Garden."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ KINDS = ("cup", "fork", "jar")
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Images of three kinds; those of the split `test` have no label."""
+    """Images of three kinds; the split `test` has no labels."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -38,14 +38,14 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_with_tfds(folder: Path) -> Path:
-    """Has TFDS prepare the photos under `folder`; returns the data set's own directory."""
+    """Prepares `Photos` with TFDS under `folder`; returns the dataset directory."""
     builder = Photos(data_dir=str(folder))
     builder.download_and_prepare()
     return Path(builder.data_dir)
 
 
 def write_like_model_garden(folder: Path, numbers: range, split: str, shards: int = 2) -> Path:
-    """Writes images to shards under ImageNet's keys, labels from 1; returns `folder`."""
+    """Writes images to shards with ImageNet's keys and labels from 1; returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{split}-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
     writers = [tf.io.TFRecordWriter(str(path)) for path in paths]
@@ -69,10 +69,10 @@ def write_like_model_garden(folder: Path, numbers: range, split: str, shards: in
 
 
 def bytes_feature(value: bytes) -> tf.train.Feature:
-    """Returns a feature of one value."""
+    """Returns a feature with one value."""
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
 def int_feature(value: int) -> tf.train.Feature:
-    """Returns a feature of one value."""
+    """Returns a feature with one value."""
     return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))

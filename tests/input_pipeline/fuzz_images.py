@@ -1,11 +1,10 @@
-"""Damages images of every kind, takes them through the converter and the reader, and compares with Pillow.
+"""Fuzzer for image files: damages them, runs them through the converter and the reader, and compares with Pillow.
 
     python -m tests.input_pipeline.fuzz_images --cases=30000 --seed=7
 
-Prints a line of JSON for each fault, then one of counts (of each reason too where FUZZ_REASONS is set). Before each
-case its number goes into --journal, so that whoever started this knows which one killed it; --only=NUMBER does that one
-again and --save=FILE keeps its bytes.
-A case that takes longer than CASE_SECONDS ends the process by SIGALRM.
+Prints one line of JSON per fault, then one with counts (also per reason if FUZZ_REASONS is set). The number of the
+current case is written to --journal, which identifies a case that kills the process. --only=NUMBER runs a single case,
+and --save=FILE saves its bytes. A case that takes longer than CASE_SECONDS ends the process with SIGALRM.
 """
 
 import argparse
@@ -33,20 +32,20 @@ from convoy.input_pipeline.images.rgb import as_rgb, orientation
 from tests.input_pipeline.zoo import ZOO, png_chunk
 
 CASE_SECONDS = 60
-_LARGEST = 8_000  # bytes; larger ones are only slower
-_WAYS = (Pixels(0, "keep"),) * 5 + (Pixels(0, "png"), Pixels(0, "raw"), Pixels(16, "keep"))
+_LARGEST = 8_000  # bytes; larger files only take longer
+_PIXELS = (Pixels(0, "keep"),) * 5 + (Pixels(0, "png"), Pixels(0, "raw"), Pixels(16, "keep"))
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-# The two libraries' JPEGs differ by rounding (tests/input_pipeline/test_pixels.py), and by more where damaged
-# coefficients leave the range of a pixel: what libjpeg makes of those depends on the transform.
-ROUGHLY = 3.0
+# Largest mean difference of the two libraries' JPEGs by rounding (see test_pixels.py). It is larger if damaged
+# coefficients exceed the range of a pixel, because libjpeg's result then depends on the transform.
+MAX_MEAN_DIFFERENCE = 3.0
 _REASONS = bool(os.environ.get("FUZZ_REASONS"))
 
 
 def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """Returns a file with one to three damages of any kind."""
-    whole = _in_png_chunks if data.startswith(b"\x89PNG") and random.random() < 0.6 else _anywhere
+    """Returns a file with one to three random kinds of damage."""
+    damage = _in_png_chunks if data.startswith(b"\x89PNG") and random.random() < 0.6 else _anywhere
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        data = whole(random, data, others)
+        data = damage(random, data, others)
     return data
 
 
@@ -54,7 +53,7 @@ def _anywhere(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
     if len(data) < 4:
         return data
     changed = bytearray(data)
-    # Half of the damages are to the header, where a bit means most.
+    # Half of the damage is in the header, where each bit matters most.
     place = random.randrange(min(len(data), 64) if random.random() < 0.5 else len(data))
     length = random.choice((1, 2, 4, 16, 100, len(data) // 3))
     match random.randrange(9):
@@ -84,7 +83,7 @@ def _anywhere(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def _in_png_chunks(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """Damages what stands in the chunks or their order, with checksums that are right again."""
+    """Damages the content or order of chunks, with correct checksums."""
     chunks = list(_png_chunks(data))
     if not chunks:
         return data
@@ -111,19 +110,19 @@ def _in_png_chunks(random: random.Random, data: bytes, others: list[bytes]) -> b
 
 
 def shown(data: bytes) -> np.ndarray:
-    """Returns what Pillow shows; where `convert` alone does not do (turned, transparent, deep), by `as_rgb`."""
+    """Returns Pillow's pixels; by `as_rgb` if `convert` is not enough (rotated, transparent, 16 bits)."""
     with Image.open(io.BytesIO(data)) as image:
         simple = image.mode in ("RGB", "L", "P", "1") and "transparency" not in image.info and orientation(image) == 1
         return np.asarray((image.convert("RGB") if simple else as_rgb(image)).convert("RGB"))
 
 
-def judged(data: bytes, pixels: Pixels) -> tuple[str, str]:
-    """Returns what came of a file, and its fault or ""."""
+def evaluate(data: bytes, pixels: Pixels) -> tuple[str, str]:
+    """Returns the outcome for a file, and its fault or ""."""
     import tensorflow as tf
 
     try:
         (encoded, image_format, (width, height), channels), _ = encode_checked(data, pixels)
-    except Exception as error:  # noqa: BLE001 (what the converter's worker catches)
+    except Exception as error:  # noqa: BLE001 (as in the converter's worker)
         words = reason(error)
         fault = "" if words and words.isprintable() and len(words) < 400 else f"reason {words!r}"
         return f"refused: {words}" if _REASONS else "refused", fault
@@ -133,26 +132,26 @@ def judged(data: bytes, pixels: Pixels) -> tuple[str, str]:
         result = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     passed = "passed" if encoded == data else "made"
     if result.shape != (height, width, 3):
-        return passed, f"shape {result.shape} of a record that says {width}x{height}"
+        return passed, f"shape {result.shape} of a record with size {width}x{height}"
     if pixels.image_size:
         return passed, ""
     try:
         try:
             expected = shown(data)
-        except Exception:  # noqa: BLE001 (Pillow refuses chunks behind the pixels that say nothing of them)
-            expected = shown(_without_what_follows_pixels(data))
+        except Exception:  # noqa: BLE001 (Pillow rejects invalid chunks after the pixels, which do not affect them)
+            expected = shown(_without_trailing_chunks(data))
     except Exception as error:  # noqa: BLE001
         return f"{passed} {image_format}, refused by Pillow", "" if image_format == "jpeg" else f"Pillow: {error!r}"
     if expected.shape != result.shape:
-        return passed, f"shape {result.shape}, and Pillow's {expected.shape}"
+        return passed, f"shape {result.shape}, Pillow: {expected.shape}"
     if image_format != "jpeg":
         differing = np.count_nonzero(result != expected)
         return f"{passed} exactly", f"{differing} values differ" if differing else ""
     difference = np.abs(result.astype(np.int16) - expected)
-    return f"{passed} jpeg, {'as by Pillow' if difference.mean() <= ROUGHLY else 'out of range'}", ""
+    return f"{passed} jpeg, {'as Pillow' if difference.mean() <= MAX_MEAN_DIFFERENCE else 'out of range'}", ""
 
 
-def _without_what_follows_pixels(png: bytes) -> bytes:
+def _without_trailing_chunks(png: bytes) -> bytes:
     chunks = list(_png_chunks(png))
     last = max(i for i, (name, _) in enumerate(chunks) if name == b"IDAT")
     return png[:8] + b"".join(png_chunk(name, body) for name, body in [*chunks[: last + 1], (b"IEND", b"")])
@@ -167,7 +166,7 @@ def _png_chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def main() -> None:
-    """Does the cases; see above."""
+    """Runs the cases; see the module docstring."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -180,20 +179,18 @@ def main() -> None:
     warm_up()
     counts, slowest, largest = Counter(), (0.0, ""), (0, "")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open(flags.run_logger, "w") as run_logger:
+    with open(flags.journal, "w") as journal:
         for number in range(flags.cases) if flags.only is None else [flags.only]:
             rng = random.Random(f"{flags.seed} {number}")
-            name, pixels = names[number % len(names)], rng.choice(_WAYS)
+            name, pixels = names[number % len(names)], rng.choice(_PIXELS)
             data = damaged(rng, files[name], others)
-            os.pwrite(
-                run_logger.fileno(), f"case {number} of seed {flags.seed}: {name}, {pixels}".ljust(200).encode(), 0
-            )
+            os.pwrite(journal.fileno(), f"case {number} of seed {flags.seed}: {name}, {pixels}".ljust(200).encode(), 0)
             if flags.save:
                 flags.save.write_bytes(data)
             signal.alarm(CASE_SECONDS)
             started = time.monotonic()
             try:
-                outcome, fault = judged(data, pixels)
+                outcome, fault = evaluate(data, pixels)
             except Exception:  # noqa: BLE001
                 outcome, fault = "error", traceback.format_exc(limit=-3)
             signal.alarm(0)

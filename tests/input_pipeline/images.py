@@ -1,4 +1,4 @@
-"""Small images that differ from each other, drawn for a test."""
+"""Small synthetic images."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def pixels(number: int, size: int = 24) -> np.ndarray:
-    """Returns [size, size, 3] uint8: a gradient whose direction and colours follow from `number`, with noise."""
+    """Returns [size, size, 3] uint8: a noisy gradient with direction and colours from the seed `number`."""
     random = np.random.default_rng(number)
     ramp = np.linspace(0, 1, size)
     low, high = random.integers(0, 200, (2, 3))
@@ -16,14 +16,14 @@ def pixels(number: int, size: int = 24) -> np.ndarray:
 
 
 def draw(path: Path, number: int, size: int = 24, **save_options) -> Path:
-    """Writes image `number`, in the format that the suffix says."""
+    """Writes image `number` in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(number, size)).save(path, **save_options)
     return path
 
 
 def draw_classes(folder: Path, classes: dict[str, int], size: int = 24, suffix: str = ".jpg", first: int = 0) -> Path:
-    """Writes so many images of each class into a folder named after it; returns `folder`."""
+    """Writes a number of images per class into a folder with its name; returns `folder`."""
     number = first
     for category, images in classes.items():
         for i in range(images):

@@ -1,4 +1,4 @@
-"""What each operation does to pixels: Pillow's results, or a written formula; by each image's own numbers alone."""
+"""Augmentation operations, compared with Pillow or a formula. An image's result does not depend on the batch."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from tests.input_pipeline.images import pixels
 
 SIZE = 24
-# Smooth and noisy ones, one of few values, one of a single value, one with an even channel.
+# Smooth and noisy images, one with few values, one with a single value, and one with a constant channel.
 IMAGES = np.stack(
     [
         *(pixels(number, SIZE) for number in range(4)),
@@ -45,26 +45,26 @@ def draws(count, number, seed=0):
 
 
 def augmented(text, images, randomness):
-    """Returns what a whole line but its crop makes of images, [n, size, size, 3] float32."""
+    """Returns images augmented by a pipeline without its crop, [n, size, size, 3] float32."""
     line = parse_pipeline(text, image_size=SIZE)
     return on_device(on_host(tf.constant(images), tf.constant(randomness), line.host), randomness, line.device).numpy()
 
 
 def with_draws(text, *values, images=IMAGES):
-    """Returns what a line of one operation makes of images that all drew the same numbers."""
+    """Returns images augmented by a pipeline of one operation, all with the same draws."""
     return augmented(text, images, np.tile(np.float32([0, 0, 0, 0, *values]), (len(images), 1)))
 
 
 @pytest.mark.parametrize("name", ["Brightness", "Contrast", "Color", "Sharpness"])
-def test_enhancements_are_pillows_to_the_bit(name):
-    ours = {"Color": "saturation"}.get(name, name.lower())
-    enhanced = getattr(operations, ours)(tf.cast(IMAGES, tf.float32), FACTORS)
+def test_enhancements_equal_pillows(name):
+    function = {"Color": "saturation"}.get(name, name.lower())
+    enhanced = getattr(operations, function)(tf.cast(IMAGES, tf.float32), FACTORS)
     enhancer = getattr(ImageEnhance, name)
     expected = [enhancer(picture).enhance(float(factor)) for picture, factor in zip(PICTURES, FACTORS, strict=True)]
     assert_as_pillow(operations.to_bytes(enhanced), expected)
 
 
-def test_operations_on_bytes_are_pillows_to_the_bit():
+def test_byte_operations_equal_pillows():
     bits = np.arange(1, 9)
     thresholds = np.float32([0, 1, 17.5, 64, 128, 200.25, 255, 256])
     images = tf.constant(IMAGES)
@@ -74,14 +74,14 @@ def test_operations_on_bytes_are_pillows_to_the_bit():
     )
     assert_as_pillow(
         operations.solarize(images, thresholds),
-        [ImageOps.solarize(picture, float(least)) for picture, least in zip(PICTURES, thresholds, strict=True)],
+        [ImageOps.solarize(picture, float(threshold)) for picture, threshold in zip(PICTURES, thresholds, strict=True)],
     )
     assert_as_pillow(operations.autocontrast(images), [ImageOps.autocontrast(picture) for picture in PICTURES])
     assert_as_pillow(operations.equalize(images), [ImageOps.equalize(picture) for picture in PICTURES])
     assert_as_pillow(operations.flip(images, np.ones(COUNT, bool)), [ImageOps.mirror(picture) for picture in PICTURES])
 
 
-def test_shearing_and_moving_are_pillows_to_the_bit():
+def test_shear_and_translation_equal_pillows():
     images = tf.constant(IMAGES)
     shares = np.linspace(-0.97, 0.99, COUNT).astype(np.float32)
     pairs = list(zip(PICTURES, shares.tolist(), strict=True))
@@ -93,26 +93,26 @@ def test_shearing_and_moving_are_pillows_to_the_bit():
     assert_as_pillow(operations.geometry(images, move_y=steps), [moved(p, 1, 0, 0, 0, 1, -s) for p, s in pairs])
 
 
-def test_turning_is_pillows_but_for_pixels_that_lie_on_an_edge():
+def test_rotation_equals_pillows_except_for_rounding():
     degrees = np.float32([-135, -60, -1, 0, 30, 45, 90, 180])
     result = operations.geometry(tf.constant(IMAGES), degrees=degrees).numpy()
     expected = [np.asarray(p.rotate(angle)) for p, angle in zip(PICTURES, degrees.tolist(), strict=True)]
-    # Pillow reckons with 16 binary places.
+    # Pillow computes positions with 16 fractional bits.
     assert (result != np.stack(expected)).any(-1).mean() < 0.02
     np.testing.assert_array_equal(result[3], IMAGES[3])
 
 
-def test_hues_turn_on_the_circle():
+def test_hue_rotates_the_colour_circle():
     colours = np.uint8([[[[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]]]])
-    turned = operations.hue(tf.cast(colours, tf.float32), np.float32([1 / 3]))
-    np.testing.assert_allclose(turned[0, 0], colours[0, 0][[1, 2, 0, 3]], atol=0.01)
+    rotated = operations.hue(tf.cast(colours, tf.float32), np.float32([1 / 3]))
+    np.testing.assert_allclose(rotated[0, 0], colours[0, 0][[1, 2, 0, 3]], atol=0.01)
     for share in (-0.4, 0.13):
-        turned = operations.hue(tf.cast(IMAGES, tf.float32), np.full(COUNT, share, np.float32))
+        rotated = operations.hue(tf.cast(IMAGES, tf.float32), np.full(COUNT, share, np.float32))
         expected = 255 * tf.image.adjust_hue(IMAGES / np.float32(255), share)
-        np.testing.assert_allclose(turned, expected, atol=0.01)
+        np.testing.assert_allclose(rotated, expected, atol=0.01)
 
 
-def test_the_line_gives_each_operation_its_range():
+def test_arguments_set_the_range_of_each_operation():
     half = np.float32(0.5)
     images = IMAGES.astype(np.float32)
     np.testing.assert_array_equal(with_draws("brightness(0.2)", half), images)
@@ -126,14 +126,14 @@ def test_the_line_gives_each_operation_its_range():
     np.testing.assert_allclose(with_draws("saturation(0.4)", 0.0), saturated, atol=1e-3)
     np.testing.assert_array_equal(with_draws("translate(0.25)", 1.0, half)[:, :, 6:], images[:, :, :-6])
     np.testing.assert_array_equal(with_draws("translate(0.25)", half, 0.0)[:, :-6], images[:, 6:])
-    slanted = with_draws("shear(0.5)", half, 1.0)  # each column by half of its distance from the centre, upwards
-    np.testing.assert_array_equal(slanted[:, :, SIZE // 2], images[:, :, SIZE // 2])
-    np.testing.assert_array_equal(slanted[:, :-6, -1], images[:, 6:, -1])
+    sheared = with_draws("shear(0.5)", half, 1.0)  # each column by half of its distance from the centre, upwards
+    np.testing.assert_array_equal(sheared[:, :, SIZE // 2], images[:, :, SIZE // 2])
+    np.testing.assert_array_equal(sheared[:, :-6, -1], images[:, 6:, -1])
     np.testing.assert_array_equal(with_draws("rotate(90)", 1.0), np.rot90(images, axes=(1, 2)))
 
 
 @pytest.mark.parametrize("name", ["flip", "equalize", "autocontrast", "posterize(2, P)", "solarize(90, P)", "erase"])
-def test_a_probability_is_the_share_of_images_that_change(name):
+def test_probability_is_the_share_of_changed_images(name):
     text = name.replace("P", "0.3") if "P" in name else f"{name}(0.3)"
     images = np.tile(IMAGES[7], (2, 1, 1, 1))
     others = [0.5, 0.5, 0.5, 0.5] * (name == "erase")
@@ -143,7 +143,7 @@ def test_a_probability_is_the_share_of_images_that_change(name):
     assert changed == [True, True, False, False]
 
 
-def test_an_erased_rectangle_has_the_area_and_the_place_that_were_drawn():
+def test_erased_rectangle_has_the_drawn_area_and_position():
     def erased(*values, text="erase(1, area=0.25..0.25)"):
         (image,) = with_draws(text, 0.0, *values, images=np.zeros((1, SIZE, SIZE, 3), np.uint8))
         assert set(np.unique(image)) <= {0, 128} and (image == image[..., :1]).all()
@@ -154,12 +154,12 @@ def test_an_erased_rectangle_has_the_area_and_the_place_that_were_drawn():
     assert erased(0.0, 0.5, 0.0, 0.0) == (0, 11, 0, 11)
     assert erased(0.0, 0.5, LARGEST_DRAW, 0.0) == (12, 23, 0, 11)
     assert erased(0.0, 0.5, 0.0, LARGEST_DRAW) == (0, 11, 12, 23)
-    assert erased(0.0, 0.0, 0.0, 0.0) == (0, 6, 0, 21)  # height to width 0.3: 6.6 by 21.9 pixels
+    assert erased(0.0, 0.0, 0.0, 0.0) == (0, 6, 0, 21)  # height / width = 0.3: 6.6 by 21.9 pixels
     assert erased(0.0, LARGEST_DRAW, 0.0, 0.0) == (0, 21, 0, 6)
     assert erased(LARGEST_DRAW, 0.5, 0.0, 0.0, text="erase(1, area=0.01..1)") == (0, 23, 0, 23)
 
 
-def test_a_line_computes_each_image_from_its_own_numbers_alone():
+def test_result_does_not_depend_on_the_batch():
     images, randomness = np.tile(IMAGES, (4, 1, 1, 1)), draws(4 * COUNT, 80)
     together = augmented(EVERYTHING, images, randomness)
     assert all((together[k] != images[k]).any() for k in range(len(images)))
@@ -170,7 +170,7 @@ def test_a_line_computes_each_image_from_its_own_numbers_alone():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_devices_half_is_the_same_compiled(compiled):
+def test_device_operations_equal_the_host_with_and_without_xla(compiled):
     text = "flip | brightness(0.3) | contrast(0.5) | saturation(0.5) | hue(0.3) | erase(0.7)"
     steps = parse_pipeline(text, image_size=SIZE).device
     assert len(steps) == 6
@@ -181,7 +181,7 @@ def test_the_devices_half_is_the_same_compiled(compiled):
     assert result.dtype == np.float32 and result.min() >= 0 and result.max() <= 255
 
 
-def test_trivial_draws_each_operation_and_strength_equally_often_and_half_of_the_signs():
+def test_wide_space_has_the_ranges_of_trivial_augment():
     space = policies.wide_space()
     seen = {}
     for name, strengths, is_signed in zip(space.names, space.strengths, space.is_signed, strict=True):
@@ -199,7 +199,7 @@ def test_trivial_draws_each_operation_and_strength_equally_often_and_half_of_the
 
 
 def trivial_by_pillow(picture, draws):
-    """Returns what TrivialAugment's numbers mean, said with Pillow."""
+    """Returns TrivialAugment's result for these draws, computed with Pillow, and the name of the operation."""
     space = policies.wide_space()
     number = int(draws[0] * np.float32(len(space.names)))
     name, is_signed = space.names[number], space.is_signed[number]
@@ -223,7 +223,7 @@ def trivial_by_pillow(picture, draws):
     }[name](), name
 
 
-def test_trivial_is_one_operation_of_pillow_an_image():
+def test_trivial_applies_one_operation_per_image():
     count = 200
     images = np.stack([IMAGES[k % COUNT] for k in range(count)])
     randomness = draws(count, 7)
@@ -233,20 +233,20 @@ def test_trivial_is_one_operation_of_pillow_an_image():
         expected, name = trivial_by_pillow(Image.fromarray(image), numbers[4:])
         names.add(name)
         differ = (found != np.asarray(expected)).any(-1).mean()
-        # Turned by 45 degrees, a diagonal of the image lies on edges of pixels.
+        # At 45 degrees, a diagonal of the image falls on pixel edges.
         assert differ <= (0.05 if name == "degrees" else 0), (name, numbers)
     assert len(names) == 14
 
 
-def test_rand_does_so_many_operations_at_one_magnitude():
+def test_rand_applies_operations_at_one_magnitude():
     space = policies.narrow_space(SIZE)
-    place = lambda name: (space.names.index(name) + 0.5) / len(space.names)  # noqa: E731
-    solarized_then_moved = with_draws("rand(2, 15)", place("solarize"), 0.9, place("move_x"), 0.9)
+    draw = lambda name: (space.names.index(name) + 0.5) / len(space.names)  # noqa: E731
+    solarized_then_moved = with_draws("rand(2, 15)", draw("solarize"), 0.9, draw("move_x"), 0.9)
     expected = [
         moved(ImageOps.solarize(picture, 127.5), 1, 0, -np.trunc(150 / 331 * SIZE / 2), 0, 1, 0) for picture in PICTURES
     ]
     assert_as_pillow(solarized_then_moved, expected)
-    np.testing.assert_array_equal(with_draws("rand(1, 0)", place("degrees"), 0.1), IMAGES)
-    # A bit more or less: magnitude 30 keeps 4.
-    bits = with_draws("rand(1, 30)", place("posterize"), 0.1).astype(np.uint8)
+    np.testing.assert_array_equal(with_draws("rand(1, 0)", draw("degrees"), 0.1), IMAGES)
+    # Magnitude 30 keeps 4 bits.
+    bits = with_draws("rand(1, 30)", draw("posterize"), 0.1).astype(np.uint8)
     np.testing.assert_array_equal(bits, IMAGES & 0xF0)

@@ -125,7 +125,7 @@ class TestTensorFlowPath:
         assert_same(*seen)
         assert len(reads) <= len(split.shard_paths)
 
-    def test_global_shuffle_is_refused_with_the_flag_to_pass(self, remote):
+    def test_global_shuffle_is_rejected_with_the_flag_to_pass(self, remote):
         with pytest.raises(UsageError, match=r"file://.*--config.shuffle=block"):
             Reader(remote, Crop(8)).training(BatchSlice(4), seed=0)
 

@@ -64,7 +64,7 @@ def start(*flags, file=subprocess.PIPE):
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=file, stderr=file, start_new_session=True)
 
 
-def refused(capsys, named, *flags, code):
+def assert_rejected(capsys, named, *flags, code):
     """Asserts that the command exits with `code` and an error of up to two lines that names the given value."""
     assert cli.main(["convoy", "convert", *map(str, flags)]) == code
     error = capsys.readouterr().err.strip()
@@ -75,13 +75,13 @@ def refused(capsys, named, *flags, code):
 # Output.
 
 
-def test_the_command_converts_and_prints_a_summary(tmp_path, photos):
+def test_command_converts_and_prints_a_summary(tmp_path, photos):
     data = tmp_path / "My Photos-2"
     process = start(f"--images={photos}", f"--output={data}", "--workers=2")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert all(line.startswith("converting: ") for line in errors.splitlines())  # progress on a slow machine
-    assert "14 images" in output and all(f"0 {what}" in output for what in ("duplicates", "quarantined"))
+    assert "14 images" in output and all(f"0 {noun}" in output for noun in ("duplicates", "quarantined"))
     assert output.splitlines()[-1].endswith(f"convoy train --data={data} --workdir=RUN")
     dataset = open_dataset(data)
     assert dataset.name == "my_photos_2"
@@ -102,7 +102,7 @@ def test_the_command_converts_and_prints_a_summary(tmp_path, photos):
     ]
 
 
-def test_a_record_has_the_bytes_of_the_file_and_the_imagenet_keys(tmp_path, photos):
+def test_record_has_the_file_bytes_and_imagenet_keys(tmp_path, photos):
     draw(photos / "mug" / "grey.png", 99)
     Image.fromarray(pixels(98)[..., 0]).save(photos / "mug" / "grey.jpg")
     convert(Options(images=photos, output=tmp_path / "data", validation_fraction=0))
@@ -122,7 +122,7 @@ def test_a_record_has_the_bytes_of_the_file_and_the_imagenet_keys(tmp_path, phot
         }
 
 
-def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, photos):
+def test_result_does_not_depend_on_the_number_of_workers(tmp_path, photos):
     (photos / "mug" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     draw(photos / "mug" / "large.png", 5, size=40)
     for workers in (1, 2, 3):
@@ -131,7 +131,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, photos):
     assert contents(tmp_path / "workers1") == contents(tmp_path / "workers2") == contents(tmp_path / "workers3")
 
 
-def test_another_seed_gives_another_order_and_another_validation_split(tmp_path, photos):
+def test_seed_changes_order_and_validation_split(tmp_path, photos):
     for seed in (0, 1):
         convert(Options(photos, tmp_path / f"data{seed}", seed=seed, validation_fraction=0.3))
     splits = [[list(examples(tmp_path / f"data{seed}", split)) for split in ("train", "validation")] for seed in (0, 1)]
@@ -146,7 +146,7 @@ def test_images_are_shuffled_over_the_requested_number_of_shards(tmp_path, photo
     assert np.any(np.diff(split.label) < 0)
 
 
-def test_a_csv_gives_the_categories_and_other_files_are_counted(tmp_path, photos):
+def test_csv_sets_the_categories_and_other_files_are_counted(tmp_path, photos):
     rows = "filename,category\n" + "".join(f"mug_{i:03d}.jpg,0{i % 2}\n" for i in range(8))
     (tmp_path / "train.csv").write_text(rows)
     summary = convert(Options(photos, tmp_path / "data", Table(tmp_path / "train.csv"), validation_fraction=0))
@@ -166,14 +166,14 @@ def test_missing_files_of_a_csv_are_skipped_and_listed_on_request(tmp_path, phot
         f"--manifest={tmp_path}/t.csv",
         "--validation_fraction=0",
     )
-    refused(capsys, "'gone.jpg'", *flags, code=3)
+    assert_rejected(capsys, "'gone.jpg'", *flags, code=3)
     assert cli.main(["convoy", "convert", *flags, "--missing=skip"]) == 0
     output = capsys.readouterr().out
     assert all(count in output for count in ("2 images", "1 missing", "12 other files ignored"))
     assert dict(quarantined(tmp_path / "data"))["gone.jpg"].startswith("named by t.csv")
 
 
-def test_several_splits_are_written_at_once_with_their_share_of_every_class(tmp_path, capsys):
+def test_splits_get_their_share_of_every_class(tmp_path, capsys):
     photos = draw_classes(tmp_path / "photos", {"a": 40, "b": 20, "c": 3, "d": 1})
     flags = (f"--images={photos}", f"--output={tmp_path}/data")
     assert cli.main(["convoy", "convert", *flags, "--splits=train:0.7,validation:.2,test:0.1", "--verbose"]) == 0
@@ -204,7 +204,7 @@ def ten_thousand_classes():
     return Summary(splits, classes, 1, 0, 0, 0, 0, 0)
 
 
-def test_a_class_summary_has_a_few_lines_with_the_extremes_at_ten_thousand_classes():
+def test_class_summary_of_many_classes_has_the_extremes_in_a_few_lines():
     lines = class_summary(ten_thousand_classes())
     assert len(lines) <= 7 and max(map(len, lines)) < 120
     assert "train" in lines[0] and "50,995,000 images" in lines[0] and "10,000 classes" in lines[0]
@@ -222,7 +222,7 @@ def test_a_class_summary_has_a_few_lines_with_the_extremes_at_ten_thousand_class
     assert re.findall(r"'class (\d+)' (\d+)", lines[6]) == [("00042", "1")]
 
 
-def test_a_class_summary_lists_all_of_a_few_classes_and_shortens_long_names():
+def test_class_summary_of_few_classes_lists_all_with_short_names():
     kinds = {"a\nb": 3, "x" * 200: 1}
     classes = tuple(ClassSummary(name, {"train": images}, 0, 0, 0) for name, images in kinds.items())
     lines = class_summary(Summary((SplitSummary("train", 4, 2, 1, 9),), classes, 0, 0, 0, 0, 0, 0))
@@ -231,7 +231,7 @@ def test_a_class_summary_lists_all_of_a_few_classes_and_shortens_long_names():
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_the_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, capsys, verbose):
+def test_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, capsys, verbose):
     flags = (f"--images={photos}", f"--output={tmp_path}/data", *["--verbose"] * verbose)
     assert cli.main(["convoy", "convert", *flags]) == 0
     output = capsys.readouterr().out
@@ -251,8 +251,8 @@ def test_the_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos
         (["--splits=a:1", "--split=b"], "--split "),
     ],
 )
-def test_invalid_splits_are_refused(tmp_path, photos, capsys, flags, named):
-    refused(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
+def test_invalid_splits_are_rejected(tmp_path, photos, capsys, flags, named):
+    assert_rejected(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", *flags, code=2)
 
 
 def test_images_of_an_earlier_split_are_left_out_of_a_later_one(tmp_path, photos):
@@ -293,16 +293,16 @@ def converted_image(tmp_path, save, name="odd.png", **options):
     return example["image/format"].decode(), array, path.read_bytes(), data
 
 
-def test_the_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     array = np.zeros((20, 30, 3), np.uint8)
     array[:10] = 255
-    image_format, turned, *_ = converted_image(
-        tmp_path, lambda path: Image.fromarray(array).save(path, quality=95, exif=exif), "turned.jpg"
+    image_format, rotated, *_ = converted_image(
+        tmp_path, lambda path: Image.fromarray(array).save(path, quality=95, exif=exif), "rotated.jpg"
     )
-    assert image_format == "jpeg" and turned.shape == (30, 20, 3)
-    assert turned[:, 12:].mean() > 250 and turned[:, :8].mean() < 5
+    assert image_format == "jpeg" and rotated.shape == (30, 20, 3)
+    assert rotated[:, 12:].mean() > 250 and rotated[:, :8].mean() < 5
 
 
 def test_transparency_is_flattened_onto_white(tmp_path):
@@ -314,7 +314,7 @@ def test_transparency_is_flattened_onto_white(tmp_path):
     np.testing.assert_array_equal(flat[12:], array[12:, :, :3])
 
 
-def test_a_palette_becomes_rgb(tmp_path):
+def test_palette_becomes_rgb(tmp_path):
     palette = Image.fromarray(pixels(1)).quantize(16)
     image_format, array, *_ = converted_image(tmp_path, palette.save)
     assert image_format == "png"
@@ -343,7 +343,7 @@ def test_other_containers_become_jpeg_or_png(tmp_path, suffix, target):
     np.testing.assert_allclose(array.mean((0, 1)), (200, 40, 90), atol=4)
 
 
-def test_the_format_is_detected_from_the_content_not_from_the_suffix(tmp_path):
+def test_format_is_detected_from_the_content_not_from_the_suffix(tmp_path):
     image_format, _, before, after = converted_image(
         tmp_path, lambda path: Image.fromarray(pixels(1)).save(path, "JPEG"), "jpeg.png"
     )
@@ -410,8 +410,8 @@ def test_bad_images_within_the_limit_are_left_out_with_a_reason(tmp_path, photos
 def test_too_many_bad_images_are_an_error_that_lists_some_and_leaves_no_dataset(tmp_path, photos, capsys):
     break_images(photos)
     before = contents(tmp_path)
-    refused(capsys, "mug/", f"--images={photos}", f"--output={tmp_path}/new/data", code=3)
-    refused(
+    assert_rejected(capsys, "mug/", f"--images={photos}", f"--output={tmp_path}/new/data", code=3)
+    assert_rejected(
         capsys,
         "--max_bad_fraction=0.1",
         f"--images={photos}",
@@ -425,7 +425,7 @@ def test_too_many_bad_images_are_an_error_that_lists_some_and_leaves_no_dataset(
     )
 
 
-def test_a_decompression_bomb_is_left_out(tmp_path, photos):
+def test_decompression_bomb_is_left_out(tmp_path, photos):
     Image.new("1", (20_000, 20_000)).save(photos / "mug" / "bomb.png")
     convert(Options(photos, tmp_path / "data", validation_fraction=0, max_bad_fraction=0.2))
     ((path, reason),) = quarantined(tmp_path / "data")
@@ -435,7 +435,7 @@ def test_a_decompression_bomb_is_left_out(tmp_path, photos):
 # Adding splits.
 
 
-def test_a_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, photos):
+def test_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, photos):
     data = tmp_path / "data"
     convert(Options(photos, data, image_size=16, encoding="png"))
     train = contents(data)
@@ -453,20 +453,20 @@ def test_a_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, ph
     assert len(list(tfds.builder_from_directory(str(data)).as_dataset(split="test"))) == 3
 
 
-def test_a_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
+def test_split_that_does_not_fit_is_rejected_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(tmp_path)
     new_class = draw_classes(tmp_path / "test", {"03": 1, "mugs": 1}, first=500)
     before = contents(tmp_path)
     flags = (f"--images={photos}", f"--output={data}")
-    refused(capsys, "--split=train", *flags, code=2)
-    refused(capsys, "--validation_fraction=0", *flags, "--split=extra", "--validation_fraction=.5", code=2)
-    refused(capsys, "--image_size=0", *flags, "--split=test", "--image_size=8", code=2)
-    refused(capsys, "--encoding=keep", *flags, "--split=test", "--encoding=raw", code=2)
-    refused(capsys, "--name=data", *flags, "--split=test", "--name=other", code=2)
-    refused(capsys, "'mugs' (first image mugs/mugs_000.jpg)", f"--images={new_class}", flags[1], "--split=test", code=3)
-    refused(capsys, "'mug'", f"--images={new_class}", flags[1], "--split=test", code=3)
+    assert_rejected(capsys, "--split=train", *flags, code=2)
+    assert_rejected(capsys, "--validation_fraction=0", *flags, "--split=extra", "--validation_fraction=.5", code=2)
+    assert_rejected(capsys, "--image_size=0", *flags, "--split=test", "--image_size=8", code=2)
+    assert_rejected(capsys, "--encoding=keep", *flags, "--split=test", "--encoding=raw", code=2)
+    assert_rejected(capsys, "--name=data", *flags, "--split=test", "--name=other", code=2)
+    assert_rejected(capsys, "mugs/mugs_000.jpg", f"--images={new_class}", flags[1], "--split=test", code=3)
+    assert_rejected(capsys, "'mug'", f"--images={new_class}", flags[1], "--split=test", code=3)
     assert contents(tmp_path) == before
 
 
@@ -486,22 +486,22 @@ def test_a_split_that_does_not_fit_is_refused_and_the_dataset_is_unchanged(tmp_p
         ("--imagesize=4", "image_size"),
     ],
 )
-def test_an_invalid_flag_is_refused(tmp_path, photos, capsys, flag, named):
-    refused(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
+def test_invalid_flag_is_rejected(tmp_path, photos, capsys, flag, named):
+    assert_rejected(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
 
 
-def test_an_output_that_is_not_a_dataset_is_not_touched(tmp_path, photos, capsys):
+def test_output_that_is_not_a_dataset_is_not_touched(tmp_path, photos, capsys):
     before = contents(tmp_path)
-    refused(capsys, "manifest.json", f"--images={photos}", f"--output={photos}", code=2)
+    assert_rejected(capsys, "manifest.json", f"--images={photos}", f"--output={photos}", code=2)
     assert contents(tmp_path) == before
 
 
 def test_images_that_cannot_be_listed_exit_with_3(tmp_path, capsys):
-    refused(capsys, f"{tmp_path}/none", f"--images={tmp_path}/none", f"--output={tmp_path}/data", code=3)
+    assert_rejected(capsys, f"{tmp_path}/none", f"--images={tmp_path}/none", f"--output={tmp_path}/data", code=3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_answers_at_once():
+def test_help_is_fast():
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "convoy", "convert", "--help"], cwd=ROOT, check=True, capture_output=True)
     assert time.monotonic() - started < 1.5  # 0.2 s on an idle machine
@@ -534,7 +534,7 @@ def is_running(process):
 
 
 @pytest.mark.slow
-def test_a_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, wait_until):
+def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, wait_until):
     images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
     marks, errors = tmp_path / "data.partial" / "marks", tmp_path / "errors"
     settings = ("--image_size=500", "--shards=8", "--workers=2", f"--images={images}")
@@ -628,7 +628,7 @@ convert(Options(images, data, split="test", shards=2))
 
 
 @pytest.mark.slow
-def test_a_kill_while_publishing_leaves_the_dataset_intact_and_the_next_start_finishes(tmp_path, photos):
+def test_kill_while_publishing_leaves_the_dataset_intact_and_a_rerun_finishes(tmp_path, photos):
     data, reference = tmp_path / "data", tmp_path / "reference" / "data"
     test = draw_classes(tmp_path / "test", {"mug": 5}, first=500)
     (test / "mug" / "stray.txt").touch()
@@ -644,7 +644,7 @@ def test_a_kill_while_publishing_leaves_the_dataset_intact_and_the_next_start_fi
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_conversion_in_one_line_and_it_resumes_with_more_space(tmp_path):
+def test_full_disk_is_a_one_line_error_and_a_rerun_resumes(tmp_path):
     images = draw_classes(tmp_path / "photos", {"a": 20, "b": 20}, size=200, suffix=".png")
     flags = (f"--images={images}", "--shards=8", "--validation_fraction=0", "--workers=1", "--name=data")
 
@@ -654,7 +654,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line_and_it_resumes_with_more_spac
         return code, (tmp_path / "errors").read_text()
 
     with small_disk(tmp_path / "disk", 12 * 2**20) as disk:
-        disk.fill(all_but=2_000_000)  # of about 5 MB
+        disk.fill(all_but=2_000_000)  # the dataset takes about 5 MB
         code, errors_text = converted(disk.seen / "data")
         assert code == 3, errors_text
         assert "No space left on device" in errors_text and f"--output={disk.seen / 'data'}" in errors_text
@@ -688,7 +688,7 @@ def memory_group():
 
 
 @pytest.mark.slow
-def test_a_worker_killed_by_the_oom_killer_is_reported_with_its_image(tmp_path, memory_group, wait_until):
+def test_worker_killed_by_the_oom_killer_is_reported_with_its_image(tmp_path, memory_group, wait_until):
     group, usage, limit = memory_group
     for number in range(12):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
@@ -706,7 +706,7 @@ def test_a_worker_killed_by_the_oom_killer_is_reported_with_its_image(tmp_path, 
     wait_until(lambda: not (group / "cgroup.procs").read_text(), "the end of the processes", 30)
 
 
-def test_an_interrupt_while_workers_start_prints_one_line(tmp_path):
+def test_interrupt_while_workers_start_prints_one_line(tmp_path):
     images = draw_classes(tmp_path / "photos", {"a": 4, "b": 4})
     process = start(f"--images={images}", f"--output={tmp_path}/data", "--workers=2")
     deadline = time.monotonic() + 60
@@ -720,7 +720,7 @@ def test_an_interrupt_while_workers_start_prints_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_failure_while_adding_a_split_is_rolled_back(tmp_path, photos, monkeypatch):
+def test_failure_while_adding_a_split_is_rolled_back(tmp_path, photos, monkeypatch):
     data = tmp_path / "data"
     convert(Options(photos, data))
     before = contents(data)
@@ -741,7 +741,7 @@ def test_a_failure_while_adding_a_split_is_rolled_back(tmp_path, photos, monkeyp
     assert {name.partition("/")[0] for name in after.keys() - before.keys()} == {"test.partial"}
 
 
-def test_a_validation_split_needs_images(tmp_path):
+def test_validation_split_needs_images(tmp_path):
     draw_classes(tmp_path / "photos", {"a": 1, "b": 1})
     with pytest.raises(DataError, match="2 images .* --validation_fraction=0"):
         convert(Options(tmp_path / "photos", tmp_path / "data"))

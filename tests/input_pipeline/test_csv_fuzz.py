@@ -1,4 +1,4 @@
-"""Fuzz test of CSV reading: a damaged CSV is read or refused with a one-line error."""
+"""Fuzz test of CSV reading: a damaged CSV is read or rejected with a one-line error."""
 
 import random
 
@@ -40,7 +40,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
-def test_a_damaged_csv_is_read_or_refused_in_one_line(tmp_path):
+def test_damaged_csv_is_read_or_rejected_in_one_line(tmp_path):
     rng = random.Random(0)
     images = tmp_path / "images"
     names = [f"{category}/{category}_{i}.jpg" for category in ("03", "tea pot", "K\u00e4se") for i in range(4)]

@@ -1,7 +1,7 @@
-"""Shards, indexes, manifests and descriptions with random damage: a DataError or the records as they were, never else.
+"""Fuzz test of shards, indexes, manifests and descriptions: damage gives a DataError or the original records.
 
-Each case damages one file of a small data set, opens the directory, reads every record that the index leads to, and has
-the verifier check everything. Memory is limited, so that a length that is believed shows.
+Each case damages one file of a small dataset, opens the directory, reads every record in the index, and verifies the
+dataset. Memory is limited, so that trusting a damaged length fails.
 """
 
 import contextlib
@@ -20,9 +20,28 @@ from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
 KINDS = ("flip", "cut", "splice", "insert")
-SHARDS, DESCRIPTIONS = 250, 60  # cases of each kind, a test
+SHARDS, DESCRIPTIONS = 250, 60  # cases per kind and test
 SHARD = "made-train.tfrecord-00000-of-00002"
-WEIRD = (None, True, -1, 0, 1.5, 2**31, 2**60, 2**64, 1e308, "", "..", "../..", "\0", "x" * 300, [], {}, [[]], [None])
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    2**31,
+    2**60,
+    2**64,
+    1e308,
+    "",
+    "..",
+    "../..",
+    "\0",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+    [None],
+)
 
 
 @pytest.fixture
@@ -33,7 +52,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def payloads(data):
-    """The payloads of all whole records."""
+    """The payloads of all records."""
     found = set()
     for path in data.glob("*.tfrecord-*-of-00002"):
         content = path.read_bytes()
@@ -42,11 +61,11 @@ def payloads(data):
 
 
 @pytest.fixture(autouse=True)
-def limited(monkeypatch):
-    """Checks shards in this process, and gives it 1 GB more of address space than it has."""
+def limited_memory(monkeypatch):
+    """Checks shards in this process, and limits its address space to 1 GiB more than it uses."""
     from convoy.input_pipeline.verify import image
 
-    image.decoded(_png())  # TensorFlow has started before
+    image.decoded(_png())  # start TensorFlow first
     monkeypatch.setattr(verifier, "_work", lambda tasks, *_: list(map(check_shard, tasks)))
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
@@ -63,7 +82,7 @@ def _png():
 
 
 def damaged(content, random, kind):
-    """Returns a file's bytes with damage: bits flipped, cut short, a piece moved or removed, or bytes put in."""
+    """Returns a file's bytes with damage: flipped bits, truncated, a piece copied or moved, or bytes inserted."""
     content = bytearray(content)
     place, other = sorted(random.integers(0, len(content) + 1, 2).tolist())
     if kind == "flip":
@@ -83,7 +102,7 @@ def damaged(content, random, kind):
 
 
 def read_all(directory, payloads):
-    """Opens a directory and reads all; returns how many records were there. Each is one that was written."""
+    """Opens a directory and reads all records; returns their number, after checking that each is in `payloads`."""
     count = 0
     dataset = open_dataset(directory)
     for name in dataset.splits:
@@ -107,11 +126,11 @@ def test_damaged_shards(data, payloads, capfd):
     whole = (data / SHARD).read_bytes()
     manifest = (data / "manifest.json").read_text()
     index = (data / "index-train.npz").read_bytes()
-    noticed = refused = 0
+    detected = rejected = 0
     for kind in KINDS * SHARDS:
         content = damaged(whole, random, kind)
         (data / SHARD).write_bytes(content)
-        # Half of them come with a manifest that knows nothing better, and a quarter without an index.
+        # In half of the cases the manifest has the damaged size; in a quarter there is no index.
         adjusted = random.random() < 0.5
         entry = json.loads(manifest)
         if adjusted:
@@ -125,21 +144,21 @@ def test_damaged_shards(data, payloads, capfd):
             read_all(data, payloads)
         except DataError as error:
             assert "\n" not in str(error)
-            refused += 1
+            rejected += 1
         if content != whole:
             assert any(fault.split == "train" for fault in verifier.verify(data).faults)
-            noticed += 1
+            detected += 1
         capfd.readouterr()
-    assert noticed > 3.8 * SHARDS and refused > SHARDS
+    assert detected > 3.8 * SHARDS and rejected > SHARDS
 
 
-def test_damaged_shards_of_others(tmp_path, data, payloads, capfd, monkeypatch):
+def test_damaged_external_shards(tmp_path, data, payloads, capfd, monkeypatch):
     random = np.random.default_rng(1)
     whole = (data / SHARD).read_bytes()
-    folder = tmp_path / "others"
+    folder = tmp_path / "external"
     folder.mkdir()
-    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # quicker
-    refused = 0
+    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # faster
+    rejected = 0
     for kind in KINDS * SHARDS:
         content = damaged(whole, random, kind)
         (folder / "train.tfrecord").write_bytes(content)
@@ -150,18 +169,18 @@ def test_damaged_shards_of_others(tmp_path, data, payloads, capfd, monkeypatch):
             assert faults or found <= payloads
         except DataError as error:
             assert "\n" not in str(error)
-            refused += 1
+            rejected += 1
         capfd.readouterr()
-    assert refused > SHARDS
+    assert rejected > SHARDS
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**60, 2**63, 2**64 - 1])
-def test_a_length_with_a_right_checksum_is_not_believed(data, payloads, length, capfd):
+def test_wrong_length_with_a_correct_checksum_is_detected(data, payloads, length, capfd):
     header = length.to_bytes(8, "little")
     content = bytearray((data / SHARD).read_bytes())
     content[:12] = header + records.masked_crc(header).to_bytes(4, "little")
     (data / SHARD).write_bytes(content)
-    assert read_all(data, payloads) == 8  # the index knows better
+    assert read_all(data, payloads) == 8  # the index has the correct lengths
     (data / "index-train.npz").unlink()
     with pytest.raises(DataError):
         read_all(data, payloads)
@@ -177,11 +196,11 @@ def test_damaged_descriptions(data, payloads, file, capfd, monkeypatch):
     as_tfds = file in ("dataset_info.json", "features.json")
     manifest = (data / "manifest.json").read_bytes()
     whole = (data / file).read_bytes()
-    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # quicker
+    monkeypatch.setattr(external, "_kept_paths", lambda directory, split: [])  # faster
     for kind in KINDS * DESCRIPTIONS:
         changed = damaged(whole, random, kind)
         if file.endswith("json") and random.random() < 0.7:
-            changed = json.dumps(with_something_weird(json.loads(whole), random)).encode()
+            changed = json.dumps(with_one_change(json.loads(whole), random)).encode()
         (data / file).write_bytes(changed)
         for hidden in (False, True) if as_tfds else (False,):
             if hidden:
@@ -197,21 +216,21 @@ def test_damaged_descriptions(data, payloads, file, capfd, monkeypatch):
         capfd.readouterr()
 
 
-def test_a_damaged_kept_index(tmp_path, data, payloads, capfd):
+def test_damaged_stored_index(tmp_path, data, payloads, capfd):
     random = np.random.default_rng(3)
-    folder = tmp_path / "others"
+    folder = tmp_path / "external"
     folder.mkdir()
     (folder / "train.tfrecord").write_bytes((data / SHARD).read_bytes())
     number = read_all(folder, payloads)
-    kept = folder / ".convoy" / "index-train.npz"
-    whole = kept.read_bytes()
+    stored = folder / ".convoy" / "index-train.npz"
+    whole = stored.read_bytes()
     for kind in KINDS * DESCRIPTIONS:
-        kept.write_bytes(damaged(whole, random, kind))
+        stored.write_bytes(damaged(whole, random, kind))
         assert read_all(folder, payloads) == number
         capfd.readouterr()
 
 
-def with_something_weird(value, random):
+def with_one_change(value, random):
     """Returns JSON data with one value in it replaced, renamed or removed."""
     containers = []
 
@@ -228,7 +247,7 @@ def with_something_weird(value, random):
     if random.random() < 0.2:
         del container[key]
     elif random.random() < 0.2 and isinstance(container, dict):
-        container[str(WEIRD[random.integers(len(WEIRD))])] = container.pop(key)
+        container[str(VALUES[random.integers(len(VALUES))])] = container.pop(key)
     else:
-        container[key] = WEIRD[random.integers(len(WEIRD))]
+        container[key] = VALUES[random.integers(len(VALUES))]
     return value

@@ -31,13 +31,13 @@ def data(converted, tmp_path):
     return shutil.copytree(converted, tmp_path / "data")
 
 
-def refused(message, directory):
+def assert_rejected(message, directory):
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(directory)
     assert "\n" not in str(caught.value)
 
 
-def test_a_dataset_tells_its_name_classes_and_splits(data):
+def test_dataset_has_name_classes_and_splits(data):
     dataset = open_dataset(data)
     assert (dataset.directory, dataset.name, dataset.num_classes) == (data, "data", 3)
     assert dataset.class_names == ("03", "Käse", "mug")
@@ -46,7 +46,7 @@ def test_a_dataset_tells_its_name_classes_and_splits(data):
     assert dataset.manifest["splits"]["train"]["counts"] == np.bincount(dataset.split("train").label).tolist()
 
 
-def test_an_index_has_the_types_that_readers_rely_on_and_cannot_be_written_to(data):
+def test_index_dtypes_and_read_only_arrays(data):
     split = open_dataset(str(data)).split("train")
     types = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
     for name, dtype in types.items():
@@ -55,7 +55,7 @@ def test_an_index_has_the_types_that_readers_rely_on_and_cannot_be_written_to(da
         assert not array.flags.writeable
 
 
-def test_an_index_leads_to_every_record_of_every_shard(data):
+def test_index_has_every_record_of_every_shard(data):
     import tensorflow as tf
 
     dataset = open_dataset(data)
@@ -73,7 +73,7 @@ def test_an_index_leads_to_every_record_of_every_shard(data):
         assert walked == list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def test_a_digest_follows_the_content_and_not_the_place(data, tmp_path):
+def test_digest_depends_on_content_not_location(data, tmp_path):
     digest = open_dataset(data).digest("train")
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert open_dataset(shutil.copytree(data, tmp_path / "moved")).digest("train") == digest
@@ -84,23 +84,23 @@ def test_a_digest_follows_the_content_and_not_the_place(data, tmp_path):
     assert open_dataset(data).digest("train") != digest
 
 
-def test_weights_a_class_undo_the_imbalance(data):
+def test_class_weights_balance_the_classes(data):
     entry = open_dataset(data).manifest["splits"]["train"]
     weighted = np.array(entry["counts"]) * entry["class_weights"]
     np.testing.assert_allclose(weighted, weighted.mean())
     assert weighted.sum() == pytest.approx(entry["num_images"])
 
 
-def test_an_unknown_split_is_named_with_the_nearest_and_all(data):
+def test_unknown_split_error_suggests_and_lists_splits(data):
     dataset = open_dataset(data)
-    with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\).*It has: train, validation"):
+    with pytest.raises(DataError, match=r"'valid'.*'validation'.*train, validation"):
         dataset.split("valid")
-    with pytest.raises(DataError, match="no split 'test'"):
+    with pytest.raises(DataError, match="'test'"):
         dataset.digest("test")
 
 
 def test_missing_directory_suggests_the_closest_name(data):
-    refused(r"dat does not exist \(did you mean 'data'\?\)", data.with_name("dat"))
+    assert_rejected(r"/dat\b.*'data'", data.with_name("dat"))
 
 
 def test_unreadable_directory_is_named(data, monkeypatch):
@@ -108,40 +108,40 @@ def test_unreadable_directory_is_named(data, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "stat", refuse)
-    refused(r"manifest\.json cannot be read .*Permission denied", data)
+    assert_rejected(r"manifest\.json.*Permission denied", data)
 
 
 def test_directory_without_manifest_is_named(tmp_path):
-    refused("is not a dataset: it has no manifest.json", tmp_path)
+    assert_rejected("not a dataset.*manifest.json", tmp_path)
 
 
-def test_damaged_manifest_and_other_version_are_refused(data):
+def test_damaged_manifest_and_other_version_are_rejected(data):
     text = (data / "manifest.json").read_text()
     (data / "manifest.json").write_text(text[:100])
-    refused("manifest.json cannot be read", data)
+    assert_rejected(r"manifest\.json", data)
     (data / "manifest.json").write_text(text.replace('"format_version": 1', '"format_version": 99'))
-    refused("version 99.* version 1", data)
+    assert_rejected("version 99.* version 1", data)
     (data / "manifest.json").write_text('{"format_version": 1, "name": "data"}')
-    refused("manifest.json is damaged", data)
+    assert_rejected(r"manifest\.json.*damaged", data)
 
 
 def test_missing_or_truncated_shard_is_named(data):
     shard = data / "data-train.tfrecord-00001-of-00003"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    refused(f"{shard} .*{len(content) - 1:,} bytes.*{len(content):,}", data)
+    assert_rejected(f"{shard}.*{len(content) - 1:,} bytes.*{len(content):,}", data)
     shard.unlink()
-    refused(f"{shard} is missing", data)
+    assert_rejected(f"{shard}.*missing", data)
 
 
 def open_with_scan(data, capfd, split="train"):
-    """Opens a dataset whose index of a split cannot be used; returns that split and the one line that says so."""
+    """Opens a dataset with an unusable index; returns the split and the logged line."""
     whole = {path.name: path.read_bytes() for path in data.iterdir()}
     opened = open_dataset(data).split(split)
     assert {path.name: path.read_bytes() for path in data.iterdir()} == whole
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and f"convoy verify --data={data} --repair_index" in said
-    return opened, said
+    log = capfd.readouterr().err
+    assert log.count("\n") == 1 and f"convoy verify --data={data} --repair_index" in log
+    return opened, log
 
 
 def assert_same(split, expected):
@@ -151,64 +151,64 @@ def assert_same(split, expected):
         assert array.dtype == getattr(expected, name).dtype and not array.flags.writeable
 
 
-def test_an_index_that_is_missing_or_unreadable_is_had_from_the_shards(data, capfd):
+def test_missing_or_unreadable_index_is_rebuilt_from_the_shards(data, capfd):
     expected = open_dataset(data).split("validation")
     index = data / "index-validation.npz"
     index.write_bytes(index.read_bytes()[:200])
-    split, said = open_with_scan(data, capfd, "validation")
+    split, log = open_with_scan(data, capfd, "validation")
     assert_same(split, expected)
-    assert f"{index} cannot be read" in said
+    assert str(index) in log
     index.unlink()
-    split, said = open_with_scan(data, capfd, "validation")
+    split, log = open_with_scan(data, capfd, "validation")
     assert_same(split, expected)
-    assert f"{index} is missing" in said
+    assert str(index) in log and "missing" in log
 
 
 @pytest.mark.parametrize(
-    ("array", "change", "complaint"),
+    ("array", "change", "named"),
     [
         ("offset", lambda a: a + (np.arange(len(a)) == 5), "record 5"),
-        ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "its records fill"),
+        ("length", lambda a: a + (np.arange(len(a)) == len(a) - 1), "bytes of shard"),
         ("length", lambda a: np.where(np.arange(len(a)) == 3, 2**62, a), "4,611,686,018,427,387,904 bytes"),
         ("label", lambda a: a + 3, "label"),
         ("label", lambda a: np.zeros_like(a), "counts"),
-        ("shard", lambda a: a + 1, "it names shard 3 of 3"),
+        ("shard", lambda a: a + 1, "shard 3"),
         ("shard", lambda a: a[::-1].copy(), "start of a record"),
         ("crc", lambda a: a[1:], "length"),
         ("shard", lambda a: a.astype(np.int64), "cannot be read"),
         ("shard", lambda a: np.array([{}]), "cannot be read"),
     ],
 )
-def test_mismatching_index_is_rebuilt_from_the_shards(data, capfd, array, change, complaint):
+def test_mismatching_index_is_rebuilt_from_the_shards(data, capfd, array, change, named):
     expected = open_dataset(data).split("train")
     path = data / "index-train.npz"
     with np.load(path) as index:
         arrays = dict(index)
     arrays[array] = change(arrays[array])
     np.savez(path, **arrays)
-    split, said = open_with_scan(data, capfd)
-    assert complaint in said
+    split, log = open_with_scan(data, capfd)
+    assert str(path) in log and named in log
     assert_same(split, expected)
 
 
-def test_a_bit_flipped_in_an_index_is_noticed(data, capfd):
+def test_flipped_bit_in_an_index_is_detected(data, capfd):
     expected = open_dataset(data).split("train")
     path = data / "index-train.npz"
     content = bytearray(path.read_bytes())
     label = expected.label.tobytes()
     content[content.index(label) + 1] ^= 1
     path.write_bytes(content)
-    split, said = open_with_scan(data, capfd)
-    assert "Bad CRC-32" in said
+    split, log = open_with_scan(data, capfd)
+    assert "CRC" in log
     assert_same(split, expected)
 
 
-def test_shards_of_another_dataset_are_refused_where_their_index_is_missing(data, capfd):
+def test_shards_with_other_labels_than_the_manifest_are_rejected(data, capfd):
     manifest = json.loads((data / "manifest.json").read_text())
     counts = manifest["splits"]["train"]["counts"]
     counts[0], counts[1] = counts[0] + 1, counts[1] - 1
     (data / "manifest.json").write_text(json.dumps(manifest))
-    refused("shards of split 'train' .* do not match manifest.json: its labels differ", data)
+    assert_rejected("'train'.* manifest.json.*labels", data)
     capfd.readouterr()
 
 
@@ -231,21 +231,21 @@ def test_tfds_opens_the_directory_and_slices_it(data):
     shards = sorted(str(path) for path in data.glob("data-train.tfrecord-*-of-00003"))
     raw = [tf.train.Example.FromString(r.numpy()).features.feature for r in tf.data.TFRecordDataset(shards)][2:5]
     assert len(sliced) == 3
-    for ours, theirs in zip(raw, sliced, strict=True):
-        image = theirs["image"]
-        pixels = tf.io.decode_jpeg(ours["image/encoded"].bytes_list.value[0]).numpy()
+    for features, by_tfds in zip(raw, sliced, strict=True):
+        image = by_tfds["image"]
+        pixels = tf.io.decode_jpeg(features["image/encoded"].bytes_list.value[0]).numpy()
         np.testing.assert_array_equal(image["encoded"].numpy(), pixels)
         assert pixels.shape == (image["height"], image["width"], image["channels"])
-        assert image["class"]["label"].numpy() == ours["image/class/label"].int64_list.value[0]
+        assert image["class"]["label"].numpy() == features["image/class/label"].int64_list.value[0]
         assert image["class"]["text"].numpy().decode() == label.int2str(image["class"]["label"].numpy())
-        assert image["filename"].numpy() == ours["image/filename"].bytes_list.value[0]
+        assert image["filename"].numpy() == features["image/filename"].bytes_list.value[0]
         assert image["format"].numpy() == b"jpeg"
 
 
-def test_tensorflow_reads_the_shards_by_the_keys_of_model_garden(data):
+def test_shards_have_the_keys_of_model_garden(data):
     import tensorflow as tf
 
-    # As the classification decoder of the TensorFlow Model Garden asks for them.
+    # The features that the classification decoder of the TensorFlow Model Garden parses.
     features = {
         "image/encoded": tf.io.FixedLenFeature((), tf.string, ""),
         "image/class/label": tf.io.FixedLenFeature((), tf.int64, -1),
@@ -261,9 +261,9 @@ def test_tensorflow_reads_the_shards_by_the_keys_of_model_garden(data):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("tfrecord"), reason="the package tfrecord is not installed")
-def test_the_tfrecord_package_reads_any_part_of_a_shard_by_its_idx(data, python):
+def test_tfrecord_package_reads_parts_of_a_shard_by_its_idx(data, python):
     split = open_dataset(data).split("train")
-    # In a process of its own: it and TensorFlow both define the messages of the format.
+    # In a separate process, because it and TensorFlow define the same protobuf messages.
     program = """
 import sys, tfrecord
 for path in sys.argv[1:]:
@@ -275,25 +275,25 @@ for path in sys.argv[1:]:
     read = python("-c", program, *split.shard_paths)
     expected = []
     for number in range(len(split.shard_paths)):
-        of_shard = split.label[split.shard == number].tolist()
+        in_shard = split.label[split.shard == number].tolist()
         for part in range(3):
-            start, stop = (len(of_shard) * bound // 3 for bound in (part, part + 1))
-            expected += [f"{part} {label}" for label in of_shard[start:stop]]
+            start, stop = (len(in_shard) * bound // 3 for bound in (part, part + 1))
+            expected += [f"{part} {label}" for label in in_shard[start:stop]]
     assert read.stdout.splitlines() == expected, read.stderr
 
 
-def test_the_idx_beside_a_shard_says_where_each_frame_is(data):
+def test_idx_file_has_offset_and_size_of_each_frame(data):
     dataset = open_dataset(data)
     split = dataset.split("train")
     for number, path in enumerate(split.shard_paths):
         lines = [tuple(map(int, line.split())) for line in path.with_name(path.name + ".idx").read_text().splitlines()]
-        of_shard = split.shard == number
-        assert lines == list(zip(split.offset[of_shard].tolist(), (split.length[of_shard] + 16).tolist(), strict=True))
+        in_shard = split.shard == number
+        assert lines == list(zip(split.offset[in_shard].tolist(), (split.length[in_shard] + 16).tolist(), strict=True))
         content = path.read_bytes()
         assert b"".join(content[offset : offset + size] for offset, size in lines) == content
 
 
-def test_the_validation_split_is_stratified(data):
+def test_validation_split_is_stratified(data):
     counts = Counter(open_dataset(data).split("validation").label.tolist())
     assert sum(counts.values()) == 9
     assert all(abs(counts[label] - 0.25 * total) <= 1 for label, total in enumerate((12, 6, 18)))

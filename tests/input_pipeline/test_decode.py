@@ -23,38 +23,38 @@ def cropped(image: np.ndarray, crop: Crop, randomness=(0.0, 0.0, 0.0, 0.0), imag
     return compiled(crop)(features, tf.constant(randomness, tf.float32)).numpy()
 
 
-def compiled(crop: Crop, functions={}):  # noqa: B006 (one compilation a crop, for the whole module)
+def compiled(crop: Crop, functions={}):  # noqa: B006 (one compilation per crop for the module)
     if crop not in functions:
         functions[crop] = tf.function(lambda features, randomness: decode_and_crop(features, randomness, crop))
     return functions[crop]
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """Returns an image whose pixels say where they are: [y, x, 255]."""
+    """Returns an image whose pixel values are their coordinates: [y, x, 255]."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y % 256, x % 256, np.full_like(x, 255)], -1).astype(np.uint8)
 
 
 def kept_window(image: np.ndarray, crop: Crop, randomness) -> tuple[int, int, int, int]:
-    """Returns (top, bottom, left, right), inclusive, of what a crop of `coordinates` kept."""
+    """Returns (top, bottom, left, right), inclusive, of the part of `coordinates` that a crop keeps."""
     result = cropped(image, crop, randomness)
     y, x = result[..., 0].astype(int), result[..., 1].astype(int)
     return y.min(), y.max(), x.min(), x.max()
 
 
-def test_a_whole_image_of_the_right_size_is_returned_bit_for_bit():
+def test_whole_image_of_the_target_size_is_unchanged():
     image = pixels(3, 16)
     for image_format in ("raw", "png", "bmp"):
         assert np.array_equal(cropped(image, Crop(16), image_format=image_format), image)
 
 
-def test_a_jpeg_is_decoded_as_tensorflow_does():
+def test_jpeg_is_decoded_by_tensorflow():
     image = pixels(4, 16)
     decoded = tf.io.decode_jpeg(encode(image, "jpeg"), channels=3).numpy()
     assert np.array_equal(cropped(image, Crop(16), image_format="jpeg"), decoded)
 
 
-def test_a_grey_image_gets_three_channels():
+def test_grey_image_gets_three_channels():
     grey = pixels(5, 16)[..., 0]
     result = cropped(grey, Crop(16), image_format="png")
     assert np.array_equal(result, np.repeat(grey[..., None], 3, -1))
@@ -73,7 +73,7 @@ def test_doubling_an_image_interpolates_linearly():
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_every_crop_of_even_the_thinnest_image_has_the_size_asked_for(shape):
+def test_crops_of_thin_images_have_the_requested_size(shape):
     image = np.full((*shape, 3), 200, np.uint8)
     for min_area in (1.0, 0.5, 0.01):
         for randomness in itertools.product([0.0, 0.5, LARGEST_DRAW], repeat=CROP_DRAWS):
@@ -82,19 +82,19 @@ def test_every_crop_of_even_the_thinnest_image_has_the_size_asked_for(shape):
             assert (result == 200).all()  # nothing from outside the image
 
 
-def test_a_crop_can_touch_every_edge_of_the_image():
+def test_crop_can_touch_every_edge():
     image = coordinates(40, 40)
     crop = Crop(8, 0.25)
-    half = 0.5  # of the range of aspect ratios: a square, so a quarter of the area is 20x20
+    half = 0.5  # the middle of the aspect ratios, a square: a quarter of the area is 20x20
     corners = {(0.0, 0.0): (0, 0), (LARGEST_DRAW, LARGEST_DRAW): (20, 20), (0.0, LARGEST_DRAW): (0, 20)}
     for (down, right), (top, left) in corners.items():
-        # Downsizing averages 2.5 pixels into one, so the outermost of 8 lies about one pixel inside.
+        # Downsizing averages 2.5 pixels into one, so the outermost of 8 is about one pixel inside.
         found = kept_window(image, crop, (0.0, half, down, right))
         expected = (top, top + 19, left, left + 19)
         assert np.abs(np.subtract(found, expected)).max() <= 1, (down, right)
 
 
-def test_the_first_two_draws_set_area_and_aspect_ratio():
+def test_first_two_draws_set_area_and_aspect_ratio():
     image = coordinates(120, 120)
 
     def height_and_width(area_draw, aspect_draw):
@@ -103,11 +103,11 @@ def test_the_first_two_draws_set_area_and_aspect_ratio():
 
     assert height_and_width(0.0, 0.5) == (60, 60)  # a quarter of the area, as a square
     assert height_and_width(LARGEST_DRAW, 0.5) == (120, 120)
-    assert height_and_width(0.0, 0.0) == (69, 52)  # width to height is 3:4
+    assert height_and_width(0.0, 0.0) == (69, 52)  # width : height is 3:4
     assert height_and_width(0.0, LARGEST_DRAW) == (52, 69)  # 4:3
 
 
-def test_the_largest_share_is_kept_to_as_well():
+def test_max_area_is_respected():
     image = coordinates(120, 120)
     top, bottom, left, right = kept_window(image, Crop(120, 0.1, 0.25), (LARGEST_DRAW, 0.5, 0.0, 0.0))
     assert (top, left, bottom, right) == (0, 0, 59, 59)
@@ -116,20 +116,20 @@ def test_the_largest_share_is_kept_to_as_well():
 @pytest.mark.parametrize(
     ("shape", "min_area"), [((200, 100), 0.5), ((60, 240), 0.9), ((240, 60), 0.9), ((150, 150), 0.3)]
 )
-def test_random_crops_keep_at_least_the_smallest_share_asked_for(shape, min_area):
+def test_min_area_is_respected(shape, min_area):
     image = coordinates(*shape)
     for randomness in np.random.default_rng(0).random((50, CROP_DRAWS)):
         top, bottom, left, right = kept_window(image, Crop(max(shape), min_area), randomness)
-        # Half a pixel may be lost on each side by rounding.
+        # Rounding may lose half a pixel on each side.
         assert (bottom - top + 1.5) * (right - left + 1.5) >= min_area * shape[0] * shape[1]
 
 
-def test_the_random_numbers_are_not_read_where_the_whole_image_is_kept():
+def test_draws_are_unused_if_the_whole_image_is_kept():
     image = pixels(8, 24)
     assert np.array_equal(cropped(image, Crop(12), [np.nan] * 4), cropped(image, Crop(12)))
 
 
-def test_bytes_that_are_no_image_are_an_error():
+def test_invalid_image_bytes_raise():
     features = {
         "encoded": tf.constant(b"not an image"),
         "format": tf.constant("jpeg"),
@@ -140,7 +140,7 @@ def test_bytes_that_are_no_image_are_an_error():
         compiled(Crop(8))(features, tf.zeros([CROP_DRAWS]))
 
 
-def test_raw_bytes_that_do_not_fill_the_stated_size_are_an_error():
+def test_raw_bytes_of_another_size_raise():
     features = {
         "encoded": tf.constant(bytes(100)),
         "format": tf.constant("raw"),

@@ -7,8 +7,8 @@ from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.examples import feature_names, from_bytes, from_file, read_features
 
 
-def read(payload, wanted=None):
-    return read_features(from_bytes(payload), len(payload), wanted)
+def read(payload, names=None):
+    return read_features(from_bytes(payload), len(payload), names)
 
 
 def random_example(random):
@@ -29,7 +29,7 @@ def random_example(random):
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
-def as_tensorflow_reads_it(payload):
+def parsed_by_tensorflow(payload):
     import tensorflow as tf
 
     features = tf.train.Example.FromString(payload).features.feature
@@ -39,21 +39,21 @@ def as_tensorflow_reads_it(payload):
     }
 
 
-def test_examples_are_read_as_tensorflow_reads_them():
+def test_examples_equal_tensorflows():
     random = np.random.default_rng(0)
     for _ in range(300):
         payload = random_example(random).SerializeToString()
-        expected = as_tensorflow_reads_it(payload)
+        expected = parsed_by_tensorflow(payload)
         assert read(payload) == expected
         assert feature_names(from_bytes(payload), len(payload)) == sorted(expected)
 
 
-def test_integers_may_stand_one_by_one():
+def test_unpacked_integers():
     payload = b"\x0a\x0d\x0a\x0b\x0a\x01k\x12\x06\x1a\x04\x08\x03\x08\x05"
-    assert as_tensorflow_reads_it(payload) == read(payload) == {"k": [3, 5]}
+    assert parsed_by_tensorflow(payload) == read(payload) == {"k": [3, 5]}
 
 
-def test_only_what_is_wanted_is_read_from_a_file(tmp_path):
+def test_only_requested_features_are_read_from_a_file(tmp_path):
     image = os.urandom(100_000)
     payload = records.example({"a": image, "image/class/label": 7, "z": "end"})
     path = tmp_path / "shard"
@@ -75,17 +75,17 @@ def test_only_what_is_wanted_is_read_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1])
-def test_a_length_that_cannot_be_is_refused(size):
-    with pytest.raises(ValueError, match="does not fit"):
+def test_impossible_length_is_rejected(size):
+    with pytest.raises(ValueError, match="fit"):
         read(b"\x0a" + records._varint(size) + b"rest")
 
 
-def test_bytes_that_are_no_example_are_refused_or_read_as_tensorflow_does():
+def test_damaged_examples_are_rejected_or_equal_tensorflows():
     from google.protobuf.message import DecodeError
 
     random = np.random.default_rng(1)
     whole = random_example(np.random.default_rng(4)).SerializeToString(deterministic=True)
-    refused = 0
+    rejected = 0
     for _ in range(3000):
         payload = bytearray(whole if random.random() < 0.8 else random.bytes(random.integers(0, 60)))
         for _ in range(random.integers(1, 4)):
@@ -95,12 +95,12 @@ def test_bytes_that_are_no_example_are_refused_or_read_as_tensorflow_does():
         try:
             found = read(payload)
         except ValueError:
-            refused += 1
+            rejected += 1
             continue
         try:
-            expected = as_tensorflow_reads_it(payload)
+            expected = parsed_by_tensorflow(payload)
         except DecodeError:
-            continue  # protobuf is stricter, such as with text that is not UTF-8
-        # protobuf sets an entry aside in which a field is unknown; repr, because NaN is not NaN
+            continue  # protobuf is stricter, for example about text that is not UTF-8
+        # protobuf drops entries with unknown fields; repr, because NaN != NaN
         assert all(repr(found.get(name, [])) == repr(values) for name, values in expected.items())
-    assert refused > 300
+    assert rejected > 300

@@ -36,7 +36,7 @@ def write_shard(path, labels, image=b"x", image_key="image/encoded", label_key="
     return path
 
 
-def refused(message, directory):
+def assert_rejected(message, directory):
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(directory)
     assert "\n" not in str(caught.value)
@@ -48,7 +48,7 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
-def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
+def test_tfds_directory_is_read_as_tfds_does(photos):
     import tensorflow_datasets as tfds
 
     from convoy.input_pipeline.reading.decode import Crop
@@ -67,7 +67,7 @@ def test_a_tfds_directory_is_read_as_tfds_reads_it(photos):
     np.testing.assert_array_equal(np.concatenate(images), [example["photo"].numpy() for example in expected])
 
 
-def test_an_index_is_kept_and_used_until_the_shards_change(photos, capfd):
+def test_index_is_stored_and_reused_until_the_shards_change(photos, capfd):
     first = open_dataset(photos)
     assert "index missing" in capfd.readouterr().err
     assert sorted(path.name for path in (photos / ".convoy").iterdir()) == [
@@ -87,9 +87,9 @@ def test_an_index_is_kept_and_used_until_the_shards_change(photos, capfd):
     assert changed.digest("validation") == first.digest("validation")
 
 
-def test_a_directory_that_cannot_be_written_to_has_its_index_in_the_users_cache(photos, tmp_path, monkeypatch, capfd):
+def test_index_of_a_read_only_directory_is_in_the_user_cache(photos, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (photos / ".convoy").write_text("in the way, even of root")
+    (photos / ".convoy").write_text("a file, so that not even root can create the directory")
     digest = open_dataset(photos).digest("train")
     assert len(list(tmp_path.glob("cache/convoy/*/index-*.npz"))) == 3
     capfd.readouterr()
@@ -99,16 +99,16 @@ def test_a_directory_that_cannot_be_written_to_has_its_index_in_the_users_cache(
     assert open_dataset(photos).digest("train") == digest
 
 
-def test_a_damaged_kept_index_is_replaced(photos, capfd):
+def test_damaged_stored_index_is_replaced(photos, capfd):
     digest = open_dataset(photos).digest("train")
-    kept = photos / ".convoy" / "index-train.npz"
-    content = kept.read_bytes()
-    kept.write_bytes(content[:500])
+    stored = photos / ".convoy" / "index-train.npz"
+    content = stored.read_bytes()
+    stored.write_bytes(content[:500])
     assert open_dataset(photos).digest("train") == digest
-    assert kept.read_bytes() == content
+    assert stored.read_bytes() == content
 
 
-def test_processes_that_open_a_directory_at_once_leave_one_whole_index(photos, capfd):
+def test_concurrent_processes_write_one_intact_index(photos, capfd):
     program = (
         f"import sys; from convoy.input_pipeline.dataset.open import open_dataset; sys.stdin.read(1); "
         f"print(open_dataset({str(photos)!r}).digest('train'), 'tensorflow' in sys.modules)"
@@ -119,64 +119,64 @@ def test_processes_that_open_a_directory_at_once_leave_one_whole_index(photos, c
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    said = {process.communicate(timeout=60)[0] for process in processes}
-    assert said == {f"{open_dataset(photos).digest('train')} False\n"}
+    outputs = {process.communicate(timeout=60)[0] for process in processes}
+    assert outputs == {f"{open_dataset(photos).digest('train')} False\n"}
     assert len(list((photos / ".convoy").iterdir())) == 3
 
 
-def test_a_split_without_labels_can_be_opened_and_not_used(photos):
+def test_unlabelled_split_can_be_listed_but_not_read(photos):
     dataset = open_dataset(photos)
     assert dataset.split("train").num_images == 60
-    with pytest.raises(DataError, match="split 'test' of .* record 0 has label -1.* from 0 to 2"):
+    with pytest.raises(DataError, match="'test'.* record 0 .*-1.* 0 to 2"):
         dataset.split("test")
-    with pytest.raises(DataError, match="record 0 has label -1"):
+    with pytest.raises(DataError, match="record 0 .*-1"):
         dataset.digest("test")
-    with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\)"):
+    with pytest.raises(DataError, match=r"'valid'.*'validation'"):
         dataset.split("valid")
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "complaint"),
+    ("file", "change", "message"),
     [
-        ("dataset_info", lambda c: c.update(fileFormat="array_record"), "file format 'array_record'.*tfrecord"),
+        ("dataset_info", lambda c: c.update(fileFormat="array_record"), "'array_record'.*tfrecord"),
         ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["61"]), "60 records.*61"),
-        ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["30", "30"]), "00000-of-00002 is missing"),
-        ("dataset_info", lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}"), "cannot be used"),
-        ("dataset_info", lambda c: c.update(splits=[]), "it has no splits"),
-        ("features", lambda c: c["featuresDict"]["features"].pop("kind"), "no ClassLabel feature.* id, photo"),
+        ("dataset_info", lambda c: c["splits"][0].update(shardLengths=["30", "30"]), "00000-of-00002.*missing"),
+        ("dataset_info", lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}"), "dataset_info.json"),
+        ("dataset_info", lambda c: c.update(splits=[]), "no splits"),
+        ("features", lambda c: c["featuresDict"]["features"].pop("kind"), "ClassLabel.* id, photo"),
         (
             "features",
             lambda c: c["featuresDict"]["features"].update(other=c["featuresDict"]["features"]["photo"]),
-            r"2 Image features \(photo, other\)",
+            r"2 Image.*photo, other",
         ),
         (
             "features",
             lambda c: c["featuresDict"]["features"]["photo"]["image"].update(dtype="float32"),
-            "'photo' are float32",
+            "'photo'.*float32",
         ),
         (
             "features",
             lambda c: c["featuresDict"]["features"]["kind"]["classLabel"].update(numClasses=str(2**60)),
-            "features.json cannot be used",
+            "features.json",
         ),
         (
             "features",
             lambda c: c["featuresDict"]["features"]["kind"]["classLabel"].update(numClasses="4"),
-            "kind.labels.txt has 3 lines.*4",
+            "kind.labels.txt.*3 .*4",
         ),
     ],
 )
-def test_unusable_tfds_directory_is_explained(photos, file, change, complaint):
+def test_unusable_tfds_directory_is_rejected(photos, file, change, message):
     edit(photos / f"{file}.json", change)
-    refused(complaint, photos)
+    assert_rejected(message, photos)
 
 
-def test_a_tfds_directory_without_names_has_numbers(photos):
+def test_tfds_classes_without_names_are_numbered(photos):
     (photos / "kind.labels.txt").unlink()
     assert open_dataset(photos).class_names == ("0", "1", "2")
 
 
-def test_shards_like_model_gardens_are_read(tmp_path):
+def test_model_garden_shards_are_read(tmp_path):
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import BatchSlice, Reader
     from tests.input_pipeline.external_sets import write_like_model_garden
@@ -219,35 +219,35 @@ def test_splits_are_determined_by_file_and_directory_names(tmp_path, files, spli
 
 
 @pytest.mark.parametrize(
-    ("files", "complaint"),
+    ("files", "message"),
     [
-        (["train-00000-of-00003", "train-00002-of-00003"], "shard 1 of the 3 shards 'train'"),
+        (["train-00000-of-00003", "train-00002-of-00003"], "shard 1 .*3 shards 'train'"),
         (
             [f"train-{number:05d}-of-{total:05d}" for total in (2, 4) for number in range(total)],
-            "'train' of a set of 2 and of a set of 4",
+            "'train'.* 2 .* 4",
         ),
         (
             ["train-00000-of-00003", "train-00000-of-00001"],
-            "shards 'train' of a set of 1 and of a set of 3",
+            "'train'.* 1 .* 3",
         ),
         (
             ["train-00000-of-00001", "train-00000-of-00001.tfrecord"],
-            "shard 0 of the 1 shards 'train' twice",
+            "shard 0 .*'train'.*twice",
         ),
-        (["photos.tfrecord"], "photos.tfrecord: unknown split"),
-        (["train.tfrecord.gz"], "train.tfrecord.gz is compressed"),
-        (["notes.txt"], "is not a dataset: it has no manifest.json"),
+        (["photos.tfrecord"], "photos.tfrecord.*split"),
+        (["train.tfrecord.gz"], "train.tfrecord.gz.*compressed"),
+        (["notes.txt"], "not a dataset.*manifest.json"),
     ],
 )
-def test_unusable_shard_directory_is_explained(tmp_path, files, complaint):
+def test_unusable_shard_directory_is_rejected(tmp_path, files, message):
     for file in files:
         write_shard(tmp_path / file, [0, 1])
-    refused(complaint, tmp_path)
+    assert_rejected(message, tmp_path)
 
 
-def test_ctrl_c_ends_the_reading_of_headers_at_once(tmp_path):
+def test_ctrl_c_stops_reading_headers(tmp_path):
     record = records.frame(records.example({"image": b"x", "label": 0}))
-    for number in range(4):  # half a minute of work
+    for number in range(4):  # takes half a minute to scan
         (tmp_path / f"train-{number:05d}-of-00004").write_bytes(record * 300_000)
     program = f"from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
@@ -260,55 +260,53 @@ def test_ctrl_c_ends_the_reading_of_headers_at_once(tmp_path):
     assert not (tmp_path / ".convoy").exists()
 
 
-def test_the_folder_around_datasets_is_not_taken_for_one(photos, tmp_path):
+def test_parent_of_datasets_is_rejected_with_a_suggestion(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "2.0.0")
-    refused(f"{tmp_path} .*--data={photos}", tmp_path)
+    assert_rejected(f"{tmp_path} .*--data={photos}", tmp_path)
 
 
-def test_records_with_other_keys_are_named(tmp_path):
+def test_unknown_record_keys_are_listed(tmp_path):
     write_shard(tmp_path / "train.tfrecord", [0], image_key="jpg", label_key="cls")
-    refused("cls, jpg.*image/encoded and image/class/label", tmp_path)
+    assert_rejected("cls, jpg.*image/encoded.*image/class/label", tmp_path)
 
 
-def test_compressed_records_are_named(tmp_path):
+def test_compressed_records_are_rejected(tmp_path):
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord"), "GZIP") as writer:
         writer.write(records.example({"image": b"x", "label": 0}))
-    refused("GZIP", tmp_path)
+    assert_rejected("GZIP", tmp_path)
 
 
-def test_a_class_is_named_after_its_text_where_that_is_clear(tmp_path):
+def test_class_names_come_from_unambiguous_texts(tmp_path):
     labels, texts = [0, 0, 1, 1, 2, 4, 5], ["cup", "cup", "fork", "jar", "crane", "crane", b"caf\xc3\xa9\n noir"]
     write_shard(tmp_path / "train.tfrecord", labels, texts=texts)
     expected = ("cup", "1", "crane (2)", "3", "crane (4)", "café noir")
     assert open_dataset(tmp_path).class_names == expected
-    assert open_dataset(tmp_path).class_names == expected  # from the kept index
+    assert open_dataset(tmp_path).class_names == expected  # from the stored index
 
 
-def test_plain_keys_are_read_too(tmp_path):
+def test_short_keys_are_read(tmp_path):
     write_shard(tmp_path / "train.tfrecord", [2, 0], image_key="image", label_key="label")
     dataset = open_dataset(tmp_path)
     assert dataset.split("train").keys == RecordKeys("image", "label")
     assert dataset.class_names == ("0", "1", "2")
 
 
-def test_nothing_is_converted_into_a_directory_of_others(photos, tmp_path):
+def test_conversion_into_an_external_dataset_is_rejected(photos, tmp_path):
     from convoy.core.errors import UsageError
     from convoy.input_pipeline.convert.convert import Options, convert
     from tests.input_pipeline.images import draw_classes
 
     before = sorted(path.name for path in photos.iterdir())
     images = draw_classes(tmp_path / "drawn", {"cup": 2, "jar": 2})
-    with pytest.raises(UsageError, match="exists and is not a dataset"):
+    with pytest.raises(UsageError, match="not a dataset"):
         convert(Options(images=images, output=photos, split="more"))
     assert sorted(path.name for path in photos.iterdir()) == before
 
 
 @pytest.mark.slow
-def test_a_run_trains_resumes_and_is_evaluated_on_a_tfds_directory(
-    photos, tmp_path, convoy_together, convoy_started, wait_until
-):
+def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_together, convoy_started, wait_until):
     run, other = tmp_path / "run", shutil.copytree(photos, tmp_path / "other")
     content = (photos / "photos-train.tfrecord-00000-of-00001").read_bytes()
     second = open_dataset(photos).split("train").offset[1]
@@ -317,14 +315,14 @@ def test_a_run_trains_resumes_and_is_evaluated_on_a_tfds_directory(
     command = ["train", f"--workdir={run}", *flags, "--config.checkpoint_every_steps=5"]
     events = run / "events.jsonl"
     with convoy_started(*command, f"--data={photos}", output=tmp_path / "log") as process:
-        # One is whole when the next begins.
+        # The first checkpoint is complete when the second begins.
         wait_until(lambda: events.exists() and events.read_text().count('"checkpoint"') > 1, "the second checkpoint")
         os.killpg(process.pid, 9)
-    resumed, evaluated, refused = convoy_together(
+    resumed, evaluated, rejected = convoy_together(
         [*command, f"--data={photos}"],
         ["evaluate", f"--workdir={run}", "--split=validation"],
         [*command, f"--data={other}"],
     )
     assert "Resumed at step" in resumed.output and "3 classes, 15 validation images" in resumed.output
     assert "15 images, each once" in evaluated.output
-    assert refused.returncode == 3 and "another dataset" in refused.output
+    assert rejected.returncode == 3 and "another dataset" in rejected.output

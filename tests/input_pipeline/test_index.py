@@ -8,7 +8,7 @@ from convoy.input_pipeline.dataset.index import RecordKeys
 
 
 def tiled(lengths_of_shards, random=None):
-    """Returns the index of shards of these record lengths, and the shards' sizes."""
+    """Returns the index of shards with these record lengths, and the sizes of the shards."""
     random = random or np.random.default_rng(0)
     shard, offset, sizes = [], [], []
     for number, lengths in enumerate(lengths_of_shards):
@@ -33,12 +33,12 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("shards", [[[5]], [[5] * 7, [6] * 7], [[], [1, 2, 3], [], [4] * 20, []], [[0] * 6, [0]], [[]]])
-def test_an_index_fits_the_shards_it_was_made_of(small_chunks, shards):
+def test_index_matches_its_shards(small_chunks, shards):
     arrays, sizes = tiled(shards)
     assert index.find_mismatch(arrays, sizes) == ""
 
 
-def test_any_change_of_a_place_is_a_misfit(small_chunks):
+def test_any_changed_position_is_a_mismatch(small_chunks):
     arrays, sizes = tiled([[3] * 9, [], [8, 0, 5], [1] * 16])
     for name, delta in (
         ("offset", 1),
@@ -60,7 +60,7 @@ def test_any_change_of_a_place_is_a_misfit(small_chunks):
     assert index.find_mismatch({name: values[:0] for name, values in arrays.items()}, sizes)
 
 
-def test_an_index_takes_28_bytes_a_record_and_little_more_while_it_is_loaded_and_checked(tmp_path):
+def test_index_takes_28_bytes_per_record_and_loading_little_more(tmp_path):
     import tracemalloc
 
     arrays, sizes = tiled(np.random.default_rng(0).integers(100, 1000, (20, 100_000)))
@@ -70,16 +70,16 @@ def test_an_index_takes_28_bytes_a_record_and_little_more_while_it_is_loaded_and
         loaded = index.load(index.index_path(tmp_path, "train"))
         assert index.find_mismatch(loaded, sizes) == ""
         assert index.label_counts(loaded["label"], 10).sum() == 2_000_000
-        held, peak = tracemalloc.get_traced_memory()
+        used, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held < 28.1 * 2_000_000
-    assert peak - held < 30 * 2**20  # whatever the number of records
+    assert used < 28.1 * 2_000_000
+    assert peak - used < 30 * 2**20  # independent of the number of records
     for name, values in arrays.items():
         np.testing.assert_array_equal(loaded[name], values)
 
 
-def test_labels_of_other_classes_are_noticed(small_chunks):
+def test_out_of_range_labels_have_no_counts(small_chunks):
     assert index.label_counts(np.array([0, 1, 1] * 9), 3).tolist() == [9, 18, 0]
     assert index.label_counts(np.array([0] * 20 + [3]), 3) is None
     assert index.label_counts(np.array([0] * 20 + [-1]), 3) is None
@@ -91,26 +91,26 @@ def write_shard(path, *examples):
 
 
 @pytest.mark.parametrize(
-    ("features", "complaint"),
+    ("features", "message"),
     [
-        ({"image": b"x", "kind": 3}, r"it has no 'label' \(it has image, kind\)"),
-        ({"label": "three"}, "'label' is not a single integer"),
-        ({"label": 2**40}, "'label' is 1099511627776.* 999,999"),
-        ({"label": -2}, "'label' is -2"),
+        ({"image": b"x", "kind": 3}, r"'label'.*image, kind"),
+        ({"label": "three"}, "'label'.*integer"),
+        ({"label": 2**40}, "1099511627776.* 999,999"),
+        ({"label": -2}, "-2"),
     ],
 )
-def test_a_record_without_a_usable_label_is_named(tmp_path, features, complaint):
+def test_record_without_a_usable_label_is_named(tmp_path, features, message):
     whole = {"image": b"x", "label": 1}
     shard = write_shard(tmp_path / "shard", whole, features)
     offset = len(records.frame(records.example(whole)))
-    with pytest.raises(DataError, match=f"{shard}: the record at offset {offset} has no usable label: .*{complaint}"):
+    with pytest.raises(DataError, match=rf"{shard}: .*offset {offset}\b.*{message}"):
         index.scan([shard], RecordKeys("image", "label"))
 
 
 @pytest.mark.parametrize("length", [2**60, 2**63, 2**64 - 1])
-def test_a_frame_of_a_length_that_cannot_be_is_refused_at_once(tmp_path, length):
+def test_impossible_frame_length_is_rejected(tmp_path, length):
     header = length.to_bytes(8, "little")
     path = tmp_path / "shard"
     path.write_bytes(header + records.masked_crc(header).to_bytes(4, "little") + b"rest of the file")
-    with pytest.raises(DataError, match="at offset 0 should end at byte .* truncated"):
+    with pytest.raises(DataError, match=r"offset 0\b.*truncated"):
         index.scan([path], RecordKeys())

@@ -1,4 +1,4 @@
-"""Files and folders as people have them: odd names, links that lead nowhere, pipes, other things under image names."""
+"""Conversion of unusual files: odd names, dangling links, pipes, and other contents with image extensions."""
 
 import json
 import os
@@ -37,14 +37,14 @@ def photos(tmp_path):
 
 
 def converted(photos: Path, **options):
-    """Converts without a validation split, allowing all to be bad; returns the summary and {path: reason}."""
+    """Converts without a validation split and without a limit of bad images; returns the summary and {path: reason}."""
     output = photos.parent / "data"
     summary = convert(Options(photos, output, validation_fraction=0, max_bad_fraction=1, workers=1, **options))
     lines = (output / "quarantine.jsonl").read_text().splitlines()
     return summary, {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
-def test_a_file_s_name_may_be_anything(photos, tmp_path):
+def test_any_file_name(photos, tmp_path):
     for number, name in enumerate(ODD_NAMES):
         draw(photos / "mug" / name, 100 + number)
     os.replace(draw(photos / "mug" / "plain.jpg", 99), os.fsencode(photos / "mug") + b"/not \xff utf-8.jpg")
@@ -57,18 +57,18 @@ def test_a_file_s_name_may_be_anything(photos, tmp_path):
     assert {f"mug/{name}" for name in ODD_NAMES} <= set(examples(tmp_path / "again"))
 
 
-def test_odd_names_come_through_a_csv(photos, tmp_path):
+def test_any_file_name_in_a_csv(photos, tmp_path):
     quoted = [name.replace('"', '""') for name in ODD_NAMES]
     for number, name in enumerate(ODD_NAMES):
         draw(photos / "mug" / name, 100 + number)
     rows = "".join(f'"{name}",odd\r\n' for name in quoted)
     (tmp_path / "odd.csv").write_bytes(f"filename,category\r\n{rows}".encode())
     summary, left_out = converted(photos, table=Table(tmp_path / "odd.csv"))
-    assert set(left_out.values()) == {"not named by odd.csv"}
+    assert len(left_out) == 12 and all("odd.csv" in reason for reason in left_out.values())
     assert summary.splits[0].images == len(ODD_NAMES) and summary.ignored == 12
 
 
-def test_a_class_may_be_named_by_any_text_of_one_line(tmp_path):
+def test_any_one_line_class_name(tmp_path):
     names = ["猫 🐈", "a b", "$(x)", "x" * 240, "-", "%s"]
     photos = draw_classes(tmp_path / "photos", dict.fromkeys(names, 2))
     draw_classes(photos, {".hidden": 2})
@@ -91,24 +91,20 @@ def test_links_to_images_and_class_folders_are_followed(photos, tmp_path):
     )
 
 
-def test_links_that_lead_nowhere_are_left_out_and_named(photos):
+def test_dangling_links_are_left_out_with_a_reason(photos):
     (photos / "mug" / "dangling.jpg").symlink_to(photos / "gone.jpg")
     (photos / "mug" / "itself.jpg").symlink_to("itself.jpg")
     (photos / "mug" / "one.jpg").symlink_to("two.jpg")
     (photos / "mug" / "two.jpg").symlink_to("one.jpg")
     (photos / "round").symlink_to("round")
     summary, left_out = converted(photos)
-    loop = "not readable: too many levels of symbolic links"
-    assert left_out == {
-        "mug/dangling.jpg": "not readable: no such file or directory",
-        "mug/itself.jpg": loop,
-        "mug/one.jpg": loop,
-        "mug/two.jpg": loop,
-    }
+    assert left_out.keys() == {f"mug/{name}.jpg" for name in ("dangling", "itself", "one", "two")}
+    assert "no such file" in left_out.pop("mug/dangling.jpg")
+    assert all("symbolic links" in reason for reason in left_out.values())
     assert summary.splits[0].images == 12 and summary.ignored == 1
 
 
-def test_a_folder_that_contains_itself_is_walked_once(photos):
+def test_folder_that_contains_itself_is_read_once(photos):
     (photos / "mug" / "again").symlink_to(photos / "mug", target_is_directory=True)
     (photos / "mug" / "up").symlink_to("..", target_is_directory=True)
     summary, left_out = converted(photos)
@@ -116,7 +112,7 @@ def test_a_folder_that_contains_itself_is_walked_once(photos):
 
 
 @pytest.mark.timeout(120)
-def test_pipes_and_sockets_under_image_names_are_not_opened(photos, tmp_path, monkeypatch):
+def test_pipes_and_sockets_with_image_extensions_are_not_opened(photos, tmp_path, monkeypatch):
     os.mkfifo(photos / "mug" / "pipe.jpg")
     (photos / "mug" / "link to pipe.jpg").symlink_to("pipe.jpg")
     (photos / "mug" / "endless.jpg").symlink_to("/dev/zero")
@@ -130,53 +126,52 @@ def test_pipes_and_sockets_under_image_names_are_not_opened(photos, tmp_path, mo
         list_sources(photos, Table(tmp_path / "pipe.csv"))
 
 
-def test_a_folder_under_an_image_s_name_is_a_folder(photos):
+def test_folder_with_an_image_extension_is_a_folder(photos):
     draw(photos / "mug" / "album.jpg" / "inside.jpg", 70)
     (photos / "mug" / "empty.jpg").mkdir()
     summary, left_out = converted(photos)
     assert left_out == {} and summary.splits[0].images == 13
 
 
-def test_what_may_not_be_read_is_named(photos):
+def test_unreadable_files_are_named(photos):
     (photos / "mug" / "mug_000.jpg").chmod(0)
     if os.access(photos / "mug" / "mug_000.jpg", os.R_OK):
-        pytest.skip("who runs this reads everything")
+        pytest.skip("this user can read everything")
     _, left_out = converted(photos)
-    assert left_out == {"mug/mug_000.jpg": "not readable: permission denied"}
+    assert left_out.keys() == {"mug/mug_000.jpg"} and "permission" in left_out["mug/mug_000.jpg"]
     (photos / "mug").chmod(0)
     try:
-        with pytest.raises(DataError, match="mug cannot be read"):
+        with pytest.raises(DataError, match="mug"):
             list_sources(photos)
     finally:
         (photos / "mug").chmod(0o700)
 
 
-def test_what_a_scraper_leaves_behind_is_left_out_and_each_is_told_why(photos):
+def test_other_contents_are_left_out_with_a_reason(photos):
     jpeg = ZOO["jpeg, baseline"].data
-    things = {
-        "blocked.jpg": (b"<!DOCTYPE html><html>", "HTML, not an image"),
+    files = {
+        "blocked.jpg": (b"<!DOCTYPE html><html>", "HTML"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG, a drawing without pixels: save it as PNG"),
-        "empty.png": (b"", "the file is empty"),
-        "film.webp": (b"\0\0\0\x18ftypmp42", "a video, not an image"),
-        "phone.jpg": (b"\0\0\0\x18ftypheic", "HEIC, which Pillow cannot read: save it as JPEG"),
-        "zeros.gif": (bytes(4096), "zero bytes, not an image"),
+        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        "empty.png": (b"", "empty"),
+        "film.webp": (b"\0\0\0\x18ftypmp42", "video"),
+        "phone.jpg": (b"\0\0\0\x18ftypheic", "HEIC"),
+        "zeros.gif": (bytes(4096), "zero bytes"),
     }
-    for name, (data, _) in things.items():
+    for name, (data, _) in files.items():
         (photos / "mug" / name).write_bytes(data)
     with open(photos / "mug" / "huge.jpg", "wb") as file:
-        file.truncate(5 * 2**30)  # of no size on the disk
+        file.truncate(5 * 2**30)  # sparse
     (photos / "mug" / "Thumbs.db").write_bytes(b"stray")
     summary, left_out = converted(photos)
-    assert left_out == {
-        **{f"mug/{name}": reason for name, (_, reason) in things.items()},
-        "mug/huge.jpg": "the file has 5,368,709,120 bytes; the limit is 1,073,741,824",
-        "mug/Thumbs.db": "not an image by its name",
-    }
-    assert summary.quarantined == len(things) + 1 and summary.ignored == 1
+    nouns = {f"mug/{name}": noun for name, (_, noun) in files.items()}
+    nouns |= {"mug/huge.jpg": "5,368,709,120", "mug/Thumbs.db": "name"}
+    assert left_out.keys() == nouns.keys()
+    assert all(noun in left_out[path] for path, noun in nouns.items()), left_out
+    assert summary.quarantined == len(files) + 1 and summary.ignored == 1
 
 
-def test_every_kind_of_image_is_converted_whatever_its_suffix(tmp_path):
+def test_every_kind_of_image_is_converted_with_any_suffix(tmp_path):
     for number, (name, kind) in enumerate(ZOO.items()):
         path = tmp_path / "photos" / "all" / f"{number:03d} {name.replace('/', ' ')}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""More shards than a process may open files by default."""
+"""Datasets with more shards than the limit of open files."""
 
 import subprocess
 import sys
@@ -21,8 +21,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def answer_with(folder, soft, hard, program):
-    """Runs a program on the paths `folder` and `paths` in a process that may open so many files."""
+def output_of(folder, soft, hard, program):
+    """Returns the output of a program with variables `folder` and `paths`, under these limits of open files."""
     program = (
         f"import pathlib, resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         f"folder = pathlib.Path({str(folder)!r}); paths = sorted(folder.glob('train-*'))\n{program}"
@@ -32,33 +32,32 @@ def answer_with(folder, soft, hard, program):
     return result.stdout
 
 
-def test_more_shards_than_a_process_may_open_at_first_are_opened(folder):
+def test_soft_limit_is_raised(folder):
     program = (
         "from convoy.input_pipeline.dataset.storage import Shards\n"
         "one, other = Shards(paths), Shards(paths)\n"  # to train and to evaluate
         "print(len({shards.read(shard, 0, 100) for shards in (one, other) for shard in range(len(paths))}))\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
-    read, limit = answer_with(folder, 64, 4096, program).split()
+    read, limit = output_of(folder, 64, 4096, program).split()
     assert read == "1"
-    assert 2 * SHARDS + 200 < int(limit) < 4096  # with room for others, and no more than it takes
+    assert 2 * SHARDS + 200 < int(limit) < 4096  # with a reserve for other files, but not higher than needed
 
 
-def test_more_shards_than_a_process_may_ever_open_are_an_error_that_names_the_limit(folder):
+def test_hard_limit_is_an_error_with_the_limit(folder):
     program = (
         "from convoy.core.errors import DataError\n"
         "from convoy.input_pipeline.dataset.storage import Shards\n"
         "try:\n    Shards(paths)\nexcept DataError as error:\n    print(error)"
     )
-    said = answer_with(folder, 32, 64, program)
-    assert "Too many open files" in said and "100 shards" in said
-    assert "64 open files" in said and "`ulimit -n 712`" in said
+    message = output_of(folder, 32, 64, program)
+    assert "100 shards" in message and "64 open files" in message and "ulimit -n 712" in message
 
 
-def test_images_of_more_shards_than_may_be_open_are_listed_for_a_conversion(folder):
+def test_conversion_lists_images_of_more_shards_than_the_limit(folder):
     program = (
         "from convoy.input_pipeline.convert.tfds_sources import list_prepared\n"
         "images = list_prepared(folder, ['train']).images\n"
         "print(len(images), images[7].name, pathlib.Path(images[7].path) == paths[7])"
     )
-    assert answer_with(folder, 64, 64, program) == f"{SHARDS} train-00007-of-00100/0000000 True\n"
+    assert output_of(folder, 64, 64, program) == f"{SHARDS} train-00007-of-00100/0000000 True\n"

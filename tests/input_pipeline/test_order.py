@@ -12,9 +12,9 @@ from convoy.input_pipeline.reading.order import (
     sampled_positions_to_images,
 )
 
-# These two tables are what existing runs were trained with. A run resumes by computing its order anew, so if one of
-# these numbers changes, every checkpoint ever written continues with other images: change the code, never the tables.
-GOLDEN_ORDER = [  # (num_images, seed, epoch, the images at positions 0 to 9 of that epoch)
+# Golden values of existing runs. A resumed run recomputes its order, so if a value changes, every existing checkpoint
+# continues with other images: change the code, never the tables.
+GOLDEN_ORDER = [  # (num_images, seed, epoch, images at positions 0 to 9 of the epoch)
     (10, 0, 0, [6, 1, 2, 5, 9, 0, 3, 4, 7, 8]),
     (10, 0, 1, [2, 6, 5, 7, 1, 3, 9, 4, 8, 0]),
     (10, 1, 0, [2, 5, 6, 3, 9, 1, 8, 4, 0, 7]),
@@ -38,7 +38,7 @@ GOLDEN_ORDER = [  # (num_images, seed, epoch, the images at positions 0 to 9 of 
         ],
     ),
 ]
-GOLDEN_BLOCKS = [  # (shard sizes, block_size, seed, epoch, the images at positions 0 to 9 of that epoch)
+GOLDEN_BLOCKS = [  # (shard sizes, block_size, seed, epoch, images at positions 0 to 9 of the epoch)
     ((10,), 10, 0, 0, [2, 5, 8, 9, 3, 4, 0, 1, 7, 6]),
     ((4, 6, 5), 8, 0, 0, [2, 5, 7, 6, 3, 4, 0, 1, 11, 10]),
     ((4, 6, 5), 8, 0, 1, [10, 14, 12, 1, 13, 0, 11, 2, 4, 5]),
@@ -52,7 +52,7 @@ GOLDEN_BLOCKS = [  # (shard sizes, block_size, seed, epoch, the images at positi
         [30024883, 30022503, 30004607, 30007994, 30024744, 30032703, 30005558, 30009338, 30022936, 30008937],
     ),
 ]
-GOLDEN_SAMPLED = [  # (images of each class, sampling, seed, epoch, the images at positions 0 to 9, their passes)
+GOLDEN_SAMPLED = [  # (images per class, sampling, seed, epoch, images at positions 0 to 9, their passes)
     ((3, 5, 2), "natural", 0, 0, [3, 2, 0, 6, 5, 7, 4, 1, 8, 9], [0] * 10),
     ((1, 2, 9), "balanced", 0, 0, [0, 0, 11, 2, 1, 2, 7, 0, 8, 6], [3, 2, 0, 1, 0, 0, 0, 0, 0, 0]),
     ((1, 2, 9), "balanced", 0, 3, [0, 8, 6, 1, 0, 0, 3, 4, 2, 0], [12, 1, 1, 7, 14, 13, 1, 1, 6, 15]),
@@ -68,7 +68,7 @@ GOLDEN_SAMPLED = [  # (images of each class, sampling, seed, epoch, the images a
         [1232, 2, 1233, 1272, 90, 87, 1229, 86, 2, 83],
     ),
 ]
-GOLDEN_RANDOMNESS = [  # (index, epoch, seed, the first three numbers times 2**24)
+GOLDEN_RANDOMNESS = [  # (index, epoch, seed, first three draws times 2**24)
     (0, 0, 42, [3910892, 3147803, 12533417]),
     (1, 0, 42, [13457588, 11014295, 808354]),
     (105389, 7, 42, [5131421, 2482480, 4868351]),
@@ -83,7 +83,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("num_images", "seed", "epoch", "images"), GOLDEN_ORDER)
-def test_the_order_of_existing_runs_never_changes(num_images, seed, epoch, images):
+def test_order_golden_values(num_images, seed, epoch, images):
     assert permute(np.arange(10), num_images=num_images, seed=seed, epoch=epoch).tolist() == images
     positions = epoch * num_images + np.arange(10)
     at_positions, epochs = positions_to_images(positions, num_images=num_images, seed=seed)
@@ -92,13 +92,13 @@ def test_the_order_of_existing_runs_never_changes(num_images, seed, epoch, image
 
 
 @pytest.mark.parametrize(("index", "epoch", "seed", "numbers"), GOLDEN_RANDOMNESS)
-def test_the_random_numbers_of_existing_runs_never_change(index, epoch, seed, numbers):
+def test_randomness_golden_values(index, epoch, seed, numbers):
     drawn = image_randomness(np.array([index]), np.array([epoch]), seed=seed, draws=3)
     assert (drawn[0] * 2**24).tolist() == numbers
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, -5])
-def test_every_epoch_of_up_to_200_images_shows_each_image_once(seed):
+def test_each_epoch_of_few_images_has_each_image_once(seed):
     for num_images in range(1, 201):
         for epoch in (0, 1, 17):
             permuted = permute(np.arange(num_images), num_images=num_images, seed=seed, epoch=epoch)
@@ -106,13 +106,13 @@ def test_every_epoch_of_up_to_200_images_shows_each_image_once(seed):
 
 
 @pytest.mark.parametrize("num_images", [4095, 4096, 4097, 65536, 65537, 105_390])
-def test_every_epoch_of_many_images_shows_each_image_once(num_images):
+def test_each_epoch_of_many_images_has_each_image_once(num_images):
     permuted = permute(np.arange(num_images), num_images=num_images, seed=3, epoch=5)
     assert np.array_equal(np.sort(permuted), np.arange(num_images))
 
 
 @pytest.mark.parametrize("num_images", [14_197_122, 2**32 - 1, 2**32 + 1, 2**40 + 7, 2**61 + 3])
-def test_a_sample_of_a_huge_epoch_stays_in_range_and_repeats_nothing(num_images):
+def test_huge_epoch_is_in_range_without_repetition(num_images):
     positions = np.unique(np.random.default_rng(0).integers(0, num_images, 50_000))
     permuted = permute(positions, num_images=num_images, seed=3, epoch=5)
     assert permuted.dtype == np.int64
@@ -120,38 +120,38 @@ def test_a_sample_of_a_huge_epoch_stays_in_range_and_repeats_nothing(num_images)
     assert len(np.unique(permuted)) == len(positions)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_order_differs_by_epoch_and_seed():
     orders = [
         permute(np.arange(1000), num_images=1000, seed=seed, epoch=epoch) for seed in range(5) for epoch in range(5)
     ]
     for i, one in enumerate(orders):
         for other in orders[:i]:
-            assert (one == other).sum() < 12  # two independent orders agree in one place, on average
+            assert (one == other).sum() < 12  # two independent orders agree in one position on average
         assert (one == np.arange(1000)).sum() < 12
 
 
 @pytest.mark.parametrize("num_images", [10, 64, 100])
-def test_over_the_epochs_every_image_comes_to_every_place_equally_often(num_images):
+def test_images_are_uniform_over_positions(num_images):
     epochs = 40 * num_images
     places = np.stack([permute(np.arange(num_images), num_images=num_images, seed=1, epoch=e) for e in range(epochs)])
     for position in (0, 1, num_images // 2, num_images - 1):
         assert chi_square(np.bincount(places[:, position], minlength=num_images)) < 5
 
 
-def test_neighbours_in_one_epoch_are_no_neighbours_in_the_next():
+def test_neighbouring_images_are_not_neighbouring_positions():
     permuted = permute(np.arange(10_000), num_images=10_000, seed=0, epoch=0)
     steps = np.diff(permuted) % 10_000
     assert chi_square(np.bincount(steps // 100, minlength=100)) < 5
 
 
-def test_a_batch_may_cross_the_end_of_an_epoch():
+def test_positions_can_cross_the_end_of_an_epoch():
     images, epochs = positions_to_images(np.arange(25), num_images=10, seed=4)
     assert epochs.tolist() == [0] * 10 + [1] * 10 + [2] * 5
     expected = [permute(np.arange(10), num_images=10, seed=4, epoch=epoch) for epoch in range(3)]
     assert images.tolist() == np.concatenate(expected)[:25].tolist()
 
 
-def test_positions_may_be_asked_for_in_any_order_and_grouping():
+def test_positions_can_be_queried_in_any_order_and_grouping():
     positions = np.random.default_rng(0).permutation(60)
     together, epochs = positions_to_images(positions, num_images=7, seed=9)
     one_by_one = [positions_to_images(np.array([p]), num_images=7, seed=9) for p in positions]
@@ -159,13 +159,13 @@ def test_positions_may_be_asked_for_in_any_order_and_grouping():
     assert epochs.tolist() == (positions // 7).tolist()
 
 
-def test_a_stream_of_one_image_repeats_it():
+def test_stream_of_one_image_repeats_it():
     images, epochs = positions_to_images(np.arange(5), num_images=1, seed=0)
     assert images.tolist() == [0] * 5
     assert epochs.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_random_numbers_are_uniform_and_below_one():
+def test_randomness_is_uniform_and_below_one():
     drawn = image_randomness(np.arange(20_000), np.zeros(20_000, np.int64), seed=0, draws=8)
     assert drawn.dtype == np.float32 and drawn.shape == (20_000, 8)
     assert drawn.min() >= 0 and drawn.max() < 1
@@ -176,14 +176,14 @@ def test_random_numbers_are_uniform_and_below_one():
     assert np.abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.04
 
 
-def test_the_first_random_numbers_do_not_depend_on_how_many_are_drawn():
+def test_first_draws_do_not_depend_on_the_number_of_draws():
     indices, epochs = np.arange(50), np.arange(50) // 10
     eight = image_randomness(indices, epochs, seed=1, draws=8)
     for draws in (1, 4, 7):
         assert np.array_equal(image_randomness(indices, epochs, seed=1, draws=draws), eight[:, :draws])
 
 
-def test_random_numbers_depend_only_on_image_epoch_and_seed():
+def test_randomness_depends_only_on_image_epoch_and_seed():
     indices, epochs = np.array([5, 6, 5, 5]), np.array([0, 0, 1, 0])
     drawn = image_randomness(indices, epochs, seed=1, draws=4)
     assert np.array_equal(drawn[0], drawn[3])
@@ -203,7 +203,7 @@ def test_block_shuffle_golden_values(sizes, block_size, seed, epoch, images):
 
 @pytest.mark.parametrize("sizes", [(1,), (7,), (3, 1, 5), (0, 4, 0, 6), (20, 20, 20), (1, 50, 2)])
 @pytest.mark.parametrize("block_size", [1, 2, 7, 23, 1000])
-def test_block_shuffle_shows_each_image_once_per_epoch(sizes, block_size):
+def test_block_shuffle_has_each_image_once_per_epoch(sizes, block_size):
     num_images = sum(sizes)
     blocks = Blocks(np.array(sizes), min(block_size, num_images))
     images, epochs = block_positions_to_images(np.arange(4 * num_images), blocks=blocks, seed=5)
@@ -259,7 +259,7 @@ def test_class_sampling_golden_values(sizes, name, seed, epoch, images, passes):
     ("name", "quotas"),
     [
         ("natural", [1, 4, 0, 25, 70]),
-        ("inverse_sqrt", [6, 12, 0, 31, 51]),  # 100 times 1, 2, 0, 5 and 8.37 of 16.37
+        ("inverse_sqrt", [6, 12, 0, 31, 51]),  # 100 * (1, 2, 0, 5, 8.37) / 16.37
         ("balanced", [25, 25, 0, 25, 25]),
     ],
 )
@@ -276,8 +276,8 @@ def test_every_epoch_meets_class_quotas_and_draws_images_equally_often(name, siz
     assert all((quota > 0) == (size > 0) for quota, size in zip(sampling.quotas, sizes, strict=True))
     images, passes = sampled_positions_to_images(np.arange(11 * num_images), sampling=sampling, seed=2)
     for epoch in range(11):
-        of_epoch = images[epoch * num_images : (epoch + 1) * num_images]
-        assert np.array_equal(np.bincount(labels[of_epoch], minlength=len(sizes)), sampling.quotas)
+        epoch_images = images[epoch * num_images : (epoch + 1) * num_images]
+        assert np.array_equal(np.bincount(labels[epoch_images], minlength=len(sizes)), sampling.quotas)
         turns = np.bincount(images[: (epoch + 1) * num_images], minlength=num_images)
         for label in np.flatnonzero(sizes):
             assert np.ptp(turns[labels == label]) <= 1

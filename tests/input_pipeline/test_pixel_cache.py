@@ -1,4 +1,4 @@
-"""Decoded images in memory: the same as decoded anew, within what memory there is."""
+"""The pixel cache: the same images as without it, within the memory budget."""
 
 import os
 
@@ -14,7 +14,7 @@ from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
 
 IMAGES, EPOCH = 60, 8  # an epoch is 7.5 steps of 8
-MUCH = 2**30
+LARGE = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -28,39 +28,39 @@ def split(tmp_path_factory):
     ids=lambda crop: f"{crop.size}-{crop.min_area}",
 )
 @pytest.mark.parametrize("order", ["global", "block"])
-def test_every_epoch_is_the_same_as_without(split, crop, order):
-    cache = PixelCache(IMAGES, budget_bytes=MUCH)
+def test_every_epoch_equals_the_uncached_stream(split, crop, order):
+    cache = PixelCache(IMAGES, budget_bytes=LARGE)
     options = {"crop": crop, "shuffle": order, "block_size": 14}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
 
 
 def test_augmentation_comes_after_the_cache(split):
-    line = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
-    cache = PixelCache(IMAGES, budget_bytes=MUCH)
-    options = {"crop": Crop(SIZE, *line.scale), "draws": line.draws, "operations": line.host}
+    pipeline = parse_pipeline("crop(scale=0.3..0.8) | flip | contrast(0.5) | trivial", image_size=SIZE)
+    cache = PixelCache(IMAGES, budget_bytes=LARGE)
+    options = {"crop": Crop(SIZE, *pipeline.scale), "draws": pipeline.draws, "operations": pipeline.host}
     cached = stream(split, 4 * EPOCH, cache=cache, **options)
     assert_same(cached, stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
-    of_first = cached["image"][cached["index"] == 0]
-    assert len(np.unique(of_first, axis=0)) == len(of_first) >= 4  # another drawing in each epoch
+    first_image = cached["image"][cached["index"] == 0]
+    assert len(np.unique(first_image, axis=0)) == len(first_image) >= 4  # differs in each epoch
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
-def test_images_of_any_shape_and_format_are_the_same_as_without(tmp_path, crop):
+def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop):
     shapes = [(1, 40), (40, 1), (1, 1), (5, 9), (8, 8), (30, 20)] * 3
     images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(shapes)]
     for image_format in ("png", "raw"):
         split = write_split(tmp_path / image_format, images, range(18), image_format)
-        cache = PixelCache(18, budget_bytes=MUCH)
+        cache = PixelCache(18, budget_bytes=LARGE)
         options = {"crop": crop, "slices": BatchSlice(5)}
         assert_same(stream(split, 15, cache=cache, **options), stream(split, 15, **options))
 
 
 @pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
-def test_what_is_kept_is_not_read_again(tmp_path, crop):
+def test_cached_images_are_not_read_again(tmp_path, crop):
     split = make_split(tmp_path, IMAGES)
-    cache = PixelCache(IMAGES, budget_bytes=MUCH)
+    cache = PixelCache(IMAGES, budget_bytes=LARGE)
     expected = stream(split, 2 * EPOCH, crop=crop)
     stream(split, EPOCH, crop=crop, cache=cache)
     for path in split.shard_paths:
@@ -69,7 +69,7 @@ def test_what_is_kept_is_not_read_again(tmp_path, crop):
 
 
 @pytest.mark.parametrize("crop", [Crop(SIZE), Crop(8, 0.3)])
-def test_a_cache_that_is_full_serves_what_it_has(split, crop):
+def test_full_cache_still_serves_its_images(split, crop):
     cache = PixelCache(IMAGES, budget_bytes=20_000)
     assert_same(stream(split, 3 * EPOCH, crop=crop, cache=cache), stream(split, 3 * EPOCH, crop=crop))
     assert 0 < cache.keeps(np.arange(IMAGES)).sum() < IMAGES
@@ -82,21 +82,21 @@ def filled(cache: PixelCache, count: int, size: int) -> int:
     return int(cache.keeps(np.arange(count)).sum())
 
 
-def test_auto_stops_as_soon_as_it_shows_that_not_all_images_fit():
+def test_auto_stops_once_not_all_images_will_fit():
     image = 32 * 32 * 3 + 300
     for budget, kept in ((1000 * image, 1000), (999 * image, 63)):
         cache = PixelCache(1000, budget_bytes=budget, only_if_all=True)
         assert filled(cache, 1000, 32) == kept
 
 
-def test_auto_with_random_crops_keeps_large_images_only(monkeypatch):
+def test_auto_with_random_crops_caches_large_images_only(monkeypatch):
     monkeypatch.setattr("convoy.input_pipeline.reading.cache.available_memory", lambda: 2**32)
     for size, random_crops, kept in ((64, False, 200), (64, True, 63), (128, True, 200)):
         cache = make_cache("auto", num_images=200, random_crops=random_crops)
         assert filled(cache, 200, size) == kept
 
 
-def test_processes_of_a_host_share_what_is_free(monkeypatch):
+def test_processes_of_a_host_share_the_free_memory(monkeypatch):
     monkeypatch.setattr("convoy.input_pipeline.reading.cache.available_memory", lambda: 2 * 10 * (32 * 32 * 3 + 300))
     for mode, processes, kept in (("auto", 1, 10), ("auto", 2, 5), ("memory", 1, 16), ("memory", 4, 4)):
         cache = make_cache(mode, num_images=30, random_crops=False, processes=processes)

@@ -26,7 +26,7 @@ def test_single_image_classes_do_not_increase_the_share_of_the_others():
     assert len(splits["validation"]) == 10
 
 
-def test_an_image_of_an_earlier_split_is_dropped_from_a_later_one_in_any_category(tmp_path):
+def test_duplicate_of_an_earlier_split_is_dropped_in_any_category(tmp_path):
     train = written(tmp_path / "cat" / "1", b"x" * 200, split="train")
     same = written(tmp_path / "cat" / "2", b"x" * 200, split="test")
     other = written(tmp_path / "dog" / "3", b"x" * 200, split="test")

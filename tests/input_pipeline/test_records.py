@@ -6,6 +6,7 @@ import pytest
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.records import RecordError
 
 
 def write(path, payloads):
@@ -17,13 +18,13 @@ def walked(path):
     return [np.array(column) for column in zip(*records.walk(path), strict=True)]
 
 
-def test_masked_crc_is_that_of_the_tfrecord_format():
+def test_masked_crc_golden_value():
     # The CRC-32C of "123456789" is 0xE3069283 (RFC 3720); the mask is rotate right by 15 and add 0xA282EAD8.
     crc = 0xE3069283
     assert records.masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
 
 
-def test_tensorflow_writes_the_same_bytes_and_reads_ours(tmp_path):
+def test_frames_equal_tensorflows(tmp_path):
     import tensorflow as tf
 
     payloads = [b"", b"a", os.urandom(100_000)]
@@ -35,13 +36,13 @@ def test_tensorflow_writes_the_same_bytes_and_reads_ours(tmp_path):
     assert [record.numpy() for record in tf.data.TFRecordDataset(str(ours))] == payloads
 
 
-def test_example_is_parsed_by_tensorflow_and_does_not_depend_on_the_order_of_keys():
+def test_example_is_parsed_by_tensorflow_and_is_independent_of_key_order():
     import tensorflow as tf
 
     features = {"image/encoded": os.urandom(300), "text": "Schöne 03", "label": 41, "below": -5, "big": 2**40, "x": 0.5}
-    serialised = records.example(features)
-    assert serialised == records.example(dict(reversed(features.items())))
-    parsed = tf.train.Example.FromString(serialised).features.feature
+    serialized = records.example(features)
+    assert serialized == records.example(dict(reversed(features.items())))
+    parsed = tf.train.Example.FromString(serialized).features.feature
     assert parsed["image/encoded"].bytes_list.value == [features["image/encoded"]]
     assert parsed["text"].bytes_list.value == ["Schöne 03".encode()]
     assert [parsed[key].int64_list.value[:] for key in ("label", "below", "big")] == [[41], [-5], [2**40]]
@@ -49,12 +50,12 @@ def test_example_is_parsed_by_tensorflow_and_does_not_depend_on_the_order_of_key
     assert len(parsed) == len(features)
 
 
-def test_example_refuses_values_it_cannot_write():
-    with pytest.raises(TypeError, match="'shape' is list"):
+def test_example_rejects_unsupported_types():
+    with pytest.raises(TypeError, match="'shape'"):
         records.example({"shape": [1, 2]})
 
 
-def test_walk_gives_the_place_length_and_checksum_of_every_record(tmp_path):
+def test_walk_yields_offset_length_and_checksum_of_every_record(tmp_path):
     payloads = [os.urandom(n) for n in (0, 1, 17, 5000)]
     offset, length, crc = walked(write(tmp_path / "shard", payloads))
     assert offset.tolist() == [0, 16, 33, 66]
@@ -62,12 +63,12 @@ def test_walk_gives_the_place_length_and_checksum_of_every_record(tmp_path):
     assert crc.tolist() == [records.masked_crc(payload) for payload in payloads]
 
 
-def test_walk_of_an_empty_file_gives_nothing(tmp_path):
+def test_walk_of_an_empty_file_is_empty(tmp_path):
     assert list(records.walk(write(tmp_path / "shard", []))) == []
 
 
 @pytest.mark.parametrize("cut", [1, 4, 10, 115, 117, 127])
-def test_walk_names_shard_and_offset_where_a_file_is_cut_short(tmp_path, cut):
+def test_walk_names_shard_and_offset_of_a_truncated_record(tmp_path, cut):
     shard = write(tmp_path / "shard", [b"x" * 100, b"y" * 100])
     shard.write_bytes(shard.read_bytes()[:-cut])
     with pytest.raises(DataError, match=rf"{re.escape(str(shard))}.* offset (0|116)\b.*truncated"):
@@ -92,7 +93,7 @@ def read(files, shards, offsets, lengths, crcs, **names):
             os.close(descriptor)
 
 
-def test_records_are_read_in_any_order_from_several_shards(tmp_path):
+def test_records_can_be_read_in_any_order_from_several_shards(tmp_path):
     payloads = [[os.urandom(50 + 10 * i) for i in range(20)] for _ in range(3)]
     paths = [write(tmp_path / f"shard{s}", payloads[s]) for s in range(3)]
     walks = [walked(path) for path in paths]
@@ -104,28 +105,31 @@ def test_records_are_read_in_any_order_from_several_shards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("byte", "complaint"),
-    [(120, "bytes according to its header"), (116 + 12 + 50, "is corrupt")],
+    ("byte", "noun"),
+    [(120, "header"), (116 + 12 + 50, "corrupt")],
     ids=["length", "payload"],
 )
-def test_a_damaged_record_is_named_by_shard_offset_and_index(tmp_path, byte, complaint):
+def test_damaged_record_error_has_shard_offset_and_index(tmp_path, byte, noun):
     shard = write(tmp_path / "shard", [b"x" * 100, b"y" * 100])
     places = walked(shard)
     content = bytearray(shard.read_bytes())
     content[byte] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match=rf"{re.escape(str(shard))}: record 77 at offset 116 .*{complaint}"):
+    with pytest.raises(RecordError, match=noun) as caught:
         read([shard], [0, 0], *places, paths=[shard], indices=[76, 77])
+    assert (caught.value.path, caught.value.offset, caught.value.index) == (str(shard), 116, 77)
 
 
-def test_a_record_that_is_whole_but_not_the_indexed_one_is_refused(tmp_path):
+def test_intact_record_with_another_checksum_than_the_index_is_rejected(tmp_path):
     shard = write(tmp_path / "shard", [b"x" * 100, b"y" * 100])
     offset, length, crc = walked(shard)
-    with pytest.raises(DataError, match="record 0 at offset 0 is corrupt"):
+    with pytest.raises(RecordError, match="corrupt") as caught:
         read([shard], [0], offset[:1], length[:1], crc[1:])
+    assert (caught.value.offset, caught.value.index) == (0, 0)
 
 
-def test_a_record_beyond_the_end_of_its_shard_is_refused(tmp_path):
+def test_record_beyond_the_end_of_its_shard_is_rejected(tmp_path):
     shard = write(tmp_path / "shard", [b"x" * 100])
-    with pytest.raises(DataError, match=r"truncated \(0 of 116 bytes\)"):
+    with pytest.raises(RecordError, match=r"truncated.*\b0 of 116\b") as caught:
         read([shard], [0], [116], [100], [0])
+    assert caught.value.offset == 116

@@ -20,18 +20,18 @@ CLASSES = ("bag", "mug", "shoe")
 
 
 def picture(number, size=(48, 40)):
-    """Returns [height, width, 3] uint8: blocks of colours, so that different numbers do not look alike."""
+    """Returns [height, width, 3] uint8: blocks of colours, different numbers are not near-duplicates."""
     blocks = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC))
 
 
 def copied(pixels):
-    """Returns a near duplicate: a little brighter and of lower quality."""
+    """Returns a near-duplicate: slightly brighter, with lower quality."""
     return np.clip(pixels.astype(np.int64) + 6, 0, 255).astype(np.uint8) // 2 * 2
 
 
-class Made:
-    """A data set made image by image, with the converter's input to the report."""
+class ReportData:
+    """A dataset written image by image, with the report's input from the converter."""
 
     def __init__(self, folder, class_names=CLASSES):
         self.folder, self.class_names = folder, class_names
@@ -98,8 +98,8 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path):
-    """Three classes, each with twelve training and four test images; no two look alike."""
-    made = Made(tmp_path)
+    """Three classes with twelve training and four test images each; no near-duplicates."""
+    made = ReportData(tmp_path)
     for number in range(48):
         split = "train" if number < 36 else "test"
         made.add(split, picture(number), number % 3, f"{CLASSES[number % 3]}/{number}.jpg")
@@ -111,7 +111,7 @@ def badges(page):
     return re.findall(r"\b(fix|check|note) (?=\d|train|test|The largest|<)", page.words("findings"))
 
 
-def test_a_clean_data_set_has_its_counts_and_no_finding_except_its_size(made):
+def test_clean_dataset_has_counts_and_only_the_size_finding(made):
     page = made.write()
     assert "48 images 3 classes 2 splits" in page.words("")
     size = (made.folder / "made-train.tfrecord-00000-of-00001").stat().st_size
@@ -131,7 +131,7 @@ def test_a_clean_data_set_has_its_counts_and_no_finding_except_its_size(made):
     assert len(page.images["samples"]) == 24
 
 
-def test_leakage_between_splits_is_the_first_finding_with_both_pictures(made):
+def test_leakage_is_the_first_finding_with_both_images(made):
     made.add("test", picture(5), CLASSES.index("shoe"), "shoe/again.jpg")
     made.add("test", copied(picture(3)), CLASSES.index("bag"), "bag/brighter.png", "png")
     made.add("test", copied(picture(4)), CLASSES.index("mug"), "mug/brighter.png", "png")
@@ -148,7 +148,7 @@ def test_leakage_between_splits_is_the_first_finding_with_both_pictures(made):
     assert page.images["leakage"][0] == page.images["leakage"][1]
 
 
-def test_an_exact_duplicate_across_classes_is_shown_before_a_near_duplicate(made):
+def test_exact_duplicate_across_classes_is_shown_before_a_near_duplicate(made):
     made.add("train", copied(picture(0)), CLASSES.index("mug"), "mug/like.png", "png")
     made.add("train", picture(9), CLASSES.index("shoe"), "shoe/same.jpg")
     made.add("train", copied(picture(9)), CLASSES.index("shoe"), "shoe/same.png", "png")
@@ -161,7 +161,7 @@ def test_an_exact_duplicate_across_classes_is_shown_before_a_near_duplicate(made
     assert "within one class" not in alike
 
 
-def test_copies_within_a_class_are_one_group_and_all_but_one_are_redundant(made):
+def test_copies_within_a_class_are_one_group(made):
     for number in range(9):
         made.add("train", copied(picture(0)) // (number + 1) * (number + 1), 0, f"bag/copy{number}.png", "png")
     page = made.write()
@@ -185,7 +185,7 @@ def test_single_colour_images_are_listed_separately_and_are_not_near_duplicates(
 
 
 def test_sizes_and_aspect_ratios_are_counted(tmp_path):
-    made = Made(tmp_path)
+    made = ReportData(tmp_path)
     sizes = [(30, 30)] * 5 + [(100, 50)] * 3 + [(64, 200), (300, 299)]
     for number, size in enumerate(sizes):
         made.add("train", picture(number, size), number % 3)
@@ -199,8 +199,8 @@ def test_sizes_and_aspect_ratios_are_counted(tmp_path):
     assert rows.index(["30 × 30", "", "5", "50 %"]) < rows.index(["100 × 50", "", "3", "30 %"])
 
 
-def test_uneven_small_and_missing_classes_are_named(tmp_path):
-    made = Made(tmp_path, ("a", "b", "c", "d"))
+def test_imbalanced_small_and_empty_classes_are_named(tmp_path):
+    made = ReportData(tmp_path, ("a", "b", "c", "d"))
     for number in range(44):
         made.add("train", picture(number), 0 if number < 40 else 1 if number < 43 else 2)
     made.add("test", picture(99), 0)
@@ -268,7 +268,7 @@ def test_image_findings_have_codes():
     assert [finding.text.split()[0] for finding in found[1:]] == ["1", "1", "1", "100"]
 
 
-def test_files_that_were_left_out_are_listed_by_reason_with_thumbnails(made, tmp_path):
+def test_left_out_files_are_listed_by_reason_with_thumbnails(made, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     whole = encode(picture(1, (200, 150)), "jpeg")
@@ -279,7 +279,7 @@ def test_files_that_were_left_out_are_listed_by_reason_with_thumbnails(made, tmp
     made.sources["train"] = photos
     for name in ("cut.jpg", "page.jpg", "folder.jpg", "pipe.jpg", "gone.jpg"):
         made.left_out("train", name, "mug", f"broken after {len(name)} bytes")
-    made.left_out("test", "cut.jpg", "mug", "the file is empty")  # of another folder
+    made.left_out("test", "cut.jpg", "mug", "the file is empty")  # in another folder
     made.left_out("train", "twin.jpg", "mug", "same bytes as mug/4.jpg")
     page = made.write()
     assert "6 files (11 %)" in page.words("findings") and "1 file had" in page.words("findings")
@@ -303,7 +303,7 @@ HOSTILE = (
 
 
 def test_names_are_escaped(tmp_path):
-    made = Made(tmp_path, HOSTILE)
+    made = ReportData(tmp_path, HOSTILE)
     for number in range(2 * len(HOSTILE)):
         name = "long" * 60 if number % 8 == 6 else HOSTILE[number % 8].replace("\ud800", "")
         made.add("train", picture(number // 2 % 8), number % 8, name)
@@ -325,7 +325,7 @@ def test_names_are_escaped(tmp_path):
         assert "<script>alert(1)</script>" in page.words(section)
 
 
-def test_equal_data_sets_give_equal_pages_without_paths(made):
+def test_equal_datasets_have_equal_pages_without_paths(made):
     made.left_out("train", "a.jpg", "mug", "the file is empty")
     made.write("one.html")
     made.write("two.html")
@@ -334,7 +334,7 @@ def test_equal_data_sets_give_equal_pages_without_paths(made):
     assert os.fsencode(made.folder) not in content
 
 
-def test_a_split_without_a_sidecar_is_shown_and_missing_sections_are_stated(made):
+def test_missing_sidecar_is_stated_in_its_sections(made):
     made.add("validation", picture(0), 0)
     page = made.write(without_sidecar=("test", "validation"))
     assert [row[0] for row in page.rows["findings"]] == ["split", "train", "validation", "test"]
@@ -345,7 +345,7 @@ def test_a_split_without_a_sidecar_is_shown_and_missing_sections_are_stated(made
     assert len(page.images["samples"]) == 24
 
 
-def test_leakage_is_stated_as_unknown_without_a_sidecar(made):
+def test_leakage_is_unavailable_without_a_sidecar(made):
     made.add("test", picture(5), CLASSES.index("shoe"))
     for without in (("test",), ("train", "test")):
         page = made.write(without_sidecar=without)
@@ -353,8 +353,8 @@ def test_leakage_is_stated_as_unknown_without_a_sidecar(made):
         assert "None." not in page.words("findings")
 
 
-def test_images_of_every_format_have_thumbnails_and_damaged_records_do_not(tmp_path):
-    made = Made(tmp_path)
+def test_every_format_has_thumbnails_except_damaged_records(tmp_path):
+    made = ReportData(tmp_path)
     for number, image_format in enumerate(("jpeg", "png", "raw", "cut")):
         made.add("train", picture(number), number % 3, f"{number}", image_format)
     page = made.write()
@@ -362,8 +362,8 @@ def test_images_of_every_format_have_thumbnails_and_damaged_records_do_not(tmp_p
     assert page.words("samples").count("no picture") == 1
 
 
-def test_a_page_of_ten_thousand_classes_is_readable_and_small(tmp_path):
-    made = Made(tmp_path, tuple(f"class {number:05d}" for number in range(10_000)))
+def test_page_of_many_classes_is_small(tmp_path):
+    made = ReportData(tmp_path, tuple(f"class {number:05d}" for number in range(10_000)))
     for number in range(1_000):
         made.add("train", picture(number % 50, (24, 24)), (number * number) % 9_973, f"{number}.jpg")
     page = made.write()

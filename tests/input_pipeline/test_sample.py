@@ -69,7 +69,7 @@ class TestOutput:
             with Image.open(path) as picture:
                 assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (24, 24))
 
-    def test_the_csv_mixes_categories(self, done):
+    def test_csv_mixes_categories(self, done):
         categories = [category for _, category in rows(done[0] / "train.csv")[1:]]
         assert categories != sorted(categories)
 
@@ -81,31 +81,31 @@ class TestOutput:
         assert os.listdir(output.parent) == ["photos"]
         assert sorted(os.listdir(output)) == ["categories.csv", "test", "test.csv", "train", "train.csv"]
 
-    def test_the_folder_has_the_permissions_of_a_new_folder(self, done, tmp_path):
+    def test_folder_has_the_permissions_of_a_new_folder(self, done, tmp_path):
         (tmp_path / "new").mkdir()
         assert done[0].stat().st_mode == (tmp_path / "new").stat().st_mode
 
-    def test_the_output_has_counts_and_the_next_command(self, done):
+    def test_output_has_counts_and_the_next_command(self, done):
         output, result = done
         assert all(part in result.stdout for part in ("25 training", "10 test", "5 categories", "24x24"))
         assert f"convoy convert --images={output / 'train'} --output=" in result.stdout
         assert result.stderr == ""
 
 
-class TestSameSeed:
-    def test_gives_the_same_bytes_with_any_number_of_processes(self, tmp_path):
+class TestSeed:
+    def test_same_bytes_with_any_number_of_processes(self, tmp_path):
         images = SampleSet(categories=42, per_category=2, size=64, seed=7)
         images.write(tmp_path / "one", workers=1)
         images.write(tmp_path / "two", workers=2)
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
-    def test_gives_the_same_images_in_a_larger_set(self, tmp_path):
+    def test_same_images_in_a_larger_set(self, tmp_path):
         SampleSet(categories=3, per_category=4, size=16).write(tmp_path / "small")
         SampleSet(categories=3, per_category=9, size=16).write(tmp_path / "large")
         small = {name: digest for name, digest in contents(tmp_path / "small").items() if name.endswith(".jpg")}
         assert small.items() <= contents(tmp_path / "large").items()
 
-    def test_another_seed_gives_other_images(self, tmp_path):
+    def test_other_seed_has_other_images(self, tmp_path):
         for seed in (0, 1):
             SampleSet(categories=2, per_category=3, size=16, seed=seed).write(tmp_path / str(seed))
         assert not set(contents(tmp_path / "0").values()) & {
@@ -114,23 +114,23 @@ class TestSameSeed:
 
 
 class TestMislabelledImages:
-    def test_are_about_three_percent_of_the_training_images(self):
+    def test_share_in_train_is_about_three_percent(self):
         listings = list(SampleSet(per_category=200).listings("train"))
         share = np.mean([listing.product != listing.category for listing in listings])
         assert 0.02 < share < 0.04
 
-    def test_are_none_of_the_test_images(self):
+    def test_none_in_test(self):
         listings = SampleSet(per_category=2, test_per_category=200).listings("test")
         assert all(listing.product == listing.category for listing in listings)
 
-    def test_show_a_product_of_the_set(self):
+    def test_product_is_from_the_set(self):
         assert {listing.product for listing in SampleSet(categories=3, per_category=500).listings("train")} == {0, 1, 2}
         assert {listing.product for listing in SampleSet(categories=1, per_category=500).listings("train")} == {0}
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("size", [16, 64, 512])
-    def test_every_product_variant_fills_a_visible_part_of_the_picture(self, size):
+    def test_every_product_fills_a_visible_part_of_the_image(self, size):
         for name, draw in PRODUCTS.items():
             for part in (0.0, 0.5, 1.0):
                 pen = Pen(size, np.eye(2, 3) * 0.9)
@@ -138,7 +138,7 @@ class TestPictures:
                 assert 0.06 < pen.coverage().sum(axis=2).mean() < 0.75, name
 
     def test_silhouettes_of_both_splits_are_nearest_to_their_own_product(self):
-        """The shape is all that the splits share, so it must identify the product."""
+        """The splits have only the shape in common, so it must identify the product."""
 
         def masks(part):
             drawn = []
@@ -178,11 +178,11 @@ class TestPictures:
         assert accuracy(train, test) > 0.8
         assert 0.4 < accuracy(train, again) < 0.6
 
-    def test_pictures_of_one_product_differ(self):
+    def test_images_of_one_product_differ(self):
         pictures = [np.asarray(photograph(0, "train", 4, 4, index, 32), np.float32) for index in range(12)]
         assert min(np.abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]) > 8
 
-    def test_a_hole_is_transparent(self):
+    def test_hole_is_transparent(self):
         pen = Pen(32, np.eye(2, 3))
         pen.ellipse(0, 0, 0.9, 0.9)
         pen.ellipse(0, 0, 0.4, 0.4, Role.NOTHING)
@@ -204,14 +204,14 @@ class TestInvalidArguments:
             ("--workers=-1", "from 0 to"),
         ],
     )
-    def test_a_value_out_of_range_is_refused_with_the_range(self, tmp_path, flag, valid):
+    def test_out_of_range_value_is_rejected_with_the_range(self, tmp_path, flag, valid):
         result = run(f"--output={tmp_path / 'photos'}", "--per_category=1", "--categories=1", flag)
         assert result.returncode == 2
         assert flag in result.stderr and valid in result.stderr
         assert len(result.stderr.splitlines()) <= 2
         assert os.listdir(tmp_path) == []
 
-    def test_a_nonempty_folder_is_refused_and_unchanged(self, tmp_path):
+    def test_nonempty_folder_is_rejected_and_unchanged(self, tmp_path):
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "mine.txt").write_text("mine")
         result = run(f"--output={tmp_path / 'photos'}", "--per_category=1")
@@ -220,38 +220,38 @@ class TestInvalidArguments:
         assert os.listdir(tmp_path) == ["photos"]
         assert os.listdir(tmp_path / "photos") == ["mine.txt"]
 
-    def test_an_output_that_is_a_file_is_refused(self, tmp_path):
+    def test_output_file_is_rejected(self, tmp_path):
         (tmp_path / "photos").write_text("mine")
-        with pytest.raises(UsageError, match="photos is a file"):
+        with pytest.raises(UsageError, match="photos.*file"):
             SampleSet(categories=1, per_category=1).write(tmp_path / "photos")
         with pytest.raises(UsageError, match="photos: File exists|Not a directory"):
             SampleSet(categories=1, per_category=1).write(tmp_path / "photos" / "inside")
 
-    def test_an_empty_folder_is_used(self, tmp_path):
+    def test_empty_folder_is_used(self, tmp_path):
         (tmp_path / "photos").mkdir()
         SampleSet(categories=1, per_category=1, size=16).write(tmp_path / "photos")
         assert (tmp_path / "photos" / "train.csv").exists()
 
-    def test_output_must_be_given(self):
+    def test_output_is_required(self):
         result = run("--categories=1")
         assert result.returncode == 2
         assert "--output" in result.stderr
 
 
-class TestUnfinishedWork:
-    def test_an_error_while_drawing_leaves_nothing_behind(self, tmp_path, monkeypatch):
+class TestInterruption:
+    def test_error_while_drawing_leaves_no_files(self, tmp_path, monkeypatch):
         def fail(seed, split, category, product, index, size):
             if index == 3:
-                raise RuntimeError("no ink")
+                raise RuntimeError("failed")
             return photograph(seed, split, category, product, index, size)
 
         monkeypatch.setattr(sample_set, "photograph", fail)
-        with pytest.raises(RuntimeError, match="no ink"):
+        with pytest.raises(RuntimeError, match="failed"):
             SampleSet(categories=2, per_category=5, size=16).write(tmp_path / "photos", workers=1)
         assert os.listdir(tmp_path) == []
 
-    @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-    def test_a_killed_command_leaves_no_output_and_no_running_process(self, tmp_path, how):
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_killed_command_leaves_no_output_and_no_process(self, tmp_path, number):
         flags = (f"--output={tmp_path / 'photos'}", "--per_category=300", "--size=256", "--workers=2")
         process = subprocess.Popen(command(*flags), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
         try:
@@ -259,11 +259,11 @@ class TestUnfinishedWork:
             while not any(tmp_path.rglob("*.jpg")):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
-            process.send_signal(how)
+            process.send_signal(number)
             _, errors = process.communicate(timeout=30)
         finally:
             process.kill()
-        if how == signal.SIGTERM:
+        if number == signal.SIGTERM:
             assert (process.returncode, errors) == (143, "")
             assert os.listdir(tmp_path) == []
         assert not (tmp_path / "photos").exists()
@@ -273,7 +273,7 @@ class TestUnfinishedWork:
         assert sum(1 for _ in tmp_path.rglob("*.jpg")) == before
 
 
-def test_drawing_needs_no_tensorflow():
+def test_drawing_does_not_import_tensorflow():
     code = (
         "import sys, convoy.cli.sample, convoy.input_pipeline.sample.sample_set; sys.exit('tensorflow' in sys.modules)"
     )

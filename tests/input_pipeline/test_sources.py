@@ -18,7 +18,7 @@ def manifest(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def refused(message: str, *arguments, **options) -> None:
+def assert_rejected(message: str, *arguments, **options) -> None:
     with pytest.raises(DataError, match=message) as caught:
         list_sources(*arguments, **options)
     assert len(str(caught.value)) < 400
@@ -41,7 +41,7 @@ def test_each_subfolder_is_a_class_with_all_images_below_it(tmp_path):
     assert found.ignored == 2  # notes.txt and train.csv
 
 
-def test_a_csv_names_images_in_any_subfolders_and_other_files_are_ignored(tmp_path):
+def test_csv_names_images_in_any_subfolders_and_other_files_are_ignored(tmp_path):
     images = touch(tmp_path / "images", "x.jpg", "03/y.jpg", "03/z.jpg", "10/z.jpg", "10/unnamed.jpg")
     rows = manifest(tmp_path / "train.csv", "filename,category", "x.jpg,10", "y.jpg,03", "10/z.jpg,10")
     found = list_sources(images, Table(rows))
@@ -50,7 +50,7 @@ def test_a_csv_names_images_in_any_subfolders_and_other_files_are_ignored(tmp_pa
     assert (found.ignored, found.stray) == (2, ("03/z.jpg", "10/unnamed.jpg"))
 
 
-def test_a_csv_may_have_a_byte_order_mark_and_other_column_names(tmp_path):
+def test_csv_may_have_a_byte_order_mark_and_other_column_names(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(
         tmp_path / "t.csv", "id,path,kind", '1,a.jpg,"Tea, green"', "2,b.jpg,Käse", "", encoding="utf-8-sig"
@@ -90,11 +90,11 @@ def test_names_match_in_any_unicode_form_and_with_backslashes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/secret.jpg", ".."])
-def test_a_name_outside_the_folder_is_refused(tmp_path, name):
+def test_name_outside_the_folder_is_rejected(tmp_path, name):
     images = touch(tmp_path / "images", "a.jpg")
     touch(tmp_path, "secret.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", f"{name},1")
-    refused(f"1 file names .*images: {name!r}", images, Table(rows, skip_missing=True))
+    assert_rejected(f"1 file names .*images: {name!r}", images, Table(rows, skip_missing=True))
 
 
 def test_missing_files_can_be_skipped_and_are_listed(tmp_path):
@@ -103,29 +103,29 @@ def test_missing_files_can_be_skipped_and_are_listed(tmp_path):
     found = list_sources(images, Table(rows, skip_missing=True))
     assert found.missing == (("b.jpg", "2"), ("c.jpg", "1"))
     assert found.class_names == ("1",)
-    refused("3 of the 3 ", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
+    assert_rejected("3 of the 3 ", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
 
 
-def test_a_missing_folder_is_reported_with_a_suggestion(tmp_path):
+def test_missing_folder_is_reported_with_a_suggestion(tmp_path):
     touch(tmp_path, "photos/a/a.jpg")
-    refused("phtos .*'photos'", tmp_path / "phtos")
-    refused("a.jpg .*folder", tmp_path / "photos/a/a.jpg")
+    assert_rejected("phtos .*'photos'", tmp_path / "phtos")
+    assert_rejected("a.jpg .*folder", tmp_path / "photos/a/a.jpg")
 
 
-def test_a_folder_without_class_folders_is_refused(tmp_path):
-    refused("2 images.*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
+def test_folder_without_class_folders_is_rejected(tmp_path):
+    assert_rejected("2 images.*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
 
 
 def test_classes_without_images_are_listed(tmp_path):
     touch(tmp_path, "mug/a.jpg", "hat/readme.txt")
     (tmp_path / "bag").mkdir()
-    refused("2 classes .*: 'bag', 'hat'", tmp_path)
+    assert_rejected("2 classes .*: 'bag', 'hat'", tmp_path)
 
 
-def test_a_missing_manifest_is_reported_with_a_suggestion(tmp_path):
+def test_missing_manifest_is_reported_with_a_suggestion(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     manifest(tmp_path / "train.csv", "filename,category", "a.jpg,1")
-    refused("tran.csv .*'train.csv'", images, Table(tmp_path / "tran.csv"))
+    assert_rejected("tran.csv .*'train.csv'", images, Table(tmp_path / "tran.csv"))
 
 
 @pytest.mark.parametrize(
@@ -145,15 +145,15 @@ def test_a_missing_manifest_is_reported_with_a_suggestion(tmp_path):
         (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
     ],
 )
-def test_a_malformed_csv_is_refused_with_its_line(tmp_path, lines, message):
+def test_malformed_csv_is_rejected_with_its_line(tmp_path, lines, message):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
-    refused(message, images, Table(manifest(tmp_path / "t.csv", *lines)))
+    assert_rejected(message, images, Table(manifest(tmp_path / "t.csv", *lines)))
 
 
-def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
+def test_csv_that_is_not_utf8_is_rejected(tmp_path):
     images = touch(tmp_path / "images", "a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,Käse", encoding="latin-1")
-    refused("not UTF-8.*--csv_encoding=cp1252", images, Table(rows))
+    assert_rejected("not UTF-8.*--csv_encoding=cp1252", images, Table(rows))
     for wrong in ({"encoding": "klingon"}, {"encoding": "hex"}, {"delimiter": "::"}):
         with pytest.raises(UsageError, match="--csv_(encoding=(klingon|hex)|delimiter='::')"):
             list_sources(images, Table(rows, **wrong))
@@ -162,12 +162,12 @@ def test_a_csv_that_is_not_utf8_is_refused(tmp_path):
 def test_missing_files_of_a_csv_are_listed_and_counted(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", *(f"n{i}.jpg,1" for i in range(5)))
-    refused("5 of the 6 .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
+    assert_rejected("5 of the 6 .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
     rows = manifest(tmp_path / "t.csv", "filename,category", "b,1")
-    refused("'b.jpg'", images, Table(rows))
+    assert_rejected("'b.jpg'", images, Table(rows))
 
 
-def test_a_base_name_in_two_class_folders_is_ambiguous(tmp_path):
+def test_base_name_in_two_class_folders_is_ambiguous(tmp_path):
     images = touch(tmp_path / "images", "03/a.jpg", "10/a.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,03")
-    refused("line 2: 'a.jpg' .*03/a.jpg and 10/a.jpg", images, Table(rows))
+    assert_rejected("line 2: 'a.jpg' .*03/a.jpg and 10/a.jpg", images, Table(rows))

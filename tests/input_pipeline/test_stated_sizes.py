@@ -1,4 +1,4 @@
-"""Heights and widths that records of others state, true or not."""
+"""External records with wrong heights and widths."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, s
 IMAGES, WRONG = 24, 13
 
 
-def write(folder, image_format, **of_record):
-    """Writes images of 16 x 16 and 20 x 12, in turn; `of_record` gives other features, from image to bytes or int."""
+def write(folder, image_format, **overrides):
+    """Writes alternating 16 x 16 and 20 x 12 images; `overrides` are functions from the image number to a feature."""
     folder.mkdir()
     frames = []
     for number in range(IMAGES):
@@ -30,7 +30,7 @@ def write(folder, image_format, **of_record):
             "image/width": image.shape[1],
             "image/class/label": number % 3,
         }
-        others = {f"image/{name}": value(number) for name, value in of_record.items()}
+        others = {f"image/{name}": value(number) for name, value in overrides.items()}
         frames.append(records.frame(records.example(features | others)))
     (folder / "train-00000-of-00001").write_bytes(b"".join(frames))
     return open_dataset(folder).split("train")
@@ -47,19 +47,19 @@ def write(folder, image_format, **of_record):
     ],
     ids=["whole", "block", "random crops", "cache", "cache of random crops"],
 )
-def test_images_whose_records_state_wrong_sizes_are_trained_on_as_if_they_stated_none(tmp_path, options):
-    def seen(split):
+def test_training_ignores_wrong_sizes(tmp_path, options):
+    def images_of(split):
         cache = {"cache": PixelCache(IMAGES, budget_bytes=2**24)} if "cache" in options else {}
         return stream(split, 9, **{**options, **cache})
 
-    silent = {"height": lambda _: 0, "width": lambda _: 0}
-    expected = seen(write(tmp_path / "silent", "png", **silent))
-    # The size that is wanted, which none of the images of odd number has.
+    unsized = {"height": lambda _: 0, "width": lambda _: 0}
+    expected = images_of(write(tmp_path / "unsized", "png", **unsized))
+    # The training size, which images with an odd number do not have.
     wrong = {"height": lambda _: SIZE, "width": lambda _: SIZE}
-    assert_same(seen(write(tmp_path / "wrong", "png", **wrong)), expected)
+    assert_same(images_of(write(tmp_path / "wrong", "png", **wrong)), expected)
 
 
-def test_images_whose_records_state_wrong_sizes_are_evaluated(tmp_path):
+def test_evaluation_ignores_wrong_sizes(tmp_path):
     split = write(tmp_path / "data", "png", height=lambda _: SIZE, width=lambda _: SIZE)
     reader = Reader(split, Crop(SIZE))
     seen = columns_of(reader.evaluation(EIGHT), -1)
@@ -74,16 +74,16 @@ def test_images_whose_records_state_wrong_sizes_are_evaluated(tmp_path):
     "wrong",
     [
         {"height": 13},
-        {"height": -1},  # to `tf.reshape`: as many as fit
+        {"height": -1},  # `tf.reshape` infers a dimension of -1
         {"height": 2**62, "width": 2**62},
         {"height": 0, "encoded": b""},
         {"encoded": encode(pixels(WRONG), "jpeg")},
     ],
     ids=["height", "negative", "huge", "empty", "not raw"],
 )
-def test_raw_pixels_of_another_size_than_their_record_states_are_named_or_substituted(tmp_path, wrong):
-    def feature(name, otherwise):
-        return lambda number: wrong[name] if number == WRONG and name in wrong else otherwise(number)
+def test_raw_pixels_with_a_wrong_size_are_reported_or_substituted(tmp_path, wrong):
+    def feature(name, default):
+        return lambda number: wrong[name] if number == WRONG and name in wrong else default(number)
 
     split = write(
         tmp_path / "data",

@@ -17,7 +17,7 @@ from tests.input_pipeline.datasets import encode, example
 from tests.input_pipeline.images import draw_classes, pixels
 
 
-def test_a_prepared_dataset_is_converted_with_its_splits_and_labels(tmp_path, capsys, monkeypatch):
+def test_prepared_dataset_is_converted_with_splits_and_labels(tmp_path, capsys, monkeypatch):
     import tensorflow as tf
 
     from convoy.input_pipeline.dataset.examples import from_bytes, read_features
@@ -43,7 +43,7 @@ def test_a_prepared_dataset_is_converted_with_its_splits_and_labels(tmp_path, ca
     assert found == {number: number % 3 for number in range(60, 75)}
 
 
-def test_a_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
+def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
     for path in ("mnist/3.0.1", "mnist/3.0.10", "resized/8x8/1.0.0", "resized/16x16/1.0.0", "half/1.0.0"):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "dataset_info.json").touch()
@@ -61,7 +61,7 @@ def test_a_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--images=x", "--manifest=x.csv", "--split=train", "--splits=a:1"])
-def test_flags_that_conflict_with_a_prepared_dataset_are_refused(tmp_path, capsys, flag):
+def test_flags_that_conflict_with_a_prepared_dataset_are_rejected(tmp_path, capsys, flag):
     assert cli.main(["convoy", "convert", "--tfds=photos", f"--tfds_dir={tmp_path}", "--output=data", flag]) == 2
     error = capsys.readouterr().err
     assert flag.partition("=")[0] in error and "--tfds=photos" in error
@@ -76,7 +76,7 @@ def shards(tmp_path):
     return write_like_model_garden(folder, range(6), "validation")
 
 
-def test_a_split_whose_images_are_all_in_an_earlier_one_is_left_out_and_logged(tmp_path, shards):
+def test_split_of_duplicates_is_left_out_and_logged(tmp_path, shards):
     logged = []
     options = Options(shards, tmp_path / "data", prepared=True, splits={"train": 0.5, "validation": 0.5})
     summary = convert(options, log=logged.append)
@@ -87,7 +87,7 @@ def test_a_split_whose_images_are_all_in_an_earlier_one_is_left_out_and_logged(t
     assert {line["split"] for line in listed} == {"validation"} and len(listed) == 6
 
 
-def test_an_empty_class_may_be_missing_in_the_existing_dataset(tmp_path, shards):
+def test_empty_class_may_be_missing_in_the_existing_dataset(tmp_path, shards):
     photos = draw_classes(tmp_path / "photos", {"cup": 2, "fork": 2, "jar": 2}, first=90)
     convert(Options(photos, tmp_path / "data", split="test"))
     convert(Options(shards, tmp_path / "data", prepared=True, splits={"train": 1.0}))
@@ -98,7 +98,7 @@ def test_bad_images_are_limited_per_split(tmp_path):
     from tests.input_pipeline.external_sets import write_like_model_garden
 
     write_like_model_garden(tmp_path / "shards", range(30), "train")
-    files = [b"\xff\xd8 is how it begins", encode(pixels(40), "jpeg"), encode(pixels(41), "jpeg")]
+    files = [b"\xff\xd8 damaged", encode(pixels(40), "jpeg"), encode(pixels(41), "jpeg")]
     framed = [records.frame(example(file, "jpeg", pixels(40), label=1)) for file in files]
     (tmp_path / "shards" / "test-00000-of-00001").write_bytes(b"".join(framed))
     options = Options(tmp_path / "shards", tmp_path / "data", prepared=True, splits={"train": 0.5, "test": 0.5})

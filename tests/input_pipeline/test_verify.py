@@ -50,7 +50,7 @@ def rewrite(path, change):
 
 
 def update_manifest(data, split="train"):
-    """Writes the shards' present sizes and checksums to the manifest."""
+    """Writes the current sizes and checksums of the shards to the manifest."""
     import hashlib
 
     manifest = json.loads((data / "manifest.json").read_text())
@@ -64,7 +64,7 @@ def codes(report):
     return [(fault.code, fault.file, fault.offset, fault.record) for fault in report.faults]
 
 
-def test_an_intact_dataset_has_no_faults(data, in_process):
+def test_intact_dataset_has_no_faults(data, in_process):
     report = verify(data)
     assert report.faults == ()
     assert [(s.name, s.records, s.classes, s.shards, s.faults) for s in report.splits] == [
@@ -74,7 +74,7 @@ def test_an_intact_dataset_has_no_faults(data, in_process):
     assert report.splits[0].size == sum(shard_of(data, number).stat().st_size for number in (0, 1))
 
 
-def test_a_flipped_bit_is_reported_with_shard_offset_and_record(data, in_process):
+def test_flipped_bit_is_reported_with_shard_offset_and_record(data, in_process):
     split = open_dataset(data).split("train")
     shard = shard_of(data, 1)
     record = int(np.flatnonzero(split.shard == 1)[2])
@@ -121,7 +121,7 @@ def test_after_a_damaged_header_the_index_gives_the_next_record(data, in_process
     assert f"{shard_of(data).stat().st_size - offset:,} bytes" in unread.text
 
 
-def test_a_truncated_or_missing_shard_is_reported(data, in_process):
+def test_truncated_or_missing_shard_is_reported(data, in_process):
     shard = shard_of(data)
     size = shard.stat().st_size
     with open(shard, "ab") as file:
@@ -147,7 +147,7 @@ def test_a_truncated_or_missing_shard_is_reported(data, in_process):
         ({"image/encoded": b"", "image/format": "raw"}, "image-mismatch", ("0 bytes", "12 x 12 x 3")),
     ],
 )
-def test_a_record_that_contradicts_itself_is_reported(data, in_process, change, code, named):
+def test_record_that_contradicts_itself_is_reported(data, in_process, change, code, named):
     from convoy.input_pipeline.dataset.examples import from_bytes, read_features
 
     shard = shard_of(data)
@@ -164,7 +164,7 @@ def test_a_record_that_contradicts_itself_is_reported(data, in_process, change, 
     assert all(value in fault.text for value in named)
 
 
-def test_an_index_that_differs_from_the_records_is_reported(data, in_process):
+def test_index_that_differs_from_the_records_is_reported(data, in_process):
     path = data / "index-train.npz"
     with np.load(path) as index:
         arrays = dict(index)
@@ -218,7 +218,7 @@ def test_repair_rebuilds_lost_indexes_and_nothing_else(data, written, in_process
     assert verify(data).faults == ()
 
 
-def test_an_index_is_not_rebuilt_from_damaged_shards(data, in_process):
+def test_index_is_not_rebuilt_from_damaged_shards(data, in_process):
     def flip(content):
         content[40] ^= 1
 
@@ -236,7 +236,7 @@ def test_external_datasets_are_checked_and_indexed(tmp_path, in_process):
     payloads = [
         records.example({"image": _png(number), "label": number % 2, "image/height": 12}) for number in range(6)
     ]
-    folder = tmp_path / "others"
+    folder = tmp_path / "external"
     folder.mkdir()
     frames = [records.frame(payload) for payload in payloads]
     shard = folder / "train-00000-of-00001"
@@ -262,7 +262,7 @@ def test_external_datasets_are_checked_and_indexed(tmp_path, in_process):
 
 
 def test_indexes_of_external_datasets_are_rebuilt_only_if_the_shards_are_intact(tmp_path, in_process):
-    folder = tmp_path / "others"
+    folder = tmp_path / "external"
     folder.mkdir()
 
     def write(split, labels):
@@ -297,11 +297,11 @@ def test_indexes_of_external_datasets_are_rebuilt_only_if_the_shards_are_intact(
     assert open_dataset(folder).split("train").label.tolist() == [0, 1, 1]
 
 
-def test_an_external_index_that_cannot_be_written_is_an_error(tmp_path, in_process, monkeypatch):
-    folder = tmp_path / "others"
+def test_external_index_that_cannot_be_written_is_an_error(tmp_path, in_process, monkeypatch):
+    folder = tmp_path / "external"
     folder.mkdir()
     (folder / "train.tfrecord").write_bytes(records.frame(records.example({"image": _png(0), "label": 0})))
-    (folder / ".convoy").write_text("in the way, even of root")
+    (folder / ".convoy").write_text("a file, so that not even root can create the directory")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     with pytest.raises(DataError, match="index-train.npz"):
         verify(folder, repair_index=True)
@@ -313,7 +313,7 @@ def _png(number):
     return encode(pixels(number, size=12), "png")
 
 
-def test_the_command_prints_a_table_and_faults_and_repairs_indexes(data, convoy, tmp_path):
+def test_command_prints_a_table_and_faults_and_repairs_indexes(data, convoy, tmp_path):
     index, report = data / "index-train.npz", tmp_path / "report.json"
     index.unlink()
     found = convoy("verify", f"--data={data}", f"--json={report}")
@@ -335,23 +335,23 @@ def test_the_command_prints_a_table_and_faults_and_repairs_indexes(data, convoy,
     assert [fault["file"] for fault in content["repaired"]] == ["index-train.npz"]
 
 
-def test_the_command_refuses_a_bucket(convoy):
+def test_command_refuses_a_bucket(convoy):
     result = convoy("verify", "--data=gs://bucket/data")
     assert result.returncode == 2
     assert "--data=gs://bucket/data" in result.stderr
     assert result.stdout == ""
 
 
-def test_the_command_refuses_a_folder_that_is_not_a_dataset(convoy, tmp_path):
+def test_command_refuses_a_folder_that_is_not_a_dataset(convoy, tmp_path):
     result = convoy("verify", f"--data={tmp_path}")
     assert result.returncode == 3
-    assert "is not a dataset" in result.stderr and "Traceback" not in result.stderr
+    assert "not a dataset" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.fixture
 def many_records(tmp_path):
-    """A folder of two shards that take several seconds to check."""
-    folder = tmp_path / "others"
+    """A folder with two shards that take several seconds to check."""
+    folder = tmp_path / "external"
     folder.mkdir()
     record = records.frame(records.example({"image": _png(0), "label": 0}))
     for number in range(2):
@@ -360,15 +360,15 @@ def many_records(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_reported_with_its_position(convoy_started, wait_until, tmp_path, many_records):
+def test_killed_worker_is_reported_with_its_position(convoy_started, wait_until, tmp_path, many_records):
     log, shard, workers = tmp_path / "log", many_records / "train-00001-of-00002", []
     with convoy_started("verify", f"--data={many_records}", "--workers=2", output=log) as process:
 
-        def is_at_work():
+        def is_working():
             workers[:] = [one for one in _group(process.pid) if one != process.pid and _has_open(one, shard)]
             return workers
 
-        wait_until(is_at_work, "the start of a worker on the shard")
+        wait_until(is_working, "the start of a worker on the shard")
         os.kill(workers[0], signal.SIGKILL)
         assert process.wait(60) == 3
         wait_until(lambda: not _group(process.pid), "the end of the workers", 30)

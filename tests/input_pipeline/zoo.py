@@ -1,4 +1,4 @@
-"""Image files of every kind that people have, made byte by byte where Pillow does not write them.
+"""Image files of all common kinds, written byte by byte if Pillow cannot write them.
 
 for kind in ZOO.values():
     data, shown = kind.data, kind.shown
@@ -28,14 +28,14 @@ _ARITHMETIC = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A file, and what is to be seen of it.
+    """An image file and its expected pixels.
 
     Attributes:
       data: the file's bytes.
       shown: [height, width, 3] uint8.
-      image_format: of the record: "jpeg" or "png".
-      passes: its bytes go into the record as they are.
-      is_lossy: `shown` is met within rounding only.
+      image_format: format in the record: "jpeg" or "png".
+      passes: whether the record has the file's bytes unchanged.
+      is_lossy: whether decoded pixels equal `shown` only up to rounding.
     """
 
     data: bytes
@@ -46,14 +46,14 @@ class Kind:
 
 
 def saved(image: Image.Image, image_format: str, **options) -> bytes:
-    """Returns a file as Pillow writes it."""
+    """Returns the bytes of an image file that Pillow writes."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def seen(data: bytes) -> np.ndarray:
-    """Returns what Pillow shows of a file, unturned: [height, width, 3] uint8."""
+    """Returns the pixels that Pillow decodes, without rotation: [height, width, 3] uint8."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -65,7 +65,7 @@ def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def photograph(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Returns an image as smooth as a photograph, so that JPEG changes little of it."""
+    """Returns an image as smooth as a photograph, which JPEG changes little."""
     return Image.fromarray(pixels(3, 6)).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -95,14 +95,14 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def tiff(body: bytes, width: int, height: int, **tags: int) -> bytes:
-    """Writes an uncompressed TIFF of one strip; `tags` are more tags of one SHORT each, as t258=12."""
+    """Writes an uncompressed TIFF of one strip; `tags` are further tags with one SHORT each, such as t258=12."""
     entries = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(body)}
     entries.update({int(name[1:]): value for name, value in tags.items()})
     start = 8 + 2 + 12 * len(entries) + 4 + 8
     bits = entries[258]
     directory = struct.pack("<H", len(entries))
     for tag, value in sorted(entries.items()):
-        if tag == 258 and entries[277] > 1:  # one number a sample, which do not fit into the entry
+        if tag == 258 and entries[277] > 1:  # one number per sample, which does not fit into the entry
             directory += struct.pack("<HHII", 258, 3, entries[277], start - 8)
         else:
             directory += struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, start if tag == 273 else value)
@@ -131,13 +131,13 @@ def without_segment(jpeg: bytes, marker: int) -> bytes:
 
 
 def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
-    """Returns a JPEG with one more segment behind its first one."""
+    """Returns a JPEG with one more segment after its first one."""
     start = 4 + int.from_bytes(jpeg[4:6], "big")
     return jpeg[:start] + bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body + jpeg[start:]
 
 
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns pixels as EXIF's orientation says they are to be seen."""
+    """Returns pixels rotated by an EXIF orientation."""
     if orientation > 4:
         array = array.swapaxes(0, 1)
     flips = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}[orientation]
@@ -151,8 +151,8 @@ def exif(orientation: object) -> bytes:
     return data.tobytes()
 
 
-def inks_profile() -> bytes:
-    """Returns an ICC profile of CMYK whose inks are duller than light: a table of CMYK to Lab, two steps an ink."""
+def cmyk_profile() -> bytes:
+    """Returns a CMYK ICC profile with dull inks: a table of CMYK to Lab, two steps per ink."""
     nodes = bytearray()
     for node in range(16):
         cyan, magenta, yellow, black = (node >> shift & 1 for shift in (3, 2, 1, 0))
@@ -199,14 +199,14 @@ def _jpegs() -> dict[str, Kind]:
         "stored as RGB": saved(image, "JPEG", keep_rgb=True),
         "no JFIF": without_segment(plain, 0xE0),
         "comment": saved(image, "JPEG", comment="ÿØ ÿÙ"),
-        "embedded profile": saved(image, "JPEG", icc_profile=inks_profile()),
+        "embedded profile": saved(image, "JPEG", icc_profile=cmyk_profile()),
         "broken EXIF": saved(image, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
         "orientation 1": saved(image, "JPEG", exif=exif(1)),
         "orientation 0": saved(image, "JPEG", exif=exif(0)),
         "orientation 9": saved(image, "JPEG", exif=exif(9)),
         "two pictures": saved(image, "MPO", save_all=True, append_images=[grey.convert("RGB")]),
-        "junk behind": plain + b"junk" * 100,
-        "another JPEG behind": plain + saved(grey, "JPEG"),
+        "trailing junk": plain + b"junk" * 100,
+        "trailing JPEG": plain + saved(grey, "JPEG"),
         "1x1": saved(Image.new("RGB", (1, 1), "red"), "JPEG"),
         "1x9000": saved(Image.new("RGB", (1, 9000), "red"), "JPEG"),
         "9000x1": saved(Image.new("L", (9000, 1), 77), "JPEG"),
@@ -224,9 +224,9 @@ def _jpegs() -> dict[str, Kind]:
     kinds["jpeg, orientation in XMP"] = Kind(
         with_segment(plain, 0xE1, packet.replace(b"'", b'"')), turned(seen(plain), 3), "jpeg", False, True
     )
-    # The same samples, said to be inks' brightness and colour.
+    # The same samples, marked as YCCK.
     ycck = cmyk[: adobe + 11] + b"\2" + cmyk[adobe + 12 :]
-    for name, data in (("CMYK", cmyk), ("CMYK without Adobe's mark", without_segment(cmyk, 0xEE)), ("YCCK", ycck)):
+    for name, data in (("CMYK", cmyk), ("CMYK without Adobe marker", without_segment(cmyk, 0xEE)), ("YCCK", ycck)):
         kinds[f"jpeg, {name}"] = Kind(data, seen(data), "jpeg", False, True)
     assert np.abs(seen(plain).astype(int) - rgb).mean() < 3
     return kinds
@@ -257,8 +257,8 @@ def _pngs() -> dict[str, Kind]:
         "interlaced 1x1": Kind(png(rgb[:1, :1], 8, 2, interlaced=True), rgb[:1, :1], "png", True),
         "gamma": Kind(png(rgb, 8, 2, [(b"gAMA", struct.pack(">I", 100000))]), rgb, "png", True),
         "profile": Kind(saved(image, "PNG", icc_profile=b"no profile" * 20), rgb, "png", True),
-        "junk behind": Kind(saved(image, "PNG") + b"junk", rgb, "png", True),
-        "white background asked for": Kind(png(rgb, 8, 2, [(b"bKGD", bytes(6))]), rgb, "png", True),
+        "trailing junk": Kind(saved(image, "PNG") + b"junk", rgb, "png", True),
+        "white background chunk": Kind(png(rgb, 8, 2, [(b"bKGD", bytes(6))]), rgb, "png", True),
         "orientation 6": Kind(saved(image, "PNG", exif=exif(6)), turned(rgb, 6), "png"),
         "orientation in packed XMP": Kind(
             png(rgb, 8, 2, [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'<x tiff:Orientation="6"/>'))]),
@@ -341,7 +341,7 @@ def _others() -> dict[str, Kind]:
         "bmp, palette": (saved(palette, "BMP"), paletted),
         "bmp, grey": (saved(Image.fromarray(grey), "BMP"), repeated(grey)),
         "bmp, black and white": (saved(image.convert("1"), "BMP"), np.asarray(image.convert("1").convert("RGB"))),
-        "bmp, a fourth byte of no meaning": (saved(rgba, "BMP"), rgb),
+        "bmp, unused fourth byte": (saved(rgba, "BMP"), rgb),
         "bmp, run lengths": (bmp_rle(indices, colours), paletted),
         "webp, lossless": (saved(image, "WEBP", lossless=True), rgb),
         "webp, lossless, alpha": (saved(rgba, "WEBP", lossless=True, exact=True), flat),
@@ -384,7 +384,7 @@ def _others() -> dict[str, Kind]:
             tiff(np.dstack([rgb * (hole[..., None] > 0), hole]).tobytes(), *size, t262=2, t277=4, t338=1),
             flat,
         ),
-        "tiff, fourth sample of no meaning": (
+        "tiff, unused fourth sample": (
             tiff(np.dstack([rgb, hole]).tobytes(), *size, t262=2, t277=4, t338=0),
             rgb,
         ),
@@ -405,7 +405,7 @@ def _others() -> dict[str, Kind]:
         "avif": saved(image, "AVIF", quality=90),
     }
     kinds.update({name: Kind(data, seen(data), "jpeg", False, True) for name, data in lossy.items()})
-    fade = Image.linear_gradient("L").resize(image.size)  # smooth, as JPEG likes it
+    fade = Image.linear_gradient("L").resize(image.size)  # smooth, so that JPEG changes it little
     data = saved(Image.merge("RGBA", (*image.split(), fade)), "WEBP", quality=90)
     with Image.open(io.BytesIO(data)) as opened:
         shown = np.asarray(opened)
