@@ -34,13 +34,13 @@ class TestRunDirectory:
             assert (token.parent, finding.severity) == (tmp_path, Severity.OK)
         assert os.listdir(tmp_path) == ["checkpoints"]
 
-    @pytest.mark.parametrize(("name", "fix"), [("file", "is a file"), ("full", "is not empty and holds no run")])
-    def test_unusable_directory(self, tmp_path, name, fix):
+    @pytest.mark.parametrize(("name", "problem"), [("file", "is a file"), ("full", "not empty")])
+    def test_unusable_directory(self, tmp_path, name, problem):
         (tmp_path / "file").touch()
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "thesis.tex").touch()
         with storage.written_token(str(tmp_path / name)) as (token, _, (finding,)):
-            assert (token, finding.severity, fix in finding.text) == (None, Severity.ERROR, True)
+            assert (token, finding.severity, problem in finding.text) == (None, Severity.ERROR, True)
 
     def test_unwritable_directory(self):
         with storage.written_token("/proc/run") as (token, _, (finding,)):
