@@ -53,7 +53,7 @@ def assert_close(ours, theirs, tolerance):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("scale_and_center", [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fused_normalization_is_the_normalization_of_keras(shape, scale_and_center, training):
+def test_fused_normalization_equals_keras(shape, scale_and_center, training):
     scale, center = scale_and_center
     theirs, ours = normalizations(shape, scale=scale, center=center, momentum=0.7, epsilon=1e-2)
     inputs = inputs_of(shape)
@@ -68,7 +68,7 @@ def test_fused_normalization_is_the_normalization_of_keras(shape, scale_and_cent
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fused_normalization_in_half_precision_is_that_of_keras_to_rounding(shape, dtype):
+def test_fused_normalization_in_half_precision_is_close_to_keras(shape, dtype):
     theirs, ours = normalizations(shape, dtype)
     inputs = inputs_of(shape, ours.compute_dtype)
     results = forward_and_gradients(ours, inputs)
@@ -98,7 +98,7 @@ def test_a_frozen_normalization_uses_and_keeps_its_moving_averages_in_training()
     assert all(np.array_equal(*pair) for pair in zip(before, ours.get_weights(), strict=True))
 
 
-def test_what_the_kernel_does_not_cover_is_left_to_keras():
+def test_unsupported_cases_fall_back_to_keras():
     for options, shape in (({"axis": 1}, (6, 3, 4, 5)), ({}, (6, 4, 3)), ({}, (2, 3, 4, 5, 6))):
         theirs, ours = normalizations(shape, **options)
         assert_close(
@@ -171,7 +171,7 @@ def test_dropouts_gradient_is_its_mask_times_the_scale(dtype):
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_dropout_with_a_given_mask_is_the_dropout_of_keras(rate):
+def test_dropout_with_given_mask_equals_keras(rate):
     inputs = inputs_of((8, 9, 5))
     ours = ByteDropout(rate, seed=1)(inputs, training=True).numpy()
     # Keras multiplies what it keeps by 1 / (1 - rate), whatever it keeps.
@@ -199,7 +199,7 @@ def test_dropout_never_lets_an_infinite_value_through_its_mask():
     assert set(np.unique(values)) == {0.0, np.inf}
 
 
-def test_the_same_seed_state_gives_the_same_mask_and_each_call_moves_it_on():
+def test_mask_depends_on_seed_state_which_advances_per_call():
     assert np.array_equal(dropped(0.5, seed=3), dropped(0.5, seed=3))
     assert not np.array_equal(dropped(0.5, seed=3), dropped(0.5, seed=4))
     layer = ByteDropout(0.5, seed=3)
@@ -222,7 +222,7 @@ def test_every_bit_of_the_seed_state_counts():
 
 
 @pytest.mark.parametrize("use_xla", [False, True])
-def test_with_a_noise_shape_the_values_along_its_ones_are_kept_or_zeroed_together(use_xla):
+def test_noise_shape(use_xla):
     dropout = ByteDropout(0.5, noise_shape=(None, 1, 1, 2), seed=1)
     ours = tf.function(lambda x: dropout(x, training=True), jit_compile=use_xla)(tf.ones([501, 3, 4, 2])).numpy()
     assert set(ours.sum((1, 2)).ravel()) == {0.0, 24.0}
@@ -263,7 +263,7 @@ def test_a_model_with_fast_layers_has_the_same_weights_and_function():
     assert fast.get_layer("drop").rate == 0.25 and fast.get_layer("drop").seed == 7
 
 
-def test_a_sequential_model_stays_one():
+def test_sequential_model_stays_sequential():
     model = keras.Sequential(
         [keras.layers.Input((6,)), keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     )
@@ -273,7 +273,7 @@ def test_a_sequential_model_stays_one():
     np.testing.assert_allclose(fast(inputs_of((3, 6))), model(inputs_of((3, 6))), rtol=1e-5, atol=1e-6)
 
 
-def test_a_subclassed_model_is_returned_as_it_is():
+def test_subclassed_model_is_unchanged():
     class Subclassed(keras.Model):
         def __init__(self):
             super().__init__()
@@ -311,7 +311,7 @@ def test_a_model_with_fast_layers_survives_saving(tmp_path):
     assert np.array_equal(loaded(images), fast(images))
 
 
-def test_weights_pass_between_our_layers_and_those_of_keras():
+def test_weights_are_compatible_with_keras_layers():
     fast, model = with_fast_layers(randomized(small_model())), small_model()
     model.set_weights(fast.get_weights())
     images = inputs_of((3, 8, 8, 3))

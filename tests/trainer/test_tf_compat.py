@@ -110,7 +110,7 @@ def test_xla_within_the_replica_function_works(on_two_devices):
     )
 
 
-def test_an_exchange_among_many_devices_of_one_process_mixes_up_messages():
+def test_all_to_all_among_many_local_devices_mixes_up_messages():
     found = found_by("tests.trainer.reduction_program", "twelve")
     assert found["eleven"] == 0, (
         "CollectiveAllToAllV2, or what trainer/tf_compat.py takes from the strategy to start it, broke: deterministic "
@@ -130,21 +130,21 @@ def in_a_cluster():
     return found_by("tests.trainer.tf_compat_program", "cluster", str(port))
 
 
-def test_a_multi_worker_strategy_keeps_the_heartbeat_that_was_set_before_it(in_a_cluster):
+def test_multi_worker_strategy_keeps_the_heartbeat(in_a_cluster):
     assert (in_a_cluster["heartbeat_ms"], in_a_cluster["register_ms"]) == (17_000, 34_000), (
         "MultiWorkerMirroredStrategy now overwrites the coordination service's settings: set_heartbeat of "
         "trainer/tf_compat.py has no effect, and a link that is down for a few seconds ends every worker."
     )
 
 
-def test_a_multi_worker_strategy_takes_one_cpu_device_of_a_worker_by_itself(in_a_cluster):
+def test_multi_worker_strategy_uses_one_cpu_device_by_default(in_a_cluster):
     assert in_a_cluster["by_itself"] == 1, (
         "MultiWorkerMirroredStrategy now takes several logical CPU devices: cpu_devices_of_a_worker of "
         "trainer/tf_compat.py may go."
     )
 
 
-def test_a_multi_worker_strategy_can_be_made_to_take_two(in_a_cluster):
+def test_multi_worker_strategy_with_two_cpu_devices(in_a_cluster):
     assert (in_a_cluster["devices"], in_a_cluster["sums"]) == (["CPU:0", "CPU:1"], [3.0, 3.0]), (
         "cpu_devices_of_a_worker of trainer/tf_compat.py no longer works: workers train on one CPU device each."
     )
@@ -164,7 +164,7 @@ def test_keras_refuses_stateless_optimizers_on_tensorflow():
     )
 
 
-def test_grappler_changes_the_order_of_additions_unless_told_not_to():
+def test_grappler_reorders_additions_by_default():
     columns = [tf.fill([4], value) for value in (1e8, 1.0, -1e8, 1.0)]
 
     def added(arithmetic_optimization):
@@ -191,7 +191,7 @@ def test_clearing_keras_session_resets_the_dtype_policy():
     )
 
 
-def test_what_feeds_a_device_is_not_tuned(monkeypatch):
+def test_device_dataset_is_not_autotuned(monkeypatch):
     tuned, iterate = [], tf.data.Dataset.__iter__
     monkeypatch.setattr(
         tf.data.Dataset, "__iter__", lambda self: tuned.append(self.options().autotune.enabled) or iterate(self)
@@ -202,7 +202,7 @@ def test_what_feeds_a_device_is_not_tuned(monkeypatch):
     assert [int(value) for (value,) in iterator] == [0, 1, 2, 3]
 
 
-def test_what_listens_for_sigterm_beside_python_is_sent_away():
+def test_other_sigterm_handlers_are_removed():
     def is_ignored() -> bool:
         (mask,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "SigIgn" in line)
         return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
@@ -213,7 +213,7 @@ def test_what_listens_for_sigterm_beside_python_is_sent_away():
     assert not is_ignored()
 
 
-def test_seed_states_are_told_from_all_other_variables():
+def test_seed_states_are_identified():
     layers = keras.layers
     random_layers = [
         layers.Dropout(0.5),

@@ -1,1 +1,1 @@
-"""The workers of a run: strategy, rendezvous, liveness, stop requests."""
+"""Distribution strategy, rendezvous, liveness and stop requests of the workers of a run."""

@@ -1,9 +1,9 @@
-"""Which network the workers' TensorFlow traffic takes, where hosts have several: `--interface=ib0` or `=10.1.0.0/16`.
+"""Network selection for TensorFlow traffic on hosts with several networks: `--interface=ib0` or `=10.1.0.0/16`.
 
-    cluster = over_interface(cluster, peers, "10.1.0.0/16")     # the same workers and ports, other addresses
+    cluster = over_interface(cluster, worker_group, "10.1.0.0/16")  # same workers and ports, other addresses
 
-The addresses that a cluster is described with serve to meet. Then each worker looks up its own IPv4 address on the
-interface or in the network, tells it to the others, and TensorFlow gets those. Imports no TensorFlow.
+The workers rendezvous on the addresses in the cluster description. Each worker then looks up its own IPv4 address on
+the interface or in the network and sends it to the others; TensorFlow uses those addresses. Imports no TensorFlow.
 """
 
 import fcntl
@@ -33,34 +33,34 @@ class Interface(NamedTuple):
 
 
 def own_interfaces() -> list[Interface]:
-    """Returns this host's network interfaces that have an IPv4 address, each with its first.
+    """Returns this host's network interfaces that have an IPv4 address, each with its first address.
 
     Raises:
       UsageError: not on Linux.
     """
     if sys.platform != "linux":
-        raise UsageError(f"--interface works on Linux, and this is {sys.platform}: leave it out.")
+        raise UsageError(f"--interface: only supported on Linux, not on {sys.platform}. Omit it.")
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             request = struct.pack(f"{_REQUEST_BYTES}s", name.encode()[:_LONGEST_NAME])
             try:
                 answer = fcntl.ioctl(any_socket, _SIOCGIFADDR, request)
-            except OSError:  # it has none
+            except OSError:  # no IPv4 address
                 continue
             found.append(Interface(name, socket.inet_ntoa(answer[_ADDRESS_AT : _ADDRESS_AT + 4])))
     return found
 
 
 def choose(wanted: str, interfaces: list[Interface]) -> Interface:
-    """Returns the interface that `--interface` means.
+    """Returns the first interface that matches `--interface`.
 
     Args:
-      wanted: an interface's name, or a network as `10.1.0.0/16`.
-      interfaces: of this host.
+      wanted: interface name, or a network such as `10.1.0.0/16`.
+      interfaces: interfaces of this host.
 
     Raises:
-      UsageError: none fits; names those that are there. Or it is no network.
+      UsageError: no interface matches (the message lists those of this host), or the network is invalid.
     """
     if "/" not in wanted:
         fitting = [interface for interface in interfaces if interface.name == wanted]
@@ -69,31 +69,31 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
             network = ipaddress.IPv4Network(wanted, strict=False)
         except ValueError:
             raise UsageError(
-                f"--interface={wanted} is no IPv4 network: give one as 10.1.0.0/16, or a name as ib0."
+                f"--interface={wanted}: not an IPv4 network. Pass one such as 10.1.0.0/16, or a name such as ib0."
             ) from None
         fitting = [interface for interface in interfaces if ipaddress.IPv4Address(interface.address) in network]
     if not fitting:
         there = ", ".join(f"{name} {address}" for name, address in interfaces) + " (the first address of each)"
         raise UsageError(
-            f"--interface={wanted} is none of its interfaces with an IPv4 address: {there}. "
-            "Give the name of one, or a network that every worker has an address in."
+            f"--interface={wanted}: no such interface with an IPv4 address. Available: {there}. "
+            "Pass one of these names, or a network in which every worker has an address."
         )
     return fitting[0]
 
 
 def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: str) -> Cluster | None:
-    """Returns the cluster with the workers' addresses on an interface. Call it on all workers, once they have met.
+    """Returns the cluster with the workers' addresses on an interface. All workers must call it, after the rendezvous.
 
-    NCCL is told the interface too, unless `NCCL_SOCKET_IFNAME` is set already.
+    Also sets `NCCL_SOCKET_IFNAME`, unless it is already set.
 
     Args:
-      cluster: as it was found; None for a process that is alone, for which there is nothing to do.
+      cluster: cluster as resolved; None for a single process, which returns None.
       worker_group: the workers.
-      wanted: `--interface`; nothing for the addresses as they are. Names may differ from worker to worker.
+      wanted: value of `--interface`; empty to keep the addresses. Interface names may differ between workers.
 
     Raises:
-      UsageError: a worker has no such interface, two would have one address, or not all were given the flag. The same
-        on all workers.
+      UsageError: a worker has no such interface, two workers would have the same address, or the flag is missing on
+        some workers. All workers raise the same error.
     """
     if not cluster:
         return None
@@ -111,14 +111,14 @@ def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: s
     if len(without) == len(gathered):
         return cluster
     if without:
-        raise UsageError(f"{worker_group.address(without[0])} was started without --interface: give it to all workers.")
+        raise UsageError(f"{worker_group.address(without[0])} was started without --interface. Pass it on all workers.")
     moved = with_addresses(cluster, {rank: other["address"] for rank, other in enumerate(gathered)}, wanted)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own['name']}")  # `=`: this name, not all that begin with it
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own['name']}")  # `=`: exact name, not a prefix
     return moved
 
 
 def with_addresses(cluster: Cluster, by_rank: Mapping[int, str], wanted: str) -> Cluster:
-    """Returns the cluster with other hosts' addresses and the same ports.
+    """Returns the cluster with the given host addresses by rank and the same ports.
 
     Raises:
       UsageError: two workers would have the same address and port.
@@ -129,6 +129,7 @@ def with_addresses(cluster: Cluster, by_rank: Mapping[int, str], wanted: str) ->
         if first != rank:
             raise UsageError(
                 f"--interface={wanted} gives worker {first} ({cluster.addresses[first]}) and worker {rank} "
-                f"({cluster.addresses[rank]}) the same address {address}: choose one that is its own on each host."
+                f"({cluster.addresses[rank]}) the same address {address}. "
+                "Pass an interface or network with a unique address on each host."
             )
     return replace(cluster, addresses=tuple(addresses))

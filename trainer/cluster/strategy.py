@@ -1,4 +1,4 @@
-"""From `--devices`, `--strategy` and a cluster to a `tf.distribute` strategy, and what the devices can do.
+"""The `tf.distribute` strategy for `--devices`, `--strategy` and a cluster, and device capabilities.
 
 devices = parse_devices("cpu:2")              # before TensorFlow starts
 strategy = make_strategy(devices, "auto")     # starts it
@@ -21,15 +21,15 @@ def make_strategy(
     """Configures TensorFlow's devices and returns the strategy over them. Call once, before TensorFlow is used.
 
     Args:
-      devices: of this process, from `parse_devices`.
-      name: one of `STRATEGIES`; `auto` is `multi_worker` in a cluster, else `one_device` for one and `mirrored` for
-        several.
-      cluster: the workers of the run; None for a process that is alone.
-      heartbeat_seconds: silence after which a worker is given up.
+      devices: devices of this process, from `parse_devices`.
+      name: one of `STRATEGIES`; `auto` is `multi_worker` in a cluster, otherwise `one_device` for one device and
+        `mirrored` for several.
+      cluster: workers of the run; None for a single process.
+      heartbeat_seconds: silence after which a worker counts as lost.
 
     Raises:
-      UsageError: a GPU that is not there; `one_device` with several devices; a strategy that does not fit the cluster;
-        TensorFlow runs already.
+      UsageError: a GPU does not exist, `one_device` is used with several devices, the strategy does not fit the
+        cluster, or TensorFlow is already initialized.
     """
     import tensorflow as tf
 
@@ -43,19 +43,19 @@ def make_strategy(
         if missing or not wanted:
             raise UsageError(
                 f"--devices=gpu:{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
-                "Leave --devices out to use what there is; `nvidia-smi` shows the driver's view."
+                "Omit --devices to use all devices; `nvidia-smi` lists the GPUs that the driver sees."
             )
         try:
             tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
             for gpu in wanted:
                 tf.config.experimental.set_memory_growth(found[gpu], True)
         except RuntimeError as error:
-            raise UsageError("--devices: TensorFlow was started before its devices were chosen.") from error
+            raise UsageError("--devices: TensorFlow was initialized before its devices were configured.") from error
         names = [f"GPU:{index}" for index in range(len(wanted))]
     if cluster:
         return _multi_worker(cluster, names, heartbeat_seconds)
     if name == "one_device" and len(names) > 1:
-        raise UsageError(f"--strategy=one_device with {len(names)} devices: give one device, or --strategy=mirrored.")
+        raise UsageError(f"--strategy=one_device with {len(names)} devices. Pass one device, or --strategy=mirrored.")
     if name == "mirrored" or len(names) > 1:
         return tf.distribute.MirroredStrategy(names)
     return tf.distribute.OneDeviceStrategy(names[0])
@@ -81,7 +81,7 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
 
 
 def _communication(*, on_gpu: bool) -> "tf.distribute.experimental.CommunicationOptions":
-    """Returns how workers reduce. Left to itself TensorFlow takes its ring over gRPC between workers, also for GPUs."""
+    """Returns the all-reduce options. TensorFlow's default between workers is its gRPC ring, even on GPUs."""
     import tensorflow as tf
 
     library = tf.distribute.experimental.CommunicationImplementation
@@ -89,19 +89,19 @@ def _communication(*, on_gpu: bool) -> "tf.distribute.experimental.Communication
 
 
 def set_cpu_threads(count: int) -> None:
-    """Sets how many threads share an operation on the CPU. Call before TensorFlow is used.
+    """Sets the number of intra-op CPU threads. Call before TensorFlow is used.
 
-    oneDNN and Eigen split sums among them, so in a deterministic run their number must be the same everywhere.
+    oneDNN and Eigen split sums among the threads, so a deterministic run needs the same number everywhere.
 
     Raises:
-      UsageError: TensorFlow runs already.
+      UsageError: TensorFlow is already initialized.
     """
     import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(count)
     except RuntimeError as error:
-        raise UsageError("TensorFlow was started before its number of threads was chosen.") from error
+        raise UsageError("TensorFlow was initialized before its number of threads was set.") from error
 
 
 def _configure_cpus(count: int) -> list[str]:
@@ -112,7 +112,9 @@ def _configure_cpus(count: int) -> list[str]:
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
-        raise UsageError(f"--devices=cpu:{count}: TensorFlow was started before its devices were chosen.") from error
+        raise UsageError(
+            f"--devices=cpu:{count}: TensorFlow was initialized before its devices were configured."
+        ) from error
     return [f"CPU:{index}" for index in range(count)]
 
 
@@ -122,7 +124,7 @@ def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:
 
 
 def peak_gpu_memory() -> int:
-    """Returns the most bytes that one of this process's GPUs has held."""
+    """Returns the peak memory of this process's GPUs in bytes, the maximum over GPUs."""
     import tensorflow as tf
 
     gpus = range(len(tf.config.list_logical_devices("GPU")))

@@ -1,6 +1,6 @@
-"""Devices, drivers, versions and limits: what each worker has, and whether it is the same everywhere.
+"""Checks of devices, drivers, versions and resource limits, per worker and across workers.
 
-Pure functions over what was read; `driver_gpus` and `read_limits` do the reading. Imports no TensorFlow.
+`driver_gpus` and `read_limits` read the system; the checks are pure functions. Imports no TensorFlow.
 """
 
 import os
@@ -15,20 +15,20 @@ from convoy.core.devices import Devices
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
-_DESCRIPTORS = 256  # that a worker keeps open whatever it reads: libraries, event files, TensorFlow's own
-_DESCRIPTORS_OF_A_WORKER = 8  # of each other worker
+_DESCRIPTORS = 256  # open in every worker: libraries, event files, TensorFlow's own
+_DESCRIPTORS_OF_A_WORKER = 8  # per other worker
 _NCCL_SHARED_MEMORY = 2**30  # what NVIDIA's containers are started with (--shm-size=1g)
 _SAME_IN_A_RUN = ("convoy", "tensorflow", "keras")  # a run refuses workers that differ in these
 
 
 @dataclass(frozen=True)
 class Driver:
-    """What `nvidia-smi` says.
+    """Output of `nvidia-smi`.
 
     Attributes:
-      gpus: a line of text each; empty where there are none.
-      version: of the driver.
-      problem: why it says nothing.
+      gpus: name of each GPU; empty if there are none.
+      version: driver version.
+      problem: why `nvidia-smi` failed; empty on success.
     """
 
     gpus: tuple[str, ...] = ()
@@ -38,58 +38,58 @@ class Driver:
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """What the system grants this process: open files, and bytes of /dev/shm (0 where there is none)."""
+    """Limits of this process: open files, and size of /dev/shm in bytes (0 if it does not exist)."""
 
     open_files: int
     shared_memory: int
 
 
 def driver_gpus() -> Driver:
-    """Asks `nvidia-smi`."""
+    """Returns the GPUs and driver version reported by `nvidia-smi`."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=_SMI_SECONDS)
     except FileNotFoundError:
-        return Driver(problem="there is no nvidia-smi")
+        return Driver(problem="nvidia-smi not found")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Driver(problem=f"nvidia-smi does not answer ({error})")
+        return Driver(problem=f"nvidia-smi did not respond ({error})")
     if answer.returncode:
         lines = (answer.stdout + answer.stderr).strip().splitlines()
-        return Driver(problem=f"nvidia-smi fails: {lines[0] if lines else f'exit code {answer.returncode}'}")
+        return Driver(problem=f"nvidia-smi failed: {lines[0] if lines else f'exit code {answer.returncode}'}")
     rows = [line.rpartition(", ") for line in answer.stdout.splitlines() if ", " in line]
     return Driver(tuple(name for name, _, _ in rows), rows[0][2] if rows else "")
 
 
 def check_driver(driver: Driver, devices: Devices, *, has_device_file: bool) -> DoctorFinding:
-    """Says whether the driver answers, where GPUs are there or asked for."""
+    """Checks that the driver works if the host has GPUs or `--devices` requires them."""
     if driver.gpus:
         return ok("GPU driver", "driver-works", f"{driver.version}, {_counted(driver.gpus)}")
     if devices.kind == "gpu" or (has_device_file and devices.kind != "cpu"):
-        fix = "Install the NVIDIA driver; in a container start it with GPUs (docker: --gpus=all)."
-        return failed("GPU driver", "driver-missing", driver.problem or "it lists no GPU", fix)
-    return skipped("GPU driver", "no-gpu", "no GPU here, and none asked for")
+        fix = "Install the NVIDIA driver; start a container with GPUs (docker: --gpus=all)."
+        return failed("GPU driver", "driver-missing", driver.problem or "nvidia-smi lists no GPU", fix)
+    return skipped("GPU driver", "no-gpu", "no GPU on this host, none requested")
 
 
 def check_devices(
     devices: Devices, flag: str, driver: Driver, seen: Mapping[str, Any], visible: str | None
 ) -> tuple[list[DoctorFinding], int]:
-    """Compares what TensorFlow sees with what the driver has and what was asked for.
+    """Compares the GPUs visible to TensorFlow with those of the driver and with `--devices`.
 
     Args:
-      devices: asked for.
-      flag: as it was typed.
-      driver: of this host.
-      seen: TensorFlow's side: `gpus` (a list of `name` and `capability`), `built_with_cuda`, `compiled_for`
+      devices: requested devices.
+      flag: value of `--devices` as typed.
+      driver: driver of this host.
+      seen: TensorFlow's view: `gpus` (a list of `name` and `capability`), `built_with_cuda`, `compiled_for`
         (`sm_80`, `compute_90`), `cpu_bfloat16`.
       visible: CUDA_VISIBLE_DEVICES, or None.
 
     Returns:
-      The findings, and how many devices this worker brings; 0 where that is not possible.
+      The findings, and the number of usable devices of this worker; 0 if it cannot train.
     """
     gpus = seen["gpus"]
     if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not _granted(driver, visible)):
         logical = f"{devices.count} logical CPU {'devices' if devices.count > 1 else 'device'}"
-        computes = "which computes in bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
+        computes = "with bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
         return [ok("devices", "cpu-devices", f"{logical} on this CPU, {computes}")], devices.count
     findings = []
     granted = _granted(driver, visible)
@@ -98,21 +98,19 @@ def check_devices(
         if visible is not None:
             text += f" and CUDA_VISIBLE_DEVICES={visible} leaves"
         if not seen["built_with_cuda"]:
-            fix = "This TensorFlow is built without CUDA: `pip install 'convoy-train[cuda]'`."
+            fix = "This TensorFlow is built without CUDA. Run `pip install 'convoy-train[cuda]'`."
         else:
-            fix = "`pip install 'convoy-train[cuda]'` brings the CUDA libraries; the driver must be as new as they are."
+            fix = "Run `pip install 'convoy-train[cuda]'`; the driver must support its CUDA version."
         findings.append(failed("devices", "gpus-not-visible", f"{text}.", fix))
     wanted = devices.gpus or tuple(range(len(gpus)))
     missing = [gpu for gpu in wanted if gpu >= len(gpus)]
     if missing:
         text = f"--devices={flag}: TensorFlow sees {len(gpus)} GPUs, numbered from 0."
-        findings.append(
-            failed("devices", "gpu-index-out-of-range", text, "Name GPUs that are there, or leave --devices out.")
-        )
+        findings.append(failed("devices", "gpu-index-out-of-range", text, "Pass existing GPUs, or omit --devices."))
     if missing or not wanted:
         if not findings:
             findings.append(
-                failed("devices", "no-gpu", f"--devices={flag}: there is no GPU.", "Give --devices=cpu:N, or auto.")
+                failed("devices", "no-gpu", f"--devices={flag}: no GPU found.", "Pass --devices=cpu:N, or auto.")
             )
         return findings, 0
     findings += [too_old for gpu in wanted if (too_old := _check_capability(gpus[gpu], seen["compiled_for"]))]
@@ -124,22 +122,22 @@ def check_devices(
 
 
 def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Compares the workers' numbers of devices."""
+    """Compares the device counts of the workers."""
     first, number = min(counts.items())
     for rank, count in sorted(counts.items()):
         if count != number:
             text = (
                 f"{number} devices on worker {first} ({addresses[first]}), {count} on worker {rank} "
-                f"({addresses[rank]}): each must have as many."
+                f"({addresses[rank]}). All workers need the same number."
             )
             return [
-                failed("devices", "device-counts-differ", text, "Give each worker the same --devices.", of_all=True)
+                failed("devices", "device-counts-differ", text, "Pass the same --devices on each worker.", of_all=True)
             ]
     return []
 
 
 def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Compares the workers' versions."""
+    """Compares the software versions of the workers."""
     if not versions:
         return []
     first_rank, first = min(versions.items())
@@ -170,7 +168,7 @@ def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequenc
 
 
 def read_limits() -> ResourceLimits:
-    """Reads them."""
+    """Returns the limits of this process."""
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if open_files == resource.RLIM_INFINITY:
         open_files = 2**31
@@ -182,31 +180,33 @@ def read_limits() -> ResourceLimits:
 
 
 def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, gpus: int) -> list[DoctorFinding]:
-    """Says whether they are wide enough.
+    """Checks that the resource limits are high enough.
 
     Args:
-      limits: of this process.
-      num_workers: of the run.
-      num_shards: of the training split; 0 where not known.
-      gpus: of this worker; 0 for CPUs, which share no memory this way.
+      limits: limits of this process.
+      num_workers: number of workers of the run.
+      num_shards: number of shards of the training split; 0 if unknown.
+      gpus: number of GPUs of this worker; 0 on CPUs, which do not use NCCL.
     """
     findings = []
     needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_WORKER * num_workers + num_shards
     if limits.open_files < needed:
-        text = f"{limits.open_files} open files allowed (ulimit -n), and about {needed} may be needed."
-        findings.append(warning("limits", "too-few-open-files", text, f"`ulimit -n {2 * needed}` before the start."))
-    told = f"{limits.open_files} open files"
+        text = f"{limits.open_files} open files allowed (ulimit -n); about {needed} may be needed."
+        findings.append(
+            warning("limits", "too-few-open-files", text, f"Run `ulimit -n {2 * needed}` before the start.")
+        )
+    summary = f"{limits.open_files} open files"
     if gpus and limits.shared_memory < _NCCL_SHARED_MEMORY:
-        text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which NCCL may find too small."
-        fix = "docker: --shm-size=1g; Kubernetes: an emptyDir with medium Memory mounted at /dev/shm."
+        text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which may be too small for NCCL."
+        fix = "docker: --shm-size=1g; Kubernetes: mount an emptyDir with medium Memory at /dev/shm."
         findings.append(warning("limits", "small-shared-memory", text, fix))
     elif gpus:
-        told += f", {limits.shared_memory / 2**30:.1f} GiB of /dev/shm"
-    return findings or [ok("limits", "limits-suffice", told)]
+        summary += f", {limits.shared_memory / 2**30:.1f} GiB of /dev/shm"
+    return findings or [ok("limits", "limits-suffice", summary)]
 
 
 def _granted(driver: Driver, visible: str | None) -> int:
-    """Returns how many of the driver's GPUs CUDA_VISIBLE_DEVICES leaves; CUDA ignores what follows a bad one."""
+    """Returns the number of driver GPUs in CUDA_VISIBLE_DEVICES; CUDA ignores entries after an invalid one."""
     if visible is None:
         return len(driver.gpus)
     names = [name.strip() for name in visible.split(",")]
@@ -216,7 +216,7 @@ def _granted(driver: Driver, visible: str | None) -> int:
 
 
 def _check_capability(gpu: Mapping[str, Any], compiled_for: Sequence[str]) -> DoctorFinding | None:
-    """Says where TensorFlow has no code for a GPU: neither of its generation, nor an older one's to be compiled."""
+    """Returns a failure if TensorFlow has neither binary code for a GPU nor PTX that it can compile."""
     major, minor = gpu["capability"]
     for target in compiled_for:
         kind, _, number = target.partition("_")

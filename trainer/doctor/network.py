@@ -1,11 +1,11 @@
-"""Names, ports and clocks: whether all workers reach each other on their cluster ports, and how far clocks differ.
+"""Checks of names, ports and clocks: reachability of the workers on their cluster ports, and clock differences.
 
     with Responder(port, rank=1):                            # on every worker
         reached = reach("a:2222", rank=0, seconds=3)         # from every worker, to every other
         reached.problem, reached.clock_ahead
 
-Ports are tried in both directions of each pair, since firewalls close them in one. The answer that comes back says who
-sent it and when, which detects a wrong host and compares the clocks. Imports no TensorFlow.
+Ports are tried in both directions of each pair, since a firewall may block only one. The reply contains the sender's
+rank and time, to detect a wrong host and to compare clocks. Imports no TensorFlow.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ _CLOCK_WARNING_SECONDS, _CLOCK_FAILED_SECONDS = 1.0, 30.0
 
 @dataclass(frozen=True)
 class Reached:
-    """What came of reaching another worker.
+    """Result of contacting another worker.
 
     Attributes:
-      problem: why it was not reached; empty where it was.
-      clock_ahead: how far its clock is before this one's, seconds, correct to half of `round_trip`.
-      round_trip: seconds from question to answer.
+      problem: why it could not be reached; empty on success.
+      clock_ahead: its clock minus this host's, in seconds, accurate to half of `round_trip`.
+      round_trip: seconds from request to reply.
     """
 
     problem: str = ""
@@ -45,7 +45,7 @@ class Reached:
     round_trip: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as JSON data: `Reached(**data)` is the way back."""
+        """Returns it as JSON data; `Reached(**data)` restores it."""
         return asdict(self)
 
 
@@ -53,10 +53,10 @@ class Responder:
     """Answers queries for rank and time on a port, in a thread. A context manager."""
 
     def __init__(self, port: int, rank: int):
-        """Listens.
+        """Starts listening.
 
         Raises:
-          OSError: the port is taken.
+          OSError: the port is in use.
         """
         self._rank = rank
         self._listener = socket.create_server(("", port), backlog=128)
@@ -111,14 +111,14 @@ def reach(address: str, rank: int, seconds: float = _ANSWER_SECONDS) -> Reached:
 
 
 def reach_all(cluster: Cluster) -> dict[int, Reached]:
-    """Reaches for every other worker; returns what came of it by rank."""
+    """Contacts every other worker; returns the results by rank."""
     others = [rank for rank in range(cluster.num_workers) if rank != cluster.index]
     with ThreadPoolExecutor(min(_MOST_AT_ONCE, len(others))) as pool:
         return dict(zip(others, pool.map(lambda rank: reach(cluster.addresses[rank], rank), others), strict=True))
 
 
 def check_names(cluster: Cluster) -> list[DoctorFinding]:
-    """Resolves the workers' names as this host sees them."""
+    """Checks that this host resolves the workers' names."""
     hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
     own, findings, resolved = hosts[cluster.index], [], {}
     for host in dict.fromkeys(hosts):
@@ -132,15 +132,15 @@ def check_names(cluster: Cluster) -> list[DoctorFinding]:
     loopback = [host for host, address in resolved.items() if ipaddress.ip_address(address).is_loopback]
     if len(loopback) < len(resolved) or findings:  # a cluster on one machine may be all loopback
         for host in loopback:
-            if host != own:  # its own name may be: Debian has it so, and others know it by another address
-                text = f"{host} is {resolved[host]} here: this machine, and not worker {hosts.index(host)}'s."
+            if host != own:  # the own name may be loopback, as on Debian: other hosts use another address
+                text = f"{host} resolves to {resolved[host]}, this host, instead of worker {hosts.index(host)}'s."
                 findings.append(
-                    failed("names", "name-is-loopback", text, "Take it out of that line of /etc/hosts here.")
+                    failed("names", "name-is-loopback", text, "Remove it from that line of /etc/hosts on this host.")
                 )
     if resolved and not findings:
-        told = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
-        rest = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
-        findings.append(ok("names", "names-resolve", f"{', '.join(told[:_MOST_NAMED])}{rest}", of_all=True))
+        names = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
+        rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        findings.append(ok("names", "names-resolve", f"{', '.join(names[:_MOST_NAMED])}{rest}", of_all=True))
     return findings
 
 
@@ -148,8 +148,8 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
     """Reports which workers cannot reach which.
 
     Args:
-      reached: by the rank of who reached, and for whom.
-      addresses: by rank.
+      reached: results by rank of the caller, then by rank of the contacted worker.
+      addresses: worker addresses by rank.
     """
     problems = [
         f"worker {one} ({addresses[one]}) cannot reach worker {other} ({addresses[other]}): {result.problem}"
@@ -161,7 +161,7 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
         closed = {addresses[other] for results in reached.values() for other, found in results.items() if found.problem}
         fix = (
             f"Open {_listed(sorted(closed))} for the other workers in the firewall of that host and between the hosts; "
-            "TensorFlow needs it both ways. `--interface` chooses another network."
+            "TensorFlow needs both directions. Or choose another network with `--interface`."
         )
         return failed("ports", "ports-closed", "; ".join(problems), fix, of_all=True)
     pairs = sum(map(len, reached.values()))
@@ -169,13 +169,13 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
     return ok(
         "ports",
         "ports-open",
-        f"all {pairs} ways between workers are open, {slowest * 1e3:.1f} ms there and back at most",
+        f"all {pairs} connections between workers work, round trip at most {slowest * 1e3:.1f} ms",
         of_all=True,
     )
 
 
 def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> DoctorFinding | None:
-    """Compares all clocks with the chief's; None where none could be read."""
+    """Compares all clocks with the chief's; returns None if none could be read."""
     ahead = {}
     for rank in range(1, len(addresses)):
         by_chief, by_worker = reached.get(0, {}).get(rank), reached.get(rank, {}).get(0)
@@ -191,14 +191,14 @@ def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequen
         return ok("clocks", "clocks-agree", f"{apart * 1e3:.0f} ms apart at most", of_all=True)
     text = (
         f"the clock of worker {worst} ({addresses[worst]}) is {apart:.1f} s "
-        f"{'before' if ahead[worst] > 0 else 'behind'} that of worker 0 ({addresses[0]})."
+        f"{'ahead of' if ahead[worst] > 0 else 'behind'} that of worker 0 ({addresses[0]})."
     )
     level = failed if apart >= _CLOCK_FAILED_SECONDS else warning
     return level(
         "clocks",
         "clocks-differ",
         text,
-        "Set the hosts' clocks by NTP (chrony): logs and events carry their times.",
+        "Synchronize the clocks with NTP (chrony): logs and events use them.",
         of_all=True,
     )
 
@@ -207,20 +207,20 @@ class Search:
     """Probes missing workers from the chief while it waits for them. A context manager."""
 
     def __init__(self, worker_group: WorkerGroup, cluster: Cluster):
-        """Starts nothing yet."""
+        """Creates the search without starting it."""
         self._worker_group, self._cluster = worker_group, cluster
         self._found: dict[int, Reached] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Search":
-        """Begins, on the chief."""
+        """Starts the search on the chief."""
         if self._cluster.is_chief:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends."""
+        """Stops the search."""
         self._ended.set()
         if self._cluster.is_chief:
             self._thread.join()
@@ -233,21 +233,20 @@ class Search:
         addresses, found = self._cluster.addresses, self._found.get(rank)
         here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
         if found and not found.problem:
-            text = f"{here} reaches {there}, which runs, and {there} cannot reach {here}."
+            text = f"{here} reaches {there}, but {there} cannot reach {here}."
             fix = f"Open {addresses[0]} for the other workers in the firewall; check that they resolve it to this host."
             return failed("ports", "chief-port-closed", text, fix, of_all=True)
         problem = found.problem if found else "not tried"
         fix = {
-            "connection refused": "Its host answers and nothing listens there: was `convoy doctor` started on it, with "
-            "the same cluster?",
-            "timed out": f"Is the host up? Then open {addresses[rank]} for the other workers in the firewall.",
-        }.get(problem, "Is that its address?")
+            "connection refused": "Nothing listens on the port. Start `convoy doctor` on it with the same cluster.",
+            "timed out": f"Check that the host is up, and open {addresses[rank]} in its firewall.",
+        }.get(problem, "Check the address.")
         return failed("ports", "worker-unreachable", f"{here} cannot reach {there}: {problem}", fix, of_all=True)
 
     def _look(self) -> None:
         while not self._ended.wait(0.5):
             for rank in self._worker_group.missing():
-                if self._ended.is_set():  # many hosts that do not answer would take many seconds more
+                if self._ended.is_set():  # many unresponsive hosts would delay the exit by many seconds
                     return
                 if rank not in self._found or self._found[rank].problem:
                     self._found[rank] = reach(self._cluster.addresses[rank], rank, seconds=1.0)

@@ -1,8 +1,8 @@
-"""Config, devices, dataset and RUN's newest checkpoint together: whether a run of them would start, and which.
+"""Checks that a run would start with this config, devices, dataset and newest checkpoint of RUN.
 
     check_plan(config, gathered, worker_group, workdir="run", resume=answer["resume"], num_images=50_000)
 
-Pure functions over what was found. Imports no TensorFlow.
+Pure functions of gathered data. Imports no TensorFlow.
 """
 
 from collections.abc import Mapping
@@ -29,22 +29,22 @@ def check_plan(
     """Checks that all workers have the same config, and reports the run's plan.
 
     Args:
-      config: the chief's, checked.
-      gathered: by rank, as far as the workers found each other: `config` as JSON data, what `auto` comes to (`auto`,
-        None where not known), and the `count` of devices, 0 where not known.
+      config: validated config of the chief.
+      gathered: data of each connected worker by rank: `config` as JSON data, `auto` with the resolved values of `auto`
+        fields (None if unknown), and `count`, the number of devices (0 if unknown).
       worker_group: the workers.
-      workdir: RUN.
-      resume: the probe's answer about RUN.
-      num_images: of the training split; None where not known.
+      workdir: run directory.
+      resume: `resume` from `TfProbe.start_up`.
+      num_images: size of the training split; None if unknown.
     """
     findings = []
     if resume and resume["problem"]:
         findings.append(failed("resume", "cannot-resume", resume["problem"], of_all=True))
     elif resume and resume["step"] is not None:
-        findings.append(ok("resume", "resumes", f"{workdir} goes on from step {resume['step']}", of_all=True))
+        findings.append(ok("resume", "resumes", f"{workdir} resumes from step {resume['step']}", of_all=True))
         config = configs.with_recorded_choices(config, resume["choices"])
     elif resume:
-        findings.append(ok("resume", "new-run", f"no checkpoint in {workdir}: a new run", of_all=True))
+        findings.append(ok("resume", "new-run", f"no checkpoint in {workdir}: new run", of_all=True))
     return [*findings, _check_config(config, gathered, worker_group, num_images)]
 
 
@@ -67,7 +67,7 @@ def _check_config(
         return failed("config", "bad-config", str(error), of_all=True)
     text = (
         f"batch {plan.global_batch_size}, replicas {plan.replicas}, virtual replicas {plan.virtual_replicas}: "
-        f"{plan.replica_batch_size} images a device, {plan.virtual_batch_size} a virtual replica"
+        f"{plan.replica_batch_size} images per device, {plan.virtual_batch_size} per virtual replica"
     )
     return ok("config", "config-fits", text, of_all=True)
 
@@ -75,11 +75,11 @@ def _check_config(
 def _compare_configs(
     config: ml_collections.ConfigDict, gathered: list[dict[str, Any]], worker_group: WorkerGroup
 ) -> None:
-    """Raises the UsageError that `train` would."""
+    """Raises the same UsageError as `train`."""
     require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
     if all(other["auto"] for other in gathered):
-        left = [field for field in ("precision", "xla") if config[field] == "auto"]  # a run keeps what it began with
+        left = [
+            field for field in ("precision", "xla") if config[field] == "auto"
+        ]  # a resumed run keeps its recorded choices
         came_to = [{"config": {field: other["auto"][field] for field in left}} for other in gathered]
-        require_equal(
-            worker_group, came_to, "config", UsageError, "Set it for all workers instead of leaving it to auto."
-        )
+        require_equal(worker_group, came_to, "config", UsageError, "Set it explicitly on all workers instead of auto.")

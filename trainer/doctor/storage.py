@@ -1,6 +1,6 @@
-"""RUN and DATA: whether they can be used, are the same for all workers, are large enough, and how fast they are.
+"""Checks of RUN and DATA: access, equality across workers, size and speed.
 
-Of what is written nothing stays. Imports no TensorFlow.
+Temporary files are removed. Imports no TensorFlow.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ _READ_BYTES, _READ_SECONDS = 32 * 2**20, 2.0
 _CHUNK = 2**20
 _VISIBLE_SECONDS = 10.0  # how long a network file system may take to show a file on another host
 _SLOW_CHECKPOINT_SECONDS = 60.0
-_LARGE_SHARD_BYTES = 2**28  # twice what `convoy convert` puts into one
+_LARGE_SHARD_BYTES = 2**28  # twice the shard size of `convoy convert`
 
 
 @contextlib.contextmanager
 def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[DoctorFinding]]]:
-    """Writes a file of some megabytes where RUN is or will be; it is gone on leaving.
+    """Writes a temporary file of 8 MiB in RUN or its nearest existing parent directory.
 
     Yields:
-      The file, or None where it cannot be written or RUN is not given; the seconds it took; and what was found.
+      The file, or None if it cannot be written or RUN is not given; the write time in seconds; and the findings.
     """
     if not workdir:
         yield None, 0.0, []
@@ -50,13 +50,13 @@ def written_token(workdir: str) -> Iterator[tuple[Path | None, float, list[Docto
         seconds = _write(token)
     except OSError as error:
         token.unlink(missing_ok=True)
-        action = "written" if folder == path else "made"
-        fix = "Give a --workdir that can be written, or fix the permissions."
+        action = "written" if folder == path else "created"
+        fix = "Pass a writable --workdir, or fix the permissions."
         text = f"--workdir={workdir} cannot be {action}: {folder}: {error.strerror}."
         yield None, 0.0, [failed("run directory", "workdir-not-writable", text, fix)]
         return
     try:
-        what = "can be written" if folder == path else f"can be made in {folder}"
+        what = "is writable" if folder == path else f"can be created in {folder}"
         yield token, seconds, [ok("run directory", "workdir-writable", f"{workdir} {what}", of_all=True)]
     finally:
         token.unlink(missing_ok=True)
@@ -74,17 +74,17 @@ def _write(path: Path) -> float:
 
 
 def place_of(token: Path, workdir: str) -> tuple[str, list[str]]:
-    """Returns the token's name, and RUN's path from the token's folder, by its parts: none if it is in RUN."""
+    """Returns the token's name, and the parts of RUN's path relative to the token's directory (empty if equal)."""
     return token.name, list(Path(os.path.abspath(workdir)).relative_to(token.parent).parts)
 
 
 def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_SECONDS) -> bool:
-    """Returns whether the chief's file shows in this worker's RUN or where that will be, waiting for it a little.
+    """Returns whether the chief's token is visible in this worker's RUN, or in the same parent of it.
 
     Args:
-      place: the chief's, from `place_of`. The way to RUN may differ from host to host, what is made of it may not.
-      workdir: this worker's.
-      seconds: how long to wait.
+      place: result of `place_of` on the chief. Mount points may differ between hosts, the path below may not.
+      workdir: run directory of this worker.
+      seconds: time to wait for the token.
     """
     (name, below), folder = place, Path(os.path.abspath(workdir))
     for part in reversed(below):
@@ -102,30 +102,30 @@ def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_S
 
 
 def check_given(flag: str, section: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Reports workers started without a flag that others have, or that no worker has it.
+    """Reports workers started without a flag that others have, or a flag that no worker has.
 
     Args:
-      flag: its name.
-      section: the section of the table.
-      given: its value by rank, empty where it was left out.
-      addresses: by rank.
+      flag: name of the flag.
+      section: section of the findings.
+      given: value of the flag by rank, empty if omitted.
+      addresses: worker addresses by rank.
     """
     without = [f"worker {rank} ({addresses[rank]})" for rank, value in sorted(given.items()) if not value]
     if len(without) == len(given):
         return [skipped(section, "flag-not-given", f"no {flag} given", of_all=True)]
     if without:
         text = f"started without {flag}: {' and '.join(without)}."
-        return [failed(section, "flag-missing-on-worker", text, "Give it to all workers.", of_all=True)]
+        return [failed(section, "flag-missing-on-worker", text, "Pass it on all workers.", of_all=True)]
     return []
 
 
 def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Reports workers that do not see the file that the chief wrote in RUN.
+    """Reports workers that do not see the chief's token in RUN.
 
     Args:
-      sights: by rank, whether it sees that.
-      given: --workdir by rank; who was given none is not blamed here.
-      addresses: by rank.
+      sights: whether the worker sees the token, by rank.
+      given: --workdir by rank; workers without one are skipped.
+      addresses: worker addresses by rank.
     """
     blind = [
         f"worker {rank} ({addresses[rank]}) in --workdir={given[rank]}"
@@ -134,25 +134,25 @@ def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses
     ]
     if not blind:
         return []
-    text = f"what worker 0 ({addresses[0]}) writes in --workdir={given[0]} does not show on {' and '.join(blind)}."
+    text = f"files of worker 0 ({addresses[0]}) in --workdir={given[0]} are not visible on {' and '.join(blind)}."
     return [
         failed(
             "run directory",
             "workdir-not-shared",
             text,
-            "Give a --workdir on a file system that all workers share.",
+            "Pass a --workdir on a file system that all workers share.",
             of_all=True,
         )
     ]
 
 
 def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> DoctorFinding:
-    """Compares free space and speed with what checkpoints will take.
+    """Compares free space and write speed with the size of the checkpoints.
 
     Args:
-      folder: in the file system of RUN.
-      write_seconds: that the token took.
-      checkpoint_bytes: of one; None where not known.
+      folder: directory in the file system of RUN.
+      write_seconds: time to write the token.
+      checkpoint_bytes: size of one checkpoint; None if unknown.
       kept: config.keep_checkpoints.
     """
     free = shutil.disk_usage(folder).free
@@ -160,14 +160,14 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
     has = f"{megabytes(free)} free, written at {megabytes(int(speed))}/s"
     if checkpoint_bytes is None:
         return ok("disk", "disk-free", has, of_all=True)
-    files = kept + 2  # the best, and the one that is being written
+    files = kept + 2  # plus the best and the one being written
     takes = f"{files} checkpoints of {megabytes(checkpoint_bytes)} take {megabytes(files * checkpoint_bytes)}"
     if free < files * checkpoint_bytes:
-        fix = "Make room, give another --workdir, or lower --config.keep_checkpoints."
+        fix = "Free space, pass another --workdir, or lower --config.keep_checkpoints."
         return failed("disk", "disk-full", f"{megabytes(free)} free in {folder}, and {takes}.", fix, of_all=True)
     seconds = checkpoint_bytes / speed
     if seconds > _SLOW_CHECKPOINT_SECONDS:
-        fix = "Save less often (--config.checkpoint_every_steps), or give a --workdir on a faster file system."
+        fix = "Save less often (--config.checkpoint_every_steps), or pass a --workdir on a faster file system."
         return warning(
             "disk",
             "slow-checkpoints",
@@ -184,12 +184,12 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
     size = int(split.length.sum())
     findings = []
     if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
-        fix = "`convoy convert --shards=N` writes several, which a file server can spread."
+        fix = "Write several shards with `convoy convert --shards=N`."
         findings.append(
             warning(
                 "data",
                 "single-large-shard",
-                f"one shard of {megabytes(size)}, which {num_workers} workers read at once.",
+                f"one shard of {megabytes(size)}, read by {num_workers} workers at once.",
                 fix,
             )
         )
@@ -200,16 +200,16 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
                 "data",
                 "dataset-smaller-than-batch",
                 text,
-                "Lower config.batch_size: a step would see images more than once.",
+                "Lower --config.batch_size: a step would contain images more than once.",
             )
         )
     return findings
 
 
 def look_at(dataset: Dataset) -> dict[str, Any]:
-    """Returns what must be the same on all workers, and `bytes_per_second` of reading, as JSON data.
+    """Returns the data that must be equal on all workers, and the read rate `bytes_per_second`, as JSON data.
 
-    The digest is what the manifest says; `checksum` is of the first bytes as they are, None where there was no time.
+    `digest` is from the manifest; `checksum` is of the first bytes read, None if the time limit was reached first.
 
     Raises:
       DataError: there is no training split, or a shard cannot be read.
@@ -227,12 +227,12 @@ def look_at(dataset: Dataset) -> dict[str, Any]:
 
 
 def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[DoctorFinding]:
-    """Compares what the workers see behind --data.
+    """Compares the dataset in --data across workers.
 
     Args:
-      seen: by rank, from `look_at`; of those who could open it.
-      addresses: of all workers, by rank.
-      data: as it was typed.
+      seen: result of `look_at` by rank, of the workers that could open the dataset.
+      addresses: addresses of all workers, by rank.
+      data: value of `--data` as typed.
     """
     if not seen:
         return []
@@ -246,20 +246,18 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[s
         ]
         if changed:
             text = (
-                f"--data={data} is not the same on worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
+                f"--data={data} differs between worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
                 f"({addresses[rank]}): {', '.join(changed)}."
             )
-            return [failed("data", "data-differ", text, "Give all workers the same files.", of_all=True)]
+            return [failed("data", "data-differ", text, "Provide the same files to all workers.", of_all=True)]
     text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
     slowest = min(other["bytes_per_second"] for other in seen.values())
-    read = (
-        f"read at {megabytes(slowest)}/s (what is in memory already, faster)" if slowest else "how fast is not measured"
-    )
+    read = f"read at {megabytes(slowest)}/s (cached files read faster)" if slowest else "read rate not measured"
     return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
 
 
 def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
-    """Reads the first bytes; returns how many, the seconds, and their checksum, None where time ended before them."""
+    """Reads the first bytes; returns their count, the seconds, and their checksum (None if time ran out)."""
     count, seconds, checksum = 0, 0.0, 0
     for path in () if any(map(is_remote, paths)) else map(str, paths):  # remote shards are read by TensorFlow only
         try:
@@ -274,5 +272,5 @@ def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
                     if seconds > _READ_SECONDS:
                         return count, seconds, None
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read ({error.strerror}); fix that, or copy it again") from None
+            raise DataError(f"shard {path} cannot be read ({error.strerror}). Fix it, or copy it again") from None
     return count, seconds, f"{checksum:08x}"

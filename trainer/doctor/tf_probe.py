@@ -1,12 +1,12 @@
-"""Checks that need TensorFlow, in a subprocess that may hang or crash and is killed then.
+"""Checks that need TensorFlow, in a subprocess that is killed if it hangs.
 
     with TfProbe(setup) as probe:
-        probe.start_up(seconds=180)                 # versions, devices, whether RUN's newest checkpoint fits
-        probe.reduce(cluster, seconds=30)           # a sum over all devices of all workers
+        probe.start_up(seconds=180)                 # versions, devices, check of RUN's newest checkpoint
+        probe.reduce(cluster, seconds=30)           # sum over all devices of all workers
         probe.checkpoint_bytes(seconds=60)
 
-A collective that waits for a worker waits for ever and holds Python's lock while it does; the parent keeps its
-connection to the other workers all the while. Imports no TensorFlow in the parent.
+A collective that waits for a worker can block forever while it holds the interpreter lock; the parent keeps its
+connection to the other workers meanwhile. Imports no TensorFlow in the parent.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What TensorFlow's process works on.
+    """Input of the TensorFlow process.
 
     Attributes:
-      config: complete and checked; None where it is not.
-      data: the dataset directory; empty where there is none that can be opened.
-      workdir: RUN, for the worker that looks at its checkpoints; empty for the others.
-      devices: of this worker.
-      strategy_name: `--strategy`.
+      config: validated config; None if it is invalid.
+      data: dataset directory; empty if it cannot be opened.
+      workdir: run directory, on the worker that checks the checkpoints; empty on the others.
+      devices: devices of this worker.
+      strategy_name: value of `--strategy`.
       heartbeat_seconds: silence after which a worker counts as lost.
     """
 
@@ -59,7 +59,7 @@ class Setup:
 
 
 class TfProbe:
-    """The parent's end. A context manager: on leaving it the process is gone."""
+    """Parent side of the probe. A context manager that kills the process on exit."""
 
     def __init__(self, setup: Setup):
         """Starts the process."""
@@ -80,13 +80,13 @@ class TfProbe:
         self._connection.close()
 
     def start_up(self, seconds: float) -> dict[str, Any]:
-        """Returns `versions`, `seen` (as `hardware.check_devices` wants it), `auto` (see `_auto`) and `resume`.
+        """Returns `versions`, `seen` (for `hardware.check_devices`), `auto` (see `_auto`) and `resume`.
 
-        `resume` is None where there is no RUN to look at, or none that a run could lie in; otherwise the `step` that
-        training would go on from, its `choices` that stay, and the `problem` with it.
+        `resume` is None without a usable RUN; otherwise it has the `step` to resume from, the recorded `choices` that
+        are kept, and the `problem` that prevents resuming.
 
         Raises:
-          NoAnswerError: none came in time.
+          NoAnswerError: the process did not answer in time.
         """
         return self._ask(("start_up",), seconds)
 
@@ -94,10 +94,10 @@ class TfProbe:
         """Sums over all devices of all workers; all of them must call it.
 
         Returns:
-          `replicas`; `sum` and `expected`; `milliseconds` for one MiB.
+          `replicas`; `sum` and `expected`; `milliseconds` to all-reduce 1 MiB.
 
         Raises:
-          NoAnswerError: none came in time.
+          NoAnswerError: the process did not answer in time.
         """
         return self._ask(("reduce", cluster), seconds)
 
@@ -105,7 +105,7 @@ class TfProbe:
         """Returns the size of a checkpoint of the config's model.
 
         Raises:
-          NoAnswerError: none came in time.
+          NoAnswerError: the process did not answer in time.
         """
         return self._ask(("checkpoint_bytes",), seconds)
 
@@ -172,7 +172,7 @@ def _start_up(setup: Setup) -> dict[str, Any]:
 
 
 def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Returns what `auto` comes to on this worker's devices, by field; None without a config or without the devices."""
+    """Returns the resolved `auto` fields for this worker's devices; None without a config or the devices."""
     from convoy.trainer.cluster.strategy import cpu_has_bfloat16
     from convoy.trainer.session.runtime import resolve_precision_and_xla_for
 
@@ -186,7 +186,7 @@ def _auto(setup: Setup, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def _resume(setup: Setup) -> dict[str, Any] | None:
-    """Returns whether RUN's newest checkpoint fits, as `start_up` tells it."""
+    """Returns `resume` of `start_up`: whether RUN's newest checkpoint fits."""
     from convoy.trainer import config as configs
     from convoy.trainer.checkpoint.checkpoints import CheckpointStore, load_latest_valid
     from convoy.trainer.run.directory import RunDirectory
@@ -254,7 +254,7 @@ def _checkpoint_bytes(setup: Setup) -> int:
 
     assert setup.config
     config = setup.config.copy_and_resolve_references()
-    config.deterministic = False  # a setting of the whole process, and no matter for a size
+    config.deterministic = False  # process-wide, and irrelevant to the size
     num_classes = open_dataset(setup.data).num_classes if setup.data else 1000
     runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
     return sum(value.nbytes for value in runtime.state.values().values())

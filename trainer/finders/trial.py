@@ -1,4 +1,4 @@
-"""A run's training step on its own images, from its initial weights and without a run directory.
+"""A run's training step and input, with initial weights and without a run directory.
 
 trial = prepare_trial(config, data="data", devices=parse_devices("auto"))
 with contextlib.closing(trial.batches()) as batches:
@@ -29,10 +29,10 @@ class Trial:
     """A training step and its input.
 
     Attributes:
-      plan: plan of the run, which is at least STEPS long.
-      runtime: the model with its initial weights.
-      step: changes these weights only.
-      training_input: reads, decodes and augments as the run does.
+      plan: plan of the run, at least STEPS steps.
+      runtime: model with its initial weights.
+      step: training step; it changes only these weights.
+      training_input: input that reads, decodes and augments as in the run.
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class Trial:
     training_input: TrainingInput
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Yields the batches of the run, from the first one on. The generator must be closed."""
+        """Yields the batches of the run from step 0. The caller must close the generator."""
         return self.training_input.batches(0)
 
 
@@ -56,7 +56,7 @@ def prepare_trial(
     """Prepares the step of a run in one process, at its final resolution and with all weights trained.
 
     Args:
-      config: complete.
+      config: complete config.
       data: dataset directory with a split `train`.
       devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.

@@ -1,4 +1,4 @@
-"""What rests on how TensorFlow and Keras are built inside; `tests/trainer/test_tf_compat.py` fails when that moves."""
+"""Code that uses TensorFlow and Keras internals; `tests/trainer/test_tf_compat.py` fails when they change."""
 
 import signal
 from collections.abc import Generator, Iterator
@@ -27,13 +27,13 @@ def is_seed_state(variable: keras.Variable) -> bool:
 
 
 def set_heartbeat(cluster_spec: tf.train.ClusterSpec, *, heartbeat_seconds: float, register_seconds: float) -> None:
-    """Sets how long a worker may be silent. To be called before the strategy, which else sets 10 s.
+    """Sets the heartbeat timeout. Call before creating the strategy, which otherwise sets 10 s.
 
-    With 10 s a link that is down for 5 s ends every worker; the strategy has no argument for it.
+    With 10 s, a link that is down for 5 s ends every worker; the strategy has no argument for the timeout.
 
     Args:
-      cluster_spec: the workers.
-      heartbeat_seconds: silence after which a worker is given up.
+      cluster_spec: workers of the run.
+      heartbeat_seconds: silence after which a worker counts as lost.
       register_seconds: how long workers wait for each other at the start.
     """
     context.context().configure_coordination_service(
@@ -49,9 +49,9 @@ def set_heartbeat(cluster_spec: tf.train.ClusterSpec, *, heartbeat_seconds: floa
 
 @contextmanager
 def cpu_devices_of_a_worker(count: int) -> Iterator[None]:
-    """Makes a MultiWorkerMirroredStrategy that is made inside use `count` logical CPU devices; by itself it takes one.
+    """Makes a MultiWorkerMirroredStrategy created in the block use `count` logical CPU devices instead of one.
 
-    For GPUs it takes as many as the cluster resolver says.
+    On GPUs the strategy uses the count of the cluster resolver.
     """
     if count == 1:
         yield
@@ -160,16 +160,16 @@ def operations_of(graph: tf.Graph) -> Iterator[tf.Operation]:
 
 
 def _launchers(context: tf.distribute.ReplicaContext) -> tuple[list, Any]:
-    """Returns what starts the strategy's collectives on each device of this process, and the one on this device."""
+    """Returns the strategy's collective launchers of this process, one per device, and the one of this device."""
     launchers = context.strategy.extended._cross_device_ops._launchers
     replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
     return launchers, launchers[replica % len(launchers)]
 
 
 def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf.Tensor], None, None]:
-    """Yields a dataset's batches. To be closed: reading ends with it, even where an exception keeps frames alive.
+    """Yields a dataset's batches. Close it to end reading, even when an exception keeps frames alive.
 
-    An iterator that is still reading when Python shuts down waits for the interpreter's lock for ever.
+    An iterator that is still reading when Python shuts down deadlocks on the interpreter lock.
     """
     with device_iterators_that_end_at_once():
         iterator = iter(dataset)

@@ -1,9 +1,9 @@
-"""Keras' own batch normalization and dropout, the same functions computed faster on TensorFlow.
+"""Faster TensorFlow implementations of Keras' batch normalization and dropout.
 
-Both subclass the Keras layer: same arguments, same weights under the same names, so `set_weights` goes from a model of
-either to one of the other (`with_fast_layers`). A `.weights.h5` file does not: it is keyed by the layers' classes. What
-the fast path does not cover falls back to Keras' computation. `tests/trainer/test_layers.py` holds them equal, forward
-and backward.
+Both subclass the Keras layer with the same arguments, weights and weight names, so `set_weights` works between models
+with either layer (`with_fast_layers`). A `.weights.h5` file does not, since it is keyed by layer class. Cases that the
+fast path does not cover fall back to Keras. `tests/trainer/test_layers.py` checks that both agree, forward and
+backward.
 
 Why: Keras 3 runs batch normalization on TensorFlow as separate mean, variance and multiply operations (about 40 % of
 the seed model's step on a CPU), and dropout draws a 32-bit float for every value.
@@ -27,7 +27,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Normalizes `inputs`; in training with the batch's statistics, else with the moving averages."""
+        """Normalizes `inputs` with the batch's statistics in training, otherwise with the moving averages."""
         rank = len(inputs.shape)
         if (
             mask is not None
@@ -65,7 +65,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class ByteDropout(keras.layers.Dropout):
-    """`keras.layers.Dropout` that draws 8 random bits a value instead of 32.
+    """`keras.layers.Dropout` that draws 8 random bits per value instead of 32.
 
     Four values share one 32-bit word of the Philox generator, a third of the cost. The rate is rounded to a multiple of
     1/256 (0.25 and 0.5 are exact) and kept values are scaled by the reciprocal of the rounded keep rate, so the
@@ -74,7 +74,7 @@ class ByteDropout(keras.layers.Dropout):
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Zeroes a random share `rate` of `inputs` in training and scales the rest; else returns `inputs`."""
+        """Zeroes a random share `rate` of `inputs` in training and scales the rest; otherwise returns `inputs`."""
         threshold = round(self.rate * 256)
         if not training or threshold == 0 or threshold == 256:
             return super().call(inputs, training=training)
@@ -99,7 +99,7 @@ _KERAS_LAYERS: dict[type[keras.Layer], type[keras.Layer]] = {
 
 
 def with_fast_layers(model: keras.Model) -> keras.Model:
-    """Returns `model` rebuilt with the layers above in place of Keras' own; names, weights and function stay.
+    """Returns `model` rebuilt with the fast layers; names, weights and function are unchanged.
 
     Args:
       model: a functional or sequential model; subclassed models are returned as they are.
@@ -108,16 +108,16 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
 
 
 def with_keras_layers(model: keras.Model) -> keras.Model:
-    """Returns `model` rebuilt with Keras' own layers in place of those above, for where Convoy is not installed.
+    """Returns `model` rebuilt with Keras' own layers, for use without Convoy.
 
     Args:
-      model: as `with_fast_layers` gives it.
+      model: a model as returned by `with_fast_layers`.
     """
     return _rebuilt(model, _KERAS_LAYERS)
 
 
 def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
-    """Yields a model's layers, and those of models that are layers of it."""
+    """Yields a model's layers, including those of nested models."""
     for layer in model.layers:
         yield layer
         if isinstance(layer, keras.Model):
@@ -127,7 +127,7 @@ def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
 def _rebuilt(model: keras.Model, classes: Mapping[type, type[keras.Layer]]) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
         new_class = classes.get(type(layer))
-        # Other layers are shared with `model`: some cannot be made again from their config.
+        # Other layers are shared with `model`: some cannot be rebuilt from their config.
         return new_class.from_config(layer.get_config()) if new_class else layer
 
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):

@@ -251,6 +251,6 @@ def test_doctor_checks_the_hosts_and_creates_no_run_directory(machines, dataset)
     command, environment = (f"--data={dataset.data}", "--devices=cpu:1"), {"PYTHONPATH": path}
     launch = machines.launch(verb="doctor", command=command, fake=False, environment=environment)
     assert launch.wait(120) == 0, launch.output
-    assert re.search(r"\[0\] ok +ports +all 2 ways between workers are open", launch.output)
+    assert re.search(r"\[0\] ok +ports +all 2 connections", launch.output)
     assert launch.output.endswith("[0] Nothing failed.\n")
     assert not machines.run.exists()

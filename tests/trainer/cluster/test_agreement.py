@@ -66,7 +66,7 @@ def refusal(everyone, function, kind):
     return str(errors[0])
 
 
-def test_weights_of_a_file_that_differs_on_a_worker_are_refused_by_all(everyone):
+def test_different_weights_file_is_refused_by_all(everyone):
     error = refusal(
         everyone,
         lambda worker_group: agree_on_weights(worker_group, "ab" if worker_group.rank < 2 else "cd"),
@@ -90,7 +90,7 @@ def save(store, step, seed=0):
 
 
 class TestTheRun:
-    def test_that_is_the_same_on_all_goes_on(self, everyone):
+    def test_equal_on_all_workers(self, everyone):
         def agree(worker_group):
             agree_on_run(worker_group, config=CONFIG, dataset=DATASET, versions=VERSIONS)
             agree_on_hardware(worker_group, precision="bfloat16", use_xla=False, devices=2)
@@ -98,7 +98,7 @@ class TestTheRun:
         assert outcomes(everyone, agree) == [None] * WORKERS
 
     @pytest.mark.parametrize("rank", range(WORKERS))
-    def test_with_another_config_names_field_values_and_workers(self, everyone, rank):
+    def test_different_config_names_field_values_and_workers(self, everyone, rank):
         error = agree_with(everyone, rank, config={"seed": 0, "optimizer": {"name": "adam", "beta_1": 0.8}})
         values = (0.8, 0.9) if rank == 0 else (0.9, 0.8)
         assert error == (
@@ -107,20 +107,20 @@ class TestTheRun:
         )
 
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_with_a_field_that_only_one_has_names_it(self, everyone, rank):
+    def test_field_on_one_worker_only(self, everyone, rank):
         assert "config.new" in agree_with(everyone, rank, config={**CONFIG, "new": 1})
 
-    def test_with_another_dataset_is_a_matter_of_data(self, everyone):
+    def test_different_dataset_is_a_data_error(self, everyone):
         error = agree_with(everyone, 2, DataError, dataset={**DATASET, "train_digest": "xyz"})
         assert "dataset.train_digest: 'abc' on worker 0" in error
         assert error.endswith("Give all workers the same --data.")
 
-    def test_with_another_version_of_a_library_names_both(self, everyone):
+    def test_different_library_version_names_both(self, everyone):
         error = agree_with(everyone, 1, versions={**VERSIONS, "keras": "3.14.0"})
         assert "versions.keras: '3.15.0' on worker 0" in error
         assert "'3.14.0' on worker 1" in error
 
-    def test_where_auto_came_to_something_else_says_so(self, everyone):
+    def test_different_resolved_auto(self, everyone):
         error = refusal(
             everyone,
             lambda worker_group: agree_on_hardware(
@@ -131,7 +131,7 @@ class TestTheRun:
         assert "config.precision: 'bfloat16' on worker 0" in error
         assert "auto" in error
 
-    def test_with_more_devices_on_one_worker_says_so(self, everyone):
+    def test_different_device_counts(self, everyone):
         error = refusal(
             everyone,
             lambda worker_group: agree_on_hardware(
@@ -149,15 +149,15 @@ class TestTheCheckpoint:
         monkeypatch.setattr(agreement, "_VISIBLE_SECONDS", 0.5)
         monkeypatch.setattr(agreement, "_POLL_SECONDS", 0.01)
 
-    def test_is_none_where_there_is_none(self, everyone, stores):
+    def test_no_checkpoint(self, everyone, stores):
         assert outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0])) == [None] * WORKERS
 
-    def test_is_the_newest_on_all(self, everyone, stores):
+    def test_newest_on_all(self, everyone, stores):
         save(stores[0], 3), save(stores[0], 6, seed=1)
         for _, metadata in outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0])):
             assert (metadata["step"], metadata["weights_sha256"]) == (6, f"{1:064x}")
 
-    def test_is_the_newest_whole_one_on_all(self, everyone, stores, capsys):
+    def test_newest_valid_on_all(self, everyone, stores, capsys):
         save(stores[0], 3), save(stores[0], 6)
         newest = stores[0].folder / "step-000000006.npz"
         newest.write_bytes(newest.read_bytes()[:-60])
@@ -165,7 +165,7 @@ class TestTheCheckpoint:
         assert [metadata["step"] for _, metadata in found] == [3] * WORKERS
         assert capsys.readouterr().err.count(str(newest)) == 1  # reported by the chief only
 
-    def test_that_shows_late_on_another_host_is_waited_for(self, everyone, stores):
+    def test_late_checkpoint_is_awaited(self, everyone, stores):
         save(stores[0], 6)
 
         def agree(worker_group):
@@ -181,7 +181,7 @@ class TestTheCheckpoint:
 
         assert [metadata["step"] for _, metadata in outcomes(everyone, agree)] == [6] * WORKERS
 
-    def test_that_another_worker_lacks_is_refused_by_all(self, everyone, stores):
+    def test_missing_on_worker_is_refused_by_all(self, everyone, stores):
         for store in stores[:2]:
             save(store, 6)
         error = refusal(
@@ -190,7 +190,7 @@ class TestTheCheckpoint:
         assert error.startswith(f"{everyone[0].address(2)} ") and f"step 6 of {everyone[0].address(0)}" in error
         assert f"{stores[2].folder}/step-000000006.npz" in error and "--workdir" in error
 
-    def test_that_the_chief_lacks_is_refused_by_all(self, everyone, stores):
+    def test_missing_on_chief_is_refused_by_all(self, everyone, stores):
         save(stores[1], 6)
         error = refusal(
             everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[worker_group.rank]), DataError
@@ -198,7 +198,7 @@ class TestTheCheckpoint:
         assert error.startswith(f"{everyone[0].address(1)} ") and "step 6" in error
         assert "--workdir" in error
 
-    def test_with_other_weights_under_the_same_step_is_refused_by_all(self, everyone, stores):
+    def test_different_weights_at_the_same_step_are_refused_by_all(self, everyone, stores):
         for rank, store in enumerate(stores):
             save(store, 6, seed=int(rank == 1))
         error = refusal(
@@ -207,7 +207,7 @@ class TestTheCheckpoint:
         assert error.startswith(f"{everyone[0].address(1)} ") and "step 6" in error
         assert f"{1:064x}"[:12] in error
 
-    def test_of_which_none_is_whole_is_refused_by_all(self, everyone, stores):
+    def test_all_damaged_is_refused_by_all(self, everyone, stores):
         save(stores[0], 6)
         (stores[0].folder / "step-000000006.npz").write_bytes(b"half")
         error = refusal(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0]), DataError)

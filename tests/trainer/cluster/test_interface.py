@@ -22,20 +22,18 @@ def cluster(rank=0, addresses=("a:2222", "b:2223")):
 
 
 @pytest.mark.parametrize("wanted", ["ib0", "10.1.0.0/16", "10.1.3.7/16", "10.1.3.7/32"])
-def test_a_name_or_a_network_means_the_interface(wanted):
+def test_interface_by_name_or_network(wanted):
     assert choose(wanted, HAS) == Interface("ib0", "10.1.3.7")
 
 
 @pytest.mark.parametrize("wanted", ["ib1", "ib", "10.2.0.0/16"])
-def test_one_that_is_not_there_names_those_that_are(wanted):
-    with pytest.raises(
-        UsageError, match=rf"--interface={wanted} .*lo 127.0.0.1, eth0 192.168.4.7, ib0 10.1.3.7 \(the first"
-    ):
+def test_unknown_interface_lists_available_ones(wanted):
+    with pytest.raises(UsageError, match=rf"--interface={wanted}: .*lo 127.0.0.1, eth0 192.168.4.7, ib0 10.1.3.7"):
         choose(wanted, HAS)
 
 
-def test_a_network_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="--interface=10.1/99 is no IPv4 network: give one as 10.1.0.0/16"):
+def test_invalid_network():
+    with pytest.raises(UsageError, match="--interface=10.1/99: "):
         choose("10.1/99", HAS)
 
 
@@ -43,20 +41,20 @@ def test_this_host_has_the_loopback_interface():
     assert Interface("lo", "127.0.0.1") in own_interfaces()
 
 
-def test_the_ports_stay():
+def test_ports_are_kept():
     assert with_addresses(cluster(), {0: "10.1.0.1", 1: "10.1.0.2"}, "ib0").addresses == (
         "10.1.0.1:2222",
         "10.1.0.2:2223",
     )
 
 
-def test_an_address_that_two_workers_would_have_is_refused():
+def test_duplicate_address():
     with pytest.raises(UsageError, match=r"--interface=lo gives worker 0 \(a:1\) and worker 1 \(b:1\) the same"):
         with_addresses(cluster(addresses=("a:1", "b:1")), {0: "127.0.0.1", 1: "127.0.0.1"}, "lo")
 
 
 def everywhere(interface_of, monkeypatch):
-    """Calls `over_interface` on two workers that have met, and returns the clusters, or the errors."""
+    """Calls `over_interface` on two connected workers and returns the clusters, or the errors."""
     with reserved_ports(2) as ports:
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
 
@@ -72,33 +70,33 @@ def everywhere(interface_of, monkeypatch):
                 worker_group.exchange("done")
 
     monkeypatch.setattr(interfaces, "own_interfaces", lambda: HAS)
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # so that what it is set to does not outlive the test
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # so that monkeypatch restores it
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(worker, (0, 1))), ports
 
 
-def test_all_workers_get_the_same_addresses_and_nccl_the_name(monkeypatch):
+def test_same_addresses_on_all_workers(monkeypatch):
     (first, second), ports = everywhere(("ib0", "10.1.0.0/16"), monkeypatch)
     assert first.addresses == second.addresses == tuple(f"10.1.3.7:{port}" for port in ports)
     assert (first.index, second.index) == (0, 1)
     assert os.environ["NCCL_SOCKET_IFNAME"] == "=ib0"
 
 
-def test_a_worker_without_the_interface_is_named_on_all(monkeypatch):
+def test_worker_without_interface_is_named_on_all(monkeypatch):
     (first, second), ports = everywhere(("ib0", "ib7"), monkeypatch)
     assert first == second
-    assert first.startswith(f"worker 1 (127.0.0.1:{ports[1]}): --interface=ib7 is none of its interfaces")
+    assert first.startswith(f"worker 1 (127.0.0.1:{ports[1]}): --interface=ib7: ")
 
 
-def test_without_the_flag_or_without_a_cluster_nothing_changes(monkeypatch):
+def test_no_flag_or_no_cluster(monkeypatch):
     found, ports = everywhere(("", ""), monkeypatch)
     assert [cluster.addresses for cluster in found] == [tuple(f"127.0.0.1:{port}" for port in ports)] * 2
     assert "NCCL_SOCKET_IFNAME" not in os.environ
     assert over_interface(None, WorkerGroup(None), "ib0") is None
 
 
-def test_a_worker_that_was_not_given_the_flag_is_named_on_all(monkeypatch):
+def test_worker_without_flag_is_named_on_all(monkeypatch):
     (first, second), ports = everywhere(("ib0", ""), monkeypatch)
     assert first == second
     assert first.startswith(f"worker 1 (127.0.0.1:{ports[1]}) was started without --interface")

@@ -77,7 +77,7 @@ def met(part):
     return meet_first
 
 
-def test_a_name_that_is_known_only_once_its_worker_connected_is_good(findings_of, monkeypatch):
+def test_name_resolvable_after_connection(findings_of, monkeypatch):
     rendezvous, resolve, connected = WorkerGroup.rendezvous, socket.getaddrinfo, threading.Event()
 
     def rendezvous_and_signal(worker_group):
@@ -96,7 +96,7 @@ def test_a_name_that_is_known_only_once_its_worker_connected_is_good(findings_of
 
 
 @pytest.mark.parametrize("without", [0, 1])
-def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_path, without):
+def test_worker_without_flag_is_named(findings_of, dataset, tmp_path, without):
     given = [make_options(dataset.data, tmp_path / "run"), make_options(dataset.data, tmp_path / "run")]
     given[without] = make_options()
 
@@ -111,7 +111,7 @@ def test_a_worker_without_data_or_workdir_is_named(findings_of, dataset, tmp_pat
     assert not any(finding.severity == Severity.ERROR for finding in workers.values())
 
 
-def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
+def test_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypatch):
     monkeypatch.setattr("convoy.trainer.doctor.storage._VISIBLE_SECONDS", 0.5)
     part = met(lambda doctor_run: doctor_run._check_workdir(NoTensorFlow()))
     chiefs, _ = findings_of(part, make_options(workdir=tmp_path / "run"), make_options(workdir=tmp_path / "run"))
@@ -121,7 +121,7 @@ def test_a_worker_with_another_workdir_is_named(findings_of, tmp_path, monkeypat
     assert f"in --workdir={tmp_path / 'other'}" in chiefs["run directory"].text
 
 
-def test_a_sum_over_all_devices_has_time_to_start_whatever_the_startup_timeout(findings_of):
+def test_collective_ignores_startup_timeout(findings_of):
     probes = []
 
     def part(doctor_run):

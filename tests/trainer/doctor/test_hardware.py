@@ -33,26 +33,24 @@ def devices(flag, driver, seen, visible=None):
 
 
 class TestDriver:
-    def test_is_asked_for_names_and_version(self, monkeypatch, tmp_path):
+    def test_names_and_version(self, monkeypatch, tmp_path):
         program = tmp_path / "nvidia-smi"
         program.write_text('#!/bin/sh\nprintf "NVIDIA H100 80GB, 550.54\\nNVIDIA H100 80GB, 550.54\\n"\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
         assert driver_gpus() == Driver(("NVIDIA H100 80GB",) * 2, "550.54")
 
-    def test_that_fails_is_told_in_its_own_words(self, monkeypatch, tmp_path):
+    def test_failure_output_is_reported(self, monkeypatch, tmp_path):
         program = tmp_path / "nvidia-smi"
         program.write_text('#!/bin/sh\necho "Failed to initialize NVML: Driver/library version mismatch"; exit 18\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
         finding = check_driver(driver_gpus(), parse_devices("gpu"), has_device_file=True)
-        assert (finding.severity, finding.text) == (
-            Severity.ERROR,
-            "nvidia-smi fails: Failed to initialize NVML: Driver/library version mismatch",
-        )
+        assert (finding.severity, finding.code) == (Severity.ERROR, "driver-missing")
+        assert "Failed to initialize NVML: Driver/library version mismatch" in finding.text
 
-    def test_that_is_not_there_matters_where_gpus_are_or_are_wanted(self):
-        none = Driver(problem="there is no nvidia-smi")
+    def test_missing_driver_matters_only_with_gpus(self):
+        none = Driver(problem="nvidia-smi not found")
         levels = [
             check_driver(none, parse_devices(flag), has_device_file=file).severity
             for flag, file in (("auto", False), ("auto", True), ("gpu", False), ("cpu:2", True))
@@ -61,36 +59,38 @@ class TestDriver:
 
 
 class TestDevices:
-    def test_without_gpus_are_the_cpu(self):
+    def test_cpu_without_gpus(self):
         (finding,), count = devices("auto", Driver(), seen())
         assert (finding.severity, count) == (Severity.OK, 1)
         assert devices("cpu:4", Driver(("H100",), "1"), seen(H100))[1] == 4
 
-    def test_that_tensorflow_sees_all_are_counted(self):
+    def test_visible_gpus_are_counted(self):
         (finding,), count = devices("auto", Driver(("H100", "H100"), "1"), seen(H100, H100))
         assert (finding.severity, finding.text, count) == (Severity.OK, "2 x H100", 2)
 
-    def test_that_tensorflow_does_not_see_fail_and_name_the_package(self):
+    def test_gpus_not_visible_to_tensorflow(self):
         (finding, *_), count = devices("auto", Driver(("H100", "H100"), "1"), seen())
         assert (finding.severity, count) == (Severity.ERROR, 0)
-        assert finding.text == "TensorFlow sees 0 of the 2 GPUs that nvidia-smi lists."
+        assert finding.code == "gpus-not-visible"
+        assert "0 of the 2 GPUs" in finding.text
         assert "pip install 'convoy-train[cuda]'" in finding.fix
 
     @pytest.mark.parametrize(
         ("visible", "gpus"), [("0", 1), ("1,0", 2), ("0,-1,1", 1), ("GPU-5f,GPU-6a", 2), ("0,NoDevFiles", 1)]
     )
-    def test_that_cuda_visible_devices_hides_are_not_missed(self, visible, gpus):
+    def test_hidden_gpus_are_not_missing(self, visible, gpus):
         (finding,), count = devices("auto", Driver(("H100", "H100"), "1"), seen(*[H100] * gpus), visible)
         assert (finding.severity, count) == (Severity.OK, gpus)
 
     @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
-    def test_that_are_all_hidden_leave_the_cpu(self, visible):
+    def test_all_gpus_hidden(self, visible):
         (finding,), count = devices("auto", Driver(("H100",), "1"), seen(), visible)
         assert (finding.severity, count) == (Severity.OK, 1)
 
-    def test_that_are_asked_for_and_not_there_fail(self):
+    def test_missing_gpu_index(self):
         findings, count = devices("gpu:0,3", Driver(("H100",), "1"), seen(H100))
         assert (count, [finding.severity for finding in findings]) == (0, [Severity.ERROR])
+        assert findings[0].code == "gpu-index-out-of-range"
         assert "--devices=gpu:0,3: TensorFlow sees 1 GPUs" in findings[0].text
         assert devices("gpu", Driver(problem="none"), seen())[1] == 0
 
@@ -106,26 +106,27 @@ class TestDevices:
             ((3, 7), Severity.ERROR),
         ],
     )
-    def test_that_the_wheel_has_no_code_for_fail(self, capability, level):
+    def test_unsupported_compute_capability(self, capability, level):
         gpu = {"name": "GPU", "capability": capability}
         findings, _ = devices("auto", Driver(("GPU",), "1"), seen(gpu))
         assert [finding.severity for finding in findings] == [level]
 
-    def test_of_a_target_with_a_letter_count_as_its_generation(self):
+    def test_target_with_letter_suffix(self):
         gpu = {"name": "GPU", "capability": (9, 0)}
         (finding,), _ = devices("auto", Driver(("GPU",), "1"), {**seen(gpu), "compiled_for": ["sm_80", "sm_90a"]})
         assert finding.severity == Severity.OK
 
-    def test_must_be_as_many_on_each_worker(self):
+    def test_different_device_counts(self):
         assert check_counts({0: 2, 1: 2}, ADDRESSES) == []
         (finding,) = check_counts({0: 2, 1: 1}, ADDRESSES)
-        assert finding.text.startswith("2 devices on worker 0 (a:2222), 1 on worker 1 (b:2222)")
+        assert finding.code == "device-counts-differ"
+        assert "2 devices on worker 0 (a:2222), 1 on worker 1 (b:2222)" in finding.text
 
 
 class TestVersions:
     SAME = {"convoy": "1", "tensorflow": "2", "keras": "3", "python": "3.11", "numpy": "2.4"}
 
-    def test_that_are_equal_are_told_once(self):
+    def test_equal_versions(self):
         (finding,) = check_versions({0: self.SAME, 1: self.SAME}, ADDRESSES)
         assert (finding.severity, finding.text) == (
             Severity.OK,
@@ -135,24 +136,26 @@ class TestVersions:
     @pytest.mark.parametrize(
         ("name", "level"), [("convoy", Severity.ERROR), ("keras", Severity.ERROR), ("python", Severity.WARNING)]
     )
-    def test_that_differ_fail_where_a_run_would(self, name, level):
+    def test_different_versions(self, name, level):
         (finding,) = check_versions({0: self.SAME, 1: {**self.SAME, name: "0"}}, ADDRESSES)
         assert finding.severity == level
         assert finding.text == f"{name} {self.SAME[name]} on worker 0 (a:2222), 0 on worker 1 (b:2222)."
 
 
 class TestLimits:
-    def test_are_those_of_the_system(self):
+    def test_system_limits(self):
         assert read_limits().open_files > 0
 
-    def test_of_open_files_grow_with_workers_and_shards(self):
+    def test_open_files_scale_with_workers_and_shards(self):
         enough = check_limits(ResourceLimits(1024, 2**20), num_workers=4, num_shards=8, gpus=0)
         assert [finding.severity for finding in enough] == [Severity.OK]
         (finding,) = check_limits(ResourceLimits(1024, 2**20), num_workers=64, num_shards=1000, gpus=0)
-        assert (finding.severity, finding.text.split()[0]) == (Severity.WARNING, "1024")
+        assert (finding.severity, finding.code) == (Severity.WARNING, "too-few-open-files")
+        assert "1024" in finding.text
         assert "ulimit -n" in finding.fix
 
-    def test_of_shared_memory_matter_to_gpus(self):
+    def test_shared_memory_only_for_gpus(self):
         (finding,) = check_limits(ResourceLimits(4096, 64 * 2**20), num_workers=1, num_shards=1, gpus=2)
-        assert (finding.severity, "64 MiB" in finding.text) == (Severity.WARNING, True)
+        assert (finding.severity, finding.code) == (Severity.WARNING, "small-shared-memory")
+        assert "64 MiB" in finding.text
         assert "--shm-size=1g" in finding.fix

@@ -17,7 +17,7 @@ NOTHING = Setup(
 
 
 @pytest.mark.slow
-def test_a_sum_that_waits_for_a_worker_is_given_up_in_time():
+def test_blocked_collective_times_out():
     with reserved_ports(2) as ports:
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
     lonely = Cluster(addresses, 0, "flags", (("worker", 0), ("worker", 1)))
@@ -31,7 +31,7 @@ def test_a_sum_that_waits_for_a_worker_is_given_up_in_time():
             side.checkpoint_bytes(60)
 
 
-def test_a_process_that_dies_is_told_with_its_exit_code():
+def test_crash_reports_exit_code():
     with TfProbe(NOTHING) as side:
         side._process.kill()
         with pytest.raises(NoAnswerError, match=r"TensorFlow's process ended \(exit code -9\)"):
@@ -47,7 +47,7 @@ def test_a_process_that_dies_is_told_with_its_exit_code():
         ("gpu:2", None),
     ],
 )
-def test_what_auto_comes_to_is_for_the_gpus_that_are_asked_for(flag, comes_to):
+def test_auto_uses_the_requested_gpus(flag, comes_to):
     gpus = [{"name": name, "capability": capability} for name, capability in (("A100", (8, 0)), ("V100", (7, 0)))]
     setup = replace(NOTHING, devices=parse_devices(flag), config=configs.default_config())
     assert _auto(setup, gpus) == comes_to

@@ -22,7 +22,7 @@ def curve(*, falls_at, diverges_at, start=4.0, lowest=2.0, noise=0.0):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_the_rate_of_the_steepest_descent_is_suggested(noise):
+def test_steepest_descent_is_suggested(noise):
     found = suggest(RATES, curve(falls_at=1e-3, diverges_at=1.0, noise=noise))
     assert found.rate == found.steepest == pytest.approx(1e-3, rel=0.5)
     assert found.diverging == pytest.approx(1.3, rel=0.3)  # where the loss is back at 4
@@ -35,19 +35,19 @@ def test_a_rate_close_to_divergence_is_never_suggested():
     assert found.rate < found.steepest
 
 
-def test_a_peak_of_the_loss_that_passes_is_no_divergence():
+def test_temporary_peak_is_not_divergence():
     losses = curve(falls_at=1e-3, diverges_at=1.0)
     losses[65:67] += 20
     assert suggest(RATES, losses).diverging == pytest.approx(1.3, rel=0.3)
 
 
-def test_a_loss_that_is_low_to_the_end_diverges_nowhere():
+def test_low_loss_never_diverges():
     found = suggest(RATES, curve(falls_at=1e-3, diverges_at=1e3))
     assert found.diverging is None
     assert found.rate == found.steepest
 
 
-def test_a_loss_that_blows_up_from_its_best_diverges_there_though_it_began_higher():
+def test_divergence_is_relative_to_the_best_loss():
     losses = np.concatenate([curve(falls_at=1e-3, diverges_at=1e3, lowest=0.2)[:90], np.full(5, 2.0)])
     assert has_diverged(losses) and losses[-1] < losses[0]
     found = suggest(RATES[:95], losses)
@@ -55,23 +55,23 @@ def test_a_loss_that_blows_up_from_its_best_diverges_there_though_it_began_highe
     assert "diverges at" in found.reason
 
 
-def test_a_loss_that_becomes_no_number_diverges_there():
+def test_nan_loss_diverges():
     losses = curve(falls_at=1e-3, diverges_at=1e3)[:80]
     losses[-1] = math.nan
     assert suggest(RATES[:80], losses).diverging == RATES[79]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
-def test_without_a_fall_beyond_the_noise_nothing_is_suggested(noise):
+def test_no_suggestion_without_a_decrease(noise):
     assert suggest(RATES, curve(falls_at=1e-3, diverges_at=1.0, lowest=4.0, noise=noise)) is None
 
 
-def test_a_loss_that_is_no_number_from_the_start_suggests_nothing():
+def test_no_suggestion_for_nan_loss():
     assert has_diverged([math.nan])
     assert suggest(RATES[:1], [math.nan]) is None
 
 
-def test_smoothing_keeps_a_line_as_it_is_and_does_not_lag_behind_a_fall():
+def test_smoothing_has_no_lag():
     assert smoothed([3.0] * 20) == pytest.approx([3.0] * 20)
     step = smoothed([4.0] * 50 + [2.0] * 50)
     assert (step[48] > 3 > step[51]) and step[0] == 4 and step[-1] == 2
@@ -98,7 +98,7 @@ def refused(capsys, message, *arguments):
 
 
 @pytest.mark.parametrize("finder", ["find_lr", "find_batch_size"])
-def test_a_cluster_is_refused_with_what_to_do_instead(capsys, finder):
+def test_cluster_is_refused_with_a_fix(capsys, finder):
     hosts = ("--worker_hosts=10.0.0.1:1,10.0.0.2:1", "--worker_index=0")
     refused(capsys, f"--{finder} runs in one process, not on the 2 workers", f"--{finder}", *hosts)
 
@@ -108,7 +108,7 @@ def test_both_finders_at_once_are_refused(capsys):
 
 
 @pytest.mark.slow
-def test_a_run_after_the_test_is_the_one_that_it_would_have_been_without(dataset, tmp_path, convoy_together):
+def test_finder_does_not_change_the_run(dataset, tmp_path, convoy_together):
     flags = ("--config=smoke", f"--data={dataset.data}", "--devices=cpu:2", "--deterministic", "--config.steps=2")
     flags += ("--config.precision=float32", "--config.eval_every_steps=2")
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
