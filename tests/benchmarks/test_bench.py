@@ -234,7 +234,7 @@ def test_bench_augment_measures_pipelines_and_other_libraries(tmp_path_factory, 
     rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
     assert list(rows)[:4] == ["line", "simple", "none", "keras"]
     assert rows["line"]["line_ratio"] == 1 and all(row["median"] > 0 for row in rows.values())
-    assert "Keras' layers in tf.data" in output
+    assert "Keras layers in tf.data" in output
     assert "torchvision" in rows or "torchvision cannot be imported" in errors
 
 

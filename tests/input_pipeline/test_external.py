@@ -324,5 +324,6 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_
         [*command, f"--data={other}"],
     )
     assert "Resumed at step" in resumed.output and "3 classes, 15 validation images" in resumed.output
-    assert "15 images, each once" in evaluated.output
+    assert evaluated.returncode == 0, evaluated.output
+    assert "Evaluated 15 images of validation" in evaluated.output and (run / "report.html").exists()
     assert rejected.returncode == 3 and "another dataset" in rejected.output

@@ -7,6 +7,7 @@ history.newest_result("test", step=385)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ class History:
     def class_names(self) -> list[str]:
         """The class names, by label."""
         return self.dataset["class_names"]
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name; that of its folder if Convoy did not write it."""
+        return self.dataset.get("name") or Path(self.dataset["directory"]).name
 
     @property
     def last_step(self) -> int:

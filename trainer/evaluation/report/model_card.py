@@ -76,7 +76,7 @@ def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluat
             "SHA-256 of the last weights": result.get("weights_sha256"),
         },
         data={
-            "name": dataset.get("name"),
+            "name": history.dataset_name,
             "training images": dataset.get("train_images"),
             "training split digest": dataset.get("train_digest"),
             "evaluated split": evaluated and f"{evaluated.evaluation.split}, digest {evaluated.evaluation.digest[:16]}",
@@ -117,7 +117,7 @@ def _template() -> jinja2.Template:
 
 def _metadata(history: History, results: Sequence[EvaluationRow]) -> str:
     """Returns the card's front matter."""
-    name = shown(str(history.dataset.get("name")))
+    name = shown(history.dataset_name)
     entries = [
         {
             "task": {"type": "image-classification"},

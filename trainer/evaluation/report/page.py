@@ -111,6 +111,7 @@ def _page(
         name=history.name,
         class_names=history.class_names,
         dataset=history.dataset,
+        dataset_name=history.dataset_name,
         evaluation=evaluation,
         insights=derive_insights(history, evaluated),
         results=results,
