@@ -326,4 +326,4 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_
     assert "Resumed at step" in resumed.output and "3 classes, 15 validation images" in resumed.output
     assert evaluated.returncode == 0, evaluated.output
     assert "Evaluated 15 images of validation" in evaluated.output and (run / "report.html").exists()
-    assert rejected.returncode == 3 and "another dataset" in rejected.output
+    assert rejected.returncode == 3 and "train_digest" in rejected.output
