@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.tf_compat.internals import device_iterators_that_end_at_once, is_seed_state, sigterm_kept
+from convoy.trainer.tf_compat.internals import device_iterators_without_autotuning, is_seed_state, sigterm_kept
 from convoy.trainer.tf_compat.layers import ByteDropout
 from tests.trainer.step_program import make_batch, make_step
 
@@ -196,9 +196,9 @@ def test_device_dataset_is_not_autotuned(monkeypatch):
     monkeypatch.setattr(
         tf.data.Dataset, "__iter__", lambda self: tuned.append(self.options().autotune.enabled) or iterate(self)
     )
-    with device_iterators_that_end_at_once():
+    with device_iterators_without_autotuning():
         iterator = multi_device_iterator_ops.OwnedMultiDeviceIterator(tf.data.Dataset.range(4), devices=["/cpu:0"])
-    assert tuned == [False], "the iterators of devices are made in another way: see device_iterators_that_end_at_once"
+    assert tuned == [False], "the iterators of devices are made in another way: see device_iterators_without_autotuning"
     assert [int(value) for (value,) in iterator] == [0, 1, 2, 3]
 
 

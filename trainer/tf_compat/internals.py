@@ -66,10 +66,10 @@ def cpu_devices_of_a_worker(count: int) -> Iterator[None]:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Gives SIGTERM back what it meant before, where a MultiWorkerMirroredStrategy is made inside.
+    """Restores the SIGTERM handler that a MultiWorkerMirroredStrategy created inside replaces.
 
-    TensorFlow listens for it from then on, to tell of preemptions whoever asks; nobody does, and a worker that is
-    asked to end before it trains would not.
+    TensorFlow's handler only records the preemption, which nothing here reads: a worker terminated before training
+    starts would keep running.
     """
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -78,12 +78,12 @@ def sigterm_kept() -> Iterator[None]:
 
 
 @contextmanager
-def device_iterators_that_end_at_once() -> Iterator[None]:
-    """Makes the iterators of a distributed dataset that are made inside do without tf.data's autotuning.
+def device_iterators_without_autotuning() -> Iterator[None]:
+    """Disables tf.data's autotuning for iterators over distributed datasets that are created inside.
 
-    A dataset turns it off by its options, but what feeds each device from it is a dataset of TensorFlow's own, which
-    takes none and has nothing to tune. Its tuning thread sleeps twice as long each time, up to a minute, and whoever
-    destroys the iterator waits until it wakes: the call to wake it can come a moment before it sees why.
+    A dataset's own options do not reach the internal dataset that feeds each device, which has nothing to tune. Its
+    tuning thread doubles its sleep up to a minute, and destroying the iterator waits for it: the wake-up call can
+    arrive just before the thread starts to wait.
     """
     made = multi_device_iterator_ops._create_device_dataset
     options = tf.data.Options()
@@ -97,25 +97,27 @@ def device_iterators_that_end_at_once() -> Iterator[None]:
 
 
 def all_to_all(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
-    """Sends row `r` to device `r`. Called in replica context inside a `tf.function`.
+    """Sends row `r` to device `r`. Must be called in a replica context inside a `tf.function`.
 
-    `tf.distribute` has no such collective; this runs TensorFlow's own in the strategy's group, numbered and ordered
-    among the strategy's other collectives.
+    `tf.distribute` has no such collective; this runs TensorFlow's in the strategy's group, with the strategy's
+    instance keys and ordering token.
 
     Args:
-      context: the replica's.
+      context: the replica context.
       value: [replicas, ...], the same shape and dtype on every device.
 
     Returns:
       Same shape: row `r` is what device `r` sent to this one.
 
     Raises:
-      NotImplementedError: more than 11 devices in this process. TensorFlow names a message by its sender and receiver
-        without a sign between, so that from 1 to 11 and from 11 to 1 are both `111`, and mixes them up.
+      NotImplementedError: there are more than 11 devices in this process. TensorFlow names a message by sender and
+        receiver without a separator, so messages from 1 to 11 and from 11 to 1 are both `111` and are mixed up.
     """
     launchers, own = _launchers(context)
     if len(launchers) > MOST_EXCHANGING_DEVICES:
-        raise NotImplementedError(f"An exchange among {len(launchers)} devices of one process.")
+        raise NotImplementedError(
+            f"all_to_all among {len(launchers)} devices of a process; at most {MOST_EXCHANGING_DEVICES}."
+        )
     with tf.device(own._device):
         received = tf.raw_ops.CollectiveAllToAllV2(
             input=value,
@@ -129,13 +131,13 @@ def all_to_all(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Te
 
 
 def all_gather(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
-    """Joins equally long vectors of all devices, in order. Called in replica context inside a `tf.function`.
+    """Concatenates vectors of equal length from all devices, in order. Must be called as `all_to_all`.
 
-    `ReplicaContext.all_gather` first asks for lengths, then transposes, pads, slices and joins: it copies all values
+    `ReplicaContext.all_gather` exchanges lengths, transposes, pads, slices and concatenates, which copies all values
     several times.
 
     Args:
-      context: the replica's.
+      context: the replica context.
       value: [values], the same shape and dtype on every device.
 
     Returns:
@@ -147,9 +149,9 @@ def all_gather(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Te
 
 
 def operations_of(graph: tf.Graph) -> Iterator[tf.Operation]:
-    """Yields a traced graph's operations and those of the functions it calls: Keras makes one of a grouped convolution.
+    """Yields the operations of a traced graph and of the functions it calls, as Keras does for grouped convolutions.
 
-    A graph has no public way to the functions it calls.
+    TensorFlow has no public API for the functions that a graph calls.
     """
     for operation in graph.get_operations():
         yield operation
@@ -167,11 +169,11 @@ def _launchers(context: tf.distribute.ReplicaContext) -> tuple[list, Any]:
 
 
 def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf.Tensor], None, None]:
-    """Yields a dataset's batches. Close it to end reading, even when an exception keeps frames alive.
+    """Yields the batches of a dataset. Close the generator to stop reading, even if an exception keeps frames alive.
 
     An iterator that is still reading when Python shuts down deadlocks on the interpreter lock.
     """
-    with device_iterators_that_end_at_once():
+    with device_iterators_without_autotuning():
         iterator = iter(dataset)
     try:
         while True:
