@@ -698,12 +698,12 @@ def test_worker_killed_by_the_oom_killer_is_reported_with_its_image(tmp_path, me
     with open(tmp_path / "errors", "w") as file:
         process = start(*flags, "--validation_fraction=0", file=file)
         (group / "cgroup.procs").write_text(str(process.pid))
-        wait_until(lambda: process.poll() is not None or list(tmp_path.glob("data.partial/dataset/*.tmp")), "work", 60)
+        wait_until(lambda: process.poll() is not None or list(tmp_path.glob("data.partial/dataset/*.tmp")), "work", 240)
         limit.write_text(str(int(usage.read_text()) + 50_000_000))  # a decoded image is 108 MB
-        assert process.wait(60) == 3
+        assert process.wait(240) == 3
     errors_text = (tmp_path / "errors").read_text()
     assert re.search(r"SIGKILL.*memory.* [ab]/\d+\.png\b.*--workers=1", errors_text)
-    wait_until(lambda: not (group / "cgroup.procs").read_text(), "the end of the processes", 30)
+    wait_until(lambda: not (group / "cgroup.procs").read_text(), "the end of the processes", 120)
 
 
 def test_interrupt_while_workers_start_prints_one_line(tmp_path):
