@@ -149,5 +149,5 @@ class TestProgressiveRun:
         assert (evaluated.returncode, mirrored.returncode, predicted.returncode) == (0, 0, 0), evaluated.output
         in_training = measured(trained, "validation")[-1]
         assert f"loss {in_training['quality/loss']:.4f}" in evaluated.output
-        assert "mirrored" in mirrored.output
+        assert "flip test-time augmentation" in mirrored.output
         assert np.loadtxt(predictions, str, delimiter=",").shape == (260, 2)
