@@ -131,7 +131,7 @@ def all_to_all(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Te
 
 
 def all_gather(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
-    """Concatenates vectors of equal length from all devices, in order. Must be called as `all_to_all`.
+    """Concatenates vectors of equal length from all devices, in order. Must be called like `all_to_all`.
 
     `ReplicaContext.all_gather` exchanges lengths, transposes, pads, slices and concatenates, which copies all values
     several times.
