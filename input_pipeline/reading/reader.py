@@ -237,6 +237,7 @@ class Reader:
         self._cache = None
         self._records.close()
 
+    @tf.autograph.experimental.do_not_convert
     def _augment(self, batch: Batch) -> Batch:
         return {**batch, "image": on_host(batch["image"], batch["randomness"], self._operations)}
 
@@ -279,6 +280,7 @@ class Reader:
             to_keep = ~kept if cache and cache.takes_more else np.zeros_like(kept)
             return [np.array(payloads, object), labels, kept, to_keep, *(columns[name] for name in extra)]
 
+        @tf.autograph.experimental.do_not_convert
         def parse(first: tf.Tensor) -> Batch:
             types = [tf.string, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
             payloads, labels, kept, to_keep, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
@@ -290,6 +292,7 @@ class Reader:
                 columns[name] = tf.ensure_shape(column, spec.shape)
             return columns
 
+        @tf.autograph.experimental.do_not_convert
         def decode_chunk(columns: Batch) -> Batch:
             # Copy the columns: `rebatch` yields views of larger tensors and warns when it is given views again.
             all_rows = tf.range(tf.size(columns["label"]))
@@ -297,6 +300,7 @@ class Reader:
             image = decode_and_crop_all(columns, columns.get("randomness"), crop, chunk, cache)
             return {"image": image, **copied}
 
+        @tf.autograph.experimental.do_not_convert
         def set_batch_size(columns: Batch) -> Batch:
             size = slices.replica_batch_size
             return {name: tf.ensure_shape(column, [size, *column.shape[1:]]) for name, column in columns.items()}

@@ -138,6 +138,7 @@ def _probabilities(classifier: Classifier, files: Sequence[ImageFile], request: 
             raise
         return encoded, image_format.encode(), np.int64(height), np.int64(width)
 
+    @tf.autograph.experimental.do_not_convert
     def decode(index: tf.Tensor) -> tf.Tensor:
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
