@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from convoy.core.errors import UsageError
-from convoy.launch.trainer_command import flag_value
+from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value
 
 _LIST_GPUS_TIMEOUT_SECONDS = 30
 
@@ -49,6 +49,23 @@ def gpus_by_worker(
         or_else=", choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu",
     )
     return [",".join(gpus[rank * share : (rank + 1) * share]) for rank in range(processes)]
+
+
+def worker_environments(
+    environment: Mapping[str, str], processes: int, *, gpus: Sequence[str] | None, one_thread: bool
+) -> list[dict[str, str]]:
+    """Returns the environment of each worker, as far as it is the same in all attempts.
+
+    Args:
+      environment: environment of the process that starts them.
+      processes: number of workers.
+      gpus: see `gpus_by_worker`.
+      one_thread: whether each computes with one thread, unless `environment` requests another number.
+    """
+    common = {name: value for name, value in environment.items() if name not in OTHER_CLUSTERS}
+    if one_thread:
+        common = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", **common}
+    return [{**common, **({"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {})} for rank in range(processes)]
 
 
 def gpus_per_worker(gpus: int, processes: int, *, asked_as: str, available: str, or_else: str = "") -> int:

@@ -4,6 +4,7 @@ command = trainer_command(["train", "--data=data", "--workdir=run"])    # the ar
 run_directory(command)                                                  # "run"
 """
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,20 @@ def trainer_environment() -> dict[str, str]:
         # `python -m` would search the current directory first; the `convoy` script did not.
         environment["PYTHONSAFEPATH"] = "1"
     return environment
+
+
+def cluster_variables(addresses: Sequence[str], rank: int) -> dict[str, str]:
+    """Returns the variable that describes the cluster to a worker; nothing for a single worker.
+
+    Args:
+      addresses: `host:port` of each worker.
+      rank: rank of the worker.
+    """
+    if len(addresses) == 1:
+        return {}
+    return {
+        "TF_CONFIG": json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}})
+    }
 
 
 def trains(command: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.refusals import Problem, Remote
 from convoy.launch.ssh.remote_workers import Member, RemoteWorkers, close_all
 from convoy.launch.supervisor import StartError
-from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import cluster_variables, flag_value, trainer_environment, trains
 
 _FORWARDED_PREFIXES = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_")  # of variables for workers, as is PYTHONPATH
 _NOT_FORWARDED = ("TF_CONFIG",)
@@ -265,20 +265,16 @@ class Starter:
             first = sum(len(member.ranks) for member in members)
             ranks = list(range(first, first + connection.host.slots))
             workers = [
-                {"rank": rank, "log": str(files.log(rank)), "variables": _worker_variables(files, rank, addresses)}
+                {
+                    "rank": rank,
+                    "log": str(files.log(rank)),
+                    "variables": files.variables(rank) | cluster_variables(addresses, rank),
+                }
                 for rank in ranks
             ]
             connection.send({"start": {"command": self.program, "variables": variables, "workers": workers}})
             members.append(Member(connection, ranks))
         return members
-
-
-def _worker_variables(files: AttemptFiles, rank: int, addresses: Sequence[str]) -> dict[str, str]:
-    variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
-    if len(addresses) > 1:
-        task = {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}}
-        variables["TF_CONFIG"] = json.dumps(task)
-    return variables
 
 
 def _describe(connection: Connection) -> str:
