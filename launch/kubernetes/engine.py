@@ -8,7 +8,11 @@ from typing import Any
 from absl import flags as absl_flags
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
+from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_line, follow_commands
+from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
+from convoy.launch.kubernetes.yaml_text import to_yaml
 from convoy.launch.trainer_command import trains
 
 REQUIRED = ("replicas", "image")
@@ -89,10 +93,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     Raises:
       UsageError: invalid flags, or an error from kubectl.
     """
-    from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_line, follow_commands
-    from convoy.launch.kubernetes.manifests import manifests
-    from convoy.launch.kubernetes.yaml_text import to_yaml
-
     request = requested(flags, command)
     text = to_yaml(manifests(request), header=f"{command_line(flags, command)}\n\n{_PREREQUISITE}")
     if not request.pvc and trains(command):
@@ -113,8 +113,9 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
             f"to resume from its latest checkpoint:\n  {delete_line(request, kubectl)}"
         )
         return 0
-    workers = "1 worker" if request.replicas == 1 else f"{request.replicas} workers"
-    print(f"convoy: {request.name}: created, {workers}.\n{follow_commands(request, kubectl)}")
+    print(
+        f"convoy: {request.name}: created, {counted(request.replicas, 'worker')}.\n{follow_commands(request, kubectl)}"
+    )
     return 0
 
 

@@ -21,7 +21,7 @@ _REQUEUE_SECONDS = 45
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What to request from SLURM. None or empty: the cluster's default.
+    """What to request from SLURM; all fields but `requeue` are flags. None or empty: the cluster's default.
 
     Attributes:
       nodes: number of nodes.

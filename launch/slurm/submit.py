@@ -9,9 +9,10 @@ RUN/logs/attempt-K/srun.log    the srun command of an attempt and its output
 """
 
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -27,7 +28,6 @@ from convoy.launch.trainer_command import run_directory, trainer_environment, tr
 
 REQUIRED = ("nodes",)
 
-_SBATCH_FLAGS = ("partition", "time", "account", "qos", "constraint", "job_name")
 # Variables that locate the cluster. All other SLURM variables describe the job that this shell may be in.
 _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
@@ -75,20 +75,10 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """
     if flags.container and flags.container.endswith(".sif") and not os.path.exists(flags.container):
         raise UsageError(f"--container={flags.container} does not exist. Pass the path of an image file.")
-    options = JobOptions(
-        nodes=flags.nodes,
-        processes_per_node=flags.processes_per_node,
-        gpus_per_node=flags.gpus_per_node,
-        cpus_per_task=flags.cpus_per_task,
-        sbatch=flags.sbatch,
-        setup=flags.setup,
-        container=flags.container,
-        warn_seconds=flags.warn_seconds,
-        max_restarts=flags.max_restarts,
-        grace_seconds=flags.grace_seconds,
-        requeue=trains(command),
-        **{name: flags[name].value for name in _SBATCH_FLAGS},
-    )
+    values: dict[str, Any] = {
+        field.name: flags[field.name].value for field in fields(JobOptions) if field.name in flags
+    }
+    options = JobOptions(**values, requeue=trains(command))
     if options.gpus_per_node:
         gpus_per_worker(
             options.gpus_per_node,
@@ -103,7 +93,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
         command,
         logs=script_file.parent,
         cwd=Path.cwd(),
-        python=sys.executable,
         safe_path="PYTHONSAFEPATH" in trainer_environment(),
     )
     if flags.dry_run:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from convoy.core.devices import parse_devices
-from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.errors import UsageError
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.hosts import read_hosts
@@ -105,11 +105,7 @@ def run(
         trains=trains(command),
         facts={"engine": "ssh", "hosts": [str(host) for host in hosts], "command": list(command)},
     )
-    try:
-        return supervisor.run()
-    except ConvoyError:
-        run_files.remove_traces()
-        raise
+    return supervisor.run()
 
 
 def _folder() -> str:

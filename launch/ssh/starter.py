@@ -83,7 +83,7 @@ class Starter:
             self._check(responding, problems)
             chosen = self._choose(responding, problems)
             close_all([connection for connection in connections if connection not in chosen])
-            self._print_hosts(files, [connection.host for connection in chosen], responding, problems)
+            self._print_hosts(files, chosen, responding, problems)
             workers = RemoteWorkers(self._start_workers(chosen, files))
         except BaseException:
             close_all(connections)
@@ -225,26 +225,26 @@ class Starter:
     def _print_hosts(
         self,
         files: AttemptFiles,
-        chosen: Sequence[Host],
+        chosen: Sequence[Connection],
         responding: Sequence[Connection],
         problems: Mapping[Host, Problem],
     ) -> None:
         virtual_replicas = self._virtual_replicas()
-        total = sum(self._devices(connection) for connection in responding if connection.host in chosen)
         for problem in problems.values():
             self.screen.say(f"convoy: left out: {problem.text}.")
         for connection in responding:
-            if connection.host not in chosen:
+            if connection not in chosen:
                 self.screen.say(
                     f"convoy: left out: host {connection.host}: with it the number of devices would not divide "
                     f"V={virtual_replicas}."
                 )
-        for host in chosen:
-            if self._members and host not in self._members:
-                self.screen.say(f"convoy: host {host} is back.")
-        names = ", ".join(_describe(connection) for connection in responding if connection.host in chosen)
+        for connection in chosen:
+            if self._members and connection.host not in self._members:
+                self.screen.say(f"convoy: host {connection.host} is back.")
+        names = ", ".join(map(_describe, chosen))
+        total = sum(map(self._devices, chosen))
         replicas = f": R={total} for V={virtual_replicas} virtual replicas" if virtual_replicas else ""
-        workers = counted(sum(host.slots for host in chosen), "worker")
+        workers = counted(sum(connection.host.slots for connection in chosen), "worker")
         self.screen.say(f"convoy: attempt {files.number}: {workers} on {names}{replicas}.")
 
     def _start_workers(self, chosen: Sequence[Connection], files: AttemptFiles) -> list[Member]:
