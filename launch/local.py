@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
+from convoy.core.flags import FlagDefiner
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, worker_environments
 from convoy.launch.ports import reserved_ports
 from convoy.launch.processes import WorkerProcesses, WorkerProgram
@@ -22,16 +23,14 @@ REQUIRED = ("processes",)
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_integer(
-        "processes", None, "local: number of worker processes", lower_bound=1, upper_bound=64, flag_values=flags
-    )
-    absl_flags.DEFINE_enum(
+    define = FlagDefiner(flags)
+    define.integer("processes", None, "local: number of worker processes", lower_bound=1, upper_bound=64)
+    define.enum(
         "cores",
         "auto",
         ("auto", "all"),
         "local: auto pins each worker to its share of the cores, or limits it to one thread with more workers than "
         "cores; all lets every worker use every core",
-        flag_values=flags,
     )
 
 

@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from convoy.core.cluster import find_cluster
 from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
+from convoy.core.flags import FlagDefiner
 from convoy.launch.policy import WorkerOutcome, signal_name
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
@@ -40,14 +41,14 @@ GPUS_VARIABLE = "CONVOY_GPUS_PER_TASK"  # set by `launch srun` if several worker
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_bool("show", True, "worker: also print the output that RUN/logs keeps", flag_values=flags)
-    absl_flags.DEFINE_float(
+    define = FlagDefiner(flags)
+    define.bool("show", True, "worker: also print the output that RUN/logs keeps")
+    define.float(
         "secondary_exit_delay",
         0.0,
         "worker: how many seconds to delay exit code 138 (a peer was lost) unless a signal arrives, so that the "
         "scheduler sees the worker that caused the failure exit first",
         lower_bound=0.0,
-        flag_values=flags,
     )
 
 

@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from convoy.cli.train import define_config_flag
 from convoy.core.errors import DataError, UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer import config as configs
 
@@ -18,9 +19,10 @@ _SHOWN_IMAGES = 3
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
     """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
-    absl_flags.DEFINE_string("data", None, "dataset directory", flag_values=flags)
-    absl_flags.DEFINE_string("split", "train", "split of the images to show", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "HTML file to write", flag_values=flags)
+    define = FlagDefiner(flags)
+    define.string("data", None, "dataset directory")
+    define.string("split", "train", "split of the images to show")
+    define.string("output", None, "HTML file to write")
     return define_config_flag(flags, arguments)
 
 

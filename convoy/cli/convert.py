@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 
 from convoy.cli.progress import progress_display
 from convoy.core.errors import DataError, UsageError
+from convoy.core.flags import FlagDefiner
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -34,82 +35,59 @@ _NAME_LENGTH = 40
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
+    define = FlagDefiner(flags)
     del argv
-    string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
-    string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.", flag_values=flags)
-    string(
-        "tfds",
-        None,
-        "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].",
-        flag_values=flags,
-    )
-    string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.", flag_values=flags)
-    string("manifest", None, "CSV of file names and categories: filename,category.", flag_values=flags)
-    string("filename_column", "filename", "Manifest column of file names.", flag_values=flags)
-    string("category_column", "category", "Manifest column of categories.", flag_values=flags)
-    string(
-        "csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.", flag_values=flags
-    )
-    string(
+    define.string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.")
+    define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
+    define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
+    define.string("manifest", None, "CSV of file names and categories: filename,category.")
+    define.string("filename_column", "filename", "Manifest column of file names.")
+    define.string("category_column", "category", "Manifest column of categories.")
+    define.string("csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.")
+    define.string(
         "csv_encoding",
         "",
         "Encoding of the manifest, such as cp1252. Default: UTF-8, or UTF-16 with a byte order mark.",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_enum(
+    define.enum(
         "missing",
         "error",
         ("error", "skip"),
         "What to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl.",
-        flag_values=flags,
     )
-    string("output", None, "Dataset directory: a new one, or an existing one to add a split to.", flag_values=flags)
-    string("split", "train", "Split to write.", flag_values=flags)
-    number(
+    define.string("output", None, "Dataset directory: a new one, or an existing one to add a split to.")
+    define.string("split", "train", "Split to write.")
+    define.float(
         "validation_fraction",
         None,
         "Share of each class for the split 'validation'. Default: 0.1 for the split train, else 0.",
-        flag_values=flags,
     )
-    string(
+    define.string(
         "splits",
         None,
         "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
         "--validation_fraction.",
-        flag_values=flags,
     )
-    integer(
+    define.integer(
         "image_size",
         None,
         "Resizes every image to N x N pixels, without keeping the aspect ratio; 0 keeps the original sizes. Default: "
         "the setting of the dataset, or 0.",
-        flag_values=flags,
     )
-    string(
+    define.string(
         "encoding",
         None,
         "keep, jpeg, png or raw (uint8 RGB). keep passes JPEG and PNG bytes through unless pixels must change. "
         "Default: the setting of the dataset, or keep.",
-        flag_values=flags,
     )
-    integer(
-        "workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.", flag_values=flags
+    define.integer("workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.")
+    define.integer("seed", 0, "Seed of the splits and of the order within the shards.")
+    define.float(
+        "max_bad_fraction", 0.01, "Largest tolerated share of images that cannot be decoded. They are left out."
     )
-    integer("seed", 0, "Seed of the splits and of the order within the shards.", flag_values=flags)
-    number(
-        "max_bad_fraction",
-        0.01,
-        "Largest tolerated share of images that cannot be decoded. They are left out.",
-        flag_values=flags,
-    )
-    string("name", None, "Name of the dataset in file names. Default: name of the output folder.", flag_values=flags)
-    integer(
-        "shards",
-        0,
-        "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_bool("verbose", False, "Prints one row per class.", flag_values=flags)
+    define.string("name", None, "Name of the dataset in file names. Default: name of the output folder.")
+    define.integer("shards", 0, "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.")
+    define.bool("verbose", False, "Prints one row per class.")
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from absl import flags as absl_flags
 
 from convoy.cli.evaluate import CHECKPOINT_HELP
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
@@ -22,15 +23,13 @@ REQUIRED = ("workdir", "format", "output")
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_list("format", None, f"one or more of {','.join(FILES)}", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "folder to create; an existing export is replaced", flag_values=flags)
-    absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
-    absl_flags.DEFINE_string(
-        "data",
-        None,
-        "dataset directory with the images to verify the export on; default: the run's own dataset",
-        flag_values=flags,
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.list("format", None, f"one or more of {','.join(FILES)}")
+    define.string("output", None, "folder to create; an existing export is replaced")
+    define.string("checkpoint", "best", CHECKPOINT_HELP)
+    define.string(
+        "data", None, "dataset directory with the images to verify the export on; default: the run's own dataset"
     )
     define_verbosity_flag(flags)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.flags import FlagDefiner
 
 TAKES_ARGUMENTS = True
 RENAMED_FLAGS = {"echo_seconds": "secondary_exit_delay"}
@@ -67,19 +68,10 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
     Raises:
       UsageError: the engine is unknown, or `--` is missing before the trainer's command.
     """
-    absl_flags.DEFINE_integer(
-        "max_restarts",
-        3,
-        "number of consecutive restarts without a new checkpoint",
-        lower_bound=0,
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_float(
-        "grace_seconds",
-        60.0,
-        "seconds that a worker may take to save and exit before it is killed",
-        lower_bound=0.0,
-        flag_values=flags,
+    define = FlagDefiner(flags)
+    define.integer("max_restarts", 3, "number of consecutive restarts without a new checkpoint", lower_bound=0)
+    define.float(
+        "grace_seconds", 60.0, "seconds that a worker may take to save and exit before it is killed", lower_bound=0.0
     )
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     for command in () if "--" in arguments else {"train", "doctor"} & set(own):

@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_model_flags
 from convoy.core.errors import DataError, UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
 if TYPE_CHECKING:
@@ -17,13 +18,10 @@ REQUIRED = ("workdir",)
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "output", None, "HTML file to write, as the only one; default: all files, in WORKDIR", flag_values=flags
-    )
-    absl_flags.DEFINE_string(
-        "data", None, "dataset directory; default: the one the run was trained on", flag_values=flags
-    )
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.string("output", None, "HTML file to write, as the only one; default: all files, in WORKDIR")
+    define.string("data", None, "dataset directory; default: the one the run was trained on")
     define_model_flags(flags)
 
 

@@ -6,25 +6,21 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
+from convoy.core.flags import FlagDefiner
+
 REQUIRED = ("output",)
 
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_string("output", None, "Folder to create. It must not exist, or be empty.", flag_values=flags)
-    absl_flags.DEFINE_integer("categories", 42, "Number of product categories, 1 to 42.", flag_values=flags)
-    absl_flags.DEFINE_integer("per_category", 60, "Training images per category, 1 to 10000.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "test_per_category", 0, "Test images per category; 0 draws half as many as for training.", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("size", 64, "Width and height of an image in pixels, 16 to 1024.", flag_values=flags)
-    absl_flags.DEFINE_integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "workers",
-        0,
-        "Number of processes; 0 is one per usable core. The images do not depend on it.",
-        flag_values=flags,
-    )
+    define = FlagDefiner(flags)
+    define.string("output", None, "Folder to create. It must not exist, or be empty.")
+    define.integer("categories", 42, "Number of product categories, 1 to 42.")
+    define.integer("per_category", 60, "Training images per category, 1 to 10000.")
+    define.integer("test_per_category", 0, "Test images per category; 0 draws half as many as for training.")
+    define.integer("size", 64, "Width and height of an image in pixels, 16 to 1024.")
+    define.integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.")
+    define.integer("workers", 0, "Number of processes; 0 is one per usable core. The images do not depend on it.")
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:

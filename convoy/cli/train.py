@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
@@ -17,20 +18,17 @@ from convoy.trainer.config import renamed
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
     """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
-    absl_flags.DEFINE_bool(
-        "print_config", False, "print the config, and with --data the plan derived from it, and exit", flag_values=flags
-    )
-    absl_flags.DEFINE_bool(
+    define = FlagDefiner(flags)
+    define.bool("print_config", False, "print the config, and with --data the plan derived from it, and exit")
+    define.bool(
         "find_lr",
         False,
         "train up to 100 steps with a rising learning rate, suggest one, plot the losses to RUN/find_lr.png, and exit",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_bool(
+    define.bool(
         "find_batch_size",
         False,
         "try batch sizes in separate processes, print the largest one that fits in device memory, and exit",
-        flag_values=flags,
     )
     return define_run_flags(flags, arguments, startup_seconds=300.0)
 
@@ -95,24 +93,16 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     Raises:
       UsageError: unknown recipe or config field.
     """
+    define = FlagDefiner(flags)
     arguments = define_config_flag(flags, arguments)
-    absl_flags.DEFINE_string(
-        "data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords", flag_values=flags
-    )
-    absl_flags.DEFINE_string("workdir", None, "run directory; an interrupted run in it is resumed", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags
-    )
-    absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "tf.distribute strategy", flag_values=flags)
-    absl_flags.DEFINE_list(
-        "worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("worker_index", None, "index of this process in --worker_hosts", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "interface",
-        "",
-        "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several",
-        flag_values=flags,
+    define.string("data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords")
+    define.string("workdir", None, "run directory; an interrupted run in it is resumed")
+    define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
+    define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
+    define.list("worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler")
+    define.integer("worker_index", None, "index of this process in --worker_hosts")
+    define.string(
+        "interface", "", "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several"
     )
     for name, seconds, what in (
         ("startup_timeout", startup_seconds, "to wait for all workers"),
@@ -123,16 +113,11 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
             "for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
         ),
     ):
-        absl_flags.DEFINE_float(name, seconds, f"seconds {what}", lower_bound=1.0, flag_values=flags)
+        define.float(name, seconds, f"seconds {what}", lower_bound=1.0)
     define_verbosity_flag(flags)
-    absl_flags.DEFINE_bool("record_order", False, "write the images of each step to RUN/order", flag_values=flags)
-    absl_flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard", flag_values=flags)
-    absl_flags.DEFINE_bool(
-        "deterministic",
-        None,
-        "bit-identical results on any number of devices; sets config.deterministic",
-        flag_values=flags,
-    )
+    define.bool("record_order", False, "write the images of each step to RUN/order")
+    define.string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard")
+    define.bool("deterministic", None, "bit-identical results on any number of devices; sets config.deterministic")
     return arguments
 
 

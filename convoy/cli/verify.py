@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
@@ -27,22 +28,17 @@ _SHOWN = 20
 
 def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command's flags."""
+    define = FlagDefiner(flags)
     del argv
-    absl_flags.DEFINE_string(
-        "data",
-        None,
-        "Dataset directory, from convert or TFDS, or a folder of TFRecord files.",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_bool(
+    define.string("data", None, "Dataset directory, from convert or TFDS, or a folder of TFRecord files.")
+    define.bool(
         "repair_index",
         False,
         "Rebuilds index-SPLIT.npz and the .idx files of every split whose shards are intact. Shards and manifest are "
         "never written to.",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_integer("workers", 0, "Number of processes; 0 is one per core.", flag_values=flags)
-    absl_flags.DEFINE_string("json", None, "File to write the full result to, as JSON.", flag_values=flags)
+    define.integer("workers", 0, "Number of processes; 0 is one per core.")
+    define.string("json", None, "File to write the full result to, as JSON.")
 
 
 def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
@@ -35,8 +36,10 @@ _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLUR
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
 
+    define = FlagDefiner(flags)
+
     def integer(name: str, default: int | None, text: str) -> None:
-        absl_flags.DEFINE_integer(name, default, f"slurm: {text}", lower_bound=1, flag_values=flags)
+        define.integer(name, default, f"slurm: {text}", lower_bound=1)
 
     define_worker_flags(flags, "slurm", default_processes=1)
     integer("nodes", None, "number of nodes")
@@ -50,19 +53,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         ("constraint", "required node features, as in sbatch"),
         ("job_name", "name of the job in squeue (default: convoy- and the name of the run directory)"),
     ):
-        absl_flags.DEFINE_string(name, None, f"slurm: {text}", flag_values=flags)
-    absl_flags.DEFINE_multi_string(
-        "sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable", flag_values=flags
-    )
-    absl_flags.DEFINE_multi_string(
-        "setup",
-        [],
-        "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable",
-        flag_values=flags,
+        define.string(name, None, f"slurm: {text}")
+    define.multi_string("sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable")
+    define.multi_string(
+        "setup", [], "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable"
     )
     integer("warn_seconds", 120, "seconds before the time limit at which the workers save and the job is requeued")
-    absl_flags.DEFINE_bool("dry_run", False, "slurm: print the batch script and exit", flag_values=flags)
-    absl_flags.DEFINE_bool("follow", True, "slurm: print the job's state and log until it ends", flag_values=flags)
+    define.bool("dry_run", False, "slurm: print the batch script and exit")
+    define.bool("follow", True, "slurm: print the job's state and log until it ends")
 
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:

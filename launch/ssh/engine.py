@@ -11,6 +11,7 @@ from absl import flags as absl_flags
 
 from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.hosts import read_hosts
@@ -27,28 +28,22 @@ _START_SECONDS = 300.0
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_string(
+    define = FlagDefiner(flags)
+    define.string(
         "hosts",
         None,
         "ssh: file with one host per line, `[user@]host[:port] [slots=N] [address=ADDRESS]`; slots is the number of "
         "worker processes, address is where the other hosts reach it",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_integer(
+    define.integer(
         "min_hosts",
         None,
         "ssh: continue with this many hosts if others do not respond and the run's virtual replicas allow it; default "
         "all; the first start of a run always needs all",
         lower_bound=1,
-        flag_values=flags,
     )
-    absl_flags.DEFINE_string("ssh_config", "", "ssh: config file for the ssh client (its -F)", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "python",
-        "",
-        "ssh: path of the Python with Convoy on the hosts; the same as here by default",
-        flag_values=flags,
-    )
+    define.string("ssh_config", "", "ssh: config file for the ssh client (its -F)")
+    define.string("python", "", "ssh: path of the Python with Convoy on the hosts; the same as here by default")
 
 
 def run(
