@@ -38,7 +38,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str], *, trainer: Sequen
     """Trains in worker processes until the run is done or given up; returns the exit code.
 
     Args:
-      flags: the launcher's flags.
       command: `train` and its flags, with `--workdir`.
       trainer: the program that runs `command`; tests replace it.
 

@@ -56,7 +56,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str], *, trainer: Sequen
     """Runs one worker until it ends; returns its exit code, see `exit_code`.
 
     Args:
-      flags: the launcher's flags.
       command: `train` and its flags, with `--workdir`.
       trainer: the program that runs `command`; tests replace it.
 

@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from convoy.cli.progress import progress_display
 from convoy.core.errors import DataError, UsageError
 from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -33,10 +34,9 @@ _EXTREMES = 3  # classes listed at each end
 _NAME_LENGTH = 40
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    del argv
     define.string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.")
     define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
     define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
@@ -90,10 +90,8 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     define.bool("verbose", False, "Prints one row per class.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
-    del arguments
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.convert.convert import convert
     from convoy.input_pipeline.convert.options import Options, parse_splits
     from convoy.input_pipeline.dataset.storage import is_remote
@@ -135,7 +133,6 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
         summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
-    return 0
 
 
 def _tfds_dataset(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from absl import flags as absl_flags
 
+from convoy.core.devices import parse_devices
 from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
@@ -22,8 +23,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def define_flip_flag(flags: absl_flags.FlagValues) -> None:
     """Defines `--flip_tta`."""
-    define = FlagDefiner(flags)
-    define.bool(
+    FlagDefiner(flags).bool(
         "flip_tta",
         None,
         "test-time augmentation: average over each image and its mirror image; default: config.flip_tta",
@@ -40,8 +40,6 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Evaluates, prints the metrics and writes the report."""
-    from convoy.core.devices import parse_devices
-
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row

@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from convoy.cli.evaluate import CHECKPOINT_HELP
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
@@ -51,7 +52,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if "onnx" in formats and missing:
         raise UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
     start_tensorflow()
-    from convoy.core.processes import terminable
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)

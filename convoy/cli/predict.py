@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_flip_flag, define_model_flags
+from convoy.core.devices import Devices, parse_devices
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from convoy.core.devices import Devices
     from convoy.trainer.evaluation.classifier import Classifier
 
 REQUIRED = ("images", "output")
@@ -37,8 +37,6 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the predictions and prints where they are."""
-    from convoy.core.devices import parse_devices
-
     if bool(flags.workdir) == bool(flags.export):
         raise UsageError("Pass exactly one of --workdir=RUN and --export=DIR (a folder written by `convoy export`).")
     excluded = "checkpoint" if flags.export else "format"
@@ -63,7 +61,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     print(f"{request.output}: {count:,} images, with the weights of step {classifier.step}")
 
 
-def _classifier(flags: absl_flags.FlagValues, devices: "Devices") -> "Classifier":
+def _classifier(flags: absl_flags.FlagValues, devices: Devices) -> "Classifier":
     if flags.export:
         from convoy.trainer.cluster.strategy import make_strategy
         from convoy.trainer.export.classifier import open_export

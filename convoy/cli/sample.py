@@ -1,17 +1,18 @@
 """`convoy sample`: draws a small set of product-like images to try the other commands with."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
+from convoy.core.text import counted
 
 REQUIRED = ("output",)
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
     define.string("output", None, "Folder to create. It must not exist, or be empty.")
@@ -23,16 +24,12 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     define.integer("workers", 0, "Number of processes; 0 is one per usable core. The images do not depend on it.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Draws the set and prints the next commands.
-
-    Returns:
-      The exit code 0.
 
     Raises:
       UsageError: a flag is out of range, or the output folder cannot be used.
     """
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.sample.sample_set import SampleSet
 
     output = Path(flags.output)
@@ -48,12 +45,11 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         images.write(output, workers=flags.workers)
     seconds = time.monotonic() - started
     train, test = (images.categories * images.count(split) for split in ("train", "test"))
-    noun = "category" if images.categories == 1 else "categories"
+    categories = counted(images.categories, "category", "categories")
     print(
-        f"{output}: {train:,} training and {test:,} test images of {images.categories} {noun}, "
+        f"{output}: {train:,} training and {test:,} test images of {categories}, "
         f"{images.size}x{images.size} pixels, drawn in {seconds:.1f} s ({(train + test) / seconds:,.0f} images/s)."
     )
     print("Next:")
     print(f"  convoy convert --images={output / 'train'} --output=data")
     print(f"  convoy convert --images={output / 'test'} --output=data --split=test")
-    return 0

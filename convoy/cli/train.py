@@ -7,6 +7,7 @@ import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from convoy.cli import require_flags
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
@@ -17,7 +18,7 @@ from convoy.trainer.config import renamed
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
+    """Defines the flags; returns the arguments as `define_config_flag`."""
     define = FlagDefiner(flags)
     define.bool("print_config", False, "print the config, and with --data the plan derived from it, and exit")
     define.bool(
@@ -34,14 +35,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
 
 
 def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines `--config` and a flag for each of its fields.
-
-    Args:
-      flags: the flags to add to.
-      arguments: the command line.
-
-    Returns:
-      The arguments with the path of the recipe first, in place of its name.
+    """Defines `--config` and a flag for each of its fields; returns the arguments with the path of the recipe first.
 
     Raises:
       UsageError: unknown recipe or config field.
@@ -80,18 +74,9 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
 
 
 def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
-    """Defines the flags of a run: config, data, devices and cluster.
+    """Defines the flags of a run: config, data, devices and cluster; `startup_seconds`: default of `--startup_timeout`.
 
-    Args:
-      flags: the flags to add to.
-      arguments: the command line.
-      startup_seconds: default of `--startup_timeout`.
-
-    Returns:
-      The arguments with the path of the recipe first, in place of its name.
-
-    Raises:
-      UsageError: unknown recipe or config field.
+    Returns and raises as `define_config_flag`.
     """
     define = FlagDefiner(flags)
     arguments = define_config_flag(flags, arguments)
@@ -123,8 +108,6 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Trains, runs a finder, or prints the config."""
-    from convoy.cli import require_flags
-
     config = flags.config
     if flags.deterministic is not None:
         config.deterministic = flags.deterministic
@@ -162,8 +145,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:
     """Runs `--find_lr` or `--find_batch_size`."""
-    from convoy.cli import require_flags
-
     finder = "find_lr" if flags.find_lr else "find_batch_size"
     if flags.find_lr and flags.find_batch_size:
         raise UsageError("--find_lr and --find_batch_size cannot run together: run --find_batch_size first.")

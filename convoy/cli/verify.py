@@ -6,15 +6,18 @@ convoy verify --data=imagenet --json=faults.json
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.cli.progress import progress_display
 from convoy.core.errors import DataError, UsageError
+from convoy.core.files import write_whole
 from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
@@ -26,10 +29,9 @@ REQUIRED = ("data",)
 _SHOWN = 20
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    del argv
     define.string("data", None, "Dataset directory, from convert or TFDS, or a folder of TFRecord files.")
     define.bool(
         "repair_index",
@@ -41,17 +43,14 @@ def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     define.string("json", None, "File to write the full result to, as JSON.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Verifies the dataset and prints a table and the faults."""
-    del arguments
     if is_remote(flags.data):
         raise UsageError(
             f"--data={flags.data}: verify reads local folders only. Mount the bucket, or copy the data to a folder"
         )
     if flags.workers < 0:
         raise UsageError(f"--workers={flags.workers}: must be 0 or more")
-    from convoy.cli.progress import progress_display
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.dataset.index import index_path
     from convoy.input_pipeline.verify.verify import verify
 
@@ -75,10 +74,8 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     if report.rebuilt:
         print(f"Rebuilt: {', '.join(index_path(directory, split).name for split in report.rebuilt)}.")
     if report.faults:
-        number = len(report.faults)
-        raise DataError(f"{directory} has {number:,} fault{'s' if number > 1 else ''}")
+        raise DataError(f"{directory} has {counted(len(report.faults), 'fault')}")
     print(f"{directory}: no faults found.")
-    return 0
 
 
 def _print_table(report: "Report") -> None:
@@ -95,8 +92,6 @@ def _print_table(report: "Report") -> None:
 
 
 def _write_json(path: Path, report: "Report") -> None:
-    from convoy.core.files import write_whole
-
     content = {
         "splits": [asdict(split) for split in report.splits],
         "faults": [_fault_json(fault) for fault in report.faults],

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
@@ -62,7 +63,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "kubernetes: only the run's workers may connect to its workers, whose ports are unauthenticated",
     )
     define.integer(
-        "port", 2222, "kubernetes: port that workers listen on", lower_bound=_FIRST_FREE_PORT, upper_bound=65535
+        "port", DEFAULT_PORT, "kubernetes: port that workers listen on", lower_bound=_FIRST_FREE_PORT, upper_bound=65535
     )
     define.bool("dry_run", False, "kubernetes: print the manifests and exit")
     define.string("kubectl", "kubectl", "kubernetes: name or path of kubectl")

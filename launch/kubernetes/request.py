@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value, trains
 
@@ -69,7 +70,7 @@ class Request:
     service_account: str = ""
     image_pull_policy: str = ""
     queue: str = ""
-    port: int = 2222
+    port: int = DEFAULT_PORT
     max_restarts: int = 20
     grace_seconds: float = 60.0
     tensorboard: bool = True

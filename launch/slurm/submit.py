@@ -35,30 +35,35 @@ _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLUR
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-
     define = FlagDefiner(flags)
-
-    def integer(name: str, default: int | None, text: str) -> None:
-        define.integer(name, default, f"slurm: {text}", lower_bound=1)
-
     define_worker_flags(flags, "slurm", default_processes=1)
-    integer("nodes", None, "number of nodes")
-    integer("gpus_per_node", None, "GPUs per node")
-    integer("cpus_per_task", None, "cores per worker; without it many clusters give only one")
-    for name, text in (
-        ("partition", "partition, as in sbatch"),
-        ("time", "time limit, as in sbatch: 12:00:00. The job is requeued at the limit and the run resumes"),
-        ("account", "account to charge, as in sbatch"),
-        ("qos", "quality of service, as in sbatch"),
-        ("constraint", "required node features, as in sbatch"),
-        ("job_name", "name of the job in squeue (default: convoy- and the name of the run directory)"),
-    ):
-        define.string(name, None, f"slurm: {text}")
+    define.integer("nodes", None, "slurm: number of nodes", lower_bound=1)
+    define.integer("gpus_per_node", None, "slurm: GPUs per node", lower_bound=1)
+    define.integer(
+        "cpus_per_task", None, "slurm: cores per worker; without it many clusters give only one", lower_bound=1
+    )
+    define.string("partition", None, "slurm: partition, as in sbatch")
+    define.string(
+        "time",
+        None,
+        "slurm: time limit, as in sbatch: 12:00:00. The job is requeued at the limit and the run resumes",
+    )
+    define.string("account", None, "slurm: account to charge, as in sbatch")
+    define.string("qos", None, "slurm: quality of service, as in sbatch")
+    define.string("constraint", None, "slurm: required node features, as in sbatch")
+    define.string(
+        "job_name", None, "slurm: name of the job in squeue (default: convoy- and the name of the run directory)"
+    )
     define.multi_string("sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable")
     define.multi_string(
         "setup", [], "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable"
     )
-    integer("warn_seconds", 120, "seconds before the time limit at which the workers save and the job is requeued")
+    define.integer(
+        "warn_seconds",
+        120,
+        "slurm: seconds before the time limit at which the workers save and the job is requeued",
+        lower_bound=1,
+    )
     define.bool("dry_run", False, "slurm: print the batch script and exit")
     define.bool("follow", True, "slurm: print the job's state and log until it ends")
 

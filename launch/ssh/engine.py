@@ -56,7 +56,6 @@ def run(
     """Trains on the hosts of a file until the run is done or fails; returns the exit code.
 
     Args:
-      flags: the launcher's flags.
       command: `train` and its flags, with `--workdir`.
       silent_seconds: seconds without a message after which launcher and agents consider each other gone.
       trainer: program that runs `command`, the hosts' Convoy by default; tests replace it.
