@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.progress import progress_display
+from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
     from convoy.input_pipeline.convert.summary import ClassSummary, Summary
@@ -195,20 +194,14 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
 
 
 def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("split", box=None, pad_edge=False)
-    for heading in ("images", "classes", "shards", "MB"):
-        table.add_column(heading, justify="right")
-    for split in summary.splits:
-        numbers = (f"{split.images:,}", f"{split.classes:,}", f"{split.shards:,}", f"{split.size / 1e6:,.1f}")
-        table.add_row(split.name, *numbers)
-    console = Console(highlight=False)
     if verbose:
-        console.print(_class_table(summary))
-        console.print()
-    console.print(table)
+        _print_class_table(summary)
+        print()
+    print_table(
+        ("split",),
+        ("images", "classes", "shards", "MB"),
+        [(split.name, split.images, split.classes, split.shards, split.size / 1e6) for split in summary.splits],
+    )
     images = sum(split.images for split in summary.splits)
     lines = class_summary(summary)
     lines.append(f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}.")
@@ -249,20 +242,14 @@ def _shown(name: str) -> str:
     return repr(text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…")
 
 
-def _class_table(summary: "Summary") -> "RichTable":
-    """Returns a table with one row per class."""
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_class_table(summary: "Summary") -> None:
+    """Prints one row per class."""
     splits = [split.name for split in summary.splits]
-    table = Table("class", box=None, pad_edge=False)
-    for heading in (*splits, "re-encoded", "duplicates", "quarantined"):
-        table.add_column(heading, justify="right")
+    rows = []
     for one in summary.classes:
         numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
-        name = Text(one.name.encode("utf-8", "replace").decode(), overflow="ellipsis", no_wrap=True)
-        table.add_row(name, *(f"{number:,}" for number in numbers))
-    return table
+        rows.append((one.name.encode("utf-8", "replace").decode(), *numbers))
+    print_table(("class",), (*splits, "re-encoded", "duplicates", "quarantined"), rows)
 
 
 def _left_out(summary: "Summary") -> str:

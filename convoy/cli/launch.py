@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from convoy.cli import Command, listing, require_flags
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
-from convoy.launch.trainer_command import trainer_command
+from convoy.launch.trainer_command import LAUNCHED_COMMANDS, trainer_command
 
 TAKES_ARGUMENTS = True
 RENAMED_FLAGS = {"echo_seconds": "secondary_exit_delay"}
@@ -56,8 +56,9 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
         "grace_seconds", 60.0, "seconds that a worker may take to save and exit before it is killed", lower_bound=0.0
     )
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-    for command in () if "--" in arguments else {"train", "doctor"} & set(own):
-        raise UsageError(f"`--` is missing before {command!r}: it separates the trainer's command. {_ENGINE_LIST}")
+    launched = next((argument for argument in own if argument in LAUNCHED_COMMANDS), None)
+    if launched and "--" not in arguments:
+        raise UsageError(f"`--` is missing before {launched!r}: it separates the trainer's command. {_ENGINE_LIST}")
     named = _named_engine(own)
     other = [argument for argument in own if not argument.startswith("-")]
     if named:

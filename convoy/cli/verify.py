@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.progress import progress_display
+from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.flags import FlagDefiner
@@ -62,7 +63,11 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             repair_index=flags.repair_index,
             progress=lambda done, total: progress(done // 10**6, total // 10**6),
         )
-    _print_table(report)
+    print_table(
+        ("split",),
+        ("records", "classes", "shards", "MB", "faults"),
+        [(one.name, one.records, one.classes, one.shards, one.size / 1e6, one.faults) for one in report.splits],
+    )
     for fault in report.faults[:_SHOWN]:
         print(fault.line())
     if len(report.faults) > _SHOWN:
@@ -76,19 +81,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if report.faults:
         raise DataError(f"{directory} has {counted(len(report.faults), 'fault')}")
     print(f"{directory}: no faults found.")
-
-
-def _print_table(report: "Report") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("split", box=None, pad_edge=False)
-    for heading in ("records", "classes", "shards", "MB", "faults"):
-        table.add_column(heading, justify="right")
-    for split in report.splits:
-        numbers = (split.records, split.classes, split.shards, split.size / 1e6, split.faults)
-        table.add_row(split.name, *(f"{n:,.1f}" if isinstance(n, float) else f"{n:,}" for n in numbers))
-    Console(highlight=False).print(table)
 
 
 def _write_json(path: Path, report: "Report") -> None:
