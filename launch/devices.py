@@ -36,9 +36,7 @@ def gpus_by_worker(
     Raises:
       UsageError: the GPUs cannot be divided evenly.
     """
-    if processes == 1 or (flag_value(command, "devices") or "").startswith("cpu"):
-        return None
-    gpus = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+    gpus = usable_gpus(command, environment) if processes > 1 else []
     if not gpus:
         return None
     share = gpus_per_worker(
@@ -87,8 +85,11 @@ def gpus_per_worker(gpus: int, processes: int, *, asked_as: str, available: str,
     return gpus // processes
 
 
-def visible_gpus(variable: str | None) -> list[str]:
-    """Returns the GPUs, by number or UUID, that programs may use. `variable` is CUDA_VISIBLE_DEVICES or None."""
+def usable_gpus(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs, by number or UUID, that the trainer's `command` may use."""
+    if (flag_value(command, "devices") or "").startswith("cpu"):
+        return []
+    variable = environment.get("CUDA_VISIBLE_DEVICES")
     if variable is not None and (not variable.strip() or variable.strip().startswith("-")):
         return []
     installed = _installed_gpus()

@@ -245,10 +245,10 @@ def _shown(name: str) -> str:
 def _print_class_table(summary: "Summary") -> None:
     """Prints one row per class."""
     splits = [split.name for split in summary.splits]
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for one in summary.classes:
-        numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
-        rows.append((one.name.encode("utf-8", "replace").decode(), *numbers))
+        name = one.name.encode("utf-8", "replace").decode()
+        rows.append((name, *(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined))
     print_table(("class",), (*splits, "re-encoded", "duplicates", "quarantined"), rows)
 
 

@@ -31,9 +31,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
     define = FlagDefiner(flags)
     flags.set_default("max_restarts", _MAX_RESTARTS)
-    flags[
-        "max_restarts"
-    ].help = "maximum number of restarts of the run; restarts after a pod was evicted or preempted do not count"
+    restarts = flags["max_restarts"]
+    restarts.help = "maximum number of restarts of the run; restarts after a pod was evicted or preempted do not count"
     define.integer("replicas", None, "kubernetes: number of workers, one pod per worker", lower_bound=1)
     define.integer("gpus", 0, "kubernetes: GPUs per worker", lower_bound=0)
     define.string("image", None, "kubernetes: container image with Convoy (see launch/kubernetes/Dockerfile)")

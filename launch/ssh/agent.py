@@ -23,11 +23,11 @@ from typing import Any
 
 from convoy import __version__
 from convoy.core.errors import UsageError
-from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus, worker_environments
+from convoy.launch.devices import cores_by_worker, gpus_by_worker, usable_gpus, worker_environments
 from convoy.launch.ports import reserved_ports
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
-from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import trainer_environment, trains
 
 _TICK_SECONDS = 0.05
 _SHARED_FOLDER_SECONDS = 10.0  # a file written on one host may take a while to appear on another
@@ -107,14 +107,12 @@ class Agent:
                 f"another launch still has workers of {order['run']} there. Wait for it to end, or pass another "
                 "--workdir"
             )
-        on_cpu = (flag_value(command, "devices") or "").startswith("cpu")
-        gpus = [] if on_cpu else visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
             self._gpus = gpus_by_worker(slots, command, os.environ, asked_as=f"slots={slots}")
         except UsageError as error:
             facts["problem"] = str(error).rstrip(".")
         self._cores = cores_by_worker(slots)
-        facts["gpus"] = gpus
+        facts["gpus"] = usable_gpus(command, os.environ)
         facts["ports"] = self._ports.enter_context(reserved_ports(slots, avoid=set(order["avoid_ports"])))
         self._messages.send({"hello": facts})
 
