@@ -89,16 +89,16 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     define.string(
         "interface", "", "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several"
     )
-    for name, seconds, what in (
-        ("startup_timeout", startup_seconds, "to wait for all workers"),
-        ("heartbeat_timeout", 30.0, "without a heartbeat after which a worker counts as lost"),
-        (
-            "step_timeout",
-            600.0,
-            "for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
-        ),
-    ):
-        define.float(name, seconds, f"seconds {what}", lower_bound=1.0)
+    define.float("startup_timeout", startup_seconds, "seconds to wait for all workers", lower_bound=1.0)
+    define.float(
+        "heartbeat_timeout", 30.0, "seconds without a heartbeat after which a worker counts as lost", lower_bound=1.0
+    )
+    define.float(
+        "step_timeout",
+        600.0,
+        "seconds for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
+        lower_bound=1.0,
+    )
     define_verbosity_flag(flags)
     define.bool("record_order", False, "write the images of each step to RUN/order")
     define.string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard")

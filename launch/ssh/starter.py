@@ -26,8 +26,8 @@ from convoy.launch.ssh.remote_workers import Member, RemoteWorkers, close_all
 from convoy.launch.supervisor import StartError
 from convoy.launch.trainer_command import cluster_variables, flag_value, trainer_environment, trains
 
-_FORWARDED_PREFIXES = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_")  # of variables for workers, as is PYTHONPATH
-_NOT_FORWARDED = ("TF_CONFIG",)
+# Variables for workers, by the start of their name. The agent drops TF_CONFIG.
+_FORWARDED = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_", "PYTHONPATH")
 _AGENT_VARIABLES = ("PYTHONPATH", "PYTHONSAFEPATH")  # they decide which Convoy `python -m` imports
 _TICK_SECONDS = 0.02
 
@@ -252,11 +252,7 @@ class Starter:
         addresses = [
             f"{connection.host.address}:{port}" for connection in chosen for port in connection.answer["ports"]
         ]
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if (name.startswith(_FORWARDED_PREFIXES) or name == "PYTHONPATH") and name not in _NOT_FORWARDED
-        }
+        variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
         members: list[Member] = []
         for connection in chosen:
             ports = connection.answer["ports"]
