@@ -21,6 +21,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.text import counted
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
@@ -202,9 +203,9 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
         ("images", "classes", "shards", "MB"),
         [(split.name, split.images, split.classes, split.shards, split.size / 1e6) for split in summary.splits],
     )
-    images = sum(split.images for split in summary.splits)
+    images = counted(sum(split.images for split in summary.splits), "image")
     lines = class_summary(summary)
-    lines.append(f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}.")
+    lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
         lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
     if any(_counts_left_out(summary).values()):
@@ -220,7 +221,8 @@ def class_summary(summary: "Summary") -> list[str]:
     lines = []
     for split in summary.splits:
         ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
-        lines.append(f"{split.name}: {split.images:,} images of {split.classes:,} classes")
+        images, classes = counted(split.images, "image"), counted(split.classes, "class", "classes")
+        lines.append(f"{split.name}: {images} of {classes}")
         if len(ordered) <= 2 * _EXTREMES:
             lines.append(f"  classes: {_counts(ordered, split.name)}")
         else:
