@@ -221,8 +221,7 @@ def class_summary(summary: "Summary") -> list[str]:
     lines = []
     for split in summary.splits:
         ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
-        images, classes = counted(split.images, "image"), counted(split.classes, "class", "classes")
-        lines.append(f"{split.name}: {images} of {classes}")
+        lines.append(f"{split.name}: {counted(split.images, 'image')} of {counted(split.classes, 'class', 'classes')}")
         if len(ordered) <= 2 * _EXTREMES:
             lines.append(f"  classes: {_counts(ordered, split.name)}")
         else:
