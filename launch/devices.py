@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from convoy.core.errors import UsageError
-from convoy.launch.trainer_command import flag_value
+from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value
 
 _LIST_GPUS_TIMEOUT_SECONDS = 30
 
@@ -36,9 +36,7 @@ def gpus_by_worker(
     Raises:
       UsageError: the GPUs cannot be divided evenly.
     """
-    if processes == 1 or (flag_value(command, "devices") or "").startswith("cpu"):
-        return None
-    gpus = visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+    gpus = usable_gpus(command, environment) if processes > 1 else []
     if not gpus:
         return None
     share = gpus_per_worker(
@@ -49,6 +47,23 @@ def gpus_by_worker(
         or_else=", choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu",
     )
     return [",".join(gpus[rank * share : (rank + 1) * share]) for rank in range(processes)]
+
+
+def worker_environments(
+    environment: Mapping[str, str], processes: int, *, gpus: Sequence[str] | None, one_thread: bool
+) -> list[dict[str, str]]:
+    """Returns the environment of each worker, as far as it is the same in all attempts.
+
+    Args:
+      environment: environment of the process that starts them.
+      processes: number of workers.
+      gpus: see `gpus_by_worker`.
+      one_thread: whether each computes with one thread, unless `environment` requests another number.
+    """
+    common = {name: value for name, value in environment.items() if name not in OTHER_CLUSTERS}
+    if one_thread:
+        common = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", **common}
+    return [{**common, **({"CUDA_VISIBLE_DEVICES": gpus[rank]} if gpus else {})} for rank in range(processes)]
 
 
 def gpus_per_worker(gpus: int, processes: int, *, asked_as: str, available: str, or_else: str = "") -> int:
@@ -70,8 +85,11 @@ def gpus_per_worker(gpus: int, processes: int, *, asked_as: str, available: str,
     return gpus // processes
 
 
-def visible_gpus(variable: str | None) -> list[str]:
-    """Returns the GPUs, by number or UUID, that programs may use. `variable` is CUDA_VISIBLE_DEVICES or None."""
+def usable_gpus(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs, by number or UUID, that the trainer's `command` may use."""
+    if (flag_value(command, "devices") or "").startswith("cpu"):
+        return []
+    variable = environment.get("CUDA_VISIBLE_DEVICES")
     if variable is not None and (not variable.strip() or variable.strip().startswith("-")):
         return []
     installed = _installed_gpus()

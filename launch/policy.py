@@ -12,9 +12,11 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 from convoy.core.exit_codes import DATA, ERROR, INTERRUPTED, RETRYABLE, USAGE
+from convoy.core.text import counted
 
 _LAST_SIGNAL = 64
 _NEVER_RESTARTED = {USAGE: "invalid flags or config", DATA: "unusable data or checkpoint"}
@@ -166,7 +168,7 @@ class RestartPolicy:
                 return Decision(False, reason, cause.exit_code)
             self._error_steps.add(cause.step)
         if self._restarts >= self._max_restarts:
-            restarts = "1 restart" if self._restarts == 1 else f"{self._restarts} restarts"
+            restarts = counted(self._restarts, "restart")
             reason = f"Giving up after {restarts} without a new checkpoint" if self._restarts else "Not restarted"
             return Decision(False, f"{reason} (--max_restarts={self._max_restarts})", cause.exit_code)
         self._restarts += 1
@@ -180,8 +182,9 @@ def cause_of(outcomes: Sequence[WorkerOutcome], events: Sequence[Mapping[str, An
       outcomes: outcomes of all workers, at least one of them a failure.
       events: the events that the trainer wrote to events.jsonl during the attempt.
     """
-    failed = sorted((outcome for outcome in outcomes if not outcome.succeeded), key=_failure_time)
+    failed = sorted((outcome for outcome in outcomes if not outcome.succeeded), key=attrgetter("failure_time"))
     forced = [outcome for outcome in failed if outcome.ended_as]
+    stopped = [outcome for outcome in forced if outcome.ended_as is Kind.STOPPED]
     lost = [outcome for outcome in failed if outcome.lost]
     primary = [outcome for outcome in failed if not outcome.ended_as and not outcome.lost and outcome.is_primary]
     # TensorFlow may abort a worker that has lost its peer: a secondary failure if anything else went wrong.
@@ -189,21 +192,14 @@ def cause_of(outcomes: Sequence[WorkerOutcome], events: Sequence[Mapping[str, An
     primary = [outcome for outcome in primary if outcome not in aborted]
     refused = [outcome for outcome in primary if outcome.exit_code in _NEVER_RESTARTED]
     if primary and primary[0] in refused:
-        return _cause_of_outcome(min(refused, key=lambda outcome: outcome.rank))  # the same flags are wrong everywhere
-    if primary:
-        return _cause_of_outcome(primary[0])
-    if lost:
-        return _cause_of_outcome(lost[0])
-    stopped = [outcome for outcome in forced if outcome.ended_as is Kind.STOPPED]
-    if stopped:
-        return _cause_of_outcome(stopped[0])
+        return _cause_of_outcome(min(refused, key=attrgetter("rank")))  # the same flags are wrong everywhere
+    if causes := [*primary, *lost, *stopped]:
+        return _cause_of_outcome(causes[0])
     preempted = next((event for event in events if event["event"] == "preempted"), None)
     if preempted:
         return _preempted(preempted)
-    if forced:
-        return _cause_of_outcome(forced[0])
-    if aborted:
-        return _cause_of_outcome(aborted[0])
+    if causes := [*forced, *aborted]:
+        return _cause_of_outcome(causes[0])
     peer_lost = next((event for event in events if event["event"] == "peer_lost"), None)
     if peer_lost:
         return Cause(Kind.PEER_LOST, None, f"peer lost: {_first_line(peer_lost.get('message'))}", RETRYABLE)
@@ -219,13 +215,13 @@ def exit_code_after_signal(outcomes: Sequence[WorkerOutcome], number: int, *, ha
       had_to_kill: whether a worker did not exit and was killed.
     """
     codes = {outcome.exit_code for outcome in outcomes}
-    if codes <= {0}:
-        return 0 if outcomes else 128 + number
+    if codes == {0}:
+        return 0
     if had_to_kill:
         return 128 + number
     own = [outcome for outcome in outcomes if outcome.exit_code in (ERROR, *_NEVER_RESTARTED) and outcome.is_primary]
     if own:
-        return min(own, key=_failure_time).exit_code
+        return min(own, key=attrgetter("failure_time")).exit_code
     # After Ctrl-C no scheduler should restart the run, whatever the workers' secondary exit codes.
     return RETRYABLE if RETRYABLE in codes and number != signal.SIGINT else 128 + number
 
@@ -236,10 +232,6 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
-
-
-def _failure_time(outcome: WorkerOutcome) -> float:
-    return outcome.failure_time
 
 
 def _cause_of_outcome(outcome: WorkerOutcome) -> Cause:

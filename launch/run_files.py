@@ -200,13 +200,11 @@ class RunFiles:
         with contextlib.suppress(OSError):
             write_whole(self._layout.launch, (json.dumps(json_value(value), indent=2) + "\n").encode())
 
-    def remove_traces(self) -> bool:
-        """Removes what this launch made, if the trainer never accepted RUN. Returns whether it did."""
-        if self._layout.checkpoints.is_dir() or not self._made:
-            return False
-        self._layout.launch.unlink(missing_ok=True)
-        self.remove_made_folders()
-        return True
+    def remove_traces(self) -> None:
+        """Removes what this launch made, if the trainer never accepted RUN."""
+        if self._made and not self._layout.checkpoints.is_dir():
+            self._layout.launch.unlink(missing_ok=True)
+            self.remove_made_folders()
 
     def remove_made_folders(self) -> None:
         """Removes the folders that this launch made, with the files of its attempts."""

@@ -119,6 +119,8 @@ class Supervisor:
         except ConvoyError as error:
             if self._attempts and self._trains:
                 self._write_summary(error.exit_code)
+            else:
+                self._run.remove_made_folders()
             raise
         finally:
             self._screen.drain()

@@ -4,6 +4,7 @@ command = trainer_command(["train", "--data=data", "--workdir=run"])    # the ar
 run_directory(command)                                                  # "run"
 """
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from convoy.core.errors import UsageError, did_you_mean
 TRAINER = (sys.executable, "-m", "convoy")  # the program that runs the command
 # Variables that would make a worker join the cluster of the process that starts it.
 OTHER_CLUSTERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
+LAUNCHED_COMMANDS = ("train", "doctor")
 
-_COMMANDS = ("train", "doctor")
 _EXAMPLE = "Example: convoy launch local --processes=2 -- train --data=data --workdir=run"
 
 
@@ -26,9 +27,9 @@ def trainer_command(words: Sequence[str]) -> list[str]:
     """
     if not words or words[0].startswith("-"):
         raise UsageError(f"no command to launch: give `train` and its flags after --. {_EXAMPLE}")
-    if words[0] not in _COMMANDS:
+    if words[0] not in LAUNCHED_COMMANDS:
         raise UsageError(
-            f"{words[0]!r} cannot be launched{did_you_mean(words[0], _COMMANDS)}: "
+            f"{words[0]!r} cannot be launched{did_you_mean(words[0], LAUNCHED_COMMANDS)}: "
             f"give `train` and its flags after --. {_EXAMPLE}"
         )
     run_directory(words)
@@ -54,6 +55,20 @@ def trainer_environment() -> dict[str, str]:
         # `python -m` would search the current directory first; the `convoy` script did not.
         environment["PYTHONSAFEPATH"] = "1"
     return environment
+
+
+def cluster_variables(addresses: Sequence[str], rank: int) -> dict[str, str]:
+    """Returns the variable that describes the cluster to a worker; nothing for a single worker.
+
+    Args:
+      addresses: `host:port` of each worker.
+      rank: rank of the worker.
+    """
+    if len(addresses) == 1:
+        return {}
+    return {
+        "TF_CONFIG": json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}})
+    }
 
 
 def trains(command: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from convoy.core.cluster import find_cluster
 from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
+from convoy.core.flags import FlagDefiner
 from convoy.launch.policy import WorkerOutcome, signal_name
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
@@ -40,43 +41,23 @@ GPUS_VARIABLE = "CONVOY_GPUS_PER_TASK"  # set by `launch srun` if several worker
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_bool("show", True, "worker: also print the output that RUN/logs keeps", flag_values=flags)
-    absl_flags.DEFINE_float(
+    define = FlagDefiner(flags)
+    define.bool("show", True, "worker: also print the output that RUN/logs keeps")
+    define.float(
         "secondary_exit_delay",
         0.0,
         "worker: how many seconds to delay exit code 138 (a peer was lost) unless a signal arrives, so that the "
         "scheduler sees the worker that caused the failure exit first",
         lower_bound=0.0,
-        flag_values=flags,
     )
 
 
-def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
-    """Runs the trainer's `command` (`train` and its flags); returns the exit code."""
-    return launch(
-        command, grace_seconds=flags.grace_seconds, secondary_exit_delay=flags.secondary_exit_delay, show=flags.show
-    )
-
-
-def launch(
-    command: Sequence[str],
-    *,
-    grace_seconds: float = 60.0,
-    secondary_exit_delay: float = 0.0,
-    show: bool = True,
-    trainer: Sequence[str] = TRAINER,
-) -> int:
-    """Runs one worker until it ends.
+def run(flags: absl_flags.FlagValues, command: Sequence[str], *, trainer: Sequence[str] = TRAINER) -> int:
+    """Runs one worker until it ends; returns its exit code, see `exit_code`.
 
     Args:
       command: `train` and its flags, with `--workdir`.
-      grace_seconds: seconds from a signal to SIGKILL.
-      secondary_exit_delay: for how many seconds at most exit code 138 is held back if no signal asked for it.
-      show: whether to print the worker's output as well as keeping it.
       trainer: the program that runs `command`; tests replace it.
-
-    Returns:
-      The worker's exit code, see `exit_code`.
 
     Raises:
       UsageError: the environment describes an invalid cluster, or RUN is a file.
@@ -100,18 +81,18 @@ def launch(
     if (gpus := own_gpus(os.environ)) is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpus
     program = WorkerProgram([*trainer, *command], {**trainer_environment(), **variables}, files.log(rank))
-    screen = Screen.of_standard_output() if show else Screen(None)
+    screen = Screen.of_standard_output() if flags.show else Screen(None)
     log = Follower(files.log(rank), prefix="", at_end=True)
-    shutdown = ShutdownPolicy(grace_seconds)
+    shutdown = ShutdownPolicy(flags.grace_seconds)
     with Signals() as signals:
         end = _watch(WorkerProcesses([program]), signals, shutdown, screen, log)._replace(rank=rank)
         screen.write(log.rest())
         files.write_end(end)
         code = exit_code(end, files)
         if code == RETRYABLE and not shutdown.signals:
-            signals.wait(secondary_exit_delay, idle=screen.pump)
+            signals.wait(flags.secondary_exit_delay, idle=screen.pump)
     screen.drain()
-    if not trains(command) and show:  # without `show` a launcher reads the files
+    if not trains(command) and flags.show:  # with --noshow a launcher reads the files
         run_files.remove_worker_files(files, rank)
     return code
 

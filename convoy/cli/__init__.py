@@ -27,69 +27,49 @@ from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.logs import log_to_stderr
 from convoy.input_pipeline.tf_startup import set_verbosity
 
+_ABOUT = "convoy: trains image classifiers, with the same results on one device, all GPUs of a machine, or a cluster."
+
 _logger = logging.getLogger("convoy")
 
 
 class Command(NamedTuple):
-    """The module of a command, and its entry in the list that `convoy` prints."""
+    """A command, or an engine of `convoy launch`, as `listing` shows it. A command is the module of its name here."""
 
-    module: str
     summary: str
     example: str
 
 
 COMMANDS = {
-    "sample": Command("convoy.cli.sample", "draws a small product-like image set", "convoy sample --output=photos"),
-    "convert": Command(
-        "convoy.cli.convert", "turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"
-    ),
-    "verify": Command(
-        "convoy.cli.verify", "checks every record, checksum, image and label of a dataset", "convoy verify --data=data"
-    ),
-    "train": Command(
-        "convoy.cli.train", "trains a model, or resumes an interrupted run", "convoy train --data=data --workdir=run"
-    ),
+    "sample": Command("draws a small product-like image set", "convoy sample --output=photos"),
+    "convert": Command("turns images into TFRecord shards", "convoy convert --images=photos/train --output=data"),
+    "verify": Command("checks every record, checksum, image and label of a dataset", "convoy verify --data=data"),
+    "train": Command("trains a model, or resumes an interrupted run", "convoy train --data=data --workdir=run"),
     "augment": Command(
-        "convoy.cli.augment",
         "writes a page of images augmented by a recipe",
         "convoy augment --data=data --config=convnet --output=augment.html",
     ),
     "evaluate": Command(
-        "convoy.cli.evaluate",
-        "computes exact metrics on every image of a split",
-        "convoy evaluate --workdir=run --split=test",
+        "computes exact metrics on every image of a split", "convoy evaluate --workdir=run --split=test"
     ),
     "predict": Command(
-        "convoy.cli.predict",
         "predicts a category for every image in a folder",
         "convoy predict --workdir=run --images=photos/test --output=predictions.csv",
     ),
-    "report": Command(
-        "convoy.cli.report",
-        "writes an HTML report of a run: metrics and error analysis",
-        "convoy report --workdir=run",
-    ),
+    "report": Command("writes an HTML report of a run: metrics and error analysis", "convoy report --workdir=run"),
     "export": Command(
-        "convoy.cli.export",
         "exports the model as SavedModel, Keras file, LiteRT or ONNX and verifies each",
         "convoy export --workdir=run --format=saved_model,onnx --output=exported",
     ),
-    "runs": Command(
-        "convoy.cli.runs",
-        "lists the runs in a folder, best first, with the config differences",
-        "convoy runs runs",
-    ),
+    "runs": Command("lists the runs in a folder, best first, with the config differences", "convoy runs runs"),
     "launch": Command(
-        "convoy.cli.launch",
         "starts and monitors workers, and restarts them from the latest checkpoint",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
     ),
     "doctor": Command(
-        "convoy.cli.doctor",
         "checks devices, network, data and config before a run, and suggests fixes",
         "convoy doctor --data=data --workdir=run",
     ),
-    "bench": Command("convoy.cli.bench", "benchmarks Convoy against other libraries in one run", "convoy bench step"),
+    "bench": Command("benchmarks Convoy against other libraries in one run", "convoy bench step"),
 }
 
 
@@ -148,7 +128,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}. Run `convoy` to list the commands.")
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
+    module = importlib.import_module(f"convoy.cli.{name}")
     flags = absl_flags.FlagValues()
     arguments = _current_flags(argv[2:], getattr(module, "RENAMED_FLAGS", {}))
     arguments = module.define_flags(flags, arguments) or arguments
@@ -193,15 +173,18 @@ def require_flags(flags: absl_flags.FlagValues, *names: str) -> None:
         raise UsageError(f"{' and '.join(missing)} must be given. Run with --help for an example.")
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [
-        "convoy: trains image classifiers, with the same results on one device, all GPUs of a machine, or a cluster.",
-        "",
-    ]
-    for name, command in COMMANDS.items():
+def listing(commands: Mapping[str, Command]) -> list[str]:
+    """Returns lines with the name, summary and example of each command."""
+    width = max(map(len, commands))
+    lines = []
+    for name, command in commands.items():
         lines += [f"  {name:<{width}}  {command.summary}", f"  {'':<{width}}    {command.example}"]
-    return "\n".join([*lines, "", "Run `convoy COMMAND --help` to list the flags of a command."])
+    return lines
+
+
+def _overview() -> str:
+    more = "Run `convoy COMMAND --help` to list the flags of a command."
+    return "\n".join([_ABOUT, "", *listing(COMMANDS), "", more])
 
 
 def _usage(overview: str, flags: absl_flags.FlagValues) -> str:

@@ -7,7 +7,9 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from convoy.cli.train import define_config_flag
-from convoy.core.errors import DataError, UsageError
+from convoy.core.errors import DataError
+from convoy.core.files import check_output_file, write_whole
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer import config as configs
 
@@ -17,10 +19,11 @@ _SHOWN_IMAGES = 3
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
-    absl_flags.DEFINE_string("data", None, "dataset directory", flag_values=flags)
-    absl_flags.DEFINE_string("split", "train", "split of the images to show", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "HTML file to write", flag_values=flags)
+    """Defines the flags; returns the arguments as `define_config_flag`."""
+    define = FlagDefiner(flags)
+    define.string("data", None, "dataset directory")
+    define.string("split", "train", "split of the images to show")
+    define.string("output", None, "HTML file to write")
     return define_config_flag(flags, arguments)
 
 
@@ -30,16 +33,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     config, output = flags.config, Path(flags.output)
     configs.check(config)
-    if not output.parent.is_dir():
-        raise UsageError(f"--output={output}: directory {output.parent} does not exist. Create it first.")
-    if output.is_dir():
-        raise UsageError(f"--output={output} is a directory. Pass the path of a file.")
+    check_output_file(output)
     dataset = open_dataset(flags.data)
     split = dataset.split(flags.split)
     start_tensorflow()
     import numpy as np
 
-    from convoy.core.files import write_whole
     from convoy.input_pipeline.reading.decode import Crop
     from convoy.input_pipeline.reading.reader import Reader
     from convoy.input_pipeline.report.augmentation_page import augmentation_page

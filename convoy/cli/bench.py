@@ -22,16 +22,7 @@ from convoy.core.errors import UsageError, did_you_mean
 TAKES_ARGUMENTS = True
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
-_BENCHMARKS = {
-    "step": "benchmarks.step",
-    "input": "benchmarks.input",
-    "augment": "benchmarks.augment",
-    "index": "benchmarks.index",
-    "convert": "benchmarks.convert",
-    "scaling": "benchmarks.scaling",
-    "monitoring": "benchmarks.monitoring",
-    "generalization": "benchmarks.generalization",
-}
+_BENCHMARKS = ("step", "input", "augment", "index", "convert", "scaling", "monitoring", "generalization")
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 
@@ -53,20 +44,19 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
         _module(name).define_flags(flags)
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None:
     """Runs one benchmark.
 
     Raises:
       UsageError: no benchmark was given, or more than one.
     """
     if len(arguments) != 1:
-        problem = f"{' '.join(arguments)!r}: give one benchmark at a time" if arguments else "no benchmark given."
-        raise UsageError(f"{problem} {_KNOWN}" if not arguments else f"{problem}. {_KNOWN}")
+        problem = f"{' '.join(arguments)!r}: give one benchmark at a time" if arguments else "no benchmark given"
+        raise UsageError(f"{problem}. {_KNOWN}")
     from benchmarks import measure
 
     measure.check_flags(flags)
     _module(arguments[0]).run(flags)
-    return 0
 
 
 def _find_benchmarks() -> None:
@@ -80,4 +70,4 @@ def _find_benchmarks() -> None:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(_BENCHMARKS[name])
+    return importlib.import_module(f"benchmarks.{name}")

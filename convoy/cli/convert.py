@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.progress import progress_display
+from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
+from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
+from convoy.core.text import counted
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
     from convoy.input_pipeline.convert.summary import ClassSummary, Summary
@@ -32,90 +34,64 @@ _EXTREMES = 3  # classes listed at each end
 _NAME_LENGTH = 40
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
-    del argv
-    string, integer, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_float
-    string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.", flag_values=flags)
-    string(
-        "tfds",
-        None,
-        "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].",
-        flag_values=flags,
-    )
-    string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.", flag_values=flags)
-    string("manifest", None, "CSV of file names and categories: filename,category.", flag_values=flags)
-    string("filename_column", "filename", "Manifest column of file names.", flag_values=flags)
-    string("category_column", "category", "Manifest column of categories.", flag_values=flags)
-    string(
-        "csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.", flag_values=flags
-    )
-    string(
+    define = FlagDefiner(flags)
+    define.string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.")
+    define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
+    define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
+    define.string("manifest", None, "CSV of file names and categories: filename,category.")
+    define.string("filename_column", "filename", "Manifest column of file names.")
+    define.string("category_column", "category", "Manifest column of categories.")
+    define.string("csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.")
+    define.string(
         "csv_encoding",
         "",
         "Encoding of the manifest, such as cp1252. Default: UTF-8, or UTF-16 with a byte order mark.",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_enum(
+    define.enum(
         "missing",
         "error",
         ("error", "skip"),
         "What to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl.",
-        flag_values=flags,
     )
-    string("output", None, "Dataset directory: a new one, or an existing one to add a split to.", flag_values=flags)
-    string("split", "train", "Split to write.", flag_values=flags)
-    number(
+    define.string("output", None, "Dataset directory: a new one, or an existing one to add a split to.")
+    define.string("split", "train", "Split to write.")
+    define.float(
         "validation_fraction",
         None,
         "Share of each class for the split 'validation'. Default: 0.1 for the split train, else 0.",
-        flag_values=flags,
     )
-    string(
+    define.string(
         "splits",
         None,
         "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
         "--validation_fraction.",
-        flag_values=flags,
     )
-    integer(
+    define.integer(
         "image_size",
         None,
         "Resizes every image to N x N pixels, without keeping the aspect ratio; 0 keeps the original sizes. Default: "
         "the setting of the dataset, or 0.",
-        flag_values=flags,
     )
-    string(
+    define.string(
         "encoding",
         None,
         "keep, jpeg, png or raw (uint8 RGB). keep passes JPEG and PNG bytes through unless pixels must change. "
         "Default: the setting of the dataset, or keep.",
-        flag_values=flags,
     )
-    integer(
-        "workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.", flag_values=flags
+    define.integer("workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.")
+    define.integer("seed", 0, "Seed of the splits and of the order within the shards.")
+    define.float(
+        "max_bad_fraction", 0.01, "Largest tolerated share of images that cannot be decoded. They are left out."
     )
-    integer("seed", 0, "Seed of the splits and of the order within the shards.", flag_values=flags)
-    number(
-        "max_bad_fraction",
-        0.01,
-        "Largest tolerated share of images that cannot be decoded. They are left out.",
-        flag_values=flags,
-    )
-    string("name", None, "Name of the dataset in file names. Default: name of the output folder.", flag_values=flags)
-    integer(
-        "shards",
-        0,
-        "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_bool("verbose", False, "Prints one row per class.", flag_values=flags)
+    define.string("name", None, "Name of the dataset in file names. Default: name of the output folder.")
+    define.integer("shards", 0, "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.")
+    define.bool("verbose", False, "Prints one row per class.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
-    del arguments
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.convert.convert import convert
     from convoy.input_pipeline.convert.options import Options, parse_splits
     from convoy.input_pipeline.dataset.storage import is_remote
@@ -157,7 +133,6 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
         summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
     _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
-    return 0
 
 
 def _tfds_dataset(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
@@ -220,23 +195,17 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
 
 
 def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("split", box=None, pad_edge=False)
-    for heading in ("images", "classes", "shards", "MB"):
-        table.add_column(heading, justify="right")
-    for split in summary.splits:
-        numbers = (f"{split.images:,}", f"{split.classes:,}", f"{split.shards:,}", f"{split.size / 1e6:,.1f}")
-        table.add_row(split.name, *numbers)
-    console = Console(highlight=False)
     if verbose:
-        console.print(_class_table(summary))
-        console.print()
-    console.print(table)
-    images = sum(split.images for split in summary.splits)
+        _print_class_table(summary)
+        print()
+    print_table(
+        ("split",),
+        ("images", "classes", "shards", "MB"),
+        [(split.name, split.images, split.classes, split.shards, split.size / 1e6) for split in summary.splits],
+    )
+    images = counted(sum(split.images for split in summary.splits), "image")
     lines = class_summary(summary)
-    lines.append(f"{images:,} images in {seconds:.1f} s. Left out: {_left_out(summary)}.")
+    lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
         lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
     if any(_counts_left_out(summary).values()):
@@ -252,7 +221,7 @@ def class_summary(summary: "Summary") -> list[str]:
     lines = []
     for split in summary.splits:
         ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
-        lines.append(f"{split.name}: {split.images:,} images of {split.classes:,} classes")
+        lines.append(f"{split.name}: {counted(split.images, 'image')} of {counted(split.classes, 'class', 'classes')}")
         if len(ordered) <= 2 * _EXTREMES:
             lines.append(f"  classes: {_counts(ordered, split.name)}")
         else:
@@ -274,20 +243,14 @@ def _shown(name: str) -> str:
     return repr(text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…")
 
 
-def _class_table(summary: "Summary") -> "RichTable":
-    """Returns a table with one row per class."""
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_class_table(summary: "Summary") -> None:
+    """Prints one row per class."""
     splits = [split.name for split in summary.splits]
-    table = Table("class", box=None, pad_edge=False)
-    for heading in (*splits, "re-encoded", "duplicates", "quarantined"):
-        table.add_column(heading, justify="right")
+    rows: list[tuple[str | int, ...]] = []
     for one in summary.classes:
-        numbers = (*(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined)
-        name = Text(one.name.encode("utf-8", "replace").decode(), overflow="ellipsis", no_wrap=True)
-        table.add_row(name, *(f"{number:,}" for number in numbers))
-    return table
+        name = one.name.encode("utf-8", "replace").decode()
+        rows.append((name, *(one.kept[split] for split in splits), one.changed, one.duplicates, one.quarantined))
+    print_table(("class",), (*splits, "re-encoded", "duplicates", "quarantined"), rows)
 
 
 def _left_out(summary: "Summary") -> str:

@@ -2,6 +2,8 @@
 
 from absl import flags as absl_flags
 
+from convoy.core.devices import parse_devices
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
@@ -11,36 +13,33 @@ RENAMED_FLAGS = {"tta": "flip_tta"}
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_string("split", None, "split to evaluate on", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "data", None, "dataset directory; default: the one the run was trained on", flag_values=flags
-    )
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.string("split", None, "split to evaluate on")
+    define.string("data", None, "dataset directory; default: the one the run was trained on")
     define_flip_flag(flags)
     define_model_flags(flags)
 
 
 def define_flip_flag(flags: absl_flags.FlagValues) -> None:
     """Defines `--flip_tta`."""
-    absl_flags.DEFINE_bool(
+    FlagDefiner(flags).bool(
         "flip_tta",
         None,
         "test-time augmentation: average over each image and its mirror image; default: config.flip_tta",
-        flag_values=flags,
     )
 
 
 def define_model_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags that choose a run's weights and the devices to run them on."""
-    absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
+    define = FlagDefiner(flags)
+    define.string("checkpoint", "best", CHECKPOINT_HELP)
     define_verbosity_flag(flags)
-    absl_flags.DEFINE_string("devices", "auto", "as in `convoy train`", flag_values=flags)
+    define.string("devices", "auto", "as in `convoy train`")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Evaluates, prints the metrics and writes the report."""
-    from convoy.core.devices import parse_devices
-
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row

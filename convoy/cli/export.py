@@ -5,32 +5,29 @@ convoy export --workdir=run --format=saved_model,onnx --output=exported
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import CHECKPOINT_HELP
+from convoy.cli.tables import print_table
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
-
-if TYPE_CHECKING:
-    from convoy.trainer.export.exporter import Exported
 
 REQUIRED = ("workdir", "format", "output")
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_list("format", None, f"one or more of {','.join(FILES)}", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "folder to create; an existing export is replaced", flag_values=flags)
-    absl_flags.DEFINE_string("checkpoint", "best", CHECKPOINT_HELP, flag_values=flags)
-    absl_flags.DEFINE_string(
-        "data",
-        None,
-        "dataset directory with the images to verify the export on; default: the run's own dataset",
-        flag_values=flags,
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.list("format", None, f"one or more of {','.join(FILES)}")
+    define.string("output", None, "folder to create; an existing export is replaced")
+    define.string("checkpoint", "best", CHECKPOINT_HELP)
+    define.string(
+        "data", None, "dataset directory with the images to verify the export on; default: the run's own dataset"
     )
     define_verbosity_flag(flags)
 
@@ -52,13 +49,19 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if "onnx" in formats and missing:
         raise UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
     start_tensorflow()
-    from convoy.core.processes import terminable
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)
     with terminable():
         exported = export(request)
-    _print_table(exported)
+    print_table(
+        ("format", "file"),
+        ("MB", "largest difference"),
+        [
+            (name, FILES[name], exported.bytes[name] / 1e6, f"{difference:.1e}")
+            for name, difference in exported.largest_differences.items()
+        ],
+    )
     reference = exported.reference
     print(
         f"Exported step {exported.step} to {flags.output}: reloaded in new processes and compared with a float32 "
@@ -70,15 +73,3 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             f"{reference.largest_difference:.2g} in probability, with the same top-1 class for "
             f"{reference.same_top1} of these images."
         )
-
-
-def _print_table(exported: "Exported") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("format", "file", box=None, pad_edge=False)
-    for heading in ("MB", "largest difference"):
-        table.add_column(heading, justify="right")
-    for name, difference in exported.largest_differences.items():
-        table.add_row(name, FILES[name], f"{exported.bytes[name] / 1e6:,.1f}", f"{difference:.1e}")
-    Console(highlight=False).print(table)

@@ -6,58 +6,41 @@ convoy launch local --processes=2 -- train --data=data --workdir=run
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 from absl import flags as absl_flags
 
+from convoy.cli import Command, listing, require_flags
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.flags import FlagDefiner
+from convoy.launch.trainer_command import LAUNCHED_COMMANDS, trainer_command
 
 TAKES_ARGUMENTS = True
 RENAMED_FLAGS = {"echo_seconds": "secondary_exit_delay"}
 
-
-class Engine(NamedTuple):
-    """Module of an engine, and its entry in `convoy launch --help`."""
-
-    module: str
-    summary: str
-    example: str
-
-
 _ENGINES = {
-    "local": Engine(
-        "convoy.launch.local",
-        "processes on this machine",
-        "convoy launch local --processes=2 -- train --data=data --workdir=run",
+    "local": Command(
+        "processes on this machine", "convoy launch local --processes=2 -- train --data=data --workdir=run"
     ),
-    "ssh": Engine(
-        "convoy.launch.ssh.engine",
+    "ssh": Command(
         "hosts without a scheduler that share a folder",
         "convoy launch ssh --hosts=hosts.txt -- train --data=data --workdir=run",
     ),
-    "slurm": Engine(
-        "convoy.launch.slurm.submit",
+    "slurm": Command(
         "a SLURM job, submitted and followed",
         "convoy launch slurm --nodes=2 --gpus_per_node=8 --cpus_per_task=32 --time=12:00:00 "
         "-- train --data=data --workdir=run",
     ),
-    "srun": Engine(
-        "convoy.launch.slurm.step",
-        "the nodes of a SLURM job, from inside the job",
-        "convoy launch srun -- train --data=data --workdir=run",
+    "srun": Command(
+        "the nodes of a SLURM job, from inside the job", "convoy launch srun -- train --data=data --workdir=run"
     ),
-    "kubernetes": Engine(
-        "convoy.launch.kubernetes.engine",
+    "kubernetes": Command(
         "pods of a Kubernetes cluster with JobSet",
         "convoy launch kubernetes --replicas=2 --gpus=8 --image=registry/convoy:gpu --pvc=team --mount=/team "
         "-- train --data=/team/data --workdir=/team/run",
     ),
-    "worker": Engine(
-        "convoy.launch.worker",
-        "one worker, started by a scheduler",
-        "convoy launch worker -- train --data=data --workdir=run",
-    ),
+    "worker": Command("one worker, started by a scheduler", "convoy launch worker -- train --data=data --workdir=run"),
 }
+_MODULES = {"ssh": "ssh.engine", "slurm": "slurm.submit", "srun": "slurm.step", "kubernetes": "kubernetes.engine"}
 _ENGINE_LIST = f"Engines: {', '.join(_ENGINES)}. Example: {_ENGINES['local'].example}"
 
 
@@ -67,23 +50,15 @@ def define_flags(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> None
     Raises:
       UsageError: the engine is unknown, or `--` is missing before the trainer's command.
     """
-    absl_flags.DEFINE_integer(
-        "max_restarts",
-        3,
-        "number of consecutive restarts without a new checkpoint",
-        lower_bound=0,
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_float(
-        "grace_seconds",
-        60.0,
-        "seconds that a worker may take to save and exit before it is killed",
-        lower_bound=0.0,
-        flag_values=flags,
+    define = FlagDefiner(flags)
+    define.integer("max_restarts", 3, "number of consecutive restarts without a new checkpoint", lower_bound=0)
+    define.float(
+        "grace_seconds", 60.0, "seconds that a worker may take to save and exit before it is killed", lower_bound=0.0
     )
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-    for command in () if "--" in arguments else {"train", "doctor"} & set(own):
-        raise UsageError(f"`--` is missing before {command!r}: it separates the trainer's command. {_ENGINE_LIST}")
+    launched = next((argument for argument in own if argument in LAUNCHED_COMMANDS), None)
+    if launched and "--" not in arguments:
+        raise UsageError(f"`--` is missing before {launched!r}: it separates the trainer's command. {_ENGINE_LIST}")
     named = _named_engine(own)
     other = [argument for argument in own if not argument.startswith("-")]
     if named:
@@ -98,9 +73,6 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     Raises:
       UsageError: no engine is named, or the command after `--` cannot be launched.
     """
-    from convoy.cli import require_flags
-    from convoy.launch.trainer_command import trainer_command
-
     if not arguments or arguments[0] not in _ENGINES:
         raise UsageError(f"no engine given. {_ENGINE_LIST}")
     engine = _module(arguments[0])
@@ -111,14 +83,11 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
 
 def example(arguments: Sequence[str]) -> str:
     """Returns what `--help` prints before the flags: usage of the engine named in `arguments`, or of all engines."""
-    named = _named_engine(arguments)
-    width = max(map(len, _ENGINES))
-    lines = []
-    for name in [named] if named else _ENGINES:
-        lines += [f"  {name:<{width}}  {_ENGINES[name].summary}", f"  {'':<{width}}    {_ENGINES[name].example}"]
-    if not named:
-        lines += ["", "`convoy launch ENGINE --help` lists an engine's flags. Flags of all engines:"]
-    return "\n".join(lines)
+    if named := _named_engine(arguments):
+        return "\n".join(listing({named: _ENGINES[named]}))
+    return "\n".join(
+        [*listing(_ENGINES), "", "`convoy launch ENGINE --help` lists an engine's flags. Flags of all engines:"]
+    )
 
 
 def _named_engine(arguments: Sequence[str]) -> str | None:
@@ -126,4 +95,4 @@ def _named_engine(arguments: Sequence[str]) -> str | None:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(_ENGINES[name].module)
+    return importlib.import_module(f"convoy.launch.{_MODULES.get(name, name)}")

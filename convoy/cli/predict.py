@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_flip_flag, define_model_flags
+from convoy.core.devices import Devices, parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from convoy.core.devices import Devices
     from convoy.trainer.evaluation.classifier import Classifier
 
 REQUIRED = ("images", "output")
@@ -20,34 +21,22 @@ RENAMED_FLAGS = {"tta": "flip_tta"}
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_string("export", None, "folder of `convoy export`, instead of --workdir", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "format",
-        None,
-        f"format of the export to use; default: the first available of {', '.join(FILES)}",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_string("images", None, "folder of images, searched recursively", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "CSV to write: filename,category", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "manifest", None, "CSV whose column `filename` lists the images and their order", flag_values=flags
-    )
-    absl_flags.DEFINE_string(
-        "like", None, "sample submission: CSV whose header, images and order are used", flag_values=flags
-    )
-    absl_flags.DEFINE_integer(
-        "top_k", 1, "categories per image, the most probable first", lower_bound=1, flag_values=flags
-    )
-    absl_flags.DEFINE_bool("probabilities", False, "write each category's probability as well", flag_values=flags)
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.string("export", None, "folder of `convoy export`, instead of --workdir")
+    define.string("format", None, f"format of the export to use; default: the first available of {', '.join(FILES)}")
+    define.string("images", None, "folder of images, searched recursively")
+    define.string("output", None, "CSV to write: filename,category")
+    define.string("manifest", None, "CSV whose column `filename` lists the images and their order")
+    define.string("like", None, "sample submission: CSV whose header, images and order are used")
+    define.integer("top_k", 1, "categories per image, the most probable first", lower_bound=1)
+    define.bool("probabilities", False, "write each category's probability as well")
     define_flip_flag(flags)
     define_model_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the predictions and prints where they are."""
-    from convoy.core.devices import parse_devices
-
     if bool(flags.workdir) == bool(flags.export):
         raise UsageError("Pass exactly one of --workdir=RUN and --export=DIR (a folder written by `convoy export`).")
     excluded = "checkpoint" if flags.export else "format"
@@ -72,7 +61,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     print(f"{request.output}: {count:,} images, with the weights of step {classifier.step}")
 
 
-def _classifier(flags: absl_flags.FlagValues, devices: "Devices") -> "Classifier":
+def _classifier(flags: absl_flags.FlagValues, devices: Devices) -> "Classifier":
     if flags.export:
         from convoy.trainer.cluster.strategy import make_strategy
         from convoy.trainer.export.classifier import open_export

@@ -1,35 +1,30 @@
 """`convoy report`: writes the report page of a run, from its newest evaluation."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_model_flags
-from convoy.core.errors import DataError, UsageError
+from convoy.core.devices import Devices, parse_devices
+from convoy.core.errors import DataError
+from convoy.core.files import check_output_file
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import start_tensorflow
-
-if TYPE_CHECKING:
-    from convoy.core.devices import Devices
 
 REQUIRED = ("workdir",)
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
-    absl_flags.DEFINE_string("workdir", None, "run directory of `convoy train`", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "output", None, "HTML file to write, as the only one; default: all files, in WORKDIR", flag_values=flags
-    )
-    absl_flags.DEFINE_string(
-        "data", None, "dataset directory; default: the one the run was trained on", flag_values=flags
-    )
+    define = FlagDefiner(flags)
+    define.string("workdir", None, "run directory of `convoy train`")
+    define.string("output", None, "HTML file to write, as the only one; default: all files, in WORKDIR")
+    define.string("data", None, "dataset directory; default: the one the run was trained on")
     define_model_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the report; evaluates the validation split first if nothing was evaluated yet."""
-    from convoy.core.devices import parse_devices
     from convoy.trainer.evaluation.predictions import newest
     from convoy.trainer.evaluation.report.history import read_history
     from convoy.trainer.evaluation.report.page import write_report
@@ -37,10 +32,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     devices = parse_devices(flags.devices)
     output = Path(flags.output) if flags.output else None
-    if output and not output.parent.is_dir():
-        raise UsageError(f"--output={output}: the folder {output.parent} does not exist. Create it.")
-    if output and output.is_dir():
-        raise UsageError(f"--output={output} is a folder. Pass the path of the HTML file to write.")
+    if output:
+        check_output_file(output)
     run_directory = RunDirectory(flags.workdir)
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
     if not newest(run_directory):
@@ -51,7 +44,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     print("\n".join(write_report(run_directory, output=output, data=flags.data)))
 
 
-def _evaluate(flags: absl_flags.FlagValues, devices: "Devices") -> None:
+def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row
     from convoy.trainer.evaluation.split import evaluate_split

@@ -11,6 +11,8 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.files import write_whole
+from convoy.core.text import counted
 
 TAKES_ARGUMENTS = True
 
@@ -36,8 +38,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(
             f"{folder}: not a folder{did_you_mean(folder.name, siblings)}. Pass a folder that contains runs."
         )
-    from convoy.core.files import write_whole
-    from convoy.core.text import counted
     from convoy.trainer.run.listing import list_runs
 
     runs = list_runs(folder)

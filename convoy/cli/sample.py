@@ -1,42 +1,35 @@
 """`convoy sample`: draws a small set of product-like images to try the other commands with."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags as absl_flags
 
+from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
+from convoy.core.text import counted
+
 REQUIRED = ("output",)
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_string("output", None, "Folder to create. It must not exist, or be empty.", flag_values=flags)
-    absl_flags.DEFINE_integer("categories", 42, "Number of product categories, 1 to 42.", flag_values=flags)
-    absl_flags.DEFINE_integer("per_category", 60, "Training images per category, 1 to 10000.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "test_per_category", 0, "Test images per category; 0 draws half as many as for training.", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("size", 64, "Width and height of an image in pixels, 16 to 1024.", flag_values=flags)
-    absl_flags.DEFINE_integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "workers",
-        0,
-        "Number of processes; 0 is one per usable core. The images do not depend on it.",
-        flag_values=flags,
-    )
+    define = FlagDefiner(flags)
+    define.string("output", None, "Folder to create. It must not exist, or be empty.")
+    define.integer("categories", 42, "Number of product categories, 1 to 42.")
+    define.integer("per_category", 60, "Training images per category, 1 to 10000.")
+    define.integer("test_per_category", 0, "Test images per category; 0 draws half as many as for training.")
+    define.integer("size", 64, "Width and height of an image in pixels, 16 to 1024.")
+    define.integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.")
+    define.integer("workers", 0, "Number of processes; 0 is one per usable core. The images do not depend on it.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Draws the set and prints the next commands.
-
-    Returns:
-      The exit code 0.
 
     Raises:
       UsageError: a flag is out of range, or the output folder cannot be used.
     """
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.sample.sample_set import SampleSet
 
     output = Path(flags.output)
@@ -52,12 +45,11 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         images.write(output, workers=flags.workers)
     seconds = time.monotonic() - started
     train, test = (images.categories * images.count(split) for split in ("train", "test"))
-    noun = "category" if images.categories == 1 else "categories"
+    categories = counted(images.categories, "category", "categories")
     print(
-        f"{output}: {train:,} training and {test:,} test images of {images.categories} {noun}, "
+        f"{output}: {train:,} training and {test:,} test images of {categories}, "
         f"{images.size}x{images.size} pixels, drawn in {seconds:.1f} s ({(train + test) / seconds:,.0f} images/s)."
     )
     print("Next:")
     print(f"  convoy convert --images={output / 'train'} --output=data")
     print(f"  convoy convert --images={output / 'test'} --output=data --split=test")
-    return 0

@@ -7,43 +7,35 @@ import ml_collections
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from convoy.cli import require_flags
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines the flags; returns the arguments with the path of the recipe first, in place of its name."""
-    absl_flags.DEFINE_bool(
-        "print_config", False, "print the config, and with --data the plan derived from it, and exit", flag_values=flags
-    )
-    absl_flags.DEFINE_bool(
+    """Defines the flags; returns the arguments as `define_config_flag`."""
+    define = FlagDefiner(flags)
+    define.bool("print_config", False, "print the config, and with --data the plan derived from it, and exit")
+    define.bool(
         "find_lr",
         False,
         "train up to 100 steps with a rising learning rate, suggest one, plot the losses to RUN/find_lr.png, and exit",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_bool(
+    define.bool(
         "find_batch_size",
         False,
         "try batch sizes in separate processes, print the largest one that fits in device memory, and exit",
-        flag_values=flags,
     )
     return define_run_flags(flags, arguments, startup_seconds=300.0)
 
 
 def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Defines `--config` and a flag for each of its fields.
-
-    Args:
-      flags: the flags to add to.
-      arguments: the command line.
-
-    Returns:
-      The arguments with the path of the recipe first, in place of its name.
+    """Defines `--config` and a flag for each of its fields; returns the arguments with the path of the recipe first.
 
     Raises:
       UsageError: unknown recipe or config field.
@@ -82,64 +74,40 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
 
 
 def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
-    """Defines the flags of a run: config, data, devices and cluster.
+    """Defines the flags of a run: config, data, devices and cluster; `startup_seconds`: default of `--startup_timeout`.
 
-    Args:
-      flags: the flags to add to.
-      arguments: the command line.
-      startup_seconds: default of `--startup_timeout`.
-
-    Returns:
-      The arguments with the path of the recipe first, in place of its name.
-
-    Raises:
-      UsageError: unknown recipe or config field.
+    Returns and raises as `define_config_flag`.
     """
+    define = FlagDefiner(flags)
     arguments = define_config_flag(flags, arguments)
-    absl_flags.DEFINE_string(
-        "data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords", flag_values=flags
+    define.string("data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords")
+    define.string("workdir", None, "run directory; an interrupted run in it is resumed")
+    define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
+    define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
+    define.list("worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler")
+    define.integer("worker_index", None, "index of this process in --worker_hosts")
+    define.string(
+        "interface", "", "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several"
     )
-    absl_flags.DEFINE_string("workdir", None, "run directory; an interrupted run in it is resumed", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1", flag_values=flags
+    define.float("startup_timeout", startup_seconds, "seconds to wait for all workers", lower_bound=1.0)
+    define.float(
+        "heartbeat_timeout", 30.0, "seconds without a heartbeat after which a worker counts as lost", lower_bound=1.0
     )
-    absl_flags.DEFINE_enum("strategy", "auto", STRATEGIES, "tf.distribute strategy", flag_values=flags)
-    absl_flags.DEFINE_list(
-        "worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler", flag_values=flags
+    define.float(
+        "step_timeout",
+        600.0,
+        "seconds for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
+        lower_bound=1.0,
     )
-    absl_flags.DEFINE_integer("worker_index", None, "index of this process in --worker_hosts", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "interface",
-        "",
-        "network interface or network (10.1.0.0/16) for TensorFlow's traffic, on hosts with several",
-        flag_values=flags,
-    )
-    for name, seconds, what in (
-        ("startup_timeout", startup_seconds, "to wait for all workers"),
-        ("heartbeat_timeout", 30.0, "without a heartbeat after which a worker counts as lost"),
-        (
-            "step_timeout",
-            600.0,
-            "for a step, an evaluation batch or a checkpoint after which the process counts as stuck",
-        ),
-    ):
-        absl_flags.DEFINE_float(name, seconds, f"seconds {what}", lower_bound=1.0, flag_values=flags)
     define_verbosity_flag(flags)
-    absl_flags.DEFINE_bool("record_order", False, "write the images of each step to RUN/order", flag_values=flags)
-    absl_flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard", flag_values=flags)
-    absl_flags.DEFINE_bool(
-        "deterministic",
-        None,
-        "bit-identical results on any number of devices; sets config.deterministic",
-        flag_values=flags,
-    )
+    define.bool("record_order", False, "write the images of each step to RUN/order")
+    define.string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard")
+    define.bool("deterministic", None, "bit-identical results on any number of devices; sets config.deterministic")
     return arguments
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Trains, runs a finder, or prints the config."""
-    from convoy.cli import require_flags
-
     config = flags.config
     if flags.deterministic is not None:
         config.deterministic = flags.deterministic
@@ -177,8 +145,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:
     """Runs `--find_lr` or `--find_batch_size`."""
-    from convoy.cli import require_flags
-
     finder = "find_lr" if flags.find_lr else "find_batch_size"
     if flags.find_lr and flags.find_batch_size:
         raise UsageError("--find_lr and --find_batch_size cannot run together: run --find_batch_size first.")

@@ -6,14 +6,19 @@ convoy verify --data=imagenet --json=faults.json
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.cli.progress import progress_display
+from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
+from convoy.core.files import write_whole
+from convoy.core.flags import FlagDefiner
+from convoy.core.processes import terminable
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.storage import is_remote
 
 if TYPE_CHECKING:
@@ -25,37 +30,28 @@ REQUIRED = ("data",)
 _SHOWN = 20
 
 
-def define_flags(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
-    del argv
-    absl_flags.DEFINE_string(
-        "data",
-        None,
-        "Dataset directory, from convert or TFDS, or a folder of TFRecord files.",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_bool(
+    define = FlagDefiner(flags)
+    define.string("data", None, "Dataset directory, from convert or TFDS, or a folder of TFRecord files.")
+    define.bool(
         "repair_index",
         False,
         "Rebuilds index-SPLIT.npz and the .idx files of every split whose shards are intact. Shards and manifest are "
         "never written to.",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_integer("workers", 0, "Number of processes; 0 is one per core.", flag_values=flags)
-    absl_flags.DEFINE_string("json", None, "File to write the full result to, as JSON.", flag_values=flags)
+    define.integer("workers", 0, "Number of processes; 0 is one per core.")
+    define.string("json", None, "File to write the full result to, as JSON.")
 
 
-def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Verifies the dataset and prints a table and the faults."""
-    del arguments
     if is_remote(flags.data):
         raise UsageError(
             f"--data={flags.data}: verify reads local folders only. Mount the bucket, or copy the data to a folder"
         )
     if flags.workers < 0:
         raise UsageError(f"--workers={flags.workers}: must be 0 or more")
-    from convoy.cli.progress import progress_display
-    from convoy.core.processes import terminable
     from convoy.input_pipeline.dataset.index import index_path
     from convoy.input_pipeline.verify.verify import verify
 
@@ -67,7 +63,11 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
             repair_index=flags.repair_index,
             progress=lambda done, total: progress(done // 10**6, total // 10**6),
         )
-    _print_table(report)
+    print_table(
+        ("split",),
+        ("records", "classes", "shards", "MB", "faults"),
+        [(one.name, one.records, one.classes, one.shards, one.size / 1e6, one.faults) for one in report.splits],
+    )
     for fault in report.faults[:_SHOWN]:
         print(fault.line())
     if len(report.faults) > _SHOWN:
@@ -79,28 +79,11 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     if report.rebuilt:
         print(f"Rebuilt: {', '.join(index_path(directory, split).name for split in report.rebuilt)}.")
     if report.faults:
-        number = len(report.faults)
-        raise DataError(f"{directory} has {number:,} fault{'s' if number > 1 else ''}")
+        raise DataError(f"{directory} has {counted(len(report.faults), 'fault')}")
     print(f"{directory}: no faults found.")
-    return 0
-
-
-def _print_table(report: "Report") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("split", box=None, pad_edge=False)
-    for heading in ("records", "classes", "shards", "MB", "faults"):
-        table.add_column(heading, justify="right")
-    for split in report.splits:
-        numbers = (split.records, split.classes, split.shards, split.size / 1e6, split.faults)
-        table.add_row(split.name, *(f"{n:,.1f}" if isinstance(n, float) else f"{n:,}" for n in numbers))
-    Console(highlight=False).print(table)
 
 
 def _write_json(path: Path, report: "Report") -> None:
-    from convoy.core.files import write_whole
-
     content = {
         "splits": [asdict(split) for split in report.splits],
         "faults": [_fault_json(fault) for fault in report.faults],

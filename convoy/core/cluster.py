@@ -9,12 +9,12 @@ The first of these that is present counts: `TF_CONFIG`, SLURM, a Kubernetes Inde
 import json
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from convoy.core.errors import UsageError
 
-DEFAULT_PORT = 2222
+DEFAULT_PORT = 2222  # of workers in Kubernetes
 HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # comma-separated hosts of the step, set by launchers: containers lack scontrol
 # SLURM jobs on the same host need different ports, so ports are derived from the job ID: up to 16 per job, below the
 # ephemeral ports (32768 and above).
@@ -50,11 +50,7 @@ class Cluster:
 
 
 def find_cluster(
-    environment: Mapping[str, str],
-    *,
-    hosts: Sequence[str] = (),
-    index: int | None = None,
-    expand_hosts: Callable[[str], list[str]] | None = None,
+    environment: Mapping[str, str], *, hosts: Sequence[str] = (), index: int | None = None
 ) -> Cluster | None:
     """Returns the cluster that the environment or the flags describe; None for a single process.
 
@@ -62,14 +58,13 @@ def find_cluster(
       environment: variables by name.
       hosts: `host:port` by rank, from `--worker_hosts`.
       index: rank of this process, from `--worker_index`.
-      expand_hosts: expands SLURM's host list syntax; `scontrol show hostnames` by default.
 
     Raises:
       UsageError: an invalid description.
     """
     found = (
         _from_tf_config(environment)
-        or _from_slurm(environment, expand_hosts or _scontrol_hostnames)
+        or _from_slurm(environment)
         or _from_kubernetes(environment)
         or _from_flags(hosts, index)
     )
@@ -108,7 +103,7 @@ def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster(addresses, jobs.index(own), "TF_CONFIG", tuple(jobs))
 
 
-def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], list[str]]) -> Cluster | None:
+def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     # Only processes started by `srun` have the variables of a step; batch scripts have those of the job.
     if not {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys():
         return None
@@ -116,7 +111,7 @@ def _from_slurm(environment: Mapping[str, str], expand_hosts: Callable[[str], li
     if number < 2:
         return None
     known = environment.get(HOSTS_VARIABLE)
-    hosts = known.split(",") if known else expand_hosts(environment["SLURM_STEP_NODELIST"])
+    hosts = known.split(",") if known else _scontrol_hostnames(environment["SLURM_STEP_NODELIST"])
     tasks_per_host = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     counts = counts_by_host(tasks_per_host)
     if len(counts) != len(hosts) or sum(counts) != number:

@@ -7,8 +7,14 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
+from convoy.core.text import counted
+from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_line, follow_commands
+from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
+from convoy.launch.kubernetes.yaml_text import to_yaml
 from convoy.launch.trainer_command import trains
 
 REQUIRED = ("replicas", "image")
@@ -23,61 +29,44 @@ _PREREQUISITE = "Needs JobSet 0.10 or newer in the cluster: https://jobset.sigs.
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
+    define = FlagDefiner(flags)
     flags.set_default("max_restarts", _MAX_RESTARTS)
-    flags[
-        "max_restarts"
-    ].help = "maximum number of restarts of the run; restarts after a pod was evicted or preempted do not count"
-    text, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    number("replicas", None, "kubernetes: number of workers, one pod per worker", lower_bound=1, flag_values=flags)
-    number("gpus", 0, "kubernetes: GPUs per worker", lower_bound=0, flag_values=flags)
-    text("image", None, "kubernetes: container image with Convoy (see launch/kubernetes/Dockerfile)", flag_values=flags)
-    text("name", "", "kubernetes: name of the run in the cluster; derived from --workdir by default", flag_values=flags)
-    text("namespace", "", "kubernetes: namespace; kubectl's current one by default", flag_values=flags)
-    text("pvc", "", "kubernetes: ReadWriteMany claim that contains --data and --workdir", flag_values=flags)
-    text("mount", "/mnt", "kubernetes: path at which pods mount the claim", flag_values=flags)
-    text("cpus", "", "kubernetes: CPU request per worker, such as 8 or 500m", flag_values=flags)
-    text("memory", "", "kubernetes: memory request and limit per worker, such as 32Gi", flag_values=flags)
-    text("shm_size", "1Gi", "kubernetes: size of /dev/shm; counts as memory of the worker", flag_values=flags)
-    absl_flags.DEFINE_multi_string(
-        "node_selector",
-        [],
-        "kubernetes: label KEY=VALUE that a node must have to run workers; repeatable",
-        flag_values=flags,
+    restarts = flags["max_restarts"]
+    restarts.help = "maximum number of restarts of the run; restarts after a pod was evicted or preempted do not count"
+    define.integer("replicas", None, "kubernetes: number of workers, one pod per worker", lower_bound=1)
+    define.integer("gpus", 0, "kubernetes: GPUs per worker", lower_bound=0)
+    define.string("image", None, "kubernetes: container image with Convoy (see launch/kubernetes/Dockerfile)")
+    define.string("name", "", "kubernetes: name of the run in the cluster; derived from --workdir by default")
+    define.string("namespace", "", "kubernetes: namespace; kubectl's current one by default")
+    define.string("pvc", "", "kubernetes: ReadWriteMany claim that contains --data and --workdir")
+    define.string("mount", "/mnt", "kubernetes: path at which pods mount the claim")
+    define.string("cpus", "", "kubernetes: CPU request per worker, such as 8 or 500m")
+    define.string("memory", "", "kubernetes: memory request and limit per worker, such as 32Gi")
+    define.string("shm_size", "1Gi", "kubernetes: size of /dev/shm; counts as memory of the worker")
+    define.multi_string(
+        "node_selector", [], "kubernetes: label KEY=VALUE that a node must have to run workers; repeatable"
     )
-    absl_flags.DEFINE_multi_string(
+    define.multi_string(
         "tolerations",
         [],
         "kubernetes: taint KEY[=VALUE][:EFFECT] that workers tolerate, in addition to nvidia.com/gpu; repeatable",
-        flag_values=flags,
     )
-    text("engine", _ENGINE, f"kubernetes: controller that watches the pods; only {_ENGINE}", flag_values=flags)
-    text("service_account", "", "kubernetes: service account of the pods; no token by default", flag_values=flags)
-    absl_flags.DEFINE_enum(
-        "image_pull_policy",
-        "",
-        ("", "Always", "IfNotPresent", "Never"),
-        "kubernetes: image pull policy",
-        flag_values=flags,
-    )
-    text("queue", "", "kubernetes: Kueue queue of the run", flag_values=flags)
-    absl_flags.DEFINE_bool("tensorboard", True, "kubernetes: also run TensorBoard", flag_values=flags)
-    absl_flags.DEFINE_bool(
+    define.string("engine", _ENGINE, f"kubernetes: controller that watches the pods; only {_ENGINE}")
+    define.string("service_account", "", "kubernetes: service account of the pods; no token by default")
+    define.enum("image_pull_policy", "", ("", "Always", "IfNotPresent", "Never"), "kubernetes: image pull policy")
+    define.string("queue", "", "kubernetes: Kueue queue of the run")
+    define.bool("tensorboard", True, "kubernetes: also run TensorBoard")
+    define.bool(
         "network_policy",
         True,
         "kubernetes: only the run's workers may connect to its workers, whose ports are unauthenticated",
-        flag_values=flags,
     )
-    number(
-        "port",
-        2222,
-        "kubernetes: port that workers listen on",
-        lower_bound=_FIRST_FREE_PORT,
-        upper_bound=65535,
-        flag_values=flags,
+    define.integer(
+        "port", DEFAULT_PORT, "kubernetes: port that workers listen on", lower_bound=_FIRST_FREE_PORT, upper_bound=65535
     )
-    absl_flags.DEFINE_bool("dry_run", False, "kubernetes: print the manifests and exit", flag_values=flags)
-    text("kubectl", "kubectl", "kubernetes: name or path of kubectl", flag_values=flags)
-    text("context", "", "kubernetes: kubectl context, which selects the cluster", flag_values=flags)
+    define.bool("dry_run", False, "kubernetes: print the manifests and exit")
+    define.string("kubectl", "kubectl", "kubernetes: name or path of kubectl")
+    define.string("context", "", "kubernetes: kubectl context, which selects the cluster")
 
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
@@ -89,10 +78,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     Raises:
       UsageError: invalid flags, or an error from kubectl.
     """
-    from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_line, follow_commands
-    from convoy.launch.kubernetes.manifests import manifests
-    from convoy.launch.kubernetes.yaml_text import to_yaml
-
     request = requested(flags, command)
     text = to_yaml(manifests(request), header=f"{command_line(flags, command)}\n\n{_PREREQUISITE}")
     if not request.pvc and trains(command):
@@ -113,8 +98,9 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
             f"to resume from its latest checkpoint:\n  {delete_line(request, kubectl)}"
         )
         return 0
-    workers = "1 worker" if request.replicas == 1 else f"{request.replicas} workers"
-    print(f"convoy: {request.name}: created, {workers}.\n{follow_commands(request, kubectl)}")
+    print(
+        f"convoy: {request.name}: created, {counted(request.replicas, 'worker')}.\n{follow_commands(request, kubectl)}"
+    )
     return 0
 
 

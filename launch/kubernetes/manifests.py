@@ -47,15 +47,6 @@ def manifests(request: Request) -> list[Manifest]:
 
 def jobset(request: Request) -> Manifest:
     """Returns the JobSet (jobset.x-k8s.io/v1alpha2) of a run's workers."""
-    environment: list[Manifest] = [
-        {"name": "CONVOY_WORKERS", "value": str(request.replicas)},
-        {"name": "CONVOY_SUBDOMAIN", "value": request.name},
-        {"name": "CONVOY_PORT", "value": str(request.port)},
-        {
-            "name": "CONVOY_RESTARTS",
-            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART_LABEL}']"}},
-        },
-    ]
     job = {
         "completionMode": "Indexed",
         "completions": request.replicas,
@@ -74,13 +65,7 @@ def jobset(request: Request) -> Manifest:
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
-        "template": {
-            "metadata": {"labels": labels(request, "worker")},
-            "spec": {
-                "restartPolicy": "Never",
-                **_worker_pod(request, environment),
-            },
-        },
+        "template": {"metadata": {"labels": labels(request, "worker")}, "spec": _worker_pod(request)},
     }
     on_policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -198,11 +183,21 @@ def verbatim(words: Sequence[str]) -> list[str]:
     return [word.replace("$", "$$") for word in words]
 
 
-def _worker_pod(request: Request, environment: list[Manifest]) -> Manifest:
-    """Returns the specification of a worker's pod, without `restartPolicy`."""
+def _worker_pod(request: Request) -> Manifest:
+    """Returns the specification of a worker's pod."""
+    environment: list[Manifest] = [
+        {"name": "CONVOY_WORKERS", "value": str(request.replicas)},
+        {"name": "CONVOY_SUBDOMAIN", "value": request.name},
+        {"name": "CONVOY_PORT", "value": str(request.port)},
+        {
+            "name": "CONVOY_RESTARTS",
+            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART_LABEL}']"}},
+        },
+    ]
     flags = [f"--grace_seconds={request.grace_seconds:g}", f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"]
     launch = ["launch", "worker", *flags, "--"]
     return {
+        "restartPolicy": "Never",
         **_pod(request),
         "terminationGracePeriodSeconds": math.ceil(request.grace_seconds) + _EXTRA_GRACE_SECONDS,
         **_placement(request),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value, trains
 
@@ -28,29 +29,9 @@ _TOLERATION = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """What to run in the cluster.
+    """What to run in the cluster: the trainer's command, and the flags of the same names, explained in `engine.py`.
 
-    Attributes:
-      command: trainer command: `train` and its flags.
-      replicas: number of workers; one pod per worker.
-      image: container image with Convoy.
-      name: name of the run in the cluster; empty to derive it from the run directory.
-      namespace: empty for kubectl's current one.
-      gpus: GPUs per worker.
-      pvc: claim that contains the data and the run directory; empty if the image or the cluster provides them.
-      mount: path at which the claim is mounted.
-      cpus, memory: Kubernetes quantities per worker; empty for no request.
-      shm_size: size of /dev/shm, a Kubernetes quantity.
-      node_selector: labels `KEY=VALUE` that nodes must have.
-      tolerations: taints `KEY[=VALUE][:EFFECT]` that workers tolerate.
-      service_account: empty for the namespace's default, without its token.
-      image_pull_policy: empty for Kubernetes' default.
-      queue: Kueue queue; empty for none.
-      port: port that workers listen on.
-      max_restarts: maximum number of restarts over the life of the run.
-      grace_seconds: seconds that a worker has to save after SIGTERM.
-      tensorboard: whether to run TensorBoard too.
-      network_policy: whether only the run's workers may connect to its workers.
+    Empty strings: the cluster's default, or no such object.
     """
 
     command: Sequence[str]
@@ -69,7 +50,7 @@ class Request:
     service_account: str = ""
     image_pull_policy: str = ""
     queue: str = ""
-    port: int = 2222
+    port: int = DEFAULT_PORT
     max_restarts: int = 20
     grace_seconds: float = 60.0
     tensorboard: bool = True

@@ -21,21 +21,9 @@ _REQUEUE_SECONDS = 45
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What to request from SLURM. None or empty: the cluster's default.
+    """What to request from SLURM: the flags of the same names, explained in `submit.define_flags`.
 
-    Attributes:
-      nodes: number of nodes.
-      processes_per_node: workers per node.
-      gpus_per_node: GPUs per node.
-      cpus_per_task: cores per worker.
-      partition, time, account, qos, constraint: as in sbatch.
-      job_name: name of the job in squeue.
-      sbatch: further options of sbatch.
-      setup: shell lines to run before the launcher.
-      container: image in which the workers run.
-      warn_seconds: seconds before the time limit at which the workers save and the job is requeued.
-      max_restarts, grace_seconds: flags of the launcher inside the job.
-      requeue: whether the job may be requeued.
+    None or empty: the cluster's default. `requeue`: whether the job may be requeued.
     """
 
     nodes: int

@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
 from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
+from convoy.core.flags import FlagDefiner
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
@@ -62,19 +63,18 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def define_worker_flags(flags: absl_flags.FlagValues, engine: str, *, default_processes: int | None) -> None:
     """Defines the flags that the engines inside and outside the job share; None: the job's --ntasks-per-node."""
+    define = FlagDefiner(flags)
     default = "" if default_processes else " (default: the job's --ntasks-per-node, else 1)"
-    absl_flags.DEFINE_integer(
+    define.integer(
         "processes_per_node",
         default_processes,
         f"{engine}: workers per node: 1 worker for all its GPUs, or one worker per GPU{default}",
         lower_bound=1,
-        flag_values=flags,
     )
-    absl_flags.DEFINE_string(
+    define.string(
         "container",
         None,
         f"{engine}: image to run the workers in: for srun's --container-image (pyxis), or a .sif file for apptainer",
-        flag_values=flags,
     )
 
 

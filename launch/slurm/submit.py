@@ -9,13 +9,15 @@ RUN/logs/attempt-K/srun.log    the srun command of an attempt and its output
 """
 
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
@@ -27,42 +29,43 @@ from convoy.launch.trainer_command import run_directory, trainer_environment, tr
 
 REQUIRED = ("nodes",)
 
-_SBATCH_FLAGS = ("partition", "time", "account", "qos", "constraint", "job_name")
 # Variables that locate the cluster. All other SLURM variables describe the job that this shell may be in.
 _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-
-    def integer(name: str, default: int | None, text: str) -> None:
-        absl_flags.DEFINE_integer(name, default, f"slurm: {text}", lower_bound=1, flag_values=flags)
-
+    define = FlagDefiner(flags)
     define_worker_flags(flags, "slurm", default_processes=1)
-    integer("nodes", None, "number of nodes")
-    integer("gpus_per_node", None, "GPUs per node")
-    integer("cpus_per_task", None, "cores per worker; without it many clusters give only one")
-    for name, text in (
-        ("partition", "partition, as in sbatch"),
-        ("time", "time limit, as in sbatch: 12:00:00. The job is requeued at the limit and the run resumes"),
-        ("account", "account to charge, as in sbatch"),
-        ("qos", "quality of service, as in sbatch"),
-        ("constraint", "required node features, as in sbatch"),
-        ("job_name", "name of the job in squeue (default: convoy- and the name of the run directory)"),
-    ):
-        absl_flags.DEFINE_string(name, None, f"slurm: {text}", flag_values=flags)
-    absl_flags.DEFINE_multi_string(
-        "sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable", flag_values=flags
+    define.integer("nodes", None, "slurm: number of nodes", lower_bound=1)
+    define.integer("gpus_per_node", None, "slurm: GPUs per node", lower_bound=1)
+    define.integer(
+        "cpus_per_task", None, "slurm: cores per worker; without it many clusters give only one", lower_bound=1
     )
-    absl_flags.DEFINE_multi_string(
-        "setup",
-        [],
-        "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable",
-        flag_values=flags,
+    define.string("partition", None, "slurm: partition, as in sbatch")
+    define.string(
+        "time",
+        None,
+        "slurm: time limit, as in sbatch: 12:00:00. The job is requeued at the limit and the run resumes",
     )
-    integer("warn_seconds", 120, "seconds before the time limit at which the workers save and the job is requeued")
-    absl_flags.DEFINE_bool("dry_run", False, "slurm: print the batch script and exit", flag_values=flags)
-    absl_flags.DEFINE_bool("follow", True, "slurm: print the job's state and log until it ends", flag_values=flags)
+    define.string("account", None, "slurm: account to charge, as in sbatch")
+    define.string("qos", None, "slurm: quality of service, as in sbatch")
+    define.string("constraint", None, "slurm: required node features, as in sbatch")
+    define.string(
+        "job_name", None, "slurm: name of the job in squeue (default: convoy- and the name of the run directory)"
+    )
+    define.multi_string("sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable")
+    define.multi_string(
+        "setup", [], "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable"
+    )
+    define.integer(
+        "warn_seconds",
+        120,
+        "slurm: seconds before the time limit at which the workers save and the job is requeued",
+        lower_bound=1,
+    )
+    define.bool("dry_run", False, "slurm: print the batch script and exit")
+    define.bool("follow", True, "slurm: print the job's state and log until it ends")
 
 
 def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
@@ -75,20 +78,10 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     """
     if flags.container and flags.container.endswith(".sif") and not os.path.exists(flags.container):
         raise UsageError(f"--container={flags.container} does not exist. Pass the path of an image file.")
-    options = JobOptions(
-        nodes=flags.nodes,
-        processes_per_node=flags.processes_per_node,
-        gpus_per_node=flags.gpus_per_node,
-        cpus_per_task=flags.cpus_per_task,
-        sbatch=flags.sbatch,
-        setup=flags.setup,
-        container=flags.container,
-        warn_seconds=flags.warn_seconds,
-        max_restarts=flags.max_restarts,
-        grace_seconds=flags.grace_seconds,
-        requeue=trains(command),
-        **{name: flags[name].value for name in _SBATCH_FLAGS},
-    )
+    values: dict[str, Any] = {
+        field.name: flags[field.name].value for field in fields(JobOptions) if field.name in flags
+    }
+    options = JobOptions(**values, requeue=trains(command))
     if options.gpus_per_node:
         gpus_per_worker(
             options.gpus_per_node,
@@ -103,7 +96,6 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
         command,
         logs=script_file.parent,
         cwd=Path.cwd(),
-        python=sys.executable,
         safe_path="PYTHONSAFEPATH" in trainer_environment(),
     )
     if flags.dry_run:

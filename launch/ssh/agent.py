@@ -23,11 +23,11 @@ from typing import Any
 
 from convoy import __version__
 from convoy.core.errors import UsageError
-from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
+from convoy.launch.devices import cores_by_worker, gpus_by_worker, usable_gpus, worker_environments
 from convoy.launch.ports import reserved_ports
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
 from convoy.launch.ssh.messages import SILENT_SECONDS, Messages
-from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import trainer_environment, trains
 
 _TICK_SECONDS = 0.05
 _SHARED_FOLDER_SECONDS = 10.0  # a file written on one host may take a while to appear on another
@@ -107,14 +107,12 @@ class Agent:
                 f"another launch still has workers of {order['run']} there. Wait for it to end, or pass another "
                 "--workdir"
             )
-        on_cpu = (flag_value(command, "devices") or "").startswith("cpu")
-        gpus = [] if on_cpu else visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
             self._gpus = gpus_by_worker(slots, command, os.environ, asked_as=f"slots={slots}")
         except UsageError as error:
             facts["problem"] = str(error).rstrip(".")
         self._cores = cores_by_worker(slots)
-        facts["gpus"] = gpus
+        facts["gpus"] = usable_gpus(command, os.environ)
         facts["ports"] = self._ports.enter_context(reserved_ports(slots, avoid=set(order["avoid_ports"])))
         self._messages.send({"hello": facts})
 
@@ -155,24 +153,16 @@ class Agent:
         self._messages.wait(_TICK_SECONDS)
 
     def _start(self, order: Mapping[str, Any]) -> None:
-        environment = {**trainer_environment(), **order["variables"]}
-        for name in OTHER_CLUSTERS:
-            environment.pop(name, None)
         workers = order["workers"]
-        if len(self._cores) > 1 and not self._cores[0]:
-            environment = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", **environment}
+        environments = worker_environments(
+            {**trainer_environment(), **order["variables"]},
+            len(workers),
+            gpus=self._gpus,
+            one_thread=len(workers) > 1 and not self._cores[0],
+        )
         programs = [
-            WorkerProgram(
-                command=order["command"],
-                environment={
-                    **environment,
-                    **({"CUDA_VISIBLE_DEVICES": self._gpus[slot]} if self._gpus else {}),
-                    **worker["variables"],
-                },
-                log=Path(worker["log"]),
-                cores=self._cores[slot],
-            )
-            for slot, worker in enumerate(workers)
+            WorkerProgram(order["command"], {**environment, **worker["variables"]}, Path(worker["log"]), cores)
+            for worker, environment, cores in zip(workers, environments, self._cores, strict=True)
         ]
         self._ports.close()
         self._ranks = [int(worker["rank"]) for worker in workers]

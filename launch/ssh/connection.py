@@ -63,7 +63,7 @@ class Connection:
         self._remote = remote
         self._silent_seconds = hello["silent_seconds"]
         self._turn_seconds = hello["silent_seconds"] + hello["grace_seconds"]
-        self._started = time.monotonic()
+        self._hello_deadline = time.monotonic() + _HELLO_SECONDS
         self._greeting_bytes = 0
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (ssh writes to it as long as it runs)
         self._client: subprocess.Popen[bytes] = subprocess.Popen(
@@ -115,7 +115,7 @@ class Connection:
             self.problem = Problem(
                 f"host {self.host} stopped responding (ssh: nothing received for {self._silent_seconds:.0f} s)"
             )
-        elif not self.hello and self._age() > _HELLO_SECONDS + (self._turn_seconds if self.waits else 0):
+        elif not self.hello and time.monotonic() > self._hello_deadline + (self._turn_seconds if self.waits else 0):
             self.problem = Problem(
                 f"host {self.host} does not respond (ssh: nothing received for {_HELLO_SECONDS:.0f} s)"
             )
@@ -146,9 +146,6 @@ class Connection:
     def _send_heartbeats(self) -> None:
         while not self._is_left.wait(_BEAT_SECONDS):
             self._messages.beat()
-
-    def _age(self) -> float:
-        return time.monotonic() - self._started
 
     def _problem(self) -> Problem:
         end = self._errors.seek(0, os.SEEK_END)

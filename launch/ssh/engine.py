@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from convoy.core.devices import parse_devices
-from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.errors import UsageError
+from convoy.core.flags import FlagDefiner
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.ssh.hosts import read_hosts
@@ -18,7 +19,7 @@ from convoy.launch.ssh.messages import SILENT_SECONDS
 from convoy.launch.ssh.refusals import Remote
 from convoy.launch.ssh.starter import Starter
 from convoy.launch.supervisor import Supervisor
-from convoy.launch.trainer_command import flag_value, trains
+from convoy.launch.trainer_command import flag_value, run_directory, trains
 
 REQUIRED = ("hosts",)
 
@@ -27,92 +28,63 @@ _START_SECONDS = 300.0
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this engine."""
-    absl_flags.DEFINE_string(
+    define = FlagDefiner(flags)
+    define.string(
         "hosts",
         None,
         "ssh: file with one host per line, `[user@]host[:port] [slots=N] [address=ADDRESS]`; slots is the number of "
         "worker processes, address is where the other hosts reach it",
-        flag_values=flags,
     )
-    absl_flags.DEFINE_integer(
+    define.integer(
         "min_hosts",
         None,
         "ssh: continue with this many hosts if others do not respond and the run's virtual replicas allow it; default "
         "all; the first start of a run always needs all",
         lower_bound=1,
-        flag_values=flags,
     )
-    absl_flags.DEFINE_string("ssh_config", "", "ssh: config file for the ssh client (its -F)", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "python",
-        "",
-        "ssh: path of the Python with Convoy on the hosts; the same as here by default",
-        flag_values=flags,
-    )
+    define.string("ssh_config", "", "ssh: config file for the ssh client (its -F)")
+    define.string("python", "", "ssh: path of the Python with Convoy on the hosts; the same as here by default")
 
 
-def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
-    """Launches the trainer's `command` (`train` and its flags); returns the exit code."""
-    return launch(
-        command,
-        hosts_file=flags.hosts,
-        min_hosts=flags.min_hosts,
-        ssh_config=flags.ssh_config,
-        python=flags.python or sys.executable,
-        max_restarts=flags.max_restarts,
-        grace_seconds=flags.grace_seconds,
-    )
-
-
-def launch(
+def run(
+    flags: absl_flags.FlagValues,
     command: Sequence[str],
     *,
-    hosts_file: str,
-    min_hosts: int | None = None,
-    ssh_config: str = "",
-    python: str = sys.executable,
-    max_restarts: int = 3,
-    grace_seconds: float = 60.0,
     silent_seconds: float = SILENT_SECONDS,
-    trainer: Sequence[str] | None = None,
+    trainer: Sequence[str] = (),
 ) -> int:
-    """Trains on the hosts of a file until the run is done or fails.
+    """Trains on the hosts of a file until the run is done or fails; returns the exit code.
 
     Args:
       command: `train` and its flags, with `--workdir`.
-      hosts_file: see `convoy.launch.ssh.hosts`.
-      min_hosts: number of hosts with which a run may continue; None for all.
-      ssh_config: file for ssh's -F; empty for ssh's default.
-      python: Python interpreter on the hosts.
-      max_restarts: consecutive restarts without a new checkpoint.
-      grace_seconds: seconds between SIGTERM and SIGKILL.
       silent_seconds: seconds without a message after which launcher and agents consider each other gone.
-      trainer: program that runs `command`; tests replace it.
-
-    Returns:
-      The exit code.
+      trainer: program that runs `command`, the hosts' Convoy by default; tests replace it.
 
     Raises:
       UsageError: an invalid host file, a host with a permanent problem, or RUN is a file.
       DataError: RUN cannot be written.
     """
-    hosts = read_hosts(hosts_file)
-    if min_hosts and min_hosts > len(hosts):
-        raise UsageError(f"--min_hosts={min_hosts}: --hosts={hosts_file} has {len(hosts)}. Pass at most that many.")
+    hosts = read_hosts(flags.hosts)
+    if flags.min_hosts and flags.min_hosts > len(hosts):
+        raise UsageError(
+            f"--min_hosts={flags.min_hosts}: --hosts={flags.hosts} has {len(hosts)}. Pass at most that many."
+        )
+    ssh_config = flags.ssh_config
     if ssh_config and not os.access(ssh_config, os.R_OK):
         raise UsageError(f"--ssh_config={ssh_config} cannot be read. Pass a readable file (see `man ssh_config`).")
     parse_devices(flag_value(command, "devices") or "auto")
+    python = flags.python or sys.executable
     screen = Screen.of_standard_output()
-    run_files = RunFiles(flag_value(command, "workdir") or "")
+    run_files = RunFiles(run_directory(command))
     starter = Starter(
         hosts=hosts,
-        hosts_file=hosts_file,
-        min_hosts=min_hosts,
+        hosts_file=flags.hosts,
+        min_hosts=flags.min_hosts,
         remote=Remote(_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
         command=command,
         program=[*(trainer or (python, "-m", "convoy")), *command],
         run_files=run_files,
-        grace_seconds=grace_seconds,
+        grace_seconds=flags.grace_seconds,
         silent_seconds=silent_seconds,
         screen=screen,
         is_asked_to_end=lambda: supervisor.is_asked_to_end,
@@ -120,18 +92,14 @@ def launch(
     supervisor = Supervisor(
         run_files,
         starter.start,
-        max_restarts=max_restarts,
-        grace_seconds=grace_seconds,
+        max_restarts=flags.max_restarts,
+        grace_seconds=flags.grace_seconds,
         screen=screen,
         start_seconds=max(_START_SECONDS, 2 * starter.lease_seconds),
         trains=trains(command),
         facts={"engine": "ssh", "hosts": [str(host) for host in hosts], "command": list(command)},
     )
-    try:
-        return supervisor.run()
-    except ConvoyError:
-        run_files.remove_traces()
-        raise
+    return supervisor.run()
 
 
 def _folder() -> str:

@@ -5,7 +5,6 @@ problem.text, problem.is_permanent     # permanent: no retry succeeds until some
 """
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convoy.launch.ssh.hosts import Host
@@ -54,15 +53,11 @@ def problem_of(host: Host, returncode: int, stderr: str, remote: Remote) -> Prob
       stderr: standard error of the ssh client and of the remote command.
       remote: what was run.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = last_line(stderr) or f"exit code {returncode}"
     if returncode == _SSH_ITSELF:
-        return _ssh_problem(host, lines, last, remote) or Problem(f"host {host} does not respond (ssh: {last})")
-    return _python_problem(host, returncode, last, remote) or Problem(
-        f"host {host}: the agent exited before it was ready ({last}). Check "
-        f"`{remote.ssh_command(host, remote.python, '--version')}`",
-        is_permanent=True,
-    )
+        text = _ssh_problem(host, stderr, last, remote)
+        return Problem(text or f"host {host} does not respond (ssh: {last})", is_permanent=bool(text))
+    return Problem(_agent_problem(host, returncode, last, remote), is_permanent=True)
 
 
 def last_line(stderr: str) -> str:
@@ -71,54 +66,51 @@ def last_line(stderr: str) -> str:
     return lines[-1].removeprefix("ssh: ").rstrip(".") if lines else ""
 
 
-def _ssh_problem(host: Host, lines: Sequence[str], last: str, remote: Remote) -> Problem | None:
-    text = "\n".join(lines)
+def _ssh_problem(host: Host, stderr: str, last: str, remote: Remote) -> str:
+    """Returns what the ssh client reports if no retry can succeed; otherwise an empty string."""
     command = remote.ssh_command(host)
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text:
-        return Problem(
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
+        return (
             f"the key of host {host} has changed (ssh: {last}). If the host was reinstalled, remove the old key with "
-            f"`ssh-keygen -R {host.name}` and confirm the new one with `{command}`",
-            is_permanent=True,
+            f"`ssh-keygen -R {host.name}` and confirm the new one with `{command}`"
         )
-    if "Host key verification failed" in text:
-        return Problem(
-            f"the key of host {host} is unknown (ssh: {last}). Connect once manually and confirm the key: `{command}`",
-            is_permanent=True,
+    if "Host key verification failed" in stderr:
+        return (
+            f"the key of host {host} is unknown (ssh: {last}). Connect once manually and confirm the key: `{command}`"
         )
-    if "Permission denied" in text or "Too many authentication failures" in text:
-        return Problem(
+    if "Permission denied" in stderr or "Too many authentication failures" in stderr:
+        return (
             f"host {host} refuses the login (ssh: {last}). Set up a key that needs no password prompt: `ssh-copy-id`, "
-            f"ssh-agent, or User and IdentityFile in ssh's config. Test it with `{command}`",
-            is_permanent=True,
+            f"ssh-agent, or User and IdentityFile in ssh's config. Test it with `{command}`"
         )
-    if "Could not resolve hostname" in text and "Temporary failure" not in text:
-        return Problem(
+    if "Could not resolve hostname" in stderr and "Temporary failure" not in stderr:
+        return (
             f"the name of host {host} cannot be resolved (ssh: {last}). Correct it in the host file, or add a HostName "
-            "to ssh's config",
-            is_permanent=True,
+            "to ssh's config"
         )
-    if "Bad configuration option" in text or "terminating" in last:
-        return Problem(f"ssh rejects its config for host {host} ({lines[0]})", is_permanent=True)
-    return None
+    if "Bad configuration option" in stderr or "terminating" in last:
+        return f"ssh rejects its config for host {host} ({stderr.strip().splitlines()[0].strip()})"
+    return ""
 
 
-def _python_problem(host: Host, returncode: int, last: str, remote: Remote) -> Problem | None:
+def _agent_problem(host: Host, returncode: int, last: str, remote: Remote) -> str:
+    """Returns why the shell or Python on the host could not run the agent."""
     if returncode == NO_FOLDER:
-        return Problem(
+        return (
             f"host {host} has no folder {remote.folder}, the current one. Run this command in a folder that all hosts "
-            "share",
-            is_permanent=True,
+            "share"
         )
     if returncode in _NOT_FOUND:
-        return Problem(
+        return (
             f"host {host} cannot run {remote.python} ({last}). Pass --python=PATH of a Python with Convoy; the path "
-            "must be the same on all hosts",
-            is_permanent=True,
+            "must be the same on all hosts"
         )
     if "No module named" in last:
-        return Problem(
+        return (
             f"{remote.python} on host {host} cannot import Convoy ({last}). Install this host's version there, or "
-            "pass another --python=PATH",
-            is_permanent=True,
+            "pass another --python=PATH"
         )
-    return None
+    return (
+        f"host {host}: the agent exited before it was ready ({last}). Check "
+        f"`{remote.ssh_command(host, remote.python, '--version')}`"
+    )

@@ -24,10 +24,10 @@ from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.refusals import Problem, Remote
 from convoy.launch.ssh.remote_workers import Member, RemoteWorkers, close_all
 from convoy.launch.supervisor import StartError
-from convoy.launch.trainer_command import flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import cluster_variables, flag_value, trainer_environment, trains
 
-_FORWARDED_PREFIXES = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_")  # of variables for workers, as is PYTHONPATH
-_NOT_FORWARDED = ("TF_CONFIG",)
+# Variables for workers, by the start of their name. The agent drops TF_CONFIG.
+_FORWARDED = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_", "PYTHONPATH")
 _AGENT_VARIABLES = ("PYTHONPATH", "PYTHONSAFEPATH")  # they decide which Convoy `python -m` imports
 _TICK_SECONDS = 0.02
 
@@ -83,7 +83,7 @@ class Starter:
             self._check(responding, problems)
             chosen = self._choose(responding, problems)
             close_all([connection for connection in connections if connection not in chosen])
-            self._print_hosts(files, [connection.host for connection in chosen], responding, problems)
+            self._print_hosts(files, chosen, responding, problems)
             workers = RemoteWorkers(self._start_workers(chosen, files))
         except BaseException:
             close_all(connections)
@@ -225,26 +225,26 @@ class Starter:
     def _print_hosts(
         self,
         files: AttemptFiles,
-        chosen: Sequence[Host],
+        chosen: Sequence[Connection],
         responding: Sequence[Connection],
         problems: Mapping[Host, Problem],
     ) -> None:
         virtual_replicas = self._virtual_replicas()
-        total = sum(self._devices(connection) for connection in responding if connection.host in chosen)
         for problem in problems.values():
             self.screen.say(f"convoy: left out: {problem.text}.")
         for connection in responding:
-            if connection.host not in chosen:
+            if connection not in chosen:
                 self.screen.say(
                     f"convoy: left out: host {connection.host}: with it the number of devices would not divide "
                     f"V={virtual_replicas}."
                 )
-        for host in chosen:
-            if self._members and host not in self._members:
-                self.screen.say(f"convoy: host {host} is back.")
-        names = ", ".join(_describe(connection) for connection in responding if connection.host in chosen)
+        for connection in chosen:
+            if self._members and connection.host not in self._members:
+                self.screen.say(f"convoy: host {connection.host} is back.")
+        names = ", ".join(map(_describe, chosen))
+        total = sum(map(self._devices, chosen))
         replicas = f": R={total} for V={virtual_replicas} virtual replicas" if virtual_replicas else ""
-        workers = counted(sum(host.slots for host in chosen), "worker")
+        workers = counted(sum(connection.host.slots for connection in chosen), "worker")
         self.screen.say(f"convoy: attempt {files.number}: {workers} on {names}{replicas}.")
 
     def _start_workers(self, chosen: Sequence[Connection], files: AttemptFiles) -> list[Member]:
@@ -252,11 +252,7 @@ class Starter:
         addresses = [
             f"{connection.host.address}:{port}" for connection in chosen for port in connection.answer["ports"]
         ]
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if (name.startswith(_FORWARDED_PREFIXES) or name == "PYTHONPATH") and name not in _NOT_FORWARDED
-        }
+        variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
         members: list[Member] = []
         for connection in chosen:
             ports = connection.answer["ports"]
@@ -265,20 +261,16 @@ class Starter:
             first = sum(len(member.ranks) for member in members)
             ranks = list(range(first, first + connection.host.slots))
             workers = [
-                {"rank": rank, "log": str(files.log(rank)), "variables": _worker_variables(files, rank, addresses)}
+                {
+                    "rank": rank,
+                    "log": str(files.log(rank)),
+                    "variables": files.variables(rank) | cluster_variables(addresses, rank),
+                }
                 for rank in ranks
             ]
             connection.send({"start": {"command": self.program, "variables": variables, "workers": workers}})
             members.append(Member(connection, ranks))
         return members
-
-
-def _worker_variables(files: AttemptFiles, rank: int, addresses: Sequence[str]) -> dict[str, str]:
-    variables = {"CONVOY_ATTEMPT": str(files.number), "CONVOY_ERROR_FILE": str(files.error_file(rank))}
-    if len(addresses) > 1:
-        task = {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}}
-        variables["TF_CONFIG"] = json.dumps(task)
-    return variables
 
 
 def _describe(connection: Connection) -> str:

@@ -1,6 +1,7 @@
 """Cluster discovery from TF_CONFIG, SLURM, Kubernetes and flags."""
 
 import json
+import os
 
 import pytest
 
@@ -24,8 +25,13 @@ def slurm(rank=0, *, nodes="n[1-3]", tasks_per_node="2(x2),1", tasks=5, job=7):
     }
 
 
-def expand(nodes):
-    return {"n[1-3]": ["n1", "n2", "n3"], "n1": ["n1"]}[nodes]
+@pytest.fixture(autouse=True)
+def scontrol(monkeypatch, tmp_path):
+    """Puts a `scontrol` that expands the nodes of `slurm` first on the PATH."""
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\ntest "$*" = "show hostnames n[1-3]" && echo n1 n2 n3\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
 
 def kubernetes(index=1, workers=3, **variables):
@@ -103,7 +109,7 @@ class TestTfConfig:
 class TestSlurm:
     def test_tasks_are_placed_in_blocks_with_one_port_each(self):
         for rank in range(5):
-            cluster = find_cluster(slurm(rank), expand_hosts=expand)
+            cluster = find_cluster(slurm(rank))
             assert cluster.addresses == ("n1:20112", "n1:20113", "n2:20112", "n2:20113", "n3:20112")
             assert (cluster.index, cluster.source) == (rank, "SLURM")
 
@@ -118,28 +124,28 @@ class TestSlurm:
         ],
     )
     def test_tasks_follow_the_distribution_of_the_step(self, variables, hosts):
-        cluster = find_cluster({**slurm(), **variables}, expand_hosts=expand)
+        cluster = find_cluster({**slurm(), **variables})
         assert [address.partition(":")[0] for address in cluster.addresses] == hosts.split()
         assert len(set(cluster.addresses)) == 5
 
     def test_arbitrary_distribution_is_rejected(self):
         with pytest.raises(UsageError, match="SLURM_DISTRIBUTION=arbitrary.*`srun --distribution=block`"):
-            find_cluster({**slurm(), "SLURM_DISTRIBUTION": "arbitrary"}, expand_hosts=expand)
+            find_cluster({**slurm(), "SLURM_DISTRIBUTION": "arbitrary"})
 
     def test_task_on_an_unexpected_host_is_rejected(self):
         here = {**slurm(3), "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}
-        assert find_cluster(here, expand_hosts=expand).index == 3
+        assert find_cluster(here).index == 3
         with pytest.raises(UsageError, match="task 3 .*SLURM_NODEID=0, SLURM_LOCALID=1"):
-            find_cluster({**here, "SLURM_NODEID": "0"}, expand_hosts=expand)
+            find_cluster({**here, "SLURM_NODEID": "0"})
 
     def test_hosts_from_the_launcher(self):
         hosts = {HOSTS_VARIABLE: "a,b07,c"}
-        assert find_cluster({**slurm(), **hosts}, expand_hosts=None).addresses[2] == "b07:20112"
+        assert find_cluster({**slurm(), **hosts}).addresses[2] == "b07:20112"
 
     def test_jobs_on_one_host_have_different_ports(self):
         ports = set()
         for job in (*range(745, 755), 20_000_001):  # with five tasks each
-            cluster = find_cluster(slurm(job=job), expand_hosts=expand)
+            cluster = find_cluster(slurm(job=job))
             ports |= {int(address.rpartition(":")[2]) for address in cluster.addresses}
         assert len(ports) == 11 * 2
         assert min(ports) == 20000
@@ -147,26 +153,26 @@ class TestSlurm:
 
     def test_batch_script_is_not_a_cluster(self):
         batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_PROCID": "0"}
-        assert find_cluster(batch, expand_hosts=expand) is None
+        assert find_cluster(batch) is None
 
     def test_one_task_is_not_a_cluster(self):
-        assert find_cluster(slurm(nodes="n1", tasks_per_node="1", tasks=1), expand_hosts=expand) is None
+        assert find_cluster(slurm(nodes="n1", tasks_per_node="1", tasks=1)) is None
 
     @pytest.mark.parametrize("text", ["", "2,1", "2(x3)", "many", "2(x2),2"])
     def test_task_counts_that_do_not_match_the_hosts(self, text):
         with pytest.raises(UsageError, match=r"SLURM_STEP_TASKS_PER_NODE=.*5 tasks on 3 hosts.*--distribution=block"):
-            find_cluster(slurm(tasks_per_node=text), expand_hosts=expand)
+            find_cluster(slurm(tasks_per_node=text))
 
     def test_rank_out_of_range(self):
         with pytest.raises(UsageError, match="SLURM: index 5 .* 0 and 4"):
-            find_cluster(slurm(rank=5), expand_hosts=expand)
+            find_cluster(slurm(rank=5))
 
     def test_invalid_number(self):
         with pytest.raises(UsageError, match="SLURM_PROCID='x'"):
-            find_cluster({**slurm(), "SLURM_PROCID": "x"}, expand_hosts=expand)
+            find_cluster({**slurm(), "SLURM_PROCID": "x"})
 
     def test_missing_scontrol(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
         with pytest.raises(UsageError, match=r"`scontrol show hostnames` failed .*TF_CONFIG.*--worker_hosts"):
             find_cluster(slurm())
 
@@ -230,5 +236,5 @@ def test_precedence():
     environment, sources = {**tf_config({"worker": HOSTS}), **slurm(), **kubernetes()}, []
     for removed in ("", "TF_CONFIG", "SLURM_PROCID", "CONVOY_WORKERS"):
         environment.pop(removed, None)
-        sources.append(find_cluster(environment, hosts=HOSTS, index=0, expand_hosts=expand).source)
+        sources.append(find_cluster(environment, hosts=HOSTS, index=0).source)
     assert sources == ["TF_CONFIG", "SLURM", "Kubernetes", "--worker_hosts"]

@@ -9,7 +9,15 @@ import resource
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.core.files import LockHeldError, acquire_lock, append_json_line, locked, write_whole, written_whole
+from convoy.core.files import (
+    LockHeldError,
+    acquire_lock,
+    append_json_line,
+    check_output_file,
+    locked,
+    write_whole,
+    written_whole,
+)
 
 
 def test_write_replaces_the_file_and_leaves_no_other(tmp_path):
@@ -119,3 +127,12 @@ class TestLock:
             else:
                 with pytest.raises(OSError):
                     acquire_lock(file.fileno())
+
+
+def test_output_must_be_a_file_in_an_existing_folder(tmp_path):
+    check_output_file(tmp_path / "page.html")
+    (tmp_path / "page.html").write_text("")
+    check_output_file(tmp_path / "page.html")
+    for path in (tmp_path, tmp_path / "missing" / "page.html"):
+        with pytest.raises(UsageError, match=f"--output={path}"):
+            check_output_file(path)

@@ -22,7 +22,7 @@ _LAUNCHER = """
 import importlib, sys
 from convoy.cli import entry_point
 engine, trainer, *arguments = sys.argv[1:]
-importlib.import_module(f"convoy.launch.{engine}").launch.__kwdefaults__["trainer"] = (sys.executable, trainer)
+importlib.import_module(f"convoy.launch.{engine}").run.__kwdefaults__["trainer"] = (sys.executable, trainer)
 sys.argv = ["convoy", "launch", engine, *arguments]
 entry_point()
 """

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.launch.devices import cores_by_worker, gpus_by_worker, visible_gpus
+from convoy.launch.devices import cores_by_worker, gpus_by_worker, usable_gpus
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ class TestGpus:
     def test_are_limited_to_those_in_the_environment(self, gpus):
         gpus(4)
         assert gpus_by_worker(2, ["train"], {"CUDA_VISIBLE_DEVICES": "3, GPU-1"}) == ["3", "GPU-1"]
-        assert visible_gpus("2,-1,0") == ["2"]
+        assert usable_gpus(["train"], {"CUDA_VISIBLE_DEVICES": "2,-1,0"}) == ["2"]
 
     def test_number_of_workers_that_does_not_divide_them_is_refused(self, gpus):
         gpus(3)
@@ -69,4 +69,4 @@ class TestGpus:
 
     def test_there_are_none_without_the_driver(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert visible_gpus(None) == visible_gpus("0,1") == []
+        assert usable_gpus(["train"], {}) == usable_gpus(["train"], {"CUDA_VISIBLE_DEVICES": "0,1"}) == []

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError
 from convoy.launch import supervisor as supervisor_module
 from convoy.launch.processes import WorkerExit
 from convoy.launch.run_files import RunFiles
@@ -101,6 +101,14 @@ def test_refused_restart_leaves_its_exit_code_in_the_summary(supervise, tmp_path
     with pytest.raises(DataError):
         supervise(Workers(ended(0, 138)), DataError("RUN is not writable."))
     assert json.loads((tmp_path / "run" / "launch.json").read_text())["exit_code"] == 3
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_refused_first_start_leaves_the_run_directory_unchanged(supervise, tmp_path, trains):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError):
+        supervise(UsageError("host b refuses the login."), trains=trains)
+    assert os.listdir(tmp_path / "run") == ["checkpoints"]
 
 
 def test_events_written_while_a_start_waited_belong_to_the_previous_attempt(supervise, tmp_path):

@@ -2,7 +2,7 @@
 
 page_template(Path(__file__).with_name("report.html.j2")).render(name=name)
 
-A page may include `style.css` and import `pic` from `thumbnail.html.j2`, which all of them share.
+A page may include `style.css`, and import `pic` from `thumbnail.html.j2`.
 """
 
 import unicodedata
@@ -36,7 +36,7 @@ def page_template(path: Path) -> jinja2.Template:
 
 
 def shown(name: str, length: int = _NAME_LENGTH) -> str:
-    """Returns a name as it can be shown: what is no character or would change the text around it, as its code.
+    """Returns a name with escape codes in place of characters that are invisible or change the text around them.
 
     Args:
       name: any text.

@@ -22,7 +22,7 @@ _LAUNCHER = """
 import sys
 from convoy.cli import entry_point
 from convoy.launch.ssh import engine
-engine.launch.__kwdefaults__ |= {"trainer": (sys.executable, sys.argv[1]), "silent_seconds": 8.0}
+engine.run.__kwdefaults__ |= {"trainer": (sys.executable, sys.argv[1]), "silent_seconds": 8.0}
 sys.argv = ["convoy", "launch", "ssh", *sys.argv[2:]]
 entry_point()
 """

@@ -1,0 +1,31 @@
+"""Tables on the console."""
+
+from collections.abc import Iterable, Sequence
+
+
+def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:
+    """Prints a table.
+
+    Args:
+      names: headings of the first columns, left-aligned; long names are cut on narrow terminals.
+      numbers: headings of the other columns, right-aligned.
+      rows: cells of each row; a float is printed with one decimal.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in names:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*(Text(_text(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _text(cell: str | int | float) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,.1f}" if isinstance(cell, float) else f"{cell:,}"
