@@ -25,12 +25,7 @@ class MetricWriters:
     """Writer of metrics.jsonl and of TensorBoard's runs (root, `train`, `validation`, `media`)."""
 
     def __init__(self, run: RunDirectory, *, total_steps: int):
-        """Writes nothing yet.
-
-        Args:
-          run: the run directory.
-          total_steps: length of the run.
-        """
+        """Writes nothing yet."""
         self._run = run
         self._total_steps = total_steps
         self._steps_per_point = -(-total_steps // _MAX_POINTS)
