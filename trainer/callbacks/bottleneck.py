@@ -226,4 +226,5 @@ class BottleneckAnalyzer:
 
 def any_of(values: Sequence[str]) -> str:
     """Returns `a, b or c`."""
-    return " or ".join([", ".join(values[:-1])] * (len(values) > 1) + [values[-1]])
+    *others, last = values
+    return f"{', '.join(others)} or {last}" if others else last

@@ -106,11 +106,11 @@ class RunLogger:
         self._writers.go_back(step, without=without)
         truncate_results(self._run, step)
 
-    def _write(self, what: str, function: Callable[..., None], *arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        """Calls a function that writes, on the chief; a failure is only a warning, as in `tolerating`."""
+    def _write(self, what: str, write: Callable[..., None], /, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Calls `write` on the chief; a failure is only a warning, as in `tolerating`."""
         if self._writes:
             with self.tolerating(what):
-                function(*arguments, **options)
+                write(*args, **options)
 
     @contextlib.contextmanager
     def tolerating(self, what: str) -> Iterator[None]:

@@ -42,14 +42,7 @@ class TrainState:
         average_weights: bool = False,
         float16: bool = False,
     ):
-        """Creates the variables.
-
-        Args:
-          model: a model built in the scope of `strategy`.
-          optimizer: defines the slots.
-          strategy: where the variables live.
-          average_weights: whether to keep a moving average of the weights.
-          float16: whether the loss is scaled.
+        """Creates the variables for a model that was built in the scope of `strategy`.
 
         Raises:
           DataError: several variables of the model have the same path.

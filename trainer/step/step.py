@@ -72,12 +72,7 @@ class TrainStep:
     ):
         """Prepares the step. It compiles at the first call for each image size and training phase (`freezing`).
 
-        Args:
-          state: the state to train.
-          built: the model of `state`.
-          optimizer: the optimizer.
-          settings: the other settings.
-          resized: the model built for other image sizes, by size.
+        `built` is the model of `state`; `resized` is the model built for other image sizes, by size.
 
         Raises:
           UsageError: the settings need a separate head, and the model has none.
