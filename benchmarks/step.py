@@ -211,8 +211,9 @@ def convoy_step(
     from convoy.trainer.models import build_model
     from convoy.trainer.session.runtime import enable_determinism
     from convoy.trainer.step.optimizers import make_optimizer
+    from convoy.trainer.step.settings import StepSettings
     from convoy.trainer.step.state import TrainState
-    from convoy.trainer.step.step import StepSettings, TrainStep
+    from convoy.trainer.step.step import TrainStep
 
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)

@@ -23,8 +23,9 @@ from convoy.trainer.cluster import strategy as devices
 from convoy.trainer.models import ModelBundle, build_model
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import make_optimizer
+from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
-from convoy.trainer.step.step import StepSettings, TrainStep
+from convoy.trainer.step.step import TrainStep
 from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES = 10

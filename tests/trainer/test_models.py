@@ -371,8 +371,13 @@ class Own(keras.Model):
 def subclassed(num_classes, image_size):
     return Own(num_classes)
 
-def two_outputs(num_classes, image_size):
+def one_too_many(num_classes, image_size):
     return Own(num_classes + 1)
+
+def two_outputs(num_classes, image_size):
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.GlobalAveragePooling2D()(inputs)
+    return keras.Model(inputs, [layers.Dense(num_classes)(x), layers.Dense(2)(x)])
 
 def fails(num_classes, image_size):
     raise RuntimeError("reason")
@@ -401,7 +406,8 @@ def test_a_user_model_can_be_subclassed(program):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("two_outputs", r"\[1, 4\].*\[1, 3\]"),
+        ("one_too_many", r"\[1, 4\].*\[1, 3\]"),
+        ("two_outputs", r"\[1, 3\]"),
         ("fails", "RuntimeError: reason"),
         ("subclased", "'subclassed'"),
     ],

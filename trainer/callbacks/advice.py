@@ -1,7 +1,7 @@
 """Advice during training: findings that the user can act on, each shown when its condition begins.
 
-advice = Advice(config, dataset, show=console.finding)
-advice.start(plan)                                                   # classes without images, a scaled learning rate
+advice = Advice(config, plan, dataset, show=console.finding)
+advice.start()                                                       # classes without images, a scaled learning rate
 advice.logged(31.0, ["--config.cache=memory"])                       # input wait
 advice.evaluated(step=400, train_top1=0.95, top1=0.61, best_top1=0.63)
 """
@@ -29,25 +29,21 @@ _FIRST_SHARE = 0.1  # of the run's steps
 class Advice:
     """Watches the measurements of a run and shows findings."""
 
-    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset, *, show: Callable[[Finding], None]):
-        """Shows nothing yet.
-
-        Args:
-          config: the complete config.
-          dataset: the training dataset.
-          show: shows a finding.
-        """
+    def __init__(
+        self, config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset, *, show: Callable[[Finding], None]
+    ):
+        """Shows nothing yet."""
         self._config = config
+        self._plan = plan
         self._dataset = dataset
         self._show = show
-        self._plan: Plan | None = None
         self._input_bound_lines = 0
         self._evaluations_since_best = 0
         self._overfitting_shown = False
 
-    def start(self, plan: Plan) -> None:
+    def start(self) -> None:
         """Shows what is known before the first step."""
-        self._plan = plan
+        plan = self._plan
         for split_name, consequence, fix in (
             (
                 "train",
@@ -127,7 +123,7 @@ class Advice:
 
     def _gap_is_meaningful(self, step: int) -> bool:
         config, plan = self._config, self._plan
-        if plan is None or step < max(_FIRST_EPOCHS * plan.steps_per_epoch, _FIRST_SHARE * plan.total_steps):
+        if step < max(_FIRST_EPOCHS * plan.steps_per_epoch, _FIRST_SHARE * plan.total_steps):
             return False
         size = resolution.stage_at(config, plan.total_steps, step - 1).size
         return size >= min(config.image_size, resolution.evaluation_size(config))

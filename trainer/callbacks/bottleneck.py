@@ -1,6 +1,6 @@
 """Bottleneck analysis: step time split into input wait, gradient reduction and compute, with a one-sentence summary.
 
-    analyzer = BottleneckAnalyzer(config, plan, runtime, dataset, train_step, worker_group)
+    analyzer = BottleneckAnalyzer(session, train_step, worker_group)
     analyzer.probe()                            # once, on all workers at the same step, while training pauses
     analyzer.values(step_timer.window())        # scalars of a log line, by tag
     analyzer.summary(step_timer.steady())       # on all workers: `limits` of result.json
@@ -15,19 +15,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
 import tensorflow as tf
 
 from convoy.core.memory import resident_memory
 from convoy.core.processes import usable_cores
 from convoy.core.thresholds import INPUT_BOUND_PCT
-from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
 from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan, resolution
-from convoy.trainer.session.runtime import Runtime
+from convoy.trainer.config import resolution
+from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.step.step import TrainStep
 
 _BUSY = 0.7  # share of the cores in use from which the input is limited by CPU and not by storage
@@ -38,33 +36,14 @@ _REDUCTIONS = 5
 class BottleneckAnalyzer:
     """Measures where step time goes. Every worker has one."""
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        plan: Plan,
-        runtime: Runtime,
-        dataset: Dataset,
-        train_step: TrainStep,
-        worker_group: WorkerGroup,
-    ):
-        """Measures nothing yet.
-
-        Args:
-          config: the complete config.
-          plan: the run's plan.
-          runtime: the model and its devices.
-          dataset: the training dataset.
-          train_step: the step whose reduction is timed.
-          worker_group: the workers that train together.
-        """
-        self._config = config
-        self._plan = plan
-        self._runtime = runtime
-        self._dataset = dataset
+    def __init__(self, session: TrainingSession, train_step: TrainStep, worker_group: WorkerGroup):
+        """Measures nothing yet."""
+        self._config, self._plan, self._runtime = session.config, session.plan, session.runtime
+        self._dataset = session.dataset
         self._train_step = train_step
         self._worker_group = worker_group
-        self._stages = resolution.stages(config, plan.total_steps)
-        self._on_gpu = runs_on_gpu(runtime.strategy)
+        self._stages = resolution.stages(session.config, session.plan.total_steps)
+        self._on_gpu = runs_on_gpu(session.runtime.strategy)
         self._reduction_ms: float | None = None
         self._flops: dict[int, int] = {}  # per image, by image size
         self._peak: float | None = None  # FLOP/s of all devices of all workers
@@ -247,4 +226,5 @@ class BottleneckAnalyzer:
 
 def any_of(values: Sequence[str]) -> str:
     """Returns `a, b or c`."""
-    return " or ".join([", ".join(values[:-1])] * (len(values) > 1) + [values[-1]])
+    *others, last = values
+    return f"{', '.join(others)} or {last}" if others else last

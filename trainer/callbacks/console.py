@@ -21,10 +21,8 @@ from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
 
 _REFRESHES_PER_SECOND = 2  # a refresh takes some milliseconds of CPU time
-_TABLE = (
-    *(("step", 7), ("epoch", 7), ("train top-1", 13), ("loss", 8), ("top-1", 8), ("top-5", 8)),
-    *(("macro F1", 10), ("ECE", 7)),
-)
+# Width of each column of the table of evaluations.
+_TABLE = {"step": 7, "epoch": 7, "train top-1": 13, "loss": 8, "top-1": 8, "top-5": 8, "macro F1": 10, "ECE": 7}
 
 
 class TrainingConsole:
@@ -114,11 +112,12 @@ class TrainingConsole:
             return
         if not self._has_table:
             self._has_table = True
-            self.console.print(Text("".join(f"{name:>{width}}" for name, width in _TABLE) + f"  {split}", "bold"))
+            header = "".join(f"{name:>{width}}" for name, width in _TABLE.items())
+            self.console.print(Text(f"{header}  {split}", "bold"))
         train_top1 = "" if self._train_top1 is None else f"{self._train_top1:.2%}"
         cells = [str(step), f"{epoch:.2f}", train_top1, f"{values['loss']:.4f}"]
         cells += [f"{values[name]:.2%}" for name in ("top1", "top5", "macro_f1", "ece")]
-        row = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _TABLE, strict=True))
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, _TABLE.values(), strict=True))
         self.console.print(Text(f"{row}  * best", "green") if is_best else row)
 
     def say(self, text: str) -> None:

@@ -1,25 +1,22 @@
 """RUN/curves.png: loss and top-1 on training and validation images, from metrics.jsonl."""
 
-import json
-
 from matplotlib.figure import Figure
 
 from convoy.core.files import written_whole
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import read_json_lines
 
 _PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
 
 
-def draw_curves(run: RunDirectory) -> bool:
-    """Draws a run's curves into `run.curves`; returns False without data.
+def draw_curves(run: RunDirectory) -> None:
+    """Draws a run's curves into `run.curves`, if there are any.
 
     Raises:
-      OSError: a file cannot be read or written.
+      OSError: the file cannot be written.
     """
-    if not run.metrics.exists():
-        return False
-    points = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    points = read_json_lines(run.metrics)
     figure = Figure(figsize=(11, 4), layout="constrained")
     drawn = False
     for axes, (tag, title, scale) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
@@ -36,4 +33,3 @@ def draw_curves(run: RunDirectory) -> bool:
     if drawn:
         with written_whole(run.curves) as file:
             figure.savefig(file, format="png", dpi=110)
-    return drawn

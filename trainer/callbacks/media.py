@@ -8,7 +8,7 @@
 Ten, evenly over the run, because TensorBoard keeps ten images per tag, and because each takes time and disk space.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -48,11 +48,6 @@ def train_batch(
     return summaries.image("media/train_batch", pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions))
 
 
-def weight_histograms(weights: Mapping[str, np.ndarray]) -> list[Summary.Value]:
-    """Returns a histogram of the values of each weight, tagged with its path."""
-    return [summaries.histogram(f"weights/{path}", value) for path, value in weights.items()]
-
-
 class EvaluationPages:
     """Confusion matrix, most confident errors and precision-recall curves of a run's evaluations."""
 
@@ -66,16 +61,7 @@ class EvaluationPages:
         every_steps: int,
         total_steps: int,
     ):
-        """Shows nothing yet.
-
-        Args:
-          reader: reads the evaluated split.
-          class_names: by label.
-          worker_group: the workers that evaluate together.
-          run_logger: writes the pages, on the chief.
-          every_steps: steps between evaluations.
-          total_steps: length of the run.
-        """
+        """Shows nothing yet; `reader` reads the evaluated split, `every_steps` is the distance of evaluations."""
         self._reader = reader
         self._class_names = class_names
         self._worker_group = worker_group

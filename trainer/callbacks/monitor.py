@@ -1,6 +1,6 @@
 """Monitoring of a training run: measures it and reports to the console, TensorBoard and the run directory.
 
-    monitor = Monitor(start, train_step, worker_group, deadlines)
+    monitor = Monitor(session, train_step, worker_group, deadlines)
     with monitor.console:
         monitor.begin()
         ...                                     # steps, timed by `monitor.step_timer`
@@ -21,11 +21,11 @@ from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.bottleneck import BottleneckAnalyzer
 from convoy.trainer.callbacks.console import TrainingConsole
-from convoy.trainer.callbacks.media import EvaluationPages, train_batch, weight_histograms
+from convoy.trainer.callbacks.media import EvaluationPages, train_batch
 from convoy.trainer.callbacks.run_logger import RunLogger
 from convoy.trainer.callbacks.step_timer import StepTimer
+from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.run_pages import pages_of_run
-from convoy.trainer.callbacks.tensorboard.summaries import text_of_json
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
@@ -49,49 +49,44 @@ class Monitor:
       run_logger: writes the run directory's files.
     """
 
-    def __init__(self, start: TrainingSession, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines):
-        """Prints and writes nothing yet.
-
-        Args:
-          start: the run, ready to train. Measurements in its checkpoint are kept until they are measured again.
-          train_step: the step whose reduction is timed.
-          worker_group: the workers that train together.
-          deadlines: how long to wait for other workers.
-        """
-        self._start = start
-        self._plan = plan = start.plan
-        self._state = start.runtime.state
+    def __init__(
+        self, session: TrainingSession, train_step: TrainStep, worker_group: WorkerGroup, deadlines: Deadlines
+    ):
+        """Prints and writes nothing yet. Measurements in the checkpoint are kept until they are measured again."""
+        self._session = session
+        self._plan = plan = session.plan
+        self._state = session.runtime.state
         self._worker_group = worker_group
         self._deadlines = deadlines
         self.step_timer = StepTimer(plan.global_batch_size)
         self.console = TrainingConsole(plan.total_steps, self._state.step, shows=worker_group.is_chief)
         self.run_logger = RunLogger(
-            start.run, total_steps=plan.total_steps, writes=worker_group.is_chief, warn=self.console.say
+            session.run, total_steps=plan.total_steps, writes=worker_group.is_chief, warn=self.console.say
         )
         self._evaluator = None
-        if "validation" in start.dataset.splits:
-            size = resolution.evaluation_size(start.config)
-            reader = Reader(start.dataset.split("validation"), Crop(size))
+        if "validation" in session.dataset.splits:
+            size = resolution.evaluation_size(session.config)
+            reader = Reader(session.dataset.split("validation"), Crop(size))
             self._evaluator = Evaluator(
                 self._state,
-                start.runtime.model_for_size(size),
+                session.runtime.model_for_size(size),
                 reader,
                 EVALUATION_BATCH_SIZE,
                 worker_group,
-                flip_tta=start.config.flip_tta,
+                flip_tta=session.config.flip_tta,
             )
             self._evaluation_pages = EvaluationPages(
                 reader,
-                start.dataset.class_names,
+                session.dataset.class_names,
                 worker_group,
                 self.run_logger,
                 every_steps=plan.eval_every_steps,
                 total_steps=plan.total_steps,
             )
-        self._analyzer = BottleneckAnalyzer(start.config, plan, start.runtime, start.dataset, train_step, worker_group)
-        self._advice = Advice(start.config, start.dataset, show=self.console.finding)
+        self._analyzer = BottleneckAnalyzer(session, train_step, worker_group)
+        self._advice = Advice(session.config, plan, session.dataset, show=self.console.finding)
         # A run that was killed between its last checkpoint and its result reports the checkpoint's measurements.
-        reported = start.metadata.get("reported", {})
+        reported = session.metadata.get("reported", {})
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
         self._limits: dict[str, Any] | None = reported.get("limits")
@@ -103,32 +98,32 @@ class Monitor:
         Raises:
           DataError: a file cannot be written.
         """
-        start, plan, step = self._start, self._plan, self._state.step
+        session, plan, step = self._session, self._plan, self._state.step
         self.run_logger.begin(
             step,
             {
-                "config": configs.to_json(start.config),
+                "config": configs.to_json(session.config),
                 "environment": environment(),
                 "dataset": {
-                    "directory": str(start.dataset.directory.resolve()),
-                    "class_names": list(start.dataset.class_names),
-                    **dataset_identity(start.dataset),
+                    "directory": str(session.dataset.directory.resolve()),
+                    "class_names": list(session.dataset.class_names),
+                    **dataset_identity(session.dataset),
                 },
             },
-            pages_of_run(start.config, start.runtime.built.model),
+            pages_of_run(session.config, session.runtime.built.model),
         )
-        changed = changes(start.metadata.get("place", {}), hardware_info(plan, start.runtime, self._worker_group))
+        changed = changes(session.metadata.get("place", {}), hardware_info(plan, session.runtime, self._worker_group))
         if step:
             self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed)
         else:
             self.run_logger.event("start", step=0, replicas=plan.replicas)
         self.console.header(
-            header_rows(start.config, plan, start.runtime, start.dataset, start.run, self._worker_group)
+            header_rows(session.config, plan, session.runtime, session.dataset, session.run, self._worker_group)
         )
         if not self._worker_group.is_chief:
             print(
                 f"Worker {self._worker_group.rank} of {self._worker_group.num_workers} trains from step {step}. "
-                f"The chief, {self._worker_group.address(0)}, shows progress and writes {start.run.path}.",
+                f"The chief, {self._worker_group.address(0)}, shows progress and writes {session.run.path}.",
                 flush=True,
             )
         if step:
@@ -136,7 +131,7 @@ class Monitor:
                 f"Resumed at step {step} of {plan.total_steps}."
                 + (f" Changed: {'; '.join(changed)}." if changed else "")
             )
-        self._advice.start(plan)
+        self._advice.start()
 
     def go_back(self, step: int) -> None:
         """Drops what was measured and written after `step`."""
@@ -147,9 +142,11 @@ class Monitor:
         """Writes the images of the first training batch to TensorBoard, augmented and not yet mixed."""
         if self._worker_group.is_chief:
             with self.step_timer.paused("log"):
-                config = self._start.config
+                config = self._session.config
                 operations = parse_pipeline(config.augment.ops, image_size=config.image_size).device
-                shown = train_batch(batch, operations, self._start.dataset.class_names, self._start.runtime.strategy)
+                shown = train_batch(
+                    batch, operations, self._session.dataset.class_names, self._session.runtime.strategy
+                )
                 self.run_logger.show("media", 0, [shown])
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> None:
@@ -192,7 +189,7 @@ class Monitor:
         """Prints and writes the bottleneck analysis, once there are steps after warm-up."""
         if steady := self.step_timer.steady():
             self._limits = self._analyzer.summary(steady, seconds=self._deadlines.step)
-            self.run_logger.show("train", self._state.step, [text_of_json("run/limits", self._limits)])
+            self.run_logger.show("train", self._state.step, [summaries.text_of_json("run/limits", self._limits)])
             if (sentence := self._limits["sentence"]) != self._shown_limits:
                 self._shown_limits = sentence
                 self.console.say(f"Limits: {sentence}.")
@@ -200,7 +197,9 @@ class Monitor:
     def histograms(self) -> None:
         """Writes a histogram of each weight to TensorBoard."""
         with self.step_timer.paused("log"):
-            self.run_logger.show("train", self._state.step, weight_histograms(self._state.weights_by_path()))
+            weights = self._state.weights_by_path().items()
+            shown = [summaries.histogram(f"weights/{path}", value) for path, value in weights]
+            self.run_logger.show("train", self._state.step, shown)
 
     def evaluate(self, best_score: float | None) -> tuple[float | None, bool]:
         """Evaluates on the validation split, if there is one. All workers must call it at the same step.
@@ -264,4 +263,4 @@ class Monitor:
         """
         self.run_logger.finish(result)
         self.console.say(f"Done: step {result['step']}, weights_sha256 {result['weights_sha256'][:16]}.")
-        self.console.say(f"Curves: {self._start.run.curves}")
+        self.console.say(f"Curves: {self._session.run.curves}")

@@ -25,14 +25,7 @@ class RunLogger:
     """Writer of the run directory's files other than checkpoints."""
 
     def __init__(self, run: RunDirectory, *, total_steps: int, writes: bool, warn: Callable[[str], None]):
-        """Writes nothing yet.
-
-        Args:
-          run: the run directory.
-          total_steps: length of the run.
-          writes: False for workers other than the chief; all methods then do nothing.
-          warn: prints a line.
-        """
+        """Writes nothing yet; if not `writes`, as on workers other than the chief, no method does anything."""
         self._run = run
         self._writes = writes
         self._warn = warn
@@ -68,45 +61,27 @@ class RunLogger:
 
     def go_back(self, step: int) -> None:
         """Drops what was written after `step`."""
-        if not self._writes:
-            return
-        with self.tolerating("metrics"):
-            self._go_back(step)
+        self._write("metrics", self._go_back, step)
 
     def event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Adds a line to events.jsonl."""
-        if not self._writes:
-            return
-        with self.tolerating("events.jsonl"):
-            self._run.append_event(name, **details)
+        self._write("events.jsonl", self._run.append_event, name, **details)
 
     def metrics(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes values by tag of a split."""
-        if not self._writes:
-            return
-        with self.tolerating("metrics"):
-            self._writers.write(split, step, values)
+        self._write("metrics", self._writers.write, split, step, values)
 
     def best(self, step: int, top1: float) -> None:
         """Writes the best top-1 so far, by which TensorBoard's HParams page compares runs."""
-        if not self._writes:
-            return
-        with self.tolerating("TensorBoard's event file"):
-            self._writers.show_scalars(ROOT, step, {"best/top1": top1})
+        self._write("TensorBoard's event file", self._writers.show_scalars, ROOT, step, {"best/top1": top1})
 
     def show(self, name: str, step: int, values: Iterable[Summary.Value]) -> None:
         """Writes values (`tensorboard.summaries`) to TensorBoard's run `name`."""
-        if not self._writes:
-            return
-        with self.tolerating("TensorBoard's event file"):
-            self._writers.show(name, step, values)
+        self._write("TensorBoard's event file", self._writers.show, name, step, values)
 
     def evaluation(self, split: str, step: int, quality: Mapping[str, float]) -> None:
         """Adds a row to results.csv."""
-        if not self._writes:
-            return
-        with self.tolerating("results.csv"):
-            append_result(self._run, step=step, split=split, quality=quality)
+        self._write("results.csv", append_result, self._run, step=step, split=split, quality=quality)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json and curves.png, and marks the run as finished for TensorBoard.
@@ -117,8 +92,7 @@ class RunLogger:
         if not self._writes:
             return
         self.show(ROOT, result["step"], [summaries.session_end(time.time())])
-        with self.tolerating("curves.png"):
-            draw_curves(self._run)
+        self._write("curves.png", draw_curves, self._run)
         try:
             self._run.write_json(self._run.result, result)
         except OSError as error:
@@ -131,6 +105,12 @@ class RunLogger:
     def _go_back(self, step: int, *, without: Collection[str] = ()) -> None:
         self._writers.go_back(step, without=without)
         truncate_results(self._run, step)
+
+    def _write(self, what: str, write: Callable[..., None], /, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Calls `write` on the chief; a failure is only a warning, as in `tolerating`."""
+        if self._writes:
+            with self.tolerating(what):
+                write(*args, **options)
 
     @contextlib.contextmanager
     def tolerating(self, what: str) -> Iterator[None]:

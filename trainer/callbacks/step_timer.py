@@ -99,7 +99,7 @@ class StepTimer:
         self._waited += self._clock() - start
 
     @contextmanager
-    def paused(self, why: str = "other") -> Iterator[None]:
+    def paused(self, why: str) -> Iterator[None]:
         """Counts the time inside under `why` and not as part of a step."""
         start, cpu_start = self._clock(), self._cpu_clock()
         yield

@@ -1,14 +1,13 @@
 """Reports every substituted record once: on the console, in events.jsonl, and as a count at the end of the run."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 from convoy.input_pipeline.reading.substitutes import Substitution
 from convoy.trainer.callbacks.console import TrainingConsole
 from convoy.trainer.callbacks.run_logger import RunLogger
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import read_json_lines
 
 _EVENT = "substituted"
 
@@ -21,7 +20,8 @@ class Substitutions:
         self._worker_group = worker_group
         self._run_logger = run_logger
         self._console = console
-        self._indices = _written_before(run.events) if worker_group.is_chief else set()
+        reported = read_json_lines(run.events) if worker_group.is_chief else []
+        self._indices = {event["index"] for event in reported if event.get("event") == _EVENT and "index" in event}
         self._sent: set[int] = set()  # indices this worker has sent to the chief since it started
 
     def note(self, step: int, found: list[Substitution]) -> None:
@@ -43,15 +43,3 @@ class Substitutions:
     def count(self) -> int:
         """Number of substituted records, on the chief."""
         return len(self._indices)
-
-
-def _written_before(events: Path) -> set[int]:
-    indices = set()
-    for line in events.read_bytes().splitlines() if events.exists() else []:
-        try:
-            event = json.loads(line)
-            if event["event"] == _EVENT:
-                indices.add(event["index"])
-        except (ValueError, KeyError, TypeError):  # truncated by a crash
-            continue
-    return indices

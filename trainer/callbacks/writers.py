@@ -22,15 +22,13 @@ _MAX_POINTS = 20_000
 
 
 class MetricWriters:
-    """Writer of metrics.jsonl and of TensorBoard's runs (root, `train`, `validation`, `media`)."""
+    """Writer of metrics.jsonl and of TensorBoard's runs (root, `train`, `validation`, `media`).
+
+    All methods raise OSError if a file cannot be read or written.
+    """
 
     def __init__(self, run: RunDirectory, *, total_steps: int):
-        """Writes nothing yet.
-
-        Args:
-          run: the run directory.
-          total_steps: length of the run.
-        """
+        """Writes nothing yet."""
         self._run = run
         self._total_steps = total_steps
         self._steps_per_point = -(-total_steps // _MAX_POINTS)
@@ -38,15 +36,7 @@ class MetricWriters:
         self._event_files = self._new_event_files(0)
 
     def go_back(self, step: int, *, without: Collection[str] = ()) -> None:
-        """Drops what was written after a step.
-
-        Args:
-          step: the last step to keep.
-          without: tags to drop whatever their step, because they are written again.
-
-        Raises:
-          OSError: a file cannot be read or written.
-        """
+        """Drops what was written after `step`, and `without`, tags that are written again, whatever their step."""
         truncate_json_lines(self._run.metrics, step)
         for name in _RUNS:
             # A run that starts from step 0 also rewrites the values of step 0.
@@ -55,15 +45,9 @@ class MetricWriters:
         self._last_points.clear()
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes the values of one split at one step; TensorBoard gets a subset of the steps of a very long run.
+        """Writes the values by tag of a split; in metrics.jsonl, values that are not finite become null.
 
-        Args:
-          split: `train` or `validation`.
-          step: optimizer steps done.
-          values: by tag. In metrics.jsonl, values that are not finite become null.
-
-        Raises:
-          OSError: one of the two files cannot be written; the other one may be.
+        If one of the two files cannot be written, the other one still may be.
         """
         numbers = {tag: float(value) for tag, value in values.items()}
         try:
@@ -72,27 +56,14 @@ class MetricWriters:
             self.show_scalars(split, step, numbers)
 
     def show_scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes points of curves for TensorBoard, a subset of them for a very long run.
-
-        Args:
-          name: TensorBoard's name of the run.
-          step: optimizer steps done.
-          values: by tag.
-
-        Raises:
-          OSError: the event file cannot be written.
-        """
+        """Writes points of curves by tag to TensorBoard's run `name`, a subset of them for a very long run."""
         point = step // self._steps_per_point
         if self._last_points.get(name) != point or step == self._total_steps:
             self.show(name, step, [summaries.scalar(tag, value) for tag, value in values.items()])
             self._last_points[name] = point
 
     def show(self, name: str, step: int, values: Iterable[Summary.Value]) -> None:
-        """Writes values (`summaries`) to TensorBoard's run `name`.
-
-        Raises:
-          OSError: the event file cannot be written.
-        """
+        """Writes values (`summaries`) to TensorBoard's run `name`."""
         self._event_files[name].write(step, values)
 
     def _new_event_files(self, step: int) -> dict[str, EventFile]:

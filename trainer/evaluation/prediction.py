@@ -67,10 +67,10 @@ def predict(classifier: Classifier, request: Request) -> int:
         if given and given.exists() and request.output.exists() and given.samefile(request.output):
             raise UsageError(f"--output={request.output} would overwrite --{option}={given}. Pass another path.")
     header, names, files = _requested_images(request)
-    columns = [*header]
-    for k in range(1, request.top_k + 1):
-        suffix = "" if k == 1 else f"_{k}"
-        columns += [f"{header[1]}{suffix}"] if k > 1 else []
+    image_column, category_column = header
+    columns = [image_column]
+    for suffix in ["", *(f"_{k}" for k in range(2, request.top_k + 1))]:
+        columns.append(f"{category_column}{suffix}")
         columns += [f"probability{suffix}"] if request.probabilities else []
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

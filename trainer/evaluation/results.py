@@ -12,13 +12,7 @@ _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
 
 
 def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[str, float]) -> None:
-    """Adds a row.
-
-    Args:
-      run: the run directory.
-      step: step of the weights that were evaluated.
-      split: name of the split.
-      quality: from `metrics.summarize`.
+    """Adds a row for the weights of `step`; `quality` is from `metrics.summarize`.
 
     Raises:
       OSError: the file cannot be written.

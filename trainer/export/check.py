@@ -5,6 +5,7 @@ reference = predict_samples(trained, samples)
 largest_difference = compare("onnx", Path("model.onnx"), samples, reference, class_names)
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,9 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.errors import DataError
-from convoy.input_pipeline.dataset.examples import from_bytes, read_features
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.input_pipeline.reading.decode import Crop, decode, resize
+from convoy.input_pipeline.reading.decode import Crop, parse_records, resize
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.evaluation.classifier import RunClassifier
 from convoy.trainer.export import loaders
@@ -58,26 +58,14 @@ def draw_samples(dataset: Dataset, image_size: int) -> Samples:
       DataError: the dataset has no split, or a record cannot be decoded.
     """
     split = dataset.split(next((name for name in _SPLITS if name in dataset.splits), dataset.splits[0]))
-    reader = Reader(split, Crop(image_size))
     numbers = np.unique(np.linspace(0, split.num_images - 1, NUM_SAMPLES).astype(np.int64))
     images, encoded = [], []
-    for number, payload in zip(numbers.tolist(), reader.read(numbers), strict=True):
-        try:
-            features = read_features(from_bytes(payload), len(payload))
-            is_raw = features.get("image/format") == [b"raw"]
-            height, width = (features.get(f"image/{side}", [0])[0] for side in ("height", "width"))
-            (stored,) = features[split.keys.image]
-            if not isinstance(stored, bytes):
-                raise ValueError(f"{split.keys.image} is not a string feature")
-            pixels = decode({"encoded": stored, "format": "raw" if is_raw else "", "height": height, "width": width})
-        except (ValueError, KeyError, tf.errors.OpError):
-            raise DataError(
-                f"image {number} of split {split.name!r} in {dataset.directory}: cannot be decoded. "
-                f"Run `convoy verify --data={dataset.directory}` for details."
-            ) from None
-        images.append(resize(pixels, image_size).numpy())
-        encoded.append(tf.io.encode_png(pixels).numpy() if is_raw else stored)
-    reader.close()
+    with contextlib.closing(Reader(split, Crop(image_size))) as reader:
+        for number in numbers[:, np.newaxis]:
+            (image,) = reader.images(number)
+            record = {name: column[0].numpy() for name, column in parse_records(reader.read(number), split).items()}
+            images.append(resize(image, image_size).numpy())
+            encoded.append(tf.io.encode_png(image).numpy() if record["format"] == b"raw" else record["encoded"])
     return Samples(split.name, np.stack(images), tuple(encoded))
 
 

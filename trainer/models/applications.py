@@ -3,13 +3,13 @@
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.trainer.models.head import trace
 
 
 def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, Callable[[tf.Tensor], tf.Tensor]]:
@@ -45,16 +45,7 @@ def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Mod
 
 def _for_any_size(model: keras.Model) -> keras.Model:
     """Returns the same layers on an input of any size, or `model` itself if some weights depend on the size."""
-    needs_one_size: list[keras.Layer] = []
-
-    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (the inputs and outputs of any layer)
-        outputs = layer(*inputs, **options)
-        if isinstance(layer, layers.Flatten) and None in outputs.shape[1:]:
-            needs_one_size.append(layer)
-        return outputs
-
     images = layers.Input((None, None, 3))
-    rebuilt = keras.models.clone_model(
-        model, input_tensors=images, clone_function=lambda layer: layer, call_function=call
-    )
-    return model if needs_one_size else rebuilt
+    calls, logits = trace(model, images)
+    needs_one_size = any(isinstance(layer, layers.Flatten) and None in outputs.shape[1:] for layer, outputs in calls)
+    return model if needs_one_size else keras.Model(images, logits, name=model.name)

@@ -39,9 +39,10 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
-    if tuple(outputs.shape) != (1, num_classes):
+    if not tf.is_tensor(outputs) or tuple(outputs.shape) != (1, num_classes):
+        returned = f"shape {list(outputs.shape)}" if tf.is_tensor(outputs) else f"a {type(outputs).__name__}"
         raise UsageError(
-            f"config.model.name={name!r}: the model returns shape {list(outputs.shape)} for one image. "
+            f"config.model.name={name!r}: the model returns {returned} for one image. "
             f"Return logits of shape [1, {num_classes}]."
         )
     return model

@@ -27,7 +27,7 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         return None
     images = layers.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-    calls, logits = _trace(model, images)
+    calls, logits = trace(model, images)
     last = max((number for number, (layer, _) in enumerate(calls) if getattr(layer, "weights", ())), default=0)
     features = [outputs for layer, outputs in calls[:last] if isinstance(layer, _BACKBONE_ENDS)]
     try:
@@ -36,7 +36,7 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
         return None
 
 
-def _trace(model: keras.Model, images: keras.KerasTensor) -> tuple[list[tuple[keras.Layer, Any]], keras.KerasTensor]:
+def trace(model: keras.Model, images: keras.KerasTensor) -> tuple[list[tuple[keras.Layer, Any]], keras.KerasTensor]:
     """Calls the layers of a model on `images`; returns each layer with its outputs, in order, and the logits."""
     calls: list[tuple[keras.Layer, Any]] = []
 

@@ -16,8 +16,9 @@ from convoy.trainer.config import Plan, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
+from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
-from convoy.trainer.step.step import StepSettings, TrainStep
+from convoy.trainer.step.step import TrainStep
 from convoy.trainer.tf_compat.layers import all_layers
 
 _MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm")

@@ -22,19 +22,19 @@ from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.internals import is_seed_state
 
 
+@dataclass(frozen=True, eq=False)
 class _FrozenBackboneModel:
     """A model with a frozen backbone: takes all variables of the model, but depends on and updates only the head's."""
 
-    def __init__(self, model: keras.Model, backbone: keras.Model, head: keras.Model):
-        self._model = model
-        self._backbone = backbone
-        self._head = head
+    whole: keras.Model
+    backbone: keras.Model
+    head: keras.Model
 
     def stateless_call(
         self, weights: Sequence[tf.Tensor], others: Sequence[tf.Tensor], images: tf.Tensor, **options: Any
     ) -> tuple[Any, ...]:
         """Does what `keras.Model.stateless_call` does in training; returns only the penalties of the head."""
-        variables = [*self._model.trainable_variables, *self._model.non_trainable_variables]
+        variables = [*self.whole.trainable_variables, *self.whole.non_trainable_variables]
         value_of = {id(variable): value for variable, value in zip(variables, [*weights, *others], strict=True)}
 
         def values(model: keras.Model) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
@@ -44,10 +44,10 @@ class _FrozenBackboneModel:
             )
             return trainable, non_trainable
 
-        features, _ = self._backbone.stateless_call(*values(self._backbone), images, training=False)
-        logits, changed, *penalties = self._head.stateless_call(*values(self._head), features, **options)
-        value_of |= {id(v): value for v, value in zip(self._head.non_trainable_variables, changed, strict=True)}
-        return logits, [value_of[id(variable)] for variable in self._model.non_trainable_variables], *penalties
+        features, _ = self.backbone.stateless_call(*values(self.backbone), images, training=False)
+        logits, changed, *penalties = self.head.stateless_call(*values(self.head), features, **options)
+        value_of |= {id(v): value for v, value in zip(self.head.non_trainable_variables, changed, strict=True)}
+        return logits, [value_of[id(variable)] for variable in self.whole.non_trainable_variables], *penalties
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: each phase has its own traced step

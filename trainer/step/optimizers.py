@@ -29,14 +29,12 @@ class Optimizer:
     """An optimizer.
 
     Attributes:
-      name: value of `config.optimizer.name`.
       slots: names of the state of each weight: float32, in the weight's shape, initially zero.
       formula: `(weight, slots, gradient, learning_rate, step, decays) -> (weight, slots)` on float32 values. `step`
         is a float32 scalar, 1 at the first update; `decays` is whether weight decay applies to this weight.
       in_place: the same on variables, through a fused kernel; None if TensorFlow has no such kernel.
     """
 
-    name: str
     slots: tuple[str, ...]
     formula: Formula
     in_place: InPlace | None = None
@@ -71,27 +69,22 @@ def make_optimizer(
       UsageError: unknown optimizer.
     """
     moments = ("momentum", "velocity")
-    adam_options = (beta_1, beta_2, epsilon)
+    betas = (beta_1, beta_2, epsilon)
     optimizers = {
-        "adam": lambda: Optimizer("adam", moments, _adam(*adam_options, 0.0), _adam_in_place(*adam_options, 0.0)),
-        "adamw": lambda: Optimizer(
-            "adamw", moments, _adam(*adam_options, weight_decay), _adam_in_place(*adam_options, weight_decay)
+        "adam": Optimizer(moments, _adam(*betas, 0.0), _adam_in_place(*betas, 0.0)),
+        "adamw": Optimizer(moments, _adam(*betas, weight_decay), _adam_in_place(*betas, weight_decay)),
+        "sgd": Optimizer(
+            ("momentum",), _sgd(momentum, nesterov, weight_decay), _sgd_in_place(momentum, nesterov, weight_decay)
         ),
-        "sgd": lambda: Optimizer(
-            "sgd",
-            ("momentum",),
-            _sgd(momentum, nesterov, weight_decay),
-            _sgd_in_place(momentum, nesterov, weight_decay),
-        ),
-        "lamb": lambda: Optimizer("lamb", moments, _lamb(*adam_options, weight_decay)),
-        "lars": lambda: Optimizer("lars", ("momentum",), _lars(momentum, weight_decay, trust_coefficient)),
+        "lamb": Optimizer(moments, _lamb(*betas, weight_decay)),
+        "lars": Optimizer(("momentum",), _lars(momentum, weight_decay, trust_coefficient)),
     }
     if name not in optimizers:
         raise UsageError(
             f"config.optimizer.name={name!r}: unknown optimizer{did_you_mean(name, optimizers)}. "
             f"Set one of {', '.join(optimizers)}."
         )
-    return optimizers[name]()
+    return optimizers[name]
 
 
 def _decay(weight: tf.Tensor, learning_rate: tf.Tensor, weight_decay: float, decays: bool) -> tf.Tensor:

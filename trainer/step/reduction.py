@@ -10,7 +10,8 @@ sends it to the others, which causes as much traffic as an `all_reduce`. Where t
 (`deterministic=False`), processes and GPUs use one `all_reduce` instead.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -146,15 +147,8 @@ def reduce_over_virtual_replicas(
         return _add_on_devices(context, sums, blocks_of, virtual_replicas, cut=on_gpu)
     one_block_each = all(len(blocks) == 1 for blocks in blocks_of)
     if not deterministic or (replicas == 2 and one_block_each):  # the sum of two does not depend on their order
-        return _all_reduce(context, _add_all(sums), bfloat16_terms)
+        return _all_reduce(context, functools.reduce(add, sums), bfloat16_terms)
     return _exchange_chunks(context, sums, blocks_of, virtual_replicas)
-
-
-def _add_all(sums: Sequence[Terms]) -> Terms:
-    total = sums[0]
-    for terms in sums[1:]:
-        total = add(total, terms)
-    return total
 
 
 def _all_reduce(context: tf.distribute.ReplicaContext, terms: Terms, bfloat16_terms: int) -> Terms:

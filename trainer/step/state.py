@@ -1,7 +1,7 @@
 """The training state: all variables that training changes, under names that do not depend on the hardware."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -42,14 +42,7 @@ class TrainState:
         average_weights: bool = False,
         float16: bool = False,
     ):
-        """Creates the variables.
-
-        Args:
-          model: a model built in the scope of `strategy`.
-          optimizer: defines the slots.
-          strategy: where the variables live.
-          average_weights: whether to keep a moving average of the weights.
-          float16: whether the loss is scaled.
+        """Creates the variables for a model that was built in the scope of `strategy`.
 
         Raises:
           DataError: several variables of the model have the same path.
@@ -150,10 +143,6 @@ def weights_sha256(values: Mapping[str, np.ndarray]) -> str:
     for path in sorted(values):
         value = np.ascontiguousarray(values[path])
         little_endian = value.astype(value.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{path}\0{value.dtype.name}\0{_shape_text(value.shape)}\0".encode())
+        digest.update(f"{path}\0{value.dtype.name}\0{'x'.join(map(str, value.shape))}\0".encode())
         digest.update(little_endian.tobytes())
     return digest.hexdigest()
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

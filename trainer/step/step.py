@@ -1,6 +1,6 @@
 """The training step: forward and backward pass for each virtual replica, one reduction, one update.
 
-    train_step = TrainStep(state, optimizer, settings)
+    train_step = TrainStep(state, built, optimizer, settings)
     result = train_step(batch, learning_rate)      # advances state.step
 
 The global batch is split into `V` virtual replicas, each with its own dropout seeds and batch statistics. Each of `R`
@@ -13,61 +13,21 @@ Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from convoy.input_pipeline.augment.apply import on_device
-from convoy.input_pipeline.augment.pipeline import Operation
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.step import metrics, mixing
 from convoy.trainer.step.freezing import Phase, training_phases
 from convoy.trainer.step.losses import cross_entropy
-from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer
 from convoy.trainer.step.reduction import reduce_over_virtual_replicas
+from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.step.update import Update
 from convoy.trainer.tf_compat.internals import is_seed_state
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """Settings of the training step.
-
-    Attributes:
-      seed: the run's seed.
-      global_batch_size: images per step.
-      virtual_replicas: number of virtual replicas, V; divides the global batch, and is a multiple of the number of
-        devices.
-      label_smoothing: share of a label's mass spread over all classes, in [0, 1).
-      clip_norm: largest global norm of the gradient; 0: no clipping.
-      average_decay: decay of the moving average of the weights, if the state has one.
-      float16: whether the loss is scaled.
-      use_xla: whether to compile forward pass, backward pass and update with XLA.
-      deterministic: whether the order of all additions is fixed.
-      reduce_in_bfloat16: whether devices exchange gradients in bfloat16; False with `deterministic`.
-      operations: augmentation operations that run on the device.
-      mixing: settings of mixup and CutMix, which follow all other augmentation.
-      freeze_steps: number of first steps that train only the head of the model.
-      backbone_rate: learning rate of the backbone as a factor of the head's.
-    """
-
-    seed: int
-    global_batch_size: int
-    virtual_replicas: int = 1
-    label_smoothing: float = 0.0
-    clip_norm: float = 0.0
-    average_decay: float = 0.0
-    float16: bool = False
-    use_xla: bool = False
-    deterministic: bool = False
-    reduce_in_bfloat16: bool = False
-    operations: tuple[Operation, ...] = ()
-    mixing: Mixing = field(default_factory=Mixing)
-    freeze_steps: int = 0
-    backbone_rate: float = 1.0
 
 
 class StepResult(NamedTuple):
@@ -89,6 +49,16 @@ class StepResult(NamedTuple):
     stop_requested: tf.Tensor
 
 
+class _Reduced(NamedTuple):
+    """The result of the reduction, the same on every device: mean gradients and statistics, and sums."""
+
+    gradients: list[tf.Tensor]
+    statistics: list[tf.Tensor]
+    sums: tf.Tensor
+    stop_requested: tf.Tensor
+    loss_scale: tf.Tensor
+
+
 class TrainStep:
     """The compiled training step."""
 
@@ -102,27 +72,14 @@ class TrainStep:
     ):
         """Prepares the step. It compiles at the first call for each image size and training phase (`freezing`).
 
-        Args:
-          state: the state to train.
-          built: the model of `state`.
-          optimizer: the optimizer.
-          settings: the other settings.
-          resized: the model built for other image sizes, by size.
+        `built` is the model of `state`; `resized` is the model built for other image sizes, by size.
 
         Raises:
           UsageError: the settings need a separate head, and the model has none.
         """
         self._state = state
         self._settings = settings
-        self._update = Update(
-            state,
-            optimizer,
-            clip_norm=settings.clip_norm,
-            average_decay=settings.average_decay,
-            adapts_loss_scale=settings.float16,
-            use_xla=settings.use_xla,
-            deterministic=settings.deterministic,
-        )
+        self._update = Update(state, optimizer, settings)
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
         make_phases = functools.partial(
             training_phases, freeze_steps=settings.freeze_steps, backbone_rate=settings.backbone_rate
@@ -156,13 +113,13 @@ class TrainStep:
             batch,
         )
         self._state.step += 1
-        return StepResult(*result)
+        return result
 
     def gradients(self, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         """Returns the reduced mean gradient of a global batch without changing the state; for tests and tools."""
 
         def replica_gradients(step: tf.Tensor, batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-            return self._reduced(self._phase(batch), step, tf.constant(0.0), batch)[0]
+            return self._reduced(self._phase(batch), step, tf.constant(0.0), batch).gradients
 
         run = tf.function(
             lambda step, batch: self._state.strategy.run(replica_gradients, (step, batch)), autograph=False
@@ -211,23 +168,18 @@ class TrainStep:
 
     def _all_replicas(
         self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, ...]:
-        replica_step = functools.partial(self._one_replica, phase)
-        results = self._state.strategy.run(replica_step, (step, learning_rate, stop, batch))
-        return tuple(self._state.strategy.experimental_local_results(result)[0] for result in results)
+    ) -> StepResult:
+        def one_replica(batch: dict[str, tf.Tensor]) -> StepResult:
+            reduced = self._reduced(phase, step, stop, batch)
+            number = tf.cast(step + 1, tf.float32)
+            gradient_norm, finite = self._update(phase, reduced.gradients, reduced.statistics, learning_rate, number)
+            return StepResult(reduced.sums, gradient_norm, finite, reduced.loss_scale, reduced.stop_requested)
 
-    def _one_replica(
-        self, phase: Phase, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, ...]:
-        gradients, statistics, sums, stop_requested, loss_scale = self._reduced(phase, step, stop, batch)
-        number = tf.cast(step + 1, tf.float32)
-        gradient_norm, finite = self._update(phase, gradients, statistics, learning_rate, number)
-        return sums, gradient_norm, finite, loss_scale, stop_requested
+        strategy = self._state.strategy
+        return StepResult(*(strategy.experimental_local_results(v)[0] for v in strategy.run(one_replica, (batch,))))
 
-    def _reduced(
-        self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns mean gradients, mean statistics, metric sums, stop flag and loss scale, after the reduction."""
+    def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> _Reduced:
+        """Computes this device's virtual replicas and reduces the results over all of them."""
         settings, state = self._settings, self._state
         context = tf.distribute.get_replica_context()
         share = settings.virtual_replicas // context.num_replicas_in_sync
@@ -259,7 +211,7 @@ class TrainStep:
         gradients, changes, sums = total[: len(phase.weights)], total[len(phase.weights) : -1], total[-1]
         virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
         divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
-        return (
+        return _Reduced(
             [g / divisor for g in gradients],
             # Averages changes instead of values, so that frozen weights, which count as statistics, stay as they are.
             [

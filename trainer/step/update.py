@@ -1,70 +1,34 @@
 """The update of a training step, once per step, from reduced gradients, which are the same on every device.
 
-    update = Update(state, optimizer, clip_norm=1.0)
+    update = Update(state, optimizer, settings)
     gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
 
 In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics, loss
 scale. Every device updates its own copy of the variables, in the same way.
 """
 
-from typing import NamedTuple
-
 import tensorflow as tf
 
 from convoy.trainer.step.freezing import Phase
 from convoy.trainer.step.optimizers import Optimizer, decays_weight
+from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
 
 _LOSS_SCALE_GROWTH_STEPS = 2000
 _LARGEST_LOSS_SCALE = 2.0**24
 
 
-class UpdateResult(NamedTuple):
-    """The result of an update.
-
-    Attributes:
-      gradient_norm: float32 scalar, global norm of the gradient before clipping.
-      finite: bool scalar, whether the update was applied. If not, only the loss scale has changed.
-    """
-
-    gradient_norm: tf.Tensor
-    finite: tf.Tensor
-
-
 class Update:
     """Applies reduced gradients to a state."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        optimizer: Optimizer,
-        *,
-        clip_norm: float = 0.0,
-        average_decay: float = 0.0,
-        adapts_loss_scale: bool = False,
-        use_xla: bool = False,
-        deterministic: bool = False,
-    ):
-        """Prepares the update.
-
-        Args:
-          state: the state to update.
-          optimizer: the optimizer.
-          clip_norm: largest global norm of the gradient; 0: no clipping.
-          average_decay: decay of the moving average of the weights, if the state has one.
-          adapts_loss_scale: whether the loss scale adapts to overflows.
-          use_xla: whether to compile the formula with XLA even if the optimizer has a fused kernel.
-          deterministic: whether the order of all additions is fixed.
-        """
+    def __init__(self, state: TrainState, optimizer: Optimizer, settings: StepSettings):
+        """Compiles nothing yet."""
         self._state = state
         self._optimizer = optimizer
-        self._clip_norm = clip_norm
-        self._average_decay = average_decay
-        self._adapts_loss_scale = adapts_loss_scale
-        self._deterministic = deterministic
-        self._in_place = None if use_xla else optimizer.in_place
+        self._settings = settings
+        self._in_place = None if settings.use_xla else optimizer.in_place
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
-        # Even without `use_xla`: XLA computes the formula of a weight in one pass over memory.
+        # Even without `settings.use_xla`: XLA computes the formula of a weight in one pass over memory.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
 
     def __call__(
@@ -74,7 +38,7 @@ class Update:
         statistics: list[tf.Tensor],
         learning_rate: tf.Tensor,
         number: tf.Tensor,
-    ) -> UpdateResult:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Updates this device's copy of the state. Call it in replica context.
 
         Args:
@@ -83,54 +47,52 @@ class Update:
           statistics: new value of each batch statistic that changes.
           learning_rate: float32 scalar.
           number: number of the update, float32 scalar, 1 at the first update of the run.
+
+        Returns:
+          Global norm of the gradient before clipping, float32 scalar, and whether the update was applied, bool scalar.
+          If not, only the loss scale has changed.
         """
+        state, settings = self._state, self._settings
         gradient_norm = self._global_norm(gradients)
         finite = tf.math.is_finite(gradient_norm)
-        if self._clip_norm:
-            scale = tf.minimum(1.0, self._clip_norm / tf.maximum(gradient_norm, 1e-12))
+        if settings.clip_norm:
+            scale = tf.minimum(1.0, settings.clip_norm / tf.maximum(gradient_norm, 1e-12))
             gradients = [g * scale for g in gradients]
-        tf.cond(finite, lambda: self._apply(phase, gradients, statistics, learning_rate, number), tf.no_op)
-        if self._adapts_loss_scale:
-            self._adapt_loss_scale(finite)
-        return UpdateResult(gradient_norm, finite)
 
-    def _apply(
-        self,
-        phase: Phase,
-        gradients: list[tf.Tensor],
-        statistics: list[tf.Tensor],
-        learning_rate: tf.Tensor,
-        number: tf.Tensor,
-    ) -> tf.Operation:
-        state = self._state
-        weights = [self._own(state.weights[k].value) for k in phase.weights]
-        slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
-        if self._in_place:
-            each = self._rates_and_decays(phase, learning_rate, number)
-            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
-                self._in_place(weight, slot, gradient, *options)
-        else:
-            new_weights, new_slots = self._formulas_compiled(
-                phase,
-                [tf.convert_to_tensor(w) for w in weights],
-                [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
-                gradients,
-                learning_rate,
-                number,
-            )
-            for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
-                weight.assign(new_weight)
-                for name, variable in slot.items():
-                    variable.assign(new_slot[name])
-        if state.averages:
-            # A small decay at the start, or the average would stay close to the random initialization.
-            decay = tf.minimum(self._average_decay, (1.0 + number) / (10.0 + number))
-            for k, weight in zip(phase.weights, weights, strict=True):
-                own = self._own(state.averages[k])
-                own.assign_sub((own - weight) * (1.0 - decay))
-        for k, value in zip(phase.statistics, statistics, strict=True):
-            self._own(state.statistics[k].value).assign(value)
-        return tf.no_op()
+        def apply() -> tf.Operation:
+            weights = [self._own(state.weights[k].value) for k in phase.weights]
+            slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
+            if self._in_place:
+                each = self._rates_and_decays(phase, learning_rate, number)
+                for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
+                    self._in_place(weight, slot, gradient, *options)
+            else:
+                new_weights, new_slots = self._formulas_compiled(
+                    phase,
+                    [tf.convert_to_tensor(w) for w in weights],
+                    [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
+                    gradients,
+                    learning_rate,
+                    number,
+                )
+                for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
+                    weight.assign(new_weight)
+                    for name, variable in slot.items():
+                        variable.assign(new_slot[name])
+            if state.averages:
+                # A small decay at the start, or the average would stay close to the random initialization.
+                decay = tf.minimum(settings.average_decay, (1.0 + number) / (10.0 + number))
+                for k, weight in zip(phase.weights, weights, strict=True):
+                    own = self._own(state.averages[k])
+                    own.assign_sub((own - weight) * (1.0 - decay))
+            for k, value in zip(phase.statistics, statistics, strict=True):
+                self._own(state.statistics[k].value).assign(value)
+            return tf.no_op()
+
+        tf.cond(finite, apply, tf.no_op)
+        if settings.float16:
+            self._adapt_loss_scale(finite)
+        return gradient_norm, finite
 
     def _rates_and_decays(
         self, phase: Phase, learning_rate: tf.Tensor, number: tf.Tensor
@@ -170,7 +132,7 @@ class Update:
         good_steps.assign(tf.where(finite & ~grown, good_steps + 1, 0))
 
     def _global_norm(self, gradients: list[tf.Tensor]) -> tf.Tensor:
-        if not self._deterministic:
+        if not self._settings.deterministic:
             return tf.linalg.global_norm(gradients)
         return tf.sqrt(tf.reduce_sum(tf.stack([_ordered_sum(tf.square(g)) for g in gradients])))
 

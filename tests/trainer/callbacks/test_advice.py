@@ -31,8 +31,8 @@ def advice_on(shown):
             splits=tuple(labels),
             split=lambda name: SimpleNamespace(label=np.array(labels[name])),
         )
-        advice = Advice(config, dataset, show=shown.append)
-        advice.start(resolve(config, num_images=num_images, replicas=1))
+        advice = Advice(config, resolve(config, num_images=num_images, replicas=1), dataset, show=shown.append)
+        advice.start()
         return advice
 
     return make

@@ -37,7 +37,8 @@ def analyzer_of(model):
         )
         step = SimpleNamespace(reduction_alone=lambda: lambda: time.sleep(reduction))
         dataset = SimpleNamespace(manifest={"settings": settings or {}})
-        analyzer = BottleneckAnalyzer(config, plan, runtime, dataset, step, WorkerGroup(None))
+        session = SimpleNamespace(config=config, plan=plan, runtime=runtime, dataset=dataset)
+        analyzer = BottleneckAnalyzer(session, step, WorkerGroup(None))
         analyzer.probe()
         return analyzer
 

@@ -70,7 +70,7 @@ def test_window_covers_only_steps_since_the_last_one(step_timer, clock):
 
 def test_pause_between_steps_does_not_count(step_timer, clock):
     take_step(step_timer, clock, waiting=0.0, computing=1.0)
-    with step_timer.paused():
+    with step_timer.paused("evaluation"):
         clock.advance(30.0)
     take_step(step_timer, clock, waiting=0.0, computing=1.0)
     assert step_timer.window().images_per_second == 32.0
@@ -89,7 +89,7 @@ def test_steady_throughput_excludes_warmup_and_pauses(step_timer, clock):
         assert step_timer.steady_images_per_second() is None
     for _ in range(4):
         take_step(step_timer, clock, waiting=0.1, computing=0.4)
-        with step_timer.paused():
+        with step_timer.paused("evaluation"):
             clock.advance(7.0)
     assert step_timer.steady_images_per_second() == pytest.approx(32 / 0.5)
 
@@ -112,7 +112,7 @@ def test_busy_cores_are_measured_without_pauses(step_timer, clock, cpu_clock):
     for _ in range(2):
         cpu_clock.advance(1.5)
         take_step(step_timer, clock, waiting=0.0, computing=1.0)
-        with step_timer.paused():
+        with step_timer.paused("evaluation"):
             clock.advance(30.0)
             cpu_clock.advance(45.0)
     assert step_timer.window().cores_busy == pytest.approx(1.5 / 2)  # without CPU time before the first step

@@ -47,8 +47,8 @@ def test_samples_come_from_the_validation_split_if_there_is_one(tmp_path, splits
     assert (samples.split, len(samples.images)) == (chosen, 3)
 
 
-def test_undecodable_sample_names_image_and_split(tmp_path):
-    with pytest.raises(DataError, match=r"image 0 of split 'test' in .*decoded"):
+def test_undecodable_sample_names_shard_and_record(tmp_path):
+    with pytest.raises(DataError, match=r"data.*record 0 .*decoded"):
         draw_samples(make_dataset(tmp_path, 3, "cut"), SIZE)
 
 

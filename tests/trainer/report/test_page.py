@@ -259,6 +259,15 @@ class TestPage:
             assert page.images[section] == []
         assert "confused-pair" not in insights_of(run)
 
+    def test_numbers_just_below_a_round_one_have_no_exponent(self, tmp_path):
+        run = finished(tmp_path, 0.98, 0.7, 0.7, images_per_second=9999.8)
+        run.metrics.write_text(json.dumps(line("train", 20, 0.9, **{"perf/images_per_s": 9999.8})) + "\n")
+        path = run.evaluation("test")
+        run.write_json(path, run.read_json(path) | {"parameters": 999_999})
+        page = page_of(run)
+        assert "1 M parameters" in page.words("")
+        assert page.words("speed").count("10,000") == 3 and "e+0" not in page.words("speed")
+
     def test_missing_dataset_costs_only_the_thumbnails(self, tmp_path):
         run = finished(tmp_path, 0.9, 0.9, 0.8)
         (note,) = [text for text in write_report(run) if "thumbnails" in text]

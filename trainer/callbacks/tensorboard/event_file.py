@@ -32,12 +32,7 @@ class EventFile:
     """A new event file, created with its first record."""
 
     def __init__(self, folder: Path, first_step: int):
-        """Writes nothing yet.
-
-        Args:
-          folder: folder of a TensorBoard run.
-          first_step: readers drop what they have read from this step on.
-        """
+        """Writes nothing yet; readers of `folder` drop what they have read from `first_step` on."""
         # Readers process the files of a run in the order of their names.
         name = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}.{next(_numbers):04}"
         self._path = folder / name

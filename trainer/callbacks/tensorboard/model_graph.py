@@ -11,11 +11,7 @@ import keras
 
 
 def layers_of(model: keras.Model) -> dict[str, Any] | None:
-    """Returns the model's layers, including nested models, as JSON data; None if the model does not list them.
-
-    Args:
-      model: functional and sequential models list their layers, subclassed ones may not.
-    """
+    """Returns the model's layers, including nested models, as JSON data; None if a subclassed model lists none."""
     try:
         config = keras.saving.serialize_keras_object(model)
     except Exception:  # a custom layer may raise anything; a missing graph must not end the run

@@ -14,12 +14,7 @@ _SHOWN_FIRST = ("augment.ops", "batch_size", "model.name", "optimizer.learning_r
 
 
 def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:
-    """Returns values by TensorBoard run; the name of the run in RUN/tensorboard itself is empty.
-
-    Args:
-      config: the complete config; operational fields are left out of the HParams page.
-      model: the built model.
-    """
+    """Returns values by TensorBoard run; the name of the run in RUN/tensorboard itself is empty."""
     hyperparameters = {
         name: value for name, value in configs.fields(config) if not name.startswith(configs.OPERATIONAL_FIELDS)
     }

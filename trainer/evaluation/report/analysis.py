@@ -7,12 +7,15 @@
 Memory never grows with the square of the number of classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from convoy.core.thresholds import CALIBRATION_BINS
 from convoy.trainer.evaluation.predictions import Predictions
+
+ClassRow = tuple[str, int, float, float, float]  # name, images, precision, recall, F1
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class ByClass:
     def f1(self) -> np.ndarray:
         """Harmonic mean of precision and recall, [num_classes] in [0, 1]; NaN for a class that does not occur."""
         return _share(2 * self.hits, self.support + self.predicted)
+
+    def rows(self, class_names: Sequence[str], labels: np.ndarray) -> list[ClassRow]:
+        """Returns name, number of images, precision, recall and F1 of the classes `labels`, [n] int64."""
+        columns = (self.support, self.precision, self.recall, self.f1)
+        return [(class_names[label], *(column[label].item() for column in columns)) for label in labels]
 
     def worst_first(self) -> np.ndarray:
         """Returns the classes that occur by rising F1, ties by falling number of images: [n] int64."""

@@ -75,7 +75,8 @@ class History:
     def newest_result(self, split: str, step: int | None) -> EvaluationRow | None:
         """Returns the newest result on a split, preferably with the weights of `step`."""
         rows = [row for row in self.results if row.split == split]
-        return next(iter([row for row in rows if row.step == step][-1:] or rows[-1:]), None)
+        at_step = [row for row in rows if row.step == step]
+        return (at_step or rows)[-1] if rows else None
 
 
 def read_history(run: RunDirectory) -> History:

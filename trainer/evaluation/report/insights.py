@@ -6,7 +6,7 @@ derive_insights(history, evaluated)     # [Finding(Severity.WARNING, "overfittin
 The section of a finding is the id of the page's section with the details.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ class Evaluated:
     """An evaluation and the analysis of its predictions."""
 
     evaluation: Evaluation
+    predictions: Predictions
     classes: ByClass
     pairs: Sequence[Pair]
     reliability: Reliability
@@ -45,6 +46,7 @@ class Evaluated:
         """Analyses the predictions of an evaluation."""
         return cls(
             evaluation=evaluation,
+            predictions=predictions,
             classes=analysis.by_class(predictions, num_classes),
             pairs=analysis.confused_pairs(predictions),
             reliability=analysis.reliability(predictions),
@@ -101,9 +103,8 @@ def _accuracy(history: History, evaluated: Evaluated) -> Finding:
     return Finding(Severity.OK if top1 >= _GOOD else Severity.NOTE, "accuracy", text, fix, "classes")
 
 
-def _generalization(history: History, evaluation: Evaluation) -> list[Finding]:
+def _generalization(history: History, evaluation: Evaluation) -> Iterator[Finding]:
     step, split, top1 = evaluation.step, evaluation.split, evaluation.quality["top1"]
-    findings = []
     unseen, unseen_top1 = split, top1
     validation = history.newest_result("validation", step)
     if validation and validation.step == step and split != "validation":
@@ -115,10 +116,10 @@ def _generalization(history: History, evaluation: Evaluation) -> list[Finding]:
                 f"The images of {split} are drawn from another distribution than the training images."
             )
             fix = f"Add training images that resemble {split}, or use stronger augmentation."
-            findings.append(Finding(Severity.WARNING, "distribution-shift", text, fix, "errors"))
+            yield Finding(Severity.WARNING, "distribution-shift", text, fix, "errors")
     training = training_quality(history, step)
     if not training or unseen == "train":
-        return findings
+        return
     gap = 100 * (training[0] - unseen_top1)
     both = f"top-1 is {share(training[0])} {training[1]} and {share(unseen_top1)} on {unseen}"
     if gap > 100 * OVERFITTING_GAP:
@@ -127,22 +128,20 @@ def _generalization(history: History, evaluation: Evaluation) -> list[Finding]:
             "Try more images, stronger config.augment, more config.optimizer.weight_decay, a smaller model or fewer "
             "epochs."
         )
-        findings.append(Finding(Severity.WARNING, "overfitting", text, fix, "curves"))
+        yield Finding(Severity.WARNING, "overfitting", text, fix, "curves")
     elif max(training[0], unseen_top1) < _UNDERFITTED:  # augmented training images may be much harder
         text = f"The model underfits: {both}."
         fix = "Try more epochs, a higher config.optimizer.learning_rate, a larger model or weaker config.augment."
-        findings.append(Finding(Severity.WARNING, "underfitting", text, fix, "curves"))
+        yield Finding(Severity.WARNING, "underfitting", text, fix, "curves")
     else:
         gap_text = f"a gap of {counted(round(gap), 'point')}" if gap > 0.5 else "no gap"
         text = f"Little or no overfitting: {both}, {gap_text}."
-        findings.append(Finding(Severity.OK, "generalization", text, section="curves"))
-    return findings
+        yield Finding(Severity.OK, "generalization", text, section="curves")
 
 
-def _predictions(history: History, evaluated: Evaluated) -> list[Finding]:
+def _predictions(history: History, evaluated: Evaluated) -> Iterator[Finding]:
     evaluation, classes, calibration = evaluated.evaluation, evaluated.classes, evaluated.reliability
     names = [shown(name, _NAME_LENGTH) for name in history.class_names]
-    findings = []
     undetected = np.flatnonzero((classes.support > 0) & (classes.hits == 0))
     if len(undetected):
         text = (
@@ -150,11 +149,11 @@ def _predictions(history: History, evaluated: Evaluated) -> list[Finding]:
             f"“{names[undetected[0]]}”."
         )
         fix = "Add images of these classes and check their labels."
-        findings.append(Finding(Severity.WARNING, "zero-recall", text, fix, "classes"))
+        yield Finding(Severity.WARNING, "zero-recall", text, fix, "classes")
     missing = np.flatnonzero(classes.support == 0)
     if len(missing):
         text = f"{evaluation.split} has no images of {counted(len(missing), 'class', 'classes')}: not evaluated."
-        findings.append(Finding(Severity.NOTE, "missing-classes", text, section="classes"))
+        yield Finding(Severity.NOTE, "missing-classes", text, section="classes")
     excess = classes.predicted - 2 * classes.support
     if len(excess) > 2 and excess.max() > _MANY_IMAGES:
         label = int(excess.argmax())
@@ -163,79 +162,78 @@ def _predictions(history: History, evaluated: Evaluated) -> list[Finding]:
             f"{classes.support[label]} have that label."
         )
         fix = "Check what these images have in common: background, colours, shape."
-        findings.append(Finding(Severity.WARNING, "overpredicted-class", text, fix, "confusion"))
+        yield Finding(Severity.WARNING, "overpredicted-class", text, fix, "confusion")
     if evaluated.pairs and evaluated.pairs[0].images > 2:
         pair = evaluated.pairs[0]
         text = (
             f"Most confused pair: {pair.images} of {classes.support[pair.label]} images of “{names[pair.label]}” are "
             f"classified as “{names[pair.predicted]}”."
         )
-        findings.append(Finding(Severity.NOTE, "confused-pair", text, section="confusion"))
+        yield Finding(Severity.NOTE, "confused-pair", text, section="confusion")
     errors = len(evaluated.label_errors)
     if errors and not evaluated.label_errors_unreliable:
         text = (
             f"{counted(errors, 'image')} ({share(errors / evaluation.images)}) may have a wrong label: the model "
             "confidently predicts another class."
         )
-        findings.append(Finding(Severity.NOTE, "label-errors", text, "Check them and fix the wrong labels.", "labels"))
+        yield Finding(Severity.NOTE, "label-errors", text, "Check them and fix the wrong labels.", "labels")
     ece, over = evaluation.quality["ece"], calibration.overconfidence
     if ece <= _MISCALIBRATED:
         text = f"The model is well calibrated (ECE {share(ece)})."
-        findings.append(Finding(Severity.OK, "calibrated", text, section="calibration"))
+        yield Finding(Severity.OK, "calibrated", text, section="calibration")
     elif over > 0:
         text = f"The model is overconfident: the expected calibration error (ECE) is {share(ece)}."
         fix = "Try config.label_smoothing or temperature scaling."
-        findings.append(Finding(Severity.NOTE, "overconfident", text, fix, "calibration"))
+        yield Finding(Severity.NOTE, "overconfident", text, fix, "calibration")
     else:
         text = f"The model is underconfident: the expected calibration error (ECE) is {share(ece)}."
         fix = "Try less config.label_smoothing or longer training."
-        findings.append(Finding(Severity.NOTE, "underconfident", text, fix, "calibration"))
-    return findings
+        yield Finding(Severity.NOTE, "underconfident", text, fix, "calibration")
 
 
-def _training(history: History) -> list[Finding]:
-    findings = []
+def _training(history: History) -> Iterator[Finding]:
     if history.result is None:
         progress = f"at step {history.last_step}" if history.metrics else "before its first log line"
         text = f"The run is not finished; this page shows it {progress}."
         section = "curves" if history.metrics else "run"
-        findings.append(Finding(Severity.NOTE, "unfinished", text, section=section))
+        yield Finding(Severity.NOTE, "unfinished", text, section=section)
     _, top1 = history.curve("validation", "quality/top1")
     _, loss = history.curve("validation", "quality/loss")
     if len(top1) >= 5 and history.result is not None and top1[-1] - top1[: -len(top1) // 5].max() > 0.01:
         text = "Validation top-1 was still improving when the run ended."
-        findings.append(Finding(Severity.NOTE, "still-improving", text, "Train for more epochs.", "curves"))
+        yield Finding(Severity.NOTE, "still-improving", text, "Train for more epochs.", "curves")
     if len(loss) >= 5 and loss.argmin() < 0.7 * len(loss) and loss[-1] > 1.1 * loss.min():
         text = (
             f"The validation loss rose from {loss.min():.2f} to {loss[-1]:.2f} after evaluation {loss.argmin() + 1} of "
             f"{len(loss)}."
         )
         fix = "Train for fewer epochs. The best checkpoint is kept and used by default."
-        findings.append(Finding(Severity.WARNING, "validation-loss-rises", text, fix, "curves"))
+        yield Finding(Severity.WARNING, "validation-loss-rises", text, fix, "curves")
     failures = [event for event in history.events if event["event"] in ("diverged", "checkpoint_failed")]
     if failures:
         kinds = ", ".join(sorted({event["event"] for event in failures}))
         text = f"{counted(len(failures), 'failure')} during training: {kinds}."
-        findings.append(Finding(Severity.WARNING, "training-failures", text, "See events.jsonl.", "run"))
-    return findings
+        yield Finding(Severity.WARNING, "training-failures", text, "See events.jsonl.", "run")
 
 
-def _speed(history: History) -> list[Finding]:
+def _speed(history: History) -> Iterator[Finding]:
     limits = (history.result or {}).get("limits") or {}
     if sentence := str(limits.get("sentence") or ""):
         bound = str(limits.get("bound") or "compute")
         severity = Severity.OK if limits.get("bound") == "compute" else Severity.WARNING
         text = f"{sentence[0].upper()}{sentence[1:].rstrip('.')}."
-        return [Finding(severity, f"{bound}-bound", text, section="speed")]
+        yield Finding(severity, f"{bound}-bound", text, section="speed")
+        return
     wait_pct = history.last_values("train").get("perf/input_wait_pct")
     if wait_pct is None:
-        return []
+        return
     if wait_pct > INPUT_BOUND_PCT:
         text = f"Input-bound: {wait_pct:.0f} % of step time is spent waiting for images."
         fix = (
             "Try config.cache=auto or memory, `convoy convert` with --encoding=raw or a smaller --image_size, or more "
             "CPU cores."
         )
-        return [Finding(Severity.WARNING, "input-bound", text, fix, "speed")]
-    text = f"Not input-bound: {wait_pct:.1f} % of step time is spent waiting for images."
-    return [Finding(Severity.OK, "not-input-bound", text, section="speed")]
+        yield Finding(Severity.WARNING, "input-bound", text, fix, "speed")
+    else:
+        text = f"Not input-bound: {wait_pct:.1f} % of step time is spent waiting for images."
+        yield Finding(Severity.OK, "not-input-bound", text, section="speed")

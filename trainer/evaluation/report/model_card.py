@@ -19,6 +19,7 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
+from convoy.trainer.evaluation.report.analysis import ClassRow
 from convoy.trainer.evaluation.report.history import History
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.run.directory import RunDirectory
@@ -26,7 +27,6 @@ from convoy.trainer.run.records import EvaluationRow
 
 _EXTREMES = 5  # classes at each end
 _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"
-_Row = tuple[str, int, float, float, float]  # class, images, precision, recall, F1
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
@@ -179,13 +179,11 @@ def _mixing(mix: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in mix.items())
 
 
-def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[_Row], list[_Row]]:
+def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[ClassRow], list[ClassRow]]:
     """Returns the classes with the lowest and with the highest F1."""
     if not evaluated:
         return [], []
     classes = evaluated.classes
-    order = classes.worst_first()
-    columns = (classes.support, classes.precision, classes.recall, classes.f1)
-    rows = [(shown(class_names[label], 60), *(values[label].item() for values in columns)) for label in order]
+    rows = classes.rows([shown(name, 60) for name in class_names], classes.worst_first())
     worst = rows[:_EXTREMES]
     return worst, rows[len(worst) :][::-1][:_EXTREMES]

@@ -20,7 +20,7 @@ from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.pictures import confusion_matrix
-from convoy.trainer.evaluation.predictions import Evaluation, Predictions
+from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis, model_card, plots
 from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
@@ -55,18 +55,17 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     """
     history = read_history(run)
     page, notes = output or run.report, []
-    analysed = None
+    evaluated = None
     if evaluation := predictions.newest(run):
         found = predictions.load(run, evaluation, history.class_names)
-        analysed = (Evaluated.of(evaluation, found, len(history.class_names)), found)
-    evaluated = analysed[0] if analysed else None
+        evaluated = Evaluated.of(evaluation, found, len(history.class_names))
     try:
         results = _results(history, evaluated)
-        if analysed and not output:
-            _draw_matrix(run, history, *analysed)
+        if evaluated and not output:
+            _draw_matrix(run, history, evaluated)
         if not output and not model_card.write(run, history, results, evaluated):
             notes.append(f"{run.model_card} was edited by hand: not overwritten.")
-        text, why_no_pictures = _page(history, results, analysed, data)
+        text, why_no_pictures = _page(history, results, evaluated, data)
         write_whole(page, text.encode("utf-8"))
     except OSError as error:
         raise DataError(
@@ -77,11 +76,11 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     return [*notes, f"Report: {page}"]
 
 
-def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated, found: Predictions) -> None:
+def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> None:
     classes = evaluated.classes.most_errors_first()[:_MATRIX_CLASSES]
     names = [history.class_names[label] for label in classes]
     title = f"{evaluated.evaluation.split}, step {evaluated.evaluation.step}"
-    counts = analysis.confusion_matrix(found, classes)
+    counts = analysis.confusion_matrix(evaluated.predictions, classes)
     shares = counts[:, :-1] / np.maximum(1, counts.sum(1, keepdims=True))
     with written_whole(run.confusion_matrix) as file:
         confusion_matrix(shares, names, title).save(file, "PNG")
@@ -96,16 +95,10 @@ def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRo
 
 
 def _page(
-    history: History,
-    results: Sequence[EvaluationRow],
-    analysed: tuple[Evaluated, Predictions] | None,
-    data: str | None,
+    history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None, data: str | None
 ) -> tuple[str, str]:
     """Returns the page, and why it has no thumbnails; empty if it has."""
-    evaluated, evaluation, why_no_pictures = None, None, ""
-    if analysed:
-        evaluated = analysed[0]
-        evaluation, why_no_pictures = _evaluation(history, *analysed, data)
+    evaluation, why_no_pictures = _evaluation(history, evaluated, data) if evaluated else (None, "")
     page = page_template(Path(__file__).with_name("report.html.j2")).render(
         plots=plots,
         name=history.name,
@@ -146,11 +139,10 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow])
     return results[-1] if results else None
 
 
-def _evaluation(
-    history: History, evaluated: Evaluated, found: Predictions, data: str | None
-) -> tuple[dict[str, Any], str]:
+def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> tuple[dict[str, Any], str]:
     """Returns the template's values for the evaluation, and why there are no thumbnails."""
-    evaluation, classes, names = evaluated.evaluation, evaluated.classes, history.class_names
+    evaluation, found, classes = evaluated.evaluation, evaluated.predictions, evaluated.classes
+    names = history.class_names
     in_matrix = classes.most_errors_first()
     shown_in_matrix = in_matrix[:_MATRIX_CLASSES]
     pairs = [(pair, pair.members[:_PAIR_PICTURES]) for pair in evaluated.pairs[:_PAIRS]]
@@ -170,18 +162,16 @@ def _evaluation(
         }
 
     coverage = analysis.risk_coverage(found)
-    shown_classes = classes.worst_first().tolist()
-    best: list[int] = []
-    if len(shown_classes) > _CLASSES:
-        best, shown_classes = shown_classes[::-1][:_BEST], shown_classes[:_WORST]
+    order = classes.worst_first()
+    is_cut = len(order) > _CLASSES
     return {
         "evaluation": evaluation,
         "parameters": _rounded(evaluation.parameters),
         "num_mistakes": len(mistakes),
         "why_no_pictures": why_none,
-        "classes": _class_rows(classes, names, shown_classes),
-        "best_classes": _class_rows(classes, names, best),
-        "num_classes": int((classes.support + classes.predicted > 0).sum()),
+        "classes": classes.rows(names, order[:_WORST] if is_cut else order),
+        "best_classes": classes.rows(names, order[::-1][:_BEST] if is_cut else order[:0]),
+        "num_classes": len(order),
         "matrix": matrix_plot(
             analysis.confusion_matrix(found, shown_in_matrix),
             [names[label] for label in shown_in_matrix],
@@ -207,9 +197,10 @@ def _evaluation(
 
 def _rounded(number: int) -> str:
     """Returns a count with three significant digits: `1.19 M`."""
+    rounded = float(f"{number:.3g}")
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
+        if rounded >= size:
+            return f"{rounded / size:.3g} {unit}"
     return str(number)
 
 
@@ -228,26 +219,18 @@ def _thumbnails(
     return {i: picture for (_, i), picture in found.items()}, ""
 
 
-def _class_rows(
-    classes: analysis.ByClass, class_names: Sequence[str], labels: Sequence[int]
-) -> list[tuple[str, int, float, float, float]]:
-    """Returns name, number of images, precision, recall and F1 of some classes."""
-    columns = (classes.support, classes.precision, classes.recall, classes.f1)
-    return [(class_names[label], *(values[label].item() for values in columns)) for label in labels]
-
-
 def _curves(history: History) -> list[tuple[str, Any]]:
-    titles = {"quality/top1": "Top-1", "quality/loss": "Loss (nats)", "quality/macro_f1": "Macro F1"}
-    charts = [
-        (title, line_chart(_both(history, tag), x_label="step", percent=tag != "quality/loss"))
-        for tag, title in titles.items()
+    shown = [
+        ("Top-1", "quality/top1", True),
+        ("Loss (nats)", "quality/loss", False),
+        ("Macro F1", "quality/macro_f1", True),
+        ("Learning rate", "optim/lr", False),
     ]
-    charts.append(("Learning rate", line_chart({"train": history.curve("train", "optim/lr")}, x_label="step")))
+    charts = []
+    for title, tag, percent in shown:
+        series = {split: history.curve(split, tag) for split in ("train", "validation")}
+        charts.append((title, line_chart(series, x_label="step", percent=percent)))
     return [(title, chart) for title, chart in charts if chart]
-
-
-def _both(history: History, tag: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return {split: history.curve(split, tag) for split in ("train", "validation")}
 
 
 def _speed(history: History) -> dict[str, str]:
@@ -267,7 +250,7 @@ def _speed(history: History) -> dict[str, str]:
         "images seen": result.get("images_seen"),
         "epochs": result.get("epoch"),
     }
-    return {name: f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}" for name, value in rows.items() if value}
+    return {name: f"{value:,.4g}" if abs(value) < 1e3 else f"{value:,.0f}" for name, value in rows.items() if value}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

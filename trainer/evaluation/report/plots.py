@@ -137,7 +137,7 @@ def _number(value: float, percent: bool) -> str:
     if 0 < abs(value) < 0.01:
         digits, power = f"{value:.3e}".split("e")
         return f"{float(digits):g}e{int(power)}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:.4g}"  # that is 1e+04 in four digits
 
 
 def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
