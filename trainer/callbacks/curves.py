@@ -1,7 +1,5 @@
 """RUN/curves.png: loss and top-1 on training and validation images, from metrics.jsonl."""
 
-from matplotlib.figure import Figure
-
 from convoy.core.files import written_whole
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_lines
@@ -16,6 +14,8 @@ def draw_curves(run: RunDirectory) -> None:
     Raises:
       OSError: the file cannot be written.
     """
+    from matplotlib.figure import Figure  # takes long to import, and most processes of a run never draw
+
     points = read_json_lines(run.metrics)
     figure = Figure(figsize=(11, 4), layout="constrained")
     drawn = False

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -81,6 +80,8 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
       class_names: by row; names and numbers are left out where the cells are too small for them.
       title: text above the matrix.
     """
+    import matplotlib  # takes long to import, and most processes of a run never draw
+
     side = len(shares)
     cell = max(1, _MATRIX_SIDE // side)
     names = [_short(printable(name)) for name in class_names] if cell >= _NAMED_CELL else []
@@ -132,5 +133,6 @@ def _fitting(text: str) -> str:
 
 @cache
 def _font(size: int = 11) -> ImageFont.FreeTypeFont:
-    # matplotlib's font: Pillow's own has Latin letters only.
+    import matplotlib  # for its font: Pillow's own has Latin letters only
+
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
