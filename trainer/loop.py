@@ -100,7 +100,7 @@ def train(
         except Exception as error:
             if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
                 raise lost from None
-            note_error(error, rank=worker_group.rank, step=worker_group.status[0])
+            note_error(error, rank=worker_group.rank, step=worker_group.liveness.status[0])
             raise
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 SILENT_SECONDS = 5.0
+_POLL_SECONDS = 0.1
 TRAINING = "training step"  # the phase in which workers wait for each other
 
 
@@ -106,7 +107,7 @@ class Liveness:
         """Returns which workers are gone, with the reasons."""
         return " and ".join(f"{self._address(rank)} is gone: {why}" for rank, why in list(self._gone.items()))
 
-    def failure_reason(self, seconds: float, poll_seconds: float) -> str | None:
+    def failure_reason(self, seconds: float = 0.0) -> str | None:
         """Returns which worker is gone or silent and why, waiting up to `seconds`; None if nothing is known."""
         deadline = time.monotonic() + seconds
         while True:
@@ -118,7 +119,7 @@ class Liveness:
             if time.monotonic() >= deadline:
                 return None
             with self._changed:
-                self._changed.wait(poll_seconds)
+                self._changed.wait(_POLL_SECONDS)
 
     def describe_stall(self) -> str:
         """Returns which worker the others wait for, as far as their last reports show, and what each one does."""
@@ -132,10 +133,9 @@ class Liveness:
         earliest = min(step for step, *_ in table)
         behind = [rank for rank, (step, *_) in enumerate(table) if step == earliest]
         elsewhere = [rank for rank in behind if table[rank][1] != TRAINING]
-        suspects = silent or (elsewhere if elsewhere != list(range(len(table))) else [])
-        if len(behind) < len(table):
-            suspects = suspects or behind
-        who = f"stuck: {self.names(suspects)}. " if suspects and len(table) > 1 else ""
+        # A list of all workers singles out none of them.
+        suspects = next((ranks for ranks in (silent, elsewhere, behind) if 0 < len(ranks) < len(table)), [])
+        who = f"stuck: {self.names(suspects)}. " if suspects else ""
         return who + "; ".join(lines)
 
     def names(self, ranks: Iterable[int]) -> str:
