@@ -1,6 +1,6 @@
 """Network selection for TensorFlow traffic on hosts with several networks: `--interface=ib0` or `=10.1.0.0/16`.
 
-    cluster = over_interface(cluster, worker_group, "10.1.0.0/16")  # same workers and ports, other addresses
+    cluster = over_interface(worker_group, "10.1.0.0/16")  # same workers and ports, other addresses
 
 The workers rendezvous on the addresses in the cluster description. Each worker then looks up its own IPv4 address on
 the interface or in the network and sends it to the others; TensorFlow uses those addresses. Imports no TensorFlow.
@@ -81,13 +81,14 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
     return fitting[0]
 
 
-def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: str) -> Cluster | None:
-    """Returns the cluster with the workers' addresses on an interface. All workers must call it, after the rendezvous.
+def over_interface(worker_group: WorkerGroup, wanted: str) -> Cluster | None:
+    """Returns the cluster with the workers' addresses on an interface; None for a single process.
+
+    All workers must call it, after the rendezvous.
 
     Also sets `NCCL_SOCKET_IFNAME`, unless it is already set.
 
     Args:
-      cluster: cluster as resolved; None for a single process, which returns None.
       worker_group: the workers.
       wanted: value of `--interface`; empty to keep the addresses. Interface names may differ between workers.
 
@@ -95,7 +96,7 @@ def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: s
       UsageError: a worker has no such interface, two workers would have the same address, or the flag is missing on
         some workers. All workers raise the same error.
     """
-    if not cluster:
+    if not (cluster := worker_group.cluster):
         return None
     own = {"wanted": wanted, "name": "", "address": "", "problem": ""}
     if wanted:

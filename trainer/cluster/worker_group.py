@@ -39,6 +39,7 @@ class WorkerGroup:
     """The connection of this process to the other workers of its run. Without a cluster it has none.
 
     Attributes:
+      cluster: the workers' addresses; None for a single process.
       rank: rank of this process.
       num_workers: number of workers.
       is_chief: whether this is worker 0, which writes the run directory.
@@ -52,8 +53,8 @@ class WorkerGroup:
           cluster: None for a single process.
           startup_seconds: time limit of the rendezvous, and of exchanges by default.
         """
-        self._cluster = cluster
         self._deadline_seconds = startup_seconds
+        self.cluster = cluster
         self.rank = cluster.index if cluster else 0
         self.num_workers = cluster.num_workers if cluster else 1
         self.is_chief = self.rank == 0
@@ -76,7 +77,7 @@ class WorkerGroup:
 
     def address(self, rank: int) -> str:
         """Returns `worker RANK (HOST:PORT)`."""
-        return f"worker {rank} ({self._cluster.addresses[rank]})" if self._cluster else f"worker {rank}"
+        return f"worker {rank} ({self.cluster.addresses[rank]})" if self.cluster else f"worker {rank}"
 
     def rendezvous(self) -> None:
         """Waits until every worker has connected.
@@ -84,7 +85,7 @@ class WorkerGroup:
         Raises:
           PeerLostError: some have not within `startup_seconds`, or this worker's port is taken. Names them.
         """
-        if not self._cluster:
+        if not self.cluster:
             return
         deadline = time.monotonic() + self._deadline_seconds
         if self.is_chief:
@@ -112,7 +113,7 @@ class WorkerGroup:
         Raises:
           PeerLostError: a worker is gone, or did not answer in time.
         """
-        if not self._cluster:
+        if not self.cluster:
             return [value]
         number, self._round = self._round, self._round + 1
         if self.is_chief:
@@ -160,9 +161,9 @@ class WorkerGroup:
     @property
     def processes_here(self) -> int:
         """Number of workers with the same host in their address as this one."""
-        if not self._cluster:
+        if not self.cluster:
             return 1
-        hosts = [address.rpartition(":")[0] for address in self._cluster.addresses]
+        hosts = [address.rpartition(":")[0] for address in self.cluster.addresses]
         return hosts.count(hosts[self.rank])
 
     def close(self, reason: str = "") -> None:
@@ -175,8 +176,8 @@ class WorkerGroup:
             link.close()
 
     def _gather_workers(self, deadline: float) -> None:
-        assert self._cluster
-        port = int(self._cluster.addresses[0].rpartition(":")[2])
+        assert self.cluster
+        port = int(self.cluster.addresses[0].rpartition(":")[2])
         try:
             listener = socket.create_server(("", port), backlog=self.num_workers)
         except OSError as error:
@@ -213,8 +214,8 @@ class WorkerGroup:
             self._links[rank] = link
 
     def _reach_chief(self, deadline: float) -> Link:
-        assert self._cluster
-        host, _, port = self._cluster.addresses[0].rpartition(":")
+        assert self.cluster
+        host, _, port = self.cluster.addresses[0].rpartition(":")
         while True:
             try:
                 link = Link(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))

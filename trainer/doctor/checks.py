@@ -155,7 +155,7 @@ class _DoctorRun:
         port = int(cluster.addresses[rank].rpartition(":")[2])
         if rank:  # so that the chief can detect a worker that cannot connect to it
             self._respond_on(port)
-        with network.Search(self._worker_group, cluster) as search:
+        with network.Search(self._worker_group, cluster.addresses) as search:
             try:
                 self._worker_group.rendezvous()
             except PeerLostError as error:
@@ -170,7 +170,7 @@ class _DoctorRun:
         if not rank:
             self._respond_on(port)
         try:
-            cluster = over_interface(cluster, self._worker_group, self._options.interface) or cluster
+            cluster = over_interface(self._worker_group, self._options.interface) or cluster
         except UsageError as error:
             self._add(failed("interface", "bad-interface", str(error), of_all=True))
         except PeerLostError as error:

@@ -206,31 +206,31 @@ def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequen
 class Search:
     """Probes missing workers from the chief while it waits for them. A context manager."""
 
-    def __init__(self, worker_group: WorkerGroup, cluster: Cluster):
+    def __init__(self, worker_group: WorkerGroup, addresses: Sequence[str]):
         """Creates the search without starting it."""
-        self._worker_group, self._cluster = worker_group, cluster
+        self._worker_group, self._addresses = worker_group, addresses
         self._found: dict[int, Reached] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Search":
         """Starts the search on the chief."""
-        if self._cluster.is_chief:
+        if self._worker_group.is_chief:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stops the search."""
         self._ended.set()
-        if self._cluster.is_chief:
+        if self._worker_group.is_chief:
             self._thread.join()
 
     def findings(self) -> list[DoctorFinding]:
         """Returns a finding for each worker that did not connect."""
-        return [self._finding(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
+        return [self._finding(rank) for rank in self._worker_group.missing()] if self._worker_group.is_chief else []
 
     def _finding(self, rank: int) -> DoctorFinding:
-        addresses, found = self._cluster.addresses, self._found.get(rank)
+        addresses, found = self._addresses, self._found.get(rank)
         here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
         if found and not found.problem:
             text = f"{here} reaches {there}, but {there} cannot reach {here}."
@@ -249,7 +249,7 @@ class Search:
                 if self._ended.is_set():  # many unresponsive hosts would delay the exit by many seconds
                     return
                 if rank not in self._found or self._found[rank].problem:
-                    self._found[rank] = reach(self._cluster.addresses[rank], rank, seconds=1.0)
+                    self._found[rank] = reach(self._addresses[rank], rank, seconds=1.0)
 
 
 def _listed(items: Sequence[str]) -> str:

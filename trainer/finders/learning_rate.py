@@ -101,7 +101,7 @@ def find_learning_rate(
         flush=True,
     )
     losses: list[float] = []
-    with contextlib.closing(trial.batches()) as batches:
+    with contextlib.closing(trial.training_input.batches(0)) as batches:
         for rate in rates:
             result = trial.step(next(batches), rate)
             loss = summarize(result.sums.numpy())["loss"]

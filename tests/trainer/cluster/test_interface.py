@@ -59,11 +59,10 @@ def everywhere(interface_of, monkeypatch):
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
 
     def worker(rank):
-        own = cluster(rank, addresses)
-        with WorkerGroup(own, startup_seconds=20) as worker_group:
+        with WorkerGroup(cluster(rank, addresses), startup_seconds=20) as worker_group:
             worker_group.rendezvous()
             try:
-                return over_interface(own, worker_group, interface_of[rank])
+                return over_interface(worker_group, interface_of[rank])
             except UsageError as error:
                 return str(error)
             finally:
@@ -93,7 +92,7 @@ def test_no_flag_or_no_cluster(monkeypatch):
     found, ports = everywhere(("", ""), monkeypatch)
     assert [cluster.addresses for cluster in found] == [tuple(f"127.0.0.1:{port}" for port in ports)] * 2
     assert "NCCL_SOCKET_IFNAME" not in os.environ
-    assert over_interface(None, WorkerGroup(None), "ib0") is None
+    assert over_interface(WorkerGroup(None), "ib0") is None
 
 
 def test_worker_without_flag_is_named_on_all(monkeypatch):

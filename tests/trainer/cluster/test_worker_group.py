@@ -68,7 +68,7 @@ def stranger():
     started = []
 
     def start(worker_group, rank):
-        command = [sys.executable, "-c", _WORKER, str(rank), *worker_group._cluster.addresses]
+        command = [sys.executable, "-c", _WORKER, str(rank), *worker_group.cluster.addresses]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return started[-1]
@@ -111,7 +111,7 @@ class TestRendezvous:
             assert [future.result(20) for future in late] == [None, None]
 
     def test_port_is_free_for_tensorflow_afterwards(self, three):
-        port = int(three[0]._cluster.addresses[0].rpartition(":")[2])
+        port = int(three[0].cluster.addresses[0].rpartition(":")[2])
         with socket.create_server(("", port)):
             assert (
                 together(three, lambda worker_group: worker_group.exchange("still", worker_group.rank))
@@ -132,13 +132,13 @@ class TestRendezvous:
 
     def test_taken_port_is_named(self, make_workers):
         chief, _ = make_workers(2, startup_seconds=0.2)
-        port = int(chief._cluster.addresses[0].rpartition(":")[2])
+        port = int(chief.cluster.addresses[0].rpartition(":")[2])
         with socket.create_server(("", port)), pytest.raises(PeerLostError, match=f"worker 0 .*{port}"):
             chief.rendezvous()
 
     def test_second_worker_with_the_same_rank_is_refused(self, make_workers, wait_until):
         chief, first, third = make_workers(3)
-        twin = WorkerGroup(first._cluster, startup_seconds=20)
+        twin = WorkerGroup(first.cluster, startup_seconds=20)
         with ThreadPoolExecutor(4) as pool:
             meetings = [pool.submit(chief.rendezvous), pool.submit(first.rendezvous)]
             wait_until(lambda: 1 in chief._links, "the first worker 1", 20)
@@ -153,7 +153,7 @@ class TestRendezvous:
 
     def test_worker_of_another_cluster_is_refused(self, make_workers):
         chief, worker = make_workers(2)
-        addresses = (*worker._cluster.addresses, "127.0.0.1:1")
+        addresses = (*worker.cluster.addresses, "127.0.0.1:1")
         jobs = tuple(("worker", rank) for rank in range(3))
         other = WorkerGroup(Cluster(addresses, 2, "flags", jobs), startup_seconds=20)
         with ThreadPoolExecutor(2) as pool:
@@ -165,7 +165,7 @@ class TestRendezvous:
 
     def test_unrelated_connections_are_ignored(self, make_workers):
         chief, worker = make_workers(2)
-        port = int(chief._cluster.addresses[0].rpartition(":")[2])
+        port = int(chief.cluster.addresses[0].rpartition(":")[2])
         with ThreadPoolExecutor(1) as pool:
             meeting = pool.submit(chief.rendezvous)
             deadline = time.monotonic() + 20

@@ -75,7 +75,7 @@ def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
 
     monkeypatch.setattr(network, "reach", slow)
     cluster = Cluster(ADDRESSES, 0, "flags", ())
-    with Search(WorkerGroup(cluster), cluster) as search:
+    with Search(WorkerGroup(cluster), ADDRESSES) as search:
         assert trying.wait(60)
     assert tried == [1]
 
