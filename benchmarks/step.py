@@ -6,14 +6,13 @@ Adam. The GEMM peers measure the peak of the processor's arithmetic, so that a s
 hardware.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
-from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
+from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve, timed
 from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
 from convoy.trainer.cluster.strategy import cpu_has_bfloat16
@@ -52,7 +51,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     names = ("batch_size", "image_size", "steps_per_round", "threads")
     options = {name: getattr(flags, name) for name in names} | {"precision": auto_precision()}
-    about = measure.environment()
+    console, about = measure.begin()
     measurement = measure.measure("benchmarks.step", peers, options, flags.rounds)
     table = [_line(row, measurement.rows) for name, row in measurement.rows.items() if not name.startswith("gemm")]
     measure.write_json(
@@ -68,7 +67,7 @@ def run(flags: absl_flags.FlagValues) -> None:
             "skipped": measurement.skipped,
         },
     )
-    _print(table, measurement, about, options)
+    _print(console, table, measurement, options)
 
 
 def auto_precision() -> str:
@@ -93,10 +92,11 @@ def _share_of_gemm(row: measure.Row, rows: dict[str, measure.Row]) -> float | No
 
 
 def _print(
-    table: list[dict[str, Any]], measurement: measure.Measurement, about: dict[str, Any], options: dict[str, Any]
+    console: measure.Console,
+    table: list[dict[str, Any]],
+    measurement: measure.Measurement,
+    options: dict[str, Any],
 ) -> None:
-    console = measure.console()
-    measure.print_environment(console, about)
     size = options["image_size"]
     console.print(f"baseline_cnn, {size}x{size}, batch {options['batch_size']}; auto is {options['precision']} here.")
     columns = ("images/s", "median", "min", "max", "to Keras fit", "to best PyTorch", "of GEMM rate", "cores busy")
@@ -157,7 +157,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             result = train_step(batch, LEARNING_RATE)
         float(result.gradient_norm)
 
-    return Prepared(_timed(train, steps * batch_size), {"precision": precision})
+    return Prepared(timed(train, steps * batch_size), {"precision": precision})
 
 
 class InMemory(NamedTuple):
@@ -258,8 +258,7 @@ def _keras_model(image_size: int) -> Any:  # noqa: ANN401
         return [layers.Conv2D(filters, 3), layers.Activation("relu"), layers.BatchNormalization()]
 
     def dense(units: int) -> list[keras.Layer]:
-        own = [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
-        return own
+        return [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
 
     stack = [layers.Input((image_size, image_size, 3)), *block(32), *block(32)]
     stack += [layers.MaxPooling2D(2), layers.Dropout(0.25), *block(64), layers.Dropout(0.25)]
@@ -334,16 +333,7 @@ def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
             loss.backward()
             optimizer.step()
 
-    return Prepared(_timed(train, steps * batch_size))
-
-
-def _timed(work: Callable[[], None], amount: int) -> Callable[[], Any]:
-    def time_round():  # noqa: ANN202
-        watch = Stopwatch()
-        work()
-        return watch.stop(amount)
-
-    return time_round
+    return Prepared(timed(train, steps * batch_size))
 
 
 if __name__ == "__main__":
