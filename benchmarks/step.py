@@ -201,37 +201,25 @@ def convoy_step(
       deterministic_threads: if above 0, fixes the order of every addition, as `convoy train --deterministic` does with
         that many threads per operation.
     """
-    import keras
     import numpy as np
     import tensorflow as tf
 
     from convoy.core.devices import parse_devices
     from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
+    from convoy.trainer import config as configs
     from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
-    from convoy.trainer.models import build_model
-    from convoy.trainer.session.runtime import enable_determinism
-    from convoy.trainer.step.optimizers import make_optimizer
-    from convoy.trainer.step.state import TrainState
-    from convoy.trainer.step.step import StepSettings, TrainStep
+    from convoy.trainer.session.runtime import make_runtime, make_train_step
 
+    config = configs.default_config()
+    config.model.name = model
+    config.batch_size, config.image_size, config.virtual_replicas = batch_size, image_size, virtual_replicas
+    config.precision, config.deterministic = precision, deterministic_threads > 0
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)
     strategy = make_strategy(parse_devices(f"cpu:{devices}"), cluster=cluster)
-    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
-    keras.utils.set_random_seed(0)
-    if deterministic_threads:
-        enable_determinism()
-    optimizer = make_optimizer("adam")
-    with strategy.scope():
-        built = build_model(model, num_classes=_CLASSES, image_size=image_size)
-    settings = StepSettings(
-        seed=0,
-        global_batch_size=batch_size,
-        virtual_replicas=virtual_replicas,
-        deterministic=deterministic_threads > 0,
-    )
-    state = TrainState(built.model, optimizer, strategy)
-    train_step = TrainStep(state, built, optimizer, settings)
+    plan = configs.resolve(config, num_images=batch_size, replicas=strategy.num_replicas_in_sync)
+    runtime = make_runtime(config, strategy, num_classes=_CLASSES)
+    train_step = make_train_step(config, plan, runtime)
     random = np.random.default_rng(0)
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
@@ -246,7 +234,7 @@ def convoy_step(
 
         return strategy.experimental_distribute_values_from_function(own)
 
-    return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, state)
+    return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, runtime.state)
 
 
 def _keras_model(image_size: int) -> Any:  # noqa: ANN401

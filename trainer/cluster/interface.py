@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -113,18 +113,18 @@ def over_interface(worker_group: WorkerGroup, wanted: str) -> Cluster | None:
         return cluster
     if without:
         raise UsageError(f"{worker_group.address(without[0])} was started without --interface. Pass it on all workers.")
-    moved = with_addresses(cluster, {rank: other["address"] for rank, other in enumerate(gathered)}, wanted)
+    moved = with_hosts(cluster, [other["address"] for other in gathered], wanted)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own['name']}")  # `=`: exact name, not a prefix
     return moved
 
 
-def with_addresses(cluster: Cluster, by_rank: Mapping[int, str], wanted: str) -> Cluster:
-    """Returns the cluster with the given host addresses by rank and the same ports.
+def with_hosts(cluster: Cluster, hosts: Sequence[str], wanted: str) -> Cluster:
+    """Returns the cluster with other hosts, by rank, and the same ports.
 
     Raises:
       UsageError: two workers would have the same address and port.
     """
-    addresses = [f"{by_rank[rank]}:{old.rpartition(':')[2]}" for rank, old in enumerate(cluster.addresses)]
+    addresses = [f"{host}:{old.rpartition(':')[2]}" for host, old in zip(hosts, cluster.addresses, strict=True)]
     for rank, address in enumerate(addresses):
         first = addresses.index(address)
         if first != rank:

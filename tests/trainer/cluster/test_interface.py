@@ -10,7 +10,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import interface as interfaces
-from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_addresses
+from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_hosts
 from convoy.trainer.cluster.transport import loopback_note
 from convoy.trainer.cluster.worker_group import WorkerGroup
 
@@ -42,15 +42,12 @@ def test_this_host_has_the_loopback_interface():
 
 
 def test_ports_are_kept():
-    assert with_addresses(cluster(), {0: "10.1.0.1", 1: "10.1.0.2"}, "ib0").addresses == (
-        "10.1.0.1:2222",
-        "10.1.0.2:2223",
-    )
+    assert with_hosts(cluster(), ["10.1.0.1", "10.1.0.2"], "ib0").addresses == ("10.1.0.1:2222", "10.1.0.2:2223")
 
 
 def test_duplicate_address():
     with pytest.raises(UsageError, match=r"--interface=lo gives worker 0 \(a:1\) and worker 1 \(b:1\) the same"):
-        with_addresses(cluster(addresses=("a:1", "b:1")), {0: "127.0.0.1", 1: "127.0.0.1"}, "lo")
+        with_hosts(cluster(addresses=("a:1", "b:1")), ["127.0.0.1", "127.0.0.1"], "lo")
 
 
 def everywhere(interface_of, monkeypatch):
