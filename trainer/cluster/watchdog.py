@@ -77,7 +77,7 @@ class Watchdog:
         if seconds > deadlines.step:
             return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {liveness.describe_stall()}"
         # TensorFlow reports a lost worker by itself, but not from within every GPU collective.
-        longest_silence = max(age for *_, age in liveness.table())
+        longest_silence = max(row.silence for row in liveness.table())
         if liveness.seconds_since_failure() <= deadlines.heartbeat and longest_silence <= 2 * deadlines.heartbeat:
             return None
         reason = liveness.failure_reason()  # None if the silence is still too short to count
