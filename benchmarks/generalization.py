@@ -129,10 +129,10 @@ def run(flags: absl_flags.FlagValues) -> None:
         raise UsageError(f"--{useless[0]} has no effect on generalization, which trains recipes unchanged. Omit it.")
     entries = [parse_entry(text) for text in flags.recipes]
     if not entries:
-        raise UsageError("--recipes is empty: give at least one recipe.")
+        raise UsageError("--recipes is empty: pass at least one recipe.")
     for name in flags.dataset:
         if name not in DATASETS:
-            raise UsageError(f"--dataset={name}{did_you_mean(name, DATASETS)}: give any of {', '.join(DATASETS)}.")
+            raise UsageError(f"--dataset={name}{did_you_mean(name, DATASETS)}: pass any of {', '.join(DATASETS)}.")
     _, about = measure.begin()
     results = []
     for dataset in flags.dataset:
@@ -178,7 +178,7 @@ def parse_entry(text: str) -> Entry:
         except ValueError:
             entry = Entry(recipe, 0.0)
         if not 0 < entry.times < 1000:
-            raise UsageError(f"--recipes: {text!r}: give a multiple of the budget after the colon, such as 4.")
+            raise UsageError(f"--recipes: {text!r}: pass a multiple of the budget after the colon, such as 4.")
     configs.load_recipe(entry.recipe)
     return entry
 

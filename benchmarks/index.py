@@ -78,7 +78,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise UsageError(f"--records={text}: give positive integers, such as --records=1000000,10000000.")
+        raise UsageError(f"--records={text}: pass positive integers, such as --records=1000000,10000000.")
     return int(text)
 
 

@@ -145,7 +145,7 @@ def check_flags(flags: absl_flags.FlagValues) -> None:
     if flags.json:
         folder = Path(flags.json).absolute().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(flags.json).is_dir():
-            raise UsageError(f"--json={flags.json} cannot be written. Give a path in an existing, writable folder.")
+            raise UsageError(f"--json={flags.json} cannot be written. Pass a path in an existing, writable folder.")
 
 
 def measure(

@@ -20,7 +20,7 @@ from unittest import mock
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.workers import Prepared, Stopwatch, serve
+from benchmarks.workers import Prepared, Round, Stopwatch, serve
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import open_dataset
 
@@ -216,7 +216,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             traceback.print_exc()
             os._exit(1)  # the parent shows the traceback
 
-    def time_round():  # noqa: ANN202
+    def time_round() -> Round:
         watch = Stopwatch()
         gate.let_through(options["steps"])
         done = watch.stop(options["steps"])
@@ -241,12 +241,9 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     from convoy.trainer.callbacks.console import TrainingConsole
     from convoy.trainer.evaluation.counts import EvaluationCounts
 
-    def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
-        screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
-        return TrainingConsole(total_steps, first_step, screen)
-
+    screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
     return [
-        (monitor, "TrainingConsole", on_terminal),
+        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, screen)),
         (monitor.EvaluationPages, "counts", lambda self, step: EvaluationCounts(len(self._class_names))),
     ]
 
@@ -256,15 +253,9 @@ def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     from convoy.trainer.callbacks.console import TrainingConsole
     from convoy.trainer.callbacks.run_logger import RunLogger
 
-    def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
-        return TrainingConsole(total_steps, first_step, shows=False)
-
-    def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> RunLogger:  # noqa: ANN401
-        return RunLogger(run, total_steps=total_steps, writes=False, warn=warn)
-
     return [
-        (monitor, "TrainingConsole", silent),
-        (monitor, "RunLogger", unwritten),
+        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, shows=False)),
+        (monitor, "RunLogger", lambda run, **options: RunLogger(run, **options | {"writes": False})),
         (monitor.EvaluationPages, "counts", lambda self, step: None),
         (monitor.Monitor, "first_batch", lambda self, batch: None),
         (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.step_timer.window()),

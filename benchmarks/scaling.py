@@ -153,7 +153,7 @@ def _checked_rates(texts: Sequence[str]) -> list[float]:
     except ValueError:
         rates = [0.0]
     if not all(0.1 <= rate <= 100_000 for rate in rates):
-        raise UsageError(f"--link={','.join(texts)}: give rates in Mbit/s, 0.1 to 100000, for example 100,400,1000.")
+        raise UsageError(f"--link={','.join(texts)}: pass rates in Mbit/s, 0.1 to 100000, for example 100,400,1000.")
     return rates
 
 

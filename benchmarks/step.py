@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
-from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve, timed
+from benchmarks.workers import Prepared, Round, SkippedError, Stopwatch, serve, timed
 from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
 from convoy.trainer.cluster.strategy import cpu_has_bfloat16
@@ -278,7 +278,7 @@ def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
             elif batch == untimed_steps + steps - 1:
                 self.round = self.watch.stop(steps * batch_size)
 
-    def time_round():  # noqa: ANN202
+    def time_round() -> Round:
         timer = Timer()
         model.fit(dataset, steps_per_epoch=untimed_steps + steps, epochs=1, verbose=0, callbacks=[timer])
         return timer.round

@@ -206,7 +206,7 @@ def _make_folder(run: RunDirectory) -> None:
 
 
 def _not_written(run: RunDirectory, why: str | None) -> DataError:
-    return DataError(f"--workdir={run.path}: cannot be written ({why}). Give a writable folder.")
+    return DataError(f"--workdir={run.path}: cannot be written ({why}). Pass a writable folder.")
 
 
 def _write(run: RunDirectory, test: RangeTest) -> None:
