@@ -84,7 +84,8 @@ class Liveness:
 
     def take_status(self, rank: int, status: list[Any]) -> None:
         """Records a worker's own report: step, phase, seconds. On the chief."""
-        self._table[rank] = WorkerStatus(*status, 0.0)
+        step, phase, seconds = status
+        self._table[rank] = WorkerStatus(step, phase, seconds, 0.0)
 
     def take_table(self, table: list[list[Any]]) -> None:
         """Records the chief's view of all workers. On the other workers."""
