@@ -43,9 +43,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     """Runs the benchmark, prints the table and writes the JSON file."""
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds", "line")}
-    about = measure.environment()
-    console = measure.console()
-    measure.print_environment(console, about)
+    console, about = measure.begin()
     rows = []
     with input_benchmark.datasets(flags, _COUNTS) as found:
         for *_, image_size in found:
@@ -56,19 +54,8 @@ def run(flags: absl_flags.FlagValues) -> None:
             line = measured.get("line")
             made = [row.as_json() | {"line_ratio": line and line.ratio_to(row)} for row in measured.values()]
             console.print(f"\n{label} to augmented batches of {flags.batch_size} at {image_size}x{image_size}:")
-            measure.print_table(
-                console,
-                ("images/s", "median", "min", "max", "a core", "cores busy", "line to it"),
-                [
-                    (
-                        row["label"],
-                        *(f"{row[name]:,.0f}" for name in ("median", "min", "max", "median_per_core")),
-                        f"{row['busy_cores']:.1f}",
-                        measure.as_times(row["line_ratio"]),
-                    )
-                    for row in made
-                ],
-            )
+            lines = [(*measure.rate_cells(row), measure.as_times(row["line_ratio"])) for row in made]
+            measure.print_table(console, (*measure.RATE_COLUMNS, "line to it"), lines)
             rows += [row | {"images": label, "image_size": image_size} for row in made]
     content = {
         "benchmark": "augment",
@@ -98,7 +85,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         "keras": _keras,
         "torchvision": _torchvision,
     }
-    return Prepared(input_benchmark.timed(iter(makers[name](split, options)), lambda batch: None, options))
+    return Prepared(input_benchmark.time_batches(iter(makers[name](split, options)), options))
 
 
 def _convoy(split: Split, options: dict[str, Any], line: str) -> Iterator[Any]:

@@ -36,7 +36,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import jpegs, measure
-from benchmarks.workers import Prepared, Round, Stopwatch, adopt_orphans, serve, session_cpu_seconds
+from benchmarks.workers import Prepared, Round, Stopwatch, adopt_orphans, serve, session_cpu_seconds, timed
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.processes import follow_parent, usable_cores
 
@@ -58,7 +58,7 @@ _BOUND = {"pillow-resize": "to Pillow"}
 _COUNTS = {"small": 8000, "medium": 0, "large": 1000}
 _SUFFIXES = (".jpg", ".jpeg")
 _JPEG_QUALITY = 92  # as in the converter
-_IMAGES_A_CALL = 16
+_IMAGES_PER_CALL = 16
 _DECODED_BATCH = 64
 _LEAD_BATCHES, _LEAST_DECODED_BATCHES = 4, 16
 
@@ -86,9 +86,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     known = PASSED_THROUGH | (RESIZED if flags.resize else {})
     peers = {name: known[name] for name in measure.chosen_peers(flags.peers, known)}
     settings = {"threads": flags.threads, "resize": flags.resize}
-    about = measure.environment()
-    console = measure.console()
-    measure.print_environment(console, about)
+    console, about = measure.begin()
     tables = []
     with _folders(flags) as folders:
         for label, folder in folders:
@@ -137,7 +135,7 @@ def _line(row: measure.Row, rows: dict[str, measure.Row]) -> dict[str, Any]:
     return row.as_json() | {"ratios": {peer: row.ratio_to(rows.get(peer)) for peer in compared}}
 
 
-def _print(console: Any, label: str, resize: int, lines: list[dict[str, Any]]) -> None:  # noqa: ANN401
+def _print(console: measure.Console, label: str, resize: int, lines: list[dict[str, Any]]) -> None:
     for peers, compared, title in (
         (PASSED_THROUGH, _COMPARED, f"\n{label}, bytes passed through:"),
         (RESIZED, _BOUND, f"\n{label}, resized to {resize}x{resize}:"),
@@ -147,16 +145,10 @@ def _print(console: Any, label: str, resize: int, lines: list[dict[str, Any]]) -
             continue
         console.print(title)
         shown = [
-            (
-                line["label"],
-                *(f"{line[name]:,.0f}" for name in ("median", "min", "max", "median_per_core")),
-                f"{line['busy_cores']:.1f}",
-                *(measure.as_times(line["ratios"][peer]) for peer in compared),
-            )
+            (*measure.rate_cells(line), *(measure.as_times(line["ratios"][peer]) for peer in compared))
             for line in chosen
         ]
-        columns = ("images/s", "median", "min", "max", "a core", "cores busy", *compared.values())
-        measure.print_table(console, columns, shown)
+        measure.print_table(console, (*measure.RATE_COLUMNS, *compared.values()), shown)
 
 
 # The rest runs in the worker processes.
@@ -179,17 +171,17 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         adopt_orphans()
     image_of = {"tfds": lambda path: path, "tfds-checked": _checked, "tfds-arrays": _array}
     if name in image_of:
-        return Prepared(_timed(_tfds(paths, image_of[name]), len(paths)))
+        return Prepared(_into_empty_folders(_tfds(paths, image_of[name]), len(paths)))
     conversions = {
         "convoy-command": functools.partial(_convoy_command, images),
         "convoy": functools.partial(_convoy, images, 0),
         "convoy-resize": functools.partial(_convoy, images, options["resize"]),
         "script": functools.partial(_script, paths),
     }
-    return Prepared(_timed(conversions[name], len(paths)))
+    return Prepared(_into_empty_folders(conversions[name], len(paths)))
 
 
-def _timed(convert: Callable[[Path], None], images: int) -> Callable[[], Round]:
+def _into_empty_folders(convert: Callable[[Path], None], images: int) -> Callable[[], Round]:
     """Returns a function that times a conversion into an empty folder, which is removed afterwards."""
 
     def time_round() -> Round:
@@ -306,13 +298,11 @@ def _decoding(paths: Sequence[Path]) -> Callable[[], Round]:
 def _pillow(paths: Sequence[Path], size: int) -> Callable[[], Round]:
     pool = ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("spawn"), initializer=follow_parent)
 
-    def time_round() -> Round:
-        watch = Stopwatch(session_cpu_seconds)
-        for _ in pool.map(functools.partial(_resized, size=size), paths, chunksize=_IMAGES_A_CALL):
+    def resize_all() -> None:
+        for _ in pool.map(functools.partial(_resized, size=size), paths, chunksize=_IMAGES_PER_CALL):
             pass
-        return watch.stop(len(paths))
 
-    return time_round
+    return timed(resize_all, len(paths), cpu_clock=session_cpu_seconds)
 
 
 def _resized(path: Path, size: int) -> int:

@@ -37,7 +37,7 @@ def write_digits(output: Path, *, seed: int = 0) -> None:
             "the digits come with scikit-learn: `pip install scikit-learn`, or install convoy-train[bench]."
         ) from None
     if output.exists():
-        raise UsageError(f"{output} exists already. Give a new folder.")
+        raise UsageError(f"{output} exists already. Pass a new folder.")
     digits = load_digits()
     for_test = stratified(digits.target, TEST_SHARE, seed)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)

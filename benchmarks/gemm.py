@@ -4,7 +4,7 @@ Together with the FLOPs of a training step (`convoy.trainer.callbacks.flops.trai
 machine's peak the step uses, which a comparison with another library cannot.
 """
 
-from benchmarks.workers import Prepared, Stopwatch
+from benchmarks.workers import Prepared, timed
 
 _SIZE = 2048
 _REPEATS = 24
@@ -21,11 +21,9 @@ def prepare_gemm(dtype: str, training_flops_per_image: int) -> Prepared:
 
     left, right = (tf.cast(tf.random.normal([_SIZE, _SIZE], seed=seed), dtype) for seed in (1, 2))
 
-    def time_round():  # noqa: ANN202
-        watch = Stopwatch()
+    def multiply() -> None:
         for _ in range(_REPEATS):
             product = tf.matmul(left, right)
         float(product[0, 0])
-        return watch.stop(_REPEATS * 2 * _SIZE**3)
 
-    return Prepared(time_round, {"training_flops_per_image": training_flops_per_image})
+    return Prepared(timed(multiply, _REPEATS * 2 * _SIZE**3), {"training_flops_per_image": training_flops_per_image})

@@ -13,8 +13,8 @@ also trains each of the other recipes without each of its ingredients, for as ma
 """
 
 import json
+import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.digits import write_digits
-from benchmarks.trained_runs import Outcome, Runs, command_text, steps_within
+from benchmarks.trained_runs import Outcome, Runs, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.trainer import config as configs
@@ -129,16 +129,15 @@ def run(flags: absl_flags.FlagValues) -> None:
         raise UsageError(f"--{useless[0]} has no effect on generalization, which trains recipes unchanged. Omit it.")
     entries = [parse_entry(text) for text in flags.recipes]
     if not entries:
-        raise UsageError("--recipes is empty: give at least one recipe.")
+        raise UsageError("--recipes is empty: pass at least one recipe.")
     for name in flags.dataset:
         if name not in DATASETS:
-            raise UsageError(f"--dataset={name}{did_you_mean(name, DATASETS)}: give any of {', '.join(DATASETS)}.")
-    about = measure.environment()
-    measure.print_environment(measure.console(), about)
+            raise UsageError(f"--dataset={name}{did_you_mean(name, DATASETS)}: pass any of {', '.join(DATASETS)}.")
+    _, about = measure.begin()
     results = []
     for dataset in flags.dataset:
         folder = dataset + (f"-images{flags.image_seed}" if flags.image_seed else "")
-        runs = Runs(Path(flags.workdir) / folder, devices=flags.devices, say=_say)
+        runs = Runs(Path(flags.workdir) / folder, devices=flags.devices, say=measure.say)
         _make_dataset(dataset, runs, flags.image_seed)
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
@@ -179,7 +178,7 @@ def parse_entry(text: str) -> Entry:
         except ValueError:
             entry = Entry(recipe, 0.0)
         if not 0 < entry.times < 1000:
-            raise UsageError(f"--recipes: {text!r}: give a multiple of the budget after the colon, such as 4.")
+            raise UsageError(f"--recipes: {text!r}: pass a multiple of the budget after the colon, such as 4.")
     configs.load_recipe(entry.recipe)
     return entry
 
@@ -292,9 +291,8 @@ def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             f"{statistics.mean(run.images_per_second for run in found):,.0f}",
             f"{statistics.mean(run.seconds for run in found):,.0f} s",
             f"{statistics.mean(run.seconds_to_best for run in found):,.0f} s",
-            *(spread([100 * getattr(run, name) for run in found], " %") for name in ("train_top1", "test_top1")),
-            spread([100 * run.gap for run in found]),
-            f"`{command_text(found[0].command)}`",
+            *_top1_cells(found),
+            f"`{shlex.join(found[0].command)}`",
         )
         lines.append(_markdown(cells))
     return lines
@@ -314,13 +312,18 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
         cells = (
             entry.without or "nothing (full recipe)",
             f"{statistics.mean(run.seconds for run in found):,.0f} s",
-            *(spread([100 * getattr(run, name) for run in found], " %") for name in ("train_top1", "test_top1")),
-            spread([100 * run.gap for run in found]),
+            *_top1_cells(found),
             spread(changes, signed=True) if entry.without else "",
             overrides and f"`{overrides}`",
         )
         lines.append(_markdown(cells))
     return lines
+
+
+def _top1_cells(found: Sequence[Outcome]) -> tuple[str, str, str]:
+    """Returns the cells for training images, test images and their difference."""
+    train, test = ([100 * getattr(run, name) for run in found] for name in ("train_top1", "test_top1"))
+    return spread(train, " %"), spread(test, " %"), spread([100 * run.gap for run in found])
 
 
 def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> str:
@@ -352,7 +355,3 @@ def _make_dataset(name: str, runs: Runs, seed: int) -> None:
         for split in ("train", "test"):
             if not runs.has_data(split):
                 runs.convoy("convert", f"--images={photos / split}", f"--output={runs.data}", f"--split={split}")
-
-
-def _say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -18,13 +18,14 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from convoy.core.errors import ConvoyError, UsageError
+from convoy.core.memory import peak_memory, resident_memory
 
 _RECORDS_PER_SHARD = 100_000
 _CLASSES = 1000
 _PAYLOAD_BYTES = 2000  # on average
 _BATCH = 1024
 _DRAWN_BATCHES = 50
-_PROMISED_BYTES = 32  # a record
+_PROMISED_BYTES = 32  # per record
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -44,13 +45,11 @@ def run(flags: absl_flags.FlagValues) -> None:
       UsageError: `--records` contains anything but positive integers.
     """
     sizes = [_number(text) for text in flags.records]
-    about = measure.environment()
-    console = measure.console()
-    measure.print_environment(console, about)
+    console, about = measure.begin()
     rows = []
     for records in sizes:
         with tempfile.TemporaryDirectory(prefix="convoy-bench-") as folder:
-            print(f"bench: creating an index of {records:,} records", file=sys.stderr, flush=True)
+            measure.say(f"creating an index of {records:,} records")
             _make(Path(folder), records)
             rows.append({"records": records, **_opened(Path(folder))})
     console.print(f"\nIndexes, and batches of {_BATCH} drawn from them:")
@@ -79,7 +78,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise UsageError(f"--records={text}: give positive integers, such as --records=1000000,10000000.")
+        raise UsageError(f"--records={text}: pass positive integers, such as --records=1000000,10000000.")
     return int(text)
 
 
@@ -139,12 +138,11 @@ def _measure(folder: str) -> dict[str, Any]:
     from convoy.input_pipeline.reading import order
     from convoy.input_pipeline.reading.blocks import make_blocks
 
-    before = _status_bytes("VmRSS")
+    before = resident_memory()
     began = time.perf_counter()
     split = open_dataset(folder).split("train")
     seconds = time.perf_counter() - began
-    after = _status_bytes("VmRSS")
-    peak = _status_bytes("VmHWM")  # not from getrusage, which includes the process that this one was forked from
+    after, peak = resident_memory(), peak_memory()
     records = split.num_images
     blocks = make_blocks(split)
 
@@ -171,12 +169,6 @@ def _measure(folder: str) -> dict[str, Any]:
         "global_seconds": batch_seconds(of_all),
         "windowed_seconds": batch_seconds(block_shuffled),
     }
-
-
-def _status_bytes(name: str) -> int:
-    """Returns a value from /proc/self/status, which the kernel gives in kB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

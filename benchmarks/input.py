@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import jpegs, measure
-from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve, session_cpu_seconds
+from benchmarks.workers import Prepared, Round, SkippedError, Stopwatch, serve, session_cpu_seconds
 from convoy.core.errors import UsageError
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.dataset.open import Split, open_dataset
@@ -71,9 +71,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     named = measure.chosen_peers(flags.peers, known)
     peers = {name: known[name] for name in named if flags.peers or flags.with_step or name in INPUT_PEERS}
     settings = {name: getattr(flags, name) for name in ("batch_size", "threads", "round_seconds")}
-    about = measure.environment()
-    console = measure.console()
-    measure.print_environment(console, about)
+    console, about = measure.begin()
     tables = []
     with datasets(flags, _COUNTS) as found:
         for label, directory, split, image_size in found:
@@ -102,7 +100,7 @@ def _line(row: measure.Row, rows: dict[str, measure.Row]) -> dict[str, Any]:
     return row.as_json() | {"ratio": row.ratio_to(baseline), "reader_ratio": reader and reader.ratio_to(row)}
 
 
-def _print(console: Any, label: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:  # noqa: ANN401
+def _print(console: measure.Console, label: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     size = settings["image_size"]
     for peers, bound in ((INPUT_PEERS, "to decode loop"), (STEP_PEERS, "to memory")):
         chosen = [row for row in rows if row["peer"] in peers]
@@ -110,17 +108,10 @@ def _print(console: Any, label: str, settings: dict[str, Any], rows: list[dict[s
             continue
         console.print(f"\n{label} to batches of {settings['batch_size']} at {size}x{size}:")
         lines = [
-            (
-                row["label"],
-                *(f"{row[name]:,.0f}" for name in ("median", "min", "max", "median_per_core")),
-                f"{row['busy_cores']:.1f}",
-                measure.as_percent(row["ratio"]),
-                measure.as_times(row["reader_ratio"]),
-            )
+            (*measure.rate_cells(row), measure.as_percent(row["ratio"]), measure.as_times(row["reader_ratio"]))
             for row in chosen
         ]
-        columns = ("images/s", "median", "min", "max", "a core", "cores busy", bound, "reader to it")
-        measure.print_table(console, columns, lines)
+        measure.print_table(console, (*measure.RATE_COLUMNS, bound, "reader to it"), lines)
 
 
 @contextlib.contextmanager
@@ -179,15 +170,18 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         "torch": torch_loader,
         "dali": _dali,
     }
-    return Prepared(timed(iter(makers[name](split, options)), lambda batch: None, options))
+    return Prepared(time_batches(iter(makers[name](split, options)), options))
 
 
-def timed(
-    batches: Iterator[Any], consume: Callable[[Any], Any], options: dict[str, Any], lead: int = _LEAD_BATCHES
-) -> Callable[[], Any]:
+def time_batches(
+    batches: Iterator[Any],
+    options: dict[str, Any],
+    consume: Callable[[Any], Any] = lambda batch: None,
+    lead: int = _LEAD_BATCHES,
+) -> Callable[[], Round]:
     """Returns a function that times `round_seconds` of reading batches, after `lead` untimed ones."""
 
-    def time_round():  # noqa: ANN202
+    def time_round() -> Round:
         for _ in range(lead):
             consume(next(batches))
         watch = Stopwatch(session_cpu_seconds)
@@ -238,12 +232,15 @@ def tfdata(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
         image = tf.io.decode_image(features["image/encoded"], channels=3, expand_animations=False)
         return resized(image), features["image/class/label"]
 
+    records = tf.data.TFRecordDataset([str(path) for path in split.shard_paths])
+    return _shuffled_batches(records, decode, options["batch_size"])
+
+
+def _shuffled_batches(records: Any, decode: Callable[..., Any], batch_size: int) -> Any:  # noqa: ANN401
     # Shuffling before decoding takes less memory and time.
-    records = tf.data.TFRecordDataset([str(path) for path in split.shard_paths]).repeat().shuffle(_SHUFFLED_RECORDS)
-    batches = records.map(decode, num_parallel_calls=jpegs.CALLS_PER_CORE * usable_cores()).batch(
-        options["batch_size"], drop_remainder=True
-    )
-    return batches.prefetch(3)
+    shuffled = records.repeat().shuffle(_SHUFFLED_RECORDS)
+    decoded = shuffled.map(decode, num_parallel_calls=jpegs.CALLS_PER_CORE * usable_cores())
+    return decoded.batch(batch_size, drop_remainder=True).prefetch(3)
 
 
 def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -258,10 +255,7 @@ def _tfds(split: Split, options: dict[str, Any]) -> Any:  # noqa: ANN401
     def chosen(features: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
         return resized(features["image"]["encoded"]), features["image"]["class"]["label"]
 
-    batches = (
-        images.repeat().shuffle(_SHUFFLED_RECORDS).map(chosen, num_parallel_calls=jpegs.CALLS_PER_CORE * usable_cores())
-    )
-    return batches.batch(options["batch_size"], drop_remainder=True).prefetch(3)
+    return _shuffled_batches(images, chosen, options["batch_size"])
 
 
 def torch_loader(split: Split, options: dict[str, Any], transform: Callable[[Any], Any] | None = None) -> Iterator[Any]:
@@ -380,17 +374,15 @@ def _feature(payload: bytes, key: str) -> Any:  # noqa: ANN401
 
 
 def _prepare_step(name: str, split: Split, options: dict[str, Any]) -> Prepared:
-    from itertools import repeat
-
     from benchmarks.step import auto_precision, convoy_step
 
     train_step, batch, _ = convoy_step(auto_precision(), options["batch_size"], options["image_size"])
-    batches = repeat(batch) if name == _STEP_BOUND else iter(_reader(split, options))
+    batches = itertools.repeat(batch) if name == _STEP_BOUND else iter(_reader(split, options))
 
     def train(batch: dict[str, Any]) -> None:
         float(train_step({key: batch[key] for key in ("image", "label", "randomness")}, 1e-3).gradient_norm)
 
-    return Prepared(timed(iter(batches), train, options, lead=4))
+    return Prepared(time_batches(iter(batches), options, train, lead=4))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ machine varies from round to round and affects both, so ratios are more stable t
 it: a library that splits work evenly over threads and waits for the last one loses more on a busy machine.
 """
 
+import collections
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,7 @@ from convoy.core.processes import usable_cores
 _SETTLE_SECONDS = 0.15
 _BUSY = 0.5
 _CPU_TICK = 0.01  # seconds; the resolution of the kernel's CPU accounting
+RATE_COLUMNS = ("images/s", "median", "min", "max", "per core", "cores busy")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def check_flags(flags: absl_flags.FlagValues) -> None:
     if flags.json:
         folder = Path(flags.json).absolute().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(flags.json).is_dir():
-            raise UsageError(f"--json={flags.json} cannot be written. Give a path in an existing, writable folder.")
+            raise UsageError(f"--json={flags.json} cannot be written. Pass a path in an existing, writable folder.")
 
 
 def measure(
@@ -166,30 +168,46 @@ def measure(
       PeerError: a peer failed.
     """
     skipped: dict[str, str] = {}
-    _say(f"preparing {len(peers)} peers")
+    say(f"preparing {len(peers)} peers")
     with running(module, list(peers), options, members) as workers:
-        ready = []
+        ready: collections.deque[Peer] = collections.deque()
         for worker in workers:
             try:
                 worker.wait_until_ready()
                 ready.append(worker)
             except SkippedError as reason:
                 skipped[worker.peer] = str(reason)
-                _say(f"{peers[worker.peer]} is skipped: {reason}")
+                say(f"{peers[worker.peer]} is skipped: {reason}")
         measured: dict[str, list[Round]] = {worker.peer: [] for worker in ready}
         for number in range(rounds + 1):
-            _say(f"round {number} of {rounds}" if number else "warming up")
-            for worker in _rotated(ready, number):
+            say(f"round {number} of {rounds}" if number else "warming up")
+            for worker in ready:
                 result = worker.measure()
                 if number:
                     measured[worker.peer].append(result)
                 time.sleep(_SETTLE_SECONDS)
+            ready.rotate(-1)
         facts = {worker.peer: worker.facts for worker in ready}
     rows = {peer: Row(peer, peers[peer], tuple(measured[peer]), facts[peer]) for peer in peers if peer in measured}
     return Measurement(rows, skipped)
 
 
-def environment() -> dict[str, Any]:
+def begin() -> tuple[Console, dict[str, Any]]:
+    """Prints the environment; returns the console and the environment."""
+    # As wide as the terminal, or wide enough for every table.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+    about = _environment()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    console.print(f"{about['cpu']}, {about['cores']} cores; {versions}")
+    if about["load_average_before"] > _BUSY:
+        console.print(
+            f"Warning: the machine is busy (load {about['load_average_before']:.1f}), which slows peers unequally: "
+            "repeat the measurement on an idle machine."
+        )
+    return console, about
+
+
+def _environment() -> dict[str, Any]:
     """Returns what the results depend on: processor, cores, versions, load of the machine."""
     versions: dict[str, str | None] = {}
     for package in (
@@ -208,17 +226,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def print_environment(console: Console, about: Mapping[str, Any]) -> None:
-    """Prints processor, cores and versions, and a warning if the machine is busy."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    console.print(f"{about['cpu']}, {about['cores']} cores; {versions}")
-    if about["load_average_before"] > _BUSY:
-        console.print(
-            f"Warning: the machine is busy (load {about['load_average_before']:.1f}), which slows peers unequally: "
-            "repeat the measurement on an idle machine."
-        )
-
-
 def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Prints a table with names in the first column and numbers in the others."""
     table = Table(box=None, pad_edge=False)
@@ -229,9 +236,10 @@ def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequen
     console.print(table)
 
 
-def console() -> Console:
-    """Returns a console as wide as the terminal, or wide enough for every table."""
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+def rate_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the cells of `RATE_COLUMNS` for a row as JSON data."""
+    rates = (f"{row[name]:,.0f}" for name in ("median", "min", "max", "median_per_core"))
+    return (row["label"], *rates, f"{row['busy_cores']:.1f}")
 
 
 def as_percent(ratio: float | None) -> str:
@@ -246,17 +254,12 @@ def as_times(ratio: float | None) -> str:
 
 def write_json(path: str | None, content: Mapping[str, Any]) -> None:
     """Writes the JSON file, if a path was given."""
-    if not path:
-        return
-    write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+    if path:
+        write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _rotated(workers: Sequence[Peer], by: int) -> list[Peer]:
-    cut = by % len(workers) if workers else 0
-    return [*workers[cut:], *workers[:cut]]
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a line about the progress to standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 

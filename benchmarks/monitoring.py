@@ -20,7 +20,7 @@ from unittest import mock
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.workers import Prepared, Stopwatch, serve
+from benchmarks.workers import Prepared, Round, Stopwatch, serve
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import open_dataset
 
@@ -52,7 +52,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     """Runs the benchmark, prints the table and writes the JSON file."""
     if flags.peers:
         raise UsageError("--peers has no effect on monitoring, which compares two variants. Omit it.")
-    about = measure.environment()
+    console, about = measure.begin()
     with _dataset(flags.data) as data, tempfile.TemporaryDirectory(prefix="convoy-bench-") as notes:
         names = ("batch_size", "image_size", "steps", "log_every", "threads")
         options = {name: getattr(flags, name) for name in names} | {"data": data, "notes": notes}
@@ -73,27 +73,23 @@ def run(flags: absl_flags.FlagValues) -> None:
             "target": _TARGET,
         },
     )
-    _print(rows, shares, about, options)
+    _print(console, rows, shares, options)
 
 
 def _shares(monitored: measure.Row, bare: measure.Row) -> dict[str, float]:
     """Returns the additional time of the monitored rounds as a share of the bare ones: medians over rounds."""
     return {
         "of_time": 1.0 / monitored.ratio_to(bare) - 1.0,
-        "of_computing": _computing_a_step(monitored) / _computing_a_step(bare) - 1.0,
+        "of_computing": bare.rate_per_core / monitored.rate_per_core - 1.0,
     }
 
 
-def _computing_a_step(row: measure.Row) -> float:
-    """Returns the CPU seconds per step, over all cores: median over rounds."""
-    return 1.0 / row.rate_per_core
-
-
 def _print(
-    rows: Mapping[str, measure.Row], shares: Mapping[str, float], about: Mapping[str, Any], options: Mapping[str, Any]
+    console: measure.Console,
+    rows: Mapping[str, measure.Row],
+    shares: Mapping[str, float],
+    options: Mapping[str, Any],
 ) -> None:
-    console = measure.console()
-    measure.print_environment(console, about)
     console.print(
         f"convnet on {_DEVICES} logical devices, {options['image_size']}x{options['image_size']}, batch "
         f"{options['batch_size']}, log every {options['log_every']} steps, rounds of {options['steps']} steps and "
@@ -103,11 +99,11 @@ def _print(
         (
             row.label,
             *(f"{1e3 / rate:.1f}" for rate in (row.rate, max(row.rates), min(row.rates))),
-            f"{1e3 * _computing_a_step(row):.1f}",
+            f"{1e3 / row.rate_per_core:.1f}",  # CPU time over all cores
         )
         for row in rows.values()
     ]
-    measure.print_table(console, ("ms a step", "median", "min", "max", "computing"), lines)
+    measure.print_table(console, ("ms per step", "median", "min", "max", "computing"), lines)
     console.print(
         f"All monitoring takes {100 * shares['of_time']:.2f} % of step time and {100 * shares['of_computing']:.2f} % "
         f"of CPU time (target: at most {100 * _TARGET:.0f} %); the log lines alone, timed in the loop, "
@@ -220,7 +216,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             traceback.print_exc()
             os._exit(1)  # the parent shows the traceback
 
-    def time_round():  # noqa: ANN202
+    def time_round() -> Round:
         watch = Stopwatch()
         gate.let_through(options["steps"])
         done = watch.stop(options["steps"])
@@ -245,12 +241,9 @@ def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     from convoy.trainer.callbacks.console import TrainingConsole
     from convoy.trainer.evaluation.counts import EvaluationCounts
 
-    def on_terminal(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
-        screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
-        return TrainingConsole(total_steps, first_step, screen)
-
+    screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
     return [
-        (monitor, "TrainingConsole", on_terminal),
+        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, screen)),
         (monitor.EvaluationPages, "counts", lambda self, step: EvaluationCounts(len(self._class_names))),
     ]
 
@@ -260,15 +253,9 @@ def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
     from convoy.trainer.callbacks.console import TrainingConsole
     from convoy.trainer.callbacks.run_logger import RunLogger
 
-    def silent(total_steps: int, first_step: int, *, shows: bool) -> TrainingConsole:
-        return TrainingConsole(total_steps, first_step, shows=False)
-
-    def unwritten(run: Any, *, total_steps: int, writes: bool, warn: Any) -> RunLogger:  # noqa: ANN401
-        return RunLogger(run, total_steps=total_steps, writes=False, warn=warn)
-
     return [
-        (monitor, "TrainingConsole", silent),
-        (monitor, "RunLogger", unwritten),
+        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, shows=False)),
+        (monitor, "RunLogger", lambda run, **options: RunLogger(run, **options | {"writes": False})),
         (monitor.EvaluationPages, "counts", lambda self, step: None),
         (monitor.Monitor, "first_batch", lambda self, batch: None),
         (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.step_timer.window()),

@@ -86,7 +86,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     names = ("batch_size", "image_size", "steps_per_round", "model")
     options = {name: getattr(flags, name) for name in names} | {"precision": auto_precision(), "threads": 0}
-    about = measure.environment()
+    console, about = measure.begin()
     measurement = _measure(peers, options, flags.rounds, cores)
     facts = next(iter(measurement.rows.values())).facts
     link = _own_link(measurement.rows, facts["reduced_bytes"])
@@ -112,8 +112,6 @@ def run(flags: absl_flags.FlagValues) -> None:
             "skipped": measurement.skipped,
         },
     )
-    console = measure.console()
-    measure.print_environment(console, about)
     _print_measured(console, table, facts, options, link)
     _print_links(console, links)
     _print_predicted(console, predictions, facts, assumptions)
@@ -155,7 +153,7 @@ def _checked_rates(texts: Sequence[str]) -> list[float]:
     except ValueError:
         rates = [0.0]
     if not all(0.1 <= rate <= 100_000 for rate in rates):
-        raise UsageError(f"--link={','.join(texts)}: give rates in Mbit/s, 0.1 to 100000, for example 100,400,1000.")
+        raise UsageError(f"--link={','.join(texts)}: pass rates in Mbit/s, 0.1 to 100000, for example 100,400,1000.")
     return rates
 
 
@@ -267,7 +265,7 @@ def _with_copying(links: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _print_measured(
-    console: Any,  # noqa: ANN401 (rich's)
+    console: measure.Console,
     table: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -304,7 +302,7 @@ def _print_measured(
         )
 
 
-def _print_links(console: Any, links: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN401
+def _print_links(console: measure.Console, links: Sequence[Mapping[str, Any]]) -> None:
     if not links:
         return
     console.print("\nThe cost model on rate-limited links, two processes; milliseconds per reduction:")
@@ -331,7 +329,7 @@ def _print_links(console: Any, links: Sequence[Mapping[str, Any]]) -> None:  # n
 
 
 def _print_predicted(
-    console: Any,  # noqa: ANN401
+    console: measure.Console,
     rows: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
     assumptions: Mapping[str, Any],

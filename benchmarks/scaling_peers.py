@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from benchmarks.step import LEARNING_RATE, convoy_step
-from benchmarks.workers import Prepared, Round, Stopwatch, serve
+from benchmarks.workers import Prepared, serve, timed
 from convoy.core.cluster import Cluster
+from convoy.input_pipeline.tf_startup import start_tensorflow
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -33,6 +34,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     """
     # Must come before TensorFlow counts the cores.
     os.sched_setaffinity(0, options["cores"])
+    start_tensorflow()
     layout, what, *rest = name.split("-")
     cluster, devices = None, DEVICES[layout]
     if layout == "processes":
@@ -59,16 +61,15 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         repeats = steps if what == "bare" else steps * _TINY_REPEATS
         # Both processes take part in the same reductions, which count once.
         counted = 0 if options["rank"] else repeats
-        return Prepared(
-            _timed(_reduction(step.state.strategy, shapes if what == "bare" else [[1]]), repeats, counted), facts
-        )
+        reduce = _reduction(step.state.strategy, shapes if what == "bare" else [[1]])
+        return Prepared(timed(reduce, counted, times=repeats), facts)
 
     def train() -> None:
         with _without_reduction() if rest else contextlib.nullcontext():  # takes effect when the step is traced
             result = step.train_step(step.batch, LEARNING_RATE)
         float(result.gradient_norm)
 
-    return Prepared(_timed(train, steps, steps * images), facts)
+    return Prepared(timed(train, steps * images, times=steps), facts)
 
 
 @contextlib.contextmanager
@@ -102,16 +103,6 @@ def _reduction(strategy: "tf.distribute.Strategy", shapes: Sequence[Any]) -> Cal
 
     run = tf.function(lambda values: strategy.run(reduced, (values,)), autograph=False)
     return lambda: run(values)
-
-
-def _timed(once: Callable[[], None], times: int, work: int) -> Callable[[], Round]:
-    def time_round() -> Round:
-        watch = Stopwatch()
-        for _ in range(times):
-            once()
-        return watch.stop(work)
-
-    return time_round
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ Adam. The GEMM peers measure the peak of the processor's arithmetic, so that a s
 hardware.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.gemm import prepare_gemm
-from benchmarks.workers import Prepared, SkippedError, Stopwatch, serve
+from benchmarks.workers import Prepared, Round, SkippedError, Stopwatch, serve, timed
 from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
+from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.cluster.strategy import cpu_has_bfloat16
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     peers = {name: PEERS[name] for name in measure.chosen_peers(flags.peers, PEERS)}
     names = ("batch_size", "image_size", "steps_per_round", "threads")
     options = {name: getattr(flags, name) for name in names} | {"precision": auto_precision()}
-    about = measure.environment()
+    console, about = measure.begin()
     measurement = measure.measure("benchmarks.step", peers, options, flags.rounds)
     table = [_line(row, measurement.rows) for name, row in measurement.rows.items() if not name.startswith("gemm")]
     measure.write_json(
@@ -68,7 +68,7 @@ def run(flags: absl_flags.FlagValues) -> None:
             "skipped": measurement.skipped,
         },
     )
-    _print(table, measurement, about, options)
+    _print(console, table, measurement, options)
 
 
 def auto_precision() -> str:
@@ -93,10 +93,11 @@ def _share_of_gemm(row: measure.Row, rows: dict[str, measure.Row]) -> float | No
 
 
 def _print(
-    table: list[dict[str, Any]], measurement: measure.Measurement, about: dict[str, Any], options: dict[str, Any]
+    console: measure.Console,
+    table: list[dict[str, Any]],
+    measurement: measure.Measurement,
+    options: dict[str, Any],
 ) -> None:
-    console = measure.console()
-    measure.print_environment(console, about)
     size = options["image_size"]
     console.print(f"baseline_cnn, {size}x{size}, batch {options['batch_size']}; auto is {options['precision']} here.")
     columns = ("images/s", "median", "min", "max", "to Keras fit", "to best PyTorch", "of GEMM rate", "cores busy")
@@ -134,6 +135,9 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
       SkippedError: PyTorch is not installed.
     """
     kind, _, variant = name.partition("-")
+    if kind == "torch":
+        return _prepare_torch(variant, options)
+    start_tensorflow()
     if kind == "gemm":
         from convoy.trainer.callbacks.flops import training_flops
 
@@ -141,8 +145,6 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))
     if kind == "fit":
         return _prepare_fit(variant, options)
-    if kind == "torch":
-        return _prepare_torch(variant, options)
     precision = "float32" if variant == "float32" else options["precision"]
     # The batch of one of four virtual replicas, for comparison with V=4: same batch norm, one update for each.
     batch_size = options["batch_size"] // 4 if variant == "quarter" else options["batch_size"]
@@ -157,7 +159,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
             result = train_step(batch, LEARNING_RATE)
         float(result.gradient_norm)
 
-    return Prepared(_timed(train, steps * batch_size), {"precision": precision})
+    return Prepared(timed(train, steps * batch_size), {"precision": precision})
 
 
 class InMemory(NamedTuple):
@@ -201,38 +203,25 @@ def convoy_step(
       deterministic_threads: if above 0, fixes the order of every addition, as `convoy train --deterministic` does with
         that many threads per operation.
     """
-    import keras
     import numpy as np
     import tensorflow as tf
 
     from convoy.core.devices import parse_devices
     from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
+    from convoy.trainer import config as configs
     from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
-    from convoy.trainer.models import build_model
-    from convoy.trainer.session.runtime import enable_determinism
-    from convoy.trainer.step.optimizers import make_optimizer
-    from convoy.trainer.step.settings import StepSettings
-    from convoy.trainer.step.state import TrainState
-    from convoy.trainer.step.step import TrainStep
+    from convoy.trainer.session.runtime import make_runtime, make_train_step
 
+    config = configs.default_config()
+    config.model.name = model
+    config.batch_size, config.image_size, config.virtual_replicas = batch_size, image_size, virtual_replicas
+    config.precision, config.deterministic = precision, deterministic_threads > 0
     if deterministic_threads:
         set_cpu_threads(deterministic_threads)
     strategy = make_strategy(parse_devices(f"cpu:{devices}"), cluster=cluster)
-    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
-    keras.utils.set_random_seed(0)
-    if deterministic_threads:
-        enable_determinism()
-    optimizer = make_optimizer("adam")
-    with strategy.scope():
-        built = build_model(model, num_classes=_CLASSES, image_size=image_size)
-    settings = StepSettings(
-        seed=0,
-        global_batch_size=batch_size,
-        virtual_replicas=virtual_replicas,
-        deterministic=deterministic_threads > 0,
-    )
-    state = TrainState(built.model, optimizer, strategy)
-    train_step = TrainStep(state, built, optimizer, settings)
+    plan = configs.resolve(config, num_images=batch_size, replicas=strategy.num_replicas_in_sync)
+    runtime = make_runtime(config, strategy, num_classes=_CLASSES)
+    train_step = make_train_step(config, plan, runtime)
     random = np.random.default_rng(0)
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
@@ -247,7 +236,7 @@ def convoy_step(
 
         return strategy.experimental_distribute_values_from_function(own)
 
-    return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, state)
+    return InMemory(train_step, {name: placed(column) for name, column in columns.items()}, runtime.state)
 
 
 def _keras_model(image_size: int) -> Any:  # noqa: ANN401
@@ -259,8 +248,7 @@ def _keras_model(image_size: int) -> Any:  # noqa: ANN401
         return [layers.Conv2D(filters, 3), layers.Activation("relu"), layers.BatchNormalization()]
 
     def dense(units: int) -> list[keras.Layer]:
-        own = [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
-        return own
+        return [layers.Dense(units), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
 
     stack = [layers.Input((image_size, image_size, 3)), *block(32), *block(32)]
     stack += [layers.MaxPooling2D(2), layers.Dropout(0.25), *block(64), layers.Dropout(0.25)]
@@ -292,7 +280,7 @@ def _prepare_fit(precision: str, options: dict[str, Any]) -> Prepared:
             elif batch == untimed_steps + steps - 1:
                 self.round = self.watch.stop(steps * batch_size)
 
-    def time_round():  # noqa: ANN202
+    def time_round() -> Round:
         timer = Timer()
         model.fit(dataset, steps_per_epoch=untimed_steps + steps, epochs=1, verbose=0, callbacks=[timer])
         return timer.round
@@ -335,16 +323,7 @@ def _prepare_torch(precision: str, options: dict[str, Any]) -> Prepared:
             loss.backward()
             optimizer.step()
 
-    return Prepared(_timed(train, steps * batch_size))
-
-
-def _timed(work: Callable[[], None], amount: int) -> Callable[[], Any]:
-    def time_round():  # noqa: ANN202
-        watch = Stopwatch()
-        work()
-        return watch.stop(amount)
-
-    return time_round
+    return Prepared(timed(train, steps * batch_size))
 
 
 if __name__ == "__main__":

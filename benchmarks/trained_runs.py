@@ -174,26 +174,21 @@ class Runs:
         """
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        gang = WorkerProcesses([WorkerProgram([*self._program, *words], trainer_environment(), log)])
+        processes = WorkerProcesses([WorkerProgram([*self._program, *words], trainer_environment(), log)])
         try:
-            while not (ended := gang.poll()):
+            while not (ended := processes.poll()):
                 time.sleep(_POLL_SECONDS)
         finally:
-            gang.kill()
+            processes.kill()
         if code := ended[0].returncode:
             last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_ERROR_LINES:])
-            raise ConvoyError(f"`{command_text(['convoy', *words])}` ended with exit code {code} ({log}):\n{last}")
+            raise ConvoyError(f"`{shlex.join(['convoy', *words])}` ended with exit code {code} ({log}):\n{last}")
 
     def _dataset(self) -> Dataset:
         try:
             return open_dataset(self.data)
         except DataError as error:
             raise DataError(f"{error} The benchmark needs that folder: remove it, or pass another --workdir.") from None
-
-
-def command_text(command: Sequence[str]) -> str:
-    """Returns a command as typed in a shell."""
-    return shlex.join(command)
 
 
 def seconds_of(events: Sequence[Mapping[str, Any]], until_step: int | None = None) -> float:

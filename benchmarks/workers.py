@@ -83,7 +83,7 @@ def adopt_orphans() -> None:
 
 
 class Stopwatch:
-    """Times a round: `stop` returns the time since `start`, or since creation."""
+    """Times a round, from its creation to `stop`."""
 
     def __init__(self, cpu_clock: Callable[[], float] = time.process_time):
         """Starts the stopwatch.
@@ -92,11 +92,7 @@ class Stopwatch:
           cpu_clock: returns CPU seconds: of this process, or `session_cpu_seconds` if a peer has several processes.
         """
         self._cpu_clock = cpu_clock
-        self.start()
-
-    def start(self) -> None:
-        """Starts anew."""
-        self._cpu_seconds, self._seconds = self._cpu_clock(), time.perf_counter()
+        self._cpu_seconds, self._seconds = cpu_clock(), time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -107,6 +103,20 @@ class Stopwatch:
         """Returns the round, in which `work` was done."""
         seconds = self.seconds
         return Round(seconds, self._cpu_clock() - self._cpu_seconds, work)
+
+
+def timed(
+    run: Callable[[], Any], work: float, *, times: int = 1, cpu_clock: Callable[[], float] = time.process_time
+) -> Callable[[], Round]:
+    """Returns a function that times one round: `times` calls of `run`, which do `work` in total."""
+
+    def time_round() -> Round:
+        watch = Stopwatch(cpu_clock)
+        for _ in range(times):
+            run()
+        return watch.stop(work)
+
+    return time_round
 
 
 class Member(NamedTuple):
@@ -299,7 +309,7 @@ class WorkerProcesses:
             worker.stop()
 
     def _take_answers(self, take: Callable[[Worker], Any]) -> list[Any]:
-        # Answers are read in the order they arrive: if one process fails, its error is the cause, and later ones follow
+        # In the order of arrival: if one process fails, its error is the cause, and those of the others follow from it.
         waiting, answers = list(self._workers), []
         while waiting:
             for worker in select.select(waiting, [], [])[0]:

@@ -88,7 +88,6 @@ def train(
                 workdir=workdir,
                 devices=devices,
                 strategy_name=strategy_name,
-                cluster=cluster,
                 worker_group=worker_group,
                 deadlines=deadlines,
                 stop=stop,
@@ -100,7 +99,7 @@ def train(
         except Exception as error:
             if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
                 raise lost from None
-            note_error(error, rank=worker_group.rank, step=worker_group.status[0])
+            note_error(error, rank=worker_group.rank, step=worker_group.liveness.status[0])
             raise
 
 
@@ -156,7 +155,10 @@ class _Training:
         watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._record_lost_peer)
         try:
             with self._console, watchdog:
-                self._begin()
+                self._monitor.begin()
+                if self._order_record:
+                    self._order_record.truncate(self._state.step)
+                self._worker_group.exchange("begin")
                 while self._state.step < self._plan.total_steps:
                     try:
                         self._train_steps()
@@ -178,12 +180,6 @@ class _Training:
         finally:
             self._profiler.close()
             self._finish_saving()
-
-    def _begin(self) -> None:
-        self._monitor.begin()
-        if self._order_record:
-            self._order_record.truncate(self._state.step)
-        self._worker_group.exchange("begin")
 
     def _train_steps(self) -> None:
         """Trains from the current step to the last one."""
@@ -265,14 +261,12 @@ class _Training:
         self._window_sums += result.sums.numpy()
         self._stop_agreed = self._stop_agreed or bool(result.stop_requested.numpy())
         # In float16 an overflow is normal as long as the loss scale can still be lowered.
-        if not result.finite.numpy() and result.loss_scale.numpy() <= 1:
-            raise self._diverged(step)
-
-    def _diverged(self, step: int) -> DivergedError:
+        if result.finite.numpy() or result.loss_scale.numpy() > 1:
+            return
         self._finish_saving()
         images = self._input.images(step)
         self._run_logger.event("diverged", step=step, images=images)
-        return DivergedError(
+        raise DivergedError(
             step,
             images,
             last_checkpoint=self._store.latest(),

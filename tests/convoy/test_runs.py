@@ -147,6 +147,13 @@ def test_run_that_failed_before_its_first_step_is_listed(tmp_path):
     assert found.error in found.state_text
 
 
+def test_error_without_a_time_is_listed(tmp_path):
+    run = tmp_path / "runs" / "refused"
+    write_json(run / "launch.json", {})
+    write_json(run / "logs/attempt-1/error-0.json", {"error": "no such dataset"})
+    assert runs_by_name(tmp_path)["refused"].error == "no such dataset"
+
+
 def test_damaged_files_are_skipped(make_run, tmp_path):
     run = make_run("run", top1=0.5)
     for path in run.rglob("*"):

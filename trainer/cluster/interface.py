@@ -1,6 +1,6 @@
 """Network selection for TensorFlow traffic on hosts with several networks: `--interface=ib0` or `=10.1.0.0/16`.
 
-    cluster = over_interface(cluster, worker_group, "10.1.0.0/16")  # same workers and ports, other addresses
+    cluster = over_interface(worker_group, "10.1.0.0/16")  # same workers and ports, other addresses
 
 The workers rendezvous on the addresses in the cluster description. Each worker then looks up its own IPv4 address on
 the interface or in the network and sends it to the others; TensorFlow uses those addresses. Imports no TensorFlow.
@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -81,13 +81,14 @@ def choose(wanted: str, interfaces: list[Interface]) -> Interface:
     return fitting[0]
 
 
-def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: str) -> Cluster | None:
-    """Returns the cluster with the workers' addresses on an interface. All workers must call it, after the rendezvous.
+def over_interface(worker_group: WorkerGroup, wanted: str) -> Cluster | None:
+    """Returns the cluster with the workers' addresses on an interface; None for a single process.
+
+    All workers must call it, after the rendezvous.
 
     Also sets `NCCL_SOCKET_IFNAME`, unless it is already set.
 
     Args:
-      cluster: cluster as resolved; None for a single process, which returns None.
       worker_group: the workers.
       wanted: value of `--interface`; empty to keep the addresses. Interface names may differ between workers.
 
@@ -95,7 +96,7 @@ def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: s
       UsageError: a worker has no such interface, two workers would have the same address, or the flag is missing on
         some workers. All workers raise the same error.
     """
-    if not cluster:
+    if not (cluster := worker_group.cluster):
         return None
     own = {"wanted": wanted, "name": "", "address": "", "problem": ""}
     if wanted:
@@ -112,18 +113,18 @@ def over_interface(cluster: Cluster | None, worker_group: WorkerGroup, wanted: s
         return cluster
     if without:
         raise UsageError(f"{worker_group.address(without[0])} was started without --interface. Pass it on all workers.")
-    moved = with_addresses(cluster, {rank: other["address"] for rank, other in enumerate(gathered)}, wanted)
+    moved = with_hosts(cluster, [other["address"] for other in gathered], wanted)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own['name']}")  # `=`: exact name, not a prefix
     return moved
 
 
-def with_addresses(cluster: Cluster, by_rank: Mapping[int, str], wanted: str) -> Cluster:
-    """Returns the cluster with the given host addresses by rank and the same ports.
+def with_hosts(cluster: Cluster, hosts: Sequence[str], wanted: str) -> Cluster:
+    """Returns the cluster with other hosts, by rank, and the same ports.
 
     Raises:
       UsageError: two workers would have the same address and port.
     """
-    addresses = [f"{by_rank[rank]}:{old.rpartition(':')[2]}" for rank, old in enumerate(cluster.addresses)]
+    addresses = [f"{host}:{old.rpartition(':')[2]}" for host, old in zip(hosts, cluster.addresses, strict=True)]
     for rank, address in enumerate(addresses):
         first = addresses.index(address)
         if first != rank:

@@ -3,10 +3,32 @@
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 SILENT_SECONDS = 5.0
+_POLL_SECONDS = 0.1
 TRAINING = "training step"  # the phase in which workers wait for each other
+
+
+class WorkerStatus(NamedTuple):
+    """What a worker does.
+
+    Attributes:
+      step: step it is in.
+      phase: part of the step.
+      seconds: time in that phase.
+      silence: seconds since its last message.
+    """
+
+    step: int
+    phase: str
+    seconds: float
+    silence: float
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the silence is long enough to count."""
+        return self.silence > SILENT_SECONDS
 
 
 class Liveness:
@@ -32,7 +54,7 @@ class Liveness:
         self._gone: dict[int, str] = {}
         self._gone_since: float | None = None
         self._own = (0, "starting", now)
-        self._table: list[list[Any]] = [[0, "starting", 0.0, 0.0] for _ in range(num_workers)]
+        self._table = [WorkerStatus(0, "starting", 0.0, 0.0) for _ in range(num_workers)]
         self._table_time = now
         self._heard: dict[int, float] = {}
         self.left: set[int] = set()
@@ -62,40 +84,40 @@ class Liveness:
 
     def take_status(self, rank: int, status: list[Any]) -> None:
         """Records a worker's own report: step, phase, seconds. On the chief."""
-        self._table[rank] = [*status, 0.0]
+        step, phase, seconds = status
+        self._table[rank] = WorkerStatus(step, phase, seconds, 0.0)
 
     def take_table(self, table: list[list[Any]]) -> None:
         """Records the chief's view of all workers. On the other workers."""
-        self._table, self._table_time = table, time.monotonic()
+        self._table, self._table_time = [WorkerStatus(*row) for row in table], time.monotonic()
 
     def mark_gone(self, rank: int, reason: str) -> str | None:
         """Records that a worker is gone; returns the full reason, or None if that was known already."""
         with self._changed:
             if rank in self._gone:
                 return None
-            step = self._table[rank][0]
+            step = self._table[rank].step
             known = f"{reason}; it was last heard of at step {step}" if step and self._rank == 0 else reason
             self._gone[rank] = known
             self._gone_since = self._gone_since or time.monotonic()
             self._changed.notify_all()
         return known
 
-    def table(self) -> list[tuple[int, str, float, float]]:
-        """Returns for each worker its step, its phase, the seconds in it, and the seconds since its last message."""
+    def table(self) -> list[WorkerStatus]:
+        """Returns the status of all workers by rank, as far as this worker knows."""
         now = time.monotonic()
         since = now - self._table_time
-        table = [(step, phase, seconds + since, age + since) for step, phase, seconds, age in self._table]
+        table = [row._replace(seconds=row.seconds + since, silence=row.silence + since) for row in self._table]
         if self._rank == 0:
             for rank, heard in self._heard.items():
-                step, phase, seconds, _ = self._table[rank]
-                table[rank] = (step, phase, seconds + now - heard, now - heard)
-        elif len(table) > 1:
+                row, silence = self._table[rank], now - heard
+                table[rank] = row._replace(seconds=row.seconds + silence, silence=silence)
+        else:
             # The chief is silent when its table does not arrive.
-            table[0] = (*table[0][:3], since)
+            table[0] = table[0]._replace(silence=since)
         for rank in list(self.left):  # silent, as expected
-            table[rank] = (*table[rank][:3], 0.0)
-        step, phase, seconds = self.status
-        table[self._rank] = (step, phase, seconds, 0.0)
+            table[rank] = table[rank]._replace(silence=0.0)
+        table[self._rank] = WorkerStatus(*self.status, 0.0)
         return table
 
     def seconds_since_failure(self) -> float:
@@ -106,36 +128,35 @@ class Liveness:
         """Returns which workers are gone, with the reasons."""
         return " and ".join(f"{self._address(rank)} is gone: {why}" for rank, why in list(self._gone.items()))
 
-    def failure_reason(self, seconds: float, poll_seconds: float) -> str | None:
+    def failure_reason(self, seconds: float = 0.0) -> str | None:
         """Returns which worker is gone or silent and why, waiting up to `seconds`; None if nothing is known."""
         deadline = time.monotonic() + seconds
         while True:
             if self._gone:
                 return self.describe_gone()
-            silent = [(rank, age) for rank, (*_, age) in enumerate(self.table()) if age > SILENT_SECONDS]
+            silent = [(self._address(rank), row.silence) for rank, row in enumerate(self.table()) if row.is_silent]
             if silent:
-                return " and ".join(f"{self._address(rank)} has been silent for {age:.0f} s" for rank, age in silent)
+                return " and ".join(f"{name} has been silent for {silence:.0f} s" for name, silence in silent)
             if time.monotonic() >= deadline:
                 return None
             with self._changed:
-                self._changed.wait(poll_seconds)
+                self._changed.wait(_POLL_SECONDS)
 
     def describe_stall(self) -> str:
         """Returns which worker the others wait for, as far as their last reports show, and what each one does."""
         table = self.table()
         lines = [
-            f"{self._address(rank)}: {phase}, step {step}, for {seconds:.0f} s"
-            + (f", silent for {age:.0f} s" if age > SILENT_SECONDS else "")
-            for rank, (step, phase, seconds, age) in enumerate(table)
+            f"{self._address(rank)}: {row.phase}, step {row.step}, for {row.seconds:.0f} s"
+            + (f", silent for {row.silence:.0f} s" if row.is_silent else "")
+            for rank, row in enumerate(table)
         ]
-        silent = [rank for rank, (*_, age) in enumerate(table) if age > SILENT_SECONDS]
-        earliest = min(step for step, *_ in table)
-        behind = [rank for rank, (step, *_) in enumerate(table) if step == earliest]
-        elsewhere = [rank for rank in behind if table[rank][1] != TRAINING]
-        suspects = silent or (elsewhere if elsewhere != list(range(len(table))) else [])
-        if len(behind) < len(table):
-            suspects = suspects or behind
-        who = f"stuck: {self.names(suspects)}. " if suspects and len(table) > 1 else ""
+        silent = [rank for rank, row in enumerate(table) if row.is_silent]
+        earliest = min(row.step for row in table)
+        behind = [rank for rank, row in enumerate(table) if row.step == earliest]
+        elsewhere = [rank for rank in behind if table[rank].phase != TRAINING]
+        # A list of all workers singles out none of them.
+        suspects = next((ranks for ranks in (silent, elsewhere, behind) if 0 < len(ranks) < len(table)), [])
+        who = f"stuck: {self.names(suspects)}. " if suspects else ""
         return who + "; ".join(lines)
 
     def names(self, ranks: Iterable[int]) -> str:

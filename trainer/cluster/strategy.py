@@ -42,7 +42,7 @@ def make_strategy(
         missing = [gpu for gpu in wanted if gpu >= len(found)]
         if missing or not wanted:
             raise UsageError(
-                f"--devices=gpu:{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
+                f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
                 "Omit --devices to use all devices; `nvidia-smi` lists the GPUs that the driver sees."
             )
         try:
@@ -76,16 +76,11 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec, task_type=job, task_id=index, num_accelerators={"GPU": len(names) if on_gpu else 0}, rpc_layer="grpc"
     )
-    with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver, _communication(on_gpu=on_gpu))
-
-
-def _communication(*, on_gpu: bool) -> "tf.distribute.experimental.CommunicationOptions":
-    """Returns the all-reduce options. TensorFlow's default between workers is its gRPC ring, even on GPUs."""
-    import tensorflow as tf
-
+    # TensorFlow's default between workers is its gRPC ring, even on GPUs.
     library = tf.distribute.experimental.CommunicationImplementation
-    return tf.distribute.experimental.CommunicationOptions(implementation=library.NCCL if on_gpu else library.AUTO)
+    options = tf.distribute.experimental.CommunicationOptions(implementation=library.NCCL if on_gpu else library.AUTO)
+    with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
 
 def set_cpu_threads(count: int) -> None:

@@ -72,17 +72,16 @@ class Watchdog:
 
     def problem(self) -> str | None:
         """Returns a description of the problem, or None."""
-        worker_group, deadlines = self._worker_group, self._deadlines
-        step, phase, seconds = worker_group.status
+        liveness, deadlines = self._worker_group.liveness, self._deadlines
+        step, phase, seconds = liveness.status
         if seconds > deadlines.step:
-            return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {worker_group.describe_stall()}"
+            return f"no progress for {seconds:.0f} s (--step_timeout) in step {step}: {liveness.describe_stall()}"
         # TensorFlow reports a lost worker by itself, but not from within every GPU collective.
-        if worker_group.seconds_since_failure() > deadlines.heartbeat:
-            return f"{worker_group.failure_reason()}; step {step} ({phase}) does not end"
-        silent = max((age for *_, age in worker_group.table()), default=0.0)
-        if silent > 2 * deadlines.heartbeat:
-            return f"{worker_group.failure_reason()}; step {step} ({phase}) does not end"
-        return None
+        longest_silence = max(row.silence for row in liveness.table())
+        if liveness.seconds_since_failure() <= deadlines.heartbeat and longest_silence <= 2 * deadlines.heartbeat:
+            return None
+        reason = liveness.failure_reason()  # None if the silence is still too short to count
+        return reason and f"{reason}; step {step} ({phase}) does not end"
 
     def _watch(self) -> None:
         while not self._done.wait(_POLL_SECONDS):

@@ -5,7 +5,7 @@
         gathered = worker_group.exchange("step", 120) # one JSON value per worker, by rank, on every worker
         worker_group.report(121, "training step")     # cheap; shown by the others when this worker is stuck
         ...
-        worker_group.failure_reason(seconds=2)        # "worker 1 (host:port) is gone: its connection closed"
+        worker_group.liveness.failure_reason(2)       # "worker 1 (host:port) is gone: its connection closed"
 
 TensorFlow's collectives detect that something is wrong, but not with which worker, and its strategy waits silently for
 a missing one. So each worker keeps a connection of its own to the chief, on the same port that TensorFlow listens on
@@ -27,7 +27,6 @@ from convoy.trainer.cluster.transport import Link, loopback_note
 _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 0.1
 _REMINDER_SECONDS = 15.0  # between log lines that name the missing workers
-_LONGEST_LINE = 2**24
 
 
 class PeerLostError(ConvoyError):
@@ -40,9 +39,11 @@ class WorkerGroup:
     """The connection of this process to the other workers of its run. Without a cluster it has none.
 
     Attributes:
+      cluster: the workers' addresses; None for a single process.
       rank: rank of this process.
       num_workers: number of workers.
       is_chief: whether this is worker 0, which writes the run directory.
+      liveness: what the workers do, and which are silent or gone.
     """
 
     def __init__(self, cluster: Cluster | None, *, startup_seconds: float = 300.0):
@@ -52,13 +53,13 @@ class WorkerGroup:
           cluster: None for a single process.
           startup_seconds: time limit of the rendezvous, and of exchanges by default.
         """
-        self._cluster = cluster
         self._deadline_seconds = startup_seconds
+        self.cluster = cluster
         self.rank = cluster.index if cluster else 0
         self.num_workers = cluster.num_workers if cluster else 1
         self.is_chief = self.rank == 0
         self._changed = threading.Condition()
-        self._liveness = Liveness(self.rank, self.num_workers, self.address, self._changed)
+        self.liveness = Liveness(self.rank, self.num_workers, self.address, self._changed)
         self._links: dict[int, Link] = {}
         self._round = 0
         self._values: dict[int, dict[int, tuple[str, Any]]] = {}  # by round and rank: name and value
@@ -76,7 +77,7 @@ class WorkerGroup:
 
     def address(self, rank: int) -> str:
         """Returns `worker RANK (HOST:PORT)`."""
-        return f"worker {rank} ({self._cluster.addresses[rank]})" if self._cluster else f"worker {rank}"
+        return f"worker {rank} ({self.cluster.addresses[rank]})" if self.cluster else f"worker {rank}"
 
     def rendezvous(self) -> None:
         """Waits until every worker has connected.
@@ -84,7 +85,7 @@ class WorkerGroup:
         Raises:
           PeerLostError: some have not within `startup_seconds`, or this worker's port is taken. Names them.
         """
-        if not self._cluster:
+        if not self.cluster:
             return
         deadline = time.monotonic() + self._deadline_seconds
         if self.is_chief:
@@ -92,9 +93,9 @@ class WorkerGroup:
         else:
             self._links[0] = self._reach_chief(deadline)
         for rank, link in self._links.items():
-            self._liveness.heard(rank)
+            self.liveness.heard(rank)
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
-        self._liveness.start()
+        self.liveness.start()
         threading.Thread(target=self._tick, daemon=True).start()
 
     def missing(self) -> list[int]:
@@ -112,7 +113,7 @@ class WorkerGroup:
         Raises:
           PeerLostError: a worker is gone, or did not answer in time.
         """
-        if not self._cluster:
+        if not self.cluster:
             return [value]
         number, self._round = self._round, self._round + 1
         if self.is_chief:
@@ -127,18 +128,13 @@ class WorkerGroup:
                     break
                 if number in self._answers:
                     return self._answers.pop(number)
-                if self._liveness.has_lost:
-                    raise PeerLostError(self._liveness.describe_gone())
+                if self.liveness.has_lost:
+                    raise PeerLostError(self.liveness.describe_gone())
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     present = self._values.get(number, {})
-                    raise PeerLostError(
-                        f"no answer within {seconds:g} s to the exchange of {name!r}"
-                        + (
-                            f" from {self._liveness.names(set(range(self.num_workers)) - present.keys())}."
-                            if present
-                            else "."
-                        )
-                    )
+                    absent = set(range(self.num_workers)) - present.keys()
+                    who = f" from {self.liveness.names(absent)}" if present else ""
+                    raise PeerLostError(f"no answer within {seconds:g} s to the exchange of {name!r}{who}.")
             gathered = self._values.pop(number)
         names = {rank: given[0] for rank, given in gathered.items()}
         if len(set(names.values())) > 1:
@@ -149,7 +145,7 @@ class WorkerGroup:
 
     def report(self, step: int, phase: str) -> None:
         """Records what this worker does now, for the messages of workers that wait for it."""
-        self._liveness.report(step, phase)
+        self.liveness.report(step, phase)
 
     def send_to_chief(self, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Sends a JSON value to the chief, which gets it from `receive`; the chief may send to itself."""
@@ -165,31 +161,10 @@ class WorkerGroup:
     @property
     def processes_here(self) -> int:
         """Number of workers with the same host in their address as this one."""
-        if not self._cluster:
+        if not self.cluster:
             return 1
-        hosts = [address.rpartition(":")[0] for address in self._cluster.addresses]
+        hosts = [address.rpartition(":")[0] for address in self.cluster.addresses]
         return hosts.count(hosts[self.rank])
-
-    @property
-    def status(self) -> tuple[int, str, float]:
-        """What this worker last reported: step, phase, and the seconds since."""
-        return self._liveness.status
-
-    def seconds_since_failure(self) -> float:
-        """Returns the seconds since a worker was found to be gone; 0 if none is."""
-        return self._liveness.seconds_since_failure()
-
-    def failure_reason(self, seconds: float = 0.0) -> str | None:
-        """Returns which worker is gone or silent and why, waiting up to `seconds`; None if nothing is known."""
-        return self._liveness.failure_reason(seconds, _RETRY_SECONDS)
-
-    def table(self) -> list[tuple[int, str, float, float]]:
-        """Returns for each worker its step, its phase, the seconds in it, and the seconds since its last message."""
-        return self._liveness.table()
-
-    def describe_stall(self) -> str:
-        """Returns which worker the others wait for, as far as their last reports show, and what each one does."""
-        return self._liveness.describe_stall()
 
     def close(self, reason: str = "") -> None:
         """Closes the connections and sends the others the reason. Does nothing the second time."""
@@ -201,8 +176,8 @@ class WorkerGroup:
             link.close()
 
     def _gather_workers(self, deadline: float) -> None:
-        assert self._cluster
-        port = int(self._cluster.addresses[0].rpartition(":")[2])
+        assert self.cluster
+        port = int(self.cluster.addresses[0].rpartition(":")[2])
         try:
             listener = socket.create_server(("", port), backlog=self.num_workers)
         except OSError as error:
@@ -216,26 +191,20 @@ class WorkerGroup:
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
-                    missing = set(range(1, self.num_workers)) - self._links.keys()
-                    if time.monotonic() < deadline:
-                        left = deadline - time.monotonic()
-                        print(f"Waiting up to {left:.0f} s for {self._liveness.names(missing)}.", flush=True)
+                    missing = self.liveness.names(self.missing())
+                    if (left := deadline - time.monotonic()) > 0:
+                        print(f"Waiting up to {left:.0f} s for {missing}.", flush=True)
                         continue
-                    reason = f"{self._liveness.names(missing)} did not connect within {self._deadline_seconds:g} s."
+                    reason = f"{missing} did not connect within {self._deadline_seconds:g} s."
                     self._send_to_all({"bye": reason})
                     raise PeerLostError(f"{reason} Check that they run and can reach {self.address(0)}.") from None
                 self._welcome(Link(connection))
         self._send_to_all({"welcome": True})
 
     def _welcome(self, link: Link) -> None:
-        hello = link.receive(seconds=5.0)
-        rank = hello.get("rank") if isinstance(hello, dict) else None
-        if (
-            not hello
-            or not isinstance(rank, int)
-            or not 0 < rank < self.num_workers
-            or hello.get("of") != self.num_workers
-        ):
+        hello = link.receive(seconds=5.0) or {}
+        rank = hello.get("rank")
+        if not isinstance(rank, int) or not 0 < rank < self.num_workers or hello.get("of") != self.num_workers:
             link.send({"bye": f"the cluster of {self.address(0)} has {self.num_workers} workers, without {hello}."})
             link.close()
         elif rank in self._links and not self._links[rank].is_closed_by_peer():
@@ -245,8 +214,8 @@ class WorkerGroup:
             self._links[rank] = link
 
     def _reach_chief(self, deadline: float) -> Link:
-        assert self._cluster
-        host, _, port = self._cluster.addresses[0].rpartition(":")
+        assert self.cluster
+        host, _, port = self.cluster.addresses[0].rpartition(":")
         while True:
             try:
                 link = Link(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
@@ -259,11 +228,11 @@ class WorkerGroup:
                 time.sleep(_RETRY_SECONDS)
                 continue
             link.send({"rank": self.rank, "of": self.num_workers})
-            answer = link.receive(seconds=max(1.0, deadline + 5.0 - time.monotonic()))
-            if isinstance(answer, dict) and answer.get("welcome"):
+            answer = link.receive(seconds=max(1.0, deadline + 5.0 - time.monotonic())) or {}
+            if answer.get("welcome"):
                 return link
             link.close()
-            if isinstance(answer, dict) and answer.get("bye"):
+            if answer.get("bye"):
                 raise PeerLostError(f"{self.address(0)} refused: {answer['bye']}")
             if time.monotonic() > deadline:
                 raise PeerLostError(
@@ -275,11 +244,11 @@ class WorkerGroup:
     def _listen(self, rank: int, link: Link) -> None:
         while (message := link.receive()) is not None:
             self._handle(rank, message)
-        if not self._closing.is_set() and rank not in self._liveness.left:
+        if not self._closing.is_set() and rank not in self.liveness.left:
             self._mark_gone(rank, "its connection closed")
 
     def _handle(self, rank: int, message: dict[str, Any]) -> None:
-        self._liveness.heard(rank)
+        self.liveness.heard(rank)
         if "round" in message:
             self._take_value(rank, message["round"], message["name"], message["value"])
         elif "answer" in message:
@@ -287,15 +256,15 @@ class WorkerGroup:
                 self._answers[message["answer"]] = message["values"]
                 self._changed.notify_all()
         elif "status" in message:
-            self._liveness.take_status(rank, message["status"])
+            self.liveness.take_status(rank, message["status"])
         elif "table" in message:
-            self._liveness.take_table(message["table"])
+            self.liveness.take_table(message["table"])
         elif "sent" in message:
             self._received.append(message["sent"])
         elif "gone" in message:
             self._mark_gone(message["gone"], message["why"])
         elif "bye" in message:
-            self._liveness.left.add(rank)
+            self.liveness.left.add(rank)
             if message["bye"]:
                 self._mark_gone(rank, f"it stopped: {message['bye'].rstrip('.')}")
 
@@ -305,16 +274,16 @@ class WorkerGroup:
             self._changed.notify_all()
 
     def _mark_gone(self, rank: int, why: str) -> None:
-        reason = self._liveness.mark_gone(rank, why)
+        reason = self.liveness.mark_gone(rank, why)
         if reason and self.is_chief:
             self._send_to_all({"gone": rank, "why": reason}, but=rank)
 
     def _tick(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):
             if self.is_chief:
-                self._send_to_all({"table": [list(row) for row in self.table()]})
+                self._send_to_all({"table": [list(row) for row in self.liveness.table()]})
             else:
-                self._links[0].send({"status": list(self.status)})
+                self._links[0].send({"status": list(self.liveness.status)})
 
     def _send_to_all(self, message: dict[str, Any], but: int | None = None) -> None:
         for rank, link in list(self._links.items()):

@@ -77,10 +77,9 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
-    for field, values in renamed.VALUES.items():
-        section_name, _, last = field.rpartition(".")
-        section = config[section_name] if section_name else config
-        section[last] = renamed.current(f"config.{field}", section[last], values.get(section[last], section[last]))
+    for field in renamed.VALUES:
+        section, last = renamed.section_of(config, field)
+        _, section[last] = renamed.current_field(field, section[last])
     return config.lock()
 
 

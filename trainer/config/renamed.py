@@ -56,17 +56,17 @@ def modernized(config: Mapping[str, Any]) -> dict[str, Any]:
         key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()
     }
     for old, new in FIELDS.items():
-        section, name = _section_of(result, old)
+        section, name = section_of(result, old)
         if name in section:
             section[new.rpartition(".")[2]] = section.pop(name)
     for field, values in VALUES.items():
-        section, name = _section_of(result, field)
+        section, name = section_of(result, field)
         if section.get(name) in values:
             section[name] = values[section[name]]
     return result
 
 
-def _section_of(config: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
+def section_of(config: Any, field: str) -> tuple[Any, str]:  # noqa: ANN401 (a ConfigDict or a dict)
     """Returns the section of a dotted field, empty if missing, and the field's name in it."""
     section, _, name = field.rpartition(".")
     return (config.get(section, {}) if section else config), name

@@ -9,7 +9,7 @@ each other continue alone and each print their own table. Imports no TensorFlow:
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,8 @@ def run_checks(options: DoctorOptions) -> bool:
 
 def _describe_cluster(cluster: Cluster | None) -> DoctorFinding:
     if not cluster:
-        return ok(
-            "cluster",
-            "single-process",
-            "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts",
-        )
+        text = "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts"
+        return ok("cluster", "single-process", text)
     listed = ", ".join(f"{rank} {address}" for rank, address in enumerate(cluster.addresses))
     return ok("cluster", "cluster-found", f"{cluster.num_workers} workers, from {cluster.source}: {listed}")
 
@@ -86,7 +83,7 @@ class _DoctorRun:
         self._findings = findings
         self._ports_are_open = True
         self._together = True  # whether all workers are connected
-        self._addresses = cluster.addresses if cluster else ("",)
+        self._names = [worker_group.address(rank) for rank in range(worker_group.num_workers)]
         self._config_is_good = self._check_config()
         self._dataset: Dataset | None = None
         self._responders = contextlib.ExitStack()  # while open, this worker answers on its port
@@ -95,7 +92,15 @@ class _DoctorRun:
         with self._responders:
             self._check_network()
             self._check_data()
-            with TfProbe(self._setup()) as probe:
+            setup = Setup(
+                config=self._options.config if self._config_is_good else None,
+                data=self._options.data if self._dataset else "",
+                workdir=self._options.workdir if self._is_reporter else "",
+                devices=self._options.devices,
+                strategy_name=self._options.strategy_name,
+                heartbeat_seconds=self._options.heartbeat_seconds,
+            )
+            with TfProbe(setup) as probe:
                 self._check_tensorflow(probe)
                 self._check_workdir(probe)
             return self._print_table()
@@ -131,31 +136,18 @@ class _DoctorRun:
             return False
         return True
 
-    def _setup(self) -> Setup:
-        return Setup(
-            config=self._options.config if self._config_is_good else None,
-            data=self._options.data if self._dataset else "",
-            workdir=self._options.workdir if self._is_reporter else "",
-            devices=self._options.devices,
-            strategy_name=self._options.strategy_name,
-            heartbeat_seconds=self._options.heartbeat_seconds,
-        )
-
     def _check_network(self) -> None:
         """Checks names, rendezvous, interface, ports in both directions, clocks."""
         cluster, rank = self._cluster, self._worker_group.rank
+        flag = f"--interface={self._options.interface}"
         if not cluster:
             if self._options.interface:
-                self._add(
-                    skipped(
-                        "interface", "no-traffic", f"--interface={self._options.interface}: one process has no traffic"
-                    )
-                )
+                self._add(skipped("interface", "no-traffic", f"{flag}: one process has no traffic"))
             return
         port = int(cluster.addresses[rank].rpartition(":")[2])
         if rank:  # so that the chief can detect a worker that cannot connect to it
             self._respond_on(port)
-        with network.Search(self._worker_group, cluster) as search:
+        with network.Search(self._worker_group, cluster.addresses) as search:
             try:
                 self._worker_group.rendezvous()
             except PeerLostError as error:
@@ -165,12 +157,17 @@ class _DoctorRun:
         self._add(*(finding for finding in names if self._is_reporter or finding.severity == Severity.ERROR))
         if not self._together:
             self._add(*search.findings())
-            self._find_interface()
+            if self._options.interface:
+                try:
+                    name, address = choose(self._options.interface, own_interfaces())
+                    self._add(ok("interface", "interface-found", f"{flag}: {name} {address}"))
+                except UsageError as error:
+                    self._add(failed("interface", "bad-interface", str(error)))
             return
         if not rank:
             self._respond_on(port)
         try:
-            cluster = over_interface(cluster, self._worker_group, self._options.interface) or cluster
+            cluster = over_interface(self._worker_group, self._options.interface) or cluster
         except UsageError as error:
             self._add(failed("interface", "bad-interface", str(error), of_all=True))
         except PeerLostError as error:
@@ -178,11 +175,11 @@ class _DoctorRun:
             return
         else:
             if self._options.interface:
-                text = f"--interface={self._options.interface}: {', '.join(cluster.addresses)}"
+                text = f"{flag}: {', '.join(cluster.addresses)}"
                 self._add(ok("interface", "interface-found", text, of_all=True))
-        self._cluster, self._addresses = cluster, cluster.addresses
+        self._cluster = cluster
         self._gather("listening")
-        reached = {other: result.as_json() for other, result in network.reach_all(cluster).items()}
+        reached = {other: asdict(result) for other, result in network.reach_all(cluster).items()}
         gathered = {
             other: {int(to): network.Reached(**result) for to, result in results.items()}
             for other, results in self._gather("reached", reached).items()
@@ -192,7 +189,7 @@ class _DoctorRun:
         ports = network.check_ports(gathered, cluster.addresses)
         self._ports_are_open = ports.severity != Severity.ERROR
         if self._is_reporter:
-            self._add(ports, network.check_clocks(gathered, cluster.addresses))
+            self._add(ports, network.check_clocks(gathered, self._names))
 
     def _respond_on(self, port: int) -> None:
         try:
@@ -200,16 +197,6 @@ class _DoctorRun:
         except OSError as error:
             fix = "Another process uses it: end that process, or choose another port."
             self._add(failed("ports", "port-in-use", f"cannot listen on port {port} ({error.strerror}).", fix))
-
-    def _find_interface(self) -> None:
-        if self._options.interface:
-            try:
-                name, address = choose(self._options.interface, own_interfaces())
-                self._add(
-                    ok("interface", "interface-found", f"--interface={self._options.interface}: {name} {address}")
-                )
-            except UsageError as error:
-                self._add(failed("interface", "bad-interface", str(error)))
 
     def _check_data(self) -> None:
         """Checks that DATA opens, is the same on all workers, and is large enough."""
@@ -229,8 +216,8 @@ class _DoctorRun:
         if self._is_reporter:
             given = {rank: other["given"] for rank, other in gathered.items()}
             opened = {rank: other["seen"] for rank, other in gathered.items() if other["seen"]}
-            not_given = storage.check_given("--data", "data", given, self._addresses)
-            self._add(*(not_given or storage.check_same_data(opened, self._addresses, data)))
+            not_given = storage.check_given("--data", "data", given, self._names)
+            self._add(*(not_given or storage.check_same_data(opened, self._names, data)))
 
     def _check_tensorflow(self, probe: TfProbe) -> None:
         """Checks versions, devices, config, limits, and a sum over all devices."""
@@ -240,7 +227,9 @@ class _DoctorRun:
         try:
             answer = started = probe.start_up(_TENSORFLOW_SECONDS)
         except NoAnswerError as error:
-            fix = "`python -c 'import tensorflow'` shows more; `pip install convoy` installs the version it needs."
+            fix = (
+                "`python -c 'import tensorflow'` shows more; `pip install convoy-train` installs the version it needs."
+            )
             self._add(failed("versions", "tensorflow-start-failed", f"TensorFlow does not start: {error}.", fix))
             answer, count = None, 0
         else:
@@ -252,10 +241,7 @@ class _DoctorRun:
         on_gpu = bool(answer and answer["seen"]["gpus"] and devices.kind != "cpu")
         self._add(
             *hardware.check_limits(
-                hardware.read_limits(),
-                num_workers=self._worker_group.num_workers,
-                num_shards=shards,
-                gpus=count if on_gpu else 0,
+                hardware.read_limits(), num_workers=len(self._names), num_shards=shards, gpus=count if on_gpu else 0
             )
         )
         own = {
@@ -268,9 +254,9 @@ class _DoctorRun:
         counts = {rank: other["count"] for rank, other in gathered.items()}
         if self._is_reporter:
             versions = {rank: other["versions"] for rank, other in gathered.items() if other["versions"]}
-            self._add(*hardware.check_versions(versions, self._addresses))
+            self._add(*hardware.check_versions(versions, self._names))
             if all(counts.values()):
-                self._add(*hardware.check_counts(counts, self._addresses))
+                self._add(*hardware.check_counts(counts, self._names))
             if self._config_is_good:
                 self._add(
                     *plan.check_plan(
@@ -305,24 +291,16 @@ class _DoctorRun:
             self._responders.close()  # TensorFlow listens on this port now
             answer = probe.reduce(self._cluster, seconds)
         except NoAnswerError as error:
-            fix = "Set NCCL_DEBUG=INFO to see NCCL's log; --interface selects its network." if on_gpu else ""
-            fix = fix or "TensorFlow opens its own connections between all workers: check the ports above."
-            self._add(
-                failed(
-                    "collective", "collective-failed", f"a sum over all devices through {through} failed: {error}.", fix
-                )
-            )
+            text = f"a sum over all devices through {through} failed: {error}."
+            fix = "TensorFlow opens its own connections between all workers: check the ports above."
+            if on_gpu:
+                fix = "Set NCCL_DEBUG=INFO to see NCCL's log; --interface selects its network."
+            self._add(failed("collective", "collective-failed", text, fix))
         else:
             if answer["sum"] != answer["expected"]:
                 text = f"a sum over {answer['replicas']} devices is {answer['sum']:g}, not {answer['expected']:g}."
-                self._add(
-                    failed(
-                        "collective",
-                        "collective-wrong-sum",
-                        text,
-                        "NCCL_P2P_DISABLE=1 shows whether direct copies are at fault.",
-                    )
-                )
+                fix = "NCCL_P2P_DISABLE=1 shows whether direct copies are at fault."
+                self._add(failed("collective", "collective-wrong-sum", text, fix))
             elif self._is_reporter:
                 text = f"1 MiB summed over {answer['replicas']} devices through {through} in "
                 self._add(ok("collective", "collective-works", f"{text}{answer['milliseconds']:.1f} ms", of_all=True))
@@ -341,10 +319,10 @@ class _DoctorRun:
             self._gather("token", storage.place_of(token, workdir) if token else None)
             gathered = self._gather("sight", {"workdir": workdir, "sees": True}, seconds=60)
             given = {rank: other["workdir"] for rank, other in gathered.items()}
-            self._add(*storage.check_given("--workdir", "run directory", given, self._addresses))
+            self._add(*storage.check_given("--workdir", "run directory", given, self._names))
             if token:
                 sights = {rank: other["sees"] for rank, other in gathered.items()}
-                self._add(*storage.check_shared(sights, given, self._addresses))
+                self._add(*storage.check_shared(sights, given, self._names))
                 size = None
                 if self._config_is_good:
                     with contextlib.suppress(NoAnswerError):
@@ -354,16 +332,14 @@ class _DoctorRun:
 
     def _print_table(self) -> bool:
         """Prints the table if this worker reports. Returns whether no check failed on any worker."""
-        own = [finding.as_json() for finding in self._findings]
+        own = [asdict(finding) for finding in self._findings]
         gathered = self._gather("findings", own, seconds=2 * _MODEL_SECONDS)
         findings = {rank: [DoctorFinding.from_json(finding) for finding in other] for rank, other in gathered.items()}
+        names = dict(enumerate(self._names))
         if not self._together:
-            findings = {self._worker_group.rank: self._findings}
+            rank = self._worker_group.rank
+            findings, names = {rank: self._findings}, {rank: self._names[rank]}
+            print(f"{self._names[rank]}, not connected to the others:")
         if self._is_reporter:
-            by_itself = self._cluster and not self._together
-            names = {rank: self._worker_group.address(rank) for rank in range(self._worker_group.num_workers)}
-            if by_itself:
-                print(f"{self._worker_group.address(self._worker_group.rank)}, not connected to the others:")
-                names = {self._worker_group.rank: names[self._worker_group.rank]}
             print(table(findings, names), flush=True)
         return not any(finding.severity == Severity.ERROR for own in findings.values() for finding in own)

@@ -7,10 +7,11 @@ Equal findings of several workers are one row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from convoy.core.finding import Finding, Severity
+from convoy.core.text import counted
 
 # In the order of the table.
 SECTIONS = (
@@ -46,13 +47,9 @@ class DoctorFinding(Finding):
 
     of_all: bool = False
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON data, for `from_json`."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DoctorFinding":
-        """Returns the finding that another worker sent."""
+        """Returns the finding that another worker sent, given its `asdict` after a round trip through JSON."""
         return cls(**{**data, "severity": Severity(data["severity"])})
 
 
@@ -102,5 +99,5 @@ def table(findings: Mapping[int, Sequence[DoctorFinding]], names: Mapping[int, s
     errors, warnings = severities.count(Severity.ERROR), severities.count(Severity.WARNING)
     summary = f"{errors} failed" if errors else "Nothing failed"
     if warnings:
-        summary += f", {warnings} warning{'s' * (warnings > 1)}"
+        summary += f", {counted(warnings, 'warning')}"
     return "\n".join([*lines, f"{summary}."])

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from convoy.core.devices import Devices
+from convoy.core.text import counted
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
 _DESCRIPTORS = 256  # open in every worker: libraries, event files, TensorFlow's own
-_DESCRIPTORS_OF_A_WORKER = 8  # per other worker
+_DESCRIPTORS_PER_WORKER = 8  # for the connections to another one
 _NCCL_SHARED_MEMORY = 2**30  # what NVIDIA's containers are started with (--shm-size=1g)
 _SAME_IN_A_RUN = ("convoy", "tensorflow", "keras")  # a run refuses workers that differ in these
 
@@ -86,13 +87,12 @@ def check_devices(
     Returns:
       The findings, and the number of usable devices of this worker; 0 if it cannot train.
     """
-    gpus = seen["gpus"]
-    if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not _granted(driver, visible)):
-        logical = f"{devices.count} logical CPU {'devices' if devices.count > 1 else 'device'}"
+    gpus, granted = seen["gpus"], _granted(driver, visible)
+    if devices.kind == "cpu" or (devices.kind == "auto" and not gpus and not granted):
+        logical = counted(devices.count, "logical CPU device")
         computes = "with bfloat16" if seen["cpu_bfloat16"] else "without bfloat16: float32"
         return [ok("devices", "cpu-devices", f"{logical} on this CPU, {computes}")], devices.count
     findings = []
-    granted = _granted(driver, visible)
     if len(gpus) != granted:
         text = f"TensorFlow sees {len(gpus)} of the {granted} GPUs that nvidia-smi lists"
         if visible is not None:
@@ -107,64 +107,41 @@ def check_devices(
     if missing:
         text = f"--devices={flag}: TensorFlow sees {len(gpus)} GPUs, numbered from 0."
         findings.append(failed("devices", "gpu-index-out-of-range", text, "Pass existing GPUs, or omit --devices."))
+    elif not wanted and not findings:
+        text = f"--devices={flag}: no GPU found."
+        findings.append(failed("devices", "no-gpu", text, "Pass --devices=cpu:N, or auto."))
     if missing or not wanted:
-        if not findings:
-            findings.append(
-                failed("devices", "no-gpu", f"--devices={flag}: no GPU found.", "Pass --devices=cpu:N, or auto.")
-            )
         return findings, 0
     findings += [too_old for gpu in wanted if (too_old := _check_capability(gpus[gpu], seen["compiled_for"]))]
-    if not findings:
-        findings.append(
-            ok("devices", "gpu-devices", _counted([gpu["name"] for gpu in (gpus[index] for index in wanted)]))
-        )
-    return findings, len(wanted)
+    return findings or [ok("devices", "gpu-devices", _counted([gpus[gpu]["name"] for gpu in wanted]))], len(wanted)
 
 
-def check_counts(counts: Mapping[int, int], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Compares the device counts of the workers."""
+def check_counts(counts: Mapping[int, int], names: Sequence[str]) -> list[DoctorFinding]:
+    """Compares the device counts of the workers, given their counts and names by rank."""
     first, number = min(counts.items())
     for rank, count in sorted(counts.items()):
         if count != number:
-            text = (
-                f"{number} devices on worker {first} ({addresses[first]}), {count} on worker {rank} "
-                f"({addresses[rank]}). All workers need the same number."
-            )
-            return [
-                failed("devices", "device-counts-differ", text, "Pass the same --devices on each worker.", of_all=True)
-            ]
+            text = f"{number} devices on {names[first]}, {count} on {names[rank]}. All workers need the same number."
+            fix = "Pass the same --devices on each worker."
+            return [failed("devices", "device-counts-differ", text, fix, of_all=True)]
     return []
 
 
-def check_versions(versions: Mapping[int, Mapping[str, str]], addresses: Sequence[str]) -> list[DoctorFinding]:
-    """Compares the software versions of the workers."""
+def check_versions(versions: Mapping[int, Mapping[str, str]], names: Sequence[str]) -> list[DoctorFinding]:
+    """Compares the software versions of the workers, given their versions by package and their names, by rank."""
     if not versions:
         return []
-    first_rank, first = min(versions.items())
+    (first_rank, first), *others = sorted(versions.items())
+    fix = "Install the same version on all workers."
     findings = []
-    for name in first:
-        for rank, other in sorted(versions.items()):
-            if other[name] == first[name]:
-                continue
-            text = (
-                f"{name} {first[name]} on worker {first_rank} ({addresses[first_rank]}), "
-                f"{other[name]} on worker {rank} ({addresses[rank]})."
-            )
-            level = failed if name in _SAME_IN_A_RUN else warning
-            findings.append(
-                level("versions", "versions-differ", text, "Install the same version on all workers.", of_all=True)
-            )
-            break
-    if not findings:
-        findings.append(
-            ok(
-                "versions",
-                "versions-agree",
-                ", ".join(f"{name} {version}" for name, version in first.items()),
-                of_all=True,
-            )
-        )
-    return findings
+    for package, version in first.items():
+        rank = next((rank for rank, other in others if other[package] != version), None)
+        if rank is not None:
+            text = f"{package} {version} on {names[first_rank]}, {versions[rank][package]} on {names[rank]}."
+            level = failed if package in _SAME_IN_A_RUN else warning
+            findings.append(level("versions", "versions-differ", text, fix, of_all=True))
+    text = ", ".join(f"{package} {version}" for package, version in first.items())
+    return findings or [ok("versions", "versions-agree", text, of_all=True)]
 
 
 def read_limits() -> ResourceLimits:
@@ -189,12 +166,11 @@ def check_limits(limits: ResourceLimits, *, num_workers: int, num_shards: int, g
       gpus: number of GPUs of this worker; 0 on CPUs, which do not use NCCL.
     """
     findings = []
-    needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_WORKER * num_workers + num_shards
+    needed = _DESCRIPTORS + _DESCRIPTORS_PER_WORKER * num_workers + num_shards
     if limits.open_files < needed:
         text = f"{limits.open_files} open files allowed (ulimit -n); about {needed} may be needed."
-        findings.append(
-            warning("limits", "too-few-open-files", text, f"Run `ulimit -n {2 * needed}` before the start.")
-        )
+        fix = f"Run `ulimit -n {2 * needed}` before the start."
+        findings.append(warning("limits", "too-few-open-files", text, fix))
     summary = f"{limits.open_files} open files"
     if gpus and limits.shared_memory < _NCCL_SHARED_MEMORY:
         text = f"/dev/shm has {limits.shared_memory / 2**20:.0f} MiB, which may be too small for NCCL."

@@ -16,8 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from convoy.core.cluster import Cluster
 from convoy.trainer.cluster.worker_group import WorkerGroup
@@ -43,10 +42,6 @@ class Reached:
     problem: str = ""
     clock_ahead: float = 0.0
     round_trip: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns it as JSON data; `Reached(**data)` restores it."""
-        return asdict(self)
 
 
 class Responder:
@@ -134,9 +129,8 @@ def check_names(cluster: Cluster) -> list[DoctorFinding]:
         for host in loopback:
             if host != own:  # the own name may be loopback, as on Debian: other hosts use another address
                 text = f"{host} resolves to {resolved[host]}, this host, instead of worker {hosts.index(host)}'s."
-                findings.append(
-                    failed("names", "name-is-loopback", text, "Remove it from that line of /etc/hosts on this host.")
-                )
+                fix = "Remove it from that line of /etc/hosts on this host."
+                findings.append(failed("names", "name-is-loopback", text, fix))
     if resolved and not findings:
         names = [host if host == address else f"{host} is {address}" for host, address in resolved.items()]
         rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
@@ -166,18 +160,14 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
         return failed("ports", "ports-closed", "; ".join(problems), fix, of_all=True)
     pairs = sum(map(len, reached.values()))
     slowest = max(result.round_trip for results in reached.values() for result in results.values())
-    return ok(
-        "ports",
-        "ports-open",
-        f"all {pairs} connections between workers work, round trip at most {slowest * 1e3:.1f} ms",
-        of_all=True,
-    )
+    text = f"all {pairs} connections between workers work, round trip at most {slowest * 1e3:.1f} ms"
+    return ok("ports", "ports-open", text, of_all=True)
 
 
-def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> DoctorFinding | None:
+def check_clocks(reached: Mapping[int, Mapping[int, Reached]], names: Sequence[str]) -> DoctorFinding | None:
     """Compares all clocks with the chief's; returns None if none could be read."""
     ahead = {}
-    for rank in range(1, len(addresses)):
+    for rank in range(1, len(names)):
         by_chief, by_worker = reached.get(0, {}).get(rank), reached.get(rank, {}).get(0)
         if by_chief and not by_chief.problem:
             ahead[rank] = by_chief.clock_ahead
@@ -189,49 +179,42 @@ def check_clocks(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequen
     apart = abs(ahead[worst])
     if apart < _CLOCK_WARNING_SECONDS:
         return ok("clocks", "clocks-agree", f"{apart * 1e3:.0f} ms apart at most", of_all=True)
-    text = (
-        f"the clock of worker {worst} ({addresses[worst]}) is {apart:.1f} s "
-        f"{'ahead of' if ahead[worst] > 0 else 'behind'} that of worker 0 ({addresses[0]})."
-    )
+    direction = "ahead of" if ahead[worst] > 0 else "behind"
+    text = f"the clock of {names[worst]} is {apart:.1f} s {direction} that of {names[0]}."
+    fix = "Synchronize the clocks with NTP (chrony): logs and events use them."
     level = failed if apart >= _CLOCK_FAILED_SECONDS else warning
-    return level(
-        "clocks",
-        "clocks-differ",
-        text,
-        "Synchronize the clocks with NTP (chrony): logs and events use them.",
-        of_all=True,
-    )
+    return level("clocks", "clocks-differ", text, fix, of_all=True)
 
 
 class Search:
     """Probes missing workers from the chief while it waits for them. A context manager."""
 
-    def __init__(self, worker_group: WorkerGroup, cluster: Cluster):
+    def __init__(self, worker_group: WorkerGroup, addresses: Sequence[str]):
         """Creates the search without starting it."""
-        self._worker_group, self._cluster = worker_group, cluster
+        self._worker_group, self._addresses = worker_group, addresses
         self._found: dict[int, Reached] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Search":
         """Starts the search on the chief."""
-        if self._cluster.is_chief:
+        if self._worker_group.is_chief:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stops the search."""
         self._ended.set()
-        if self._cluster.is_chief:
+        if self._worker_group.is_chief:
             self._thread.join()
 
     def findings(self) -> list[DoctorFinding]:
         """Returns a finding for each worker that did not connect."""
-        return [self._finding(rank) for rank in self._worker_group.missing()] if self._cluster.is_chief else []
+        return [self._finding(rank) for rank in self._worker_group.missing()] if self._worker_group.is_chief else []
 
     def _finding(self, rank: int) -> DoctorFinding:
-        addresses, found = self._cluster.addresses, self._found.get(rank)
-        here, there = f"worker 0 ({addresses[0]})", f"worker {rank} ({addresses[rank]})"
+        addresses, found = self._addresses, self._found.get(rank)
+        here, there = self._worker_group.address(0), self._worker_group.address(rank)
         if found and not found.problem:
             text = f"{here} reaches {there}, but {there} cannot reach {here}."
             fix = f"Open {addresses[0]} for the other workers in the firewall; check that they resolve it to this host."
@@ -249,7 +232,7 @@ class Search:
                 if self._ended.is_set():  # many unresponsive hosts would delay the exit by many seconds
                     return
                 if rank not in self._found or self._found[rank].problem:
-                    self._found[rank] = reach(self._cluster.addresses[rank], rank, seconds=1.0)
+                    self._found[rank] = reach(self._addresses[rank], rank, seconds=1.0)
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -78,8 +78,7 @@ def _compare_configs(
     """Raises the same UsageError as `train`."""
     require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
     if all(other["auto"] for other in gathered):
-        left = [
-            field for field in ("precision", "xla") if config[field] == "auto"
-        ]  # a resumed run keeps its recorded choices
+        # A resumed run keeps its recorded choices.
+        left = [field for field in ("precision", "xla") if config[field] == "auto"]
         came_to = [{"config": {field: other["auto"][field] for field in left}} for other in gathered]
         require_equal(worker_group, came_to, "config", UsageError, "Set it explicitly on all workers instead of auto.")

@@ -101,16 +101,16 @@ def sees(place: tuple[str, list[str]], workdir: str, seconds: float = _VISIBLE_S
         time.sleep(0.1)
 
 
-def check_given(flag: str, section: str, given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
+def check_given(flag: str, section: str, given: Mapping[int, str], names: Sequence[str]) -> list[DoctorFinding]:
     """Reports workers started without a flag that others have, or a flag that no worker has.
 
     Args:
       flag: name of the flag.
       section: section of the findings.
       given: value of the flag by rank, empty if omitted.
-      addresses: worker addresses by rank.
+      names: names of the workers by rank.
     """
-    without = [f"worker {rank} ({addresses[rank]})" for rank, value in sorted(given.items()) if not value]
+    without = [names[rank] for rank, value in sorted(given.items()) if not value]
     if len(without) == len(given):
         return [skipped(section, "flag-not-given", f"no {flag} given", of_all=True)]
     if without:
@@ -119,31 +119,24 @@ def check_given(flag: str, section: str, given: Mapping[int, str], addresses: Se
     return []
 
 
-def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], addresses: Sequence[str]) -> list[DoctorFinding]:
+def check_shared(sights: Mapping[int, bool], given: Mapping[int, str], names: Sequence[str]) -> list[DoctorFinding]:
     """Reports workers that do not see the chief's token in RUN.
 
     Args:
       sights: whether the worker sees the token, by rank.
       given: --workdir by rank; workers without one are skipped.
-      addresses: worker addresses by rank.
+      names: names of the workers by rank.
     """
     blind = [
-        f"worker {rank} ({addresses[rank]}) in --workdir={given[rank]}"
+        f"{names[rank]} in --workdir={given[rank]}"
         for rank, sees_it in sorted(sights.items())
         if given[rank] and not sees_it
     ]
     if not blind:
         return []
-    text = f"files of worker 0 ({addresses[0]}) in --workdir={given[0]} are not visible on {' and '.join(blind)}."
-    return [
-        failed(
-            "run directory",
-            "workdir-not-shared",
-            text,
-            "Pass a --workdir on a file system that all workers share.",
-            of_all=True,
-        )
-    ]
+    text = f"files of {names[0]} in --workdir={given[0]} are not visible on {' and '.join(blind)}."
+    fix = "Pass a --workdir on a file system that all workers share."
+    return [failed("run directory", "workdir-not-shared", text, fix, of_all=True)]
 
 
 def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | None, kept: int) -> DoctorFinding:
@@ -167,14 +160,9 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
         return failed("disk", "disk-full", f"{megabytes(free)} free in {folder}, and {takes}.", fix, of_all=True)
     seconds = checkpoint_bytes / speed
     if seconds > _SLOW_CHECKPOINT_SECONDS:
+        text = f"{has}: a checkpoint of {megabytes(checkpoint_bytes)} takes {seconds:.0f} s."
         fix = "Save less often (--config.checkpoint_every_steps), or pass a --workdir on a faster file system."
-        return warning(
-            "disk",
-            "slow-checkpoints",
-            f"{has}: a checkpoint of {megabytes(checkpoint_bytes)} takes {seconds:.0f} s.",
-            fix,
-            of_all=True,
-        )
+        return warning("disk", "slow-checkpoints", text, fix, of_all=True)
     return ok("disk", "disk-free", f"{has}; {takes}", of_all=True)
 
 
@@ -184,25 +172,13 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
     size = int(split.length.sum())
     findings = []
     if len(split.shard_paths) == 1 and num_workers > 1 and size > _LARGE_SHARD_BYTES:
+        text = f"one shard of {megabytes(size)}, read by {num_workers} workers at once."
         fix = "Write several shards with `convoy convert --shards=N`."
-        findings.append(
-            warning(
-                "data",
-                "single-large-shard",
-                f"one shard of {megabytes(size)}, read by {num_workers} workers at once.",
-                fix,
-            )
-        )
+        findings.append(warning("data", "single-large-shard", text, fix))
     if split.num_images < global_batch_size:
         text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
-        findings.append(
-            warning(
-                "data",
-                "dataset-smaller-than-batch",
-                text,
-                "Lower --config.batch_size: a step would contain images more than once.",
-            )
-        )
+        fix = "Lower --config.batch_size: a step would contain images more than once."
+        findings.append(warning("data", "dataset-smaller-than-batch", text, fix))
     return findings
 
 
@@ -226,34 +202,31 @@ def look_at(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_same_data(seen: Mapping[int, Mapping[str, Any]], addresses: Sequence[str], data: str) -> list[DoctorFinding]:
+def check_same_data(seen: Mapping[int, Mapping[str, Any]], names: Sequence[str], data: str) -> list[DoctorFinding]:
     """Compares the dataset in --data across workers.
 
     Args:
       seen: result of `look_at` by rank, of the workers that could open the dataset.
-      addresses: addresses of all workers, by rank.
+      names: names of all workers by rank.
       data: value of `--data` as typed.
     """
     if not seen:
         return []
     first_rank, first = min(seen.items())
-    identity = [name for name in first if name != "bytes_per_second"]
+    identity = [field for field in first if field != "bytes_per_second"]
     for rank, other in sorted(seen.items()):
         changed = [
-            f"{name} {first[name]} and {other[name]}"
-            for name in identity
-            if first[name] != other[name] and None not in (first[name], other[name])
+            f"{field} {first[field]} and {other[field]}"
+            for field in identity
+            if first[field] != other[field] and None not in (first[field], other[field])
         ]
         if changed:
-            text = (
-                f"--data={data} differs between worker {first_rank} ({addresses[first_rank]}) and worker {rank} "
-                f"({addresses[rank]}): {', '.join(changed)}."
-            )
+            text = f"--data={data} differs between {names[first_rank]} and {names[rank]}: {', '.join(changed)}."
             return [failed("data", "data-differ", text, "Provide the same files to all workers.", of_all=True)]
     text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
     slowest = min(other["bytes_per_second"] for other in seen.values())
     read = f"read at {megabytes(slowest)}/s (cached files read faster)" if slowest else "read rate not measured"
-    return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(addresses))]
+    return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(names))]
 
 
 def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
@@ -272,5 +245,5 @@ def _read(paths: Sequence[Path | RemotePath]) -> tuple[int, float, str | None]:
                     if seconds > _READ_SECONDS:
                         return count, seconds, None
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read ({error.strerror}). Fix it, or copy it again") from None
+            raise DataError(f"shard {path} cannot be read ({error.strerror}). Fix it, or copy it again.") from None
     return count, seconds, f"{checksum:08x}"

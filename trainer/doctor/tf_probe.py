@@ -59,7 +59,10 @@ class Setup:
 
 
 class TfProbe:
-    """Parent side of the probe. A context manager that kills the process on exit."""
+    """Parent side of the probe. A context manager that kills the process on exit.
+
+    All questions raise a NoAnswerError if the process does not answer in time.
+    """
 
     def __init__(self, setup: Setup):
         """Starts the process."""
@@ -84,32 +87,22 @@ class TfProbe:
 
         `resume` is None without a usable RUN; otherwise it has the `step` to resume from, the recorded `choices` that
         are kept, and the `problem` that prevents resuming.
-
-        Raises:
-          NoAnswerError: the process did not answer in time.
         """
-        return self._ask(("start_up",), seconds)
+        return self._ask(seconds, "start_up")
 
     def reduce(self, cluster: Cluster | None, seconds: float) -> dict[str, Any]:
         """Sums over all devices of all workers; all of them must call it.
 
         Returns:
           `replicas`; `sum` and `expected`; `milliseconds` to all-reduce 1 MiB.
-
-        Raises:
-          NoAnswerError: the process did not answer in time.
         """
-        return self._ask(("reduce", cluster), seconds)
+        return self._ask(seconds, "reduce", cluster)
 
     def checkpoint_bytes(self, seconds: float) -> int:
-        """Returns the size of a checkpoint of the config's model.
+        """Returns the size of a checkpoint of the config's model."""
+        return self._ask(seconds, "checkpoint_bytes")
 
-        Raises:
-          NoAnswerError: the process did not answer in time.
-        """
-        return self._ask(("checkpoint_bytes",), seconds)
-
-    def _ask(self, question: tuple, seconds: float) -> Any:  # noqa: ANN401
+    def _ask(self, seconds: float, *question: Any) -> Any:  # noqa: ANN401
         try:
             self._connection.send(question)
             if not self._connection.poll(seconds):

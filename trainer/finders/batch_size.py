@@ -23,7 +23,7 @@ import ml_collections
 import convoy
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.memory import available_memory
-from convoy.core.text import megabytes
+from convoy.core.text import counted, megabytes
 from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
@@ -211,8 +211,8 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
     """Returns the suggestion, the limit of the search, and a smaller batch that is as fast, one line each."""
     if not found.largest:
         return [
-            f"Even {scale.per_device(scale.first_size if found.too_large is None else found.too_large)} images per "
-            "device do not fit: use a smaller model or config.image_size."
+            f"Even {scale.per_device(found.attempts[-1].size)} images per device do not fit: use a smaller model or "
+            "config.image_size."
         ]
     size, global_batch = found.largest.size, scale.global_batch(found.largest.size)
     lines = [
@@ -269,4 +269,4 @@ def _run(options: dict[str, Any]) -> tuple[Attempt, Scale]:
 
 
 def _devices(scale: Scale) -> str:
-    return f"{scale.replicas} {'GPU' if scale.on_gpu else 'CPU device'}{'s' * (scale.replicas > 1)}"
+    return counted(scale.replicas, "GPU" if scale.on_gpu else "CPU device")

@@ -39,21 +39,21 @@ def main() -> int:
     except ConvoyError as error:
         _send({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
-    except MemoryError:
-        return TOO_LARGE
     except Exception as error:
-        if is_out_of_memory(error):
-            return TOO_LARGE
-        raise
+        if not is_out_of_memory(error):
+            raise
+        return TOO_LARGE
     return 0
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of TensorFlow, XLA or cuDNN means out of memory."""
+    """Whether an error of Python, TensorFlow, XLA or cuDNN means out of memory."""
     import tensorflow as tf
 
     words = str(error).lower()
-    return isinstance(error, tf.errors.ResourceExhaustedError) or any(word in words for word in _MEMORY_WORDS)
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or any(
+        word in words for word in _MEMORY_WORDS
+    )
 
 
 def _try(options: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def _try(options: dict[str, Any]) -> None:
     on_gpu = runs_on_gpu(trial.runtime.strategy)
     _send({"plan": trial.plan.as_dict(), "on_gpu": on_gpu})
     seconds: list[float] = []
-    with contextlib.closing(trial.batches()) as batches:
+    with contextlib.closing(trial.training_input.batches(0)) as batches:
         # The first step compiles. Nothing can diverge: the learning rate is 0.
         while len(seconds) < 2 or (sum(seconds[1:]) < _MEASURED_SECONDS and len(seconds) <= _MOST_STEPS):
             started = time.perf_counter()

@@ -101,7 +101,7 @@ def find_learning_rate(
         flush=True,
     )
     losses: list[float] = []
-    with contextlib.closing(trial.batches()) as batches:
+    with contextlib.closing(trial.training_input.batches(0)) as batches:
         for rate in rates:
             result = trial.step(next(batches), rate)
             loss = summarize(result.sums.numpy())["loss"]
@@ -206,7 +206,7 @@ def _make_folder(run: RunDirectory) -> None:
 
 
 def _not_written(run: RunDirectory, why: str | None) -> DataError:
-    return DataError(f"--workdir={run.path}: cannot be written ({why}). Give a writable folder.")
+    return DataError(f"--workdir={run.path}: cannot be written ({why}). Pass a writable folder.")
 
 
 def _write(run: RunDirectory, test: RangeTest) -> None:

@@ -1,17 +1,15 @@
 """A run's training step and input, with initial weights and without a run directory.
 
 trial = prepare_trial(config, data="data", devices=parse_devices("auto"))
-with contextlib.closing(trial.batches()) as batches:
+with contextlib.closing(trial.training_input.batches(0)) as batches:
     result = trial.step(next(batches), learning_rate=0.1)
 """
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import ml_collections
 
 from convoy.core.devices import Devices
-from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import WorkerGroup
@@ -39,10 +37,6 @@ class Trial:
     runtime: Runtime
     step: TrainStep
     training_input: TrainingInput
-
-    def batches(self) -> Generator[Batch, None, None]:
-        """Yields the batches of the run from step 0. The caller must close the generator."""
-        return self.training_input.batches(0)
 
 
 def prepare_trial(

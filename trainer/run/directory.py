@@ -42,14 +42,14 @@ class RunDirectory(RunLayout):
         if not os.access(self.path, os.W_OK):
             raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
         if not self._lock:
-            self._keep(wait_seconds)
+            self._take_lock(wait_seconds)
 
-    def _keep(self, wait_seconds: float) -> None:
+    def _take_lock(self, wait_seconds: float) -> None:
         try:
             lock = open(self.lock_file, "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
         except OSError as error:
             raise DataError(
-                f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Give a folder that can."
+                f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Pass a writable folder."
             ) from None
 
         def report_wait() -> None:
@@ -60,12 +60,12 @@ class RunDirectory(RunLayout):
         except LockHeldError:
             lock.close()
             raise DataError(
-                f"--workdir={self.path}: another process is training in it. Wait for it, or give another folder."
+                f"--workdir={self.path}: another process is training in it. Wait for it, or pass another folder."
             ) from None
         except OSError as error:
             lock.close()
             raise DataError(
-                f"--workdir={self.path} cannot be locked ({error.strerror}). Fix the file system, or give another "
+                f"--workdir={self.path} cannot be locked ({error.strerror}). Fix the file system, or pass another "
                 "folder."
             ) from None
         if unsupported:

@@ -151,10 +151,11 @@ def _error(path: Path, events: Sequence[Mapping[str, Any]], since: float) -> tup
     found = []
     for file in path.glob("logs/attempt-*/error-*.json"):
         content = read_json_object(file)
-        if content.get("time", 0.0) >= since and content.get("error"):
-            found.append((content["time"], str(content["error"]).splitlines()[0], str(file.relative_to(path))))
+        error_time = content.get("time", 0.0)
+        if error_time >= since and content.get("error"):
+            found.append((error_time, str(content["error"]).splitlines()[0], str(file.relative_to(path))))
     if found:
-        newest = max(error_time for error_time, *_ in found)
+        newest, *_ = max(found)
         # The earliest error of an attempt is the cause; the others follow within seconds.
         _, error, name = min(entry for entry in found if entry[0] > newest - 60.0)
         return error, name
@@ -169,10 +170,9 @@ def _is_locked(run: RunDirectory, locked: set[tuple[str, int]]) -> bool:
         status = run.lock_file.stat()
     except OSError:
         return False
-    devices = {f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"}
-    held = {device for device, inode in locked if inode == status.st_ino}
+    own = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     # Overlay and network file systems have anonymous device numbers (major 0), which differ from those in /proc/locks.
-    if held & devices or any(device.startswith("00:") for device in held):
+    if any(inode == status.st_ino and (device == own or device.startswith("00:")) for device, inode in locked):
         return True
     if read_json_object(run.environment).get("host") in (None, platform.node()):
         return False

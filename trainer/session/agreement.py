@@ -37,7 +37,7 @@ def agree_on_run(
     own = {"config": config, "dataset": dataset, "versions": versions}
     gathered = worker_group.exchange("run", own)
     require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
-    require_equal(worker_group, gathered, "dataset", DataError, "Give all workers the same --data.")
+    require_equal(worker_group, gathered, "dataset", DataError, "Pass the same --data on all workers.")
     require_equal(worker_group, gathered, "versions", UsageError, "Install the same version on all of them.")
 
 
@@ -50,7 +50,7 @@ def agree_on_hardware(worker_group: WorkerGroup, *, precision: str, use_xla: boo
     own = {"config": {"precision": precision, "xla": use_xla}, "devices per worker": {"number": devices}}
     gathered = worker_group.exchange("hardware", own)
     require_equal(worker_group, gathered, "config", UsageError, "Set it explicitly instead of leaving it at auto.")
-    require_equal(worker_group, gathered, "devices per worker", UsageError, "Give each worker the same --devices.")
+    require_equal(worker_group, gathered, "devices per worker", UsageError, "Pass the same --devices on each worker.")
 
 
 def agree_on_weights(worker_group: WorkerGroup, sha256: str) -> None:
@@ -60,7 +60,7 @@ def agree_on_weights(worker_group: WorkerGroup, sha256: str) -> None:
       DataError: they differ.
     """
     gathered = worker_group.exchange("weights", {"weights": {"sha256": sha256}})
-    require_equal(worker_group, gathered, "weights", DataError, "Give all workers the same --config.model.weights.")
+    require_equal(worker_group, gathered, "weights", DataError, "Pass the same --config.model.weights on all workers.")
 
 
 def agree_on_checkpoint(

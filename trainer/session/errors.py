@@ -77,7 +77,7 @@ def as_peer_lost(error: PeerLostError | tf.errors.OpError, worker_group: WorkerG
         return error
     if worker_group.num_workers == 1:
         return None
-    why = worker_group.failure_reason(seconds=_DETECTION_SECONDS)
+    why = worker_group.liveness.failure_reason(_DETECTION_SECONDS)
     if not why and not isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError):
         return None
     return PeerLostError(why or f"a worker is gone: {error.message.splitlines()[0]}")

@@ -13,7 +13,6 @@ from typing import Any
 
 import ml_collections
 
-from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
@@ -67,11 +66,10 @@ def prepare(
     workdir: str,
     devices: Devices,
     strategy_name: str,
-    cluster: Cluster | None,
     worker_group: WorkerGroup,
     deadlines: Deadlines,
     stop: StopRequest,
-    interface: str = "",
+    interface: str,
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -86,23 +84,24 @@ def prepare(
       DataError: data, checkpoint or run directory cannot be used, or the run was started with another dataset.
       PeerLostError: a worker is missing.
     """
-    check_strategy(strategy_name, cluster)
+    check_strategy(strategy_name, worker_group.cluster)
     dataset = open_training_data(config, data)
     run = RunDirectory(workdir)
     if worker_group.is_chief:
         run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     worker_group.rendezvous()
-    cluster = over_interface(cluster, worker_group, interface)
+    cluster = over_interface(worker_group, interface)
     agree_on_run(worker_group, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
     # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing.
     if worker_group.is_chief and run.checkpoints.is_dir():
-        run.create(wait_seconds=_lock_wait_seconds(deadlines) if _may_be_a_restart(cluster) else 0.0)
+        may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
+        run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
     checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
         config = configs.with_recorded_choices(config, checkpoint[1]["config"])
         check_same_run(checkpoint[1], config, dataset, run)
-    with _deadline(deadlines.startup if cluster else 0.0):
+    with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():
         if config.deterministic:
             set_cpu_threads(config.deterministic_threads)
         strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
@@ -160,10 +159,6 @@ def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:
     return dataset
 
 
-def _may_be_a_restart(cluster: Cluster | None) -> bool:
-    return cluster is not None or "CONVOY_ATTEMPT" in os.environ
-
-
 def _lock_wait_seconds(deadlines: Deadlines) -> float:
     """Returns how long to wait for the previous attempt to release the run directory's lock.
 
@@ -175,14 +170,11 @@ def _lock_wait_seconds(deadlines: Deadlines) -> float:
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends the process with a traceback of every thread if the block takes longer; 0 for no limit.
+    """Ends the process with a traceback of every thread if the block takes longer.
 
     A strategy that waits for a worker holds the GIL, so no Python thread could end it. The exit code is 1; a launcher
     distinguishes it from an error of the program by the missing error file.
     """
-    if not seconds:
-        yield
-        return
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield

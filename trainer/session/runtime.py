@@ -109,11 +109,8 @@ def make_runtime(
     precision, use_xla = resolve_precision_and_xla(config, strategy)
     if config.deterministic:
         enable_determinism()
-    optimizer_options = dict(config.optimizer)
-    name = optimizer_options.pop("name")
-    for field in ("learning_rate", "clip_norm"):
-        del optimizer_options[field]
-    optimizer = make_optimizer(name, **optimizer_options)
+    of_step = ("learning_rate", "clip_norm")
+    optimizer = make_optimizer(**{name: value for name, value in config.optimizer.items() if name not in of_step})
     # Runs of earlier versions lack some options.
     options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
     if config.model.name == "convnet":

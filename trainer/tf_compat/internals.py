@@ -176,11 +176,6 @@ def iterate(dataset: tf.distribute.DistributedDataset) -> Generator[dict[str, tf
     with device_iterators_without_autotuning():
         iterator = iter(dataset)
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch
+        yield from iterator
     finally:
         del iterator

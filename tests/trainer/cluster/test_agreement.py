@@ -113,7 +113,7 @@ class TestTheRun:
     def test_different_dataset_is_a_data_error(self, everyone):
         error = agree_with(everyone, 2, DataError, dataset={**DATASET, "train_digest": "xyz"})
         assert "dataset.train_digest: 'abc' on worker 0" in error
-        assert error.endswith("Give all workers the same --data.")
+        assert "--data" in error
 
     def test_different_library_version_names_both(self, everyone):
         error = agree_with(everyone, 1, versions={**VERSIONS, "keras": "3.14.0"})
@@ -140,7 +140,7 @@ class TestTheRun:
             UsageError,
         )
         assert "devices per worker.number: 1 on worker 0" in error
-        assert error.endswith("Give each worker the same --devices.")
+        assert "--devices" in error
 
 
 class TestTheCheckpoint:

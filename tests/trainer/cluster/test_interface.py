@@ -10,7 +10,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.errors import UsageError
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.cluster import interface as interfaces
-from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_addresses
+from convoy.trainer.cluster.interface import Interface, choose, over_interface, own_interfaces, with_hosts
 from convoy.trainer.cluster.transport import loopback_note
 from convoy.trainer.cluster.worker_group import WorkerGroup
 
@@ -42,15 +42,12 @@ def test_this_host_has_the_loopback_interface():
 
 
 def test_ports_are_kept():
-    assert with_addresses(cluster(), {0: "10.1.0.1", 1: "10.1.0.2"}, "ib0").addresses == (
-        "10.1.0.1:2222",
-        "10.1.0.2:2223",
-    )
+    assert with_hosts(cluster(), ["10.1.0.1", "10.1.0.2"], "ib0").addresses == ("10.1.0.1:2222", "10.1.0.2:2223")
 
 
 def test_duplicate_address():
     with pytest.raises(UsageError, match=r"--interface=lo gives worker 0 \(a:1\) and worker 1 \(b:1\) the same"):
-        with_addresses(cluster(addresses=("a:1", "b:1")), {0: "127.0.0.1", 1: "127.0.0.1"}, "lo")
+        with_hosts(cluster(addresses=("a:1", "b:1")), ["127.0.0.1", "127.0.0.1"], "lo")
 
 
 def everywhere(interface_of, monkeypatch):
@@ -59,11 +56,10 @@ def everywhere(interface_of, monkeypatch):
         addresses = tuple(f"127.0.0.1:{port}" for port in ports)
 
     def worker(rank):
-        own = cluster(rank, addresses)
-        with WorkerGroup(own, startup_seconds=20) as worker_group:
+        with WorkerGroup(cluster(rank, addresses), startup_seconds=20) as worker_group:
             worker_group.rendezvous()
             try:
-                return over_interface(own, worker_group, interface_of[rank])
+                return over_interface(worker_group, interface_of[rank])
             except UsageError as error:
                 return str(error)
             finally:
@@ -93,7 +89,7 @@ def test_no_flag_or_no_cluster(monkeypatch):
     found, ports = everywhere(("", ""), monkeypatch)
     assert [cluster.addresses for cluster in found] == [tuple(f"127.0.0.1:{port}" for port in ports)] * 2
     assert "NCCL_SOCKET_IFNAME" not in os.environ
-    assert over_interface(None, WorkerGroup(None), "ib0") is None
+    assert over_interface(WorkerGroup(None), "ib0") is None
 
 
 def test_worker_without_flag_is_named_on_all(monkeypatch):

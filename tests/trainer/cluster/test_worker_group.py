@@ -68,7 +68,7 @@ def stranger():
     started = []
 
     def start(worker_group, rank):
-        command = [sys.executable, "-c", _WORKER, str(rank), *worker_group._cluster.addresses]
+        command = [sys.executable, "-c", _WORKER, str(rank), *worker_group.cluster.addresses]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return started[-1]
@@ -111,7 +111,7 @@ class TestRendezvous:
             assert [future.result(20) for future in late] == [None, None]
 
     def test_port_is_free_for_tensorflow_afterwards(self, three):
-        port = int(three[0]._cluster.addresses[0].rpartition(":")[2])
+        port = int(three[0].cluster.addresses[0].rpartition(":")[2])
         with socket.create_server(("", port)):
             assert (
                 together(three, lambda worker_group: worker_group.exchange("still", worker_group.rank))
@@ -132,13 +132,13 @@ class TestRendezvous:
 
     def test_taken_port_is_named(self, make_workers):
         chief, _ = make_workers(2, startup_seconds=0.2)
-        port = int(chief._cluster.addresses[0].rpartition(":")[2])
+        port = int(chief.cluster.addresses[0].rpartition(":")[2])
         with socket.create_server(("", port)), pytest.raises(PeerLostError, match=f"worker 0 .*{port}"):
             chief.rendezvous()
 
     def test_second_worker_with_the_same_rank_is_refused(self, make_workers, wait_until):
         chief, first, third = make_workers(3)
-        twin = WorkerGroup(first._cluster, startup_seconds=20)
+        twin = WorkerGroup(first.cluster, startup_seconds=20)
         with ThreadPoolExecutor(4) as pool:
             meetings = [pool.submit(chief.rendezvous), pool.submit(first.rendezvous)]
             wait_until(lambda: 1 in chief._links, "the first worker 1", 20)
@@ -153,7 +153,7 @@ class TestRendezvous:
 
     def test_worker_of_another_cluster_is_refused(self, make_workers):
         chief, worker = make_workers(2)
-        addresses = (*worker._cluster.addresses, "127.0.0.1:1")
+        addresses = (*worker.cluster.addresses, "127.0.0.1:1")
         jobs = tuple(("worker", rank) for rank in range(3))
         other = WorkerGroup(Cluster(addresses, 2, "flags", jobs), startup_seconds=20)
         with ThreadPoolExecutor(2) as pool:
@@ -165,7 +165,7 @@ class TestRendezvous:
 
     def test_unrelated_connections_are_ignored(self, make_workers):
         chief, worker = make_workers(2)
-        port = int(chief._cluster.addresses[0].rpartition(":")[2])
+        port = int(chief.cluster.addresses[0].rpartition(":")[2])
         with ThreadPoolExecutor(1) as pool:
             meeting = pool.submit(chief.rendezvous)
             deadline = time.monotonic() + 20
@@ -188,7 +188,7 @@ class TestRendezvous:
                 1,
                 [{"a": 1}],
             )
-            assert worker_group.failure_reason() is None
+            assert worker_group.liveness.failure_reason() is None
 
 
 class TestExchange:
@@ -230,51 +230,51 @@ class TestExchange:
 
 class TestFailureReason:
     def test_none_while_all_workers_are_there(self, three):
-        assert [worker_group.failure_reason(seconds=0.1) for worker_group in three] == [None] * 3
+        assert [worker_group.liveness.failure_reason(seconds=0.1) for worker_group in three] == [None] * 3
 
     def test_orderly_close_is_not_a_failure(self, three):
         three[2].close()
-        assert [worker_group.failure_reason(seconds=0.3) for worker_group in three[:2]] == [None, None]
+        assert [worker_group.liveness.failure_reason(seconds=0.3) for worker_group in three[:2]] == [None, None]
 
     @pytest.mark.parametrize("rank", [0, 2])
     def test_error_of_one_worker_reaches_the_others(self, three, rank):
         with contextlib.suppress(ValueError), three[rank]:
             raise ValueError("the disk is gone.")
         for other in set(range(3)) - {rank}:
-            why = three[other].failure_reason(seconds=10)
+            why = three[other].liveness.failure_reason(seconds=10)
             assert three[other].address(rank) in why and "the disk is gone" in why
 
     def test_killed_worker_is_named_with_its_step(self, make_workers, stranger, wait_until):
         chief, worker, _ = make_workers(3)
         process = stranger(chief, 2)
         assert together([chief, worker], WorkerGroup.rendezvous) == [None, None]
-        wait_until(lambda: chief.table()[2][0] == 7, "the report of worker 2", 20)
+        wait_until(lambda: chief.liveness.table()[2][0] == 7, "the report of worker 2", 20)
         process.kill()
         for worker_group in (chief, worker):
-            reason = worker_group.failure_reason(seconds=10)
+            reason = worker_group.liveness.failure_reason(seconds=10)
             assert reason.startswith(worker_group.address(2)) and reason.endswith("step 7")
-            assert worker_group.seconds_since_failure() > 0
+            assert worker_group.liveness.seconds_since_failure() > 0
 
     def test_killed_chief_is_named(self, make_workers, stranger):
         chief, worker = make_workers(2)
         process = stranger(chief, 0)
         worker.rendezvous()
         process.kill()
-        assert worker.failure_reason(seconds=10).startswith(worker.address(0))
+        assert worker.liveness.failure_reason(seconds=10).startswith(worker.address(0))
 
     @pytest.mark.parametrize("rank", [0, 1])
     def test_stopped_worker_is_silent_until_it_continues(self, make_workers, stranger, wait_until, rank):
         everyone = make_workers(2)
         process, worker_group = stranger(everyone[0], rank), everyone[1 - rank]
         worker_group.rendezvous()
-        wait_until(lambda: worker_group.table()[rank][0] == 7, "its report", 20)
-        assert worker_group.failure_reason() is None
+        wait_until(lambda: worker_group.liveness.table()[rank][0] == 7, "its report", 20)
+        assert worker_group.liveness.failure_reason() is None
         process.send_signal(signal.SIGSTOP)
-        why = worker_group.failure_reason(seconds=10)
+        why = worker_group.liveness.failure_reason(seconds=10)
         assert why.startswith(f"{worker_group.address(rank)} has been silent")
-        assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(rank)}. ")
+        assert worker_group.liveness.describe_stall().startswith(f"stuck: {worker_group.address(rank)}. ")
         process.send_signal(signal.SIGCONT)
-        wait_until(lambda: worker_group.failure_reason() is None, "its next message", 20)
+        wait_until(lambda: worker_group.liveness.failure_reason() is None, "its next message", 20)
 
 
 class TestTable:
@@ -284,7 +284,7 @@ class TestTable:
         expected = [(10 + rank, f"phase {rank}") for rank in range(3)]
         for worker_group in three:
             wait_until(
-                lambda worker_group=worker_group: [row[:2] for row in worker_group.table()] == expected,
+                lambda worker_group=worker_group: [row[:2] for row in worker_group.liveness.table()] == expected,
                 "the reports",
                 10,
             )
@@ -294,27 +294,32 @@ class TestTable:
             worker_group.report(5, "waiting for input" if worker_group.rank == 1 else TRAINING)
         for worker_group in three:
             wait_until(
-                lambda worker_group=worker_group: {row[0] for row in worker_group.table()} == {5}, "the reports", 10
+                lambda worker_group=worker_group: {row[0] for row in worker_group.liveness.table()} == {5},
+                "the reports",
+                10,
             )
-            assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(1)}. ")
-            assert f"{worker_group.address(1)}: waiting for input, step 5, for 0 s" in worker_group.describe_stall()
+            assert worker_group.liveness.describe_stall().startswith(f"stuck: {worker_group.address(1)}. ")
+            assert (
+                f"{worker_group.address(1)}: waiting for input, step 5, for 0 s"
+                in worker_group.liveness.describe_stall()
+            )
 
     def test_stall_names_the_worker_that_is_a_step_behind(self, three, wait_until):
         for worker_group in three:
             worker_group.report(4 if worker_group.rank == 2 else 5, TRAINING)
         for worker_group in three:
             wait_until(
-                lambda worker_group=worker_group: [row[0] for row in worker_group.table()] == [5, 5, 4],
+                lambda worker_group=worker_group: [row[0] for row in worker_group.liveness.table()] == [5, 5, 4],
                 "the reports",
                 10,
             )
-            assert worker_group.describe_stall().startswith(f"stuck: {worker_group.address(2)}. ")
+            assert worker_group.liveness.describe_stall().startswith(f"stuck: {worker_group.address(2)}. ")
 
     def test_stall_names_nobody_if_all_do_the_same(self, three, wait_until):
         for worker_group in three:
             worker_group.report(5, TRAINING)
-        wait_until(lambda: {row[0] for row in three[0].table()} == {5}, "the reports", 10)
-        assert not three[0].describe_stall().startswith("stuck")
+        wait_until(lambda: {row[0] for row in three[0].liveness.table()} == {5}, "the reports", 10)
+        assert not three[0].liveness.describe_stall().startswith("stuck")
 
 
 class TestWatchdog:
@@ -329,7 +334,7 @@ class TestWatchdog:
         for worker_group in (chief, other):
             worker_group.report(3, TRAINING)
         watchdog = Watchdog(chief, Deadlines(step=0.3))
-        wait_until(lambda: chief.table()[1][0] == 3 and watchdog.problem(), "the deadline", 10)
+        wait_until(lambda: chief.liveness.table()[1][0] == 3 and watchdog.problem(), "the deadline", 10)
         assert re.match(rf".*--step_timeout.* step 3: stuck: {re.escape(chief.address(1))}\. ", watchdog.problem())
         chief.report(4, TRAINING)
         assert watchdog.problem() is None
@@ -356,13 +361,19 @@ class TestWatchdog:
         chief, _ = make_workers(2)
         process = stranger(chief, 1)
         chief.rendezvous()
-        wait_until(lambda: chief.table()[1][0] == 7, "its report", 20)
+        wait_until(lambda: chief.liveness.table()[1][0] == 7, "its report", 20)
         chief.report(7, TRAINING)
         watchdog = Watchdog(chief, Deadlines(heartbeat=0.4))
         assert watchdog.problem() is None
         process.send_signal(signal.SIGSTOP)
         wait_until(lambda: watchdog.problem() is not None, "the deadline", 10)
         assert watchdog.problem().startswith(f"{chief.address(1)} has been silent")
+
+    def test_short_silence_is_no_problem_with_a_shorter_deadline(self, make_workers, monkeypatch):
+        monkeypatch.setattr(liveness, "SILENT_SECONDS", 60)
+        chief, _ = make_workers(2)
+        time.sleep(0.1)  # the other worker sends nothing
+        assert Watchdog(chief, Deadlines(heartbeat=0.01)).problem() is None
 
     def test_process_ends_with_all_stacks_and_the_message_is_recorded(self, capfd):
         worker_group, ended, noted = WorkerGroup(None), threading.Event(), []

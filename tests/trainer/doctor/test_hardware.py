@@ -16,7 +16,7 @@ from convoy.trainer.doctor.hardware import (
     read_limits,
 )
 
-ADDRESSES = ("a:2222", "b:2222")
+NAMES = ("worker 0 (a:2222)", "worker 1 (b:2222)")
 H100, P100, K80 = (
     {"name": name, "capability": capability}
     for name, capability in (("H100", (9, 0)), ("P100", (6, 0)), ("K80", (3, 7)))
@@ -117,8 +117,8 @@ class TestDevices:
         assert finding.severity == Severity.OK
 
     def test_different_device_counts(self):
-        assert check_counts({0: 2, 1: 2}, ADDRESSES) == []
-        (finding,) = check_counts({0: 2, 1: 1}, ADDRESSES)
+        assert check_counts({0: 2, 1: 2}, NAMES) == []
+        (finding,) = check_counts({0: 2, 1: 1}, NAMES)
         assert finding.code == "device-counts-differ"
         assert "2 devices on worker 0 (a:2222), 1 on worker 1 (b:2222)" in finding.text
 
@@ -127,7 +127,7 @@ class TestVersions:
     SAME = {"convoy": "1", "tensorflow": "2", "keras": "3", "python": "3.11", "numpy": "2.4"}
 
     def test_equal_versions(self):
-        (finding,) = check_versions({0: self.SAME, 1: self.SAME}, ADDRESSES)
+        (finding,) = check_versions({0: self.SAME, 1: self.SAME}, NAMES)
         assert (finding.severity, finding.text) == (
             Severity.OK,
             "convoy 1, tensorflow 2, keras 3, python 3.11, numpy 2.4",
@@ -137,7 +137,7 @@ class TestVersions:
         ("name", "level"), [("convoy", Severity.ERROR), ("keras", Severity.ERROR), ("python", Severity.WARNING)]
     )
     def test_different_versions(self, name, level):
-        (finding,) = check_versions({0: self.SAME, 1: {**self.SAME, name: "0"}}, ADDRESSES)
+        (finding,) = check_versions({0: self.SAME, 1: {**self.SAME, name: "0"}}, NAMES)
         assert finding.severity == level
         assert finding.text == f"{name} {self.SAME[name]} on worker 0 (a:2222), 0 on worker 1 (b:2222)."
 

@@ -13,6 +13,7 @@ from convoy.trainer.doctor import network
 from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
 
 ADDRESSES = ("a:2222", "b:2222", "c:2222")
+NAMES = ("worker 0 (a:2222)", "worker 1 (b:2222)")
 GOOD = Reached("", 0.0, 0.002)
 
 
@@ -75,7 +76,7 @@ def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
 
     monkeypatch.setattr(network, "reach", slow)
     cluster = Cluster(ADDRESSES, 0, "flags", ())
-    with Search(WorkerGroup(cluster), cluster) as search:
+    with Search(WorkerGroup(cluster), ADDRESSES) as search:
         assert trying.wait(60)
     assert tried == [1]
 
@@ -105,18 +106,18 @@ class TestClocks:
         ],
     )
     def test_severity_by_difference(self, seconds, level):
-        finding = check_clocks({0: {1: Reached("", seconds, 0.001)}, 1: {}}, ADDRESSES[:2])
+        finding = check_clocks({0: {1: Reached("", seconds, 0.001)}, 1: {}}, NAMES)
         assert finding.severity == level
         if level != Severity.OK:
             which = "ahead of" if seconds > 0 else "behind"
             assert f"worker 1 (b:2222) is {abs(seconds):.1f} s {which} that of worker 0 (a:2222)" in finding.text
 
     def test_clock_is_read_in_the_open_direction(self):
-        finding = check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("", 5.0, 0.1)}}, ADDRESSES[:2])
+        finding = check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("", 5.0, 0.1)}}, NAMES)
         assert "worker 1 (b:2222) is 5.0 s behind" in finding.text
 
     def test_that_nobody_could_read_are_not_told(self):
-        assert check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("timed out")}}, ADDRESSES[:2]) is None
+        assert check_clocks({0: {1: Reached("timed out")}, 1: {0: Reached("timed out")}}, NAMES) is None
 
 
 class TestNames:

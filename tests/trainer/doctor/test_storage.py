@@ -13,7 +13,7 @@ from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.doctor import storage
 
-ADDRESSES = ("a:2222", "b:2222")
+NAMES = ("worker 0 (a:2222)", "worker 1 (b:2222)")
 
 
 def no_permission(*_, **__):
@@ -56,8 +56,8 @@ class TestRunDirectory:
 
     def test_unshared_directory_names_worker(self):
         given = {0: "run", 1: "other"}
-        assert storage.check_shared({0: True, 1: True}, given, ADDRESSES) == []
-        (finding,) = storage.check_shared({0: True, 1: False}, given, ADDRESSES)
+        assert storage.check_shared({0: True, 1: True}, given, NAMES) == []
+        (finding,) = storage.check_shared({0: True, 1: False}, given, NAMES)
         assert (finding.severity, finding.code) == (Severity.ERROR, "workdir-not-shared")
         for text in ("worker 0 (a:2222)", "--workdir=run", "worker 1 (b:2222) in --workdir=other"):
             assert text in finding.text
@@ -113,13 +113,13 @@ class TestData:
     def test_same_data_everywhere(self, dataset):
         seen = storage.look_at(open_dataset(dataset.data))
         assert seen["bytes_per_second"] > 0
-        (finding,) = storage.check_same_data({0: seen, 1: {**seen, "bytes_per_second": 5}}, ADDRESSES, "data")
+        (finding,) = storage.check_same_data({0: seen, 1: {**seen, "bytes_per_second": 5}}, NAMES, "data")
         assert (finding.severity, finding.of_all) == (Severity.OK, True)
         assert finding.text.startswith("82 training images, 7 classes")
 
     def test_different_data_names_workers(self):
         seen = {"images": 9, "classes": 2, "shards": 1, "digest": "aa", "bytes_per_second": 1.0}
-        (finding,) = storage.check_same_data({0: seen, 1: {**seen, "digest": "bb"}}, ADDRESSES, "data")
+        (finding,) = storage.check_same_data({0: seen, 1: {**seen, "digest": "bb"}}, NAMES, "data")
         assert finding.severity == Severity.ERROR
         assert "worker 0 (a:2222) and worker 1 (b:2222): digest aa and bb" in finding.text
 
@@ -130,7 +130,7 @@ class TestData:
         content[100] ^= 1
         shard.write_bytes(content)
         seen = {rank: storage.look_at(open_dataset(data)) for rank, data in enumerate((dataset.data, other))}
-        (finding,) = storage.check_same_data(seen, ADDRESSES, "data")
+        (finding,) = storage.check_same_data(seen, NAMES, "data")
         assert (finding.severity, "worker 1 (b:2222): checksum " in finding.text) == (Severity.ERROR, True)
 
     def test_missing_checksum_is_not_compared(self, dataset, monkeypatch):
@@ -138,7 +138,7 @@ class TestData:
         monkeypatch.setattr(storage, "_READ_SECONDS", 0.0)
         short = storage.look_at(open_dataset(dataset.data))
         assert short["checksum"] is None
-        (finding,) = storage.check_same_data({0: whole, 1: short}, ADDRESSES, "data")
+        (finding,) = storage.check_same_data({0: whole, 1: short}, NAMES, "data")
         assert finding.severity == Severity.OK
 
     def test_unreadable_shard_is_named(self, dataset, monkeypatch):
@@ -149,9 +149,9 @@ class TestData:
 
 
 def test_flag_missing_on_some_or_all_workers():
-    assert storage.check_given("--data", "data", {0: "x", 1: "y"}, ADDRESSES) == []
-    (finding,) = storage.check_given("--data", "data", {0: "x", 1: ""}, ADDRESSES)
+    assert storage.check_given("--data", "data", {0: "x", 1: "y"}, NAMES) == []
+    (finding,) = storage.check_given("--data", "data", {0: "x", 1: ""}, NAMES)
     assert (finding.severity, finding.code) == (Severity.ERROR, "flag-missing-on-worker")
     assert "--data" in finding.text and "worker 1 (b:2222)" in finding.text
-    (finding,) = storage.check_given("--data", "data", {0: "", 1: ""}, ADDRESSES)
+    (finding,) = storage.check_given("--data", "data", {0: "", 1: ""}, NAMES)
     assert (finding.severity, finding.code) == (Severity.SKIPPED, "flag-not-given")
