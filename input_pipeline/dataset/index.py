@@ -25,9 +25,9 @@ from convoy.input_pipeline.dataset.examples import feature_names, from_file, rea
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
-# The arrays of an index and their dtypes, in file order.
 AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
 
+# The arrays of an index and their dtypes, in file order.
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
 LARGEST_LABEL = 10**6
 
@@ -131,15 +131,12 @@ def find_mismatch(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str
       arrays: as `INDEX_TYPES`.
       sizes: shard sizes, bytes.
     """
-    return _mismatch(arrays, np.asarray(sizes, np.int64))
-
-
-def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
     shard, offset, length = (arrays[name] for name in ("shard", "offset", "length"))
     entries = {name: len(values) for name, values in arrays.items()}
     if len(set(entries.values())) > 1:
         return f"its arrays differ in length: {entries}"
-    largest = int(sizes.max(initial=0))
+    largest = max(sizes, default=0)
+    filled = np.zeros(len(sizes), np.int64)  # bytes of each shard that have records
     last_shard, end = -1, 0  # of the previous record
     for start in range(0, len(shard), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -154,31 +151,16 @@ def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
         if (np.diff(shards) < 0).any() or not np.array_equal(offset[chunk], expected):
             wrong = start + int(np.argmax((offset[chunk] != expected) | (np.diff(shards) < 0)))
             return f"record {wrong}: byte {offset[wrong]} of shard {shard[wrong]} is not the start of a record"
-        closed = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
-        problem = _unfilled(shards[closed], ends[closed], sizes) or _skipped(shards, sizes)
-        if problem:
-            return problem
+        complete = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
+        filled[shards[complete]] = ends[complete]
         last_shard, end = int(shards[-1]), int(ends[-1])
-    if last_shard >= 0 and (problem := _unfilled(np.array([last_shard]), np.array([end]), sizes)):
-        return problem
-    return _skipped(np.array([last_shard, len(sizes)]), sizes)
-
-
-def _unfilled(shards: np.ndarray, ends: np.ndarray, sizes: np.ndarray) -> str:
-    wrong = np.flatnonzero(ends != sizes[shards])
+    if last_shard >= 0:
+        filled[last_shard] = end
+    wrong = np.flatnonzero(filled != np.asarray(sizes, np.int64))
     if not len(wrong):
         return ""
-    shard, end = shards[wrong[0]], ends[wrong[0]]
-    return f"its records fill {end:,} of the {sizes[shard]:,} bytes of shard {shard}"
-
-
-def _skipped(shards: np.ndarray, sizes: np.ndarray) -> str:
-    """Returns a message if a shard between the given ones, [n] int64 ascending, is not empty but has no records."""
-    for before, after in zip(*(shards[i : len(shards) - 1 + i][np.diff(shards) > 1] for i in (0, 1)), strict=True):
-        for between in range(before + 1, after):
-            if sizes[between]:
-                return f"it has no record of shard {between}"
-    return ""
+    first = int(wrong[0])
+    return f"its records fill {filled[first]:,} of the {sizes[first]:,} bytes of shard {first}"
 
 
 def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
@@ -213,16 +195,26 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
             stopped.set()
             threads.shutdown(cancel_futures=True)
             raise
-    columns = {name: [arrays[name] for arrays, _ in parts] for name in INDEX_TYPES if name != "shard"}
-    arrays = {
-        "shard": np.repeat(np.arange(len(parts), dtype=np.int32), [len(arrays["label"]) for arrays, _ in parts]),
-        **{name: np.concatenate([np.empty(0, INDEX_TYPES[name]), *column]) for name, column in columns.items()},
-    }
     texts: dict[int, set[bytes]] = {}
     for _, shard_texts in parts:
         for label, found in shard_texts.items():
             texts.setdefault(label, set()).update(found)
-    return Scan(read_only(arrays), texts)
+    return Scan(read_only(concatenated([arrays for arrays, _ in parts])), texts)
+
+
+def concatenated(shards: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a split from those of its shards, one or more, with the array `shard` added."""
+    numbers = [len(arrays["label"]) for arrays in shards]
+    return {
+        "shard": np.repeat(np.arange(len(shards), dtype=np.int32), numbers),
+        **{name: np.concatenate([arrays[name] for arrays in shards]) for name in shards[0]},
+    }
+
+
+def idx_lines(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns the content of a shard's .idx file: one line "offset size" per record, with the sizes of the frames."""
+    pairs = zip(arrays["offset"].tolist(), arrays["length"].tolist(), strict=True)
+    return "".join(f"{offset} {length + FRAME_OVERHEAD}\n" for offset, length in pairs).encode("ascii")
 
 
 def _scan_shard(

@@ -15,16 +15,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
+from convoy.input_pipeline.dataset.layout import Layout
+from convoy.input_pipeline.dataset.records import Locations
 from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path
 
 FORMAT_VERSION = 1
@@ -48,10 +50,26 @@ class Split:
     keys: RecordKeys = RecordKeys()  # feature names of image and label
     states_true_sizes: bool = True  # whether the stated height and width are reliable
 
+    @classmethod
+    def from_index(
+        cls,
+        name: str,
+        shard_paths: Sequence[Path | RemotePath],
+        arrays: Mapping[str, Any],
+        **more: Any,  # noqa: ANN401 (other fields)
+    ) -> "Split":
+        """Returns the split with the arrays of an index."""
+        return cls(name, tuple(shard_paths), **{array: arrays[array] for array in INDEX_TYPES}, **more)
+
     @property
     def num_images(self) -> int:
         """Number of images of the split."""
         return len(self.shard)
+
+    def locations(self, indices: np.ndarray) -> Locations:
+        """Returns where records are; `indices` are [n] integers in [0, num_images)."""
+        columns = (column[indices] for column in (self.shard, self.offset, self.length, self.crc))
+        return Locations(self.shard_paths, indices, *columns)
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
 
 
-def _open_external(directory: Path, layout: external.Layout) -> Dataset:
+def _open_external(directory: Path, layout: Layout) -> Dataset:
     indexes = external.open_indexes(directory, layout)
     class_names = layout.class_names or external.names_of_labels(indexes.values())
     if not class_names:
@@ -147,28 +165,11 @@ def _open_external(directory: Path, layout: external.Layout) -> Dataset:
         elif index.label_counts(label, len(class_names)) is None:
             opened[name] = DataError(external.label_error(directory, name, label, len(class_names)))
         else:
-            opened[name] = Split(
-                name=name,
-                shard_paths=layout.splits[name],
-                keys=layout.keys,
-                states_true_sizes=False,  # not verified
-                **_columns(found.arrays),
+            # The sizes that the records state are not verified.
+            opened[name] = Split.from_index(
+                name, layout.splits[name], found.arrays, keys=layout.keys, states_true_sizes=False
             )
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened)
-
-
-class _Columns(TypedDict):
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    label: np.ndarray
-    crc: np.ndarray
-
-
-def _columns(arrays: Mapping[str, np.ndarray]) -> _Columns:
-    """Returns the arrays of an index as the fields of a `Split`."""
-    shard, offset, length, label, crc = (arrays[name] for name in ("shard", "offset", "length", "label", "crc"))
-    return {"shard": shard, "offset": offset, "length": length, "label": label, "crc": crc}
 
 
 def has_manifest(directory: Path) -> bool:
@@ -262,7 +263,7 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
                 f"the shards of split {name!r} in {directory} do not match {MANIFEST}: {wrong}; copy the dataset "
                 "again, or convert again"
             )
-    return Split(name=name, shard_paths=shard_paths, **_columns(arrays))
+    return Split.from_index(name, shard_paths, arrays)
 
 
 def _usable_index(

@@ -147,13 +147,7 @@ class RecordReader:
         self.shards.close()
 
     def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
-        split = self._split
-        shards, offsets, lengths, crcs = (
-            column[indices] for column in (split.shard, split.offset, split.length, split.crc)
-        )
-        return records.checked_payloads(
-            frames, shards, offsets, lengths, crcs, paths=split.shard_paths, indices=indices
-        )
+        return records.checked_payloads(frames, self._split.locations(indices))
 
     def _single_frames(self, indices: np.ndarray) -> Iterator[bytes]:
         split = self._split

@@ -22,10 +22,11 @@ import numpy as np
 
 from convoy.core.files import write_whole
 from convoy.core.html.templates import page_template
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.images.perceptual import NEAR
 from convoy.input_pipeline.report import numbers, pictures
-from convoy.input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
+from convoy.input_pipeline.report.alike import Alike, Group, Images, find_alike, gather
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
 
 REPORT = "report.html"
@@ -59,8 +60,8 @@ def write_report(
       manifest: content of manifest.json.
       splits: index of every split of the manifest. A bounded number of records is read for the pictures.
       quarantine: lines of quarantine.jsonl: `split`, `path`, `category`, `reason`.
-      images: `SIDECAR_ARRAYS` by split, in the order of its records. A split may have none; arrays of a wrong length
-        are ignored. The page then states what is missing.
+      images: the arrays of `IMAGE_TYPES` by split, in the order of its records. A split may have none; arrays of a
+        wrong length are ignored. The page then states what is missing.
       sources: folders of source images by split, if they still exist; for thumbnails of files that were left out.
 
     Raises:
@@ -82,7 +83,7 @@ def _page(
         name: sidecars[name]
         for name in names
         if name in sidecars
-        and all(len(sidecars[name].get(array, ())) == splits[name].num_images for array in SIDECAR_ARRAYS)
+        and all(len(sidecars[name].get(array, ())) == splits[name].num_images for array in IMAGE_TYPES)
     }
     images = gather(splits, whole)
     pairs_of_splits = math.comb(len(images.splits), 2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset.examples import from_bytes, read_features
-from convoy.input_pipeline.dataset.index import INDEX_TYPES, label_of
+from convoy.input_pipeline.dataset.index import INDEX_TYPES, idx_lines, label_of
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
 from convoy.input_pipeline.images.worker_pool import report_progress
 from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
@@ -56,8 +56,10 @@ class _Check:
         self._is_broken = False  # whether a frame could not be parsed
 
     def report(self, size: int) -> ShardReport:
-        records = {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
-        return ShardReport(size, records, tuple(self._faults))
+        return ShardReport(size, self._arrays(), tuple(self._faults))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
 
     def fault(
         self,
@@ -169,10 +171,10 @@ class _Check:
     def _check_idx(self) -> None:
         path = Path(self._task.path + ".idx")
         name = self._task.name + ".idx"
-        records = self._task.index if self._is_broken else self._columns
+        records = self._task.index if self._is_broken else self._arrays()
         if records is None:
             return
-        lines = idx_lines(records["offset"], records["length"])
+        lines = idx_lines(records)
         try:
             # No more than the expected bytes: the file may be another, large one.
             with open(path, "rb") as file:
@@ -182,12 +184,6 @@ class _Check:
             return
         if not same:
             self.fault("idx-mismatch", "does not match the shard's records", section=INDEX, file=name)
-
-
-def idx_lines(offsets: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> bytes:
-    """Returns the content of a shard's .idx file: one line "offset size" per record, with the sizes of the frames."""
-    pairs = zip(np.asarray(offsets).tolist(), np.asarray(lengths).tolist(), strict=True)
-    return "".join(f"{offset} {length + FRAME_OVERHEAD}\n" for offset, length in pairs).encode("ascii")
 
 
 def _sha256(descriptor: int) -> str:

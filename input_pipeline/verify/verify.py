@@ -22,11 +22,13 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
+from convoy.input_pipeline.dataset.image_facts import images_path
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
-from convoy.input_pipeline.dataset.open import has_manifest, read_manifest
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout
+from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
 from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask, description_fault
-from convoy.input_pipeline.verify.shard import REPAIR, check_shard, idx_lines
+from convoy.input_pipeline.verify.shard import REPAIR, check_shard
 
 _RESTORE = "Copy the file again, or convert again"
 _PREPARE = "Copy the file again, or prepare the dataset again"
@@ -164,7 +166,7 @@ def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_na
     return split
 
 
-def _external_splits(directory: Path, layout: external.Layout) -> list[_Split]:
+def _external_splits(directory: Path, layout: Layout) -> list[_Split]:
     splits = []
     for name, paths in sorted(layout.splits.items()):
         split = _Split(name, [])
@@ -230,9 +232,9 @@ def _manifest_faults(
     for label, (found, stated) in enumerate(zip(counts, entry["counts"], strict=True)):
         if found != stated:
             text = f"states {stated} images of class {label} in {split}; the shards have {found}"
-            faults.append(description_fault("class-counts", split, "manifest.json", text, _RESTORE))
+            faults.append(description_fault("class-counts", split, MANIFEST, text, _RESTORE))
             break
-    sidecar = directory / f"images-{split}.npz"
+    sidecar = images_path(directory, split)
     if os.path.exists(sidecar):
         try:
             with np.load(sidecar, allow_pickle=False) as columns:
@@ -263,31 +265,26 @@ def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterabl
             yield description_fault("label-file-mismatch", "", name, text, _RESTORE)
     stated = {name: [shard["images"] for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
     try:
-        info = json.loads((directory / external.DATASET_INFO).read_text(encoding="utf-8"))
+        info = json.loads((directory / DATASET_INFO).read_text(encoding="utf-8"))
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        json.loads((directory / external.FEATURES).read_text(encoding="utf-8"))
+        json.loads((directory / FEATURES).read_text(encoding="utf-8"))
     except OSError as error:
         text = f"cannot be read ({error.strerror})"
         yield description_fault("dataset-info-unreadable", "", Path(error.filename).name, text, _RESTORE)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        name = f"{external.DATASET_INFO} or {external.FEATURES}"
+        name = f"{DATASET_INFO} or {FEATURES}"
         yield description_fault("dataset-info-damaged", "", name, f"is damaged ({error!r})", _RESTORE)
     else:
         if found != stated:
             text = "its splits and shards differ from the manifest's"
-            yield description_fault("dataset-info-mismatch", "", external.DATASET_INFO, text, _RESTORE)
+            yield description_fault("dataset-info-mismatch", "", DATASET_INFO, text, _RESTORE)
 
 
 def _write_indexes(directory: Path, split: _Split, reports: Sequence[ShardReport]) -> None:
     try:
         for task, report in zip(split.tasks, reports, strict=True):
-            lines = idx_lines(report.records["offset"], report.records["length"])
-            write_whole(Path(task.path + ".idx"), lines)
-        arrays = {name: [report.records[name] for report in reports] for name in INDEX_TYPES if name != "shard"}
-        numbers = [len(report.records["offset"]) for report in reports]
-        shard = np.repeat(np.arange(len(reports), dtype=np.int32), numbers)
-        concatenated = {name: np.concatenate(column) for name, column in arrays.items()}
-        write_index(directory, split.name, {"shard": shard, **concatenated})
+            write_whole(Path(task.path + ".idx"), index.idx_lines(report.records))
+        write_index(directory, split.name, index.concatenated([report.records for report in reports]))
     except OSError as error:
         raise DataError(
             f"{directory}: an index cannot be written ({error.strerror}). Free disk space or fix the permissions"

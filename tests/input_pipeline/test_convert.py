@@ -19,8 +19,8 @@ from convoy.input_pipeline.convert import publish
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.convert.summary import ClassSummary, SplitSummary, Summary
-from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
+from tests.input_pipeline.datasets import read_payloads
 from tests.input_pipeline.images import draw, draw_classes, pixels
 from tests.small_disk import small_disk
 
@@ -41,13 +41,10 @@ def examples(data, split="train"):
     import tensorflow as tf
 
     found = {}
-    index = open_dataset(data).split(split)
-    descriptors = [os.open(path, os.O_RDONLY) for path in index.shard_paths]
-    for payload in records.read_payloads(descriptors, index.shard, index.offset, index.length, index.crc):
+    for payload in read_payloads(open_dataset(data).split(split)):
         features = tf.train.Example.FromString(payload).features.feature
         example = {key: (f.bytes_list.value or f.int64_list.value)[0] for key, f in features.items()}
         found[example["image/filename"].decode()] = example
-    list(map(os.close, descriptors))
     return found
 
 
