@@ -227,6 +227,16 @@ def test_class_summary_of_few_classes_lists_all_with_short_names():
     assert r"'a\nb' 3" in lines[1] and "xxx…' 1" in lines[1]
 
 
+@pytest.mark.parametrize("number", [2, 10_000])
+def test_class_summary_of_classes_of_one_size_is_one_line_per_split(number):
+    classes = tuple(ClassSummary(f"class {label}", {"train": 100, "test": 20}, 0, 0, 0) for label in range(number))
+    splits = tuple(SplitSummary(split, size * number, number, 1, 9) for split, size in (("train", 100), ("test", 20)))
+    lines = class_summary(Summary(splits, classes, 0, 0, 0, 0, 0, 0))
+    assert len(lines) == 2
+    for line, split, size in zip(lines, ("train", "test"), (100, 20), strict=True):
+        assert line.startswith(f"{split}:") and f"{number:,} classes" in line and f" {size} " in line
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, capsys, verbose):
     flags = (f"--images={photos}", f"--output={tmp_path}/data", *["--verbose"] * verbose)
