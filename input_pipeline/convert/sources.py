@@ -10,11 +10,12 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.text import counted
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 
 # Without a CSV, images are distinguished from other files by these suffixes.
@@ -155,7 +156,7 @@ def _from_folders(images: Path) -> Sources:
             empty.append(category)
     if empty:
         raise DataError(
-            f"{_classes(len(empty))} without images in {images}: {_first(empty)}. Add images "
+            f"{counted(len(empty), 'class', 'classes')} without images in {images}: {_first(empty)}. Add images "
             f"({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...), or remove the folder{'s' * (len(empty) > 1)}"
         )
     found.sort(key=lambda source: source.name)
@@ -259,13 +260,9 @@ def _plain(name: str) -> str:
 def _missing_error(
     images: Path, files: Sequence[ImageFile], missing: Sequence[str], number: int, manifest: Path
 ) -> DataError:
-    by_name = {file.name: file for file in files}
-    by_base_name: dict[str, list[str]] = {}
-    for name in by_name:
-        by_base_name.setdefault(posixpath.basename(name), []).append(name)
     return DataError(
         f"{len(missing)} of the {number} files of {manifest} are missing in {images}: {_first(missing)}"
-        f"{_nearest_file(missing[0], by_name, by_base_name)}"
+        f"{_nearest_file(missing[0], [file.name for file in files])}"
     )
 
 
@@ -359,19 +356,16 @@ def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _nearest_file(missing: str, files: Mapping[str, ImageFile], by_base_name: Mapping[str, list[str]]) -> str:
+def _nearest_file(missing: str, names: Sequence[str]) -> str:
+    by_base_name = {posixpath.basename(name): name for name in reversed(names)}
     stem = posixpath.basename(missing)
     for suffix in sorted(IMAGE_SUFFIXES):
         for candidate in (stem + suffix, os.path.splitext(stem)[0] + suffix):
             if candidate in by_base_name:
-                return f" (did you mean {by_base_name[candidate][0]!r}?)"
-    return did_you_mean(missing, sorted(files)[:_SEARCHED])
+                return f" (did you mean {by_base_name[candidate]!r}?)"
+    return did_you_mean(missing, sorted(names)[:_SEARCHED])
 
 
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(repr, names[:_LISTED])) + more
-
-
-def _classes(number: int) -> str:
-    return "1 class" if number == 1 else f"{number} classes"

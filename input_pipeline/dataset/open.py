@@ -32,6 +32,7 @@ from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+DUPLICATE = "same bytes as "  # start of the `reason` of a duplicate in quarantine.jsonl
 
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
 

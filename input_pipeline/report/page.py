@@ -23,14 +23,13 @@ import numpy as np
 from convoy.core.files import write_whole
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
-from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.open import DUPLICATE, Split
 from convoy.input_pipeline.images.perceptual import NEAR
 from convoy.input_pipeline.report import numbers, pictures
 from convoy.input_pipeline.report.alike import Alike, Group, Images, find_alike, gather
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
 
 REPORT = "report.html"
-DUPLICATE = "same bytes as "  # start of the `reason` of duplicates in quarantine.jsonl
 
 _LEAKED = re.compile(re.escape(DUPLICATE) + r"image \d+ of split \w+")  # duplicates of an image of another split
 # Limits of what is shown, so that the page stays below 3 MB. Counts always cover everything.

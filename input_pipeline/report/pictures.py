@@ -96,10 +96,15 @@ def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
     try:
         image = open_image()
         image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+        return data_uri(image.convert("RGB"), quality=_QUALITY)
     except Exception:  # decoders raise anything for a damaged image
         return ""
+
+
+def data_uri(image: Image.Image, **options: int) -> str:
+    """Returns an RGB image as the data URI of a JPEG; `options` are those of Pillow's encoder."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
