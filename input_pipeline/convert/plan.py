@@ -182,18 +182,13 @@ def _shuffled(images: Sequence[Source], salt: str) -> list[Source]:
 
 
 def _sample(image: Source) -> bytes:
+    middle = image.size // 2
     try:
-        descriptor = os.open(image.path, os.O_RDONLY)
+        with open(image.path, "rb", buffering=0) as file:
+            # Not past the end of an image in a shard: the bytes that follow differ between equal images.
+            return os.pread(file.fileno(), min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
     except OSError:
         return b""
-    try:
-        middle = image.size // 2
-        # Not past the end of an image in a shard: the bytes that follow differ between equal images.
-        return os.pread(descriptor, min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
 def _digest(image: Source) -> bytes:

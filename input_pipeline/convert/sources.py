@@ -17,6 +17,7 @@ from pathlib import Path
 from convoy.core.errors import DataError, did_you_mean
 from convoy.core.text import counted
 from convoy.input_pipeline.convert.tables import column_indices, read_table
+from convoy.input_pipeline.dataset.storage import similar_folder
 
 # Without a CSV, images are distinguished from other files by these suffixes.
 IMAGE_SUFFIXES = frozenset(
@@ -348,8 +349,7 @@ def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 def _check_folder(images: Path) -> None:
     if not images.is_dir():
         kind = "is not a folder" if images.exists() else "does not exist"
-        siblings = [entry.name for entry in images.parent.iterdir() if entry.is_dir()] if images.parent.is_dir() else []
-        raise DataError(f"image folder {images} {kind}{did_you_mean(images.name, siblings)}")
+        raise DataError(f"image folder {images} {kind}{similar_folder(images)}")
 
 
 def _is_image_name(name: str) -> bool:

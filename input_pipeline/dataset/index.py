@@ -225,32 +225,28 @@ def _scan_shard(
     columns = {name: array.array("q") for name in INDEX_TYPES if name != "shard"}
     texts: dict[int, set[bytes]] = {}
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with open(path, "rb", buffering=0) as file:
+            descriptor = file.fileno()
+            for offset, length, crc in walk(path):
+                if stopped.is_set():
+                    break
+                try:
+                    source = from_file(descriptor, offset + HEADER_BYTES, length)
+                    features = read_features(source, length, wanted)
+                    label = label_of(features, keys.label)
+                except ValueError as error:
+                    present = _names_in(descriptor, offset, length)
+                    raise DataError(
+                        f"{path}: the record at offset {offset} has no usable label: {error}{present}"
+                    ) from None
+                for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
+                    column.append(value)
+                if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
+                    known = texts.setdefault(label, set())
+                    if len(known) < 2:
+                        known.add(found[0])
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
-    try:
-        for offset, length, crc in walk(path):
-            if stopped.is_set():
-                break
-            try:
-                source = from_file(descriptor, offset + HEADER_BYTES, length)
-                features = read_features(source, length, wanted)
-                label = label_of(features, keys.label)
-            except ValueError as error:
-                present = _names_in(descriptor, offset, length)
-                raise DataError(
-                    f"{path}: the record at offset {offset} has no usable label: {error}{present}"
-                ) from None
-            for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
-                column.append(value)
-            if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
-                known = texts.setdefault(label, set())
-                if len(known) < 2:
-                    known.add(found[0])
-    except OSError as error:
-        raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
-    finally:
-        os.close(descriptor)
     return {name: np.asarray(column, INDEX_TYPES[name]) for name, column in columns.items()}, texts
 
 

@@ -27,7 +27,7 @@ from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
 from convoy.input_pipeline.dataset.layout import Layout
 from convoy.input_pipeline.dataset.records import Locations
-from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path
+from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, similar_folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -191,7 +191,7 @@ def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
     try:
         if not directory.is_dir():
             raise DataError(
-                f"dataset directory {directory} does not exist{_nearest_folder(directory)}. "
+                f"dataset directory {directory} does not exist{similar_folder(directory)}. "
                 f"Create it with `convoy convert --images=... --output={directory}`."
             )
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -308,9 +308,3 @@ def _check_size(path: Path | RemotePath, size: int) -> None:
             f"shard {path} has {found:,} bytes, the manifest states {size:,}: it was truncated or changed; "
             "copy the dataset again, or convert again"
         )
-
-
-def _nearest_folder(directory: Path | RemotePath) -> str:
-    parent = directory.parent
-    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    return did_you_mean(directory.name, siblings)

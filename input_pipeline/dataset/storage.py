@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
 _OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
@@ -37,6 +37,13 @@ def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | Re
     if isinstance(directory, RemotePath):
         return directory
     return RemotePath(str(directory).rstrip("/")) if is_remote(directory) else Path(directory)
+
+
+def similar_folder(missing: "Path | RemotePath") -> str:
+    """Returns ` (did you mean 'x'?)` for the most similar name of the folders next to `missing`, or ""."""
+    parent = missing.parent
+    folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    return did_you_mean(missing.name, folders)
 
 
 @dataclass(frozen=True)

@@ -146,14 +146,14 @@ def find_alike(images: Images, *, leaks_shown: int) -> Alike:
       leaks_shown: maximum number of pairs of a `Leak`.
     """
     content = np.unique(images.content, return_inverse=True)[1]
-    hashes, looks = np.unique(images.perceptual, return_inverse=True)
+    hashes, hash_ids = np.unique(images.perceptual, return_inverse=True)
     pairs = near_pairs(hashes)
     is_flat = images.perceptual == FLAT
-    group = _components(len(hashes), pairs)[looks]
+    group = _components(len(hashes), pairs)[hash_ids]
     group[is_flat] = len(hashes) + content[is_flat]
     across, within = _groups(images, group, content)
     leaks = [
-        _leak(images, earlier, later, looks, pairs, leaks_shown)
+        _leak(images, earlier, later, hash_ids, pairs, leaks_shown)
         for later in range(len(images.splits))
         for earlier in range(later)
     ]
@@ -198,16 +198,25 @@ def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tup
     return tuple(sorted(across, key=worst_first)), tuple(sorted(within, key=lambda group: worst_first(group)[1:]))
 
 
-def _leak(images: Images, earlier: int, later: int, looks: np.ndarray, pairs: NearPairs, shown: int) -> Leak:
-    """Finds the images of split `later` that are also in `earlier`; `looks` are the images' indices into the hashes."""
+def _leak(images: Images, earlier: int, later: int, hash_ids: np.ndarray, pairs: NearPairs, shown: int) -> Leak:
+    """Finds the images of split `later` that are also in `earlier`.
+
+    Args:
+      images: images of all splits.
+      earlier: index of a split.
+      later: index of a later split.
+      hash_ids: [n] index of each image's hash among those of `pairs`.
+      pairs: similar hashes.
+      shown: maximum number of pairs.
+    """
     content, old, new = images.content, np.flatnonzero(images.split == earlier), np.flatnonzero(images.split == later)
     exact = np.isin(content[new], content[old])
-    there = np.zeros(looks.max() + 1, bool)  # which hashes `earlier` has
-    there[looks[old]] = True
+    there = np.zeros(hash_ids.max() + 1, bool)  # which hashes `earlier` has
+    there[hash_ids[old]] = True
     reached = there.copy()
     reached[pairs.first[there[pairs.second]]] = True
     reached[pairs.second[there[pairs.first]]] = True
-    near = reached[looks[new]] & ~exact & (images.perceptual[new] != FLAT)
+    near = reached[hash_ids[new]] & ~exact & (images.perceptual[new] != FLAT)
     partners = [(i, old[np.argmax(content[old] == content[i])]) for i in new[exact][:shown]]
     likes = []
     for i in new[near][: shown - len(partners)]:

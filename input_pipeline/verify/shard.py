@@ -35,17 +35,11 @@ def check_shard(task: ShardTask) -> ShardReport:
     """
     check = _Check(task)
     try:
-        descriptor = os.open(task.path, os.O_RDONLY)
+        with open(task.path, "rb", buffering=0) as file:
+            return check.run(file.fileno())
     except OSError as error:
         check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
         return check.report(0)
-    try:
-        return check.run(descriptor)
-    except OSError as error:
-        check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
-        return check.report(0)
-    finally:
-        os.close(descriptor)
 
 
 class _Check:
@@ -217,11 +211,12 @@ def _image_problem(encoded: bytes, features: _Features, *, strictly: bool) -> _P
     stated = {name: _single(features, f"image/{name}") for name in ("height", "width", "channels")}
     if stated_format == "raw":
         height, width, channels = stated.values()
-        if isinstance(height, int) and isinstance(width, int) and channels is not None:
-            expected = height * width * 3
-        else:
-            expected = None
-        if len(encoded) == expected:
+        if (
+            isinstance(height, int)
+            and isinstance(width, int)
+            and channels is not None
+            and len(encoded) == height * width * 3
+        ):
             return None
         return "image-mismatch", f"the record's {len(encoded):,} bytes of raw pixels are not {height!r} x {width!r} x 3"
     from convoy.input_pipeline.verify import image
