@@ -156,11 +156,11 @@ def find_mismatch(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str
         last_shard, end = int(shards[-1]), int(ends[-1])
     if last_shard >= 0:
         filled[last_shard] = end
-    wrong = np.flatnonzero(filled != np.asarray(sizes, np.int64))
-    if not len(wrong):
+    unfilled = np.flatnonzero(filled != np.asarray(sizes, np.int64))
+    if not len(unfilled):
         return ""
-    first = int(wrong[0])
-    return f"its records fill {filled[first]:,} of the {sizes[first]:,} bytes of shard {first}"
+    number = int(unfilled[0])
+    return f"its records fill {filled[number]:,} of the {sizes[number]:,} bytes of shard {number}"
 
 
 def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:

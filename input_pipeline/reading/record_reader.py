@@ -86,6 +86,7 @@ class RecordReader:
         used = self.substitutes.applied(indices) if self.substitutes else indices
         cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
         missing = np.flatnonzero(~cached)
+        frames: Iterator[bytes]
         try:
             if self._blocks and self._ranges and len(missing):
                 replaced = (used != indices)[missing]
