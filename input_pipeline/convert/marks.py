@@ -104,9 +104,7 @@ def read(path: Path, shard_path: Path, images: Sequence[Source], fingerprint: st
         with np.load(path, allow_pickle=False) as file:
             facts = json.loads(file["facts"].tobytes())
             loaded = {name: file[name] for name in _TYPES}
-        if facts["fingerprint"] != fingerprint:
-            return None
-        if sha256_of(shard_path) != facts["sha256"]:
+        if facts["fingerprint"] != fingerprint or sha256_of(shard_path) != facts["sha256"]:
             return None
         by_name = {os.fsencode(image.name).hex(): image for image in images}
         bad = tuple((by_name[name], reason) for name, reason in facts["bad"])

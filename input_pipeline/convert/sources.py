@@ -166,11 +166,7 @@ def _from_folders(images: Path) -> Sources:
 
 def _from_table(images: Path, table: Table) -> Sources:
     rows = _read_rows(table)
-    files = _list_files(images, "")
-    matched = _match(images, files, [filename for _, filename, _ in rows])
-    missing = [filename for (_, filename, _), matches in zip(rows, matched, strict=True) if not matches]
-    if missing and (not table.skip_missing or len(missing) == len(rows)):
-        raise _missing_error(images, files, missing, len(rows), table.path)
+    files, matched = _match(images, [name for _, name, _ in rows], table.path, skip_missing=table.skip_missing)
     found: dict[str, Source] = {}
     for (line, filename, category), matches in zip(rows, matched, strict=True):
         if not matches:
@@ -218,21 +214,19 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
       DataError: the folder does not exist, or names are missing or ambiguous.
     """
     _check_folder(images)
-    files = _list_files(images, "")
-    matched = _match(images, files, filenames)
-    missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
-    if missing:
-        raise _missing_error(images, files, missing, len(filenames), manifest)
-    pairs = zip(matched, filenames, strict=True)
+    pairs = zip(_match(images, filenames, manifest)[1], filenames, strict=True)
     return [_only(matches, filename, images, str(manifest)) for matches, filename in pairs]
 
 
-def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -> list[list[ImageFile]]:
-    """Returns the files that match each name: one, none, or several with the same base name.
+def _match(
+    images: Path, filenames: Sequence[str], manifest: Path, *, skip_missing: bool = False
+) -> tuple[list[ImageFile], list[list[ImageFile]]]:
+    """Returns all files, and those that match each name: one, several with the same base name, or none.
 
     Raises:
-      DataError: a name leads out of the folder.
+      DataError: a name leads out of the folder, or matches none; with `skip_missing`, only if all names match none.
     """
+    files = _list_files(images, "")
     by_name = {_plain(file.name): file for file in files}
     by_base_name: dict[str, list[ImageFile]] = {}
     for name, file in by_name.items():
@@ -250,21 +244,18 @@ def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -
         spellings = (plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/")))
         named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
         matched.append([named] if named else by_base_name.get(plain, []))
-    return matched
+    missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
+    if missing and (not skip_missing or len(missing) == len(filenames)):
+        raise DataError(
+            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {_first(missing)}"
+            f"{_nearest_file(missing[0], [file.name for file in files])}"
+        )
+    return files, matched
 
 
 def _plain(name: str) -> str:
     # File systems and spreadsheets differ in the Unicode form of accented letters.
     return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _missing_error(
-    images: Path, files: Sequence[ImageFile], missing: Sequence[str], number: int, manifest: Path
-) -> DataError:
-    return DataError(
-        f"{len(missing)} of the {number} files of {manifest} are missing in {images}: {_first(missing)}"
-        f"{_nearest_file(missing[0], [file.name for file in files])}"
-    )
 
 
 def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str) -> ImageFile:

@@ -1,8 +1,7 @@
 """The index of a split: location, label and checksum of every record. Loaded, validated, or rebuilt from the shards.
 
-    arrays = load(index_path(directory, "train"))          # IndexUnusableError: missing or unreadable
-    problem = find_mismatch(arrays, shard_sizes)            # "" if the records tile the shards
-    arrays = scan(shard_paths, RecordKeys()).arrays         # from record headers and labels
+    arrays = load(index_path(directory, "train"), shard_sizes)      # IndexUnusableError: missing, or of other shards
+    arrays = scan(shard_paths, RecordKeys()).arrays                 # from record headers and labels
 
 An index file has five arrays with one entry per record, in shard order: 28 bytes per record. Loading and validating
 need little more memory than the arrays; 100 million records take 2.8 GB.
@@ -44,7 +43,7 @@ class RecordKeys(NamedTuple):
 
 
 class IndexUnusableError(ConvoyError):
-    """An index that is missing or cannot be read. It can be rebuilt from the shards."""
+    """An index that is missing, cannot be read, or does not match its shards. It can be rebuilt from them."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return cast(AnyPath, directory / f"index-{split}.npz")
 
 
-def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
-    """Returns the arrays of an index, read-only.
+def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the arrays of an index of shards of these sizes, bytes, read-only.
 
     They are read, not memory-mapped: if the file server fails, that must raise an error, not kill the process.
 
     Raises:
-      IndexUnusableError: the index is missing or damaged.
+      IndexUnusableError: the index is missing or damaged, or does not match the shards.
     """
     try:
         with local_copy(path) as local, zipfile.ZipFile(local) as archive:
@@ -82,6 +81,8 @@ def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         raise IndexUnusableError(f"cannot be read ({error})") from None
+    if mismatch := find_mismatch(arrays, sizes):
+        raise IndexUnusableError(f"does not match the shards ({mismatch})")
     return read_only(arrays)
 
 

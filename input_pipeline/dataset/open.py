@@ -240,20 +240,23 @@ def _check(condition: object, name: str) -> None:
 
 def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int) -> Split:
     shard_paths = tuple(directory / shard["file"] for shard in entry["shards"])
-    sizes = np.array([shard["bytes"] for shard in entry["shards"]], np.int64)
-    for path, size in zip(shard_paths, sizes.tolist(), strict=True):
-        _check_size(path, size)
-    arrays, problem = _usable_index(index_path(directory, name), sizes.tolist(), entry, num_classes)
-    if problem and not isinstance(directory, Path):
-        raise DataError(
-            f"{index_path(directory, name)} {problem}. Copy the index again from an intact copy of the dataset; in a "
-            "local directory, `convoy verify --repair_index` rebuilds it"
-        )
-    if problem:
+    sizes = [shard["bytes"] for shard in entry["shards"]]
+    for shard_path, size in zip(shard_paths, sizes, strict=True):
+        _check_size(shard_path, size)
+    path = index_path(directory, name)
+    try:
+        arrays = index.load(path, sizes)
+        if wrong := _contradiction(arrays, entry, num_classes):
+            raise index.IndexUnusableError(f"does not match the shards ({wrong})")
+    except index.IndexUnusableError as error:
+        if not isinstance(directory, Path):
+            raise DataError(
+                f"{path} {error}. Copy the index again from an intact copy of the dataset; in a local directory, "
+                "`convoy verify --repair_index` rebuilds it"
+            ) from None
         # Printed before scanning, which may take minutes.
         print(
-            f"convoy: {index_path(directory, name)} {problem}: reading record headers instead "
-            f"({sizes.sum() / 1e6:,.1f} MB of shards). "
+            f"convoy: {path} {error}: reading record headers instead ({sum(sizes) / 1e6:,.1f} MB of shards). "
             f"To rebuild the index, run `convoy verify --data={directory} --repair_index`.",
             file=sys.stderr,
             flush=True,
@@ -263,27 +266,8 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
             raise DataError(
                 f"the shards of split {name!r} in {directory} do not match {MANIFEST}: {wrong}; copy the dataset "
                 "again, or convert again"
-            )
+            ) from None
     return Split.from_index(name, shard_paths, arrays)
-
-
-def _usable_index(
-    path: Path | RemotePath, sizes: list[int], entry: Mapping[str, Any], num_classes: int
-) -> tuple[dict[str, np.ndarray], str]:
-    """Returns an index and "", or why it cannot be used.
-
-    Args:
-      path: the index file.
-      sizes: shard sizes, bytes.
-      entry: the split's entry in the manifest.
-      num_classes: number of classes of the dataset.
-    """
-    try:
-        arrays = index.load(path)
-    except index.IndexUnusableError as error:
-        return {}, str(error)
-    wrong = index.find_mismatch(arrays, sizes) or _contradiction(arrays, entry, num_classes)
-    return arrays, f"does not match the shards ({wrong})" if wrong else ""
 
 
 def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], num_classes: int) -> str:
