@@ -9,6 +9,7 @@ processes check one shard at a time (`verify.shard`). Shards and manifest are ne
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,7 +232,7 @@ def _manifest_faults(
             yield _description_fault("class-counts", MANIFEST, text, split)
             break
     sidecar = images_path(directory, split)
-    if not sidecar.exists():
+    if not os.path.exists(sidecar):  # unlike Path.exists, also for a name that is too long
         return
     try:
         with np.load(sidecar, allow_pickle=False) as columns:
