@@ -217,12 +217,18 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
 
 
 def class_summary(summary: "Summary") -> list[str]:
-    """Returns a few lines on the largest and smallest classes of each split, whatever the number of classes."""
+    """Returns a few lines on the largest and smallest classes of each split, whatever the number of classes.
+
+    A split has one line if all classes have the same number of images.
+    """
     lines = []
     for split in summary.splits:
         ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
+        most = ordered[0].kept[split.name]
         lines.append(f"{split.name}: {counted(split.images, 'image')} of {counted(split.classes, 'class', 'classes')}")
-        if len(ordered) <= 2 * _EXTREMES:
+        if most == ordered[-1].kept[split.name]:
+            lines[-1] += f", {most:,} per class"
+        elif len(ordered) <= 2 * _EXTREMES:
             lines.append(f"  classes: {_counts(ordered, split.name)}")
         else:
             lines.append(f"  largest: {_counts(ordered[:_EXTREMES], split.name)}")

@@ -24,7 +24,9 @@ from convoy.input_pipeline.convert.sources import Source, Sources, list_sources
 from convoy.input_pipeline.convert.summary import Summary, summarize_classes, summarize_split
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard
-from convoy.input_pipeline.dataset.open import INDEX_TYPES, Split, has_manifest, open_dataset, read_manifest
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
+from convoy.input_pipeline.dataset.index import concatenated
+from convoy.input_pipeline.dataset.open import Split, has_manifest, open_dataset, read_manifest
 from convoy.input_pipeline.images import worker_pool
 from convoy.input_pipeline.images.pixels import Pixels
 
@@ -75,7 +77,9 @@ def convert(
                 raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
             tasks = _tasks(work, splits, manifest)
             shards = _write_shards(tasks, work, options, progress=progress, log=log)
-            columns = {split: _columns(split_shards) for split, split_shards in shards.items()}
+            columns = {
+                split: concatenated([shard.columns for shard in split_shards]) for split, split_shards in shards.items()
+            }
             for split, split_shards in shards.items():
                 manifest["splits"][split] = _split_entry(
                     options, split_shards, columns[split], split, len(manifest["class_names"])
@@ -122,12 +126,12 @@ def _known_images(
     """Returns the images of the existing splits, (split, number of the image) by (bytes, content hash)."""
     known: dict[tuple[int, int], tuple[str, int]] = {}
     for split, entry in manifest["splits"].items():
-        facts = metadata.read_images(output, split)
+        facts = read_images(output, split)
         if facts and len(facts["content"]) == entry["num_images"]:
             contents = zip(facts["source_bytes"].tolist(), facts["content"].tolist(), strict=True)
             known |= {content: (split, i) for i, content in enumerate(contents)}
         else:
-            path = metadata.images_path(output, split)
+            path = images_path(output, split)
             log(f"{path}: missing or damaged. Images that split {split!r} also has are not detected.")
     return known
 
@@ -254,17 +258,6 @@ def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fractio
     )
 
 
-def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a split, those of `INDEX_TYPES` and `IMAGE_TYPES`, each [num_images]."""
-    columns = {
-        name: np.concatenate([shard.columns[name] for shard in shards])
-        for name in (INDEX_TYPES | metadata.IMAGE_TYPES)
-        if name != "shard"
-    }
-    columns["shard"] = np.repeat(np.arange(len(shards)), [shard.num_records for shard in shards])
-    return columns
-
-
 def _split_entry(
     options: Options, shards: Sequence[Shard], columns: Mapping[str, np.ndarray], split: str, num_classes: int
 ) -> dict[str, Any]:
@@ -301,19 +294,10 @@ def _write_report(
     if len(manifest["splits"]) > len(shards):
         earlier = open_dataset(options.output)
         splits = {name: earlier.split(name) for name in earlier.splits}
-        images = {name: metadata.read_images(options.output, name) for name in earlier.splits}
+        images = {name: read_images(options.output, name) for name in earlier.splits}
     for split, split_shards in shards.items():
-        index = {name: columns[split][name].astype(dtype) for name, dtype in INDEX_TYPES.items()}
-        splits[split] = Split(
-            name=split,
-            shard_paths=tuple(shard.path for shard in split_shards),
-            shard=index["shard"],
-            offset=index["offset"],
-            length=index["length"],
-            label=index["label"],
-            crc=index["crc"],
-        )
-        images[split] = {name: columns[split][name] for name in metadata.IMAGE_TYPES}
+        splits[split] = Split.from_index(split, [shard.path for shard in split_shards], columns[split])
+        images[split] = {name: columns[split][name] for name in IMAGE_TYPES}
     write_report(
         work.dataset / REPORT,
         manifest=manifest,

@@ -18,8 +18,8 @@ import numpy as np
 
 from convoy import __version__
 from convoy.core.files import sha256_of, write_whole
-from convoy.input_pipeline.convert.metadata import IMAGE_TYPES
 from convoy.input_pipeline.convert.sources import Source
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES
 
 # The number of a record's shard is only known at the end.
@@ -35,7 +35,7 @@ class Shard:
       path: path of the file.
       size: size in bytes.
       sha256: SHA-256 of the file, hexadecimal.
-      columns: [num_records] arrays by name: those of the index except `shard`, and of `metadata.IMAGE_TYPES`.
+      columns: [num_records] arrays by name: those of the index except `shard`, and of `IMAGE_TYPES`.
       bad: images that were left out, as (image, reason).
     """
 
@@ -104,9 +104,7 @@ def read(path: Path, shard_path: Path, images: Sequence[Source], fingerprint: st
         with np.load(path, allow_pickle=False) as file:
             facts = json.loads(file["facts"].tobytes())
             loaded = {name: file[name] for name in _TYPES}
-        if facts["fingerprint"] != fingerprint:
-            return None
-        if sha256_of(shard_path) != facts["sha256"]:
+        if facts["fingerprint"] != fingerprint or sha256_of(shard_path) != facts["sha256"]:
             return None
         by_name = {os.fsencode(image.name).hex(): image for image in images}
         bad = tuple((by_name[name], reason) for name, reason in facts["bad"])

@@ -16,19 +16,12 @@ from typing import Any
 import numpy as np
 
 from convoy.core.files import write_whole
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+from convoy.input_pipeline.dataset.tfds_layout import SHARD_TEMPLATE
 
 VERSION = "1.0.0"
-# The arrays of images-SPLIT.npz, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of
-# the file, `perceptual_hash`, and whether the image was re-encoded.
-IMAGE_TYPES = {
-    "width": np.uint32,
-    "height": np.uint32,
-    "source_bytes": np.int64,
-    "content": np.uint64,
-    "perceptual": np.uint64,
-    "changed": np.bool_,
-}
 # TFDS looks for the first name, readers of flat records for the second.
 LABEL_FILES = ("image.class.label.labels.txt", "image-class-label.labels.txt")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -67,25 +60,9 @@ def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -
     _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
 
 
-def images_path(directory: Path, split: str) -> Path:
-    """Returns the path of a split's images-SPLIT.npz."""
-    return directory / f"images-{split}.npz"
-
-
 def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes images-SPLIT.npz; equal arrays give equal bytes."""
     _write_arrays(images_path(directory, split), arrays, IMAGE_TYPES)
-
-
-def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
-    try:
-        with np.load(images_path(directory, split), allow_pickle=False) as file:
-            columns: dict[str, np.ndarray]
-            columns = {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
-    except Exception:  # damaged bytes make zipfile and numpy raise anything
-        return {}
-    return columns if len({column.shape for column in columns.values()}) == 1 else {}
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:
@@ -100,8 +77,8 @@ def write_descriptions(directory: Path, manifest: Mapping[str, Any]) -> None:
     labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for file in LABEL_FILES:
         write_whole(directory / file, labels)
-    write_whole(directory / "features.json", _json(_features(manifest)))
-    write_whole(directory / "dataset_info.json", _json(_dataset_info(manifest)))
+    write_whole(directory / FEATURES, _json(_features(manifest)))
+    write_whole(directory / DATASET_INFO, _json(_dataset_info(manifest)))
     write_whole(directory / MANIFEST, _json(manifest))
 
 
@@ -114,7 +91,7 @@ def _dataset_info(manifest: Mapping[str, Any]) -> dict[str, Any]:
     splits = [
         {
             "name": name,
-            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "filepathTemplate": SHARD_TEMPLATE,
             "shardLengths": [str(shard["images"]) for shard in split["shards"]],
             "numBytes": str(sum(shard["bytes"] for shard in split["shards"])),
         }

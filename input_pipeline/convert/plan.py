@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from convoy.input_pipeline.convert.sources import Source
 
-SHARD_BYTES = 128 * 2**20
+_SHARD_BYTES = 128 * 2**20
 _MIN_SHARDS = 8  # so that several readers can share the work, if there are enough images
 _MIN_IMAGES_PER_SHARD = 64
 _SAMPLE_BYTES = 64
@@ -130,6 +130,12 @@ def divide(
     }
     left = {category: len(members) - 1 for category, members in by_class.items()}  # to give away
     split_of: dict[str, str] = {}
+
+    def take(category: str, number: int, split: str) -> None:
+        split_of.update((image.name, split) for image in drawn[category][:number])
+        del drawn[category][:number]
+        left[category] -= number
+
     for split in others:
         seen = taken = 0
         for category in sorted(by_class):
@@ -138,25 +144,12 @@ def divide(
             wanted = math.floor(shares[split] * seen + 0.5) - taken
             most = math.ceil(shares[split] * len(by_class[category]))
             quota = max(0, min(wanted, most, left[category], len(drawn[category])))
-            _take(drawn, left, category, quota, split, split_of)
+            take(category, quota, split)
             taken += quota
         if not taken:
             largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
-            _take(drawn, left, largest, min(1, left[largest], len(drawn[largest])), split, split_of)
+            take(largest, min(1, left[largest], len(drawn[largest])), split)
     return {split: tuple(image for image in images if split_of.get(image.name, first) == split) for split in shares}
-
-
-def _take(
-    drawn: dict[str, list[Source]],
-    left: dict[str, int],
-    category: str,
-    number: int,
-    split: str,
-    split_of: dict[str, str],
-) -> None:
-    split_of.update((image.name, split) for image in drawn[category][:number])
-    del drawn[category][:number]
-    left[category] -= number
 
 
 def assign_shards(
@@ -175,7 +168,7 @@ def assign_shards(
       The images of each shard, in the order of the records.
     """
     if not shards:
-        shards = max(math.ceil(total_bytes / SHARD_BYTES), min(_MIN_SHARDS, len(images) // _MIN_IMAGES_PER_SHARD))
+        shards = max(math.ceil(total_bytes / _SHARD_BYTES), min(_MIN_SHARDS, len(images) // _MIN_IMAGES_PER_SHARD))
     shards = max(1, min(shards, len(images)))
     shuffled = _shuffled(images, f"shuffle {split} {seed}")
     bounds = [len(images) * i // shards for i in range(shards + 1)]
@@ -189,18 +182,13 @@ def _shuffled(images: Sequence[Source], salt: str) -> list[Source]:
 
 
 def _sample(image: Source) -> bytes:
+    middle = image.size // 2
     try:
-        descriptor = os.open(image.path, os.O_RDONLY)
+        with open(image.path, "rb", buffering=0) as file:
+            # Not past the end of an image in a shard: the bytes that follow differ between equal images.
+            return os.pread(file.fileno(), min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
     except OSError:
         return b""
-    try:
-        middle = image.size // 2
-        # Not past the end of an image in a shard: the bytes that follow differ between equal images.
-        return os.pread(descriptor, min(_SAMPLE_BYTES, image.size - middle), (image.offset or 0) + middle)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
 def _digest(image: Source) -> bytes:

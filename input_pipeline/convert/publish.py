@@ -78,7 +78,11 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
     with contextlib.ExitStack() as locks:
         if adds:  # conversions of different splits have separate working folders, but share the manifest
             locks.enter_context(_locked(output, output))
-        _check_ours(work)
+        if os.path.lexists(work.folder) and not _is_ours(work):
+            raise UsageError(
+                f"{work.folder} is the conversion's working folder, and has files that no conversion wrote. Move it "
+                "away, or pass another --output"
+            )
         work.dataset.mkdir(parents=True, exist_ok=True)
         work.marks.mkdir(exist_ok=True)
         locks.enter_context(_locked(work.folder / _LOCK, output))
@@ -101,14 +105,6 @@ def _is_ours(work: WorkingDirectory) -> bool:
     """Returns whether a folder exists and only has entries that a conversion creates."""
     own = (_LOCK, _BEFORE, work.dataset.name, work.marks.name)
     return work.folder.is_dir() and all(path.name in own for path in work.folder.iterdir())
-
-
-def _check_ours(work: WorkingDirectory) -> None:
-    if os.path.lexists(work.folder) and not _is_ours(work):
-        raise UsageError(
-            f"{work.folder} is the conversion's working folder, and has files that no conversion wrote. Move it away, "
-            "or pass another --output"
-        )
 
 
 def _locked(path: Path, output: Path) -> contextlib.AbstractContextManager[None]:

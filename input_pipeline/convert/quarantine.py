@@ -11,7 +11,7 @@ from convoy.core.files import write_whole
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
 from convoy.input_pipeline.convert.sources import Sources, Table
-from convoy.input_pipeline.dataset.open import QUARANTINE
+from convoy.input_pipeline.dataset.open import DUPLICATE, QUARANTINE
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,16 @@ def collect(
       shards: shards that were written, by split.
     """
     first = next(iter(shards))
-    # The report parses the reasons that begin with "same bytes as".
     for name in found.stray:
         yield LeftOut(first, name, "", f"not named by {table.path.name}" if table else "not an image by its name")
     for name, category in found.missing:
         yield LeftOut(first, name, category, f"named by {table.path.name}, and missing" if table else "missing")
     for image, kept in duplicates.dropped:
-        yield LeftOut(image.split or first, image.name, image.category, f"same bytes as {kept.name}")
+        yield LeftOut(image.split or first, image.name, image.category, f"{DUPLICATE}{kept.name}")
     for image in duplicates.kept:
         if image.name in leaked:
             split, number = leaked[image.name]
-            reason = f"same bytes as image {number} of split {split}"
+            reason = f"{DUPLICATE}image {number} of split {split}"
             yield LeftOut(image.split or first, image.name, image.category, reason)
     for split, split_shards in shards.items():
         for shard in split_shards:

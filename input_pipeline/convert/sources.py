@@ -10,12 +10,14 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.text import counted
 from convoy.input_pipeline.convert.tables import column_indices, read_table
+from convoy.input_pipeline.dataset.storage import similar_folder
 
 # Without a CSV, images are distinguished from other files by these suffixes.
 IMAGE_SUFFIXES = frozenset(
@@ -155,7 +157,7 @@ def _from_folders(images: Path) -> Sources:
             empty.append(category)
     if empty:
         raise DataError(
-            f"{_classes(len(empty))} without images in {images}: {_first(empty)}. Add images "
+            f"{counted(len(empty), 'class', 'classes')} without images in {images}: {_first(empty)}. Add images "
             f"({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...), or remove the folder{'s' * (len(empty) > 1)}"
         )
     found.sort(key=lambda source: source.name)
@@ -164,11 +166,7 @@ def _from_folders(images: Path) -> Sources:
 
 def _from_table(images: Path, table: Table) -> Sources:
     rows = _read_rows(table)
-    files = _list_files(images, "")
-    matched = _match(images, files, [filename for _, filename, _ in rows])
-    missing = [filename for (_, filename, _), matches in zip(rows, matched, strict=True) if not matches]
-    if missing and (not table.skip_missing or len(missing) == len(rows)):
-        raise _missing_error(images, files, missing, len(rows), table.path)
+    files, matched = _match(images, [name for _, name, _ in rows], table.path, skip_missing=table.skip_missing)
     found: dict[str, Source] = {}
     for (line, filename, category), matches in zip(rows, matched, strict=True):
         if not matches:
@@ -216,21 +214,19 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
       DataError: the folder does not exist, or names are missing or ambiguous.
     """
     _check_folder(images)
-    files = _list_files(images, "")
-    matched = _match(images, files, filenames)
-    missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
-    if missing:
-        raise _missing_error(images, files, missing, len(filenames), manifest)
-    pairs = zip(matched, filenames, strict=True)
+    pairs = zip(_match(images, filenames, manifest)[1], filenames, strict=True)
     return [_only(matches, filename, images, str(manifest)) for matches, filename in pairs]
 
 
-def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -> list[list[ImageFile]]:
-    """Returns the files that match each name: one, none, or several with the same base name.
+def _match(
+    images: Path, filenames: Sequence[str], manifest: Path, *, skip_missing: bool = False
+) -> tuple[list[ImageFile], list[list[ImageFile]]]:
+    """Returns all files, and those that match each name: one, several with the same base name, or none.
 
     Raises:
-      DataError: a name leads out of the folder.
+      DataError: a name leads out of the folder, or matches none; with `skip_missing`, only if all names match none.
     """
+    files = _list_files(images, "")
     by_name = {_plain(file.name): file for file in files}
     by_base_name: dict[str, list[ImageFile]] = {}
     for name, file in by_name.items():
@@ -248,25 +244,18 @@ def _match(images: Path, files: Sequence[ImageFile], filenames: Sequence[str]) -
         spellings = (plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/")))
         named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
         matched.append([named] if named else by_base_name.get(plain, []))
-    return matched
+    missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
+    if missing and (not skip_missing or len(missing) == len(filenames)):
+        raise DataError(
+            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {_first(missing)}"
+            f"{_nearest_file(missing[0], [file.name for file in files])}"
+        )
+    return files, matched
 
 
 def _plain(name: str) -> str:
     # File systems and spreadsheets differ in the Unicode form of accented letters.
     return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _missing_error(
-    images: Path, files: Sequence[ImageFile], missing: Sequence[str], number: int, manifest: Path
-) -> DataError:
-    by_name = {file.name: file for file in files}
-    by_base_name: dict[str, list[str]] = {}
-    for name in by_name:
-        by_base_name.setdefault(posixpath.basename(name), []).append(name)
-    return DataError(
-        f"{len(missing)} of the {number} files of {manifest} are missing in {images}: {_first(missing)}"
-        f"{_nearest_file(missing[0], by_name, by_base_name)}"
-    )
 
 
 def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str) -> ImageFile:
@@ -351,27 +340,23 @@ def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 def _check_folder(images: Path) -> None:
     if not images.is_dir():
         kind = "is not a folder" if images.exists() else "does not exist"
-        siblings = [entry.name for entry in images.parent.iterdir() if entry.is_dir()] if images.parent.is_dir() else []
-        raise DataError(f"image folder {images} {kind}{did_you_mean(images.name, siblings)}")
+        raise DataError(f"image folder {images} {kind}{similar_folder(images)}")
 
 
 def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _nearest_file(missing: str, files: Mapping[str, ImageFile], by_base_name: Mapping[str, list[str]]) -> str:
+def _nearest_file(missing: str, names: Sequence[str]) -> str:
+    by_base_name = {posixpath.basename(name): name for name in reversed(names)}
     stem = posixpath.basename(missing)
     for suffix in sorted(IMAGE_SUFFIXES):
         for candidate in (stem + suffix, os.path.splitext(stem)[0] + suffix):
             if candidate in by_base_name:
-                return f" (did you mean {by_base_name[candidate][0]!r}?)"
-    return did_you_mean(missing, sorted(files)[:_SEARCHED])
+                return f" (did you mean {by_base_name[candidate]!r}?)"
+    return did_you_mean(missing, sorted(names)[:_SEARCHED])
 
 
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(repr, names[:_LISTED])) + more
-
-
-def _classes(number: int) -> str:
-    return "1 class" if number == 1 else f"{number} classes"

@@ -6,9 +6,11 @@
 Images are read in place from TFDS's shards. Neither TFDS nor TensorFlow is imported.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ import numpy as np
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.input_pipeline.convert.sources import Source, Sources
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
-from convoy.input_pipeline.dataset.external import DATASET_INFO
+from convoy.input_pipeline.dataset.layout import DATASET_INFO
 from convoy.input_pipeline.dataset.open import Split, open_dataset
-from convoy.input_pipeline.dataset.records import HEADER_BYTES, read_payloads
+from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, checked_payloads
+from convoy.input_pipeline.dataset.storage import Shards
 
 _READ_AT_ONCE = 256  # records
 
@@ -88,17 +91,13 @@ def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> It
     """Yields the images of a shard, as `list_prepared`."""
     path = Path(str(split.shard_paths[shard]))
     first, stop = np.searchsorted(split.shard, np.array([shard, shard + 1], split.shard.dtype)).tolist()
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
-    try:
-        modified = os.fstat(descriptor).st_mtime_ns
+    with contextlib.closing(Shards([path])) as shards:
+        modified = path.stat().st_mtime_ns
         for start in range(first, stop, _READ_AT_ONCE):
-            chosen = np.arange(start, min(start + _READ_AT_ONCE, stop))
-            columns = [column[chosen] for column in (split.offset, split.length, split.crc)]
-            payloads = read_payloads([descriptor], np.zeros_like(chosen), *columns, paths=[path], indices=chosen)
-            for index, payload in zip(chosen.tolist(), payloads, strict=True):
+            locations = split.locations(np.arange(start, min(start + _READ_AT_ONCE, stop)))
+            sizes = (locations.length + FRAME_OVERHEAD).tolist()
+            frames = map(partial(shards.read, 0), locations.offset.tolist(), sizes)
+            for index, payload in zip(locations.index.tolist(), checked_payloads(frames, locations), strict=True):
                 try:
                     begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
                 except ValueError as error:
@@ -115,5 +114,3 @@ def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> It
                     offset=int(split.offset[index]) + HEADER_BYTES + begin,
                     split=split.name,
                 )
-    finally:
-        os.close(descriptor)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from convoy.core.files import written_whole
+from convoy.core.files import write_whole, written_whole
 from convoy.input_pipeline.convert import marks
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source
-from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, example, frame
+from convoy.input_pipeline.dataset.index import idx_lines
+from convoy.input_pipeline.dataset.records import FOOTER_BYTES, example, frame
 from convoy.input_pipeline.images.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
 from convoy.input_pipeline.images.worker_pool import report_progress
 
@@ -41,7 +42,7 @@ class ShardTask(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A serialized `tf.train.Example` and the facts of its image, as in `metadata.IMAGE_TYPES`."""
+    """A serialized `tf.train.Example` and the facts of its image, as in `IMAGE_TYPES`."""
 
     payload: bytes
     width: int
@@ -53,7 +54,7 @@ class Record(NamedTuple):
 
 
 def write_shard(task: ShardTask) -> Shard:
-    """Writes a shard, its `.idx` file (one line "offset size" per record, with the sizes of the frames), and its mark.
+    """Writes a shard, its `.idx` file (`idx_lines`), and its mark.
 
     Each file is written under a name ending in `.tmp`, flushed to disk, and renamed.
 
@@ -76,13 +77,12 @@ def write_shard(task: ShardTask) -> Shard:
                 framed = frame(converted.payload)
                 file.write(framed)
                 sha256.update(framed)
-                crc = int.from_bytes(framed[-4:], "little")
+                crc = int.from_bytes(framed[-FOOTER_BYTES:], "little")
                 payload, *facts = converted
                 rows.append((offset, len(payload), label, crc, *facts))
                 offset += len(framed)
-    with written_whole(task.path.with_name(task.path.name + ".idx")) as file:
-        file.write("".join(f"{start} {length + FRAME_OVERHEAD}\n" for start, length, *_ in rows).encode("ascii"))
     shard = Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
+    write_whole(task.path.with_name(task.path.name + ".idx"), idx_lines(shard.columns))
     marks.write(task.mark, shard, task.fingerprint)
     report_progress(len(task.images))
     return shard

@@ -54,17 +54,11 @@ def read_features(source: Source, length: int, wanted: Set[str] | None = None) -
       ValueError: the bytes are not an Example.
     """
     features: dict[str, Values] = {}
-    for number, wire_type, start, end in _fields(source, 0, length):
-        if (number, wire_type) != (1, _DELIMITED):
-            continue
-        for entry_number, entry_type, entry_start, entry_end in _fields(source, start, end):
-            if (entry_number, entry_type) != (1, _DELIMITED):
-                continue
-            name, value = _entry(source, entry_start, entry_end)
-            if wanted is None or name in wanted:
-                features[name] = _values(source, *value)
-                if wanted is not None and len(features) == len(wanted):
-                    return features
+    for name, start, end in _entries(source, length):
+        if wanted is None or name in wanted:
+            features[name] = _values(source, start, end)
+            if wanted is not None and len(features) == len(wanted):
+                break
     return features
 
 
@@ -74,12 +68,7 @@ def feature_names(source: Source, length: int) -> list[str]:
     Raises:
       ValueError: the bytes are not an Example.
     """
-    names = []
-    for number, wire_type, start, end in _fields(source, 0, length):
-        if (number, wire_type) == (1, _DELIMITED):
-            entries = _fields(source, start, end)
-            names += [_entry(source, *entry[2:])[0] for entry in entries if entry[:2] == (1, _DELIMITED)]
-    return sorted(names)
+    return sorted(name for name, _, _ in _entries(source, length))
 
 
 def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
@@ -88,22 +77,25 @@ def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
     Raises:
       ValueError: there is none, or the bytes are not an Example.
     """
-    for number, wire_type, start, end in _fields(source, 0, length):
-        if (number, wire_type) != (1, _DELIMITED):
-            continue
-        for entry in _fields(source, start, end):
-            if entry[:2] != (1, _DELIMITED):
-                continue
-            found, value = _entry(source, *entry[2:])
-            for kind, _, list_start, list_end in _fields(source, *value) if found == name else ():
-                for item, item_type, item_start, item_end in _fields(source, list_start, list_end):
-                    if kind == _BYTES_LIST and (item, item_type) == (1, _DELIMITED):
-                        return item_start, item_end
+    for found, start, end in _entries(source, length):
+        for kind, _, list_start, list_end in _fields(source, start, end) if found == name else ():
+            for item, item_type, item_start, item_end in _fields(source, list_start, list_end):
+                if kind == _BYTES_LIST and (item, item_type) == (1, _DELIMITED):
+                    return item_start, item_end
     raise ValueError(f"there is no bytes feature {name!r}")
 
 
-def _entry(source: Source, start: int, end: int) -> tuple[str, tuple[int, int]]:
-    """Returns the name in a map entry, and the range of its value."""
+def _entries(source: Source, length: int) -> Iterator[tuple[str, int, int]]:
+    """Yields (name, start and end of the value) of the features of an Example."""
+    for number, wire_type, start, end in _fields(source, 0, length):
+        if (number, wire_type) == (1, _DELIMITED):
+            for entry_number, entry_type, entry_start, entry_end in _fields(source, start, end):
+                if (entry_number, entry_type) == (1, _DELIMITED):
+                    yield _entry(source, entry_start, entry_end)
+
+
+def _entry(source: Source, start: int, end: int) -> tuple[str, int, int]:
+    """Returns the name in a map entry, and the start and end of its value."""
     name, value = "", (end, end)
     for number, wire_type, field_start, field_end in _fields(source, start, end):
         if wire_type == _DELIMITED and number == 1:
@@ -112,7 +104,7 @@ def _entry(source: Source, start: int, end: int) -> tuple[str, tuple[int, int]]:
             name = source(field_start, field_end - field_start).decode("utf-8")
         elif wire_type == _DELIMITED and number == 2:
             value = (field_start, field_end)
-    return name, value
+    return name, *value
 
 
 def _values(source: Source, start: int, end: int) -> Values:

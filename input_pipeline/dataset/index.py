@@ -1,8 +1,7 @@
 """The index of a split: location, label and checksum of every record. Loaded, validated, or rebuilt from the shards.
 
-    arrays = load(index_path(directory, "train"))          # IndexUnusableError: missing or unreadable
-    problem = find_mismatch(arrays, shard_sizes)            # "" if the records tile the shards
-    arrays = scan(shard_paths, RecordKeys()).arrays         # from record headers and labels
+    arrays = load(index_path(directory, "train"), shard_sizes)      # IndexUnusableError: missing, or of other shards
+    arrays = scan(shard_paths, RecordKeys()).arrays                 # from record headers and labels
 
 An index file has five arrays with one entry per record, in shard order: 28 bytes per record. Loading and validating
 need little more memory than the arrays; 100 million records take 2.8 GB.
@@ -25,9 +24,9 @@ from convoy.input_pipeline.dataset.examples import feature_names, from_file, rea
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
-# The arrays of an index and their dtypes, in file order.
 AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
 
+# The arrays of an index and their dtypes, in file order.
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
 LARGEST_LABEL = 10**6
 
@@ -44,7 +43,7 @@ class RecordKeys(NamedTuple):
 
 
 class IndexUnusableError(ConvoyError):
-    """An index that is missing or cannot be read. It can be rebuilt from the shards."""
+    """An index that is missing, cannot be read, or does not match its shards. It can be rebuilt from them."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return cast(AnyPath, directory / f"index-{split}.npz")
 
 
-def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
-    """Returns the arrays of an index, read-only.
+def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the arrays of an index of shards of these sizes, bytes, read-only.
 
     They are read, not memory-mapped: if the file server fails, that must raise an error, not kill the process.
 
     Raises:
-      IndexUnusableError: the index is missing or damaged.
+      IndexUnusableError: the index is missing or damaged, or does not match the shards.
     """
     try:
         with local_copy(path) as local, zipfile.ZipFile(local) as archive:
@@ -82,6 +81,8 @@ def load(path: Path | RemotePath) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         raise IndexUnusableError(f"cannot be read ({error})") from None
+    if mismatch := find_mismatch(arrays, sizes):
+        raise IndexUnusableError(f"does not match the shards ({mismatch})")
     return read_only(arrays)
 
 
@@ -131,15 +132,12 @@ def find_mismatch(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str
       arrays: as `INDEX_TYPES`.
       sizes: shard sizes, bytes.
     """
-    return _mismatch(arrays, np.asarray(sizes, np.int64))
-
-
-def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
     shard, offset, length = (arrays[name] for name in ("shard", "offset", "length"))
     entries = {name: len(values) for name, values in arrays.items()}
     if len(set(entries.values())) > 1:
         return f"its arrays differ in length: {entries}"
-    largest = int(sizes.max(initial=0))
+    largest = max(sizes, default=0)
+    filled = np.zeros(len(sizes), np.int64)  # bytes of each shard that have records
     last_shard, end = -1, 0  # of the previous record
     for start in range(0, len(shard), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -154,31 +152,16 @@ def _mismatch(arrays: Mapping[str, np.ndarray], sizes: np.ndarray) -> str:
         if (np.diff(shards) < 0).any() or not np.array_equal(offset[chunk], expected):
             wrong = start + int(np.argmax((offset[chunk] != expected) | (np.diff(shards) < 0)))
             return f"record {wrong}: byte {offset[wrong]} of shard {shard[wrong]} is not the start of a record"
-        closed = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
-        problem = _unfilled(shards[closed], ends[closed], sizes) or _skipped(shards, sizes)
-        if problem:
-            return problem
+        complete = np.flatnonzero(first_of_shard & (shards[:-1] >= 0))
+        filled[shards[complete]] = ends[complete]
         last_shard, end = int(shards[-1]), int(ends[-1])
-    if last_shard >= 0 and (problem := _unfilled(np.array([last_shard]), np.array([end]), sizes)):
-        return problem
-    return _skipped(np.array([last_shard, len(sizes)]), sizes)
-
-
-def _unfilled(shards: np.ndarray, ends: np.ndarray, sizes: np.ndarray) -> str:
-    wrong = np.flatnonzero(ends != sizes[shards])
-    if not len(wrong):
+    if last_shard >= 0:
+        filled[last_shard] = end
+    unfilled = np.flatnonzero(filled != np.asarray(sizes, np.int64))
+    if not len(unfilled):
         return ""
-    shard, end = shards[wrong[0]], ends[wrong[0]]
-    return f"its records fill {end:,} of the {sizes[shard]:,} bytes of shard {shard}"
-
-
-def _skipped(shards: np.ndarray, sizes: np.ndarray) -> str:
-    """Returns a message if a shard between the given ones, [n] int64 ascending, is not empty but has no records."""
-    for before, after in zip(*(shards[i : len(shards) - 1 + i][np.diff(shards) > 1] for i in (0, 1)), strict=True):
-        for between in range(before + 1, after):
-            if sizes[between]:
-                return f"it has no record of shard {between}"
-    return ""
+    number = int(unfilled[0])
+    return f"its records fill {filled[number]:,} of the {sizes[number]:,} bytes of shard {number}"
 
 
 def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
@@ -213,16 +196,26 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
             stopped.set()
             threads.shutdown(cancel_futures=True)
             raise
-    columns = {name: [arrays[name] for arrays, _ in parts] for name in INDEX_TYPES if name != "shard"}
-    arrays = {
-        "shard": np.repeat(np.arange(len(parts), dtype=np.int32), [len(arrays["label"]) for arrays, _ in parts]),
-        **{name: np.concatenate([np.empty(0, INDEX_TYPES[name]), *column]) for name, column in columns.items()},
-    }
     texts: dict[int, set[bytes]] = {}
     for _, shard_texts in parts:
         for label, found in shard_texts.items():
             texts.setdefault(label, set()).update(found)
-    return Scan(read_only(arrays), texts)
+    return Scan(read_only(concatenated([arrays for arrays, _ in parts])), texts)
+
+
+def concatenated(shards: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a split from those of its shards, one or more, with the array `shard` added."""
+    numbers = [len(arrays["label"]) for arrays in shards]
+    return {
+        "shard": np.repeat(np.arange(len(shards), dtype=np.int32), numbers),
+        **{name: np.concatenate([arrays[name] for arrays in shards]) for name in shards[0]},
+    }
+
+
+def idx_lines(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns the content of a shard's .idx file: one line "offset size" per record, with the sizes of the frames."""
+    pairs = zip(arrays["offset"].tolist(), arrays["length"].tolist(), strict=True)
+    return "".join(f"{offset} {length + FRAME_OVERHEAD}\n" for offset, length in pairs).encode("ascii")
 
 
 def _scan_shard(
@@ -233,32 +226,28 @@ def _scan_shard(
     columns = {name: array.array("q") for name in INDEX_TYPES if name != "shard"}
     texts: dict[int, set[bytes]] = {}
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with open(path, "rb", buffering=0) as file:
+            descriptor = file.fileno()
+            for offset, length, crc in walk(path):
+                if stopped.is_set():
+                    break
+                try:
+                    source = from_file(descriptor, offset + HEADER_BYTES, length)
+                    features = read_features(source, length, wanted)
+                    label = label_of(features, keys.label)
+                except ValueError as error:
+                    present = _names_in(descriptor, offset, length)
+                    raise DataError(
+                        f"{path}: the record at offset {offset} has no usable label: {error}{present}"
+                    ) from None
+                for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
+                    column.append(value)
+                if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
+                    known = texts.setdefault(label, set())
+                    if len(known) < 2:
+                        known.add(found[0])
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
-    try:
-        for offset, length, crc in walk(path):
-            if stopped.is_set():
-                break
-            try:
-                source = from_file(descriptor, offset + HEADER_BYTES, length)
-                features = read_features(source, length, wanted)
-                label = label_of(features, keys.label)
-            except ValueError as error:
-                present = _names_in(descriptor, offset, length)
-                raise DataError(
-                    f"{path}: the record at offset {offset} has no usable label: {error}{present}"
-                ) from None
-            for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
-                column.append(value)
-            if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
-                known = texts.setdefault(label, set())
-                if len(known) < 2:
-                    known.add(found[0])
-    except OSError as error:
-        raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
-    finally:
-        os.close(descriptor)
     return {name: np.asarray(column, INDEX_TYPES[name]) for name, column in columns.items()}, texts
 
 

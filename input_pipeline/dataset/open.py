@@ -15,21 +15,24 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
-from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path
+from convoy.input_pipeline.dataset.layout import Layout
+from convoy.input_pipeline.dataset.records import Locations
+from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, similar_folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+DUPLICATE = "same bytes as "  # start of the `reason` of a duplicate in quarantine.jsonl
 
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
 
@@ -48,10 +51,26 @@ class Split:
     keys: RecordKeys = RecordKeys()  # feature names of image and label
     states_true_sizes: bool = True  # whether the stated height and width are reliable
 
+    @classmethod
+    def from_index(
+        cls,
+        name: str,
+        shard_paths: Sequence[Path | RemotePath],
+        arrays: Mapping[str, Any],
+        **more: Any,  # noqa: ANN401 (other fields)
+    ) -> "Split":
+        """Returns the split with the arrays of an index."""
+        return cls(name, tuple(shard_paths), **{array: arrays[array] for array in INDEX_TYPES}, **more)
+
     @property
     def num_images(self) -> int:
         """Number of images of the split."""
         return len(self.shard)
+
+    def locations(self, indices: np.ndarray) -> Locations:
+        """Returns where records are; `indices` are [n] integers in [0, num_images)."""
+        columns = (column[indices] for column in (self.shard, self.offset, self.length, self.crc))
+        return Locations(self.shard_paths, indices, *columns)
 
 
 @dataclass(frozen=True)
@@ -134,7 +153,7 @@ def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
 
 
-def _open_external(directory: Path, layout: external.Layout) -> Dataset:
+def _open_external(directory: Path, layout: Layout) -> Dataset:
     indexes = external.open_indexes(directory, layout)
     class_names = layout.class_names or external.names_of_labels(indexes.values())
     if not class_names:
@@ -147,28 +166,11 @@ def _open_external(directory: Path, layout: external.Layout) -> Dataset:
         elif index.label_counts(label, len(class_names)) is None:
             opened[name] = DataError(external.label_error(directory, name, label, len(class_names)))
         else:
-            opened[name] = Split(
-                name=name,
-                shard_paths=layout.splits[name],
-                keys=layout.keys,
-                states_true_sizes=False,  # not verified
-                **_columns(found.arrays),
+            # The sizes that the records state are not verified.
+            opened[name] = Split.from_index(
+                name, layout.splits[name], found.arrays, keys=layout.keys, states_true_sizes=False
             )
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened)
-
-
-class _Columns(TypedDict):
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    label: np.ndarray
-    crc: np.ndarray
-
-
-def _columns(arrays: Mapping[str, np.ndarray]) -> _Columns:
-    """Returns the arrays of an index as the fields of a `Split`."""
-    shard, offset, length, label, crc = (arrays[name] for name in ("shard", "offset", "length", "label", "crc"))
-    return {"shard": shard, "offset": offset, "length": length, "label": label, "crc": crc}
 
 
 def has_manifest(directory: Path) -> bool:
@@ -189,7 +191,7 @@ def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
     try:
         if not directory.is_dir():
             raise DataError(
-                f"dataset directory {directory} does not exist{_nearest_folder(directory)}. "
+                f"dataset directory {directory} does not exist{similar_folder(directory)}. "
                 f"Create it with `convoy convert --images=... --output={directory}`."
             )
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -238,20 +240,23 @@ def _check(condition: object, name: str) -> None:
 
 def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int) -> Split:
     shard_paths = tuple(directory / shard["file"] for shard in entry["shards"])
-    sizes = np.array([shard["bytes"] for shard in entry["shards"]], np.int64)
-    for path, size in zip(shard_paths, sizes.tolist(), strict=True):
-        _check_size(path, size)
-    arrays, problem = _usable_index(index_path(directory, name), sizes.tolist(), entry, num_classes)
-    if problem and not isinstance(directory, Path):
-        raise DataError(
-            f"{index_path(directory, name)} {problem}. Copy the index again from an intact copy of the dataset; in a "
-            "local directory, `convoy verify --repair_index` rebuilds it"
-        )
-    if problem:
+    sizes = [shard["bytes"] for shard in entry["shards"]]
+    for shard_path, size in zip(shard_paths, sizes, strict=True):
+        _check_size(shard_path, size)
+    path = index_path(directory, name)
+    try:
+        arrays = index.load(path, sizes)
+        if wrong := _contradiction(arrays, entry, num_classes):
+            raise index.IndexUnusableError(f"does not match the shards ({wrong})")
+    except index.IndexUnusableError as error:
+        if not isinstance(directory, Path):
+            raise DataError(
+                f"{path} {error}. Copy the index again from an intact copy of the dataset; in a local directory, "
+                "`convoy verify --repair_index` rebuilds it"
+            ) from None
         # Printed before scanning, which may take minutes.
         print(
-            f"convoy: {index_path(directory, name)} {problem}: reading record headers instead "
-            f"({sizes.sum() / 1e6:,.1f} MB of shards). "
+            f"convoy: {path} {error}: reading record headers instead ({sum(sizes) / 1e6:,.1f} MB of shards). "
             f"To rebuild the index, run `convoy verify --data={directory} --repair_index`.",
             file=sys.stderr,
             flush=True,
@@ -261,27 +266,8 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
             raise DataError(
                 f"the shards of split {name!r} in {directory} do not match {MANIFEST}: {wrong}; copy the dataset "
                 "again, or convert again"
-            )
-    return Split(name=name, shard_paths=shard_paths, **_columns(arrays))
-
-
-def _usable_index(
-    path: Path | RemotePath, sizes: list[int], entry: Mapping[str, Any], num_classes: int
-) -> tuple[dict[str, np.ndarray], str]:
-    """Returns an index and "", or why it cannot be used.
-
-    Args:
-      path: the index file.
-      sizes: shard sizes, bytes.
-      entry: the split's entry in the manifest.
-      num_classes: number of classes of the dataset.
-    """
-    try:
-        arrays = index.load(path)
-    except index.IndexUnusableError as error:
-        return {}, str(error)
-    wrong = index.find_mismatch(arrays, sizes) or _contradiction(arrays, entry, num_classes)
-    return arrays, f"does not match the shards ({wrong})" if wrong else ""
+            ) from None
+    return Split.from_index(name, shard_paths, arrays)
 
 
 def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], num_classes: int) -> str:
@@ -306,9 +292,3 @@ def _check_size(path: Path | RemotePath, size: int) -> None:
             f"shard {path} has {found:,} bytes, the manifest states {size:,}: it was truncated or changed; "
             "copy the dataset again, or convert again"
         )
-
-
-def _nearest_folder(directory: Path | RemotePath) -> str:
-    parent = directory.parent
-    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    return did_you_mean(directory.name, siblings)

@@ -15,6 +15,7 @@ import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
@@ -91,7 +92,7 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
             if end > size:
                 raise DataError(
                     f"{path}: the record at offset {offset} should end at byte {end} but the file ends at {size}: "
-                    "it is truncated; convert again, or restore the file"
+                    f"it is truncated; {_FIX}"
                 )
             tail = os.pread(descriptor, FOOTER_BYTES + HEADER_BYTES, end - FOOTER_BYTES)
             yield offset, length, _CRC.unpack_from(tail)[0]
@@ -101,74 +102,46 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
         os.close(descriptor)
 
 
-def read_payloads(
-    file_descriptors: Sequence[int],
-    shards: Sequence[int] | np.ndarray,
-    offsets: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
-    crcs: Sequence[int] | np.ndarray,
-    *,
-    paths: Sequence[object] = (),
-    indices: Sequence[int] | np.ndarray | None = None,
-) -> list[bytes]:
-    """Reads records by shard and offset, one `pread` per record, and verifies their checksums.
+@dataclass(frozen=True)
+class Locations:
+    """Where records of a split are, according to its index.
 
-    Args:
-      file_descriptors: one open file per shard.
-      shards: [n] index into `file_descriptors` of each record.
-      offsets: [n] start of each frame, bytes.
-      lengths: [n] payload bytes.
-      crcs: [n] masked CRC-32C of each payload, from the index.
-      paths: the shards' paths, for error messages.
-      indices: [n] the records' indices in their split, for error messages; None for their position in the call.
+    Attributes:
+      paths: the split's shards.
+      index: [n] number of each record in the split.
+      shard: [n] index into `paths`.
+      offset: [n] start of the frame, bytes.
+      length: [n] payload bytes.
+      crc: [n] masked CRC-32C of the payload.
+    """
 
-    Returns:
-      [n] payloads, in the given order.
+    paths: Sequence[object]
+    index: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    crc: np.ndarray
+
+
+def checked_payloads(frames: Iterable[bytes], locations: Locations) -> list[bytes]:
+    """Returns the payloads of frames, [n], after verifying their checksums.
 
     Raises:
-      RecordError: a record is truncated, or its header or checksum differs from the index. Names shard, offset and
-        the record's index.
+      RecordError: a frame is truncated, or its header or checksum differs from the index.
     """
-    pread = os.pread
-    places = (np.asarray(column).tolist() for column in (shards, offsets, lengths))
-    frames = (
-        pread(file_descriptors[shard], length + FRAME_OVERHEAD, offset)
-        for shard, offset, length in zip(*places, strict=True)
-    )
-    return checked_payloads(frames, shards, offsets, lengths, crcs, paths=paths, indices=indices)
-
-
-def checked_payloads(
-    frames: Iterable[bytes],
-    shards: Sequence[int] | np.ndarray,
-    offsets: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
-    crcs: Sequence[int] | np.ndarray,
-    *,
-    paths: Sequence[object] = (),
-    indices: Sequence[int] | np.ndarray | None = None,
-) -> list[bytes]:
-    """As `read_payloads`, from frames [n] that are already read (shorter if truncated)."""
     # Unmask the index's checksums as arrays, instead of masking each record's checksum in Python.
-    rotated = (np.asarray(crcs, np.int64) - _MASK_DELTA) & _UINT32
+    rotated = (locations.crc.astype(np.int64) - _MASK_DELTA) & _UINT32
     expected_crcs = (((rotated >> 17) | (rotated << 15)) & _UINT32).tolist()
     unpack_header, crc32c = _HEADER.unpack_from, google_crc32c.value
     payloads: list[bytes] = []
-    for record, shard, offset, length, expected in zip(
-        frames,
-        np.asarray(shards).tolist(),
-        np.asarray(offsets).tolist(),
-        np.asarray(lengths).tolist(),
-        expected_crcs,
-        strict=True,
-    ):
+    for record, length, expected in zip(frames, locations.length.tolist(), expected_crcs, strict=True):
         payload = record[HEADER_BYTES : HEADER_BYTES + length]
         if len(record) != length + FRAME_OVERHEAD or unpack_header(record)[0] != length or crc32c(payload) != expected:
             position = len(payloads)
             raise RecordError(
-                paths[shard] if len(paths) else f"shard {shard}",
-                offset=offset,
-                index=position if indices is None else int(indices[position]),
+                locations.paths[locations.shard[position]],
+                offset=int(locations.offset[position]),
+                index=int(locations.index[position]),
                 reason=_corruption(record, length),
             )
         payloads.append(payload)
@@ -193,10 +166,7 @@ def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
     for name in sorted(features):
         value = features[name]
         if isinstance(value, bytes):
-            entries += [
-                _start_of_bytes(name, len(value)),
-                value,
-            ]  # joined at the end, so that the image is copied only once
+            entries += [_start_of_bytes(name, len(value)), value]  # joined below: the image is copied only once
         elif isinstance(value, int | str):
             entries.append(_entry(name, value))
         elif isinstance(value, float):
@@ -256,8 +226,7 @@ def frame_length(header: bytes) -> int | None:
 def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"{path}: the record header at offset {offset} is truncated ({len(header)} of {HEADER_BYTES} bytes); "
-            "convert again, or restore the file"
+            f"{path}: the record header at offset {offset} is truncated ({len(header)} of {HEADER_BYTES} bytes); {_FIX}"
         )
     length = frame_length(header)
     if length is None:
@@ -266,9 +235,7 @@ def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
                 f"{path}: is GZIP-compressed, which does not allow reading single records; write the "
                 "TFRecords uncompressed"
             )
-        raise DataError(
-            f"{path}: corrupt record header at offset {offset} (wrong checksum); convert again, or restore the file"
-        )
+        raise DataError(f"{path}: corrupt record header at offset {offset} (wrong checksum); {_FIX}")
     return length
 
 

@@ -16,10 +16,11 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
 _OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
@@ -35,48 +36,42 @@ def dataset_path(directory: "str | os.PathLike[str] | RemotePath") -> "Path | Re
     """Returns a dataset directory as a path, local or remote."""
     if isinstance(directory, RemotePath):
         return directory
-    return RemotePath(str(directory)) if is_remote(directory) else Path(directory)
+    return RemotePath(str(directory).rstrip("/")) if is_remote(directory) else Path(directory)
 
 
+def similar_folder(missing: "Path | RemotePath") -> str:
+    """Returns ` (did you mean 'x'?)` for the most similar name of the folders next to `missing`, or ""."""
+    parent = missing.parent
+    folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    return did_you_mean(missing.name, folders)
+
+
+@dataclass(frozen=True)
 class RemotePath:
     """A path `SCHEME://...`, with the part of the `pathlib.Path` interface that opening a dataset needs.
 
-    `pathlib` would collapse the double slash. Failed reads raise OSError.
+    `pathlib` would collapse the double slash. `text` has no trailing slash. Failed reads raise OSError.
     """
 
-    def __init__(self, text: str):
-        """Does not access the file system."""
-        self._text = text.rstrip("/")
+    text: str
 
     def __truediv__(self, name: str) -> "RemotePath":
         """Returns the path of an entry."""
-        return RemotePath(f"{self._text}/{name}")
+        return RemotePath(f"{self.text}/{name}")
 
     def __str__(self) -> str:
-        """Returns the path, without trailing slashes."""
-        return self._text
-
-    def __repr__(self) -> str:
-        """Returns the constructor call."""
-        return f"RemotePath({self._text!r})"
-
-    def __eq__(self, other: object) -> bool:
-        """Compares the text."""
-        return isinstance(other, RemotePath) and str(other) == self._text
-
-    def __hash__(self) -> int:
-        """Hashes the text."""
-        return hash(self._text)
+        """Returns the text."""
+        return self.text
 
     @property
     def name(self) -> str:
         """The last component."""
-        return self._text.rpartition("/")[2]
+        return self.text.rpartition("/")[2]
 
     @property
     def parent(self) -> "RemotePath":
         """The path without the last component."""
-        return RemotePath(self._text.rpartition("/")[0])
+        return RemotePath(self.text.rpartition("/")[0])
 
     def resolve(self) -> "RemotePath":
         """Returns itself: remote paths are absolute."""
@@ -85,29 +80,29 @@ class RemotePath:
     def is_dir(self) -> bool:
         """Returns whether this is an existing directory."""
         with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
-            return gfile.stat(self._text).is_directory  # `isdir` is also False for an unknown scheme
+            return gfile.stat(self.text).is_directory  # `isdir` is also False for an unknown scheme
         return False
 
     def is_file(self) -> bool:
         """Returns whether this is an existing file."""
         with contextlib.suppress(FileNotFoundError), _os_errors(self) as gfile:
-            return not gfile.stat(self._text).is_directory
+            return not gfile.stat(self.text).is_directory
         return False
 
     def iterdir(self) -> "Iterator[RemotePath]":
         """Yields the entries of the directory."""
         with _os_errors(self) as gfile:
-            names = gfile.listdir(self._text)
+            names = gfile.listdir(self.text)
         yield from (self / name.rstrip("/") for name in sorted(names))
 
     def stat(self) -> SimpleNamespace:
         """Returns an object with `st_size`, the size in bytes."""
         with _os_errors(self) as gfile:
-            return SimpleNamespace(st_size=gfile.stat(self._text).length)
+            return SimpleNamespace(st_size=gfile.stat(self.text).length)
 
     def read_bytes(self) -> bytes:
         """Returns the file's content."""
-        with _os_errors(self) as gfile, gfile.GFile(self._text, "rb") as file:
+        with _os_errors(self) as gfile, gfile.GFile(self.text, "rb") as file:
             return file.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -146,7 +141,7 @@ class Shards:
         self._descriptors: list[int] = []
         if self.are_remote:
             return
-        make_room_for_files(len(self.paths))
+        _make_room_for_files(len(self.paths))
         for path in self.paths:
             try:
                 self._descriptors.append(os.open(str(path), os.O_RDONLY))
@@ -187,7 +182,7 @@ class Shards:
         self._descriptors = []
 
 
-def make_room_for_files(number: int) -> None:
+def _make_room_for_files(number: int) -> None:
     """Raises this process's limit of open files, if needed and allowed, so that `number` more can be opened."""
     with contextlib.suppress(OSError, ValueError):  # opening the files reports the error
         wanted = len(os.listdir("/dev/fd")) + number + _OTHER_FILES

@@ -43,13 +43,11 @@ class NearPairs:
 
     Attributes:
       first, second: [pairs] int64, indices into the searched array.
-      distance: [pairs] uint8, number of bits that differ.
       complete: whether all pairs were found; False if too many hashes were similar and the search was cut short.
     """
 
     first: np.ndarray
     second: np.ndarray
-    distance: np.ndarray
     complete: bool
 
 
@@ -94,7 +92,7 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
       The pairs, in an order that depends only on `hashes`.
     """
     hashes = np.asarray(hashes, np.uint64)
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
+    found = [np.empty((2, 0), np.int64)]
     pairs, complete = 0, True
     keys = _keys(distance)
     for number, key in enumerate(keys):
@@ -117,11 +115,10 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
                 near = near[(different[near] & earlier) != 0]
             pairs += len(near)
             places = first[near]
-            found.append((order[places], order[places + step], np.bitwise_count(different[near])))
-    left, right, bits = (np.concatenate(column) for column in zip(*found, strict=True))
-    left, right = np.minimum(left, right), np.maximum(left, right)
+            found.append(np.stack([order[places], order[places + step]]))
+    left, right = np.sort(np.concatenate(found, axis=1), axis=0)
     order = np.lexsort((right, left))
-    return NearPairs(left[order], right[order], bits[order], complete)
+    return NearPairs(left[order], right[order], complete)
 
 
 def _keys(distance: int) -> list[np.uint64]:

@@ -1,8 +1,8 @@
 """Reads records through a few long range reads, which object stores and hard disks serve faster than single records.
 
-    reader = RangeReader(split, shards, make_blocks(split))
-    reader.read(indices)                           # one read per run of neighbouring records
-    reader.read_blocks(numbers, indices, seed=0)   # blocks of a block shuffle; the next block is prefetched
+    reader = RangeReader(split, shards)
+    reader.read(indices)                                   # one read per run of neighbouring records
+    reader.read_blocks(blocks, numbers, indices, seed=0)   # blocks of a shuffle; the next block is prefetched
 
 Every process that needs a record of a block reads the whole block: with n workers, each record is read n times per
 epoch. At most three blocks are in memory: the current one, the previous one, which another thread may still use, and
@@ -51,17 +51,15 @@ def make_blocks(split: Split, size: int = 0) -> Blocks:
 class RangeReader:
     """Reads records of a split by byte ranges of its shards."""
 
-    def __init__(self, split: Split, shards: Shards, blocks: Blocks | None = None):
+    def __init__(self, split: Split, shards: Shards):
         """Starts the reader threads; reads nothing yet.
 
         Args:
           split: the records, in shard order.
           shards: the split's files.
-          blocks: the blocks for `read_blocks`.
         """
         self._split = split
         self._shards = shards
-        self._blocks = blocks
         self._pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="range-reads")
         self._cached: collections.OrderedDict[tuple[int, int], _Range] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -77,23 +75,21 @@ class RangeReader:
         """
         return _Range(self._split, self._shards, self._pool, np.unique(indices)).frames(indices)
 
-    def read_blocks(self, numbers: np.ndarray, indices: np.ndarray, *, seed: int) -> Iterator[bytes]:
+    def read_blocks(self, blocks: Blocks, numbers: np.ndarray, indices: np.ndarray, *, seed: int) -> Iterator[bytes]:
         """As `read`, through whole blocks.
 
         Args:
+          blocks: the blocks of a block shuffle, the same in all calls.
           numbers: [n] int64, ascending: the block of each record, from `Blocks.numbers`.
           indices: [n] int64.
           seed: the run's seed.
 
         Raises:
-          ValueError: the reader was made without blocks.
           ConvoyError: a shard cannot be read.
         """
-        if self._blocks is None:
-            raise ValueError("read_blocks needs blocks")
         for number in np.unique(numbers):
-            block = self._block(self._blocks, int(number), seed)
-            self._block(self._blocks, int(number) + 1, seed)  # prefetch
+            block = self._block(blocks, int(number), seed)
+            self._block(blocks, int(number) + 1, seed)  # prefetch
             yield from block.frames(indices[numbers == number])
 
     def close(self) -> None:

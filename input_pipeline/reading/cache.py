@@ -55,11 +55,6 @@ class PixelCache:
         self._lock = threading.Lock()
 
     @property
-    def kept_bytes(self) -> int:
-        """Memory used, in bytes."""
-        return self._bytes
-
-    @property
     def takes_more(self) -> bool:
         """Whether images are still being added."""
         return not self._is_full

@@ -114,13 +114,7 @@ def positions_to_images(positions: np.ndarray, *, num_images: int, seed: int) ->
 
 
 def block_positions_to_images(positions: np.ndarray, *, blocks: Blocks, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `positions_to_images`, with a block shuffle.
-
-    Args:
-      positions: [n] int64, 0 or more.
-      blocks: the shard sizes and the block size.
-      seed: the run's seed.
-    """
+    """As `positions_to_images`, with a block shuffle."""
     positions = np.asarray(positions, np.int64)
     num_images = blocks.num_images
     epochs, places = np.divmod(positions, num_images)
@@ -143,11 +137,6 @@ def sampled_positions_to_images(
     positions: np.ndarray, *, sampling: ClassSampling, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `positions_to_images`, with class sampling.
-
-    Args:
-      positions: [n] int64, 0 or more.
-      sampling: how often each class is drawn.
-      seed: the run's seed.
 
     Returns:
       image indices [n] int64, and the pass over its class that each image is drawn in [n] int64. The image's

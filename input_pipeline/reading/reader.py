@@ -169,15 +169,7 @@ class Reader:
         return substitutes.among(self._sampler.locate(positions, seed)[0]) if substitutes else []
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """Returns the payloads of images.
-
-        Args:
-          indices: [n] integers in [0, num_images).
-
-        Raises:
-          RecordError: a record's length or checksum is wrong; names shard, offset and image index.
-          ConvoyError: the file system fails.
-        """
+        """Returns the payloads of images; as `RecordReader.read`."""
         return self._records.read(indices)
 
     def images(self, indices: np.ndarray) -> list[np.ndarray]:

@@ -48,7 +48,7 @@ class RecordReader:
         self.substitutes = Substitutes(split.num_images, self.problem) if on_corrupt == "substitute" else None
         self._split = split
         self._blocks = blocks
-        self._ranges = RangeReader(split, self.shards, blocks) if self.shards.are_remote or blocks else None
+        self._ranges = RangeReader(split, self.shards) if self.shards.are_remote or blocks else None
         self._decode_one = _single_decoder(split)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
@@ -86,11 +86,16 @@ class RecordReader:
         used = self.substitutes.applied(indices) if self.substitutes else indices
         cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
         missing = np.flatnonzero(~cached)
+        frames: Iterator[bytes]
         try:
             if self._blocks and self._ranges and len(missing):
                 replaced = (used != indices)[missing]
-                numbers = self._blocks.numbers(positions[missing])
-                frames = self._block_frames(self._ranges, numbers, used[missing], replaced, seed)
+                # Substitutes are not in the blocks of the images that they replace.
+                original = missing[~replaced]
+                numbers = self._blocks.numbers(positions[original])
+                block_frames = self._ranges.read_blocks(self._blocks, numbers, used[original], seed=seed)
+                single_frames = self._single_frames(used[missing[replaced]])
+                frames = (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
             else:
                 frames = self._single_frames(used[missing])
             read = self._checked(frames, used[missing])
@@ -147,27 +152,12 @@ class RecordReader:
         self.shards.close()
 
     def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
-        split = self._split
-        shards, offsets, lengths, crcs = (
-            column[indices] for column in (split.shard, split.offset, split.length, split.crc)
-        )
-        return records.checked_payloads(
-            frames, shards, offsets, lengths, crcs, paths=split.shard_paths, indices=indices
-        )
+        return records.checked_payloads(frames, self._split.locations(indices))
 
     def _single_frames(self, indices: np.ndarray) -> Iterator[bytes]:
         split = self._split
         columns = (split.shard[indices], split.offset[indices], split.length[indices] + FRAME_OVERHEAD)
         return map(self.shards.read, *(column.tolist() for column in columns))
-
-    def _block_frames(
-        self, ranges: RangeReader, numbers: np.ndarray, indices: np.ndarray, replaced: np.ndarray, seed: int
-    ) -> Iterator[bytes]:
-        """Yields frames, [n], from the blocks `numbers`; those of substitutes (`replaced`) by single reads."""
-        original = ~replaced
-        block_frames = ranges.read_blocks(numbers[original], indices[original], seed=seed)
-        single_frames = self._single_frames(indices[replaced])
-        return (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
 
     def _usable(self, substitutes: Substitutes, index: int) -> int:
         """Returns the image, or its substitute where its record is damaged."""

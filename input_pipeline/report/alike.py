@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.images.perceptual import FLAT, NearPairs, near_pairs
-
-SIDECAR_ARRAYS = ("width", "height", "source_bytes", "content", "perceptual", "changed")
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,11 @@ class Alike:
 
 
 def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.ndarray]]) -> Images:
-    """Concatenates the splits that have a sidecar.
+    """Concatenates the splits that have an images-SPLIT.npz.
 
     Args:
       splits: splits by name, in order.
-      sidecars: the arrays `SIDECAR_ARRAYS` by split, each as long as its split.
+      sidecars: the arrays of `IMAGE_TYPES` by split, each as long as its split.
     """
     names = tuple(name for name in splits if name in sidecars)
 
@@ -130,16 +129,12 @@ def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.n
         return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)
 
     sizes = [splits[name].num_images for name in names]
-    dtypes = {"width": np.uint32, "height": np.uint32, "source_bytes": np.int64, "changed": bool}
     return Images(
         splits=names,
         split=np.repeat(np.arange(len(names)), sizes),
         position=joined([np.arange(size) for size in sizes], np.int64),
         label=joined([splits[name].label for name in names], np.int32),
-        **{
-            array: joined([sidecars[name][array] for name in names], dtypes.get(array, np.uint64))
-            for array in SIDECAR_ARRAYS
-        },
+        **{array: joined([sidecars[name][array] for name in names], dtype) for array, dtype in IMAGE_TYPES.items()},
     )
 
 
@@ -150,15 +145,15 @@ def find_alike(images: Images, *, leaks_shown: int) -> Alike:
       images: images of all splits.
       leaks_shown: maximum number of pairs of a `Leak`.
     """
-    contents, content = np.unique(images.content, return_inverse=True)
-    hashes, looks = np.unique(images.perceptual, return_inverse=True)
+    content = np.unique(images.content, return_inverse=True)[1]
+    hashes, hash_ids = np.unique(images.perceptual, return_inverse=True)
     pairs = near_pairs(hashes)
     is_flat = images.perceptual == FLAT
-    group = _components(len(hashes), pairs)[looks]
+    group = _components(len(hashes), pairs)[hash_ids]
     group[is_flat] = len(hashes) + content[is_flat]
     across, within = _groups(images, group, content)
     leaks = [
-        _leak(images, earlier, later, content, len(contents), looks, len(hashes), pairs, leaks_shown)
+        _leak(images, earlier, later, hash_ids, pairs, leaks_shown)
         for later in range(len(images.splits))
         for earlier in range(later)
     ]
@@ -203,27 +198,25 @@ def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tup
     return tuple(sorted(across, key=worst_first)), tuple(sorted(within, key=lambda group: worst_first(group)[1:]))
 
 
-def _leak(
-    images: Images,
-    earlier: int,
-    later: int,
-    content: np.ndarray,
-    num_contents: int,
-    looks: np.ndarray,
-    num_hashes: int,
-    pairs: NearPairs,
-    shown: int,
-) -> Leak:
-    old, new = np.flatnonzero(images.split == earlier), np.flatnonzero(images.split == later)
-    in_old = np.zeros(num_contents, bool)
-    in_old[content[old]] = True
-    exact = in_old[content[new]]
-    there = np.zeros(num_hashes, bool)
-    there[looks[old]] = True
+def _leak(images: Images, earlier: int, later: int, hash_ids: np.ndarray, pairs: NearPairs, shown: int) -> Leak:
+    """Finds the images of split `later` that are also in `earlier`.
+
+    Args:
+      images: images of all splits.
+      earlier: index of a split.
+      later: index of a later split.
+      hash_ids: [n] index of each image's hash among those of `pairs`.
+      pairs: similar hashes.
+      shown: maximum number of pairs.
+    """
+    content, old, new = images.content, np.flatnonzero(images.split == earlier), np.flatnonzero(images.split == later)
+    exact = np.isin(content[new], content[old])
+    there = np.zeros(hash_ids.max() + 1, bool)  # which hashes `earlier` has
+    there[hash_ids[old]] = True
     reached = there.copy()
     reached[pairs.first[there[pairs.second]]] = True
     reached[pairs.second[there[pairs.first]]] = True
-    near = reached[looks[new]] & ~exact & (images.perceptual[new] != FLAT)
+    near = reached[hash_ids[new]] & ~exact & (images.perceptual[new] != FLAT)
     partners = [(i, old[np.argmax(content[old] == content[i])]) for i in new[exact][:shown]]
     likes = []
     for i in new[near][: shown - len(partners)]:

@@ -6,8 +6,6 @@
 The page is one self-contained file without scripts. It depends on the arguments only.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,9 @@ from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, Augme
 from convoy.input_pipeline.reading import decode as cropping
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.order import image_randomness
-from convoy.input_pipeline.report.pictures import SIDE
+from convoy.input_pipeline.report.pictures import SIDE, data_uri
 
-LINE_DRAWINGS = 16
+_DRAWINGS = 16
 _QUALITY = 85
 _MOST = 1 - 2**-24  # the largest random number
 _MIDDLE = 0.5
@@ -73,6 +71,7 @@ def augmentation_page(
     Raises:
       UsageError: the pipeline cannot be parsed.
     """
+    pipeline = parse_pipeline(text, image_size=image_size)
     numbers = np.arange(len(images))
     randomness = image_randomness(numbers, numbers * 0, seed=seed, draws=CROP_DRAWS + 64)
     operations = [_operation(name, images, randomness, image_size) for name in OPERATIONS if _EXAMPLES[name][0]]
@@ -83,8 +82,8 @@ def augmentation_page(
         image_size=image_size,
         names=list(names),
         originals=_uris(whole),
-        drawings=_drawings(images[0], parse_pipeline(text, image_size=image_size), image_size, seed),
-        stages=_stages(parse_pipeline(text, image_size=image_size)),
+        drawings=_drawings(images[0], pipeline, image_size, seed),
+        stages=_stages(pipeline),
         operations=operations,
         sampled=_sampled(whole),
         strengths=_STRENGTHS,
@@ -92,9 +91,9 @@ def augmentation_page(
 
 
 def _drawings(image: np.ndarray, pipeline: AugmentPipeline, image_size: int, seed: int) -> list[str]:
-    epochs = np.arange(LINE_DRAWINGS)
+    epochs = np.arange(_DRAWINGS)
     randomness = image_randomness(epochs * 0, epochs, seed=seed, draws=pipeline.draws)
-    return _uris(_augmented([image] * LINE_DRAWINGS, pipeline, randomness, image_size))
+    return _uris(_augmented([image] * _DRAWINGS, pipeline, randomness, image_size))
 
 
 def _augmented(
@@ -165,11 +164,7 @@ def _stages(pipeline: AugmentPipeline) -> str:
 
 
 def _uris(images: np.ndarray) -> list[str]:
-    return [_uri(image) for image in images]
-
-
-def _uri(image: np.ndarray) -> str:
-    picture, buffer = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((2 * SIDE, 2 * SIDE))
-    picture.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    pictures = [Image.fromarray(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((2 * SIDE, 2 * SIDE))
+    return [data_uri(picture, quality=_QUALITY, subsampling=0) for picture in pictures]

@@ -27,9 +27,7 @@ _ASPECTS = (
 
 def shorter_sides(width: np.ndarray, height: np.ndarray) -> list[Bar]:
     """Returns a histogram of the shorter sides, in pixels, without empty ranges at the ends."""
-    counts = np.bincount(
-        np.searchsorted(_SIDE_EDGES, np.minimum(width, height), side="right") - 1, minlength=len(_SIDE_EDGES)
-    )
+    counts, _ = np.histogram(np.minimum(width, height), [*_SIDE_EDGES, np.inf])
     labels = [f"{low} to {high - 1}" for low, high in zip(_SIDE_EDGES, _SIDE_EDGES[1:], strict=False)]
     return _without_empty_ends(bars([*labels, f"{_SIDE_EDGES[-1]} or more"], counts.tolist()))
 

@@ -22,14 +22,14 @@ import numpy as np
 
 from convoy.core.files import write_whole
 from convoy.core.html.templates import page_template
-from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
+from convoy.input_pipeline.dataset.open import DUPLICATE, Split
 from convoy.input_pipeline.images.perceptual import NEAR
 from convoy.input_pipeline.report import numbers, pictures
-from convoy.input_pipeline.report.alike import SIDECAR_ARRAYS, Alike, Group, Images, find_alike, gather
+from convoy.input_pipeline.report.alike import Alike, Group, Images, find_alike, gather
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
 
 REPORT = "report.html"
-DUPLICATE = "same bytes as "  # start of the `reason` of duplicates in quarantine.jsonl
 
 _LEAKED = re.compile(re.escape(DUPLICATE) + r"image \d+ of split \w+")  # duplicates of an image of another split
 # Limits of what is shown, so that the page stays below 3 MB. Counts always cover everything.
@@ -59,51 +59,41 @@ def write_report(
       manifest: content of manifest.json.
       splits: index of every split of the manifest. A bounded number of records is read for the pictures.
       quarantine: lines of quarantine.jsonl: `split`, `path`, `category`, `reason`.
-      images: `SIDECAR_ARRAYS` by split, in the order of its records. A split may have none; arrays of a wrong length
-        are ignored. The page then states what is missing.
+      images: the arrays of `IMAGE_TYPES` by split, in the order of its records. A split may have none; arrays of a
+        wrong length are ignored. The page then states what is missing.
       sources: folders of source images by split, if they still exist; for thumbnails of files that were left out.
 
     Raises:
       OSError: the file cannot be written.
     """
-    write_whole(path, _page(manifest, splits, quarantine, images, sources).encode("utf-8"))
-
-
-def _page(
-    manifest: Mapping[str, Any],
-    splits: Mapping[str, Split],
-    quarantine: Sequence[Mapping[str, str]],
-    sidecars: Mapping[str, Mapping[str, np.ndarray]],
-    sources: Mapping[str, Path],
-) -> str:
     names = sorted(splits, key=lambda name: (_FIRST_SPLITS.index(name) if name in _FIRST_SPLITS else 9, name))
     splits = {name: splits[name] for name in names}
     whole = {
-        name: sidecars[name]
+        name: images[name]
         for name in names
-        if name in sidecars
-        and all(len(sidecars[name].get(array, ())) == splits[name].num_images for array in SIDECAR_ARRAYS)
+        if name in images and all(len(images[name].get(array, ())) == splits[name].num_images for array in IMAGE_TYPES)
     }
-    images = gather(splits, whole)
-    pairs_of_splits = math.comb(len(images.splits), 2)
-    alike = find_alike(images, leaks_shown=max(1, _LEAKS // max(1, pairs_of_splits)))
+    gathered = gather(splits, whole)
+    content = gathered.content
+    pairs_of_splits = math.comb(len(gathered.splits), 2)
+    alike = find_alike(gathered, leaks_shown=max(1, _LEAKS // max(1, pairs_of_splits)))
     class_names = list(manifest["class_names"])
     counts = {name: np.bincount(split.label, minlength=len(class_names)) for name, split in splits.items()}
     samples = _samples(splits, len(class_names))
     groups = {"across": alike.across_classes[:_GROUPS], "within": alike.within_classes[:_GROUPS]}
-    records = [_record(images, i) for i in _pictured(alike, groups)]
+    records = [_record(gathered, i) for i in _pictured(alike, groups)]
     records += [record for _, chosen in samples for record in chosen]
     found = pictures.of_records(splits, class_names, records)
 
     def picture(i: int) -> pictures.Picture:
-        return found[_record(images, i)]
+        return found[_record(gathered, i)]
 
     duplicates = [entry for entry in quarantine if entry["reason"].startswith(DUPLICATE)]
     bad = [entry for entry in quarantine if not entry["reason"].startswith(DUPLICATE)]
     kinds, num_kinds = numbers.reasons([entry["reason"] for entry in bad], _REASONS)
     small, balance = small_classes(counts, class_names), balances(counts, class_names)
     num_images = sum(split.num_images for split in splits.values())
-    return page_template(Path(__file__).with_name("report.html.j2")).render(
+    page = page_template(Path(__file__).with_name("report.html.j2")).render(
         name=manifest["name"],
         manifest=manifest,
         class_names=class_names,
@@ -114,7 +104,7 @@ def _page(
             small=small,
             balance=balance,
             num_classes=len(class_names),
-            images=images,
+            images=gathered,
             alike=alike,
             num_kept=num_images,
             num_bad=len(bad),
@@ -126,12 +116,12 @@ def _page(
         named=_NAMED,
         balance=balance,
         tail=numbers.area(next(iter(counts.values()))) if len(class_names) > _PLOTTED_FROM else "",
-        images=images,
-        sizes=_sizes(images),
+        images=gathered,
+        sizes=_sizes(gathered),
         alike=alike,
         near=NEAR,
         leaks=[
-            (leak, [(images.content[i] == images.content[like], picture(i), picture(like)) for i, like in leak.pairs])
+            (leak, [(content[i] == content[like], picture(i), picture(like)) for i, like in leak.pairs])
             for leak in alike.leaks
         ],
         kept_out=sum(1 for entry in duplicates if _LEAKED.fullmatch(entry["reason"])),
@@ -149,6 +139,7 @@ def _page(
         kinds=kinds,
         num_kinds=num_kinds,
     )
+    write_whole(path, page.encode("utf-8"))
 
 
 def _split_row(name: str, entry: Mapping[str, Any], quarantine: Sequence[Mapping[str, str]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile
 
 from convoy.core.errors import ConvoyError, DataError
@@ -84,10 +85,9 @@ def _payloads(split: Split, shard: int, positions: Sequence[int]) -> Iterator[by
         return
     with contextlib.closing(shards):
         for position in positions:
-            place, size = slice(position, position + 1), int(split.length[position]) + FRAME_OVERHEAD
+            offset, size = int(split.offset[position]), int(split.length[position]) + FRAME_OVERHEAD
             try:
-                frame = shards.read(0, int(split.offset[position]), size)
-                yield checked_payloads([frame], [0], split.offset[place], split.length[place], split.crc[place])[0]
+                yield checked_payloads([shards.read(0, offset, size)], split.locations(np.array([position])))[0]
             except ConvoyError:
                 yield b""
 
@@ -96,10 +96,15 @@ def _thumbnail(open_image: Callable[[], Image.Image]) -> str:
     try:
         image = open_image()
         image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+        return data_uri(image.convert("RGB"), quality=_QUALITY)
     except Exception:  # decoders raise anything for a damaged image
         return ""
+
+
+def data_uri(image: Image.Image, **options: int) -> str:
+    """Returns an RGB image as the data URI of a JPEG; `options` are those of Pillow's encoder."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -1,16 +1,15 @@
-"""Outlines of household products. See `silhouettes` for the signature of the functions."""
+"""Outlines of household products: one function per product, with the name of the product (see `silhouettes`)."""
 
-from collections.abc import Callable
+# ruff: noqa: D103
 
 import numpy as np
 
-from convoy.input_pipeline.sample.pen import Pen, Role
+from convoy.input_pipeline.sample.pen import Pen, Role, Vary
 
-Vary = Callable[[float, float], float]
 BODY, ACCENT, DARK, LIGHT = Role.BODY, Role.ACCENT, Role.DARK, Role.LIGHT
 
 
-def _bottle(pen: Pen, vary: Vary) -> None:
+def bottle(pen: Pen, vary: Vary) -> None:
     width, neck, shoulder = vary(0.26, 0.42), vary(0.1, 0.17), vary(-0.5, -0.15)
     pen.symmetric([(neck, -0.85), (neck, shoulder - 0.2), (width, shoulder + 0.1), (width, 0.88), (width - 0.06, 0.96)])
     pen.box(-neck - 0.03, -0.97, neck + 0.03, -0.75, DARK, corner=0.04)
@@ -18,7 +17,7 @@ def _bottle(pen: Pen, vary: Vary) -> None:
     pen.box(-width * 0.6, 0.3, width * 0.6, 0.42, ACCENT)
 
 
-def _mug(pen: Pen, vary: Vary) -> None:
+def mug(pen: Pen, vary: Vary) -> None:
     height, narrow = vary(0.5, 0.72), vary(0.0, 0.14)
     pen.arc(0.42, 0.05, vary(0.28, 0.42), vary(0.28, 0.42), -100, 100, vary(0.11, 0.18))
     pen.polygon([(-0.62, -height), (0.46, -height), (0.46 - narrow, height), (-0.62 + narrow, height)])
@@ -31,7 +30,7 @@ def _mug(pen: Pen, vary: Vary) -> None:
         pen.ellipse(-0.08, 0.08, 0.22, 0.22, ACCENT)
 
 
-def _table_lamp(pen: Pen, vary: Vary) -> None:
+def table_lamp(pen: Pen, vary: Vary) -> None:
     top, bottom, edge = vary(0.2, 0.42), vary(0.55, 0.75), vary(-0.25, 0.0)
     if vary(0, 1) > 0.5:
         pen.ellipse(0, 0.45, 0.26, 0.36, ACCENT)
@@ -42,7 +41,7 @@ def _table_lamp(pen: Pen, vary: Vary) -> None:
     pen.line([(0.28, edge), (0.28, edge + 0.3)], 0.03, DARK)
 
 
-def _chair(pen: Pen, vary: Vary) -> None:
+def chair(pen: Pen, vary: Vary) -> None:
     seat, lean = vary(0.0, 0.16), vary(0.0, 0.14)
     for start, end in ((-0.42, -0.42), (0.5, 0.55), (-0.22, -0.2), (0.36, 0.34)):
         pen.line([(start, seat), (end, 0.95)], 0.09, ACCENT)
@@ -56,7 +55,7 @@ def _chair(pen: Pen, vary: Vary) -> None:
     pen.polygon([(-0.48, seat), (0.34, seat - 0.1), (0.62, seat + 0.06), (0.56, seat + 0.2), (-0.48, seat + 0.2)])
 
 
-def _toy_car(pen: Pen, vary: Vary) -> None:
+def toy_car(pen: Pen, vary: Vary) -> None:
     roof, wheel, hood = vary(-0.62, -0.4), vary(0.18, 0.27), vary(0.45, 0.75)
     pen.polygon([(-0.72, -0.05), (-0.5, roof), (0.22, roof), (hood, -0.05)])
     pen.polygon([(-0.58, -0.06), (-0.44, roof + 0.1), (-0.16, roof + 0.1), (-0.16, -0.06)], LIGHT)
@@ -69,7 +68,7 @@ def _toy_car(pen: Pen, vary: Vary) -> None:
         pen.ellipse(x, 0.38, wheel * 0.45, wheel * 0.45, LIGHT)
 
 
-def _teapot(pen: Pen, vary: Vary) -> None:
+def teapot(pen: Pen, vary: Vary) -> None:
     round_x, round_y = vary(0.5, 0.62), vary(0.42, 0.56)
     pen.arc(-round_x, 0.15, 0.32, 0.34, 80, 285, 0.12, ACCENT)
     pen.polygon([(0.3, 0.1), (0.62, 0.02), (0.8, -0.4), (1.0, -0.36), (0.82, 0.25), (0.4, 0.6)])
@@ -79,7 +78,7 @@ def _teapot(pen: Pen, vary: Vary) -> None:
     pen.box(-0.34, 0.16 + round_y, 0.34, 0.28 + round_y, DARK, corner=0.05)
 
 
-def _camera(pen: Pen, vary: Vary) -> None:
+def camera(pen: Pen, vary: Vary) -> None:
     lens, top = vary(0.34, 0.46), vary(-0.45, -0.32)
     pen.polygon([(-0.3, top), (-0.2, top - 0.26), (0.2, top - 0.26), (0.3, top)], ACCENT)
     pen.box(-0.76, top - 0.12, -0.5, top + 0.1, DARK)
@@ -92,7 +91,7 @@ def _camera(pen: Pen, vary: Vary) -> None:
     pen.box(0.58, top + 0.22, 0.8, top + 0.36, LIGHT)
 
 
-def _clock(pen: Pen, vary: Vary) -> None:
+def clock(pen: Pen, vary: Vary) -> None:
     radius = vary(0.62, 0.74)
     if vary(0, 1) > 0.5:
         for side in (-1, 1):
@@ -110,7 +109,7 @@ def _clock(pen: Pen, vary: Vary) -> None:
     pen.line([(0, 0.05), (radius * 0.65 * np.cos(minute), 0.05 + radius * 0.65 * np.sin(minute))], 0.06, ACCENT)
 
 
-def _frying_pan(pen: Pen, vary: Vary) -> None:
+def frying_pan(pen: Pen, vary: Vary) -> None:
     radius, grip = vary(0.48, 0.6), vary(0.11, 0.18)
     pen.line([(0.1, 0), (0.92, 0)], grip, ACCENT)
     pen.ellipse(0.88, 0, 0.04, 0.04, LIGHT)
@@ -121,7 +120,7 @@ def _frying_pan(pen: Pen, vary: Vary) -> None:
         pen.ellipse(-0.4, 0, 0.12, 0.12, ACCENT)
 
 
-def _book(pen: Pen, vary: Vary) -> None:
+def book(pen: Pen, vary: Vary) -> None:
     width, height, thickness = vary(0.45, 0.62), vary(0.78, 0.92), vary(0.1, 0.22)
     pen.polygon(
         [(width, -height), (width + thickness, -height + 0.1), (width + thickness, height + 0.08), (width, height)],
@@ -138,7 +137,7 @@ def _book(pen: Pen, vary: Vary) -> None:
     pen.ellipse(0.07, height * 0.35, 0.2, 0.2, ACCENT)
 
 
-def _phone(pen: Pen, vary: Vary) -> None:
+def phone(pen: Pen, vary: Vary) -> None:
     width, frame = vary(0.4, 0.52), vary(0.05, 0.1)
     pen.box(-width, -0.94, width, 0.94, DARK, corner=vary(0.08, 0.22))
     pen.box(-width + frame, -0.84 + frame, width - frame, 0.84 - frame, BODY, corner=0.05)
@@ -150,7 +149,7 @@ def _phone(pen: Pen, vary: Vary) -> None:
     pen.ellipse(0, 0.84, 0.06, 0.06, LIGHT)
 
 
-def _laptop(pen: Pen, vary: Vary) -> None:
+def laptop(pen: Pen, vary: Vary) -> None:
     width, top, front = vary(0.62, 0.74), vary(-0.8, -0.6), vary(0.5, 0.68)
     pen.box(-width, top, width, 0.2, DARK, corner=0.06)
     pen.box(-width + 0.08, top + 0.08, width - 0.08, 0.12)
@@ -162,7 +161,7 @@ def _laptop(pen: Pen, vary: Vary) -> None:
     pen.box(-0.97, front - 0.02, 0.97, front + 0.07, DARK)
 
 
-def _ball(pen: Pen, vary: Vary) -> None:
+def ball(pen: Pen, vary: Vary) -> None:
     radius, make = vary(0.72, 0.9), vary(0, 1)
     pen.ellipse(0, 0, radius, radius)
     if make > 0.66:
@@ -186,7 +185,7 @@ def _ball(pen: Pen, vary: Vary) -> None:
             pen.ellipse(x, y, 0.15, 0.15, DARK)
 
 
-def _sofa(pen: Pen, vary: Vary) -> None:
+def sofa(pen: Pen, vary: Vary) -> None:
     back, arm = vary(-0.6, -0.35), vary(0.22, 0.34)
     for x in (-0.8, 0.8):
         pen.line([(x, 0.55), (x, 0.75)], 0.1, DARK)
@@ -201,7 +200,7 @@ def _sofa(pen: Pen, vary: Vary) -> None:
         pen.line([(side * (1 - arm), -0.02), (side * (1 - arm), 0.55)], 0.04, DARK)
 
 
-def _scissors(pen: Pen, vary: Vary) -> None:
+def scissors(pen: Pen, vary: Vary) -> None:
     opening, loop = vary(0.12, 0.36), vary(0.2, 0.28)
     for side in (-1, 1):
         tip = (side * opening, -0.96)
@@ -211,7 +210,7 @@ def _scissors(pen: Pen, vary: Vary) -> None:
     pen.ellipse(0, 0.08, 0.06, 0.06, DARK)
 
 
-def _guitar(pen: Pen, vary: Vary) -> None:
+def guitar(pen: Pen, vary: Vary) -> None:
     lower, waist = vary(0.42, 0.54), vary(0.22, 0.3)
     pen.box(-0.07, -0.85, 0.07, 0.2, ACCENT)
     pen.box(-0.13, -1.0, 0.13, -0.76, DARK, corner=0.03)
@@ -224,7 +223,7 @@ def _guitar(pen: Pen, vary: Vary) -> None:
     pen.line([(0, -0.9), (0, 0.66)], 0.03, LIGHT)
 
 
-def _bicycle(pen: Pen, vary: Vary) -> None:
+def bicycle(pen: Pen, vary: Vary) -> None:
     radius, tube = vary(0.34, 0.42), vary(0.07, 0.12)
     for x in (-0.56, 0.56):
         pen.arc(x, 0.38, radius, radius, 0, 360, 0.08, DARK)
@@ -240,7 +239,7 @@ def _bicycle(pen: Pen, vary: Vary) -> None:
     pen.ellipse(*crank, 0.1, 0.1, ACCENT)
 
 
-def _hammer(pen: Pen, vary: Vary) -> None:
+def hammer(pen: Pen, vary: Vary) -> None:
     head, grip = vary(0.26, 0.4), vary(0.13, 0.2)
     pen.line([(0, -0.65), (0, 0.9)], grip, ACCENT)
     pen.line([(0, 0.45), (0, 0.9)], grip + 0.06, DARK)
@@ -252,7 +251,7 @@ def _hammer(pen: Pen, vary: Vary) -> None:
         pen.box(-0.6, -0.76 - head / 2, -0.3, -0.68 + head / 2, BODY, corner=0.04)
 
 
-def _potted_plant(pen: Pen, vary: Vary) -> None:
+def potted_plant(pen: Pen, vary: Vary) -> None:
     rim, leaves, long = vary(0.34, 0.5), round(vary(4.6, 7.4)), vary(0.42, 0.6)
     for angle in np.linspace(-155, -25, leaves):
         x, y = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -263,7 +262,7 @@ def _potted_plant(pen: Pen, vary: Vary) -> None:
     pen.line([(-rim, 0.4), (rim, 0.4)], 0.04, DARK)
 
 
-def _television(pen: Pen, vary: Vary) -> None:
+def television(pen: Pen, vary: Vary) -> None:
     height, frame = vary(0.5, 0.62), vary(0.05, 0.1)
     if vary(0, 1) > 0.5:
         pen.line([(0, 0.3), (0, 0.75)], 0.16, DARK)
@@ -278,7 +277,7 @@ def _television(pen: Pen, vary: Vary) -> None:
     pen.ellipse(0.5, -0.3, 0.14, 0.14, LIGHT)
 
 
-def _game_controller(pen: Pen, vary: Vary) -> None:
+def game_controller(pen: Pen, vary: Vary) -> None:
     grip, waist = vary(0.42, 0.68), vary(0.16, 0.3)
     pen.symmetric(
         [(0.15, -0.36), (0.6, -0.46), (0.9, -0.1), (0.96, grip), (0.72, grip + 0.08), (0.42, waist), (0.12, waist)],
@@ -293,7 +292,7 @@ def _game_controller(pen: Pen, vary: Vary) -> None:
     pen.box(-0.1, -0.26, 0.1, -0.14, LIGHT)
 
 
-def _teddy_bear(pen: Pen, vary: Vary) -> None:
+def teddy_bear(pen: Pen, vary: Vary) -> None:
     head, belly = vary(0.36, 0.46), vary(0.38, 0.5)
     for side in (-1, 1):
         pen.ellipse(side * head * 0.85, -0.76, 0.17, 0.17)
@@ -310,7 +309,7 @@ def _teddy_bear(pen: Pen, vary: Vary) -> None:
         pen.ellipse(side * 0.17, -0.55, 0.055, 0.055, DARK)
 
 
-def _light_bulb(pen: Pen, vary: Vary) -> None:
+def light_bulb(pen: Pen, vary: Vary) -> None:
     radius, neck = vary(0.46, 0.6), vary(0.18, 0.24)
     pen.symmetric(
         [(0.15, -0.95), (radius * 0.85, -0.72), (radius, -0.35), (radius * 0.72, 0.02), (neck, 0.36)], smooth=True
@@ -323,7 +322,7 @@ def _light_bulb(pen: Pen, vary: Vary) -> None:
     pen.ellipse(-radius * 0.5, -0.55, 0.08, 0.16, LIGHT, turn=30)
 
 
-def _fork(pen: Pen, vary: Vary) -> None:
+def fork(pen: Pen, vary: Vary) -> None:
     head, tines = vary(0.22, 0.32), round(vary(2.6, 4.4))
     pen.symmetric([(0.06, -0.1), (0.07, 0.3), (0.11, 0.8), (0.06, 0.98)], smooth=True)
     pen.symmetric([(head, -0.5), (head * 0.9, -0.2), (0.06, 0.05)], smooth=True)
@@ -331,31 +330,3 @@ def _fork(pen: Pen, vary: Vary) -> None:
         pen.line([(x, -0.4), (x, -0.94)], 0.09)
     if vary(0, 1) > 0.5:
         pen.line([(0, 0.4), (0, 0.86)], 0.15, ACCENT)
-
-
-HOUSEHOLD: dict[str, Callable[[Pen, Vary], None]] = {
-    "bottle": _bottle,
-    "mug": _mug,
-    "table lamp": _table_lamp,
-    "chair": _chair,
-    "toy car": _toy_car,
-    "teapot": _teapot,
-    "camera": _camera,
-    "clock": _clock,
-    "frying pan": _frying_pan,
-    "book": _book,
-    "phone": _phone,
-    "laptop": _laptop,
-    "ball": _ball,
-    "sofa": _sofa,
-    "scissors": _scissors,
-    "guitar": _guitar,
-    "bicycle": _bicycle,
-    "hammer": _hammer,
-    "potted plant": _potted_plant,
-    "television": _television,
-    "game controller": _game_controller,
-    "teddy bear": _teddy_bear,
-    "light bulb": _light_bulb,
-    "fork": _fork,
-}

@@ -13,12 +13,13 @@ Synopsis:
 
 import enum
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Point = tuple[float, float]
+Vary = Callable[[float, float], float]  # (low, high) -> a number between them
 
 
 class Role(enum.Enum):

@@ -10,14 +10,13 @@ a model that learns shapes scores well in both.
 import colorsys
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from convoy.input_pipeline.sample import patterns
 from convoy.input_pipeline.sample.pen import Pen, Role
-from convoy.input_pipeline.sample.silhouettes import PRODUCTS
+from convoy.input_pipeline.sample.silhouettes import PRODUCTS, Outline
 
 Colour = np.ndarray  # [3] float32 in [0, 1]
 
@@ -181,7 +180,7 @@ def _thing(pen: Pen, market: Market, random: np.random.Generator, x: float, y: f
 
 def _with_product(
     scene: np.ndarray,
-    draw: Callable[[Pen, Callable[[float, float], float]], None],
+    draw: Outline,
     market: Market,
     seller: Shop,
     random: np.random.Generator,

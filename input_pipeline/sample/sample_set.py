@@ -27,12 +27,12 @@ from convoy.core.processes import follow_parent, usable_cores
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
-MISLABELLED_SHARE = 0.03
-JPEG_QUALITY = 90
-ELSEWHERE = "Pass a new folder as --output."
-PIXELS_PER_TASK = 48 * 64 * 64
+_MISLABELLED_SHARE = 0.03
+_JPEG_QUALITY = 90
+_ELSEWHERE = "Pass a new folder as --output."
+_PIXELS_PER_TASK = 48 * 64 * 64
 # Below this many pixels one process is faster than starting several.
-PIXELS_WORTH_PROCESSES = 400 * 64 * 64
+_PIXELS_WORTH_PROCESSES = 400 * 64 * 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +113,14 @@ class SampleSet:
                 draft.rename(place)
             except OSError as error:
                 raise UsageError(
-                    f"--output={output} was created by another program ({error.strerror}). {ELSEWHERE}"
+                    f"--output={output} was created by another program ({error.strerror}). {_ELSEWHERE}"
                 ) from None
 
     def _product(self, split: str, category: int, index: int) -> int:
         if split != "train" or self.categories == 1:
             return category
         random = np.random.default_rng([self.seed, 4, category, index])
-        if random.random() >= MISLABELLED_SHARE:
+        if random.random() >= _MISLABELLED_SHARE:
             return category
         return (category + int(random.integers(1, self.categories))) % self.categories
 
@@ -130,10 +130,10 @@ class SampleSet:
             for category in range(self.categories):
                 (folder / split / f"{category:02d}").mkdir(parents=True)
         draw = functools.partial(_draw_listings, folder, self.seed, self.size)
-        together = max(PIXELS_PER_TASK // self.size**2, 1)
+        together = max(_PIXELS_PER_TASK // self.size**2, 1)
         tasks = [listings[start : start + together] for start in range(0, len(listings), together)]
         if not workers:
-            small = len(listings) * self.size**2 < PIXELS_WORTH_PROCESSES
+            small = len(listings) * self.size**2 < _PIXELS_WORTH_PROCESSES
             workers = 1 if small else usable_cores()
         workers = min(workers, len(tasks))
         if workers == 1:
@@ -153,7 +153,7 @@ class SampleSet:
 def _draw_listings(folder: Path, seed: int, size: int, listings: list[Listing]) -> None:
     for listing in listings:
         picture = photograph(seed, listing.split, listing.category, listing.product, listing.index, size)
-        picture.save(folder / listing.split / listing.folder / listing.filename, quality=JPEG_QUALITY)
+        picture.save(folder / listing.split / listing.folder / listing.filename, quality=_JPEG_QUALITY)
 
 
 def _temporary_folder(place: Path, output: Path) -> tempfile.TemporaryDirectory:
@@ -161,16 +161,16 @@ def _temporary_folder(place: Path, output: Path) -> tempfile.TemporaryDirectory:
     try:
         if place.exists():
             if not place.is_dir():
-                raise UsageError(f"--output={output} is a file. {ELSEWHERE}")
+                raise UsageError(f"--output={output} is a file. {_ELSEWHERE}")
             if any(place.iterdir()):
-                raise UsageError(f"--output={output} is not empty. {ELSEWHERE}")
+                raise UsageError(f"--output={output} is not empty. {_ELSEWHERE}")
             if place.is_mount():
                 raise UsageError(f"--output={output} is a mount point. Pass a folder inside it.")
         place.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent)
     except OSError as error:
         raise UsageError(
-            f"--output={output} cannot be created: {error.filename}: {error.strerror}. {ELSEWHERE}"
+            f"--output={output} cannot be created: {error.filename}: {error.strerror}. {_ELSEWHERE}"
         ) from None
 
 

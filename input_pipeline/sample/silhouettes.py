@@ -10,55 +10,53 @@ Synopsis:
 
 from collections.abc import Callable
 
-from convoy.input_pipeline.sample.household import HOUSEHOLD
-from convoy.input_pipeline.sample.pen import Pen
-from convoy.input_pipeline.sample.wardrobe import WARDROBE
+from convoy.input_pipeline.sample import household, wardrobe
+from convoy.input_pipeline.sample.pen import Pen, Vary
 
-# The first categories are the easiest to distinguish, for small sets.
-CATEGORIES = (
-    "t-shirt",
-    "dress",
-    "trousers",
-    "sneaker",
-    "handbag",
-    "watch",
-    "bottle",
-    "mug",
-    "table lamp",
-    "headphones",
-    "chair",
-    "glasses",
-    "umbrella",
-    "toy car",
-    "teapot",
-    "camera",
-    "backpack",
-    "key",
-    "clock",
-    "frying pan",
-    "book",
-    "phone",
-    "laptop",
-    "cap",
-    "ring",
-    "ball",
-    "high heel",
-    "sofa",
-    "scissors",
-    "guitar",
-    "bicycle",
-    "sock",
-    "lipstick",
-    "hammer",
-    "potted plant",
-    "television",
-    "game controller",
-    "suitcase",
-    "teddy bear",
-    "light bulb",
-    "tie",
-    "fork",
-)
-PRODUCTS: dict[str, Callable[[Pen, Callable[[float, float], float]], None]] = {
-    name: (WARDROBE | HOUSEHOLD)[name] for name in CATEGORIES
+Outline = Callable[[Pen, Vary], None]
+
+# The first are the easiest to distinguish, for small sets.
+PRODUCTS: dict[str, Outline] = {
+    "t-shirt": wardrobe.t_shirt,
+    "dress": wardrobe.dress,
+    "trousers": wardrobe.trousers,
+    "sneaker": wardrobe.sneaker,
+    "handbag": wardrobe.handbag,
+    "watch": wardrobe.watch,
+    "bottle": household.bottle,
+    "mug": household.mug,
+    "table lamp": household.table_lamp,
+    "headphones": wardrobe.headphones,
+    "chair": household.chair,
+    "glasses": wardrobe.glasses,
+    "umbrella": wardrobe.umbrella,
+    "toy car": household.toy_car,
+    "teapot": household.teapot,
+    "camera": household.camera,
+    "backpack": wardrobe.backpack,
+    "key": wardrobe.key,
+    "clock": household.clock,
+    "frying pan": household.frying_pan,
+    "book": household.book,
+    "phone": household.phone,
+    "laptop": household.laptop,
+    "cap": wardrobe.cap,
+    "ring": wardrobe.ring,
+    "ball": household.ball,
+    "high heel": wardrobe.high_heel,
+    "sofa": household.sofa,
+    "scissors": household.scissors,
+    "guitar": household.guitar,
+    "bicycle": household.bicycle,
+    "sock": wardrobe.sock,
+    "lipstick": wardrobe.lipstick,
+    "hammer": household.hammer,
+    "potted plant": household.potted_plant,
+    "television": household.television,
+    "game controller": household.game_controller,
+    "suitcase": wardrobe.suitcase,
+    "teddy bear": household.teddy_bear,
+    "light bulb": household.light_bulb,
+    "tie": wardrobe.tie,
+    "fork": household.fork,
 }

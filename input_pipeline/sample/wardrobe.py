@@ -1,16 +1,15 @@
-"""Outlines of clothes and accessories. See `silhouettes` for the signature of the functions."""
+"""Outlines of clothes and accessories: one function per product, with the name of the product (see `silhouettes`)."""
 
-from collections.abc import Callable
+# ruff: noqa: D103
 
 import numpy as np
 
-from convoy.input_pipeline.sample.pen import Pen, Role
+from convoy.input_pipeline.sample.pen import Pen, Role, Vary
 
-Vary = Callable[[float, float], float]
 BODY, ACCENT, DARK, LIGHT, NOTHING = Role.BODY, Role.ACCENT, Role.DARK, Role.LIGHT, Role.NOTHING
 
 
-def _t_shirt(pen: Pen, vary: Vary) -> None:
+def t_shirt(pen: Pen, vary: Vary) -> None:
     width, sleeve, hem = vary(0.42, 0.56), vary(0.22, 0.42), vary(0.65, 0.92)
     end = -0.66 + sleeve * 1.1
     pen.symmetric(
@@ -22,7 +21,7 @@ def _t_shirt(pen: Pen, vary: Vary) -> None:
         pen.ellipse(0, 0.05, 0.2, 0.2, ACCENT)
 
 
-def _dress(pen: Pen, vary: Vary) -> None:
+def dress(pen: Pen, vary: Vary) -> None:
     flare, waist, hem = vary(0.5, 0.85), vary(0.16, 0.25), vary(0.75, 0.97)
     pen.line([(0.24, -0.97), (0.22, -0.65)], 0.08)
     pen.line([(-0.24, -0.97), (-0.22, -0.65)], 0.08)
@@ -32,7 +31,7 @@ def _dress(pen: Pen, vary: Vary) -> None:
         pen.polygon([(-flare, hem), (-flare + 0.06, hem - 0.16), (flare - 0.06, hem - 0.16), (flare, hem)], ACCENT)
 
 
-def _trousers(pen: Pen, vary: Vary) -> None:
+def trousers(pen: Pen, vary: Vary) -> None:
     waist, leg, hem = vary(0.32, 0.44), vary(0.2, 0.38), vary(0.55, 0.97)
     outer = waist + vary(0.02, 0.2)
     pen.symmetric([(waist, -0.93), (outer, hem), (outer - leg, hem), (0.03, -0.3)])
@@ -42,7 +41,7 @@ def _trousers(pen: Pen, vary: Vary) -> None:
     pen.line([(-waist * 0.4, -0.75), (-waist, -0.5)], 0.04, DARK)
 
 
-def _sneaker(pen: Pen, vary: Vary) -> None:
+def sneaker(pen: Pen, vary: Vary) -> None:
     ankle, sole = vary(-0.3, -0.62), vary(0.13, 0.24)
     pen.curve(
         [(-0.85, ankle), (-0.5, ankle + 0.1), (-0.18, ankle - 0.06), (0.12, -0.12), (0.6, 0.08), (0.93, 0.32)]
@@ -57,7 +56,7 @@ def _sneaker(pen: Pen, vary: Vary) -> None:
     pen.ellipse(-0.55, ankle + 0.07, 0.22, 0.06, DARK)
 
 
-def _handbag(pen: Pen, vary: Vary) -> None:
+def handbag(pen: Pen, vary: Vary) -> None:
     top, bottom, rim = vary(0.45, 0.68), vary(0.68, 0.92), vary(-0.25, 0.0)
     pen.arc(0, rim, vary(0.3, 0.42), 0.9 + rim, 180, 360, vary(0.08, 0.14), ACCENT)
     pen.symmetric([(top, rim), (bottom, 0.72), (bottom - 0.1, 0.82)])
@@ -65,7 +64,7 @@ def _handbag(pen: Pen, vary: Vary) -> None:
     pen.box(-0.1, rim + 0.26, 0.1, rim + 0.46, LIGHT)
 
 
-def _watch(pen: Pen, vary: Vary) -> None:
+def watch(pen: Pen, vary: Vary) -> None:
     strap, case = vary(0.16, 0.27), vary(0.38, 0.52)
     pen.symmetric([(strap * 0.8, -1.0), (strap, -0.4), (strap, 0.4), (strap * 0.8, 1.0)], ACCENT)
     for y in (-0.85, -0.7, 0.7, 0.82):
@@ -80,7 +79,7 @@ def _watch(pen: Pen, vary: Vary) -> None:
     pen.line([(0, -case * 0.6), (0, 0), (vary(0.1, 0.25), vary(-0.15, 0.2))], 0.06, DARK)
 
 
-def _headphones(pen: Pen, vary: Vary) -> None:
+def headphones(pen: Pen, vary: Vary) -> None:
     width, cup = vary(0.58, 0.74), vary(0.16, 0.26)
     pen.arc(0, 0.2, width, vary(0.85, 1.05), 180, 360, vary(0.1, 0.18))
     for side in (-1, 1):
@@ -88,7 +87,7 @@ def _headphones(pen: Pen, vary: Vary) -> None:
         pen.ellipse(side * (width + 0.06), 0.35, cup, 0.38, ACCENT)
 
 
-def _glasses(pen: Pen, vary: Vary) -> None:
+def glasses(pen: Pen, vary: Vary) -> None:
     radius_x, radius_y, rim = vary(0.34, 0.44), vary(0.24, 0.4), vary(0.08, 0.14)
     shaded = DARK if vary(0, 1) > 0.5 else LIGHT
     for side in (-1, 1):
@@ -99,7 +98,7 @@ def _glasses(pen: Pen, vary: Vary) -> None:
     pen.arc(0, -0.02, 0.12, 0.12, 190, 350, 0.09)
 
 
-def _umbrella(pen: Pen, vary: Vary) -> None:
+def umbrella(pen: Pen, vary: Vary) -> None:
     dome, width = vary(0.75, 1.0), vary(0.85, 0.98)
     pen.line([(0, -0.98), (0, 0.75)], 0.07, DARK)
     pen.arc(0.14, 0.76, 0.14, 0.17, 0, 180, 0.09, DARK)
@@ -112,7 +111,7 @@ def _umbrella(pen: Pen, vary: Vary) -> None:
     pen.polygon([(0, 0.12 - dome), (0.5 * width, 0.12), (0.75 * width, 0.02), (width, 0.12)], ACCENT)
 
 
-def _backpack(pen: Pen, vary: Vary) -> None:
+def backpack(pen: Pen, vary: Vary) -> None:
     width, pocket = vary(0.48, 0.62), vary(0.1, 0.35)
     pen.arc(0, -0.72, 0.16, 0.2, 180, 360, 0.08, DARK)
     for side in (-1, 1):
@@ -124,7 +123,7 @@ def _backpack(pen: Pen, vary: Vary) -> None:
     pen.arc(0, -0.2, width * 0.75, 0.3, 180, 360, 0.05, DARK)
 
 
-def _key(pen: Pen, vary: Vary) -> None:
+def key(pen: Pen, vary: Vary) -> None:
     bow, hole, shaft = vary(0.32, 0.42), vary(0.13, 0.2), vary(0.13, 0.2)
     if vary(0, 1) > 0.5:
         pen.box(-0.55 - bow, -bow, -0.55 + bow, bow, BODY, corner=0.12)
@@ -137,7 +136,7 @@ def _key(pen: Pen, vary: Vary) -> None:
     pen.line([(-0.2, 0), (0.85, 0)], 0.04, ACCENT)
 
 
-def _cap(pen: Pen, vary: Vary) -> None:
+def cap(pen: Pen, vary: Vary) -> None:
     crown, peak = vary(0.62, 0.85), vary(0.75, 0.98)
     pen.curve([(0.2, 0.12), (peak, 0.32), (0.95, 0.46), (0.4, 0.4), (-0.2, 0.34)], ACCENT)
     angles = np.radians(np.linspace(180, 360, 16))
@@ -149,7 +148,7 @@ def _cap(pen: Pen, vary: Vary) -> None:
         pen.ellipse(0.12, -0.02, 0.15, 0.15, LIGHT)
 
 
-def _ring(pen: Pen, vary: Vary) -> None:
+def ring(pen: Pen, vary: Vary) -> None:
     radius, band, stone = vary(0.46, 0.6), vary(0.1, 0.18), vary(0.22, 0.36)
     pen.arc(0, 0.3, radius, radius, 0, 360, band)
     top = 0.3 - radius
@@ -166,7 +165,7 @@ def _ring(pen: Pen, vary: Vary) -> None:
     pen.polygon([(-stone * 0.4, top - 0.2), (0, top - 0.4), (stone * 0.4, top - 0.2), (0, top + 0.02)], LIGHT)
 
 
-def _high_heel(pen: Pen, vary: Vary) -> None:
+def high_heel(pen: Pen, vary: Vary) -> None:
     top, heel = vary(-0.6, -0.35), vary(0.05, 0.16)
     pen.curve(
         [(-0.86, top), (-0.5, top + 0.14), (-0.12, 0.22), (0.3, 0.38), (0.52, 0.28), (0.95, 0.6), (0.85, 0.7)]
@@ -179,7 +178,7 @@ def _high_heel(pen: Pen, vary: Vary) -> None:
     pen.ellipse(0.56, 0.4, 0.1, 0.07, ACCENT)
 
 
-def _sock(pen: Pen, vary: Vary) -> None:
+def sock(pen: Pen, vary: Vary) -> None:
     top, toe = vary(-0.95, -0.5), vary(0.6, 0.85)
     pen.curve(
         [(-0.42, top), (0.12, top), (0.14, -0.1), (0.3, 0.2), (toe, 0.4), (toe + 0.08, 0.72), (0.45, 0.85)]
@@ -192,7 +191,7 @@ def _sock(pen: Pen, vary: Vary) -> None:
         pen.line([(-0.42, top + 0.38), (0.12, top + 0.38)], 0.1, LIGHT)
 
 
-def _lipstick(pen: Pen, vary: Vary) -> None:
+def lipstick(pen: Pen, vary: Vary) -> None:
     width, slant, collar = vary(0.24, 0.34), vary(0.12, 0.36), vary(0.05, 0.25)
     pen.polygon([(-width * 0.65, collar), (width * 0.65, collar), (width * 0.65, -0.9 + slant), (-width * 0.65, -0.93)])
     pen.box(-width * 0.8, collar - 0.3, width * 0.8, collar + 0.1, ACCENT)
@@ -203,7 +202,7 @@ def _lipstick(pen: Pen, vary: Vary) -> None:
         pen.box(width + 0.14, 0.1, width * 2.6 + 0.14, 0.95, DARK, corner=0.06)
 
 
-def _suitcase(pen: Pen, vary: Vary) -> None:
+def suitcase(pen: Pen, vary: Vary) -> None:
     width, top = vary(0.44, 0.6), vary(-0.5, -0.3)
     pen.line([(-0.22, top), (-0.22, -0.94), (0.22, -0.94), (0.22, top)], 0.08, DARK)
     for side in (-1, 1):
@@ -215,32 +214,10 @@ def _suitcase(pen: Pen, vary: Vary) -> None:
     pen.line([(-width, 0.2), (width, 0.2)], 0.05, DARK)
 
 
-def _tie(pen: Pen, vary: Vary) -> None:
+def tie(pen: Pen, vary: Vary) -> None:
     wide, knot = vary(0.22, 0.36), vary(0.13, 0.2)
     pen.symmetric([(knot * 0.6, -0.72), (wide, 0.62), (0.02, 0.97)])
     pen.symmetric([(knot, -0.97), (knot * 0.6, -0.66)], ACCENT)
     for y in np.arange(-0.4, 0.5, vary(0.28, 0.4)):
         half = knot * 0.6 + (wide - knot * 0.6) * (y + 0.72) / 1.34
         pen.polygon([(-half, y + 0.1), (half, y - 0.08), (half, y + 0.04), (-half, y + 0.22)], ACCENT)
-
-
-WARDROBE: dict[str, Callable[[Pen, Vary], None]] = {
-    "t-shirt": _t_shirt,
-    "dress": _dress,
-    "trousers": _trousers,
-    "sneaker": _sneaker,
-    "handbag": _handbag,
-    "watch": _watch,
-    "headphones": _headphones,
-    "glasses": _glasses,
-    "umbrella": _umbrella,
-    "backpack": _backpack,
-    "key": _key,
-    "cap": _cap,
-    "ring": _ring,
-    "high heel": _high_heel,
-    "sock": _sock,
-    "lipstick": _lipstick,
-    "suitcase": _suitcase,
-    "tie": _tie,
-}

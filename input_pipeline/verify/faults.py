@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convoy.core.finding import Finding, Severity
+from convoy.core.finding import Finding
 from convoy.input_pipeline.dataset.index import RecordKeys
 
 # A fault's section: the records themselves, the index that locates them, or the files that describe the dataset.
@@ -32,11 +32,6 @@ class Fault(Finding):
         place = "" if self.offset is None else f" offset {self.offset}"
         place += "" if self.record is None else f" (record {self.record} of {self.split})"
         return f"{self.file}{place}: {self.text}. {self.fix}."
-
-
-def description_fault(code: str, split: str, file: str, text: str, fix: str) -> Fault:
-    """Returns a fault in a file that describes the dataset."""
-    return Fault(Severity.ERROR, code, text, fix, DESCRIPTION, split, file)
 
 
 @dataclass(frozen=True)

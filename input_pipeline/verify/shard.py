@@ -13,7 +13,7 @@ import numpy as np
 
 from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset.examples import from_bytes, read_features
-from convoy.input_pipeline.dataset.index import INDEX_TYPES, label_of
+from convoy.input_pipeline.dataset.index import INDEX_TYPES, idx_lines, label_of
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
 from convoy.input_pipeline.images.worker_pool import report_progress
 from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
@@ -35,17 +35,11 @@ def check_shard(task: ShardTask) -> ShardReport:
     """
     check = _Check(task)
     try:
-        descriptor = os.open(task.path, os.O_RDONLY)
+        with open(task.path, "rb", buffering=0) as file:
+            return check.run(file.fileno())
     except OSError as error:
         check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
         return check.report(0)
-    try:
-        return check.run(descriptor)
-    except OSError as error:
-        check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
-        return check.report(0)
-    finally:
-        os.close(descriptor)
 
 
 class _Check:
@@ -56,8 +50,10 @@ class _Check:
         self._is_broken = False  # whether a frame could not be parsed
 
     def report(self, size: int) -> ShardReport:
-        records = {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
-        return ShardReport(size, records, tuple(self._faults))
+        return ShardReport(size, self._arrays(), tuple(self._faults))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
 
     def fault(
         self,
@@ -169,10 +165,10 @@ class _Check:
     def _check_idx(self) -> None:
         path = Path(self._task.path + ".idx")
         name = self._task.name + ".idx"
-        records = self._task.index if self._is_broken else self._columns
+        records = self._task.index if self._is_broken else self._arrays()
         if records is None:
             return
-        lines = idx_lines(records["offset"], records["length"])
+        lines = idx_lines(records)
         try:
             # No more than the expected bytes: the file may be another, large one.
             with open(path, "rb") as file:
@@ -182,12 +178,6 @@ class _Check:
             return
         if not same:
             self.fault("idx-mismatch", "does not match the shard's records", section=INDEX, file=name)
-
-
-def idx_lines(offsets: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> bytes:
-    """Returns the content of a shard's .idx file: one line "offset size" per record, with the sizes of the frames."""
-    pairs = zip(np.asarray(offsets).tolist(), np.asarray(lengths).tolist(), strict=True)
-    return "".join(f"{offset} {length + FRAME_OVERHEAD}\n" for offset, length in pairs).encode("ascii")
 
 
 def _sha256(descriptor: int) -> str:
@@ -221,11 +211,12 @@ def _image_problem(encoded: bytes, features: _Features, *, strictly: bool) -> _P
     stated = {name: _single(features, f"image/{name}") for name in ("height", "width", "channels")}
     if stated_format == "raw":
         height, width, channels = stated.values()
-        if isinstance(height, int) and isinstance(width, int) and channels is not None:
-            expected = height * width * 3
-        else:
-            expected = None
-        if len(encoded) == expected:
+        if (
+            isinstance(height, int)
+            and isinstance(width, int)
+            and channels is not None
+            and len(encoded) == height * width * 3
+        ):
             return None
         return "image-mismatch", f"the record's {len(encoded):,} bytes of raw pixels are not {height!r} x {width!r} x 3"
     from convoy.input_pipeline.verify import image

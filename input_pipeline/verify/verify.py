@@ -10,7 +10,7 @@ processes check one shard at a time (`verify.shard`). Shards and manifest are ne
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
+from convoy.input_pipeline.dataset.image_facts import images_path
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
-from convoy.input_pipeline.dataset.open import has_manifest, read_manifest
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout
+from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
-from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask, description_fault
-from convoy.input_pipeline.verify.shard import REPAIR, check_shard, idx_lines
+from convoy.input_pipeline.verify.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
+from convoy.input_pipeline.verify.shard import REPAIR, check_shard
 
 _RESTORE = "Copy the file again, or convert again"
 _PREPARE = "Copy the file again, or prepare the dataset again"
@@ -131,13 +133,11 @@ def verify(
 
 def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
     sizes = [shard["bytes"] for shard in entry["shards"]]
+    arrays, problem = {}, ""
     try:
-        arrays = index.load(index.index_path(directory, name))
-        problem = index.find_mismatch(arrays, sizes)
+        arrays = index.load(index.index_path(directory, name), sizes)
     except index.IndexUnusableError as error:
-        arrays, problem = {}, str(error)
-    else:
-        problem = problem and f"does not match the shards ({problem})"
+        problem = str(error)
     firsts = np.cumsum([0, *(shard["images"] for shard in entry["shards"])]).tolist()
     split = _Split(name, [], entry)
     if problem:
@@ -164,7 +164,7 @@ def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_na
     return split
 
 
-def _external_splits(directory: Path, layout: external.Layout) -> list[_Split]:
+def _external_splits(directory: Path, layout: Layout) -> list[_Split]:
     splits = []
     for name, paths in sorted(layout.splits.items()):
         split = _Split(name, [])
@@ -222,72 +222,65 @@ def _size(path: str) -> int:
 
 def _manifest_faults(
     directory: Path, split: str, entry: Mapping[str, Any], reports: Sequence[ShardReport]
-) -> list[Fault]:
+) -> Iterator[Fault]:
     """Compares intact shards with the manifest's class counts and with the length of images-SPLIT.npz."""
-    faults = []
     labels = np.concatenate([report.records["label"] for report in reports])
     counts = np.bincount(labels, minlength=len(entry["counts"])).tolist()
     for label, (found, stated) in enumerate(zip(counts, entry["counts"], strict=True)):
         if found != stated:
             text = f"states {stated} images of class {label} in {split}; the shards have {found}"
-            faults.append(description_fault("class-counts", split, "manifest.json", text, _RESTORE))
+            yield _description_fault("class-counts", MANIFEST, text, split)
             break
-    sidecar = directory / f"images-{split}.npz"
-    if os.path.exists(sidecar):
-        try:
-            with np.load(sidecar, allow_pickle=False) as columns:
-                lengths = {name: len(columns[name]) for name in columns.files}
-        except Exception as error:  # damaged bytes make zipfile and numpy raise anything
-            text = f"cannot be read ({error})"
-            faults.append(description_fault("sidecar-unreadable", split, sidecar.name, text, _RESTORE))
-        else:
-            wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
-            if wrong:
-                text = f"has arrays of another length than {len(labels)} images: {wrong}"
-                faults.append(description_fault("sidecar-length", split, sidecar.name, text, _RESTORE))
-    return faults
+    sidecar = images_path(directory, split)
+    if not os.path.exists(sidecar):  # unlike Path.exists, also for a name that is too long
+        return
+    try:
+        with np.load(sidecar, allow_pickle=False) as columns:
+            lengths = {name: len(columns[name]) for name in columns.files}
+    except Exception as error:  # damaged bytes make zipfile and numpy raise anything
+        yield _description_fault("sidecar-unreadable", sidecar.name, f"cannot be read ({error})", split)
+        return
+    wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
+    if wrong:
+        text = f"has arrays of another length than {len(labels)} images: {wrong}"
+        yield _description_fault("sidecar-length", sidecar.name, text, split)
 
 
-def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterable[Fault]:
+def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Fault]:
     """Compares the files that other readers use with the manifest."""
     expected_labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for name in LABEL_FILES:
         try:
-            is_same = (directory / name).read_bytes() == expected_labels
+            if (directory / name).read_bytes() != expected_labels:
+                yield _description_fault("label-file-mismatch", name, "its class names differ from the manifest's")
         except OSError as error:
-            text = f"cannot be read ({error.strerror})"
-            yield description_fault("label-file-unreadable", "", name, text, _RESTORE)
-            continue
-        if not is_same:
-            text = "its class names differ from the manifest's"
-            yield description_fault("label-file-mismatch", "", name, text, _RESTORE)
+            yield _description_fault("label-file-unreadable", name, f"cannot be read ({error.strerror})")
     stated = {name: [shard["images"] for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
     try:
-        info = json.loads((directory / external.DATASET_INFO).read_text(encoding="utf-8"))
+        info = json.loads((directory / DATASET_INFO).read_text(encoding="utf-8"))
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        json.loads((directory / external.FEATURES).read_text(encoding="utf-8"))
+        json.loads((directory / FEATURES).read_text(encoding="utf-8"))
     except OSError as error:
-        text = f"cannot be read ({error.strerror})"
-        yield description_fault("dataset-info-unreadable", "", Path(error.filename).name, text, _RESTORE)
+        name = Path(error.filename).name
+        yield _description_fault("dataset-info-unreadable", name, f"cannot be read ({error.strerror})")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        name = f"{external.DATASET_INFO} or {external.FEATURES}"
-        yield description_fault("dataset-info-damaged", "", name, f"is damaged ({error!r})", _RESTORE)
+        name = f"{DATASET_INFO} or {FEATURES}"
+        yield _description_fault("dataset-info-damaged", name, f"is damaged ({error!r})")
     else:
         if found != stated:
             text = "its splits and shards differ from the manifest's"
-            yield description_fault("dataset-info-mismatch", "", external.DATASET_INFO, text, _RESTORE)
+            yield _description_fault("dataset-info-mismatch", DATASET_INFO, text)
+
+
+def _description_fault(code: str, file: str, text: str, split: str = "") -> Fault:
+    return Fault(Severity.ERROR, code, text, _RESTORE, DESCRIPTION, split, file)
 
 
 def _write_indexes(directory: Path, split: _Split, reports: Sequence[ShardReport]) -> None:
     try:
         for task, report in zip(split.tasks, reports, strict=True):
-            lines = idx_lines(report.records["offset"], report.records["length"])
-            write_whole(Path(task.path + ".idx"), lines)
-        arrays = {name: [report.records[name] for report in reports] for name in INDEX_TYPES if name != "shard"}
-        numbers = [len(report.records["offset"]) for report in reports]
-        shard = np.repeat(np.arange(len(reports), dtype=np.int32), numbers)
-        concatenated = {name: np.concatenate(column) for name, column in arrays.items()}
-        write_index(directory, split.name, {"shard": shard, **concatenated})
+            write_whole(Path(task.path + ".idx"), index.idx_lines(report.records))
+        write_index(directory, split.name, index.concatenated([report.records for report in reports]))
     except OSError as error:
         raise DataError(
             f"{directory}: an index cannot be written ({error.strerror}). Free disk space or fix the permissions"

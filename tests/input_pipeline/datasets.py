@@ -1,5 +1,6 @@
 """Datasets and splits written record by record, with any formats and sizes."""
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from PIL import Image
 
 from convoy.input_pipeline.convert import metadata
 from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.index import INDEX_TYPES
 from convoy.input_pipeline.dataset.open import Split
+from convoy.input_pipeline.dataset.storage import Shards
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
@@ -36,6 +39,15 @@ def example(encoded: bytes, image_format: str, pixels: np.ndarray, label: int) -
             "image/class/label": label,
         }
     )
+
+
+def read_payloads(split: Split, indices: Sequence[int] | None = None) -> list[bytes]:
+    """Returns the payloads of records, of all by default, after verifying their checksums."""
+    locations = split.locations(np.arange(split.num_images) if indices is None else np.array(indices))
+    with contextlib.closing(Shards(split.shard_paths)) as shards:
+        sizes = locations.length + records.FRAME_OVERHEAD
+        frames = map(shards.read, locations.shard.tolist(), locations.offset.tolist(), sizes.tolist())
+        return records.checked_payloads(frames, locations)
 
 
 def write_dataset(folder: Path, splits: Mapping[str, Sequence[np.ndarray]], class_names: Sequence[str]) -> Path:
@@ -100,12 +112,5 @@ def write_split(
         files[shard].write(records.frame(payload))
     for file in files:
         file.close()
-    return Split(
-        name="train",
-        shard_paths=paths,
-        shard=np.array(columns["shard"], np.int32),
-        offset=np.array(columns["offset"], np.int64),
-        length=np.array(columns["length"], np.int64),
-        label=np.array(columns["label"], np.int32),
-        crc=np.array(columns["crc"], np.uint32),
-    )
+    arrays = {name: np.array(columns[name], dtype) for name, dtype in INDEX_TYPES.items()}
+    return Split.from_index("train", paths, arrays)

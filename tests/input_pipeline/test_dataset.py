@@ -15,6 +15,7 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
+from tests.input_pipeline.datasets import read_payloads
 from tests.input_pipeline.images import draw_classes
 
 
@@ -61,10 +62,7 @@ def test_index_has_every_record_of_every_shard(data):
     dataset = open_dataset(data)
     for name in dataset.splits:
         split = dataset.split(name)
-        descriptors = [os.open(path, os.O_RDONLY) for path in split.shard_paths]
-        payloads = records.read_payloads(descriptors, split.shard, split.offset, split.length, split.crc)
-        list(map(os.close, descriptors))
-        features = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
+        features = [tf.train.Example.FromString(payload).features.feature for payload in read_payloads(split)]
         assert [f["image/class/label"].int64_list.value[0] for f in features] == split.label.tolist()
         names = [f["image/class/text"].bytes_list.value[0].decode() for f in features]
         assert names == [dataset.class_names[label] for label in split.label]

@@ -4,12 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from convoy.core.errors import DataError
-from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset import external, index, records
 from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import pixels
@@ -327,3 +328,12 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_
     assert evaluated.returncode == 0, evaluated.output
     assert "Evaluated 15 images of validation" in evaluated.output and (run / "report.html").exists()
     assert rejected.returncode == 3 and "train_digest" in rejected.output
+
+
+def test_many_labels_with_the_same_text_are_named_at_once():
+    number = 200_000
+    scan = index.Scan({"label": np.arange(number)}, {label: {b"thing"} for label in range(number)})
+    started = time.monotonic()
+    names = external.names_of_labels([scan])
+    assert names[7] == "thing (7)" and len(set(names)) == number
+    assert time.monotonic() - started < 20  # comparing each with all others takes many minutes

@@ -11,8 +11,8 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.convert.sources import Table, list_sources
 from convoy.input_pipeline.dataset.open import open_dataset
+from tests.input_pipeline.conversions import examples
 from tests.input_pipeline.images import draw, draw_classes
-from tests.input_pipeline.test_convert import examples
 from tests.input_pipeline.zoo import ZOO
 
 ODD_NAMES = (

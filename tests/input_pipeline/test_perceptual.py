@@ -108,7 +108,6 @@ def test_near_pairs_equal_brute_force(most):
     found = near_pairs(hashes, most)
     assert found.complete
     assert [found.first.tolist(), found.second.tolist()] == [rows.tolist() for rows in np.nonzero(near)]
-    assert found.distance.tolist() == distances[near].tolist()
 
 
 def test_empty_and_flat_have_no_near_pairs():
@@ -121,4 +120,4 @@ def test_search_of_many_near_hashes_is_bounded():
     found = near_pairs(hashes)
     assert not found.complete
     assert 0 < len(found.first) < 4_000_000
-    assert (found.distance <= NEAR).all()
+    assert (np.bitwise_count(hashes[found.first] ^ hashes[found.second]) <= NEAR).all()

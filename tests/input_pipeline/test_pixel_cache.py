@@ -73,7 +73,7 @@ def test_full_cache_still_serves_its_images(split, crop):
     cache = PixelCache(IMAGES, budget_bytes=20_000)
     assert_same(stream(split, 3 * EPOCH, crop=crop, cache=cache), stream(split, 3 * EPOCH, crop=crop))
     assert 0 < cache.keeps(np.arange(IMAGES)).sum() < IMAGES
-    assert cache.kept_bytes <= 20_000
+    assert cache._bytes <= 20_000
 
 
 def filled(cache: PixelCache, count: int, size: int) -> int:

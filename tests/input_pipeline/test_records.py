@@ -84,13 +84,14 @@ def test_walk_names_shard_and_offset_of_a_corrupt_header(tmp_path):
         list(records.walk(shard))
 
 
-def read(files, shards, offsets, lengths, crcs, **names):
-    descriptors = [os.open(path, os.O_RDONLY) for path in files]
-    try:
-        return records.read_payloads(descriptors, shards, offsets, lengths, crcs, **names)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+def read(paths, shards, offsets, lengths, crcs, first_index=0):
+    indices = np.arange(first_index, first_index + len(shards))
+    locations = records.Locations(paths, indices, *map(np.asarray, (shards, offsets, lengths, crcs)))
+    frames = [
+        paths[shard].read_bytes()[offset : offset + length + records.FRAME_OVERHEAD]
+        for shard, offset, length in zip(shards, offsets, lengths, strict=True)
+    ]
+    return records.checked_payloads(frames, locations)
 
 
 def test_records_can_be_read_in_any_order_from_several_shards(tmp_path):
@@ -116,7 +117,7 @@ def test_damaged_record_error_has_shard_offset_and_index(tmp_path, byte, noun):
     content[byte] ^= 1
     shard.write_bytes(content)
     with pytest.raises(RecordError, match=noun) as caught:
-        read([shard], [0, 0], *places, paths=[shard], indices=[76, 77])
+        read([shard], [0, 0], *places, first_index=76)
     assert (caught.value.path, caught.value.offset, caught.value.index) == (str(shard), 116, 77)
 
 

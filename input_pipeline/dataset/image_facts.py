@@ -1,0 +1,32 @@
+"""images-SPLIT.npz: facts about each image of a split, for the report and for finding duplicates."""
+
+from pathlib import Path
+
+import numpy as np
+
+# The arrays, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of the source file,
+# `perceptual_hash`, and whether the image was re-encoded.
+IMAGE_TYPES = {
+    "width": np.uint32,
+    "height": np.uint32,
+    "source_bytes": np.int64,
+    "content": np.uint64,
+    "perceptual": np.uint64,
+    "changed": np.bool_,
+}
+
+
+def images_path(directory: Path, split: str) -> Path:
+    """Returns the path of a split's images-SPLIT.npz."""
+    return directory / f"images-{split}.npz"
+
+
+def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
+    try:
+        with np.load(images_path(directory, split), allow_pickle=False) as file:
+            columns: dict[str, np.ndarray]
+            columns = {name: np.asarray(file[name], dtype) for name, dtype in IMAGE_TYPES.items()}
+    except Exception:  # damaged bytes make zipfile and numpy raise anything
+        return {}
+    return columns if len({column.shape for column in columns.values()}) == 1 else {}

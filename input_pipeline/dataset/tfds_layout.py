@@ -1,0 +1,122 @@
+"""The layout of a directory that TFDS wrote, from its dataset_info.json and features.json."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convoy.core.errors import DataError
+from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout
+
+SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_MOST_SHARDS = 10**6
+
+
+def tfds_layout(directory: Path) -> Layout:
+    """Returns the layout of a TFDS directory.
+
+    Raises:
+      DataError: it cannot be used.
+    """
+    info, features = (_json(directory / name) for name in (DATASET_INFO, FEATURES))
+    try:
+        file_format = str(info.get("fileFormat") or "tfrecord")
+        if file_format.lower() != "tfrecord":
+            raise DataError(
+                f"{directory} is a TFDS dataset with file format {file_format!r}. Prepare it with "
+                "file_format='tfrecord'"
+            )
+        name = _file_word(info["name"])
+        splits, records = {}, {}
+        for entry in info["splits"]:
+            split = _file_word(entry["name"])
+            lengths = tuple(int(length) for length in entry["shardLengths"])
+            if not lengths or len(lengths) > _MOST_SHARDS or min(lengths) < 0:
+                raise ValueError(f"split {split} has {len(lengths)} shards")
+            template = str(entry.get("filepathTemplate") or SHARD_TEMPLATE)
+            files = [_shard_file(template, name, split, i, len(lengths)) for i in range(len(lengths))]
+            splits[split], records[split] = tuple(directory / file for file in files), lengths
+        if not splits:
+            raise ValueError("it has no splits")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"{directory / DATASET_INFO} cannot be used ({error!r}); prepare the dataset again") from None
+    try:
+        flat = dict(_flat_features(features, ()))
+        image = _find_key(directory, flat, "Image", "image")
+        label = _find_key(directory, flat, "ClassLabel", "label")
+        dtype = flat[image].get("image", {}).get("dtype") or "uint8"
+        if dtype != "uint8":
+            raise DataError(f"{directory}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
+        number = int(flat[label].get("classLabel", {}).get("numClasses") or 0)
+        if not 0 <= number <= LARGEST_LABEL:
+            raise ValueError(f"{number} classes")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{directory / FEATURES} cannot be used ({error!r}); prepare the dataset again") from None
+    return Layout(name, splits, RecordKeys(image, label), _class_names(directory, label, number), records)
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; prepare the TFDS dataset again, with a version that writes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); prepare the dataset again") from None
+
+
+def _file_word(name: object) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise ValueError(f"{name!r} cannot be part of a file name")
+    return name
+
+
+def _shard_file(template: str, name: str, split: str, number: int, total: int) -> str:
+    values = {
+        "DATASET": name,
+        "SPLIT": split,
+        "FILEFORMAT": "tfrecord",
+        "SHARD_INDEX": f"{number:05d}",
+        "NUM_SHARDS": f"{total:05d}",
+        "SHARD_X_OF_Y": f"{number:05d}-of-{total:05d}",
+    }
+    return _file_word(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template))
+
+
+def _flat_features(features: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yields features by record key; the keys of nested features are joined by slashes."""
+    nested = features.get("featuresDict")
+    if nested is None:
+        yield "/".join(path), features
+        return
+    for name, inner in nested["features"].items():
+        yield from _flat_features(inner, (*path, name))
+
+
+def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str) -> str:
+    """Returns the key of the only feature of a kind, or among several the one named `default`."""
+    keys = [key for key, feature in flat.items() if feature["pythonClassName"].split(".")[-1] == kind]
+    if len(keys) == 1:
+        return keys[0]
+    if default in keys:
+        return default
+    found = f"{len(keys)} {kind} features ({', '.join(keys)})" if keys else f"no {kind} feature"
+    raise DataError(
+        f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. Convoy needs one Image and one "
+        "ClassLabel feature, or among several those named 'image' and 'label'"
+    )
+
+
+def _class_names(directory: Path, label: str, number: int) -> tuple[str, ...] | None:
+    path = directory / f"{label.replace('/', '.')}.labels.txt"
+    try:
+        names = tuple(path.read_text(encoding="utf-8").split("\n"))
+    except FileNotFoundError:
+        return tuple(map(str, range(number))) if number else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); prepare the dataset again") from None
+    names = names[:-1] if names[-1] == "" else names
+    if number and len(names) != number:
+        raise DataError(f"{path} has {len(names)} lines, {FEATURES} states {number} classes; prepare it again")
+    return names

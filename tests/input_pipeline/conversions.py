@@ -1,0 +1,49 @@
+"""Helpers of the tests of `convoy convert`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from convoy import cli
+from convoy.input_pipeline.dataset.open import open_dataset
+from tests.input_pipeline.datasets import read_payloads
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def examples(data, split="train"):
+    """Returns the records of a split by file name, each as {key: value}."""
+    import tensorflow as tf
+
+    found = {}
+    for payload in read_payloads(open_dataset(data).split(split)):
+        features = tf.train.Example.FromString(payload).features.feature
+        example = {key: (f.bytes_list.value or f.int64_list.value)[0] for key, f in features.items()}
+        found[example["image/filename"].decode()] = example
+    return found
+
+
+def quarantined(data):
+    return {
+        (entry["path"], entry["reason"])
+        for entry in map(json.loads, (data / "quarantine.jsonl").read_text().splitlines())
+    }
+
+
+def start(*flags, file=subprocess.PIPE):
+    """Starts `convoy convert`, with stdout and stderr going to `file`."""
+    command = [sys.executable, "-m", "convoy", "convert", *map(str, flags)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=file, stderr=file, start_new_session=True)
+
+
+def assert_rejected(capsys, named, *flags, code):
+    """Asserts that the command exits with `code` and an error of up to two lines that names the given value."""
+    assert cli.main(["convoy", "convert", *map(str, flags)]) == code
+    error = capsys.readouterr().err.strip()
+    assert named in error
+    assert len(error.splitlines()) <= 2
