@@ -7,6 +7,7 @@ and `workers_started` one command as several workers that train together.
 import contextlib
 import csv
 import fcntl
+import gc
 import json
 import shutil
 import signal
@@ -47,6 +48,14 @@ for line in sys.stdin:
 # Background jobs of a shell ignore SIGINT, `nohup` ignores SIGHUP, and child processes would inherit both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Garbage collection would search the half million objects of TensorFlow's modules again and again.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass(frozen=True)
@@ -275,9 +284,8 @@ def dataset_without_validation(made_once, dataset, convoy) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
-    """The smoke recipe on two devices, four virtual replicas, deterministic, in float32. Tests must not change it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
+def finished_run(made_once, dataset, convoy) -> FinishedRun:
+    """The smoke recipe on two devices, four virtual replicas, deterministic, in float32."""
     flags = (
         "--config=smoke",
         "--deterministic",
@@ -288,8 +296,7 @@ def finished_run(tmp_path_factory, dataset, convoy) -> FinishedRun:
         "--config.checkpoint_every_steps=6",
         "--config.log_every_steps=2",
     )
-    result = convoy("train", *flags, "--devices=cpu:2", f"--data={dataset.data}", f"--workdir={workdir}", check=True)
-    return FinishedRun(workdir, flags, result.stdout + result.stderr)
+    return _run_once(made_once, convoy, "finished", dataset, flags, "--devices=cpu:2")
 
 
 @pytest.fixture(scope="session")
@@ -305,13 +312,16 @@ def reference_run(made_once, dataset, convoy) -> FinishedRun:
         "--config.checkpoint_every_steps=10",
         "--config.log_every_steps=10",
     )
+    return _run_once(made_once, convoy, "reference", dataset, flags, "--devices=cpu:1")
 
+
+def _run_once(made_once, convoy, name: str, dataset: SmallDataset, flags: tuple[str, ...], devices: str) -> FinishedRun:
     def make(folder: Path) -> str:
-        where = ("--devices=cpu:1", f"--data={dataset.data}", f"--workdir={folder / 'run'}")
+        where = (devices, f"--data={dataset.data}", f"--workdir={folder / 'run'}")
         result = convoy("train", *flags, *where, check=True)
         return result.stdout + result.stderr
 
-    folder, output = made_once("reference", make)
+    folder, output = made_once(name, make)
     return FinishedRun(folder / "run", flags, output)
 
 
