@@ -32,6 +32,7 @@ import numpy as np
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading.order import positions_to_images
 from tests.processes import children, started
+from tests.trainer import user_models
 
 _WORKERS = 2
 _MARK = "CONVOY_CHAOS_FOLDER"  # in the environment of all processes of this test, including indirect children
@@ -188,6 +189,7 @@ def train_flags(data: Path, run: RunFolder, steps: int) -> list[str]:
     """Returns the trainer flags that all runs share."""
     return [
         "--config=smoke",
+        f"--config.model.name={user_models.__file__}:normalized",
         "--deterministic",
         f"--data={data}",
         f"--workdir={run.path}",

@@ -9,12 +9,14 @@ import pytest
 
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import index_path, open_dataset
+from tests.trainer import user_models
 from tests.trainer.run_files import events_of, order_of, result_of
 
 FLIPPED, NO_IMAGE = 17, 60
 STEPS, BATCH = 12, 16
 SHORT = (
     "--config=smoke",
+    f"--config.model.name={user_models.__file__}:small",
     "--deterministic",
     "--config.virtual_replicas=2",
     "--config.precision=float32",

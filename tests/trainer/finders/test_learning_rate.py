@@ -8,6 +8,7 @@ import pytest
 
 from convoy import cli
 from convoy.trainer.finders.learning_rate import STEPS, has_diverged, smoothed, suggest, swept_rates
+from tests.trainer import user_models
 from tests.trainer.run_files import event_names, result_of
 
 RATES = np.geomspace(1e-5, 10.0, STEPS)
@@ -111,6 +112,7 @@ def test_both_finders_at_once_are_refused(capsys):
 def test_finder_does_not_change_the_run(dataset, tmp_path, convoy_together):
     flags = ("--config=smoke", f"--data={dataset.data}", "--devices=cpu:2", "--deterministic", "--config.steps=2")
     flags += ("--config.precision=float32", "--config.eval_every_steps=2")
+    flags += (f"--config.model.name={user_models.__file__}:small",)
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     found, trained, alone = convoy_together(
         ["train", *flags, f"--workdir={run}", "--find_lr"],
