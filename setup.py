@@ -34,11 +34,12 @@ setup(
     package_data={"": ["*.css", "*.j2", "*.sbatch", "py.typed"]},
     entry_points={"console_scripts": ["convoy = convoy.cli:entry_point"]},
     install_requires=[
-        # trainer/tf_compat works around bugs of exactly these versions; tests/trainer/test_tf_compat.py watches them.
-        "tensorflow==2.21.*",
+        # pip installs 2.21, the reference. trainer/tf_compat works around bugs of these versions of TensorFlow and of
+        # Keras; tests/trainer/test_tf_compat.py watches them.
+        "tensorflow>=2.20,<2.22",
         "keras==3.15.*",
         "tensorflow-datasets>=4.9.9",
-        "tensorboard>=2.21",
+        "tensorboard>=2.20",
         "numpy>=2.0",  # bitwise_count: how many bits of two perceptual hashes differ
         "absl-py>=2.1",
         "pillow>=10.3",
@@ -50,7 +51,7 @@ setup(
         "pyyaml>=6",  # Kubernetes manifests; ml_collections brings it in any case
     ],
     extras_require={
-        "cuda": ["tensorflow[and-cuda]==2.21.*"],
+        "cuda": ["tensorflow[and-cuda]>=2.20,<2.22"],
         "profile": ["xprof>=2.20"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
