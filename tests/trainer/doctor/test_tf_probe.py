@@ -26,7 +26,7 @@ def test_blocked_collective_times_out():
         began = time.monotonic()
         with pytest.raises(NoAnswerError, match="no answer within 3 s"):
             side.reduce(lonely, 3)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60  # instead of TensorFlow's minutes
         with pytest.raises(NoAnswerError, match="TensorFlow's process ended"):  # and what follows does not wait
             side.checkpoint_bytes(60)
 
