@@ -70,19 +70,21 @@ def _blocked_imports(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collects no garbage in the context, and never examines again what is in memory at its end.
+    """Collects no garbage while TensorFlow is imported, and never examines again what is in memory at the end.
 
     TensorFlow's modules are half a million objects that stay until exit. Searching them takes a fifth of the import's
-    time, and would slow down tracing too.
+    time, and would slow down tracing too. Without effect if TensorFlow is imported already: by then there may be
+    garbage in memory, such as the lock of a run that has ended.
     """
-    was_enabled = gc.isenabled()
+    if "tensorflow" in sys.modules or not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 @contextlib.contextmanager
