@@ -45,6 +45,12 @@ def counted(number: int, thing: str, plural: str = "") -> str:
     return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
 
 
+def joined(items: Sequence[str], conjunction: str) -> str:
+    """Returns one item or more as a list in a sentence: `a`, `a or b`, `a, b or c`."""
+    *others, last = items
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
+
+
 def duration_text(seconds: float) -> str:
     """Returns seconds as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)

@@ -12,10 +12,9 @@ import ml_collections
 import numpy as np
 
 from convoy.core.finding import Finding, Severity
-from convoy.core.text import counted
+from convoy.core.text import counted, joined
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.trainer.callbacks.bottleneck import any_of
 from convoy.trainer.config import Plan, resolution
 
 _PATIENCE = 5  # evaluations
@@ -83,7 +82,7 @@ class Advice:
         self._input_bound_lines = self._input_bound_lines + 1 if input_wait_pct > INPUT_BOUND_PCT else 0
         if self._input_bound_lines == _INPUT_BOUND_LINES:
             text = f"Training waits for images {input_wait_pct:.0f} % of the time (threshold {INPUT_BOUND_PCT:.0f} %)."
-            self._show(Finding(Severity.WARNING, "input-bound", text, f"Try {any_of(fixes)}."))
+            self._show(Finding(Severity.WARNING, "input-bound", text, f"Try {joined(fixes, 'or')}."))
 
     def evaluated(self, *, step: int, train_top1: float | None, top1: float, best_top1: float | None) -> None:
         """Checks an evaluation on validation images.
@@ -117,7 +116,9 @@ class Advice:
                 f"Top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, a gap of "
                 f"{100 * gap:.0f} points (threshold {100 * OVERFITTING_GAP:.0f}): the model may be overfitting."
             )
-            self._show(Finding(Severity.WARNING, "overfitting", text, f"Try {any_of(self._overfitting_fixes())}."))
+            self._show(
+                Finding(Severity.WARNING, "overfitting", text, f"Try {joined(self._overfitting_fixes(), 'or')}.")
+            )
         # Shown again only after the gap has halved: near the threshold it fluctuates.
         self._overfitting_shown = gap > OVERFITTING_GAP or (self._overfitting_shown and gap > OVERFITTING_GAP / 2)
 

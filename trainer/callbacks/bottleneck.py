@@ -12,13 +12,13 @@ with several workers includes waiting for the slowest one.
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from convoy.core.memory import resident_memory
 from convoy.core.processes import usable_cores
+from convoy.core.text import joined
 from convoy.core.thresholds import INPUT_BOUND_PCT
 from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
 from convoy.trainer.callbacks.step_timer import Window
@@ -197,7 +197,7 @@ class BottleneckAnalyzer:
                 f"input-bound: {waiting:.0f} % of step time is spent waiting for images"
                 + (f" on {self._worker_group.address(rank)}" if workers > 1 else "")
                 + f"; {'decoding' if self._is_busy(cores_busy) else 'reading'}, {cores_busy:.1f} of {usable_cores()} "
-                f"cores busy; try {any_of(self.input_fixes(cores_busy))}"
+                f"cores busy; try {joined(self.input_fixes(cores_busy), 'or')}"
             )
         if reducing >= INPUT_BOUND_PCT:
             bytes_each = 2 if config.reduce_in_bfloat16 else 4
@@ -207,7 +207,7 @@ class BottleneckAnalyzer:
             fixes += ["a faster network (see --interface)"] * (workers > self._worker_group.processes_here)
             return "reduction", (
                 f"reduction-bound: {reducing:.0f} % of step time reduces {bytes_each * parameters / 1e6:.1f} MB of "
-                f"gradients over {plan.replicas} devices; try {any_of(fixes)}"
+                f"gradients over {plan.replicas} devices; try {joined(fixes, 'or')}"
             )
         fixes = []
         if self._runtime.precision == "float32" and computes_in_bfloat16(self._runtime.strategy):
@@ -218,13 +218,5 @@ class BottleneckAnalyzer:
             fixes.append("a larger --config.batch_size")
         devices = f"{plan.replicas} {'GPU' if self._on_gpu else 'CPU device'}{'s' * (plan.replicas > 1)}"
         used = "" if utilization is None else f" at {100 * utilization:.0f} % of peak FLOP/s"
-        return "compute", (
-            f"compute-bound: {computing:.0f} % of step time is compute, on {devices}{used}; "
-            f"{f'try {any_of(fixes)}' if fixes else 'more or faster devices would help'}"
-        )
-
-
-def any_of(values: Sequence[str]) -> str:
-    """Returns `a, b or c`."""
-    *others, last = values
-    return f"{', '.join(others)} or {last}" if others else last
+        fix = f"try {joined(fixes, 'or')}" if fixes else "more or faster devices would help"
+        return "compute", f"compute-bound: {computing:.0f} % of step time is compute, on {devices}{used}; {fix}"

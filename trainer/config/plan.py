@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
 from convoy.trainer.config.schedules import scaled_peak
 
@@ -123,7 +124,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
         raise UsageError(
-            f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {_one_of(allowed)} devices, "
+            f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {joined(allowed, 'or')} devices, "
             "or start a new run with another config.virtual_replicas."
         )
     if batch % virtual:
@@ -164,7 +165,3 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
             reference_batch_size=schedule.reference_batch_size,
         ),
     )
-
-
-def _one_of(values: list[str]) -> str:
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"

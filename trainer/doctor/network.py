@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from convoy.core.cluster import Cluster
+from convoy.core.text import joined
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, warning
 
@@ -154,8 +155,8 @@ def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequenc
     if problems:
         closed = {addresses[other] for results in reached.values() for other, found in results.items() if found.problem}
         fix = (
-            f"Open {_listed(sorted(closed))} for the other workers in the firewall of that host and between the hosts; "
-            "TensorFlow needs both directions. Or choose another network with `--interface`."
+            f"Open {joined(sorted(closed), 'and')} for the other workers in the firewall of that host and between the "
+            "hosts; TensorFlow needs both directions. Or choose another network with `--interface`."
         )
         return failed("ports", "ports-closed", "; ".join(problems), fix, of_all=True)
     pairs = sum(map(len, reached.values()))
@@ -233,7 +234,3 @@ class Search:
                     return
                 if rank not in self._found or self._found[rank].problem:
                     self._found[rank] = reach(self._addresses[rank], rank, seconds=1.0)
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

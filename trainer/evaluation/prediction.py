@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError
-from convoy.core.files import write_whole
+from convoy.core.files import check_output_file, write_whole
 from convoy.input_pipeline.convert.sources import ImageFile, list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
@@ -59,10 +59,7 @@ def predict(classifier: Classifier, request: Request) -> int:
     class_names = classifier.class_names
     if not 1 <= request.top_k <= len(class_names):
         raise UsageError(f"--top_k={request.top_k}: pass 1 to {len(class_names)}, the number of categories.")
-    if not request.output.parent.is_dir():
-        raise UsageError(f"--output={request.output}: the folder {request.output.parent} does not exist. Create it.")
-    if request.output.is_dir():
-        raise UsageError(f"--output={request.output} is a folder. Pass the path of the CSV file to write.")
+    check_output_file(request.output)
     for option, given in (("like", request.like), ("manifest", request.manifest)):
         if given and given.exists() and request.output.exists() and given.samefile(request.output):
             raise UsageError(f"--output={request.output} would overwrite --{option}={given}. Pass another path.")
