@@ -342,6 +342,7 @@ def test_a_weights_file_in_an_unknown_format_is_rejected(tmp_path):
 
 PROGRAM = """
 import keras
+import tensorflow as tf
 from keras import layers
 
 class Double(layers.Layer):
@@ -381,6 +382,9 @@ def two_outputs(num_classes, image_size):
 
 def fails(num_classes, image_size):
     raise RuntimeError("reason")
+
+def loses_a_worker(num_classes, image_size):
+    raise tf.errors.UnavailableError(None, None, "connection reset")
 """
 
 
@@ -401,6 +405,11 @@ def test_a_user_model_can_nest_models_and_define_layers(program):
 def test_a_user_model_can_be_subclassed(program):
     model = build_model(f"{program}:subclassed", num_classes=3, image_size=SIZE).model
     assert [tuple(v.shape) for v in model.variables] == [(3, 3), (3,)]
+
+
+def test_a_worker_lost_while_a_user_model_is_built_is_not_the_models_fault(program):
+    with pytest.raises(tf.errors.UnavailableError):
+        build_model(f"{program}:loses_a_worker", num_classes=3, image_size=SIZE)
 
 
 @pytest.mark.parametrize(

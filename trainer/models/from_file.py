@@ -9,6 +9,14 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
 
+# Creating a variable waits for all workers: these errors are not the function's.
+_LOST_WORKER = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
+
 
 def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
     """Calls the function and returns its model, built.
@@ -20,6 +28,7 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
 
     Raises:
       UsageError: no such file or function, it fails, or its model does not return logits for `num_classes` classes.
+      tf.errors.OpError: another worker was lost.
     """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
@@ -36,6 +45,8 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
     try:
         model = namespace[function](num_classes=num_classes, image_size=image_size)
         outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds subclassed models
+    except _LOST_WORKER:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
