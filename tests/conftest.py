@@ -1,7 +1,7 @@
 """Fixtures for tests of whole commands: a small dataset, finished runs, and processes that never outlive a test.
 
-`convoy` and `convoy_started` run one command in a process, `convoy_together` several commands in one process, `cluster`
-and `workers_started` one command as several workers that train together.
+`convoy` and `convoy_started` run one command in a process, `cluster` and `workers_started` one command as several
+workers that train together.
 """
 
 import contextlib
@@ -23,27 +23,11 @@ import pytest
 from convoy.core.files import write_whole
 from convoy.launch.ports import reserved_ports
 from tests import processes
+from tests.forks import ForkedProcess, Forks, Result
 from tests.network import Network, missing_for_networks
 from tests.processes import run, started
 
 CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; strings, although most look like numbers
-
-# Reads one command per line of standard input as JSON and prints one JSON line per result. TensorFlow starts only once
-# for many short commands, which keeps the tests fast.
-_TOGETHER = """
-import contextlib, io, json, sys, traceback
-from convoy.cli import main
-for line in sys.stdin:
-    sys.argv = ["convoy", *json.loads(line)]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            code = main(sys.argv)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-    print(json.dumps([code, output.getvalue()]), flush=True)
-"""
 
 # Background jobs of a shell ignore SIGINT, `nohup` ignores SIGHUP, and child processes would inherit both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,14 +40,6 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Result of one of several commands in a process; `output` is standard output and error."""
-
-    returncode: int
-    output: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ class FinishedRun:
 class Workers:
     """Processes that train one run together, by rank; `addresses` are the ones in their TF_CONFIG."""
 
-    processes: tuple[subprocess.Popen, ...]
+    processes: tuple[ForkedProcess, ...]
     addresses: tuple[str, ...]
     outputs: tuple[Path, ...]
 
@@ -130,48 +106,47 @@ def python() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def convoy(python) -> Callable[..., subprocess.CompletedProcess]:
+def forks() -> Iterator[Forks]:
+    """Starts modules in processes that need not import TensorFlow."""
+    with contextlib.closing(Forks()) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def convoy(forks) -> Callable[..., Result]:
     """Runs `convoy *arguments` in its own process; `check=True` requires exit code 0."""
 
-    def run_convoy(*arguments: object, check: bool = False, **options) -> subprocess.CompletedProcess:
-        result = python("-m", "convoy", *arguments, **options)
-        assert not check or result.returncode == 0, result.stdout + result.stderr
+    def run_convoy(*arguments: object, check: bool = False, **options) -> Result:
+        result = forks.run("convoy", *arguments, **options)
+        assert not check or result.returncode == 0, result.output
         return result
 
     return run_convoy
 
 
 @pytest.fixture(scope="session")
-def convoy_together(python) -> Callable[..., list[Answer]]:
-    """Runs several argument lists one after another in one process; all must use the same --devices."""
+def convoy_started(forks) -> Callable[..., contextlib.AbstractContextManager[subprocess.Popen | ForkedProcess]]:
+    """Starts `convoy *arguments` in a context manager that kills it on exit.
 
-    def run(*commands: list[object], **options) -> list[Answer]:
-        lines = "".join(json.dumps([str(argument) for argument in command]) + "\n" for command in commands)
-        result = python("-c", _TOGETHER, text=lines, **options)
-        answers = [Answer(*json.loads(line)) for line in result.stdout.splitlines()]
-        assert len(answers) == len(commands), result.stdout + result.stderr
-        return answers
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def convoy_started() -> Callable[..., contextlib.AbstractContextManager[subprocess.Popen]]:
-    """Starts `convoy *arguments` in a context manager that kills it on exit. `output` is a file."""
+    `output` is a file. `prefix` is a command that starts Python, such as `ip netns exec`.
+    """
 
     def start(
         *arguments: object, output: Path, prefix: tuple[str, ...] = ()
-    ) -> contextlib.AbstractContextManager[subprocess.Popen]:
+    ) -> contextlib.AbstractContextManager[subprocess.Popen | ForkedProcess]:
+        if not prefix:
+            return forks.started("convoy", *arguments, output=output)
         return started([*prefix, sys.executable, "-m", "convoy", *map(str, arguments)], output=output)
 
     return start
 
 
 @pytest.fixture(scope="session")
-def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers]]:
+def workers_started(forks) -> Callable[..., contextlib.AbstractContextManager[Workers]]:
     """Starts `convoy *arguments` as the workers of one cluster in a context manager that kills them on exit.
 
-    `output` is a folder. `only` adds arguments and `environments` adds variables for single workers, by rank.
+    `output` is a folder. `only` adds arguments and `environments` adds variables for single workers, by rank. `module`
+    is started instead of `convoy`.
     """
 
     @contextlib.contextmanager
@@ -181,6 +156,7 @@ def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers
         processes: int = 2,
         only: Mapping[int, tuple[object, ...]] | None = None,
         environments: Mapping[int, Mapping[str, str]] | None = None,
+        module: str = "convoy",
     ) -> Iterator[Workers]:
         output.mkdir(parents=True, exist_ok=True)
         outputs = tuple(output / f"worker-{rank}.log" for rank in range(processes))
@@ -192,8 +168,8 @@ def workers_started() -> Callable[..., contextlib.AbstractContextManager[Workers
                 task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
                 command = [*arguments, *(only or {}).get(rank, ())]
                 environment = {"TF_CONFIG": json.dumps(task), **(environments or {}).get(rank, {})}
-                command = [sys.executable, "-m", "convoy", *map(str, command)]
-                running.append(stack.enter_context(started(command, output=outputs[rank], environment=environment)))
+                worker = forks.started(module, *command, output=outputs[rank], environment=environment)
+                running.append(stack.enter_context(worker))
             yield Workers(tuple(running), addresses, outputs)
 
     return start

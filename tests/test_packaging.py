@@ -92,6 +92,7 @@ def test_the_sdist_gives_the_same_wheel(distributions):
         assert not any("benchmarks" in name for name in archive.getnames())
 
 
+@pytest.mark.slow
 def test_a_checkout_without_links_gives_the_same_wheel(distributions, tmp_path):
     """As from a zip of the repository, or on a file system that has none."""
     source = source_tree(tmp_path / "source")

@@ -152,6 +152,7 @@ def test_usage_errors_come_first(capsys, tmp_path):
     refused(capsys, f"--images={tmp_path}", "convert", f"--images={tmp_path}")
 
 
+@pytest.mark.slow
 def test_help_lists_the_flags_of_the_benchmark_without_tensorflow():
     code = "import sys; from convoy import cli; cli.main(sys.argv); assert 'tensorflow' not in sys.modules"
     for arguments, flag in (

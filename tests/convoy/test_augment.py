@@ -26,6 +26,7 @@ def picture(uri):
     return np.asarray(Image.open(io.BytesIO(content)), np.int16)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_pipeline_and_every_operation_at_several_strengths():
     page = page_of("crop(scale=0.35..1) | flip | trivial | erase(1)")
     assert "crop(scale=0.35..1) | flip | trivial | erase(1)" in page.words("line")
@@ -43,6 +44,7 @@ def test_the_page_shows_the_pipeline_and_every_operation_at_several_strengths():
     assert len(page.images["sampled"]) == 3 * (3 * 11 + 3)  # identity, autocontrast and equalize have no strength
 
 
+@pytest.mark.slow
 def test_an_empty_pipeline_shows_whole_images():
     page = page_of("")
     original, *drawings = page.images["line"]
@@ -50,7 +52,7 @@ def test_an_empty_pipeline_shows_whole_images():
     assert "resize" in page.words("line")
 
 
-def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_path):
+def test_the_command_writes_the_page_of_a_recipe(convoy, dataset, tmp_path):
     output = tmp_path / "augment.html"
     flags = (f"--data={dataset.data}", "--config=smoke", "--config.augment.ops=flip | rand(1, 20)")
     cases = {
@@ -59,10 +61,10 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
         f"--output={tmp_path}/none/augment.html": 2,
         "--output=/proc/augment.html": 3,
     }
-    answers = convoy_together(
-        *(["augment", *flags, output] for output in cases),
-        ["augment", *flags[:2], f"--output={output}", "--config.augment.ops=flp"],
-    )
+    answers = [
+        *(convoy("augment", *flags, output) for output in cases),
+        convoy("augment", *flags[:2], f"--output={output}", "--config.augment.ops=flp"),
+    ]
     for answer, code in zip(answers, [*cases.values(), 2], strict=True):
         assert answer.returncode == code, answer.output
     for answer, output_flag in zip(answers[1:], [*cases][1:], strict=False):
@@ -74,7 +76,7 @@ def test_the_command_writes_the_page_of_a_recipe(convoy_together, dataset, tmp_p
 
 
 @pytest.mark.parametrize("missing", ["data", "output"])
-def test_missing_required_flags_are_named(convoy_together, missing):
+def test_missing_required_flags_are_named(convoy, missing):
     given = {"data": "d", "output": "o.html"} | {missing: ""}
-    (answer,) = convoy_together(["augment", *(f"--{name}={value}" for name, value in given.items() if value)])
+    answer = convoy("augment", *(f"--{name}={value}" for name, value in given.items() if value))
     assert answer.returncode == 2 and f"--{missing}" in answer.output

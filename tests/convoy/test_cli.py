@@ -341,9 +341,9 @@ class TestPrintConfig:
 
 @pytest.mark.slow
 class TestVerbosity:
-    def test_tensorflow_logs_on_request(self, convoy, dataset):  # that it is quiet otherwise: test_train.py
+    def test_tensorflow_logs_on_request(self, python, dataset):  # that it is quiet otherwise: test_train.py
         command = ("train", "--config=smoke", "--print_config", f"--data={dataset.data}")
-        assert "I0000 " in convoy(*command, "--verbosity=0", check=True).stderr
+        assert "I0000 " in python("-m", "convoy", *command, "--verbosity=0").stderr
 
 
 class TestSlipsOfBeginners:

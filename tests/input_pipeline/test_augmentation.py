@@ -159,6 +159,7 @@ def test_erased_rectangle_has_the_drawn_area_and_position():
     assert erased(LARGEST_DRAW, 0.5, 0.0, 0.0, text="erase(1, area=0.01..1)") == (0, 23, 0, 23)
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_batch():
     images, randomness = np.tile(IMAGES, (4, 1, 1, 1)), draws(4 * COUNT, 80)
     together = augmented(EVERYTHING, images, randomness)

@@ -63,6 +63,7 @@ def test_images_equal_those_of_global_shuffle(split):
     assert np.array_equal(*by_index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_step", [1, 5, 11])
 def test_resuming_equals_running_from_the_start(split, start_step):
     whole = stream(split, 16, crop=Crop(8, 0.3), **BLOCK_SHUFFLE)
@@ -70,6 +71,7 @@ def test_resuming_equals_running_from_the_start(split, start_step):
     assert_same(resumed, {name: column[8 * start_step :] for name, column in whole.items()})
 
 
+@pytest.mark.slow
 def test_workers_read_disjoint_parts_of_the_single_process_stream(split):
     whole = stream(split, 12, slices=BatchSlice(8, replicas=2), **BLOCK_SHUFFLE)
     for worker in range(2):
@@ -109,6 +111,7 @@ def test_default_block_size(split, record_bytes, records):
     assert make_blocks(split).size == IMAGES
 
 
+@pytest.mark.slow
 class TestTensorFlowPath:
     def test_same_batches_as_local_directory(self, split, remote):
         local, far = (stream(each, 20, crop=Crop(8, 0.3), **BLOCK_SHUFFLE) for each in (split, remote))
@@ -141,6 +144,7 @@ class TestTensorFlowPath:
         reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["file", "ram"])
 def test_dataset_opens_by_scheme(tmp_path, scheme):
     images = draw_classes(tmp_path / "photos", {"a": 3, "b": 4}, size=SIZE)

@@ -19,6 +19,8 @@ from convoy.input_pipeline.verify.shard import check_shard
 from tests.input_pipeline.datasets import read_payloads, write_dataset
 from tests.input_pipeline.images import pixels
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("flip", "cut", "splice", "insert")
 SHARDS, DESCRIPTIONS = 250, 60  # cases per kind and test
 SHARD = "made-train.tfrecord-00000-of-00002"

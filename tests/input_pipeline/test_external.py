@@ -307,7 +307,7 @@ def test_conversion_into_an_external_dataset_is_rejected(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_together, convoy_started, wait_until):
+def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy, convoy_started, wait_until):
     run, other = tmp_path / "run", shutil.copytree(photos, tmp_path / "other")
     content = (photos / "photos-train.tfrecord-00000-of-00001").read_bytes()
     second = open_dataset(photos).split("train").offset[1]
@@ -319,10 +319,10 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy_
         # The first checkpoint is complete when the second begins.
         wait_until(lambda: events.exists() and events.read_text().count('"checkpoint"') > 1, "the second checkpoint")
         os.killpg(process.pid, 9)
-    resumed, evaluated, rejected = convoy_together(
-        [*command, f"--data={photos}"],
-        ["evaluate", f"--workdir={run}", "--split=validation"],
-        [*command, f"--data={other}"],
+    resumed, evaluated, rejected = (
+        convoy(*command, f"--data={photos}"),
+        convoy("evaluate", f"--workdir={run}", "--split=validation"),
+        convoy(*command, f"--data={other}"),
     )
     assert "Resumed at step" in resumed.output and "3 classes, 15 validation images" in resumed.output
     assert evaluated.returncode == 0, evaluated.output

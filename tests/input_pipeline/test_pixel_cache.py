@@ -13,6 +13,8 @@ from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
 
+pytestmark = pytest.mark.slow
+
 IMAGES, EPOCH = 60, 8  # an epoch is 7.5 steps of 8
 LARGE = 2**30
 

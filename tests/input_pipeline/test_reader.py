@@ -113,6 +113,7 @@ def test_every_image_once_per_epoch(split, open_reader):
         assert np.array_equal(np.sort(of_epoch), np.arange(TRAIN_IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["inverse_sqrt", "balanced"])
 def test_class_sampling_stream_is_independent_of_workers_and_resume(split, open_reader, sampling):
     # Class 0 has one image, class 1 two, class 2 the others.
@@ -140,6 +141,7 @@ def test_images_of_a_step_do_not_depend_on_the_number_of_replicas(split, open_re
     assert_equal(shared, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "local_replicas"), [(2, 1), (2, 3), (3, 2)])
 def test_workers_read_disjoint_parts_of_the_single_process_stream(split, open_reader, workers, local_replicas):
     replicas, steps = workers * local_replicas, 4
@@ -170,6 +172,7 @@ def test_iterating_twice_gives_the_same_batches(split, open_reader):
     assert_equal(joined(first(batches, 6)), joined(first(batches, 6)))
 
 
+@pytest.mark.slow
 def test_crop_does_not_depend_on_the_batch(split, open_reader):
     reader = open_reader(split, Crop(8, 0.2))
     epoch = {}
@@ -181,6 +184,7 @@ def test_crop_does_not_depend_on_the_batch(split, open_reader):
         assert all(np.array_equal(by_index[index], epoch[index]) for index in epoch)
 
 
+@pytest.mark.slow
 def test_augmentation_does_not_depend_on_the_batch(split, open_reader):
     pipeline = parse_pipeline("crop(scale=0.3..1) | contrast(0.5) | trivial | flip", image_size=8)
     by_image = []

@@ -362,6 +362,7 @@ def test_every_format_has_thumbnails_except_damaged_records(tmp_path):
     assert page.words("samples").count("no picture") == 1
 
 
+@pytest.mark.slow
 def test_page_of_many_classes_is_small(tmp_path):
     made = ReportData(tmp_path, tuple(f"class {number:05d}" for number in range(10_000)))
     for number in range(1_000):

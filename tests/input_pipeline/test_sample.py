@@ -152,6 +152,7 @@ class TestImages:
         nearest = np.square(test[:, None] - train[None]).sum(axis=2).argmin(axis=1)
         assert (nearest == np.arange(len(PRODUCTS))).mean() > 0.95
 
+    @pytest.mark.slow
     def test_training_and_test_styles_differ_in_colour_and_texture(self):
         """A linear classifier without shape features separates the splits, but not two halves of one split."""
 

@@ -14,6 +14,8 @@ from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 from tests.input_pipeline.streams import EIGHT, SIZE, assert_same, columns_of, stream
 
+pytestmark = pytest.mark.slow
+
 IMAGES, WRONG = 24, 13
 
 

@@ -23,6 +23,8 @@ from tests.input_pipeline.streams import (
     without_image,
 )
 
+pytestmark = pytest.mark.slow
+
 IMAGES, FLIPPED = 60, (0, 17, 59)
 BLOCK_SHUFFLE = {"shuffle": "block", "block_size": 14}
 SUBSTITUTE = {"on_corrupt": "substitute"}

@@ -41,13 +41,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def on_one_device(tmp_path_factory, convoy_together, dataset):
+def on_one_device(tmp_path_factory, convoy, dataset):
     """The runs of `FLAGS` on one device: {name: (result, run directory)}."""
     folder = tmp_path_factory.mktemp("divergence")
     runs = {name: folder / name.replace(" ", "-") for name in FLAGS}
     command = (*EXPLODING, "--devices=cpu:1", f"--data={dataset.data}")
-    results = convoy_together(*([*command, *FLAGS[name], f"--workdir={run}"] for name, run in runs.items()))
-    return {name: (completed, runs[name]) for name, completed in zip(FLAGS, results, strict=True)}
+    return {name: (convoy(*command, *FLAGS[name], f"--workdir={run}"), run) for name, run in runs.items()}
 
 
 @pytest.fixture(scope="module")

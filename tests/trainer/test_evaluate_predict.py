@@ -104,8 +104,8 @@ def run(finished_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answered(run, dataset, dataset_without_validation, convoy_together, tmp_path_factory):
-    """Results of many commands on one device, in one process: ({name: result}, folder of the CSVs, test rows)."""
+def answered(run, dataset, dataset_without_validation, convoy, tmp_path_factory):
+    """Results of many commands on one device: ({name: result}, folder of the CSVs, test rows)."""
     folder = tmp_path_factory.mktemp("predictions")
     photos = dataset.photos / "test"
     rows = dataset.rows("test")
@@ -156,22 +156,19 @@ def answered(run, dataset, dataset_without_validation, convoy_together, tmp_path
     # The last --workdir counts.
     commands["no run"] = ["evaluate", "--split=test", f"--workdir={folder}"]
     commands["absent run"] = ["evaluate", "--split=test", f"--workdir={folder / 'absent'}"]
-    started = ([name, f"--workdir={run}", "--devices=cpu:1", *flags] for name, *flags in commands.values())
-    answers = dict(zip(commands, convoy_together(*started, timeout=600), strict=True))
-    return answers, folder, shuffled
+    where = (f"--workdir={run}", "--devices=cpu:1")
+    return {name: convoy(command, *where, *flags) for name, (command, *flags) in commands.items()}, folder, shuffled
 
 
 @pytest.fixture(scope="module")
-def answered_on_two_devices(run, dataset, answered, convoy_together, tmp_path_factory):
+def answered_on_two_devices(run, dataset, answered, convoy, tmp_path_factory):
     """The evaluation of the test split on two devices, and the CSV of its predictions."""
     _, folder, _ = answered
     output = tmp_path_factory.mktemp("two") / "all.csv"
     common = [f"--workdir={run}", "--devices=cpu:2", "--checkpoint=last"]
-    predict = ["predict", f"--images={dataset.photos / 'test'}", f"--manifest={folder / 'manifest.csv'}"]
-    predict += [f"--output={output}", f"--top_k={TOP}", "--probabilities"]
-    evaluated, predicted = convoy_together(["evaluate", "--split=test", *common], [*predict, *common])
-    assert predicted.returncode == 0, predicted.output
-    return evaluated, output
+    images = (f"--images={dataset.photos / 'test'}", f"--manifest={folder / 'manifest.csv'}")
+    convoy("predict", *images, f"--output={output}", f"--top_k={TOP}", "--probabilities", *common, check=True)
+    return convoy("evaluate", "--split=test", *common), output
 
 
 @pytest.fixture(scope="module")

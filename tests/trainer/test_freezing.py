@@ -51,6 +51,7 @@ def paths(names):
     return {name.split("/", 2 if name.startswith("optimizer") else 1)[-1] for name in names}
 
 
+@pytest.mark.slow
 def test_frozen_variables_stay_bit_identical():
     train_step, state, _ = make_step("mini", **ADAMW, freeze_steps=2)
     negative_zero = np.full([8], -0.0, np.float32)
@@ -82,6 +83,7 @@ def test_a_frozen_backbone_runs_in_inference_mode():
         np.testing.assert_allclose(changes[f"model/{path}"], -0.5 * gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bias_correction_of_adam_counts_from_the_first_update_of_a_weight():
     """The first update has the size of the learning rate; counted from the start it would be three times as large."""
     train_step, state, _ = make_step("mini", **{**ADAMW, "optimizer_options": {}}, freeze_steps=3)
@@ -93,6 +95,7 @@ def test_the_bias_correction_of_adam_counts_from_the_first_update_of_a_weight():
     assert np.abs(first["model/conv2/kernel"]).max() == pytest.approx(0.01, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_backbone_rate_scales_the_learning_rate_of_the_backbone():
     changes = {}
     for rate in (1.0, 0.25):
@@ -178,9 +181,7 @@ def test_only_the_head_differs_between_checkpoints_of_frozen_steps(finetuned):
 
 
 @pytest.mark.slow
-def test_runs_resumed_before_and_at_unfreezing_give_the_same_result_on_two_devices(
-    finetuned, convoy_together, tmp_path
-):
+def test_runs_resumed_before_and_at_unfreezing_give_the_same_result_on_two_devices(finetuned, convoy, tmp_path):
     command, run, _ = finetuned
     runs = {step: tmp_path / f"from-{step}" for step in (FREEZE - 1, FREEZE)}
     for step, copy in runs.items():
@@ -191,7 +192,7 @@ def test_runs_resumed_before_and_at_unfreezing_give_the_same_result_on_two_devic
     # The weights come from the checkpoint, so the file is not needed any more.
     weights = next(flag for flag in command if "model.weights" in flag).partition("=")[2]
     hidden = shutil.move(weights, f"{weights}.away")
-    answers = convoy_together(*([*command, "--devices=cpu:2", f"--workdir={copy}"] for copy in runs.values()))
+    answers = [convoy(*command, "--devices=cpu:2", f"--workdir={copy}") for copy in runs.values()]
     shutil.move(hidden, weights)
     for (step, copy), answer in zip(runs.items(), answers, strict=True):
         assert answer.returncode == 0 and f"step {step} of {STEPS}" in answer.output, answer.output

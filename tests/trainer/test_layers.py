@@ -286,6 +286,7 @@ def test_subclassed_model_is_unchanged():
     assert with_fast_layers(model) is model
 
 
+@pytest.mark.slow
 def test_a_published_architecture_keeps_its_function():
     model = keras.applications.MobileNetV2(
         weights=None, input_shape=(32, 32, 3), classes=5, classifier_activation=None, alpha=0.35

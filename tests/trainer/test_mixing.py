@@ -127,6 +127,7 @@ def test_the_loss_is_the_cross_entropy_with_mixed_and_smoothed_labels():
     np.testing.assert_allclose(result.sums, sums, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_after_mixing_equal_steps_without_mixing():
     batches, weights = [make_batch(8, seed=number) for number in range(2)], []
     for mixing in (Mixing(cutmix=1.0, until_step=1), Mixing()):
@@ -137,6 +138,7 @@ def test_steps_after_mixing_equal_steps_without_mixing():
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_xla_changes_only_rounding():
     weights = []
     for use_xla in (False, True):
@@ -147,6 +149,7 @@ def test_xla_changes_only_rounding():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixing_does_not_change_dropout_masks():
     """Mixing has its own random streams."""
     seen = []

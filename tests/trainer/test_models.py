@@ -237,6 +237,7 @@ def test_the_dropout_of_convnet_can_be_set_or_removed(dropout, rates):
     assert [layer.rate for layer in model.layers if isinstance(layer, ByteDropout)] == rates
 
 
+@pytest.mark.slow
 def test_a_keras_application_gets_the_fast_layers_and_its_own_scaling():
     built = build_model("keras_applications:MobileNetV2", num_classes=3, image_size=SIZE)
     kinds = {type(layer) for layer in built.model.layers}

@@ -171,6 +171,7 @@ def test_a_restored_state_restores_the_input_scaling(nested):
     assert np.array_equal(saved(images()), restored(images()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["legacy.h5", "new.weights.h5"])
 def test_a_keras_application_loads_a_file_for_imagenet_classes(tmp_path, file_format):
     keras.utils.clear_session()

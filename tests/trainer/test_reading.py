@@ -53,7 +53,7 @@ def damaged(tmp_path_factory, dataset) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, convoy_together, dataset, damaged):
+def runs(tmp_path_factory, convoy, dataset, damaged):
     """Trains the runs; returns the folder with a run directory per name, and the outputs by name and devices."""
     folder = tmp_path_factory.mktemp("runs")
     local = f"--data={dataset.data}"
@@ -74,7 +74,7 @@ def runs(tmp_path_factory, convoy_together, dataset, damaged):
             ["train", *SHORT, *flags, f"--devices={devices}", f"--workdir={folder / name}"]
             for name, flags in named.items()
         ]
-        for name, completed in zip(named, convoy_together(*commands), strict=True):
+        for name, completed in zip(named, (convoy(*command) for command in commands), strict=True):
             assert completed.returncode == 0, completed.output
             outputs[name, devices] = completed.output
         if devices == "cpu:1":

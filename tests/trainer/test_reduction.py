@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +12,8 @@ from convoy.trainer.step.reduction import add, aligned_blocks, combine_blocks, r
 from tests.trainer.reduction_program import SIMILAR, VALUES, term, tree_sum
 
 UP_TO = 24
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 120
 WORKERS = 3
+PROGRAM = "tests.trainer.reduction_program"
 
 
 class Expression:
@@ -165,54 +159,19 @@ def test_one_device_sums_all_virtual_replicas(total, deterministic):
     assert np.array_equal(result[0].numpy(), tree_sum(0, size, total))
 
 
-def run_programs(environments: list[dict[str, str]], kind: str) -> list[subprocess.CompletedProcess]:
-    """Runs `reduction_program.py` in parallel, once per environment."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.reduction_program", kind],
-            cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for environment in environments
-    ]
-    try:
-        outputs = [process.communicate(timeout=DEADLINE_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(processes, outputs, strict=True)
-    ]
-
-
-def report_of(finished: subprocess.CompletedProcess) -> dict:
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return json.loads(finished.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def on_logical_devices(forks):
+    return forks.run(PROGRAM, "devices").report()
 
 
 @pytest.fixture(scope="module")
-def on_logical_devices():
-    (finished,) = run_programs([{}], "devices")
-    return report_of(finished)
+def on_workers(cluster, tmp_path_factory):
+    return cluster("worker", module=PROGRAM, processes=WORKERS, output=tmp_path_factory.mktemp("reduction"))
 
 
-@pytest.fixture(scope="module")
-def on_workers():
-    sockets = [socket.socket() for _ in range(WORKERS)]
-    for taken in sockets:
-        taken.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{taken.getsockname()[1]}" for taken in sockets]
-    for taken in sockets:
-        taken.close()
-    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}} for i in range(WORKERS)]
-    return run_programs([{"TF_CONFIG": json.dumps(task)} for task in tasks], "worker")
+def report_of(workers, rank):
+    assert workers.processes[rank].returncode == 0, workers.output(rank)
+    return json.loads(workers.output(rank).splitlines()[-1])
 
 
 def assert_exchanged_in_bfloat16(result: list, devices: int) -> None:
@@ -226,10 +185,12 @@ def assert_exchanged_in_bfloat16(result: list, devices: int) -> None:
     assert error.max() < 1e-6
 
 
+@pytest.mark.slow
 def test_all_methods_sum_along_the_tree_in_one_process(on_logical_devices):
     assert on_logical_devices["wrong"] == []  # [method, devices, virtual replicas]
 
 
+@pytest.mark.slow
 def test_logical_devices_reduce_the_first_terms_in_bfloat16(on_logical_devices):
     for devices, results in on_logical_devices["bfloat16"].items():
         assert all(result == results[0] for result in results)
@@ -238,16 +199,16 @@ def test_logical_devices_reduce_the_first_terms_in_bfloat16(on_logical_devices):
 
 @pytest.mark.slow
 def test_processes_sum_along_the_tree_between_other_collectives(on_workers):
-    for survivor in on_workers[:-1]:
-        report = report_of(survivor)
+    for survivor in range(WORKERS - 1):
+        report = report_of(on_workers, survivor)
         assert report["wrong"] == []  # virtual replicas
         assert_exchanged_in_bfloat16(report["bfloat16"], WORKERS)
 
 
 @pytest.mark.slow
 def test_the_death_of_a_process_during_the_exchange_is_detected_at_once(on_workers):
-    assert on_workers[-1].returncode == -signal.SIGKILL
-    for survivor in on_workers[:-1]:
-        report = report_of(survivor)
+    assert on_workers.processes[-1].returncode == -signal.SIGKILL
+    for survivor in range(WORKERS - 1):
+        report = report_of(on_workers, survivor)
         assert report["error"] == "UnavailableError"
         assert report["seconds"] < 20

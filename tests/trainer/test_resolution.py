@@ -112,7 +112,7 @@ def trained(tmp_path_factory, convoy, dataset):
 
 @pytest.mark.slow
 class TestProgressiveRun:
-    def test_resumes_in_any_stage_with_identical_results(self, trained, tmp_path, convoy_together, dataset):
+    def test_resumes_in_any_stage_with_identical_results(self, trained, tmp_path, convoy, dataset):
         resumed = {step: shutil.copytree(trained, tmp_path / f"from-{step}") for step in (2, 5)}
         for step, run in resumed.items():
             (run / "result.json").unlink()
@@ -120,30 +120,24 @@ class TestProgressiveRun:
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()
             assert CheckpointStore(run / "checkpoints").steps()[-1] == step
-        answers = convoy_together(
-            *(
-                ["train", *PROGRESSIVE, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={run}"]
-                for run in resumed.values()
-            )
-        )
+        answers = [
+            convoy("train", *PROGRESSIVE, "--devices=cpu:1", f"--data={dataset.data}", f"--workdir={run}")
+            for run in resumed.values()
+        ]
         for (step, run), answer in zip(resumed.items(), answers, strict=True):
             assert answer.returncode == 0 and re.search(rf"step {step} of {STEPS}\b", answer.output), answer.output
             assert result_of(run)["weights_sha256"] == result_of(trained)["weights_sha256"]
             assert measured(run, "train") == measured(trained, "train")
 
-    def test_is_evaluated_and_used_for_prediction_at_the_evaluation_size(
-        self, trained, tmp_path, convoy_together, dataset
-    ):
+    def test_is_evaluated_and_used_for_prediction_at_the_evaluation_size(self, trained, tmp_path, convoy, dataset):
         predictions = tmp_path / "predicted.csv"
         images = (f"--images={dataset.photos / 'test'}", f"--output={predictions}")
-        evaluated, mirrored, predicted = convoy_together(
-            *(
-                [command, f"--workdir={trained}", "--devices=cpu:1", "--checkpoint=last", *flags]
-                for command, *flags in (
-                    ["evaluate", "--split=validation"],
-                    ["evaluate", "--split=validation", "--flip_tta"],
-                    ["predict", *images],
-                )
+        evaluated, mirrored, predicted = (
+            convoy(command, f"--workdir={trained}", "--devices=cpu:1", "--checkpoint=last", *flags)
+            for command, *flags in (
+                ["evaluate", "--split=validation"],
+                ["evaluate", "--split=validation", "--flip_tta"],
+                ["predict", *images],
             )
         )
         assert (evaluated.returncode, mirrored.returncode, predicted.returncode) == (0, 0, 0), evaluated.output

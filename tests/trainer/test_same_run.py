@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
+def trained_on(tmp_path_factory, convoy, cluster, dataset):
     """Returns a function that trains on some hardware and returns the run directories by precision."""
     folder = tmp_path_factory.mktemp("same")
 
@@ -68,8 +68,8 @@ def trained_on(tmp_path_factory, convoy_together, cluster, dataset):
             for precision, run in runs.items()
         }
         if processes == 1:
-            for completed in convoy_together(*commands.values()):
-                assert completed.returncode == 0, completed.output
+            for command in commands.values():
+                convoy(*command, check=True)
         else:
             for precision, command in commands.items():
                 output = folder / hardware.replace(" ", "-") / f"{precision}-output"

@@ -4,11 +4,8 @@ Tests on one device run in this process. Tests that need several logical devices
 with many runs per process.
 """
 
+import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -16,7 +13,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convoy.launch.ports import reserved_ports
 from convoy.trainer.step import metrics
 from convoy.trainer.step.losses import cross_entropy
 from tests.trainer.step_program import (
@@ -29,8 +25,8 @@ from tests.trainer.step_program import (
     values_on_every_device,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 240
+PROGRAM = "tests.trainer.step_program"
 # All options whose results could depend on the devices, at once.
 EVERYTHING = {
     "optimizer": "adamw",
@@ -44,57 +40,36 @@ EVERYTHING = {
 }
 
 
-class Program:
-    """A running `step_program.py`."""
+@pytest.fixture(scope="module")
+def run_together(forks, tmp_path_factory):
+    """Returns a function that runs `step_program.py` for several numbers of devices at the same time.
 
-    def __init__(self, folder: Path, devices: int, runs: dict[str, dict], cluster: dict | None = None):
-        self._values = folder / (f"worker-{cluster['task']['index']}.npz" if cluster else f"{devices}.npz")
-        specification = {
-            "devices": devices,
-            "values": str(self._values),
-            "runs": [{"id": identity, **options} for identity, options in runs.items()],
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.step_program", json.dumps(specification)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **{"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
-                **({"TF_CONFIG": json.dumps(cluster)} if cluster else {}),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    Its argument has the options of each run by number of devices and name. It returns the reports and values.
+    """
 
-    def results(self) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-        """Returns the reports and values of all runs."""
-        try:
-            output, errors = self._process.communicate(timeout=DEADLINE_SECONDS)
-        finally:
-            self.stop()
-        assert self._process.returncode == 0, errors[-4000:]
-        with np.load(self._values) as values:
-            return json.loads(output.splitlines()[-1]), dict(values)
+    def run(runs: dict[int, dict[str, dict]]) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+        folder = tmp_path_factory.mktemp("step")
+        reports, values = {}, {}
+        with contextlib.ExitStack() as stack:
+            started = {}
+            for devices, named in runs.items():
+                command = (PROGRAM, specification(folder / f"{devices}.npz", devices, named))
+                started[devices] = stack.enter_context(forks.started(*command, output=folder / f"{devices}.log"))
+            for devices, process in started.items():
+                code, output = process.wait(DEADLINE_SECONDS), (folder / f"{devices}.log").read_text()
+                assert code == 0, output
+                reports |= json.loads(output.splitlines()[-1])
+                with np.load(folder / f"{devices}.npz") as found:
+                    values |= found
+        return reports, values
 
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+    return run
 
 
-def results_of(programs: list[Program]) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-    reports, values = {}, {}
-    try:
-        for program in programs:
-            more_reports, more_values = program.results()
-            reports |= more_reports
-            values |= more_values
-    finally:
-        for program in programs:
-            program.stop()
-    return reports, values
+def specification(values: Path, devices: int, runs: dict[str, dict]) -> str:
+    """Returns the argument of `step_program.py`."""
+    named = [{"id": name, **options} for name, options in runs.items()]
+    return json.dumps({"devices": devices, "values": str(values), "runs": named})
 
 
 def part(values: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -108,7 +83,7 @@ def float32_policy():
 
 
 @pytest.fixture(scope="module")
-def on_two_devices(tmp_path_factory):
+def on_two_devices(run_together):
     plain_sgd = {"optimizer_options": {"momentum": 0.0, "nesterov": False}}
     planted = {
         **{"model": "planted", "replicas": 2, "virtual_replicas": 2, "optimizer": "adamw", "average_decay": 0.9},
@@ -132,7 +107,7 @@ def on_two_devices(tmp_path_factory):
         "exact_2": {"model": "mini", "replicas": 2, "virtual_replicas": 4, **EVERYTHING},
         "other_seed": {"model": "mini", "replicas": 1, "virtual_replicas": 4, **EVERYTHING, "seed": 2},
     }
-    return results_of([Program(tmp_path_factory.mktemp("two"), 2, runs)])
+    return run_together({2: runs})
 
 
 SIZED = {"batch_size": 16, "image_size": 24}
@@ -148,18 +123,12 @@ HARDWARE = {  # name of a configuration: (numbers of devices, options)
 
 
 @pytest.fixture(scope="module")
-def on_any_hardware(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hardware")
+def on_any_hardware(run_together):
     runs = {devices: {} for devices in (1, 2, 3, 4)}
     for name, (numbers, options) in HARDWARE.items():
         for devices in numbers:
             runs[devices][f"{name}_{devices}"] = {**EVERYTHING, **options, "replicas": devices}
-    reports, values = {}, {}
-    for together in ((1, 2), (3, 4)):
-        more_reports, more_values = results_of([Program(folder, devices, runs[devices]) for devices in together])
-        reports |= more_reports
-        values |= more_values
-    return reports, values
+    return run_together(runs)
 
 
 def assert_bit_identical(reports, values, one: str, other: str):
@@ -192,6 +161,7 @@ def test_results_depend_on_the_precision(on_any_hardware):
     assert reports["baseline_float32_1"]["sha256"] != reports["baseline_bfloat16_1"]["sha256"]
 
 
+@pytest.mark.slow
 def test_deterministic_runs_on_one_and_two_devices_are_bit_identical(on_two_devices):
     reports, values = on_two_devices
     assert_bit_identical(reports, values, "exact_1", "exact_2")
@@ -199,6 +169,7 @@ def test_deterministic_runs_on_one_and_two_devices_are_bit_identical(on_two_devi
     assert reports["other_seed"]["sha256"] != reports["exact_1"]["sha256"]
 
 
+@pytest.mark.slow
 def test_runs_on_one_and_two_devices_agree_up_to_rounding_without_determinism(on_two_devices):
     reports, values = on_two_devices
     one, two = part(values, "fast_1/after/"), part(values, "fast_2/after/")
@@ -228,6 +199,7 @@ def test_the_gradient_is_that_of_the_mean_loss_for_any_number_of_virtual_replica
     assert state.step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("virtual_replicas", [2, 4])
 def test_the_gradient_on_two_devices_is_that_of_the_mean_loss(on_two_devices, virtual_replicas):
     _, values = on_two_devices
@@ -284,6 +256,7 @@ def test_weights_of_frozen_layers_stay_bit_identical(virtual_replicas):
     assert unchanged == {"conv1/kernel", "conv1/bias"}
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped_once_after_the_reduction(on_two_devices):
     reports, values = on_two_devices
     before, after = part(values, "clipped/before/model/"), part(values, "clipped/after/model/")
@@ -321,6 +294,7 @@ def test_a_gradient_below_the_limit_is_not_clipped(deterministic):
     assert afters[0] == afters[1]
 
 
+@pytest.mark.slow
 def test_xla_changes_only_rounding(on_two_devices):
     reports, values = on_two_devices
     with_xla, without = part(values, "xla/after/"), part(values, "no_xla/after/")
@@ -329,6 +303,7 @@ def test_xla_changes_only_rounding(on_two_devices):
     assert reports["xla"]["devices_agree"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["planted", "planted_float32"])
 def test_an_overflow_on_one_device_skips_the_update_on_all(on_two_devices, run):
     reports, _ = on_two_devices
@@ -342,6 +317,7 @@ def test_an_overflow_on_one_device_skips_the_update_on_all(on_two_devices, run):
     assert report["devices_agree"]
 
 
+@pytest.mark.slow
 def test_an_overflow_halves_the_loss_scale_only_in_float16(on_two_devices):
     reports, values = on_two_devices
     assert reports["planted"]["scales"] == [2.0**8, 2.0**8, 2.0**7]
@@ -351,17 +327,14 @@ def test_an_overflow_halves_the_loss_scale_only_in_float16(on_two_devices):
 
 
 @pytest.mark.slow
-def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
+def test_an_overflow_in_one_process_skips_the_step_in_all(cluster, tmp_path):
     planted = {
         **{"model": "planted", "replicas": 2, "virtual_replicas": 2, "optimizer": "adamw", "average_decay": 0.9},
         **{"planted_step": 1, "planted_image": 13, "precision": "mixed_float16", "loss_scale": 2.0**8},
     }
-    with reserved_ports(2) as ports:
-        addresses = [f"127.0.0.1:{port}" for port in ports]
-    clusters = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}} for rank in (0, 1)]
-    programs = [Program(tmp_path, 1, {f"worker_{rank}": planted}, clusters[rank]) for rank in (0, 1)]
-    reports, values = results_of(programs)
-    first, second = reports["worker_0"], reports["worker_1"]
+    only = {rank: (specification(tmp_path / f"{rank}.npz", 1, {"planted": planted}),) for rank in (0, 1)}
+    workers = cluster(module=PROGRAM, only=only, output=tmp_path, check=True)
+    first, second = (json.loads(workers.output(rank).splitlines()[-1])["planted"] for rank in (0, 1))
     # Image 13 of 16 belongs to the second worker: the first worker has no overflow of its own.
     assert first == second
     assert first["finite"] == [True, False, True]
@@ -369,7 +342,8 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
     good, bad, after = first["changed"]
     assert any(name.startswith("model/") for name in good) and any(name.startswith("model/") for name in after)
     assert bad and all(name.startswith("loss_scale/") for name in bad)
-    of_first, of_second = part(values, "worker_0/after/"), part(values, "worker_1/after/")
+    with np.load(tmp_path / "0.npz") as values, np.load(tmp_path / "1.npz") as others:
+        of_first, of_second = part(values, "planted/after/"), part(others, "planted/after/")
     assert of_first.keys() == of_second.keys()
     assert [name for name in of_first if not np.array_equal(of_first[name], of_second[name])] == []
 
@@ -449,6 +423,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     return (one == other).mean()
 
 
+@pytest.mark.slow
 def test_dropout_masks_differ_between_layers_virtual_replicas_steps_and_seeds():
     masks = [
         *masks_of_step().reshape(8, -1),
@@ -461,10 +436,12 @@ def test_dropout_masks_differ_between_layers_virtual_replicas_steps_and_seeds():
             assert 0.3 < agreement(one, other) < 0.7  # 0.5 expected, over 192 values
 
 
+@pytest.mark.slow
 def test_dropout_masks_are_reproducible():
     assert np.array_equal(masks_of_step(step=5), masks_of_step(step=5))
 
 
+@pytest.mark.slow
 def test_dropout_masks_do_not_depend_on_earlier_steps():
     train_step, state, _ = make_step("masks", global_batch_size=4, virtual_replicas=4)
     batch = distribute(state.strategy, masks_batch())
@@ -474,6 +451,7 @@ def test_dropout_masks_do_not_depend_on_earlier_steps():
     assert np.array_equal(later, masks_of_step(step=2))
 
 
+@pytest.mark.slow
 def test_dropout_masks_do_not_depend_on_the_number_of_devices(on_two_devices):
     _, values = on_two_devices
     train_step, state, _ = make_step("masks", global_batch_size=4, virtual_replicas=4)
@@ -523,6 +501,7 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_targets():
     np.testing.assert_allclose(cross_entropy(logits, labels), plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_device_operations_of_the_augmentation_run_in_the_step():
     hashes = set()
     batch = make_batch(8)
@@ -542,6 +521,7 @@ def test_every_optimizer_lowers_the_loss(optimizer):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_training_from_a_restored_state_gives_the_same_result():
     options = {"optimizer": "adamw", "average_decay": 0.9, "global_batch_size": 8, "virtual_replicas": 2}
     train_step, state, _ = make_step("mini", **options)

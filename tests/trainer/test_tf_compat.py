@@ -5,11 +5,7 @@ simplified.
 """
 
 import ctypes
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -23,34 +19,10 @@ from convoy.trainer.tf_compat.internals import device_iterators_without_autotuni
 from convoy.trainer.tf_compat.layers import ByteDropout
 from tests.trainer.step_program import make_batch, make_step
 
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 120
-
-
-def found_by(*arguments: str) -> dict:
-    """Returns what a program under `tests.trainer` found: several logical devices take a process of their own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=DEADLINE_SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, errors[-4000:]
-    return json.loads(output.splitlines()[-1])
-
 
 @pytest.fixture(scope="module")
-def on_two_devices():
-    return found_by("tests.trainer.tf_compat_program")
+def on_two_devices(forks):
+    return forks.run("tests.trainer.tf_compat_program").report()
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +82,9 @@ def test_xla_within_the_replica_function_works(on_two_devices):
     )
 
 
-def test_all_to_all_among_many_local_devices_mixes_up_messages():
-    found = found_by("tests.trainer.reduction_program", "twelve")
+@pytest.mark.slow
+def test_all_to_all_among_many_local_devices_mixes_up_messages(forks):
+    found = forks.run("tests.trainer.reduction_program", "twelve").report()
     assert found["eleven"] == 0, (
         "CollectiveAllToAllV2, or what trainer/tf_compat.py takes from the strategy to start it, broke: deterministic "
         "runs of several processes are wrong. Let them all_gather the sums and climb the whole tree till then."
@@ -124,12 +97,13 @@ def test_all_to_all_among_many_local_devices_mixes_up_messages():
 
 
 @pytest.fixture(scope="module")
-def in_a_cluster():
+def in_a_cluster(forks):
     with reserved_ports(1) as (port,):
         pass
-    return found_by("tests.trainer.tf_compat_program", "cluster", str(port))
+    return forks.run("tests.trainer.tf_compat_program", "cluster", port).report()
 
 
+@pytest.mark.slow
 def test_multi_worker_strategy_keeps_the_heartbeat(in_a_cluster):
     assert (in_a_cluster["heartbeat_ms"], in_a_cluster["register_ms"]) == (17_000, 34_000), (
         "MultiWorkerMirroredStrategy now overwrites the coordination service's settings: set_heartbeat of "
@@ -137,6 +111,7 @@ def test_multi_worker_strategy_keeps_the_heartbeat(in_a_cluster):
     )
 
 
+@pytest.mark.slow
 def test_multi_worker_strategy_uses_one_cpu_device_by_default(in_a_cluster):
     assert in_a_cluster["by_itself"] == 1, (
         "MultiWorkerMirroredStrategy now takes several logical CPU devices: cpu_devices_of_a_worker of "
@@ -144,6 +119,7 @@ def test_multi_worker_strategy_uses_one_cpu_device_by_default(in_a_cluster):
     )
 
 
+@pytest.mark.slow
 def test_multi_worker_strategy_with_two_cpu_devices(in_a_cluster):
     assert (in_a_cluster["devices"], in_a_cluster["sums"]) == (["CPU:0", "CPU:1"], [3.0, 3.0]), (
         "cpu_devices_of_a_worker of trainer/tf_compat.py no longer works: workers train on one CPU device each."

@@ -254,14 +254,14 @@ def assert_same_as_uninterrupted(workdir, finished_run):
 @pytest.mark.slow
 class TestKilledRun:
     def test_resumes_exactly_on_one_device_also_from_an_earlier_checkpoint(
-        self, convoy_together, killed_run, finished_run, dataset, tmp_path
+        self, convoy, killed_run, finished_run, dataset, tmp_path
     ):
         plain, damaged = (shutil.copytree(killed_run, tmp_path / name) for name in ("plain", "damaged"))
         newest, before = sorted((damaged / "checkpoints").glob("step-*.npz"), reverse=True)[:2]
         newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
         steps = [int(path.stem.removeprefix("step-")) for path in (newest, before)]
         command = ["train", *finished_run.flags, "--devices=cpu:1", f"--data={dataset.data}"]
-        resumed, without_newest = convoy_together([*command, f"--workdir={plain}"], [*command, f"--workdir={damaged}"])
+        resumed, without_newest = (convoy(*command, f"--workdir={folder}") for folder in (plain, damaged))
 
         assert resumed.returncode == 0, resumed.output
         assert f"Resumed at step {steps[0]} of {LAST_STEP}." in resumed.output
@@ -306,11 +306,8 @@ class TestKilledRun:
 
 
 @pytest.fixture(scope="module")
-def short_runs(convoy_together, tmp_path_factory, finished_run, killed_run, dataset, dataset_without_validation):
-    """Many short runs on two devices, in one process: {name: (result, workdir)}.
-
-    All train the same model, because TensorFlow's collectives keep the shapes of a process's first run.
-    """
+def short_runs(convoy, tmp_path_factory, finished_run, killed_run, dataset, dataset_without_validation):
+    """Many short runs on two devices: {name: (result, workdir)}."""
     folder = tmp_path_factory.mktemp("short")
     short = ["--config=smoke", "--config.steps=3", "--config.eval_every_steps=3", "--config.log_every_steps=1"]
     data = f"--data={dataset.data}"
@@ -342,14 +339,7 @@ def short_runs(convoy_together, tmp_path_factory, finished_run, killed_run, data
     shutil.copytree(finished_run.workdir, folder / "no result")
     (folder / "no result" / "result.json").unlink()
     commands["no result"] = ["train", *finished_run.flags, data, f"--workdir={folder / 'no result'}"]
-    completed_runs = {}
-    for deterministic in (False, True):  # a process-wide setting
-        together = {
-            name: command for name, command in commands.items() if ("--deterministic" in command) == deterministic
-        }
-        results = convoy_together(*([*command, "--devices=cpu:2"] for command in together.values()), timeout=600)
-        completed_runs |= {name: (completed, folder / name) for name, completed in zip(together, results, strict=True)}
-    return completed_runs
+    return {name: (convoy(*command, "--devices=cpu:2"), folder / name) for name, command in commands.items()}
 
 
 def last_line(completed):
@@ -443,16 +433,16 @@ class TestShortRuns:
 
 
 @pytest.mark.slow
-def test_run_resumed_between_two_log_lines_logs_the_same_metrics(convoy_together, dataset, tmp_path):
+def test_run_resumed_between_two_log_lines_logs_the_same_metrics(convoy, dataset, tmp_path):
     durations = ("--config.steps=8", "--config.checkpoint_every_steps=3", "--config.log_every_steps=4")
     command = ["train", "--config=smoke", "--deterministic", *durations, f"--data={dataset.data}"]
     command += ["--devices=cpu:1", f"--workdir={tmp_path / 'run'}"]
-    (first,) = convoy_together(command)
+    first = convoy(*command)
     uninterrupted = measured(tmp_path / "run", "train")
     assert [line["step"] for line in uninterrupted] == [4, 8], first.output
     (tmp_path / "run" / "checkpoints" / "step-000000008.npz").unlink()
     (tmp_path / "run" / "result.json").unlink()
-    (second,) = convoy_together(command)
+    second = convoy(*command)
     assert "Resumed at step 6 of 8." in second.output
     assert measured(tmp_path / "run", "train") == uninterrupted
 

@@ -67,6 +67,7 @@ def take(training_input: TrainingInput, start_step: int, steps: int) -> list[dic
         return [{name: column.numpy() for name, column in batch.items()} for batch in itertools.islice(batches, steps)]
 
 
+@pytest.mark.slow
 def test_each_stage_has_its_image_size_and_continues_the_order(training_input):
     stages = {"progressive": {"sizes": (9, 12), "ends": (0.25, 0.5)}, "steps": 12, "cache": "memory"}
     reading = training_input("substitute", **stages)

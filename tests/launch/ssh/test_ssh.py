@@ -84,6 +84,7 @@ class TestWithoutFaults:
         assert not machines.run.exists()
 
 
+@pytest.mark.slow
 class TestFaults:
     def test_killed_worker_then_agent_then_ssh_server(self, machines, wait_until):
         plan = {"steps": 40, "hold_at": {"1": 3, "2": 5, "3": 7}}
@@ -146,6 +147,7 @@ class TestFaults:
         machines.network.plug_in("a")  # so that its ssh server notices the end
 
 
+@pytest.mark.slow
 class TestLauncherEnds:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 138), (signal.SIGINT, 130)])
     def test_signals_are_forwarded_to_workers(self, machines, held, number, code):
@@ -165,6 +167,7 @@ class TestLauncherEnds:
         assert "  2  step 3 -> 6  done\n" in again.output
 
 
+@pytest.mark.slow
 class TestUnusableHosts:
     def test_unreachable_host_is_retried_until_sigterm(self, machines, wait_until):
         machines.network.kill_all("b")

@@ -60,8 +60,8 @@ def photos(dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(exported, finished_run, photos, dataset, convoy_together, tmp_path_factory):
-    """Valid and refused commands, run in one process: ({name: result}, the CSVs' folder)."""
+def results(exported, finished_run, photos, dataset, convoy, tmp_path_factory):
+    """Valid and refused commands: ({name: result}, the CSVs' folder)."""
     output, _ = exported
     folder = tmp_path_factory.mktemp("predictions")
     run = f"--workdir={finished_run.workdir}"
@@ -104,7 +104,7 @@ def results(exported, finished_run, photos, dataset, convoy_together, tmp_path_f
         "export no checkpoint": ["export", run, "--format=onnx", f"--output={folder / 'x'}", "--checkpoint=7"],
     }
     on_cpu = ([*command, *["--devices=cpu:1"] * (command[0] == "predict")] for command in commands.values())
-    return dict(zip(commands, convoy_together(*on_cpu, timeout=600), strict=True)), folder
+    return {name: convoy(*command) for name, command in zip(commands, on_cpu, strict=True)}, folder
 
 
 class TestExport:
@@ -218,19 +218,15 @@ class TestPredict:
 
 
 @pytest.fixture(scope="module")
-def custom_layer_exports(dataset, convoy_together, tmp_path_factory):
+def custom_layer_exports(dataset, convoy, tmp_path_factory):
     """A bfloat16 run of a model with a custom layer, exported to ONNX and then Keras: (folder, two results)."""
     folder = tmp_path_factory.mktemp("own")
     run = f"--workdir={folder / 'run'}"
     model = "--config.model.name=tests/trainer/user_models.py:with_own_layer"
     config = ("--config=smoke", "--config.steps=4", "--config.precision=bfloat16", model, "--devices=cpu:1")
-    trained, *results = convoy_together(
-        ["train", *config, f"--data={dataset.data}", run],
-        ["export", run, "--format=onnx", f"--output={folder / 'exported'}"],
-        ["export", run, "--format=keras", f"--output={folder / 'exported'}"],
-    )
-    assert trained.returncode == 0, trained.output
-    return folder, *results
+    convoy("train", *config, f"--data={dataset.data}", run, check=True)
+    output = f"--output={folder / 'exported'}"
+    return folder, *(convoy("export", run, f"--format={name}", output) for name in ("onnx", "keras"))
 
 
 def test_bfloat16_run_is_exported_in_float32_and_the_difference_reported(custom_layer_exports):

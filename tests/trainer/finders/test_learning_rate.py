@@ -109,15 +109,15 @@ def test_both_finders_at_once_are_refused(capsys):
 
 
 @pytest.mark.slow
-def test_finder_does_not_change_the_run(dataset, tmp_path, convoy_together):
+def test_finder_does_not_change_the_run(dataset, tmp_path, convoy):
     flags = ("--config=smoke", f"--data={dataset.data}", "--devices=cpu:2", "--deterministic", "--config.steps=2")
     flags += ("--config.precision=float32", "--config.eval_every_steps=2")
     flags += (f"--config.model.name={user_models.__file__}:small",)
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    found, trained, alone = convoy_together(
-        ["train", *flags, f"--workdir={run}", "--find_lr"],
-        ["train", *flags, f"--workdir={run}"],
-        ["train", *flags, f"--workdir={undisturbed}"],
+    found, trained, alone = (
+        convoy("train", *flags, f"--workdir={run}", "--find_lr"),
+        convoy("train", *flags, f"--workdir={run}"),
+        convoy("train", *flags, f"--workdir={undisturbed}"),
     )
     assert [answer.returncode for answer in (found, trained, alone)] == [0, 0, 0], found.output
     assert "Suggested: --config.optimizer.learning_rate=" in found.output or "No suggestion" in found.output

@@ -33,11 +33,10 @@ def read_csv(path):
 
 
 @pytest.fixture(scope="module")
-def reported(dataset, convoy_together, tmp_path_factory):
+def reported(dataset, convoy, tmp_path_factory):
     """The run, the result of each command, and the folder of all files."""
     folder = tmp_path_factory.mktemp("report")
     data, run = folder / "data", folder / "run"
-    convert: list[list[str]] = []
     name_of = dict(zip(dataset.categories, NAMES, strict=True))
     for split in ("train", "test"):
         manifest = folder / f"{split}.csv"
@@ -45,7 +44,7 @@ def reported(dataset, convoy_together, tmp_path_factory):
             rows = [(name, name_of[category]) for name, category in dataset.rows(split)]
             csv.writer(file).writerows([("filename", "category"), *rows])
         images = (f"--images={dataset.photos / split}", f"--manifest={manifest}")
-        convert.append(["convert", *images, f"--output={data}", f"--split={split}", "--workers=1"])
+        convoy("convert", *images, f"--output={data}", f"--split={split}", "--workers=1", check=True)
     here, device = f"--workdir={run}", "--devices=cpu:1"
     begun = made_run(folder / "begun", class_names=NAMES, metrics=[{"step": 5, "split": "train", "quality/top1": 0.25}])
     commands = {
@@ -66,10 +65,7 @@ def reported(dataset, convoy_together, tmp_path_factory):
         "no folder": ["report", here, f"--output={folder / 'absent' / 'page.html'}"],
         "a folder": ["report", here, f"--output={folder}"],
     }
-    answers = convoy_together(*convert, *commands.values(), timeout=300)
-    for answer in answers[: len(convert)]:
-        assert answer.returncode == 0, answer.output
-    return run, dict(zip(commands, answers[len(convert) :], strict=True)), folder
+    return run, {name: convoy(*command) for name, command in commands.items()}, folder
 
 
 @pytest.fixture(scope="module")
