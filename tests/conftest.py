@@ -25,7 +25,7 @@ from convoy.launch.ports import reserved_ports
 from tests import processes
 from tests.forks import ForkedProcess, Forks, Result
 from tests.network import Network, missing_for_networks
-from tests.processes import run, started
+from tests.processes import REPOSITORY, run, started
 
 CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; strings, although most look like numbers
 
@@ -35,6 +35,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Garbage collection would search the half million objects of TensorFlow's modules again and again.
 gc.disable()
+
+# In this order before all others.
+_LONGEST_FILES = ("test_chaos.py", "test_train.py", "test_same_run.py", "test_cluster.py", "test_bench.py")
 
 
 def pytest_collection_finish():
@@ -261,9 +264,10 @@ def dataset_without_validation(made_once, dataset, convoy) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(made_once, dataset, convoy) -> FinishedRun:
-    """The smoke recipe on two devices, four virtual replicas, deterministic, in float32."""
+    """The smoke recipe with a small model on two devices, four virtual replicas, deterministic, in float32."""
     flags = (
         "--config=smoke",
+        f"--config.model.name={REPOSITORY / 'tests/trainer/user_models.py'}:normalized",
         "--deterministic",
         "--config.virtual_replicas=4",
         "--config.precision=float32",
@@ -318,7 +322,8 @@ def recovery(record_property) -> Callable[[str, Path, float], None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs slow files first, so that no test process ends up with a slow file alone at the end."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_chaos.py", item.path not in slow_files))
+    rank = {name: number for number, name in enumerate(reversed(_LONGEST_FILES), 1)}
+    items.sort(key=lambda item: (-rank.get(item.path.name, 0), item.path not in slow_files))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading import order
+from tests.trainer import user_models
 from tests.trainer.run_files import measured, order_of, result_of
 
 STEPS, BATCH = 8, 16
@@ -23,6 +24,7 @@ PRECISIONS = ("float32", "bfloat16")
 # Everything random, and everything computed once per step from reduced values. Dropout is in the model.
 EVERYTHING = (
     "--config=smoke",
+    f"--config.model.name={user_models.__file__}:normalized",
     f"--config.batch_size={BATCH}",
     "--config.virtual_replicas=4",
     f"--config.steps={STEPS}",

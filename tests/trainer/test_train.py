@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from tests.trainer import user_models
 from tests.trainer.run_files import (
     event_names,
     fingerprints,
@@ -137,7 +138,7 @@ class TestFinishedRun:
             for line in finished_run.output.splitlines()
             if re.match(r"[A-Za-z ]+\S\s{2,}\S", line) and not line.startswith("step ")
         )
-        assert header["model"] == "convnet, 1,176,743 parameters"
+        assert header["model"] == f"{user_models.__file__}:normalized, 695 parameters"
         assert header["data"] == f"{dataset.data}: 7 classes, 9 validation images"
         assert header["length"] == "40 steps, 7.80 epochs of 82 images"
         assert header["devices"].startswith("CPU:0, CPU:1")
@@ -309,7 +310,8 @@ class TestKilledRun:
 def short_runs(convoy, tmp_path_factory, finished_run, killed_run, dataset, dataset_without_validation):
     """Many short runs on two devices: {name: (result, workdir)}."""
     folder = tmp_path_factory.mktemp("short")
-    short = ["--config=smoke", "--config.steps=3", "--config.eval_every_steps=3", "--config.log_every_steps=1"]
+    model = f"--config.model.name={user_models.__file__}:normalized"
+    short = ["--config=smoke", model, "--config.steps=3", "--config.eval_every_steps=3", "--config.log_every_steps=1"]
     data = f"--data={dataset.data}"
     runs = {f"optimizer {name}": [*short, f"--config.optimizer.name={name}", data] for name in OPTIMIZERS}
     runs |= {f"precision {name}": [*short, f"--config.precision={name}", data] for name in PRECISIONS}
