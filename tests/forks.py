@@ -1,4 +1,4 @@
-"""Starts `python -m MODULE` in forks of a process that has imported TensorFlow, which is up to half of a short run.
+"""Starts `python -m MODULE` in forks of a process that has imported TensorFlow, which takes long.
 
 This module is the program of that process too. It ends when its socket is closed. Where the start itself is tested, or
 variables that TensorFlow reads while it is imported, use `processes.run` and `processes.started`.
