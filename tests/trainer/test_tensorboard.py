@@ -16,7 +16,6 @@ import pytest
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.config import load_recipe
 from tests.browser import Browser, missing_browser
-from tests.trainer import user_models
 from tests.trainer.run_files import events_of, json_lines
 from tests.trainer.tensorboard_server import Server, tensorboard
 
@@ -27,7 +26,7 @@ STEPS, LOG_EVERY, EVAL_EVERY, HISTOGRAM_EVERY = 40, 4, 2, 20
 READERS = ("true", "false")  # values of --load_fast: the data server, or TensorBoard's Python loader
 FLAGS = (
     *("--config=smoke", "--devices=cpu:2", "--config.precision=float32", f"--config.steps={STEPS}"),
-    *("--config.image_size=20", f"--config.model.name={user_models.__file__}:normalized"),
+    "--config.image_size=20",
     *(f"--config.eval_every_steps={EVAL_EVERY}", "--config.checkpoint_every_steps=1000"),
     *(f"--config.log_every_steps={LOG_EVERY}", f"--config.histogram_every_steps={HISTOGRAM_EVERY}"),
 )
@@ -265,7 +264,7 @@ class TestData:
             url += "".join(f"&{name}={value}" for name, value in query.items())
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
                 graph = answer.read().decode()
-            assert f'name: "{"normalized/" if query else ""}logits"' in graph
+            assert f'name: "{"convnet/" if query else ""}logits"' in graph
             assert graph.count("input:") >= graph.count("node {") - 1
 
     def test_histograms_of_every_weight_at_the_configured_steps(self, server):
