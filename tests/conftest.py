@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,11 @@ class Workers:
         except subprocess.TimeoutExpired:
             outputs = "\n".join(f"worker {rank}:\n{self.output(rank)}" for rank in range(len(self.processes)))
             raise AssertionError(f"the workers did not exit within {seconds} s:\n{outputs}") from None
+
+    def report(self, rank: int) -> Any:
+        """Returns the last line of a worker's output, decoded from JSON; fails if the exit code is not 0."""
+        assert self.processes[rank].returncode == 0, self.output(rank)
+        return json.loads(self.output(rank).splitlines()[-1])
 
     def error(self, rank: int) -> str:
         """Returns a worker's last error message; fails if it printed a traceback."""

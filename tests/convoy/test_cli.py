@@ -343,7 +343,8 @@ class TestPrintConfig:
 class TestVerbosity:
     def test_tensorflow_logs_on_request(self, python, dataset):  # that it is quiet otherwise: test_train.py
         command = ("train", "--config=smoke", "--print_config", f"--data={dataset.data}")
-        assert "I0000 " in python("-m", "convoy", *command, "--verbosity=0").stderr
+        result = python("-m", "convoy", *command, "--verbosity=0")
+        assert result.returncode == 0 and "I0000 " in result.stderr
 
 
 class TestSlipsOfBeginners:

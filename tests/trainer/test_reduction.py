@@ -1,6 +1,5 @@
 """Reduction over virtual replicas: the order of additions on any number of devices and processes."""
 
-import json
 import math
 import signal
 
@@ -169,11 +168,6 @@ def on_workers(cluster, tmp_path_factory):
     return cluster("worker", module=PROGRAM, processes=WORKERS, output=tmp_path_factory.mktemp("reduction"))
 
 
-def report_of(workers, rank):
-    assert workers.processes[rank].returncode == 0, workers.output(rank)
-    return json.loads(workers.output(rank).splitlines()[-1])
-
-
 def assert_exchanged_in_bfloat16(result: list, devices: int) -> None:
     """Asserts that the first tensor was exchanged in bfloat16 and the second in float32."""
     virtual_replicas = 2 * devices
@@ -200,7 +194,7 @@ def test_logical_devices_reduce_the_first_terms_in_bfloat16(on_logical_devices):
 @pytest.mark.slow
 def test_processes_sum_along_the_tree_between_other_collectives(on_workers):
     for survivor in range(WORKERS - 1):
-        report = report_of(on_workers, survivor)
+        report = on_workers.report(survivor)
         assert report["wrong"] == []  # virtual replicas
         assert_exchanged_in_bfloat16(report["bfloat16"], WORKERS)
 
@@ -209,6 +203,6 @@ def test_processes_sum_along_the_tree_between_other_collectives(on_workers):
 def test_the_death_of_a_process_during_the_exchange_is_detected_at_once(on_workers):
     assert on_workers.processes[-1].returncode == -signal.SIGKILL
     for survivor in range(WORKERS - 1):
-        report = report_of(on_workers, survivor)
+        report = on_workers.report(survivor)
         assert report["error"] == "UnavailableError"
         assert report["seconds"] < 20

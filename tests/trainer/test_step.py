@@ -334,7 +334,7 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(cluster, tmp_path):
     }
     only = {rank: (specification(tmp_path / f"{rank}.npz", 1, {"planted": planted}),) for rank in (0, 1)}
     workers = cluster(module=PROGRAM, only=only, output=tmp_path, check=True)
-    first, second = (json.loads(workers.output(rank).splitlines()[-1])["planted"] for rank in (0, 1))
+    first, second = (workers.report(rank)["planted"] for rank in (0, 1))
     # Image 13 of 16 belongs to the second worker: the first worker has no overflow of its own.
     assert first == second
     assert first["finite"] == [True, False, True]
