@@ -47,7 +47,7 @@ _STARTUP_FRACTION = 0.4  # of the faults; the others come during training
 _MAX_TRAINING_SECONDS = 4.0  # between the first step and a fault
 _MAX_TRAINING_STEPS = 20  # likewise, so that the run outlasts the faults on a fast machine too
 _NEAR_THE_END = 0.6  # fraction of a start-up: latest moment of a fault that must prevent any step
-_FAULTS_PER_SIGUSR1 = 10  # one fault in ten is SIGUSR1; the others are SIGKILL, SIGSTOP and SIGTERM in equal shares
+_FAULTS_PER_SIGUSR1 = 10  # of ten faults one is SIGUSR1; the others are SIGKILL, SIGSTOP and SIGTERM in equal shares
 _COMMON_SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 _CHECKPOINTS_AFTER_FAULT = 3  # after this many the workers have survived the fault
 _DEADLINE_SECONDS = 180.0
@@ -158,7 +158,7 @@ class RunFolder:
 
 def plan_faults(count: int, randomness: random.Random) -> list[Fault]:
     """Returns faults with signals in equal shares and random order, random workers and moments."""
-    kinds = [signal.SIGUSR1] * (count // _FAULTS_PER_SIGUSR1)
+    kinds = [signal.SIGUSR1] * -(-count // _FAULTS_PER_SIGUSR1)
     common = list(_COMMON_SIGNALS)
     randomness.shuffle(common)
     kinds += itertools.islice(itertools.cycle(common), count - len(kinds))

@@ -28,6 +28,7 @@ from tests.forks import ForkedProcess, Forks, Result
 from tests.network import Network, missing_for_networks
 from tests.processes import REPOSITORY, run, started
 
+_SMALL_MODEL = f"{REPOSITORY / 'tests/trainer/user_models.py'}:normalized"
 CATEGORIES = ("-1", "007", "03", "1e3", "3", "NaN", "true")  # sorted; strings, although most look like numbers
 
 # Background jobs of a shell ignore SIGINT, `nohup` ignores SIGHUP, and child processes would inherit both.
@@ -273,7 +274,7 @@ def finished_run(made_once, dataset, convoy) -> FinishedRun:
     """The smoke recipe with a small model on two devices, four virtual replicas, deterministic, in float32."""
     flags = (
         "--config=smoke",
-        f"--config.model.name={REPOSITORY / 'tests/trainer/user_models.py'}:normalized",
+        f"--config.model.name={_SMALL_MODEL}",
         "--deterministic",
         "--config.virtual_replicas=4",
         "--config.precision=float32",
@@ -287,13 +288,14 @@ def finished_run(made_once, dataset, convoy) -> FinishedRun:
 
 @pytest.fixture(scope="session")
 def reference_run(made_once, dataset, convoy) -> FinishedRun:
-    """The expected result of runs with faults on two hosts: one process, 200 steps, a checkpoint every 10."""
+    """The expected result of runs with faults on two hosts: one process, 400 steps, a checkpoint every 10."""
     flags = (
         "--config=smoke",
+        f"--config.model.name={_SMALL_MODEL}",
         "--deterministic",
         "--config.virtual_replicas=2",
         "--config.precision=float32",
-        "--config.steps=200",
+        "--config.steps=400",
         "--config.eval_every_steps=1000",
         "--config.checkpoint_every_steps=10",
         "--config.log_every_steps=10",

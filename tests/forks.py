@@ -5,6 +5,7 @@ variables that TensorFlow reads while it is imported, use `processes.run` and `p
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -14,12 +15,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.processes import REPOSITORY, kill_session, process_environment
+
+_NETWORK = 0x40000000  # Linux: CLONE_NEWNET
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class ForkedProcess:
     Args:
       command: module and arguments.
       status: file descriptor that yields a line with the process id, and one with the exit code at the end.
+      stdin: pipe to its standard input.
+      stdout: pipe from its standard output.
     """
 
-    stdin = None
-
-    def __init__(self, command: list[str], status: int):
-        self.args = command
+    def __init__(self, command: list[str], status: int, stdin: IO[str] | None = None, stdout: IO[str] | None = None):
+        self.args, self.stdin, self.stdout = command, stdin, stdout
         self.returncode: int | None = None
         self._status = os.fdopen(status, "rb", buffering=0)
         self.pid = int(self._status.readline())
@@ -106,18 +109,14 @@ class Forks:
           environment: variables in addition to `process_environment`.
         """
         words = [str(word) for word in command]
-        request = {"command": words, "cwd": str(cwd), "environment": process_environment(**(environment or {}))}
-        status, end = os.pipe()
         with contextlib.ExitStack() as stack:
-            stack.callback(os.close, end)
             stdin = stack.enter_context(tempfile.TemporaryFile())
             stdin.write(text.encode())
             stdin.seek(0)
             stdout = stack.enter_context(open(output, "wb"))
             stderr = stack.enter_context(open(errors, "wb")) if errors else stdout
             streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
-            socket.send_fds(self._server_socket(), [json.dumps(request).encode()], [*streams, end])
-        process = ForkedProcess(words, status)
+            process = ForkedProcess(words, self._start(words, cwd, process_environment(**(environment or {})), streams))
         try:
             yield process
         finally:
@@ -131,11 +130,47 @@ class Forks:
                 code = process.wait(timeout)
             return Result(code, output.read_text(), errors.read_text())
 
+    def popen(self, command: Sequence[str], *, stderr: IO[bytes], env: Mapping[str, str], **_: object) -> ForkedProcess:
+        """Stands in for `subprocess.Popen` of a Python module with pipes in text mode.
+
+        Args:
+          command: `[sys.executable, "-m", MODULE, ...]`, or that after `nsenter --net=FILE --`.
+          stderr: open file.
+          env: environment.
+        """
+        network = command[1].removeprefix("--net=") if command[0] == "nsenter" else ""
+        python, option, *module = command[3:] if network else command
+        assert (python, option) == (sys.executable, "-m"), command
+        (stdin, to_stdin), (from_stdout, stdout) = os.pipe(), os.pipe()
+        try:
+            status = self._start(module, REPOSITORY, env, [stdin, stdout, stderr.fileno()], network)
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        return ForkedProcess(module, status, os.fdopen(to_stdin, "w"), os.fdopen(from_stdout))
+
     def close(self) -> None:
         """Ends the process with TensorFlow."""
         if self._requests and self._server:
             self._requests.close()
             self._server.wait()
+
+    def _start(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        streams: list[int],
+        network: str = "",
+    ) -> int:
+        """Returns the descriptor of a `ForkedProcess`; `network` is the file of its network namespace."""
+        status, end = os.pipe()
+        request = {"command": command, "cwd": str(cwd), "environment": dict(environment), "network": network}
+        try:
+            socket.send_fds(self._server_socket(), [json.dumps(request).encode()], [*streams, end])
+        finally:
+            os.close(end)
+        return status
 
     def _server_socket(self) -> socket.socket:
         if self._requests is None:
@@ -179,10 +214,14 @@ def _requested_command(requests: socket.socket) -> list[str]:
         os.dup2(stream, target)
         os.close(stream)
     request = json.loads(message)
+    if request["network"]:
+        with open(request["network"]) as namespace:
+            assert ctypes.CDLL(None).setns(namespace.fileno(), _NETWORK) == 0
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # TMPDIR may differ
     return request["command"]
 
 

@@ -5,16 +5,17 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import jpegs, measure
+from benchmarks import measure, workers
 from benchmarks.workers import PeerError, Round
 from convoy import cli
-from convoy.input_pipeline.convert.convert import Options, convert
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.benchmarks.fake_peers"
@@ -48,11 +49,22 @@ def wait_until(condition, seconds):
         time.sleep(0.05)
 
 
-def bench(*arguments, **options):
-    command = [sys.executable, "-m", "convoy", "bench", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
-    )
+@pytest.fixture
+def bench(forks, capsys, monkeypatch, tmp_path_factory):
+    """Runs `convoy bench *arguments` in this process, with forked peers; returns JSON, output and messages."""
+    folder = tmp_path_factory.mktemp("b")  # sockets lie in it, whose paths must be short
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(workers, "subprocess", SimpleNamespace(Popen=forks.popen, PIPE=subprocess.PIPE))
+
+    def run(*arguments):
+        path = folder / "bench.json"
+        code = cli.main(["convoy", "bench", *map(str, arguments), f"--json={path}"])
+        output, messages = capsys.readouterr()
+        assert code == 0, messages
+        assert not list(folder.glob("convoy-bench-*"))
+        return json.loads(path.read_text()), output, messages
+
+    return run
 
 
 def is_installed(package):
@@ -154,31 +166,36 @@ def test_usage_errors_come_first(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_help_lists_the_flags_of_the_benchmark_without_tensorflow():
-    code = "import sys; from convoy import cli; cli.main(sys.argv); assert 'tensorflow' not in sys.modules"
-    for arguments, flag in (
-        (["step"], "--steps_per_round"),
-        (["input"], "--with_step"),
-        (["augment"], "--line"),
-        (["convert"], "--resize"),
-        (["scaling"], "--link"),
-        (["monitoring"], "--log_every"),
-        ([], "--small"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, "bench", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert flag in done.stdout
+    flag_of = {
+        "step": "--steps_per_round",
+        "input": "--with_step",
+        "augment": "--line",
+        "convert": "--resize",
+        "scaling": "--link",
+        "monitoring": "--log_every",
+        "": "--small",
+    }
+    code = (
+        "import sys; from convoy import cli\n"
+        "for name in sys.argv[1:]: print(name); cli.main(['convoy', 'bench', *name.split(), '--help']); print('END')\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flag_of], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = done.stdout.split("END\n")[:-1]
+    for (name, flag), page in zip(flag_of.items(), pages, strict=True):
+        assert page.startswith(f"{name}\n") and flag in page
 
 
 @pytest.mark.slow
-def test_bench_step_measures_real_peers(tmp_path, mark):
+def test_bench_step_in_a_process_of_its_own(tmp_path, mark):
     path = tmp_path / "step.json"
     names = ["fit-float32", "convoy-float32", "gemm-float32"]
-    process = bench(
-        "step", f"--peers={','.join(names)}", f"--json={path}", "--image_size=20", "--batch_size=8", "--rounds=2",
-        "--steps_per_round=2",
-    )  # fmt: skip
+    sizes = ("--image_size=20", "--batch_size=8", "--rounds=2", "--steps_per_round=2")
+    command = [sys.executable, "-m", "convoy", "bench", "step", f"--peers={','.join(names)}", f"--json={path}", *sizes]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert processes(mark) == []
@@ -199,62 +216,37 @@ def test_bench_step_measures_real_peers(tmp_path, mark):
 
 
 @pytest.mark.slow
-def test_bench_input_measures_every_reader(tmp_path_factory, mark):
-    tmp_path = tmp_path_factory.mktemp("b")  # sockets lie in it, whose paths must be short
-    path = tmp_path / "input.json"
-    process = bench(
-        "input", f"--json={path}", "--small=40", "--medium=0", "--large=0", "--image_size=32", "--batch_size=8",
-        "--rounds=2", "--round_seconds=0.05",
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    assert [entry.name for entry in tmp_path.iterdir()] == ["input.json"]
-    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+def test_bench_input_measures_every_reader(bench):
+    generated = ("--small=40", "--medium=0", "--large=0")
+    sizes = ("--image_size=32", "--batch_size=8", "--rounds=2", "--round_seconds=0.05")
+    result, output, messages = bench("input", *generated, *sizes)
+    rows = {row["peer"]: row for row in result["rows"]}
     assert list(rows)[:5] == ["decode", "decode-batch", "reader", "tfdata", "tfds"]
     assert rows["decode"]["ratio"] == rows["reader"]["reader_ratio"] == 1
     assert all(row["ratio"] > 0 and row["images"] == "40 JPEGs of 64x64" for row in rows.values())
     assert "Convoy's reader" in output
     for peer, package, name in (("torch", "torch", "PyTorch"), ("dali", "nvidia.dali", "NVIDIA DALI")):
-        assert (peer in rows) or f"{name} is not installed" in errors
+        assert (peer in rows) or f"{name} is not installed" in messages
         assert (peer in rows) == is_installed(package)
 
 
 @pytest.mark.slow
-def test_bench_augment_measures_pipelines_and_other_libraries(tmp_path_factory, mark):
-    tmp_path = tmp_path_factory.mktemp("b")
-    path = tmp_path / "augment.json"
-    process = bench(
-        "augment", f"--json={path}", "--small=40", "--image_size=32", "--batch_size=8", "--rounds=1",
-        "--round_seconds=0.05", "--line=crop(32) | trivial",
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+def test_bench_augment_measures_pipelines_and_other_libraries(bench):
+    sizes = ("--small=40", "--image_size=32", "--batch_size=8", "--rounds=1", "--round_seconds=0.05")
+    result, output, messages = bench("augment", *sizes, "--line=crop(32) | trivial")
+    rows = {row["peer"]: row for row in result["rows"]}
     assert list(rows)[:4] == ["line", "simple", "none", "keras"]
     assert rows["line"]["line_ratio"] == 1 and all(row["median"] > 0 for row in rows.values())
     assert "Keras layers in tf.data" in output
-    assert "torchvision" in rows or "torchvision cannot be imported" in errors
+    assert "torchvision" in rows or "torchvision cannot be imported" in messages
 
 
 @pytest.mark.slow
-def test_bench_convert_measures_converters(tmp_path_factory, mark):
-    tmp_path = tmp_path_factory.mktemp("b")
-    path = tmp_path / "convert.json"
+def test_bench_convert_measures_converters(bench):
     peers = ["convoy-command", "convoy", "tfds", "script", "convoy-resize", "pillow-resize"]
-    process = bench(
-        "convert", f"--json={path}", "--small=40", "--large=0", "--resize=32", "--rounds=1",
-        f"--peers={','.join(peers)}",
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    assert [entry.name for entry in tmp_path.iterdir()] == ["convert.json"]
-    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+    sizes = ("--small=40", "--large=0", "--resize=32", "--rounds=1")
+    result, output, _ = bench("convert", *sizes, f"--peers={','.join(peers)}")
+    rows = {row["peer"]: row for row in result["rows"]}
     assert list(rows) == peers
     assert rows["tfds"]["ratios"]["tfds"] == rows["pillow-resize"]["ratios"]["pillow-resize"] == 1
     for row in rows.values():
@@ -267,19 +259,9 @@ def test_bench_convert_measures_converters(tmp_path_factory, mark):
 
 
 @pytest.mark.slow
-def test_bench_monitoring_trains_with_and_without_monitoring(dataset, tmp_path_factory, mark):
-    tmp_path = tmp_path_factory.mktemp("b")
-    path = tmp_path / "monitoring.json"
-    process = bench(
-        "monitoring", f"--data={dataset.data}", f"--json={path}", "--image_size=20", "--batch_size=8", "--rounds=1",
-        "--steps=6", "--log_every=2",
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    assert [entry.name for entry in tmp_path.iterdir()] == ["monitoring.json"]
-    result = json.loads(path.read_text())
+def test_bench_monitoring_trains_with_and_without_monitoring(bench, dataset):
+    sizes = ("--image_size=20", "--batch_size=8", "--rounds=1", "--steps=6", "--log_every=2")
+    result, output, _ = bench("monitoring", f"--data={dataset.data}", *sizes)
     assert [row["peer"] for row in result["rows"]] == ["monitored", "bare"]
     assert all(r["work"] == 6 for row in result["rows"] for r in row["rounds"])
     assert 0 < result["share"]["of_lines"] < 1  # six lines, in which much is written for tiny steps
@@ -293,18 +275,9 @@ def test_cpu_time_includes_exited_and_orphaned_processes(options):
 
 
 @pytest.mark.slow
-def test_training_from_a_dataset_directory(tmp_path, mark):
-    jpegs.draw(tmp_path / "images", 24, 32, 32)
-    data = tmp_path / "data"
-    convert(Options(images=tmp_path / "images", output=data, validation_fraction=0.0))
-    path = tmp_path / "input.json"
-    process = bench(
-        "input", f"--data={data}", "--peers=step-memory,step-reader", f"--json={path}", "--image_size=20",
-        "--batch_size=8", "--rounds=1", "--round_seconds=0.05",
-    )  # fmt: skip
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    rows = {row["peer"]: row for row in json.loads(path.read_text())["rows"]}
+def test_training_from_a_dataset_directory(bench, dataset):
+    sizes = ("--image_size=20", "--batch_size=8", "--rounds=1", "--round_seconds=0.05")
+    result, *_ = bench("input", f"--data={dataset.data}", "--peers=step-memory,step-reader", *sizes)
+    rows = {row["peer"]: row for row in result["rows"]}
     assert rows["step-memory"]["ratio"] == 1
     assert rows["step-reader"]["ratio"] > 0

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import statistics
@@ -13,7 +12,7 @@ from benchmarks import link, measure, scaling
 from benchmarks.cost_model import Link
 from benchmarks.workers import Member, PeerError, Round
 from convoy.core.errors import UsageError
-from tests.benchmarks.test_bench import ROOT, bench, mark, processes, refused, wait_until  # noqa: F401 (a fixture)
+from tests.benchmarks.test_bench import ROOT, bench, mark, processes, refused, wait_until  # noqa: F401 (fixtures)
 
 FAKE = "tests.benchmarks.fake_peers"
 TINY = ("--image_size=20", "--batch_size=4", "--rounds=2", "--steps_per_round=2")
@@ -113,14 +112,9 @@ def test_usage_errors_come_first(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bench_scaling_measures_devices_and_processes(tmp_path, mark):  # noqa: F811
-    path = tmp_path / "scaling.json"
+def test_bench_scaling_measures_devices_and_processes(bench):  # noqa: F811
     peers = [name for name in scaling.PEERS if "deterministic" not in name] + ["devices-deterministic"]
-    process = bench("scaling", f"--json={path}", *TINY, f"--peers={','.join(peers)}")
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    result = json.loads(path.read_text())
+    result, output, _ = bench("scaling", *TINY, f"--peers={','.join(peers)}")
     rows = {row["peer"]: row for row in result["rows"]}
     assert set(rows) == set(peers)
     for name, line in rows.items():
@@ -144,15 +138,11 @@ def test_bench_scaling_measures_devices_and_processes(tmp_path, mark):  # noqa: 
 
 
 @pytest.mark.slow
-def test_cost_model_is_validated_on_a_rate_limited_link(tmp_path, mark):  # noqa: F811
+def test_cost_model_is_validated_on_a_rate_limited_link(bench):  # noqa: F811
     if reason := no_link():
         pytest.skip(reason)
-    path = tmp_path / "scaling.json"
-    process = bench("scaling", f"--json={path}", *TINY, "--link=50", "--peers=one-fast")
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
-    assert processes(mark) == []
-    limited, free = json.loads(path.read_text())["links"]
+    result, *_ = bench("scaling", *TINY, "--link=50", "--peers=one-fast")
+    limited, free = result["links"]
     assert (limited["megabits_per_second"], free["megabits_per_second"]) == (50, None)
     # 4.7 MB at 50 Mbit/s: no reduction can be faster, and this one waits for little else.
     assert 0.75 < limited["predicted_seconds"] < 1.0

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.convert import publish
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
-from tests.input_pipeline.conversions import ROOT, contents, examples, start
+from tests.input_pipeline.conversions import contents, examples, start
 from tests.input_pipeline.images import draw, draw_classes
 from tests.small_disk import small_disk
 
@@ -49,7 +47,7 @@ def is_running(process):
 
 
 @pytest.mark.slow
-def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, wait_until):
+def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, convoy_started, convoy, wait_until):
     images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
     marks, errors = tmp_path / "data.partial" / "marks", tmp_path / "errors"
     settings = ("--image_size=500", "--shards=8", "--workers=2", f"--images={images}")
@@ -57,15 +55,14 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
     def stopped(stop):
         """Starts the conversion, stops it after one more shard; returns its exit code and stderr."""
         before = len(list(marks.glob("*-of-00008")))
-        with open(errors, "w") as file:
-            process = start(*settings, f"--output={tmp_path}/data", file=file)
+        with convoy_started("convert", *settings, f"--output={tmp_path}/data", output=errors) as process:
             wait_until(
                 lambda: process.poll() is not None or len(list(marks.glob("*-of-00008"))) > before, "a shard", 60
             )
             workers = worker_processes(process.pid)
             stop(process, workers)
             process.wait(60)
-        wait_until(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
+            wait_until(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
         assert not (tmp_path / "data").exists()
         return process.returncode, errors.read_text()
 
@@ -81,11 +78,9 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
         assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
         assert "Traceback" not in errors.read_text()
 
-    for name in ("data", "reference/data"):
-        with open(errors, "w") as file:
-            assert start(*settings, f"--output={tmp_path / name}", file=file).wait(120) == 0
-        if name == "data":
-            assert re.search(r"reusing [4-8] of its [4-8] finished shards", errors.read_text())
+    resumed = convoy("convert", *settings, f"--output={tmp_path}/data", check=True)
+    assert re.search(r"reusing [4-8] of its [4-8] finished shards", resumed.output)
+    convoy("convert", *settings, f"--output={tmp_path}/reference/data", check=True)
     assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "reference"]
 
@@ -124,26 +119,8 @@ def test_shards_are_rewritten_if_an_image_or_a_setting_has_changed(tmp_path, pho
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
-# Publishes a further split and exits after the given number of renames into the dataset.
-_KILLED_WHILE_PUBLISHING = """
-import os, sys
-from pathlib import Path
-from convoy.input_pipeline.convert.convert import Options, convert
-images, data, renames = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-replace, done = os.replace, []
-def counted(source, target):
-    if Path(target).parent == data and Path(source).parent != data:
-        done.append(target)
-        if len(done) > renames:
-            os._exit(99)
-    replace(source, target)
-os.replace = counted
-convert(Options(images, data, split="test", shards=2))
-"""
-
-
 @pytest.mark.slow
-def test_kill_while_publishing_leaves_the_dataset_intact_and_a_rerun_finishes(tmp_path, photos):
+def test_kill_while_publishing_leaves_the_dataset_intact_and_a_rerun_finishes(tmp_path, photos, forks):
     data, reference = tmp_path / "data", tmp_path / "reference" / "data"
     test = draw_classes(tmp_path / "test", {"mug": 5}, first=500)
     (test / "mug" / "stray.txt").touch()
@@ -151,32 +128,26 @@ def test_kill_while_publishing_leaves_the_dataset_intact_and_a_rerun_finishes(tm
         convert(Options(photos, output))
     convert(Options(test, reference, split="test", shards=2))
     for renames in (0, 1, 3, 5, 8, 11):
-        command = [sys.executable, "-c", _KILLED_WHILE_PUBLISHING, str(test), str(data), str(renames)]
-        assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 99
+        assert forks.run("tests.input_pipeline.killed_publication", test, data, renames).returncode == -signal.SIGKILL
         assert open_dataset(data).splits == ("train", "validation")
     convert(Options(test, data, split="test", shards=2))
     assert contents(data) == contents(reference)
 
 
 @pytest.mark.slow
-def test_full_disk_is_a_one_line_error_and_a_rerun_resumes(tmp_path):
+def test_full_disk_is_a_one_line_error_and_a_rerun_resumes(tmp_path, convoy):
     images = draw_classes(tmp_path / "photos", {"a": 20, "b": 20}, size=200, suffix=".png")
     flags = (f"--images={images}", "--shards=8", "--validation_fraction=0", "--workers=1", "--name=data")
 
-    def converted(output):
-        with open(tmp_path / "errors", "w") as file:
-            code = start(*flags, f"--output={output}", file=file).wait(120)
-        return code, (tmp_path / "errors").read_text()
-
     with small_disk(tmp_path / "disk", 12 * 2**20) as disk:
         disk.fill(all_but=2_000_000)  # the dataset takes about 5 MB
-        code, errors_text = converted(disk.seen / "data")
-        assert code == 3, errors_text
-        assert "No space left on device" in errors_text and f"--output={disk.seen / 'data'}" in errors_text
-        assert re.search(r"convoy: [1-7] finished shards ", errors_text) and "Traceback" not in errors_text
+        refused = convoy("convert", *flags, f"--output={disk.seen / 'data'}")
+        assert refused.returncode == 3, refused.output
+        assert "No space left on device" in refused.stderr and f"--output={disk.seen / 'data'}" in refused.stderr
+        assert re.search(r"convoy: [1-7] finished shards ", refused.stderr) and "Traceback" not in refused.stderr
         disk.make_room()
-        assert converted(disk.seen / "data")[0] == 0
-        assert converted(tmp_path / "data")[0] == 0
+        convoy("convert", *flags, f"--output={disk.seen / 'data'}", check=True)
+        convoy("convert", *flags, f"--output={tmp_path / 'data'}", check=True)
         assert contents(disk.seen / "data") == contents(tmp_path / "data")
 
 

@@ -14,6 +14,7 @@ from convoy.input_pipeline.dataset import external, index, records
 from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import pixels
+from tests.trainer import user_models
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +313,8 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy,
     content = (photos / "photos-train.tfrecord-00000-of-00001").read_bytes()
     second = open_dataset(photos).split("train").offset[1]
     (other / "photos-train.tfrecord-00000-of-00001").write_bytes(content[second:] + content[:second])
-    flags = ("--config=smoke", "--config.batch_size=12", "--config.steps=40", "--config.eval_every_steps=40")
+    flags = ("--config=smoke", f"--config.model.name={user_models.__file__}:small", "--config.batch_size=12")
+    flags += ("--config.steps=200", "--config.eval_every_steps=200")
     command = ["train", f"--workdir={run}", *flags, "--config.checkpoint_every_steps=5"]
     events = run / "events.jsonl"
     with convoy_started(*command, f"--data={photos}", output=tmp_path / "log") as process:

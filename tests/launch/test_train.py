@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer import user_models
+
 
 @pytest.mark.slow
 def test_killed_worker_is_restarted_and_the_run_resumes(convoy_started, dataset, tmp_path, wait_until, recovery):
     run, output = tmp_path / "run", tmp_path / "output"
-    trainer = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
-    steps = ("--config.steps=150", "--config.checkpoint_every_steps=10")
+    model = f"--config.model.name={user_models.__file__}:small"
+    trainer = ("train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
+    steps = ("--config.steps=400", "--config.checkpoint_every_steps=10")
     with convoy_started("launch", "local", "--processes=1", "--", *trainer, *steps, output=output) as launcher:
         wait_until(lambda: len(list((run / "checkpoints").glob("step-*.npz"))) > 0, "a checkpoint")
         (worker,) = (int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split())
@@ -24,13 +27,13 @@ def test_killed_worker_is_restarted_and_the_run_resumes(convoy_started, dataset,
     first, second = json.loads((run / "launch.json").read_text())["attempts"]
     assert "worker 0" in first["cause"]
     assert "SIGKILL" in first["cause"]
-    assert (first["start_step"], second["end_step"], second["cause"]) == (0, 150, "done")
+    assert (first["start_step"], second["end_step"], second["cause"]) == (0, 400, "done")
     assert 0 < second["start_step"] <= first["end_step"]
     assert "weights_sha256 " in output.read_text()
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     others = [event for event in events if event != "checkpoint"]
     assert others == ["start", "first_step", "restart", "restored", "first_step", "done"]
-    assert json.loads((run / "result.json").read_text())["step"] == 150
+    assert json.loads((run / "result.json").read_text())["step"] == 400
 
 
 @pytest.mark.slow

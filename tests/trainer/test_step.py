@@ -112,11 +112,12 @@ def on_two_devices(run_together):
 
 SIZED = {"batch_size": 16, "image_size": 24}
 HARDWARE = {  # name of a configuration: (numbers of devices, options)
-    "baseline_float32": ((1, 4), {"model": "baseline_cnn", "virtual_replicas": 4, **SIZED}),
+    "baseline_float32": ((1, 2), {"model": "baseline_cnn", "virtual_replicas": 2, **SIZED}),
     "baseline_bfloat16": (
         (1, 2),
-        {"model": "baseline_cnn", "virtual_replicas": 4, "precision": "mixed_bfloat16", **SIZED},
+        {"model": "baseline_cnn", "virtual_replicas": 2, "precision": "mixed_bfloat16", **SIZED},
     ),
+    "four": ((1, 4), {"model": "mini", "virtual_replicas": 4, **SIZED}),
     "six": ((1, 3), {"model": "mini", "virtual_replicas": 6, "batch_size": 12, "image_size": 16}),
     "sixteen": ((1, 2), {"model": "mini", "virtual_replicas": 16, "batch_size": 32, "image_size": 16}),
 }

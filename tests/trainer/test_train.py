@@ -437,7 +437,8 @@ class TestShortRuns:
 @pytest.mark.slow
 def test_run_resumed_between_two_log_lines_logs_the_same_metrics(convoy, dataset, tmp_path):
     durations = ("--config.steps=8", "--config.checkpoint_every_steps=3", "--config.log_every_steps=4")
-    command = ["train", "--config=smoke", "--deterministic", *durations, f"--data={dataset.data}"]
+    model = f"--config.model.name={user_models.__file__}:normalized"
+    command = ["train", "--config=smoke", model, "--deterministic", *durations, f"--data={dataset.data}"]
     command += ["--devices=cpu:1", f"--workdir={tmp_path / 'run'}"]
     first = convoy(*command)
     uninterrupted = measured(tmp_path / "run", "train")

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.processes import REPOSITORY, command_line, write_foreign_packages
+from tests.trainer import user_models
 
 LAUNCH = ("launch", "slurm", "--nodes=2", "--grace_seconds=5")
 
@@ -162,7 +163,8 @@ def test_program_that_does_not_start_is_tried_twice_and_not_requeued(slurm, conv
 @pytest.mark.slow
 def test_ctrl_c_stops_following_and_scancel_ends_the_job(slurm, convoy_started, dataset, tmp_path, wait_until):
     run, output = tmp_path / "run", tmp_path / "output"
-    command = (*LAUNCH, "--", "train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}")
+    model = f"--config.model.name={user_models.__file__}:small"
+    command = (*LAUNCH, "--", "train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}")
     many = ("--config.steps=100000", "--config.checkpoint_every_steps=100000", "--config.eval_every_steps=100000")
     with convoy_started(*command, *many, output=output, prefix=tuple(slurm.command())) as client:
         wait_until(lambda: "step 10/" in output.read_text(), "a step")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from convoy.core.finding import Finding, Severity
 from convoy.trainer.callbacks.console import TrainingConsole
+from tests.trainer import user_models
 
 LINE = {
     "quality/loss": 2.5,
@@ -101,7 +102,8 @@ def test_full_disk_of_the_output_does_not_end_the_run(monkeypatch):
 def test_training_in_a_terminal_draws_a_bar_and_keeps_table_and_result(dataset, convoy_started, tmp_path):
     primary, secondary = pty.openpty()
     run = tmp_path / os.fsdecode(b"a name that is not UTF-8 \xff")
-    command = ("train", "--config=smoke", f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
+    model = f"--config.model.name={user_models.__file__}:small"
+    command = ("train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
     with convoy_started(*command, output=os.ttyname(secondary), prefix=("env", "TERM=xterm")) as process:
         os.close(secondary)
         output = b""

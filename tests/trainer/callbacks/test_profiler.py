@@ -6,9 +6,11 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from convoy.core.errors import UsageError
 from convoy.trainer.callbacks.profiler import StepProfiler
+from tests.trainer import user_models
 from tests.trainer.run_files import result_of
 
-FLAGS = ("train", "--config=smoke", "--config.steps=6", "--config.eval_every_steps=6")
+MODEL = f"--config.model.name={user_models.__file__}:small"
+FLAGS = ("train", "--config=smoke", MODEL, "--config.steps=6", "--config.eval_every_steps=6")
 
 
 def marked_steps(path):
