@@ -16,7 +16,7 @@ def test_killed_worker_is_restarted_and_the_run_resumes(convoy_started, dataset,
     run, output = tmp_path / "run", tmp_path / "output"
     model = f"--config.model.name={user_models.__file__}:small"
     trainer = ("train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
-    steps = ("--config.steps=400", "--config.checkpoint_every_steps=10")
+    steps = ("--config.steps=400", "--config.eval_every_steps=400", "--config.checkpoint_every_steps=10")
     with convoy_started("launch", "local", "--processes=1", "--", *trainer, *steps, output=output) as launcher:
         wait_until(lambda: len(list((run / "checkpoints").glob("step-*.npz"))) > 0, "a checkpoint")
         (worker,) = (int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split())
