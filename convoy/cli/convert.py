@@ -37,7 +37,18 @@ _NAME_LENGTH = 40
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    define.string("images", None, "Folder of images: one subfolder per class, unless --manifest is given.")
+    define.string(
+        "images",
+        None,
+        "Folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
+        "unless --manifest is given.",
+    )
+    define.enum(
+        "folders",
+        "auto",
+        ("auto", "classes", "splits"),
+        "What the folders in --images are. auto: splits if they are named like splits and have class folders inside.",
+    )
     define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
     define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
     define.string("manifest", None, "CSV of file names and categories: filename,category.")
@@ -93,7 +104,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
     from convoy.input_pipeline.convert.convert import convert
-    from convoy.input_pipeline.convert.options import Options, parse_splits
+    from convoy.input_pipeline.convert.options import Options, parse_splits, with_split_folders
     from convoy.input_pipeline.dataset.storage import is_remote
 
     for name in ("images", "manifest", "tfds_dir", "output"):
@@ -119,6 +130,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         table=_table(flags),
         splits=splits,
         prepared=bool(flags.tfds),
+        folders=flags.folders,
         split=flags.split,
         validation_fraction=flags.validation_fraction,
         image_size=flags.image_size,
@@ -129,6 +141,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         name=flags.name,
         shards=flags.shards,
     )
+    options = with_split_folders(options)
     started = time.monotonic()
     with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
         summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))

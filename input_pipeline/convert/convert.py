@@ -9,7 +9,7 @@ conversion leaves the dataset unchanged, and the next one reuses its finished sh
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.input_pipeline.convert import marks, metadata, plan, publish, quarantine
 from convoy.input_pipeline.convert.marks import Shard
-from convoy.input_pipeline.convert.options import Options, check
+from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
-from convoy.input_pipeline.convert.sources import Source, Sources, list_sources
+from convoy.input_pipeline.convert.sources import Source, Sources, find_unlabeled, list_sources
 from convoy.input_pipeline.convert.summary import Summary, summarize_classes, summarize_split
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard
@@ -53,13 +53,16 @@ def convert(
       DataError: unusable images or manifest, too many bad images, a worker process that died, or a full disk. The
         dataset is unchanged after any exception, and finished shards are kept in the working folder.
     """
+    options = with_split_folders(options)
     manifest = check(options)
     before, earlier_left_out = copy.deepcopy(manifest), quarantine.read(options.output, manifest)
     found = (
         list_prepared(options.images, tuple(options.shares))
         if options.prepared
-        else list_sources(options.images, options.table)
+        else list_sources(options.images, options.table, options.split_folders)
     )
+    for note in _notes_on_splits(options):
+        log(note)
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
         name = options.name or metadata.dataset_name(options.output.absolute().name)
@@ -107,6 +110,16 @@ def convert(
     )
 
 
+def _notes_on_splits(options: Options) -> Iterator[str]:
+    """Yields what the folders of splits were taken for, and which others have no labels."""
+    if not options.split_folders:
+        return
+    taken = ", ".join(f"{folder} ({split})" for split, folder in options.split_folders.items())
+    yield f"{options.images} is a folder of splits: {taken}. --folders=classes takes its folders as classes."
+    for folder in find_unlabeled(options.images, options.split_folders):
+        yield f"{folder} has images, but no class folders: left out. `convoy predict --images={folder}` labels them."
+
+
 def _check_classes(found: Sources, class_names: Sequence[str], options: Options) -> None:
     known = set(class_names)
     first_of = {image.category: image.name for image in reversed(found.images)}
@@ -146,8 +159,15 @@ def _plan(
     """Returns the images of each shard of each split."""
     if not images:
         raise DataError(f"all images of {options.images} are already in another split of {options.output}")
-    if options.prepared:
-        splits = {split: tuple(image for image in images if image.split == split) for split in options.shares}
+    if options.prepared or options.split_folders:
+        own = options.split_folders or options.shares
+        splits = {split: tuple(image for image in images if image.split == split) for split in own}
+        if drawn := options.shares.keys() - own.keys():
+            first, shares = next(iter(own)), options.shares
+            parts = {split: shares[split] for split in (first, *drawn)}
+            splits = plan.divide(splits[first], parts, options.seed, together=conflicting) | {
+                split: split_images for split, split_images in splits.items() if split != first
+            }
         for split in [split for split, split_images in splits.items() if not split_images]:
             log(f"Split {split!r}: left out, because other splits have all of its images.")
             del splits[split]

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.input_pipeline.convert import metadata
-from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.convert.sources import Table, find_splits
 from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
+FOLDERS = ("auto", "classes", "splits")
 VALIDATION = "validation"
 
 
@@ -28,6 +29,9 @@ class Options:
         and 0 for others.
       splits: shares by split, each in (0, 1], with the sum 1; overrides `split` and `validation_fraction`.
       prepared: whether `images` is a prepared TFDS dataset; `splits` then names the splits to convert.
+      folders: what the folders in `images` are, without a table: one of `FOLDERS`. "auto" takes folders named like
+        splits with class folders inside as splits, and others as classes.
+      split_folders: folders of the splits in `images`, by split; `with_split_folders` finds them.
       image_size: side of the resized square images, pixels; the aspect ratio is not kept. 0 keeps the original size.
         None is the setting of the dataset, or 0.
       encoding: one of `ENCODINGS`. None is the setting of the dataset, or "keep".
@@ -45,6 +49,8 @@ class Options:
     validation_fraction: float | None = None
     splits: Mapping[str, float] | None = None
     prepared: bool = False
+    folders: str = "auto"
+    split_folders: Mapping[str, str] | None = None
     image_size: int | None = None
     encoding: str | None = None
     workers: int = 0
@@ -55,13 +61,43 @@ class Options:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the images by split; the first split gets the remainder."""
+        """Share of the images by split; the first split gets the remainder. With folders of splits, of its folder."""
         if self.splits is not None:
             return dict(self.splits)
+        own = dict.fromkeys(self.split_folders or (), 1.0)
+        first = next(iter(own), self.split)
         fraction = self.validation_fraction
         if fraction is None:
-            fraction = 0.1 if self.split == "train" else 0.0
-        return {self.split: 1 - fraction, VALIDATION: fraction} if fraction else {self.split: 1.0}
+            fraction = 0.1 if first == "train" and VALIDATION not in own else 0.0
+        drawn = {first: 1 - fraction, VALIDATION: fraction} if fraction else {first: 1.0}
+        return {**drawn, **{split: share for split, share in own.items() if split != first}}
+
+
+def with_split_folders(options: Options) -> Options:
+    """Returns the options with `split_folders` set if `images` is a folder of splits.
+
+    Raises:
+      UsageError: the splits of the folder contradict other options.
+      DataError: the folder cannot be read, or only some of its folders are splits.
+    """
+    if options.folders not in FOLDERS:
+        raise UsageError(f"--folders={options.folders}: must be one of {', '.join(FOLDERS)}")
+    if options.folders == "classes" or options.table or options.prepared or options.split_folders is not None:
+        return options
+    folders = find_splits(options.images, by_name=options.folders == "auto")
+    if not folders:
+        return options
+    first, last = next(iter(folders)), list(folders)[-1]
+    has = f"{options.images} has its own splits, {', '.join(folders.values())}"
+    otherwise = "or pass --folders=classes if these are the classes"
+    if options.splits is not None:
+        raise UsageError(f"--splits cannot be combined with --images={options.images}: {has}. Omit it, {otherwise}")
+    if options.split != "train":
+        part = options.images / folders.get(options.split, folders[last])
+        raise UsageError(f"--split={options.split}: {has}. Pass --images={part}, {otherwise}")
+    if options.validation_fraction and (VALIDATION in folders or first != "train"):
+        raise UsageError(f"--validation_fraction={options.validation_fraction}: {has}. Omit it, {otherwise}")
+    return replace(options, split_folders=folders)
 
 
 def parse_splits(text: str) -> dict[str, float]:
@@ -139,6 +175,11 @@ def check(options: Options) -> dict[str, Any] | None:
 def _check_fits(options: Options, manifest: dict[str, Any]) -> None:
     existing = sorted(manifest["splits"])
     repeated = [split for split in options.shares if split in existing]
+    if repeated and options.split_folders:
+        raise UsageError(
+            f"{options.output} already has a split {repeated[0]!r} (it has {', '.join(existing)}). Pass one of the "
+            f"other folders in --images={options.images} with --split, or another --output"
+        )
     if repeated == [VALIDATION] and options.splits is None and options.split != VALIDATION:
         raise UsageError(
             f"{options.output} already has a split {VALIDATION!r}. Pass --validation_fraction=0 to keep it"

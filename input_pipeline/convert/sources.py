@@ -1,6 +1,7 @@
-"""Images to convert: one folder per class, or a folder of images with a CSV of `filename,category`.
+"""Images to convert: one folder per class, also within one folder per split, or a CSV of `filename,category`.
 
     found = list_sources(Path("photos/train"))                            # photos/train/CATEGORY/*.jpg
+    found = list_sources(Path("photos"), splits=find_splits(Path("photos")))  # photos/{train,test}/CATEGORY/*.jpg
     found = list_sources(Path("photos/train"), Table(Path("train.csv")))  # categories from a CSV
 
 Listing reads names and sizes only. Files that are not images are detected when they are decoded.
@@ -10,7 +11,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,17 @@ from convoy.input_pipeline.dataset.storage import similar_folder
 # Without a CSV, images are distinguished from other files by these suffixes.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".mpo")
+)
+# What people call the folders of their splits, by the name of the split.
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+# Left behind by archives, file systems and network disks; folders that begin with a dot are hidden in any case.
+_SYSTEM_FOLDERS = frozenset(
+    ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
+    + ("system volume information",)
 )
 _LISTED = 3  # names that an error lists
 _SEARCHED = 5_000  # names; searching 100,000 for a similar one takes a second
@@ -38,7 +50,7 @@ class Source:
       size: size in bytes.
       modified: modification time of the file, nanoseconds since 1970.
       offset: offset of the image in a shard; None if the file is the image.
-      split: split of a TFDS dataset; "" if it is not assigned yet.
+      split: split of a TFDS dataset or of a folder of splits; "" if it is not assigned yet.
     """
 
     path: str
@@ -113,55 +125,114 @@ class Table:
     skip_missing: bool = False
 
 
-def list_sources(images: Path, table: Table | None = None) -> Sources:
+def find_splits(images: Path, *, by_name: bool = True) -> dict[str, str]:
+    """Returns the folders of the splits in a folder of splits, by split, train first; {} if its folders are classes.
+
+    Folders with class folders inside are splits if they are called train, training, test, testing, val, valid,
+    validation or dev, in any case. Folders without images are not considered.
+
+    Args:
+      images: folder of images.
+      by_name: whether to go by these names; else every folder with class folders inside is a split.
+
+    Raises:
+      DataError: the folder cannot be read, only some of its folders are splits, or two are the same split.
+    """
+    _check_folder(images)
+    names = _subfolders(images)
+    if by_name and not any(map(_split_called, names)):
+        return {}
+    folders = {name: kind for name in names if (kind := _kind(images / name))}
+    named = {name: split for name in folders if (split := _split_called(name))}
+    splits = [name for name, kind in folders.items() if kind == "classes" and (name in named or not by_name)]
+    others = [name for name in folders if name not in splits]
+    if not splits:
+        if not by_name:
+            raise DataError(f"--folders=splits: {images} has no folders with class folders inside")
+        if named and not [name for name in others if name not in named]:
+            raise DataError(
+                f"{images}: {_first(sorted(named))} {'have names' if len(named) > 1 else 'has the name'} of "
+                "splits, and no class folders inside. Put the images of each class in a folder named after it, pass "
+                "--manifest=CSV (filename,category), or --folders=classes if these are the classes"
+            )
+        return {}
+    if odd := [name for name in others if name not in named]:
+        raise DataError(
+            f"{images}: {_first(splits)} {'look like folders of splits' if len(splits) > 1 else 'looks like a split'}, "
+            f"{_first(odd)} not. Pass --images={images / splits[0]} for one split, or --folders=classes if all of them "
+            "are classes"
+        )
+    found: dict[str, str] = {}
+    for name in sorted(splits, key=lambda name: list(_SPLIT_NAMES).index(named[name]) if name in named else -1):
+        split = named.get(name, name)
+        if split in found:
+            raise DataError(
+                f"{images}: {found[split]!r} and {name!r} are both the split {split!r}. Rename one, or convert them in "
+                f"turn with --images={images / name} --split=NAME"
+            )
+        found[split] = name
+    return found
+
+
+def find_unlabeled(images: Path, splits: Mapping[str, str]) -> list[Path]:
+    """Returns the other folders that have images, but no class folders, such as the test images of a competition."""
+    others = (images / name for name in _subfolders(images) if name not in splits.values())
+    return [folder for folder in others if _kind(folder) == "images"]
+
+
+def list_sources(images: Path, table: Table | None = None, splits: Mapping[str, str] | None = None) -> Sources:
     """Lists the images of one folder per class, or those that a CSV names.
 
     Args:
       images: folder of images. Without a CSV each subfolder is a class with the images in it and below it. With a CSV
         the images may be in any subfolders.
       table: the CSV.
+      splits: folders of `images` that have the class folders, by split.
 
     Returns:
-      The images sorted by name, and the sorted class names.
+      The images, sorted by name within each split, and the sorted class names.
 
     Raises:
       UsageError: invalid delimiter or encoding.
       DataError: something is missing, empty, repeated or ambiguous.
     """
     _check_folder(images)
-    return _from_folders(images) if table is None else _from_table(images, table)
+    return _from_folders(images, splits or {"": ""}) if table is None else _from_table(images, table)
 
 
-def _from_folders(images: Path) -> Sources:
-    with os.scandir(images) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    # Not entry.is_dir(), which raises at a link to itself.
-    folders = sorted(entry.name for entry in visible if os.path.isdir(entry.path))
-    loose = [entry.name for entry in visible if not os.path.isdir(entry.path)]
-    if not folders:
-        number = sum(map(_is_image_name, loose))
-        raise DataError(
-            f"{images} has no class folders, and {number} images directly in it. Put the images of each class in a "
-            "folder named after it, or pass --manifest=CSV (filename,category)"
-        )
-    _check_class_names(folders, where=str(images))
+def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
     found: list[Source] = []
     stray: list[str] = []
-    empty: list[str] = []
-    for category in folders:
-        files = _list_files(images, category)
-        class_files = [file for file in files if _is_image_name(file.name)]
-        stray.extend(file.name for file in files if not _is_image_name(file.name))
-        found.extend(Source(file.path, file.name, category, file.size, file.modified) for file in class_files)
-        if not class_files:
-            empty.append(category)
-    if empty:
+    loose: list[str] = []
+    number_of: Counter[str] = Counter()  # images by class
+    for split, parent in splits.items():
+        root = images / parent
+        folders = _subfolders(root)
+        with os.scandir(root) as entries:
+            loose += [entry.name for entry in entries if not entry.name.startswith(".") and not os.path.isdir(entry)]
+        if not folders:
+            number = sum(map(_is_image_name, loose))
+            raise DataError(
+                f"{root} has no class folders, and {number} images directly in it. Put the images of each class in a "
+                "folder named after it, or pass --manifest=CSV (filename,category)"
+            )
+        _check_class_names(folders, where=str(root))
+        of_split: list[Source] = []
+        for category in folders:
+            files = _list_files(images, f"{parent}/{category}" if parent else category)
+            class_files = [file for file in files if _is_image_name(file.name)]
+            stray.extend(file.name for file in files if not _is_image_name(file.name))
+            of_split += [
+                Source(file.path, file.name, category, file.size, file.modified, split=split) for file in class_files
+            ]
+            number_of[category] += len(class_files)
+        found += sorted(of_split, key=lambda source: source.name)
+    if empty := sorted(category for category, number in number_of.items() if not number):
         raise DataError(
             f"{counted(len(empty), 'class', 'classes')} without images in {images}: {_first(empty)}. Add images "
             f"({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...), or remove the folder{'s' * (len(empty) > 1)}"
         )
-    found.sort(key=lambda source: source.name)
-    return Sources(tuple(found), tuple(folders), len(stray) + len(loose), tuple(sorted(stray)))
+    return Sources(tuple(found), tuple(sorted(number_of)), len(stray) + len(loose), tuple(sorted(stray)))
 
 
 def _from_table(images: Path, table: Table) -> Sources:
@@ -306,6 +377,37 @@ def _check_class_names(names: Iterable[str], where: str) -> None:
             raise DataError(f"category {ascii(name)} of {where} is not UTF-8. Rename it") from None
 
 
+def _split_called(name: str) -> str:
+    """Returns the split that a folder is named after, or "" for other names."""
+    return next((split for split, names in _SPLIT_NAMES.items() if name.lower() in names), "")
+
+
+def _kind(folder: Path) -> str:
+    """Returns "classes" if subfolders of a folder have images, "images" if only the folder itself has, else ""."""
+    if any(_has_images(folder / name) for name in _subfolders(folder)):
+        return "classes"
+    return "images" if _has_images(folder) else ""
+
+
+def _has_images(folder: Path) -> bool:
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        if any(_is_image_name(name) and not _is_hidden(name) for name in files):
+            return True
+    return False
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Returns the names of the visible folders in a folder, sorted, without those of operating systems."""
+    with os.scandir(folder) as entries:
+        # Not entry.is_dir(), which raises at a link to itself.
+        return sorted(entry.name for entry in entries if not _is_hidden(entry.name) and os.path.isdir(entry.path))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
 def _list_files(root: Path, folder: str) -> list[ImageFile]:
     """Returns the visible files in `folder` of `root` and below it, unsorted. Follows links to files only."""
     files, folders = [], [folder]
@@ -315,7 +417,7 @@ def _list_files(root: Path, folder: str) -> list[ImageFile]:
             with os.scandir(root / current) as entries:
                 for entry in entries:
                     name = f"{current}/{entry.name}" if current else entry.name
-                    if entry.name.startswith("."):
+                    if _is_hidden(entry.name):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)

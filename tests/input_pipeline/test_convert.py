@@ -170,3 +170,40 @@ def test_split_is_added_with_the_labels_and_settings_of_the_first(tmp_path, phot
     import tensorflow_datasets as tfds
 
     assert len(list(tfds.builder_from_directory(str(data)).as_dataset(split="test"))) == 3
+
+
+def test_a_folder_of_splits_is_converted_at_once(tmp_path):
+    for split, numbers in (("train", {"bag": 20, "mug": 10}), ("Test", {"bag": 3, "mug": 2})):
+        draw_classes(tmp_path / "photos" / split, numbers, first=100 * len(split))
+    logged = []
+    summary = convert(Options(tmp_path / "photos", tmp_path / "data", workers=1), log=logged.append)
+    assert [(split.name, split.images, split.classes) for split in summary.splits] == [
+        ("train", 27, 2),
+        ("validation", 3, 2),
+        ("test", 5, 2),
+    ]
+    assert any("--folders=classes" in line for line in logged)
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.class_names == ("bag", "mug")
+    assert {name.partition("/")[0] for name in examples(tmp_path / "data", "test")} == {"Test"}
+    names = {split: set(examples(tmp_path / "data", split)) for split in ("train", "validation")}
+    assert {name.partition("/")[0] for name in names["train"] | names["validation"]} == {"train"}
+    whole = Options(tmp_path / "photos", tmp_path / "all", validation_fraction=0, workers=1)
+    assert [split.images for split in convert(whole).splits] == [30, 5]
+    classes = convert(Options(tmp_path / "photos", tmp_path / "classes", folders="classes", workers=1))
+    assert [one.name for one in classes.classes] == ["Test", "train"]
+
+
+def test_options_that_contradict_a_folder_of_splits_are_refused(tmp_path, capsys):
+    for split in ("train", "validation"):
+        draw_classes(tmp_path / "photos" / split, {"bag": 2, "mug": 2}, first=10 * len(split))
+    flags = (f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'data'}")
+    for flag, named in (
+        ("--split=validation", "--images="),
+        ("--splits=train:0.5,test:0.5", "--splits"),
+        ("--validation_fraction=0.1", "--validation_fraction"),
+        ("--folders=photos", "--folders"),
+    ):
+        assert_rejected(capsys, named, *flags, flag, code=2)
+    convert(Options(tmp_path / "photos", tmp_path / "data", workers=1))
+    assert_rejected(capsys, "'train'", *flags, code=2)

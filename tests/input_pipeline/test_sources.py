@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from convoy.core.errors import DataError, UsageError
-from convoy.input_pipeline.convert.sources import Table, list_sources
+from convoy.input_pipeline.convert.sources import Table, find_splits, find_unlabeled, list_sources
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -39,6 +39,78 @@ def test_each_subfolder_is_a_class_with_all_images_below_it(tmp_path):
     assert found.images[0].size == 5
     assert found.stray == ("bag/notes.txt",)
     assert found.ignored == 2  # notes.txt and train.csv
+
+
+def test_folders_of_systems_are_never_classes(tmp_path):
+    hidden = (
+        "__MACOSX/a",
+        "@eaDir/a",
+        "lost+found/a",
+        ".ipynb_checkpoints/a",
+        "$RECYCLE.BIN/a",
+        "mug/@eaDir/thumbnail",
+    )
+    touch(tmp_path, "mug/a.jpg", "bag/b.jpg", *(f"{name}.jpg" for name in hidden))
+    found = list_sources(tmp_path)
+    assert found.class_names == ("bag", "mug")
+    assert [image.name for image in found.images] == ["bag/b.jpg", "mug/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("train test", {"train": "train", "test": "test"}),
+        ("Testing Validation Training", {"train": "Training", "validation": "Validation", "test": "Testing"}),
+        ("dev train", {"train": "train", "validation": "dev"}),
+        ("VAL", {"validation": "VAL"}),
+        ("mug bag", {}),
+    ],
+)
+def test_folders_named_like_splits_with_class_folders_inside_are_splits(tmp_path, folders, splits):
+    touch(tmp_path, *(f"{name}/{category}/a.jpg" for name in folders.split() for category in ("mug", "bag")))
+    touch(tmp_path, "annotations/all.json", "__MACOSX/x/a.jpg", "notes.txt")
+    assert list(find_splits(tmp_path).items()) == list(splits.items())
+    assert find_splits(tmp_path, by_name=False).keys() >= splits.keys()
+
+
+def test_images_of_a_folder_of_splits_have_splits_and_the_classes_of_all(tmp_path):
+    touch(tmp_path, "train/mug/a.jpg", "train/bag/b.jpg", "test/mug/deeper/c.jpg", "test/cup/d.jpg", "test/note.txt")
+    (tmp_path / "test" / "bag").mkdir()  # a class without test images
+    found = list_sources(tmp_path, splits=find_splits(tmp_path))
+    assert [(image.name, image.category, image.split) for image in found.images] == [
+        ("train/bag/b.jpg", "bag", "train"),
+        ("train/mug/a.jpg", "mug", "train"),
+        ("test/cup/d.jpg", "cup", "test"),
+        ("test/mug/deeper/c.jpg", "mug", "test"),
+    ]
+    assert found.class_names == ("bag", "cup", "mug")
+    assert found.ignored == 1
+
+
+def test_test_images_without_labels_are_no_class(tmp_path):
+    touch(tmp_path, "train/mug/a.jpg", "train/bag/b.jpg", "test/c.jpg", "more/d.txt")
+    splits = find_splits(tmp_path)
+    assert splits == {"train": "train"}
+    assert find_unlabeled(tmp_path, splits) == [tmp_path / "test"]
+
+
+def test_a_class_called_train_beside_others_is_a_class(tmp_path):
+    touch(tmp_path, "train/a.jpg", "car/b.jpg", "plane/c.jpg")
+    assert find_splits(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("train/mug/a.jpg", "car/b.jpg"), "'train'.*'car'.*--images=.*train.*--folders=classes"),
+        (("train/a.jpg", "test/b.jpg"), "'test', 'train'.*--manifest=CSV.*--folders=classes"),
+        (("val/mug/a.jpg", "dev/mug/b.jpg"), "'dev'.*'val'.*'validation'.*--split=NAME"),
+    ],
+)
+def test_folders_that_could_be_splits_or_classes_are_refused(tmp_path, files, message):
+    touch(tmp_path, *files)
+    with pytest.raises(DataError, match=message):
+        find_splits(tmp_path)
 
 
 def test_csv_names_images_in_any_subfolders_and_other_files_are_ignored(tmp_path):
