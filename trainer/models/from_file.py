@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.trainer.models import contract
 
 # Creating a variable waits for all workers: these errors are not the function's.
 _LOST_WORKER = (
@@ -22,12 +23,12 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
     """Calls the function and returns its model, built.
 
     Args:
-      name: `FILE.py:FUNCTION`; the function takes `num_classes` and `image_size`.
+      name: `FILE.py:FUNCTION`, whose contract is that of `contract`.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
 
     Raises:
-      UsageError: no such file or function, it fails, or its model does not return logits for `num_classes` classes.
+      UsageError: no such file or function, it fails, or breaks the contract.
       tf.errors.OpError: another worker was lost.
     """
     path, _, function = name.rpartition(":")
@@ -42,18 +43,18 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
         raise UsageError(
             f"config.model.name={name!r}: {path} has no function {function}{did_you_mean(function, functions)}."
         )
+    complaint = contract.check_arguments(namespace[function])
     try:
-        model = namespace[function](num_classes=num_classes, image_size=image_size)
-        outputs = model(tf.zeros([1, image_size, image_size, 3]), training=False)  # builds subclassed models
+        if not complaint:
+            model = namespace[function](num_classes=num_classes, image_size=image_size)
+            complaint = contract.check_inputs(model, image_size)
+        if not complaint:
+            complaint = contract.check_outputs(model, num_classes, image_size)  # builds subclassed models
     except _LOST_WORKER:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
-    if not tf.is_tensor(outputs) or tuple(outputs.shape) != (1, num_classes):
-        returned = f"shape {list(outputs.shape)}" if tf.is_tensor(outputs) else f"a {type(outputs).__name__}"
-        raise UsageError(
-            f"config.model.name={name!r}: the model returns {returned} for one image. "
-            f"Return logits of shape [1, {num_classes}]."
-        )
+    if complaint:
+        raise UsageError(f"config.model.name={name!r}: {function} {complaint}. The contract: {contract.CONTRACT}.")
     return model
