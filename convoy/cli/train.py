@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 
 import ml_collections
 from absl import flags as absl_flags
@@ -51,15 +52,13 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
             others[position] = f"{match[1]}{field}{equals}{value or ''}"
     recipe = configs.load_recipe(name)
     configs.check_field_names(recipe, list(given))
-    if "epochs" in given and "steps" not in given and recipe.steps:
-        raise UsageError(
-            f"--config.epochs={given['epochs']} has no effect with config.steps={recipe.steps} of recipe {name}: "
-            "add --config.steps=0."
-        )
+    _check_length(recipe, name, given)
     _check_for_bare_fields(recipe, others)
     # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
     values = dict(configs.fields(recipe))
     replaced = [f"--config.{field}=0" for field in configs.overridden_durations(recipe, given)]
+    if "epochs" in given and "steps" not in given:
+        replaced.append("--config.steps=0")
     replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given]
     arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
     config_flags.DEFINE_config_file(
@@ -71,6 +70,21 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
         sys_argv=["convoy train", *arguments],
     )
     return arguments
+
+
+def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:
+    """Raises a UsageError if the command line leaves open how long to train."""
+    if "steps" not in given:
+        return
+    if given["steps"].strip("0+-_ ") and "epochs" in given:
+        raise UsageError(
+            f"--config.steps={given['steps']} and --config.epochs={given['epochs']} are two lengths. Pass one"
+        )
+    if not given["steps"].strip("0+-_ ") and "epochs" not in given and recipe.steps:
+        raise UsageError(
+            f"--config.steps={given['steps']} takes away the length of recipe {name} ({recipe.steps} steps). Pass "
+            f"--config.epochs=EPOCHS, or --config.steps=STEPS"
+        )
 
 
 def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:

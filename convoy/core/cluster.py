@@ -68,7 +68,16 @@ def find_cluster(
         or _from_kubernetes(environment)
         or _from_flags(hosts, index)
     )
-    return found if found and found.num_workers > 1 else None
+    if not found or found.num_workers == 1:
+        return None
+    first_rank: dict[str, int] = {}
+    for rank, address in enumerate(found.addresses):
+        if first_rank.setdefault(address.lower(), rank) != rank:
+            raise UsageError(
+                f"{found.source}: workers {first_rank[address.lower()]} and {rank} have the same address {address}. "
+                "Give each its own port."
+            )
+    return found
 
 
 def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
@@ -92,6 +101,12 @@ def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
         ) from None
     if not tasks:
+        if task or "sparseCluster" in config:
+            given = f"the task {own[0]} {own[1]}" if task else "sparseCluster"
+            raise UsageError(
+                f"TF_CONFIG={text!r} has {given} and no cluster. Add all workers as "
+                '"cluster": {"worker": ["host1:2222", "host2:2222"]}, or unset TF_CONFIG to train in one process.'
+            )
         return None
     unknown = sorted(tasks.keys() - {"chief", "worker"}) or sorted({own[0]} - {"chief", "worker"})
     if unknown:

@@ -352,6 +352,17 @@ class TestSlipsOfBeginners:
         assert "--config.batch_size=2" in refuses("train", "--batch_size=2")
         assert "--config.optimizer.learning_rate=1" in refuses("train", "--learning_rate=1")
 
-    def test_epochs_that_a_recipes_steps_would_hide_are_refused(self, refuses):
-        error = refuses("train", "--config=smoke", "--config.epochs=3")
-        assert "config.steps=20" in error and "--config.steps=0" in error
+    def test_the_length_that_was_typed_replaces_the_recipes_in_another_unit(self, convoy):
+        result = convoy("train", "--config=smoke", "--config.epochs=3", "--print_config", check=True)
+        fields = printed_fields(result.stdout)
+        assert (fields["steps"], float(fields["epochs"])) == ("0", 3.0)
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            (("--config.epochs=3", "--config.steps=9"), "--config.steps=9 and --config.epochs=3"),
+            (("--config.steps=0",), "--config.steps=0"),
+        ],
+    )
+    def test_two_lengths_or_none_are_refused(self, refuses, flags, named):
+        assert named in refuses("train", "--config=smoke", *flags)

@@ -64,9 +64,18 @@ class TestTfConfig:
         assert (cluster.index, cluster.is_chief) == (rank, rank == 0)
         assert cluster.jobs == (("chief", 0), ("worker", 0), ("worker", 1))
 
-    @pytest.mark.parametrize("text", ["", "  ", "{}", '{"task": {"type": "worker", "index": 0}}'])
+    @pytest.mark.parametrize("text", ["", "  ", "{}", '{"environment": "cloud"}', '{"cluster": {}, "task": {}}'])
     def test_empty_description_is_ignored(self, text):
         assert find_cluster({"TF_CONFIG": text}) is None
+
+    @pytest.mark.parametrize("part", ['"task": {"type": "worker", "index": 0}', '"sparseCluster": {"worker": {}}'])
+    def test_a_task_without_a_cluster_does_not_train_alone(self, part):
+        with pytest.raises(UsageError, match="TF_CONFIG=.* no cluster"):
+            find_cluster({"TF_CONFIG": f"{{{part}}}"})
+
+    def test_one_address_twice(self):
+        with pytest.raises(UsageError, match=f"TF_CONFIG: workers 0 and 2 have the same address {HOSTS[0]}"):
+            find_cluster(tf_config({"worker": [*HOSTS[:2], HOSTS[0]]}))
 
     def test_one_worker_is_not_a_cluster(self):
         assert find_cluster(tf_config({"worker": HOSTS[:1]})) is None

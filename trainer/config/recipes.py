@@ -1,15 +1,18 @@
 """Loads recipes, shipped or user-written, and checks the names of config fields."""
 
+import contextlib
 import difflib
-import importlib.util
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 import convoy
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.user_code import first_on_path, run_file
 from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields
 
@@ -57,15 +60,14 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
       UsageError: no such recipe, or it fails.
     """
     path = recipe_path(name)
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UsageError(f"--config={name}: {path} is not a Python file. Rename it to end in .py.")
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        get_config = _get_config_of(path)
+        if not callable(get_config):
             raise UsageError(f"--config={name}: {path} has no function get_config().")
-        config = module.get_config()
+        with contextlib.nullcontext() if _is_shipped(path) else first_on_path(path.parent):
+            config = get_config()
     except UsageError:
         raise
     except ImportError as error:
@@ -81,6 +83,16 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         section, last = renamed.section_of(config, field)
         _, section[last] = renamed.current_field(field, section[last])
     return config.lock()
+
+
+def _get_config_of(path: Path) -> Any:  # noqa: ANN401 (whatever a file defines)
+    if _is_shipped(path):
+        return importlib.import_module(f"convoy.configs.{path.stem}").get_config
+    return run_file(path).names.get("get_config")
+
+
+def _is_shipped(path: Path) -> bool:
+    return path in shipped_recipes().values()
 
 
 def check_field_names(config: ml_collections.ConfigDict, names: list[str]) -> None:

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.user_code import UserCode
 from convoy.trainer.models.applications import application
 from convoy.trainer.models.built_in import baseline_cnn, convnet
 from convoy.trainer.models.from_file import model_from_file
@@ -41,11 +42,13 @@ class ModelBundle:
       model: maps images [batch, size, size, 3] in the compute dtype to logits [batch, num_classes].
       scale_pixels: maps float pixels in [0, 255] to the range that the model expects.
       loaded: how many weights came from a weights file, as text; empty without a file.
+      code: the user's file that built the model; None for others.
     """
 
     model: keras.Model
     scale_pixels: Callable[[tf.Tensor], tf.Tensor]
     loaded: str = ""
+    code: UserCode | None = None
 
 
 def build_model(
@@ -95,11 +98,13 @@ def build_model(
             )
     if "instance_norm" in options:
         options["instance_norm"] = options["instance_norm"] == "on"
+    code = None
     try:
         if name.startswith(_APPLICATIONS):
             model, scale_pixels = application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
         elif ".py:" in name:
-            model, scale_pixels = model_from_file(name, num_classes, image_size), _unit_scale
+            model, code = model_from_file(name, num_classes, image_size)
+            scale_pixels = _unit_scale
         elif name in _BUILT_IN:
             model, scale_pixels = _BUILT_IN[name](num_classes, image_size, **options), _unit_scale
         else:
@@ -113,7 +118,7 @@ def build_model(
             f"config.model.name={name!r} cannot be built for config.image_size={image_size}: {reason}"
         ) from error
     fast = with_fast_layers(model)
-    return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "")
+    return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "", code)
 
 
 def supports_any_size(model: keras.Model) -> bool:

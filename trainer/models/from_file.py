@@ -1,13 +1,13 @@
 """Models from a function in a user's file: `config.model.name=FILE.py:FUNCTION`."""
 
 import inspect
-import runpy
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.user_code import UserCode, first_on_path, run_file
 from convoy.trainer.models import contract
 
 # Creating a variable waits for all workers: these errors are not the function's.
@@ -19,8 +19,8 @@ _LOST_WORKER = (
 )
 
 
-def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model:
-    """Calls the function and returns its model, built.
+def model_from_file(name: str, num_classes: int, image_size: int) -> tuple[keras.Model, UserCode]:
+    """Calls the function; returns its model, built, and the code that built it.
 
     Args:
       name: `FILE.py:FUNCTION`, whose contract is that of `contract`.
@@ -35,9 +35,10 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
     if not Path(path).is_file():
         raise UsageError(f"config.model.name={name!r}: file {path} does not exist.")
     try:
-        namespace = runpy.run_path(path)
+        code = run_file(Path(path))
     except Exception as error:
         raise UsageError(f"config.model.name={name!r}: {path} fails: {type(error).__name__}: {error}") from error
+    namespace = code.names
     if not callable(namespace.get(function)):
         functions = [key for key, value in namespace.items() if inspect.isfunction(value)]
         raise UsageError(
@@ -45,11 +46,12 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
         )
     complaint = contract.check_arguments(namespace[function])
     try:
-        if not complaint:
-            model = namespace[function](num_classes=num_classes, image_size=image_size)
-            complaint = contract.check_inputs(model, image_size)
-        if not complaint:
-            complaint = contract.check_outputs(model, num_classes, image_size)  # builds subclassed models
+        with first_on_path(code.path.parent):
+            if not complaint:
+                model = namespace[function](num_classes=num_classes, image_size=image_size)
+                complaint = contract.check_inputs(model, image_size)
+            if not complaint:
+                complaint = contract.check_outputs(model, num_classes, image_size)  # builds subclassed models
     except _LOST_WORKER:
         raise
     except Exception as error:
@@ -57,4 +59,4 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> keras.Model
         raise UsageError(f"config.model.name={name!r}: {function} fails: {type(error).__name__}: {reason}") from error
     if complaint:
         raise UsageError(f"config.model.name={name!r}: {function} {complaint}. The contract: {contract.CONTRACT}.")
-    return model
+    return model, code
