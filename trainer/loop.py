@@ -17,6 +17,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
 from convoy.core.error_file import note_error
 from convoy.core.errors import DataError
+from convoy.core.user_code import UserCode
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.monitor import Monitor
@@ -53,6 +54,7 @@ def train(
     record_order: bool = False,
     interface: str = "",
     profile_steps: tuple[int, int] | None = None,
+    recipe: UserCode | None = None,
 ) -> dict[str, Any]:
     """Trains to the config's last step, from the latest checkpoint in `workdir` or from step 0.
 
@@ -67,6 +69,7 @@ def train(
       record_order: whether to record which images each step trained on (`order_record`).
       interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
       profile_steps: first and last step that the chief profiles for TensorBoard (`profiler`); None for none.
+      recipe: the user's file that made the config, kept in `workdir`; None for others.
 
     Returns:
       The content of result.json.
@@ -92,6 +95,7 @@ def train(
                 deadlines=deadlines,
                 stop=stop,
                 interface=interface,
+                recipe=recipe,
             )
             return _Training(
                 session, worker_group, deadlines, stop, record_order=record_order, profile_steps=profile_steps
@@ -118,6 +122,7 @@ class _Training:
     ):
         self._config, self._plan, self._runtime = session.config, session.plan, session.runtime
         self._dataset, self._run, self._store = session.dataset, session.run, session.store
+        self._model = session.model
         self._state = session.runtime.state
         self._worker_group, self._deadlines, self._stop = worker_group, deadlines, stop
         self._stop_agreed = False
@@ -312,7 +317,8 @@ class _Training:
             metadata={
                 "config": configs.to_json(self._config),
                 "dataset": dataset_identity(self._dataset),
-                "place": hardware_info(self._plan, self._runtime, self._worker_group),
+                "model": self._model,
+                "place": hardware_info(self._plan, self._runtime, self._worker_group, self._model["files"]),
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
                 "reported": self._monitor.measured(),

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import ml_collections
 from absl import flags as absl_flags
@@ -13,6 +14,7 @@ from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
+from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
@@ -154,6 +156,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         record_order=flags.record_order,
         interface=flags.interface,
         profile_steps=profile_steps,
+        recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
     )
 
 

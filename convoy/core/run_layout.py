@@ -26,6 +26,7 @@ class RunLayout:
         self.dataset = self.path / "dataset.json"
         self.environment = self.path / "environment.json"
         self.command = self.path / "command.txt"
+        self.code = self.path / "code"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.result = self.path / "result.json"

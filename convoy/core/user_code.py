@@ -13,37 +13,48 @@ import hashlib
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
-@dataclass(frozen=True)
 class UserCode:
     """A file that has been run.
 
     Attributes:
       path: the file, absolute.
       names: what it defines.
-      known: names of the modules that were imported before.
     """
 
-    path: Path
-    names: Mapping[str, Any]
-    known: frozenset[str]
+    def __init__(self, path: Path):
+        """Takes note of what is imported before the file runs."""
+        self.path = path
+        self.names: Mapping[str, Any] = {}
+        self._known: set[str] | None = set(sys.modules)
+        self._files = {path}
 
     def files(self) -> dict[str, Path]:
-        """Returns the file, and the files that it has imported from its folder so far, by relative path, with `/`."""
-        folder = self.path.parent
-        new = [module for name, module in list(sys.modules.items()) if name not in self.known]
-        imported = [file for module in new if (file := _file_of(module))]
-        own = [file for file in imported if file.is_relative_to(folder) and not _is_installed(file)]
-        return {path.relative_to(folder).as_posix(): path for path in sorted({self.path, *own})}
+        """Returns the file and what it has imported from its folder, by relative path, with `/`.
+
+        Imports count until another file is run.
+        """
+        folder, known = self.path.parent, self._known
+        for name, module in list(sys.modules.items()) if known is not None else []:
+            file = _file_of(module)
+            if file and name not in (known or ()) and file.is_relative_to(folder) and not _is_installed(name, file):
+                self._files.add(file)
+        return {path.relative_to(folder).as_posix(): path for path in sorted(self._files)}
 
     def digests(self) -> dict[str, str]:
         """Returns the SHA-256 of each of the files, by relative path."""
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
+
+    def close(self) -> None:
+        """Ends the counting of imports, and makes the next file import the same modules anew."""
+        self.files()
+        self._known = None
+        for name in [name for name, module in sys.modules.items() if _file_of(module) in self._files - {self.path}]:
+            del sys.modules[name]
 
 
 def run_file(path: Path) -> UserCode:
@@ -52,15 +63,17 @@ def run_file(path: Path) -> UserCode:
     Raises whatever the file raises.
     """
     path = path.resolve()
-    for earlier in _run:
-        files = set(earlier.files().values()) - {earlier.path}
-        for name in [name for name, module in sys.modules.items() if _file_of(module) in files]:
-            del sys.modules[name]
-    code = UserCode(path, {}, frozenset(sys.modules))
-    _run[:] = [*(other for other in _run if other.path != path), code]
+    for earlier in _run.values():
+        earlier.close()
+    code = _run[path] = UserCode(path)
     with first_on_path(path.parent):
-        names = runpy.run_path(str(path))
-    return replace(code, names=names)
+        code.names = runpy.run_path(str(path))
+    return code
+
+
+def code_of(path: Path) -> UserCode | None:
+    """Returns a file that this process has run; None for others."""
+    return _run.get(path.resolve())
 
 
 @contextlib.contextmanager
@@ -80,7 +93,7 @@ def first_on_path(folder: Path) -> Iterator[None]:
             _added.add(entry)
 
 
-_run: list[UserCode] = []
+_run: dict[Path, UserCode] = {}
 _added: set[str] = set()  # entries of the import path
 
 
@@ -89,5 +102,5 @@ def _file_of(module: ModuleType) -> Path | None:
     return Path(file) if file else None
 
 
-def _is_installed(file: Path) -> bool:
-    return "site-packages" in file.parts
+def _is_installed(module: str, file: Path) -> bool:
+    return module.partition(".")[0] == "convoy" or "site-packages" in file.parts

@@ -112,7 +112,8 @@ class Monitor:
             },
             pages_of_run(session.config, session.runtime.built.model),
         )
-        changed = changes(session.metadata.get("place", {}), hardware_info(plan, session.runtime, self._worker_group))
+        place = hardware_info(plan, session.runtime, self._worker_group, session.model["files"])
+        changed = changes(session.metadata.get("place", {}), place)
         if step:
             self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed)
         else:

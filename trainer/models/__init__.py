@@ -102,7 +102,7 @@ def build_model(
     try:
         if name.startswith(_APPLICATIONS):
             model, scale_pixels = application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
-        elif ".py:" in name:
+        elif is_from_file(name):
             model, code = model_from_file(name, num_classes, image_size)
             scale_pixels = _unit_scale
         elif name in _BUILT_IN:
@@ -119,6 +119,11 @@ def build_model(
         ) from error
     fast = with_fast_layers(model)
     return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "", code)
+
+
+def is_from_file(name: str) -> bool:
+    """Returns whether a model's name is `FILE.py:FUNCTION`."""
+    return ".py:" in name
 
 
 def supports_any_size(model: keras.Model) -> bool:

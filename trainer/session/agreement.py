@@ -53,6 +53,16 @@ def agree_on_hardware(worker_group: WorkerGroup, *, precision: str, use_xla: boo
     require_equal(worker_group, gathered, "devices per worker", UsageError, "Pass the same --devices on each worker.")
 
 
+def agree_on_model(worker_group: WorkerGroup, identity: Mapping[str, Any]) -> None:
+    """Compares models of users' files, as `model_code.model_identity` describes them.
+
+    Raises:
+      UsageError: they differ. Names the first file that differs, or the digest of the layers.
+    """
+    gathered = worker_group.exchange("model", {"model": {**identity["files"], "layers": identity["digest"]}})
+    require_equal(worker_group, gathered, "model", UsageError, "Copy the same files to all workers.")
+
+
 def agree_on_weights(worker_group: WorkerGroup, sha256: str) -> None:
     """Compares the initial weights if they were loaded from a file.
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -50,13 +51,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def hardware_info(plan: Plan, runtime: Runtime, worker_group: WorkerGroup) -> dict[str, Any]:
-    """Returns devices, workers, host and versions, as JSON data: what may change when a run resumes."""
+def hardware_info(plan: Plan, runtime: Runtime, worker_group: WorkerGroup, files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what may change when a run resumes, as JSON data: devices, workers, host, versions, and users' files.
+
+    Args:
+      plan: the plan of the run.
+      runtime: its model and devices.
+      worker_group: its workers.
+      files: SHA-256 by name of the files of the model.
+    """
     return {
         "devices": f"{plan.replicas} {'GPU' if runs_on_gpu(runtime.strategy) else 'CPU'}",
         "workers": worker_group.num_workers,
         "host": platform.node(),
         **versions(),
+        **{name: f"file {digest[:12]}" for name, digest in files.items()},
     }
 
 

@@ -15,6 +15,7 @@ import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer import config as configs
@@ -25,9 +26,17 @@ from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
+from convoy.trainer.models import build_model, is_from_file
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
+from convoy.trainer.session.agreement import (
+    agree_on_checkpoint,
+    agree_on_hardware,
+    agree_on_model,
+    agree_on_run,
+    agree_on_weights,
+)
 from convoy.trainer.session.description import dataset_identity, versions
+from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import check_same_run
 from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla
@@ -47,6 +56,7 @@ class TrainingSession:
       run: the run directory, locked by this process if it is the chief.
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
+      model: what the model was built from (`model_code.model_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
     """
 
@@ -56,6 +66,7 @@ class TrainingSession:
     run: RunDirectory
     store: CheckpointStore
     runtime: Runtime
+    model: dict[str, Any]
     metadata: dict[str, Any]
 
 
@@ -70,6 +81,7 @@ def prepare(
     deadlines: Deadlines,
     stop: StopRequest,
     interface: str,
+    recipe: UserCode | None = None,
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -118,18 +130,26 @@ def prepare(
         plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
         to_build = config.copy_and_resolve_references()
         to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
+        if cluster and is_from_file(config.model.name):
+            # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
+            alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
+            agree_on_model(worker_group, model_identity(alone))
         runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
         config = configs.with_recorded_choices(
             config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
         )
+        identity = model_identity(runtime.built)
+        if checkpoint:
+            check_same_model(checkpoint[1], identity, config.model.name, run)
         if worker_group.is_chief:
             run.create()
+            keep_code(run, runtime.built, recipe)
         if checkpoint:
             restore_state(runtime.state, *checkpoint, run)
         elif config.model.weights:
             agree_on_weights(worker_group, runtime.state.weights_sha256())
         worker_group.exchange("ready")
-    return TrainingSession(config, plan, dataset, run, store, runtime, checkpoint[1] if checkpoint else {})
+    return TrainingSession(config, plan, dataset, run, store, runtime, identity, checkpoint[1] if checkpoint else {})
 
 
 def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:

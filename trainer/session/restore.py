@@ -17,6 +17,7 @@ from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import renamed, resolution
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.model_code import kept_model
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState
 
@@ -76,10 +77,12 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
     store = CheckpointStore(run.checkpoints)
     step = _chosen_step(store, checkpoint, workdir)
     values, _ = store.load(step)
-    config.model.weights = ""  # the checkpoint replaces them
     config.precision = precision or config.precision
+    to_build = config.copy_and_resolve_references()
+    to_build.model.weights = ""  # the checkpoint replaces them
+    to_build.model.name = kept_model(run, config.model.name)
     runtime = make_runtime(
-        config,
+        to_build,
         make_strategy(devices),
         num_classes=len(dataset["class_names"]),
         image_sizes=[resolution.evaluation_size(config)],
