@@ -1,13 +1,16 @@
 """Tables on the console."""
 
+import sys
 from collections.abc import Iterable, Sequence
+
+_UNCUT = 1000  # columns of output that is not a terminal
 
 
 def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:
     """Prints a table.
 
     Args:
-      names: headings of the first columns, left-aligned; long names are cut on narrow terminals.
+      names: headings of the first columns, left-aligned; long names are cut on narrow terminals only.
       numbers: headings of the other columns, right-aligned.
       rows: cells of each row; a float is printed with one decimal.
     """
@@ -22,7 +25,7 @@ def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Seq
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _UNCUT).print(table)
 
 
 def _text(cell: str | int | float) -> str:

@@ -68,6 +68,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         ("records", "classes", "shards", "MB", "faults"),
         [(one.name, one.records, one.classes, one.shards, one.size / 1e6, one.faults) for one in report.splits],
     )
+    for one in report.splits:
+        if one.viewed:
+            print(
+                f"{one.name}: {counted(one.viewed, 'image')} turned by EXIF or transparent. They are read as a viewer "
+                "shows them, upright and on white; a run that began under the earlier reading keeps that one."
+            )
     for fault in report.faults[:_SHOWN]:
         print(fault.line())
     if len(report.faults) > _SHOWN:

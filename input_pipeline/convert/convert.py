@@ -20,7 +20,7 @@ from convoy.input_pipeline.convert import marks, metadata, plan, publish, quaran
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
-from convoy.input_pipeline.convert.sources import Source, Sources, find_unlabeled, list_sources
+from convoy.input_pipeline.convert.sources import Source, Sources, find_unlabeled, list_sources, one_spelling
 from convoy.input_pipeline.convert.summary import Summary, summarize_classes, summarize_split
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard
@@ -63,11 +63,14 @@ def convert(
     )
     for note in _notes_on_splits(options):
         log(note)
+    if found.without_suffix and options.table:
+        log(f"{options.table.path}: {found.without_suffix:,} names have no suffix, and match the images that have one.")
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
         name = options.name or metadata.dataset_name(options.output.absolute().name)
         manifest = metadata.new_manifest(name, found.class_names, settings)
     else:
+        found = one_spelling(found, manifest["class_names"])
         _check_classes(found, manifest["class_names"], options)
     worker_pool.warm_up("convoy.input_pipeline.convert.worker")
     duplicates = plan.find_duplicates(found.images)

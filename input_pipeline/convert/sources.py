@@ -12,7 +12,7 @@ import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convoy.core.errors import DataError, did_you_mean
@@ -84,6 +84,7 @@ class Sources:
       ignored: number of files left out: those that the CSV does not name, or whose names have no image suffix.
       stray: names of ignored files in class folders; with a CSV, of all ignored files.
       missing: (file name, category) of the CSV's rows without a file, if they are tolerated.
+      without_suffix: number of file names in the CSV that have no suffix, and match the image that has one.
     """
 
     images: tuple[Source, ...]
@@ -91,6 +92,7 @@ class Sources:
     ignored: int = 0
     stray: tuple[str, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
+    without_suffix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Table:
 
     Attributes:
       path: path of the CSV, which has a header. A file name is a path relative to the folder of images, or the base
-        name of exactly one file there.
+        name of exactly one file there; the suffix of an image may be missing.
       filename_column: name of the column of file names.
       category_column: name of the column of categories. Categories are text: `03` stays `03`.
       delimiter: as in `read_table`.
@@ -197,7 +199,25 @@ def list_sources(images: Path, table: Table | None = None, splits: Mapping[str, 
       DataError: something is missing, empty, repeated or ambiguous.
     """
     _check_folder(images)
-    return _from_folders(images, splits or {"": ""}) if table is None else _from_table(images, table)
+    return one_spelling(_from_folders(images, splits or {"": ""}) if table is None else _from_table(images, table))
+
+
+def one_spelling(found: Sources, known: Sequence[str] = ()) -> Sources:
+    """Returns sources whose categories have one spelling each: names in different Unicode forms look the same.
+
+    Args:
+      found: the sources.
+      known: class names of an existing data set, whose spellings are taken.
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in found.class_names:
+        spellings.setdefault(plain_name(name), set()).add(name)
+    spelling_of = {plain: min(names) if len(names) == 1 else plain for plain, names in spellings.items()}
+    spelling_of |= {plain_name(name): name for name in known if plain_name(name) in spelling_of}
+    if all(spelling_of[plain_name(name)] == name for name in found.class_names):
+        return found
+    images = tuple(replace(image, category=spelling_of[plain_name(image.category)]) for image in found.images)
+    return replace(found, images=images, class_names=tuple(sorted(set(spelling_of.values()))))
 
 
 def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
@@ -257,6 +277,9 @@ def _from_table(images: Path, table: Table) -> Sources:
         missing=tuple(
             (name, category) for (_, name, category), matches in zip(rows, matched, strict=True) if not matches
         ),
+        without_suffix=number_without_suffix(
+            [name for (_, name, _), matches in zip(rows, matched, strict=True) if matches]
+        ),
     )
 
 
@@ -275,6 +298,8 @@ def list_images(images: Path) -> list[ImageFile]:
 
 def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[ImageFile]:
     """Returns the file of each name: a path relative to `images`, or the base name of exactly one file there.
+
+    Names of images may lack their suffix.
 
     Args:
       images: folder of images.
@@ -298,10 +323,15 @@ def _match(
       DataError: a name leads out of the folder, or matches none; with `skip_missing`, only if all names match none.
     """
     files = _list_files(images, "")
-    by_name = {_plain(file.name): file for file in files}
+    by_name = {plain_name(file.name): file for file in files}
     by_base_name: dict[str, list[ImageFile]] = {}
+    by_stem: dict[str, list[ImageFile]] = {}  # of images, by path and by base name
     for name, file in by_name.items():
-        by_base_name.setdefault(posixpath.basename(name), []).append(file)
+        base = posixpath.basename(name)
+        by_base_name.setdefault(base, []).append(file)
+        if _is_image_name(name):
+            for known in {name, base}:
+                by_stem.setdefault(posixpath.splitext(known)[0], []).append(file)
     outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
     if outside:
         raise DataError(
@@ -310,11 +340,12 @@ def _match(
         )
     matched = []
     for filename in filenames:
-        plain = _plain(filename)
+        plain = plain_name(filename)
         # Backslashes are separators on Windows, and part of a name elsewhere.
-        spellings = (plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/")))
+        spellings = [plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/"))]
+        spellings += [spellings[-1].removeprefix(f"{images.name}/")]  # relative to the parent of the folder
         named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
-        matched.append([named] if named else by_base_name.get(plain, []))
+        matched.append([named] if named else by_base_name.get(plain) or by_stem.get(spellings[-1], []))
     missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
     if missing and (not skip_missing or len(missing) == len(filenames)):
         raise DataError(
@@ -324,8 +355,8 @@ def _match(
     return files, matched
 
 
-def _plain(name: str) -> str:
-    # File systems and spreadsheets differ in the Unicode form of accented letters.
+def plain_name(name: str) -> str:
+    """Returns a name for comparisons: file systems and spreadsheets differ in the Unicode form of accented letters."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -443,6 +474,11 @@ def _check_folder(images: Path) -> None:
     if not images.is_dir():
         kind = "is not a folder" if images.exists() else "does not exist"
         raise DataError(f"image folder {images} {kind}{similar_folder(images)}")
+
+
+def number_without_suffix(names: Iterable[str]) -> int:
+    """Returns how many file names have no suffix of an image, such as the ids of a competition."""
+    return sum(not _is_image_name(name) for name in names)
 
 
 def _is_image_name(name: str) -> bool:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Split:
     crc: np.ndarray  # [num_images] uint32: masked crc32c of the payload, as in the file
     keys: RecordKeys = RecordKeys()  # feature names of image and label
     states_true_sizes: bool = True  # whether the stated height and width are reliable
+    as_viewed: bool = False  # whether orientation and transparency of the images are to be applied
 
     @classmethod
     def from_index(
@@ -107,6 +108,14 @@ class Dataset:
         if isinstance(split, DataError):
             raise split
         return split
+
+    def as_stored(self) -> "Dataset":
+        """Returns the dataset with images decoded as they are stored, as runs of Convoy 0.1 did."""
+        opened = {
+            name: split if isinstance(split, DataError) else replace(split, as_viewed=False)
+            for name, split in self._opened.items()
+        }
+        return replace(self, _opened=opened)
 
     def digest(self, split_name: str) -> str:
         """Returns a hex SHA-256 that identifies the split's content: its class names and every byte of its shards.
@@ -168,7 +177,7 @@ def _open_external(directory: Path, layout: Layout) -> Dataset:
         else:
             # The sizes that the records state are not verified.
             opened[name] = Split.from_index(
-                name, layout.splits[name], found.arrays, keys=layout.keys, states_true_sizes=False
+                name, layout.splits[name], found.arrays, keys=layout.keys, states_true_sizes=False, as_viewed=True
             )
     return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened)
 

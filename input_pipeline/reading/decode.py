@@ -8,7 +8,9 @@ import tensorflow as tf
 from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import PixelCache
+from convoy.input_pipeline.reading.viewed import decode_as_viewed
 
+VIEWED = "viewed"  # format of encoded images that are decoded by `decode_as_viewed`
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
@@ -30,7 +32,7 @@ class Crop(NamedTuple):
 def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
     """Returns the features of records [n]: `encoded`, `format`, `height` and `width`, each [n].
 
-    Unless the split's sizes are known to be right, height and width are 0 for all but raw pixels.
+    In records of other programs, height and width are 0 for all but raw pixels, and the other formats are `VIEWED`.
     """
     image_key = split.keys.image
     features = {
@@ -41,9 +43,11 @@ def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
     }
     parsed = tf.io.parse_example(payloads, features)
     columns = {"encoded" if name == image_key else name.removeprefix("image/"): parsed[name] for name in features}
+    is_raw = columns["format"] == "raw"
     if not split.states_true_sizes:
-        is_raw = tf.cast(columns["format"] == "raw", tf.int64)
-        columns |= {side: columns[side] * is_raw for side in ("height", "width")}
+        columns |= {side: columns[side] * tf.cast(is_raw, tf.int64) for side in ("height", "width")}
+    if split.as_viewed:
+        columns["format"] = tf.where(is_raw, columns["format"], VIEWED)
     return columns
 
 
@@ -139,8 +143,8 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
     """Returns one image, decoded, cropped and resized.
 
     Args:
-      features: `encoded` (bytes), `format` (`jpeg`, `png`, ... or `raw`), `height` and `width` in pixels (int64; 0
-        if unknown), all scalars.
+      features: `encoded` (bytes), `format` (`jpeg`, `png`, ..., `VIEWED` or `raw`), `height` and `width` in pixels
+        (int64; 0 if unknown), all scalars.
       randomness: [CROP_DRAWS] float32 in [0, 1); unused if the whole image is kept.
       crop: how to crop and resize.
 
@@ -159,10 +163,9 @@ def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
         sides = [tf.maximum(height, 1), tf.maximum(width, 1), 3]
         return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), sides)
 
-    return tf.cond(
-        features["format"] == "raw",
-        raw_pixels,
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    return tf.case(
+        [(features["format"] == "raw", raw_pixels), (features["format"] == VIEWED, lambda: decode_as_viewed(encoded))],
+        default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
 
 

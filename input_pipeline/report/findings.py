@@ -1,5 +1,6 @@
 """Findings of the data set report, and the class counts that they and the page use."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from convoy.input_pipeline.report.alike import Alike, Images
 FEW_IMAGES = 10  # a training class with fewer is reported
 _IMBALANCE = 10  # ratio of the largest class to the smallest that is reported
 _SMALL_SIDE = 64  # pixels
+_LISTED = 3
+# What programs and people write where a label is missing.
+_PLACEHOLDERS = frozenset(("nan", "none", "null", "nil", "n/a", "na", "#n/a", "<na>", "undefined", "missing", "-", "?"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def findings(
     *,
     small: Sequence[SmallClasses],
     balance: Sequence[Balance],
-    num_classes: int,
+    class_names: Sequence[str],
     images: Images,
     alike: Alike,
     num_kept: int,
@@ -84,7 +88,7 @@ def findings(
     Args:
       small: result of `small_classes`.
       balance: result of `balances`, the training split first.
-      num_classes: number of classes of the data set.
+      class_names: class names of the data set.
       images: images of the splits that have an images-SPLIT.npz.
       alike: duplicates and near duplicates.
       num_kept: number of images in the data set.
@@ -94,7 +98,8 @@ def findings(
     found = [
         *_leakage_findings(alike),
         *_label_conflict_findings(alike),
-        *_class_findings(small, balance, num_classes),
+        *_class_findings(small, balance, len(class_names)),
+        *_name_findings(class_names),
         *_left_out_findings(num_kept, num_bad, num_duplicates),
         *_image_findings(images, alike),
     ]
@@ -144,6 +149,25 @@ def _class_findings(small: Sequence[SmallClasses], balance: Sequence[Balance], n
     if balance and balance[0].ratio >= _IMBALANCE:
         text = f"The largest class of {balance[0].split} has {balance[0].ratio:,.0f} times the images of the smallest."
         found.append(Finding(Severity.WARNING, "class-imbalance", text, section="classes"))
+    return found
+
+
+def _name_findings(class_names: Sequence[str]) -> list[Finding]:
+    found = []
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if groups:
+        listed = "; ".join(" and ".join(map(repr, names)) for names in groups[:_LISTED])
+        text = f"{counted(len(groups), 'group')} of class names differ in case, width or blanks only: {listed}."
+        fix = "If they mean the same, give them the same name and convert again."
+        found.append(Finding(Severity.WARNING, "alike-class-names", text, fix, "classes"))
+    placeholders = [name for name in class_names if name.strip().lower() in _PLACEHOLDERS]
+    if placeholders:
+        text = f"The class {' and '.join(map(repr, placeholders))} may stand for a missing label."
+        fix = "If so, remove these images and convert again."
+        found.append(Finding(Severity.WARNING, "placeholder-class-names", text, fix, "classes"))
     return found
 
 

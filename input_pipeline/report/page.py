@@ -103,7 +103,7 @@ def write_report(
         findings=findings(
             small=small,
             balance=balance,
-            num_classes=len(class_names),
+            class_names=class_names,
             images=gathered,
             alike=alike,
             num_kept=num_images,

@@ -72,8 +72,11 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """Result of a check: the shard's size in bytes, an index of its readable records, and its faults."""
+    """Result of a check: the shard's size in bytes, an index of its readable records, its faults, and in a shard that
+    Convoy did not write the number of turned or transparent images (`image.is_turned_or_transparent`).
+    """
 
     size: int
     records: dict[str, np.ndarray]
     faults: tuple[Fault, ...]
+    viewed: int = 0

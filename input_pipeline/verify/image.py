@@ -1,8 +1,26 @@
 """Decoding of an encoded image by TensorFlow, as in training, and its format and shape."""
 
+import io
+
 import tensorflow as tf
+from PIL import Image
+
+from convoy.input_pipeline.images.rgb import orientation
 
 _STARTS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
+
+
+def is_turned_or_transparent(encoded: bytes) -> bool:
+    """Returns whether a viewer shows an image otherwise than as it is stored, as far as training takes it into account:
+    by the EXIF orientation of a JPEG, or by transparency.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.format == "PNG":
+                return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+            return image.format in ("JPEG", "MPO") and orientation(image) != 1
+    except Exception:  # of any kind: `decoded` reports a damaged image
+        return False
 
 
 def decoded(encoded: bytes) -> tuple[str, tuple[int, int, int]]:

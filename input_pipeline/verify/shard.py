@@ -48,9 +48,10 @@ class _Check:
         self._faults: list[Fault] = []
         self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
         self._is_broken = False  # whether a frame could not be parsed
+        self._viewed = 0  # images that are turned or transparent
 
     def report(self, size: int) -> ShardReport:
-        return ShardReport(size, self._arrays(), tuple(self._faults))
+        return ShardReport(size, self._arrays(), tuple(self._faults), self._viewed)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
@@ -160,6 +161,10 @@ class _Check:
         encoded = features.get(task.keys.image)
         if not encoded or len(encoded) != 1 or not isinstance(encoded[0], bytes):
             return label, ("image-missing", f"the record has no {task.keys.image!r}")
+        if not task.is_ours:
+            from convoy.input_pipeline.verify import image
+
+            self._viewed += image.is_turned_or_transparent(encoded[0])
         return label, _image_problem(encoded[0], features, strictly=task.is_ours)
 
     def _check_idx(self) -> None:

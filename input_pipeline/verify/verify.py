@@ -36,7 +36,7 @@ _PREPARE = "Copy the file again, or prepare the dataset again"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Counts of a split: readable records, classes among them, shards, bytes and faults."""
+    """Counts of a split: readable records, classes among them, shards, bytes, faults, turned or transparent images."""
 
     name: str
     records: int
@@ -44,6 +44,7 @@ class SplitReport:
     shards: int
     size: int
     faults: int
+    viewed: int
 
 
 @dataclass(frozen=True)
@@ -296,4 +297,5 @@ def _split_report(split: _Split, reports: Sequence[ShardReport], faults: Sequenc
         shards=len(reports),
         size=sum(report.size for report in reports),
         faults=len(faults),
+        viewed=sum(report.viewed for report in reports),
     )

@@ -154,7 +154,7 @@ class TestFlags:
             (("train", "--data=d", "--workdir="), ["--workdir"]),
             (("evaluate",), ["--workdir", "--split"]),
             (("evaluate", "--workdir=w"), ["--split"]),
-            (("predict", "--workdir=w"), ["--images", "--output"]),
+            (("predict", "--workdir=w"), ["--images"]),
             (("export", "--workdir=w"), ["--format", "--output"]),
         ],
         ids=" ".join,

@@ -218,7 +218,7 @@ def test_class_findings_have_codes():
     found = findings(
         small=small_classes(counts, "abcd"),
         balance=balances(counts, "abcd"),
-        num_classes=4,
+        class_names=["a", "b", "c", "d"],
         images=nothing,
         alike=find_alike(nothing, leaks_shown=1),
         num_kept=45,
@@ -238,6 +238,24 @@ def test_class_findings_have_codes():
     assert "2 classes" in texts[2] and "40" in texts[3] and "5 files (10 %)" in texts[4] and "1 file" in texts[5]
 
 
+def test_class_names_that_look_alike_or_like_nothing_are_findings():
+    nothing = gather({}, {})
+    found = findings(
+        small=[],
+        balance=[],
+        class_names=["Mug", "mug", "tea  cup", "Tea cup", "NaN", "03", "3"],
+        images=nothing,
+        alike=find_alike(nothing, leaks_shown=1),
+        num_kept=10,
+        num_bad=0,
+        num_duplicates=0,
+    )
+    by_code = {finding.code: finding.text for finding in found}
+    assert by_code.keys() == {"alike-class-names", "placeholder-class-names"}
+    assert "2 groups" in by_code["alike-class-names"] and "'Mug' and 'mug'" in by_code["alike-class-names"]
+    assert "'NaN'" in by_code["placeholder-class-names"]
+
+
 def test_image_findings_have_codes():
     content = np.array([1, 2, 3, 3, 4, 5, 6, 7, 1, 8], np.uint64)
     looks = np.array([15, 15 << 20, 255 << 40, 255 << 40, 0xFFFF, 0xFFFF, 1 << 60 | 0xAAAA0000, FLAT, 15, 0xFFFF])
@@ -255,7 +273,14 @@ def test_image_findings_have_codes():
     )
     alike = find_alike(images, leaks_shown=4)
     found = findings(
-        small=[], balance=[], num_classes=2, images=images, alike=alike, num_kept=10, num_bad=0, num_duplicates=0
+        small=[],
+        balance=[],
+        class_names=["a", "b"],
+        images=images,
+        alike=alike,
+        num_kept=10,
+        num_bad=0,
+        num_duplicates=0,
     )
     assert [(finding.severity, finding.code, finding.section) for finding in found] == [
         (Severity.ERROR, "split-leakage", "leakage"),

@@ -114,6 +114,18 @@ def answered(run, dataset, dataset_without_validation, convoy, tmp_path_factory)
     write_csv(folder / "manifest.csv", [("note", "filename"), *(("x", name) for name, _ in shuffled)])
     some = [name for name, _ in shuffled[:5]]
     write_csv(folder / "like.csv", [("image id", "label", "unused"), *((name, "", "") for name in some)])
+    ids = [name.rpartition(".")[0] for name in some]
+    columns = list(reversed(dataset.categories))
+    write_csv(
+        folder / "sample_per_class.csv", [("id", *columns), *((f"test/{image}", *["0.5"] * TOP) for image in ids)]
+    )
+    write_csv(folder / "sample_too_few.csv", [("id", *columns[1:]), *((image, *["0"] * (TOP - 1)) for image in ids)])
+    write_csv(folder / "sample_name_last.csv", [("label", "id"), *(("03", image) for image in ids)])
+    write_csv(
+        folder / "sample_several.csv",
+        [("id", "labels"), *((image, "03 3 -1" if k else "03 3") for k, image in enumerate(ids))],
+    )
+    files = [next(photos.rglob(name)) for name in some[:2]]
     write_csv(folder / "some.csv", [("filename",), *((name,) for name in reversed(some))])
     write_csv(folder / "missing.csv", [("filename",), (some[0],), ("no_such_image.jpg",)])
     write_csv(folder / "header.csv", [("file", "category"), (some[0], "")])
@@ -142,7 +154,15 @@ def answered(run, dataset, dataset_without_validation, convoy, tmp_path_factory)
         "by name": predict("by name", checkpoint="last"),
         "top": predict("top", checkpoint="last", top_k=3),
         "mirrored names": predict("mirrored", checkpoint=36, top_k=TOP, probabilities="true", tta="true"),
-        "like": predict("liked", checkpoint="last", like=folder / "like.csv", probabilities="true"),
+        "like": predict("liked", checkpoint="last", like=folder / "like.csv"),
+        "like and probabilities": predict("liked2", like=folder / "like.csv", probabilities="true"),
+        "column per class": predict("per_class", checkpoint="last", like=folder / "sample_per_class.csv"),
+        "too few columns": predict("too_few", like=folder / "sample_too_few.csv"),
+        "name last": predict("name_last", checkpoint="last", like=folder / "sample_name_last.csv"),
+        "several": predict("several", checkpoint="last", like=folder / "sample_several.csv"),
+        "skipped": predict("skipped", images=broken / "cut", on_corrupt="skip", corrupt_label="?", checkpoint="last"),
+        "files": ["predict", f"--images={files[0]},{files[1]}", "--checkpoint=last"],
+        "files and like": ["predict", f"--images={files[0]}", f"--like={folder / 'like.csv'}"],
         "like and manifest": predict("both", like=folder / "like.csv", manifest=folder / "some.csv"),
         "like and another manifest": predict("differ", like=folder / "like.csv", manifest=folder / "manifest.csv"),
         "missing": predict("missing_out", manifest=folder / "missing.csv"),
@@ -310,14 +330,60 @@ class TestPredict:
     def test_like_sets_header_and_order(self, answered):
         _, folder, shuffled = answered
         header, *rows = read_csv(folder / "liked.csv")
-        assert header == ["image id", "label", "probability"]
-        assert [row[0] for row in rows] == [name for name, _ in shuffled[:5]]
+        assert header == ["image id", "label", "unused"]
+        assert [(name, unused) for name, _, unused in rows] == [(name, "") for name, _ in shuffled[:5]]
+        best = {row[0]: row[1] for row in read_csv(folder / "all.csv")[1:]}
+        assert all(category == best[name] for name, category, _ in rows)
+
+    def test_like_with_a_column_per_class_gets_probabilities(self, answered, dataset):
+        answers, folder, shuffled = answered
+        assert answers["column per class"].returncode == 0, answers["column per class"].output
+        header, *rows = read_csv(folder / "per_class.csv")
+        assert header == ["id", *reversed(dataset.categories)]
+        names, expected = probabilities_of(folder / "all.csv", dataset.categories)
+        for row, (name, _) in zip(rows, shuffled[:5], strict=True):
+            assert row[0] == f"test/{name.rpartition('.')[0]}"
+            probabilities = np.array(row[1:], float)[::-1]
+            np.testing.assert_allclose(probabilities, expected[names.index(name)], atol=2e-6)
+        assert "5 names have no suffix" in answers["column per class"].stderr
+
+    def test_like_with_the_names_in_another_column_or_several_categories(self, answered):
+        answers, folder, shuffled = answered
+        top = {row[0]: row[1::2] for row in read_csv(folder / "all.csv")[1:]}
+        header, *rows = read_csv(folder / "name_last.csv")
+        assert header == ["label", "id"]
+        ids = [name.rpartition(".")[0] for name, _ in shuffled[:5]]
+        assert rows == [[top[name][0], image] for image, (name, _) in zip(ids, shuffled, strict=False)]
+        header, *rows = read_csv(folder / "several.csv")
+        assert header == ["id", "labels"]
+        for number, (row, (name, _)) in enumerate(zip(rows, shuffled, strict=False)):
+            assert row[1].split(" ") == top[name][: 3 if number else 2]
+
+    def test_unreadable_images_can_be_skipped_and_are_listed(self, answered):
+        answers, folder, _ = answered
+        assert answers["skipped"].returncode == 0, answers["skipped"].output
+        rows = dict(read_csv(folder / "skipped.csv")[1:])
+        (unreadable,) = [name for name, category in rows.items() if category == "?"]
+        assert repr(unreadable) in answers["skipped"].stderr and "1 of them unreadable" in answers["skipped"].stdout
+        by_name = dict(read_csv(folder / "by name.csv")[1:])
+        assert {name: by_name[name] for name in rows if name != unreadable} == {
+            name: category for name, category in rows.items() if name != unreadable
+        }
+
+    def test_answers_for_files_are_printed(self, answered):
+        answers, folder, shuffled = answered
+        assert answers["files"].returncode == 0, answers["files"].output
+        best = {row[0]: row[1] for row in read_csv(folder / "all.csv")[1:]}
+        lines = answers["files"].stdout.splitlines()
+        for name, _ in shuffled[:2]:
+            (line,) = [line for line in lines if name in line]
+            assert line.split()[-3] == best[name] and line.endswith(" %")
 
     def test_like_sets_the_order_if_a_manifest_lists_the_same_images(self, answered):
         answers, folder, shuffled = answered
         assert answers["like and manifest"].returncode == 0
         header, *rows = read_csv(folder / "both.csv")
-        assert header == ["image id", "label"]
+        assert header == ["image id", "label", "unused"]
         assert [row[0] for row in rows] == [name for name, _ in shuffled[:5]]
 
     @pytest.mark.parametrize(
@@ -329,6 +395,9 @@ class TestPredict:
             ("no images", 3, ["predictions"]),
             ("too many", 2, ["--top_k=8", "7"]),
             ("no folder", 2, ["--output=", "no/folder"]),
+            ("like and probabilities", 2, ["--probabilities", "--like="]),
+            ("too few columns", 3, ["sample_too_few.csv", "'true'"]),
+            ("files and like", 2, ["--like"]),
         ],
     )
     def test_invalid_request_is_named(self, answered, name, code, named):

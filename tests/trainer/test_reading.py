@@ -1,14 +1,19 @@
 """Whole runs on damaged data, with block shuffle, from a TensorFlow file URL, and with a cache."""
 
+import csv
+import io
+import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import index_path, open_dataset
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from tests.trainer import user_models
 from tests.trainer.run_files import events_of, order_of, result_of
 
@@ -129,3 +134,89 @@ class TestReading:
             trained = np.concatenate([*order_of(folder / name, 0).values()])
             assert len(trained) == STEPS * BATCH and not np.isin(trained, [FLIPPED, NO_IMAGE]).any()
         assert substitutes["substituted"] == substitutes["substituted on two"]
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """TFRecords of other people, as {name: (dataset directory, folder of the validation images as files)}.
+
+    The images are stripes whose direction is the class: JPEGs that only their EXIF orientation turns upright, and PNGs
+    whose drawing is in the transparency alone.
+    """
+    folder, random = tmp_path_factory.mktemp("foreign"), np.random.default_rng(0)
+
+    def stripes(vertical):
+        period, phase = random.integers(3, 7), random.integers(0, 7)
+        line = 255 * ((np.arange(32) + phase) // period % 2).astype(np.uint8)
+        return Image.fromarray(np.tile(line, (32, 1)) if vertical else np.tile(line, (32, 1)).T)
+
+    def turned(image):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return saved(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+
+    def transparent(image):
+        hidden = Image.new("RGBA", image.size)
+        hidden.putalpha(image)
+        return saved(hidden, "PNG")
+
+    def saved(image, image_format, **options):
+        file = io.BytesIO()
+        image.save(file, image_format, **options)
+        return file.getvalue()
+
+    for name, encode in (("turned.jpg", turned), ("transparent.png", transparent)):
+        data, files = folder / name / "data", folder / name / "files"
+        data.mkdir(parents=True)
+        files.mkdir()
+        for split, number in (("train", 64), ("validation", 20)):
+            images = [encode(stripes(k % 2)) for k in range(number)]
+            examples = [
+                records.example({"image/encoded": image, "image/class/label": k % 2}) for k, image in enumerate(images)
+            ]
+            (data / f"{split}-00000-of-00001").write_bytes(b"".join(map(records.frame, examples)))
+        for k, image in enumerate(images):
+            (files / f"{k:02d}{Path(name).suffix}").write_bytes(image)
+    return {path.name: (path / "data", path / "files") for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["turned.jpg", "transparent.png"])
+def test_images_of_foreign_records_are_read_as_predict_reads_the_files(convoy, foreign, tmp_path, name):
+    data, files = foreign[name]
+    run, output = tmp_path / "run", tmp_path / "predictions.csv"
+    model = f"--config.model.name={user_models.__file__}:small"
+    flags = (*SHORT[:1], model, "--config.steps=60", "--config.eval_every_steps=60", "--config.augment.ops=")
+    convoy("train", *flags, f"--data={data}", f"--workdir={run}", "--devices=cpu:1", check=True)
+    flags = (f"--workdir={run}", "--devices=cpu:1", "--checkpoint=last")
+    convoy("evaluate", *flags, "--split=validation", check=True)
+    convoy("predict", *flags, f"--images={files}", f"--output={output}", "--probabilities", check=True)
+    with open(run / "predictions_validation.csv", newline="") as file:
+        evaluated = [row["predicted"] for row in csv.DictReader(file)]
+    with open(output, newline="") as file:
+        predicted = [row["category"] for row in csv.DictReader(file)]
+    assert evaluated == predicted
+    assert len(set(predicted)) == 2
+    assert result_of(run)["best"]["top1"] > 0.9  # nothing can be learned from black images
+    verified = convoy("verify", f"--data={data}", check=True)
+    assert re.search(r"train: 64 images turned by EXIF or transparent", verified.stdout)
+
+
+@pytest.mark.slow
+def test_a_run_that_began_under_the_earlier_reading_keeps_it(convoy, foreign, tmp_path):
+    data, _ = foreign["turned.jpg"]
+    model = f"--config.model.name={user_models.__file__}:small"
+    durations = ("--config.steps=6", "--config.eval_every_steps=6", "--config.checkpoint_every_steps=3")
+    command = ("train", SHORT[0], model, "--deterministic", *durations, f"--data={data}", "--devices=cpu:1")
+    convoy(*command, f"--workdir={tmp_path / 'run'}", check=True)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "step-000000006.npz").unlink()
+    values, metadata = store.load(3)
+    del metadata["dataset"]["reading"]
+    store.save(values, step=3, metadata=metadata, score=None)
+    resumed = convoy(*command, f"--workdir={tmp_path / 'run'}", check=True)
+    assert "Resumed at step 3" in resumed.output and "ignores orientation" in resumed.output
+    assert "reading" not in json.loads((tmp_path / "run" / "dataset.json").read_text())
+    evaluated = convoy("evaluate", f"--workdir={tmp_path / 'run'}", "--split=validation", "--devices=cpu:1", check=True)
+    assert "ignores orientation" in evaluated.output

@@ -16,6 +16,7 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
+from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.restore import TrainedRun
 
 
@@ -78,7 +79,7 @@ def open_dataset_of(trained: TrainedRun, data: str | None = None) -> Dataset:
     directory = data or trained.dataset["directory"]
     if not data and not dataset_path(directory).is_dir():
         raise DataError(f"the run's dataset {directory} no longer exists. Pass its new location with --data=DATA.")
-    dataset = open_dataset(directory)
+    dataset = as_read_by_run(open_dataset(directory), trained.dataset, trained.run)
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         raise DataError(

@@ -6,16 +6,18 @@ largest_difference = compare("onnx", Path("model.onnx"), samples, reference, cla
 """
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import Dataset
@@ -27,6 +29,7 @@ from convoy.trainer.session.restore import TrainedRun
 
 NUM_SAMPLES = 64
 TOLERANCE = 1e-4  # largest difference of a probability
+_ORIENTATION_TAG = 0x0112  # EXIF
 _TIE = 1e-6  # probabilities closer than this count as equal: about the rounding error of float32
 _SPLITS = ("validation", "test", "train")  # in order of preference
 _TIMEOUT_SECONDS = 1200.0
@@ -38,7 +41,7 @@ class Samples:
 
     Attributes:
       split: split that they are from.
-      images: pixels as evaluation sees them, [n, size, size, 3] uint8.
+      images: pixels as evaluation sees them, [n, size, size, 3] uint8; the last two are other kinds of the first.
       encoded: n encoded images as stored in the dataset; PNG if it stores raw pixels.
     """
 
@@ -65,8 +68,28 @@ def draw_samples(dataset: Dataset, image_size: int) -> Samples:
             (image,) = reader.images(number)
             record = {name: column[0].numpy() for name, column in parse_records(reader.read(number), split).items()}
             images.append(resize(image, image_size).numpy())
-            encoded.append(tf.io.encode_png(image).numpy() if record["format"] == b"raw" else record["encoded"])
+            # The exported model turns images, which an earlier reading did not.
+            is_encoded = record["format"] != b"raw" and (split.as_viewed or dataset.manifest)
+            encoded.append(record["encoded"] if is_encoded else tf.io.encode_png(image).numpy())
+    for data, pixels in _other_kinds(images[0]):
+        images.append(resize(pixels, image_size).numpy())
+        encoded.append(data)
     return Samples(split.name, np.stack(images), tuple(encoded))
+
+
+def _other_kinds(image: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Yields files that a viewer shows otherwise than stored, with the pixels it shows, [height, width, 3] uint8.
+
+    Data sets written by Convoy do not have them, but clients of the exported model do.
+    """
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[_ORIENTATION_TAG] = 6  # a quarter turn clockwise
+    Image.fromarray(image).save(turned, "JPEG", exif=exif)
+    stored = tf.io.decode_image(turned.getvalue(), channels=3, expand_animations=False).numpy()
+    yield turned.getvalue(), np.rot90(stored, -1)
+    transparent, is_visible = io.BytesIO(), np.tri(*image.shape[:2])[..., np.newaxis] > 0
+    Image.fromarray(np.dstack([image, 255 * is_visible.astype(np.uint8)])).save(transparent, "PNG")
+    yield transparent.getvalue(), np.where(is_visible, image, np.uint8(255))
 
 
 def predict_samples(trained: TrainedRun, samples: Samples) -> np.ndarray:

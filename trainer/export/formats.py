@@ -27,7 +27,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop, resize
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, VIEWED, Crop, decode_and_crop, resize
 from convoy.input_pipeline.tf_startup import captured_stderr
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.layers import with_keras_layers
@@ -110,7 +110,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
 
     def decode_image(encoded: tf.Tensor) -> tf.Tensor:
         unused = tf.constant(0, tf.int64)  # height and width are needed for raw pixels only
-        features = {"encoded": encoded, "format": tf.constant("jpeg"), "height": unused, "width": unused}
+        features = {"encoded": encoded, "format": tf.constant(VIEWED), "height": unused, "width": unused}
         return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(model.image_size))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)

@@ -19,14 +19,38 @@ from convoy.trainer.config import Plan, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 
+AS_VIEWED = "upright and on white"
+
+
+def as_read_by_run(dataset: Dataset, identity: Mapping[str, Any], run: RunDirectory) -> Dataset:
+    """Returns a dataset with its images decoded as a run did when it began.
+
+    Prints a line where that is not how a viewer shows them.
+
+    Args:
+      dataset: the dataset.
+      identity: `dataset_identity` in the run's checkpoint or in its dataset.json.
+      run: the run directory.
+    """
+    if dataset.manifest or identity.get("reading") == AS_VIEWED:
+        return dataset
+    print(
+        f"{run.path} began with an earlier version: it ignores orientation and transparency of images in "
+        f"{dataset.directory}. A new --workdir reads them as a viewer shows them.",
+        flush=True,
+    )
+    return dataset.as_stored()
+
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     """Returns the properties of a dataset that must not change when a run resumes, as JSON data."""
     split = dataset.split("train")
     # A dataset that Convoy did not write is named after its folder, which may be moved.
     name = {"name": dataset.name} if dataset.manifest else {}
+    reading = {"reading": AS_VIEWED} if split.as_viewed else {}
     return {
         **name,
+        **reading,
         "train_images": split.num_images,
         "train_digest": dataset.digest("train")[:16],
         "classes": dataset.num_classes,

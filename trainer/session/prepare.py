@@ -35,7 +35,7 @@ from convoy.trainer.session.agreement import (
     agree_on_run,
     agree_on_weights,
 )
-from convoy.trainer.session.description import dataset_identity, versions
+from convoy.trainer.session.description import as_read_by_run, dataset_identity, versions
 from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import check_same_run
@@ -111,6 +111,7 @@ def prepare(
         run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
     checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
+        dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
         config = configs.with_recorded_choices(config, checkpoint[1]["config"])
         check_same_run(checkpoint[1], config, dataset, run)
     with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():

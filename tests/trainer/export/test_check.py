@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import Dataset
-from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.decode import Crop, resize
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
+from convoy.input_pipeline.reading.viewed import decode_as_viewed
 from convoy.trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
 from convoy.trainer.export.formats import ServingModel
 from tests.input_pipeline.datasets import write_split
@@ -30,13 +31,18 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
     dataset = make_dataset(tmp_path, 100, image_format)
     samples = draw_samples(dataset, SIZE)
     (batch,) = Reader(dataset.split("test"), Crop(SIZE)).evaluation(BatchSlice(100))
-    numbers = [int(np.flatnonzero((batch["image"] == image).numpy().all((1, 2, 3)))[0]) for image in samples.images]
+    *images, turned, transparent = samples.images
+    numbers = [int(np.flatnonzero((batch["image"] == image).numpy().all((1, 2, 3)))[0]) for image in images]
     assert len(set(numbers)) == NUM_SAMPLES
     assert (numbers[0], numbers[-1]) == (0, 99)
-    for number, encoded in zip(numbers, samples.encoded, strict=True):
+    for number, encoded in zip(numbers, samples.encoded, strict=False):
         decoded = tf.io.decode_image(encoded).numpy()
         assert decoded.shape == (16 + number % 40, 16 + number % 40, 3)
         assert image_format == "jpeg" or np.array_equal(decoded, pixels(number, 16 + number % 40))
+    # Files that are turned by EXIF or transparent, and that evaluation reads as a viewer shows them.
+    for image, encoded in zip((turned, transparent), samples.encoded[-2:], strict=True):
+        assert np.array_equal(resize(decode_as_viewed(encoded), SIZE), image)
+        assert not np.array_equal(resize(tf.io.decode_image(encoded, channels=3), SIZE), image)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
 )
 def test_samples_come_from_the_validation_split_if_there_is_one(tmp_path, splits, chosen):
     samples = draw_samples(make_dataset(tmp_path, 3, "png", splits), SIZE)
-    assert (samples.split, len(samples.images)) == (chosen, 3)
+    assert (samples.split, len(samples.images)) == (chosen, 3 + 2)
 
 
 def test_undecodable_sample_names_shard_and_record(tmp_path):

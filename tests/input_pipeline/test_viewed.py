@@ -1,0 +1,106 @@
+"""Images as a viewer shows them, decoded in TensorFlow's graph: the same as Pillow's, for all orientations."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from convoy.input_pipeline.images.rgb import as_rgb
+from convoy.input_pipeline.reading.viewed import decode_as_viewed, exif_orientation
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((30, 22), Image.Resampling.BICUBIC)
+
+
+def saved(image, image_format, **options):
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def exif(orientation, *, little=True, tags_before=0):
+    """Returns an EXIF segment's content with this orientation after some other tags."""
+    order = "little" if little else "big"
+    entries = [(0x0100 + k, 4, k) for k in range(tags_before)] + [(0x0112, 3, orientation)]
+    content = (b"II" if little else b"MM") + (42).to_bytes(2, order) + (8).to_bytes(4, order)
+    content += len(entries).to_bytes(2, order)
+    for tag, kind, value in entries:
+        content += tag.to_bytes(2, order) + kind.to_bytes(2, order) + (1).to_bytes(4, order)
+        content += value.to_bytes(2, order) + b"\0\0" if kind == 3 else value.to_bytes(4, order)
+    return b"Exif\0\0" + content + b"\0\0\0\0"
+
+
+def as_pillow(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(as_rgb(image)).astype(int)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    """The function in a graph, as in the reader and in exported models."""
+    return tf.function(decode_as_viewed, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(drawing, decode, orientation):
+    for options in ({}, {"little": False}, {"tags_before": 9}):
+        data = saved(drawing, "JPEG", quality=95, exif=exif(orientation, **options))
+        assert int(exif_orientation(data)) == orientation
+        stored = Image.fromarray(tf.io.decode_image(data).numpy())
+        stored.getexif()[0x0112] = orientation
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+        assert expected.shape == ((30, 22, 3) if orientation > 4 else (22, 30, 3))
+        assert np.array_equal(decode(data), expected)
+        assert np.abs(as_pillow(data) - expected).mean() < 3  # another decoder of JPEG
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"",
+        exif(0),
+        exif(9),
+        exif(77),
+        exif(6)[:12],
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0" + bytes(20),
+        b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>",
+    ],
+)
+def test_without_a_valid_orientation_a_jpeg_is_upright(drawing, decode, segment):
+    data = saved(drawing, "JPEG", **({"exif": segment} if segment.startswith(b"Exif") else {}))
+    if segment and not segment.startswith(b"Exif"):
+        data = data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
+    assert int(exif_orientation(data)) == 1
+    assert decode(data).shape == (22, 30, 3)
+
+
+def test_exif_after_other_segments_is_found(drawing):
+    data = saved(drawing, "JPEG", exif=exif(8))
+    start = data.index(b"\xff\xe1")
+    comment = b"\xff\xfe" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    assert int(exif_orientation(data[:start] + comment + data[start:])) == 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparency_is_blended_with_white_as_pillow_does(drawing, decode, mode):
+    alpha = Image.linear_gradient("L").resize(drawing.size)
+    image, options = drawing.convert(mode.removesuffix("A") if mode != "P" else "RGB"), {}
+    if mode in ("RGBA", "LA"):
+        image.putalpha(alpha)
+    if mode == "P":
+        image, options = drawing.quantize(16), {"transparency": 3}
+    data = saved(image, "PNG", **options)
+    assert np.abs(decode(data).numpy() - as_pillow(data)).max() <= 1
+
+
+def test_other_formats_are_decoded_as_they_are(drawing, decode):
+    for image_format in ("GIF", "BMP"):
+        assert decode(saved(drawing, image_format)).shape == (22, 30, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(b"no image")
