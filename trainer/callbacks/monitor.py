@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
+from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.trainer import config as configs
@@ -108,6 +109,7 @@ class Monitor:
                     "directory": str(session.dataset.directory.resolve()),
                     "class_names": list(session.dataset.class_names),
                     **dataset_identity(session.dataset),
+                    **_validation_images(session.dataset),
                 },
             },
             pages_of_run(session.config, session.runtime.built.model),
@@ -265,3 +267,8 @@ class Monitor:
         self.run_logger.finish(result)
         self.console.say(f"Done: step {result['step']}, weights_sha256 {result['weights_sha256'][:16]}.")
         self.console.say(f"Curves: {self._session.run.curves}")
+
+
+def _validation_images(dataset: Dataset) -> dict[str, int]:
+    """Returns the number of validation images, by which the report judges differences; empty without any."""
+    return {"validation_images": dataset.split("validation").num_images} if "validation" in dataset.splits else {}

@@ -87,11 +87,11 @@ def test_coverage_keeps_images_of_equal_confidence_together():
 
 
 def test_label_error_needs_the_mean_confidence_of_the_predicted_class():
-    rows = [(0, 0, 0.9, 0.9)] * 8 + [(1, 1, 0.6, 0.6)] * 8
+    rows = [(0, 0, 0.9, 0.9)] * 80 + [(1, 1, 0.6, 0.6)] * 80
     rows += [(0, 1, 0.3, 0.65)]  # above the mean confidence of class 1
     rows += [(1, 0, 0.2, 0.8)]  # below the mean confidence of class 0
     rows += [(1, 0, 0.01, 0.98)]
-    assert analysis.likely_label_errors(predictions(rows), 3).tolist() == [18, 16]
+    assert analysis.likely_label_errors(predictions(rows), 3).tolist() == [162, 160]
     assert analysis.likely_label_errors(predictions([(0, 2, 0.1, 0.9)]), 3).tolist() == []  # class 2 has no images
 
 
@@ -108,6 +108,18 @@ def test_planted_label_errors_are_found_among_model_errors():
     assert np.isin(found_errors, wrong).sum() >= 25
     assert np.isin(found_errors, wrong).mean() > 0.6
     assert np.isin(analysis.mistakes(found), wrong).mean() < 0.3
+
+
+def test_a_model_that_is_often_sure_and_wrong_says_nothing_about_labels():
+    found, _ = drawn_predictions(np.random.default_rng(0).integers(0, 4, 100), num_classes=4, right=0.6)
+    assert len(analysis.mistakes(found)) > 25
+    assert len(analysis.likely_label_errors(found, 4)) < len(analysis.mistakes(found)) / 4
+
+
+def test_interval_of_a_difference_is_newcombes():
+    # Newcombe 1998, "Interval estimation for the difference between independent proportions", table II, 10.
+    low, high = analysis.difference_interval((56 / 70, 70), (48 / 80, 80))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_nan_counts_as_zero_confidence():

@@ -15,6 +15,9 @@ import numpy as np
 from convoy.core.thresholds import CALIBRATION_BINS
 from convoy.trainer.evaluation.predictions import Predictions
 
+_TRUSTED = 0.8  # accuracy of predictions that may say that a label is wrong
+_LEAST_RISE = 0.01  # of top-1
+
 ClassRow = tuple[str, int, float, float, float]  # name, images, precision, recall, F1
 
 
@@ -171,13 +174,19 @@ def likely_label_errors(predictions: Predictions, num_classes: int) -> np.ndarra
 
     These are the off-diagonal entries of the confident joint (Northcutt et al. 2021, "Confident Learning"): an image
     confidently belongs to a class if that class's probability reaches its mean over the images with that label. Only
-    the predicted class is considered. Ordered by its probability minus that of the label.
+    the predicted class is considered, and only where predictions of at least this probability are nearly always right
+    (the lower end of their accuracy's confidence interval is `_TRUSTED`): a model that is often sure and wrong says
+    nothing about labels. Ordered by its probability minus that of the label.
     """
     totals = np.bincount(predictions.label, predictions.label_probability, minlength=num_classes)
     thresholds = _share(totals, np.bincount(predictions.label, minlength=num_classes))
     # A class without images has no threshold, and nothing compares to NaN.
     confident = _confidence(predictions) >= thresholds[predictions.predicted]
-    found = np.flatnonzero(confident & ~predictions.correct)
+    by_confidence = risk_coverage(predictions)
+    images = np.rint(by_confidence.coverage * len(predictions.label)).astype(int)
+    lows = np.array([interval(round(share * n), n)[0] for share, n in zip(by_confidence.accuracy, images, strict=True)])
+    trusted = by_confidence.threshold[lows >= _TRUSTED].min(initial=np.inf)
+    found = np.flatnonzero(confident & ~predictions.correct & (_confidence(predictions) >= trusted))
     margin = predictions.predicted_probability - predictions.label_probability
     return found[np.argsort(-margin[found], kind="stable")]
 
@@ -208,6 +217,45 @@ def interval(hits: int, images: int) -> tuple[float, float]:
     centre = share + z**2 / (2 * images)
     half = z * np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     return float((centre - half) / (1 + z**2 / images)), float((centre + half) / (1 + z**2 / images))
+
+
+def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of the difference of two shares (Newcombe 1998, method 10).
+
+    Args:
+      first: a share in [0, 1], and the number of images that it was measured on.
+      second: what is subtracted.
+    """
+    (low, high), (other_low, other_high) = (
+        interval(round(share * images), images) for share, images in (first, second)
+    )
+    difference = first[0] - second[0]
+    below = np.hypot(first[0] - low, other_high - second[0])
+    above = np.hypot(high - first[0], second[0] - other_low)
+    return float(difference - below), float(difference + above)
+
+
+def still_improves(top1: np.ndarray, images: int) -> bool:
+    """Returns whether a curve rises to its end by more than its noise.
+
+    The last third, of at least 4 evaluations, must have a slope of more than twice its standard error, a rise of more
+    than a point and of more than the standard error of one evaluation, and must end at its best, but for half that
+    error.
+
+    Args:
+      top1: [n] in [0, 1], at equal intervals.
+      images: number of images evaluated each time; 0 if unknown.
+    """
+    tail = top1[-max(4, len(top1) // 3) :]
+    if len(top1) < 5:
+        return False
+    place = np.arange(len(tail)) - (len(tail) - 1) / 2
+    slope = (place * tail).sum() / (place**2).sum()
+    left = tail - tail.mean() - slope * place
+    error = np.sqrt((left**2).sum() / (len(tail) - 2) / (place**2).sum())
+    noise = np.sqrt(tail.mean() * (1 - tail.mean()) / images) if images else 0.0
+    rise = slope * (len(tail) - 1)
+    return bool(slope > 2 * error and rise > max(_LEAST_RISE, noise) and tail[-1] >= top1.max() - noise / 2)
 
 
 def _confidence(predictions: Predictions) -> np.ndarray:

@@ -13,14 +13,15 @@ import numpy as np
 
 from convoy.core.finding import Finding, Severity
 from convoy.core.html.templates import shown
-from convoy.core.text import counted, share
+from convoy.core.text import counted, joined, share
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.evaluation.report import analysis
 from convoy.trainer.evaluation.report.analysis import ByClass, Pair, Reliability
 from convoy.trainer.evaluation.report.history import History
 
-_SHIFT_POINTS = 5  # between validation and another split
+_SHIFT = 0.02  # between validation and another split: a smaller difference does not matter
+_SOME_GAP = 0.05  # between training and unseen images
 _MISCALIBRATED = 0.05  # expected calibration error
 _WIDE_INTERVAL = 0.1
 _GOOD = 0.9  # top-1
@@ -105,38 +106,58 @@ def _accuracy(history: History, evaluated: Evaluated) -> Finding:
 
 def _generalization(history: History, evaluation: Evaluation) -> Iterator[Finding]:
     step, split, top1 = evaluation.step, evaluation.split, evaluation.quality["top1"]
-    unseen, unseen_top1 = split, top1
+    unseen, unseen_top1, images, shifted = split, top1, evaluation.images, False
     validation = history.newest_result("validation", step)
     if validation and validation.step == step and split != "validation":
         unseen, unseen_top1 = "validation", validation.quality["top1"]
-        shift = 100 * (unseen_top1 - top1)
-        if split != "train" and shift > _SHIFT_POINTS:
+        images = history.dataset.get("validation_images", evaluation.images)
+        validated = (unseen_top1, history.dataset.get("validation_images", evaluation.images))
+        low, high = analysis.difference_interval(validated, (top1, evaluation.images))
+        shifted = split != "train" and low > _SHIFT
+        if shifted:
             text = (
-                f"Top-1 is {share(unseen_top1)} on validation and {share(top1)} on {split}, {shift:.0f} points lower. "
-                f"The images of {split} are drawn from another distribution than the training images."
+                f"Top-1 is {share(unseen_top1)} on validation and {share(top1)} on {split}, "
+                f"{100 * (unseen_top1 - top1):.0f} points lower (95 % confidence interval {100 * low:.0f} to "
+                f"{100 * high:.0f}). The images of {split} come from another distribution than the training images."
             )
-            fix = f"Add training images that resemble {split}, or use stronger augmentation."
+            fix = f"Add training images that resemble {split}, or {_stronger_augmentation(history)}."
             yield Finding(Severity.WARNING, "distribution-shift", text, fix, "errors")
     training = training_quality(history, step)
     if not training or unseen == "train":
         return
     gap = 100 * (training[0] - unseen_top1)
+    least_gap = training[0] - analysis.interval(round(unseen_top1 * images), images)[1]
     both = f"top-1 is {share(training[0])} {training[1]} and {share(unseen_top1)} on {unseen}"
-    if gap > 100 * OVERFITTING_GAP:
+    if gap > 100 * OVERFITTING_GAP and least_gap > _SOME_GAP:
         text = f"The model overfits: {both}, a gap of {gap:.0f} points."
-        fix = (
-            "Try more images, stronger config.augment, more config.optimizer.weight_decay, a smaller model or fewer "
-            "epochs."
-        )
+        fix = f"Try more images, or {_stronger_augmentation(history)}, or a smaller model or fewer epochs."
         yield Finding(Severity.WARNING, "overfitting", text, fix, "curves")
+    elif gap > 100 * _SOME_GAP:
+        text = f"The model may overfit somewhat: {both}, a gap of {gap:.0f} points"
+        few = f", on {counted(images, 'image')}, too few to tell" if least_gap <= _SOME_GAP else ""
+        yield Finding(Severity.NOTE, "some-overfitting", f"{text}{few}.", section="curves")
     elif max(training[0], unseen_top1) < _UNDERFITTED:  # augmented training images may be much harder
         text = f"The model underfits: {both}."
-        fix = "Try more epochs, a higher config.optimizer.learning_rate, a larger model or weaker config.augment."
+        weaker = " or weaker config.augment.ops" if history.config.get("augment", {}).get("ops") else ""
+        fix = f"Try more epochs, a higher config.optimizer.learning_rate, a larger model{weaker}."
         yield Finding(Severity.WARNING, "underfitting", text, fix, "curves")
-    else:
+    elif not shifted:
         gap_text = f"a gap of {counted(round(gap), 'point')}" if gap > 0.5 else "no gap"
         text = f"Little or no overfitting: {both}, {gap_text}."
         yield Finding(Severity.OK, "generalization", text, section="curves")
+
+
+def _stronger_augmentation(history: History) -> str:
+    """Returns advice on augmentation and regularization that the run does not follow already."""
+    config = history.config
+    ops, decay = config.get("augment", {}).get("ops"), config.get("optimizer", {}).get("weight_decay")
+    mixes = any(config.get("mix", {}).get(name) for name in ("mixup", "cutmix"))
+    advice = [
+        "stronger config.augment.ops" if ops else "augmentation (--config.augment.ops='crop(scale=0.7..1) | flip')"
+    ]
+    advice += [] if mixes else ["--config.mix.mixup=0.2"]
+    advice += [] if decay else ["--config.optimizer.weight_decay=0.05"]
+    return joined(advice, "or")
 
 
 def _predictions(history: History, evaluated: Evaluated) -> Iterator[Finding]:
@@ -183,11 +204,13 @@ def _predictions(history: History, evaluated: Evaluated) -> Iterator[Finding]:
         yield Finding(Severity.OK, "calibrated", text, section="calibration")
     elif over > 0:
         text = f"The model is overconfident: the expected calibration error (ECE) is {share(ece)}."
-        fix = "Try config.label_smoothing or temperature scaling."
+        fix = "Use the probabilities with care. Fewer epochs make a model less sure"
+        fix += "." if history.config.get("label_smoothing") else ", and so does --config.label_smoothing=0.1."
         yield Finding(Severity.NOTE, "overconfident", text, fix, "calibration")
     else:
         text = f"The model is underconfident: the expected calibration error (ECE) is {share(ece)}."
-        fix = "Try less config.label_smoothing or longer training."
+        smoothing = history.config.get("label_smoothing")
+        fix = f"Try {'less config.label_smoothing or ' if smoothing else ''}longer training."
         yield Finding(Severity.NOTE, "underconfident", text, fix, "calibration")
 
 
@@ -199,7 +222,8 @@ def _training(history: History) -> Iterator[Finding]:
         yield Finding(Severity.NOTE, "unfinished", text, section=section)
     _, top1 = history.curve("validation", "quality/top1")
     _, loss = history.curve("validation", "quality/loss")
-    if len(top1) >= 5 and history.result is not None and top1[-1] - top1[: -len(top1) // 5].max() > 0.01:
+    images = history.dataset.get("validation_images", 0)
+    if history.result is not None and analysis.still_improves(top1, images):
         text = "Validation top-1 was still improving when the run ended."
         yield Finding(Severity.NOTE, "still-improving", text, "Train for more epochs.", "curves")
     if len(loss) >= 5 and loss.argmin() < 0.7 * len(loss) and loss[-1] > 1.1 * loss.min():
@@ -229,10 +253,8 @@ def _speed(history: History) -> Iterator[Finding]:
         return
     if wait_pct > INPUT_BOUND_PCT:
         text = f"Input-bound: {wait_pct:.0f} % of step time is spent waiting for images."
-        fix = (
-            "Try config.cache=auto or memory, `convoy convert` with --encoding=raw or a smaller --image_size, or more "
-            "CPU cores."
-        )
+        cache = "--config.cache=memory, " if history.config.get("cache") != "memory" else ""
+        fix = f"Try {cache}`convoy convert` with --encoding=raw or a smaller --image_size, or more CPU cores."
         yield Finding(Severity.WARNING, "input-bound", text, fix, "speed")
     else:
         text = f"Not input-bound: {wait_pct:.1f} % of step time is spent waiting for images."
