@@ -29,6 +29,19 @@ from convoy.input_pipeline.tf_startup import set_verbosity
 
 _ABOUT = "convoy: trains image classifiers, with the same results on one device, all GPUs of a machine, or a cluster."
 
+# What other tools call these commands.
+_MEANING = {
+    **dict.fromkeys(("fit", "run", "resume", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("eval", "test", "validate", "score"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+    **dict.fromkeys(("prepare", "preprocess", "tfrecord", "tfrecords", "dataset"), "convert"),
+    **dict.fromkeys(("save", "serve", "tflite"), "export"),
+    **dict.fromkeys(("start", "srun", "torchrun", "mpirun"), "launch"),
+    **dict.fromkeys(("list", "ls", "compare"), "runs"),
+    **dict.fromkeys(("benchmark", "profile"), "bench"),
+    **dict.fromkeys(("check", "info", "env"), "doctor"),
+}
+
 _logger = logging.getLogger("convoy")
 
 
@@ -126,11 +139,12 @@ def _dispatch(argv: list[str]) -> int:
         print(f"convoy {__version__}")
         return 0
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}. Run `convoy` to list the commands.")
+        guess = f" (did you mean '{_MEANING[name]}'?)" if name in _MEANING else did_you_mean(name, COMMANDS)
+        raise UsageError(f"unknown command {name!r}{guess}. Commands: {', '.join(COMMANDS)}.")
     command = COMMANDS[name]
     module = importlib.import_module(f"convoy.cli.{name}")
     flags = absl_flags.FlagValues()
-    arguments = _current_flags(argv[2:], getattr(module, "RENAMED_FLAGS", {}))
+    arguments = _current_flags(_with_home(argv[2:]), getattr(module, "RENAMED_FLAGS", {}))
     arguments = module.define_flags(flags, arguments) or arguments
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
@@ -151,6 +165,18 @@ def _dispatch(argv: list[str]) -> int:
     if "verbosity" in flags:
         set_verbosity(flags.verbosity)
     return module.run(flags, rest) or 0
+
+
+def _with_home(arguments: list[str]) -> list[str]:
+    """Returns the arguments with `~` at the start of a flag's values replaced, which shells do in bare words only."""
+
+    def expanded(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.startswith("-") or "~" not in value:
+            return argument
+        return f"{name}={','.join(map(os.path.expanduser, value.split(',')))}"
+
+    return [expanded(argument) for argument in arguments]
 
 
 def _current_flags(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:

@@ -26,5 +26,5 @@ class DataError(ConvoyError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the most similar of `known`, or an empty string if none is similar."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""

@@ -10,6 +10,7 @@ Listing reads names and sizes only. Files that are not images are detected when 
 import os
 import posixpath
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ _SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
     + ("system volume information",)
 )
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _LISTED = 3  # names that an error lists
 _SEARCHED = 5_000  # names; searching 100,000 for a similar one takes a second
 
@@ -473,6 +475,8 @@ def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 def _check_folder(images: Path) -> None:
     if not images.is_dir():
         kind = "is not a folder" if images.exists() else "does not exist"
+        if images.is_file() and (images.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(images)):
+            raise DataError(f"image folder {images} is an archive. Unpack it, and pass the folder with the images")
         raise DataError(f"image folder {images} {kind}{similar_folder(images)}")
 
 

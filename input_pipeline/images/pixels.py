@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
 
+# Text and colour profiles of a PNG are read with the image. Their limits in Pillow, 1 MB each, refuse whole images.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
 

@@ -366,3 +366,16 @@ class TestSlipsOfBeginners:
     )
     def test_two_lengths_or_none_are_refused(self, refuses, flags, named):
         assert named in refuses("train", "--config=smoke", *flags)
+
+    @pytest.mark.parametrize(
+        ("name", "meant"), [("fit", "train"), ("eval", "evaluate"), ("trian", "train"), ("nosuch", "")]
+    )
+    def test_an_unknown_command_is_answered_by_its_meaning_and_the_list(self, refuses, name, meant):
+        error = refuses(name)
+        assert ("did you mean" in error) == bool(meant)
+        assert f"'{meant}'" in error or not meant
+        assert all(command in error for command in COMMANDS)
+
+    def test_the_home_folder_is_known_in_flags(self, refuses, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert f"{tmp_path}/none" in refuses("verify", "--data=~/none", code=3)

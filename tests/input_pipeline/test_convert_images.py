@@ -1,10 +1,12 @@
 """Images that `convoy convert` changes or leaves out."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from convoy import cli
 from convoy.input_pipeline.convert.convert import Options, convert
@@ -152,6 +154,16 @@ def test_too_many_bad_images_are_an_error_that_lists_some_and_leaves_no_dataset(
     assert (
         cli.main(["convoy", "convert", f"--images={photos}", f"--output={tmp_path}/data", "--max_bad_fraction=.5"]) == 0
     )
+
+
+def test_pngs_with_large_text_and_profiles_are_images(tmp_path, photos):
+    text = PngInfo()
+    text.add_text("Comment", "x" * 1_500_000, zip=True)
+    for number, more in enumerate(({"pnginfo": text}, {"icc_profile": os.urandom(1_200_000)})):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(photos / "mug" / f"large_{number}.png", **more)
+    convert(Options(photos, tmp_path / "data", validation_fraction=0, workers=1))
+    assert quarantined(tmp_path / "data") == set()
+    assert {"mug/large_0.png", "mug/large_1.png"} <= examples(tmp_path / "data").keys()
 
 
 def test_decompression_bomb_is_left_out(tmp_path, photos):

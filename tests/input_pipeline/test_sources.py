@@ -185,6 +185,11 @@ def test_missing_folder_is_reported_with_a_suggestion(tmp_path):
     assert_rejected("a.jpg .*folder", tmp_path / "photos/a/a.jpg")
 
 
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    assert_rejected("photos.zip is an archive. Unpack it", tmp_path / "photos.zip")
+
+
 def test_folder_without_class_folders_is_rejected(tmp_path):
     assert_rejected("2 images.*--manifest", touch(tmp_path, "a.jpg", "b.jpg"))
 

@@ -38,7 +38,11 @@ class TrainingConsole:
           shows: False for workers other than the chief, which print nothing.
         """
         output = cast("IO[str]", _TolerantFile(sys.stdout)) if sys.stdout else None
-        self.console = console or Console(file=output, highlight=False, soft_wrap=True, quiet=not shows)
+        # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
+        draws = None if sys.stdout and sys.stdout.isatty() else False
+        self.console = console or Console(
+            file=output, highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
+        )
         self._total_steps = total_steps
         self._first_step = first_step
         self._first_done: tuple[int, float] | None = None  # the first step of this start, and when it ended

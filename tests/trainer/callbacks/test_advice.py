@@ -64,11 +64,18 @@ def test_classes_without_images_are_named_per_split(advice_on, shown):
 
 
 def test_scaled_learning_rate_is_reported(advice_on, shown):
-    advice_on(batch_size=256, schedule={"scaling": "linear"})
+    advice_on(num_images=1000, batch_size=256, schedule={"scaling": "linear"})
     (finding,) = shown
     assert (finding.code, finding.severity) == ("scaled-learning-rate", Severity.NOTE)
     assert all(value in finding.text for value in ("0.001", "0.004", "linear", "256", "64"))
     assert "--config.schedule.scaling=none" in finding.fix
+
+
+def test_a_batch_larger_than_the_data_set_is_reported(advice_on, shown):
+    advice_on(num_images=100, batch_size=128, schedule={"scaling": "none"})
+    (finding,) = shown
+    assert (finding.code, finding.severity) == ("batch-larger-than-data", Severity.WARNING)
+    assert "128" in finding.text and "100" in finding.text and "--config.batch_size=32" in finding.fix
 
 
 def test_input_wait_is_reported_when_it_begins(advice_on, shown):

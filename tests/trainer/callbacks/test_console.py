@@ -88,6 +88,13 @@ def test_terminal_without_cursor_control_gets_plain_lines():
     assert screen.getvalue().startswith("step 20/100  epoch 1.00  loss 2.5000")
 
 
+def test_forced_colours_are_no_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with TrainingConsole(100, 0) as view:
+        view.progress(20, 1.0, LINE)
+    assert "━" not in capsys.readouterr().out
+
+
 def test_full_disk_of_the_output_does_not_end_the_run(monkeypatch):
     full = open("/dev/full", "w")  # noqa: SIM115 (closing it fails too)
     monkeypatch.setattr("sys.stdout", full)
