@@ -6,6 +6,7 @@ In a cluster every worker runs this loop on its own part of each batch; only the
 """
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -80,6 +81,7 @@ def train(
         dataset, or the last checkpoint cannot be written.
       DivergedError: the loss became NaN or infinite, other than by an overflow of float16.
       PreemptedError: a worker received SIGTERM or SIGUSR1.
+      InterruptedRunError: a worker received SIGINT (Ctrl-C).
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
@@ -164,6 +166,7 @@ class _Training:
                 if self._order_record:
                     self._order_record.truncate(self._state.step)
                 self._worker_group.exchange("begin")
+                self._stop.listen_to_interrupts()
                 while self._state.step < self._plan.total_steps:
                     try:
                         self._train_steps()
@@ -351,7 +354,8 @@ class _Training:
         receiver = f" to {self._worker_group.address(rank)}" if self._worker_group.num_workers > 1 else ""
         seconds = max(self._stop.seconds, seconds)
         self._run_logger.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
-        raise PreemptedError(
+        error = InterruptedRunError if name == signal.SIGINT.name else PreemptedError
+        raise error(
             f"{name}{receiver}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
             f"Rerun the same command to resume from {self._resume_point()}."
         )

@@ -14,6 +14,7 @@ from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
+from convoy.core.processes import ending_on_interrupt
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
@@ -141,23 +142,24 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     check_strategy(flags.strategy, cluster)
     if cluster:  # Convoy names lost workers; TensorFlow's own log lines do not
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    start_tensorflow()
-    from convoy.trainer.cluster.watchdog import Deadlines
-    from convoy.trainer.loop import train
+    with ending_on_interrupt():
+        start_tensorflow()
+        from convoy.trainer.cluster.watchdog import Deadlines
+        from convoy.trainer.loop import train
 
-    train(
-        config,
-        data=flags.data,
-        workdir=flags.workdir,
-        devices=devices,
-        strategy_name=flags.strategy,
-        cluster=cluster,
-        deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
-        record_order=flags.record_order,
-        interface=flags.interface,
-        profile_steps=profile_steps,
-        recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
-    )
+        train(
+            config,
+            data=flags.data,
+            workdir=flags.workdir,
+            devices=devices,
+            strategy_name=flags.strategy,
+            cluster=cluster,
+            deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
+            record_order=flags.record_order,
+            interface=flags.interface,
+            profile_steps=profile_steps,
+            recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
+        )
 
 
 def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:

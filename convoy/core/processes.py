@@ -47,6 +47,26 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ending_on_interrupt() -> Iterator[None]:
+    """Makes Ctrl-C end the process at once inside, with a line and exit code 130.
+
+    A KeyboardInterrupt in TensorFlow's C++ code would end in pages of its own messages. Everything that is written
+    whole or not at all stays so.
+    """
+
+    def end(number: int, _: object) -> None:
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # shows the cursor, which progress bars hide
+        os.write(2, b"convoy: interrupted\n")
+        os._exit(SIGNAL_BASE + number)
+
+    with (
+        contextlib.nullcontext() if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else _handling(end, signal.SIGINT)
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def interrupts_ignored() -> Iterator[None]:
     """Ignores Ctrl-C inside, also in processes that are started inside."""
     with _handling(signal.SIG_IGN, signal.SIGINT):

@@ -77,9 +77,15 @@ def _stored(encoded: tf.Tensor) -> tf.Tensor:
 def _upright(encoded: tf.Tensor) -> tf.Tensor:
     image, orientation = _stored(encoded), exif_orientation(encoded)
 
+    def exchanged() -> tf.Tensor:
+        # Not by `tf.transpose`: wherever it is in a graph, TensorFlow may print an error that oneDNN has none for bytes.
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        places = tf.range(width)[:, tf.newaxis] + width * tf.range(height)
+        return tf.gather(tf.reshape(image, [-1, 3]), places)
+
     def turned() -> tf.Tensor:
         # 5 to 8 are 1 to 4 with rows and columns exchanged.
-        swapped = tf.cond(orientation > 4, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+        swapped = tf.cond(orientation > 4, exchanged, lambda: image)
         mirrored = (orientation == 2) | (orientation == 3) | (orientation == 6) | (orientation == 7)
         flipped = (orientation == 3) | (orientation == 4) | (orientation == 7) | (orientation == 8)
         swapped = tf.cond(mirrored, lambda: tf.reverse(swapped, [1]), lambda: swapped)

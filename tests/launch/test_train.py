@@ -37,6 +37,24 @@ def test_killed_worker_is_restarted_and_the_run_resumes(convoy_started, dataset,
 
 
 @pytest.mark.slow
+def test_ctrl_c_of_the_launcher_saves_the_run(convoy_started, dataset, tmp_path, wait_until):
+    run, output = tmp_path / "run", tmp_path / "output"
+    model = f"--config.model.name={user_models.__file__}:small"
+    trainer = ("train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
+    steps = ("--config.steps=1000000", "--config.eval_every_steps=1000000", "--config.checkpoint_every_steps=50")
+    with convoy_started("launch", "local", "--processes=2", "--", *trainer, *steps, output=output) as launcher:
+        wait_until(
+            lambda: list((run / "checkpoints").glob("step-*.npz")) or launcher.poll() is not None, "a checkpoint"
+        )
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(60) == 130, output.read_text()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    (preempted,) = [event for event in events if event["event"] == "preempted"]
+    assert (run / "checkpoints" / f"step-{preempted['step']:09}.npz").exists()
+    assert "Traceback" not in output.read_text()
+
+
+@pytest.mark.slow
 def test_refusal_by_the_trainer_is_shown_once(convoy, tmp_path):
     result = convoy(
         "launch", "local", "--processes=2", "--", "train", f"--data={tmp_path}", f"--workdir={tmp_path}/run"

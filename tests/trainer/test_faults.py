@@ -211,6 +211,42 @@ def test_run_directory_is_locked_until_its_process_is_killed(convoy_started, wai
         assert third.wait(60) == 138, output.read_text()
 
 
+@pytest.mark.slow
+def test_ctrl_c_saves_on_all_workers_and_a_second_one_ends_at_once(
+    training, convoy_started, wait_until, dataset, tmp_path
+):
+    with training() as (run, workers):
+        workers.processes[1].send_signal(signal.SIGINT)
+        assert workers.wait(SOON) == [130, 130], workers.output(0)
+    (preempted,) = events_of(run, "preempted")
+    assert (preempted["signal"], preempted["worker"]) == ("SIGINT", 1)
+    assert checkpoints(run)[-1] == preempted["step"]
+    for rank in (0, 1):
+        assert "SIGINT to worker 1" in workers.error(rank)
+
+    output = tmp_path / "again"
+    with convoy_started(*FLAGS, f"--data={dataset.data}", f"--workdir={run}", output=output) as process:
+        wait_until(lambda: events_of(run, "restored") or process.poll() is not None, "the second start")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SOON) == 130, output.read_text()
+    lines = [line for line in output.read_text().splitlines() if line.startswith("convoy: ")]
+    assert 1 <= len(lines) <= 2 and all("interrupted" in line or "SIGINT" in line for line in lines)
+    assert "Traceback" not in output.read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_training_starts_prints_one_line(convoy_started, wait_until, dataset, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "output"
+    with convoy_started(*FLAGS, f"--data={dataset.data}", f"--workdir={run}", output=output) as process:
+        wait_until(lambda: run.exists() or process.poll() is not None, "the run directory")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SOON) == 130
+    assert "Traceback" not in output.read_text()
+    errors = [line for line in output.read_text().splitlines() if line.startswith("convoy: ")]
+    assert len(errors) <= 2 and "interrupted" in errors[0]
+
+
 TASK = {"cluster": {"worker": ["127.0.0.1:2222", "127.0.0.1:2223"]}, "task": {"type": "worker", "index": 0}}
 
 

@@ -1,12 +1,15 @@
-"""Stop requests by SIGTERM and SIGUSR1, as schedulers send them. They set a flag that the next step spreads to all.
+"""Stop requests by SIGTERM and SIGUSR1, as schedulers send them, and by Ctrl-C. They set a flag that the next step
+spreads to all.
 
 with StopRequest() as stop:
     strategy = ...      # TensorFlow may install its own handler here
     stop.listen()
+    stop.listen_to_interrupts()       # once there is something to save
     stop.is_set, stop.signal_name, stop.seconds
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -37,6 +40,14 @@ class StopRequest:
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
 
+    def listen_to_interrupts(self) -> None:
+        """Makes the first Ctrl-C a stop request; the second one does what Ctrl-C did before."""
+        with contextlib.suppress(ValueError):
+            before = signal.getsignal(signal.SIGINT)
+            if before is not signal.SIG_IGN:  # a background job
+                self._previous[signal.SIGINT] = before
+                signal.signal(signal.SIGINT, self._receive)
+
     def __exit__(self, *_: object) -> None:
         """Restores the previous handlers."""
         for number, handler in self._previous.items():
@@ -48,5 +59,9 @@ class StopRequest:
         return time.monotonic() - self._received if self.is_set else 0.0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.is_set and callable(before := self._previous[number]):
+            before(number, frame)
         if not self.is_set:
+            if number == signal.SIGINT:
+                os.write(2, b"convoy: interrupted: saving after this step. Press Ctrl-C again to end at once.\n")
             self.is_set, self.signal_name, self._received = True, signal.Signals(number).name, time.monotonic()

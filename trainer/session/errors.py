@@ -57,7 +57,7 @@ class DivergedError(ConvoyError):
 
 
 class InterruptedRunError(ConvoyError):
-    """Ctrl-C."""
+    """Ctrl-C. The run was saved before it stopped, unless it could not wait for the step."""
 
     exit_code = INTERRUPTED
 
