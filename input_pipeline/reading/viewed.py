@@ -78,7 +78,7 @@ def _upright(encoded: tf.Tensor) -> tf.Tensor:
     image, orientation = _stored(encoded), exif_orientation(encoded)
 
     def exchanged() -> tf.Tensor:
-        # Not by `tf.transpose`: wherever it is in a graph, TensorFlow may print an error that oneDNN has none for bytes.
+        # Not by `tf.transpose`: wherever it is in a graph, TensorFlow may print that oneDNN has none for bytes.
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         places = tf.range(width)[:, tf.newaxis] + width * tf.range(height)
         return tf.gather(tf.reshape(image, [-1, 3]), places)

@@ -5,7 +5,9 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError
 from convoy.trainer import models
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.models import build_model
+from convoy.trainer.session.runtime import weights_file
 from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES, SIZE = 42, 32
@@ -323,6 +325,26 @@ def test_a_weights_file_for_other_classes_loads_all_but_the_last_layer(tmp_path)
         assert np.array_equal(one, other)
     assert saved.loaded == ""
     assert "36 of 36" in built.loaded and "0 of 2" in built.loaded and str(path) in built.loaded
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_weights_of_a_run_or_of_one_of_its_checkpoints_are_loaded(tmp_path, averaged):
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    store.folder.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"config\.model\.weights=.*no checkpoints"):
+        weights_file(str(tmp_path / "run"))
+    for step, score in ((10, 0.9), (20, 0.5)):
+        model = build_model("convnet", num_classes=4, image_size=SIZE).model
+        values = {f"model/{v.path}": v.numpy() + step for v in model.variables}
+        averages = {f"average/{v.path}": v.numpy() - step for v in model.trainable_variables} if averaged else {}
+        store.save(values | averages, step=step, metadata={"step": step}, score=score)
+        for weights in (tmp_path / "run", store.folder / f"step-{step:09}.npz"):
+            file = weights_file(str(weights))
+            built = build_model("convnet", num_classes=3, image_size=SIZE, weights=file)
+            assert "36 of 36" in built.loaded and "0 of 2" in built.loaded
+            best, _ = store.load(10 if weights.is_dir() else step)
+            kernel = built.model.trainable_variables[0]
+            assert np.array_equal(kernel, best[f"{'average' if averaged else 'model'}/{kernel.path}"])
 
 
 def test_a_missing_or_damaged_weights_file_is_rejected(tmp_path):

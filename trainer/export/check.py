@@ -41,13 +41,15 @@ class Samples:
 
     Attributes:
       split: split that they are from.
-      images: pixels as evaluation sees them, [n, size, size, 3] uint8; the last two are other kinds of the first.
+      images: pixels as evaluation sees them, [n, size, size, 3] uint8.
       encoded: n encoded images as stored in the dataset; PNG if it stores raw pixels.
+      others: how many at the end are files that a viewer shows otherwise than stored, made from the first image.
     """
 
     split: str
     images: np.ndarray
     encoded: tuple[bytes, ...]
+    others: int = 0
 
 
 def draw_samples(dataset: Dataset, image_size: int) -> Samples:
@@ -71,10 +73,10 @@ def draw_samples(dataset: Dataset, image_size: int) -> Samples:
             # The exported model turns images, which an earlier reading did not.
             is_encoded = record["format"] != b"raw" and (split.as_viewed or dataset.manifest)
             encoded.append(record["encoded"] if is_encoded else tf.io.encode_png(image).numpy())
-    for data, pixels in _other_kinds(images[0]):
-        images.append(resize(pixels, image_size).numpy())
-        encoded.append(data)
-    return Samples(split.name, np.stack(images), tuple(encoded))
+    others = list(_other_kinds(images[0]))
+    images += [resize(pixels, image_size).numpy() for _, pixels in others]
+    encoded += [data for data, _ in others]
+    return Samples(split.name, np.stack(images), tuple(encoded), len(others))
 
 
 def _other_kinds(image: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -131,7 +133,13 @@ def _predict_in_new_process(file_format: str, path: Path, samples: Samples) -> t
     with tempfile.TemporaryDirectory(prefix="convoy-") as folder:
         samples_file, output = Path(folder) / "samples.npz", Path(folder) / "output.npz"
         joined = np.frombuffer(b"".join(samples.encoded), np.uint8)
-        np.savez(samples_file, images=samples.images, encoded=joined, lengths=[*map(len, samples.encoded)])
+        np.savez(
+            samples_file,
+            images=samples.images,
+            encoded=joined,
+            lengths=[*map(len, samples.encoded)],
+            others=samples.others,
+        )
         program = Path(loaders.__file__).read_text(encoding="utf-8")
         try:
             finished = subprocess.run(

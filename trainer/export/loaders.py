@@ -68,8 +68,8 @@ def _onnx(path: Path) -> Classify:
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-def _classify_encoded(path: Path, encoded: list[bytes]) -> tuple[list[np.ndarray], list[bytes]]:
-    """Classifies encoded images with a SavedModel: as bytes, and as pixels at their original size.
+def _classify_encoded(path: Path, encoded: list[bytes], others: int) -> tuple[list[np.ndarray], list[bytes]]:
+    """Classifies encoded images with a SavedModel: as bytes, and all but the last `others` as pixels at their size.
 
     Returns:
       Two arrays of probabilities [n, num_classes], and the n predicted class names as UTF-8.
@@ -77,22 +77,24 @@ def _classify_encoded(path: Path, encoded: list[bytes]) -> tuple[list[np.ndarray
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    from_bytes = loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
-    pixels = [tf.io.decode_image(image, channels=3, expand_animations=False)[tf.newaxis] for image in encoded]
+    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
+    from_bytes, plain = answer["probabilities"].numpy(), encoded[: len(encoded) - others]
+    pixels = [tf.io.decode_image(image, channels=3, expand_animations=False)[tf.newaxis] for image in plain]
     from_pixels = [loaded.signatures["images"](images=image)["probabilities"].numpy() for image in pixels]
-    return [from_bytes["probabilities"].numpy(), np.concatenate(from_pixels)], from_bytes["category"].numpy().tolist()
+    return [from_bytes, np.concatenate([*from_pixels, from_bytes[len(plain) :]])], answer["category"].numpy().tolist()
 
 
 def _main(file_format: str, path: str, samples: str, output: str) -> None:
     """Classifies `images` of the samples and, with a SavedModel, also `encoded`: concatenated, `lengths` bytes each."""
     with np.load(samples) as arrays:
         images, joined, lengths = arrays["images"], arrays["encoded"].tobytes(), arrays["lengths"]
+        others = int(arrays["others"])
     outputs = [load(file_format, Path(path))(images)]
     categories: list[bytes] = []
     if file_format == "saved_model":
         ends = np.cumsum(lengths).tolist()
         encoded = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        more, categories = _classify_encoded(Path(path), encoded)
+        more, categories = _classify_encoded(Path(path), encoded, others)
         outputs += more
     np.savez(output, probabilities=np.stack(outputs), categories=np.array([name.decode() for name in categories], str))
 

@@ -1,11 +1,12 @@
-"""Loads weights from a file into a model of the same architecture, with a new head for other classes.
+"""Loads weights from a file or a run into a model of the same architecture, with a new head for other classes.
 
     print(load_pretrained(model, fast, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"))
 
 Three formats: Keras' legacy `.h5` (weights or a complete model, such as the files published with `keras.applications`,
-with or without top), recognized by its content, and `.weights.h5` and `.keras`, recognized by name. No code in a file
-is executed. The file must contain all weights of the backbone (`head.split`); a layer of the head is loaded if all its
-weights fit, and keeps its random initialization otherwise.
+with or without top), recognized by its content, and `.weights.h5` and `.keras`, recognized by name, also the `.keras`
+of `convoy export`, and checkpoints of runs (`.npz`). No code in a file is executed. The file must contain all weights
+of the backbone (`head.split`); a layer of the head is loaded if all its weights fit, and keeps its random
+initialization otherwise.
 """
 
 import warnings
@@ -44,7 +45,14 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
     if not Path(path).is_file():
         raise DataError(f"{name}: the file does not exist.")
     try:
-        found = [_in_order(model, path)] if _is_legacy(path) else [_by_keras(each, path) for each in (model, fast)]
+        if path.endswith(".npz"):
+            found = [_from_checkpoint(fast, path)]
+        elif _is_legacy(path):
+            found = [_in_order(model, path)]
+        else:
+            found = [_by_keras(each, path) for each in (model, fast)]
+            if path.endswith(".keras") and all(value is None for values in found for value in values):
+                found.append(_from_export(model, path))
     except Exception as error:  # a damaged file can make h5py, zipfile and Keras raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(f"{name}: damaged, or does not fit model {model.name!r}: {reason}.") from error
@@ -76,6 +84,26 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
         + (f", {in_file} of {len(in_head)} head weights" if head else "")
         + ("; the rest is random" if in_file < len(in_head) else "")
     )
+
+
+def _from_checkpoint(model: keras.Model, path: str) -> list[np.ndarray | None]:
+    """Returns the values of a checkpoint for the weights of a model, averaged ones if the run kept an average."""
+    names = {name for weight in model.weights for name in (f"average/{weight.path}", f"model/{weight.path}")}
+    with np.load(path) as file:
+        values = {name: file[name] for name in file.files if name in names}
+
+    def value_of(weight: keras.Variable) -> np.ndarray | None:
+        value = values.get(f"average/{weight.path}", values.get(f"model/{weight.path}"))
+        return value if value is not None and value.shape == tuple(weight.shape) else None
+
+    return [value_of(weight) for weight in model.weights]
+
+
+def _from_export(model: keras.Model, path: str) -> list[np.ndarray | None]:
+    """Returns the values of the model inside a classifier of `convoy export`, for the weights of a model."""
+    exported = keras.models.load_model(path, compile=False).get_weights()
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    return [*exported] if [value.shape for value in exported] == shapes else [None] * len(shapes)
 
 
 def _is_legacy(path: str) -> bool:

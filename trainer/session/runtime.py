@@ -3,14 +3,17 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import ml_collections
 import tensorflow as tf
 
-from convoy.core.errors import UsageError
+from convoy.core.errors import DataError, UsageError
+from convoy.core.run_layout import RunLayout, checkpoint_name
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
@@ -116,7 +119,7 @@ def make_runtime(
     if config.model.name == "convnet":
         options.setdefault("instance_norm", "off")
     build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
-    weights = config.model.weights
+    weights = weights_file(config.model.weights)
 
     def build_main_model(size: int) -> ModelBundle:
         # Restarts Keras' automatic layer names at 1. It also resets the dtype policy, so it comes first.
@@ -143,6 +146,22 @@ def make_runtime(
         built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
     )
     return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
+
+
+def weights_file(path: str) -> str:
+    """Returns the file that config.model.weights stands for: of a run directory its best checkpoint.
+
+    Raises:
+      DataError: a run directory without checkpoints.
+    """
+    if not path or not Path(path).is_dir():
+        return path
+    folder = RunLayout(path).checkpoints
+    store = CheckpointStore(folder)
+    step = store.best() or store.latest()
+    if step is None:
+        raise DataError(f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, or a weights file.")
+    return str(folder / checkpoint_name(step))
 
 
 def _check_accepts_size(name: str, model: keras.Model, size: int) -> None:

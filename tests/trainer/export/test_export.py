@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.export.loaders import FILES
+from convoy.trainer.models import build_model
+from tests.trainer import user_models
 from tests.trainer.run_files import fingerprints, result_of
 
 pytestmark = pytest.mark.slow
@@ -109,6 +112,15 @@ def results(exported, finished_run, photos, dataset, convoy, tmp_path_factory):
 
 
 class TestExport:
+    def test_keras_file_is_a_start_for_the_next_training(self, exported, finished_run):
+        folder, _ = exported
+        name = f"{user_models.__file__}:normalized"
+        built = build_model(name, num_classes=7, image_size=32, weights=str(folder / FILES["keras"]))
+        values, _ = CheckpointStore(finished_run.workdir / "checkpoints").load(40)
+        for variable in built.model.weights:
+            expected = values.get(f"average/{variable.path}", values[f"model/{variable.path}"])
+            assert np.array_equal(variable, expected), variable.path
+
     def test_prints_size_and_difference_of_each_format(self, exported):
         output, stdout = exported
         for name, file in FILES.items():
