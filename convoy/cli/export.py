@@ -63,9 +63,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         ],
     )
     reference = exported.reference
+    samples = reference.samples
     print(
         f"Exported step {exported.step} to {flags.output}: reloaded in new processes and compared with a float32 "
-        f"evaluation of {len(reference.probabilities) - reference.samples.others} images of split {reference.samples.split!r}."
+        f"evaluation of {len(samples.images) - samples.others} images of split {samples.split!r}."
     )
     if reference.precision != "float32":
         print(
