@@ -168,13 +168,14 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _with_home(arguments: list[str]) -> list[str]:
-    """Returns the arguments with `~` at the start of a flag's values replaced, which shells do in bare words only."""
+    """Returns the arguments with `~/` and `~NAME/` at the start of a flag's values replaced: shells leave these."""
 
     def expanded(argument: str) -> str:
         name, equals, value = argument.partition("=")
-        if not equals or not name.startswith("-") or "~" not in value:
+        if not equals or not name.startswith("-"):
             return argument
-        return f"{name}={','.join(map(os.path.expanduser, value.split(',')))}"
+        parts = (os.path.expanduser(part) if re.match(r"~[\w.-]*/", part) else part for part in value.split(","))
+        return f"{name}={','.join(parts)}"
 
     return [expanded(argument) for argument in arguments]
 
@@ -194,7 +195,7 @@ def _current_flags(arguments: list[str], renamed: Mapping[str, str]) -> list[str
 
 def require_flags(flags: absl_flags.FlagValues, *names: str) -> None:
     """Raises a UsageError that lists the required flags that are missing."""
-    missing = [f"--{name}" for name in names if flags[name].value in (None, "")]
+    missing = [f"--{name}" for name in names if flags[name].value in (None, "", [])]
     if missing:
         raise UsageError(f"{' and '.join(missing)} must be given. Run with --help for an example.")
 

@@ -1,8 +1,13 @@
 """`convoy evaluate`: evaluates a trained run on a split, each image once, and writes its report."""
 
+import json
+from pathlib import Path
+
 from absl import flags as absl_flags
 
 from convoy.core.devices import parse_devices
+from convoy.core.errors import DataError
+from convoy.core.files import check_output_file, json_value, write_whole
 from convoy.core.flags import FlagDefiner
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
@@ -17,6 +22,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string("workdir", None, "run directory of `convoy train`")
     define.string("split", None, "split to evaluate on")
     define.string("data", None, "dataset directory; default: the one the run was trained on")
+    define.string("json", None, "file to write the metrics to, as JSON")
     define_flip_flag(flags)
     define_model_flags(flags)
 
@@ -40,6 +46,8 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Evaluates, prints the metrics and writes the report."""
+    if flags.json:
+        check_output_file(Path(flags.json), flag="json")
     devices = parse_devices(flags.devices)
     start_tensorflow()
     from convoy.trainer.callbacks.console import quality_row
@@ -53,6 +61,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     tta = " and flip test-time augmentation" if flip_tta else ""
     print(f"Evaluated {num_images:,} images of {flags.split} with the weights of step {trained.step}{tta}.")
     print(quality_row(flags.split, quality))
+    if flags.json:
+        facts = {"split": flags.split, "step": trained.step, "images": num_images, "flip_tta": flip_tta}
+        try:
+            write_whole(Path(flags.json), (json.dumps(json_value({**facts, **quality}), indent=1) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
     print(f"Metrics: {trained.run.results_table}")
     print(f"Predictions: {trained.run.predictions(flags.split)}")
     print("\n".join(write_report(trained.run)))

@@ -108,12 +108,12 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_output_file(path: Path) -> None:
-    """Raises a UsageError unless `path`, the value of `--output`, may become a file."""
+def check_output_file(path: Path, *, flag: str = "output") -> None:
+    """Raises a UsageError unless `path`, the value of `--FLAG`, may become a file."""
     if not path.parent.is_dir():
-        raise UsageError(f"--output={path}: the folder {path.parent} does not exist. Create it.")
+        raise UsageError(f"--{flag}={path}: the folder {path.parent} does not exist. Create it.")
     if path.is_dir():
-        raise UsageError(f"--output={path} is a folder. Pass the path of the file to write.")
+        raise UsageError(f"--{flag}={path} is a folder. Pass the path of the file to write.")
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
     code = run_file(Path("models.py"))
     model = code.names["small"](num_classes=3, image_size=32)
-    code.imported()                             # models.py, and what it has imported from its folder
+    code.files()                                # models.py, and what it has imported from its folder
 
 The folder of a file comes first on its import path, as for `python FILE`, while the file runs. Later imports, such as
 those in functions, find the folder last, so that it hides no module of Convoy's or of a library.

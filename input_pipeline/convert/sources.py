@@ -346,8 +346,13 @@ def _match(
         # Backslashes are separators on Windows, and part of a name elsewhere.
         spellings = [plain, posixpath.normpath(plain), posixpath.normpath(plain.replace("\\", "/"))]
         spellings += [spellings[-1].removeprefix(f"{images.name}/")]  # relative to the parent of the folder
+        spellings += [spellings[-1].strip()]  # blanks around a value, unless they are part of the name
         named = next((by_name[spelling] for spelling in spellings if spelling in by_name), None)
-        matched.append([named] if named else by_base_name.get(plain) or by_stem.get(spellings[-1], []))
+        matched.append(
+            [named]
+            if named
+            else by_base_name.get(plain) or by_base_name.get(plain.strip()) or by_stem.get(spellings[-1], [])
+        )
     missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
     if missing and (not skip_missing or len(missing) == len(filenames)):
         raise DataError(
@@ -386,7 +391,7 @@ def _read_rows(table: Table) -> list[tuple[int, str, str]]:
                 raise DataError(
                     f"{manifest} line {line}: empty {column} ({','.join(row)}). Fill it in, or remove the row"
                 )
-        parsed.append((line, filename, category))
+        parsed.append((line, filename, category.strip()))
     counts = Counter(filename for _, filename, _ in parsed)
     repeated = [filename for filename, number in counts.items() if number > 1]
     if repeated:
@@ -482,7 +487,7 @@ def _check_folder(images: Path) -> None:
 
 def number_without_suffix(names: Iterable[str]) -> int:
     """Returns how many file names have no suffix of an image, such as the ids of a competition."""
-    return sum(not _is_image_name(name) for name in names)
+    return sum(not _is_image_name(name.strip()) for name in names)
 
 
 def _is_image_name(name: str) -> bool:

@@ -22,8 +22,6 @@ _LONGEST_FIELD = 2**20  # bytes; an unclosed quote makes one field of the rest o
 def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Returns the header of a CSV, and its rows as (number of the last line, fields) without blank rows.
 
-    Blanks around fields are dropped.
-
     Args:
       path: the CSV.
       delimiter: separator of columns; "" detects it from the header.
@@ -43,8 +41,7 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         header = [column.strip() for column in next(reader, [])]
-        stripped = ((reader.line_num, [field.strip() for field in row]) for row in reader)
-        rows = [(line, row) for line, row in stripped if any(row)]
+        rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except csv.Error as error:
         raise DataError(f"manifest {path} line {reader.line_num} cannot be read as CSV ({error})") from None
     finally:

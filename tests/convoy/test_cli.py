@@ -379,3 +379,4 @@ class TestSlipsOfBeginners:
     def test_the_home_folder_is_known_in_flags(self, refuses, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         assert f"{tmp_path}/none" in refuses("verify", "--data=~/none", code=3)
+        assert f"{tmp_path}/a.jpg" not in refuses("verify", "--data=a~/a.jpg", code=3)

@@ -1,6 +1,7 @@
 """`convoy evaluate` and `convoy predict` on a trained run: exact metrics, and CSVs in the requested order."""
 
 import csv
+import json
 import random
 import shutil
 
@@ -145,7 +146,8 @@ def answered(run, dataset, dataset_without_validation, convoy, tmp_path_factory)
         "best": ["evaluate", "--split=test"],
         "last": ["evaluate", "--split=test", "--checkpoint=last"],
         "mirrored": ["evaluate", "--split=test", "--checkpoint=36", "--flip_tta"],
-        "step": ["evaluate", "--split=validation", "--checkpoint=36"],
+        "step": ["evaluate", "--split=validation", "--checkpoint=36", f"--json={folder / 'quality.json'}"],
+        "no json": ["evaluate", "--split=validation", f"--json={folder}"],
         "validation": ["evaluate", "--split=validation", "--checkpoint=40"],
         "no checkpoint": ["evaluate", "--split=test", "--checkpoint=37"],
         "no split": ["evaluate", "--split=tset"],
@@ -247,6 +249,20 @@ class TestEvaluate:
         assert "9 images" in answers["step"].output and "step 36" in answers["step"].output
         by_step = {row["step"]: row["loss"] for row in results(run) if row["split"] == "test"}
         assert by_step["36"] != by_step["40"]
+
+    def test_metrics_are_written_as_json(self, run, answered):
+        answers, folder, _ = answered
+        written = json.loads((folder / "quality.json").read_text())
+        assert (written["split"], written["step"], written["images"], written["flip_tta"]) == (
+            "validation",
+            36,
+            9,
+            False,
+        )
+        rows = [row for row in results(run) if (row["split"], row["step"]) == ("validation", "36")]
+        for name in ("loss", "top1", "top5", "macro_f1", "ece"):
+            assert float(rows[-1][name]) == pytest.approx(written[name], abs=1e-6)
+        assert f"--json={folder}" in rejected(answers["no json"], 2)
 
     def test_evaluation_during_training_equals_evaluate(self, run, answered):
         answers, _, _ = answered

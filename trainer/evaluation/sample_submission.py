@@ -130,6 +130,7 @@ def _check_classes(
 
 def _separator(cells: Sequence[str], labels: dict[str, int]) -> str:
     """Returns what separates several categories in a cell; "" if there is one in each."""
+    cells = [cell.strip() for cell in cells]
     if all(cell in labels for cell in cells):
         return ""
     for separator in _SEPARATORS:

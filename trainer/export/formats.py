@@ -149,6 +149,8 @@ def _onnx(model: ServingModel, path: Path) -> None:
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     function = _classify_function(model, batch_size=None)
     converted, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
+    for value in (*converted.graph.input, *converted.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     converted.metadata_props.add(key="class_names", value=json.dumps(list(model.class_names)))
     path.write_bytes(converted.SerializeToString())
 

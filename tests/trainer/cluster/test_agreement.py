@@ -146,7 +146,7 @@ class TestTheRun:
 class TestTheCheckpoint:
     @pytest.fixture(autouse=True)
     def short_patience(self, monkeypatch):
-        monkeypatch.setattr(agreement, "_VISIBLE_SECONDS", 0.5)
+        monkeypatch.setattr(agreement, "_VISIBLE_SECONDS", 3.0)
         monkeypatch.setattr(agreement, "_POLL_SECONDS", 0.01)
 
     def test_no_checkpoint(self, everyone, stores):
