@@ -20,7 +20,8 @@ from convoy.input_pipeline.convert import marks, metadata, plan, publish, quaran
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
-from convoy.input_pipeline.convert.sources import Source, Sources, find_unlabeled, list_sources, one_spelling
+from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
+from convoy.input_pipeline.convert.split_folders import find_unlabeled
 from convoy.input_pipeline.convert.summary import Summary, summarize_classes, summarize_split
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard

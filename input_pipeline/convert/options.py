@@ -8,7 +8,8 @@ from typing import Any
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.input_pipeline.convert import metadata
-from convoy.input_pipeline.convert.sources import Table, find_splits
+from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.convert.split_folders import find_splits
 from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")

@@ -10,7 +10,6 @@ Listing reads names and sizes only. Files that are not images are detected when 
 import os
 import posixpath
 import unicodedata
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,25 +17,17 @@ from pathlib import Path
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.core.text import counted
+from convoy.input_pipeline.convert.folders import (
+    IMAGE_SUFFIXES,
+    ImageFile,
+    check_folder,
+    first,
+    is_image_name,
+    list_files,
+    subfolders,
+)
 from convoy.input_pipeline.convert.tables import column_indices, read_table
-from convoy.input_pipeline.dataset.storage import similar_folder
 
-# Without a CSV, images are distinguished from other files by these suffixes.
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".mpo")
-)
-# What people call the folders of their splits, by the name of the split.
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-# Left behind by archives, file systems and network disks; folders that begin with a dot are hidden in any case.
-_SYSTEM_FOLDERS = frozenset(
-    ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
-    + ("system volume information",)
-)
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _LISTED = 3  # names that an error lists
 _SEARCHED = 5_000  # names; searching 100,000 for a similar one takes a second
 
@@ -97,16 +88,6 @@ class Sources:
     without_suffix: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A file. `name` is its path relative to the folder of images, with `/`; `size` and `modified` as in `Source`."""
-
-    path: str
-    name: str
-    size: int
-    modified: int = 0
-
-
 @dataclass(frozen=True)
 class Table:
     """A CSV of file names and categories.
@@ -129,61 +110,6 @@ class Table:
     skip_missing: bool = False
 
 
-def find_splits(images: Path, *, by_name: bool = True) -> dict[str, str]:
-    """Returns the folders of the splits in a folder of splits, by split, train first; {} if its folders are classes.
-
-    Folders with class folders inside are splits if they are called train, training, test, testing, val, valid,
-    validation or dev, in any case. Folders without images are not considered.
-
-    Args:
-      images: folder of images.
-      by_name: whether to go by these names; else every folder with class folders inside is a split.
-
-    Raises:
-      DataError: the folder cannot be read, only some of its folders are splits, or two are the same split.
-    """
-    _check_folder(images)
-    names = _subfolders(images)
-    if by_name and not any(map(_split_called, names)):
-        return {}
-    folders = {name: kind for name in names if (kind := _kind(images / name))}
-    named = {name: split for name in folders if (split := _split_called(name))}
-    splits = [name for name, kind in folders.items() if kind == "classes" and (name in named or not by_name)]
-    others = [name for name in folders if name not in splits]
-    if not splits:
-        if not by_name:
-            raise DataError(f"--folders=splits: {images} has no folders with class folders inside")
-        if named and not [name for name in others if name not in named]:
-            raise DataError(
-                f"{images}: {_first(sorted(named))} {'have names' if len(named) > 1 else 'has the name'} of "
-                "splits, and no class folders inside. Put the images of each class in a folder named after it, pass "
-                "--manifest=CSV (filename,category), or --folders=classes if these are the classes"
-            )
-        return {}
-    if odd := [name for name in others if name not in named]:
-        raise DataError(
-            f"{images}: {_first(splits)} {'look like folders of splits' if len(splits) > 1 else 'looks like a split'}, "
-            f"{_first(odd)} not. Pass --images={images / splits[0]} for one split, or --folders=classes if all of them "
-            "are classes"
-        )
-    found: dict[str, str] = {}
-    for name in sorted(splits, key=lambda name: list(_SPLIT_NAMES).index(named[name]) if name in named else -1):
-        split = named.get(name, name)
-        if split in found:
-            raise DataError(
-                f"{images}: {found[split]!r} and {name!r} are both the split {split!r}. Rename one, or convert them in "
-                f"turn with --images={images / name} --split=NAME"
-            )
-        found[split] = name
-    return found
-
-
-def find_unlabeled(images: Path, splits: Mapping[str, str]) -> list[Path]:
-    """Returns the other folders that have images, but no class folders, such as the test images of a competition."""
-    others = (images / name for name in _subfolders(images) if name not in splits.values())
-    return [folder for folder in others if _kind(folder) == "images"]
-
-
 def list_sources(images: Path, table: Table | None = None, splits: Mapping[str, str] | None = None) -> Sources:
     """Lists the images of one folder per class, or those that a CSV names.
 
@@ -200,7 +126,7 @@ def list_sources(images: Path, table: Table | None = None, splits: Mapping[str, 
       UsageError: invalid delimiter or encoding.
       DataError: something is missing, empty, repeated or ambiguous.
     """
-    _check_folder(images)
+    check_folder(images)
     return one_spelling(_from_folders(images, splits or {"": ""}) if table is None else _from_table(images, table))
 
 
@@ -229,11 +155,11 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
     number_of: Counter[str] = Counter()  # images by class
     for split, parent in splits.items():
         root = images / parent
-        folders = _subfolders(root)
+        folders = subfolders(root)
         with os.scandir(root) as entries:
             loose += [entry.name for entry in entries if not entry.name.startswith(".") and not os.path.isdir(entry)]
         if not folders:
-            number = sum(map(_is_image_name, loose))
+            number = sum(map(is_image_name, loose))
             raise DataError(
                 f"{root} has no class folders, and {number} images directly in it. Put the images of each class in a "
                 "folder named after it, or pass --manifest=CSV (filename,category)"
@@ -241,9 +167,9 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         _check_class_names(folders, where=str(root))
         of_split: list[Source] = []
         for category in folders:
-            files = _list_files(images, f"{parent}/{category}" if parent else category)
-            class_files = [file for file in files if _is_image_name(file.name)]
-            stray.extend(file.name for file in files if not _is_image_name(file.name))
+            files = list_files(images, f"{parent}/{category}" if parent else category)
+            class_files = [file for file in files if is_image_name(file.name)]
+            stray.extend(file.name for file in files if not is_image_name(file.name))
             of_split += [
                 Source(file.path, file.name, category, file.size, file.modified, split=split) for file in class_files
             ]
@@ -251,7 +177,7 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         found += sorted(of_split, key=lambda source: source.name)
     if empty := sorted(category for category, number in number_of.items() if not number):
         raise DataError(
-            f"{counted(len(empty), 'class', 'classes')} without images in {images}: {_first(empty)}. Add images "
+            f"{counted(len(empty), 'class', 'classes')} without images in {images}: {first(empty)}. Add images "
             f"({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...), or remove the folder{'s' * (len(empty) > 1)}"
         )
     return Sources(tuple(found), tuple(sorted(number_of)), len(stray) + len(loose), tuple(sorted(stray)))
@@ -291,8 +217,8 @@ def list_images(images: Path) -> list[ImageFile]:
     Raises:
       DataError: the folder does not exist or has no images.
     """
-    _check_folder(images)
-    found = sorted((file for file in _list_files(images, "") if _is_image_name(file.name)), key=lambda file: file.name)
+    check_folder(images)
+    found = sorted((file for file in list_files(images, "") if is_image_name(file.name)), key=lambda file: file.name)
     if not found:
         raise DataError(f"{images} has no images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])}, ...)")
     return found
@@ -311,7 +237,7 @@ def match_files(images: Path, filenames: Sequence[str], manifest: Path) -> list[
     Raises:
       DataError: the folder does not exist, or names are missing or ambiguous.
     """
-    _check_folder(images)
+    check_folder(images)
     pairs = zip(_match(images, filenames, manifest)[1], filenames, strict=True)
     return [_only(matches, filename, images, str(manifest)) for matches, filename in pairs]
 
@@ -324,20 +250,20 @@ def _match(
     Raises:
       DataError: a name leads out of the folder, or matches none; with `skip_missing`, only if all names match none.
     """
-    files = _list_files(images, "")
+    files = list_files(images, "")
     by_name = {plain_name(file.name): file for file in files}
     by_base_name: dict[str, list[ImageFile]] = {}
     by_stem: dict[str, list[ImageFile]] = {}  # of images, by path and by base name
     for name, file in by_name.items():
         base = posixpath.basename(name)
         by_base_name.setdefault(base, []).append(file)
-        if _is_image_name(name):
+        if is_image_name(name):
             for known in {name, base}:
                 by_stem.setdefault(posixpath.splitext(known)[0], []).append(file)
     outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
     if outside:
         raise DataError(
-            f"{len(outside)} file names of the CSV are outside {images}: {_first(outside)}. Write them relative to it, "
+            f"{len(outside)} file names of the CSV are outside {images}: {first(outside)}. Write them relative to it, "
             "or pass a parent folder as --images"
         )
     matched = []
@@ -356,7 +282,7 @@ def _match(
     missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
     if missing and (not skip_missing or len(missing) == len(filenames)):
         raise DataError(
-            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {_first(missing)}"
+            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {first(missing)}"
             f"{_nearest_file(missing[0], [file.name for file in files])}"
         )
     return files, matched
@@ -415,83 +341,9 @@ def _check_class_names(names: Iterable[str], where: str) -> None:
             raise DataError(f"category {ascii(name)} of {where} is not UTF-8. Rename it") from None
 
 
-def _split_called(name: str) -> str:
-    """Returns the split that a folder is named after, or "" for other names."""
-    return next((split for split, names in _SPLIT_NAMES.items() if name.lower() in names), "")
-
-
-def _kind(folder: Path) -> str:
-    """Returns "classes" if subfolders of a folder have images, "images" if only the folder itself has, else ""."""
-    if any(_has_images(folder / name) for name in _subfolders(folder)):
-        return "classes"
-    return "images" if _has_images(folder) else ""
-
-
-def _has_images(folder: Path) -> bool:
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        if any(_is_image_name(name) and not _is_hidden(name) for name in files):
-            return True
-    return False
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """Returns the names of the visible folders in a folder, sorted, without those of operating systems."""
-    with os.scandir(folder) as entries:
-        # Not entry.is_dir(), which raises at a link to itself.
-        return sorted(entry.name for entry in entries if not _is_hidden(entry.name) and os.path.isdir(entry.path))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
-
-
-def _list_files(root: Path, folder: str) -> list[ImageFile]:
-    """Returns the visible files in `folder` of `root` and below it, unsorted. Follows links to files only."""
-    files, folders = [], [folder]
-    while folders:
-        current = folders.pop()
-        try:
-            with os.scandir(root / current) as entries:
-                for entry in entries:
-                    name = f"{current}/{entry.name}" if current else entry.name
-                    if _is_hidden(entry.name):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(name)
-                    elif (status := _status(entry)) is not None:
-                        files.append(ImageFile(entry.path, name, *status))
-        except OSError as error:
-            raise DataError(f"folder {root / current} cannot be read ({error.strerror})") from None
-    return files
-
-
-def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
-    """Returns size and modification time; zeros for a broken link, reported when it is opened; None for a pipe."""
-    try:
-        if entry.is_file():
-            status = entry.stat()
-            return status.st_size, status.st_mtime_ns
-        return (0, 0) if entry.is_symlink() and not os.path.exists(entry.path) else None
-    except OSError:  # a link to itself, or a file that was just deleted
-        return 0, 0
-
-
-def _check_folder(images: Path) -> None:
-    if not images.is_dir():
-        kind = "is not a folder" if images.exists() else "does not exist"
-        if images.is_file() and (images.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(images)):
-            raise DataError(f"image folder {images} is an archive. Unpack it, and pass the folder with the images")
-        raise DataError(f"image folder {images} {kind}{similar_folder(images)}")
-
-
 def number_without_suffix(names: Iterable[str]) -> int:
     """Returns how many file names have no suffix of an image, such as the ids of a competition."""
-    return sum(not _is_image_name(name.strip()) for name in names)
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return sum(not is_image_name(name.strip()) for name in names)
 
 
 def _nearest_file(missing: str, names: Sequence[str]) -> str:
@@ -502,8 +354,3 @@ def _nearest_file(missing: str, names: Sequence[str]) -> str:
             if candidate in by_base_name:
                 return f" (did you mean {by_base_name[candidate]!r}?)"
     return did_you_mean(missing, sorted(names)[:_SEARCHED])
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from convoy.core.errors import DataError, UsageError
-from convoy.input_pipeline.convert.sources import Table, find_splits, find_unlabeled, list_sources, one_spelling
+from convoy.input_pipeline.convert.sources import Table, list_sources, one_spelling
+from convoy.input_pipeline.convert.split_folders import find_splits, find_unlabeled
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -67,7 +67,7 @@ class Advice:
                 f"A batch of {plan.global_batch_size} images is larger than the data set: each of its "
                 f"{plan.num_images} training images is in it more than once on average."
             )
-            fix = f"Pass --config.batch_size={2 ** (plan.num_images.bit_length() - 2) or 1} or less."
+            fix = f"Pass --config.batch_size={1 << max(0, plan.num_images.bit_length() - 2)} or less."
             self._show(Finding(Severity.WARNING, "batch-larger-than-data", text, fix))
         schedule, rate = self._config.schedule, self._config.optimizer.learning_rate
         if plan.peak_learning_rate != rate:

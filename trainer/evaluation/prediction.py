@@ -15,7 +15,8 @@ from PIL import Image
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import check_output_file, write_whole
-from convoy.input_pipeline.convert.sources import ImageFile, list_images, match_files
+from convoy.input_pipeline.convert.folders import ImageFile
+from convoy.input_pipeline.convert.sources import list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop

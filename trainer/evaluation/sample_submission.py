@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
-from convoy.input_pipeline.convert.sources import ImageFile, match_files, number_without_suffix
+from convoy.input_pipeline.convert.folders import ImageFile
+from convoy.input_pipeline.convert.sources import match_files, number_without_suffix
 from convoy.input_pipeline.convert.tables import read_table
 
 _SEPARATORS = (" ", ";", "|", ",", "\t")
