@@ -72,6 +72,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
         flag_values=flags,
         sys_argv=["convoy train", *arguments],
     )
+    flags["config"].default_as_str = repr(configs.DEFAULT_RECIPE)  # as users type it, not its path
     return arguments
 
 

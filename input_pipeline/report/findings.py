@@ -81,6 +81,7 @@ def findings(
     alike: Alike,
     num_kept: int,
     num_bad: int,
+    num_stray: int,
     num_duplicates: int,
 ) -> list[Finding]:
     """Returns the findings, the most serious first.
@@ -92,7 +93,8 @@ def findings(
       images: images of the splits that have an images-SPLIT.npz.
       alike: duplicates and near duplicates.
       num_kept: number of images in the data set.
-      num_bad: number of files left out because they are unusable.
+      num_bad: number of images left out because they are unusable.
+      num_stray: number of files left out because they are no images by their name, or the CSV does not name them.
       num_duplicates: number of files left out because their bytes are in the data set already.
     """
     found = [
@@ -100,7 +102,7 @@ def findings(
         *_label_conflict_findings(alike),
         *_class_findings(small, balance, len(class_names)),
         *_name_findings(class_names),
-        *_left_out_findings(num_kept, num_bad, num_duplicates),
+        *_left_out_findings(num_kept, num_bad, num_stray, num_duplicates),
         *_image_findings(images, alike),
     ]
     return sorted(found, key=lambda finding: finding.severity.rank)
@@ -171,12 +173,15 @@ def _name_findings(class_names: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _left_out_findings(num_kept: int, num_bad: int, num_duplicates: int) -> list[Finding]:
+def _left_out_findings(num_kept: int, num_bad: int, num_stray: int, num_duplicates: int) -> list[Finding]:
     found = []
     if num_bad:
         share = percent(num_bad, num_kept + num_bad)
         text = f"{counted(num_bad, 'file')} ({share}) could not be used and {_were(num_bad)} left out."
         found.append(Finding(Severity.WARNING, "unusable-files", text, section="left-out"))
+    if num_stray:
+        text = f"{counted(num_stray, 'file')} {_were(num_stray)} ignored: no image by the name, or not in the CSV."
+        found.append(Finding(Severity.NOTE, "ignored-files", text, section="left-out"))
     if num_duplicates:
         text = f"{counted(num_duplicates, 'file')} had the bytes of another image and {_were(num_duplicates)} left out."
         found.append(Finding(Severity.NOTE, "duplicate-files", text, section="left-out"))

@@ -223,6 +223,7 @@ def test_class_findings_have_codes():
         alike=find_alike(nothing, leaks_shown=1),
         num_kept=45,
         num_bad=5,
+        num_stray=2,
         num_duplicates=1,
     )
     assert [(finding.severity, finding.code, finding.section) for finding in found] == [
@@ -231,11 +232,12 @@ def test_class_findings_have_codes():
         (Severity.WARNING, "small-classes", "classes"),
         (Severity.WARNING, "class-imbalance", "classes"),
         (Severity.WARNING, "unusable-files", "left-out"),
+        (Severity.NOTE, "ignored-files", "left-out"),
         (Severity.NOTE, "duplicate-files", "left-out"),
     ]
     texts = [finding.text for finding in found]
     assert "train" in texts[0] and "1 of 4" in texts[0] and "test" in texts[1] and "3 of 4" in texts[1]
-    assert "2 classes" in texts[2] and "40" in texts[3] and "5 files (10 %)" in texts[4] and "1 file" in texts[5]
+    assert "2 classes" in texts[2] and "40" in texts[3] and "5 files (10 %)" in texts[4] and "1 file" in texts[6]
 
 
 def test_class_names_that_look_alike_or_like_nothing_are_findings():
@@ -248,6 +250,7 @@ def test_class_names_that_look_alike_or_like_nothing_are_findings():
         alike=find_alike(nothing, leaks_shown=1),
         num_kept=10,
         num_bad=0,
+        num_stray=0,
         num_duplicates=0,
     )
     by_code = {finding.code: finding.text for finding in found}
@@ -280,6 +283,7 @@ def test_image_findings_have_codes():
         alike=alike,
         num_kept=10,
         num_bad=0,
+        num_stray=0,
         num_duplicates=0,
     )
     assert [(finding.severity, finding.code, finding.section) for finding in found] == [
