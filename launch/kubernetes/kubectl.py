@@ -82,6 +82,7 @@ def delete_line(request: Request, kubectl: Kubectl) -> str:
     """Returns the command that deletes all objects of a run from the cluster; its files stay."""
     kinds = ["jobset"]
     kinds += ["networkpolicy"] if request.network_policy else []
+    kinds += ["configmap"] if request.code.content else []
     kinds += ["deployment", "service"] if request.tensorboard else []
     # Helm uses the instance label too: without `managed-by` its releases of the same name would be deleted as well.
     selector = f"app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance={request.name}"
