@@ -117,7 +117,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
         print(text, end="")
         return 0
     kubectl = Kubectl(flags.kubectl, context=flags.context, namespace=request.namespace)
-    output = kubectl.apply(text)
+    output = kubectl.apply(text, delete=delete_line(request, kubectl))
     print(output)
     if already_exists(request, output):
         print(

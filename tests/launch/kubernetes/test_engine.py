@@ -133,7 +133,7 @@ class TestApply:
             ),
             (
                 "The JobSet is invalid: spec.failurePolicy: Value is immutable",
-                "--name",
+                "app.kubernetes.io/instance=run",
             ),
             ("The connection to the server localhost:8080 was refused", "--context"),
             ("something else", "something else"),
