@@ -22,7 +22,7 @@ from convoy.core.errors import UsageError
 from convoy.core.user_code import SENT_CODE_INDEX
 from convoy.launch.trainer_command import flag_value
 
-_NAMED_FILE = re.compile(r"(.*\.py)(:\w*)?")
+_NAMED_FILE = re.compile(r"([^\0\n]{1,200}\.py)(:\w*)?")
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ def user_files(command: Sequence[str]) -> UserFiles:
       UsageError: a file cannot be read, or is not Python.
     """
     model = flag_value(command, "config.model.name") or ""
-    named = [flag_value(command, "config") or "", model.rpartition(":")[0]]
-    wanted = [name for name in named if name.endswith(".py")]
+    named = [name for name in (flag_value(command, "config") or "", model.rpartition(":")[0]) if name.endswith(".py")]
+    wanted = list(named)
     index: dict[str, str] = {}
     missing: list[str] = []
     content: dict[str, bytes] = {}
     folders: dict[Path, int] = {}
     for name in wanted:  # grows
-        path = Path(name).resolve()
+        path = Path(os.path.realpath(name))
         if name in index:
             continue
-        if not path.is_file():
+        if not os.path.isfile(path):
             missing += [name] if name in named else []
             continue
         number = folders.setdefault(path.parent, len(folders))
@@ -105,18 +105,18 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, ...]]:
         for alias in node.names:
             yield tuple(alias.name.split("."))
     elif isinstance(node, ast.ImportFrom):
-        module = ("",) * node.level + tuple((node.module or "").split(".") if node.module else ())
+        module = ("",) * node.level + tuple(node.module.split(".") if node.module else ())
         for alias in node.names:  # a module or a name in one
             yield (*module, alias.name)
 
 
 def _with_imports(path: Path) -> dict[str, _Source]:
     """Returns a file, what it imports from its folder, and files beside it that it names, by relative path."""
-    folder, found = path.parent, dict[Path, _Source]()
-    # Each with the folder in which its imports are searched.
-    wanted = [(path, folder)]
+    folder = path.parent
+    found: dict[Path, _Source] = {}
+    wanted = [(path, folder)]  # each with the folder in which its imports are searched
     for file, searched in wanted:  # grows
-        if file in found or not file.is_file():
+        if file in found or not os.path.isfile(file):
             continue
         source = found[file] = _Source(file)
         for parts in source.imports:
@@ -127,7 +127,7 @@ def _with_imports(path: Path) -> dict[str, _Source]:
 
 
 def _modules(parts: Sequence[str], file: Path, searched: Path) -> Iterator[Path]:
-    """Yields the files of an imported module and of its packages, as far as they are in the folder `searched`."""
+    """Yields where in the folder `searched` the files of an imported module and of its packages may be."""
     dots = parts.count("")
     place = Path(os.path.normpath(file.parent / ("../" * (dots - 1)))) if dots else searched
     if parts[0] == "convoy" or not place.is_relative_to(searched):
@@ -135,9 +135,6 @@ def _modules(parts: Sequence[str], file: Path, searched: Path) -> Iterator[Path]
     if dots:
         yield place / "__init__.py"
     for part in parts[dots:]:
-        package, module = place / part, place / f"{part}.py"
-        if (package / "__init__.py").is_file() or not module.is_file():
-            yield package / "__init__.py"
-        else:
-            yield module
-        place = package
+        place = place / part
+        yield place / "__init__.py"
+        yield place.with_name(f"{part}.py")

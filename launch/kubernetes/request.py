@@ -33,8 +33,8 @@ _TOLERATION = re.compile(
 # Requests per GPU, or of a worker without: enough to train, and small enough for nodes with one GPU.
 _AUTO_CPUS, _AUTO_GIB_PER_GPU, _AUTO_GIB = 2, 8, 4
 _DIGEST_LENGTH = 6  # of the end of a default name
-# `kubectl apply` also stores an object as an annotation, which may have 256 KiB, less than the 1 MiB of a ConfigMap.
-_MOST_CODE_BYTES = 250_000
+# `kubectl apply` also stores an object, as JSON, in an annotation: at most 256 KiB, less than the 1 MiB of a ConfigMap.
+_MOST_CODE_BYTES = 200_000
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ def test_a_file_named_relative_to_its_own_folder_stays_beside_it(write):
     assert sent("--config=recipes/mine.py")[1] == {"0/mine.py", "0/small.py"}
 
 
+def test_texts_that_are_no_files_do_not_matter(write):
+    texts = ["\0.py", f"{'x' * 5000}.py", "/root/absent/x.py:f", "see other.py", ".py", "a\nb.py"]
+    write(recipe=f"TEXTS = {texts!r}")
+    assert sent("--config=recipe.py")[1] == {"0/recipe.py"}
+
+
 def test_shipped_recipes_and_models_need_no_files(write):
     for flags in ((), ("--config=convnet", "--config.model.name=keras_applications:ResNet50")):
         files, names = sent(*flags)
