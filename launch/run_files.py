@@ -3,12 +3,14 @@
 RUN/logs/attempt-K/worker-R.log    output of worker R in attempt K, counted from 1 over the life of RUN
 RUN/logs/attempt-K/error-R.json    its exception, if it ended with one
 RUN/logs/attempt-K/end-R.json      how it ended, if `launch worker` ran it
+RUN/logs/code-DIGEST/              the user's recipe and model, for workers on other hosts
 RUN/launch.json                    the attempts of the last launch
 """
 
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,9 +20,11 @@ from typing import Any
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import append_json_line, json_value, write_whole
 from convoy.core.run_layout import RunLayout, attempt_number, checkpoint_step
+from convoy.core.user_code import SENT_CODE_VARIABLE
 from convoy.launch.history import Event
 from convoy.launch.policy import WorkerError
 from convoy.launch.processes import WorkerExit
+from convoy.launch.user_files import UserFiles
 
 _TAIL_BYTES = 2**16  # of metrics.jsonl: many times its longest line
 
@@ -140,6 +144,28 @@ class RunFiles:
             self._make(self._layout.logs)
             write_whole(self.log_file(name), content.encode())
 
+    def write_code(self, files: UserFiles) -> None:
+        """Writes the user's files where `code_variable` says.
+
+        Raises:
+          UsageError: RUN is a file.
+          DataError: they cannot be written.
+        """
+        folder = self._code_folder(files)
+        with self._write_errors():
+            if files.content:
+                self._make(folder)
+            for name, content in files.content.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / name, content)
+
+    def code_variable(self, files: UserFiles) -> dict[str, str]:
+        """Returns the variable that names the folder of the user's files to workers; empty if there are no files."""
+        return {SENT_CODE_VARIABLE: str(self._code_folder(files))} if files.content else {}
+
+    def _code_folder(self, files: UserFiles) -> Path:
+        return self._layout.logs / f"code-{files.digest}"
+
     def remove_worker_files(self, files: AttemptFiles, rank: int) -> None:
         """Removes the files of a worker that only inspected, and the folders that are empty then."""
         for path in (files.log(rank), files.end_file(rank), files.error_file(rank)):
@@ -207,12 +233,11 @@ class RunFiles:
             self.remove_made_folders()
 
     def remove_made_folders(self) -> None:
-        """Removes the folders that this launch made, with the files of its attempts."""
+        """Removes the folders that this launch made, with the files of its attempts and the code that it sent."""
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # it contains files of another program
-                if folder.parent == self._layout.logs:
-                    for path in folder.iterdir():
-                        path.unlink()
+            if folder.parent == self._layout.logs:
+                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # removed, or it contains files of another program
                 folder.rmdir()
 
     @contextlib.contextmanager

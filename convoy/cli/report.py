@@ -1,4 +1,4 @@
-"""`convoy report`: writes the report page of a run, from its newest evaluation."""
+"""`convoy report`: writes the report page of a run, from the last evaluation of each split."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Writes the report; evaluates the validation split first if nothing was evaluated yet."""
-    from convoy.trainer.evaluation.predictions import newest
+    from convoy.trainer.evaluation.predictions import evaluations
     from convoy.trainer.evaluation.report.history import read_history
     from convoy.trainer.evaluation.report.page import write_report
     from convoy.trainer.run.directory import RunDirectory
@@ -36,7 +36,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         check_output_file(output)
     run_directory = RunDirectory(flags.workdir)
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
-    if not newest(run_directory):
+    if not evaluations(run_directory):
         try:
             _evaluate(flags, devices)
         except DataError as error:  # no checkpoint yet, no validation split, the dataset is gone

@@ -5,8 +5,12 @@ convoy runs runs --json=runs.json
 """
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -14,7 +18,15 @@ from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.core.text import counted
 
+if TYPE_CHECKING:
+    from convoy.trainer.run.listing import ListedRun
+
 TAKES_ARGUMENTS = True
+
+Column = tuple[str, ...]  # heading and cells
+_CELL = 24  # characters of a config field's value
+_GAP = "  "
+_NOTHING = ("-", "''")
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -53,28 +65,58 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         except OSError as error:
             raise UsageError(f"--json={flags.json}: cannot be written ({error.strerror}).") from None
     print(f"{counted(len(runs), 'run')} in {folder}, by validation top-1")
-    rows = [("run", "best top-1", "at step", "images/s", "state", "differences")]
-    for found in runs:
-        rows.append(
-            (
-                found.name,
-                "-" if found.best_top1 is None else f"{found.best_top1:.2%}",
-                "-" if found.best_step is None else f"{found.best_step:,}",
-                "-" if found.images_per_second is None else f"{found.images_per_second:,.0f}",
-                found.state_text,
-                " ".join(f"{name}={value}" for name, value in found.differences.items()),
-            )
-        )
-    print("\n".join(_aligned(rows, right=(1, 2, 3))))
+    facts = [
+        ("run", *(found.name for found in runs)),
+        ("best top-1", *("-" if found.best_top1 is None else f"{found.best_top1:.2%}" for found in runs)),
+        ("at step", *("-" if found.best_step is None else f"{found.best_step:,}" for found in runs)),
+        (
+            "images/s",
+            *("-" if found.images_per_second is None else f"{found.images_per_second:,.0f}" for found in runs),
+        ),
+    ]
+    state = ("state", *(found.state_text for found in runs))
+    fields = [_field(name, runs) for name in dict.fromkeys(name for found in runs for name in found.differences)]
+    columns, left_out = _that_fit(facts, fields, state)
+    print("\n".join(_aligned(columns, right=(1, 2, 3))))
+    if left_out:
+        print(f"Also different: {', '.join(left_out)}. --json=FILE writes all.")
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:>{width}}" if number in right else f"{cell:<{width}}"
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+def _field(name: str, runs: Sequence["ListedRun"]) -> tuple[str, ...]:
+    """Returns the column of a config field: its name and the value of each run, cut to what tells them apart."""
+    values = [_text(found.differences[name]) if name in found.differences else "-" for found in runs]
+    if max(map(len, values)) > _CELL:
+        shared = len(os.path.commonprefix([value for value in values if value not in _NOTHING]))
+        values = [value if value in _NOTHING or not shared else f"…{value[shared:]}" for value in values]
+    return (name, *(value if len(value) <= _CELL else f"{value[: _CELL - 1]}…" for value in values))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value) or "''"
+
+
+def _that_fit(facts: Sequence[Column], fields: Sequence[Column], state: Column) -> tuple[list[Column], list[str]]:
+    """Returns the columns that a terminal has room for, and the names of the fields left out; all if it is a file."""
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    # A reason of a failure may be of any length and comes last: it counts as no longer than others.
+    room -= sum(map(_width, facts)) + min(_width(state), _CELL)
+    shown = []
+    for field in fields:
+        if _width(field) <= room:
+            room -= _width(field)
+            shown.append(field)
+    return [*facts, *shown, state], [field[0] for field in fields if field not in shown]
+
+
+def _width(column: Column) -> int:
+    return max(map(len, column)) + len(_GAP)
+
+
+def _aligned(columns: Sequence[Column], right: Sequence[int]) -> list[str]:
+    padded = []
+    for number, column in enumerate(columns):
+        width = max(map(len, column))
+        padded.append([f"{cell:>{width}}" if number in right else f"{cell:<{width}}" for cell in column])
+    return [_GAP.join(row).rstrip() for row in zip(*padded, strict=True)]

@@ -6,16 +6,26 @@
 
 The folder of a file comes first on its import path, as for `python FILE`, while the file runs. Later imports, such as
 those in functions, find the folder last, so that it hides no module of Convoy's or of a library.
+
+A launcher sends these files to workers on other hosts as a folder (`launch/user_files.py`), named in CONVOY_CODE:
+
+CODE/files.json                             # {"recipes/mine.py": "0/mine.py"}: the path as typed, and that of the copy
+CODE/0/mine.py  CODE/0/beside.py            # what mine.py imports from its folder
 """
 
 import contextlib
 import hashlib
+import json
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+SENT_CODE_VARIABLE = "CONVOY_CODE"
+SENT_CODE_INDEX = "files.json"
 
 
 class UserCode:
@@ -71,6 +81,23 @@ def run_file(path: Path) -> UserCode:
     return code
 
 
+def located(name: str) -> Path:
+    """Returns the path of a user's file: `name`, or the copy that a launcher sent if the code at `name` differs.
+
+    Code that is the same stays where files beside it can be read too.
+    """
+    with contextlib.suppress(KeyError, OSError, ValueError):
+        sent = Path(os.environ[SENT_CODE_VARIABLE])
+        copy = sent / json.loads((sent / SENT_CODE_INDEX).read_bytes())[name]
+        own = Path(name).resolve()
+        if own.name != copy.name or not all(
+            _has_content(own.parent / path.relative_to(copy.parent), path.read_bytes())
+            for path in copy.parent.rglob("*.py")
+        ):
+            return copy
+    return Path(name)
+
+
 def code_of(path: Path) -> UserCode | None:
     """Returns a file that this process has run; None for others."""
     return _run.get(path.resolve())
@@ -95,6 +122,10 @@ def first_on_path(folder: Path) -> Iterator[None]:
 
 _run: dict[Path, UserCode] = {}
 _added: set[str] = set()  # entries of the import path
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _file_of(module: ModuleType) -> Path | None:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from absl import flags as absl_flags
@@ -13,9 +14,11 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
 from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_line, follow_commands
 from convoy.launch.kubernetes.manifests import manifests
-from convoy.launch.kubernetes.request import Request, checked
+from convoy.launch.kubernetes.request import AUTO, Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
 from convoy.launch.trainer_command import trains
+from convoy.launch.user_files import user_files
+from convoy.launch.worker_variables import define_env_flag
 
 REQUIRED = ("replicas", "image")
 
@@ -36,12 +39,24 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.integer("replicas", None, "kubernetes: number of workers, one pod per worker", lower_bound=1)
     define.integer("gpus", 0, "kubernetes: GPUs per worker", lower_bound=0)
     define.string("image", None, "kubernetes: container image with Convoy (see launch/kubernetes/Dockerfile)")
-    define.string("name", "", "kubernetes: name of the run in the cluster; derived from --workdir by default")
+    define.string(
+        "name",
+        "",
+        "kubernetes: name of the run in the cluster; by default that of the run directory and a digest of --pvc and "
+        "--workdir, so that a run has the same name whenever it is launched, and no other run has it",
+    )
     define.string("namespace", "", "kubernetes: namespace; kubectl's current one by default")
     define.string("pvc", "", "kubernetes: ReadWriteMany claim that contains --data and --workdir")
     define.string("mount", "/mnt", "kubernetes: path at which pods mount the claim")
-    define.string("cpus", "", "kubernetes: CPU request per worker, such as 8 or 500m")
-    define.string("memory", "", "kubernetes: memory request and limit per worker, such as 32Gi")
+    define.string(
+        "cpus", AUTO, "kubernetes: CPU request per worker, such as 8 or 500m; auto is 2 per GPU, or 2; empty for none"
+    )
+    define.string(
+        "memory",
+        AUTO,
+        "kubernetes: memory request and limit per worker, such as 32Gi; auto requests 8Gi per GPU, or 4Gi, without a "
+        "limit; empty for none",
+    )
     define.string("shm_size", "1Gi", "kubernetes: size of /dev/shm; counts as memory of the worker")
     define.multi_string(
         "node_selector", [], "kubernetes: label KEY=VALUE that a node must have to run workers; repeatable"
@@ -54,6 +69,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.string("engine", _ENGINE, f"kubernetes: controller that watches the pods; only {_ENGINE}")
     define.string("service_account", "", "kubernetes: service account of the pods; no token by default")
     define.enum("image_pull_policy", "", ("", "Always", "IfNotPresent", "Never"), "kubernetes: image pull policy")
+    define.multi_string(
+        "image_pull_secrets", [], "kubernetes: secret with the login of the image's registry; repeatable"
+    )
+    define.string("priority_class", "", "kubernetes: priority class of the workers")
+    define_env_flag(flags, "kubernetes", kept_in="the pods' specification")
     define.string("queue", "", "kubernetes: Kueue queue of the run")
     define.bool("tensorboard", True, "kubernetes: also run TensorBoard")
     define.bool(
@@ -86,11 +106,18 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
             "Pass --pvc=CLAIM.",
             file=sys.stderr,
         )
+    for name in request.code.missing:
+        if request.pvc and PurePosixPath(name).is_relative_to(request.mount):
+            continue
+        print(
+            f"convoy: warning: {name} does not exist here and is not sent: the pods need it in --image or on --pvc.",
+            file=sys.stderr,
+        )
     if flags.dry_run:
         print(text, end="")
         return 0
     kubectl = Kubectl(flags.kubectl, context=flags.context, namespace=request.namespace)
-    output = kubectl.apply(text)
+    output = kubectl.apply(text, delete=delete_line(request, kubectl))
     print(output)
     if already_exists(request, output):
         print(
@@ -113,8 +140,8 @@ def requested(flags: absl_flags.FlagValues, command: Sequence[str]) -> Request:
     if flags.engine != _ENGINE:
         removed = " was removed with Kubeflow's Training Operator v1" if flags.engine == "tfjob" else " does not exist"
         raise UsageError(f"--engine={flags.engine}: this engine{removed}. Pass --engine={_ENGINE} or leave it out.")
-    values: dict[str, Any] = {name: flags[name].value for name in Request.__dataclass_fields__ if name != "command"}
-    return checked(Request(command=tuple(command), **values))
+    values: dict[str, Any] = {name: flags[name].value for name in Request.__dataclass_fields__ if name in flags}
+    return checked(Request(command=tuple(command), code=user_files(command), **values))
 
 
 def command_line(flags: absl_flags.FlagValues, command: Sequence[str]) -> str:

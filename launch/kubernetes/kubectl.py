@@ -1,7 +1,7 @@
 """Applies manifests with kubectl, and lists the kubectl commands to follow and delete the run.
 
 kubectl = Kubectl("kubectl", context="", namespace="team")
-print(kubectl.apply(text))
+print(kubectl.apply(text, delete=delete_line(request, kubectl)))
 print(follow_commands(request, kubectl))
 """
 
@@ -17,7 +17,8 @@ _FIXES = {
     'no matches for kind "JobSet"': "JobSet is not installed in this cluster. Install it: "
     "https://jobset.sigs.k8s.io/docs/installation",
     "onJobFailureMessagePatterns": "The cluster's JobSet is older than 0.10. Upgrade it.",
-    "immutable": "A run with this name exists and cannot be changed. Delete it first, or pass another --name.",
+    "immutable": "A run with this name exists and cannot be changed. Pass another --name, or delete it first:\n"
+    "  {delete}",
     "connection to the server": "Select a cluster with --context; `kubectl config get-contexts` lists them.",
 }
 
@@ -34,8 +35,8 @@ class Kubectl:
         """Returns the shell command that runs kubectl with these arguments."""
         return f"{shlex.join(self._command)} {arguments}"
 
-    def apply(self, text: str) -> str:
-        """Applies manifests to the cluster; returns kubectl's output.
+    def apply(self, text: str, *, delete: str) -> str:
+        """Applies manifests to the cluster; returns kubectl's output. `delete`: the command that deletes them.
 
         Raises:
           UsageError: kubectl is missing or failed; the message suggests a fix if one is known.
@@ -49,7 +50,7 @@ class Kubectl:
             ) from None
         output, errors = (stream.decode(errors="replace").strip() for stream in (done.stdout, done.stderr))
         if done.returncode:
-            fix = next((f"\n{fix}" for sign, fix in _FIXES.items() if sign in errors), "")
+            fix = next((f"\n{fix.format(delete=delete)}" for sign, fix in _FIXES.items() if sign in errors), "")
             # No rollback: the next attempt applies all manifests again.
             applied = f"\nAlready applied: {', '.join(output.splitlines())}." if output else ""
             raise UsageError(f"`{self.line('apply')}` failed (exit code {done.returncode}): {errors}{fix}{applied}")
@@ -82,6 +83,7 @@ def delete_line(request: Request, kubectl: Kubectl) -> str:
     """Returns the command that deletes all objects of a run from the cluster; its files stay."""
     kinds = ["jobset"]
     kinds += ["networkpolicy"] if request.network_policy else []
+    kinds += ["configmap"] if request.code.content else []
     kinds += ["deployment", "service"] if request.tensorboard else []
     # Helm uses the instance label too: without `managed-by` its releases of the same name would be deleted as well.
     selector = f"app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance={request.name}"

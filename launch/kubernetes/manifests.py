@@ -18,11 +18,15 @@ therefore waits (`--secondary_exit_delay`) until the Job has acted on the other,
 """
 
 import math
-from collections.abc import Sequence
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convoy.core import exit_codes
-from convoy.launch.kubernetes.request import Request, node_selector, tolerations
+from convoy.core.user_code import SENT_CODE_VARIABLE
+from convoy.launch.kubernetes.request import AUTO, Request, cpus, memory, node_selector, tolerations
+from convoy.launch.worker_variables import worker_variables
 
 Manifest = dict[str, Any]
 
@@ -33,12 +37,14 @@ _EXTRA_GRACE_SECONDS = 30  # so that the worker kills a trainer that does not ex
 _SECONDARY_EXIT_DELAY = 10  # seconds; longer than a kubelet takes to report that a container ended
 _NEVER_RESTARTED = [exit_codes.ERROR, exit_codes.USAGE, exit_codes.DATA]
 _CONTAINER = "worker"
+_CODE_FOLDER = "/etc/convoy/code"
 _RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 
 
 def manifests(request: Request) -> list[Manifest]:
     """Returns all objects of a run in the order of creation."""
     objects = [network_policy(request)] if request.network_policy else []
+    objects += [code(request)] if request.code.content else []
     objects.append(jobset(request))
     if request.tensorboard:
         objects += [tensorboard_deployment(request), tensorboard_service(request)]
@@ -119,6 +125,35 @@ def network_policy(request: Request) -> Manifest:
     }
 
 
+def code(request: Request) -> Manifest:
+    """Returns the ConfigMap with the user's files. Other files have another name, so that no run's files change."""
+    texts, others = {}, {}
+    for key, name in _code_keys(request).items():
+        content = request.code.content[name]
+        try:
+            texts[key] = content.decode()
+        except UnicodeDecodeError:
+            others[key] = b64encode(content).decode()
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(request, _code_name(request), "worker"),
+        "immutable": True,
+        "data": texts,
+        **({"binaryData": others} if others else {}),
+    }
+
+
+def _code_name(request: Request) -> str:
+    return f"{request.name}-code-{request.code.digest}"
+
+
+def _code_keys(request: Request) -> Mapping[str, str]:
+    """Returns the names of the user's files by key in the ConfigMap, where keys may not be paths."""
+    names = enumerate(request.code.content)
+    return {f"{number}-{re.sub('[^-._A-Za-z0-9]', '_', name)[-200:]}": name for number, name in names}
+
+
 def tensorboard_deployment(request: Request) -> Manifest:
     """Returns the Deployment of the run's TensorBoard, which mounts the claim read-only."""
     probe = {"httpGet": {"path": "/", "port": "http"}, "timeoutSeconds": 10}
@@ -194,6 +229,11 @@ def _worker_pod(request: Request) -> Manifest:
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART_LABEL}']"}},
         },
     ]
+    variables = worker_variables(request.env)
+    if request.code.content:
+        variables[SENT_CODE_VARIABLE] = _CODE_FOLDER
+    environment += [{"name": name, "value": verbatim([value])[0]} for name, value in variables.items()]
+    volumes, mounts = _volumes(request)
     flags = [f"--grace_seconds={request.grace_seconds:g}", f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"]
     launch = ["launch", "worker", *flags, "--"]
     return {
@@ -213,24 +253,34 @@ def _worker_pod(request: Request) -> Manifest:
                 **_resources(request),
                 "terminationMessagePolicy": "FallbackToLogsOnError",  # `kubectl describe pod` shows the last lines
                 "securityContext": _container_security(),
-                "volumeMounts": [
-                    *([{"name": "run", "mountPath": request.mount}] if request.pvc else []),
-                    {"name": "shm", "mountPath": "/dev/shm"},
-                ],
+                "volumeMounts": mounts,
             }
         ],
-        "volumes": [
-            *([{"name": "run", "persistentVolumeClaim": {"claimName": request.pvc}}] if request.pvc else []),
-            # The default /dev/shm of 64 MB is too small for NCCL and for the input pipeline's processes.
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": request.shm_size}},
-        ],
+        "volumes": volumes,
     }
+
+
+def _volumes(request: Request) -> tuple[list[Manifest], list[Manifest]]:
+    """Returns the volumes of a worker's pod, and where they are mounted."""
+    # The default /dev/shm of 64 MB is too small for NCCL and for the input pipeline's processes.
+    volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": request.shm_size}}]
+    mounts: list[Manifest] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if request.pvc:
+        volumes.insert(0, {"name": "run", "persistentVolumeClaim": {"claimName": request.pvc}})
+        mounts.insert(0, {"name": "run", "mountPath": request.mount})
+    if request.code.content:
+        items = [{"key": key, "path": name} for key, name in _code_keys(request).items()]
+        volumes.append({"name": "code", "configMap": {"name": _code_name(request), "items": items}})
+        mounts.append({"name": "code", "mountPath": _CODE_FOLDER, "readOnly": True})
+    return volumes, mounts
 
 
 def _pod(request: Request) -> Manifest:
     account = {"serviceAccountName": request.service_account} if request.service_account else {}
+    secrets = [{"name": name} for name in request.image_pull_secrets]
     return {
         **(account or {"automountServiceAccountToken": False}),
+        **({"imagePullSecrets": secrets} if secrets else {}),
         # A Service named `convoy` in the namespace would set CONVOY_PORT.
         "enableServiceLinks": False,
         "securityContext": {
@@ -243,7 +293,7 @@ def _pod(request: Request) -> Manifest:
 
 
 def _placement(request: Request) -> Manifest:
-    placement: Manifest = {}
+    placement: Manifest = {"priorityClassName": request.priority_class} if request.priority_class else {}
     if selector := node_selector(request):
         placement["nodeSelector"] = selector
     if tolerated := tolerations(request):
@@ -262,9 +312,9 @@ def _placement(request: Request) -> Manifest:
 
 
 def _resources(request: Request) -> Manifest:
-    requested = {"cpu": request.cpus, "memory": request.memory}
-    # No CPU limit: it would only throttle.
-    limits = {"memory": request.memory, "nvidia.com/gpu": str(request.gpus or "")}
+    requested = {"cpu": cpus(request), "memory": memory(request)}
+    # No CPU limit: it would only throttle. Memory is limited only to what the user found to be enough.
+    limits = {"memory": "" if request.memory == AUTO else request.memory, "nvidia.com/gpu": str(request.gpus or "")}
     resources = {
         name: values
         for name, among in (("requests", requested), ("limits", limits))

@@ -3,6 +3,8 @@
 request = checked(Request(command=["train", ...], replicas=2, image="registry/convoy:gpu", ...))
 """
 
+import hashlib
+import json
 import math
 import posixpath
 import re
@@ -13,7 +15,10 @@ from pathlib import PurePosixPath
 from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
 from convoy.launch.trainer_command import flag_value, trains
+from convoy.launch.user_files import UserFiles
+from convoy.launch.worker_variables import worker_variables
 
+AUTO = "auto"
 _LONGEST_LABEL = 63  # of a DNS label and of a Kubernetes label value
 _LONGEST_SUBDOMAIN = 253
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035, as JobSet requires
@@ -25,13 +30,18 @@ _TOLERATION = re.compile(
     rf"(?P<key>([-a-z0-9.]+/)?{_LABEL_NAME})(=(?P<value>({_LABEL_NAME})?))?"
     r"(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
 )
+# Requests per GPU, or of a worker without: enough to train, and small enough for nodes with one GPU.
+_AUTO_CPUS, _AUTO_GIB_PER_GPU, _AUTO_GIB = 2, 8, 4
+_DIGEST_LENGTH = 6  # of the end of a default name
+# `kubectl apply` also stores an object, as JSON, in an annotation: at most 256 KiB, less than the 1 MiB of a ConfigMap.
+_MOST_CODE_BYTES = 200_000
 
 
 @dataclass(frozen=True)
 class Request:
     """What to run in the cluster: the trainer's command, and the flags of the same names, explained in `engine.py`.
 
-    Empty strings: the cluster's default, or no such object.
+    Empty strings: the cluster's default, or no such object. `code`: the user's files, which the pods get.
     """
 
     command: Sequence[str]
@@ -42,19 +52,23 @@ class Request:
     gpus: int = 0
     pvc: str = ""
     mount: str = "/mnt"
-    cpus: str = ""
-    memory: str = ""
+    cpus: str = AUTO
+    memory: str = AUTO
     shm_size: str = "1Gi"
     node_selector: Sequence[str] = field(default_factory=tuple)
     tolerations: Sequence[str] = field(default_factory=tuple)
+    env: Sequence[str] = field(default_factory=tuple)
     service_account: str = ""
     image_pull_policy: str = ""
+    image_pull_secrets: Sequence[str] = field(default_factory=tuple)
+    priority_class: str = ""
     queue: str = ""
     port: int = DEFAULT_PORT
     max_restarts: int = 20
     grace_seconds: float = 60.0
     tensorboard: bool = True
     network_policy: bool = True
+    code: UserFiles = field(default_factory=UserFiles)
 
     @property
     def workdir(self) -> str:
@@ -82,8 +96,10 @@ def checked(request: Request) -> Request:
         )
     if not re.fullmatch(r"\S+", request.image):
         raise UsageError(f"--image={request.image!r} is not an image name. Example: --image=registry/convoy:gpu.")
-    for flag in ("namespace", "service_account", "pvc", "queue"):
-        value = getattr(request, flag)
+    names = [(flag, getattr(request, flag)) for flag in ("namespace", "service_account", "pvc", "queue")]
+    names += [("priority_class", request.priority_class)]
+    names += [("image_pull_secrets", name or "''") for name in request.image_pull_secrets]
+    for flag, value in names:
         is_label = flag in ("namespace", "queue")
         limit = _LONGEST_LABEL if is_label else _LONGEST_SUBDOMAIN
         if value and (not _SUBDOMAIN.fullmatch(value) or len(value) > limit or (is_label and "." in value)):
@@ -92,14 +108,31 @@ def checked(request: Request) -> Request:
             )
     for flag, example in (("cpus", "8"), ("memory", "32Gi"), ("shm_size", "1Gi")):
         value = getattr(request, flag)
-        if not _QUANTITY.fullmatch(value) and (value or flag == "shm_size"):
+        if not _QUANTITY.fullmatch(value) and (flag == "shm_size" or value not in ("", AUTO)):
             raise UsageError(f"--{flag}={value} is not a Kubernetes quantity. Example: --{flag}={example}.")
     if not math.isfinite(request.grace_seconds):
         raise UsageError(f"--grace_seconds={request.grace_seconds} is not finite. Example: --grace_seconds=60.")
     node_selector(request)
     tolerations(request)
+    worker_variables(request.env)
     _check_folders(request)
+    if (size := sum(map(len, request.code.content.values()))) > _MOST_CODE_BYTES:
+        raise UsageError(
+            f"{', '.join(request.code.names)} and what they import are {size:,} bytes, more than the "
+            f"{_MOST_CODE_BYTES:,} that can be sent to pods. Add them to --image, or put them on --pvc and pass their "
+            "paths there."
+        )
     return request
+
+
+def cpus(request: Request) -> str:
+    """Returns how many cores a worker requests; empty for none."""
+    return str(_AUTO_CPUS * max(1, request.gpus)) if request.cpus == AUTO else request.cpus
+
+
+def memory(request: Request) -> str:
+    """Returns how much memory a worker requests; empty for none."""
+    return f"{_AUTO_GIB_PER_GPU * request.gpus or _AUTO_GIB}Gi" if request.memory == AUTO else request.memory
 
 
 def node_selector(request: Request) -> dict[str, str]:
@@ -169,8 +202,12 @@ def _longest_name(request: Request) -> int:
 
 
 def _name_of(request: Request, longest: int) -> str:
-    name = PurePosixPath(request.workdir).name
-    return _name_from(name if trains(request.command) else f"{name[: longest - 7]}-{request.command[0]}", longest)
+    """Returns a name after RUN, whose end tells runs in folders of the same name apart."""
+    # Without a claim, RUN is in the pods and nothing can be resumed: only the same command is the same run.
+    run = [request.pvc, request.workdir] if request.pvc else [request.image, *request.command]
+    end = hashlib.sha256(json.dumps(run).encode()).hexdigest()[:_DIGEST_LENGTH]
+    end = f"-{end}" if trains(request.command) else f"-{request.command[0]}-{end}"
+    return _name_from(PurePosixPath(request.workdir).name, longest - len(end)) + end
 
 
 def _name_from(text: str, longest: int) -> str:

@@ -9,9 +9,10 @@ the workers and receives SLURM's signals to the batch script.
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from convoy.core.errors import UsageError
 
@@ -30,6 +31,7 @@ class JobOptions:
     processes_per_node: int = 1
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
+    mem: str | None = None
     partition: str | None = None
     time: str | None = None
     account: str | None = None
@@ -52,7 +54,7 @@ def job_script(
     logs: Path,
     cwd: Path,
     python: str = sys.executable,
-    safe_path: bool = False,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Returns the script.
 
@@ -62,7 +64,7 @@ def job_script(
       logs: absolute path of the folder for the job's log.
       cwd: directory to which relative paths in `command` refer.
       python: the interpreter, at the same path on every node.
-      safe_path: whether Python must not import from `cwd`.
+      variables: environment variables to set.
 
     Raises:
       UsageError: an option is not valid in a batch script.
@@ -73,6 +75,7 @@ def job_script(
         ("ntasks-per-node", options.processes_per_node),
         ("gpus-per-node", options.gpus_per_node),
         ("cpus-per-task", options.cpus_per_task),
+        ("mem", _checked_memory(options.mem)),
         ("partition", options.partition),
         ("time", options.time),
         ("account", options.account),
@@ -109,13 +112,19 @@ def job_script(
             "",
             # Otherwise a warning that arrives before the launcher is running would end the script.
             *(["trap '' USR1"] if options.requeue else []),
+            *[f"export {name}={shlex.quote(value)}" for name, value in variables.items()],
             *[line for text in options.setup for line in text.splitlines()],
-            *(["export PYTHONSAFEPATH=1"] if safe_path else []),
             "# `exec`: the launcher replaces this script's process, so it receives SLURM's signals.",
             "exec " + " \\\n    ".join(words),
             "",
         ]
     )
+
+
+def _checked_memory(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d+[KMGT]?", text):
+        raise UsageError(f"--mem={text} is not a size for sbatch. Example: --mem=64G; --mem=0 is all memory of a node.")
+    return text
 
 
 def _quoted(name: str, value: object) -> str:

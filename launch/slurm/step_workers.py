@@ -40,8 +40,8 @@ _HINTS = (
     ),
     (
         re.compile(r"oom.kill|Out Of Memory", re.IGNORECASE),
-        "SLURM: out of memory on a node, a process was killed. Request more memory: `--sbatch=--mem=0` requests all "
-        "memory of a node.",
+        "SLURM: out of memory on a node, a process was killed. Request more memory: `--mem=0` requests all memory "
+        "of a node.",
     ),
 )
 

@@ -4,6 +4,7 @@ Writes RUN/logs/job.sbatch, submits it, and follows the job: its state, its grow
 depend on the process that follows it. Inside the job runs `convoy.launch.slurm.step`.
 
 RUN/logs/job.sbatch            the script, as last submitted
+RUN/logs/code-DIGEST/          the user's recipe and model as submitted: the job waits, and files may change meanwhile
 RUN/logs/slurm-JOB.out         output of the job's launcher and of the chief, over all starts of the job
 RUN/logs/attempt-K/srun.log    the srun command of an attempt and its output
 """
@@ -26,6 +27,8 @@ from convoy.launch.slurm.follow import follow
 from convoy.launch.slurm.script import JobOptions, job_script
 from convoy.launch.slurm.step import define_worker_flags
 from convoy.launch.trainer_command import run_directory, trainer_environment, trains
+from convoy.launch.user_files import UserFiles, user_files
+from convoy.launch.worker_variables import define_env_flag, worker_variables
 
 REQUIRED = ("nodes",)
 
@@ -42,6 +45,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.integer(
         "cpus_per_task", None, "slurm: cores per worker; without it many clusters give only one", lower_bound=1
     )
+    define.string(
+        "mem", None, "slurm: memory per node, as in sbatch: 64G; 0 is all; the cluster's default may be small"
+    )
     define.string("partition", None, "slurm: partition, as in sbatch")
     define.string(
         "time",
@@ -54,7 +60,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.string(
         "job_name", None, "slurm: name of the job in squeue (default: convoy- and the name of the run directory)"
     )
-    define.multi_string("sbatch", [], "slurm: additional option of sbatch: --sbatch=--mem=0; repeatable")
+    define.multi_string("sbatch", [], "slurm: additional option of sbatch: --sbatch=--exclusive; repeatable")
+    define_env_flag(flags, "slurm", kept_in="RUN/logs/job.sbatch")
     define.multi_string(
         "setup", [], "slurm: shell line to run before the launcher, such as `module load cuda`; repeatable"
     )
@@ -91,17 +98,15 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
         )
     run_files = RunFiles(run_directory(command))
     script_file = run_files.log_file("job.sbatch")
-    script = job_script(
-        options,
-        command,
-        logs=script_file.parent,
-        cwd=Path.cwd(),
-        safe_path="PYTHONSAFEPATH" in trainer_environment(),
-    )
+    code = user_files(command)
+    variables = {**worker_variables(flags.env), **run_files.code_variable(code)}
+    if "PYTHONSAFEPATH" in trainer_environment():
+        variables["PYTHONSAFEPATH"] = "1"
+    script = job_script(options, command, logs=script_file.parent, cwd=Path.cwd(), variables=variables)
     if flags.dry_run:
         print(script, end="")
         return 0
-    job_id = _submit(script, script_file, run_files)
+    job_id = _submit(script, script_file, run_files, code)
     log = run_files.log_file(f"slurm-{job_id}.out")
     screen = Screen.of_standard_output()
     screen.say(f"convoy: submitted job {job_id}. Script: {_relative(script_file)}. Log: {_relative(log)}.")
@@ -112,11 +117,12 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     return follow(job_id, log, screen)
 
 
-def _submit(script: str, script_file: Path, run_files: RunFiles) -> str:
+def _submit(script: str, script_file: Path, run_files: RunFiles, code: UserFiles) -> str:
     """Writes and submits the script; returns the job's number."""
     slurm("sbatch", "--version")  # fails before anything is written
     is_new = not script_file.parent.exists()
     run_files.write_log_file(script_file.name, script)
+    run_files.write_code(code)
     environment = {
         name: value for name, value in os.environ.items() if name in _CLUSTER_VARIABLES or not name.startswith("SLURM_")
     }

@@ -20,6 +20,8 @@ from convoy.launch.ssh.refusals import Remote
 from convoy.launch.ssh.starter import Starter
 from convoy.launch.supervisor import Supervisor
 from convoy.launch.trainer_command import flag_value, run_directory, trains
+from convoy.launch.user_files import user_files
+from convoy.launch.worker_variables import define_env_flag, worker_variables
 
 REQUIRED = ("hosts",)
 
@@ -42,6 +44,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "all; the first start of a run always needs all",
         lower_bound=1,
     )
+    define_env_flag(flags, "ssh")
     define.string("ssh_config", "", "ssh: config file for the ssh client (its -F)")
     define.string("python", "", "ssh: path of the Python with Convoy on the hosts; the same as here by default")
 
@@ -61,7 +64,7 @@ def run(
       trainer: program that runs `command`, the hosts' Convoy by default; tests replace it.
 
     Raises:
-      UsageError: an invalid host file, a host with a permanent problem, or RUN is a file.
+      UsageError: an invalid host file or recipe, a host with a permanent problem, or RUN is a file.
       DataError: RUN cannot be written.
     """
     hosts = read_hosts(flags.hosts)
@@ -76,6 +79,9 @@ def run(
     python = flags.python or sys.executable
     screen = Screen.of_standard_output()
     run_files = RunFiles(run_directory(command))
+    code = user_files(command)
+    variables = {**worker_variables(flags.env), **run_files.code_variable(code)}
+    run_files.write_code(code)
     starter = Starter(
         hosts=hosts,
         hosts_file=flags.hosts,
@@ -83,6 +89,7 @@ def run(
         remote=Remote(_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
         command=command,
         program=[*(trainer or (python, "-m", "convoy")), *command],
+        variables=variables,
         run_files=run_files,
         grace_seconds=flags.grace_seconds,
         silent_seconds=silent_seconds,

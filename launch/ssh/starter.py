@@ -43,6 +43,7 @@ class Starter:
       remote: how hosts are reached.
       command: `train` and its flags.
       program: the full command line on the hosts.
+      variables: environment variables for the workers, in addition to those of this process that are passed on.
       run_files: the run directory.
       grace_seconds: seconds between SIGTERM and SIGKILL.
       silent_seconds: seconds without a message after which launcher and agents consider each other gone.
@@ -56,6 +57,7 @@ class Starter:
     remote: Remote
     command: Sequence[str]
     program: Sequence[str]
+    variables: Mapping[str, str]
     run_files: RunFiles
     grace_seconds: float
     silent_seconds: float
@@ -253,6 +255,7 @@ class Starter:
             f"{connection.host.address}:{port}" for connection in chosen for port in connection.answer["ports"]
         ]
         variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
+        variables |= self.variables
         members: list[Member] = []
         for connection in chosen:
             ports = connection.answer["ports"]

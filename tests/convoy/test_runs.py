@@ -1,11 +1,16 @@
 """`convoy runs` on run directories made by hand and by training."""
 
+import fcntl
 import json
 import os
 import platform
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -189,6 +194,34 @@ class TestCommand:
         assert found["best_step"] == result["best"]["step"]
         assert found["images_per_second"] == result["images_per_second"]
         assert found["config"]["virtual_replicas"] == 4
+
+    def test_has_a_column_for_each_field_that_differs(self, convoy_in_process, make_run, tmp_path):
+        ops = "crop(scale=0.7..1) | flip | "
+        make_run("a", top1=0.9, optimizer={"learning_rate": 0.003}, augment={"ops": f"{ops}hue(0.5)"})
+        make_run("b", top1=0.8, batch_size=32, augment={"ops": f"{ops}saturation(0.7)"})
+        make_run("c", top1=0.7, augment={"ops": ""})
+        code, out, _ = convoy_in_process("runs", tmp_path / "runs")
+        header, *rows = [re.split(" {2,}", line) for line in out.splitlines()[1:]]
+        fields = ["augment.ops", "batch_size", "optimizer.learning_rate"]
+        assert (code, header[4:-1]) == (0, fields)
+        default = f"{default_config().optimizer.learning_rate:g}"
+        assert [row[4:-1] for row in rows] == [
+            ["…hue(0.5)", "64", "0.003"],
+            ["…saturation(0.7)", "32", default],
+            ["''", "64", default],
+        ]
+
+    def test_names_the_fields_that_a_terminal_has_no_room_for(self, make_run, tmp_path):
+        make_run("a", optimizer={"learning_rate": 0.003}, batch_size=32)
+        make_run("b", model={"name": "x" * 500})
+        command = [sys.executable, "-m", "convoy", "runs", str(tmp_path / "runs")]
+        terminal, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 90, 0, 0))
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        subprocess.run(command, stdout=other, env=environment, check=True)
+        _, header, *_, last = os.read(terminal, 2**16).decode().splitlines()
+        assert "batch_size" in header and "learning_rate" not in header
+        assert "model.name" in last and "optimizer.learning_rate" in last and "--json" in last
 
     def test_accepts_a_run_directory(self, convoy_in_process, finished_run):
         code, out, _ = convoy_in_process("runs", finished_run.workdir)

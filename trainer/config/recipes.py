@@ -12,7 +12,7 @@ import ml_collections
 
 import convoy
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.user_code import first_on_path, run_file
+from convoy.core.user_code import first_on_path, located, run_file
 from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields
 
@@ -40,10 +40,11 @@ def recipe_path(name: str) -> Path:
     recipes = shipped_recipes()
     if name in recipes:
         return recipes[name]
-    if name in renamed.RECIPES and not Path(name).is_file():
+    path = located(name)
+    if name in renamed.RECIPES and not path.is_file():
         return recipes[renamed.current("recipe", name, renamed.RECIPES[name])]
-    if Path(name).is_file():
-        return Path(name)
+    if path.is_file():
+        return path
     raise UsageError(
         f"--config={name}: not a file and not a shipped recipe{did_you_mean(name, recipes)}. "
         f"Pass a path or one of {', '.join(recipes)}."

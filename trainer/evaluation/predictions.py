@@ -1,7 +1,7 @@
 """Saved results of an evaluation: RUN/predictions_SPLIT.csv, one row per image, and RUN/evaluation_SPLIT.json.
 
     save(run, evaluation, predictions, class_names)
-    evaluation = newest(run)                             # None before the first evaluation
+    evaluation, *others = evaluations(run)               # one per split, the newest first; may be empty
     predictions = load(run, evaluation, class_names)
 
 Spreadsheets run a cell that begins with `=`, `+`, `-` or `@` as a formula. As OWASP recommends (CSV Injection,
@@ -140,8 +140,8 @@ def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, cl
     run.write_json(run.evaluation(evaluation.split), dataclasses.asdict(evaluation))
 
 
-def newest(run: RunDirectory) -> Evaluation | None:
-    """Returns the newest readable evaluation whose predictions exist."""
+def evaluations(run: RunDirectory) -> list[Evaluation]:
+    """Returns the last evaluation of each split, the newest first: those that are readable and have predictions."""
     found = []
     for path in run.path.glob("evaluation_*.json"):
         with contextlib.suppress(DataError, TypeError):  # damaged, or of a later version
@@ -151,7 +151,7 @@ def newest(run: RunDirectory) -> Evaluation | None:
             evaluation = Evaluation(**content)
             if run.predictions(evaluation.split).exists():
                 found.append(evaluation)
-    return max(found, key=lambda evaluation: evaluation.time, default=None)
+    return sorted(found, key=lambda evaluation: -evaluation.time)
 
 
 def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) -> Predictions:

@@ -1,13 +1,12 @@
 """Models from a function in a user's file: `config.model.name=FILE.py:FUNCTION`."""
 
 import inspect
-from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.user_code import UserCode, first_on_path, run_file
+from convoy.core.user_code import UserCode, first_on_path, located, run_file
 from convoy.trainer.models import contract
 
 # Creating a variable waits for all workers: these errors are not the function's.
@@ -31,11 +30,12 @@ def model_from_file(name: str, num_classes: int, image_size: int) -> tuple[keras
       UsageError: no such file or function, it fails, or breaks the contract.
       tf.errors.OpError: another worker was lost.
     """
-    path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
+    typed, _, function = name.rpartition(":")
+    path = located(typed)
+    if not path.is_file():
         raise UsageError(f"config.model.name={name!r}: file {path} does not exist.")
     try:
-        code = run_file(Path(path))
+        code = run_file(path)
     except Exception as error:
         raise UsageError(f"config.model.name={name!r}: {path} fails: {type(error).__name__}: {error}") from error
     namespace = code.names

@@ -1,6 +1,7 @@
 """`convoy launch kubernetes` from the command line, with a fake kubectl that records its input."""
 
 import json
+import re
 import shlex
 import sys
 
@@ -11,7 +12,7 @@ from convoy.cli import main
 from convoy.core.errors import UsageError
 from convoy.launch.kubernetes.request import Request, checked
 
-FLAGS = ("--replicas=2", "--image=registry/convoy:1", "--pvc=team", "--mount=/team")
+FLAGS = ("--replicas=2", "--image=registry/convoy:1", "--pvc=team", "--mount=/team", "--name=run")
 TRAIN = ("--", "train", "--data=/team/data", "--workdir=/team/run")
 
 KUBECTL = """#!{python}
@@ -59,14 +60,15 @@ def kubectl(tmp_path):
 
 class TestDryRun:
     def test_prints_only_the_manifests_and_the_command_that_renders_them(self, launch, tmp_path):
-        flags = ("--node_selector=a=b", "--node_selector=c=d", "--notensorboard", f"--kubectl={tmp_path}/none")
+        flags = ("--node_selector=a=b", "--node_selector=c=d", "--notensorboard", "--env=A=b", "--cpus=")
+        flags = (*flags, f"--kubectl={tmp_path}/none")
         code, output, errors = launch(*FLAGS, *flags, "--dry_run", train=(*TRAIN, "--config.x=a b\n# $(C)"))
         assert (code, errors) == (0, "")
         header, _, _ = output.partition("---\n")
         assert all(line.startswith("#") for line in header.splitlines())
         words = shlex.split(header.partition("\n#\n")[0].replace("\n# ", "\n")[2:])
         assert words[:3] == ["convoy", "launch", "kubernetes"]
-        assert set(words[3:]) == {*FLAGS, *flags[:3], *TRAIN, "--config.x=a b\n# $(C)"}
+        assert set(words[3:]) == {*FLAGS, *flags[:5], *TRAIN, "--config.x=a b\n# $(C)"}
         again = launch(*words[3 : words.index("--")], "--dry_run", train=words[words.index("--") :])
         assert again == (code, output, errors)
         assert [manifest["kind"] for manifest in yaml.safe_load_all(output)] == ["NetworkPolicy", "JobSet"]
@@ -131,7 +133,7 @@ class TestApply:
             ),
             (
                 "The JobSet is invalid: spec.failurePolicy: Value is immutable",
-                "--name",
+                "app.kubernetes.io/instance=run",
             ),
             ("The connection to the server localhost:8080 was refused", "--context"),
             ("something else", "something else"),
@@ -163,6 +165,12 @@ class TestInvalidFlags:
             ("--pvc=a/b", ""),
             ("--queue=a_b", ""),
             ("--service_account=-", ""),
+            ("--priority_class=High", ""),
+            ("--image_pull_secrets=a_b", ""),
+            ("--image_pull_secrets=", "--image_pull_secrets=''"),
+            ("--env=7=x", "--env=NCCL_DEBUG=INFO"),
+            ("--env=CONVOY_TEST_UNSET", "--env=CONVOY_TEST_UNSET"),
+            ("--env=TF_CONFIG={}", "Remove"),
             ("--cpus=many", "--cpus=8"),
             ("--memory=32GB", "--memory=32Gi"),
             ("--shm_size=", "--shm_size=1Gi"),
@@ -208,9 +216,20 @@ class TestNames:
         ("workdir", "name"),
         [("/t/run", "run"), ("/t/Shelf_7.b/", "shelf-7-b"), ("/t/2026-11", "run-2026-11"), ("/t/__", "run")],
     )
-    def test_come_from_the_run_directory(self, workdir, name):
+    def test_begin_like_the_run_directory(self, workdir, name):
         command = ("train", "--data=/t/d", f"--workdir={workdir}")
-        assert checked(Request(command, 2, "i")).name == name
+        assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}", checked(Request(command, 2, "i")).name)
+
+    def test_are_the_same_for_every_launch_of_a_run_and_for_no_other(self):
+        def name(*flags, workdir="/t/a/run", **fields):
+            return checked(Request(("train", "--data=/t/d", f"--workdir={workdir}", *flags), 2, "i", **fields)).name
+
+        claim = {"pvc": "c", "mount": "/t"}
+        assert name(**claim) == name("--config.epochs=3", **claim, gpus=8) == name(workdir="/t/b/../a/run/", **claim)
+        others = [name(workdir="/t/b/run", **claim), name(pvc="d", mount="/t")]
+        assert len({name(**claim), *others}) == 3
+        # Without a claim there is nothing to resume: another command is another run.
+        assert name() == name() and name() != name("--config.epochs=3")
 
     @pytest.mark.parametrize("replicas", [1, 10, 11, 1000])
     def test_are_limited_by_the_pods_host_names(self, replicas):
@@ -223,4 +242,32 @@ class TestNames:
 
     def test_doctor_has_its_own_name_and_no_tensorboard(self):
         request = checked(Request(("doctor", "--workdir=/t/run"), 2, "i", pvc="c", mount="/t"))
-        assert (request.name, request.tensorboard) == ("run-doctor", False)
+        assert re.fullmatch("run-doctor-[0-9a-f]{6}", request.name) and not request.tensorboard
+
+
+class TestUserFiles:
+    @pytest.fixture
+    def recipe(self, tmp_path, monkeypatch):
+        """A recipe with a module beside it, in the current folder."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mine.py").write_text("from beside import A\n\n\ndef get_config():\n    return A\n")
+        (tmp_path / "beside.py").write_text("A = 1\n")
+        return tmp_path / "mine.py"
+
+    def test_are_sent_and_deleted_with_the_run(self, launch, kubectl, recipe):
+        train = (*TRAIN, "--config=mine.py")
+        output = launch(*FLAGS, f"--kubectl={kubectl.path}", train=train)[1]
+        (manifest,) = [m for m in yaml.safe_load_all(kubectl.call()[1]) if m["kind"] == "ConfigMap"]
+        assert recipe.read_text() in manifest["data"].values()
+        assert " delete jobset,networkpolicy,configmap,deployment,service -l " in output
+
+    def test_too_large_to_send_are_named(self, launch, recipe):
+        (recipe.parent / "beside.py").write_text(f"A = '{'x' * 300_000}'")
+        code, output, errors = launch(*FLAGS, "--dry_run", train=(*TRAIN, "--config=mine.py"))
+        assert (code, output, errors.count("\n")) == (2, "", 1)
+        assert "mine.py" in errors and "--image" in errors and "--pvc" in errors
+
+    def test_missing_here_are_named_unless_on_the_claim(self, launch, recipe):
+        code, _, errors = launch(*FLAGS, "--dry_run", train=(*TRAIN, "--config=absent.py"))
+        assert code == 0 and "absent.py" in errors and errors.count("\n") == 1
+        assert launch(*FLAGS, "--dry_run", train=(*TRAIN, "--config=/team/absent.py"))[::2] == (0, "")

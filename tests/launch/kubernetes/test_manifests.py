@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from base64 import b64decode
 
 import kubernetes_validate
 import pytest
@@ -12,6 +13,7 @@ from convoy.core.cluster import find_cluster
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
+from convoy.launch.user_files import UserFiles
 
 KUBERNETES = "1.31"  # the first version with a stable podFailurePolicy
 COMMAND = ("train", "--data=/team/data", "--workdir=/team/run")
@@ -24,7 +26,11 @@ EVERYTHING = {
     "shm_size": "16Gi",
     "node_selector": ("cloud.example.com/pool=a100", "zone=y"),
     "tolerations": ("spot=true:NoSchedule", "maintenance", "owner=1e3"),
+    "env": ("A=b", "COST=$5 $(A)"),
     "service_account": "trainer",
+    "image_pull_secrets": ("registry-login", "other"),
+    "priority_class": "high",
+    "code": UserFiles(("é.py",), (), {"0/é.py": b"A = 1\n\tB = 2 \n", "0/sub/a b.py": b"\xe9"}),
     "image_pull_policy": "IfNotPresent",
     "queue": "team-queue",
     "port": 3333,
@@ -190,11 +196,55 @@ class TestPods:
             {"key": "owner", "operator": "Equal", "value": "1e3"},
         ]
         assert pod["serviceAccountName"] == "trainer"
+        assert pod["priorityClassName"] == "high"
         assert pod["containers"][0]["imagePullPolicy"] == "IfNotPresent"
+
+    @pytest.mark.parametrize(
+        ("fields", "requests"),
+        [
+            ({}, {"cpu": "2", "memory": "4Gi"}),
+            ({"gpus": 4}, {"cpu": "8", "memory": "32Gi"}),
+            ({"gpus": 4, "cpus": "500m"}, {"cpu": "500m", "memory": "32Gi"}),
+            ({"cpus": "", "memory": ""}, None),
+        ],
+    )
+    def test_request_resources_by_default(self, fields, requests):
+        resources = workers(by_kind(**fields))["spec"]["containers"][0].get("resources", {})
+        assert resources.get("requests") == requests
+        assert "memory" not in resources.get("limits", {})  # what was not asked for must not kill a worker
+
+    def test_get_the_variables_verbatim(self, monkeypatch):
+        monkeypatch.setenv("WANDB_API_KEY", "secret")
+        (container,) = workers(by_kind(env=("COST=$5 $(A)", "EMPTY=", "WANDB_API_KEY")))["spec"]["containers"]
+        values = {variable["name"]: expanded(variable.get("value", "")) for variable in container["env"]}
+        assert (values["COST"], values["EMPTY"], values["WANDB_API_KEY"]) == ("$5 $(A)", "", "secret")
+
+    def test_pull_the_image_with_the_secrets(self):
+        for pod in pods(by_kind(image_pull_secrets=("a", "b"))):
+            assert pod["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+
+    def test_mount_the_users_files_under_their_paths(self):
+        objects = by_kind(code=EVERYTHING["code"])
+        pod, config_map = workers(objects)["spec"], objects["ConfigMap"]
+        (volume,) = [volume["configMap"] for volume in pod["volumes"] if volume["name"] == "code"]
+        assert volume["name"] == config_map["metadata"]["name"] and config_map["immutable"]
+        texts = {key: text.encode() for key, text in config_map["data"].items()}
+        content = texts | {key: b64decode(text) for key, text in config_map["binaryData"].items()}
+        mounted = {item["path"]: content[item["key"]] for item in volume["items"]}
+        assert mounted == EVERYTHING["code"].content
+        (container,) = pod["containers"]
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "code"]
+        assert {"name": "CONVOY_CODE", "value": mount["mountPath"]} in container["env"]
+
+    def test_files_of_another_launch_are_not_replaced(self):
+        names = {
+            by_kind(code=UserFiles(("a",), (), {"a": text}))["ConfigMap"]["metadata"]["name"] for text in (b"", b"x")
+        }
+        assert len(names) == 2
 
     def test_without_gpus_spread_over_hosts(self):
         pod = workers(by_kind())["spec"]
-        assert "resources" not in pod["containers"][0] and "tolerations" not in pod
+        assert "tolerations" not in pod
         (spread,) = pod["topologySpreadConstraints"]
         assert spread["topologyKey"] == "kubernetes.io/hostname"
         assert spread["labelSelector"]["matchLabels"].items() <= workers(by_kind())["metadata"]["labels"].items()

@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.processes import REPOSITORY, command_line, write_foreign_packages
+from tests.processes import REPOSITORY, command_line, environment_of, write_foreign_packages
 from tests.trainer import user_models
 
 LAUNCH = ("launch", "slurm", "--nodes=2", "--grace_seconds=5")
@@ -161,13 +163,34 @@ def test_program_that_does_not_start_is_tried_twice_and_not_requeued(slurm, conv
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_following_and_scancel_ends_the_job(slurm, convoy_started, dataset, tmp_path, wait_until):
+def test_job_trains_the_model_as_submitted_ctrl_c_stops_following_and_scancel_ends_it(
+    slurm, convoy_started, dataset, tmp_path, wait_until
+):
     run, output = tmp_path / "run", tmp_path / "output"
-    model = f"--config.model.name={user_models.__file__}:small"
-    command = (*LAUNCH, "--", "train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}")
+    (tmp_path / "mine.py").write_text("from beside import small\n")
+    shutil.copy(user_models.__file__, tmp_path / "beside.py")
+    model = f"--config.model.name={tmp_path / 'mine.py'}:small"
+    command = (
+        *LAUNCH,
+        "--mem=500M",
+        "--env=ODD=it's",
+        "--sbatch=--hold",
+        "--",
+        "train",
+        "--config=smoke",
+        model,
+        f"--data={dataset.data}",
+        f"--workdir={run}",
+    )
     many = ("--config.steps=100000", "--config.checkpoint_every_steps=100000", "--config.eval_every_steps=100000")
     with convoy_started(*command, *many, output=output, prefix=tuple(slurm.command())) as client:
+        wait_until(lambda: "job 1 is pending" in output.read_text(), "the job")
+        (tmp_path / "beside.py").write_text("")  # edited while the job waits
+        slurm.run("scontrol", "release", "1")
         wait_until(lambda: "step 10/" in output.read_text(), "a step")
+        assert slurm.job("1", "MinMemoryNode") == "500M"
+        assert {environment_of(pid)["ODD"] for node in ("n1", "n2") for pid in trainers(slurm, node)} == {"it's"}
+        assert (run / "code" / "model" / "beside.py").read_bytes() == Path(user_models.__file__).read_bytes()
         client.send_signal(signal.SIGINT)
         assert client.wait(30) == 130
     assert "scancel 1" in output.read_text().splitlines()[-1]

@@ -21,13 +21,14 @@ TRAIN = ["train", "--data=data", "--workdir=my run"]
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "32(x2)"}
 
 
-def script(command=TRAIN, **options):
+def script(command=TRAIN, variables=None, **options):
     return job_script(
         JobOptions(**{"nodes": 2, **options}),
         command,
         logs=Path("/shared/my run/logs"),
         cwd=Path("/shared"),
         python="/venv/bin/python",
+        variables=variables or {},
     )
 
 
@@ -76,6 +77,17 @@ class TestJobScript:
         shown = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout.splitlines()
         assert shown[shown.index("--") + 1 :] == command
 
+    def test_requests_memory_per_node(self):
+        assert "#SBATCH --mem=64G\n" in script(mem="64G")
+        assert "--mem" not in script()
+        with pytest.raises(UsageError, match="--mem=64 GB"):
+            script(mem="64 GB")
+
+    def test_sets_variables_verbatim(self):
+        text = script(variables={"A": "it's $HOME\nx"}, setup=["B=$A"]).replace("exec /venv/bin/python", "echo")
+        shown = subprocess.check_output(["bash", "-c", f'{text}\nprintf "%s" "$A$B"'], text=True)
+        assert shown.endswith("it's $HOME\nx" * 2)
+
     def test_of_an_inspecting_command_is_never_requeued(self):
         text = script(["doctor", "--workdir=run"], requeue=False)
         assert "#SBATCH --no-requeue\n" in text
@@ -110,6 +122,18 @@ class TestCommand:
         assert "#SBATCH --nodes=2\n" in result.stdout
         assert "'--container=registry#convoy:1' \\\n    -- train" in result.stdout
         assert list(tmp_path.iterdir()) == []
+
+    def test_dry_run_sets_the_variables_and_names_the_sent_recipe(self, convoy, tmp_path, monkeypatch):
+        (tmp_path / "mine.py").write_text("")
+        monkeypatch.setenv("WANDB_API_KEY", "a b")
+        train = ("train", f"--config={tmp_path / 'mine.py'}", "--data=d", f"--workdir={tmp_path / 'run'}")
+        lines = convoy(
+            "launch", "slurm", "--nodes=2", "--dry_run", "--env=WANDB_API_KEY", "--env=B=", "--", *train, check=True
+        ).stdout.splitlines()
+        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+        assert (variables["WANDB_API_KEY"], variables["B"]) == ("'a b'", "''")
+        assert variables["CONVOY_CODE"].startswith(f"{tmp_path / 'run' / 'logs'}/code-")
+        assert not (tmp_path / "run").exists()
 
     def test_is_refused_without_slurm_and_writes_nothing(self, convoy, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,10 +76,27 @@ class TestWithoutFaults:
         summary = launch.summary()
         assert (summary["engine"], summary["hosts"], summary["exit_code"]) == ("ssh", ["a", "second"], 0)
 
-    def test_doctor_starts_once_and_leaves_no_files(self, machines):
+    def test_workers_get_the_users_files_and_variables(self, machines, tmp_path):
+        (tmp_path / "mine.py").write_text("import beside\n")
+        (tmp_path / "beside.py").write_text("A = 1\n")
+        recipe = str(tmp_path / "mine.py")
+        launch = machines.launch(
+            "--env=SECRET", "--env=B=x y", command=[f"--config={recipe}"], environment={"SECRET": "s"}
+        )
+        assert launch.wait() == 0, launch.output
+        for rank in (0, 1):
+            environment = launch.worker(rank)["environment"]
+            assert (environment["SECRET"], environment["B"]) == ("s", "x y")
+            sent = Path(environment["CONVOY_CODE"])
+            assert sent.parent == machines.run / "logs"
+            assert (sent / json.loads((sent / "files.json").read_text())[recipe]).read_text() == "import beside\n"
+            assert (sent / "0" / "beside.py").read_text() == "A = 1\n"
+
+    def test_doctor_starts_once_and_leaves_no_files(self, machines, tmp_path):
         leaves = {"attempts": {"1": {str(rank): {"at": 0, "do": "exit", "code": 0} for rank in (0, 1)}}}
         (machines.folder / "plan.json").write_text(json.dumps(leaves))
-        launch = machines.launch(plan=leaves, verb="doctor")
+        (tmp_path / "mine.py").write_text("")
+        launch = machines.launch(plan=leaves, verb="doctor", command=[f"--config={tmp_path / 'mine.py'}"])
         assert launch.wait() == 0, launch.output
         assert "attempt 1: 2 workers on a, b." in launch.output and "attempt 2" not in launch.output
         assert not machines.run.exists()

@@ -43,11 +43,11 @@ def page_of(run, **options):
 
 def insights_of(run):
     """Returns the findings on a run by code."""
-    history, evaluation = read_history(run), predictions.newest(run)
+    history, evaluations = read_history(run), predictions.evaluations(run)
     analysed = None
-    if evaluation:
-        found = predictions.load(run, evaluation, history.class_names)
-        analysed = Evaluated.of(evaluation, found, len(history.class_names))
+    if evaluations:
+        found = predictions.load(run, evaluations[0], history.class_names)
+        analysed = Evaluated.of(evaluations[0], found, len(history.class_names))
     insights = derive_insights(history, analysed)
     by_code = {finding.code: finding for finding in insights}
     assert len(by_code) == len(insights)
@@ -318,6 +318,47 @@ class TestPage:
         (note,) = [text for text in write_report(run) if "thumbnails" in text]
         assert str(run.path / "data") in note and "--data=DATA" in note
         assert "--data=DATA" in Page(run.report.read_bytes()).words("errors")
+
+
+class TestSeveralSplits:
+    @pytest.fixture
+    def run(self, tmp_path):
+        """A run evaluated on `test`, with one error at step 40, then on validation, with none at step 20."""
+        run = made_run(tmp_path / "run")
+        labels = np.arange(40, dtype=np.int32) % 4
+        for split, step, wrong in (("test", 40, 1), ("validation", 20, 0)):
+            predicted = (labels + (np.arange(40) < wrong)) % 4
+            found = Predictions([f"{split}.jpg"] * 40, labels, predicted, np.full(40, 0.5), np.full(40, 0.9))
+            evaluated(run, found, split=split, step=step)
+        return run
+
+    def test_each_is_on_the_page_with_its_step_the_newest_first(self, run):
+        page = page_of(run)
+        assert "40 images of validation, weights of step 20" in page.words("")
+        assert "No errors" in page.words("errors") and "validation, step 20" in page.words("errors")
+        assert "test: top-1 97.50 % on 40 images, weights of step 40" in page.words("")
+        assert "test.jpg" in page.words("split-1-errors") and "test, step 40" in page.words("split-1-errors")
+        assert len(page.rows["split-1-classes"]) == len(page.rows["classes"]) == 5
+
+    def test_a_new_evaluation_replaces_only_that_of_its_split(self, run):
+        labels = np.arange(40, dtype=np.int32) % 4
+        evaluated(run, Predictions(["new.jpg"] * 40, labels, labels, np.full(40, 0.9), np.full(40, 0.9)), step=60)
+        page = page_of(run)
+        assert "40 images of test, weights of step 60" in page.words("") and "validation: top-1" in page.words("")
+        assert "test.jpg" not in page.words("errors") and not [name for name in page.text if name.startswith("split-2")]
+
+    def test_links_lead_to_what_is_on_the_page(self, run):
+        page_of(run)
+        text = run.report.read_text()
+        targets = re.findall(r' id="([^"]+)"', text)
+        assert len(targets) == len(set(targets))
+        assert set(re.findall(r'href="#([^"]+)"', text)) <= set(targets) and "split-1" in targets
+
+    def test_an_older_one_that_cannot_be_read_is_named_and_left_out(self, run):
+        run.predictions("test").write_text("edited")
+        notes = write_report(run)
+        assert [note for note in notes if str(run.predictions("test")) in note and "--split=test" in note]
+        assert "split-1" not in run.report.read_text()
 
 
 class TestRunInProgress:

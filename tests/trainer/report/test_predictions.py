@@ -64,7 +64,7 @@ def test_removing_one_apostrophe_restores_each_name(unusual):
 
 def test_predictions_are_read_back_exactly(unusual):
     run, found = unusual
-    read = predictions.load(run, predictions.newest(run), UNUSUAL)
+    read = predictions.load(run, predictions.evaluations(run)[0], UNUSUAL)
     assert read.filename == found.filename
     for name in ("label", "predicted", "label_probability", "predicted_probability"):
         np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
@@ -91,7 +91,7 @@ def test_file_name_that_is_not_utf8_is_escaped(tmp_path):
     evaluated(run, found)
     names = [row["filename"] for row in rows_of(run.predictions("test"))]
     assert names == ["bad\\udcff.jpg", "'=\\udc80"]
-    assert predictions.load(run, predictions.newest(run), CLASSES).filename == ["bad\\udcff.jpg", "=\\udc80"]
+    assert predictions.load(run, predictions.evaluations(run)[0], CLASSES).filename == ["bad\\udcff.jpg", "=\\udc80"]
 
 
 def test_sorted_csv_is_read_and_damaged_csv_is_rejected(tmp_path):
@@ -111,12 +111,12 @@ def test_sorted_csv_is_read_and_damaged_csv_is_rejected(tmp_path):
 def test_newest_readable_evaluation_is_used(tmp_path):
     found, _ = drawn_predictions([0, 1], num_classes=4)
     run = made_run(tmp_path / "run")
-    assert predictions.newest(run) is None
+    assert predictions.evaluations(run) == []
     for split in ("test", "train", "validation", "extra"):
         evaluated(run, found, split=split)
-    assert predictions.newest(run).split == "extra"
+    assert predictions.evaluations(run)[0].split == "extra"
     run.predictions("extra").unlink()
     run.evaluation("validation").write_text(run.evaluation("validation").read_text()[:-20])
     later = json.loads(run.evaluation("train").read_text()) | {"field of a later version": 1}
     run.write_json(run.evaluation("train"), later)
-    assert predictions.newest(run).split == "test"
+    assert predictions.evaluations(run)[0].split == "test"

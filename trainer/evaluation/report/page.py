@@ -40,7 +40,7 @@ _FIRST_SPLITS = ("train", "validation", "test")
 
 
 def write_report(run: RunDirectory, *, output: Path | None = None, data: str | None = None) -> list[str]:
-    """Writes the report of a run, with its newest evaluation if there is one.
+    """Writes the report of a run, with the last evaluation of each split; the newest of them comes first.
 
     Args:
       run: the run directory.
@@ -55,25 +55,35 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     """
     history = read_history(run)
     page, notes = output or run.report, []
-    evaluated = None
-    if evaluation := predictions.newest(run):
-        found = predictions.load(run, evaluation, history.class_names)
-        evaluated = Evaluated.of(evaluation, found, len(history.class_names))
+    evaluations = predictions.evaluations(run)
+    evaluated = _evaluated(run, history, evaluations[0]) if evaluations else None
+    older = []
+    for evaluation in evaluations[1:]:
+        try:
+            older.append(_evaluation(history, _evaluated(run, history, evaluation), data))
+        except DataError as error:
+            notes.append(f"No details on {evaluation.split}: {error}")
     try:
         results = _results(history, evaluated)
         if evaluated and not output:
             _draw_matrix(run, history, evaluated)
         if not output and not model_card.write(run, history, results, evaluated):
             notes.append(f"{run.model_card} was edited by hand: not overwritten.")
-        text, why_no_pictures = _page(history, results, evaluated, data)
-        write_whole(page, text.encode("utf-8"))
+        details = [_evaluation(history, evaluated, data), *older] if evaluated else []
+        write_whole(page, _page(history, results, evaluated, details).encode("utf-8"))
     except OSError as error:
         raise DataError(
             f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space, or check that its "
             "folder exists and is writable."
         ) from None
-    notes += [f"No thumbnails: {why_no_pictures}"] if why_no_pictures else []
+    reasons = dict.fromkeys(shown["why_no_pictures"] for shown in details)
+    notes += [f"No thumbnails: {reason}" for reason in reasons if reason]
     return [*notes, f"Report: {page}"]
+
+
+def _evaluated(run: RunDirectory, history: History, evaluation: Evaluation) -> Evaluated:
+    found = predictions.load(run, evaluation, history.class_names)
+    return Evaluated.of(evaluation, found, len(history.class_names))
 
 
 def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> None:
@@ -95,17 +105,20 @@ def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRo
 
 
 def _page(
-    history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None, data: str | None
-) -> tuple[str, str]:
-    """Returns the page, and why it has no thumbnails; empty if it has."""
-    evaluation, why_no_pictures = _evaluation(history, evaluated, data) if evaluated else (None, "")
-    page = page_template(Path(__file__).with_name("report.html.j2")).render(
+    history: History,
+    results: Sequence[EvaluationRow],
+    evaluated: Evaluated | None,
+    details: Sequence[Mapping[str, Any]],
+) -> str:
+    """Returns the page. `details`: values of `_evaluation` for each split, first for that of `evaluated`."""
+    return page_template(Path(__file__).with_name("report.html.j2")).render(
         plots=plots,
         name=history.name,
         class_names=history.class_names,
         dataset=history.dataset,
         dataset_name=history.dataset_name,
-        evaluation=evaluation,
+        evaluation=details[0] if details else None,
+        evaluations=details,
         insights=derive_insights(history, evaluated),
         results=results,
         shown_result=_shown_result(evaluated, results),
@@ -123,7 +136,6 @@ def _page(
         label_smoothing=history.config.get("label_smoothing", 0),
         mixes=any(history.config.get("mix", {}).get(name) for name in ("mixup", "cutmix")),
     )
-    return page, why_no_pictures
 
 
 def _split_order(split: str) -> tuple[int, str]:
@@ -139,8 +151,8 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow])
     return results[-1] if results else None
 
 
-def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> tuple[dict[str, Any], str]:
-    """Returns the template's values for the evaluation, and why there are no thumbnails."""
+def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> dict[str, Any]:
+    """Returns the template's values for an evaluation."""
     evaluation, found, classes = evaluated.evaluation, evaluated.predictions, evaluated.classes
     names = history.class_names
     in_matrix = classes.most_errors_first()
@@ -166,6 +178,7 @@ def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> tup
     is_cut = len(order) > _CLASSES
     return {
         "evaluation": evaluation,
+        "time": _time_text(evaluation.time),
         "parameters": _rounded(evaluation.parameters),
         "num_mistakes": len(mistakes),
         "why_no_pictures": why_none,
@@ -192,7 +205,7 @@ def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> tup
         "coverage": coverage_chart(coverage),
         "coverages": [coverage.at_coverage(share) for share in _COVERAGES],
         "accuracies": [(least, coverage.at_accuracy(least)) for least in _ACCURACIES],
-    }, why_none
+    }
 
 
 def _rounded(number: int) -> str:
@@ -269,7 +282,10 @@ def _events(history: History) -> list[tuple[str, str, str]]:
     rows = []
     for event in events:
         details = {name: value for name, value in event.items() if name not in ("event", "time")}
-        at = datetime.datetime.fromtimestamp(event.get("time", 0), datetime.timezone.utc)
         text = ", ".join(f"{name} {value}" for name, value in _flat(details))
-        rows.append((at.strftime("%Y-%m-%d %H:%M:%S"), event["event"], text))
+        rows.append((_time_text(event.get("time", 0)), event["event"], text))
     return rows
+
+
+def _time_text(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
