@@ -206,7 +206,7 @@ def _probabilities(
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size))
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size), any_viewed=False)
 
     try:
         yield from classifier.probabilities(decode, len(files), flip_tta=request.flip_tta)
