@@ -64,6 +64,7 @@ setup(
             "mypy>=1.13",  # the annotations, checked in CI
             "types-PyYAML>=6",
             "tfrecord>=1.14",  # another reader of our shards, by their .idx
+            "fonttools>=4.22",  # the fonts that tests make; matplotlib requires it too
             "websocket-client>=1.8",  # talks to the browser that opens the pages
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.cli.limits import define_limit_flags, limits_of
 from convoy.cli.progress import progress_display
 from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
@@ -96,6 +97,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.float(
         "max_bad_fraction", 0.01, "Largest tolerated share of images that cannot be decoded. They are left out."
     )
+    define_limit_flags(define)
     define.string("name", None, "Name of the dataset in file names. Default: name of the output folder.")
     define.integer("shards", 0, "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.")
     define.bool("verbose", False, "Prints one row per class.")
@@ -140,6 +142,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         max_bad_fraction=flags.max_bad_fraction,
         name=flags.name,
         shards=flags.shards,
+        limits=limits_of(flags),
     )
     options = with_split_folders(options)
     started = time.monotonic()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import define_flip_flag, define_model_flags
+from convoy.cli.limits import define_limit_flags, limits_of
 from convoy.cli.tables import print_table
 from convoy.core.devices import Devices, parse_devices
 from convoy.core.errors import UsageError
@@ -37,6 +38,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string("corrupt_label", "", "category that --on_corrupt=skip writes for them")
     define.integer("top_k", 1, "categories per image, the most probable first", lower_bound=1)
     define.bool("probabilities", False, "write each category's probability as well")
+    define_limit_flags(define)
     define_flip_flag(flags)
     define_model_flags(flags)
 
@@ -49,7 +51,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags[excluded].present:
         source = "export" if flags.export else "workdir"
         raise UsageError(f"--{excluded} cannot be used with --{source}. Remove it.")
-    devices = parse_devices(flags.devices)
+    devices, limits = parse_devices(flags.devices), limits_of(flags)
     start_tensorflow()
     from convoy.trainer.evaluation.prediction import Request, predict
 
@@ -64,6 +66,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         flip_tta=classifier.flip_tta if flags.flip_tta is None else flags.flip_tta,
         skip_unreadable=flags.on_corrupt == "skip",
         unreadable_label=flags.corrupt_label,
+        limits=limits,
     )
     found = predict(classifier, request)
     for note in found.notes:

@@ -29,7 +29,7 @@ from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, 
 from convoy.input_pipeline.dataset.index import concatenated
 from convoy.input_pipeline.dataset.open import Split, has_manifest, open_dataset, read_manifest
 from convoy.input_pipeline.images import worker_pool
-from convoy.input_pipeline.images.pixels import Pixels
+from convoy.input_pipeline.images.pixels import Limits, Pixels
 
 _LISTED = 3  # bad images that an error lists
 
@@ -82,7 +82,7 @@ def convert(
         with publish.working_directory(options.output, next(iter(options.shares))) as work:
             if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
                 raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
-            tasks = _tasks(work, splits, manifest)
+            tasks = _tasks(work, splits, manifest, options.limits)
             shards = _write_shards(tasks, work, options, progress=progress, log=log)
             columns = {
                 split: concatenated([shard.columns for shard in split_shards]) for split, split_shards in shards.items()
@@ -202,10 +202,14 @@ def _estimated_bytes(images: Sequence[Source], settings: Mapping[str, Any]) -> i
 
 
 def _tasks(
-    work: WorkingDirectory, splits: Mapping[str, Sequence[tuple[Source, ...]]], manifest: Mapping[str, Any]
+    work: WorkingDirectory,
+    splits: Mapping[str, Sequence[tuple[Source, ...]]],
+    manifest: Mapping[str, Any],
+    limits: Limits,
 ) -> dict[str, list[ShardTask]]:
     label_of = {name: label for label, name in enumerate(manifest["class_names"])}
-    pixels = Pixels(manifest["settings"]["image_size"], manifest["settings"]["encoding"])
+    pixels = Pixels(manifest["settings"]["image_size"], manifest["settings"]["encoding"], limits)
+    settings = manifest["settings"] if limits == Limits() else {**manifest["settings"], **vars(limits)}
     tasks: dict[str, list[ShardTask]] = {}
     for split, shards in splits.items():
         tasks[split] = []
@@ -216,7 +220,7 @@ def _tasks(
                 ShardTask(
                     path=work.dataset / name,
                     mark=work.marks / name,
-                    fingerprint=marks.fingerprint(images, labels, manifest["settings"]),
+                    fingerprint=marks.fingerprint(images, labels, settings),
                     images=images,
                     labels=labels,
                     pixels=pixels,

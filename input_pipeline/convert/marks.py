@@ -63,7 +63,7 @@ def fingerprint(images: Sequence[Source], labels: Sequence[int], settings: Mappi
     Args:
       images: images of the shard, in order. A changed file is detected by its size or modification time.
       labels: labels of the images.
-      settings: settings of the dataset, as in the manifest.
+      settings: settings of the dataset, as in the manifest, and limits that are not the default ones.
     """
     versions = [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, dict(settings)]).encode())

@@ -11,6 +11,7 @@ from convoy.input_pipeline.convert import metadata
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.convert.split_folders import find_splits
 from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
+from convoy.input_pipeline.images.pixels import Limits
 
 ENCODINGS = ("keep", "jpeg", "png", "raw")
 FOLDERS = ("auto", "classes", "splits")
@@ -41,6 +42,7 @@ class Options:
       max_bad_fraction: share of undecodable images that is tolerated, in [0, 1]; of each split for a TFDS dataset.
       name: name of the dataset in file names; None is that of the dataset, or of the output folder.
       shards: number of shards per split; 0 chooses.
+      limits: limits of the image files; files beyond them are left out.
     """
 
     images: Path
@@ -59,6 +61,7 @@ class Options:
     max_bad_fraction: float = 0.01
     name: str | None = None
     shards: int = 0
+    limits: Limits = Limits()
 
     @property
     def shares(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.index import idx_lines
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, example, frame
-from convoy.input_pipeline.images.pixels import MAX_FILE_BYTES, Encoded, Pixels, reason
+from convoy.input_pipeline.images.pixels import Encoded, Limits, Pixels, reason
 from convoy.input_pipeline.images.worker_pool import report_progress
 
 # Limits of a group of images that is converted together; larger groups are not faster.
@@ -109,7 +109,7 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
     """
     from convoy.input_pipeline.images import decoder
 
-    files = [_read(image) for image in images]
+    files = [_read(image, pixels.limits) for image in images]
     whole = [data for data in files if isinstance(data, bytes)]
     checked = decoder.encode_all_checked(whole, pixels)
     for image, label, data in zip(images, labels, files, strict=True):
@@ -120,10 +120,9 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
         yield encoded if isinstance(encoded, Exception) else _record(image, label, data, *encoded)
 
 
-def _read(image: Source) -> bytes | Exception:
-    if image.size > MAX_FILE_BYTES:
-        return ValueError(f"the file has {image.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+def _read(image: Source, limits: Limits) -> bytes | Exception:
     try:
+        limits.check_file(image.size)
         return image.read()
     except Exception as error:  # reported like a decoding error
         return error

@@ -21,16 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
+from convoy.core.errors import UsageError
 from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
 
-# Text and colour profiles of a PNG are read with the image. Their limits in Pillow, 1 MB each, refuse whole images.
-PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
 warnings.filterwarnings("ignore", module="PIL")
 
 JPEG_QUALITY = 92
-# Larger than any image within the pixel limit, so that a video with an image extension is not read into memory.
-MAX_FILE_BYTES = 2**30
 # Common image formats. Pillow opens more, some by starting another program (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")
 # Formats that TensorFlow decodes directly. A multi-picture object (MPO) is a JPEG followed by more data.
@@ -57,20 +54,70 @@ _OTHER_CONTENTS = tuple(
     )
 )
 _SNIFFED = 1024
+_DECODABLE_PIXELS = (2**29 - 1) // 3  # TensorFlow refuses larger JPEGs
+_MIB = 2**20
 Size = tuple[int, int]  # width and height in pixels
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Limits of image files; beyond them, reading one may take the machine's memory.
+
+    Attributes:
+      max_megapixels: width x height, in millions. The default is Pillow's.
+      max_file_mib: size of a file in MiB. The default is larger than any image within the pixel limit, and refuses most
+        videos with an image's extension.
+      max_metadata_mib: size in MiB of a PNG's text or color profile, decompressed, which is read with the image; all
+        texts of a PNG may have four times as much. Pillow's own limit, 1 MiB, refuses good images.
+
+    Raises:
+      UsageError: a limit is not positive.
+    """
+
+    max_megapixels: float = 89.478485
+    max_file_mib: int = 1024
+    max_metadata_mib: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise UsageError(f"--{name}={value:g}: must be above 0")
+
+    def check_file(self, size: int) -> None:
+        """Raises ValueError if a file of `size` bytes must not be read."""
+        if size > self.max_file_mib * _MIB:
+            raise ValueError(f"the file has {size:,} bytes, more than --max_file_mib={self.max_file_mib} allows")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raises ValueError if an image of this size must not be decoded."""
+        if width * height > round(self.max_megapixels * 1e6):
+            raise ValueError(
+                f"decompression bomb: {width:,}x{height:,} pixels, more than --max_megapixels={self.max_megapixels:g} "
+                "allows"
+            )
+
+    def apply(self) -> None:
+        """Makes Pillow, whose limits hold for the process, accept what these limits allow."""
+        PngImagePlugin.MAX_TEXT_CHUNK = self.max_metadata_mib * _MIB
+        PngImagePlugin.MAX_TEXT_MEMORY = 4 * self.max_metadata_mib * _MIB
+        if Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, round(self.max_megapixels * 1e6))
+
+
+@dataclass(frozen=True)
 class Pixels:
-    """How images are resized and encoded.
+    """How images are read, resized and encoded.
 
     Attributes:
       image_size: side of the square that images are resized to; 0 keeps their size.
       encoding: "keep", "jpeg", "png" or "raw" (uint8 RGB, row by row).
+      limits: limits of the files.
     """
 
     image_size: int
     encoding: str
+    limits: Limits = Limits()
 
 
 class Encoded(NamedTuple):
@@ -110,11 +157,11 @@ def encode_where_checked(
     """
     if not data:
         raise ValueError("the file is empty")
+    pixels.limits.apply()
     with _opened(data) as image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"decompression bomb: {image.width:,}x{image.height:,} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
-            )
+        pixels.limits.check_pixels(*image.size)
+        if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:
+            raise ValueError(f"{image.width:,}x{image.height:,} pixels, more than TensorFlow decodes: resize it")
         target = _target_format(image, data, pixels.encoding)
         if _passes(image, data, pixels.image_size, target):
             if check(data, target, image.size):
@@ -136,7 +183,11 @@ def reason(error: Exception) -> str:
         return f"not readable: {error.strerror[:1].lower()}{error.strerror[1:]}"
     if isinstance(error, Image.DecompressionBombError):
         number = re.search(r"\d+", text)
-        return f"decompression bomb: {int(number[0]):,} pixels" if number else "decompression bomb"
+        size = f"{int(number[0]):,} pixels, " if number else ""
+        return f"decompression bomb: {size}more than --max_megapixels allows"
+    if "MAX_TEXT" in text:
+        allowed = f"--max_metadata_mib={PngImagePlugin.MAX_TEXT_CHUNK // _MIB}"
+        return f"its text or color profile is larger than {allowed} allows"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "only got", "not enough")):

@@ -57,6 +57,8 @@ def decode_and_crop_all(
     crop: Crop,
     expected_number: int,
     cache: PixelCache | None = None,
+    *,
+    any_viewed: bool = True,
 ) -> tf.Tensor:
     """Returns a batch of images, each as from `decode_and_crop`.
 
@@ -67,6 +69,7 @@ def decode_and_crop_all(
       expected_number: the n to optimize for; other values of n work too.
       cache: provides the images marked `kept` and stores those marked `to_keep`, by `index`: whole images where `crop`
         is random, else the result. Needs the features `index` [n] int64, `kept` and `to_keep` [n] bool.
+      any_viewed: as in `decode`.
 
     Returns:
       [n, size, size, 3] uint8.
@@ -79,7 +82,7 @@ def decode_and_crop_all(
         randomness = tf.zeros([number, CROP_DRAWS])
 
     def one(inputs: tuple[dict[str, tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        return decode_and_crop(*inputs, crop)
+        return decode_and_crop(*inputs, crop, any_viewed=any_viewed)
 
     def decode_same_size(encoded: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), image.shape)
@@ -92,7 +95,7 @@ def decode_and_crop_all(
             return decode_each()
         return tf.cond(
             tf.reduce_any(columns["kept"] | columns["to_keep"]),
-            lambda: _decode_each_cached(columns, randomness, crop, cache),
+            lambda: _decode_each_cached(columns, randomness, crop, cache, any_viewed),
             decode_each,
         )
 
@@ -115,7 +118,7 @@ def decode_and_crop_all(
 
 
 def _decode_each_cached(
-    columns: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop, cache: PixelCache
+    columns: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop, cache: PixelCache, any_viewed: bool
 ) -> tf.Tensor:
     pixels, places = cache.take(columns["index"], columns["kept"])
 
@@ -127,7 +130,8 @@ def _decode_each_cached(
             return tf.reshape(pixels[start : start + height * width * 3], [height, width, 3])
 
         def decode_and_keep() -> tf.Tensor:
-            image = decode(features) if crop.min_area < 1 else decode_and_crop(features, draws, crop)
+            image = decode(features, any_viewed=any_viewed)
+            image = image if crop.min_area < 1 else crop_and_resize(image, draws, crop)
             return tf.cond(features["to_keep"], lambda: cache.keep(features["index"], image), lambda: image)
 
         image = tf.cond(features["kept"], from_cache, decode_and_keep)
@@ -139,7 +143,9 @@ def _decode_each_cached(
     return tf.map_fn(one, (columns, randomness, places), fn_output_signature=image, parallel_iterations=1)
 
 
-def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
+def decode_and_crop(
+    features: dict[str, tf.Tensor], randomness: tf.Tensor, crop: Crop, *, any_viewed: bool = True
+) -> tf.Tensor:
     """Returns one image, decoded, cropped and resized.
 
     Args:
@@ -147,15 +153,22 @@ def decode_and_crop(features: dict[str, tf.Tensor], randomness: tf.Tensor, crop:
         (int64; 0 if unknown), all scalars.
       randomness: [CROP_DRAWS] float32 in [0, 1); unused if the whole image is kept.
       crop: how to crop and resize.
+      any_viewed: as in `decode`.
 
     Returns:
       [size, size, 3] uint8. Downsizing averages over areas, upsizing interpolates linearly.
     """
-    return crop_and_resize(decode(features), randomness, crop)
+    return crop_and_resize(decode(features, any_viewed=any_viewed), randomness, crop)
 
 
-def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Returns one whole image, [height, width, 3] uint8. `features` are as in `decode_and_crop`."""
+def decode(features: dict[str, tf.Tensor], *, any_viewed: bool = True) -> tf.Tensor:
+    """Returns one whole image, [height, width, 3] uint8.
+
+    Args:
+      features: as in `decode_and_crop`.
+      any_viewed: whether the format may be `VIEWED`. Its branch has hundreds of operations, which take longer to trace
+        than the rest of a reader.
+    """
     encoded, height, width = features["encoded"], features["height"], features["width"]
 
     def raw_pixels() -> tf.Tensor:
@@ -163,10 +176,10 @@ def decode(features: dict[str, tf.Tensor]) -> tf.Tensor:
         sides = [tf.maximum(height, 1), tf.maximum(width, 1), 3]
         return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), sides)
 
-    return tf.case(
-        [(features["format"] == "raw", raw_pixels), (features["format"] == VIEWED, lambda: decode_as_viewed(encoded))],
-        default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
+    branches = [(features["format"] == "raw", raw_pixels)]
+    if any_viewed:
+        branches.append((features["format"] == VIEWED, lambda: decode_as_viewed(encoded)))
+    return tf.case(branches, default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
 
 
 def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:

@@ -289,7 +289,8 @@ class Reader:
             # Copy the columns: `rebatch` yields views of larger tensors and warns when it is given views again.
             all_rows = tf.range(tf.size(columns["label"]))
             copied = {name: tf.gather(columns[name], all_rows) for name in ("label", *extra)}
-            image = decode_and_crop_all(columns, columns.get("randomness"), crop, chunk, cache)
+            draws, viewed = columns.get("randomness"), self._split.as_viewed
+            image = decode_and_crop_all(columns, draws, crop, chunk, cache, any_viewed=viewed)
             return {"image": image, **copied}
 
         @tf.autograph.experimental.do_not_convert

@@ -172,7 +172,8 @@ def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:
     """Returns a function from a record's payload to its image. It raises `tf.errors.OpError` if decoding fails."""
 
     def decode_payload(payload: tf.Tensor) -> tf.Tensor:
-        return decode({name: column[0] for name, column in parse_records(payload[None], split).items()})
+        columns = parse_records(payload[None], split)
+        return decode({name: column[0] for name, column in columns.items()}, any_viewed=split.as_viewed)
 
     # Eagerly, a small image would take three times as long, and threads would wait for each other.
     return tf.function(decode_payload, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

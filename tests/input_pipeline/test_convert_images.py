@@ -173,6 +173,20 @@ def test_decompression_bomb_is_left_out(tmp_path, photos):
     assert path == "mug/bomb.png" and "decompression bomb" in reason
 
 
+def test_limits_are_flags_and_hold_for_what_an_earlier_conversion_finished(tmp_path, photos, capsys):
+    large = photos / "mug" / "large.png"
+    Image.effect_noise((1000, 1200), 90).save(large)
+    assert large.stat().st_size > 2**20
+    convert_photos = ["convoy", "convert", f"--images={photos}", f"--output={tmp_path}/data", "--workers=1"]
+    assert cli.main([*convert_photos, "--max_bad_fraction=0", "--max_file_mib=1"]) == 3
+    error = capsys.readouterr().err
+    assert "--max_file_mib=1 allows" in error and "large.png" in error
+    assert cli.main([*convert_photos, "--max_megapixels=0"]) == 2
+    assert "--max_megapixels=0" in capsys.readouterr().err
+    assert cli.main([*convert_photos, "--max_bad_fraction=0"]) == 0
+    assert quarantined(tmp_path / "data") == set()
+
+
 def test_tfds_reads_raw_pixels_of_one_size_as_images(tmp_path, photos):
     import tensorflow_datasets as tfds
 

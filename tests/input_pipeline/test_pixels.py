@@ -1,6 +1,7 @@
 """Image files of every kind: the converter's encoding and TensorFlow's decoding, compared with Pillow."""
 
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from convoy.core.errors import UsageError
 from convoy.input_pipeline.images.decoder import encode_all_checked, encode_checked
-from convoy.input_pipeline.images.pixels import Pixels, encode, reason
+from convoy.input_pipeline.images.pixels import Limits, Pixels, encode, reason
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from tests.input_pipeline.zoo import (
     HEIGHT,
@@ -387,9 +390,46 @@ def test_decompression_bombs_are_rejected_with_little_memory():
 
 def test_decompression_bomb_reason_has_the_pixel_count():
     text = rejection(png_header(10_000, 10_000))
-    assert "bomb" in text and "10,000x10,000" in text and "89,478,485" in text
+    assert "bomb" in text and "10,000x10,000" in text and "--max_megapixels=89.4785" in text
     text = rejection(png_header(100_000, 100_000))
-    assert "bomb" in text and "10,000,000,000" in text
+    assert "bomb" in text and "10,000,000,000" in text and "--max_megapixels" in text
+
+
+@pytest.mark.parametrize("pillow", [Image.MAX_IMAGE_PIXELS, None])
+def test_limits_of_images_are_settable(monkeypatch, pillow):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow)
+    small, large = saved(Image.new("1", (40, 25)), "PNG"), png_header(20_000, 10_000)  # 0.001 and 200 megapixels
+    with pytest.raises(ValueError, match="--max_megapixels=0.0009 "):
+        encode(small, Pixels(0, "keep", Limits(max_megapixels=0.0009)))
+    assert encode(small, Pixels(0, "keep", Limits(max_megapixels=0.001))).size == (40, 25)
+    with pytest.raises(Exception) as refused:  # by what comes after the header
+        encode(large, Pixels(8, "png", Limits(max_megapixels=200)))
+    assert "bomb" not in reason(refused.value)
+    # What TensorFlow cannot decode at its size is not stored at its size, whatever the limit.
+    with pytest.raises(ValueError, match="TensorFlow"):
+        encode(large, Pixels(0, "keep", Limits(max_megapixels=200)))
+    with pytest.raises(ValueError, match="--max_file_mib=1 "):
+        Limits(max_file_mib=1).check_file(2**20 + 1)
+    Limits(max_file_mib=1).check_file(2**20)
+
+
+@pytest.mark.parametrize("name", ["text", "profile"])
+def test_limit_of_metadata_is_settable(name):
+    text = PngInfo()
+    text.add_text("Comment", "x" * 1_500_000, zip=True)
+    more = {"pnginfo": text} if name == "text" else {"icc_profile": random.Random(0).randbytes(1_500_000)}
+    data = saved(photograph(), "PNG", **more)
+    with pytest.raises(ValueError) as refused:
+        encode(data, Pixels(0, "keep", Limits(max_metadata_mib=1)))
+    assert "--max_metadata_mib=1 " in reason(refused.value)
+    encode(data, Pixels(0, "keep", Limits(max_metadata_mib=2)))
+
+
+@pytest.mark.parametrize("limit", ["max_megapixels", "max_file_mib", "max_metadata_mib"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_limits_must_be_positive(limit, value):
+    with pytest.raises(UsageError, match=f"--{limit}={value}"):
+        Limits(**{limit: value})
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
@@ -406,7 +446,7 @@ def test_reason_is_one_line_without_addresses():
         "damaged (cannot identify the file)"
     )
     assert reason(Image.DecompressionBombError("Image size (400000000 pixels) exceeds")) == (
-        "decompression bomb: 400,000,000 pixels"
+        "decompression bomb: 400,000,000 pixels, more than --max_megapixels allows"
     )
     assert reason(OSError("image file is truncated (12 bytes not processed)")) == "truncated"
     assert reason(KeyError(269)) == "damaged (269)"

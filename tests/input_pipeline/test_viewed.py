@@ -1,14 +1,20 @@
 """Images as a viewer shows them, decoded in TensorFlow's graph: the same as Pillow's, for all orientations."""
 
+import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.images.rgb import as_rgb
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, crop_and_resize
+from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.viewed import decode_as_viewed, exif_orientation
+from tests.input_pipeline.external_sets import bytes_feature, int_feature
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +110,22 @@ def test_other_formats_are_decoded_as_they_are(drawing, decode):
         assert decode(saved(drawing, image_format)).shape == (22, 30, 3)
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode(b"no image")
+
+
+@pytest.mark.parametrize("as_viewed", [True, False])
+def test_readers_turn_the_images_of_other_programs_as_their_split_says(drawing, tmp_path, as_viewed):
+    stored = [saved(drawing, "JPEG", exif=exif(orientation)) for orientation in (6, 1)]
+    features = [
+        {"image/encoded": bytes_feature(data), "image/class/label": int_feature(k)} for k, data in enumerate(stored)
+    ]
+    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
+        for feature in features:
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    split = replace(open_dataset(tmp_path).split("train"), as_viewed=as_viewed)
+    upright, plain = (function(stored[0]).numpy() for function in (decode_as_viewed, tf.io.decode_jpeg))
+    expected = upright if as_viewed else plain
+    with contextlib.closing(Reader(split, Crop(16))) as reader:
+        whole = reader.images(np.array([0]))[0]
+        (batch,) = reader.evaluation(BatchSlice(2))
+    assert np.array_equal(whole, expected) and not np.array_equal(upright.shape, plain.shape)
+    assert np.array_equal(batch["image"][0], crop_and_resize(tf.constant(expected), tf.zeros([CROP_DRAWS]), Crop(16)))

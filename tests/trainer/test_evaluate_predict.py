@@ -164,6 +164,7 @@ def answered(run, dataset, dataset_without_validation, convoy, tmp_path_factory)
         "several": predict("several", checkpoint="last", like=folder / "sample_several.csv"),
         "skipped": predict("skipped", images=broken / "cut", on_corrupt="skip", corrupt_label="?", checkpoint="last"),
         "files": ["predict", f"--images={files[0]},{files[1]}", "--checkpoint=last"],
+        "too large": ["predict", f"--images={files[0]}", "--max_megapixels=0.001"],
         "files and like": ["predict", f"--images={files[0]}", f"--like={folder / 'like.csv'}"],
         "like and manifest": predict("both", like=folder / "like.csv", manifest=folder / "some.csv"),
         "like and another manifest": predict("differ", like=folder / "like.csv", manifest=folder / "manifest.csv"),
@@ -414,6 +415,7 @@ class TestPredict:
             ("like and probabilities", 2, ["--probabilities", "--like="]),
             ("too few columns", 3, ["sample_too_few.csv", "'true'"]),
             ("files and like", 2, ["--like"]),
+            ("too large", 3, ["--max_megapixels=0.001 "]),
         ],
     )
     def test_invalid_request_is_named(self, answered, name, code, named):

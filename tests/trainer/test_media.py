@@ -19,7 +19,7 @@ def test_training_batch_is_shown_augmented():
 
     def erased_pixels(text):
         pipeline = parse_pipeline(text, image_size=size)
-        shown = train_batch(batch, pipeline.device, ["mug"], strategy)
+        (shown,) = train_batch(batch, pipeline.device, ["mug"], strategy)
         picture = np.asarray(Image.open(io.BytesIO(shown.tensor.string_val[-1])))
         return int((picture == 128).all(-1).sum())
 

@@ -16,6 +16,7 @@ import pytest
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.config import load_recipe
 from tests.browser import Browser, missing_browser
+from tests.trainer import user_models
 from tests.trainer.run_files import events_of, json_lines
 from tests.trainer.tensorboard_server import Server, tensorboard
 
@@ -25,6 +26,7 @@ NAMES = ("<script>alert(1)</script>", "../x", "=1+1", "\N{SOCKS} socks", r"$\fra
 STEPS, LOG_EVERY, EVAL_EVERY, HISTOGRAM_EVERY = 40, 4, 2, 20
 READERS = ("true", "false")  # values of --load_fast: the data server, or TensorBoard's Python loader
 FLAGS = (
+    f"--config.model.name={user_models.__file__}:normalized",
     *("--config=smoke", "--devices=cpu:2", "--config.precision=float32", f"--config.steps={STEPS}"),
     "--config.image_size=20",
     *(f"--config.eval_every_steps={EVAL_EVERY}", "--config.checkpoint_every_steps=1000"),
@@ -264,7 +266,7 @@ class TestData:
             url += "".join(f"&{name}={value}" for name, value in query.items())
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
                 graph = answer.read().decode()
-            assert f'name: "{"convnet/" if query else ""}logits"' in graph
+            assert f'name: "{"normalized/" if query else ""}logits"' in graph
             assert graph.count("input:") >= graph.count("node {") - 1
 
     def test_histograms_of_every_weight_at_the_configured_steps(self, server):
@@ -287,7 +289,7 @@ class TestPages:
             "distributions": ("weights/",),
             "text": ("run/config", "run/command", "run/dataset", "run/environment", NAMES[0]),
             "pr_curves": ("pr/micro", "pr_of_class/"),
-            "graphs": ("conv1a", "logits"),
+            "graphs": ("left_out", "logits"),
             "hparams": ("best/top1", "optimizer.name", "adamw"),
         }
         with Browser(tmp_path / "browser") as browser:

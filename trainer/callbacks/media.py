@@ -23,14 +23,17 @@ from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import pictures
 from convoy.trainer.evaluation.counts import EvaluationCounts, EvaluationSummary
+from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 
 _SHOWN_EVALUATIONS = 10
 
 
 def train_batch(
     batch: Batch, operations: Sequence[Operation], class_names: Sequence[str], strategy: tf.distribute.Strategy
-) -> Summary.Value:
+) -> list[Summary.Value]:
     """Returns the first images of a training batch, augmented and not yet mixed.
+
+    With them, the names of the classes that pictures show by number, if there are any.
 
     Args:
       batch: a distributed batch; images on this process's devices are shown.
@@ -44,8 +47,12 @@ def train_batch(
         columns[name] = np.concatenate([part[: pictures.GRID_IMAGES].numpy() for part in parts])[: pictures.GRID_IMAGES]
     with tf.device("/CPU:0"):
         pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
-    captions = [[class_names[label]] for label in columns["label"]]
-    return summaries.image("media/train_batch", pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions))
+    names = names_in_pictures(class_names)
+    captions = [[names[label]] for label in columns["label"]]
+    grid = pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions)
+    numbered = [f"{number}: {name}" for number, name in legend(class_names).items()]
+    texts = [summaries.text("media/class_numbers", "\n".join(numbered))] if numbered else []
+    return [summaries.image("media/train_batch", grid), *texts]
 
 
 class EvaluationPages:
@@ -102,10 +109,10 @@ class EvaluationPages:
 
     def _confusion_matrix(self, step: int, summary: EvaluationSummary) -> Image.Image:
         shares = pictures.row_shares(summary.labels, summary.predicted, summary.counts, summary.num_classes)
-        return pictures.confusion_matrix(shares, self._class_names, f"validation, step {step}")
+        return pictures.confusion_matrix(shares, names_in_pictures(self._class_names), f"validation, step {step}")
 
     def _errors(self, summary: EvaluationSummary) -> Image.Image:
-        names = self._class_names
+        names = names_in_pictures(self._class_names)
         captions = [
             (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
             for m in summary.mistakes

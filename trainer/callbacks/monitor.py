@@ -150,7 +150,7 @@ class Monitor:
                 shown = train_batch(
                     batch, operations, self._session.dataset.class_names, self._session.runtime.strategy
                 )
-                self.run_logger.show("media", 0, [shown])
+                self.run_logger.show("media", 0, shown)
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> None:
         """Prints and writes the training metrics. All workers must call it at the same step.

@@ -1,8 +1,9 @@
 """Pictures of an evaluation: grids of images with captions, and confusion matrices.
 
+    names = names_in_pictures(class_names)                         # of `lettering`
     image_grid(images, captions)                                   # up to 25 images of 128 pixels
     shares = row_shares(labels, predicted, counts, num_classes)
-    confusion_matrix(shares, class_names, "validation, step 100")  # up to 1000 x 1000 cells
+    confusion_matrix(shares, names, "validation, step 100")        # up to 1000 x 1000 cells
 
 Bounded in size for any number of images and classes. Drawn with Pillow: matplotlib takes ten times as long for a large
 matrix, and TensorBoard gets one per evaluation shown.
@@ -10,13 +11,14 @@ matrix, and TensorBoard gets one per evaluation shown.
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
+
+from convoy.trainer.evaluation.lettering import default_font, text_image
 
 GRID_IMAGES = 25
-_SIDE, _MARGIN, _LINE = 128, 4, 15  # pixels
+_SIDE, _MARGIN, _LINE, _TEXT = 128, 4, 15, 11  # pixels
 _MATRIX_SIDE = 640  # pixels, unless there are more rows
 _LARGEST_MATRIX = 1000  # above it several classes share a row
 _NUMBERED_CELL = 40  # pixels
@@ -41,7 +43,6 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) 
     columns = int(np.ceil(np.sqrt(len(shown))))
     width, height = _SIDE + _MARGIN, _SIDE + _MARGIN + _LINE * max(len(lines) for _, lines in shown)
     picture = Image.new("RGB", (columns * width + _MARGIN, -(-len(shown) // columns) * height + _MARGIN), "white")
-    draw = ImageDraw.Draw(picture)
     for number, (pixels, lines) in enumerate(shown):
         row, column = divmod(number, columns)
         left, top = column * width + _MARGIN, row * height + _MARGIN
@@ -50,7 +51,8 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) 
         tile = tile.resize([max(1, round(side * scale)) for side in tile.size], Image.Resampling.BILINEAR)
         picture.paste(tile, (left + (_SIDE - tile.width) // 2, top + (_SIDE - tile.height) // 2))
         for line, text in enumerate(lines):
-            draw.text((left, top + _SIDE + line * _LINE), _fitting(printable(text)), "black", _font())
+            written = _fitting(text)
+            _paste(picture, written, (left, top + _SIDE + line * _LINE + (_LINE - written.height) // 2))
     return picture
 
 
@@ -84,9 +86,9 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
 
     side = len(shares)
     cell = max(1, _MATRIX_SIDE // side)
-    names = [_short(printable(name)) for name in class_names] if cell >= _NAMED_CELL else []
-    font = _font(min(11, cell))
-    margin = _LINE + max((int(font.getlength(name)) for name in names), default=0) + 3 * _MARGIN
+    shown = class_names[:side] if cell >= _NAMED_CELL else []
+    names = [text_image(_short(name), min(_TEXT, cell)) for name in shown]
+    margin = _LINE + max((name.width for name in names), default=0) + 3 * _MARGIN
     picture = Image.new("RGB", (margin + side * cell + _LINE, _LINE + side * cell + margin + _MARGIN), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((margin, 0), title, "black", _font())
@@ -96,10 +98,11 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
     middles = [int((k + 0.5) * cell) for k in range(side)]
     below = _LINE + side * cell
     draw.text((margin + side * cell // 2, picture.height - _MARGIN), "predicted", "black", _font(), anchor="mb")
-    _draw_upwards(picture, (_LINE // 2, _LINE + side * cell // 2), "label", _font(), at="middle")
+    label = _upwards(text_image("label", _TEXT))
+    _paste(picture, label, ((_LINE - label.width) // 2, _LINE + (side * cell - label.height) // 2))
     for name, middle in zip(names, middles, strict=False):
-        draw.text((margin - _MARGIN, _LINE + middle), name, "black", font, anchor="rm")
-        _draw_upwards(picture, (margin + middle, below + _MARGIN), name, font, at="end")
+        _paste(picture, name, (margin - _MARGIN - name.width, _LINE + middle - name.height // 2))
+        _paste(picture, _upwards(name), (margin + middle - name.height // 2, below + _MARGIN))
     if cell >= _NUMBERED_CELL:
         for row, column in np.argwhere(shares).tolist():
             share = shares[row, column]
@@ -108,31 +111,28 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
     return picture
 
 
-def _draw_upwards(
-    picture: Image.Image, place: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, *, at: str
-) -> None:
-    """Draws text that reads from bottom to top, centred on `place` or ending there."""
-    _, _, right, bottom = font.getbbox(text)
-    mask = Image.new("L", (max(1, int(right)), max(1, int(bottom))), 0)
-    ImageDraw.Draw(mask).text((0, 0), text, 255, font)
-    mask = mask.rotate(90, expand=True)
+def _upwards(text: Image.Image) -> Image.Image:
+    return text.transpose(Image.Transpose.ROTATE_90)
+
+
+def _paste(picture: Image.Image, text: Image.Image, place: tuple[int, int]) -> None:
+    """Adds black text on white to a picture, and leaves what is around its letters."""
     x, y = place
-    picture.paste("black", (x - mask.width // 2, y if at == "end" else y - mask.height // 2), mask)
+    box = (x, y, x + text.width, y + text.height)
+    picture.paste(ImageChops.multiply(picture.crop(box), text), box)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + _ELLIPSIS
 
 
-def _fitting(text: str) -> str:
+def _fitting(text: str) -> Image.Image:
     text = _short(text)
-    while _font().getlength(text) > _SIDE:
+    while (written := text_image(text, _TEXT)).width > _SIDE:
         text = text.rstrip(_ELLIPSIS)[:-1] + _ELLIPSIS
-    return text
+    return written
 
 
 @cache
-def _font(size: int = 11) -> ImageFont.FreeTypeFont:
-    import matplotlib  # for its font: Pillow's own has Latin letters only
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(default_font(), _TEXT)

@@ -41,6 +41,7 @@ class Request:
       flip_tta: average each image's probabilities with those of its mirror image.
       skip_unreadable: leave out images that cannot be read, instead of failing.
       unreadable_label: category that is written for them; a sample submission keeps its own.
+      limits: limits of the image files; those beyond them cannot be read.
     """
 
     images: Sequence[Path]
@@ -52,6 +53,7 @@ class Request:
     flip_tta: bool = False
     skip_unreadable: bool = False
     unreadable_label: str = ""
+    limits: pixels.Limits = pixels.Limits()
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,7 @@ def _probabilities(
 
     def load(index: np.ndarray) -> tuple[bytes, bytes, np.int64, np.int64]:
         try:
-            data = Path(files[int(index)].path).read_bytes()
-            encoded, image_format, (width, height), _ = pixels.encode(data, pixels.Pixels(0, "keep"))
+            encoded, image_format, (width, height), _ = _encoded(files[int(index)], request.limits)
             if request.skip_unreadable:
                 tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except Exception as error:  # decoders raise anything for a broken image
@@ -205,12 +206,13 @@ def _probabilities(
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size))
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size), any_viewed=False)
 
     try:
         yield from classifier.probabilities(decode, len(files), flip_tta=request.flip_tta)
     except tf.errors.OpError:
-        found = {files[number].name: reason for number, reason in unreadable.items()} or _undecodable(files)
+        found = {files[number].name: reason for number, reason in unreadable.items()}
+        found = found or _undecodable(files, request.limits)
         if not found:
             raise
         listed = "; ".join(f"{name!r}: {why}" for name, why in list(found.items())[:_NAMED])
@@ -220,11 +222,16 @@ def _probabilities(
         ) from None
 
 
-def _undecodable(files: Sequence[ImageFile]) -> dict[str, str]:
+def _encoded(file: ImageFile, limits: pixels.Limits) -> pixels.Encoded:
+    limits.check_file(file.size)
+    return pixels.encode(Path(file.path).read_bytes(), pixels.Pixels(0, "keep", limits))
+
+
+def _undecodable(files: Sequence[ImageFile], limits: pixels.Limits) -> dict[str, str]:
     """Returns the name of the first file that TensorFlow cannot decode, and the reason; its own error names no file."""
     for file in files:
         try:
-            encoded, *_ = pixels.encode(Path(file.path).read_bytes(), pixels.Pixels(0, "keep"))
+            encoded, *_ = _encoded(file, limits)
             tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except tf.errors.OpError:
             return {file.name: _DAMAGED}

@@ -19,6 +19,7 @@ from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.evaluation.pictures import confusion_matrix
 from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis, model_card, plots
@@ -88,12 +89,12 @@ def _evaluated(run: RunDirectory, history: History, evaluation: Evaluation) -> E
 
 def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> None:
     classes = evaluated.classes.most_errors_first()[:_MATRIX_CLASSES]
-    names = [history.class_names[label] for label in classes]
+    names = names_in_pictures(history.class_names)
     title = f"{evaluated.evaluation.split}, step {evaluated.evaluation.step}"
     counts = analysis.confusion_matrix(evaluated.predictions, classes)
     shares = counts[:, :-1] / np.maximum(1, counts.sum(1, keepdims=True))
     with written_whole(run.confusion_matrix) as file:
-        confusion_matrix(shares, names, title).save(file, "PNG")
+        confusion_matrix(shares, [names[label] for label in classes], title).save(file, "PNG")
 
 
 def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRow]:
@@ -191,6 +192,7 @@ def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> dic
             complete=len(shown_in_matrix) == len(in_matrix),
         ),
         "matrix_classes": len(shown_in_matrix),
+        "class_numbers": legend(names),
         "num_pairs": len(evaluated.pairs),
         "pairs": [
             (names[pair.label], names[pair.predicted], pair.images, classes.support[pair.label], list(map(image, some)))
