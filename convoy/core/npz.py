@@ -15,7 +15,7 @@ _COPIED_BYTES = 2**22
 
 
 def read_array(
-    archive: zipfile.ZipFile, name: str, dtype: DTypeLike = None, dimensions: int | None = None
+    archive: zipfile.ZipFile, name: str, dtype: DTypeLike | None = None, dimensions: int | None = None
 ) -> np.ndarray:
     """Returns an array of an `.npz` file, with its checksum verified.
 

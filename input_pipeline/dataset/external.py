@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError
-from convoy.core.npz import read_array
 from convoy.core.files import written_whole
+from convoy.core.npz import read_array
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
