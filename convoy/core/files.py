@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convoy.core.errors import UsageError
+from convoy.core.text import without_secrets
 
 PARTIAL_SUFFIX = ".tmp"
 
@@ -126,11 +127,13 @@ def sha256_of(path: Path) -> str:
 
 
 def json_value(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    """Returns `value` with None for every number that is not finite: JSON has no NaN."""
+    """Returns `value` with None for every number that is not finite, as JSON has no NaN, and without secrets."""
     if isinstance(value, Mapping):
         return {key: json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
+    if isinstance(value, str):
+        return without_secrets(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,16 @@
-"""Formats numbers: percentages, sizes, counts, durations, bars."""
+"""Formats numbers: percentages, sizes, counts, durations, bars; and hides secrets in text."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+# Passwords in URLs, and values whose name says that they are secret: in the query of a URL, or of a variable.
+_SECRETS = re.compile(
+    r"""(?P<before>://[^/\s:@'"]*:)[^\s@'"]+(?=@)"""
+    r"""|(?P<name>[?&][\w.-]*(?i:token|secret|signature|password|credential|key|sig)=)[^&\s'"]+"""
+    r"""|(?P<variable>\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)[A-Z0-9_]*=)[^\s'"]+"""
+)
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,8 @@ def duration_text(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def without_secrets(text: str) -> str:
+    """Returns text with passwords and keys replaced by `***`: in URLs, and in assignments such as `API_KEY=...`."""
+    return _SECRETS.sub(lambda found: f"{found['before'] or found['name'] or found['variable']}***", text)

@@ -26,6 +26,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import written_whole
+from convoy.core.npz import read_array
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
@@ -177,10 +178,10 @@ def _load_kept(directory: Path, split: str, description: Mapping[str, Any]) -> i
     for path in _kept_paths(directory, split):
         with contextlib.suppress(Exception):  # damaged bytes make zipfile, numpy and json raise anything
             with zipfile.ZipFile(path) as archive:
-                stored = json.loads(index.read_array(archive, "description", np.uint8).tobytes())
+                stored = json.loads(read_array(archive, "description", np.uint8, dimensions=1).tobytes())
                 if {key: stored[key] for key in description} != description:
                     continue
-                arrays = {name: index.read_array(archive, name, dtype) for name, dtype in INDEX_TYPES.items()}
+                arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in INDEX_TYPES.items()}
             texts = {int(label): {text.encode("latin-1") for text in found} for label, found in stored["texts"]}
             if not index.find_mismatch(arrays, sizes):
                 return index.Scan(index.read_only(arrays), texts)

@@ -8,7 +8,6 @@ need little more memory than the arrays; 100 million records take 2.8 GB.
 """
 
 import array
-import os
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError
+from convoy.core.npz import read_array
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
@@ -31,7 +31,6 @@ INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label
 LARGEST_LABEL = 10**6
 
 _CHUNK = 2**18  # records
-_COPIED_BYTES = 2**22
 _SCANNING_THREADS = 16  # they mostly wait for disks
 
 
@@ -74,7 +73,7 @@ def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]
     """
     try:
         with local_copy(path) as local, zipfile.ZipFile(local) as archive:
-            arrays = {name: read_array(archive, name, dtype) for name, dtype in INDEX_TYPES.items()}
+            arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in INDEX_TYPES.items()}
     except FileNotFoundError:
         raise IndexUnusableError("is missing") from None
     except MemoryError:
@@ -84,36 +83,6 @@ def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]
     if mismatch := find_mismatch(arrays, sizes):
         raise IndexUnusableError(f"does not match the shards ({mismatch})")
     return read_only(arrays)
-
-
-def read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype | type) -> np.ndarray:
-    """Returns a one-dimensional array of an .npz file, with its checksum verified.
-
-    Raises:
-      Exception: of any kind, if the array is missing, damaged, or of another dtype.
-    """
-    info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        if version != (1, 0):
-            raise ValueError(f"{name} has format version {version}")
-        shape, _, found = np.lib.format.read_array_header_1_0(member)
-        if found != np.dtype(dtype) or len(shape) != 1:
-            raise ValueError(f"{name} is {found} of shape {shape}")
-        count = shape[0] * found.itemsize
-        # Check the stated size before allocating.
-        if info.compress_type != zipfile.ZIP_STORED or count + member.tell() != info.file_size:
-            raise ValueError(f"{name} has {info.file_size:,} bytes, expected {count:,} and a header")
-        if archive.fp is None or info.file_size > os.fstat(archive.fp.fileno()).st_size:
-            raise ValueError(f"{name} is larger than its file")
-        values = np.empty(shape, found)
-        view, done = values.data.cast("B") if count else memoryview(b""), 0
-        while chunk := member.read(_COPIED_BYTES):
-            view[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        if done != count:
-            raise ValueError(f"{name} is truncated")
-    return values
 
 
 def read_only(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

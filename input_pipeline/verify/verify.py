@@ -10,6 +10,7 @@ processes check one shard at a time (`verify.shard`). Shards and manifest are ne
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.finding import Severity
+from convoy.core.npz import read_array
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.image_facts import images_path
@@ -236,8 +238,9 @@ def _manifest_faults(
     if not os.path.exists(sidecar):  # unlike Path.exists, also for a name that is too long
         return
     try:
-        with np.load(sidecar, allow_pickle=False) as columns:
-            lengths = {name: len(columns[name]) for name in columns.files}
+        with zipfile.ZipFile(sidecar) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            lengths = {name: len(read_array(archive, name)) for name in names}
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         yield _description_fault("sidecar-unreadable", sidecar.name, f"cannot be read ({error})", split)
         return

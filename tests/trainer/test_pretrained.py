@@ -2,6 +2,7 @@
 
 import re
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -147,6 +148,31 @@ def test_a_truncated_file_is_rejected_with_a_one_line_message(tmp_path, file_for
     with pytest.raises(DataError, match=rf"{path}.*damaged") as caught:
         loaded(network(5), str(path))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["external file", "linked file", "virtual", "huge"])
+def test_a_legacy_file_takes_no_content_from_elsewhere_and_no_memory(tmp_path, where):
+    path = save(randomized(network(4)), tmp_path / "legacy.h5")
+    secret = tmp_path / "secret"
+    with h5py.File(secret, "w") as file:
+        file["kernel"] = np.ones((3, 3, 3, 6), np.float32)
+    with h5py.File(path, "r+") as file:
+        layer = next(file[name] for name in file.attrs["layer_names"] if len(file[name].attrs["weight_names"]))
+        name = layer.attrs["weight_names"][0]
+        shape = layer[name].shape
+        del layer[name]
+        if where == "external file":
+            layer.create_dataset(name, shape, np.float32, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+        elif where == "linked file":
+            layer[name] = h5py.ExternalLink(str(secret), "kernel")
+        elif where == "virtual":
+            virtual = h5py.VirtualLayout(shape, np.float32)
+            virtual[:] = h5py.VirtualSource(str(secret), "kernel", shape)
+            layer.create_virtual_dataset(name, virtual)
+        else:
+            layer.create_dataset(name, (2**20, 2**20), np.float32, chunks=(1024, 1024), compression="gzip")
+    with pytest.raises(DataError, match="legacy.h5"):
+        loaded(network(4), path)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -14,6 +14,8 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from convoy.core.errors import DataError
+from convoy.core.files import json_value
+from convoy.core.text import without_secrets
 from convoy.trainer.callbacks.curves import draw_curves
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.writers import ROOT, MetricWriters
@@ -45,8 +47,8 @@ class RunLogger:
         """
         if not self._writes:
             return
-        command = shlex.join(sys.argv)
-        texts = [summaries.text_of_json(f"run/{name}", value) for name, value in files.items()]
+        command = without_secrets(shlex.join(sys.argv))
+        texts = [summaries.text_of_json(f"run/{name}", json_value(value)) for name, value in files.items()]
         shown = {**pages, "train": [*pages.get("train", ()), *texts, summaries.text("run/command", command)]}
         try:
             self._go_back(step, without={value.tag for values in shown.values() for value in values})

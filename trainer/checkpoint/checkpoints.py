@@ -10,7 +10,6 @@ temporary name, flushed to disk and renamed, so it is either complete or absent.
 determined from the files themselves; there is no index file.
 """
 
-import io
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import PARTIAL_SUFFIX, json_value, written_whole
+from convoy.core.npz import check_stored, read_array
 from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
 _METADATA = "metadata.json"
@@ -115,9 +115,9 @@ class CheckpointStore:
         path = self._path(step)
         try:
             with zipfile.ZipFile(path) as archive:
-                metadata = json.loads(archive.read(_METADATA))
-                names = [name for name in archive.namelist() if name != _METADATA]
-                values = {name.removesuffix(".npy"): _read_array(archive, name) for name in names}
+                metadata = _read_metadata(archive)
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name != _METADATA]
+                values = {name: read_array(archive, name) for name in names}
         except FileNotFoundError:
             raise DataError(f"checkpoint {path}: no such file. Existing steps: {self.steps() or 'none'}.") from None
         except MemoryError:
@@ -133,7 +133,7 @@ class CheckpointStore:
         for step in self.steps():
             try:
                 with zipfile.ZipFile(self._path(step)) as archive:
-                    score = json.loads(archive.read(_METADATA))["score"]
+                    score = _read_metadata(archive)["score"]
             except Exception:  # as in `load`; an unreadable checkpoint cannot be the best
                 continue
             if score is not None:
@@ -179,9 +179,9 @@ def load_latest_valid(store: CheckpointStore, *, before: int | None = None) -> C
     return None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    # The CRC is checked only when a member is read to its end.
-    return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+def _read_metadata(archive: zipfile.ZipFile) -> dict[str, Any]:
+    check_stored(archive, archive.getinfo(_METADATA))
+    return json.loads(archive.read(_METADATA))
 
 
 def _sync_folder(folder: Path) -> None:

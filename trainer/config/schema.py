@@ -6,6 +6,8 @@ from typing import Any
 
 import ml_collections
 
+from convoy.core.files import json_value
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every field with its default, locked: a recipe that sets an unknown field fails."""
@@ -99,5 +101,5 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as plain JSON data."""
-    return json.loads(json.dumps(config.to_dict()))
+    """Returns the config as plain JSON data, without secrets."""
+    return json_value(json.loads(json.dumps(config.to_dict())))

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from convoy.core.errors import DataError
+from convoy.core.npz import read_array
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.layers import all_layers
 
@@ -89,8 +90,9 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
 def _from_checkpoint(model: keras.Model, path: str) -> list[np.ndarray | None]:
     """Returns the values of a checkpoint for the weights of a model, averaged ones if the run kept an average."""
     names = {name for weight in model.weights for name in (f"average/{weight.path}", f"model/{weight.path}")}
-    with np.load(path) as file:
-        values = {name: file[name] for name in file.files if name in names}
+    with zipfile.ZipFile(path) as archive:
+        stored = names & {name.removesuffix(".npy") for name in archive.namelist()}
+        values = {name: read_array(archive, name) for name in stored}
 
     def value_of(weight: keras.Variable) -> np.ndarray | None:
         value = values.get(f"average/{weight.path}", values.get(f"model/{weight.path}"))
@@ -121,18 +123,25 @@ def _in_order(model: keras.Model, path: str) -> list[np.ndarray | None]:
     value_of: dict[int, np.ndarray] = {}
     with h5py.File(path) as file:
         group = file.get("model_weights", file)
-        values_by_layer = [
-            [np.asarray(group[layer][name]) for name in names]
+        stored_by_layer = [
+            [_dataset(file, group[layer][name]) for name in names]
             for layer in _names(group, "layer_names")
             if (names := _names(group[layer], "weight_names"))
         ]
-    layers = [layer for layer in model.layers if layer.weights]
-    for layer, values in zip(layers, values_by_layer, strict=False):
-        weights = [*layer.trainable_weights, *layer.non_trainable_weights]  # the order in these files
-        if [tuple(weight.shape) for weight in weights] != [value.shape for value in values]:
-            break
-        value_of |= {id(weight): value for weight, value in zip(weights, values, strict=True)}
+        layers = [layer for layer in model.layers if layer.weights]
+        for layer, stored in zip(layers, stored_by_layer, strict=False):
+            weights = [*layer.trainable_weights, *layer.non_trainable_weights]  # the order in these files
+            if [tuple(weight.shape) for weight in weights] != [dataset.shape for dataset in stored]:
+                break
+            value_of |= {id(weight): np.asarray(dataset) for weight, dataset in zip(weights, stored, strict=True)}
     return [value_of.get(id(weight)) for weight in model.weights]
+
+
+def _dataset(file: h5py.File, found: h5py.Dataset) -> h5py.Dataset:
+    """Returns an array of a file. Raises a ValueError if its content is in another file, which HDF5 allows."""
+    if not isinstance(found, h5py.Dataset) or found.file.id != file.id or found.external or found.is_virtual:
+        raise ValueError(f"{found.name} is not an array of this file")
+    return found
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

@@ -1,0 +1,29 @@
+"""Text: secrets are hidden, everything else stays."""
+
+import pytest
+
+from convoy.core.files import json_value
+from convoy.core.text import without_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--data=s3://AKIA:wJal/rXU+tn@bucket/data", "--data=s3://AKIA:***@bucket/data"),
+        ("--data=https://me:pass-word@host:8080/data", "--data=https://me:***@host:8080/data"),
+        ("https://host/a?X-Amz-Signature=12ab&part=3", "https://host/a?X-Amz-Signature=***&part=3"),
+        ("gs://b/a?part=3&access_token=ya29.x", "gs://b/a?part=3&access_token=***"),
+        ("'--env=WANDB_API_KEY=abc def' x", "'--env=WANDB_API_KEY=*** def' x"),
+        ("--env=HF_TOKEN=hf_12", "--env=HF_TOKEN=***"),
+        ("hdfs://user@name:9000/data", "hdfs://user@name:9000/data"),
+        ("convoy train --data=a@b --image_key=image/encoded", "convoy train --data=a@b --image_key=image/encoded"),
+        ("https://host/photos?key_frames=3", "https://host/photos?key_frames=3"),
+    ],
+)
+def test_secrets_are_hidden(text, expected):
+    assert without_secrets(text) == expected
+
+
+def test_json_values_have_no_secrets():
+    value = {"data": ["https://a:b@c", 3, float("nan")], "nested": {"url": "https://c?token=1"}}
+    assert json_value(value) == {"data": ["https://a:***@c", 3, None], "nested": {"url": "https://c?token=***"}}
