@@ -19,6 +19,7 @@ from convoy.core.devices import Devices
 from convoy.core.error_file import note_error
 from convoy.core.errors import DataError
 from convoy.core.user_code import UserCode
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.monitor import Monitor
@@ -56,6 +57,7 @@ def train(
     interface: str = "",
     profile_steps: tuple[int, int] | None = None,
     recipe: UserCode | None = None,
+    record_format: RecordFormat | None = None,
 ) -> dict[str, Any]:
     """Trains to the config's last step, from the latest checkpoint in `workdir` or from step 0.
 
@@ -71,6 +73,7 @@ def train(
       interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
       profile_steps: first and last step that the chief profiles for TensorBoard (`profiler`); None for none.
       recipe: the user's file that made the config, kept in `workdir`; None for others.
+      record_format: what is known about the records of other tools; a run that resumes remembers the rest.
 
     Returns:
       The content of result.json.
@@ -98,6 +101,7 @@ def train(
                 stop=stop,
                 interface=interface,
                 recipe=recipe,
+                record_format=record_format,
             )
             return _Training(
                 session, worker_group, deadlines, stop, record_order=record_order, profile_steps=profile_steps

@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.cli.train import define_config_flag
 from convoy.core.errors import DataError
 from convoy.core.files import check_output_file, write_whole
@@ -22,6 +23,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
     """Defines the flags; returns the arguments as `define_config_flag`."""
     define = FlagDefiner(flags)
     define.string("data", None, "dataset directory")
+    define_record_flags(flags)
     define.string("split", "train", "split of the images to show")
     define.string("output", None, "HTML file to write")
     return define_config_flag(flags, arguments)
@@ -34,7 +36,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     config, output = flags.config, Path(flags.output)
     configs.check(config)
     check_output_file(output)
-    dataset = open_dataset(flags.data)
+    dataset = open_dataset(flags.data, record_format(flags, flags.data))
     split = dataset.split(flags.split)
     start_tensorflow()
     import numpy as np

@@ -4,6 +4,7 @@ convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
 convoy convert --tfds=food101 --output=data
+convoy convert --tfrecords=records --output=data --image_key=image --label_key=class
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.cli.limits import define_limit_flags, limits_of
 from convoy.cli.progress import progress_display
 from convoy.cli.tables import print_table
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
     from convoy.input_pipeline.convert.summary import ClassSummary, Summary
+    from convoy.input_pipeline.dataset.layout import RecordFormat
+    from convoy.input_pipeline.dataset.open import Dataset
 
 REQUIRED = ("output",)
 
@@ -51,6 +55,8 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "What the folders in --images are. auto: splits if they are named like splits and have class folders inside.",
     )
     define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
+    define.string("tfrecords", None, "Instead of --images: a folder of TFRecords of other tools, also compressed ones.")
+    define_record_flags(flags)
     define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
     define.string("manifest", None, "CSV of file names and categories: filename,category.")
     define.string("filename_column", "filename", "Manifest column of file names.")
@@ -105,11 +111,10 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
-    from convoy.input_pipeline.convert.convert import convert
-    from convoy.input_pipeline.convert.options import Options, parse_splits, with_split_folders
+    from convoy.input_pipeline.convert.compressed import uncompressed
     from convoy.input_pipeline.dataset.storage import is_remote
 
-    for name in ("images", "manifest", "tfds_dir", "output"):
+    for name in ("images", "manifest", "tfds_dir", "tfrecords", "output"):
         if is_remote(flags[name].value or ""):
             raise UsageError(
                 f"--{name}={flags[name].value}: convert reads and writes local folders only. Copy or mount the images, "
@@ -117,23 +122,43 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
         raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
-    splits: dict[str, float] | None
-    if flags.tfds:
-        images, splits = _tfds_dataset(flags)
+    if not flags.tfrecords:
+        _convert(flags)
+        return
+    with terminable(), uncompressed(Path(flags.tfrecords), Path(flags.output), _log) as folder:
+        _convert(flags, folder)
+
+
+def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> None:
+    """Converts the images of --images, --tfds or `tfrecords`, the uncompressed records of --tfrecords."""
+    from convoy.input_pipeline.convert.convert import convert
+    from convoy.input_pipeline.convert.options import Options, parse_splits, with_split_folders
+
+    splits = parse_splits(flags.splits) if flags.splits else None
+    split_folders: dict[str, str] | None = None
+    given = record_format(flags, flags.tfrecords)
+    if tfrecords:
+        images = tfrecords
+        split_folders = _splits_of_records(flags, images, given, default_split=next(iter(splits or [flags.split])))
+    elif flags.tfds:
+        images, splits = _tfds_dataset(flags, given)
     elif flags.images:
-        images, splits = Path(flags.images), parse_splits(flags.splits) if flags.splits else None
+        images = Path(flags.images)
     else:
         raise UsageError(
-            "--images=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos --output=data"
+            "--images=FOLDER, --tfrecords=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos "
+            "--output=data"
         )
     options = Options(
         images=images,
         output=Path(flags.output),
         table=_table(flags),
         splits=splits,
-        prepared=bool(flags.tfds),
+        prepared=bool(flags.tfds or tfrecords),
+        record_format=given,
         folders=flags.folders,
         split=flags.split,
+        split_folders=split_folders,
         validation_fraction=flags.validation_fraction,
         image_size=flags.image_size,
         encoding=flags.encoding,
@@ -147,32 +172,64 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     options = with_split_folders(options)
     started = time.monotonic()
     with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
-        summary = convert(options, progress, log=lambda line: print(f"convoy: {line}", file=sys.stderr, flush=True))
+        summary = convert(options, progress, log=_log)
     _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
 
 
-def _tfds_dataset(flags: absl_flags.FlagValues) -> tuple[Path, dict[str, float]]:
+def _log(line: str) -> None:
+    print(f"convoy: {line}", file=sys.stderr, flush=True)
+
+
+def _tfds_dataset(flags: absl_flags.FlagValues, given: "RecordFormat") -> tuple[Path, dict[str, float]]:
     """Returns the directory of the prepared TFDS dataset, and equal shares of its splits, train first."""
     from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
     from convoy.input_pipeline.dataset.open import open_dataset
 
-    for name in ("images", "manifest", "split", "splits", "validation_fraction"):
+    _refuse_with(flags, "tfds", ("images", "manifest", "tfrecords", "split", "splits", "validation_fraction"))
+    directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
+    usable = _usable_splits(open_dataset(directory, given), f"--tfds={flags.tfds}")
+    return directory, dict.fromkeys(usable, 1 / len(usable))
+
+
+def _splits_of_records(
+    flags: absl_flags.FlagValues, folder: Path, given: "RecordFormat", default_split: str
+) -> dict[str, str]:
+    """Returns the splits of a folder of records by itself, train first: those of their names, or the given one."""
+    from convoy.input_pipeline.dataset.open import open_dataset
+
+    _refuse_with(flags, "tfrecords", ("images", "manifest", "tfds"))
+    dataset = open_dataset(folder, given, default_split=default_split)
+    if not dataset.manifest and dataset.record_format.first_label:
+        _log(f"{flags.tfrecords}: labels are from {dataset.record_format.first_label}: that is the first class.")
+    usable = _usable_splits(dataset, f"--tfrecords={flags.tfrecords}")
+    if list(usable) != [default_split]:
+        _refuse_with(flags, "tfrecords", ("split", "splits"), f" (they have {', '.join(usable)})")
+    if "validation" in usable and flags.validation_fraction:
+        _refuse_with(flags, "tfrecords", ("validation_fraction",))
+    return {split: split for split in usable}
+
+
+def _refuse_with(flags: absl_flags.FlagValues, source: str, others: Sequence[str], splits: str = "") -> None:
+    for name in others:
         if flags[name].present:
             raise UsageError(
-                f"--{name} cannot be combined with --tfds={flags.tfds}, which has its own images and splits"
+                f"--{name} cannot be combined with --{source}={flags[source].value}, which has its own images and "
+                f"splits{splits}"
             )
-    directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
-    dataset = open_dataset(directory)
+
+
+def _usable_splits(dataset: "Dataset", source: str) -> list[str]:
+    """Returns the splits of a dataset whose records have labels, train first; logs the others."""
     usable = []
     for split in sorted(dataset.splits, key=lambda split: (split != "train", split)):
         try:
             dataset.split(split)
             usable.append(split)
         except DataError as error:
-            print(f"convoy: {error}: split left out.", file=sys.stderr)
+            _log(f"{error}: split left out.")
     if not usable:
-        raise DataError(f"--tfds={flags.tfds}: {directory} has no usable split")
-    return directory, dict.fromkeys(usable, 1 / len(usable))
+        raise DataError(f"{source}: {dataset.directory} has no usable split")
+    return usable
 
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":
@@ -222,8 +279,14 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     images = counted(sum(split.images for split in summary.splits), "image")
     lines = class_summary(summary)
     lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
-    if summary.conflicting:
-        lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
+    if summary.conflicts:
+        listed = "; ".join(f"{one!r} and {other!r}" for one, other in summary.conflicts[:_EXTREMES])
+        more = "; ..." if len(summary.conflicts) > _EXTREMES else ""
+        same = "images have" if len(summary.conflicts) > 1 else "image has"
+        lines.append(
+            f"{len(summary.conflicts):,} {same} the bytes of an image of another class: {listed}{more}. Keep each in "
+            "one class only."
+        )
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
     lines.append(f"{output}/report.html: contents of the data set and findings")

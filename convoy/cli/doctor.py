@@ -7,6 +7,7 @@ srun convoy doctor --data=data --workdir=run
 
 from absl import flags as absl_flags
 
+from convoy.cli.foreign_records import record_format
 from convoy.cli.train import define_run_flags
 from convoy.core.devices import parse_devices
 from convoy.core.processes import terminable
@@ -35,6 +36,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         heartbeat_seconds=flags.heartbeat_timeout,
         worker_hosts=tuple(flags.worker_hosts),
         worker_index=flags.worker_index,
+        record_format=record_format(flags, flags.data),
     )
     with terminable():  # removes the file that the checks write to RUN, also after SIGTERM
         return 0 if run_checks(options) else 2

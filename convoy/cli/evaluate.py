@@ -5,6 +5,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
+from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.core.devices import parse_devices
 from convoy.core.errors import DataError
 from convoy.core.files import check_output_file, json_value, write_whole
@@ -22,6 +23,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string("workdir", None, "run directory of `convoy train`")
     define.string("split", None, "split to evaluate on")
     define.string("data", None, "dataset directory; default: the one the run was trained on")
+    define_record_flags(flags)
     define.string("json", None, "file to write the metrics to, as JSON")
     define_flip_flag(flags)
     define_model_flags(flags)
@@ -57,7 +59,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
-    num_images, quality = evaluate_split(trained, flags.split, data=flags.data, flip_tta=flip_tta)
+    num_images, quality = evaluate_split(
+        trained, flags.split, data=flags.data, flip_tta=flip_tta, record_format=record_format(flags, flags.data)
+    )
     tta = " and flip test-time augmentation" if flip_tta else ""
     print(f"Evaluated {num_images:,} images of {flags.split} with the weights of step {trained.step}{tta}.")
     print(quality_row(flags.split, quality))

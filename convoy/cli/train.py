@@ -10,6 +10,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from convoy.cli import require_flags
+from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
 from convoy.core.errors import UsageError
@@ -99,6 +100,7 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     define = FlagDefiner(flags)
     arguments = define_config_flag(flags, arguments)
     define.string("data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords")
+    define_record_flags(flags)
     define.string("workdir", None, "run directory; an interrupted run in it is resumed")
     define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
     define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
@@ -160,6 +162,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             interface=flags.interface,
             profile_steps=profile_steps,
             recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
+            record_format=record_format(flags, flags.data),
         )
 
 
@@ -179,13 +182,26 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
         require_flags(flags, "data")
         from convoy.trainer.finders.batch_size import find_batch_size
 
-        find_batch_size(config, data=flags.data, devices=flags.devices, strategy_name=flags.strategy)
+        find_batch_size(
+            config,
+            data=flags.data,
+            devices=flags.devices,
+            strategy_name=flags.strategy,
+            record_format=record_format(flags, flags.data),
+        )
         return
     require_flags(flags, "data", "workdir")
     start_tensorflow()
     from convoy.trainer.finders.learning_rate import find_learning_rate
 
-    find_learning_rate(config, data=flags.data, workdir=flags.workdir, devices=devices, strategy_name=flags.strategy)
+    find_learning_rate(
+        config,
+        data=flags.data,
+        workdir=flags.workdir,
+        devices=devices,
+        strategy_name=flags.strategy,
+        record_format=record_format(flags, flags.data),
+    )
 
 
 def _profile_steps(text: str) -> tuple[int, int] | None:
@@ -229,7 +245,7 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
     from convoy.trainer.cluster.strategy import make_strategy
     from convoy.trainer.session.runtime import resolve_precision_and_xla
 
-    num_images = open_dataset(flags.data).split("train").num_images
+    num_images = open_dataset(flags.data, record_format(flags, flags.data)).split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
     precision, use_xla = resolve_precision_and_xla(config, strategy)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.cli.progress import progress_display
 from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
@@ -40,6 +41,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "Rebuilds index-SPLIT.npz and the .idx files of every split whose shards are intact. Shards and manifest are "
         "never written to.",
     )
+    define_record_flags(flags)
     define.integer("workers", 0, "Number of processes; 0 is one per core.")
     define.string("json", None, "File to write the full result to, as JSON.")
 
@@ -61,6 +63,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             directory,
             workers=flags.workers,
             repair_index=flags.repair_index,
+            record_format=record_format(flags, flags.data),
             progress=lambda done, total: progress(done // 10**6, total // 10**6),
         )
     print_table(
@@ -74,6 +77,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
                 f"{one.name}: {counted(one.viewed, 'image')} turned by EXIF or transparent. They are read as a viewer "
                 "shows them, upright and on white; a run that began under the earlier reading keeps that one."
             )
+    if report.first_label:
+        print(f"Labels are from {report.first_label}: that is the first class.")
     for fault in report.faults[:_SHOWN]:
         print(fault.line())
     if len(report.faults) > _SHOWN:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from convoy.core.errors import ConvoyError
 from convoy.core.exit_codes import SIGNAL_BASE
 
 
@@ -18,6 +19,26 @@ def usable_cores() -> int:
 def processor_numbers() -> list[int]:
     """Returns the sorted numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def helper_starting() -> Iterator[None]:
+    """Names the failure of a helper process that cannot start inside.
+
+    Raises:
+      ConvoyError: it cannot start.
+    """
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError) as error:
+        is_thread = "start new thread" in str(error)  # which is how a limit of processes shows in Python's pools
+        if isinstance(error, RuntimeError) and not is_thread:
+            raise
+        reason = "it ended at once" if isinstance(error, EOFError) else getattr(error, "strerror", None) or error
+        raise ConvoyError(
+            f"a helper process cannot start ({reason}). Free memory, or raise the limits of processes and open files "
+            "(ulimit -u, ulimit -n, those of the container)"
+        ) from None
 
 
 def follow_parent() -> None:

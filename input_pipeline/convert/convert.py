@@ -8,6 +8,7 @@ conversion leaves the dataset unchanged, and the next one reuses its finished sh
 """
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from convoy.input_pipeline.convert.options import Options, check, with_split_fol
 from convoy.input_pipeline.convert.publish import WorkingDirectory
 from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
-from convoy.input_pipeline.convert.summary import Summary, summarize_classes, summarize_split
+from convoy.input_pipeline.convert.summary import Summary, find_conflicts, summarize_classes, summarize_split
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
@@ -58,7 +59,7 @@ def convert(
     manifest = check(options)
     before, earlier_left_out = copy.deepcopy(manifest), quarantine.read(options.output, manifest)
     found = (
-        list_prepared(options.images, tuple(options.shares))
+        list_prepared(options.images, tuple(options.split_folders or options.shares), options.record_format)
         if options.prepared
         else list_sources(options.images, options.table, options.split_folders)
     )
@@ -107,7 +108,7 @@ def convert(
         classes=tuple(summarize_classes(manifest, shards, duplicates, leaked)),
         duplicates=len(duplicates.dropped),
         leaked=len(leaked),
-        conflicting=len(duplicates.conflicting - leaked.keys()),
+        conflicts=find_conflicts(duplicates, leaked, _earlier_classes(options.output)),
         ignored=found.ignored,
         missing=len(found.missing),
         quarantined=sum(len(shard.bad) for split_shards in shards.values() for shard in split_shards),
@@ -116,7 +117,7 @@ def convert(
 
 def _notes_on_splits(options: Options) -> Iterator[str]:
     """Yields what the folders of splits were taken for, and which others have no labels."""
-    if not options.split_folders:
+    if not options.split_folders or options.prepared:
         return
     taken = ", ".join(f"{folder} ({split})" for split, folder in options.split_folders.items())
     yield f"{options.images} is a folder of splits: {taken}. --folders=classes takes its folders as classes."
@@ -153,6 +154,12 @@ def _known_images(
     return known
 
 
+def _earlier_classes(output: Path) -> Callable[[str, int], str]:
+    """Returns a function from split and number of an image in a dataset to its class."""
+    opened = functools.cache(open_dataset)
+    return lambda split, number: opened(output).class_names[opened(output).split(split).label[number]]
+
+
 def _plan(
     options: Options,
     manifest: Mapping[str, Any],
@@ -166,7 +173,7 @@ def _plan(
     if options.prepared or options.split_folders:
         own = options.split_folders or options.shares
         splits = {split: tuple(image for image in images if image.split == split) for split in own}
-        if drawn := options.shares.keys() - own.keys():
+        if drawn := [split for split in options.shares if split not in own]:
             first, shares = next(iter(own)), options.shares
             parts = {split: shares[split] for split in (first, *drawn)}
             splits = plan.divide(splits[first], parts, options.seed, together=conflicting) | {

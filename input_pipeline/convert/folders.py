@@ -12,6 +12,8 @@ from convoy.input_pipeline.dataset.storage import similar_folder
 # Without a CSV, images are distinguished from other files by these suffixes.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".mpo")
+    + (".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm")
+    + (".heic", ".heif", ".jxl")  # not decoded: left out with the reason, rather than ignored
 )
 # Left behind by archives, file systems and network disks; folders that begin with a dot are hidden in any case.
 _SYSTEM_FOLDERS = frozenset(

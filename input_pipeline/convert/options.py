@@ -10,6 +10,7 @@ from convoy.core.errors import UsageError, did_you_mean
 from convoy.input_pipeline.convert import metadata
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.convert.split_folders import find_splits
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
 from convoy.input_pipeline.images.pixels import Limits
 
@@ -23,23 +24,26 @@ class Options:
     """Options of a conversion.
 
     Attributes:
-      images: folder of images, or directory of a prepared TFDS dataset.
+      images: folder of images, or directory of records of another tool.
       output: dataset directory, new or existing.
       table: CSV of file names and categories; None takes each subfolder of `images` as a class.
       split: split to write.
       validation_fraction: share of the images, in [0, 1), for the split `validation`. None is 0.1 for the split `train`
         and 0 for others.
       splits: shares by split, each in (0, 1], with the sum 1; overrides `split` and `validation_fraction`.
-      prepared: whether `images` is a prepared TFDS dataset; `splits` then names the splits to convert.
+      prepared: whether `images` has records of another tool; `split_folders` or `splits` then names the splits to
+        convert, which are those of the records.
+      record_format: what is known about these records.
       folders: what the folders in `images` are, without a table: one of `FOLDERS`. "auto" takes folders named like
         splits with class folders inside as splits, and others as classes.
-      split_folders: folders of the splits in `images`, by split; `with_split_folders` finds them.
+      split_folders: folders of the splits in `images`, by split; `with_split_folders` finds them. Of records, the names
+        of their splits.
       image_size: side of the resized square images, pixels; the aspect ratio is not kept. 0 keeps the original size.
         None is the setting of the dataset, or 0.
       encoding: one of `ENCODINGS`. None is the setting of the dataset, or "keep".
       workers: number of processes; 0 is one per core. The result does not depend on it.
       seed: seed of the splits and of the order within the shards.
-      max_bad_fraction: share of undecodable images that is tolerated, in [0, 1]; of each split for a TFDS dataset.
+      max_bad_fraction: share of undecodable images that is tolerated, in [0, 1]; of each split if `prepared`.
       name: name of the dataset in file names; None is that of the dataset, or of the output folder.
       shards: number of shards per split; 0 chooses.
       limits: limits of the image files; files beyond them are left out.
@@ -52,6 +56,7 @@ class Options:
     validation_fraction: float | None = None
     splits: Mapping[str, float] | None = None
     prepared: bool = False
+    record_format: RecordFormat = RecordFormat()
     folders: str = "auto"
     split_folders: Mapping[str, str] | None = None
     image_size: int | None = None
@@ -179,7 +184,7 @@ def check(options: Options) -> dict[str, Any] | None:
 def _check_fits(options: Options, manifest: dict[str, Any]) -> None:
     existing = sorted(manifest["splits"])
     repeated = [split for split in options.shares if split in existing]
-    if repeated and options.split_folders:
+    if repeated and options.split_folders and not options.prepared:
         raise UsageError(
             f"{options.output} already has a split {repeated[0]!r} (it has {', '.join(existing)}). Pass one of the "
             f"other folders in --images={options.images} with --split, or another --output"

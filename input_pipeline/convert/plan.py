@@ -26,11 +26,13 @@ class Duplicates:
       kept: images without the duplicates, in order.
       dropped: pairs of (image left out, image kept instead).
       conflicting: names of kept images for which a kept image of another category has the same bytes.
+      conflicts: pairs of images of two categories with the same bytes, kept or not.
     """
 
     kept: tuple[Source, ...]
     dropped: tuple[tuple[Source, Source], ...]
     conflicting: frozenset[str]
+    conflicts: tuple[tuple[Source, Source], ...]
 
 
 def find_duplicates(images: Sequence[Source]) -> Duplicates:
@@ -59,10 +61,13 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
                     by_content.setdefault(content, []).append(i)
     dropped: dict[int, int] = {}
     conflicting: set[str] = set()
+    conflicts: list[tuple[int, int]] = []
     for equal in by_content.values():
         first: dict[str, int] = {}
         earliest = min(equal)
         for i in sorted(equal):
+            if images[i].category != images[earliest].category:
+                conflicts.append((i, earliest))
             if images[i].split != images[earliest].split:  # a leak between splits, whatever its category
                 dropped[i] = earliest
             elif first.setdefault(images[i].category, i) != i:
@@ -73,6 +78,7 @@ def find_duplicates(images: Sequence[Source]) -> Duplicates:
         kept=tuple(image for i, image in enumerate(images) if i not in dropped),
         dropped=tuple((images[i], images[dropped[i]]) for i in sorted(dropped)),
         conflicting=frozenset(conflicting),
+        conflicts=tuple((images[i], images[earliest]) for i, earliest in sorted(conflicts)),
     )
 
 

@@ -1,7 +1,7 @@
 """Summary of a conversion, by split and by class."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Summary:
       classes: classes of the dataset, in the order of their labels.
       duplicates: images left out because another image of the same class has the same bytes.
       leaked: images left out because an earlier split has an image with the same bytes.
-      conflicting: images kept although an image of another class has the same bytes.
+      conflicts: pairs of names of images of two classes with the same bytes. Both are kept if they are of one split.
       ignored: files left out because the CSV does not name them or their names have no image suffix.
       missing: files that the CSV names and that do not exist.
       quarantined: images left out because they are unusable.
@@ -58,10 +58,30 @@ class Summary:
     classes: tuple[ClassSummary, ...]
     duplicates: int
     leaked: int
-    conflicting: int
+    conflicts: tuple[tuple[str, str], ...]
     ignored: int
     missing: int
     quarantined: int
+
+
+def find_conflicts(
+    duplicates: Duplicates,
+    leaked: Mapping[str, tuple[str, int]],
+    category_of: Callable[[str, int], str],
+) -> tuple[tuple[str, str], ...]:
+    """Returns pairs of names of images of two classes with the same bytes.
+
+    Args:
+      duplicates: result of `plan.find_duplicates`.
+      leaked: as in `summarize_classes`.
+      category_of: returns the class of an image of an earlier split.
+    """
+    found = [(image.name, other.name) for image, other in duplicates.conflicts]
+    for image in duplicates.kept:
+        if image.name in leaked and category_of(*leaked[image.name]) != image.category:
+            split, number = leaked[image.name]
+            found.append((image.name, f"image {number} of {split}"))
+    return tuple(found)
 
 
 def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:

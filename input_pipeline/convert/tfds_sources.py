@@ -18,7 +18,7 @@ import numpy as np
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.input_pipeline.convert.sources import Source, Sources
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
-from convoy.input_pipeline.dataset.layout import DATASET_INFO
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, RecordFormat
 from convoy.input_pipeline.dataset.open import Split, open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, checked_payloads
 from convoy.input_pipeline.dataset.storage import Shards
@@ -65,12 +65,14 @@ def find_prepared(name: str, folder: Path) -> Path:
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
 
 
-def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
-    """Lists the images of a prepared dataset.
+def list_prepared(directory: Path, splits: Sequence[str], record_format: RecordFormat | None = None) -> Sources:
+    """Lists the images of a prepared dataset, or of a folder of TFRecords.
 
     Args:
       directory: directory of the dataset.
-      splits: splits to list. If two splits have the same image, the first of them keeps it.
+      splits: splits to list. If two splits have the same image, the first of them keeps it. Records without a split
+        by their names are of the first.
+      record_format: what is known about the records.
 
     Returns:
       The images with their TFDS splits, named after their shard and their number in it, and all classes of the dataset.
@@ -78,7 +80,7 @@ def list_prepared(directory: Path, splits: Sequence[str]) -> Sources:
     Raises:
       DataError: a split or a record is damaged or has no labels.
     """
-    dataset = open_dataset(directory)
+    dataset = open_dataset(directory, record_format, default_split=splits[0])
     images: list[Source] = []
     for name in splits:
         split = dataset.split(name)
@@ -102,8 +104,8 @@ def _images_of_shard(split: Split, shard: int, class_names: Sequence[str]) -> It
                     begin, end = locate_bytes(from_bytes(payload), len(payload), split.keys.image)
                 except ValueError as error:
                     raise DataError(
-                        f"{path}: the record at offset {split.offset[index]} has no {split.keys.image!r} ({error}). "
-                        "Prepare the dataset again"
+                        f"{path}: the record at offset {split.offset[index]} has no usable {split.keys.image!r}: "
+                        f"{error}; {split.fix}"
                     ) from None
                 yield Source(
                     path=str(path),

@@ -72,17 +72,20 @@ def feature_names(source: Source, length: int) -> list[str]:
 
 
 def locate_bytes(source: Source, length: int, name: str) -> tuple[int, int]:
-    """Returns start and end in the payload of the first value of a bytes feature.
+    """Returns start and end in the payload of the only value of a bytes feature.
 
     Raises:
-      ValueError: there is none, or the bytes are not an Example.
+      ValueError: there is none or more than one, or the bytes are not an Example.
     """
+    items = []
     for found, start, end in _entries(source, length):
         for kind, _, list_start, list_end in _fields(source, start, end) if found == name else ():
             for item, item_type, item_start, item_end in _fields(source, list_start, list_end):
                 if kind == _BYTES_LIST and (item, item_type) == (1, _DELIMITED):
-                    return item_start, item_end
-    raise ValueError(f"there is no bytes feature {name!r}")
+                    items.append((item_start, item_end))
+    if len(items) != 1:
+        raise ValueError(f"there is no bytes feature {name!r}" if not items else f"{name!r} has {len(items)} values")
+    return items[0]
 
 
 def _entries(source: Source, length: int) -> Iterator[tuple[str, int, int]]:

@@ -1,6 +1,6 @@
 """TFRecord directories written by other tools: TFDS datasets, or plain shards without metadata.
 
-    layout = find_layout(directory)                   # None if it is neither
+    layout = find_layout(directory, RecordFormat())   # None if it is neither
     indexes = open_indexes(directory, layout)         # by split; built from the shards when first opened
 
 `tfds_layout` and `folder_layout` have the details of the two kinds.
@@ -30,23 +30,28 @@ from convoy.core.npz import read_array
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
-from convoy.input_pipeline.dataset.layout import DATASET_INFO, Layout
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, Layout, RecordFormat
 from convoy.input_pipeline.dataset.tfds_layout import tfds_layout
 
 _OWN_FOLDER = ".convoy"
 _FORMAT = 1  # of a stored index
 
 
-def find_layout(directory: Path) -> Layout | None:
+def find_layout(directory: Path, record_format: RecordFormat, default_split: str = "") -> Layout | None:
     """Returns the layout of a directory, or None if it has no TFRecords.
+
+    Args:
+      directory: the directory.
+      record_format: what the user says about its records.
+      default_split: the split of all shards if their names contain none.
 
     Raises:
       DataError: it is a TFDS directory or has TFRecords, but cannot be used.
     """
     if os.path.isfile(directory / DATASET_INFO):
-        return tfds_layout(directory)
+        return tfds_layout(directory, record_format)
     try:
-        return folder_layout(directory)
+        return folder_layout(directory, record_format, default_split)
     except OSError:
         return None
 
@@ -126,17 +131,52 @@ def names_of_labels(scans: Iterable[index.Scan]) -> tuple[str, ...]:
     return tuple(f"{name} ({label})" if counts[name] > 1 else name for label, name in enumerate(named))
 
 
-def label_error(directory: Path, split: str, label: np.ndarray, num_classes: int) -> str:
-    """Returns the error message for a split with a label that is not one of the classes."""
-    record = int(np.argmax((label < 0) | (label >= num_classes)))
+def resolve_labels(
+    directory: Path, layout: Layout, indexes: Mapping[str, index.Scan], record_format: RecordFormat
+) -> tuple[tuple[str, ...], RecordFormat]:
+    """Returns the class names, and the format with keys, names and first label resolved.
+
+    The first label is 1 if no record has label 0 and some have 1, as in ImageNet's records, unless that leaves
+    class names without a label.
+
+    Raises:
+      DataError: no record has a label, or there are fewer class names than labels.
+    """
+    found = [scan.arrays["label"] for scan in indexes.values()]
+    least = min((int(label.min(initial=index.LARGEST_LABEL, where=label >= 0)) for label in found), default=0)
+    most = max((int(label.max(initial=-1)) for label in found), default=-1)
+    names, first, is_named = record_format.class_names, record_format.first_label, True
+    if names and first is None:
+        first = int(least > 0 and most == len(names))
+    elif layout.class_names:
+        names, first = layout.class_names, 0
+        is_named = False
+    if first is None:
+        first = int(least == 1 < most)
+    if not names:
+        from_texts = names_of_labels(indexes.values())
+        names = from_texts[first:]
+        is_named = names == tuple(str(label) for label in range(first, first + len(names)))
+    if not names or most < 0:
+        raise DataError(f"{directory}: no record has a label")
+    if record_format.class_names and is_named and most - first >= len(names):
+        raise DataError(
+            f"{directory} has labels from {least} to {most}, too many for {len(names)} class names (--class_names_file)"
+        )
+    return names, RecordFormat(*layout.keys, names if is_named else (), first)
+
+
+def label_error(directory: Path, split: str, label: np.ndarray, num_classes: int, first: int = 0) -> str:
+    """Returns the error message for a split with a label that is not one of the classes, which begin at `first`."""
+    record = int(np.argmax((label < first) | (label >= first + num_classes)))
     return (
         f"split {split!r} of {directory} cannot be used for training or evaluation: record {record} has label "
-        f"{label[record]}; labels must be from 0 to {num_classes - 1}"
+        f"{label[record]}; labels must be from {first} to {first + num_classes - 1}"
     )
 
 
 def _scan(layout: Layout, split: str) -> index.Scan:
-    return index.scan(layout.splits[split], layout.keys, layout.text_key or None)
+    return index.scan(layout.splits[split], layout.keys, layout.text_key or None, layout.fix)
 
 
 def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
@@ -147,9 +187,7 @@ def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
     assert counts is not None, "shard numbers of a valid index are in range"
     for path, found, stated in zip(paths, counts.tolist(), expected, strict=True):
         if found != stated:
-            raise DataError(
-                f"shard {path} has {found:,} records, {DATASET_INFO} states {stated:,}; prepare or copy it again"
-            )
+            raise DataError(f"shard {path} has {found:,} records, {DATASET_INFO} states {stated:,}; {layout.fix}")
 
 
 def _description(directory: Path, layout: Layout, split: str) -> dict[str, Any]:
@@ -159,7 +197,7 @@ def _description(directory: Path, layout: Layout, split: str) -> dict[str, Any]:
         try:
             status = path.stat()
         except OSError as error:
-            raise DataError(f"shard {path} is missing ({error.strerror}); prepare or copy it again") from None
+            raise DataError(f"shard {path} is missing ({error.strerror}); {layout.fix}") from None
         files.append([str(path.relative_to(directory)), status.st_size, status.st_mtime_ns])
     return {"format": _FORMAT, "keys": [*layout.keys, layout.text_key], "files": files}
 

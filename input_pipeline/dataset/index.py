@@ -21,7 +21,7 @@ import numpy as np
 from convoy.core.errors import ConvoyError, DataError
 from convoy.core.npz import read_array
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
-from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, walk
+from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
 AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
@@ -144,7 +144,7 @@ def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
     return counts
 
 
-def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -> Scan:
+def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None, fix: str = CONVERT) -> Scan:
     """Builds the index from the shards: frame headers, stored checksums and labels, without reading images.
 
     Payload checksums are not verified here but when a record is read.
@@ -153,6 +153,7 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
       paths: the shards.
       keys: of the records.
       text_key: feature name of the class text to collect, if any.
+      fix: what to do about a damaged shard.
 
     Raises:
       DataError: a shard cannot be read, a record header is damaged, or a record has no label; names shard and offset.
@@ -160,7 +161,7 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None) -
     stopped = threading.Event()
     with ThreadPoolExecutor(_SCANNING_THREADS) as threads:
         try:
-            parts = list(threads.map(lambda path: _scan_shard(path, keys, text_key, stopped), paths))
+            parts = list(threads.map(lambda path: _scan_shard(path, keys, text_key, fix, stopped), paths))
         except BaseException:  # Ctrl-C too: do not finish scanning the other shards
             stopped.set()
             threads.shutdown(cancel_futures=True)
@@ -188,7 +189,7 @@ def idx_lines(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _scan_shard(
-    path: Path, keys: RecordKeys, text_key: str | None, stopped: threading.Event
+    path: Path, keys: RecordKeys, text_key: str | None, fix: str, stopped: threading.Event
 ) -> tuple[dict[str, np.ndarray], dict[int, set[bytes]]]:
     """Scans one shard as `scan` does, without the array `shard`, until `stopped` is set."""
     wanted = {keys.label} | ({text_key} if text_key else set())
@@ -197,7 +198,7 @@ def _scan_shard(
     try:
         with open(path, "rb", buffering=0) as file:
             descriptor = file.fileno()
-            for offset, length, crc in walk(path):
+            for offset, length, crc in walk(path, fix):
                 if stopped.is_set():
                     break
                 try:
@@ -206,8 +207,9 @@ def _scan_shard(
                     label = label_of(features, keys.label)
                 except ValueError as error:
                     present = _names_in(descriptor, offset, length)
+                    other = "" if fix == CONVERT else ". Name another feature with --label_key"
                     raise DataError(
-                        f"{path}: the record at offset {offset} has no usable label: {error}{present}"
+                        f"{path}: the record at offset {offset} has no usable label: {error}{present}{other}"
                     ) from None
                 for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
                     column.append(value)
@@ -227,11 +229,25 @@ def label_of(features: Mapping[str, list], key: str) -> int:
       ValueError: the feature is missing, or is not a valid label.
     """
     values = features.get(key)
-    if not values or len(values) != 1 or not isinstance(values[0], int):
-        raise ValueError(f"{key!r} is not a single integer" if values else f"it has no {key!r}")
+    if values is None:
+        raise ValueError(f"it has no {key!r}")
+    if len(values) != 1 or not isinstance(values[0], int):
+        raise ValueError(f"{key!r} is {_described(values)}, not an integer")
     if not -1 <= values[0] < LARGEST_LABEL:
         raise ValueError(f"{key!r} is {values[0]}; labels must be from 0 to {LARGEST_LABEL - 1:,}")
     return values[0]
+
+
+def _described(values: list) -> str:
+    if not values:
+        return "an empty list"
+    kind = {bytes: "text", float: "float", int: "integer"}[type(values[0])]
+    if len(values) == 1 and isinstance(values[0], bytes):
+        text = values[0].decode("utf-8", "replace")
+        return f"the text {text[:40]!r}" if text.isprintable() else f"{len(values[0]):,} bytes of data"
+    if len(values) == 1:
+        return f"the {kind} {values[0]!r}"
+    return f"a list of {len(values):,} {kind}s" + " (one-hot?)" * (sum(value == 1 for value in values) == 1)
 
 
 def _names_in(descriptor: int, offset: int, length: int) -> str:

@@ -24,9 +24,10 @@ import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.input_pipeline.dataset import external, index
+from convoy.input_pipeline.dataset.external_images import check_first_images
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
-from convoy.input_pipeline.dataset.layout import Layout
-from convoy.input_pipeline.dataset.records import Locations
+from convoy.input_pipeline.dataset.layout import Layout, RecordFormat
+from convoy.input_pipeline.dataset.records import CONVERT, Locations
 from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, similar_folder
 
 FORMAT_VERSION = 1
@@ -51,6 +52,7 @@ class Split:
     keys: RecordKeys = RecordKeys()  # feature names of image and label
     states_true_sizes: bool = True  # whether the stated height and width are reliable
     as_viewed: bool = False  # whether orientation and transparency of the images are to be applied
+    fix: str = CONVERT  # what to do about a damaged record
 
     @classmethod
     def from_index(
@@ -70,13 +72,15 @@ class Split:
 
     def locations(self, indices: np.ndarray) -> Locations:
         """Returns where records are; `indices` are [n] integers in [0, num_images)."""
-        columns = (column[indices] for column in (self.shard, self.offset, self.length, self.crc))
-        return Locations(self.shard_paths, indices, *columns)
+        shard, offset, length, crc = (column[indices] for column in (self.shard, self.offset, self.length, self.crc))
+        return Locations(self.shard_paths, indices, shard, offset, length, crc, self.fix)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset directory. `manifest` is its parsed manifest.json; empty for external datasets."""
+    """A dataset directory. `manifest` is its parsed manifest.json, empty for external datasets, whose records have
+    `record_format`.
+    """
 
     directory: Path | RemotePath
     name: str
@@ -84,6 +88,7 @@ class Dataset:
     splits: tuple[str, ...]
     manifest: Mapping[str, Any]
     _opened: Mapping[str, Split | DataError] = field(repr=False, compare=False)
+    record_format: RecordFormat = RecordFormat()
 
     @property
     def num_classes(self) -> int:
@@ -137,12 +142,19 @@ class Dataset:
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
-def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
+def open_dataset(
+    directory: str | os.PathLike[str] | RemotePath,
+    record_format: RecordFormat | None = None,
+    *,
+    default_split: str = "",
+) -> Dataset:
     """Opens a dataset directory.
 
     Args:
       directory: output of `convoy convert`, local or `SCHEME://...` of a TensorFlow file system; or a local directory
         prepared by TFDS or with TFRecord shards (`external`).
+      record_format: what is known about the records of other tools.
+      default_split: the split of other tools' shards if their names contain none.
 
     Returns:
       The dataset, with splits sorted by name.
@@ -152,8 +164,10 @@ def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
         size differs from the manifest; an index does not match the shards and cannot be rebuilt.
     """
     path = dataset_path(directory)
-    if isinstance(path, Path) and not has_manifest(path) and (layout := external.find_layout(path)):
-        return _open_external(path, layout)
+    if isinstance(path, Path) and not has_manifest(path):
+        record_format = record_format or RecordFormat()
+        if layout := external.find_layout(path, record_format, default_split):
+            return _open_external(path, layout, record_format)
     manifest = read_manifest(path)
     class_names = tuple(manifest["class_names"])
     opened: dict[str, Split | DataError] = {
@@ -162,24 +176,30 @@ def open_dataset(directory: str | os.PathLike[str] | RemotePath) -> Dataset:
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
 
 
-def _open_external(directory: Path, layout: Layout) -> Dataset:
+def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Dataset:
     indexes = external.open_indexes(directory, layout)
-    class_names = layout.class_names or external.names_of_labels(indexes.values())
-    if not class_names:
-        raise DataError(f"{directory}: no record has a label")
+    class_names, record_format = external.resolve_labels(directory, layout, indexes, given)
+    first = record_format.first_label or 0
     opened: dict[str, Split | DataError] = {}
     for name, found in sorted(indexes.items()):
-        label = found.arrays["label"]
+        label = found.arrays["label"] - np.int32(first) if first else found.arrays["label"]
         if not len(label):
             opened[name] = DataError(f"split {name!r} of {directory} has no records")
         elif index.label_counts(label, len(class_names)) is None:
-            opened[name] = DataError(external.label_error(directory, name, label, len(class_names)))
+            text = external.label_error(directory, name, found.arrays["label"], len(class_names), first)
+            opened[name] = DataError(text)
         else:
-            # The sizes that the records state are not verified.
+            check_first_images(layout, name, found)
             opened[name] = Split.from_index(
-                name, layout.splits[name], found.arrays, keys=layout.keys, states_true_sizes=False, as_viewed=True
+                name,
+                layout.splits[name],
+                {**found.arrays, "label": label},
+                keys=layout.keys,
+                states_true_sizes=False,  # the stated ones are not verified
+                as_viewed=True,
+                fix=layout.fix,
             )
-    return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened)
+    return Dataset(directory, layout.name, class_names, tuple(opened), {}, opened, record_format)
 
 
 def has_manifest(directory: Path) -> bool:

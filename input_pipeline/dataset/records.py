@@ -11,9 +11,11 @@ frame is enough to read one record in the middle of a file, which makes exact gl
         ...
 """
 
+import contextlib
 import functools
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +33,10 @@ _UINT32 = 0xFFFFFFFF
 _HEADER = struct.Struct("<QI")
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
-_GZIP = b"\x1f\x8b"
+HEAD_BYTES = 4096  # enough to find out what a file is
+_COMPRESSIONS = {"GZIP": 31, "ZLIB": 15}  # window bits of `zlib`
 _ONE_BYTE = [bytes([value]) for value in range(0x80)]
-_FIX = "convert again, or restore the file"
+CONVERT = "convert again, or restore the file"
 
 
 class RecordError(DataError):
@@ -46,7 +49,7 @@ class RecordError(DataError):
       reason: what is wrong, as a predicate: "is corrupt".
     """
 
-    def __init__(self, path: object, *, offset: int, index: int, reason: str, fix: str = _FIX):
+    def __init__(self, path: object, *, offset: int, index: int, reason: str, fix: str):
         """Builds the message; `fix` is what to do about it."""
         self.path, self.offset, self.index, self.reason = str(path), offset, index, reason
         super().__init__(f"{self.path}: record {index} at offset {offset} {reason}; {fix}")
@@ -64,11 +67,49 @@ def frame(payload: bytes) -> bytes:
     return b"".join((length, _CRC.pack(masked_crc(length)), payload, _CRC.pack(masked_crc(payload))))
 
 
-def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
+def compression_of(head: bytes) -> str | None:
+    """Returns how TFRecords are compressed, GZIP, ZLIB or "" (not); None if they are no TFRecords.
+
+    Args:
+      head: the first `HEAD_BYTES` of the file.
+    """
+    if frame_length(head[:HEADER_BYTES]) is not None:
+        return ""
+    for name, window_bits in _COMPRESSIONS.items():
+        with contextlib.suppress(zlib.error):
+            start = zlib.decompressobj(window_bits).decompress(head, HEADER_BYTES)
+            if frame_length(start) is not None:
+                return name
+    return None
+
+
+def decompressed(compression: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the content of a compressed file, GZIP or ZLIB, in blocks.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    decompressor = zlib.decompressobj(_COMPRESSIONS[compression])
+    try:
+        for block in blocks:
+            rest = block
+            while rest:
+                if decompressor.eof:  # a file of several parts
+                    decompressor = zlib.decompressobj(_COMPRESSIONS[compression])
+                yield decompressor.decompress(rest)
+                rest = decompressor.unused_data
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not decompressor.eof:
+        raise ValueError("it is truncated")
+
+
+def walk(path: str | os.PathLike, fix: str = CONVERT) -> Iterator[tuple[int, int, int]]:
     """Walks the record headers of a shard; the payloads between them are neither read nor checked.
 
     Args:
       path: a TFRecord file, uncompressed.
+      fix: what to do about a damaged file.
 
     Yields:
       (offset, length, masked_crc): start of the frame and length of its payload, in bytes, and the payload's checksum
@@ -87,12 +128,12 @@ def walk(path: str | os.PathLike) -> Iterator[tuple[int, int, int]]:
         # One read fetches a payload's checksum and the adjacent header of the next frame.
         header = os.pread(descriptor, HEADER_BYTES, 0)
         while offset < size:
-            length = _checked_length(header, path, offset)
+            length = _checked_length(header, path, offset, fix)
             end = offset + length + FRAME_OVERHEAD
             if end > size:
                 raise DataError(
                     f"{path}: the record at offset {offset} should end at byte {end} but the file ends at {size}: "
-                    f"it is truncated; {_FIX}"
+                    f"it is truncated; {fix}"
                 )
             tail = os.pread(descriptor, FOOTER_BYTES + HEADER_BYTES, end - FOOTER_BYTES)
             yield offset, length, _CRC.unpack_from(tail)[0]
@@ -113,6 +154,7 @@ class Locations:
       offset: [n] start of the frame, bytes.
       length: [n] payload bytes.
       crc: [n] masked CRC-32C of the payload.
+      fix: what to do about a damaged shard.
     """
 
     paths: Sequence[object]
@@ -121,6 +163,7 @@ class Locations:
     offset: np.ndarray
     length: np.ndarray
     crc: np.ndarray
+    fix: str = CONVERT
 
 
 def checked_payloads(frames: Iterable[bytes], locations: Locations) -> list[bytes]:
@@ -143,6 +186,7 @@ def checked_payloads(frames: Iterable[bytes], locations: Locations) -> list[byte
                 offset=int(locations.offset[position]),
                 index=int(locations.index[position]),
                 reason=_corruption(record, length),
+                fix=locations.fix,
             )
         payloads.append(payload)
     return payloads
@@ -223,19 +267,14 @@ def frame_length(header: bytes) -> int | None:
     return length if masked_crc(header[:8]) == length_crc else None
 
 
-def _checked_length(header: bytes, path: str | os.PathLike, offset: int) -> int:
+def _checked_length(header: bytes, path: str | os.PathLike, offset: int, fix: str) -> int:
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"{path}: the record header at offset {offset} is truncated ({len(header)} of {HEADER_BYTES} bytes); {_FIX}"
+            f"{path}: the record header at offset {offset} is truncated ({len(header)} of {HEADER_BYTES} bytes); {fix}"
         )
     length = frame_length(header)
     if length is None:
-        if offset == 0 and header.startswith(_GZIP):
-            raise DataError(
-                f"{path}: is GZIP-compressed, which does not allow reading single records; write the "
-                "TFRecords uncompressed"
-            )
-        raise DataError(f"{path}: corrupt record header at offset {offset} (wrong checksum); {_FIX}")
+        raise DataError(f"{path}: corrupt record header at offset {offset} (wrong checksum); {fix}")
     return length
 
 

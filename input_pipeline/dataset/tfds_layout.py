@@ -8,14 +8,14 @@ from typing import Any
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
-from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, PREPARE, Layout, RecordFormat
 
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _MOST_SHARDS = 10**6
 
 
-def tfds_layout(directory: Path) -> Layout:
-    """Returns the layout of a TFDS directory.
+def tfds_layout(directory: Path, record_format: RecordFormat) -> Layout:
+    """Returns the layout of a TFDS directory; `record_format` is what the user says about it.
 
     Raises:
       DataError: it cannot be used.
@@ -44,8 +44,8 @@ def tfds_layout(directory: Path) -> Layout:
         raise DataError(f"{directory / DATASET_INFO} cannot be used ({error!r}); prepare the dataset again") from None
     try:
         flat = dict(_flat_features(features, ()))
-        image = _find_key(directory, flat, "Image", "image")
-        label = _find_key(directory, flat, "ClassLabel", "label")
+        image = _find_key(directory, flat, "Image", "image", record_format.image_key)
+        label = _find_key(directory, flat, "ClassLabel", "label", record_format.label_key)
         dtype = flat[image].get("image", {}).get("dtype") or "uint8"
         if dtype != "uint8":
             raise DataError(f"{directory}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
@@ -54,7 +54,8 @@ def tfds_layout(directory: Path) -> Layout:
             raise ValueError(f"{number} classes")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{directory / FEATURES} cannot be used ({error!r}); prepare the dataset again") from None
-    return Layout(name, splits, RecordKeys(image, label), _class_names(directory, label, number), records)
+    names = _class_names(directory, label, number)
+    return Layout(name, splits, RecordKeys(image, label), names, records, fix=PREPARE)
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
@@ -94,18 +95,21 @@ def _flat_features(features: Mapping[str, Any], path: tuple[str, ...]) -> Iterab
         yield from _flat_features(inner, (*path, name))
 
 
-def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str) -> str:
-    """Returns the key of the only feature of a kind, or among several the one named `default`."""
+def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str, given: str) -> str:
+    """Returns the key `given`, or that of the only feature of a kind, or among several the one named `default`."""
     keys = [key for key, feature in flat.items() if feature["pythonClassName"].split(".")[-1] == kind]
-    if len(keys) == 1:
-        return keys[0]
+    flag = f"--{default}_key"
+    if given and given not in keys:
+        raise DataError(
+            f"{flag}={given}: {directory} has no {kind} feature of that name; it has {', '.join(keys) or 'none'}"
+        )
+    if given or len(keys) == 1:
+        return given or keys[0]
     if default in keys:
         return default
     found = f"{len(keys)} {kind} features ({', '.join(keys)})" if keys else f"no {kind} feature"
-    raise DataError(
-        f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. Convoy needs one Image and one "
-        "ClassLabel feature, or among several those named 'image' and 'label'"
-    )
+    fix = f"Name one with {flag}" if keys else "Convoy needs an Image and a ClassLabel feature"
+    raise DataError(f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. {fix}")
 
 
 def _class_names(directory: Path, label: str, number: int) -> tuple[str, ...] | None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from convoy.core.errors import UsageError
+from convoy.input_pipeline.images.kinds import kind_of, unsupported_jpeg
 from convoy.input_pipeline.images.rgb import as_rgb, orientation, stored_as
 
 # Pillow's warnings about odd files are redundant here: each file is either decoded or left out with a reason.
@@ -35,25 +36,11 @@ _PASSING = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 # A PNG without any of these has no orientation, and Pillow need not decode it to find out.
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _CHROMA_HALVED = 2  # Pillow's code for 4:2:0
-# Other contents found in files with image extensions, by their first bytes (whitespace stripped, lower case).
-_OTHER_CONTENTS = tuple(
-    (re.compile(beginning, re.DOTALL), kind)
-    for beginning, kind in (
-        (rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title|script)", "HTML, not an image"),
-        (rb"(<[?!].*?)?<svg", "SVG, a drawing without pixels: save it as PNG"),
-        (rb"<\?xml", "XML, not an image"),
-        (rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "HEIC, which Pillow cannot read: save it as JPEG"),
-        (rb"....ftyp(?!avi[fs])", "a video, not an image"),
-        (rb"%pdf", "PDF, not an image"),
-        (rb"pk\x03\x04|\x1f\x8b|rar!|7z\xbc\xaf", "a compressed archive, not an image"),
-        (rb"8bps", "a Photoshop document: save it as PNG"),
-        (rb"version https://git-lfs", "a Git LFS pointer, not the image: run git lfs pull"),
-        (rb"[\[{]", "text, not an image"),
-        (rb"\x00+\Z", "zero bytes, not an image"),
-        (rb"\xff\xd8|\x89png|gif8|riff|bm|ii\*\x00|mm\x00\*|....ftyp|p[1-6]\s", "damaged or cut off in its header"),
-    )
+_TIFF_TAGS = (258, 277, 262)  # BitsPerSample, SamplesPerPixel, PhotometricInterpretation
+# In messages of Pillow's decoders about files that are intact.
+_UNSUPPORTED = re.compile(
+    r"unsupported|not supported|unknown (pixel mode|compression|data)|not available", re.IGNORECASE
 )
-_SNIFFED = 1024
 _DECODABLE_PIXELS = (2**29 - 1) // 3  # TensorFlow refuses larger JPEGs
 _MIB = 2**20
 Size = tuple[int, int]  # width and height in pixels
@@ -158,6 +145,17 @@ def encode_where_checked(
     if not data:
         raise ValueError("the file is empty")
     pixels.limits.apply()
+    try:
+        return _encoded_where_checked(data, pixels, check)
+    except Exception:
+        if kind := unsupported_jpeg(data):
+            raise ValueError(kind) from None
+        raise
+
+
+def _encoded_where_checked(
+    data: bytes, pixels: Pixels, check: Callable[[bytes, str, Size], bool]
+) -> tuple[Encoded, np.ndarray | None]:
     with _opened(data) as image:
         pixels.limits.check_pixels(*image.size)
         if not pixels.image_size and image.width * image.height > _DECODABLE_PIXELS:
@@ -194,6 +192,8 @@ def reason(error: Exception) -> str:
         return "truncated"
     if isinstance(error, ValueError) and text:
         return text
+    if _UNSUPPORTED.search(text):
+        return f"of a kind that Pillow cannot read ({text}): save it as PNG or JPEG"
     return f"damaged ({text or type(error).__name__})"
 
 
@@ -201,9 +201,24 @@ def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.UnidentifiedImageError, KeyError):  # KeyError: an older Pillow without AVIF
-        start = data[:_SNIFFED].removeprefix(b"\xef\xbb\xbf").strip().lower()
-        kinds = (kind for beginning, kind in _OTHER_CONTENTS if beginning.match(start))
-        raise ValueError(next(kinds, f"not an image ({', '.join(FORMATS)})")) from None
+        kind = _unsupported_tiff(data) or kind_of(data) or f"not an image ({', '.join(FORMATS)})"
+        raise ValueError(kind) from None
+
+
+def _unsupported_tiff(data: bytes) -> str:
+    """Returns which kind of TIFF this is if its first directory is intact; "" for other data."""
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(directory.next)
+        directory.load(file)
+        bits, channels, photometric = (directory[tag] for tag in _TIFF_TAGS)
+    except Exception:  # damaged bytes make Pillow raise anything
+        return ""
+    return (
+        f"a TIFF of {channels} channels of {max(bits)} bits and photometric interpretation {photometric}, which Pillow "
+        "cannot read: save it as 8-bit RGB"
+    )
 
 
 def _target_format(image: Image.Image, data: bytes, encoding: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from convoy.core.errors import DataError
-from convoy.core.processes import follow_parent, interrupts_deferred, interrupts_ignored, usable_cores
+from convoy.core.processes import follow_parent, helper_starting, interrupts_deferred, interrupts_ignored, usable_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ class StoppedError(Exception):
 def warm_up(module: str) -> None:
     """Starts the fork server of the workers. It imports TensorFlow and `module` in the background."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["convoy.input_pipeline.images.decoder", module])
-    with interrupts_ignored():  # inherited by the server, so it ignores Ctrl-C from its start
+    with interrupts_ignored(), helper_starting():  # inherited by the server, so it ignores Ctrl-C from its start
         multiprocessing.forkserver.ensure_running()
 
 
@@ -82,16 +82,18 @@ def run(
 
     Raises:
       DataError: a worker process died.
+      ConvoyError: none can start.
       Exception: whatever `do` raises.
     """
     workers = max(1, min(workers or usable_cores(), len(tasks)))
-    board = RawArray("q", 1 + 2 * len(tasks))
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(board,))
+    with helper_starting():
+        board = RawArray("q", 1 + 2 * len(tasks))
+        pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(board,))
     processes: list[BaseProcess] = []
     kills = _memory_kills()
     try:
-        with interrupts_deferred():  # a worker interrupted during its start would print a traceback
+        with interrupts_deferred(), helper_starting():  # a worker interrupted during its start would print a traceback
             futures = [pool.submit(_do, do, task, number) for number, task in enumerate(tasks)]
         processes = multiprocessing.active_children()
         pending: set[Future] = set(futures)

@@ -15,9 +15,12 @@ import tensorflow as tf
 
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.examples import from_bytes, read_features
+from convoy.input_pipeline.dataset.external_images import image_problem
 from convoy.input_pipeline.dataset.open import Split
-from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, RecordError
+from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, RecordError
 from convoy.input_pipeline.dataset.storage import Shards
+from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.reading.blocks import RangeReader
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import decode, parse_records
@@ -133,15 +136,20 @@ class RecordReader:
 
     def problem(self, index: int) -> RecordError | None:
         """Returns why an image cannot be used, or None."""
-        indices = np.array([index])
+        indices, payload = np.array([index]), b""
         try:
             (payload,) = self._checked(self._single_frames(indices), indices)
             self._decode_one(payload)
         except RecordError as error:
             return error
         except tf.errors.OpError:
-            path, offset = self._split.shard_paths[self._split.shard[index]], int(self._split.offset[index])
+            split = self._split
+            path, offset = split.shard_paths[split.shard[index]], int(split.offset[index])
             reason, fix = "has a correct checksum but no image that can be decoded", "convert again without it"
+            if split.fix != CONVERT:
+                fix = "write the records again without it, or pass --config.on_corrupt=substitute"
+                if why := _why_undecodable(payload, split.keys.image):
+                    reason = f"has a correct checksum, but {why}"
             return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
         return None
 
@@ -166,6 +174,18 @@ class RecordReader:
         except RecordError as error:
             return substitutes.add(error)
         return index
+
+
+def _why_undecodable(payload: bytes, key: str) -> str:
+    """Returns what a record of another tool has instead of an image that training decodes; "" if unknown."""
+    try:
+        features = read_features(from_bytes(payload), len(payload))
+    except ValueError:
+        return ""
+    if problem := image_problem(features, key):
+        return problem
+    encoded = features[key][0]
+    return not_decoded_in_training(encoded) if isinstance(encoded, bytes) else ""
 
 
 def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:

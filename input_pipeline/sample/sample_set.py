@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import UsageError
-from convoy.core.processes import follow_parent, usable_cores
+from convoy.core.processes import follow_parent, helper_starting, usable_cores
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
@@ -140,11 +140,14 @@ class SampleSet:
             for task in tasks:
                 draw(task)
             return
-        executor = concurrent.futures.ProcessPoolExecutor(
-            workers, multiprocessing.get_context("forkserver"), initializer=follow_parent
-        )
+        with helper_starting():
+            executor = concurrent.futures.ProcessPoolExecutor(
+                workers, multiprocessing.get_context("forkserver"), initializer=follow_parent
+            )
         try:
-            for _ in executor.map(draw, tasks):
+            with helper_starting():
+                drawn = executor.map(draw, tasks)
+            for _ in drawn:
                 pass
         finally:
             executor.shutdown(cancel_futures=True)

@@ -6,15 +6,17 @@ record; without an index the rest of the shard is unreadable.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from convoy.core.finding import Severity
-from convoy.input_pipeline.dataset.examples import from_bytes, read_features
+from convoy.input_pipeline.dataset.examples import Values, from_bytes, read_features
+from convoy.input_pipeline.dataset.external_images import ENCODE, image_problem
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, idx_lines, label_of
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
+from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.worker_pool import report_progress
 from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
 
@@ -23,7 +25,14 @@ REPAIR = "Pass --repair_index to rebuild it"
 _READ_BYTES = 2**22
 _COLUMNS = tuple(name for name in INDEX_TYPES if name != "shard")
 
-_Features = Mapping[str, Sequence[int | float | bytes]]
+# Faults of records of other tools that are whole, and what to do about them.
+UNSUITABLE = {
+    "image-kind": ENCODE,
+    "image-missing": "Name the feature with --image_key",
+    "label-missing": "Name another feature with --label_key, or write the label as one integer",
+}
+
+_Features = Mapping[str, Values]
 _Problem = tuple[str, str]  # code and text
 
 
@@ -69,6 +78,8 @@ class _Check:
         task = self._task
         record = None if position is None or task.first_record is None else task.first_record + position
         fix = REPAIR if section == INDEX else task.fix
+        if not task.is_ours:
+            fix = UNSUITABLE.get(code, fix)
         self._faults.append(
             Fault(Severity.ERROR, code, text, fix, section, task.split, file or task.name, offset, record)
         )
@@ -149,9 +160,12 @@ class _Check:
         task, label = self._task, -1
         try:
             features = read_features(from_bytes(payload), len(payload))
+        except ValueError as error:
+            return label, ("record-format", f"the record is not a tf.train.Example ({error})")
+        try:
             label = label_of(features, task.keys.label)
         except ValueError as error:
-            return label, ("record-format", f"the record is not a tf.train.Example with a label ({error})")
+            return label, ("label-missing", f"the record has no usable label: {error}")
         if label < (0 if task.is_ours else -1) or (task.num_classes is not None and label >= task.num_classes):
             return -1, ("label-range", f"the record's label is {label}; there are {task.num_classes} classes")
         text = _text(features, "image/class/text")
@@ -159,8 +173,11 @@ class _Check:
             name = task.class_names[label]
             return label, ("label-text", f"the record's label {label} is {name!r}; its text is {text!r}")
         encoded = features.get(task.keys.image)
-        if not encoded or len(encoded) != 1 or not isinstance(encoded[0], bytes):
-            return label, ("image-missing", f"the record has no {task.keys.image!r}")
+        if not encoded:
+            return label, ("image-missing", image_problem(features, task.keys.image))
+        if problem := image_problem(features, task.keys.image):
+            return label, ("image-kind", problem)
+        assert isinstance(encoded[0], bytes)  # as `image_problem` found
         if not task.is_ours:
             from convoy.input_pipeline.verify import image
 
@@ -229,6 +246,8 @@ def _image_problem(encoded: bytes, features: _Features, *, strictly: bool) -> _P
     try:
         found_format, shape = image.decoded(encoded)
     except ValueError as error:
+        if not strictly and (kind := not_decoded_in_training(encoded)):
+            return "image-kind", kind
         return "image-undecodable", str(error)
     if strictly and found_format != stated_format:
         return "image-mismatch", f"the image's format is {found_format}; the record states {stated_format or 'none'}"

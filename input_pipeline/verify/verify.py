@@ -11,8 +11,9 @@ processes check one shard at a time (`verify.shard`). Shards and manifest are ne
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,13 @@ from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.image_facts import images_path
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
-from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout
+from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout, RecordFormat
 from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
 from convoy.input_pipeline.verify.faults import DESCRIPTION, INDEX, SHARD, Fault, ShardReport, ShardTask
-from convoy.input_pipeline.verify.shard import REPAIR, check_shard
+from convoy.input_pipeline.verify.shard import REPAIR, UNSUITABLE, check_shard
 
 _RESTORE = "Copy the file again, or convert again"
-_PREPARE = "Copy the file again, or prepare the dataset again"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Report:
       rebuilt: splits whose indexes were rebuilt.
       not_rebuilt: splits whose indexes were to be rebuilt and were not, because their shards or the files that describe
         them are damaged.
+      first_label: label of the first class, 0 or 1.
     """
 
     splits: tuple[SplitReport, ...]
@@ -67,6 +68,7 @@ class Report:
     repaired: tuple[Fault, ...] = ()
     rebuilt: tuple[str, ...] = ()
     not_rebuilt: tuple[str, ...] = ()
+    first_label: int = 0
 
 
 @dataclass
@@ -84,6 +86,7 @@ def verify(
     *,
     workers: int = 0,
     repair_index: bool = False,
+    record_format: RecordFormat | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Checks a dataset directory.
@@ -92,6 +95,7 @@ def verify(
       directory: the dataset directory.
       workers: number of processes; 0 is one per core.
       repair_index: whether to rebuild the indexes of the splits whose shards are intact.
+      record_format: what is known about the records of other tools.
       progress: called with the number of bytes checked and the total.
 
     Raises:
@@ -102,7 +106,8 @@ def verify(
     table: list[SplitReport] = []
     rebuilt: list[str] = []
     not_rebuilt: list[str] = []
-    layout = None if has_manifest(directory) else external.find_layout(directory)
+    record_format = record_format or RecordFormat()
+    layout = None if has_manifest(directory) else external.find_layout(directory, record_format)
     if layout:
         splits = _external_splits(directory, layout)
     else:
@@ -116,7 +121,8 @@ def verify(
     rest = iter(reports)
     for split in splits:
         shards = [next(rest) for _ in split.tasks]
-        split_faults = split.faults + [fault for shard in shards for fault in shard.faults]
+        records = sum(len(shard.records["label"]) for shard in shards)
+        split_faults = split.faults + _of_all_records([fault for shard in shards for fault in shard.faults], records)
         if split.entry and not any(fault.section == SHARD for fault in split_faults):
             split_faults += _manifest_faults(directory, split.name, split.entry, shards)
         if repair_index and any(fault.section != INDEX for fault in split_faults):
@@ -131,7 +137,25 @@ def verify(
             repaired, split_faults = repaired + split_faults, []
         faults += split_faults
         table.append(_split_report(split, shards, split_faults))
-    return Report(tuple(table), tuple(faults), tuple(repaired), tuple(rebuilt), tuple(not_rebuilt))
+    first_label = 0
+    if layout and any((report.records["label"] >= 0).any() for report in reports):
+        labels = {str(number): index.Scan(report.records, {}) for number, report in enumerate(reports)}
+        try:
+            first_label = external.resolve_labels(directory, layout, labels, record_format)[1].first_label or 0
+        except DataError as error:
+            fix = "Name the class of each label with --class_names_file"
+            faults.append(Fault(Severity.ERROR, "class-names", str(error), fix, DESCRIPTION, file=directory.name))
+    return Report(tuple(table), tuple(faults), tuple(repaired), tuple(rebuilt), tuple(not_rebuilt), first_label)
+
+
+def _of_all_records(faults: Sequence[Fault], records: int) -> list[Fault]:
+    """Returns the faults of a split, with one in place of what all of its records have."""
+    codes = Counter(fault.code for fault in faults if fault.code in UNSUITABLE)
+    if list(codes.values()) != [records] or records < 2:
+        return list(faults)
+    first = next(fault for fault in faults if fault.code in codes)
+    all_records = replace(first, text=f"all {records:,} records: {first.text}", offset=None, record=None)
+    return [all_records, *(fault for fault in faults if fault.code not in codes)]
 
 
 def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
@@ -188,7 +212,7 @@ def _external_splits(directory: Path, layout: Layout) -> list[_Split]:
                     name=str(path.relative_to(directory)),
                     first_record=firsts[number],
                     keys=layout.keys,
-                    fix=_PREPARE,
+                    fix=layout.fix[0].upper() + layout.fix[1:],
                     records=records[number] if records else None,
                     num_classes=len(layout.class_names) if layout.class_names else None,
                     index=arrays,

@@ -105,15 +105,27 @@ def test_images_are_resized_and_encoded_as_requested(tmp_path, encoding):
     assert np.abs(array.astype(int) - np.asarray(expected)).mean() < (4 if image_format == "jpeg" else 1e-9)
 
 
-def test_duplicates_are_dropped_within_a_class_and_kept_and_counted_across_classes(tmp_path, photos):
+def test_duplicates_are_dropped_within_a_class_and_kept_and_listed_across_classes(tmp_path, photos):
     (photos / "03" / "z_copy.jpg").write_bytes((photos / "03" / "03_001.jpg").read_bytes())
     (photos / "mug" / "z_other.jpg").write_bytes((photos / "03" / "03_002.jpg").read_bytes())
     summary = convert(Options(photos, tmp_path / "data", validation_fraction=0.4))
-    assert (summary.duplicates, summary.conflicting, summary.quarantined) == (1, 2, 0)
+    assert (summary.duplicates, summary.quarantined) == (1, 0)
+    assert summary.conflicts == (("mug/z_other.jpg", "03/03_002.jpg"),)
     assert quarantined(tmp_path / "data") == {("03/z_copy.jpg", "same bytes as 03/03_001.jpg")}
     train = examples(tmp_path / "data")
     assert {"03/03_002.jpg", "mug/z_other.jpg"} <= set(train)  # not one in each split
     assert len(train) + len(examples(tmp_path / "data", "validation")) == 15
+
+
+def test_an_image_in_other_classes_of_other_splits_is_said_on_the_console(tmp_path, photos, capsys):
+    test = draw_classes(tmp_path / "test", {"03": 2, "mug": 2}, first=90)
+    (test / "mug" / "z_other.jpg").write_bytes((photos / "03" / "03_002.jpg").read_bytes())
+    (test / "03" / "z_same.jpg").write_bytes((photos / "03" / "03_001.jpg").read_bytes())
+    for split, folder in (("train", photos), ("test", test)):
+        command = ["convoy", "convert", f"--images={folder}", f"--output={tmp_path / 'data'}", f"--split={split}"]
+        assert cli.main([*command, "--validation_fraction=0"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "another class" in line]
+    assert len(said) == 1 and "mug/z_other.jpg" in said[0] and "of train" in said[0]
 
 
 def break_images(folder):

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import shutil
@@ -5,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
 
+from convoy import cli
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset import external, index, records
 from convoy.input_pipeline.dataset.index import RecordKeys
+from convoy.input_pipeline.dataset.layout import RecordFormat, read_class_names
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import pixels
 from tests.trainer import user_models
@@ -36,6 +40,11 @@ def write_shard(path, labels, image=b"x", image_key="image/encoded", label_key="
         record["image/class/text"] = text
     path.write_bytes(b"".join(records.frame(records.example(record)) for record in features))
     return path
+
+
+def write_compressed(path, compression, labels=(0, 1)):
+    content = write_shard(path, labels).read_bytes()
+    path.write_bytes(gzip.compress(content) if compression == "GZIP" else zlib.compress(content))
 
 
 def assert_rejected(message, directory):
@@ -148,8 +157,8 @@ def test_unlabelled_split_can_be_listed_but_not_read(photos):
         ("features", lambda c: c["featuresDict"]["features"].pop("kind"), "ClassLabel.* id, photo"),
         (
             "features",
-            lambda c: c["featuresDict"]["features"].update(other=c["featuresDict"]["features"]["photo"]),
-            r"2 Image.*photo, other",
+            lambda c: add_image(c, "other"),
+            r"2 Image.*photo, other.*--image_key",
         ),
         (
             "features",
@@ -187,9 +196,9 @@ def test_model_garden_shards_are_read(tmp_path):
     write_like_model_garden(tmp_path / "imagenet", range(12, 15), "validation", shards=1)
     dataset = open_dataset(tmp_path / "imagenet")
     assert (dataset.name, dataset.splits) == ("imagenet", ("train", "validation"))
-    assert dataset.class_names == ("0", "cup", "fork", "jar")
+    assert (dataset.class_names, dataset.record_format.first_label) == (("cup", "fork", "jar"), 1)
     split = dataset.split("train")
-    assert split.label.tolist() == [i % 3 + 1 for i in [*range(0, 12, 2), *range(1, 12, 2)]]
+    assert split.label.tolist() == [i % 3 for i in [*range(0, 12, 2), *range(1, 12, 2)]]
     reader = Reader(split, Crop(24))
     (batch,) = reader.evaluation(BatchSlice(12))
     reader.close()
@@ -210,12 +219,22 @@ def test_model_garden_shards_are_read(tmp_path):
         (["a-train-00000-of-00001", "b-train-00000-of-00002", "b-train-00001-of-00002"], {"train": 3}),
         (["training_1.tfrecord", "training_2.tfrecord", "test.tfrecord"], {"train": 2, "test": 1}),
         (["train/01.tfrecord", "train/02.tfrecord", "valid/01.tfrecord"], {"train": 2, "validation": 1}),
-        (["train.tfrecord", "train.tfrecord.idx", "model-00000-of-00002", ".hidden/test.tfrecord"], {"train": 1}),
+        (["train/00-48x48-60.tfrec", "test/part-1", "val/a.bin"], {"train": 1, "test": 1, "validation": 1}),
+        (["train-1.tfrec", "test", ".hidden/test.tfrecord"], {"train": 1, "test": 1}),
     ],
 )
 def test_splits_are_determined_by_file_and_directory_names(tmp_path, files, splits):
     for file in files:
         write_shard(tmp_path / file, [0, 1])
+    for file in (
+        "train.tfrecord.idx",
+        "train-00000-of-00002.idx",
+        "model-00000-of-00002",
+        "train.txt",
+        "notes",
+        "events.out.tfevents.1",
+    ):
+        (tmp_path / file).write_bytes(b"not records, whatever the name")
     dataset = open_dataset(tmp_path)
     assert {split: len(dataset.split(split).shard_paths) for split in dataset.splits} == splits
 
@@ -237,7 +256,7 @@ def test_splits_are_determined_by_file_and_directory_names(tmp_path, files, spli
             "shard 0 .*'train'.*twice",
         ),
         (["photos.tfrecord"], "photos.tfrecord.*split"),
-        (["train.tfrecord.gz"], "train.tfrecord.gz.*compressed"),
+        (["train.tfrecord", "01.tfrec"], "01.tfrec.*split"),
         (["notes.txt"], "not a dataset.*manifest.json"),
     ],
 )
@@ -269,15 +288,13 @@ def test_parent_of_datasets_is_rejected_with_a_suggestion(photos, tmp_path):
 
 def test_unknown_record_keys_are_listed(tmp_path):
     write_shard(tmp_path / "train.tfrecord", [0], image_key="jpg", label_key="cls")
-    assert_rejected("cls, jpg.*image/encoded.*image/class/label", tmp_path)
+    assert_rejected("image/encoded.*image/class/label.* cls, jpg.*--image_key=NAME --label_key=cls", tmp_path)
 
 
-def test_compressed_records_are_rejected(tmp_path):
-    import tensorflow as tf
-
-    with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord"), "GZIP") as writer:
-        writer.write(records.example({"image": b"x", "label": 0}))
-    assert_rejected("GZIP", tmp_path)
+@pytest.mark.parametrize(("compression", "name"), [("GZIP", "train.tfrecord"), ("ZLIB", "train-00000-of-00001")])
+def test_compressed_records_are_named_and_can_be_converted(tmp_path, compression, name):
+    write_compressed(tmp_path / name, compression)
+    assert_rejected(f"{compression}.*convoy convert --tfrecords={tmp_path}", tmp_path)
 
 
 def test_class_names_come_from_unambiguous_texts(tmp_path):
@@ -293,6 +310,115 @@ def test_short_keys_are_read(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.split("train").keys == RecordKeys("image", "label")
     assert dataset.class_names == ("0", "1", "2")
+
+
+def write_features(folder, *records_features):
+    """Writes records of any features, as tf.train.Feature keyword arguments, to one shard; returns the folder."""
+    import tensorflow as tf
+
+    lists = {bytes: ("bytes_list", tf.train.BytesList), float: ("float_list", tf.train.FloatList)}
+    folder.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(folder / "train.tfrecord")) as writer:
+        for features in records_features:
+            named = {}
+            for name, values in features.items():
+                field, kind = lists.get(type(values[0]) if values else int, ("int64_list", tf.train.Int64List))
+                named[name] = tf.train.Feature(**{field: kind(value=values)})
+            writer.write(tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "noun"),
+    [
+        ([0.5] * 48, "48 floats"),
+        ([7] * 48, "48 integers"),
+        ([b"one", b"two"], "2 images"),
+        ([b"p" * 12 * 12 * 3], "raw pixels of 12x12x3"),
+        ([b"\x93NUMPY\1\0"], "NumPy"),
+        ([], "empty list"),
+    ],
+)
+def test_what_is_there_instead_of_one_encoded_image_is_named(tmp_path, values, noun):
+    write_features(tmp_path, *({"image": values, "label": [label]} for label in (0, 1)))
+    assert_rejected(f"train.tfrecord.*{noun}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "noun"),
+    [([], "empty list"), ([0, 1, 0], "3 integers .one-hot"), ([b"cup"], "text 'cup'"), ([b"\xff\0\1"], "3 bytes")],
+)
+def test_what_is_there_instead_of_one_label_is_named(tmp_path, values, noun):
+    write_features(tmp_path, {"image": [b"x"], "label": values})
+    assert_rejected(f"{noun}.*--label_key", tmp_path)
+
+
+def test_keys_and_class_names_can_be_given(tmp_path):
+    write_shard(tmp_path / "train.tfrecord", [0, 1, 0], image_key="jpg", label_key="cls")
+    (tmp_path / "names.txt").write_text("cup\njar\npot\n", encoding="utf-8-sig")
+    names = read_class_names(tmp_path / "names.txt")
+    dataset = open_dataset(tmp_path, RecordFormat("jpg", "cls", names))
+    assert (dataset.split("train").keys, dataset.class_names) == (RecordKeys("jpg", "cls"), ("cup", "jar", "pot"))
+    assert open_dataset(tmp_path, dataset.record_format).digest("train") == dataset.digest("train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "names", "first"),
+    [
+        ([1, 2, 3], (), ("1", "2", "3"), 1),
+        ([2, 3], (), ("0", "1", "2", "3"), 0),
+        ([0, 1], (), ("0", "1"), 0),
+        ([1, -1, 2], ("cup", "jar"), ("cup", "jar"), 1),
+        ([1, 2], ("none", "cup", "jar"), ("none", "cup", "jar"), 0),
+        ([0, 1], ("cup", "jar", "pot"), ("cup", "jar", "pot"), 0),
+    ],
+)
+def test_labels_from_1_are_recognized(tmp_path, labels, given, names, first):
+    write_shard(tmp_path / "train.tfrecord", [label for label in labels if label >= 0])
+    write_shard(tmp_path / "test.tfrecord", labels)
+    dataset = open_dataset(tmp_path, RecordFormat(class_names=given))
+    assert (dataset.class_names, dataset.record_format.first_label) == (names, first)
+    assert dataset.split("train").label.tolist() == [label - first for label in labels if label >= 0]
+
+
+def test_labels_without_a_class_name_are_rejected(tmp_path):
+    write_shard(tmp_path / "train.tfrecord", [0, 2])
+    with pytest.raises(DataError, match="0 to 2.* 2 class names.*--class_names_file"):
+        open_dataset(tmp_path, RecordFormat(class_names=("cup", "jar")))
+
+
+@pytest.mark.parametrize(
+    ("content", "noun"), [(b"cup\n\njar", "line 2"), (b"cup\ncup", "'cup'"), (b"\xff\xfe", "UTF-8")]
+)
+def test_unusable_class_names_are_rejected(tmp_path, content, noun):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=f"--class_names_file=.*{noun}"):
+        read_class_names(tmp_path / "names.txt")
+
+
+def test_flags_for_records_are_refused_for_converted_data(tmp_path, capsys):
+    (tmp_path / "manifest.json").touch()
+    assert cli.main(["convoy", "verify", f"--data={tmp_path}", "--image_key=image"]) == 2
+    assert "--image_key=image" in capsys.readouterr().err
+
+
+def test_key_of_a_tfds_feature_can_be_given(photos):
+    edit(photos / "features.json", lambda content: add_image(content, "other"))
+    assert open_dataset(photos, RecordFormat(image_key="photo")).split("train").keys.image == "photo"
+    with pytest.raises(DataError, match="--image_key=kind.*photo, other"):
+        open_dataset(photos, RecordFormat(image_key="kind"))
+
+
+def add_image(content, name):
+    features = content["featuresDict"]["features"]
+    features[name] = features["photo"]
+
+
+def test_advice_about_a_damaged_shard_fits_its_origin(tmp_path):
+    path = write_shard(tmp_path / "train.tfrecord", [0, 1])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"truncated; copy .* from where it came from$"):
+        open_dataset(tmp_path)
 
 
 def test_conversion_into_an_external_dataset_is_rejected(photos, tmp_path):
@@ -330,6 +456,33 @@ def test_train_resume_and_evaluate_on_a_tfds_directory(photos, tmp_path, convoy,
     assert evaluated.returncode == 0, evaluated.output
     assert "Evaluated 15 images of validation" in evaluated.output and (run / "report.html").exists()
     assert rejected.returncode == 3 and "train_digest" in rejected.output
+
+
+@pytest.mark.slow
+def test_a_run_remembers_the_keys_of_its_records(tmp_path, convoy):
+    from tests.input_pipeline.datasets import encode
+
+    names, run, data = tmp_path / "names.txt", tmp_path / "run", tmp_path / "data"
+    names.write_text("cup\njar\n")
+    for split, numbers in (("train", range(24)), ("test", range(24, 32))):
+        (data / split).mkdir(parents=True)
+        examples = [{"jpg": encode(pixels(i), "png"), "cls": 1 + i % 2} for i in numbers]
+        (data / split / "1.tfrec").write_bytes(b"".join(records.frame(records.example(one)) for one in examples))
+    flags = ("--config=smoke", f"--config.model.name={user_models.__file__}:small", "--config.batch_size=12")
+    command = ["train", f"--data={data}", f"--workdir={run}", *flags, "--config.steps=4"]
+    given = ("--image_key=jpg", "--label_key=cls", f"--class_names_file={names}")
+    assert convoy(*command).returncode == 3
+    convoy(*command, *given, check=True)
+    names.unlink()
+    assert "Nothing left to train" in convoy(*command, check=True).output
+    convoy("evaluate", f"--workdir={run}", "--split=test", check=True)
+    rows = (run / "predictions_test.csv").read_text().splitlines()
+    assert len(rows) == 9 and all("cup" in row or "jar" in row for row in rows[1:])
+    part = shutil.copytree(data / "test", tmp_path / "part" / "test")
+    other = convoy("evaluate", f"--workdir={run}", "--split=test", f"--data={part.parent}", check=True)
+    assert "Evaluated 8 images" in other.output
+    refused = convoy(*command, "--label_key=jpg")
+    assert refused.returncode == 3 and "--label_key" in refused.output
 
 
 def test_many_labels_with_the_same_text_are_named_at_once():

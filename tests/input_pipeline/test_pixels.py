@@ -295,7 +295,10 @@ def test_png_with_a_wrong_checksum_is_rejected(value):
         (b"\0\0\0\x18ftypmp42\0\0\0\0isom", "video"),
         (b"%PDF-1.7\n", "PDF"),
         (b"PK\3\4 zip", "archive"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image (JPEG, PNG, GIF, WEBP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"unknown", "not an image (JPEG, PNG, GIF, WEBP"),
+        (b"\xff\x0a" + bytes(9), "JPEG XL"),
+        (b"\x93NUMPY\1\0", "NumPy"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (ZOO["jpeg, baseline"].data[:30], "truncated"),
         (ZOO["png, RGB"].data[:20], "truncated"),
@@ -308,6 +311,36 @@ def test_png_with_a_wrong_checksum_is_rejected(value):
 )  # fmt: skip
 def test_reason_names_the_kind_of_file(data, noun):
     assert noun in rejection(data)
+
+
+def jpeg_frame(marker: int = 0xC0, precision: int = 8, channels: int = 3) -> bytes:
+    """Returns a whole JPEG whose frame header states another kind."""
+    data = bytearray(ZOO["jpeg, baseline"].data)
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4], data[at + 9] = marker, precision, channels
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "noun"),
+    [
+        (jpeg_frame(precision=12), "12 bits"),
+        (jpeg_frame(marker=0xC3), "lossless"),
+        (jpeg_frame(marker=0xC5), "hierarchical"),
+        (jpeg_frame(marker=0xF7), "JPEG-LS"),
+        (jpeg_frame(channels=2), "2 channels"),
+        (tiff(bytes(48), 4, 4, t258=8, t277=3, t262=32803), "32803"),
+        (saved(Image.new("RGB", (4, 4)), "BMP").replace(b"\x18\0\0\0\0\0", b"\x18\0\x09\0\0\0", 1), "BMP compression"),
+    ],
+)
+def test_whole_files_of_unsupported_kinds_are_not_damaged(data, noun):
+    from convoy.input_pipeline.images.decoder import encode_checked
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (any kind, as documented)
+        encode_checked(data, Pixels(0, "keep"))
+    why = reason(caught.value)
+    assert noun in why and "save it" in why
+    assert not any(word in why for word in ("damaged", "truncated", "cut off"))
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -1,7 +1,9 @@
-"""Conversion of datasets prepared by TFDS."""
+"""Conversion of datasets prepared by TFDS, and of other tools' TFRecords."""
 
+import gzip
 import json
 import shutil
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -105,3 +107,51 @@ def test_bad_images_are_limited_per_split(tmp_path):
     with pytest.raises(DataError, match="1 of 3 images .*--max_bad_fraction=0.1 "):
         convert(replace(options, max_bad_fraction=0.1))
     convert(replace(options, max_bad_fraction=0.4))
+
+
+def write_records(path, numbers, compress=bytes):
+    """Writes images with the keys `jpg` and `cls` and labels from 1; `compress` is applied to the file's bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payloads = [records.example({"jpg": encode(pixels(i), "png"), "cls": 1 + i % 3}) for i in numbers]
+    path.write_bytes(compress(b"".join(map(records.frame, payloads))))
+
+
+def convert_records(folder, output, *flags):
+    keys = ("--image_key=jpg", "--label_key=cls")
+    return cli.main(["convoy", "convert", f"--tfrecords={folder}", f"--output={output}", "--workers=1", *keys, *flags])
+
+
+def test_compressed_records_of_other_tools_are_converted_with_their_splits(tmp_path):
+    write_records(tmp_path / "records" / "train-1.tfrec.gz", range(12), gzip.compress)
+    write_records(tmp_path / "records" / "train-2", range(12, 20))
+    write_records(tmp_path / "records" / "test" / "part", range(20, 26), zlib.compress)
+    (tmp_path / "names.txt").write_text("cup\nfork\njar\n")
+    names = f"--class_names_file={tmp_path / 'names.txt'}"
+    assert convert_records(tmp_path / "records", tmp_path / "out" / "data", names) == 0
+    dataset = open_dataset(tmp_path / "out" / "data")
+    assert dataset.class_names == ("cup", "fork", "jar")
+    counts = {split: dataset.split(split).num_images for split in dataset.splits}
+    assert counts == {"test": 6, "train": 18, "validation": 2}  # drawn from train, as with folders of images
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data"]
+
+
+def test_records_without_splits_are_divided_as_requested(tmp_path, capsys):
+    write_records(tmp_path / "records" / "part-1", range(30))
+    assert convert_records(tmp_path / "records", tmp_path / "data", "--splits=train:0.6,test:0.2,holdout:0.2") == 0
+    dataset = open_dataset(tmp_path / "data")
+    counts = {split: dataset.split(split).num_images for split in dataset.splits}
+    assert (counts, dataset.class_names) == ({"holdout": 6, "test": 6, "train": 18}, ("1", "2", "3"))
+    assert "labels are from 1" in capsys.readouterr().err
+    write_records(tmp_path / "records2" / "train-1", range(4))
+    write_records(tmp_path / "records2" / "test-1", range(4, 8))
+    assert convert_records(tmp_path / "records2", tmp_path / "more", "--split=train") == 2
+    error = capsys.readouterr().err
+    assert "--split" in error and "train, test" in error
+
+
+def test_compressed_records_that_are_damaged_are_named(tmp_path, capsys):
+    write_records(tmp_path / "records" / "train.gz", range(3), lambda data: gzip.compress(data)[:-40])
+    assert convert_records(tmp_path / "records", tmp_path / "out" / "data") == 3
+    error = capsys.readouterr().err
+    assert "train.gz" in error and "GZIP" in error
+    assert list((tmp_path / "out").iterdir()) == []

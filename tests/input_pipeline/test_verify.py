@@ -11,6 +11,7 @@ import pytest
 from convoy.core.errors import DataError
 from convoy.core.finding import Severity
 from convoy.input_pipeline.dataset import records
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.verify import verify as verifier
 from convoy.input_pipeline.verify.shard import check_shard
@@ -295,6 +296,29 @@ def test_indexes_of_external_datasets_are_rebuilt_only_if_the_shards_are_intact(
     assert [(split.name, split.faults > 0) for split in report.splits] == [("train", False), ("validation", True)]
     assert (folder / ".convoy" / "index-validation.npz").read_bytes() == kept
     assert open_dataset(folder).split("train").label.tolist() == [0, 1, 1]
+
+
+def test_what_all_records_of_another_tool_have_is_one_fault(tmp_path, in_process):
+    for split, images in (("train", [b"p" * 12 * 12 * 3] * 3), ("test", [_png(0), b"p" * 12 * 12 * 3, b"II*\0"])):
+        payloads = [{"image": image, "label": 1 + number % 2} for number, image in enumerate(images)]
+        (tmp_path / f"{split}.tfrec").write_bytes(b"".join(records.frame(records.example(one)) for one in payloads))
+    report = verify(tmp_path)
+    found = [(fault.split, fault.code, fault.record is None and fault.offset is None) for fault in report.faults]
+    assert found == [("test", "image-kind", False), ("test", "image-kind", False), ("train", "image-kind", True)]
+    assert "all 3 records" in report.faults[-1].text and "TIFF" in report.faults[1].text
+    assert report.first_label == 1
+    assert not any("convert again" in fault.fix for fault in report.faults)
+
+
+def test_labels_of_another_tool_are_compared_with_given_class_names(tmp_path, in_process):
+    payloads = [records.example({"jpg": _png(label), "cls": label}) for label in (0, 1, 2)]
+    (tmp_path / "train.tfrec").write_bytes(b"".join(map(records.frame, payloads)))
+    names = ("cup", "jar", "pot")
+    assert verify(tmp_path, record_format=RecordFormat("jpg", "cls", names)).faults == ()
+    (fault,) = verify(tmp_path, record_format=RecordFormat("jpg", "cls", names[:2])).faults
+    assert (fault.code, fault.section) == ("class-names", "description")
+    (fault,) = verify(tmp_path, record_format=RecordFormat("jpg", "jpg")).faults
+    assert (fault.code, "--label_key" in fault.fix) == ("label-missing", True)
 
 
 def test_external_index_that_cannot_be_written_is_an_error(tmp_path, in_process, monkeypatch):

@@ -42,14 +42,18 @@ class Advice:
 
     def start(self) -> None:
         """Shows what is known before the first step."""
-        plan = self._plan
+        plan, is_converted = self._plan, bool(self._dataset.manifest)
         for split_name, consequence, fix in (
             (
                 "train",
                 "the model cannot learn them",
-                "Add images of these classes or leave the classes out, and convert again.",
+                "Add images of these classes or leave the classes out, and convert again." if is_converted else "",
             ),
-            ("validation", "they are not evaluated", "Convert with a larger --validation_fraction."),
+            (
+                "validation",
+                "they are not evaluated",
+                "Convert with a larger --validation_fraction." if is_converted else "",
+            ),
         ):
             if split_name not in self._dataset.splits:
                 continue

@@ -109,6 +109,7 @@ class Monitor:
                     "directory": str(session.dataset.directory.resolve()),
                     "class_names": list(session.dataset.class_names),
                     **dataset_identity(session.dataset),
+                    **({} if session.dataset.manifest else {"record_format": session.dataset.record_format.as_dict()}),
                     **_validation_images(session.dataset),
                 },
             },

@@ -19,6 +19,7 @@ from convoy.core.cluster import Cluster, find_cluster
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.finding import Severity
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
@@ -26,6 +27,7 @@ from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
+from convoy.trainer.run.directory import RunDirectory
 
 _TENSORFLOW_SECONDS = 180.0  # for its import, on a slow file system
 _MODEL_SECONDS = 60.0
@@ -34,7 +36,10 @@ _COLLECTIVE_SECONDS = 120.0  # for the strategy, CUDA's contexts, tracing and NC
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """The flags of `convoy doctor`; empty if not given. `devices` is `devices_flag` parsed."""
+    """The flags of `convoy doctor`; empty if not given.
+
+    `devices` is `devices_flag` parsed, `record_format` what is known about records of other tools.
+    """
 
     config: ml_collections.ConfigDict
     data: str
@@ -47,6 +52,7 @@ class DoctorOptions:
     heartbeat_seconds: float
     worker_hosts: Sequence[str]
     worker_index: int | None
+    record_format: RecordFormat = RecordFormat()
 
 
 def run_checks(options: DoctorOptions) -> bool:
@@ -95,6 +101,7 @@ class _DoctorRun:
             setup = Setup(
                 config=self._options.config if self._config_is_good else None,
                 data=self._options.data if self._dataset else "",
+                record_format=self._dataset.record_format if self._dataset else RecordFormat(),
                 workdir=self._options.workdir if self._is_reporter else "",
                 devices=self._options.devices,
                 strategy_name=self._options.strategy_name,
@@ -198,12 +205,16 @@ class _DoctorRun:
             fix = "Another process uses it: end that process, or choose another port."
             self._add(failed("ports", "port-in-use", f"cannot listen on port {port} ({error.strerror}).", fix))
 
+    def _record_format(self) -> RecordFormat:
+        given, workdir = self._options.record_format, self._options.workdir
+        return RunDirectory(workdir).record_format(given) if workdir else given
+
     def _check_data(self) -> None:
         """Checks that DATA opens, is the same on all workers, and is large enough."""
         data, seen = self._options.data, None
         if data:
             try:
-                dataset = open_dataset(data)
+                dataset = open_dataset(data, self._record_format())
                 seen = storage.look_at(dataset)
             except ConvoyError as error:
                 self._add(failed("data", "bad-data", str(error)))

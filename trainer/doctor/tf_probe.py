@@ -25,7 +25,8 @@ import ml_collections
 from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError
-from convoy.core.processes import follow_parent
+from convoy.core.processes import follow_parent, helper_starting
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.cluster.strategy import make_strategy
 
@@ -48,6 +49,7 @@ class Setup:
       devices: devices of this worker.
       strategy_name: value of `--strategy`.
       heartbeat_seconds: silence after which a worker counts as lost.
+      record_format: of `data`.
     """
 
     config: ml_collections.ConfigDict | None
@@ -56,6 +58,7 @@ class Setup:
     devices: Devices
     strategy_name: str
     heartbeat_seconds: float
+    record_format: RecordFormat = RecordFormat()
 
 
 class TfProbe:
@@ -67,9 +70,10 @@ class TfProbe:
     def __init__(self, setup: Setup):
         """Starts the process."""
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
-        self._process.start()
+        with helper_starting():
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+            self._process.start()
         theirs.close()
 
     def __enter__(self) -> "TfProbe":
@@ -201,7 +205,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
             found["choices"] = {field: metadata["config"][field] for field in configs.AUTOMATIC}
             config = configs.with_recorded_choices(setup.config, metadata["config"])
             if setup.data:
-                check_same_run(metadata, config, open_dataset(setup.data), run)
+                check_same_run(metadata, config, open_dataset(setup.data, setup.record_format), run)
     except (ConvoyError, OSError) as error:
         found["problem"] = str(error)
     return found
@@ -248,6 +252,6 @@ def _checkpoint_bytes(setup: Setup) -> int:
     assert setup.config
     config = setup.config.copy_and_resolve_references()
     config.deterministic = False  # process-wide, and irrelevant to the size
-    num_classes = open_dataset(setup.data).num_classes if setup.data else 1000
+    num_classes = open_dataset(setup.data, setup.record_format).num_classes if setup.data else 1000
     runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
     return sum(value.nbytes for value in runtime.state.values().values())

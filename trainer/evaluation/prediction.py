@@ -19,6 +19,7 @@ from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
+from convoy.input_pipeline.images.kinds import unsupported_jpeg
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from convoy.trainer.evaluation.classifier import Classifier
 from convoy.trainer.evaluation.sample_submission import SampleSubmission, read_sample
@@ -189,13 +190,14 @@ def _probabilities(
     one_pixel = buffer.getvalue()  # in place of an image that is skipped
 
     def load(index: np.ndarray) -> tuple[bytes, bytes, np.int64, np.int64]:
+        data = b""
         try:
-            encoded, image_format, (width, height), _ = _encoded(files[int(index)], request.limits)
+            data = _read(files[int(index)], request.limits)
+            encoded, image_format, (width, height), _ = pixels.encode(data, pixels.Pixels(0, "keep", request.limits))
             if request.skip_unreadable:
                 tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except Exception as error:  # decoders raise anything for a broken image
-            damaged = isinstance(error, tf.errors.OpError)
-            unreadable[int(index)] = _DAMAGED if damaged else pixels.reason(error)
+            unreadable[int(index)] = _reason(error, data)
             if not request.skip_unreadable:
                 raise
             encoded, image_format, (width, height), _ = pixels.encode(one_pixel, pixels.Pixels(0, "keep"))
@@ -222,19 +224,26 @@ def _probabilities(
         ) from None
 
 
-def _encoded(file: ImageFile, limits: pixels.Limits) -> pixels.Encoded:
+def _read(file: ImageFile, limits: pixels.Limits) -> bytes:
     limits.check_file(file.size)
-    return pixels.encode(Path(file.path).read_bytes(), pixels.Pixels(0, "keep", limits))
+    return Path(file.path).read_bytes()
 
 
 def _undecodable(files: Sequence[ImageFile], limits: pixels.Limits) -> dict[str, str]:
     """Returns the name of the first file that TensorFlow cannot decode, and the reason; its own error names no file."""
     for file in files:
+        data = b""
         try:
-            encoded, *_ = _encoded(file, limits)
+            data = _read(file, limits)
+            encoded, *_ = pixels.encode(data, pixels.Pixels(0, "keep", limits))
             tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        except tf.errors.OpError:
-            return {file.name: _DAMAGED}
         except Exception as error:  # as above
-            return {file.name: pixels.reason(error)}
+            return {file.name: _reason(error, data)}
     return {}
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """Returns why a file with these bytes cannot be read."""
+    if isinstance(error, tf.errors.OpError):
+        return unsupported_jpeg(data) or _DAMAGED
+    return pixels.reason(error)

@@ -15,7 +15,8 @@ import dataclasses
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class Evaluation:
       parameters: number of parameters of the model.
       time: seconds since 1970.
       flip_tta: whether probabilities are averaged with those of the mirror image.
+      record_format: how the records were read (`RecordFormat.as_dict`).
     """
 
     split: str
@@ -58,6 +60,7 @@ class Evaluation:
     parameters: int
     time: float
     flip_tta: bool = False
+    record_format: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

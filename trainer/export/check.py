@@ -20,6 +20,7 @@ import tensorflow as tf
 from PIL import Image
 
 from convoy.core.errors import DataError
+from convoy.core.processes import helper_starting
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.reading.decode import Crop, parse_records, resize
 from convoy.input_pipeline.reading.reader import Reader
@@ -142,15 +143,16 @@ def _predict_in_new_process(file_format: str, path: Path, samples: Samples) -> t
         )
         program = Path(loaders.__file__).read_text(encoding="utf-8")
         try:
-            finished = subprocess.run(
-                [sys.executable, "-c", program, file_format, str(path.absolute()), str(samples_file), str(output)],
-                cwd=folder,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_SECONDS,
-            )
+            with helper_starting():
+                finished = subprocess.run(
+                    [sys.executable, "-c", program, file_format, str(path.absolute()), str(samples_file), str(output)],
+                    cwd=folder,
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=_TIMEOUT_SECONDS,
+                )
         except subprocess.TimeoutExpired:
             raise DataError(
                 f"--format={file_format}: no predictions from the reloaded file after {_TIMEOUT_SECONDS:.0f} s."

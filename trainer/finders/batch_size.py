@@ -23,7 +23,9 @@ import ml_collections
 import convoy
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.memory import available_memory
+from convoy.core.processes import helper_starting
 from convoy.core.text import counted, megabytes
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
@@ -152,7 +154,12 @@ def search(
 
 
 def find_batch_size(
-    config: ml_collections.ConfigDict, *, data: str, devices: str = "auto", strategy_name: str = "auto"
+    config: ml_collections.ConfigDict,
+    *,
+    data: str,
+    devices: str = "auto",
+    strategy_name: str = "auto",
+    record_format: RecordFormat | None = None,
 ) -> Search:
     """Searches for the largest batch, and prints a table and a suggestion.
 
@@ -161,6 +168,7 @@ def find_batch_size(
       data: dataset directory with a split `train`.
       devices: as in `--devices`.
       strategy_name: one of `devices.STRATEGIES`.
+      record_format: what is known about the records of other tools.
 
     Raises:
       UsageError: config, devices and dataset do not fit together.
@@ -173,6 +181,7 @@ def find_batch_size(
         "data": data,
         "devices": devices,
         "strategy_name": strategy_name,
+        "record_format": (record_format or RecordFormat()).as_dict(),
         "memory_limit": memory_limit,
         "parent": os.getpid(),
     }
@@ -245,7 +254,8 @@ def _run(options: dict[str, Any]) -> tuple[Attempt, Scale]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "convoy.trainer.finders.batch_size_trial", json.dumps(options)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    with helper_starting():
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     answer: dict[str, Any] = {}
     for line in done.stdout.splitlines():
         if line.startswith(MARK):

@@ -1,9 +1,9 @@
 """The trial of one batch size: `python -m convoy.trainer.finders.batch_size_trial`, started by `batch_size`.
 
-Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `virtual_batch_size` (0: as in the
-config), `memory_limit` (bytes that the process may use), `parent` (process id). It prints lines of JSON after `MARK`:
-first the plan, then the measurements. It exits with `ORPHANED` when its parent is gone, and with `TOO_LARGE` at the
-memory limit.
+Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `record_format`, `virtual_batch_size`
+(0: as in the config), `memory_limit` (bytes that the process may use), `parent` (process id). It prints lines of JSON
+after `MARK`: first the plan, then the measurements. It exits with `ORPHANED` when its parent is gone, and with
+`TOO_LARGE` at the memory limit.
 """
 
 import contextlib
@@ -60,6 +60,7 @@ def _try(options: dict[str, Any]) -> None:
     import ml_collections
 
     from convoy.core.devices import parse_devices
+    from convoy.input_pipeline.dataset.layout import RecordFormat
     from convoy.trainer.cluster.strategy import peak_gpu_memory, runs_on_gpu
     from convoy.trainer.finders.trial import prepare_trial
 
@@ -71,6 +72,7 @@ def _try(options: dict[str, Any]) -> None:
         devices=parse_devices(options["devices"]),
         strategy_name=options["strategy_name"],
         virtual_batch_size=options["virtual_batch_size"],
+        record_format=RecordFormat.from_dict(options["record_format"]),
     )
     on_gpu = runs_on_gpu(trial.runtime.strategy)
     _send({"plan": trial.plan.as_dict(), "on_gpu": on_gpu})

@@ -23,6 +23,7 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole, written_whole
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.finders.trial import STEPS, prepare_trial
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.step.metrics import summarize
@@ -75,7 +76,13 @@ class RangeTest:
 
 
 def find_learning_rate(
-    config: ml_collections.ConfigDict, *, data: str, workdir: str, devices: Devices, strategy_name: str = "auto"
+    config: ml_collections.ConfigDict,
+    *,
+    data: str,
+    workdir: str,
+    devices: Devices,
+    strategy_name: str = "auto",
+    record_format: RecordFormat | None = None,
 ) -> RangeTest:
     """Runs the test, prints the result, and writes RUN/find_lr.csv and RUN/find_lr.png.
 
@@ -85,6 +92,7 @@ def find_learning_rate(
       workdir: run directory, new or existing.
       devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.
+      record_format: what is known about the records of other tools.
 
     Raises:
       UsageError: config, devices and dataset do not fit together, or `workdir` cannot be a run directory.
@@ -92,7 +100,7 @@ def find_learning_rate(
     """
     run = RunDirectory(workdir)
     run.check()
-    trial = prepare_trial(config, data=data, devices=devices, strategy_name=strategy_name)
+    trial = prepare_trial(config, data=data, devices=devices, strategy_name=strategy_name, record_format=record_format)
     _make_folder(run)
     rates = swept_rates(config.optimizer.name)
     print(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import ml_collections
 
 from convoy.core.devices import Devices
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import WorkerGroup
@@ -46,6 +47,7 @@ def prepare_trial(
     devices: Devices,
     strategy_name: str = "auto",
     virtual_batch_size: int = 0,
+    record_format: RecordFormat | None = None,
 ) -> Trial:
     """Prepares the step of a run in one process, at its final resolution and with all weights trained.
 
@@ -55,12 +57,13 @@ def prepare_trial(
       devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.
       virtual_batch_size: images per virtual replica; 0 to use `config.batch_size`.
+      record_format: what is known about the records of other tools.
 
     Raises:
       UsageError: config, devices and dataset do not fit together.
       DataError: the dataset cannot be used.
     """
-    dataset = open_training_data(config, data)
+    dataset = open_training_data(config, data, record_format)
     if config.deterministic:
         set_cpu_threads(config.deterministic_threads)
     strategy = make_strategy(devices, strategy_name)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import PARTIAL_SUFFIX, LockHeldError, acquire_lock, append_json_line, json_value, write_whole
 from convoy.core.run_layout import RunLayout
+from convoy.input_pipeline.dataset.layout import RecordFormat
 
 # May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
@@ -91,6 +92,15 @@ class RunDirectory(RunLayout):
 
     def _has_foreign_files(self) -> bool:
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_BEFORE_A_RUN for path in self.path.iterdir())
+
+    def record_format(self, given: RecordFormat) -> RecordFormat:
+        """Returns how the run reads records of other tools: as `given`, and else as when it began."""
+        try:
+            has_begun = any(name.startswith("step-") for name in os.listdir(self.checkpoints))
+            known = self.read_json(self.dataset).get("record_format", {}) if has_begun else None
+        except (OSError, DataError):  # what needs these files reports it
+            known = None
+        return given if known is None else given.over(RecordFormat.from_dict(known))
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Writes a JSON file atomically. Raises OSError if it cannot be written."""

@@ -48,6 +48,9 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     # A dataset that Convoy did not write is named after its folder, which may be moved.
     name = {"name": dataset.name} if dataset.manifest else {}
     reading = {"reading": AS_VIEWED} if split.as_viewed else {}
+    if not dataset.manifest:
+        record_format = dataset.record_format.as_dict()
+        reading |= {name: record_format[name] for name in ("image_key", "label_key", "first_label")}
     return {
         **name,
         **reading,
@@ -137,6 +140,7 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
     validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
     return (
         f"{dataset.directory}: {dataset.num_classes} classes"
+        + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
         + (", block shuffle" if config.shuffle == "block" else "")
         + (f", {validation} validation images" if validation else ", no validation split: no evaluation while training")
     )

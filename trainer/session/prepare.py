@@ -16,6 +16,7 @@ import ml_collections
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
 from convoy.core.user_code import UserCode
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer import config as configs
@@ -82,6 +83,7 @@ def prepare(
     stop: StopRequest,
     interface: str,
     recipe: UserCode | None = None,
+    record_format: RecordFormat | None = None,
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -97,8 +99,8 @@ def prepare(
       PeerLostError: a worker is missing.
     """
     check_strategy(strategy_name, worker_group.cluster)
-    dataset = open_training_data(config, data)
     run = RunDirectory(workdir)
+    dataset = open_training_data(config, data, run.record_format(record_format or RecordFormat()))
     if worker_group.is_chief:
         run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
@@ -153,24 +155,30 @@ def prepare(
     return TrainingSession(config, plan, dataset, run, store, runtime, identity, checkpoint[1] if checkpoint else {})
 
 
-def open_training_data(config: ml_collections.ConfigDict, data: str) -> Dataset:
+def open_training_data(
+    config: ml_collections.ConfigDict, data: str, record_format: RecordFormat | None = None
+) -> Dataset:
     """Checks a config and opens its training dataset.
 
     Args:
       config: complete.
       data: the dataset directory.
+      record_format: what is known about the records of other tools.
 
     Raises:
       UsageError: the config is invalid, on any dataset or on this one.
       DataError: the dataset cannot be used.
     """
     configs.check(config)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, record_format)
     dataset.split("train")  # raises if there is none
     if dataset.num_classes < 2:
+        fix = "pass `convoy convert --images` a folder with one subfolder per class."
+        if not dataset.manifest:
+            fix = f"{dataset.record_format.label_key!r} may not be the label; name it with --label_key."
         raise UsageError(
             f"--data={data}: has only the class {dataset.class_names[0]!r}. Classification needs at least two classes: "
-            "pass `convoy convert --images` a folder with one subfolder per class."
+            f"{fix}"
         )
     if is_remote(data) and config.shuffle == "global":
         raise UsageError(

@@ -21,7 +21,7 @@ def shown():
 def advice_on(shown):
     """Starts the advice on a run; `labels` are the labels of each split's images."""
 
-    def make(labels=None, *, num_images=100, **changed):
+    def make(labels=None, *, num_images=100, is_converted=True, **changed):
         config = default_config()
         config.update(changed)
         labels = labels or {"train": [0, 1, 2]}
@@ -29,6 +29,7 @@ def advice_on(shown):
             num_classes=len(NAMES),
             class_names=NAMES,
             splits=tuple(labels),
+            manifest={"name": "cups"} if is_converted else {},
             split=lambda name: SimpleNamespace(label=np.array(labels[name])),
         )
         advice = Advice(config, resolve(config, num_images=num_images, replicas=1), dataset, show=shown.append)
@@ -52,6 +53,15 @@ def test_healthy_run_gets_no_advice(advice_on, shown):
         advice.logged(5.0, ["anything"])
         evaluate(advice, train_top1=top1 + 0.1, top1=top1, best_top1=top1 - 0.1)
     assert shown == []
+
+
+def test_nobody_is_told_to_convert_again_what_they_did_not_convert(advice_on, shown):
+    labels = {"train": [0, 0, 2], "validation": [1]}
+    advice_on(labels, is_converted=False)
+    assert codes(shown) == ["missing-classes-train", "missing-classes-validation"]
+    assert not any("onvert" in finding.fix for finding in shown)
+    advice_on(labels)
+    assert all("onvert" in finding.fix for finding in shown[2:])
 
 
 def test_classes_without_images_are_named_per_split(advice_on, shown):

@@ -16,6 +16,7 @@ import numpy as np
 from convoy.core.errors import ConvoyError, DataError
 from convoy.core.files import write_whole, written_whole
 from convoy.core.html.templates import page_template
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import predictions
@@ -224,7 +225,7 @@ def _thumbnails(
 ) -> tuple[dict[int, pictures.Picture], str]:
     """Returns thumbnails by index in the evaluated split, and why there are none."""
     try:
-        dataset = open_dataset(data or evaluation.data)
+        dataset = open_dataset(data or evaluation.data, RecordFormat.from_dict(evaluation.record_format))
         if dataset.digest(evaluation.split) != evaluation.digest:
             return {}, f"{dataset.directory} has changed since the evaluation. Evaluate again, or pass --data=DATA."
         split = dataset.split(evaluation.split)
