@@ -283,7 +283,7 @@ class Study:
 def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     """Returns the lines of the README's table: one row per entry, mean and standard deviation over its runs."""
     columns = ("recipe", "parameters", "images/s", "wall time", "to its best", "train top-1", "test top-1", "gap")
-    lines = [_markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
+    lines = [markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
     for entry, found in outcomes.items():
         cells = (
             f"`{entry.label}`" if entry.times is None else f"`{Path(entry.recipe).stem}`, {entry.times:g}x the budget",
@@ -294,7 +294,7 @@ def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             *_top1_cells(found),
             f"`{shlex.join(found[0].command)}`",
         )
-        lines.append(_markdown(cells))
+        lines.append(markdown(cells))
     return lines
 
 
@@ -304,7 +304,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     The change is the mean over seeds of the difference between the two runs with the same seed.
     """
     columns = ("without", "wall time", "train top-1", "test top-1", "gap", "test, change", "overrides")
-    lines = [_markdown(columns), "|---" * len(columns) + "|"]
+    lines = [markdown(columns), "|---" * len(columns) + "|"]
     whole, *_ = outcomes.values()
     for entry, found in outcomes.items():
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, whole, strict=True)]
@@ -316,7 +316,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             spread(changes, signed=True) if entry.without else "",
             overrides and f"`{overrides}`",
         )
-        lines.append(_markdown(cells))
+        lines.append(markdown(cells))
     return lines
 
 
@@ -332,7 +332,8 @@ def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> 
     return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + unit
 
 
-def _markdown(cells: Sequence[str]) -> str:
+def markdown(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

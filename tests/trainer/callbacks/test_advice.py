@@ -21,13 +21,14 @@ def shown():
 def advice_on(shown):
     """Starts the advice on a run; `labels` are the labels of each split's images."""
 
-    def make(labels=None, *, num_images=100, **changed):
+    def make(labels=None, *, num_images=100, settings=None, **changed):
         config = default_config()
         config.update(changed)
         labels = labels or {"train": [0, 1, 2]}
         dataset = SimpleNamespace(
             num_classes=len(NAMES),
             class_names=NAMES,
+            manifest={"settings": settings} if settings else {},
             splits=tuple(labels),
             split=lambda name: SimpleNamespace(label=np.array(labels[name])),
         )
@@ -61,6 +62,15 @@ def test_classes_without_images_are_named_per_split(advice_on, shown):
     assert train.severity == validation.severity == Severity.WARNING
     assert "'jugs'" in train.text and "'cups'" not in train.text
     assert "'cups', 'pots'" in validation.text and "--validation_fraction" in validation.fix
+
+
+def test_resizing_without_effect_on_images_that_were_converted_to_squares_is_reported(advice_on, shown):
+    advice_on(settings={"image_size": 128})
+    advice_on(settings={"image_size": 0}, resize="pad")
+    assert shown == []
+    advice_on(settings={"image_size": 128}, resize="pad")
+    assert codes(shown) == ["resize-has-no-effect"]
+    assert "config.resize=pad" in shown[0].text and "--image_size=128" in shown[0].text
 
 
 def test_scaled_learning_rate_is_reported(advice_on, shown):
