@@ -26,7 +26,7 @@ from convoy.core.text import counted
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.summary import ClassSummary, Summary
+    from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
 
 REQUIRED = ("output",)
 
@@ -79,6 +79,16 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
         "--validation_fraction.",
     )
+    define.bool(
+        "group_similar",
+        False,
+        "Keeps images that look alike in one split, where splits are drawn. Every image is read twice.",
+    )
+    define.string(
+        "group_column",
+        "",
+        "Manifest column whose values, such as patients or products, name groups of images. Each stays in one split.",
+    )
     define.integer(
         "image_size",
         None,
@@ -115,6 +125,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
         raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
+    if flags.group_column and not flags.manifest:
+        raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
     splits: dict[str, float] | None
     if flags.tfds:
         images, splits = _tfds_dataset(flags)
@@ -131,6 +143,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         splits=splits,
         prepared=bool(flags.tfds),
         folders=flags.folders,
+        group_similar=flags.group_similar,
         split=flags.split,
         validation_fraction=flags.validation_fraction,
         image_size=flags.image_size,
@@ -181,6 +194,7 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
         Path(flags.manifest),
         filename_column=flags.filename_column,
         category_column=flags.category_column,
+        group_column=flags.group_column,
         delimiter=flags.csv_delimiter,
         encoding=flags.csv_encoding,
         skip_missing=flags.missing == "skip",
@@ -198,10 +212,11 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         raise
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
-        if number := len(work.finished()):
+        if work.is_worth_keeping:
+            kept = f"{len(work.finished())} finished shards" if work.finished() else "finished comparisons of images"
             print(
-                f"convoy: {number} finished shards are kept in {os.path.relpath(work.folder)}. Rerun the same command "
-                "to resume from them.",
+                f"convoy: {kept} are kept in {os.path.relpath(work.folder)}. Rerun the same command to resume from "
+                "them.",
                 file=sys.stderr,
             )
         raise
@@ -218,6 +233,7 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     )
     images = counted(sum(split.images for split in summary.splits), "image")
     lines = class_summary(summary)
+    lines += _group_lines(summary.grouped)
     lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
         lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
@@ -227,6 +243,23 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
+
+
+def _group_lines(grouped: "GroupSummary | None") -> Iterator[str]:
+    if not grouped:
+        return
+    groups = counted(grouped.groups, "group")
+    yield (
+        f"{groups} of {grouped.images:,} images kept in one split each; {grouped.otherwise_spread:,} of them would "
+        "have been spread."
+    )
+    for split, (wanted, actual) in grouped.missed.items():
+        yield (
+            f"{split} has {100 * actual:.1f} % of the images instead of {100 * wanted:.1f} %: the groups are too "
+            f"large, up to {counted(grouped.largest, 'image')}."
+        )
+    if not grouped.complete:
+        yield "Too many images look alike to compare all pairs: some of them may be in different splits."
 
 
 def class_summary(summary: "Summary") -> list[str]:
