@@ -161,7 +161,7 @@ def divide(
             quota = max(0, min(wanted, most - of_groups, left[category], len(drawn[category])))
             take(category, quota, split)
             taken += quota + of_groups
-        if not taken:
+        if by_class and not taken:
             largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
             take(largest, min(1, left[largest], len(drawn[largest])), split)
     return {split: tuple(image for image in images if split_of.get(image.name, first) == split) for split in shares}
