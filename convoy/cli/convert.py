@@ -248,11 +248,8 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
 def _group_lines(grouped: "GroupSummary | None") -> Iterator[str]:
     if not grouped:
         return
-    groups = counted(grouped.groups, "group")
-    yield (
-        f"{groups} of {grouped.images:,} images kept in one split each; {grouped.otherwise_spread:,} of them would "
-        "have been spread."
-    )
+    groups, images = counted(grouped.groups, "group"), counted(grouped.images, "image")
+    yield f"Kept in one split: {groups} ({images}); {grouped.otherwise_spread:,} would have been spread over several."
     for split, (wanted, actual) in grouped.missed.items():
         yield (
             f"{split} has {100 * actual:.1f} % of the images instead of {100 * wanted:.1f} %: the groups are too "
