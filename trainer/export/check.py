@@ -64,20 +64,20 @@ def draw_samples(dataset: Dataset, crop: Crop) -> Samples:
     """
     split = dataset.split(next((name for name in _SPLITS if name in dataset.splits), dataset.splits[0]))
     numbers = np.unique(np.linspace(0, split.num_images - 1, NUM_SAMPLES).astype(np.int64))
-    wholes, encoded = [], []
+    images, encoded = [], []
+    others: list[tuple[bytes, np.ndarray]] = []
     with contextlib.closing(Reader(split, crop)) as reader:
         for number in numbers[:, np.newaxis]:
             (image,) = reader.images(number)
             record = {name: column[0].numpy() for name, column in parse_records(reader.read(number), split).items()}
-            wholes.append(image)
+            images.append(resize(tf.constant(image), crop).numpy())
+            others = others or list(_other_kinds(image))
             # The exported model turns images, which an earlier reading did not.
             is_encoded = record["format"] != b"raw" and (split.as_viewed or dataset.manifest)
             encoded.append(record["encoded"] if is_encoded else tf.io.encode_png(image).numpy())
-    others = list(_other_kinds(wholes[0]))
-    wholes += [pixels for _, pixels in others]
+    images += [resize(tf.constant(pixels), crop).numpy() for _, pixels in others]
     encoded += [data for data, _ in others]
-    images = np.stack([resize(tf.constant(image), crop) for image in wholes])
-    return Samples(split.name, images, tuple(encoded), len(others))
+    return Samples(split.name, np.stack(images), tuple(encoded), len(others))
 
 
 def _other_kinds(image: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
