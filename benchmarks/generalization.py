@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.digits import write_digits
-from benchmarks.trained_runs import Outcome, Runs, steps_within
+from benchmarks.trained_runs import Outcome, Runs, define_training_flags, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.trainer import config as configs
@@ -91,7 +91,6 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
-    absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"one or more of {', '.join(DATASETS)}."), flag_values=flags)
     absl_flags.DEFINE_integer(
         "image_seed",
@@ -108,13 +107,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("ablate", False, help_of("also train without each ingredient."), flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir",
-        "generalization",
-        help_of("folder of datasets and runs; finished runs in it are reused."),
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
+    define_training_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -137,7 +130,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     results = []
     for dataset in flags.dataset:
         folder = dataset + (f"-images{flags.image_seed}" if flags.image_seed else "")
-        runs = Runs(Path(flags.workdir) / folder, devices=flags.devices, say=measure.say)
+        runs = Runs(Path(flags.workdir or "generalization") / folder, devices=flags.devices, say=measure.say)
         _make_dataset(dataset, runs, flags.image_seed)
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)

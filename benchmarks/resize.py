@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks import measure
 from benchmarks.generalization import markdown, spread
-from benchmarks.trained_runs import Outcome, Runs
+from benchmarks.trained_runs import Outcome, Runs, define_training_flags
 from convoy.core.errors import UsageError
 from convoy.trainer.config.resolution import RESIZES
 
@@ -37,11 +37,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     help_of = "Benchmark resize: {}".format
     absl_flags.DEFINE_string("recipe", "convnet_fast", help_of("recipe, as in --config."), flag_values=flags)
     absl_flags.DEFINE_integer("epochs", 20, help_of("length of a run."), lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir", "resize", help_of("folder of datasets and runs; finished runs in it are reused."), flag_values=flags
-    )
-    absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
+    define_training_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -57,7 +53,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     _, about = measure.begin()
     found: dict[str, dict[str, list[Outcome]]] = {}
     for framing in FRAMINGS:
-        runs = Runs(Path(flags.workdir) / framing, devices=flags.devices, say=measure.say)
+        runs = Runs(Path(flags.workdir or "resize") / framing, devices=flags.devices, say=measure.say)
         _make_dataset(runs, framing)
         found[framing] = {resize: [] for resize in RESIZES}
         for seed in range(flags.seeds):
