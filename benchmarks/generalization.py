@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.digits import write_digits
-from benchmarks.trained_runs import Outcome, Runs, steps_within
+from benchmarks.trained_runs import Outcome, Runs, define_training_flags, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.trainer import config as configs
@@ -91,7 +91,6 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
-    absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"one or more of {', '.join(DATASETS)}."), flag_values=flags)
     absl_flags.DEFINE_integer(
         "image_seed",
@@ -108,13 +107,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("ablate", False, help_of("also train without each ingredient."), flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir",
-        "generalization",
-        help_of("folder of datasets and runs; finished runs in it are reused."),
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
+    define_training_flags(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
@@ -137,7 +130,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     results = []
     for dataset in flags.dataset:
         folder = dataset + (f"-images{flags.image_seed}" if flags.image_seed else "")
-        runs = Runs(Path(flags.workdir) / folder, devices=flags.devices, say=measure.say)
+        runs = Runs(Path(flags.workdir or "generalization") / folder, devices=flags.devices, say=measure.say)
         _make_dataset(dataset, runs, flags.image_seed)
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
@@ -283,7 +276,7 @@ class Study:
 def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     """Returns the lines of the README's table: one row per entry, mean and standard deviation over its runs."""
     columns = ("recipe", "parameters", "images/s", "wall time", "to its best", "train top-1", "test top-1", "gap")
-    lines = [_markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
+    lines = [markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
     for entry, found in outcomes.items():
         cells = (
             f"`{entry.label}`" if entry.times is None else f"`{Path(entry.recipe).stem}`, {entry.times:g}x the budget",
@@ -294,7 +287,7 @@ def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             *_top1_cells(found),
             f"`{shlex.join(found[0].command)}`",
         )
-        lines.append(_markdown(cells))
+        lines.append(markdown(cells))
     return lines
 
 
@@ -304,7 +297,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     The change is the mean over seeds of the difference between the two runs with the same seed.
     """
     columns = ("without", "wall time", "train top-1", "test top-1", "gap", "test, change", "overrides")
-    lines = [_markdown(columns), "|---" * len(columns) + "|"]
+    lines = [markdown(columns), "|---" * len(columns) + "|"]
     whole, *_ = outcomes.values()
     for entry, found in outcomes.items():
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, whole, strict=True)]
@@ -316,7 +309,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             spread(changes, signed=True) if entry.without else "",
             overrides and f"`{overrides}`",
         )
-        lines.append(_markdown(cells))
+        lines.append(markdown(cells))
     return lines
 
 
@@ -332,7 +325,8 @@ def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> 
     return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + unit
 
 
-def _markdown(cells: Sequence[str]) -> str:
+def markdown(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

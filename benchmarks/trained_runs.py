@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from absl import flags as absl_flags
 
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
@@ -28,6 +29,21 @@ from convoy.trainer.run.directory import RunDirectory
 _POLL_SECONDS = 0.05
 _SHOWN_ERROR_LINES = 5
 _STARTS = ("start", "restored")
+
+
+def define_training_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags that benchmarks which train have in common, once."""
+    if "seeds" in flags:
+        return
+    help_of = "Benchmarks that train: {}".format
+    absl_flags.DEFINE_integer("seeds", 3, help_of("runs of each."), lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir",
+        None,
+        help_of("folder of datasets and runs; finished runs in it are reused. Default: name of the benchmark."),
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
 
 
 @dataclass(frozen=True)

@@ -45,17 +45,18 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.input_pipeline.reading.reader import Reader
     from convoy.input_pipeline.report.augmentation_page import augmentation_page
 
+    crop = Crop(config.image_size, resize=config.resize)
     # The first images of different classes: neighbours in the shards may have the same class.
     _, first_of_class = np.unique(split.label, return_index=True)
     chosen = np.sort(first_of_class)[:_SHOWN_IMAGES]
-    with contextlib.closing(Reader(split, Crop(config.image_size))) as reader:
+    with contextlib.closing(Reader(split, crop)) as reader:
         images = reader.images(chosen)
     page = augmentation_page(
         images,
         [dataset.class_names[split.label[i]] for i in chosen],
         text=config.augment.ops,
         recipe=Path(config_flags.get_config_filename(flags["config"])).stem,
-        image_size=config.image_size,
+        crop=crop,
         seed=config.seed,
     )
     try:

@@ -7,6 +7,7 @@ convoy bench convert --images=photos/train
 convoy bench scaling --model=baseline_cnn
 convoy bench monitoring
 convoy bench generalization --seeds=3
+convoy bench resize
 """
 
 import importlib
@@ -22,7 +23,7 @@ from convoy.core.errors import UsageError, did_you_mean
 TAKES_ARGUMENTS = True
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
-_BENCHMARKS = ("step", "input", "augment", "index", "convert", "scaling", "monitoring", "generalization")
+_BENCHMARKS = ("step", "input", "augment", "index", "convert", "scaling", "monitoring", "generalization", "resize")
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 

@@ -29,7 +29,7 @@ from convoy.core.text import counted
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.summary import ClassSummary, Summary
+    from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
     from convoy.input_pipeline.dataset.layout import RecordFormat
     from convoy.input_pipeline.dataset.open import Dataset
 
@@ -86,6 +86,16 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
         "--validation_fraction.",
     )
+    define.bool(
+        "group_similar",
+        False,
+        "Keeps images that look alike in one split, where splits are drawn. Every image is read twice.",
+    )
+    define.string(
+        "group_column",
+        "",
+        "Manifest column whose values, such as patients or products, name groups of images. Each stays in one split.",
+    )
     define.integer(
         "image_size",
         None,
@@ -122,6 +132,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             )
     if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
         raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
+    if flags.group_column and not flags.manifest:
+        raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
     if not flags.tfrecords:
         _convert(flags)
         return
@@ -157,6 +169,7 @@ def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> Non
         prepared=bool(flags.tfds or tfrecords),
         record_format=given,
         folders=flags.folders,
+        group_similar=flags.group_similar,
         split=flags.split,
         split_folders=split_folders,
         validation_fraction=flags.validation_fraction,
@@ -241,6 +254,7 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
         Path(flags.manifest),
         filename_column=flags.filename_column,
         category_column=flags.category_column,
+        group_column=flags.group_column,
         delimiter=flags.csv_delimiter,
         encoding=flags.csv_encoding,
         skip_missing=flags.missing == "skip",
@@ -258,10 +272,11 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         raise
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
-        if number := len(work.finished()):
+        if work.is_worth_keeping:
+            kept = f"{len(work.finished())} finished shards" if work.finished() else "finished comparisons of images"
             print(
-                f"convoy: {number} finished shards are kept in {os.path.relpath(work.folder)}. Rerun the same command "
-                "to resume from them.",
+                f"convoy: {kept} are kept in {os.path.relpath(work.folder)}. Rerun the same command to resume from "
+                "them.",
                 file=sys.stderr,
             )
         raise
@@ -278,6 +293,7 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     )
     images = counted(sum(split.images for split in summary.splits), "image")
     lines = class_summary(summary)
+    lines += _group_lines(summary.grouped)
     lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicts:
         listed = "; ".join(f"{one!r} and {other!r}" for one, other in summary.conflicts[:_EXTREMES])
@@ -293,6 +309,20 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)
+
+
+def _group_lines(grouped: "GroupSummary | None") -> Iterator[str]:
+    if not grouped:
+        return
+    groups, images = counted(grouped.groups, "group"), counted(grouped.images, "image")
+    yield f"Kept in one split: {groups} ({images}); {grouped.otherwise_spread:,} would have been spread over several."
+    for split, (wanted, actual) in grouped.missed.items():
+        yield (
+            f"{split} has {100 * actual:.1f} % of the images instead of {100 * wanted:.1f} %: the groups are too "
+            f"large, up to {counted(grouped.largest, 'image')}."
+        )
+    if not grouped.complete:
+        yield "Too many images look alike to compare all pairs: some of them may be in different splits."
 
 
 def class_summary(summary: "Summary") -> list[str]:

@@ -47,12 +47,14 @@ class _PlainProgress:
     def __init__(self, activity: str, unit: str) -> None:
         self._activity, self._unit = activity, unit
         self._first: tuple[float, int] | None = None
+        self._last = 0
         self._next = time.monotonic() + _PLAIN_LINE_SECONDS
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done and self._first is None:
+        if done and (self._first is None or done < self._last):  # or another pass over the images
             self._first = (now, done)
+        self._last = done
         if now < self._next:
             return
         self._next = now + _PLAIN_LINE_SECONDS

@@ -2,9 +2,10 @@
 
     summary = convert(Options(images=Path("photos/train"), output=Path("data")))
 
-The plan (`plan`) assigns each image to a split and a shard. Worker processes (`worker`) write the shards into a working
-folder (`publish`). When all shards are written, the files are renamed into place, the manifest last. An interrupted
-conversion leaves the dataset unchanged, and the next one reuses its finished shards (`marks`).
+The plan (`plan`) assigns each image to a split and a shard, and can keep groups of images together (`groups`). Worker
+processes (`worker`) write the shards into a working folder (`publish`). When all shards are written, the files are
+renamed into place, the manifest last. An interrupted conversion leaves the dataset unchanged, and the next one reuses
+its finished shards (`marks`).
 """
 
 import copy
@@ -17,13 +18,19 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
-from convoy.input_pipeline.convert import marks, metadata, plan, publish, quarantine
+from convoy.input_pipeline.convert import groups, marks, metadata, plan, publish, quarantine
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
 from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
-from convoy.input_pipeline.convert.summary import Summary, find_conflicts, summarize_classes, summarize_split
+from convoy.input_pipeline.convert.summary import (
+    GroupSummary,
+    Summary,
+    find_conflicts,
+    summarize_classes,
+    summarize_split,
+)
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask, write_shard
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
@@ -78,12 +85,14 @@ def convert(
     duplicates = plan.find_duplicates(found.images)
     leaked = plan.find_known(duplicates.kept, _known_images(options.output, manifest, log))
     images = tuple(image for image in duplicates.kept if image.name not in leaked)
-    splits = _plan(options, manifest, images, duplicates.conflicting, log)
+    if not images:
+        raise DataError(f"all images of {options.images} are already in another split of {options.output}")
     try:
         with publish.working_directory(options.output, next(iter(options.shares))) as work:
             if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
                 raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
-            tasks = _tasks(work, splits, manifest, options.limits)
+            splits, grouped = _divide(options, manifest, images, duplicates.conflicting, work, progress, log)
+            tasks = _tasks(work, _shards(options, manifest, splits), manifest, options.limits)
             shards = _write_shards(tasks, work, options, progress=progress, log=log)
             columns = {
                 split: concatenated([shard.columns for shard in split_shards]) for split, split_shards in shards.items()
@@ -92,6 +101,8 @@ def convert(
                 manifest["splits"][split] = _split_entry(
                     options, split_shards, columns[split], split, len(manifest["class_names"])
                 )
+                if grouped and split in options.drawn:
+                    manifest["splits"][split]["grouped"] = metadata.grouping(options.grouping, grouped)
                 metadata.write_index(work.dataset, split, columns[split])
                 metadata.write_images(work.dataset, split, columns[split])
             left_out = [*earlier_left_out, *quarantine.collect(found, options.table, duplicates, leaked, shards)]
@@ -112,6 +123,7 @@ def convert(
         ignored=found.ignored,
         missing=len(found.missing),
         quarantined=sum(len(shard.bad) for split_shards in shards.values() for shard in split_shards),
+        grouped=grouped,
     )
 
 
@@ -160,34 +172,46 @@ def _earlier_classes(output: Path) -> Callable[[str, int], str]:
     return lambda split, number: opened(output).class_names[opened(output).split(split).label[number]]
 
 
-def _plan(
+def _divide(
     options: Options,
     manifest: Mapping[str, Any],
     images: Sequence[Source],
     conflicting: frozenset[str],
+    work: WorkingDirectory,
+    progress: Callable[[int, int], None],
     log: Callable[[str], None],
+) -> tuple[dict[str, tuple[Source, ...]], GroupSummary | None]:
+    """Returns the images of each split, and what became of groups of images."""
+    own: dict[str, tuple[Source, ...]] = {}
+    if options.prepared or options.split_folders:
+        names = options.split_folders or options.shares
+        own = {split: tuple(image for image in images if image.split == split) for split in names}
+    pool = next(iter(own.values()), tuple(images))
+    grouped = None
+    if options.grouping:
+        splits, grouped = groups.divide_grouped(
+            pool, options, work, manifest["settings"], together=conflicting, progress=progress, log=log
+        )
+    else:
+        splits = plan.divide(pool, options.drawn, options.seed, together=conflicting)
+    splits |= {split: members for split, members in own.items() if split not in splits}
+    for split in [split for split, members in splits.items() if own and not members]:
+        log(f"Split {split!r}: left out, because other splits have all of its images.")
+        del splits[split]
+    for split, members in splits.items():
+        if not members:
+            too_few = f"{len(images)} images are too few"
+            if grouped and grouped.groups:
+                too_few = f"with {options.grouping}, the groups of {grouped.largest} and fewer images are too large"
+            fix = "Name fewer splits with --splits" if options.splits else "Pass --validation_fraction=0"
+            raise DataError(f"{options.images}: {too_few} for a split {split!r}. {fix}")
+    return splits, grouped
+
+
+def _shards(
+    options: Options, manifest: Mapping[str, Any], splits: Mapping[str, Sequence[Source]]
 ) -> dict[str, tuple[tuple[Source, ...], ...]]:
     """Returns the images of each shard of each split."""
-    if not images:
-        raise DataError(f"all images of {options.images} are already in another split of {options.output}")
-    if options.prepared or options.split_folders:
-        own = options.split_folders or options.shares
-        splits = {split: tuple(image for image in images if image.split == split) for split in own}
-        if drawn := [split for split in options.shares if split not in own]:
-            first, shares = next(iter(own)), options.shares
-            parts = {split: shares[split] for split in (first, *drawn)}
-            splits = plan.divide(splits[first], parts, options.seed, together=conflicting) | {
-                split: split_images for split, split_images in splits.items() if split != first
-            }
-        for split in [split for split, split_images in splits.items() if not split_images]:
-            log(f"Split {split!r}: left out, because other splits have all of its images.")
-            del splits[split]
-    else:
-        splits = plan.divide(images, options.shares, options.seed, together=conflicting)
-    for split, split_images in splits.items():
-        if not split_images:
-            fix = "Name fewer splits with --splits" if options.splits else "Pass --validation_fraction=0"
-            raise DataError(f"{options.images}: {len(images)} images are too few for a split {split!r}. {fix}")
     return {
         split: plan.assign_shards(
             split_images,

@@ -10,12 +10,14 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convoy.core.files import write_whole
+from convoy.input_pipeline.convert.summary import GroupSummary
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
@@ -53,6 +55,11 @@ def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, A
         "class_names": list(class_names),
         "splits": {},
     }
+
+
+def grouping(flags: str, grouped: GroupSummary) -> dict[str, Any]:
+    """Returns what a manifest records of the groups of images that were kept in one split, and the flags for that."""
+    return {"by": flags, **{name: value for name, value in asdict(grouped).items() if name != "missed"}}
 
 
 def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:

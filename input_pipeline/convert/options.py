@@ -38,6 +38,7 @@ class Options:
         splits with class folders inside as splits, and others as classes.
       split_folders: folders of the splits in `images`, by split; `with_split_folders` finds them. Of records, the names
         of their splits.
+      group_similar: whether images that look alike stay in one split, as those of one `Table.group_column` do.
       image_size: side of the resized square images, pixels; the aspect ratio is not kept. 0 keeps the original size.
         None is the setting of the dataset, or 0.
       encoding: one of `ENCODINGS`. None is the setting of the dataset, or "keep".
@@ -59,6 +60,7 @@ class Options:
     record_format: RecordFormat = RecordFormat()
     folders: str = "auto"
     split_folders: Mapping[str, str] | None = None
+    group_similar: bool = False
     image_size: int | None = None
     encoding: str | None = None
     workers: int = 0
@@ -80,6 +82,18 @@ class Options:
             fraction = 0.1 if first == "train" and VALIDATION not in own else 0.0
         drawn = {first: 1 - fraction, VALIDATION: fraction} if fraction else {first: 1.0}
         return {**drawn, **{split: share for split, share in own.items() if split != first}}
+
+    @property
+    def drawn(self) -> dict[str, float]:
+        """Those of `shares` whose splits are drawn from the same images; only the first if nothing is drawn."""
+        own = list(self.split_folders or (self.shares if self.prepared else ()))
+        return {split: share for split, share in self.shares.items() if split not in own[1:]}
+
+    @property
+    def grouping(self) -> str:
+        """The flags that keep groups of images in one split, as text; "" without groups."""
+        column = self.table.group_column if self.table else ""
+        return " and ".join(["--group_similar"] * self.group_similar + [f"--group_column={column}"] * bool(column))
 
 
 def with_split_folders(options: Options) -> Options:
@@ -162,6 +176,13 @@ def check(options: Options) -> dict[str, Any] | None:
         )
     if options.split == VALIDATION and options.validation_fraction:
         raise UsageError(f"--split={VALIDATION} with --validation_fraction: both write the same split. Omit one")
+    if options.grouping and len(options.drawn) == 1:
+        own = options.split_folders or options.prepared
+        where = "have their splits" if own else f"go to the split {next(iter(options.drawn))!r}"
+        raise UsageError(
+            f"{options.grouping}: no splits are drawn, because the images of {options.images} {where}. Omit it"
+            + ("" if own else ", or pass --splits")
+        )
     output = options.output
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         # A new dataset is renamed to `output` as a whole, which replaces neither links nor mount points.

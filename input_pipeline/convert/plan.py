@@ -7,6 +7,7 @@ processes.
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,7 +111,11 @@ def content_hash(data: bytes) -> int:
 
 
 def divide(
-    images: Sequence[Source], shares: Mapping[str, float], seed: int, together: frozenset[str] = frozenset()
+    images: Sequence[Source],
+    shares: Mapping[str, float],
+    seed: int,
+    together: frozenset[str] = frozenset(),
+    groups: Sequence[Sequence[Source]] = (),
 ) -> dict[str, tuple[Source, ...]]:
     """Divides images among splits, stratified by class.
 
@@ -122,20 +127,29 @@ def divide(
       seed: seed of the draw. An image's rank in the draw depends on its name only, so that adding images to a class
         moves few of the others.
       together: names of images that must stay in the first split, because another image there has the same bytes.
+      groups: disjoint groups of images that must stay in one split. The shares are then kept as well as they allow.
 
     Returns:
-      The images of each split, in the order of `images`; a split may be empty if there are few images.
+      The images of each split, in the order of `images`; a split may be empty if there are few images or groups.
     """
     first, *others = shares
     by_class: dict[str, list[Source]] = {}
     for image in images:
         by_class.setdefault(image.category, []).append(image)
+    sizes = {category: len(members) for category, members in by_class.items()}
+    key = _key(f"validation {seed}")
+    split_of = _place_groups(groups, sizes, shares, key, together)
+    stays = together | split_of.keys()
     drawn = {
-        category: _shuffled([image for image in members if image.name not in together], f"validation {seed}")
+        category: _shuffled([image for image in members if image.name not in stays], key)
         for category, members in by_class.items()
     }
-    left = {category: len(members) - 1 for category, members in by_class.items()}  # to give away
-    split_of: dict[str, str] = {}
+    given: dict[str, Counter[str]] = {split: Counter() for split in shares}  # images of groups
+    for image in (image for group in groups for image in group):
+        given[split_of[image.name]][image.category] += 1
+    left = {  # to give away
+        category: size - 1 - sum(given[split][category] for split in others) for category, size in sizes.items()
+    }
 
     def take(category: str, number: int, split: str) -> None:
         split_of.update((image.name, split) for image in drawn[category][:number])
@@ -146,16 +160,60 @@ def divide(
         seen = taken = 0
         for category in sorted(by_class):
             seen += len(by_class[category])
+            most = math.ceil(shares[split] * sizes[category])
+            of_groups = min(given[split][category], most)  # one class does not make up for the groups of another
             # The share of all classes so far minus what they gave, so that rounding errors cancel.
-            wanted = math.floor(shares[split] * seen + 0.5) - taken
-            most = math.ceil(shares[split] * len(by_class[category]))
-            quota = max(0, min(wanted, most, left[category], len(drawn[category])))
+            wanted = math.floor(shares[split] * seen + 0.5) - taken - of_groups
+            quota = max(0, min(wanted, most - of_groups, left[category], len(drawn[category])))
             take(category, quota, split)
-            taken += quota
-        if not taken:
+            taken += quota + of_groups
+        if by_class and not taken:
             largest = max(sorted(by_class), key=lambda category: len(by_class[category]))
             take(largest, min(1, left[largest], len(drawn[largest])), split)
     return {split: tuple(image for image in images if split_of.get(image.name, first) == split) for split in shares}
+
+
+def _place_groups(
+    groups: Sequence[Sequence[Source]],
+    sizes: Mapping[str, int],
+    shares: Mapping[str, float],
+    key: bytes,
+    together: frozenset[str],
+) -> dict[str, str]:
+    """Returns the split of each image of the groups, given the sizes of the classes and arguments of `divide`.
+
+    The largest groups come first, and each goes where the chi-squared distance between the images of each class so far
+    and those that the split should have in the end grows least. A split that no image outside the groups can fill gets
+    a small group.
+    """
+    first, *others = shares
+    counts: dict[str, Counter[str]] = {split: Counter() for split in shares}
+    left = {category: size - 1 for category, size in sizes.items()}  # to give away
+    placed: dict[str, list[Sequence[Source]]] = {split: [] for split in shares}
+
+    def growth(numbers: Mapping[str, int], split: str) -> float:
+        targets = {category: shares[split] * sizes[category] for category in numbers}
+        return sum(n * (n + 2 * (counts[split][c] - targets[c])) / targets[c] for c, n in numbers.items())
+
+    def may_leave(group: Sequence[Source]) -> bool:
+        numbers = Counter(image.category for image in group)
+        return all(n <= left[c] for c, n in numbers.items()) and not any(image.name in together for image in group)
+
+    def place(group: Sequence[Source], split: str) -> None:
+        placed[split].append(group)
+        for image in group:
+            counts[split][image.category] += 1
+            left[image.category] -= split != first
+
+    for group in sorted(groups, key=lambda group: (-len(group), _rank(group[0], key))):
+        numbers = Counter(image.category for image in group)
+        place(group, min(shares, key=lambda split: growth(numbers, split)) if may_leave(group) else first)
+    alone = sum(sizes.values()) - sum(map(len, groups))
+    for split in [split for split in others if not placed[split]][alone:]:
+        if movable := [group for group in placed[first] if may_leave(group)]:
+            placed[first].remove(movable[-1])
+            place(movable[-1], split)
+    return {image.name: split for split, found in placed.items() for group in found for image in group}
 
 
 def assign_shards(
@@ -176,15 +234,22 @@ def assign_shards(
     if not shards:
         shards = max(math.ceil(total_bytes / _SHARD_BYTES), min(_MIN_SHARDS, len(images) // _MIN_IMAGES_PER_SHARD))
     shards = max(1, min(shards, len(images)))
-    shuffled = _shuffled(images, f"shuffle {split} {seed}")
+    shuffled = _shuffled(images, _key(f"shuffle {split} {seed}"))
     bounds = [len(images) * i // shards for i in range(shards + 1)]
     return tuple(tuple(shuffled[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
 
 
-def _shuffled(images: Sequence[Source], salt: str) -> list[Source]:
+def _key(salt: str) -> bytes:
+    return hashlib.sha256(salt.encode()).digest()
+
+
+def _shuffled(images: Sequence[Source], key: bytes) -> list[Source]:
+    return sorted(images, key=lambda image: _rank(image, key))
+
+
+def _rank(image: Source, key: bytes) -> bytes:
     # By a hash, not by a random number generator, whose stream may differ between library versions.
-    key = hashlib.sha256(salt.encode()).digest()
-    return sorted(images, key=lambda image: hashlib.blake2b(os.fsencode(image.name), key=key, digest_size=16).digest())
+    return hashlib.blake2b(os.fsencode(image.name), key=key, digest_size=16).digest()
 
 
 def _sample(image: Source) -> bytes:

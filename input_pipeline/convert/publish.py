@@ -38,6 +38,16 @@ class WorkingDirectory:
         """Folder of the marks: one file per finished shard, with the name of the shard."""
         return self.folder / "marks"
 
+    @property
+    def hashes(self) -> Path:
+        """Folder of perceptual hashes, with files named after the fingerprint of their images."""
+        return self.folder / "hashes"
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether another conversion could go on from it."""
+        return bool(self.finished()) or (self.hashes.is_dir() and any(self.hashes.glob("*.npz")))
+
     def finished(self) -> list[str]:
         """Returns the names of the finished shards."""
         with contextlib.suppress(OSError):
@@ -64,7 +74,7 @@ def working_folder(output: Path, split: str) -> WorkingDirectory:
 
 @contextlib.contextmanager
 def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
-    """Creates and locks the working folder; on exit removes it unless it has finished shards.
+    """Creates and locks the working folder; on exit removes it unless it has finished work.
 
     It is inside `output` if that is a dataset, and next to it otherwise, so that both are on the same disk.
 
@@ -94,7 +104,7 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
         try:
             yield work
         finally:
-            if not work.finished():
+            if not work.is_worth_keeping:
                 shutil.rmtree(work.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty: it has the dataset
                 for folder in missing:
@@ -103,7 +113,7 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
 
 def _is_ours(work: WorkingDirectory) -> bool:
     """Returns whether a folder exists and only has entries that a conversion creates."""
-    own = (_LOCK, _BEFORE, work.dataset.name, work.marks.name)
+    own = (_LOCK, _BEFORE, work.dataset.name, work.marks.name, work.hashes.name)
     return work.folder.is_dir() and all(path.name in own for path in work.folder.iterdir())
 
 

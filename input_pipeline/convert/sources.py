@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.core.text import counted
@@ -44,6 +45,7 @@ class Source:
       modified: modification time of the file, nanoseconds since 1970.
       offset: offset of the image in a shard; None if the file is the image.
       split: split of a TFDS dataset or of a folder of splits; "" if it is not assigned yet.
+      group: value of `Table.group_column`; "" for none.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Source:
     modified: int = 0
     offset: int | None = None
     split: str = ""
+    group: str = ""
 
     def read(self) -> bytes:
         """Returns the bytes of the image.
@@ -97,6 +100,7 @@ class Table:
         name of exactly one file there; the suffix of an image may be missing.
       filename_column: name of the column of file names.
       category_column: name of the column of categories. Categories are text: `03` stays `03`.
+      group_column: name of the column of groups; "" for none. An image without a value is in no group.
       delimiter: as in `read_table`.
       encoding: as in `read_table`.
       skip_missing: whether rows without a file are skipped instead of being an error.
@@ -105,6 +109,7 @@ class Table:
     path: Path
     filename_column: str = "filename"
     category_column: str = "category"
+    group_column: str = ""
     delimiter: str = ""
     encoding: str = ""
     skip_missing: bool = False
@@ -185,28 +190,27 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
 
 def _from_table(images: Path, table: Table) -> Sources:
     rows = _read_rows(table)
-    files, matched = _match(images, [name for _, name, _ in rows], table.path, skip_missing=table.skip_missing)
+    files, matched = _match(images, [row.filename for row in rows], table.path, skip_missing=table.skip_missing)
     found: dict[str, Source] = {}
-    for (line, filename, category), matches in zip(rows, matched, strict=True):
+    for row, matches in zip(rows, matched, strict=True):
         if not matches:
             continue
-        file = _only(matches, filename, images, f"{table.path} line {line}")
+        file = _only(matches, row.filename, images, f"{table.path} line {row.line}")
         if file.name in found:
             raise DataError(
-                f"{table.path} line {line}: {filename!r} repeats the file {file.name} of another row. Remove one row"
+                f"{table.path} line {row.line}: {row.filename!r} repeats the file {file.name} of another row. Remove "
+                "one row"
             )
-        found[file.name] = Source(file.path, file.name, category, file.size, file.modified)
+        found[file.name] = Source(file.path, file.name, row.category, file.size, file.modified, group=row.group)
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
     return Sources(
         images=ordered,
         class_names=tuple(sorted({source.category for source in ordered})),
         ignored=len(files) - len(ordered),
         stray=tuple(sorted(file.name for file in files if file.name not in found)),
-        missing=tuple(
-            (name, category) for (_, name, category), matches in zip(rows, matched, strict=True) if not matches
-        ),
+        missing=tuple((row.filename, row.category) for row, matches in zip(rows, matched, strict=True) if not matches),
         without_suffix=number_without_suffix(
-            [name for (_, name, _), matches in zip(rows, matched, strict=True) if matches]
+            [row.filename for row, matches in zip(rows, matched, strict=True) if matches]
         ),
     )
 
@@ -303,30 +307,39 @@ def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str)
     return matches[0]
 
 
-def _read_rows(table: Table) -> list[tuple[int, str, str]]:
-    """Returns (line, filename, category) of every row of the CSV, validated."""
+class _Row(NamedTuple):
+    line: int
+    filename: str
+    category: str
+    group: str
+
+
+def _read_rows(table: Table) -> list[_Row]:
+    """Returns every row of the CSV, validated."""
     manifest, filename_column, category_column = table.path, table.filename_column, table.category_column
     header, rows = read_table(manifest, delimiter=table.delimiter, encoding=table.encoding)
     fix = "; or name its columns with --filename_column and --category_column"
     columns = column_indices(manifest, header, (filename_column, category_column), fix)
+    of_group = column_indices(manifest, header, (table.group_column,)) if table.group_column else []
     parsed = []
     for line, row in rows:
         filename, category = row[columns[0]], row[columns[1]]
+        group = plain_name("".join(row[column] for column in of_group).strip())
         for column, value in ((filename_column, filename), (category_column, category)):
             if not value.strip():
                 raise DataError(
                     f"{manifest} line {line}: empty {column} ({','.join(row)}). Fill it in, or remove the row"
                 )
-        parsed.append((line, filename, category.strip()))
-    counts = Counter(filename for _, filename, _ in parsed)
+        parsed.append(_Row(line, filename, category.strip(), group))
+    counts = Counter(row.filename for row in parsed)
     repeated = [filename for filename, number in counts.items() if number > 1]
     if repeated:
-        lines = [(line, category) for line, filename, category in parsed if filename == repeated[0]]
+        lines = [(row.line, row.category) for row in parsed if row.filename == repeated[0]]
         raise DataError(
             f"{len(repeated)} file names are repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
-    _check_class_names({category for _, _, category in parsed}, where=str(manifest))
+    _check_class_names({row.category for row in parsed}, where=str(manifest))
     return parsed
 
 

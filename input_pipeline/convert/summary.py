@@ -40,6 +40,27 @@ class ClassSummary:
 
 
 @dataclass(frozen=True)
+class GroupSummary:
+    """Groups of images that were kept in one split each.
+
+    Attributes:
+      groups: number of groups of two or more images.
+      images: images in them.
+      largest: images in the largest one.
+      otherwise_spread: groups that would be in more than one split otherwise.
+      complete: whether all images that look alike were found; False if there were too many to compare all of them.
+      missed: splits whose size is not what it should be because of the groups, as (wanted share, actual share).
+    """
+
+    groups: int
+    images: int
+    largest: int
+    otherwise_spread: int
+    complete: bool
+    missed: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Summary:
     """Result of a conversion.
 
@@ -52,6 +73,7 @@ class Summary:
       ignored: files left out because the CSV does not name them or their names have no image suffix.
       missing: files that the CSV names and that do not exist.
       quarantined: images left out because they are unusable.
+      grouped: what became of groups of images; None without groups.
     """
 
     splits: tuple[SplitSummary, ...]
@@ -62,6 +84,7 @@ class Summary:
     ignored: int
     missing: int
     quarantined: int
+    grouped: GroupSummary | None = None
 
 
 def find_conflicts(

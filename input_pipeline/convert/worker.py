@@ -1,10 +1,13 @@
-"""Conversion of one shard's images to records, in a worker process."""
+"""Conversion of one shard's images to records, and their perceptual hashes, in a worker process."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from convoy.core.files import write_whole, written_whole
 from convoy.input_pipeline.convert import marks
@@ -13,6 +16,7 @@ from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.index import idx_lines
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, example, frame
+from convoy.input_pipeline.images.perceptual import FLAT
 from convoy.input_pipeline.images.pixels import Encoded, Limits, Pixels, reason
 from convoy.input_pipeline.images.worker_pool import report_progress
 
@@ -38,6 +42,14 @@ class ShardTask(NamedTuple):
     fingerprint: str
     images: tuple[Source, ...]
     labels: tuple[int, ...]
+    pixels: Pixels
+
+
+class HashTask(NamedTuple):
+    """Images to hash as `ShardTask` would store them; `path` is the file of their hashes."""
+
+    path: Path
+    images: tuple[Source, ...]
     pixels: Pixels
 
 
@@ -88,6 +100,23 @@ def write_shard(task: ShardTask) -> Shard:
     return shard
 
 
+def write_hashes(task: HashTask) -> None:
+    """Writes the perceptual hash of each image, `FLAT` for those that cannot be decoded.
+
+    Raises:
+      StoppedError: the conversion was cancelled.
+      OSError: the file cannot be written.
+    """
+    hashes: list[int] = []
+    for first, images in _groups(task.images):
+        report_progress(first)
+        hashes += [FLAT if isinstance(one, Exception) else one[2] for one in _encoded(images, task.pixels)]
+    buffer = io.BytesIO()
+    np.savez(buffer, hashes=np.array(hashes, np.uint64))
+    write_whole(task.path, buffer.getvalue())
+    report_progress(len(task.images))
+
+
 def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
     """Yields groups of images to convert together, each with the number of its first image."""
     group: list[Source] = []
@@ -107,17 +136,23 @@ def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> 
 
     `pixels.reason` gives the text of the exception.
     """
+    for image, label, one in zip(images, labels, _encoded(images, pixels), strict=True):
+        yield one if isinstance(one, Exception) else _record(image, label, *one)
+
+
+def _encoded(images: Sequence[Source], pixels: Pixels) -> Iterator[tuple[bytes, Encoded, int] | Exception]:
+    """Yields the file, record bytes and perceptual hash of each image, or an exception as `records`."""
     from convoy.input_pipeline.images import decoder
 
     files = [_read(image, pixels.limits) for image in images]
     whole = [data for data in files if isinstance(data, bytes)]
     checked = decoder.encode_all_checked(whole, pixels)
-    for image, label, data in zip(images, labels, files, strict=True):
+    for data in files:
         if isinstance(data, Exception):
             yield data
             continue
         encoded = next(checked)
-        yield encoded if isinstance(encoded, Exception) else _record(image, label, data, *encoded)
+        yield encoded if isinstance(encoded, Exception) else (data, *encoded)
 
 
 def _read(image: Source, limits: Limits) -> bytes | Exception:

@@ -3,6 +3,7 @@
     ratio = decode_ratio(width, height)                      # downscaling that DecodeJpeg may apply
     hashes[i] = perceptual_hash(pixels)
     pairs = near_pairs(hashes)                               # pairs.first[j] looks like pairs.second[j]
+    group = components(len(hashes), pairs.first, pairs.second)
 
 The hash is the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), in
 the form of N. Krawetz, "Looks Like It" (The Hacker Factor Blog, 2011): the 8x8 lowest frequencies of an image, except
@@ -119,6 +120,19 @@ def near_pairs(hashes: np.ndarray, distance: int = NEAR) -> NearPairs:
     left, right = np.sort(np.concatenate(found, axis=1), axis=0)
     order = np.lexsort((right, left))
     return NearPairs(left[order], right[order], complete)
+
+
+def components(number: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the smallest member of the connected component of each of `number` nodes, given pairs of them."""
+    component = np.arange(number)
+    while True:
+        before = component.copy()
+        lower = np.minimum(component[first], component[second])
+        np.minimum.at(component, first, lower)
+        np.minimum.at(component, second, lower)
+        component = component[component]
+        if np.array_equal(component, before):
+            return component
 
 
 def _keys(distance: int) -> list[np.uint64]:

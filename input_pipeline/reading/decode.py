@@ -12,6 +12,7 @@ from convoy.input_pipeline.reading.viewed import decode_as_viewed
 
 VIEWED = "viewed"  # format of encoded images that are decoded by `decode_as_viewed`
 _MAX_LOG_ASPECT = math.log(4 / 3)
+_PADDING = 128  # mid-gray, which models that scale pixels to [-1, 1] see as 0; also the color of `erase`
 
 
 class Crop(NamedTuple):
@@ -22,11 +23,20 @@ class Crop(NamedTuple):
       min_area: smallest share of the image's area in a random crop, in (0, 1]; 1 keeps the whole image. Below 1, aspect
         ratios vary from 3:4 to 4:3 ("Inception" crop, Szegedy et al. 2015).
       max_area: largest share, in [`min_area`, 1].
+      resize: how an image that is not square becomes square. "squash": without keeping its aspect ratio. "crop": the
+        central square; random crops take their share of its area, from anywhere in the image. "pad": the whole image,
+        on gray; random crops have the aspect ratio of the image as their middle, and fill the same place.
     """
 
     size: int
     min_area: float = 1.0
     max_area: float = 1.0
+    resize: str = "squash"
+
+    @property
+    def whole(self) -> "Crop":
+        """The same without random crops, as in evaluation."""
+        return Crop(self.size, resize=self.resize)
 
 
 def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
@@ -184,16 +194,30 @@ def decode(features: dict[str, tf.Tensor], *, any_viewed: bool = True) -> tf.Ten
 
 def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
     """Crops and resizes a decoded image, [height, width, 3] uint8; returns [size, size, 3] uint8."""
+    region = image
     if crop.min_area < 1:
-        image = _random_crop(image, randomness, crop)
-    return resize(image, crop.size)
+        region = _random_crop(image, randomness, crop)
+    elif crop.resize == "crop":
+        region = _central_square(image)
+    if crop.resize == "pad":
+        return _padded(_scaled(region, _padded_sides(image, crop.size)), crop.size)
+    return tf.ensure_shape(_scaled(region, [crop.size, crop.size]), [crop.size, crop.size, 3])
+
+
+def resize(image: tf.Tensor, crop: Crop) -> tf.Tensor:
+    """Resizes a whole image as evaluation does; arguments and result as `crop_and_resize`."""
+    return crop_and_resize(image, tf.zeros([CROP_DRAWS]), crop.whole)
 
 
 def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:
     shape = tf.shape(image)
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
-    area = height * width * (crop.min_area + (crop.max_area - crop.min_area) * randomness[0])
+    shortest = tf.minimum(height, width)
+    whole = shortest * shortest if crop.resize == "crop" else height * width
+    area = whole * (crop.min_area + (crop.max_area - crop.min_area) * randomness[0])
     aspect = tf.exp((2.0 * randomness[1] - 1.0) * _MAX_LOG_ASPECT)  # width to height
+    if crop.resize == "pad":
+        aspect *= width / height
     # If one side exceeds the image, the other grows to preserve the area.
     crop_height = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area / aspect), area / width)), 1.0, height)
     crop_width = tf.clip_by_value(tf.round(tf.maximum(tf.sqrt(area * aspect), area / height)), 1.0, width)
@@ -202,16 +226,38 @@ def _random_crop(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tens
     return image[top : top + tf.cast(crop_height, tf.int32), left : left + tf.cast(crop_width, tf.int32)]
 
 
-def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes [height, width, 3] uint8 to [size, size, 3] uint8: area averaging if a side is larger, else bilinear."""
-    shape = tf.shape(image)
+def _central_square(image: tf.Tensor) -> tf.Tensor:
+    sides = tf.shape(image)[:2]
+    side = tf.reduce_min(sides)
+    top, left = tf.unstack((sides - side) // 2)
+    return image[top : top + side, left : left + side]
 
-    def resized(method: str) -> tf.Tensor:
-        return tf.cast(tf.round(tf.image.resize(image, [size, size], method=method)), tf.uint8)
 
-    image = tf.cond(
-        tf.reduce_all(shape[:2] == size),
+def _padded_sides(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns height and width, [2] int32, of an image whose longer side becomes `size`."""
+    sides = tf.shape(image)[:2]
+    longest = tf.reduce_max(sides)
+    return tf.maximum((2 * sides * size + longest) // (2 * longest), 1)
+
+
+def _padded(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Centers an image of at most `size` by `size` on gray."""
+    missing = size - tf.shape(image)[:2]
+    before = missing // 2
+    margins = tf.concat([tf.stack([before, missing - before], 1), [[0, 0]]], 0)
+    padded = tf.pad(image, margins, constant_values=tf.constant(_PADDING, tf.uint8))
+    return tf.ensure_shape(padded, [size, size, 3])
+
+
+def _scaled(image: tf.Tensor, sides: tf.Tensor | list[int]) -> tf.Tensor:
+    """Scales [height, width, 3] uint8 to [*sides, 3] uint8: area averaging if a side is larger, else bilinear."""
+    shape = tf.shape(image)[:2]
+
+    def scaled(method: str) -> tf.Tensor:
+        return tf.cast(tf.round(tf.image.resize(image, sides, method=method)), tf.uint8)
+
+    return tf.cond(
+        tf.reduce_all(shape == sides),
         lambda: image,
-        lambda: tf.cond(tf.reduce_any(shape[:2] > size), lambda: resized("area"), lambda: resized("bilinear")),
+        lambda: tf.cond(tf.reduce_any(shape > sides), lambda: scaled("area"), lambda: scaled("bilinear")),
     )
-    return tf.ensure_shape(image, [size, size, 3])

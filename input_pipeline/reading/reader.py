@@ -73,7 +73,7 @@ class Reader:
 
         Args:
           split: what to read.
-          crop: how the host crops and resizes training images. Evaluation resizes whole images to the same size.
+          crop: how the host crops and resizes training images. Evaluation resizes whole images in the same way.
           draws: random numbers per training image, at least `CROP_DRAWS`.
           shuffle: `global` or `block`. Training on a remote store requires `block`.
           block_size: records per block; 0 for the default of `make_blocks`.
@@ -155,7 +155,7 @@ class Reader:
 
         extra = {"index": tf.TensorSpec([None], tf.int64), "weight": tf.TensorSpec([None], tf.float32)}
         steps = -(-self.num_images // slices.global_batch_size)
-        return self._batches(0, steps, locate, read, extra, slices, Crop(self._crop.size))
+        return self._batches(0, steps, locate, read, extra, slices, self._crop.whole)
 
     def images_at(self, positions: np.ndarray, *, seed: int) -> np.ndarray:
         """Returns the image indices at positions of the training stream, [n] int64, after substitution."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import Split
-from convoy.input_pipeline.images.perceptual import FLAT, NearPairs, near_pairs
+from convoy.input_pipeline.images.perceptual import FLAT, NearPairs, components, near_pairs
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def find_alike(images: Images, *, leaks_shown: int) -> Alike:
     hashes, hash_ids = np.unique(images.perceptual, return_inverse=True)
     pairs = near_pairs(hashes)
     is_flat = images.perceptual == FLAT
-    group = _components(len(hashes), pairs)[hash_ids]
+    group = components(len(hashes), pairs.first, pairs.second)[hash_ids]
     group[is_flat] = len(hashes) + content[is_flat]
     across, within = _groups(images, group, content)
     leaks = [
@@ -164,19 +164,6 @@ def find_alike(images: Images, *, leaks_shown: int) -> Alike:
         flat=np.flatnonzero(is_flat),
         complete=pairs.complete,
     )
-
-
-def _components(number: int, pairs: NearPairs) -> np.ndarray:
-    """Returns, for each of `number` hashes, the smallest hash of its connected component."""
-    component = np.arange(number)
-    while True:
-        before = component.copy()
-        lower = np.minimum(component[pairs.first], component[pairs.second])
-        np.minimum.at(component, pairs.first, lower)
-        np.minimum.at(component, pairs.second, lower)
-        component = component[component]
-        if np.array_equal(component, before):
-            return component
 
 
 def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tuple[Group, ...], tuple[Group, ...]]:

@@ -1,6 +1,6 @@
 """The page of `convoy augment`: a recipe's pipeline applied to an image, and every operation at three strengths.
 
-    page = augmentation_page(images, names, text="crop | flip | trivial", recipe="convnet", image_size=64, seed=0)
+    page = augmentation_page(images, names, text="crop | flip | trivial", recipe="convnet", crop=Crop(64), seed=0)
     Path("augment.html").write_bytes(page.encode())
 
 The page is one self-contained file without scripts. It depends on the arguments only.
@@ -56,7 +56,7 @@ _STRENGTHS = (10, 20, 30)
 
 
 def augmentation_page(
-    images: Sequence[np.ndarray], names: Sequence[str], *, text: str, recipe: str, image_size: int, seed: int
+    images: Sequence[np.ndarray], names: Sequence[str], *, text: str, recipe: str, crop: Crop, seed: int
 ) -> str:
     """Returns the page, HTML.
 
@@ -65,24 +65,25 @@ def augmentation_page(
       names: names of their classes.
       text: the pipeline, `config.augment.ops`.
       recipe: name of the recipe.
-      image_size: training resolution, pixels.
+      crop: how training resizes whole images.
       seed: seed of the run. The page shows image 0 as training sees it in its first epochs.
 
     Raises:
       UsageError: the pipeline cannot be parsed.
     """
-    pipeline = parse_pipeline(text, image_size=image_size)
+    pipeline = parse_pipeline(text, image_size=crop.size)
     numbers = np.arange(len(images))
     randomness = image_randomness(numbers, numbers * 0, seed=seed, draws=CROP_DRAWS + 64)
-    operations = [_operation(name, images, randomness, image_size) for name in OPERATIONS if _EXAMPLES[name][0]]
-    whole = np.stack([cropping.resize(tf.constant(image), image_size) for image in images])
+    operations = [_operation(name, images, randomness, crop) for name in OPERATIONS if _EXAMPLES[name][0]]
+    whole = np.stack([cropping.resize(tf.constant(image), crop) for image in images])
     return page_template(Path(__file__).with_name("augmentation.html.j2")).render(
         recipe=recipe,
         text=text,
-        image_size=image_size,
+        image_size=crop.size,
+        resize=crop.resize,
         names=list(names),
         originals=_uris(whole),
-        drawings=_drawings(images[0], pipeline, image_size, seed),
+        drawings=_drawings(images[0], pipeline, crop, seed),
         stages=_stages(pipeline),
         operations=operations,
         sampled=_sampled(whole),
@@ -90,17 +91,17 @@ def augmentation_page(
     )
 
 
-def _drawings(image: np.ndarray, pipeline: AugmentPipeline, image_size: int, seed: int) -> list[str]:
+def _drawings(image: np.ndarray, pipeline: AugmentPipeline, crop: Crop, seed: int) -> list[str]:
     epochs = np.arange(_DRAWINGS)
     randomness = image_randomness(epochs * 0, epochs, seed=seed, draws=pipeline.draws)
-    return _uris(_augmented([image] * _DRAWINGS, pipeline, randomness, image_size))
+    return _uris(_augmented([image] * _DRAWINGS, pipeline, randomness, crop))
 
 
 def _augmented(
-    images: Sequence[np.ndarray], pipeline: AugmentPipeline, randomness: np.ndarray, image_size: int
+    images: Sequence[np.ndarray], pipeline: AugmentPipeline, randomness: np.ndarray, crop: Crop
 ) -> np.ndarray:
-    """Returns the model's input, [n, image_size, image_size, 3] uint8, augmented as by reader and step."""
-    crop = Crop(image_size, *pipeline.scale)
+    """Returns the model's input, [n, size, size, 3] uint8, augmented as by reader and step."""
+    crop = Crop(crop.size, *pipeline.scale, crop.resize)
     cropped = tf.stack(
         [
             cropping.crop_and_resize(tf.constant(image), draws, crop)
@@ -111,15 +112,15 @@ def _augmented(
     return np.uint8(np.rint(pixels.numpy()))
 
 
-def _operation(name: str, images: Sequence[np.ndarray], randomness: np.ndarray, image_size: int) -> dict[str, Any]:
+def _operation(name: str, images: Sequence[np.ndarray], randomness: np.ndarray, crop: Crop) -> dict[str, Any]:
     arguments, draws = _EXAMPLES[name]
     columns = []
     for argument in arguments:
-        pipeline = parse_pipeline(f"{name}({argument})", image_size=image_size)
+        pipeline = parse_pipeline(f"{name}({argument})", image_size=crop.size)
         numbers = randomness[:, : pipeline.draws].copy()
         if draws:
             numbers[:, CROP_DRAWS : CROP_DRAWS + len(draws)] = draws
-        columns.append((f"{name}({argument})", _uris(_augmented(images, pipeline, numbers, image_size))))
+        columns.append((f"{name}({argument})", _uris(_augmented(images, pipeline, numbers, crop))))
     signature = OPERATIONS[name]
     return {
         "name": name,

@@ -109,13 +109,14 @@ def findings(
 
 
 def _leakage_findings(alike: Alike) -> list[Finding]:
+    together = " Where convert draws the splits, --group_similar keeps images that look alike in one."
     return [
         Finding(
             Severity.ERROR,
             "split-leakage",
             f"{counted(leak.number, 'image')} of {leak.later} ({percent(leak.number, leak.images)}) "
             f"{_are(leak.number)} also in {leak.earlier}: {leak.summary}. Results on {leak.later} will be too good.",
-            fix=f"Remove them from {leak.later} or {leak.earlier}, and convert again.",
+            fix=f"Remove them from {leak.later} or {leak.earlier}, and convert again." + together * bool(leak.near),
             section="leakage",
         )
         for leak in alike.leaks

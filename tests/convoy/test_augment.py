@@ -9,15 +9,17 @@ import pytest
 from PIL import Image
 
 from convoy.input_pipeline.augment.pipeline import OPERATIONS
+from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.report.augmentation_page import augmentation_page
 from tests.input_pipeline.images import pixels
 from tests.pages import Page
 
 
-def page_of(text, **options):
+def page_of(text, resize="squash", height=16):
     images = [pixels(number, size) for number, size in enumerate((16, 40, 25))]
+    images[0] = images[0][:height]
     names = ["03", "<b>mug</b>", "Käse"]
-    page = augmentation_page(images, names, text=text, recipe="mine", image_size=16, seed=3, **options)
+    page = augmentation_page(images, names, text=text, recipe="mine", crop=Crop(16, resize=resize), seed=3)
     return Page(page.encode())
 
 
@@ -50,6 +52,14 @@ def test_an_empty_pipeline_shows_whole_images():
     original, *drawings = page.images["line"]
     assert drawings == [original] * 16
     assert "resize" in page.words("line")
+
+
+@pytest.mark.slow
+def test_images_are_resized_as_in_training():
+    page = page_of("crop(scale=0.5..1)", resize="pad", height=8)
+    assert "config.resize=pad" in page.words("")
+    for shown in map(picture, page.images["line"]):
+        assert (np.abs(shown[:3] - 128) < 24).all() and (np.abs(shown[5:11] - 128) >= 24).any()
 
 
 def test_the_command_writes_the_page_of_a_recipe(convoy, dataset, tmp_path):

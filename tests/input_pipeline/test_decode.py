@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, crop_and_resize, decode_and_crop
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 
@@ -21,6 +21,11 @@ def cropped(image: np.ndarray, crop: Crop, randomness=(0.0, 0.0, 0.0, 0.0), imag
         "width": tf.constant(image.shape[1], tf.int64),
     }
     return compiled(crop)(features, tf.constant(randomness, tf.float32)).numpy()
+
+
+def resized(image: np.ndarray, crop: Crop, randomness=(0.0, 0.0, 0.0, 0.0)) -> np.ndarray:
+    """Returns a crop of a decoded image, without compiling it."""
+    return crop_and_resize(tf.constant(image), tf.constant(randomness, tf.float32), crop).numpy()
 
 
 def compiled(crop: Crop, functions={}):  # noqa: B006 (one compilation per crop for the module)
@@ -82,6 +87,46 @@ def test_crops_of_thin_images_have_the_requested_size(shape):
             assert (result == 200).all()  # nothing from outside the image
 
 
+@pytest.mark.parametrize("shape", SIZES)
+def test_thin_images_show_nothing_from_outside_but_padding(shape):
+    image = np.full((*shape, 3), 200, np.uint8)
+    padded = resized(image, Crop(6, resize="pad"))
+    assert set(np.unique(padded)) == ({200} if shape == (1, 1) else {128, 200})
+    for min_area, draw in itertools.product((1.0, 0.5, 0.01), (0.0, LARGEST_DRAW)):
+        assert (resized(image, Crop(6, min_area, resize="crop"), [draw] * CROP_DRAWS) == 200).all()
+        # Random crops fill the same place as the whole image.
+        assert np.array_equal(resized(image, Crop(6, min_area, resize="pad"), [draw] * CROP_DRAWS), padded)
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_square_images_are_the_same_however_others_are_resized(resize):
+    random = np.random.default_rng(0)
+    for side, size, min_area in itertools.product((1, 7, 12, 33), (12, 8), (1.0, 0.3)):
+        image, draws = pixels(side, side), random.random(CROP_DRAWS)
+        expected = resized(image, Crop(size, min_area), draws)
+        assert np.array_equal(resized(image, Crop(size, min_area, resize=resize), draws), expected)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_crop_keeps_the_central_square_in_its_proportions(wide):
+    image = coordinates(40, 101) if wide else coordinates(101, 40)
+    square = image[:, 30:70] if wide else image[30:70]
+    for size in (40, 20, 60):
+        assert np.array_equal(resized(image, Crop(size, resize="crop")), resized(square, Crop(size)))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_pad_keeps_the_whole_image_in_its_proportions_on_gray(wide):
+    image = pixels(3, 24)[:12] if wide else pixels(3, 24)[:, :12]
+    result = resized(image, Crop(24, resize="pad"))
+    content, around = result[6:18], np.concatenate([result[:6], result[18:]])
+    if not wide:
+        content, around = result[:, 6:18], np.concatenate([result[:, :6], result[:, 18:]], 1)
+    assert np.array_equal(content, image) and (around == 128).all()
+    small = resized(image, Crop(12, resize="pad"))
+    assert (small == 128).all((1, 2)).sum() == (6 if wide else 0) and (small == 128).all((0, 2)).sum() == 6 - 6 * wide
+
+
 def test_crop_can_touch_every_edge():
     image = coordinates(40, 40)
     crop = Crop(8, 0.25)
@@ -122,6 +167,23 @@ def test_min_area_is_respected(shape, min_area):
         top, bottom, left, right = kept_window(image, Crop(max(shape), min_area), randomness)
         # Rounding may lose half a pixel on each side.
         assert (bottom - top + 1.5) * (right - left + 1.5) >= min_area * shape[0] * shape[1]
+
+
+def test_random_crops_take_their_share_of_what_a_whole_image_keeps():
+    image, quarter = coordinates(60, 240), (0.0, 0.5)  # a quarter of the area, with the middle aspect ratio
+
+    def window(resize, down, right):
+        found = resized(image, Crop(240, 0.25, resize=resize), (*quarter, down, right))
+        found = found[found[..., 2] == 255]  # without padding
+        return [found[:, 0].min(), found[:, 0].max(), found[:, 1].min(), found[:, 1].max()]
+
+    last = LARGEST_DRAW
+    # Of the square in the middle, from anywhere in the image.
+    assert window("crop", 0.0, 0.0) == [0, 29, 0, 29]
+    assert window("crop", last, last) == [30, 59, 210, 239]
+    # Of the image, in its proportions.
+    assert window("pad", 0.0, 0.0) == [0, 29, 0, 119]
+    assert window("pad", last, last) == [30, 59, 120, 239]
 
 
 def test_draws_are_unused_if_the_whole_image_is_kept():

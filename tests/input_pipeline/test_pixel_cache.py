@@ -48,7 +48,7 @@ def test_augmentation_comes_after_the_cache(split):
     assert len(np.unique(first_image, axis=0)) == len(first_image) >= 4  # differs in each epoch
 
 
-@pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3)])
+@pytest.mark.parametrize("crop", [Crop(8), Crop(8, 0.3), Crop(8, resize="pad"), Crop(8, 0.3, resize="crop")])
 def test_images_of_any_shape_and_format_equal_the_uncached_ones(tmp_path, crop):
     shapes = [(1, 40), (40, 1), (1, 1), (5, 9), (8, 8), (30, 20)] * 3
     images = [pixels(number, 40)[:height, :width] for number, (height, width) in enumerate(shapes)]

@@ -7,8 +7,7 @@ import pytest
 
 from convoy import cli
 from convoy.core.errors import DataError, UsageError
-from convoy.input_pipeline.convert import convert as conversion
-from convoy.input_pipeline.convert import publish
+from convoy.input_pipeline.convert import plan, publish
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.images import draw_classes
@@ -48,14 +47,14 @@ def test_two_conversions_cannot_add_splits_at_the_same_time(data, more_photos):
 
 def test_split_added_while_another_is_planned_is_not_lost(data, more_photos, tmp_path, monkeypatch):
     more = draw_classes(tmp_path / "more", {"mug": 4}, first=900)
-    plan = conversion._plan
+    find_known = plan.find_known
 
-    def plan_after_another(*arguments):
+    def find_after_another(*arguments):
         monkeypatch.undo()
         convert(Options(more, data, split="test"))
-        return plan(*arguments)
+        return find_known(*arguments)
 
-    monkeypatch.setattr(conversion, "_plan", plan_after_another)
+    monkeypatch.setattr(plan, "find_known", find_after_another)
     with pytest.raises(UsageError, match="--output=.*changed"):
         convert(Options(more_photos, data, split="holdout"))
     convert(Options(more_photos, data, split="holdout"))

@@ -139,6 +139,7 @@ def test_leakage_is_the_first_finding_with_both_images(made):
     page = made.write()
     assert badges(page)[0] == "fix"
     assert "3 images of test (20 %)" in page.words("findings")
+    assert "--group_similar" in page.words("findings")
     leakage = page.words("leakage")
     assert "3 images of test, 20 % of it" in leakage
     assert "same bytes shoe test shoe/again.jpg shoe train shoe/5.jpg" in leakage

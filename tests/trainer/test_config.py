@@ -200,6 +200,7 @@ class TestCheck:
             ("label_smoothing", 1.0),
             ("label_smoothing", -0.1),
             ("precision", "fp8"),
+            ("resize", "stretch"),
             ("xla", "maybe"),
             ("model.instance_norm", "layer"),
             ("shuffle", "blok"),

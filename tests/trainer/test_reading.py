@@ -220,3 +220,45 @@ def test_a_run_that_began_under_the_earlier_reading_keeps_it(convoy, foreign, tm
     assert "reading" not in json.loads((tmp_path / "run" / "dataset.json").read_text())
     evaluated = convoy("evaluate", f"--workdir={tmp_path / 'run'}", "--split=validation", "--devices=cpu:1", check=True)
     assert "ignores orientation" in evaluated.output
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Folders of two splits with wide and tall images; the class is the direction of a bar in the middle."""
+    folder, random = tmp_path_factory.mktemp("frames"), np.random.default_rng(0)
+    for split, number in (("train", 96), ("validation", 24)):
+        for k in range(number):
+            category = ("wide", "tall")[k % 2]
+            height, width = (int(side) for side in random.permutation([24, random.integers(36, 60)]))
+            frame = np.full((height, width, 3), random.integers(0, 90, 3), np.uint8)
+            long, short = (8, 5) if category == "wide" else (5, 8)
+            top, left = height // 2 - short, width // 2 - long
+            frame[top : top + 2 * short, left : left + 2 * long] = random.integers(160, 256, 3)
+            path = folder / split / category / f"{k:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(path)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_images_are_resized_alike_in_training_evaluation_prediction_and_export(convoy, frames, tmp_path, resize):
+    data, run, output = (tmp_path / name for name in ("data", "run", "predictions.csv"))
+    convoy("convert", f"--images={frames}", f"--output={data}", "--workers=1", check=True)
+    model = f"--config.model.name={user_models.__file__}:small"
+    durations = ("--config.steps=40", "--config.eval_every_steps=40", "--config.image_size=24")
+    command = ("train", SHORT[0], model, *durations, f"--data={data}", "--devices=cpu:1", f"--workdir={run}")
+    convoy(*command, f"--config.resize={resize}", check=True)
+    convoy("evaluate", f"--workdir={run}", "--devices=cpu:1", "--split=validation", check=True)
+    with open(run / "predictions_validation.csv", newline="") as file:
+        evaluated = {Path(row["filename"]).name: row["predicted"] for row in csv.DictReader(file)}
+    convoy("export", f"--workdir={run}", "--format=saved_model", f"--output={tmp_path / 'exported'}", check=True)
+    described = json.loads((tmp_path / "exported" / "export.json").read_text())
+    assert described["resize"] == resize and described["formats"]["saved_model"]["largest_difference"] < 1e-4
+    for source in (f"--workdir={run}", f"--export={tmp_path / 'exported'}"):
+        flags = (source, f"--images={frames / 'validation'}", f"--output={output}")
+        convoy("predict", *flags, check=True)
+        with open(output, newline="") as file:
+            assert {Path(row["filename"]).name: row["category"] for row in csv.DictReader(file)} == evaluated
+    refused = convoy(*command)
+    assert refused.returncode == 2 and f"resize: {resize} -> squash" in refused.output

@@ -55,6 +55,14 @@ def test_stages_cover_all_steps_without_gaps():
     assert numbers == [32, 2, 48, 4, 64, 80]
 
 
+def test_runs_of_older_versions_squash_images():
+    assert resolution.resize(config_with(resize="pad")) == "pad"
+    older = config_with()
+    with older.unlocked():
+        del older.resize
+    assert resolution.resize(older) == resolution.resize(config_with()) == "squash"
+
+
 def test_stages_shorter_than_a_step_are_left_out():
     assert resolution.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 10) == [(48, 0, 5), (64, 5, 10)]
     assert resolution.stages(progressive((32, 48), (0.01, 0.5), image_size=64), 1) == [(64, 0, 1)]

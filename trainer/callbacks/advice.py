@@ -43,6 +43,11 @@ class Advice:
     def start(self) -> None:
         """Shows what is known before the first step."""
         plan, is_converted = self._plan, bool(self._dataset.manifest)
+        side, resize = self._dataset.manifest.get("settings", {}).get("image_size"), self._config.resize
+        if side and resize != "squash":
+            text = f"config.resize={resize} has no effect: `convoy convert --image_size={side}` made all images square."
+            fix = "Convert them again without --image_size to keep their aspect ratio."
+            self._show(Finding(Severity.WARNING, "resize-has-no-effect", text, fix))
         for split_name, consequence, fix in (
             (
                 "train",

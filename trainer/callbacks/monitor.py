@@ -67,7 +67,7 @@ class Monitor:
         self._evaluator = None
         if "validation" in session.dataset.splits:
             size = resolution.evaluation_size(session.config)
-            reader = Reader(session.dataset.split("validation"), Crop(size))
+            reader = Reader(session.dataset.split("validation"), Crop(size, resize=session.config.resize))
             self._evaluator = Evaluator(
                 self._state,
                 session.runtime.model_for_size(size),

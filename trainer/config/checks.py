@@ -96,6 +96,7 @@ _CHOICES = {
     "sampling": SAMPLINGS,
     "on_corrupt": ("raise", "substitute"),
     "cache": ("auto", "none", "memory"),
+    "resize": resolution.RESIZES,
     "schedule.name": SCHEDULES,
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),

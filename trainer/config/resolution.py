@@ -19,6 +19,7 @@ import ml_collections
 from convoy.core.errors import UsageError
 
 SMALLEST_SIZE = 8
+RESIZES = ("squash", "crop", "pad")
 
 
 class ResolutionStage(NamedTuple):
@@ -55,6 +56,11 @@ def stage_at(config: ml_collections.ConfigDict, total_steps: int, step: int) -> 
 def evaluation_size(config: ml_collections.ConfigDict) -> int:
     """Returns the image side in pixels for evaluation, prediction and export."""
     return config.get("eval_image_size", 0) or config.image_size  # runs of older versions have no such field
+
+
+def resize(config: ml_collections.ConfigDict) -> str:
+    """Returns how images become square, one of `RESIZES`."""
+    return config.get("resize", "squash")  # as in runs of older versions, which have no such field
 
 
 def all_sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ def default_config() -> ml_collections.ConfigDict:
             "batch_size": 64,  # images per step, over all devices
             "image_size": 64,  # side in pixels
             "eval_image_size": 0,  # side in evaluation, prediction and export; 0: image_size
+            "resize": "squash",  # of images that are not square: squash to a square; crop: its center; pad with gray
             "flip_tta": False,  # evaluate and predict with the mean over each image and its mirror image
             "progressive": {"sizes": (), "ends": ()},  # smaller images first, each size up to a fraction of the run
             "epochs": 10.0,

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.processes import usable_cores
+from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.internals import iterate
@@ -26,8 +27,8 @@ class Classifier(Protocol):
         """The class names, by label."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images it takes, in pixels."""
+    def crop(self) -> Crop:
+        """How to resize the images it takes."""
 
     @property
     def step(self) -> int:
@@ -56,7 +57,7 @@ class RunClassifier:
         """Compiles nothing yet."""
         self._runtime = trained.runtime
         self.class_names = trained.class_names
-        self.image_size = trained.image_size
+        self.crop = trained.crop
         self.step = trained.step
         self.flip_tta = trained.flip_tta
 

@@ -20,7 +20,7 @@ from convoy.input_pipeline.convert.sources import list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
 from convoy.input_pipeline.images.kinds import unsupported_jpeg
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, decode_and_crop
 from convoy.trainer.evaluation.classifier import Classifier
 from convoy.trainer.evaluation.sample_submission import SampleSubmission, read_sample
 
@@ -208,7 +208,7 @@ def _probabilities(
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(classifier.image_size), any_viewed=False)
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), classifier.crop, any_viewed=False)
 
     try:
         yield from classifier.probabilities(decode, len(files), flip_tta=request.flip_tta)

@@ -11,7 +11,6 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import dataset_path
-from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.evaluator import Evaluator
@@ -47,7 +46,7 @@ def evaluate_split(
     """
     dataset, run, built = open_dataset_of(trained, data, record_format), trained.run, trained.runtime.built
     split = dataset.split(split_name)
-    reader, collector = Reader(split, Crop(trained.image_size)), predictions.Collector()
+    reader, collector = Reader(split, trained.crop), predictions.Collector()
     evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, flip_tta=flip_tta)
     quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(

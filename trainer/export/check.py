@@ -1,6 +1,6 @@
 """Verifies an exported file: loads it in a new process and compares its predictions with the run's evaluation.
 
-samples = draw_samples(dataset, image_size=64)
+samples = draw_samples(dataset, Crop(64))
 reference = predict_samples(trained, samples)
 largest_difference = compare("onnx", Path("model.onnx"), samples, reference, class_names)
 """
@@ -53,12 +53,12 @@ class Samples:
     others: int = 0
 
 
-def draw_samples(dataset: Dataset, image_size: int) -> Samples:
+def draw_samples(dataset: Dataset, crop: Crop) -> Samples:
     """Returns up to `NUM_SAMPLES` evenly spaced images of the validation split, or of test or train without one.
 
     Args:
       dataset: the dataset.
-      image_size: side of `Samples.images`, in pixels.
+      crop: how evaluation resizes images.
 
     Raises:
       DataError: the dataset has no split, or a record cannot be decoded.
@@ -66,16 +66,17 @@ def draw_samples(dataset: Dataset, image_size: int) -> Samples:
     split = dataset.split(next((name for name in _SPLITS if name in dataset.splits), dataset.splits[0]))
     numbers = np.unique(np.linspace(0, split.num_images - 1, NUM_SAMPLES).astype(np.int64))
     images, encoded = [], []
-    with contextlib.closing(Reader(split, Crop(image_size))) as reader:
+    others: list[tuple[bytes, np.ndarray]] = []
+    with contextlib.closing(Reader(split, crop)) as reader:
         for number in numbers[:, np.newaxis]:
             (image,) = reader.images(number)
             record = {name: column[0].numpy() for name, column in parse_records(reader.read(number), split).items()}
-            images.append(resize(image, image_size).numpy())
+            images.append(resize(tf.constant(image), crop).numpy())
+            others = others or list(_other_kinds(image))
             # The exported model turns images, which an earlier reading did not.
             is_encoded = record["format"] != b"raw" and (split.as_viewed or dataset.manifest)
             encoded.append(record["encoded"] if is_encoded else tf.io.encode_png(image).numpy())
-    others = list(_other_kinds(images[0]))
-    images += [resize(pixels, image_size).numpy() for _, pixels in others]
+    images += [resize(tf.constant(pixels), crop).numpy() for _, pixels in others]
     encoded += [data for data, _ in others]
     return Samples(split.name, np.stack(images), tuple(encoded), len(others))
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.processes import usable_cores
+from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.export.folder import file_digests, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
 
@@ -24,7 +25,7 @@ class ExportClassifier:
 
     Attributes:
       class_names: class names, by label.
-      image_size: side of the images, in pixels.
+      crop: how to resize the images.
       step: step of the exported weights.
       flip_tta: whether the run is evaluated with each image and its mirror image.
     """
@@ -33,7 +34,8 @@ class ExportClassifier:
         """Takes the results of `read_description` and `load`."""
         self._classify = classify
         self.class_names: list[str] = description["class_names"]
-        self.image_size: int = description["image_size"]
+        resize = description.get("resize", "squash")  # as in exports of older versions
+        self.crop = Crop(description["image_size"], resize=resize)
         self.step: int = description["step"]
         before_0_2 = description.get("mirrored_too", False)
         self.flip_tta: bool = description.get("flip_tta", before_0_2)

@@ -109,7 +109,8 @@ def export(request: Request) -> Exported:
                 "weights": "moving average" if trained.runtime.state.averages else "as trained",
                 "weights_sha256": weights_sha256,
                 "model": trained.config.model.name,
-                "image_size": model.image_size,
+                "image_size": model.crop.size,
+                "resize": model.crop.resize,
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
                 "versions": _versions(request.formats),
@@ -126,7 +127,7 @@ def export(request: Request) -> Exported:
 
 def _open_in_float32(request: Request) -> tuple[TrainedRun, Reference]:
     trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
-    samples = draw_samples(open_dataset_of(trained, request.data), trained.image_size)
+    samples = draw_samples(open_dataset_of(trained, request.data), trained.crop)
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":

@@ -11,6 +11,8 @@ The output of every format is `probabilities` [n, num_classes] float32. Inputs, 
     keras        [n, size, size, 3] uint8. Class names: labels.txt in the file, which is a zip.
     litert       `images` [1, size, size, 3] uint8. Class names: labels.txt in a zip appended to the file.
     onnx         `images` [n, size, size, 3] uint8. Class names: metadata property `class_names`, as JSON.
+
+The last three take images that were resized as `convoy.input_pipeline.reading.decode.Crop.resize` says.
 """
 
 import contextlib
@@ -42,13 +44,13 @@ class ServingModel:
     Attributes:
       model: model of built-in Keras layers only, with the weights that evaluation uses.
       scale_pixels: maps float pixels in [0, 255] to the model's input; for tensors and symbolic Keras tensors.
-      image_size: side of the square input images, in pixels.
+      crop: how images are resized to its square input.
       class_names: class names, by label.
     """
 
     model: keras.Model
     scale_pixels: Callable[[tf.Tensor], tf.Tensor]
-    image_size: int
+    crop: Crop
     class_names: Sequence[str]
 
     @property
@@ -69,7 +71,7 @@ def serving_model(trained: TrainedRun) -> ServingModel:
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):
         weight.assign(value)
-    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.image_size, trained.class_names)
+    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.crop, trained.class_names)
 
 
 def write(file_format: str, model: ServingModel, path: Path) -> None:
@@ -101,7 +103,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
     module.variables_of_model = [variable.value for variable in model.model.variables]
     module.labels = tf.saved_model.Asset(str(path.with_name(LABELS)))
     module.class_names = tf.constant(list(model.class_names))
-    one_image = tf.TensorSpec([model.image_size, model.image_size, 3], tf.uint8)
+    one_image = tf.TensorSpec([model.crop.size, model.crop.size, 3], tf.uint8)
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = model.probabilities(images)
@@ -111,7 +113,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
     def decode_image(encoded: tf.Tensor) -> tf.Tensor:
         unused = tf.constant(0, tf.int64)  # height and width are needed for raw pixels only
         features = {"encoded": encoded, "format": tf.constant(VIEWED), "height": unused, "width": unused}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), Crop(model.image_size))
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), model.crop)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def classify_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -120,7 +122,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")], autograph=False)
     def classify_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
         def resize_image(image: tf.Tensor) -> tf.Tensor:
-            return resize(image, model.image_size)
+            return resize(image, model.crop)
 
         return classify(tf.map_fn(resize_image, images, fn_output_signature=one_image))
 
@@ -128,7 +130,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
 
 
 def _keras(model: ServingModel, path: Path) -> None:
-    images = keras.Input((model.image_size, model.image_size, 3), dtype="uint8", name="images")
+    images = keras.Input((model.crop.size, model.crop.size, 3), dtype="uint8", name="images")
     logits = model.model(model.scale_pixels(keras.ops.cast(images, "float32")))
     keras.Model(images, keras.layers.Softmax(name="probabilities")(logits), name="classifier").save(path)
     _add_labels(model, path)
@@ -152,11 +154,12 @@ def _onnx(model: ServingModel, path: Path) -> None:
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     converted.metadata_props.add(key="class_names", value=json.dumps(list(model.class_names)))
+    converted.metadata_props.add(key="resize", value=model.crop.resize)
     path.write_bytes(converted.SerializeToString())
 
 
 def _classify_function(model: ServingModel, *, batch_size: int | None) -> tf.types.experimental.PolymorphicFunction:
-    spec = tf.TensorSpec([batch_size, model.image_size, model.image_size, 3], tf.uint8, "images")
+    spec = tf.TensorSpec([batch_size, model.crop.size, model.crop.size, 3], tf.uint8, "images")
 
     @tf.function(input_signature=[spec], autograph=False)
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import renamed, resolution
@@ -49,6 +50,11 @@ class TrainedRun:
     def image_size(self) -> int:
         """Side of evaluated images, in pixels."""
         return resolution.evaluation_size(self.config)
+
+    @property
+    def crop(self) -> Crop:
+        """How evaluated images are resized."""
+        return Crop(self.image_size, resize=resolution.resize(self.config))
 
     @property
     def flip_tta(self) -> bool:

@@ -117,7 +117,7 @@ class TrainingInput:
         cache = config.cache if steps > self._plan.steps_per_epoch else "none"
         return Reader(
             self._split,
-            Crop(size, *pipeline.scale),
+            Crop(size, *pipeline.scale, config.resize),
             draws=pipeline.draws,
             shuffle=config.shuffle,
             block_size=config.shuffle_block_size,

@@ -21,7 +21,7 @@ def shown():
 def advice_on(shown):
     """Starts the advice on a run; `labels` are the labels of each split's images."""
 
-    def make(labels=None, *, num_images=100, is_converted=True, **changed):
+    def make(labels=None, *, num_images=100, settings=None, is_converted=True, **changed):
         config = default_config()
         config.update(changed)
         labels = labels or {"train": [0, 1, 2]}
@@ -29,7 +29,7 @@ def advice_on(shown):
             num_classes=len(NAMES),
             class_names=NAMES,
             splits=tuple(labels),
-            manifest={"name": "cups"} if is_converted else {},
+            manifest={"name": "cups", "settings": settings or {}} if is_converted else {},
             split=lambda name: SimpleNamespace(label=np.array(labels[name])),
         )
         advice = Advice(config, resolve(config, num_images=num_images, replicas=1), dataset, show=shown.append)
@@ -71,6 +71,15 @@ def test_classes_without_images_are_named_per_split(advice_on, shown):
     assert train.severity == validation.severity == Severity.WARNING
     assert "'jugs'" in train.text and "'cups'" not in train.text
     assert "'cups', 'pots'" in validation.text and "--validation_fraction" in validation.fix
+
+
+def test_resizing_without_effect_on_images_that_were_converted_to_squares_is_reported(advice_on, shown):
+    advice_on(settings={"image_size": 128})
+    advice_on(settings={"image_size": 0}, resize="pad")
+    assert shown == []
+    advice_on(settings={"image_size": 128}, resize="pad")
+    assert codes(shown) == ["resize-has-no-effect"]
+    assert "config.resize=pad" in shown[0].text and "--image_size=128" in shown[0].text
 
 
 def test_scaled_learning_rate_is_reported(advice_on, shown):

@@ -29,7 +29,7 @@ def make_dataset(tmp_path, number, image_format, splits=("test", "train")):
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "raw"])
 def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
     dataset = make_dataset(tmp_path, 100, image_format)
-    samples = draw_samples(dataset, SIZE)
+    samples = draw_samples(dataset, Crop(SIZE))
     (batch,) = Reader(dataset.split("test"), Crop(SIZE)).evaluation(BatchSlice(100))
     *images, turned, transparent = samples.images
     numbers = [int(np.flatnonzero((batch["image"] == image).numpy().all((1, 2, 3)))[0]) for image in images]
@@ -41,27 +41,27 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
         assert image_format == "jpeg" or np.array_equal(decoded, pixels(number, 16 + number % 40))
     # Files that are turned by EXIF or transparent, and that evaluation reads as a viewer shows them.
     for image, encoded in zip((turned, transparent), samples.encoded[-2:], strict=True):
-        assert np.array_equal(resize(decode_as_viewed(encoded), SIZE), image)
-        assert not np.array_equal(resize(tf.io.decode_image(encoded, channels=3), SIZE), image)
+        assert np.array_equal(resize(decode_as_viewed(encoded), Crop(SIZE)), image)
+        assert not np.array_equal(resize(tf.io.decode_image(encoded, channels=3), Crop(SIZE)), image)
 
 
 @pytest.mark.parametrize(
     ("splits", "chosen"), [(("test", "train", "validation"), "validation"), (("train",), "train"), (("dev",), "dev")]
 )
 def test_samples_come_from_the_validation_split_if_there_is_one(tmp_path, splits, chosen):
-    samples = draw_samples(make_dataset(tmp_path, 3, "png", splits), SIZE)
+    samples = draw_samples(make_dataset(tmp_path, 3, "png", splits), Crop(SIZE))
     assert (samples.split, len(samples.images)) == (chosen, 3 + 2)
 
 
 def test_undecodable_sample_names_shard_and_record(tmp_path):
     with pytest.raises(DataError, match=r"data.*record 0 .*decoded"):
-        draw_samples(make_dataset(tmp_path, 3, "cut"), SIZE)
+        draw_samples(make_dataset(tmp_path, 3, "cut"), Crop(SIZE))
 
 
 @pytest.fixture
 def model():
     keras.utils.set_random_seed(0)
-    return ServingModel(small(len(NAMES), SIZE), lambda pixels: pixels / 255.0, SIZE, NAMES)
+    return ServingModel(small(len(NAMES), SIZE), lambda pixels: pixels / 255.0, Crop(SIZE), NAMES)
 
 
 def test_returns_the_largest_difference(model, images, tmp_path):

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from convoy.input_pipeline.reading.decode import Crop, resize
+from convoy.trainer.config.resolution import RESIZES
 from convoy.trainer.export.formats import ServingModel
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.models import build_model
 from convoy.trainer.tf_compat.layers import with_fast_layers, with_keras_layers
+from tests.input_pipeline.images import pixels
 from tests.trainer.export.helpers import NAMES, SIZE, write_model
 from tests.trainer.user_models import small
 
@@ -26,12 +29,28 @@ SCALINGS = {
 @pytest.mark.parametrize("file_format", FILES)
 def test_format_includes_preprocessing(file_format, scaling, images, tmp_path):
     keras.utils.set_random_seed(0)
-    model = ServingModel(small(len(NAMES), SIZE), SCALINGS[scaling], SIZE, NAMES)
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS[scaling], Crop(SIZE), NAMES)
     scaled = SCALINGS[scaling](images.astype(np.float32))
     expected = tf.nn.softmax(model.model(scaled, training=False)).numpy()
     found = load(file_format, write_model(file_format, model, tmp_path))(images)
     assert np.ptp(expected, axis=0).max() > 1e-2  # the model distinguishes the images
     np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", RESIZES)
+def test_saved_model_resizes_as_evaluation_does(mode, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE, resize=mode), NAMES)
+    loaded = tf.saved_model.load(str(write_model("saved_model", model, tmp_path)))
+    pictures = [pixels(number, 60)[:height, :width] for number, (height, width) in enumerate([(60, 20), (17, 60)])]
+    expected = model.probabilities(tf.stack([resize(tf.constant(picture), model.crop) for picture in pictures]))
+    encoded = tf.constant([tf.io.encode_png(picture).numpy() for picture in pictures])
+    found = loaded.signatures["serving_default"](image_bytes=encoded)["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    for number, picture in enumerate(pictures):
+        found = loaded.signatures["images"](images=tf.constant(picture[np.newaxis]))["probabilities"]
+        np.testing.assert_allclose(found[0], expected[number], atol=2e-6)
 
 
 def test_full_disk_raises_oserror(tmp_path, monkeypatch):
@@ -40,7 +59,7 @@ def test_full_disk_raises_oserror(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model, "save", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
-        write_model("saved_model", ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], SIZE, NAMES), tmp_path)
+        write_model("saved_model", ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), NAMES), tmp_path)
 
 
 @pytest.mark.slow
@@ -52,7 +71,7 @@ def test_keras_applications_model_includes_its_own_preprocessing(images, tmp_pat
             variable.assign(variable * 0.05)  # otherwise random weights give every image the same probabilities
     expected = tf.nn.softmax(built.model(built.scale_pixels(images.astype(np.float32)), training=False)).numpy()
     assert np.ptp(expected, axis=0).max() > 1e-3
-    model = ServingModel(with_keras_layers(built.model), built.scale_pixels, SIZE, NAMES)
+    model = ServingModel(with_keras_layers(built.model), built.scale_pixels, Crop(SIZE), NAMES)
     found = load("onnx", write_model("onnx", model, tmp_path))(images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

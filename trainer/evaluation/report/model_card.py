@@ -26,6 +26,7 @@ from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow
 
 _EXTREMES = 5  # classes at each end
+_RESIZED = {"squash": "resized", "crop": "center-cropped", "pad": "padded with gray"}  # config.resize
 _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, this card is left as it is. -->\n"
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
 
@@ -68,8 +69,9 @@ def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluat
         model={
             "architecture": config["model"]["name"],
             "parameters": evaluated and f"{evaluated.evaluation.parameters:,}",
-            "input": "RGB images, resized to {0} x {0} pixels".format(
-                config.get("eval_image_size") or config["image_size"]
+            "input": "RGB images, {1} to {0} x {0} pixels".format(
+                config.get("eval_image_size") or config["image_size"],
+                _RESIZED[config.get("resize", "squash")],
             ),
             "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}",
             "weights": evaluated and f"step {evaluated.evaluation.step}",
