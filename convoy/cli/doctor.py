@@ -35,6 +35,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         heartbeat_seconds=flags.heartbeat_timeout,
         worker_hosts=tuple(flags.worker_hosts),
         worker_index=flags.worker_index,
+        extend=flags.extend,
     )
     with terminable():  # removes the file that the checks write to RUN, also after SIGTERM
         return 0 if run_checks(options) else 2
