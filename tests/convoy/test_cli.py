@@ -380,3 +380,15 @@ class TestSlipsOfBeginners:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert f"{tmp_path}/none" in refuses("verify", "--data=~/none", code=3)
         assert f"{tmp_path}/a.jpg" not in refuses("verify", "--data=a~/a.jpg", code=3)
+
+
+def test_plotting_backend_of_a_notebook_in_another_environment_is_replaced(python, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://not_installed_here.backend_inline")
+    program = """
+import atexit, os, sys
+sys.argv = ["convoy", "--version"]
+atexit.register(lambda: print(os.environ["MPLBACKEND"]))
+from convoy.cli import entry_point
+entry_point()
+"""
+    assert python("-c", program).stdout.splitlines()[-1] == "agg"
