@@ -190,8 +190,16 @@ class TestFlags:
 
     def test_missing_extra_is_named_with_the_install_command(self, refuses, monkeypatch):
         monkeypatch.setitem(sys.modules, "tf2onnx", None)
-        error = refuses("export", "--workdir=w", "--output=o", "--format=keras,onnx")
+        error = refuses("export", "--workdir=w", "--output=o", "--format=onnx")
         assert "tf2onnx" in error and "pip install 'convoy-train[onnx]'" in error
+
+    @pytest.mark.slow  # imports TensorFlow
+    def test_missing_extra_of_one_format_is_named_before_the_others_are_exported(self, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "tf2onnx", None)
+        code = main(["convoy", "export", "--workdir=no-such-run", "--output=o", "--format=keras,onnx"])
+        first, second = capsys.readouterr().err.splitlines()
+        assert "tf2onnx" in first and "no-such-run" in second
+        assert code == 3
 
     def test_unknown_benchmark_suggests_the_nearest(self, refuses):
         error = refuses("bench", "stepp")
