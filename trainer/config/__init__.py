@@ -10,7 +10,7 @@ A duration is set in steps, epochs or images, through one of `eval_every_steps`,
 
 from convoy.trainer.config.checks import check
 from convoy.trainer.config.differences import OPERATIONAL_FIELDS, differences
-from convoy.trainer.config.extension import length_at, mixing_steps, spans, with_extension
+from convoy.trainer.config.extension import mixing_steps, spans, with_extension
 from convoy.trainer.config.plan import (
     AUTOMATIC,
     Plan,
@@ -42,7 +42,6 @@ __all__ = [
     "duration_in_steps",
     "fields",
     "learning_rate_of",
-    "length_at",
     "load_recipe",
     "mixing_steps",
     "overridden_durations",
