@@ -31,7 +31,6 @@ from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.config import resolution
-from convoy.trainer.config.schedules import learning_rate as learning_rate_at
 from convoy.trainer.run.order_record import OrderRecord
 from convoy.trainer.session.agreement import agree_on_checkpoint
 from convoy.trainer.session.description import dataset_identity, hardware_info
@@ -58,6 +57,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Trains to the config's last step, from the latest checkpoint in `workdir` or from step 0.
 
@@ -74,6 +74,7 @@ def train(
       profile_steps: first and last step that the chief profiles for TensorBoard (`profiler`); None for none.
       recipe: the user's file that made the config, kept in `workdir`; None for others.
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
+      extend: whether the run in `workdir` may become longer, if the config is.
 
     Returns:
       The content of result.json.
@@ -102,6 +103,7 @@ def train(
                 interface=interface,
                 recipe=recipe,
                 record_format=record_format,
+                extend=extend,
             )
             return _Training(
                 session, worker_group, deadlines, stop, record_order=record_order, profile_steps=profile_steps
@@ -160,7 +162,10 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
-            self._console.say(f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}.")
+            self._console.say(
+                f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}. "
+                "Pass --extend with a longer config.epochs or config.steps to go on."
+            )
             self._worker_group.exchange("end")
             return self._run.read_json(self._run.result)
         watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._record_lost_peer)
@@ -252,17 +257,8 @@ class _Training:
         return batch
 
     def _learning_rate(self, step: int) -> float:
-        schedule, divergence = self._config.schedule, self._config.divergence
-        return divergence.learning_rate_factor**self._rollbacks * learning_rate_at(
-            step,
-            total_steps=self._plan.total_steps,
-            peak=self._plan.peak_learning_rate,
-            name=schedule.name,
-            warmup_steps=self._plan.warmup_steps,
-            final_fraction=schedule.final_fraction,
-            boundaries=schedule.boundaries,
-            factor=schedule.factor,
-        )
+        factor = self._config.divergence.learning_rate_factor**self._rollbacks
+        return factor * configs.learning_rate_of(self._config, self._plan, step)
 
     def _read_result(self, result: StepResult, step: int) -> None:
         """Waits for a step's result and accumulates it. The result is reduced, so all workers decide alike.

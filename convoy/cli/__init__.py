@@ -115,6 +115,8 @@ def entry_point() -> NoReturn:
     """Runs the command of this process and exits."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid in the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    # A notebook passes on a backend that may not be installed here, with which Keras' import fails.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         code = main()
     except SystemExit as request:

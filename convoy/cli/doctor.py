@@ -37,6 +37,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         worker_hosts=tuple(flags.worker_hosts),
         worker_index=flags.worker_index,
         record_format=record_format(flags, flags.data),
+        extend=flags.extend,
     )
     with terminable():  # removes the file that the checks write to RUN, also after SIGTERM
         return 0 if run_checks(options) else 2

@@ -4,13 +4,14 @@ convoy export --workdir=run --format=saved_model,onnx --output=exported
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from convoy.cli.evaluate import CHECKPOINT_HELP
 from convoy.cli.tables import print_table
-from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
@@ -32,11 +33,14 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define_verbosity_flag(flags)
 
 
-def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Exports the model and prints the result of the comparison.
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
+    """Exports the model and prints the result of the comparison, and a line for each format that is left out.
+
+    Returns:
+      0, or the exit code of what kept a format from being exported.
 
     Raises:
-      UsageError: a format is unknown, or its library is not installed; and as `export`.
+      UsageError: a format is unknown, or the library of the only one is not installed; and as `export`.
       DataError: as `export`.
     """
     formats = tuple(dict.fromkeys(name.strip() for name in flags.format))
@@ -45,15 +49,25 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(
                 f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
             )
+    failures: list[ConvoyError] = []
+
+    def leave_out(error: ConvoyError) -> None:
+        failures.append(error)
+        print(f"convoy: {error}", file=sys.stderr, flush=True)
+
     missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if "onnx" in formats and missing:
-        raise UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
+        error = UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
+        formats = tuple(name for name in formats if name != "onnx")
+        if not formats:
+            raise error
+        leave_out(error)
     start_tensorflow()
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)
     with terminable():
-        exported = export(request)
+        exported = export(request, leave_out)
     print_table(
         ("format", "file"),
         ("MB", "largest difference"),
@@ -74,3 +88,4 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             f"{reference.largest_difference:.2g} in probability, with the same top-1 class for "
             f"{reference.same_top1} of these images."
         )
+    return max((error.exit_code for error in failures), default=0)

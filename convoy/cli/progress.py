@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from convoy.core.terminal import can_redraw
+
 _PLAIN_LINE_SECONDS = 10.0
 
 
@@ -20,7 +22,7 @@ def progress_display(activity: str, unit: str) -> Iterator[Callable[[int, int], 
       activity: what the command does, such as "converting".
       unit: name of the units, such as "images".
     """
-    if not sys.stderr.isatty():
+    if not can_redraw(sys.stderr):
         yield _PlainProgress(activity, unit)
         return
     from rich import progress as rich_progress

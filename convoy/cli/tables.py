@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable, Sequence
 
+from convoy.core.terminal import can_redraw
+
 _UNCUT = 1000  # columns of output that is not a terminal
 
 
@@ -25,7 +27,7 @@ def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Seq
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else _UNCUT).print(table)
+    Console(highlight=False, width=None if can_redraw(sys.stdout) else _UNCUT).print(table)
 
 
 def _text(cell: str | int | float) -> str:

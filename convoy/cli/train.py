@@ -102,6 +102,11 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     define.string("data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords")
     define_record_flags(flags)
     define.string("workdir", None, "run directory; an interrupted run in it is resumed")
+    define.bool(
+        "extend",
+        False,
+        "continue the run in --workdir to a longer config.epochs or config.steps, by the schedule of the new length",
+    )
     define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
     define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
     define.list("worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler")
@@ -163,6 +168,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             profile_steps=profile_steps,
             recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
             record_format=record_format(flags, flags.data),
+            extend=flags.extend,
         )
 
 

@@ -4,11 +4,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 from convoy.core.errors import ConvoyError
 from convoy.core.exit_codes import SIGNAL_BASE
+from convoy.core.terminal import can_redraw
 
 
 def usable_cores() -> int:
@@ -76,7 +78,7 @@ def ending_on_interrupt() -> Iterator[None]:
     """
 
     def end(number: int, _: object) -> None:
-        if os.isatty(1):
+        if can_redraw(sys.stdout):
             os.write(1, b"\x1b[?25h")  # shows the cursor, which progress bars hide
         os.write(2, b"convoy: interrupted\n")
         os._exit(SIGNAL_BASE + number)

@@ -5,6 +5,8 @@ send to an exported model, may hold photographs that only their EXIF orientation
 transparency, which TensorFlow's decoders ignore. The EXIF format is that of CIPA DC-008-2012, section 4.6.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 _SEARCHED_BYTES = 2**16 + 2**12  # the longest segment of a JPEG, and what comes before it
@@ -13,18 +15,24 @@ _MOST_ENTRIES = 128
 _ORIENTATION_TAG = 0x0112
 _EXIF = (0x45, 0x78, 0x69, 0x66, 0, 0)
 _TIFF_HEADER = 10  # bytes from a segment's marker to its TIFF header
+_SEARCHED_CHUNKS = 2**12  # before and after the pixels
+_BIG_ENDIAN = (2**24, 2**16, 2**8, 1)
+_PNG, _WEBP = b"\x89PNG", b"WEBP"
+_WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 
 
 def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
     """Returns an image, [height, width, 3] uint8, upright and on white.
 
     Args:
-      encoded: scalar string: JPEG, PNG, GIF or BMP. The orientation of a PNG is not applied.
+      encoded: scalar string: JPEG, PNG, WebP, GIF or BMP (`file_kinds.unreadable_kind`).
     """
     return tf.case(
         [
-            (tf.strings.substr(encoded, 0, 4) == b"\x89PNG", lambda: _on_white(tf.io.decode_png(encoded, channels=4))),
-            (tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff", lambda: _upright(encoded)),
+            (has(encoded, 0, b"\xff\xd8\xff"), lambda: _upright(_stored(encoded), exif_orientation(encoded))),
+            (has(encoded, 0, _PNG), lambda: _upright(_decode_png(encoded), _png_orientation(encoded))),
+            (has(encoded, 8, _WEBP), lambda: _upright(_decode_webp(encoded), _webp_orientation(encoded))),
+            (has(encoded, 0, b"BM") & (numbers(encoded, 28, 1)[0] == 8), lambda: _decode_palette_bmp(encoded)),
         ],
         default=lambda: _stored(encoded),
     )
@@ -33,7 +41,7 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
 def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     """Returns the EXIF orientation of a JPEG, int32, 1 (upright) to 8; 1 if it has none."""
     length = tf.minimum(tf.strings.length(encoded), _SEARCHED_BYTES)
-    data = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, length), tf.uint8), tf.int32)
+    data = numbers(encoded, 0, length)
 
     def byte(position: tf.Tensor) -> tf.Tensor:
         return tf.where(position < length, tf.gather(data, tf.clip_by_value(position, 0, length - 1)), 0)
@@ -52,30 +60,122 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     start = tf.while_loop(
         is_before_exif, lambda start: (start + 2 + big_endian(start + 2),), (2,), maximum_iterations=_MOST_SEGMENTS
     )[0]
+    return tf.cond(is_exif(start), lambda: _tiff_orientation(encoded, start + _TIFF_HEADER), lambda: 1)
 
-    def from_tiff() -> tf.Tensor:
-        tiff = start + _TIFF_HEADER
-        little = byte(tiff) == 0x49
 
-        def word(position: tf.Tensor) -> tf.Tensor:
-            first, second = byte(position), byte(position + 1)
-            return tf.where(little, first + 256 * second, 256 * first + second)
+def _tiff_orientation(encoded: tf.Tensor, tiff: tf.Tensor) -> tf.Tensor:
+    """Returns the orientation in the TIFF header at byte `tiff`, int32, 1 to 8."""
+    length = tf.clip_by_value(tf.strings.length(encoded) - tiff, 0, 2**16)
+    data = numbers(encoded, tiff, length)
 
-        directory = tiff + tf.where(little, word(tiff + 4), word(tiff + 6))  # its low half: a segment is shorter
+    def byte(position: tf.Tensor) -> tf.Tensor:
+        return tf.where(position < length, tf.gather(data, tf.clip_by_value(position, 0, length - 1)), 0)
+
+    def word(position: tf.Tensor) -> tf.Tensor:
+        first, second = byte(position), byte(position + 1)
+        return tf.where(little, first + 256 * second, 256 * first + second)
+
+    def orientation() -> tf.Tensor:
+        directory = tf.where(little, word(4), word(6))  # its low half: a segment is shorter
         entries = directory + 2 + 12 * tf.range(tf.minimum(word(directory), _MOST_ENTRIES))
         found = tf.boolean_mask(word(entries + 8), word(entries) == _ORIENTATION_TAG)
         value = tf.reduce_max(tf.concat([found[:1], [1]], 0))
         return tf.where((value >= 1) & (value <= 8), value, 1)
 
-    return tf.cond(is_exif(start), from_tiff, lambda: 1)
+    little = byte(0) == 0x49
+    return tf.cond(length > 0, orientation, lambda: 1)
+
+
+def _png_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    def size(at: tf.Tensor) -> tf.Tensor:
+        return tf.tensordot(numbers(encoded, at, 4), _BIG_ENDIAN, 1)
+
+    return _chunk_orientation(encoded, b"eXIf", 8, kind_at=4, end=lambda at: at + 12 + size(at))
+
+
+def _webp_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    def size(at: tf.Tensor) -> tf.Tensor:
+        return tf.tensordot(numbers(encoded, at + 4, 4), [1, 2**8, 2**16, 2**24], 1)
+
+    return _chunk_orientation(encoded, b"EXIF", 12, kind_at=0, end=lambda at: at + 8 + size(at) + size(at) % 2)
+
+
+def _chunk_orientation(
+    encoded: tf.Tensor, kind: bytes, start: int, *, kind_at: int, end: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Returns the orientation in the EXIF chunk of a file of chunks; its data follow 8 bytes of size and kind."""
+
+    def search() -> tf.Tensor:
+        at = tf.while_loop(
+            lambda at: (at + 8 <= tf.strings.length(encoded)) & ~has(encoded, at + kind_at, kind),
+            lambda at: (tf.where(end(at) > at, end(at), tf.strings.length(encoded)),),
+            (start,),
+        )[0]
+        return _tiff_orientation(encoded, at + 8)
+
+    # Few have one, and a file may have thousands of chunks.
+    return tf.cond(_mentions(encoded, kind), search, lambda: 1)
+
+
+def _mentions(encoded: tf.Tensor, kind: bytes) -> tf.Tensor:
+    """Returns whether the start or the end of a file, around its pixels, names a kind of chunk."""
+    length = tf.strings.length(encoded)
+    # The color profile of a PNG, which follows its header, may be long.
+    profile = tf.where(has(encoded, 37, b"iCCP"), tf.tensordot(numbers(encoded, 33, 4), _BIG_ENDIAN, 1), 0)
+    start = tf.strings.substr(encoded, 0, _SEARCHED_CHUNKS + profile)
+    end = tf.strings.substr(encoded, tf.maximum(0, length - _SEARCHED_CHUNKS), _SEARCHED_CHUNKS)
+    return tf.strings.regex_full_match(start + end, rb"\C*?" + kind + rb"\C*")
+
+
+def has(encoded: tf.Tensor, at: tf.Tensor | int, magic: bytes) -> tf.Tensor:
+    """Returns whether a string has `magic` at byte `at`."""
+    return tf.strings.substr(encoded, tf.minimum(at, tf.strings.length(encoded)), len(magic)) == magic
+
+
+def numbers(encoded: tf.Tensor, at: tf.Tensor | int, length: tf.Tensor | int) -> tf.Tensor:
+    """Returns the bytes from `at` on, [length] int32, as 0 after the end."""
+    part = tf.strings.substr(encoded, tf.minimum(at, tf.strings.length(encoded)), length)
+    found = tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int32)
+    return tf.pad(found, [[0, length - tf.size(found)]])
 
 
 def _stored(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def _upright(encoded: tf.Tensor) -> tf.Tensor:
-    image, orientation = _stored(encoded), exif_orientation(encoded)
+def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
+    # Not with 4 channels in any case: TensorFlow's alpha for a palette of 4 bits is 15.
+    has_alpha = numbers(encoded, 25, 1)[0] & 4 > 0
+    is_keyed = _mentions(encoded, b"tRNS")
+    return tf.cond(
+        has_alpha | is_keyed,
+        lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
+        lambda: tf.io.decode_png(encoded, channels=3),
+    )
+
+
+def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
+    # TensorFlow decodes to the number of channels that the file has. Its header is in RFC 9649, sections 2.6 and 2.7.
+    lossless = has(encoded, 12, b"VP8L") & (numbers(encoded, 24, 1)[0] & _WEBP_ALPHA > 0)
+    extended = has(encoded, 12, b"VP8X") & (numbers(encoded, 20, 1)[0] & _WEBP_ALPHA > 0)
+
+    def with_alpha() -> tf.Tensor:
+        return _on_white(tf.io.decode_image(encoded, channels=4, expand_animations=False))
+
+    return tf.cond(lossless | extended, with_alpha, lambda: _stored(encoded))
+
+
+def _decode_palette_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    # TensorFlow takes the indices for shades of gray.
+    header = numbers(encoded, 0, 18)
+    first, palette = header[10] + 2**8 * header[11], 14 + header[14] + 2**8 * header[15]
+    colours = tf.reshape(numbers(encoded, palette, (first - palette) // 4 * 4), [-1, 4])[:, 2::-1]
+    indices = tf.io.decode_bmp(encoded)[..., 0]
+    return tf.cast(tf.gather(colours, tf.cast(indices, tf.int32)), tf.uint8)
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns an image by its EXIF orientation."""
 
     def exchanged() -> tf.Tensor:
         # Not by `tf.transpose`: wherever it is in a graph, TensorFlow may print that oneDNN has none for bytes.

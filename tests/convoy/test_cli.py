@@ -190,8 +190,16 @@ class TestFlags:
 
     def test_missing_extra_is_named_with_the_install_command(self, refuses, monkeypatch):
         monkeypatch.setitem(sys.modules, "tf2onnx", None)
-        error = refuses("export", "--workdir=w", "--output=o", "--format=keras,onnx")
+        error = refuses("export", "--workdir=w", "--output=o", "--format=onnx")
         assert "tf2onnx" in error and "pip install 'convoy-train[onnx]'" in error
+
+    @pytest.mark.slow  # imports TensorFlow
+    def test_missing_extra_of_one_format_is_named_before_the_others_are_exported(self, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "tf2onnx", None)
+        code = main(["convoy", "export", "--workdir=no-such-run", "--output=o", "--format=keras,onnx"])
+        first, second = capsys.readouterr().err.splitlines()
+        assert "tf2onnx" in first and "no-such-run" in second
+        assert code == 3
 
     def test_unknown_benchmark_suggests_the_nearest(self, refuses):
         error = refuses("bench", "stepp")
@@ -380,3 +388,15 @@ class TestSlipsOfBeginners:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert f"{tmp_path}/none" in refuses("verify", "--data=~/none", code=3)
         assert f"{tmp_path}/a.jpg" not in refuses("verify", "--data=a~/a.jpg", code=3)
+
+
+def test_plotting_backend_of_a_notebook_in_another_environment_is_replaced(python, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://not_installed_here.backend_inline")
+    program = """
+import atexit, os, sys
+sys.argv = ["convoy", "--version"]
+atexit.register(lambda: print(os.environ["MPLBACKEND"]))
+from convoy.cli import entry_point
+entry_point()
+"""
+    assert python("-c", program).stdout.splitlines()[-1] == "agg"

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.images.rgb import as_rgb
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, crop_and_resize
+from convoy.input_pipeline.reading.file_kinds import unreadable_kind
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.viewed import decode_as_viewed, exif_orientation
 from tests.input_pipeline.external_sets import bytes_feature, int_feature
@@ -103,6 +104,65 @@ def test_transparency_is_blended_with_white_as_pillow_does(drawing, decode, mode
         image, options = drawing.quantize(16), {"transparency": 3}
     data = saved(image, "PNG", **options)
     assert np.abs(decode(data).numpy() - as_pillow(data)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_orientation_of_chunked_formats_is_applied(drawing, decode, image_format, orientation):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    for image in (drawing, drawing.convert("RGBA")):
+        data = saved(image, image_format, exif=exif(orientation), **options)
+        assert np.array_equal(decode(data), as_pillow(data))
+
+
+def test_orientation_after_the_pixels_of_a_png_is_found(drawing, decode):
+    data = saved(drawing, "PNG", exif=exif(8))
+    start = data.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(data[start : start + 4], "big")
+    chunk, end = data[start : start + size], data.index(b"IEND") - 4
+    moved = data[:start] + data[start + size : end] + chunk + data[end:]
+    assert np.array_equal(decode(moved), as_pillow(data))
+    for broken in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"):  # a size that leads back, and one past the end
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            decode(moved[: end - size] + broken + moved[end - size + 4 :])
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_transparent_webp_is_blended_with_white(drawing, decode, lossless):
+    image = drawing.convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(drawing.size))
+    data = saved(image, "WEBP", lossless=lossless, exact=True)
+    assert np.abs(decode(data).numpy() - as_pillow(data)).max() <= 3
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP"])
+@pytest.mark.parametrize("colours", [16, 200])
+def test_palettes_are_decoded_to_colours(drawing, decode, image_format, colours):
+    data = saved(drawing.quantize(colours), image_format)
+    assert np.array_equal(decode(data), as_pillow(data))
+
+
+def test_kinds_that_cannot_be_read_are_named(drawing):
+    transparent = drawing.convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize(drawing.size).point(lambda value: 255 * (value > 99)))
+    animated = {"save_all": True, "append_images": [drawing.rotate(180)]}
+    named = {
+        "TIFF": saved(drawing, "TIFF"),
+        "AVIF": saved(drawing, "AVIF"),
+        "JPEG 2000": saved(drawing, "JPEG2000"),
+        "PPM": saved(drawing, "PPM"),
+        "animated WebP": saved(drawing, "WEBP", **animated),
+        "transparent GIF": saved(transparent, "GIF", comment=b"c" * 600),
+        "BMP of few colours": saved(drawing.convert("1"), "BMP"),
+        "HTML or XML": b"<html>",
+        "unknown": b"no image",
+        "empty": b"",
+    }
+    kind = tf.function(unreadable_kind, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    assert {name: kind(data).numpy().decode() for name, data in named.items()} == {name: name for name in named}
+    gif = {"comment": b"c" * 600, **animated}
+    for image_format, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("BMP", {}), ("GIF", {}), ("GIF", gif)):
+        assert kind(saved(drawing, image_format, **options)).numpy() == b""
 
 
 def test_other_formats_are_decoded_as_they_are(drawing, decode):

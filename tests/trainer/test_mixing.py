@@ -96,10 +96,10 @@ def test_draws_depend_only_on_seed_step_and_virtual_replica():
             assert (one[:, [0, 2, 3]] == other[:, [0, 2, 3]]).mean() < 0.02
 
 
-def test_mixing_ends_at_until_step():
-    mixing = Mixing(mixup=1.0, until_step=7)
-    assert (drawn(mixing, 50, step=6)[:, 0] < 1).all()
-    assert (drawn(mixing, 50, step=7)[:, 0] == 1).all()
+def test_steps_without_mixing():
+    mixing = Mixing(mixup=1.0, steps=((0, 7), (9, 10)))
+    for step, is_mixed in ((6, True), (7, False), (8, False), (9, True), (10, False)):
+        assert ((drawn(mixing, 50, step=step)[:, 0] < 1) == is_mixed).all(), step
 
 
 def test_the_loss_is_the_cross_entropy_with_mixed_and_smoothed_labels():
@@ -130,7 +130,7 @@ def test_the_loss_is_the_cross_entropy_with_mixed_and_smoothed_labels():
 @pytest.mark.slow
 def test_steps_after_mixing_equal_steps_without_mixing():
     batches, weights = [make_batch(8, seed=number) for number in range(2)], []
-    for mixing in (Mixing(cutmix=1.0, until_step=1), Mixing()):
+    for mixing in (Mixing(cutmix=1.0, steps=((0, 1),)), Mixing()):
         train_step, state, _ = make_step(**PLAIN, mixing=mixing)
         state.step = 1
         train_step(distribute(state.strategy, batches[1]), 0.1)

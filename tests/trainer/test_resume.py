@@ -1,18 +1,23 @@
+import os
+import signal
 from dataclasses import replace
 
 import ml_collections
 import pytest
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer import config as configs
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
-from convoy.trainer.session.resume import check_same_run
+from convoy.trainer.session.resume import effects_of_extension, resumed_config
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
+from tests.trainer.run_files import events_of, measured, result_of
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def resume_on(tmp_path):
 
     def check(before, dataset):
         metadata = {"config": configs.to_json(config), "dataset": before, "step": 3}
-        check_same_run(metadata, config, dataset, RunDirectory(tmp_path / "run"))
+        resumed_config(metadata, config, dataset, RunDirectory(tmp_path / "run"))
 
     return check
 
@@ -92,3 +97,127 @@ def test_a_run_of_an_earlier_version_keeps_its_class_without_images(tmp_path, re
     assert dataset.class_names == ("0", "1", "2")
     new = ("image_key", "label_key", "first_label")
     resume_on({name: value for name, value in dataset_identity(dataset).items() if name not in new}, dataset)
+
+
+class TestExtension:
+    """A run of 30 steps on 3 images, which has reached step 20 or its end."""
+
+    @pytest.fixture
+    def resumed(self, shards, tmp_path):
+        """Returns a function that resumes with some changes and returns the config."""
+        dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+
+        def resume(changes, *, step=30, recorded=None, extend=True):
+            config = configs.default_config()
+            config.update({"batch_size": 3, "steps": 30})
+            recorded = recorded or {**configs.to_json(config), "virtual_replicas": 1, "precision": "float32"}
+            config.update(changes)
+            metadata = {"config": recorded, "dataset": dataset_identity(dataset), "step": step}
+            return resumed_config(metadata, config, dataset, run, extend=extend)
+
+        return resume
+
+    @pytest.mark.parametrize("step", [20, 30])
+    @pytest.mark.parametrize("longer", [{"steps": 40}, {"steps": 0, "epochs": 39.5}])
+    def test_keeps_the_first_steps_and_what_earlier_starts_chose(self, resumed, step, longer):
+        config = resumed(longer, step=step)
+        total = configs.resolve(config, num_images=3, replicas=1).total_steps
+        assert configs.spans(config, total) == [(0, step, 30), (step, 40, 40)]
+        assert (config.virtual_replicas, config.precision) == (1, "float32")
+
+    def test_is_recorded_once_and_can_be_repeated(self, resumed):
+        recorded = configs.to_json(resumed({"steps": 40}))
+        for extend in (True, False):  # as after a crash
+            config = resumed({"steps": 40}, step=35, recorded=recorded, extend=extend)
+            assert configs.spans(config, 40) == [(0, 30, 30), (30, 40, 40)]
+        config = resumed({"steps": 60}, step=35, recorded=recorded)
+        assert configs.spans(config, 60) == [(0, 30, 30), (30, 35, 40), (35, 60, 60)]
+        configs.check(config)
+
+    @pytest.mark.parametrize(
+        ("changes", "extend", "named"),
+        [
+            ({"steps": 40}, False, "--extend"),
+            ({"steps": 20}, True, "30 steps"),
+            ({"steps": 20}, False, "30 steps"),
+            ({"steps": 40, "seed": 3}, True, "seed: 0 -> 3"),
+            ({"steps": 40, "schedule": {"name": "cosine"}}, True, "schedule.name"),
+        ],
+    )
+    def test_other_changes_are_refused_with_both_ways_on(self, resumed, tmp_path, changes, extend, named):
+        with pytest.raises(UsageError) as caught:
+            resumed(changes, extend=extend)
+        message = str(caught.value)
+        assert named in message and "extend" in message and f"--config.model.weights={tmp_path / 'run'}" in message
+
+    def test_same_length_in_another_unit_is_no_change(self, resumed):
+        for extend in (True, False):
+            assert not resumed({"steps": 0, "epochs": 30.0}, extend=extend).extended.steps
+
+    def test_run_of_an_earlier_version_resumes_and_extends(self, resumed):
+        recorded = configs.to_json(resumed({}))
+        del recorded["extended"]
+        assert not resumed({}, recorded=recorded, extend=False).extended.steps
+        assert resumed({"steps": 40}, recorded=recorded).extended.steps == (30,)
+
+    def test_needs_a_checkpoint(self, shards, tmp_path):
+        with pytest.raises(UsageError, match="--extend"):
+            run = RunDirectory(tmp_path / "run")
+            resumed_config(None, configs.default_config(), open_dataset(shards), run, extend=True)
+
+    def test_schedule_sizes_and_mixing_follow_the_length_of_each_step(self, resumed):
+        changes = {
+            "schedule": {"name": "cosine"},
+            "progressive": {"sizes": (32,), "ends": (0.8,)},
+            "mix": {"mixup": 0.2, "off_fraction": 0.1},
+        }
+        before, alone = configs.default_config(), configs.default_config()
+        for config, steps in ((before, 30), (alone, 60)):
+            config.update({"batch_size": 3, "virtual_replicas": 1, "steps": steps, **changes})
+        extended = resumed({**changes, "steps": 60}, recorded=configs.to_json(before))
+
+        def rates(config, *steps):
+            plan = configs.resolve(config, num_images=3, replicas=1)
+            return [configs.learning_rate_of(config, plan, step) for step in steps]
+
+        assert rates(extended, *range(30)) == rates(before, *range(30))
+        assert rates(extended, *range(30, 60)) == rates(alone, *range(30, 60))
+        assert resolution.stages(extended, 60) == [(32, 0, 24), (64, 24, 30), (32, 30, 48), (64, 48, 60)]
+        assert configs.mixing_steps(extended, 60) == ((0, 27), (30, 54))
+        effects = " ".join(effects_of_extension(extended, configs.resolve(extended, num_images=3, replicas=1)))
+        for rate in (*rates(before, 29), *rates(alone, 30)):
+            assert f"{rate:.2e}" in effects
+        assert "32 px" in effects and "mixed again" in effects and "another result" in effects
+
+    def test_constant_schedule_gives_the_same_as_a_run_from_the_start(self, resumed):
+        config = resumed({"steps": 40})
+        effects = " ".join(effects_of_extension(config, configs.resolve(config, num_images=3, replicas=1)))
+        assert "another result" not in effects
+
+
+@pytest.mark.slow
+def test_extended_run_ends_like_one_planned_so_on_any_hardware_and_through_kills(
+    copied_run, finished_run, dataset, convoy, convoy_started, wait_until, tmp_path
+):
+    base = [flag for flag in finished_run.flags if "steps=40" not in flag]
+    command = ("train", *base, "--config.steps=240", f"--data={dataset.data}")
+    store, log = CheckpointStore(copied_run / "checkpoints"), tmp_path / "killed.log"
+    refused = convoy(*command, f"--workdir={copied_run}", "--devices=cpu:1")
+    assert refused.returncode == 2 and "--extend" in refused.stderr
+    with convoy_started(*command, f"--workdir={copied_run}", "--devices=cpu:1", "--extend", output=log) as process:
+        wait_until(lambda: store.latest() > 40 or process.poll() is not None, "a checkpoint of the extension")
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, log.read_text()
+    assert not (copied_run / "result.json").exists()  # of the shorter run
+    convoy(*command, f"--workdir={copied_run}", "--devices=cpu:4", check=True)
+    planned = tmp_path / "planned"
+    record = ("--config.extended.steps=(40,)", "--config.extended.lengths=(40,)")
+    convoy(*command, *record, f"--workdir={planned}", "--devices=cpu:2", check=True)
+    result, expected = result_of(copied_run), result_of(planned)
+    for name in ("step", "weights_sha256", "images_seen"):
+        assert result[name] == expected[name], name
+    assert measured(copied_run, "train") == measured(planned, "train")
+    (event,) = events_of(copied_run, "extended")
+    assert (event["step"], event["before"], event["steps"]) == (40, 40, 240)
+    again = convoy(*command, f"--workdir={copied_run}", "--devices=cpu:1", "--extend", check=True)
+    assert "Nothing left" in again.stdout

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from convoy.core.finding import Finding, Severity
+from convoy.core.terminal import can_redraw
 from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
 
@@ -39,7 +40,7 @@ class TrainingConsole:
         """
         output = cast("IO[str]", _TolerantFile(sys.stdout)) if sys.stdout else None
         # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
-        draws = None if sys.stdout and sys.stdout.isatty() else False
+        draws = None if can_redraw(sys.stdout) else False
         self.console = console or Console(
             file=output, highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
         )

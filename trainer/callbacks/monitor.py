@@ -34,7 +34,7 @@ from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.session.description import dataset_identity, environment, hardware_info, header_rows
 from convoy.trainer.session.prepare import TrainingSession
-from convoy.trainer.session.resume import changes
+from convoy.trainer.session.resume import changes, effects_of_extension
 from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult, TrainStep
 
@@ -135,7 +135,19 @@ class Monitor:
                 f"Resumed at step {step} of {plan.total_steps}."
                 + (f" Changed: {'; '.join(changed)}." if changed else "")
             )
+            self._say_extension()
         self._advice.start()
+
+    def _say_extension(self) -> None:
+        """Prints and records what an extension changes, until a checkpoint has recorded it."""
+        config, metadata = self._session.config, self._session.metadata
+        recorded = metadata["config"].get("extended", {"steps": ()})["steps"]
+        if len(config.extended.steps) > len(recorded):
+            self.run_logger.event(
+                "extended", step=self._state.step, before=config.extended.lengths[-1], steps=self._plan.total_steps
+            )
+            for line in effects_of_extension(config, self._plan, rollbacks=metadata.get("rollbacks", 0)):
+                self.console.say(line)
 
     def go_back(self, step: int) -> None:
         """Drops what was measured and written after `step`."""

@@ -37,6 +37,8 @@ class RunLogger:
     def begin(self, step: int, files: Mapping[str, Any], pages: Mapping[str, Sequence[Summary.Value]]) -> None:
         """Drops what was written after `step`, and writes each of `files` as RUN/NAME.json and as text for TensorBoard.
 
+        Drops the result of a run that was finished before, too.
+
         Args:
           step: steps done before this start.
           files: JSON values by name.
@@ -51,7 +53,9 @@ class RunLogger:
         texts = [summaries.text_of_json(f"run/{name}", json_value(value)) for name, value in files.items()]
         shown = {**pages, "train": [*pages.get("train", ()), *texts, summaries.text("run/command", command)]}
         try:
-            self._go_back(step, without={value.tag for values in shown.values() for value in values})
+            self._run.result.unlink(missing_ok=True)
+            written_again = {value.tag for values in shown.values() for value in values}
+            self._go_back(step, without={*written_again, summaries.session_end(0.0).tag})
             for name, value in files.items():
                 self._run.write_json(self._run.path / f"{name}.json", value)
             self._run.command.write_text(command + "\n", encoding="utf-8", errors="surrogateescape")

@@ -10,7 +10,16 @@ A duration is set in steps, epochs or images, through one of `eval_every_steps`,
 
 from convoy.trainer.config.checks import check
 from convoy.trainer.config.differences import OPERATIONAL_FIELDS, differences
-from convoy.trainer.config.plan import AUTOMATIC, Plan, duration_in_steps, resolve, total_steps, with_recorded_choices
+from convoy.trainer.config.extension import mixing_steps, spans, with_extension
+from convoy.trainer.config.plan import (
+    AUTOMATIC,
+    Plan,
+    duration_in_steps,
+    learning_rate_of,
+    resolve,
+    total_steps,
+    with_recorded_choices,
+)
 from convoy.trainer.config.recipes import (
     DEFAULT_RECIPE,
     check_field_names,
@@ -32,12 +41,16 @@ __all__ = [
     "differences",
     "duration_in_steps",
     "fields",
+    "learning_rate_of",
     "load_recipe",
+    "mixing_steps",
     "overridden_durations",
     "recipe_path",
     "resolve",
     "shipped_recipes",
+    "spans",
     "to_json",
     "total_steps",
+    "with_extension",
     "with_recorded_choices",
 ]

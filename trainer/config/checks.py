@@ -1,5 +1,6 @@
 """Validation of config values: every error names the field, its value and the allowed values."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -121,6 +122,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     boundaries = list(config.schedule.boundaries)
     rising = boundaries == sorted(boundaries) and all(0 < boundary < 1 for boundary in boundaries)
     require(rising, "schedule.boundaries", config.schedule.boundaries, "must be rising fractions of the run in (0, 1)")
+    extended = config.extended
+    steps, lengths = ([0, *values] for values in (extended.steps, extended.lengths))
+    is_possible = (
+        len(steps) == len(lengths)
+        and all(isinstance(value, int) for value in (*steps, *lengths))
+        and all(before < after for each in (steps, lengths) for before, after in itertools.pairwise(each))
+        and all(step <= length for step, length in zip(steps, lengths, strict=True))
+    )
+    require(is_possible, "extended", extended.to_dict(), "set by --extend; leave it as the run's config.json has it")
     can_sample = config.sampling == "natural" or config.shuffle == "global"
     require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=block")
     if config.deterministic:

@@ -10,7 +10,8 @@ import ml_collections
 from convoy.core.errors import UsageError
 from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
-from convoy.trainer.config.schedules import scaled_peak
+from convoy.trainer.config.extension import length_at
+from convoy.trainer.config.schedules import learning_rate, scaled_peak
 
 # Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
 # leaves the choice to Convoy.
@@ -98,12 +99,29 @@ def total_steps(config: Mapping[str, Any], num_images: int) -> int:
     return config["steps"] or max(1, math.ceil(config["epochs"] * num_images / config["batch_size"]))
 
 
+def learning_rate_of(config: ml_collections.ConfigDict, plan: Plan, step: int) -> float:
+    """Returns the learning rate of a step of a run, without rollbacks."""
+    schedule = config.schedule
+    return learning_rate(
+        step,
+        total_steps=length_at(config, plan.total_steps, step),
+        peak=plan.peak_learning_rate,
+        name=schedule.name,
+        warmup_steps=plan.warmup_steps,
+        final_fraction=schedule.final_fraction,
+        boundaries=schedule.boundaries,
+        factor=schedule.factor,
+    )
+
+
 def with_recorded_choices(config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns a copy of `config` whose `AUTOMATIC` fields have the values that the first start of the run chose."""
+    """Returns a copy of `config` with the `AUTOMATIC` fields and the extensions of the run's earlier starts."""
     config = config.copy_and_resolve_references()
     for field, automatic in AUTOMATIC.items():
         if config[field] == automatic:
             config[field] = recorded[field]
+    if not config.extended.steps:  # earlier versions recorded none
+        config.extended.update({name: tuple(values) for name, values in recorded.get("extended", {}).items()})
     return config
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.trainer.config.extension import spans
 
 SMALLEST_SIZE = 8
 RESIZES = ("squash", "crop", "pad")
@@ -41,10 +42,18 @@ def stages(config: ml_collections.ConfigDict, total_steps: int) -> list[Resoluti
 
     Stages that would be shorter than one step are left out.
     """
-    ends = [min(round(end * total_steps), total_steps - 1) for end in config.progressive.ends] + [total_steps]
     sizes = [*config.progressive.sizes, config.image_size]
-    steps = zip(sizes, [0, *ends[:-1]], ends, strict=True)
-    return [ResolutionStage(size, first, end) for size, first, end in steps if first < end]
+    found: list[ResolutionStage] = []
+    for first, stop, length in spans(config, total_steps):
+        ends = [min(round(end * length), length - 1) for end in config.progressive.ends] + [length]
+        for size, stage_end in zip(sizes, ends, strict=True):
+            end = min(stage_end, stop)
+            if first < end and found and found[-1].size == size:
+                found[-1] = found[-1]._replace(end_step=end)
+            elif first < end:
+                found.append(ResolutionStage(size, first, end))
+            first = max(first, end)
+    return found
 
 
 def stage_at(config: ml_collections.ConfigDict, total_steps: int, step: int) -> ResolutionStage:

@@ -23,6 +23,7 @@ def default_config() -> ml_collections.ConfigDict:
             "progressive": {"sizes": (), "ends": ()},  # smaller images first, each size up to a fraction of the run
             "epochs": 10.0,
             "steps": 0,  # above 0: overrides epochs
+            "extended": {"steps": (), "lengths": ()},  # by --extend: at which steps, and the lengths until then
             "precision": "auto",
             "xla": "auto",
             "deterministic": False,

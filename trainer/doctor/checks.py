@@ -53,6 +53,7 @@ class DoctorOptions:
     worker_hosts: Sequence[str]
     worker_index: int | None
     record_format: RecordFormat = RecordFormat()
+    extend: bool = False
 
 
 def run_checks(options: DoctorOptions) -> bool:
@@ -106,6 +107,7 @@ class _DoctorRun:
                 devices=self._options.devices,
                 strategy_name=self._options.strategy_name,
                 heartbeat_seconds=self._options.heartbeat_seconds,
+                extend=self._options.extend,
             )
             with TfProbe(setup) as probe:
                 self._check_tensorflow(probe)

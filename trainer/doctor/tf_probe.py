@@ -50,6 +50,7 @@ class Setup:
       strategy_name: value of `--strategy`.
       heartbeat_seconds: silence after which a worker counts as lost.
       record_format: of `data`.
+      extend: value of `--extend`.
     """
 
     config: ml_collections.ConfigDict | None
@@ -59,6 +60,7 @@ class Setup:
     strategy_name: str
     heartbeat_seconds: float
     record_format: RecordFormat = RecordFormat()
+    extend: bool = False
 
 
 class TfProbe:
@@ -187,7 +189,7 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
     from convoy.trainer import config as configs
     from convoy.trainer.checkpoint.checkpoints import CheckpointStore, load_latest_valid
     from convoy.trainer.run.directory import RunDirectory
-    from convoy.trainer.session.resume import check_same_run
+    from convoy.trainer.session.resume import resumed_config
 
     if not (setup.workdir and setup.config):
         return None
@@ -199,13 +201,13 @@ def _resume(setup: Setup) -> dict[str, Any] | None:
         return None
     try:
         checkpoint = load_latest_valid(CheckpointStore(run.checkpoints, setup.config.keep_checkpoints))
-        if checkpoint:
-            _, metadata = checkpoint
+        metadata = checkpoint[1] if checkpoint else None
+        if metadata:
             found["step"] = metadata["step"]
             found["choices"] = {field: metadata["config"][field] for field in configs.AUTOMATIC}
-            config = configs.with_recorded_choices(setup.config, metadata["config"])
-            if setup.data:
-                check_same_run(metadata, config, open_dataset(setup.data, setup.record_format), run)
+        if setup.data:
+            dataset = open_dataset(setup.data, setup.record_format)
+            resumed_config(metadata, setup.config, dataset, run, extend=setup.extend)
     except (ConvoyError, OSError) as error:
         found["problem"] = str(error)
     return found

@@ -8,12 +8,15 @@ largest_difference = compare("onnx", Path("model.onnx"), samples, reference, cla
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -86,14 +89,24 @@ def _other_kinds(image: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
 
     Data sets written by Convoy do not have them, but clients of the exported model do.
     """
-    turned, exif = io.BytesIO(), Image.Exif()
+
+    def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        return file.getvalue()
+
+    drawn, exif = Image.fromarray(image), Image.Exif()
     exif[_ORIENTATION_TAG] = 6  # a quarter turn clockwise
-    Image.fromarray(image).save(turned, "JPEG", exif=exif)
-    stored = tf.io.decode_image(turned.getvalue(), channels=3, expand_animations=False).numpy()
-    yield turned.getvalue(), np.rot90(stored, -1)
-    transparent, is_visible = io.BytesIO(), np.tri(*image.shape[:2])[..., np.newaxis] > 0
-    Image.fromarray(np.dstack([image, 255 * is_visible.astype(np.uint8)])).save(transparent, "PNG")
-    yield transparent.getvalue(), np.where(is_visible, image, np.uint8(255))
+    for kind in ("JPEG", "PNG"):
+        turned = saved(drawn, kind, exif=exif)
+        stored = tf.io.decode_image(turned, channels=3, expand_animations=False).numpy()
+        yield turned, np.rot90(stored, -1)
+    is_visible = np.tri(*image.shape[:2])[..., np.newaxis] > 0
+    transparent = Image.fromarray(np.dstack([image, 255 * is_visible.astype(np.uint8)]))
+    yield saved(transparent, "PNG"), np.where(is_visible, image, np.uint8(255))
+    for kind, colours in (("PNG", 16), ("BMP", 256)):
+        with_palette = drawn.quantize(colours)
+        yield saved(with_palette, kind), np.asarray(with_palette.convert("RGB"))
 
 
 def predict_samples(trained: TrainedRun, samples: Samples) -> np.ndarray:
@@ -160,6 +173,11 @@ def _predict_in_new_process(file_format: str, path: Path, samples: Samples) -> t
             ) from None
         if finished.returncode:
             lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
-            raise DataError(f"--format={file_format}: a new process cannot load and run the exported file: {lines[-1]}")
+            # The text of an error may have many lines, the first of which says what is wrong.
+            reason = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
+            raise DataError(
+                f"--format={file_format}: a new process cannot load and run the exported file: "
+                f"{textwrap.shorten(reason, 300)}"
+            )
         with np.load(output) as arrays:
             return arrays["probabilities"], arrays["categories"].tolist()

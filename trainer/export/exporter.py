@@ -1,6 +1,8 @@
 """Exports a run: writes each format, loads it in a new process, compares its predictions, then publishes the folder.
 
-    exported = export(Request("run", Path("exported"), ("saved_model", "onnx")))
+A format that cannot express the model is left out, before the work if that can be known.
+
+    exported = export(Request("run", Path("exported"), ("saved_model", "onnx")), on_failure=print)
     exported.largest_differences["onnx"]
 
 The folder is built in `OUTPUT.partial` and renamed. It replaces an existing export, but nothing else.
@@ -10,6 +12,9 @@ the run's own precision is measured and reported as well.
 """
 
 import importlib.metadata
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from convoy.core.errors import ConvoyError, DataError
 from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
-from convoy.trainer.export.formats import LABELS, ServingModel, serving_model, write
+from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, open_run
@@ -57,7 +62,7 @@ class Reference:
       probabilities: float32 evaluation, [n, num_classes].
       precision: the run's precision.
       largest_difference: largest difference of a probability between the run's precision and float32.
-      same_top1: number of images with the same predicted class in both.
+      same_top1: number of images of the split with the same predicted class in both.
     """
 
     samples: Samples
@@ -84,23 +89,44 @@ class Exported:
     largest_differences: dict[str, float]
 
 
-def export(request: Request) -> Exported:
-    """Exports a run's model in each format. If one format fails or disagrees with evaluation, nothing is written.
+def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Exported:
+    """Exports a run's model in each format that can express it and agrees with evaluation.
+
+    Args:
+      request: what to export.
+      on_failure: called for each format that is left out, as soon as that is known.
 
     Raises:
       UsageError: the output exists and is not an export, or another process is exporting to it.
-      DataError: run, checkpoint or dataset cannot be used; a format cannot express the model, or disagrees with
-        evaluation; the output cannot be written.
+      DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
+        the output cannot be written.
     """
+    formats = list(request.formats)
+
+    def leave_out(name: str, error: DataError) -> None:
+        formats.remove(name)
+        if not formats:
+            raise error
+        on_failure(error)
+
     with export_folder(request.output) as folder:
-        trained, reference = _open_in_float32(request)
+        trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
+        for name in request.formats:
+            if reason := obstacle(name, trained.runtime.built.model):
+                leave_out(name, DataError(f"--format={name}: {reason}"))
+        trained, reference = _in_float32(trained, request)
         weights_sha256 = trained.runtime.state.weights_sha256()  # before averages replace the weights
         model = serving_model(trained)
         (folder / LABELS).write_text(model.labels, encoding="utf-8")
-        differences = {
-            name: _write_and_compare(name, model, folder / FILES[name], reference) for name in request.formats
-        }
-        files = {name: file_digests(folder / FILES[name]) for name in request.formats}
+        differences = {}
+        for name in tuple(formats):
+            path = folder / FILES[name]
+            try:
+                differences[name] = _write_and_compare(name, model, path, reference)
+            except DataError as error:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                leave_out(name, error)
+        files = {name: file_digests(folder / FILES[name]) for name in formats}
         write_description(
             folder,
             {
@@ -113,11 +139,11 @@ def export(request: Request) -> Exported:
                 "resize": model.crop.resize,
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
-                "versions": _versions(request.formats),
+                "versions": _versions(formats),
                 "comparison": _comparison(reference),
                 "formats": {
                     name: {"file": FILES[name], "largest_difference": differences[name], "contents": files[name]}
-                    for name in request.formats
+                    for name in formats
                 },
             },
         )
@@ -125,8 +151,7 @@ def export(request: Request) -> Exported:
     return Exported(trained.step, reference, sizes, differences)
 
 
-def _open_in_float32(request: Request) -> tuple[TrainedRun, Reference]:
-    trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
+def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Reference]:
     samples = draw_samples(open_dataset_of(trained, request.data), trained.crop)
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
@@ -134,7 +159,8 @@ def _open_in_float32(request: Request) -> tuple[TrainedRun, Reference]:
         trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32")
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
-    same_top1 = int(np.sum(as_trained.argmax(1) == probabilities.argmax(1)))
+    same_class = as_trained.argmax(1) == probabilities.argmax(1)
+    same_top1 = int(np.sum(same_class[: len(same_class) - samples.others]))
     return trained, Reference(samples, probabilities, precision, difference, same_top1)
 
 
@@ -145,11 +171,11 @@ def _write_and_compare(name: str, model: ServingModel, path: Path, reference: Re
         raise
     except Exception as error:  # converters raise anything for a model that they do not support
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"--format={name}: cannot express this model ({reason}).") from error
+        raise DataError(f"--format={name}: cannot express this model ({textwrap.shorten(reason, 200)}).") from error
     return compare(name, path, reference.samples, reference.probabilities, model.class_names)
 
 
-def _versions(formats: tuple[str, ...]) -> dict[str, str]:
+def _versions(formats: Sequence[str]) -> dict[str, str]:
     libraries = ("numpy", "tf2onnx", "onnxruntime") if "onnx" in formats else ("numpy",)
     return {**versions(), **{name: importlib.metadata.version(name) for name in libraries}}
 

@@ -22,19 +22,22 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, VIEWED, Crop, decode_and_crop, resize
+from convoy.input_pipeline.reading.file_kinds import READABLE, unreadable_kind
 from convoy.input_pipeline.tf_startup import captured_stderr
 from convoy.trainer.session.restore import TrainedRun
-from convoy.trainer.tf_compat.layers import with_keras_layers
+from convoy.trainer.tf_compat.layers import all_layers, with_keras_layers
 
 LABELS = "labels.txt"
+_NEEDS_CODE = "{} has code that is not in Keras, so the file could not be loaded without it. Use another format."
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,41 @@ def serving_model(trained: TrainedRun) -> ServingModel:
     return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.crop, trained.class_names)
 
 
+def obstacle(file_format: str, model: keras.Model) -> str:
+    """Returns why a format cannot hold a model, as far as that shows before it is written; otherwise an empty string.
+
+    Args:
+      file_format: one of `loaders.FILES`.
+      model: a run's model.
+    """
+    if file_format != "keras":  # the others hold operations, whatever code they come from
+        return ""
+    for layer in (model, *all_layers(model)):
+        name = f"{type(layer).__name__} {layer.name!r}"
+        package = type(layer).__module__.partition(".")[0]
+        try:
+            own_config = {} if isinstance(layer, keras.Model) else layer.get_config()  # a model's layers follow
+            config = json.loads(json.dumps(keras.saving.serialize_keras_object(own_config)))
+        except Exception:  # of any object in it
+            package, config = "", {}
+        # `with_keras_layers` replaces Convoy's.
+        if package not in ("keras", "convoy"):
+            return _NEEDS_CODE.format(name)
+        if own := next(_own_objects(config), None):
+            return _NEEDS_CODE.format(f"{own} in {name}")
+    return ""
+
+
+def _own_objects(config: Any) -> Iterator[str]:  # noqa: ANN401 (any JSON value)
+    """Yields the names of functions and classes that are not Keras' own, in a serialized config."""
+    if isinstance(config, dict) and config.get("class_name") == "__lambda__":
+        yield "a lambda"
+    elif isinstance(config, dict) and config.get("registered_name"):
+        yield str(config["config"] if config["class_name"] == "function" else config["class_name"])
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _own_objects(value)
+
+
 def write(file_format: str, model: ServingModel, path: Path) -> None:
     """Writes a model without console output. `labels.txt` must already be in the folder of `path`.
 
@@ -106,18 +144,27 @@ def _saved_model(model: ServingModel, path: Path) -> None:
     one_image = tf.TensorSpec([model.crop.size, model.crop.size, 3], tf.uint8)
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = model.probabilities(images)
+        # Some operations fail on no images at all: one takes their place, and its answer is dropped.
+        number = tf.shape(images)[0]
+        images = tf.pad(images, [[0, tf.cast(number == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
+        probabilities = model.probabilities(images)[:number]
         category = tf.gather(module.class_names, tf.argmax(probabilities, 1))
         return {"probabilities": probabilities, "category": category}
 
-    def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+    def decode_image(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        number, encoded = numbered
+        kind = unreadable_kind(encoded)
+        message = tf.strings.format("image {} is of kind {}: send {}", (number, kind, READABLE))
+        with tf.control_dependencies([tf.debugging.Assert(kind == "", [message])]):
+            encoded = tf.identity(encoded)
         unused = tf.constant(0, tf.int64)  # height and width are needed for raw pixels only
         features = {"encoded": encoded, "format": tf.constant(VIEWED), "height": unused, "width": unused}
         return decode_and_crop(features, tf.zeros([CROP_DRAWS]), model.crop)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def classify_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return classify(tf.map_fn(decode_image, image_bytes, fn_output_signature=one_image))
+        numbers = tf.range(tf.size(image_bytes))
+        return classify(tf.map_fn(decode_image, (numbers, image_bytes), fn_output_signature=one_image))
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")], autograph=False)
     def classify_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -20,23 +20,30 @@ _POLL_SECONDS = 0.2
 
 
 def agree_on_run(
-    worker_group: WorkerGroup, *, config: Mapping[str, Any], dataset: Mapping[str, Any], versions: Mapping[str, Any]
+    worker_group: WorkerGroup,
+    *,
+    config: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    versions: Mapping[str, Any],
+    flags: Mapping[str, Any],
 ) -> None:
-    """Compares configs, datasets and library versions.
+    """Compares configs, datasets, library versions and flags.
 
     Args:
       worker_group: the workers.
       config: the run's config, as JSON data.
       dataset: identity of the dataset, as JSON data.
       versions: versions of Convoy and its libraries, by name.
+      flags: other flags that must be the same on all workers, by name.
 
     Raises:
-      UsageError: configs or versions differ. Names the first field that differs, its values and the workers.
+      UsageError: configs, versions or flags differ. Names the first field that differs, its values and the workers.
       DataError: datasets differ.
     """
-    own = {"config": config, "dataset": dataset, "versions": versions}
+    own = {"config": config, "dataset": dataset, "versions": versions, "flags": flags}
     gathered = worker_group.exchange("run", own)
-    require_equal(worker_group, gathered, "config", UsageError, "Start all workers with the same flags.")
+    for part in ("config", "flags"):
+        require_equal(worker_group, gathered, part, UsageError, "Start all workers with the same flags.")
     require_equal(worker_group, gathered, "dataset", DataError, "Pass the same --data on all workers.")
     require_equal(worker_group, gathered, "versions", UsageError, "Install the same version on all of them.")
 

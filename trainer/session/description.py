@@ -113,6 +113,7 @@ def header_rows(
     rows["data"] = _data_text(config, dataset)
     rows["length"] = (
         f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
+        + "".join(f", extended at step {step}" for step in config.extended.steps)
     )
     if resolutions := resolution.summary(config, plan.total_steps):
         rows["images"] = resolutions

@@ -39,7 +39,7 @@ from convoy.trainer.session.agreement import (
 from convoy.trainer.session.description import as_read_by_run, dataset_identity, versions
 from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
 from convoy.trainer.session.restore import restore_state
-from convoy.trainer.session.resume import check_same_run
+from convoy.trainer.session.resume import resumed_config
 from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
@@ -84,6 +84,7 @@ def prepare(
     interface: str,
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
+    extend: bool = False,
 ) -> TrainingSession:
     """Opens dataset and run, waits for the other workers, agrees with them, builds the model and restores it.
 
@@ -106,7 +107,13 @@ def prepare(
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)
     worker_group.rendezvous()
     cluster = over_interface(worker_group, interface)
-    agree_on_run(worker_group, config=configs.to_json(config), dataset=dataset_identity(dataset), versions=versions())
+    agree_on_run(
+        worker_group,
+        config=configs.to_json(config),
+        dataset=dataset_identity(dataset),
+        versions=versions(),
+        flags={"extend": extend},
+    )
     # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing.
     if worker_group.is_chief and run.checkpoints.is_dir():
         may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
@@ -114,8 +121,7 @@ def prepare(
     checkpoint = agree_on_checkpoint(worker_group, store)
     if checkpoint:
         dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
-        config = configs.with_recorded_choices(config, checkpoint[1]["config"])
-        check_same_run(checkpoint[1], config, dataset, run)
+    config = resumed_config(checkpoint[1] if checkpoint else None, config, dataset, run, extend=extend)
     with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():
         if config.deterministic:
             set_cpu_threads(config.deterministic_threads)

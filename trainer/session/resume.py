@@ -1,4 +1,4 @@
-"""Checks that a run may resume from a checkpoint, and lists what has changed since."""
+"""Resuming a run from a checkpoint: what may differ, what has changed since, and extending the run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,37 +8,95 @@ import ml_collections
 from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer import config as configs
+from convoy.trainer.config import Plan, renamed, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 
+_LENGTH = ("epochs:", "steps:")
 
-def check_same_run(
-    metadata: Mapping[str, Any], config: ml_collections.ConfigDict, dataset: Dataset, run: RunDirectory
-) -> None:
-    """Checks that a checkpoint was written with this config and dataset.
+
+def resumed_config(
+    metadata: Mapping[str, Any] | None,
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    run: RunDirectory,
+    *,
+    extend: bool = False,
+) -> ml_collections.ConfigDict:
+    """Returns the config to train with: what earlier starts of the run chose is kept, and an extension is recorded.
 
     Args:
-      metadata: the checkpoint's metadata.
+      metadata: the checkpoint's metadata; None if the run has no checkpoint.
       config: the config, complete.
       dataset: the dataset to train on.
       run: the run directory.
+      extend: whether the run may become longer.
 
     Raises:
-      UsageError: the checkpoint was written with a different config.
+      UsageError: the checkpoint was written with a different config, or there is nothing to extend.
       DataError: the checkpoint was written with a different dataset.
     """
-    changed = configs.differences(metadata["config"], configs.to_json(config))
-    if changed:
+    if metadata is None:
+        if extend:
+            raise UsageError(f"--extend: {run.path} has no checkpoint. Pass the --workdir of a run, or no --extend.")
+        return config
+    recorded, step = renamed.modernized(metadata["config"]), metadata["step"]
+    config = configs.with_recorded_choices(config, recorded)
+    changed = configs.differences(recorded, configs.to_json(config))
+    others = [text for text in changed if not text.startswith(_LENGTH)]
+    images = dataset.split("train").num_images
+    before, after = configs.total_steps(recorded, images), configs.total_steps(config, images)
+    if others or after < before or (after > before and not extend):
         raise UsageError(
-            f"--workdir={run.path}: step {metadata['step']} was trained with a different config: {'; '.join(changed)}. "
-            "Pass the same config to resume, or another --workdir."
+            f"--workdir={run.path}: step {step} was trained with a different config: {'; '.join(changed)}. "
+            f"{_ways_on(run, before, after, others)}"
         )
     changed = changes(metadata["dataset"], dataset_identity(dataset))
     if changed:
         raise DataError(
-            f"--workdir={run.path}: step {metadata['step']} was trained on a different dataset than "
+            f"--workdir={run.path}: step {step} was trained on a different dataset than "
             f"{dataset.directory}: {'; '.join(changed)}. Pass the same --data to resume, or another --workdir."
         )
+    return config if after == before else configs.with_extension(config, before=before, step=step)
+
+
+def _ways_on(run: RunDirectory, before: int, after: int, others: list[str]) -> str:
+    """Returns how to go on when a config differs, as sentences."""
+    new_run = f"start a new run in another --workdir, from these weights with --config.model.weights={run.path}"
+    if others:
+        return f"Pass the same config to resume (only longer, with --extend), or {new_run}."
+    if after < before:
+        return f"A run of {before} steps can be extended, not shortened: pass its length to resume, or {new_run}."
+    return f"Add --extend to train on to step {after}, or {new_run}."
+
+
+def effects_of_extension(config: ml_collections.ConfigDict, plan: Plan, *, rollbacks: int = 0) -> list[str]:
+    """Returns what the last extension of a run changes, as lines of text.
+
+    Args:
+      config: the run's config.
+      plan: its plan.
+      rollbacks: number of rollbacks so far, each of which has lowered the learning rate.
+    """
+    step, before, total = config.extended.steps[-1], config.extended.lengths[-1], plan.total_steps
+    around = (step - 1, step)
+    factor = config.divergence.learning_rate_factor**rollbacks
+    rates = [f"{factor * configs.learning_rate_of(config, plan, near):.2e}" for near in around]
+    sizes = [resolution.stage_at(config, total, near).size for near in around]
+    mixing_ends = bool(config.mix.mixup or config.mix.cutmix) and config.mix.off_fraction > 0
+    mixes = [any(first <= near < end for first, end in configs.mixing_steps(config, total)) for near in around]
+    lines = [
+        f"Extended at step {step}, from {before} to {total} steps. The learning rate "
+        + (f"stays at {rates[1]}" if rates[0] == rates[1] else f"goes from {rates[0]} to {rates[1]}")
+        + f": steps already done keep theirs, the others follow the {config.schedule.name} schedule of {total} steps."
+    ]
+    if sizes[0] != sizes[1]:
+        lines.append(f"Training images are {sizes[1]} px again, after {sizes[0]} px.")
+    if mixing_ends and mixes[1] and not mixes[0]:
+        lines.append("Images are mixed again.")
+    if config.schedule.name != "constant" or config.progressive.sizes or mixing_ends:
+        lines.append(f"A run of {total} steps from the start gives another result.")
+    return lines
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
-from convoy.trainer.config import Plan, resolution
+from convoy.trainer.config import Plan, mixing_steps, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
@@ -233,7 +233,7 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
             mixup=config.mix.mixup,
             cutmix=config.mix.cutmix,
             probability=config.mix.probability,
-            until_step=round((1.0 - config.mix.off_fraction) * plan.total_steps),
+            steps=mixing_steps(config, plan.total_steps),
         ),
         freeze_steps=plan.freeze_steps,
         backbone_rate=config.model.backbone_rate,

@@ -38,18 +38,19 @@ class Mixing:
       mixup: alpha of mixup's Beta(alpha, alpha), 0 or more; 0: no mixup.
       cutmix: alpha of CutMix, likewise.
       probability: fraction of the images that are mixed, in [0, 1].
-      until_step: first step without mixing.
+      steps: the steps with mixing, as intervals: first step, and step after the last one.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = 1.0
-    until_step: int = _NEVER
+    steps: tuple[tuple[int, int], ...] = ((0, _NEVER),)
 
     @property
     def is_on(self) -> bool:
         """Whether any image can be mixed."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0 and self.until_step > 0
+        has_steps = any(first < end for first, end in self.steps)
+        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0 and has_steps
 
 
 class Mixed(NamedTuple):
@@ -104,7 +105,8 @@ def draw(mixing: Mixing, num_images: int, *, seed: int, step: tf.Tensor, stream:
         # from Gamma(alpha + 1) and a power of a uniform number (Marsaglia and Tsang 2000, section 6).
         gammas = tf.math.log(tf.random.stateless_gamma([2, num_images], key(_GAMMA_STREAM), alpha + 1.0))
         own, partners = tf.unstack(gammas + tf.math.log(1.0 - tf.stack(others)) / alpha)
-        mixes = (is_mixed < mixing.probability) & (step < mixing.until_step)
+        is_on = tf.reduce_any([(step >= first) & (step < end) for first, end in mixing.steps])
+        mixes = (is_mixed < mixing.probability) & is_on
         share = tf.where(mixes, tf.sigmoid(own - partners), 1.0)
         return tf.stack([share, tf.cast(is_cut, tf.float32), top, left], 1)
 

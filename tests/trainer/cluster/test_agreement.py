@@ -18,6 +18,7 @@ from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardw
 WORKERS = 3
 DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}
 VERSIONS = {"tensorflow": "2.21.0", "keras": "3.15.0"}
+FLAGS = {"extend": False}
 CONFIG = {"seed": 0, "optimizer": {"name": "adam", "beta_1": 0.9}}
 
 
@@ -78,7 +79,7 @@ def test_different_weights_file_is_refused_by_all(everyone):
 
 def agree_with(everyone, rank, kind=UsageError, **different):
     def agree(worker_group):
-        own = {"config": CONFIG, "dataset": DATASET, "versions": VERSIONS}
+        own = {"config": CONFIG, "dataset": DATASET, "versions": VERSIONS, "flags": FLAGS}
         agree_on_run(worker_group, **(own | different if worker_group.rank == rank else own))
 
     return refusal(everyone, agree, kind)
@@ -92,7 +93,7 @@ def save(store, step, seed=0):
 class TestTheRun:
     def test_equal_on_all_workers(self, everyone):
         def agree(worker_group):
-            agree_on_run(worker_group, config=CONFIG, dataset=DATASET, versions=VERSIONS)
+            agree_on_run(worker_group, config=CONFIG, dataset=DATASET, versions=VERSIONS, flags=FLAGS)
             agree_on_hardware(worker_group, precision="bfloat16", use_xla=False, devices=2)
 
         assert outcomes(everyone, agree) == [None] * WORKERS

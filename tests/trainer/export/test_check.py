@@ -31,7 +31,7 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
     dataset = make_dataset(tmp_path, 100, image_format)
     samples = draw_samples(dataset, Crop(SIZE))
     (batch,) = Reader(dataset.split("test"), Crop(SIZE)).evaluation(BatchSlice(100))
-    *images, turned, transparent = samples.images
+    images = samples.images[: -samples.others]
     numbers = [int(np.flatnonzero((batch["image"] == image).numpy().all((1, 2, 3)))[0]) for image in images]
     assert len(set(numbers)) == NUM_SAMPLES
     assert (numbers[0], numbers[-1]) == (0, 99)
@@ -39,9 +39,14 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
         decoded = tf.io.decode_image(encoded).numpy()
         assert decoded.shape == (16 + number % 40, 16 + number % 40, 3)
         assert image_format == "jpeg" or np.array_equal(decoded, pixels(number, 16 + number % 40))
-    # Files that are turned by EXIF or transparent, and that evaluation reads as a viewer shows them.
-    for image, encoded in zip((turned, transparent), samples.encoded[-2:], strict=True):
+
+
+def test_samples_have_files_that_a_viewer_shows_otherwise_than_stored(tmp_path):
+    samples = draw_samples(make_dataset(tmp_path, 1, "raw"), Crop(SIZE))
+    others = [*zip(samples.images, samples.encoded, strict=True)][-samples.others :]
+    for image, encoded in others:
         assert np.array_equal(resize(decode_as_viewed(encoded), Crop(SIZE)), image)
+    for image, encoded in others[:3]:  # turned by EXIF, or transparent
         assert not np.array_equal(resize(tf.io.decode_image(encoded, channels=3), Crop(SIZE)), image)
 
 
@@ -50,7 +55,7 @@ def test_samples_are_evenly_spaced_and_match_evaluation(tmp_path, image_format):
 )
 def test_samples_come_from_the_validation_split_if_there_is_one(tmp_path, splits, chosen):
     samples = draw_samples(make_dataset(tmp_path, 3, "png", splits), Crop(SIZE))
-    assert (samples.split, len(samples.images)) == (chosen, 3 + 2)
+    assert (samples.split, len(samples.images)) == (chosen, 3 + samples.others)
 
 
 def test_undecodable_sample_names_shard_and_record(tmp_path):

@@ -233,18 +233,20 @@ class TestPredict:
 
 @pytest.fixture(scope="module")
 def custom_layer_exports(dataset, convoy, tmp_path_factory):
-    """A bfloat16 run of a model with a custom layer, exported to ONNX and then Keras: (folder, two results)."""
+    """A bfloat16 run of a model with a custom layer, exported to ONNX, then Keras, then both: (folder, results)."""
     folder = tmp_path_factory.mktemp("own")
     run = f"--workdir={folder / 'run'}"
     model = "--config.model.name=tests/trainer/user_models.py:with_own_layer"
     config = ("--config=smoke", "--config.steps=4", "--config.precision=bfloat16", model, "--devices=cpu:1")
     convoy("train", *config, f"--data={dataset.data}", run, check=True)
     output = f"--output={folder / 'exported'}"
-    return folder, *(convoy("export", run, f"--format={name}", output) for name in ("onnx", "keras"))
+    first, alone = (convoy("export", run, f"--format={name}", output) for name in ("onnx", "keras"))
+    both = convoy("export", run, "--format=keras,litert", f"--output={folder / 'both'}")
+    return folder, first, alone, both
 
 
 def test_bfloat16_run_is_exported_in_float32_and_the_difference_reported(custom_layer_exports):
-    folder, completed, _ = custom_layer_exports
+    folder, completed, *_ = custom_layer_exports
     assert completed.returncode == 0, completed.output
     comparison = json.loads((folder / "exported" / "export.json").read_text())["comparison"]
     assert comparison["precision_of_run"] == "bfloat16"
@@ -253,7 +255,15 @@ def test_bfloat16_run_is_exported_in_float32_and_the_difference_reported(custom_
 
 
 def test_format_that_needs_custom_code_is_refused_and_the_earlier_export_kept(custom_layer_exports):
-    folder, _, completed = custom_layer_exports
-    assert_refused(completed, 3, "--format=keras:", "new process")
+    folder, _, completed, _ = custom_layer_exports
+    assert_refused(completed, 3, "--format=keras:", "Halved 'halved'")
     assert set(fingerprints(folder / "exported")) == {"model.onnx", "labels.txt", "export.json"}
-    assert sorted(path.name for path in folder.iterdir()) == ["exported", "run"]
+    assert sorted(path.name for path in folder.iterdir()) == ["both", "exported", "run"]
+
+
+def test_the_other_formats_are_written(custom_layer_exports):
+    folder, *_, completed = custom_layer_exports
+    assert completed.returncode == 3
+    assert len(completed.stderr.splitlines()) == 1 and "--format=keras:" in completed.stderr
+    assert set(fingerprints(folder / "both")) == {"model.tflite", "labels.txt", "export.json"}
+    assert set(json.loads((folder / "both" / "export.json").read_text())["formats"]) == {"litert"}

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from convoy.input_pipeline.reading.decode import Crop, resize
 from convoy.trainer.config.resolution import RESIZES
-from convoy.trainer.export.formats import ServingModel
+from convoy.trainer.export.formats import ServingModel, obstacle
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.models import build_model
 from convoy.trainer.tf_compat.layers import with_fast_layers, with_keras_layers
@@ -53,6 +53,20 @@ def test_saved_model_resizes_as_evaluation_does(mode, tmp_path):
         np.testing.assert_allclose(found[0], expected[number], atol=2e-6)
 
 
+@pytest.mark.parametrize("file_format", [name for name in FILES if name != "litert"])
+def test_no_images_get_no_answers(file_format, images, tmp_path):
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), NAMES)
+    path = write_model(file_format, model, tmp_path)
+    assert load(file_format, path)(images[:0]).shape == (0, len(NAMES))
+    if file_format == "saved_model":
+        loaded = tf.saved_model.load(str(path))
+        answer = loaded.signatures["serving_default"](image_bytes=tf.constant([], tf.string))
+        assert (answer["probabilities"].shape, answer["category"].shape) == ((0, len(NAMES)), (0,))
+        tiff = tf.constant([tf.io.encode_png(images[0]).numpy(), b"II*\0" + bytes(30)])
+        with pytest.raises(tf.errors.InvalidArgumentError, match="image 1 .*TIFF.*PNG"):
+            loaded.signatures["serving_default"](image_bytes=tiff)
+
+
 def test_full_disk_raises_oserror(tmp_path, monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "{{node}} variables/part-00000; No space left on device")
@@ -85,3 +99,39 @@ def test_keras_layers_have_the_same_weights_and_outputs_as_the_fast_ones(images)
         assert [v.path for v in ours] == [v.path for v in theirs]
     pixels = images / np.float32(255)
     np.testing.assert_allclose(plain(pixels), fast(pixels), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Own(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+class OwnModel(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+class TestObstacle:
+    @pytest.mark.parametrize(
+        ("layer", "named"),
+        [
+            (Own(name="mine"), "Own 'mine'"),
+            (keras.layers.TimeDistributed(Own(), name="each"), "Own in TimeDistributed 'each'"),
+            (keras.layers.Lambda(lambda inputs: inputs / 2, name="half"), "Lambda 'half'"),
+            (keras.layers.Activation(np.negative, name="act"), "'act'"),
+        ],
+    )
+    def test_code_that_keras_does_not_have_is_named(self, layer, named):
+        nested = keras.Sequential([layer])
+        model = keras.Sequential([keras.Input((4, 3)), nested, keras.layers.Flatten(), keras.layers.Dense(2)])
+        assert named in obstacle("keras", model)
+        assert all(not obstacle(file_format, model) for file_format in FILES if file_format != "keras")
+
+    def test_subclassed_model_is_named(self):
+        assert "OwnModel" in obstacle("keras", OwnModel())
+
+    @pytest.mark.parametrize("name", ["convnet", "baseline_cnn"])
+    def test_models_that_come_with_convoy_have_none(self, name):
+        model = with_fast_layers(build_model(name, num_classes=3, image_size=SIZE).model)
+        assert not any(obstacle(file_format, model) for file_format in FILES)

@@ -225,7 +225,9 @@ def _training(history: History) -> Iterator[Finding]:
     images = history.dataset.get("validation_images", 0)
     if history.result is not None and analysis.still_improves(top1, images):
         text = "Validation top-1 was still improving when the run ended."
-        yield Finding(Severity.NOTE, "still-improving", text, "Train for more epochs.", "curves")
+        yield Finding(
+            Severity.NOTE, "still-improving", text, "Train for more epochs: --extend continues this run.", "curves"
+        )
     if len(loss) >= 5 and loss.argmin() < 0.7 * len(loss) and loss[-1] > 1.1 * loss.min():
         text = (
             f"The validation loss rose from {loss.min():.2f} to {loss[-1]:.2f} after evaluation {loss.argmin() + 1} of "
