@@ -39,10 +39,16 @@ class Crop(NamedTuple):
         return Crop(self.size, resize=self.resize)
 
 
-def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
+def parse_records(payloads: tf.Tensor, split: Split, shown_otherwise: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """Returns the features of records [n]: `encoded`, `format`, `height` and `width`, each [n].
 
-    In records of other programs, height and width are 0 for all but raw pixels, and the other formats are `VIEWED`.
+    In records of other programs, height and width are 0 for all but raw pixels, and the other formats are `VIEWED`
+    wherever that may differ from what is stored.
+
+    Args:
+      payloads: the records, [n].
+      split: the split that they are of.
+      shown_otherwise: `may_be_shown_otherwise` of each, [n] bool; None for unknown.
     """
     image_key = split.keys.image
     features = {
@@ -57,7 +63,12 @@ def parse_records(payloads: tf.Tensor, split: Split) -> dict[str, tf.Tensor]:
     if not split.states_true_sizes:
         columns |= {side: columns[side] * tf.cast(is_raw, tf.int64) for side in ("height", "width")}
     if split.as_viewed:
-        columns["format"] = tf.where(is_raw, columns["format"], VIEWED)
+        is_stored = is_raw
+        if shown_otherwise is not None:
+            encoded = columns["encoded"]
+            is_known = [tf.strings.substr(encoded, 0, len(start)) == start for start in (b"\xff\xd8\xff", b"\x89PNG")]
+            is_stored |= ~shown_otherwise & (is_known[0] | is_known[1])
+        columns["format"] = tf.where(is_stored, columns["format"], VIEWED)
     return columns
 
 
@@ -188,8 +199,17 @@ def decode(features: dict[str, tf.Tensor], *, any_viewed: bool = True) -> tf.Ten
 
     branches = [(features["format"] == "raw", raw_pixels)]
     if any_viewed:
-        branches.append((features["format"] == VIEWED, lambda: decode_as_viewed(encoded)))
+        branches.append((features["format"] == VIEWED, lambda: _as_viewed(encoded)))
     return tf.case(branches, default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+
+
+# As one node of the graph: TensorFlow visits every node of a branch that is inlined, also where it is not taken.
+_as_viewed = tf.function(
+    decode_as_viewed,
+    input_signature=[tf.TensorSpec([], tf.string)],
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
 
 
 def crop_and_resize(image: tf.Tensor, randomness: tf.Tensor, crop: Crop) -> tf.Tensor:

@@ -32,6 +32,7 @@ from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_cr
 from convoy.input_pipeline.reading.record_reader import RecordReader
 from convoy.input_pipeline.reading.sampler import BatchSlice, Sampler
 from convoy.input_pipeline.reading.substitutes import Substitution
+from convoy.input_pipeline.reading.viewed import may_be_shown_otherwise
 
 Batch = dict[str, tf.Tensor]  # columns by name
 _Records = tuple[np.ndarray, list[bytes], np.ndarray]  # indices, payloads, whether the image is cached
@@ -256,7 +257,7 @@ class Reader:
           crop: how to crop and resize.
           cache: of decoded images.
         """
-        steps_per_read = max(1, _IMAGES_PER_READ // len(slices.positions(0)))
+        steps_per_read, as_viewed = max(1, _IMAGES_PER_READ // len(slices.positions(0))), self._split.as_viewed
 
         def read_steps(first: np.ndarray) -> list[np.ndarray]:
             steps = range(int(first), min(int(first) + steps_per_read, stop_step))
@@ -270,13 +271,17 @@ class Reader:
             self._recently_read.append(columns["index"])
             labels = self._split.label[columns["index"]]
             to_keep = ~kept if cache and cache.takes_more else np.zeros_like(kept)
-            return [np.array(payloads, object), labels, kept, to_keep, *(columns[name] for name in extra)]
+            otherwise = np.array([may_be_shown_otherwise(payload) for payload in payloads] if as_viewed else (), bool)
+            return [np.array(payloads, object), otherwise, labels, kept, to_keep, *(columns[name] for name in extra)]
 
         @tf.autograph.experimental.do_not_convert
         def parse(first: tf.Tensor) -> Batch:
-            types = [tf.string, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
-            payloads, labels, kept, to_keep, *others = tf.numpy_function(read_steps, [first], types, stateful=False)
-            columns = parse_records(tf.ensure_shape(payloads, [None]), self._split)
+            types = [tf.string, tf.bool, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
+            payloads, otherwise, labels, kept, to_keep, *others = tf.numpy_function(
+                read_steps, [first], types, stateful=False
+            )
+            otherwise = tf.ensure_shape(otherwise, [None]) if as_viewed else None
+            columns = parse_records(tf.ensure_shape(payloads, [None]), self._split, otherwise)
             columns["label"] = tf.ensure_shape(labels, [None])
             if cache:
                 columns |= {"kept": tf.ensure_shape(kept, [None]), "to_keep": tf.ensure_shape(to_keep, [None])}
@@ -289,8 +294,7 @@ class Reader:
             # Copy the columns: `rebatch` yields views of larger tensors and warns when it is given views again.
             all_rows = tf.range(tf.size(columns["label"]))
             copied = {name: tf.gather(columns[name], all_rows) for name in ("label", *extra)}
-            draws, viewed = columns.get("randomness"), self._split.as_viewed
-            image = decode_and_crop_all(columns, draws, crop, chunk, cache, any_viewed=viewed)
+            image = decode_and_crop_all(columns, columns.get("randomness"), crop, chunk, cache, any_viewed=as_viewed)
             return {"image": image, **copied}
 
         @tf.autograph.experimental.do_not_convert

@@ -5,6 +5,7 @@ send to an exported model, may hold photographs that only their EXIF orientation
 transparency, which TensorFlow's decoders ignore. The EXIF format is that of CIPA DC-008-2012, section 4.6.
 """
 
+import re
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -19,6 +20,9 @@ _SEARCHED_CHUNKS = 2**12  # before and after the pixels
 _BIG_ENDIAN = (2**24, 2**16, 2**8, 1)
 _PNG, _WEBP = b"\x89PNG", b"WEBP"
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
+# An entry of a TIFF directory, in either byte order: the orientation, of any type, one value, and not 1 (upright).
+_TURNED = re.compile(rb"\x12\x01[\x01-\x0c]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01-\x0c]\0\0\0\x01(?!\0\x01)", re.DOTALL)
+_PNG_COLOUR_TYPE = 13  # bytes after the name of the header chunk
 
 
 def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
@@ -36,6 +40,21 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
         ],
         default=lambda: _stored(encoded),
     )
+
+
+def may_be_shown_otherwise(record: bytes) -> bool:
+    """Returns whether a JPEG or PNG in a record may be turned or transparent; False is certain.
+
+    Costs microseconds, where `decode_as_viewed` takes as long as decoding a small image.
+
+    Args:
+      record: a serialized Example, or the bytes of the image.
+    """
+    if (header := record.find(b"IHDR")) >= 0:
+        colours = record[header + _PNG_COLOUR_TYPE : header + _PNG_COLOUR_TYPE + 1]
+        return colours not in (b"\0", b"\2", b"\3") or b"tRNS" in record or b"eXIf" in record
+    exif = record.find(b"Exif\0\0")
+    return exif >= 0 and bool(_TURNED.search(record, exif))
 
 
 def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
