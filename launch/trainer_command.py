@@ -6,9 +6,11 @@ run_directory(command)                                                  # "run"
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 
+from convoy.core.cluster import KEY_VARIABLE
 from convoy.core.errors import UsageError, did_you_mean
 
 TRAINER = (sys.executable, "-m", "convoy")  # the program that runs the command
@@ -69,6 +71,14 @@ def cluster_variables(addresses: Sequence[str], rank: int) -> dict[str, str]:
     return {
         "TF_CONFIG": json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}})
     }
+
+
+def key_variable() -> dict[str, str]:
+    """Returns the variable by which the workers of a launch authenticate each other: a new key, or the user's own.
+
+    It must reach the workers by their environment: never on a command line, and in no file of RUN.
+    """
+    return {KEY_VARIABLE: os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)}
 
 
 def trains(command: Sequence[str]) -> bool:

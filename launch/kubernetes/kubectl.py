@@ -80,7 +80,7 @@ def follow_commands(request: Request, kubectl: Kubectl) -> str:
 
 def delete_line(request: Request, kubectl: Kubectl) -> str:
     """Returns the command that deletes all objects of a run from the cluster; its files stay."""
-    kinds = ["jobset"]
+    kinds = ["jobset", "secret"]
     kinds += ["networkpolicy"] if request.network_policy else []
     kinds += ["deployment", "service"] if request.tensorboard else []
     # Helm uses the instance label too: without `managed-by` its releases of the same name would be deleted as well.

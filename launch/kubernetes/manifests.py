@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convoy.core import exit_codes
+from convoy.core.cluster import KEY_VARIABLE
 from convoy.launch.kubernetes.request import Request, node_selector, tolerations
 
 Manifest = dict[str, Any]
@@ -33,12 +34,14 @@ _EXTRA_GRACE_SECONDS = 30  # so that the worker kills a trainer that does not ex
 _SECONDARY_EXIT_DELAY = 10  # seconds; longer than a kubelet takes to report that a container ended
 _NEVER_RESTARTED = [exit_codes.ERROR, exit_codes.USAGE, exit_codes.DATA]
 _CONTAINER = "worker"
+_SECRET_ENTRY = "key"
 _RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 
 
 def manifests(request: Request) -> list[Manifest]:
     """Returns all objects of a run in the order of creation."""
     objects = [network_policy(request)] if request.network_policy else []
+    objects += [secret(request)] if request.key else []
     objects.append(jobset(request))
     if request.tensorboard:
         objects += [tensorboard_deployment(request), tensorboard_service(request)]
@@ -119,6 +122,17 @@ def network_policy(request: Request) -> Manifest:
     }
 
 
+def secret(request: Request) -> Manifest:
+    """Returns the Secret with the key by which the run's workers authenticate each other."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(request, f"{request.name}-workers", "worker"),
+        "type": "Opaque",
+        "stringData": {_SECRET_ENTRY: request.key},
+    }
+
+
 def tensorboard_deployment(request: Request) -> Manifest:
     """Returns the Deployment of the run's TensorBoard, which mounts the claim read-only."""
     probe = {"httpGet": {"path": "/", "port": "http"}, "timeoutSeconds": 10}
@@ -194,6 +208,9 @@ def _worker_pod(request: Request) -> Manifest:
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART_LABEL}']"}},
         },
     ]
+    if request.key:
+        reference = {"name": f"{request.name}-workers", "key": _SECRET_ENTRY}
+        environment.append({"name": KEY_VARIABLE, "valueFrom": {"secretKeyRef": reference}})
     flags = [f"--grace_seconds={request.grace_seconds:g}", f"--secondary_exit_delay={_SECONDARY_EXIT_DELAY}"]
     launch = ["launch", "worker", *flags, "--"]
     return {

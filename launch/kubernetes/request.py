@@ -31,7 +31,7 @@ _TOLERATION = re.compile(
 class Request:
     """What to run in the cluster: the trainer's command, and the flags of the same names, explained in `engine.py`.
 
-    Empty strings: the cluster's default, or no such object.
+    Empty strings: the cluster's default, or no such object. `key`: see `trainer_command.key_variable`.
     """
 
     command: Sequence[str]
@@ -55,6 +55,7 @@ class Request:
     grace_seconds: float = 60.0
     tensorboard: bool = True
     network_policy: bool = True
+    key: str = field(default="", repr=False)
 
     @property
     def workdir(self) -> str:
