@@ -6,6 +6,7 @@ run_directory(command)                                                  # "run"
 
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Sequence
@@ -99,4 +100,4 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
 
 def integer_or_none(text: str | None) -> int | None:
     """Returns the value of a flag or variable as a non-negative integer; None if it is missing or not one."""
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None

@@ -23,6 +23,7 @@ HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # comma-separated hosts of the step, set 
 # SLURM jobs on the same host need different ports, so ports are derived from the job ID: up to 16 per job, below the
 # ephemeral ports (32768 and above).
 _SLURM_FIRST_PORT, _SLURM_PORTS_PER_JOB, _SLURM_JOBS = 20000, 16, 750
+_MOST_WORKERS = 2**16  # more is a mistake, whose list would fill the memory
 # By source, the variable without which it describes no cluster.
 _VARIABLES = {"TF_CONFIG": "TF_CONFIG", "SLURM": "SLURM_STEP_NUM_TASKS", "Kubernetes": "JOB_COMPLETION_INDEX"}
 _USE_BLOCKS = "Start the step with `srun --distribution=block` and without SLURM_HOSTFILE."
@@ -175,7 +176,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     # Only processes started by `srun` have the variables of a step; batch scripts have those of the job.
     if not {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys():
         return None
-    number = _integer(environment, "SLURM_STEP_NUM_TASKS")
+    number = _integer(environment, "SLURM_STEP_NUM_TASKS", most=_MOST_WORKERS)
     if number < 2 or _is_in_terminal_of_step(environment):
         return None
     known = environment.get(HOSTS_VARIABLE)
@@ -235,8 +236,8 @@ def counts_by_host(text: str) -> list[int]:
     """Returns the numbers in SLURM's syntax `2(x3),1` by host; an empty list if the text is invalid."""
     counts: list[int] = []
     for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
+        if not match or int(match[2] or 1) > _MOST_WORKERS:
             return []
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
@@ -259,7 +260,8 @@ def _from_kubernetes(environment: Mapping[str, str]) -> Cluster | None:
     # A pod of an Indexed Job has the name JOB-INDEX, and JOB-INDEX.SUBDOMAIN with a headless service.
     if not {"JOB_COMPLETION_INDEX", "CONVOY_WORKERS", "HOSTNAME"} <= environment.keys():
         return None
-    index, number = _integer(environment, "JOB_COMPLETION_INDEX"), _integer(environment, "CONVOY_WORKERS")
+    index = _integer(environment, "JOB_COMPLETION_INDEX")
+    number = _integer(environment, "CONVOY_WORKERS", most=_MOST_WORKERS)
     stem, _, last = environment["HOSTNAME"].split(".")[0].rpartition("-")
     if last != str(index):
         raise UsageError(
@@ -295,8 +297,8 @@ def _checked_address(address: object, source: str) -> str:
     return f"{host}:{int(port)}"
 
 
-def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:
+def _integer(environment: Mapping[str, str], name: str, default: str = "", most: int = 2**63) -> int:
     text = environment.get(name, default)
-    if not text.isdigit():
-        raise UsageError(f"{name}={text!r} in the environment is not an integer.")
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > most:
+        raise UsageError(f"{name}={text!r} in the environment is not an integer from 0 to {most}.")
     return int(text)

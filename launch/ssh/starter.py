@@ -67,7 +67,7 @@ class Starter:
     silent_seconds: float
     screen: Screen
     is_asked_to_end: Callable[[], bool]
-    _key: Mapping[str, str] = field(default_factory=key_variable, repr=False)
+    _key: dict[str, str] = field(default_factory=key_variable, repr=False)
     _used_ports: dict[Host, set[int]] = field(default_factory=dict)
     _has_printed_hosts: bool = False
     _workers: RemoteWorkers | None = None  # of the previous attempt

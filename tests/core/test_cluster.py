@@ -188,9 +188,16 @@ class TestSlurm:
         with pytest.raises(UsageError, match="SLURM: index 5 .* 0 and 4"):
             find_cluster(slurm(rank=5))
 
-    def test_invalid_number(self):
-        with pytest.raises(UsageError, match="SLURM_PROCID='x'"):
-            find_cluster({**slurm(), "SLURM_PROCID": "x"})
+    @pytest.mark.parametrize("text", ["x", "-1", "1e3", "\u00b2", "9" * 50])
+    @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"])
+    def test_invalid_number(self, name, text):
+        with pytest.raises(UsageError, match=f"{name}={text!r}"):
+            find_cluster({**slurm(), name: text})
+
+    @pytest.mark.parametrize(("name", "text"), [("TASKS_PER_NODE", "1(x999999999)"), ("NUM_TASKS", "999999999")])
+    def test_counts_that_would_fill_the_memory(self, name, text):
+        with pytest.raises(UsageError, match=f"SLURM_STEP_{name}={re.escape(repr(text))}"):
+            find_cluster({**slurm(), f"SLURM_STEP_{name}": text})
 
     def test_missing_scontrol(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path / "empty"))

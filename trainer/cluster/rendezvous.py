@@ -32,7 +32,9 @@ _RETRY_SECONDS = 0.1
 _FAREWELL_SECONDS = 15.0  # for workers that come after the chief has found that the run cannot start
 _CORRECTION_SECONDS = 30.0  # for the right worker, after one was refused that said it was this one
 _REMINDER_SECONDS = 15.0  # between log lines that name the missing workers
-_LONGEST_SHOWN = 200  # characters of a text that another process sent
+_LONGEST_SHOWN = 1000  # characters of a text that another process sent
+_MOST_WORKERS = 2**16
+_SIGNED = ("rank", "tasks", "run", "problem", "challenge")
 
 
 class PeerLostError(ConvoyError):
@@ -75,17 +77,17 @@ class Meeting:
             listener = Listener(self._own_port, self._greet, expected=self.cluster.num_workers)
         except OSError as error:
             raise self._port_error(error) from None
+        limit, since = self.seconds, time.monotonic()
         with listener, self.changed:
             while awaited := [rank for rank in self.missing() if not (self._failure and rank in self._refused)]:
-                if self._failure:  # the others are to hear of it too
-                    deadline = min(deadline, time.monotonic() + _FAREWELL_SECONDS)
-                elif not self.cluster.key and self._refused.keys() & set(awaited):  # perhaps another job's
-                    deadline = min(deadline, time.monotonic() + _CORRECTION_SECONDS)
-                if (left := deadline - time.monotonic()) <= 0:
+                if self._limit(awaited) != limit:
+                    limit, since = self._limit(awaited), time.monotonic()
+                left = min(deadline, since + limit) - time.monotonic()
+                if left <= 0:
                     self._failure = self._failure or self._timeout()
                     break
-                if not self.changed.wait(min(_REMINDER_SECONDS, left)) and (left := deadline - time.monotonic()) > 0:
-                    print(f"Waiting up to {left:.0f} s for {self._names(awaited)}.", flush=True)
+                if not self.changed.wait(min(_REMINDER_SECONDS, left)) and left > _REMINDER_SECONDS:
+                    print(f"Waiting up to {left - _REMINDER_SECONDS:.0f} s for {self._names(awaited)}.", flush=True)
             self._is_over = True
         for rank, link in self.links.items():
             if self._failure:
@@ -94,6 +96,14 @@ class Meeting:
                 link.send({"welcome": True, "proof": self._proof("".join(self._challenges[rank]), {})})
         if self._failure:
             raise self._failure
+
+    def _limit(self, awaited: Iterable[int]) -> float:
+        """Returns how long to wait for workers, from the time at which the limit changes to this one."""
+        if self._failure:
+            return _FAREWELL_SECONDS
+        # Without a key, a worker of another job cannot be told from one of this run that was started wrongly.
+        doubtful = not self.cluster.key and self._refused.keys() & set(awaited)
+        return _CORRECTION_SECONDS if doubtful else self.seconds
 
     def missing(self) -> list[int]:
         """Returns the ranks of the workers that have not connected yet. On the chief."""
@@ -170,7 +180,7 @@ class Meeting:
         answer = link.receive(max(1.0, deadline + _CALL_SECONDS - time.monotonic()), longest=LONGEST_FIRST_LINE) or {}
         if reason := answer.get("bye"):
             kind = UsageError if answer.get("usage") else PeerLostError
-            raise kind(f"{self.cluster.name(0)} refused: {reason}")
+            raise kind(f"{self.cluster.name(0)} refused: {_shown(reason)}")
         return answer.get("welcome") is True and (
             not self.cluster.key or self._has_proof(answer, f"{challenge}{hello['challenge']}", {})
         )
@@ -188,11 +198,12 @@ class Meeting:
                 return False
             reason = self._reason_to_refuse(rank, hello, challenge)
             if reason:
-                if self._refused.get(rank) != reason:
-                    print(f"Refused a worker: {reason}", flush=True)
-                self._refused[rank] = reason
                 if self._is_ours(hello, challenge) and rank not in self.links:
                     self._failure = self._failure or UsageError(reason)
+                elif rank < self.cluster.num_workers and rank not in self._refused:
+                    print(f"Refused a worker: {reason}", flush=True)
+                if rank < self.cluster.num_workers:
+                    self._refused[rank] = reason
             elif hello["problem"]:
                 self._refused[rank] = _shown(hello["problem"])
                 self._failure = self._failure or PeerLostError(self._refused[rank])
@@ -220,8 +231,8 @@ class Meeting:
         for number, (theirs, own) in enumerate(zip(hello["tasks"], tasks, strict=True)):
             if theirs != own:
                 return (
-                    f"{who} and {chief} have different address lists: worker {number} is {_shown(theirs)} on the "
-                    f"former, {own} on the latter. Start all workers with the same list in the same order."
+                    f"{who} has another address list than {chief}: entry {number} is '{_shown(theirs)}' instead of "
+                    f"'{own}'. Start all workers with the same list in the same order."
                 )
         if rank in self.links and not self.links[rank].is_closed_by_peer():
             return f"{who} is connected already: two processes have the same index. Give each its own."
@@ -230,11 +241,12 @@ class Meeting:
     def _is_ours(self, hello: dict[str, Any], challenge: str) -> bool:
         """Whether a caller belongs to this run: it has the key or, where there is none, the same run directory."""
         if self.cluster.key:
-            return self._has_proof(hello, challenge, {name: hello[name] for name in hello if name != "proof"})
+            return self._has_proof(hello, challenge, {name: hello[name] for name in _SIGNED})
         return hello["run"] == self.run and "proof" not in hello
 
     def _has_proof(self, message: dict[str, Any], challenge: str, content: Mapping[str, Any]) -> bool:
-        return hmac.compare_digest(str(message.get("proof")).encode(), self._proof(challenge, content).encode())
+        given = str(message.get("proof")).encode(errors="replace")
+        return hmac.compare_digest(given, self._proof(challenge, content).encode())
 
     def _proof(self, challenge: str, content: Mapping[str, Any]) -> str:
         text = json.dumps([challenge, content], sort_keys=True)
@@ -258,9 +270,9 @@ def _is_hello(message: dict[str, Any]) -> bool:
     rank, tasks = message.get("rank"), message.get("tasks")
     texts = [message.get(name) for name in ("run", "problem", "challenge")]
     texts += tasks if isinstance(tasks, list) else [None]
-    return type(rank) is int and rank > 0 and all(isinstance(text, str) for text in texts)
+    return type(rank) is int and 0 < rank < _MOST_WORKERS and all(isinstance(text, str) for text in texts)
 
 
-def _shown(text: str) -> str:
+def _shown(text: object) -> str:
     """Returns a text of another process for messages: short, and without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_SHOWN])
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:_LONGEST_SHOWN])

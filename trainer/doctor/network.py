@@ -124,10 +124,8 @@ def check_names(cluster: Cluster) -> list[DoctorFinding]:
 def check_key(cluster: Cluster) -> DoctorFinding:
     """Reports whether the workers authenticate each other."""
     if cluster.key:
-        text = (
-            f"workers prove to each other that they have {KEY_VARIABLE}; TensorFlow's own ports stay open to everyone"
-        )
-        return ok("key", "workers-authenticated", f"{text}: see SECURITY.md", of_all=True)
+        text = f"workers authenticate each other by {KEY_VARIABLE}; TensorFlow's ports are open to all: see SECURITY.md"
+        return ok("key", "workers-authenticated", text, of_all=True)
     text = f"{KEY_VARIABLE} is not set: the workers do not authenticate each other."
     fix = (
         "Start them with `convoy launch`, which makes a key, or set the variable to the same secret on all workers "

@@ -171,6 +171,25 @@ class TestOthers:
         worker.rendezvous()
         meeting.result(20)
 
+    def test_worker_of_another_job_shortens_the_wait_for_that_worker_alone(
+        self, make_workers, meeting_chief, monkeypatch
+    ):
+        monkeypatch.setattr(rendezvous, "_CORRECTION_SECONDS", 1.0)
+        chief, worker, third = make_workers(3, workdirs=["a"] * 3)
+        meeting = meeting_chief(chief)
+        with pytest.raises(UsageError):
+            WorkerGroup(worker.cluster, startup_seconds=20, workdir="b").rendezvous()
+        others = [meeting_chief(worker)]
+        with pytest.raises(TimeoutError):
+            meeting.result(1.5)
+        others.append(meeting_chief(third))
+        assert [future.result(20) for future in (meeting, *others)] == [None] * 3
+
+    def test_worker_that_alone_came_with_another_workdir_ends_the_start(self, make_workers, monkeypatch):
+        monkeypatch.setattr(rendezvous, "_CORRECTION_SECONDS", 0.3)
+        errors = meet(*make_workers(2, startup_seconds=60, workdirs=["a", "b"]))
+        assert codes(errors) == [UsageError.exit_code] * 2
+
     @pytest.mark.parametrize("keys", [("a", ""), ("", "a"), ("a", "b")])
     def test_worker_without_the_key(self, make_workers, meeting_chief, keys):
         chief, worker = make_workers(2, keys=[keys[0]] * 2)
@@ -200,6 +219,7 @@ class TestOthers:
             b'{"rank": 1, "of": 2}\n',
             b'{"rank": 1, "tasks": [], "run": "", "problem": "", "challenge": ""}\n' * 2,
             b'{"rank": true, "tasks": 3}\n',
+            b'{"rank": 1, "tasks": ["\\ud800"], "run": "", "problem": "", "challenge": "", "proof": "\\ud800"}\n',
             b"[" * 100_000 + b"\n",
             b"x" * 2**21,
         ],
