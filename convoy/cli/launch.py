@@ -75,8 +75,9 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     """
     if not arguments or arguments[0] not in _ENGINES:
         raise UsageError(f"no engine given. {_ENGINE_LIST}")
-    engine, command = _module(arguments[0]), trainer_command(arguments[1:])
+    engine = _module(arguments[0])
     require_flags(flags, *engine.REQUIRED)
+    command = trainer_command(arguments[1:])
     if arguments[0] != "worker" and (hosts := flag_value(command, "worker_hosts")):
         raise UsageError(f"--worker_hosts={hosts}: `convoy launch {arguments[0]}` finds the hosts itself. Remove it.")
     exit_code: int = engine.run(flags, command)

@@ -9,6 +9,7 @@ a worker, because callers are greeted side by side and within a total time limit
 it does not have the key, or, where no key was given, does not know the run's addresses and directory.
 """
 
+import errno
 import hashlib
 import hmac
 import json
@@ -146,7 +147,8 @@ class Meeting:
         return host_and_port(self.cluster.addresses[self.cluster.index])[1]
 
     def _port_error(self, error: OSError) -> ConvoyError:
-        return PeerLostError(f"{self.cluster.name(self.cluster.index)}: {port_problem(self._own_port, error)}.")
+        kind = UsageError if error.errno == errno.EACCES else PeerLostError  # another process may end soon
+        return kind(f"{self.cluster.name(self.cluster.index)}: {port_problem(self._own_port, error)}.")
 
     def _port_error_of_worker(self) -> ConvoyError | None:
         try:
