@@ -253,17 +253,16 @@ class TestOthers:
         third.rendezvous()
         meeting.result(20)
 
-    def test_callers_that_stall_delay_no_worker(self, make_workers, meeting_chief):
+    def test_callers_that_stall_delay_no_worker(self, make_workers, meeting_chief, monkeypatch):
+        monkeypatch.setattr(rendezvous, "_GREETING_SECONDS", 300)
         chief, worker = make_workers(2)
         meeting = meeting_chief(chief)
         with contextlib.ExitStack() as stack:
             visitors = [stack.enter_context(call(chief)) for _ in range(transport._MOST_WAITING + 20)]
             for visitor in visitors[-5:]:
                 visitor.sendall(b"{")
-            started = time.monotonic()
             worker.rendezvous()
             meeting.result(20)
-            assert time.monotonic() - started < rendezvous._GREETING_SECONDS
 
     def test_caller_that_drips_is_given_up(self, make_workers, meeting_chief, monkeypatch):
         monkeypatch.setattr(rendezvous, "_GREETING_SECONDS", 0.3)
@@ -278,12 +277,12 @@ class TestOthers:
         worker.rendezvous()
         meeting.result(20)
 
-    def test_deadline_is_total(self, make_workers):
+    def test_deadline_is_total(self, make_workers, meeting_chief, monkeypatch):
+        monkeypatch.setattr(rendezvous, "_GREETING_SECONDS", 300)
         chief, _ = make_workers(2, startup_seconds=0.5)
-        with ThreadPoolExecutor(1) as pool:
-            meeting = pool.submit(chief.rendezvous)
-            with call(chief), pytest.raises(PeerLostError):
-                meeting.result(4)
+        meeting = meeting_chief(chief)
+        with call(chief), pytest.raises(PeerLostError):
+            meeting.result(30)
 
 
 def test_port_of_a_process_that_has_ended_can_be_listened_on_again():
