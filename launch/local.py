@@ -16,7 +16,14 @@ from convoy.launch.processes import WorkerProcesses, WorkerProgram
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
 from convoy.launch.supervisor import Supervisor
-from convoy.launch.trainer_command import TRAINER, cluster_variables, run_directory, trainer_environment, trains
+from convoy.launch.trainer_command import (
+    TRAINER,
+    cluster_variables,
+    key_variable,
+    run_directory,
+    trainer_environment,
+    trains,
+)
 
 REQUIRED = ("processes",)
 
@@ -50,7 +57,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str], *, trainer: Sequen
     pins_cores = flags.cores == "auto"
     cores = cores_by_worker(processes) if pins_cores else [frozenset[int]()] * processes
     environments = worker_environments(
-        trainer_environment(),
+        {**trainer_environment(), **key_variable()},
         processes,
         gpus=gpus_by_worker(processes, command, os.environ),
         one_thread=pins_cores and processes > 1 and not cores[0],

@@ -6,9 +6,12 @@ run_directory(command)                                                  # "run"
 
 import json
 import os
+import re
+import secrets
 import sys
 from collections.abc import Sequence
 
+from convoy.core.cluster import KEY_VARIABLE
 from convoy.core.errors import UsageError, did_you_mean
 
 TRAINER = (sys.executable, "-m", "convoy")  # the program that runs the command
@@ -71,6 +74,14 @@ def cluster_variables(addresses: Sequence[str], rank: int) -> dict[str, str]:
     }
 
 
+def key_variable() -> dict[str, str]:
+    """Returns the variable by which the workers of a launch authenticate each other: a new key, or the user's own.
+
+    It must reach the workers by their environment: never on a command line, and in no file of RUN.
+    """
+    return {KEY_VARIABLE: os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)}
+
+
 def trains(command: Sequence[str]) -> bool:
     """Returns whether a command trains. Other commands only inspect and must leave RUN unchanged."""
     return command[0] == "train"
@@ -89,4 +100,4 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
 
 def integer_or_none(text: str | None) -> int | None:
     """Returns the value of a flag or variable as a non-negative integer; None if it is missing or not one."""
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None

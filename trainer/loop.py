@@ -89,7 +89,10 @@ def train(
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
-    with WorkerGroup(cluster, startup_seconds=deadlines.startup) as worker_group, StopRequest() as stop:
+    with (
+        WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir) as worker_group,
+        StopRequest() as stop,
+    ):
         try:
             session = prepare(
                 config,

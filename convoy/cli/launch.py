@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from convoy.cli import Command, listing, require_flags
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
-from convoy.launch.trainer_command import LAUNCHED_COMMANDS, trainer_command
+from convoy.launch.trainer_command import LAUNCHED_COMMANDS, flag_value, trainer_command
 
 TAKES_ARGUMENTS = True
 RENAMED_FLAGS = {"echo_seconds": "secondary_exit_delay"}
@@ -77,7 +77,10 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         raise UsageError(f"no engine given. {_ENGINE_LIST}")
     engine = _module(arguments[0])
     require_flags(flags, *engine.REQUIRED)
-    exit_code: int = engine.run(flags, trainer_command(arguments[1:]))
+    command = trainer_command(arguments[1:])
+    if arguments[0] != "worker" and (hosts := flag_value(command, "worker_hosts")):
+        raise UsageError(f"--worker_hosts={hosts}: `convoy launch {arguments[0]}` finds the hosts itself. Remove it.")
+    exit_code: int = engine.run(flags, command)
     return exit_code
 
 

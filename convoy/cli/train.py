@@ -181,7 +181,7 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
     if cluster:
         raise UsageError(
             f"--{finder} runs in one process, not on the {cluster.num_workers} workers of {cluster.source}: run it on "
-            "one host alone, with the config.virtual_replicas of the cluster run."
+            f"one host, with the config.virtual_replicas of the cluster run. {cluster.how_to_train_alone}"
         )
     check_strategy(flags.strategy, None)
     if flags.find_batch_size:

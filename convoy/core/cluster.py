@@ -3,22 +3,29 @@
     cluster = find_cluster(os.environ, hosts=(), index=None)       # None: a single process
     cluster.addresses[cluster.index], cluster.is_chief
 
-The first of these that is present counts: `TF_CONFIG`, SLURM, a Kubernetes Indexed Job, flags.
+The first of these that is present counts: flags, `TF_CONFIG`, SLURM, a Kubernetes Indexed Job.
 """
 
+import ipaddress
 import json
+import logging
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from convoy.core.errors import UsageError
 
 DEFAULT_PORT = 2222  # of workers in Kubernetes
+KEY_VARIABLE = "CONVOY_CLUSTER_KEY"  # set by launchers: with it, workers prove to each other that they belong together
 HOSTS_VARIABLE = "CONVOY_SLURM_HOSTS"  # comma-separated hosts of the step, set by launchers: containers lack scontrol
 # SLURM jobs on the same host need different ports, so ports are derived from the job ID: up to 16 per job, below the
 # ephemeral ports (32768 and above).
 _SLURM_FIRST_PORT, _SLURM_PORTS_PER_JOB, _SLURM_JOBS = 20000, 16, 750
+_MOST_WORKERS = 2**16  # more is a mistake, whose list would fill the memory
+# By source, the variable without which it describes no cluster.
+_VARIABLES = {"TF_CONFIG": "TF_CONFIG", "SLURM": "SLURM_STEP_NUM_TASKS", "Kubernetes": "JOB_COMPLETION_INDEX"}
 _USE_BLOCKS = "Start the step with `srun --distribution=block` and without SLURM_HOSTFILE."
 
 
@@ -31,12 +38,14 @@ class Cluster:
       index: rank of this process.
       source: where the description comes from, for messages.
       jobs: TensorFlow's job name and task index by rank: `("chief", 0)`, `("worker", 0)`, ...
+      key: secret of the workers; empty without one.
     """
 
     addresses: tuple[str, ...]
     index: int
     source: str
     jobs: tuple[tuple[str, int], ...]
+    key: str = field(default="", repr=False)
 
     @property
     def num_workers(self) -> int:
@@ -47,6 +56,25 @@ class Cluster:
     def is_chief(self) -> bool:
         """Whether this process is the chief, which writes the run directory."""
         return self.index == 0
+
+    @property
+    def how_to_train_alone(self) -> str:
+        """A sentence about what described the cluster, and how to train without it."""
+        return _how_to_train_alone(self.source)
+
+    def name(self, rank: int) -> str:
+        """Returns `worker RANK (HOST:PORT)`."""
+        return f"worker {rank} ({self.addresses[rank]})"
+
+    def tasks(self) -> list[str]:
+        """Returns `JOB INDEX at HOST:PORT` by rank: what must be the same on all workers."""
+        return [f"{job} {index} at {address}" for (job, index), address in zip(self.jobs, self.addresses, strict=True)]
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Returns the parts of an address of a cluster; an IPv6 host comes without its brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def find_cluster(
@@ -62,22 +90,48 @@ def find_cluster(
     Raises:
       UsageError: an invalid description.
     """
+    environment = {name: value for name, value in environment.items() if value and value.strip()}
     found = (
-        _from_tf_config(environment)
-        or _from_slurm(environment)
-        or _from_kubernetes(environment)
-        or _from_flags(hosts, index)
+        _from_flags(hosts, index)
+        or _described_by("TF_CONFIG", environment)
+        or _described_by("SLURM", environment)
+        or _described_by("Kubernetes", environment)
     )
     if not found or found.num_workers == 1:
         return None
-    first_rank: dict[str, int] = {}
+    first_rank: dict[tuple[str, int], int] = {}
     for rank, address in enumerate(found.addresses):
-        if first_rank.setdefault(address.lower(), rank) != rank:
+        first = first_rank.setdefault(_socket_of(address), rank)
+        if first != rank:
+            same = address if found.addresses[first] == address else f"{found.addresses[first]} = {address}"
             raise UsageError(
-                f"{found.source}: workers {first_rank[address.lower()]} and {rank} have the same address {address}. "
-                "Give each its own port."
+                f"{found.source}: workers {first} and {rank} have the same address {same}. Give each its own port."
             )
-    return found
+    return replace(found, key=environment.get(KEY_VARIABLE, ""))
+
+
+def _described_by(source: str, environment: Mapping[str, str]) -> Cluster | None:
+    find = {"TF_CONFIG": _from_tf_config, "SLURM": _from_slurm, "Kubernetes": _from_kubernetes}[source]
+    try:
+        return find(environment)
+    except UsageError as error:
+        raise UsageError(f"{error} {_how_to_train_alone(source)}") from None
+
+
+def _how_to_train_alone(source: str) -> str:
+    if source not in _VARIABLES:
+        return f"{source} describes the cluster: leave it out to train in one process."
+    return f"{_VARIABLES[source]} describes the cluster: unset it to train in one process."
+
+
+def _socket_of(address: str) -> tuple[str, int]:
+    """Returns the same value for two spellings of an address, as far as that is known without asking for names."""
+    host, port = host_and_port(address.lower())
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        return host.removesuffix("."), port
+    return "localhost" if parsed.is_loopback and str(parsed) in ("127.0.0.1", "::1") else str(parsed), port
 
 
 def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
@@ -87,8 +141,8 @@ def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
 
 
 def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
-    text = environment.get("TF_CONFIG", "")
-    if not text.strip():
+    text = environment.get("TF_CONFIG")
+    if not text:
         return None
     try:
         config = json.loads(text)
@@ -122,8 +176,8 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     # Only processes started by `srun` have the variables of a step; batch scripts have those of the job.
     if not {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys():
         return None
-    number = _integer(environment, "SLURM_STEP_NUM_TASKS")
-    if number < 2:
+    number = _integer(environment, "SLURM_STEP_NUM_TASKS", most=_MOST_WORKERS)
+    if number < 2 or _is_in_terminal_of_step(environment):
         return None
     known = environment.get(HOSTS_VARIABLE)
     hosts = known.split(",") if known else _scontrol_hostnames(environment["SLURM_STEP_NODELIST"])
@@ -149,6 +203,18 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     return found
 
 
+def _is_in_terminal_of_step(environment: Mapping[str, str]) -> bool:
+    """Whether this command was typed in a shell of `srun --ntasks=N --pty`: the other tasks do not run it."""
+    if "SLURM_PTY_PORT" not in environment or environment.get("SLURM_TASK_PID") in (None, str(os.getpid())):
+        return False
+    logging.getLogger("convoy").warning(
+        "this shell is one of the %s tasks of its SLURM step, the others do not run this command: it runs in one "
+        "process. To use all tasks, start it with `convoy launch srun -- ...`.",
+        environment["SLURM_STEP_NUM_TASKS"],
+    )
+    return True
+
+
 def _task_layout(counts: Sequence[int], environment: Mapping[str, str]) -> list[tuple[int, int]]:
     """Returns the index of the host and the index within the host, by rank."""
     distribution = environment.get("SLURM_DISTRIBUTION", "").partition(":")[0].partition(",")[0]
@@ -170,14 +236,16 @@ def counts_by_host(text: str) -> list[int]:
     """Returns the numbers in SLURM's syntax `2(x3),1` by host; an empty list if the text is invalid."""
     counts: list[int] = []
     for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
+        if not match or int(match[2] or 1) > _MOST_WORKERS:
             return []
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def _scontrol_hostnames(nodes: str) -> list[str]:
+    if "[" not in nodes:
+        return nodes.split(",")
     try:
         command = ["scontrol", "show", "hostnames", nodes]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
@@ -192,7 +260,8 @@ def _from_kubernetes(environment: Mapping[str, str]) -> Cluster | None:
     # A pod of an Indexed Job has the name JOB-INDEX, and JOB-INDEX.SUBDOMAIN with a headless service.
     if not {"JOB_COMPLETION_INDEX", "CONVOY_WORKERS", "HOSTNAME"} <= environment.keys():
         return None
-    index, number = _integer(environment, "JOB_COMPLETION_INDEX"), _integer(environment, "CONVOY_WORKERS")
+    index = _integer(environment, "JOB_COMPLETION_INDEX")
+    number = _integer(environment, "CONVOY_WORKERS", most=_MOST_WORKERS)
     stem, _, last = environment["HOSTNAME"].split(".")[0].rpartition("-")
     if last != str(index):
         raise UsageError(
@@ -216,13 +285,20 @@ def _from_flags(hosts: Sequence[str], index: int | None) -> Cluster | None:
 
 def _checked_address(address: object, source: str) -> str:
     host, _, port = str(address).rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise UsageError(f"{source}: address {address!r} is not HOST:PORT.")
-    return str(address)
+    if ":" in host and not re.fullmatch(r"\[[^\[\]]+\]", host):
+        raise UsageError(f"{source}: address {address!r}: an IPv6 address needs brackets, as in [::1]:2222.")
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host.strip("[]"))
+        except ValueError:
+            raise UsageError(f"{source}: address {address!r}: {host} is not an IPv6 address.") from None
+    return f"{host}:{int(port)}"
 
 
-def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:
+def _integer(environment: Mapping[str, str], name: str, default: str = "", most: int = 2**63) -> int:
     text = environment.get(name, default)
-    if not text.isdigit():
-        raise UsageError(f"{name}={text!r} in the environment is not an integer.")
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > most:
+        raise UsageError(f"{name}={text!r} in the environment is not an integer from 0 to {most}.")
     return int(text)

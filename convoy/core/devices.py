@@ -50,8 +50,8 @@ def check_strategy(name: str, cluster: Cluster | None) -> None:
         raise UsageError(f"--strategy={name}{did_you_mean(name, STRATEGIES)}: pass one of {', '.join(STRATEGIES)}.")
     if cluster and name not in ("auto", "multi_worker"):
         raise UsageError(
-            f"--strategy={name} with the {cluster.num_workers} workers of {cluster.source}: "
-            "omit --strategy, or unset the cluster."
+            f"--strategy={name} with the {cluster.num_workers} workers of {cluster.source}: omit --strategy. "
+            f"{cluster.how_to_train_alone}"
         )
     if name == "multi_worker" and not cluster:
         raise UsageError(

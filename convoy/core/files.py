@@ -21,6 +21,17 @@ _LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # from a file system without locks
 
 
+def current_folder() -> str:
+    """Returns the current folder as the shell names it, with links: they may resolve differently on other hosts."""
+    name = os.environ.get("PWD", "")
+    return name if os.path.isabs(name) and os.path.exists(name) and os.path.samefile(name, ".") else os.getcwd()
+
+
+def logical_path(path: str) -> str:
+    """Returns an absolute path in `current_folder`, without resolving links."""
+    return os.path.normpath(os.path.join(current_folder(), path))
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file next to `path` for writing; on exit it is flushed to disk and renamed to `path`.

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from convoy.core.cluster import DEFAULT_PORT
+from convoy.core.cluster import DEFAULT_PORT, KEY_VARIABLE
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
@@ -16,7 +16,7 @@ from convoy.launch.kubernetes.kubectl import Kubectl, already_exists, delete_lin
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import AUTO, Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
-from convoy.launch.trainer_command import trains
+from convoy.launch.trainer_command import key_variable, trains
 from convoy.launch.user_files import user_files
 from convoy.launch.worker_variables import define_env_flag
 
@@ -28,6 +28,7 @@ _FIRST_FREE_PORT = 1024  # ports below are for root
 # These do not change the manifests.
 _NOT_IN_HEADER = ("dry_run", "kubectl", "context", "help", "helpfull", "helpshort", "helpxml")
 _PREREQUISITE = "Needs JobSet 0.10 or newer in the cluster: https://jobset.sigs.k8s.io/docs/installation"
+_SECRET = "The Secret is new each time: keep this out of version control."
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -99,7 +100,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
       UsageError: invalid flags, or an error from kubectl.
     """
     request = requested(flags, command)
-    text = to_yaml(manifests(request), header=f"{command_line(flags, command)}\n\n{_PREREQUISITE}")
+    text = to_yaml(manifests(request), header=f"{command_line(flags, command)}\n\n{_PREREQUISITE}\n{_SECRET}")
     if not request.pvc and trains(command):
         print(
             "convoy: warning: no --pvc: the run directory is inside the pods and is lost at every restart. "
@@ -141,7 +142,8 @@ def requested(flags: absl_flags.FlagValues, command: Sequence[str]) -> Request:
         removed = " was removed with Kubeflow's Training Operator v1" if flags.engine == "tfjob" else " does not exist"
         raise UsageError(f"--engine={flags.engine}: this engine{removed}. Pass --engine={_ENGINE} or leave it out.")
     values: dict[str, Any] = {name: flags[name].value for name in Request.__dataclass_fields__ if name in flags}
-    return checked(Request(command=tuple(command), code=user_files(command), **values))
+    values |= {"key": key_variable()[KEY_VARIABLE], "code": user_files(command)}
+    return checked(Request(command=tuple(command), **values))
 
 
 def command_line(flags: absl_flags.FlagValues, command: Sequence[str]) -> str:

@@ -81,7 +81,7 @@ def follow_commands(request: Request, kubectl: Kubectl) -> str:
 
 def delete_line(request: Request, kubectl: Kubectl) -> str:
     """Returns the command that deletes all objects of a run from the cluster; its files stay."""
-    kinds = ["jobset"]
+    kinds = ["jobset", "secret"]
     kinds += ["networkpolicy"] if request.network_policy else []
     kinds += ["configmap"] if request.code.content else []
     kinds += ["deployment", "service"] if request.tensorboard else []

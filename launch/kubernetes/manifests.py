@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convoy.core import exit_codes
+from convoy.core.cluster import KEY_VARIABLE
 from convoy.core.user_code import SENT_CODE_VARIABLE
 from convoy.launch.kubernetes.request import AUTO, Request, cpus, memory, node_selector, tolerations
 from convoy.launch.worker_variables import worker_variables
@@ -38,12 +39,14 @@ _SECONDARY_EXIT_DELAY = 10  # seconds; longer than a kubelet takes to report tha
 _NEVER_RESTARTED = [exit_codes.ERROR, exit_codes.USAGE, exit_codes.DATA]
 _CONTAINER = "worker"
 _CODE_FOLDER = "/etc/convoy/code"
+_SECRET_ENTRY = "key"
 _RESTART_LABEL = "jobset.sigs.k8s.io/restart-attempt"
 
 
 def manifests(request: Request) -> list[Manifest]:
     """Returns all objects of a run in the order of creation."""
     objects = [network_policy(request)] if request.network_policy else []
+    objects += [secret(request)] if request.key else []
     objects += [code(request)] if request.code.content else []
     objects.append(jobset(request))
     if request.tensorboard:
@@ -154,6 +157,17 @@ def _code_keys(request: Request) -> Mapping[str, str]:
     return {f"{number}-{re.sub('[^-._A-Za-z0-9]', '_', name)[-200:]}": name for number, name in names}
 
 
+def secret(request: Request) -> Manifest:
+    """Returns the Secret with the key by which the run's workers authenticate each other."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(request, f"{request.name}-workers", "worker"),
+        "type": "Opaque",
+        "stringData": {_SECRET_ENTRY: request.key},
+    }
+
+
 def tensorboard_deployment(request: Request) -> Manifest:
     """Returns the Deployment of the run's TensorBoard, which mounts the claim read-only."""
     probe = {"httpGet": {"path": "/", "port": "http"}, "timeoutSeconds": 10}
@@ -229,6 +243,9 @@ def _worker_pod(request: Request) -> Manifest:
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART_LABEL}']"}},
         },
     ]
+    if request.key:
+        reference = {"name": f"{request.name}-workers", "key": _SECRET_ENTRY}
+        environment.append({"name": KEY_VARIABLE, "valueFrom": {"secretKeyRef": reference}})
     variables = worker_variables(request.env)
     if request.code.content:
         variables[SENT_CODE_VARIABLE] = _CODE_FOLDER

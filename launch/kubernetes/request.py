@@ -41,7 +41,8 @@ _MOST_CODE_BYTES = 200_000
 class Request:
     """What to run in the cluster: the trainer's command, and the flags of the same names, explained in `engine.py`.
 
-    Empty strings: the cluster's default, or no such object. `code`: the user's files, which the pods get.
+    Empty strings: the cluster's default, or no such object. `code`: the user's files, which the pods get. `key`: see
+    `trainer_command.key_variable`.
     """
 
     command: Sequence[str]
@@ -69,6 +70,7 @@ class Request:
     tensorboard: bool = True
     network_policy: bool = True
     code: UserFiles = field(default_factory=UserFiles)
+    key: str = field(default="", repr=False)
 
     @property
     def workdir(self) -> str:

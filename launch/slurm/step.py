@@ -23,7 +23,14 @@ from convoy.launch.screen import Screen
 from convoy.launch.slurm.client import SlurmError, query_job, slurm, unreachable_nodes
 from convoy.launch.slurm.step_workers import StepWorkers
 from convoy.launch.supervisor import StartError, Supervisor
-from convoy.launch.trainer_command import flag_value, integer_or_none, run_directory, trainer_environment, trains
+from convoy.launch.trainer_command import (
+    flag_value,
+    integer_or_none,
+    key_variable,
+    run_directory,
+    trainer_environment,
+    trains,
+)
 from convoy.launch.worker import GPUS_VARIABLE
 
 REQUIRED = ()
@@ -89,6 +96,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
     run_files = RunFiles(run_directory(command))
     screen = Screen.of_standard_output()
     hosts = [host for host in allocation.hosts for _ in range(allocation.processes_per_node)]
+    environment = {**trainer_environment(), **key_variable()}
     worker = worker_command(command, flags.container, grace_seconds=flags.grace_seconds)
 
     def start(files: AttemptFiles) -> StepWorkers:
@@ -100,10 +108,9 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
             names = ", ".join(f"{host} ({state})" for host, state in unreachable.items())
             raise StartError(f"SLURM reports unusable nodes: {names}.")
         name = f"convoy-attempt-{files.number}"
-        environment = step_environment(allocation, trainer_environment())
-        environment["CONVOY_ATTEMPT"] = str(files.number)
+        variables = {**step_environment(allocation, environment), "CONVOY_ATTEMPT": str(files.number)}
         step = step_command(allocation, name, worker, command, flags.container)
-        return StepWorkers(files, step, environment, hosts=hosts, job=allocation.job, name=name, show=screen.say)
+        return StepWorkers(files, step, variables, hosts=hosts, job=allocation.job, name=name, show=screen.say)
 
     restarts = integer_or_none(os.environ.get("SLURM_RESTART_COUNT")) or 0
     start_number = f", start {restarts + 1}" if restarts else ""

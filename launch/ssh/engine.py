@@ -11,6 +11,7 @@ from absl import flags as absl_flags
 
 from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.files import current_folder
 from convoy.core.flags import FlagDefiner
 from convoy.launch.run_files import RunFiles
 from convoy.launch.screen import Screen
@@ -86,7 +87,7 @@ def run(
         hosts=hosts,
         hosts_file=flags.hosts,
         min_hosts=flags.min_hosts,
-        remote=Remote(_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
+        remote=Remote(current_folder(), python, os.path.abspath(ssh_config) if ssh_config else ""),
         command=command,
         program=[*(trainer or (python, "-m", "convoy")), *command],
         variables=variables,
@@ -107,9 +108,3 @@ def run(
         facts={"engine": "ssh", "hosts": [str(host) for host in hosts], "command": list(command)},
     )
     return supervisor.run()
-
-
-def _folder() -> str:
-    """Returns the current folder as the shell names it, with links: they may resolve differently on other hosts."""
-    name = os.environ.get("PWD", "")
-    return name if os.path.isabs(name) and os.path.exists(name) and os.path.samefile(name, ".") else os.getcwd()

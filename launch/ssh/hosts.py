@@ -4,7 +4,7 @@
 node1
 node2 slots=2                     # two workers
 me@node3:2222 address=10.0.0.3    # the other workers reach it at 10.0.0.3
-[fd00::4]:2222 address=10.0.0.4   # IPv6 addresses need brackets; workers reach each other over IPv4
+[fd00::4]:2222                    # IPv6 addresses need brackets
 """
 
 import re
@@ -85,11 +85,6 @@ def parse_hosts(text: str, path: str) -> tuple[Host, ...]:
             raise UsageError(
                 f"{path}: host {host} has the address {host.address}, which on other hosts means themselves. "
                 "Add address=ADDRESS with an address at which they reach it."
-            )
-        if len(hosts) > 1 and host.address.startswith("["):  # TensorFlow's server listens on IPv4 only
-            raise UsageError(
-                f"{path}: host {host} has the IPv6 address {host.address}; workers reach each other over IPv4. "
-                "Add address=ADDRESS with its IPv4 address or a name that has one."
             )
     return tuple(hosts)
 

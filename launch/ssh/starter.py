@@ -24,7 +24,13 @@ from convoy.launch.ssh.hosts import Host
 from convoy.launch.ssh.refusals import Problem, Remote
 from convoy.launch.ssh.remote_workers import Member, RemoteWorkers, close_all
 from convoy.launch.supervisor import StartError
-from convoy.launch.trainer_command import cluster_variables, flag_value, trainer_environment, trains
+from convoy.launch.trainer_command import (
+    cluster_variables,
+    flag_value,
+    key_variable,
+    trainer_environment,
+    trains,
+)
 
 # Variables for workers, by the start of their name. The agent drops TF_CONFIG.
 _FORWARDED = ("NCCL_", "TF_", "XLA_", "CONVOY_", "OMP_", "PYTHONPATH")
@@ -63,6 +69,7 @@ class Starter:
     silent_seconds: float
     screen: Screen
     is_asked_to_end: Callable[[], bool]
+    _key: dict[str, str] = field(default_factory=key_variable, repr=False)
     _used_ports: dict[Host, set[int]] = field(default_factory=dict)
     _has_printed_hosts: bool = False
     _workers: RemoteWorkers | None = None  # of the previous attempt
@@ -255,7 +262,7 @@ class Starter:
             f"{connection.host.address}:{port}" for connection in chosen for port in connection.answer["ports"]
         ]
         variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
-        variables |= self.variables
+        variables |= {**self.variables, **self._key}
         members: list[Member] = []
         for connection in chosen:
             ports = connection.answer["ports"]

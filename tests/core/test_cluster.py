@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
-from convoy.core.cluster import HOSTS_VARIABLE, find_cluster
+from convoy.core.cluster import HOSTS_VARIABLE, KEY_VARIABLE, find_cluster, host_and_port
 from convoy.core.errors import UsageError
 
 HOSTS = ["a:2222", "b:2223", "c:2224"]
@@ -172,13 +173,31 @@ class TestSlurm:
         with pytest.raises(UsageError, match=r"SLURM_STEP_TASKS_PER_NODE=.*5 tasks on 3 hosts.*--distribution=block"):
             find_cluster(slurm(tasks_per_node=text))
 
+    def test_single_host_needs_no_scontrol(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+        assert find_cluster(slurm(nodes="n7", tasks_per_node="2", tasks=2)).addresses == ("n7:20112", "n7:20113")
+
+    def test_command_typed_in_a_terminal_of_one_task_trains_alone(self):
+        terminal = {**slurm(), "SLURM_PTY_PORT": "40001", "SLURM_TASK_PID": str(os.getppid())}
+        assert find_cluster(terminal) is None
+        assert find_cluster({**terminal, "SLURM_TASK_PID": str(os.getpid())}).num_workers == 5, "the task itself"
+        del terminal["SLURM_PTY_PORT"]
+        assert find_cluster(terminal).num_workers == 5, "a script that all tasks run"
+
     def test_rank_out_of_range(self):
         with pytest.raises(UsageError, match="SLURM: index 5 .* 0 and 4"):
             find_cluster(slurm(rank=5))
 
-    def test_invalid_number(self):
-        with pytest.raises(UsageError, match="SLURM_PROCID='x'"):
-            find_cluster({**slurm(), "SLURM_PROCID": "x"})
+    @pytest.mark.parametrize("text", ["x", "-1", "1e3", "\u00b2", "9" * 50])
+    @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"])
+    def test_invalid_number(self, name, text):
+        with pytest.raises(UsageError, match=f"{name}={text!r}"):
+            find_cluster({**slurm(), name: text})
+
+    @pytest.mark.parametrize(("name", "text"), [("TASKS_PER_NODE", "1(x999999999)"), ("NUM_TASKS", "999999999")])
+    def test_counts_that_would_fill_the_memory(self, name, text):
+        with pytest.raises(UsageError, match=f"SLURM_STEP_{name}={re.escape(repr(text))}"):
+            find_cluster({**slurm(), f"SLURM_STEP_{name}": text})
 
     def test_missing_scontrol(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path / "empty"))
@@ -242,8 +261,71 @@ class TestFlags:
 
 
 def test_precedence():
-    environment, sources = {**tf_config({"worker": HOSTS}), **slurm(), **kubernetes()}, []
-    for removed in ("", "TF_CONFIG", "SLURM_PROCID", "CONVOY_WORKERS"):
+    environment, flags = {**tf_config({"worker": HOSTS}), **slurm(), **kubernetes()}, {"hosts": HOSTS, "index": 0}
+    assert find_cluster(environment, **flags).source == "--worker_hosts"
+    sources = []
+    for removed in ("", "TF_CONFIG", "SLURM_PROCID"):
         environment.pop(removed, None)
-        sources.append(find_cluster(environment, hosts=HOSTS, index=0).source)
-    assert sources == ["TF_CONFIG", "SLURM", "Kubernetes", "--worker_hosts"]
+        sources.append(find_cluster(environment).source)
+    assert sources == ["TF_CONFIG", "SLURM", "Kubernetes"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable"),
+    [
+        (tf_config({"worker": HOSTS}), "TF_CONFIG"),
+        (slurm(), "SLURM_STEP_NUM_TASKS"),
+        (kubernetes(), "JOB_COMPLETION_INDEX"),
+    ],
+)
+class TestDescriptionThatWasNotMeant:
+    def test_message_and_cluster_name_the_variable_to_unset(self, environment, variable):
+        assert f"{variable} describes the cluster: unset it" in find_cluster(environment).how_to_train_alone
+        broken = {name: value.replace("n[1-3]", "n[7]").replace("a:2222", "a") for name, value in environment.items()}
+        broken |= {"HOSTNAME": "other"} if "HOSTNAME" in broken else {}
+        with pytest.raises(UsageError, match=f"{variable} describes the cluster: unset it"):
+            find_cluster(broken)
+
+    def test_without_that_variable_or_its_value_there_is_one_process(self, environment, variable):
+        assert find_cluster({name: value for name, value in environment.items() if name != variable}) is None
+        assert find_cluster({**environment, variable: ""}) is None
+
+    def test_flags_win_over_one_that_is_broken(self, environment, variable):
+        flags = {"hosts": HOSTS, "index": 1}
+        assert find_cluster({**environment, variable: "broken"}, **flags).source == "--worker_hosts"
+
+
+class TestAddresses:
+    def test_ipv6(self):
+        cluster = find_cluster({}, hosts=["[::1]:2222", "[fd00::2]:2222"], index=1)
+        assert [host_and_port(address) for address in cluster.addresses] == [("::1", 2222), ("fd00::2", 2222)]
+
+    @pytest.mark.parametrize(
+        "address", ["::1:2222", "fd00::2", "[::1:2222", "[localhost]:1", "a:b:1", "a:0x10", "a:\u0662"]
+    )
+    def test_invalid(self, address):
+        with pytest.raises(UsageError, match=re.escape(repr(address))):
+            find_cluster({}, hosts=["a:1", address], index=0)
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("A:1", "a:1"),
+            ("a:1", "a:01"),
+            ("a.b.:1", "a.b:1"),
+            ("localhost:1", "127.0.0.1:1"),
+            ("[::1]:1", "localhost:1"),
+            ("[fd00::2]:1", "[fd00:0::2]:1"),
+        ],
+    )
+    def test_two_spellings_of_one(self, one, other):
+        with pytest.raises(UsageError, match="workers 0 and 2 have the same address"):
+            find_cluster({}, hosts=[one, "b:1", other], index=0)
+
+    def test_two_ports_of_one_host(self):
+        assert find_cluster({}, hosts=["localhost:1", "127.0.0.1:2"], index=0).num_workers == 2
+
+
+def test_key_is_in_no_text():
+    cluster = find_cluster({**kubernetes(), KEY_VARIABLE: "secret"})
+    assert cluster.key == "secret" and "secret" not in f"{cluster} {cluster.tasks()}"

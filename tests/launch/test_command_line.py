@@ -21,6 +21,7 @@ from convoy.launch.trainer_command import flag_value
         ("local --processes=2 -- evaluate --workdir=w", "'evaluate'"),
         ("local --processes=2 -- train --data=d", "--workdir"),
         ("local --processes=2 -- train --workdir=", "--workdir"),
+        ("local --processes=2 -- train --workdir=w --worker_hosts=a:1,b:1", "--worker_hosts=a:1,b:1"),
         ("local --proceses=2 -- train --workdir=w", "processes?"),
         ("local --processes=2 --max_restarts=-1 -- train --workdir=w", "--max_restarts=-1"),
     ],

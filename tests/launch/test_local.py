@@ -48,6 +48,22 @@ class TestSuccess:
             assert int(status["SigIgn"].strip(), 16) == 1 << 12 | 1 << 24
             assert int(status["SigBlk"].strip(), 16) == 0
 
+    def test_workers_share_a_new_key_that_is_in_no_file_and_no_output(self, launch):
+        keys = set()
+        for attempt in (1, 2):
+            launched = launch({}, "--max_restarts=0")
+            assert launched.wait() == 0, launched.output
+            (key,) = {launched.worker(rank, attempt)["environment"]["CONVOY_CLUSTER_KEY"] for rank in (0, 1)}
+            keys.add(key)
+            files = [path.read_bytes() for path in launched.run.rglob("*") if path.is_file()]
+            assert key not in launched.output and not any(key.encode() in content for content in files)
+        assert {len(key) for key in keys} == {64} and len(keys) == 2
+
+    def test_key_of_the_user_is_kept(self, launch):
+        launched = launch({}, environment={"CONVOY_CLUSTER_KEY": "own"})
+        assert launched.wait() == 0, launched.output
+        assert launched.worker(1)["environment"]["CONVOY_CLUSTER_KEY"] == "own"
+
     def test_single_worker_has_no_cluster(self, launch):
         launched = launch({}, processes=1, environment={"TF_CONFIG": "{}"})
         assert launched.wait() == 0, launched.output

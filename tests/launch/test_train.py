@@ -37,6 +37,19 @@ def test_killed_worker_is_restarted_and_the_run_resumes(convoy_started, dataset,
 
 
 @pytest.mark.slow
+def test_workers_reach_each_other_past_a_proxy(convoy_started, dataset, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    run, output = tmp_path / "run", tmp_path / "output"
+    model = f"--config.model.name={user_models.__file__}:small"
+    trainer = ("train", "--config=smoke", model, f"--data={dataset.data}", f"--workdir={run}", "--devices=cpu:1")
+    launch = ("launch", "local", "--processes=2", "--max_restarts=0", "--")
+    with convoy_started(*launch, *trainer, "--config.steps=2", output=output) as launcher:
+        assert launcher.wait(240) == 0, output.read_text()
+    assert json.loads((run / "result.json").read_text())["workers"] == 2
+
+
+@pytest.mark.slow
 def test_ctrl_c_of_the_launcher_saves_the_run(convoy_started, dataset, tmp_path, wait_until):
     run, output = tmp_path / "run", tmp_path / "output"
     model = f"--config.model.name={user_models.__file__}:small"

@@ -143,7 +143,7 @@ class TestLostWorker:
 
 @pytest.mark.slow
 class TestWorkersThatDiffer:
-    """Both workers exit with the same message, before anything is written."""
+    """Both workers exit, before anything is written."""
 
     def assert_refused(self, cluster, folder, code, *arguments, **options):
         workers = cluster(*FLAGS, *arguments, output=folder / "output", seconds=120, **options)
@@ -172,10 +172,16 @@ class TestWorkersThatDiffer:
         store = shutil.copytree(finished_run.workdir, tmp_path / "has")
         before = fingerprints(store)
         only = {0: (f"--workdir={tmp_path / 'lacks'}",), 1: (f"--workdir={store}",)}
-        workers, error = self.assert_refused(cluster, tmp_path, 3, f"--data={dataset.data}", only=only)
-        first, second = workers.addresses
-        for name in (f"worker 0 ({first})", f"worker 1 ({second})", "step 40", f"{store}/checkpoints", "--workdir"):
-            assert name in error
+        workers = cluster(*FLAGS, f"--data={dataset.data}", output=tmp_path / "output", seconds=120, only=only)
+        assert [process.returncode for process in workers.processes] == [2, 2]
+        for rank in (0, 1):
+            for name in (
+                f"worker 0 ({workers.addresses[0]})",
+                f"worker 1 ({workers.addresses[1]})",
+                str(store),
+                "lacks",
+            ):
+                assert name in workers.error(rank)
         assert fingerprints(store) == before
         assert not (tmp_path / "lacks").exists()
 

@@ -7,9 +7,12 @@ strategy = make_strategy(devices, "auto")     # starts it
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convoy.core.cluster import Cluster
+from convoy.core.cluster import Cluster, host_and_port
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.trainer.cluster.ports import listening_socket, port_problem
+from convoy.trainer.cluster.proxies import bypass_proxies
+from convoy.trainer.cluster.rendezvous import PeerLostError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -30,6 +33,7 @@ def make_strategy(
     Raises:
       UsageError: a GPU does not exist, `one_device` is used with several devices, the strategy does not fit the
         cluster, or TensorFlow is already initialized.
+      PeerLostError: this worker's port is taken.
     """
     import tensorflow as tf
 
@@ -66,6 +70,7 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
 
     from convoy.trainer.tf_compat.internals import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept
 
+    bypass_proxies(cluster)
     tasks: dict[str, list[str]] = {}
     for (job, _), address in zip(cluster.jobs, cluster.addresses, strict=True):
         tasks.setdefault(job, []).append(address)
@@ -79,8 +84,16 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
     # TensorFlow's default between workers is its gRPC ring, even on GPUs.
     library = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(implementation=library.NCCL if on_gpu else library.AUTO)
-    with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    try:
+        with sigterm_kept(), cpu_devices_of_a_worker(1 if on_gpu else len(names)):
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    except tf.errors.UnknownError as error:  # what its server ends with if it cannot listen
+        _, port = host_and_port(cluster.addresses[cluster.index])
+        try:
+            listening_socket(port).close()
+        except OSError as problem:
+            raise PeerLostError(f"{cluster.name(cluster.index)}: {port_problem(port, problem)}.") from error
+        raise
 
 
 def set_cpu_threads(count: int) -> None:

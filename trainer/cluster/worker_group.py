@@ -13,26 +13,19 @@ later. No training data travels over it.
 """
 
 import collections
-import socket
 import threading
 import time
 from typing import Any
 
-from convoy.core.cluster import Cluster
-from convoy.core.errors import ConvoyError
-from convoy.core.exit_codes import RETRYABLE
+from convoy.core.cluster import Cluster, host_and_port
+from convoy.core.files import logical_path
 from convoy.trainer.cluster.liveness import Liveness
-from convoy.trainer.cluster.transport import Link, loopback_note
+from convoy.trainer.cluster.rendezvous import Meeting, PeerLostError
+from convoy.trainer.cluster.transport import Link
+
+__all__ = ["PeerLostError", "WorkerGroup"]
 
 _TICK_SECONDS = 1.0
-_RETRY_SECONDS = 0.1
-_REMINDER_SECONDS = 15.0  # between log lines that name the missing workers
-
-
-class PeerLostError(ConvoyError):
-    """A worker is missing, gone or stuck. The message names it."""
-
-    exit_code = RETRYABLE
 
 
 class WorkerGroup:
@@ -46,13 +39,15 @@ class WorkerGroup:
       liveness: what the workers do, and which are silent or gone.
     """
 
-    def __init__(self, cluster: Cluster | None, *, startup_seconds: float = 300.0):
+    def __init__(self, cluster: Cluster | None, *, startup_seconds: float = 300.0, workdir: str = ""):
         """Does not connect yet.
 
         Args:
           cluster: None for a single process.
           startup_seconds: time limit of the rendezvous, and of exchanges by default.
+          workdir: run directory, compared at the rendezvous; empty for workers that do not train.
         """
+        self._workdir = workdir and logical_path(workdir)
         self._deadline_seconds = startup_seconds
         self.cluster = cluster
         self.rank = cluster.index if cluster else 0
@@ -77,21 +72,25 @@ class WorkerGroup:
 
     def address(self, rank: int) -> str:
         """Returns `worker RANK (HOST:PORT)`."""
-        return f"worker {rank} ({self.cluster.addresses[rank]})" if self.cluster else f"worker {rank}"
+        return self.cluster.name(rank) if self.cluster else f"worker {rank}"
 
-    def rendezvous(self) -> None:
+    def rendezvous(self, *, checks_port: bool = True) -> None:
         """Waits until every worker has connected.
 
+        Args:
+          checks_port: whether a worker's port must be free. The chief's always must.
+
         Raises:
-          PeerLostError: some have not within `startup_seconds`, or this worker's port is taken. Names them.
+          PeerLostError: some have not within `startup_seconds`, or a worker's port is taken. Names them.
+          UsageError: the workers were not started with the same cluster description and run directory.
         """
         if not self.cluster:
             return
-        deadline = time.monotonic() + self._deadline_seconds
+        meeting = Meeting(self.cluster, self._workdir, self._deadline_seconds, self._links, self._changed)
         if self.is_chief:
-            self._gather_workers(deadline)
+            meeting.gather()
         else:
-            self._links[0] = self._reach_chief(deadline)
+            meeting.reach_chief(checks_port=checks_port)
         for rank, link in self._links.items():
             self.liveness.heard(rank)
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
@@ -163,7 +162,7 @@ class WorkerGroup:
         """Number of workers with the same host in their address as this one."""
         if not self.cluster:
             return 1
-        hosts = [address.rpartition(":")[0] for address in self.cluster.addresses]
+        hosts = [host_and_port(address)[0] for address in self.cluster.addresses]
         return hosts.count(hosts[self.rank])
 
     def close(self, reason: str = "") -> None:
@@ -174,72 +173,6 @@ class WorkerGroup:
         self._send_to_all({"bye": reason})
         for link in self._links.values():
             link.close()
-
-    def _gather_workers(self, deadline: float) -> None:
-        assert self.cluster
-        port = int(self.cluster.addresses[0].rpartition(":")[2])
-        try:
-            listener = socket.create_server(("", port), backlog=self.num_workers)
-        except OSError as error:
-            raise PeerLostError(
-                f"{self.address(0)} cannot listen on its port ({error.strerror}): another process uses it. "
-                "End that process, or choose another port."
-            ) from None
-        with listener:
-            while len(self._links) < self.num_workers - 1:
-                listener.settimeout(min(_REMINDER_SECONDS, max(0.01, deadline - time.monotonic())))
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
-                    missing = self.liveness.names(self.missing())
-                    if (left := deadline - time.monotonic()) > 0:
-                        print(f"Waiting up to {left:.0f} s for {missing}.", flush=True)
-                        continue
-                    reason = f"{missing} did not connect within {self._deadline_seconds:g} s."
-                    self._send_to_all({"bye": reason})
-                    raise PeerLostError(f"{reason} Check that they run and can reach {self.address(0)}.") from None
-                self._welcome(Link(connection))
-        self._send_to_all({"welcome": True})
-
-    def _welcome(self, link: Link) -> None:
-        hello = link.receive(seconds=5.0) or {}
-        rank = hello.get("rank")
-        if not isinstance(rank, int) or not 0 < rank < self.num_workers or hello.get("of") != self.num_workers:
-            link.send({"bye": f"the cluster of {self.address(0)} has {self.num_workers} workers, without {hello}."})
-            link.close()
-        elif rank in self._links and not self._links[rank].is_closed_by_peer():
-            link.send({"bye": f"worker {rank} is connected already: two processes have the same index."})
-            link.close()
-        else:
-            self._links[rank] = link
-
-    def _reach_chief(self, deadline: float) -> Link:
-        assert self.cluster
-        host, _, port = self.cluster.addresses[0].rpartition(":")
-        while True:
-            try:
-                link = Link(socket.create_connection((host.strip("[]"), int(port)), timeout=5.0))
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise PeerLostError(
-                        f"{self.address(0)}, the chief, could not be reached within {self._deadline_seconds:g} s "
-                        f"({error.strerror or error}). Check that it runs and its port is open.{loopback_note(host)}"
-                    ) from None
-                time.sleep(_RETRY_SECONDS)
-                continue
-            link.send({"rank": self.rank, "of": self.num_workers})
-            answer = link.receive(seconds=max(1.0, deadline + 5.0 - time.monotonic())) or {}
-            if answer.get("welcome"):
-                return link
-            link.close()
-            if answer.get("bye"):
-                raise PeerLostError(f"{self.address(0)} refused: {answer['bye']}")
-            if time.monotonic() > deadline:
-                raise PeerLostError(
-                    f"{self.address(0)}, the chief, did not answer within {self._deadline_seconds:g} s."
-                    f"{loopback_note(host)}"
-                )
-            time.sleep(_RETRY_SECONDS)  # another program answered, or the chief has exited and may be restarted
 
     def _listen(self, rank: int, link: Link) -> None:
         while (message := link.receive()) is not None:

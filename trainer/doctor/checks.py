@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from convoy.core.cluster import Cluster, find_cluster
+from convoy.core.cluster import Cluster, find_cluster, host_and_port
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.finding import Severity
@@ -23,6 +23,7 @@ from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.interface import choose, over_interface, own_interfaces
+from convoy.trainer.cluster.ports import port_problem
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, table
@@ -129,7 +130,7 @@ class _DoctorRun:
                 self._continue_alone(error)
         return {self._worker_group.rank: value}
 
-    def _continue_alone(self, error: PeerLostError) -> None:
+    def _continue_alone(self, error: ConvoyError) -> None:
         self._together = False
         self._worker_group.close(str(error))  # so that no worker waits for this one
         self._findings.append(failed("meeting", "workers-missing", str(error)))
@@ -153,13 +154,14 @@ class _DoctorRun:
             if self._options.interface:
                 self._add(skipped("interface", "no-traffic", f"{flag}: one process has no traffic"))
             return
-        port = int(cluster.addresses[rank].rpartition(":")[2])
+        self._add(network.check_key(cluster) if self._is_reporter else None, network.check_proxy())
+        _, port = host_and_port(cluster.addresses[rank])
         if rank:  # so that the chief can detect a worker that cannot connect to it
             self._respond_on(port)
         with network.Search(self._worker_group, cluster.addresses) as search:
             try:
-                self._worker_group.rendezvous()
-            except PeerLostError as error:
+                self._worker_group.rendezvous(checks_port=False)  # it answers there itself
+            except (PeerLostError, UsageError) as error:
                 self._continue_alone(error)
         names = network.check_names(cluster)  # after rendezvous: a pod that has not started has no address
         # Many hosts resolve their own name differently: passed rows would differ only by that.
@@ -204,8 +206,7 @@ class _DoctorRun:
         try:
             self._responders.enter_context(network.Responder(port, self._worker_group.rank))
         except OSError as error:
-            fix = "Another process uses it: end that process, or choose another port."
-            self._add(failed("ports", "port-in-use", f"cannot listen on port {port} ({error.strerror}).", fix))
+            self._add(failed("ports", "port-in-use", f"{port_problem(port, error)}."))
 
     def _record_format(self) -> RecordFormat:
         given, workdir = self._options.record_format, self._options.workdir

@@ -17,6 +17,8 @@ from convoy.core.text import counted
 SECTIONS = (
     "cluster",
     "names",
+    "key",
+    "proxy",
     "meeting",
     "interface",
     "ports",

@@ -10,7 +10,6 @@ rank and time, to detect a wrong host and to compare clocks. Imports no TensorFl
 
 import contextlib
 import ipaddress
-import json
 import socket
 import threading
 import time
@@ -18,12 +17,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from convoy.core.cluster import Cluster
+from convoy.core.cluster import KEY_VARIABLE, Cluster, host_and_port
 from convoy.core.text import joined
+from convoy.trainer.cluster.proxies import proxy_variable
+from convoy.trainer.cluster.transport import LONGEST_FIRST_LINE, Link, Listener
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, warning
 
-_QUESTION = b"convoy doctor\n"
+_QUESTION = {"question": "convoy doctor"}
 _ANSWER_SECONDS = 3.0
 _MOST_AT_ONCE = 32
 _MOST_NAMED = 8
@@ -45,8 +46,8 @@ class Reached:
     round_trip: float = 0.0
 
 
-class Responder:
-    """Answers queries for rank and time on a port, in a thread. A context manager."""
+class Responder(Listener):
+    """Answers queries for rank and time on a port. A context manager."""
 
     def __init__(self, port: int, rank: int):
         """Starts listening.
@@ -55,44 +56,25 @@ class Responder:
           OSError: the port is in use.
         """
         self._rank = rank
-        self._listener = socket.create_server(("", port), backlog=128)
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__(port, self._answer)
 
-    def __enter__(self) -> "Responder":
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the port."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(_ANSWER_SECONDS)
-            if connection.recv(len(_QUESTION)) == _QUESTION:
-                connection.sendall(json.dumps({"rank": self._rank, "time": time.time()}).encode() + b"\n")
+    def _answer(self, link: Link) -> bool:
+        if link.receive(_ANSWER_SECONDS, longest=LONGEST_FIRST_LINE) == _QUESTION:
+            link.send({"rank": self._rank, "time": time.time()})
+        return False
 
 
 def reach(address: str, rank: int, seconds: float = _ANSWER_SECONDS) -> Reached:
     """Queries the rank and clock of the worker `rank` at `address`."""
-    host, _, port = address.rpartition(":")
+    host, port = host_and_port(address)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+        with contextlib.closing(Link(socket.create_connection((host, port), timeout=seconds))) as link:
             asked = time.time()
-            connection.sendall(_QUESTION)
-            with connection.makefile("rb") as file:
-                answer = json.loads(file.readline(1000))
+            link.send(_QUESTION)
+            answer = link.receive(seconds, longest=LONGEST_FIRST_LINE)
             answered = time.time()
+        if answer is None:
+            return Reached("timed out" if answered - asked >= seconds else "another program answers there")
         if answer["rank"] != rank:
             return Reached(f"worker {answer['rank']} answers there")
         return Reached("", answer["time"] - (asked + answered) / 2, answered - asked)
@@ -102,7 +84,7 @@ def reach(address: str, rank: int, seconds: float = _ANSWER_SECONDS) -> Reached:
         return Reached("timed out")
     except OSError as error:
         return Reached((error.strerror or str(error)).lower())
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return Reached("another program answers there")
 
 
@@ -115,7 +97,7 @@ def reach_all(cluster: Cluster) -> dict[int, Reached]:
 
 def check_names(cluster: Cluster) -> list[DoctorFinding]:
     """Checks that this host resolves the workers' names."""
-    hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
+    hosts = [host_and_port(address)[0] for address in cluster.addresses]
     own, findings, resolved = hosts[cluster.index], [], {}
     for host in dict.fromkeys(hosts):
         try:
@@ -137,6 +119,25 @@ def check_names(cluster: Cluster) -> list[DoctorFinding]:
         rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         findings.append(ok("names", "names-resolve", f"{', '.join(names[:_MOST_NAMED])}{rest}", of_all=True))
     return findings
+
+
+def check_key(cluster: Cluster) -> DoctorFinding:
+    """Reports whether the workers authenticate each other."""
+    if cluster.key:
+        text = f"workers authenticate each other by {KEY_VARIABLE}; TensorFlow's ports are open to all: see SECURITY.md"
+        return ok("key", "workers-authenticated", text, of_all=True)
+    text = f"{KEY_VARIABLE} is not set: the workers do not authenticate each other."
+    fix = (
+        "Start them with `convoy launch`, which makes a key, or set the variable to the same secret on all workers "
+        "(`openssl rand -hex 32`). Let only the workers reach their ports: see SECURITY.md."
+    )
+    return warning("key", "workers-not-authenticated", text, fix, of_all=True)
+
+
+def check_proxy() -> DoctorFinding | None:
+    """Reports that a proxy is set on this host, which connections between workers bypass; None without one."""
+    name = proxy_variable()
+    return ok("proxy", "proxy-bypassed", f"{name} is set; connections between workers bypass it") if name else None
 
 
 def check_ports(reached: Mapping[int, Mapping[int, Reached]], addresses: Sequence[str]) -> DoctorFinding:

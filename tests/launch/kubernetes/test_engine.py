@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from convoy.cli import main
+from convoy.core.cluster import KEY_VARIABLE
 from convoy.core.errors import UsageError
 from convoy.launch.kubernetes.request import Request, checked
 
@@ -27,8 +28,9 @@ sys.exit(answer.get("code", 0))
 
 
 @pytest.fixture
-def launch(capsys):
+def launch(capsys, monkeypatch):
     """Runs `convoy launch kubernetes`; returns its exit code, output and errors."""
+    monkeypatch.setenv(KEY_VARIABLE, "own")
 
     def run(*flags, train=TRAIN):
         code = main(["convoy", "launch", "kubernetes", *flags, *train])
@@ -71,7 +73,14 @@ class TestDryRun:
         assert set(words[3:]) == {*FLAGS, *flags[:5], *TRAIN, "--config.x=a b\n# $(C)"}
         again = launch(*words[3 : words.index("--")], "--dry_run", train=words[words.index("--") :])
         assert again == (code, output, errors)
-        assert [manifest["kind"] for manifest in yaml.safe_load_all(output)] == ["NetworkPolicy", "JobSet"]
+        assert [manifest["kind"] for manifest in yaml.safe_load_all(output)] == ["NetworkPolicy", "Secret", "JobSet"]
+
+    def test_every_run_has_its_own_key_which_is_in_the_secret_alone(self, launch, monkeypatch):
+        monkeypatch.delenv(KEY_VARIABLE)
+        texts = [launch(*FLAGS, "--dry_run")[1] for _ in range(2)]
+        first, second = ({m["kind"]: m for m in yaml.safe_load_all(text)}["Secret"]["stringData"] for text in texts)
+        assert first != second and len(first["key"]) == 64
+        assert texts[0].count(first["key"]) == 1
 
     def test_names_the_required_controller(self, launch):
         assert "\n# Needs JobSet 0.10" in launch(*FLAGS, "--dry_run")[1]
@@ -100,13 +109,13 @@ class TestApply:
             "log": [*start, "logs", "-f", "-l", chief, "--tail=-1"],
             "state": [*start, "get", "jobset,pods", "-l", run, "-o", "wide"],
             "tensorboard": [*start, "port-forward", "service/run-tensorboard", "6006"],
-            "delete": [*start, "delete", "jobset,networkpolicy,deployment,service", "-l", own],
+            "delete": [*start, "delete", "jobset,secret,networkpolicy,deployment,service", "-l", own],
         }
 
     def test_without_tensorboard_its_commands_are_missing(self, launch, kubectl):
         output = launch(*FLAGS, "--notensorboard", f"--kubectl={kubectl.path}")[1]
         assert "port-forward" not in output
-        assert " delete jobset,networkpolicy -l " in output
+        assert " delete jobset,secret,networkpolicy -l " in output
 
     @pytest.mark.parametrize("state", ["unchanged", "configured"])
     def test_an_existing_run_is_reported_with_the_command_that_deletes_it(self, launch, kubectl, state):
@@ -117,7 +126,7 @@ class TestApply:
         assert code == 0
         assert "run already exists" in output and "logs -f" not in output
         selector = "app.kubernetes.io/managed-by=convoy,app.kubernetes.io/instance=run"
-        assert f" delete jobset,networkpolicy,deployment,service -l {selector}\n" in output
+        assert f" delete jobset,secret,networkpolicy,deployment,service -l {selector}\n" in output
 
     @pytest.mark.parametrize(
         ("message", "fix"),

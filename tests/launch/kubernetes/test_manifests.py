@@ -9,7 +9,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
-from convoy.core.cluster import find_cluster
+from convoy.core.cluster import KEY_VARIABLE, find_cluster
 from convoy.launch.kubernetes.manifests import manifests
 from convoy.launch.kubernetes.request import Request, checked
 from convoy.launch.kubernetes.yaml_text import to_yaml
@@ -36,6 +36,7 @@ EVERYTHING = {
     "port": 3333,
     "max_restarts": 7,
     "grace_seconds": 100.5,
+    "key": "0123456789abcdef",
 }
 
 
@@ -260,6 +261,14 @@ class TestPods:
             assert selector.items() <= own and not selector.items() <= others
         assert "ports" not in rule  # NCCL's ports are chosen by the system
         assert spec["policyTypes"] == ["Ingress"]
+
+    def test_get_the_key_from_the_secret(self):
+        objects = by_kind(key="0123")
+        (container,) = workers(objects)["spec"]["containers"]
+        (reference,) = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if v["name"] == KEY_VARIABLE]
+        assert reference["name"] == objects["Secret"]["metadata"]["name"]
+        assert objects["Secret"]["stringData"] == {reference["key"]: "0123"}
+        assert "Secret" not in by_kind()
 
     def test_kueue_queue_is_set_on_the_jobset_only(self):
         objects = by_kind(queue="team-queue")

@@ -45,6 +45,7 @@ def test_job_with_a_killed_worker_a_network_failure_and_a_time_limit_gives_the_r
     with convoy_started(*command, output=output, prefix=tuple(slurm.command())) as client:
         wait_until(lambda: has_checkpoint(run, 20), "step 20")
         (trainer,) = trainers(slurm, "n2")
+        (key,) = {environment_of(pid)["CONVOY_CLUSTER_KEY"] for node in ("n1", "n2") for pid in trainers(slurm, node)}
         faults["SLURM: a worker is killed"] = time.time()
         os.kill(trainer, signal.SIGKILL)
 
@@ -68,6 +69,7 @@ def test_job_with_a_killed_worker_a_network_failure_and_a_time_limit_gives_the_r
     assert "SIGKILL" in first
     assert "requeueing job 1" in shown
     assert shown.endswith("convoy: job 1 is done.\n")
+    assert not any(key.encode() in path.read_bytes() for path in run.rglob("*") if path.is_file())
     for fault, when in faults.items():
         recovery(fault, run, when)
 
@@ -217,3 +219,17 @@ def test_ranks_of_a_step_find_the_addresses_of_their_hosts(slurm):
         assert [address.partition(":")[0] for address in lines[0][2:]] == [host for _, host, *_ in lines], layout
     result = slurm.run("srun", "--ntasks=2", "--distribution=arbitrary", "--nodelist=n2,n1", *program, check=False)
     assert "SLURM_DISTRIBUTION=arbitrary" in result.stderr
+
+
+@pytest.mark.slow
+def test_command_typed_in_the_terminal_of_a_step_is_not_one_of_its_workers(slurm, tmp_path):
+    program = tmp_path / "find.py"
+    program.write_text(
+        "import os\nfrom convoy.core.cluster import find_cluster\ncluster = find_cluster(os.environ)\n"
+        "print('workers', cluster.num_workers if cluster else 1)\n"
+    )
+    find = f"env PYTHONPATH={REPOSITORY} {sys.executable} {program}"
+    for command, workers in ((find, 2), (f"sh -c '{find}; :'", 1)):
+        step = f"srun --nodes=2 --ntasks=2 --pty {command}"
+        output = slurm.run("script", "--quiet", "--return", "--command", step, "/dev/null").stdout
+        assert f"workers {workers}" in output

@@ -40,7 +40,6 @@ class TestHostFile:
             ("a address=", ("address= is empty",)),
             ("a\n\nb\na slots=2", ("hosts.txt:4", "'a slots=2'", "line 1", "slots=N")),
             ("fd00::1", ("'fd00::1'", "brackets")),
-            ("a\n[fd00::1]", ("[fd00::1]", "IPv4", "address=ADDRESS")),
             ("a slots=\u00b2", ("slots=\u00b2",)),
             ("-oProxyCommand=x", ("'-oProxyCommand=x'",)),
             ("a:70000", ("port 70000", "65535")),

@@ -68,6 +68,9 @@ class TestWithoutFaults:
             assert environment["NCCL_DEBUG"] == "WARN"
             assert not {"CUDA_VISIBLE_DEVICES", "SECRET"} & environment.keys()
             assert "SSH_CONNECTION" in environment
+        (key,) = {worker["environment"]["CONVOY_CLUSTER_KEY"] for worker in workers}
+        files = [path.read_bytes() for path in machines.run.rglob("*") if path.is_file()]
+        assert len(key) == 64 and key not in launch.output and not any(key.encode() in file for file in files)
         logs = machines.run / "logs" / "attempt-1"
         assert sorted(os.listdir(logs)) == ["worker-0.log", "worker-1.log", "worker-2.log"]
         if len(cores := os.sched_getaffinity(0)) > 1:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from convoy.core.cluster import Cluster
-from convoy.launch.ports import reserved_ports
+from convoy.core.exit_codes import RETRYABLE
 from convoy.trainer.cluster import liveness
-from convoy.trainer.cluster import worker_group as worker_group_module
 from convoy.trainer.cluster.liveness import TRAINING
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
-from convoy.trainer.cluster.worker_group import RETRYABLE, PeerLostError, WorkerGroup
+from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROOT = Path(__file__).resolve().parents[3]
 # A worker that reports until it is killed. Arguments: rank and addresses.
@@ -37,29 +37,6 @@ with worker_group.WorkerGroup(Cluster(tuple(addresses), int(rank), "flags", jobs
     while True:
         time.sleep(60)
 """
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Workers report often, and count as silent early."""
-    monkeypatch.setattr(worker_group_module, "_TICK_SECONDS", 0.02)
-    monkeypatch.setattr(liveness, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(worker_group_module, "_RETRY_SECONDS", 0.02)
-
-
-@pytest.fixture
-def make_workers():
-    """Creates workers of one cluster, before the rendezvous; closes their connections after the test."""
-    with contextlib.ExitStack() as made:
-
-        def make(number, *, startup_seconds=20.0):
-            with reserved_ports(number) as ports:
-                addresses = tuple(f"127.0.0.1:{port}" for port in ports)
-            jobs = tuple(("worker", rank) for rank in range(number))
-            clusters = [Cluster(addresses, rank, "flags", jobs) for rank in range(number)]
-            return [made.enter_context(WorkerGroup(cluster, startup_seconds=startup_seconds)) for cluster in clusters]
-
-        yield make
 
 
 @pytest.fixture
@@ -100,86 +77,7 @@ def three(make_workers):
     return everyone
 
 
-class TestRendezvous:
-    def test_workers_connect_in_any_order(self, make_workers):
-        everyone = make_workers(3)
-        with ThreadPoolExecutor(3) as pool:
-            late = [pool.submit(worker_group.rendezvous) for worker_group in reversed(everyone[1:])]
-            with pytest.raises(TimeoutError):  # no worker continues alone
-                late[0].result(0.3)
-            everyone[0].rendezvous()
-            assert [future.result(20) for future in late] == [None, None]
-
-    def test_port_is_free_for_tensorflow_afterwards(self, three):
-        port = int(three[0].cluster.addresses[0].rpartition(":")[2])
-        with socket.create_server(("", port)):
-            assert (
-                together(three, lambda worker_group: worker_group.exchange("still", worker_group.rank))
-                == [[0, 1, 2]] * 3
-            )
-
-    def test_missing_worker_is_named_on_all(self, make_workers):
-        first, second, _ = everyone = make_workers(3, startup_seconds=0.5)
-        of_chief, of_worker = map(str, together([first, second], WorkerGroup.rendezvous))
-        assert of_chief.startswith(everyone[0].address(2)) and everyone[0].address(1) not in of_chief
-        assert everyone[0].address(0) in of_worker and everyone[0].address(2) in of_worker
-
-    def test_missing_chief_is_named(self, make_workers):
-        _, worker = make_workers(2, startup_seconds=0.2)
-        with pytest.raises(PeerLostError, match=re.escape(worker.address(0))) as caught:
-            worker.rendezvous()
-        assert caught.value.exit_code == RETRYABLE
-
-    def test_taken_port_is_named(self, make_workers):
-        chief, _ = make_workers(2, startup_seconds=0.2)
-        port = int(chief.cluster.addresses[0].rpartition(":")[2])
-        with socket.create_server(("", port)), pytest.raises(PeerLostError, match=f"worker 0 .*{port}"):
-            chief.rendezvous()
-
-    def test_second_worker_with_the_same_rank_is_refused(self, make_workers, wait_until):
-        chief, first, third = make_workers(3)
-        twin = WorkerGroup(first.cluster, startup_seconds=20)
-        with ThreadPoolExecutor(4) as pool:
-            meetings = [pool.submit(chief.rendezvous), pool.submit(first.rendezvous)]
-            wait_until(lambda: 1 in chief._links, "the first worker 1", 20)
-            with pytest.raises(PeerLostError, match="worker 1 "):
-                pool.submit(twin.rendezvous).result(20)
-            meetings.append(pool.submit(third.rendezvous))
-            assert [meeting.result(20) for meeting in meetings] == [None] * 3
-        assert (
-            together([chief, first, third], lambda worker_group: worker_group.exchange("it", worker_group.rank))
-            == [[0, 1, 2]] * 3
-        )
-
-    def test_worker_of_another_cluster_is_refused(self, make_workers):
-        chief, worker = make_workers(2)
-        addresses = (*worker.cluster.addresses, "127.0.0.1:1")
-        jobs = tuple(("worker", rank) for rank in range(3))
-        other = WorkerGroup(Cluster(addresses, 2, "flags", jobs), startup_seconds=20)
-        with ThreadPoolExecutor(2) as pool:
-            meeting = pool.submit(chief.rendezvous)
-            with pytest.raises(PeerLostError, match=r"worker 0 .* 2 workers"):
-                other.rendezvous()
-            worker.rendezvous()
-            meeting.result(20)
-
-    def test_unrelated_connections_are_ignored(self, make_workers):
-        chief, worker = make_workers(2)
-        port = int(chief.cluster.addresses[0].rpartition(":")[2])
-        with ThreadPoolExecutor(1) as pool:
-            meeting = pool.submit(chief.rendezvous)
-            deadline = time.monotonic() + 20
-            while True:
-                try:
-                    visitor = socket.create_connection(("127.0.0.1", port))
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-            with visitor:
-                visitor.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                worker.rendezvous()
-            meeting.result(20)
-
+class TestExchange:
     def test_single_process_needs_no_connection(self):
         with WorkerGroup(None) as worker_group:
             worker_group.rendezvous()
@@ -190,8 +88,6 @@ class TestRendezvous:
             )
             assert worker_group.liveness.failure_reason() is None
 
-
-class TestExchange:
     def test_every_worker_gets_all_values_by_rank(self, three):
         for number in range(20):
             expected = [[rank, number, "Käse"] for rank in range(3)]

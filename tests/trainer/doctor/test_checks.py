@@ -80,8 +80,8 @@ def met(part):
 def test_name_resolvable_after_connection(findings_of, monkeypatch):
     rendezvous, resolve, connected = WorkerGroup.rendezvous, socket.getaddrinfo, threading.Event()
 
-    def rendezvous_and_signal(worker_group):
-        rendezvous(worker_group)
+    def rendezvous_and_signal(worker_group, **options):
+        rendezvous(worker_group, **options)
         connected.set()
 
     def resolve_late(host, *arguments, **options):

@@ -1,16 +1,31 @@
 """Ports and clocks: real connections on the loopback interface, and what is said of made-up results."""
 
+import contextlib
+import os
 import socket
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 from convoy.core.cluster import Cluster
 from convoy.core.finding import Severity
 from convoy.launch.ports import reserved_ports
+from convoy.trainer.cluster.proxies import bypass_proxies
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor import network
-from convoy.trainer.doctor.network import Reached, Responder, Search, check_clocks, check_names, check_ports, reach
+from convoy.trainer.doctor.network import (
+    Reached,
+    Responder,
+    Search,
+    check_clocks,
+    check_key,
+    check_names,
+    check_ports,
+    check_proxy,
+    reach,
+)
 
 ADDRESSES = ("a:2222", "b:2222", "c:2222")
 NAMES = ("worker 0 (a:2222)", "worker 1 (b:2222)")
@@ -61,6 +76,19 @@ class TestReaching:
             address = f"127.0.0.1:{server.getsockname()[1]}"
             assert reach(address, 1, seconds=0.2).problem == "timed out"
 
+    def test_one_that_drips_is_given_up(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer():
+                connection, _ = server.accept()
+                with connection, contextlib.suppress(OSError):
+                    while True:
+                        connection.sendall(b" ")
+                        time.sleep(0.01)
+
+            threading.Thread(target=answer, daemon=True).start()
+            assert reach(f"127.0.0.1:{server.getsockname()[1]}", 1, seconds=0.3).problem == "timed out"
+
     def test_a_name_that_nobody_knows_is_told(self):
         assert reach("no.such.host.invalid:1", 1).problem.startswith("the name no.such.host.invalid is not known there")
 
@@ -79,6 +107,41 @@ def test_a_search_that_has_ended_tries_no_more_hosts(monkeypatch):
     with Search(WorkerGroup(cluster), ADDRESSES) as search:
         assert trying.wait(60)
     assert tried == [1]
+
+
+def test_says_whether_workers_authenticate_each_other():
+    cluster = Cluster(ADDRESSES, 0, "flags", ())
+    without, with_key = check_key(cluster), check_key(replace(cluster, key="secret"))
+    assert (without.severity, without.code) == (Severity.WARNING, "workers-not-authenticated")
+    assert (with_key.severity, with_key.code) == (Severity.OK, "workers-authenticated")
+    for finding in (without, with_key):
+        assert "CONVOY_CLUSTER_KEY" in finding.text and "secret" not in f"{finding}".replace("same secret", "")
+
+
+class TestProxies:
+    @pytest.mark.parametrize("name", ["grpc_proxy", "https_proxy", "http_proxy"])
+    def test_is_named_without_its_password(self, monkeypatch, name):
+        monkeypatch.setattr(os, "environ", {name: "http://me:password@proxy:3128"})
+        finding = check_proxy()
+        assert (finding.severity, finding.code) == (Severity.OK, "proxy-bypassed")
+        assert name in finding.text and "password" not in finding.text
+
+    @pytest.mark.parametrize("variables", [{}, {"http_proxy": ""}, {"no_proxy": "x"}])
+    def test_without_one_nothing_is_said_or_changed(self, monkeypatch, variables):
+        monkeypatch.setattr(os, "environ", dict(variables))
+        bypass_proxies(Cluster(ADDRESSES, 0, "flags", ()))
+        assert check_proxy() is None and os.environ == variables
+
+    @pytest.mark.parametrize(
+        ("variables", "kept"),
+        [({}, "a"), ({"no_proxy": "x,b"}, "xab"), ({"no_proxy": "x", "no_grpc_proxy": "y"}, "y")],
+    )
+    def test_workers_are_added_to_the_exceptions_of_grpc_alone(self, monkeypatch, variables, kept):
+        variables = {"http_proxy": "http://127.0.0.1:9", **variables}
+        monkeypatch.setattr(os, "environ", dict(variables))
+        bypass_proxies(Cluster(("a:1", "b:1", "[::1]:1"), 0, "flags", ()))
+        assert {*os.environ.pop("no_grpc_proxy").split(",")} == {*kept, "a", "b", "::1"}
+        assert os.environ == {name: value for name, value in variables.items() if name != "no_grpc_proxy"}
 
 
 class TestPorts:
