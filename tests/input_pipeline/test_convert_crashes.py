@@ -74,7 +74,7 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
     assert re.search(r"SIGKILL\)( .* [ab]/[ab]_\d+\.png)?\.", errors_text)
     assert re.search(r"convoy: \d finished shards .*data\.partial\b", errors_text)
     assert "--workers=1" in errors_text and "Traceback" not in errors_text
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
         assert "Traceback" not in errors.read_text()
 

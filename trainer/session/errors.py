@@ -63,7 +63,7 @@ class InterruptedRunError(ConvoyError):
 
 
 class PreemptedError(ConvoyError):
-    """SIGTERM or SIGUSR1. The run was saved before it stopped."""
+    """SIGTERM, SIGUSR1 or SIGHUP. The run was saved before it stopped."""
 
     exit_code = RETRYABLE
 
