@@ -124,9 +124,13 @@ def filenames(split: Split) -> list[str]:
 def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
     """Writes RUN/predictions_SPLIT.csv, then RUN/evaluation_SPLIT.json, which marks the CSV as complete.
 
+    The evaluation becomes the newest one of the run, even if the clock was set back.
+
     Raises:
       OSError: a file cannot be written.
     """
+    if (before := newest(run)) and before.time >= evaluation.time:
+        evaluation = dataclasses.replace(evaluation, time=before.time + 1e-3)
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
