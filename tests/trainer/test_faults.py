@@ -214,6 +214,22 @@ def test_run_directory_is_locked_until_its_process_is_killed(convoy_started, wai
 
 
 @pytest.mark.slow
+def test_second_start_in_a_new_run_is_refused_from_the_moment_the_first_looks_for_checkpoints(
+    convoy_started, wait_until, dataset, tmp_path
+):
+    slow, building = tmp_path / "slow.py", tmp_path / "building"
+    slow.write_text(
+        f"import pathlib, time\ndef model(**_):\n    pathlib.Path({str(building)!r}).touch()\n    time.sleep(3600)\n"
+    )
+    command = (*FLAGS, f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", "--config.steps=10")
+    first, output = (*command, f"--config.model.name={slow}:model"), tmp_path / "first"
+    with convoy_started(*first, output=output) as process:
+        wait_until(lambda: building.exists() or process.poll() is not None, "the model")
+        with convoy_started(*command, output=tmp_path / "second") as second:
+            assert second.wait(60) == 3, output.read_text()
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_on_all_workers_and_a_second_one_ends_at_once(
     training, convoy_started, wait_until, dataset, tmp_path
 ):

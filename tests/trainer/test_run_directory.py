@@ -192,6 +192,35 @@ sys.stdin.read()
         RunDirectory(tmp_path / "run").create()
         assert "No locks available" in capsys.readouterr().out
 
+    def test_refused_start_leaves_nothing_that_it_made(self, tmp_path):
+        (tmp_path / "launched" / "logs").mkdir(parents=True)
+        (tmp_path / "kept" / "checkpoints").mkdir(parents=True)
+        for name in ("new/run", "launched", "kept", "trained"):
+            run = RunDirectory(tmp_path / name)
+            with pytest.raises(UsageError), run.removed_on_refusal():
+                run.create()
+                if name == "trained":
+                    (run.checkpoints / "step-000000001.npz").touch()
+                raise UsageError
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+        assert left == {
+            *("launched", "launched/logs", "kept", "kept/.lock", "kept/checkpoints"),
+            *("trained", "trained/.lock", "trained/checkpoints", "trained/checkpoints/step-000000001.npz"),
+        }
+
+    def test_start_that_waits_for_a_refused_one_locks_the_new_folder(self, tmp_path, monkeypatch):
+        first, second, waits = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run"), threading.Event()
+        monkeypatch.setattr("time.sleep", lambda _: waits.set())
+        waiting = threading.Thread(target=second.create, kwargs={"wait_seconds": 60})
+        with pytest.raises(UsageError), first.removed_on_refusal():
+            first.create()
+            waiting.start()
+            assert waits.wait(60)
+            raise UsageError
+        waiting.join(60)
+        with pytest.raises(DataError, match="another process"):
+            RunDirectory(tmp_path / "run").create()
+
 
 class TestJson:
     def test_non_finite_numbers_become_null(self, tmp_path):
