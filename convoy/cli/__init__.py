@@ -24,6 +24,7 @@ from convoy.core import exit_codes
 from convoy.core.error_file import note_error
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.logs import log_to_stderr
+from convoy.core.memory import check_address_space
 from convoy.core.streams import lost_output, protect_standard_streams
 from convoy.input_pipeline.tf_startup import set_verbosity
 
@@ -41,6 +42,8 @@ _MEANING = {
     **dict.fromkeys(("benchmark", "profile"), "bench"),
     **dict.fromkeys(("check", "info", "env"), "doctor"),
 }
+
+_WITH_TENSORFLOW = ("convert", "verify", "train", "augment", "evaluate", "predict", "report", "export", "doctor")
 
 _logger = logging.getLogger("convoy")
 
@@ -166,6 +169,8 @@ def _dispatch(argv: list[str]) -> int:
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
     if "verbosity" in flags:
         set_verbosity(flags.verbosity)
+    if name in _WITH_TENSORFLOW:
+        check_address_space()
     return module.run(flags, rest) or 0
 
 

@@ -38,6 +38,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
     if not newest(run_directory):
         try:
+            if unwritable := run_directory.write_error():
+                raise DataError(f"{run_directory.path} cannot be written ({unwritable.strerror}).")
             _evaluate(flags, devices)
         except DataError as error:  # no checkpoint yet, no validation split, the dataset is gone
             print(f"Not evaluated: {error}")
@@ -51,5 +53,6 @@ def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    _, quality = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
-    print(quality_row("validation", quality))
+    evaluated = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
+    evaluated.save()
+    print(quality_row("validation", evaluated.evaluation.quality))

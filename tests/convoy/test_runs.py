@@ -85,7 +85,10 @@ def test_field_missing_in_an_older_run_counts_with_its_default(make_run, tmp_pat
 
 def test_shows_differing_datasets(make_run, tmp_path):
     make_run("one")
-    write_json(make_run("two") / "dataset.json", {"name": "photos", "train_images": 640, "train_digest": "def"})
+    renamed = make_run("two") / "dataset.json"
+    write_json(renamed, {"name": "pictures", "train_images": 640, "train_digest": "abc"})
+    assert all(not run.differences for run in runs_by_name(tmp_path).values())
+    write_json(renamed, {"name": "photos", "train_images": 640, "train_digest": "def"})
     assert [run.differences for run in runs_by_name(tmp_path).values()] == [
         {"data": "photos (abc)"},
         {"data": "photos (def)"},

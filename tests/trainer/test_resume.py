@@ -1,3 +1,5 @@
+import json
+
 import ml_collections
 import pytest
 
@@ -51,10 +53,14 @@ def test_another_external_dataset_is_refused(shards, resume_on):
             resume_on(recorded, open_dataset(shards))
 
 
-def test_converted_dataset_keeps_its_name_when_moved(tmp_path, resume_on):
-    folder = write_dataset(tmp_path / "data", {"train": [pixels(0), pixels(1)]}, ("cup", "jar"))
-    before = dataset_identity(open_dataset(folder))
-    assert before["name"] == "made"
-    resume_on(before, open_dataset(folder.rename(tmp_path / "moved")))
-    with pytest.raises(DataError, match="name: photos -> made"):
-        resume_on({**before, "name": "photos"}, open_dataset(tmp_path / "moved"))
+def test_identical_dataset_converted_under_another_name_is_accepted(tmp_path, resume_on):
+    images = {"train": [pixels(0), pixels(1)]}
+    first = open_dataset(write_dataset(tmp_path / "data", images, ("cup", "jar")))
+    again = write_dataset(tmp_path / "again", images, ("cup", "jar"))
+    manifest = json.loads((again / "manifest.json").read_text())
+    (again / "manifest.json").write_text(json.dumps({**manifest, "name": "photos"}))
+    assert (first.name, open_dataset(again).name) == ("made", "photos")
+    resume_on({"name": "made", **dataset_identity(first)}, open_dataset(again))  # the name is of earlier versions
+    other = write_dataset(tmp_path / "other", {"train": [pixels(0), pixels(2)]}, ("cup", "jar"))
+    with pytest.raises(DataError, match="train_digest"):
+        resume_on(dataset_identity(first), open_dataset(other))

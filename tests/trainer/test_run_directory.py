@@ -119,6 +119,13 @@ class TestRunDirectory:
         RunDirectory(tmp_path).create()
         assert (tmp_path / "checkpoints").is_dir()
 
+    def test_read_only_folder_is_found_by_trying(self, tmp_path):
+        assert RunDirectory(tmp_path).write_error() is None
+        assert os.listdir(tmp_path) == []
+        assert RunDirectory("/proc").write_error().errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.EPERM)
+        RunDirectory(tmp_path).results_table.mkdir()
+        assert RunDirectory(tmp_path).write_error().errno == errno.EISDIR
+
     def test_json_round_trip(self, tmp_path):
         run = RunDirectory(tmp_path)
         value = {"text": "Käse", "list": [1, 2.5, None]}

@@ -108,6 +108,7 @@ class Monitor:
                 "environment": environment(),
                 "dataset": {
                     "directory": str(session.dataset.directory.resolve()),
+                    "name": session.dataset.name,
                     "class_names": list(session.dataset.class_names),
                     **dataset_identity(session.dataset),
                     **_validation_images(session.dataset),

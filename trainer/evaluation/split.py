@@ -1,11 +1,12 @@
 """Evaluation of a trained run on a split, for `convoy evaluate` and `convoy report`.
 
-    num_images, quality = evaluate_split(open_run("run", devices), "test")
-
-Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
+evaluated = evaluate_split(open_run("run", devices), "test")
+evaluated.evaluation.quality["top1"]
+evaluated.save()
 """
 
 import time
+from dataclasses import dataclass
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
@@ -20,10 +21,35 @@ from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.restore import TrainedRun
 
 
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """A trained run's evaluation on a split, and its predictions there."""
+
+    trained: TrainedRun
+    evaluation: predictions.Evaluation
+    predictions: predictions.Predictions
+
+    def save(self) -> None:
+        """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
+
+        Raises:
+          DataError: a file cannot be written.
+        """
+        run, evaluation = self.trained.run, self.evaluation
+        try:
+            append_result(run, step=evaluation.step, split=evaluation.split, quality=evaluation.quality)
+            predictions.save(run, evaluation, self.predictions, self.trained.class_names)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
+                "folder's permissions."
+            ) from None
+
+
 def evaluate_split(
     trained: TrainedRun, split_name: str, *, data: str | None = None, flip_tta: bool = False
-) -> tuple[int, dict[str, float]]:
-    """Evaluates a trained run on a split and writes the metrics and predictions to its run directory.
+) -> EvaluatedSplit:
+    """Evaluates a trained run on a split. Writes nothing.
 
     Args:
       trained: the run with its weights.
@@ -31,14 +57,10 @@ def evaluate_split(
       data: dataset directory; None for the one the run was trained on.
       flip_tta: as in `Evaluator`.
 
-    Returns:
-      The number of images evaluated, and the metrics (`metrics.summarize`).
-
     Raises:
-      DataError: the dataset cannot be used, lacks the split or has other classes than the run, or a file in RUN cannot
-        be written.
+      DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
-    dataset, run, built = open_dataset_of(trained, data), trained.run, trained.runtime.built
+    dataset, built = open_dataset_of(trained, data), trained.runtime.built
     split = dataset.split(split_name)
     reader, collector = Reader(split, Crop(trained.image_size)), predictions.Collector()
     evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, flip_tta=flip_tta)
@@ -54,16 +76,7 @@ def evaluate_split(
         time=time.time(),
         flip_tta=flip_tta,
     )
-    try:
-        append_result(run, step=trained.step, split=split_name, quality=quality)
-        found = collector.predictions(predictions.filenames(split))
-        predictions.save(run, evaluation, found, trained.class_names)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
-            "folder's permissions."
-        ) from None
-    return reader.num_images, quality
+    return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
 
 
 def open_dataset_of(trained: TrainedRun, data: str | None = None) -> Dataset:

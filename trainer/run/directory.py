@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -48,6 +49,18 @@ class RunDirectory(RunLayout):
                 raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
             self._take_lock(wait_seconds)
             self._made = missing
+
+    def write_error(self) -> OSError | None:
+        """Returns why nothing can be written here, found by trying; None if it can."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            if self.results_table.exists():
+                with open(self.results_table, "ab"):
+                    pass
+        except OSError as error:
+            return error
+        return None
 
     @contextlib.contextmanager
     def removed_on_refusal(self) -> Iterator[None]:

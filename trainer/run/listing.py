@@ -81,12 +81,20 @@ def list_runs(folder: Path) -> list[ListedRun]:
     locked = _locked_files()
     runs = [_read(path, str(path.relative_to(folder)), locked) for path in _run_folders(folder)]
     names = {name for run in runs for name in run.config if not name.startswith(OPERATIONAL_FIELDS)}
-    differing = {name for name in names if len({json.dumps(run.config.get(name)) for run in runs if run.config}) > 1}
+    differing = {
+        name for name in names if len({json.dumps(_compared(name, run.config)) for run in runs if run.config}) > 1
+    }
     runs = [
         replace(run, differences={name: value for name, value in run.config.items() if name in differing})
         for run in runs
     ]
     return sorted(runs, key=lambda run: -1.0 if run.best_top1 is None else run.best_top1, reverse=True)
+
+
+def _compared(name: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any JSON value)
+    """Returns what must be equal in two runs: of a field its value, of the dataset its digest."""
+    value = config.get(name)
+    return value.rpartition("(")[2] if name == "data" and value else value
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:

@@ -43,13 +43,10 @@ def as_read_by_run(dataset: Dataset, identity: Mapping[str, Any], run: RunDirect
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns the properties of a dataset that must not change when a run resumes, as JSON data."""
+    """Returns the properties of a dataset that must not change when a run resumes, as JSON data: not its name."""
     split = dataset.split("train")
-    # A dataset that Convoy did not write is named after its folder, which may be moved.
-    name = {"name": dataset.name} if dataset.manifest else {}
     reading = {"reading": AS_VIEWED} if split.as_viewed else {}
     return {
-        **name,
         **reading,
         "train_images": split.num_images,
         "train_digest": dataset.digest("train")[:16],
