@@ -200,8 +200,9 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         work = working_folder(options.output, next(iter(options.shares)))
         if number := len(work.finished()):
             print(
-                f"convoy: {number} finished shards are kept in {os.path.relpath(work.folder)}. Rerun the same command "
-                "to resume from them.",
+                f"convoy: {counted(number, 'finished shard is', 'finished shards are')} kept in "
+                f"{os.path.relpath(work.folder)}. Rerun the same command "
+                "to resume.",
                 file=sys.stderr,
             )
         raise
@@ -220,7 +221,10 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     lines = class_summary(summary)
     lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
-        lines.append(f"{summary.conflicting:,} images have the bytes of an image of another class. All were kept.")
+        lines.append(
+            f"{counted(summary.conflicting, 'image has', 'images have')} the bytes of an image of another class. "
+            "All were kept."
+        )
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
     lines.append(f"{output}/report.html: contents of the data set and findings")

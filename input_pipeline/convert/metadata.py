@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.files import write_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
@@ -100,7 +101,7 @@ def _dataset_info(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": manifest["name"],
         "version": VERSION,
-        "description": f"Images of {len(manifest['class_names'])} classes, converted by Convoy.",
+        "description": f"Images of {counted(len(manifest['class_names']), 'class', 'classes')}, converted by Convoy.",
         "fileFormat": "tfrecord",
         "splits": splits,
     }

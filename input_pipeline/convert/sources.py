@@ -161,7 +161,8 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         if not folders:
             number = sum(map(is_image_name, loose))
             raise DataError(
-                f"{root} has no class folders, and {number} images directly in it. Put the images of each class in a "
+                f"{root} has no class folders, and {counted(number, 'image')} directly in it. Put the images of "
+                "each class in a "
                 "folder named after it, or pass --manifest=CSV (filename,category)"
             )
         _check_class_names(folders, where=str(root))
@@ -263,7 +264,8 @@ def _match(
     outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
     if outside:
         raise DataError(
-            f"{len(outside)} file names of the CSV are outside {images}: {first(outside)}. Write them relative to it, "
+            f"{counted(len(outside), 'file name')} of the CSV outside {images}: {first(outside)}. Write them "
+            "relative to it, "
             "or pass a parent folder as --images"
         )
     matched = []
@@ -282,7 +284,7 @@ def _match(
     missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
     if missing and (not skip_missing or len(missing) == len(filenames)):
         raise DataError(
-            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {first(missing)}"
+            f"{len(missing)} of {counted(len(filenames), 'file')} of {manifest} missing in {images}: {first(missing)}"
             f"{_nearest_file(missing[0], [file.name for file in files])}"
         )
     return files, matched
@@ -323,7 +325,7 @@ def _read_rows(table: Table) -> list[tuple[int, str, str]]:
     if repeated:
         lines = [(line, category) for line, filename, category in parsed if filename == repeated[0]]
         raise DataError(
-            f"{len(repeated)} file names are repeated in {manifest}: {repeated[0]!r} in "
+            f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
     _check_class_names({category for _, _, category in parsed}, where=str(manifest))

@@ -26,6 +26,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import written_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
@@ -147,7 +148,8 @@ def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
     for path, found, stated in zip(paths, counts.tolist(), expected, strict=True):
         if found != stated:
             raise DataError(
-                f"shard {path} has {found:,} records, {DATASET_INFO} states {stated:,}; prepare or copy it again"
+                f"shard {path} has {counted(found, 'record')}, {DATASET_INFO} states {stated:,}; prepare or copy "
+                "it again"
             )
 
 

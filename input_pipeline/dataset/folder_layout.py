@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import feature_names, from_file
 from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, Layout
@@ -91,7 +92,8 @@ def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) 
     if len(shards) != total:
         twice = next(number for _, number in shards if shards.count((total, number)) > 1)
         raise DataError(
-            f"{folder} has shard {twice} of the {total} shards {stem!r} twice, with different suffixes: move the "
+            f"{folder} has shard {twice} of {counted(total, 'shard')} {stem!r} twice, with different suffixes: "
+            "move the "
             "outdated set elsewhere"
         )
 

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +130,15 @@ class TestCuttingBack:
         assert [event.step for event in loader.Load()][-1] == 30
         cut_back(folder, last_step=20)
         assert not list(loader.Load())
+
+    def test_file_that_cannot_be_removed_is_emptied(self, folder, monkeypatch):
+        def busy(*_, **__):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+        monkeypatch.setattr(Path, "unlink", busy)
+        cut_back(folder, last_step=-1)
+        assert points(folder) == []
+        cut_back(folder, last_step=-1)
 
     def test_folder_without_files(self, tmp_path):
         cut_back(tmp_path / "nothing", last_step=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,7 +43,8 @@ def make_strategy(
         missing = [gpu for gpu in wanted if gpu >= len(found)]
         if missing or not wanted:
             raise UsageError(
-                f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
+                f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees "
+                f"{counted(len(found), 'GPU')}. "
                 "Omit --devices to use all devices; `nvidia-smi` lists the GPUs that the driver sees."
             )
         try:

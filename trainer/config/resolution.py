@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 
 SMALLEST_SIZE = 8
 
@@ -83,7 +84,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UsageError(f"config.progressive.sizes={sizes}: must be integers of at least {SMALLEST_SIZE}.")
     if len(sizes) != len(ends):
         raise UsageError(
-            f"config.progressive.ends={ends}: has {len(ends)} values for {len(sizes)} sizes {sizes}. Set one end per "
+            f"config.progressive.ends={ends}: has {counted(len(ends), 'value')} for {counted(len(sizes), 'size')} "
+            f"{sizes}. Set one end per "
             "size, as a fraction of the run; the rest of the run uses config.image_size."
         )
     if not all(isinstance(end, int | float) for end in ends) or not all(

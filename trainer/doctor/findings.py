@@ -30,6 +30,7 @@ SECTIONS = (
     "config",
     "resume",
     "run directory",
+    "file system",
     "disk",
 )
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
@@ -169,7 +170,7 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
         if [int(row["index"]) for row in rows] != list(range(evaluation.images)):
-            raise ValueError(f"it has {len(rows):,} rows for {evaluation.images:,} images")
+            raise ValueError(f"it has {counted(len(rows), 'row')} for {counted(evaluation.images, 'image')}")
         labels = {_encoded(_cell(name)).decode(): label for label, name in enumerate(class_names)}
         return Predictions(
             [row["filename"].removeprefix("'") for row in rows],

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.decode import Crop
@@ -96,7 +97,8 @@ def open_dataset_of(trained: TrainedRun, data: str | None = None) -> Dataset:
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         raise DataError(
-            f"--data={dataset.directory} has {dataset.num_classes} classes and the run {len(trained.class_names)}; "
+            f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
+            f"{len(trained.class_names)}; "
             f"different: {different[0]!r}. Convert the images with the classes the run was trained on."
         )
     return dataset

@@ -74,6 +74,7 @@ class RunDirectory(RunLayout):
                     if not os.listdir(self.checkpoints) and not self._has_foreign_files(except_for=own):
                         self.checkpoints.rmdir()
                         self.lock_file.unlink()
+                        self._lock.close()  # NFS keeps a folder until what was open in it is closed
                         for folder in self._made[1:]:
                             folder.rmdir()
                 self._lock.close()

@@ -90,7 +90,10 @@ def cut_back(folder: Path, *, last_step: int, without: Collection[str] = ()) -> 
             if is_kept or not event.HasField("summary"):
                 kept.append(frame(payload))
         if not has_values:
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError:  # CIFS does not remove what a TensorBoard has open
+                os.truncate(path, 0)
         elif sum(map(len, kept)) < len(content):
             write_whole(path, b"".join(kept))  # an open reader keeps the old file
 
