@@ -3,7 +3,7 @@ import json
 import ml_collections
 import pytest
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset import records
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer import config as configs
@@ -64,3 +64,18 @@ def test_identical_dataset_converted_under_another_name_is_accepted(tmp_path, re
     other = write_dataset(tmp_path / "other", {"train": [pixels(0), pixels(2)]}, ("cup", "jar"))
     with pytest.raises(DataError, match="train_digest"):
         resume_on(dataset_identity(first), open_dataset(other))
+
+
+def test_model_of_a_file_is_compared_by_its_content_not_its_folder(shards, tmp_path):
+    dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+    config = ml_collections.ConfigDict(configs.default_config())
+    config.model.name = "models.py:small"
+    metadata = {"config": configs.to_json(config), "dataset": dataset_identity(dataset), "step": 3, "model": {}}
+    config.model.name = "elsewhere/models.py:small"
+    check_same_run(metadata, config, dataset, run)
+    del metadata["model"]  # of an earlier version, which has nothing to compare
+    with pytest.raises(UsageError, match="model.name"):
+        check_same_run(metadata, config, dataset, run)
+    config.model.name = "models.py:large"
+    with pytest.raises(UsageError, match="model.name"):
+        check_same_run({**metadata, "model": {}}, config, dataset, run)

@@ -109,15 +109,20 @@ class RunDirectory(RunLayout):
                 f"--workdir={self.path} cannot be locked ({error.strerror}). Fix the file system, or pass another "
                 "folder."
             ) from None
-        try:
-            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(self.lock_file)):
-                raise FileNotFoundError
-        except FileNotFoundError:  # removed while this process waited for it
+        if self._was_removed(lock):
             lock.close()
             return
         if unsupported:
             print(f"warning: --workdir={self.path} cannot be locked ({unsupported.strerror}): train in it only once.")
         self._lock = lock
+
+    def _was_removed(self, lock: BinaryIO) -> bool:
+        """Returns whether another process has removed the lock file while this one waited for it."""
+        held = os.fstat(lock.fileno())
+        try:
+            return not os.path.samestat(held, self.lock_file.stat()) and not held.st_nlink
+        except FileNotFoundError:
+            return True
 
     def check(self) -> None:
         """Checks that the path can be used as a run directory. Creates nothing.
