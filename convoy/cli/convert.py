@@ -201,8 +201,7 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         if number := len(work.finished()):
             print(
                 f"convoy: {counted(number, 'finished shard is', 'finished shards are')} kept in "
-                f"{os.path.relpath(work.folder)}. Rerun the same command "
-                "to resume.",
+                f"{os.path.relpath(work.folder)}. Rerun the same command to resume.",
                 file=sys.stderr,
             )
         raise
@@ -222,8 +221,8 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
     if summary.conflicting:
         lines.append(
-            f"{counted(summary.conflicting, 'image has', 'images have')} the bytes of an image of another class. "
-            "All were kept."
+            f"{counted(summary.conflicting, 'image has', 'images have')} the bytes of an image of another class. All "
+            "were kept."
         )
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")

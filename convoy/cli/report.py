@@ -36,10 +36,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         check_output_file(output)
     run_directory = RunDirectory(flags.workdir)
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
+    if unwritable := run_directory.write_error():
+        reason = f"--workdir={flags.workdir} cannot be written ({unwritable.strerror})"
+        if not output:
+            raise DataError(f"{reason}. Pass --output=FILE.")
     if not newest(run_directory):
         try:
-            if unwritable := run_directory.write_error():
-                raise DataError(f"{run_directory.path} cannot be written ({unwritable.strerror}).")
+            if unwritable:
+                raise DataError(f"{reason}.")
             _evaluate(flags, devices)
         except DataError as error:  # no checkpoint yet, no validation split, the dataset is gone
             print(f"Not evaluated: {error}")

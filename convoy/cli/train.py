@@ -88,8 +88,7 @@ def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[s
     if not given["steps"].strip("0+-_ ") and "epochs" not in given and recipe.steps:
         raise UsageError(
             f"--config.steps={given['steps']} takes away the length of recipe {name} "
-            f"({counted(recipe.steps, 'step')}). Pass "
-            f"--config.epochs=EPOCHS, or --config.steps=STEPS"
+            f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"
         )
 
 

@@ -1,7 +1,7 @@
 """Crash-safe files: atomic replacement, appended JSON lines, locks, checksums.
 
-Network file systems, FUSE and folders of another operating system (CIFS, 9p, WSL) refuse some of the operations that
-these need. What is refused is done without, or in another way, where the result is the same while nothing crashes.
+Network file systems, FUSE and folders of another operating system (CIFS, 9p, WSL) lack some of the operations that
+these need. They then skip it or do it in another way: the result is the same, unless the machine crashes meanwhile.
 """
 
 import contextlib

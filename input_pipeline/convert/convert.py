@@ -67,8 +67,8 @@ def convert(
         log(note)
     if found.without_suffix and options.table:
         log(
-            f"{options.table.path}: {counted(found.without_suffix, 'name has', 'names have')} no suffix, and an "
-            "image with one is taken for each."
+            f"{options.table.path}: {counted(found.without_suffix, 'name has', 'names have')} no suffix, and an image "
+            "with one is taken for each."
         )
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
@@ -136,9 +136,8 @@ def _check_classes(found: Sources, class_names: Sequence[str], options: Options)
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         raise DataError(
             f"class {new[0]!r}{more} (first image {first_of[new[0]]}) is not one of the "
-            f"{counted(len(class_names), 'class', 'classes')} of "
-            f"{options.output}{did_you_mean(new[0], class_names)}. All splits share the classes of the first one. "
-            "Remove the class, or convert all splits again with it"
+            f"{counted(len(class_names), 'class', 'classes')} of {options.output}{did_you_mean(new[0], class_names)}. "
+            "All splits share the classes of the first one. Remove the class, or convert all splits again with it"
         )
 
 
@@ -186,8 +185,8 @@ def _plan(
         if not split_images:
             fix = "Name fewer splits with --splits" if options.splits else "Pass --validation_fraction=0"
             raise DataError(
-                f"{options.images}: {counted(len(images), 'image is', 'images are')} too few for a split "
-                f"{split!r}. {fix}"
+                f"{options.images}: {counted(len(images), 'image is', 'images are')} too few for a split {split!r}. "
+                f"{fix}"
             )
     return {
         split: plan.assign_shards(
@@ -286,8 +285,7 @@ def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fractio
     listed = "; ".join(f"{image.name}: {why}" for image, why in sorted(bad, key=lambda pair: pair[0].name)[:_LISTED])
     return (
         f"at least {len(bad)} of {counted(total, 'image')} cannot be used, more than "
-        f"--max_bad_fraction={max_bad_fraction:g} "
-        f"allows ({listed}). Fix or remove them, or raise --max_bad_fraction"
+        f"--max_bad_fraction={max_bad_fraction:g} allows ({listed}). Fix or remove them, or raise --max_bad_fraction"
     )
 
 

@@ -53,8 +53,7 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
         if len(row) != len(header):
             raise DataError(
                 f"{path} line {line} has {counted(len(row), 'field')}, and the header {len(header)} "
-                f"({','.join(header)}). "
-                f"Quote fields that contain {SEPARATORS.get(delimiter, 'separators')}"
+                f"({','.join(header)}). Quote fields that contain {SEPARATORS.get(delimiter, 'separators')}"
             )
     return header, rows
 

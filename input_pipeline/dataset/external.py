@@ -148,8 +148,8 @@ def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
     for path, found, stated in zip(paths, counts.tolist(), expected, strict=True):
         if found != stated:
             raise DataError(
-                f"shard {path} has {counted(found, 'record')}, {DATASET_INFO} states {stated:,}; prepare or copy "
-                "it again"
+                f"shard {path} has {counted(found, 'record')}, {DATASET_INFO} states {stated:,}; prepare or copy it "
+                "again"
             )
 
 

@@ -92,9 +92,8 @@ def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) 
     if len(shards) != total:
         twice = next(number for _, number in shards if shards.count((total, number)) > 1)
         raise DataError(
-            f"{folder} has shard {twice} of {counted(total, 'shard')} {stem!r} twice, with different suffixes: "
-            "move the "
-            "outdated set elsewhere"
+            f"{folder} has shard {twice} of {counted(total, 'shard')} {stem!r} twice, with different suffixes: move "
+            "the outdated set elsewhere"
         )
 
 

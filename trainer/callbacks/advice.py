@@ -65,8 +65,7 @@ class Advice:
         if plan.global_batch_size > plan.num_images:
             text = (
                 f"A batch of {counted(plan.global_batch_size, 'image')} is larger than the data set: each of its "
-                "images is in it more than "
-                f"once on average ({counted(plan.num_images, 'training image')})."
+                f"images is in it more than once on average ({counted(plan.num_images, 'training image')})."
             )
             fix = f"Pass --config.batch_size={1 << max(0, plan.num_images.bit_length() - 2)} or less."
             self._show(Finding(Severity.WARNING, "batch-larger-than-data", text, fix))

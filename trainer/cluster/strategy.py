@@ -44,8 +44,8 @@ def make_strategy(
         if missing or not wanted:
             raise UsageError(
                 f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees "
-                f"{counted(len(found), 'GPU')}. "
-                "Omit --devices to use all devices; `nvidia-smi` lists the GPUs that the driver sees."
+                f"{counted(len(found), 'GPU')}. Omit --devices to use all devices; `nvidia-smi` lists the GPUs that "
+                "the driver sees."
             )
         try:
             tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")

@@ -85,8 +85,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if len(sizes) != len(ends):
         raise UsageError(
             f"config.progressive.ends={ends}: has {counted(len(ends), 'value')} for {counted(len(sizes), 'size')} "
-            f"{sizes}. Set one end per "
-            "size, as a fraction of the run; the rest of the run uses config.image_size."
+            f"{sizes}. Set one end per size, as a fraction of the run; the rest of the run uses config.image_size."
         )
     if not all(isinstance(end, int | float) for end in ends) or not all(
         before < after for before, after in zip([0, *ends], [*ends, 1], strict=True)

@@ -1,4 +1,4 @@
-"""Check of RUN's file system: tries each operation that a run needs, and says what follows where one is refused."""
+"""Check of RUN's file system: tries each operation that a run needs, and reports the consequence of each refusal."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ class _Operation(NamedTuple):
 
 
 def check_file_system(folder: Path) -> list[DoctorFinding]:
-    """Returns a finding for each operation that the file system of a folder refuses, or that it refuses none.
+    """Returns a finding for each operation that the file system of a folder refuses, or one that it supports all.
 
     Args:
       folder: RUN, or the folder in which it will be made. What is tried there is removed.
@@ -39,7 +39,7 @@ def check_file_system(folder: Path) -> list[DoctorFinding]:
         try:
             operation.attempt(own)
         except OSError as error:
-            text = f"{folder} refuses {operation.name} ({error.strerror}): {operation.consequence}."
+            text = f"{folder} does not support {operation.name} ({error.strerror}): {operation.consequence}."
             code = f"no-{operation.name.replace(' ', '-')}"
             findings.append(
                 DoctorFinding(operation.severity, code, text, operation.fix, section="file system", of_all=True)
@@ -47,7 +47,7 @@ def check_file_system(folder: Path) -> list[DoctorFinding]:
         finally:
             shutil.rmtree(own, ignore_errors=True)
     names = ", ".join(operation.name for operation in _OPERATIONS)
-    return findings or [ok("file system", "file-system-suffices", f"does {names}", of_all=True)]
+    return findings or [ok("file system", "file-system-suffices", f"supports {names}", of_all=True)]
 
 
 def _append(folder: Path) -> None:
@@ -100,7 +100,7 @@ def _sync_a_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_KEPT = "nothing if the machine keeps running; a checkpoint that was just saved may be lost with its power"
+_KEPT = "a checkpoint that was just saved may be lost if the machine loses power"
 _CLOSE = "Close TensorBoard and other readers of RUN before you resume it, or pass a --workdir on another file system."
 _OPERATIONS = (
     _Operation("appending", _append, Severity.ERROR, "metrics and events cannot be written", _ELSEWHERE),

@@ -122,8 +122,8 @@ def check_counts(counts: Mapping[int, int], names: Sequence[str]) -> list[Doctor
     for rank, count in sorted(counts.items()):
         if count != number:
             text = (
-                f"{counted(number, 'device')} on {names[first]}, {count} on {names[rank]}. All workers need the "
-                "same number."
+                f"{counted(number, 'device')} on {names[first]}, {count} on {names[rank]}. All workers need the same "
+                "number."
             )
             fix = "Pass the same --devices on each worker."
             return [failed("devices", "device-counts-differ", text, fix, of_all=True)]

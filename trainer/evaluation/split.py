@@ -98,7 +98,7 @@ def open_dataset_of(trained: TrainedRun, data: str | None = None) -> Dataset:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         raise DataError(
             f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
-            f"{len(trained.class_names)}; "
-            f"different: {different[0]!r}. Convert the images with the classes the run was trained on."
+            f"{len(trained.class_names)}; different: {different[0]!r}. Convert the images with the classes the run was "
+            "trained on."
         )
     return dataset

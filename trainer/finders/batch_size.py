@@ -211,9 +211,8 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
     """Returns the suggestion, the limit of the search, and a smaller batch that is as fast, one line each."""
     if not found.largest:
         return [
-            f"Not even {counted(scale.per_device(found.attempts[-1].size), 'image')} per device fits: use a "
-            "smaller model or "
-            "config.image_size."
+            f"Not even {counted(scale.per_device(found.attempts[-1].size), 'image')} per device fits: use a smaller "
+            "model or config.image_size."
         ]
     size, global_batch = found.largest.size, scale.global_batch(found.largest.size)
     lines = [

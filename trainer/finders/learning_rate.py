@@ -182,8 +182,8 @@ def _conclusion(test: RangeTest, config: ml_collections.ConfigDict) -> list[str]
     if not test.suggestion and len(test.rates) <= _FIRST:
         return [
             f"No suggestion: after {counted(len(test.rates), 'step')}, at a learning rate of only "
-            f"{test.rates[-1]:.2g}, the loss "
-            f"was {test.losses[-1]:.4g}. Check the data and the model; with config.precision=float16, try bfloat16."
+            f"{test.rates[-1]:.2g}, the loss was {test.losses[-1]:.4g}. Check the data and the model; with "
+            "config.precision=float16, try bfloat16."
         ]
     if not test.suggestion:
         return [

@@ -76,8 +76,8 @@ def check_outputs(model: keras.Model, num_classes: int, image_size: int) -> str:
         outputs = model(tf.constant(pixels), training=False)
     if isinstance(outputs, (list, tuple, dict)):
         return (
-            f"returns a model with {counted(len(outputs), 'output')} in a {type(outputs).__name__}. Return the "
-            "logits alone"
+            f"returns a model with {counted(len(outputs), 'output')} in a {type(outputs).__name__}. Return the logits "
+            "alone"
         )
     if not tf.is_tensor(outputs) or tuple(outputs.shape) != (_PROBES, num_classes):
         shape = f"outputs {_sizes(tuple(outputs.shape[1:]))} per image" if tf.is_tensor(outputs) else type(outputs)

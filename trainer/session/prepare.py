@@ -126,8 +126,8 @@ def prepare(
             agree_on_hardware(worker_group, precision=precision, use_xla=use_xla, devices=local_devices)
             if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
                 raise UsageError(
-                    f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, "
-                    f"not {local_devices}. Start more workers with fewer devices."
+                    f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, not "
+                    f"{local_devices}. Start more workers with fewer devices."
                 )
             num_images = dataset.split("train").num_images
             plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)

@@ -118,8 +118,8 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
             text = (
                 f"Top-1 is {share(unseen_top1)} on validation and {share(top1)} on {split}, "
                 f"{counted(round(100 * (unseen_top1 - top1)), 'point')} lower (95 % confidence interval "
-                f"{100 * low:.0f} to "
-                f"{100 * high:.0f}). The images of {split} come from another distribution than the training images."
+                f"{100 * low:.0f} to {100 * high:.0f}). The images of {split} come from another distribution than the "
+                "training images."
             )
             fix = f"Add training images that resemble {split}, or {_stronger_augmentation(history)}."
             yield Finding(Severity.WARNING, "distribution-shift", text, fix, "errors")
