@@ -110,4 +110,5 @@ def captured_stderr() -> Iterator[Callable[[], None]]:
             os.close(original)
             if shown:
                 captured.seek(0)
-                os.write(2, captured.read())
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(2, captured.read())

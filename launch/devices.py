@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 from convoy.launch.trainer_command import OTHER_CLUSTERS, flag_value
 
 _LIST_GPUS_TIMEOUT_SECONDS = 30
@@ -43,7 +44,7 @@ def gpus_by_worker(
         len(gpus),
         processes,
         asked_as=asked_as or f"--processes={processes}",
-        available=f"the {len(gpus)} GPUs of this machine ({','.join(gpus)})",
+        available=f"the {counted(len(gpus), 'GPU')} of this machine ({','.join(gpus)})",
         or_else=", choose GPUs with CUDA_VISIBLE_DEVICES, or train with --devices=cpu",
     )
     return [",".join(gpus[rank * share : (rank + 1) * share]) for rank in range(processes)]

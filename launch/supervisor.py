@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.exit_codes import RETRYABLE
+from convoy.core.text import counted
 from convoy.launch import history
 from convoy.launch.history import Attempt
 from convoy.launch.policy import (
@@ -319,4 +320,4 @@ def _at(step: int | None) -> str:
 
 
 def _workers(ranks: Sequence[int]) -> str:
-    return f"worker {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} workers"
+    return f"worker {ranks[0]}" if len(ranks) == 1 else counted(len(ranks), "worker")

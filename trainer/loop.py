@@ -84,7 +84,7 @@ def train(
       DataError: data, checkpoint or run directory cannot be used, the run was started with another config or
         dataset, or the last checkpoint cannot be written.
       DivergedError: the loss became NaN or infinite, other than by an overflow of float16.
-      PreemptedError: a worker received SIGTERM or SIGUSR1.
+      PreemptedError: a worker received SIGTERM, SIGUSR1 or SIGHUP.
       InterruptedRunError: a worker received SIGINT (Ctrl-C).
       PeerLostError: a worker is missing, gone or stuck.
     """

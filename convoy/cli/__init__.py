@@ -9,7 +9,6 @@ answered at once.
 
 import atexit
 import importlib
-import io
 import logging
 import os
 import re
@@ -25,6 +24,8 @@ from convoy.core import exit_codes
 from convoy.core.error_file import note_error
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.logs import log_to_stderr
+from convoy.core.memory import check_address_space
+from convoy.core.streams import lost_output, protect_standard_streams
 from convoy.input_pipeline.tf_startup import set_verbosity
 
 _ABOUT = "convoy: trains image classifiers, with the same results on one device, all GPUs of a machine, or a cluster."
@@ -41,6 +42,8 @@ _MEANING = {
     **dict.fromkeys(("benchmark", "profile"), "bench"),
     **dict.fromkeys(("check", "info", "env"), "doctor"),
 }
+
+_WITH_TENSORFLOW = ("convert", "verify", "train", "augment", "evaluate", "predict", "report", "export", "doctor")
 
 _logger = logging.getLogger("convoy")
 
@@ -113,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> NoReturn:
     """Runs the command of this process and exits."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid in the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    protect_standard_streams()
     # A notebook passes on a backend that may not be installed here, with which Keras' import fails.
     os.environ["MPLBACKEND"] = "agg"
     try:
@@ -126,7 +128,10 @@ def entry_point() -> NoReturn:
         traceback.print_exc()
         code = 1
     atexit._run_exitfuncs()  # removes temporary folders, for example
-    sys.stdout.flush()
+    if loss := lost_output():
+        print(f"convoy: standard output is incomplete: {loss.strerror}.", file=sys.stderr)
+        if sys.argv[1:2] != ["train"]:  # which has written everything to RUN
+            code = code or exit_codes.ERROR
     sys.stderr.flush()
     # Skips interpreter shutdown, during which a TensorFlow thread that needs the GIL would hang forever.
     os._exit(code)
@@ -166,6 +171,8 @@ def _dispatch(argv: list[str]) -> int:
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
     if "verbosity" in flags:
         set_verbosity(flags.verbosity)
+    if name in _WITH_TENSORFLOW:
+        check_address_space()
     return module.run(flags, rest) or 0
 
 

@@ -273,10 +273,11 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
     except BaseException:
         work = working_folder(options.output, next(iter(options.shares)))
         if work.is_worth_keeping:
-            kept = f"{len(work.finished())} finished shards" if work.finished() else "finished comparisons of images"
+            shards = len(work.finished())
+            kept = counted(shards, "finished shard is", "finished shards are")
+            kept = kept if shards else "finished comparisons of images are"
             print(
-                f"convoy: {kept} are kept in {os.path.relpath(work.folder)}. Rerun the same command to resume from "
-                "them.",
+                f"convoy: {kept} kept in {os.path.relpath(work.folder)}. Rerun the same command to resume.",
                 file=sys.stderr,
             )
         raise
@@ -298,11 +299,8 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
     if summary.conflicts:
         listed = "; ".join(f"{one!r} and {other!r}" for one, other in summary.conflicts[:_EXTREMES])
         more = "; ..." if len(summary.conflicts) > _EXTREMES else ""
-        same = "images have" if len(summary.conflicts) > 1 else "image has"
-        lines.append(
-            f"{len(summary.conflicts):,} {same} the bytes of an image of another class: {listed}{more}. Keep each in "
-            "one class only."
-        )
+        same = counted(len(summary.conflicts), "image has", "images have")
+        lines.append(f"{same} the bytes of an image of another class: {listed}{more}. Keep each in one class only.")
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
     lines.append(f"{output}/report.html: contents of the data set and findings")

@@ -10,6 +10,7 @@ from convoy.core.devices import parse_devices
 from convoy.core.errors import DataError
 from convoy.core.files import check_output_file, json_value, write_whole
 from convoy.core.flags import FlagDefiner
+from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
@@ -59,18 +60,29 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
     flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
-    num_images, quality = evaluate_split(
+    unwritable = trained.run.write_error()
+    if unwritable:
+        print(
+            f"{trained.run.path} cannot be written ({unwritable.strerror}): the metrics are only printed, without "
+            "predictions and report. --json=FILE writes the metrics.",
+            flush=True,
+        )
+    evaluated = evaluate_split(
         trained, flags.split, data=flags.data, flip_tta=flip_tta, record_format=record_format(flags, flags.data)
     )
+    images, quality = evaluated.evaluation.images, evaluated.evaluation.quality
     tta = " and flip test-time augmentation" if flip_tta else ""
-    print(f"Evaluated {num_images:,} images of {flags.split} with the weights of step {trained.step}{tta}.")
+    print(f"Evaluated {counted(images, 'image')} of {flags.split} with the weights of step {trained.step}{tta}.")
     print(quality_row(flags.split, quality))
     if flags.json:
-        facts = {"split": flags.split, "step": trained.step, "images": num_images, "flip_tta": flip_tta}
+        facts = {"split": flags.split, "step": trained.step, "images": images, "flip_tta": flip_tta}
         try:
             write_whole(Path(flags.json), (json.dumps(json_value({**facts, **quality}), indent=1) + "\n").encode())
         except OSError as error:
             raise DataError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
+    if unwritable:
+        return
+    evaluated.save()
     print(f"Metrics: {trained.run.results_table}")
     print(f"Predictions: {trained.run.predictions(flags.split)}")
     print("\n".join(write_report(trained.run)))

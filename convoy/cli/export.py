@@ -14,6 +14,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
@@ -80,7 +81,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     samples = reference.samples
     print(
         f"Exported step {exported.step} to {flags.output}: reloaded in new processes and compared with a float32 "
-        f"evaluation of {len(samples.images) - samples.others} images of split {samples.split!r}."
+        f"evaluation of {counted(len(samples.images) - samples.others, 'image')} of split {samples.split!r}."
     )
     if reference.precision != "float32":
         print(

@@ -36,8 +36,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         check_output_file(output)
     run_directory = RunDirectory(flags.workdir)
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
+    if unwritable := run_directory.write_error():
+        reason = f"--workdir={flags.workdir} cannot be written ({unwritable.strerror})"
+        if not output:
+            raise DataError(f"{reason}. Pass --output=FILE.")
     if not evaluations(run_directory):
         try:
+            if unwritable:
+                raise DataError(f"{reason}.")
             _evaluate(flags, devices)
         except DataError as error:  # no checkpoint yet, no validation split, the dataset is gone
             print(f"Not evaluated: {error}")
@@ -51,5 +57,6 @@ def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     from convoy.trainer.session.restore import open_run
 
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
-    _, quality = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
-    print(quality_row("validation", quality))
+    evaluated = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
+    evaluated.save()
+    print(quality_row("validation", evaluated.evaluation.quality))

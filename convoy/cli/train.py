@@ -16,6 +16,7 @@ from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devic
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
+from convoy.core.text import counted
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
@@ -87,8 +88,8 @@ def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[s
         )
     if not given["steps"].strip("0+-_ ") and "epochs" not in given and recipe.steps:
         raise UsageError(
-            f"--config.steps={given['steps']} takes away the length of recipe {name} ({recipe.steps} steps). Pass "
-            f"--config.epochs=EPOCHS, or --config.steps=STEPS"
+            f"--config.steps={given['steps']} takes away the length of recipe {name} "
+            f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"
         )
 
 

@@ -1,4 +1,8 @@
-"""Crash-safe files: atomic replacement, appended JSON lines, locks, checksums."""
+"""Crash-safe files: atomic replacement, appended JSON lines, locks, checksums.
+
+Network file systems, FUSE and folders of another operating system (CIFS, 9p, WSL) lack some of the operations that
+these need. They then skip it or do it in another way: the result is the same, unless the machine crashes meanwhile.
+"""
 
 import contextlib
 import errno
@@ -18,7 +22,11 @@ from convoy.core.text import without_secrets
 PARTIAL_SUFFIX = ".tmp"
 
 _LOCK_POLL_SECONDS = 0.2
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # from a file system without locks
+_UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_NO_LOCKS = (errno.ENOLCK, *_UNSUPPORTED)
+# From a file system that does not rename over what exists, or over what a program has open.
+_IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EEXIST, errno.ENOTEMPTY)
+_LONGEST_NAME = 255  # bytes
 
 
 def current_folder() -> str:
@@ -41,13 +49,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
       OSError: the file cannot be written.
     """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    name = os.fsencode(path.name)
+    is_long = len(name) + len(PARTIAL_SUFFIX) > _LONGEST_NAME
+    partial = path.with_name((hashlib.sha256(name).hexdigest() if is_long else path.name) + PARTIAL_SUFFIX)
     try:
         with open(partial, "wb", buffering=2**20) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            sync(file.fileno())
+        replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -58,6 +68,50 @@ def write_whole(path: Path, content: bytes) -> None:
     """Replaces a file's content atomically. Raises OSError if it cannot be written."""
     with written_whole(path) as file:
         file.write(content)
+
+
+def sync(descriptor: int) -> None:
+    """Flushes an open file to disk, where the file system can. Raises OSError if writing fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk, where the file system can. Raises OSError if writing fails."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        return
+    try:
+        sync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file over another one, or a folder over an empty one.
+
+    That is atomic, except where the file system refuses it: there the target is removed first.
+
+    Raises:
+      OSError: it cannot be renamed.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _IN_THE_WAY or not os.path.lexists(target):
+            raise
+        if source.is_dir():
+            target.rmdir()
+        else:
+            target.unlink()
+        os.replace(source, target)
 
 
 class LockHeldError(Exception):
@@ -86,7 +140,7 @@ def acquire_lock(
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return None
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # PermissionError: CIFS
             if time.monotonic() >= deadline:
                 raise LockHeldError from None
         except OSError as error:

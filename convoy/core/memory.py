@@ -1,10 +1,14 @@
-"""Memory available to this process and used by it, from /proc and control groups."""
+"""Memory available to this process and used by it, from /proc, control groups and resource limits."""
 
+import logging
 import os
 import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from convoy.core.errors import UsageError
+from convoy.core.text import megabytes
 
 # By cgroup version: the files of limit and usage, and the line of memory.stat with reclaimable memory, which counts as
 # used.
@@ -12,6 +16,29 @@ _CGROUP_FILES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+
+
+_TENSORFLOW_BYTES = 2**31  # of address space: 1.5 GB for its libraries, and the stacks and heaps of its threads
+
+_logger = logging.getLogger("convoy")
+
+
+def check_address_space() -> None:
+    """Logs a limit of this process's address space: TensorFlow ends with an abort where it is too low.
+
+    Raises:
+      UsageError: TensorFlow cannot even be imported.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    what = f"ulimit -v {limit // 1024}: this process may reserve {megabytes(limit)} of memory"
+    if limit < _TENSORFLOW_BYTES:
+        raise UsageError(
+            f"{what}, and TensorFlow needs at least {megabytes(_TENSORFLOW_BYTES)} to start. Run it from a shell "
+            "without this limit, or raise it."
+        )
+    _logger.warning("%s. If TensorFlow aborts or fails to allocate memory, raise this limit.", what)
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -60,12 +60,12 @@ def follow_parent() -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit (exit code 143) inside, so that partial output is cleaned up as at Ctrl-C."""
+    """Makes SIGTERM and SIGHUP raise SystemExit (exit code 143, 129) inside: partial output is removed as at Ctrl-C."""
 
     def terminate(number: int, _: object) -> None:
         raise SystemExit(SIGNAL_BASE + number)
 
-    with _handling(terminate, signal.SIGTERM):
+    with _handling(terminate, signal.SIGTERM, *_unless_ignored(signal.SIGHUP)):
         yield
 
 
@@ -78,14 +78,13 @@ def ending_on_interrupt() -> Iterator[None]:
     """
 
     def end(number: int, _: object) -> None:
-        if can_redraw(sys.stdout):
-            os.write(1, b"\x1b[?25h")  # shows the cursor, which progress bars hide
-        os.write(2, b"convoy: interrupted\n")
+        with contextlib.suppress(OSError):  # nobody reads it
+            if can_redraw(sys.stdout):
+                os.write(1, b"\x1b[?25h")  # shows the cursor, which progress bars hide
+            os.write(2, b"convoy: interrupted\n")
         os._exit(SIGNAL_BASE + number)
 
-    with (
-        contextlib.nullcontext() if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else _handling(end, signal.SIGINT)
-    ):
+    with _handling(end, *_unless_ignored(signal.SIGINT)):
         yield
 
 
@@ -98,14 +97,20 @@ def interrupts_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Defers Ctrl-C and SIGTERM until the end of the block."""
+    """Defers Ctrl-C, SIGTERM and SIGHUP until the end of the block."""
     received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, *_unless_ignored(signal.SIGHUP))
     try:
-        with _handling(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM):
+        with _handling(lambda number, _: received.append(number), *numbers):
             yield
     finally:
         if received:
             signal.raise_signal(received[0])
+
+
+def _unless_ignored(number: signal.Signals) -> list[signal.Signals]:
+    """Returns the signal, or nothing if this process was started with it ignored, as by nohup or in the background."""
+    return [] if signal.getsignal(number) is signal.SIG_IGN else [number]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.text import counted
 from convoy.input_pipeline.convert import groups, marks, metadata, plan, publish, quarantine
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
@@ -73,7 +74,10 @@ def convert(
     for note in _notes_on_splits(options):
         log(note)
     if found.without_suffix and options.table:
-        log(f"{options.table.path}: {found.without_suffix:,} names have no suffix, and match the images that have one.")
+        log(
+            f"{options.table.path}: {counted(found.without_suffix, 'name has', 'names have')} no suffix, and an image "
+            "with one is taken for each."
+        )
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
         name = options.name or metadata.dataset_name(options.output.absolute().name)
@@ -144,9 +148,9 @@ def _check_classes(found: Sources, class_names: Sequence[str], options: Options)
     if new:
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         raise DataError(
-            f"class {new[0]!r}{more} (first image {first_of[new[0]]}) is not one of the {len(class_names)} classes of "
-            f"{options.output}{did_you_mean(new[0], class_names)}. All splits share the classes of the first one. "
-            "Remove the class, or convert all splits again with it"
+            f"class {new[0]!r}{more} (first image {first_of[new[0]]}) is not one of the "
+            f"{counted(len(class_names), 'class', 'classes')} of {options.output}{did_you_mean(new[0], class_names)}. "
+            "All splits share the classes of the first one. Remove the class, or convert all splits again with it"
         )
 
 
@@ -200,7 +204,7 @@ def _divide(
         del splits[split]
     for split, members in splits.items():
         if not members:
-            too_few = f"{len(images)} images are too few"
+            too_few = f"{counted(len(images), 'image is', 'images are')} too few"
             if grouped and grouped.groups:
                 too_few = f"with {options.grouping}, the groups of {grouped.largest} and fewer images are too large"
             fix = "Name fewer splits with --splits" if options.splits else "Pass --validation_fraction=0"
@@ -280,7 +284,7 @@ def _write_shards(
     if marked:
         outdated = len(marked) - len(done)
         changed = f" ({outdated} outdated: images or settings have changed)" if outdated else ""
-        log(f"Earlier conversion: reusing {len(done)} of its {len(marked)} finished shards{changed}.")
+        log(f"Earlier conversion: reusing {len(done)} of its {counted(len(marked), 'finished shard')}{changed}.")
 
     def check_bad(shards: Sequence[Shard]) -> None:
         bad: dict[str, list[tuple[Source, str]]] = {}
@@ -312,8 +316,8 @@ def _write_shards(
 def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fraction: float) -> str:
     listed = "; ".join(f"{image.name}: {why}" for image, why in sorted(bad, key=lambda pair: pair[0].name)[:_LISTED])
     return (
-        f"at least {len(bad)} of {total} images cannot be used, more than --max_bad_fraction={max_bad_fraction:g} "
-        f"allows ({listed}). Fix or remove them, or raise --max_bad_fraction"
+        f"at least {len(bad)} of {counted(total, 'image')} cannot be used, more than "
+        f"--max_bad_fraction={max_bad_fraction:g} allows ({listed}). Fix or remove them, or raise --max_bad_fraction"
     )
 
 

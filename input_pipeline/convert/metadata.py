@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.files import write_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.convert.summary import GroupSummary
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
@@ -107,7 +108,7 @@ def _dataset_info(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": manifest["name"],
         "version": VERSION,
-        "description": f"Images of {len(manifest['class_names'])} classes, converted by Convoy.",
+        "description": f"Images of {counted(len(manifest['class_names']), 'class', 'classes')}, converted by Convoy.",
         "fileFormat": "tfrecord",
         "splits": splits,
     }

@@ -137,7 +137,7 @@ def parse_splits(text: str) -> dict[str, float]:
             value = float(share)
         except ValueError:
             raise UsageError(f"--splits={text}: {part!r} is not NAME:SHARE. {example}") from None
-        if not 0 < value <= 1 or name in shares:
+        if not 0 < value <= 1 or name.lower() in map(str.lower, shares):
             raise UsageError(f"--splits={text}: {part!r} repeats a split, or its share is not in (0, 1]. {example}")
         shares[name] = value
     if abs(sum(shares.values()) - 1) > 1e-6:
@@ -174,8 +174,8 @@ def check(options: Options) -> dict[str, Any] | None:
             f"--name={options.name}: must be lower case letters, digits and underscores, starting with a letter. "
             f"Pass --name={metadata.dataset_name(options.name)}"
         )
-    if options.split == VALIDATION and options.validation_fraction:
-        raise UsageError(f"--split={VALIDATION} with --validation_fraction: both write the same split. Omit one")
+    if options.split.lower() == VALIDATION and options.validation_fraction:
+        raise UsageError(f"--split={options.split} with --validation_fraction: both write the same split. Omit one")
     if options.grouping and len(options.drawn) == 1:
         own = options.split_folders or options.prepared
         where = "have their splits" if own else f"go to the split {next(iter(options.drawn))!r}"
@@ -204,7 +204,9 @@ def check(options: Options) -> dict[str, Any] | None:
 
 def _check_fits(options: Options, manifest: dict[str, Any]) -> None:
     existing = sorted(manifest["splits"])
-    repeated = [split for split in options.shares if split in existing]
+    # Their files would be the same ones where names are not case-sensitive.
+    lower_case = [split.lower() for split in existing]
+    repeated = [split for split in options.shares if split.lower() in lower_case]
     if repeated and options.split_folders and not options.prepared:
         raise UsageError(
             f"{options.output} already has a split {repeated[0]!r} (it has {', '.join(existing)}). Pass one of the "

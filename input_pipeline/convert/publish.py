@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.core.errors import UsageError
-from convoy.core.files import PARTIAL_SUFFIX, locked
+from convoy.core.files import PARTIAL_SUFFIX, locked, replace
 from convoy.input_pipeline.dataset.open import MANIFEST, read_manifest
 
 _LOCK = "lock"
@@ -86,6 +86,7 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
     adds = work.folder.parent == output.absolute()
     missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
     with contextlib.ExitStack() as locks:
+        locks.callback(_remove_empty, work.folder)  # NFS keeps a folder until the lock in it is closed
         if adds:  # conversions of different splits have separate working folders, but share the manifest
             locks.enter_context(_locked(output, output))
         if os.path.lexists(work.folder) and not _is_ours(work):
@@ -109,6 +110,11 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
             with contextlib.suppress(OSError):  # not empty: it has the dataset
                 for folder in missing:
                     folder.rmdir()
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _is_ours(work: WorkingDirectory) -> bool:
@@ -144,7 +150,7 @@ def publish(work: WorkingDirectory, output: Path) -> None:
     if (output / MANIFEST).exists():
         _add(work, output)
     else:
-        os.replace(work.dataset, output)
+        replace(work.dataset, output)
     shutil.rmtree(work.folder, ignore_errors=True)
 
 
@@ -158,12 +164,12 @@ def _add(work: WorkingDirectory, output: Path) -> None:
         shutil.copyfile(output / name, before / name)
     try:
         for name in names:
-            os.replace(work.dataset / name, output / name)
+            replace(work.dataset / name, output / name)
     except BaseException:
         # Renames only, so that undoing also works on a full disk.
         for name in names:
             if not (work.dataset / name).exists():
                 os.replace(output / name, work.dataset / name)
             if name in replaced:
-                os.replace(before / name, output / name)
+                replace(before / name, output / name)
         raise

@@ -166,8 +166,8 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
         if not folders:
             number = sum(map(is_image_name, loose))
             raise DataError(
-                f"{root} has no class folders, and {number} images directly in it. Put the images of each class in a "
-                "folder named after it, or pass --manifest=CSV (filename,category)"
+                f"{root} has no class folders, and {counted(number, 'image')} directly in it. Put the images of each "
+                "class in a folder named after it, or pass --manifest=CSV (filename,category)"
             )
         _check_class_names(folders, where=str(root))
         of_split: list[Source] = []
@@ -267,8 +267,8 @@ def _match(
     outside = [name for name in filenames if posixpath.normpath(name).startswith(("../", "/")) or name == ".."]
     if outside:
         raise DataError(
-            f"{len(outside)} file names of the CSV are outside {images}: {first(outside)}. Write them relative to it, "
-            "or pass a parent folder as --images"
+            f"{counted(len(outside), 'file name')} of the CSV outside {images}: {first(outside)}. Write them relative "
+            "to it, or pass a parent folder as --images"
         )
     matched = []
     for filename in filenames:
@@ -286,8 +286,8 @@ def _match(
     missing = [filename for filename, matches in zip(filenames, matched, strict=True) if not matches]
     if missing and (not skip_missing or len(missing) == len(filenames)):
         raise DataError(
-            f"{len(missing)} of the {len(filenames)} files of {manifest} are missing in {images}: {first(missing)}"
-            f"{_nearest_file(missing[0], [file.name for file in files])}"
+            f"{len(missing)} of {counted(len(filenames), 'file')} of {manifest} missing in {images}: "
+            f"{first(missing)}{_nearest_file(missing[0], [file.name for file in files])}"
         )
     return files, matched
 
@@ -336,7 +336,7 @@ def _read_rows(table: Table) -> list[_Row]:
     if repeated:
         lines = [(row.line, row.category) for row in parsed if row.filename == repeated[0]]
         raise DataError(
-            f"{len(repeated)} file names are repeated in {manifest}: {repeated[0]!r} in "
+            f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
     _check_class_names({row.category for row in parsed}, where=str(manifest))

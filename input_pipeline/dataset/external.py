@@ -27,6 +27,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import written_whole
 from convoy.core.npz import read_array
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
@@ -187,7 +188,9 @@ def _check_counts(layout: Layout, split: str, shard: np.ndarray) -> None:
     assert counts is not None, "shard numbers of a valid index are in range"
     for path, found, stated in zip(paths, counts.tolist(), expected, strict=True):
         if found != stated:
-            raise DataError(f"shard {path} has {found:,} records, {DATASET_INFO} states {stated:,}; {layout.fix}")
+            raise DataError(
+                f"shard {path} has {counted(found, 'record')}, {DATASET_INFO} states {stated:,}; {layout.fix}"
+            )
 
 
 def _description(directory: Path, layout: Layout, split: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import Values, from_file, read_features
 from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.layout import COPY, DATASET_INFO, Layout, RecordFormat
@@ -137,8 +138,8 @@ def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) 
     if len(shards) != total:
         twice = next(number for _, number in shards if shards.count((total, number)) > 1)
         raise DataError(
-            f"{folder} has shard {twice} of the {total} shards {stem!r} twice, with different suffixes: move the "
-            "outdated set elsewhere"
+            f"{folder} has shard {twice} of {counted(total, 'shard')} {stem!r} twice, with different suffixes: move "
+            "the outdated set elsewhere"
         )
 
 

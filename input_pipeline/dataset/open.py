@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
@@ -302,7 +303,7 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
 def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], num_classes: int) -> str:
     """Returns how an index contradicts the split's entry in the manifest, or ""."""
     if len(arrays["label"]) != entry["num_images"]:
-        return f"{len(arrays['label']):,} records for {entry['num_images']:,} images"
+        return f"{counted(len(arrays['label']), 'record')} for {counted(entry['num_images'], 'image')}"
     counts = index.label_counts(arrays["label"], num_classes)
     if counts is None:
         return f"it has label {arrays['label'].max()}, but there are {num_classes} classes"

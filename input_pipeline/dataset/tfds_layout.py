@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, PREPARE, Layout, RecordFormat
 
@@ -34,7 +35,7 @@ def tfds_layout(directory: Path, record_format: RecordFormat) -> Layout:
             split = _file_word(entry["name"])
             lengths = tuple(int(length) for length in entry["shardLengths"])
             if not lengths or len(lengths) > _MOST_SHARDS or min(lengths) < 0:
-                raise ValueError(f"split {split} has {len(lengths)} shards")
+                raise ValueError(f"split {split} has {counted(len(lengths), 'shard')}")
             template = str(entry.get("filepathTemplate") or SHARD_TEMPLATE)
             files = [_shard_file(template, name, split, i, len(lengths)) for i in range(len(lengths))]
             splits[split], records[split] = tuple(directory / file for file in files), lengths
@@ -51,7 +52,7 @@ def tfds_layout(directory: Path, record_format: RecordFormat) -> Layout:
             raise DataError(f"{directory}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
         number = int(flat[label].get("classLabel", {}).get("numClasses") or 0)
         if not 0 <= number <= LARGEST_LABEL:
-            raise ValueError(f"{number} classes")
+            raise ValueError(f"{counted(number, 'class', 'classes')}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{directory / FEATURES} cannot be used ({error!r}); prepare the dataset again") from None
     names = _class_names(directory, label, number)
@@ -107,7 +108,7 @@ def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str,
         return given or keys[0]
     if default in keys:
         return default
-    found = f"{len(keys)} {kind} features ({', '.join(keys)})" if keys else f"no {kind} feature"
+    found = f"{counted(len(keys), f'{kind} feature')} ({', '.join(keys)})" if keys else f"no {kind} feature"
     fix = f"Name one with {flag}" if keys else "Convoy needs an Image and a ClassLabel feature"
     raise DataError(f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. {fix}")
 
@@ -122,5 +123,8 @@ def _class_names(directory: Path, label: str, number: int) -> tuple[str, ...] | 
         raise DataError(f"{path} cannot be read ({error}); prepare the dataset again") from None
     names = names[:-1] if names[-1] == "" else names
     if number and len(names) != number:
-        raise DataError(f"{path} has {len(names)} lines, {FEATURES} states {number} classes; prepare it again")
+        raise DataError(
+            f"{path} has {counted(len(names), 'line')}, {FEATURES} states {counted(number, 'class', 'classes')}; "
+            "prepare it again"
+        )
     return names

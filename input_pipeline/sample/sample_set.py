@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import UsageError
+from convoy.core.files import replace
 from convoy.core.processes import follow_parent, helper_starting, usable_cores
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
@@ -110,7 +111,7 @@ class SampleSet:
             names = [(f"{number:02d}", name) for number, name in enumerate(PRODUCTS)]
             _write_csv(draft / "categories.csv", ("category", "name"), names[: self.categories])
             try:
-                draft.rename(place)
+                replace(draft, place)
             except OSError as error:
                 raise UsageError(
                     f"--output={output} was created by another program ({error.strerror}). {_ELSEWHERE}"

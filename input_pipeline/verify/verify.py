@@ -23,6 +23,7 @@ from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.npz import read_array
+from convoy.core.text import counted
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.image_facts import images_path
@@ -255,7 +256,7 @@ def _manifest_faults(
     counts = np.bincount(labels, minlength=len(entry["counts"])).tolist()
     for label, (found, stated) in enumerate(zip(counts, entry["counts"], strict=True)):
         if found != stated:
-            text = f"states {stated} images of class {label} in {split}; the shards have {found}"
+            text = f"states {counted(stated, 'image')} of class {label} in {split}; the shards have {found}"
             yield _description_fault("class-counts", MANIFEST, text, split)
             break
     sidecar = images_path(directory, split)
@@ -270,7 +271,7 @@ def _manifest_faults(
         return
     wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
     if wrong:
-        text = f"has arrays of another length than {len(labels)} images: {wrong}"
+        text = f"has arrays of another length than {counted(len(labels), 'image')}: {wrong}"
         yield _description_fault("sidecar-length", sidecar.name, text, split)
 
 

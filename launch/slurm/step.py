@@ -17,6 +17,7 @@ from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
 from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
 from convoy.core.flags import FlagDefiner
+from convoy.core.text import counted
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
@@ -114,7 +115,7 @@ def run(flags: absl_flags.FlagValues, command: Sequence[str]) -> int:
 
     restarts = integer_or_none(os.environ.get("SLURM_RESTART_COUNT")) or 0
     start_number = f", start {restarts + 1}" if restarts else ""
-    screen.say(f"convoy: job {allocation.job}{start_number}: {len(hosts)} workers on {allocation.nodes}.")
+    screen.say(f"convoy: job {allocation.job}{start_number}: {counted(len(hosts), 'worker')} on {allocation.nodes}.")
     supervisor = Supervisor(
         run_files,
         start,
@@ -165,7 +166,7 @@ def find_allocation(environment: Mapping[str, str], processes_per_node: int | No
         gpus,
         per_node,
         asked_as=f"--processes_per_node={per_node}",
-        available=f"the {gpus} GPUs of a node (SLURM_GPUS_ON_NODE)",
+        available=f"the {counted(gpus, 'GPU')} of a node (SLURM_GPUS_ON_NODE)",
     )
     job = environment["SLURM_JOB_ID"]
     if {"SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"} <= environment.keys():  # SLURM_JOB_ID may mean the whole array

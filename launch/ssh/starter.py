@@ -208,7 +208,7 @@ class Starter:
             return [responding[index] for index in indices]
         counts = ", ".join(f"{connection.host} {count}" for connection, count in zip(responding, devices, strict=True))
         text = (
-            f"the responding hosts have R={sum(devices)} devices ({counts}): no choice of at least "
+            f"the responding hosts have R={counted(sum(devices), 'device')} ({counts}): no choice of at least "
             f"{counted(self._least(), 'host')} has a number that divides the run's V={virtual_replicas} virtual "
             f"replicas. Change slots in {self.hosts_file}, --devices or --min_hosts."
         )

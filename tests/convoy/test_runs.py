@@ -90,7 +90,10 @@ def test_field_missing_in_an_older_run_counts_with_its_default(make_run, tmp_pat
 
 def test_shows_differing_datasets(make_run, tmp_path):
     make_run("one")
-    write_json(make_run("two") / "dataset.json", {"name": "photos", "train_images": 640, "train_digest": "def"})
+    renamed = make_run("two") / "dataset.json"
+    write_json(renamed, {"name": "pictures", "train_images": 640, "train_digest": "abc"})
+    assert all(not run.differences for run in runs_by_name(tmp_path).values())
+    write_json(renamed, {"name": "photos", "train_images": 640, "train_digest": "def"})
     assert [run.differences for run in runs_by_name(tmp_path).values()] == [
         {"data": "photos (abc)"},
         {"data": "photos (def)"},
@@ -119,8 +122,11 @@ def test_locked_run_is_running(make_run, tmp_path):
 
 
 def test_run_on_another_host_is_running_while_it_writes(make_run, tmp_path):
-    make_run("run", host="elsewhere")
+    run = make_run("run", host="elsewhere")
     assert runs_by_name(tmp_path)["run"].state == "running"
+    for name in ("metrics.jsonl", "events.jsonl"):  # the clock of one of the hosts was set back
+        os.utime(run / name, (time.time() + 3600,) * 2)
+    assert runs_by_name(tmp_path)["run"].state == "stopped"
 
 
 def test_failed_run_shows_the_earliest_error_of_its_latest_attempt(make_run, tmp_path):
@@ -141,6 +147,16 @@ def test_error_before_the_last_start_is_ignored(make_run, tmp_path):
     run = make_run("run")
     write_json(run / "logs/attempt-1/error-0.json", {"time": time.time() - 5000, "error": "long ago"})
     assert runs_by_name(tmp_path)["run"].state == "stopped"
+
+
+def test_errors_are_ordered_by_attempt_if_the_clock_was_set_back(make_run, tmp_path):
+    run = make_run("run")
+    start = {"event": "start", "time": time.time(), "step": 0, "attempt": 2}
+    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
+    write_json(run / "logs/attempt-1/error-0.json", {"time": time.time() + 5000, "error": "before"})
+    assert runs_by_name(tmp_path)["run"].state == "stopped"
+    write_json(run / "logs/attempt-2/error-0.json", {"time": time.time() - 5000, "error": "now"})
+    assert runs_by_name(tmp_path)["run"].error == "now"
 
 
 def test_run_that_failed_before_its_first_step_is_listed(tmp_path):

@@ -15,6 +15,8 @@ from convoy.core.files import (
     append_json_line,
     check_output_file,
     locked,
+    replace,
+    sync_folder,
     write_whole,
     written_whole,
 )
@@ -93,6 +95,69 @@ def test_append_to_a_full_disk_changes_nothing(tmp_path):
     assert path.read_bytes() == before
     append_json_line(path, {"step": 3})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def refusing(function, number, when):
+    """Returns a function that raises an error where `when(*arguments)`, as some file systems do."""
+
+    def call(*arguments):
+        if when(*arguments):
+            raise OSError(number, os.strerror(number))
+        return function(*arguments)
+
+    return call
+
+
+class TestOtherFileSystems:
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+    def test_without_fsync(self, tmp_path, monkeypatch, number):
+        monkeypatch.setattr(os, "fsync", refusing(os.fsync, number, lambda _: True))
+        write_whole(tmp_path / "file", b"content")
+        sync_folder(tmp_path)
+        assert (tmp_path / "file").read_bytes() == b"content"
+
+    def test_failed_fsync_is_an_error(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", refusing(os.fsync, errno.EIO, lambda _: True))
+        with pytest.raises(OSError):
+            sync_folder(tmp_path)
+        with pytest.raises(OSError):
+            write_whole(tmp_path / "file", b"content")
+        assert os.listdir(tmp_path) == []
+
+    def test_folders_that_cannot_be_opened_are_not_synced(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "open", refusing(os.open, errno.EACCES, lambda *_: True))
+        sync_folder(tmp_path)
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EBUSY, errno.EEXIST])
+    def test_without_renaming_over_what_exists(self, tmp_path, monkeypatch, number):
+        monkeypatch.setattr(os, "replace", refusing(os.replace, number, lambda _, target: os.path.lexists(target)))
+        write_whole(tmp_path / "file", b"before")
+        write_whole(tmp_path / "file", b"after")
+        assert (tmp_path / "file").read_bytes() == b"after"
+        for name in ("new", "empty", "full"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "full" / "file").touch()
+        replace(tmp_path / "new", tmp_path / "empty")
+        with pytest.raises(OSError):
+            replace(tmp_path / "empty", tmp_path / "full")
+        assert sorted(os.listdir(tmp_path)) == ["empty", "file", "full"]
+
+    def test_refused_rename_keeps_a_file_that_is_not_in_the_way(self, tmp_path, monkeypatch):
+        write_whole(tmp_path / "file", b"before")
+        monkeypatch.setattr(os, "replace", refusing(os.replace, errno.EROFS, lambda *_: True))
+        with pytest.raises(OSError):
+            write_whole(tmp_path / "file", b"after")
+        assert (tmp_path / "file").read_bytes() == b"before"
+
+    @pytest.mark.parametrize("length", [251, 252, 255])
+    def test_longest_names(self, tmp_path, length):
+        write_whole(tmp_path / ("x" * length), b"content")
+        assert os.listdir(tmp_path) == ["x" * length]
+
+    def test_refused_permission_to_lock_means_that_it_is_held(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(fcntl, "flock", refusing(fcntl.flock, errno.EACCES, lambda *_: True))
+        with open(tmp_path / "lock", "wb") as file, pytest.raises(LockHeldError):
+            acquire_lock(file.fileno())
 
 
 class TestLock:

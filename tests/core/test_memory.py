@@ -1,8 +1,11 @@
 """Available memory within cgroup limits."""
 
+import sys
+
 import pytest
 
 from convoy.core.memory import available_memory, peak_memory, resident_memory
+from tests.processes import run
 
 
 @pytest.fixture
@@ -47,3 +50,12 @@ def test_cgroup_above_its_limit_leaves_nothing(kernel):
 def test_memory_of_this_process_and_machine():
     assert 0 < resident_memory() <= 1.1 * peak_memory() < 2**40
     assert 2**20 < available_memory() < 2**50
+
+
+@pytest.mark.parametrize(("kilobytes", "code"), [(1_000_000, 2), (50_000_000, 3)])
+def test_limited_address_space_is_reported_and_refused_where_tensorflow_cannot_start(kilobytes, code, tmp_path):
+    command = ["sh", "-c", f'ulimit -v {kilobytes}; exec "$@"', "sh", sys.executable, "-m", "convoy", "verify"]
+    result = run([*command, f"--data={tmp_path}"])
+    assert result.returncode == code  # 3: it went on to look at the data
+    assert f"ulimit -v {kilobytes}" in result.stderr.splitlines()[0]
+    assert "Traceback" not in result.stderr

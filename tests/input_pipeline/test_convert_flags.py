@@ -85,6 +85,8 @@ def test_command_prints_one_row_per_class_only_with_verbose(tmp_path, photos, ca
         (["--splits=train"], "'train' is not NAME:SHARE"),
         (["--splits=a:1,b:0"], "'b:0'"),
         (["--splits=a:0.5,a:0.5"], "'a:0.5'"),
+        (["--splits=a:0.5,A:0.5"], "'A:0.5'"),
+        (["--split=Validation", "--validation_fraction=0.5"], "--split=Validation"),
         (["--splits=a b:1"], "--split=a b"),
         (["--splits=a:1", "--split=b"], "--split "),
     ],

@@ -168,7 +168,7 @@ def test_name_outside_the_folder_is_rejected(tmp_path, name):
     images = touch(tmp_path / "images", "a.jpg")
     touch(tmp_path, "secret.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", f"{name},1")
-    assert_rejected(f"1 file names .*images: {name!r}", images, Table(rows, skip_missing=True))
+    assert_rejected(f"1 file name .*images: {name!r}", images, Table(rows, skip_missing=True))
 
 
 def test_missing_files_can_be_skipped_and_are_listed(tmp_path):
@@ -177,7 +177,7 @@ def test_missing_files_can_be_skipped_and_are_listed(tmp_path):
     found = list_sources(images, Table(rows, skip_missing=True))
     assert found.missing == (("b.jpg", "2"), ("c.jpg", "1"))
     assert found.class_names == ("1",)
-    assert_rejected("3 of the 3 ", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
+    assert_rejected("3 of 3 files ", touch(tmp_path / "none", "x.jpg"), Table(rows, skip_missing=True))
 
 
 def test_missing_folder_is_reported_with_a_suggestion(tmp_path):
@@ -217,7 +217,7 @@ def test_missing_manifest_is_reported_with_a_suggestion(tmp_path):
         ([], "empty.*'filename,category'"),
         (["filename,category", "a.jpg,"], r"line 2: empty category \(a.jpg,\)"),
         (["filename,category", ",1"], "line 2: empty filename"),
-        (["filename,category", "a.jpg,1", "b.jpg"], "line 3 has 1 fields.* 2 "),
+        (["filename,category", "a.jpg,1", "b.jpg"], "line 3 has 1 field, .* 2 "),
         (["filename,category", "a.jpg,1", "a.jpg,2"], "'a.jpg' in line 2 as '1', line 3 as '2'"),
         (["filename,category", "a.jpg,1", "./a.jpg,1"], "line 3: './a.jpg' .*a.jpg"),
         (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
@@ -240,7 +240,7 @@ def test_csv_that_is_not_utf8_is_rejected(tmp_path):
 def test_missing_files_of_a_csv_are_listed_and_counted(tmp_path):
     images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     rows = manifest(tmp_path / "t.csv", "filename,category", "a.jpg,1", *(f"n{i}.jpg,1" for i in range(5)))
-    assert_rejected("5 of the 6 .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
+    assert_rejected("5 of 6 files .*: 'n0.jpg', 'n1.jpg', 'n2.jpg' and 2 more", images, Table(rows))
     rows = manifest(tmp_path / "t.csv", "filename,category", "b.jpeg,1")
     assert_rejected("'b.jpg'", images, Table(rows))
 

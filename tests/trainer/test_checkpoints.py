@@ -1,6 +1,9 @@
+import errno
 import json
 import os
 import re
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +249,38 @@ class TestLoadLatestValid:
 
     def test_returns_none_without_checkpoints(self, tmp_path):
         assert load_latest_valid(CheckpointStore(tmp_path / "absent")) is None
+
+
+class TestOtherFileSystems:
+    def test_without_fsync_of_folders_the_checkpoint_is_saved(self, store, tmp_path, monkeypatch):
+        fsync = os.fsync
+
+        def refuse_folders(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", refuse_folders)
+        save(store, 1)
+        assert store.load(1)[1]["step"] == 1
+
+    def test_old_checkpoint_that_is_read_stays_until_a_later_save(self, tmp_path, monkeypatch):
+        store = CheckpointStore(tmp_path, keep=1)
+        save(store, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", busy)
+            save(store, 2)
+        assert store.steps() == [1, 2]
+        save(store, 3)
+        assert store.steps() == [3]
+
+    def test_later_checkpoint_that_cannot_be_removed_is_an_error(self, tmp_path, monkeypatch):
+        store = CheckpointStore(tmp_path, keep=3)
+        save(store, 5)
+        monkeypatch.setattr(Path, "unlink", busy)
+        with pytest.raises(DataError, match="busy"):
+            save(store, 4)
+
+
+def busy(*_, **__):
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))

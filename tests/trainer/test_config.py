@@ -140,7 +140,7 @@ class TestResolve:
         assert (kept.virtual_replicas, kept.precision) == (4, "float32")
 
     @pytest.mark.parametrize(
-        ("virtual", "devices", "fix"), [(12, 5, "1, 2, 3, 4, 6 or 12 devices"), (1, 2, "use 1 devi")]
+        ("virtual", "devices", "fix"), [(12, 5, "1, 2, 3, 4, 6 or 12 devices"), (1, 2, "use 1 device,")]
     )
     def test_device_counts_that_do_not_divide_the_virtual_replicas_are_rejected(self, config, virtual, devices, fix):
         parts = [f"virtual_replicas={virtual}", f"{devices} devices", fix]

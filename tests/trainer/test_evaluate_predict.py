@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 
@@ -446,3 +447,22 @@ class TestPredict:
         names, values = probabilities_of(folder / "odd.csv", dataset.categories)
         found = {path.rsplit(".", 1)[0]: probabilities for path, probabilities in zip(names, values, strict=True)}
         np.testing.assert_allclose(found[f"odd/deep/er/{name}"], found[f"plain/deep/er/{name}"], atol=tolerance)
+
+
+@pytest.mark.slow
+def test_metrics_of_a_read_only_run_are_printed(run, convoy_started, tmp_path):
+    if not shutil.which("unshare") or os.geteuid():
+        pytest.skip("needs root to mount a file system")
+    as_read_only = f'mount --bind "{run}" "{run}" && mount -o remount,ro,bind "{run}" && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", as_read_only, "sh")
+    command = ("evaluate", f"--workdir={run}", "--split=test", f"--json={tmp_path / 'metrics.json'}", "--devices=cpu:1")
+    before = sorted(run.rglob("*"))
+    with convoy_started(*command, output=tmp_path / "output", prefix=prefix) as process:
+        code = process.wait(240)
+    output = (tmp_path / "output").read_text()
+    if "cannot be written" not in output:
+        pytest.skip(f"cannot mount a file system: {output}")
+    assert code == 0, output
+    assert "top-1" in output and "Traceback" not in output
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 259
+    assert sorted(run.rglob("*")) == before

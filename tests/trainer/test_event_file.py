@@ -2,11 +2,14 @@
 
 import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 from convoy.trainer.callbacks.tensorboard import summaries
@@ -54,6 +57,13 @@ class TestWriting:
         for step in range(1, 13):
             EventFile(tmp_path, first_step=step).write(step, scalars(loss=step))
         assert [step for step, *_ in points(tmp_path)] == list(range(1, 13))
+
+    def test_clock_set_back_does_not_change_their_order(self, tmp_path, monkeypatch):
+        for start, now in enumerate((2e9, 1.9e9, 1.8e9)):
+            monkeypatch.setattr("time.time", lambda now=now: now)
+            EventFile(tmp_path, first_step=start + 1).write(start + 1, scalars(loss=start))
+        shown = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+        assert [event.step for event in shown.Tensors("loss")] == [1, 2, 3]
 
     def test_cleared_folder_gets_a_new_file(self, tmp_path):
         events = EventFile(tmp_path / "train", first_step=1)
@@ -121,6 +131,15 @@ class TestCuttingBack:
         cut_back(folder, last_step=20)
         assert not list(loader.Load())
 
+    def test_file_that_cannot_be_removed_is_emptied(self, folder, monkeypatch):
+        def busy(*_, **__):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+        monkeypatch.setattr(Path, "unlink", busy)
+        cut_back(folder, last_step=-1)
+        assert points(folder) == []
+        cut_back(folder, last_step=-1)
+
     def test_folder_without_files(self, tmp_path):
         cut_back(tmp_path / "nothing", last_step=0)
 
@@ -139,6 +158,18 @@ class TestMetricWriters:
         assert [line["step"] for line in lines if line["split"] == "train"] == [10, 20, 25]
         assert [step for step, *_ in points(run.tensorboard / "train")] == [10, 20, 25]
         assert [step for step, *_ in points(run.tensorboard / "validation")] == [10, 20]
+
+    def test_open_tensorboard_shows_a_run_resumed_after_the_clock_was_set_back(self, tmp_path, monkeypatch):
+        run = RunDirectory(tmp_path)
+        shown = EventAccumulator(str(run.tensorboard / "train"), size_guidance={"tensors": 0})
+        for now, resumed, steps in ((2e9, 0, (1, 2)), (1.9e9, 2, (3, 4)), (1.8e9, 2, (3, 4)), (1.7e9, 2, (3, 4, 5))):
+            monkeypatch.setattr("time.time", lambda now=now: now)
+            writers = MetricWriters(run, total_steps=100)
+            writers.go_back(resumed)  # removes the file that TensorBoard reads
+            for step in steps:
+                writers.write("train", step, {"quality/loss": step})
+            shown.Reload()
+        assert [event.step for event in shown.Tensors("quality/loss")] == [1, 2, 3, 4, 5]
 
     def test_values_that_are_not_finite_become_null_in_metrics_jsonl(self, tmp_path):
         run = RunDirectory(tmp_path)

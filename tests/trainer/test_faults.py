@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -218,6 +220,22 @@ def test_run_directory_is_locked_until_its_process_is_killed(convoy_started, wai
 
 
 @pytest.mark.slow
+def test_second_start_in_a_new_run_is_refused_from_the_moment_the_first_looks_for_checkpoints(
+    convoy_started, wait_until, dataset, tmp_path
+):
+    slow, building = tmp_path / "slow.py", tmp_path / "building"
+    slow.write_text(
+        f"import pathlib, time\ndef model(**_):\n    pathlib.Path({str(building)!r}).touch()\n    time.sleep(3600)\n"
+    )
+    command = (*FLAGS, f"--data={dataset.data}", f"--workdir={tmp_path / 'run'}", "--config.steps=10")
+    first, output = (*command, f"--config.model.name={slow}:model"), tmp_path / "first"
+    with convoy_started(*first, output=output) as process:
+        wait_until(lambda: building.exists() or process.poll() is not None, "the model")
+        with convoy_started(*command, output=tmp_path / "second") as second:
+            assert second.wait(60) == 3, output.read_text()
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_on_all_workers_and_a_second_one_ends_at_once(
     training, convoy_started, wait_until, dataset, tmp_path
 ):
@@ -251,6 +269,44 @@ def test_ctrl_c_while_training_starts_prints_one_line(convoy_started, wait_until
     assert "Traceback" not in output.read_text()
     errors = [line for line in output.read_text().splitlines() if line.startswith("convoy: ")]
     assert len(errors) <= 2 and "interrupted" in errors[0]
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_a_reader_of_its_output(convoy_started, dataset, tmp_path):
+    run, (reader, writer) = tmp_path / "run", os.pipe()
+    command = (*FLAGS, f"--data={dataset.data}", f"--workdir={run}", "--config.steps=30")
+    with convoy_started(*command, output=f"/dev/fd/{writer}") as process:  # standard error too
+        os.close(writer)
+        with open(reader) as output:
+            assert output.readline()
+        assert process.wait(120) == 0
+    assert json.loads((run / "result.json").read_text())["step"] == 30
+    assert checkpoints(run) == [30]
+
+
+@pytest.mark.slow
+def test_closed_terminal_saves_and_ends_the_run(convoy_started, wait_until, dataset, tmp_path):
+    run, (primary, secondary) = tmp_path / "run", pty.openpty()
+    os.set_blocking(primary, False)
+    as_its_terminal = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = (*FLAGS, f"--data={dataset.data}", f"--workdir={run}")
+    prefix = (sys.executable, "-c", as_its_terminal)
+    with convoy_started(*command, output=os.ttyname(secondary), prefix=prefix) as process:
+        os.close(secondary)
+
+        def has_saved():
+            with contextlib.suppress(OSError):  # nothing to read
+                os.read(primary, 65536)
+            return checkpoints(run) or process.poll() is not None
+
+        wait_until(has_saved, "a checkpoint")
+        os.close(primary)
+        assert process.wait(SOON) == 138
+    (event,) = events_of(run, "preempted")
+    assert event["signal"] == "SIGHUP"
+    assert checkpoints(run)[-1] == event["step"]
 
 
 TASK = {"cluster": {"worker": ["127.0.0.1:2222", "127.0.0.1:2223"]}, "task": {"type": "worker", "index": 0}}

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from dataclasses import replace
@@ -57,15 +58,6 @@ def test_another_external_dataset_is_refused(shards, resume_on):
     for recorded in (before, {"name": "shards", **before}):
         with pytest.raises(DataError, match="train_digest: .* -> .*--data"):
             resume_on(recorded, open_dataset(shards))
-
-
-def test_converted_dataset_keeps_its_name_when_moved(tmp_path, resume_on):
-    folder = write_dataset(tmp_path / "data", {"train": [pixels(0), pixels(1)]}, ("cup", "jar"))
-    before = dataset_identity(open_dataset(folder))
-    assert before["name"] == "made"
-    resume_on(before, open_dataset(folder.rename(tmp_path / "moved")))
-    with pytest.raises(DataError, match="name: photos -> made"):
-        resume_on({**before, "name": "photos"}, open_dataset(tmp_path / "moved"))
 
 
 def test_a_run_remembers_how_its_records_were_read(shards, tmp_path, resume_on):
@@ -221,3 +213,31 @@ def test_extended_run_ends_like_one_planned_so_on_any_hardware_and_through_kills
     assert (event["step"], event["before"], event["steps"]) == (40, 40, 240)
     again = convoy(*command, f"--workdir={copied_run}", "--devices=cpu:1", "--extend", check=True)
     assert "Nothing left" in again.stdout
+
+
+def test_identical_dataset_converted_under_another_name_is_accepted(tmp_path, resume_on):
+    images = {"train": [pixels(0), pixels(1)]}
+    first = open_dataset(write_dataset(tmp_path / "data", images, ("cup", "jar")))
+    again = write_dataset(tmp_path / "again", images, ("cup", "jar"))
+    manifest = json.loads((again / "manifest.json").read_text())
+    (again / "manifest.json").write_text(json.dumps({**manifest, "name": "photos"}))
+    assert (first.name, open_dataset(again).name) == ("made", "photos")
+    resume_on({"name": "made", **dataset_identity(first)}, open_dataset(again))  # the name is of earlier versions
+    other = write_dataset(tmp_path / "other", {"train": [pixels(0), pixels(2)]}, ("cup", "jar"))
+    with pytest.raises(DataError, match="train_digest"):
+        resume_on(dataset_identity(first), open_dataset(other))
+
+
+def test_model_of_a_file_is_compared_by_its_content_not_its_folder(shards, tmp_path):
+    dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+    config = ml_collections.ConfigDict(configs.default_config())
+    config.model.name = "models.py:small"
+    metadata = {"config": configs.to_json(config), "dataset": dataset_identity(dataset), "step": 3, "model": {}}
+    config.model.name = "elsewhere/models.py:small"
+    resumed_config(metadata, config, dataset, run)
+    del metadata["model"]  # of an earlier version, which has nothing to compare
+    with pytest.raises(UsageError, match="model.name"):
+        resumed_config(metadata, config, dataset, run)
+    config.model.name = "models.py:large"
+    with pytest.raises(UsageError, match="model.name"):
+        resumed_config({**metadata, "model": {}}, config, dataset, run)

@@ -119,6 +119,13 @@ class TestRunDirectory:
         RunDirectory(tmp_path).create()
         assert (tmp_path / "checkpoints").is_dir()
 
+    def test_read_only_folder_is_found_by_trying(self, tmp_path):
+        assert RunDirectory(tmp_path).write_error() is None
+        assert os.listdir(tmp_path) == []
+        assert RunDirectory("/proc").write_error().errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.EPERM)
+        RunDirectory(tmp_path).results_table.mkdir()
+        assert RunDirectory(tmp_path).write_error().errno == errno.EISDIR
+
     def test_json_round_trip(self, tmp_path):
         run = RunDirectory(tmp_path)
         value = {"text": "Käse", "list": [1, 2.5, None]}
@@ -191,6 +198,35 @@ sys.stdin.read()
         monkeypatch.setattr(fcntl, "flock", refuse)
         RunDirectory(tmp_path / "run").create()
         assert "No locks available" in capsys.readouterr().out
+
+    def test_refused_start_leaves_nothing_that_it_made(self, tmp_path):
+        (tmp_path / "launched" / "logs").mkdir(parents=True)
+        (tmp_path / "kept" / "checkpoints").mkdir(parents=True)
+        for name in ("new/run", "launched", "kept", "trained"):
+            run = RunDirectory(tmp_path / name)
+            with pytest.raises(UsageError), run.removed_on_refusal():
+                run.create()
+                if name == "trained":
+                    (run.checkpoints / "step-000000001.npz").touch()
+                raise UsageError
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+        assert left == {
+            *("launched", "launched/logs", "kept", "kept/.lock", "kept/checkpoints"),
+            *("trained", "trained/.lock", "trained/checkpoints", "trained/checkpoints/step-000000001.npz"),
+        }
+
+    def test_start_that_waits_for_a_refused_one_locks_the_new_folder(self, tmp_path, monkeypatch):
+        first, second, waits = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run"), threading.Event()
+        monkeypatch.setattr("time.sleep", lambda _: waits.set())
+        waiting = threading.Thread(target=second.create, kwargs={"wait_seconds": 60})
+        with pytest.raises(UsageError), first.removed_on_refusal():
+            first.create()
+            waiting.start()
+            assert waits.wait(60)
+            raise UsageError
+        waiting.join(60)
+        with pytest.raises(DataError, match="another process"):
+            RunDirectory(tmp_path / "run").create()
 
 
 class TestJson:

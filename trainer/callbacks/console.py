@@ -4,12 +4,10 @@ A terminal shows a live progress bar with the latest metrics below it and a tabl
 get one plain line every `log_every` steps and one per evaluation.
 """
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -38,12 +36,9 @@ class TrainingConsole:
           console: where to print; None for standard output.
           shows: False for workers other than the chief, which print nothing.
         """
-        output = cast("IO[str]", _TolerantFile(sys.stdout)) if sys.stdout else None
         # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
         draws = None if can_redraw(sys.stdout) else False
-        self.console = console or Console(
-            file=output, highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
-        )
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws)
         self._total_steps = total_steps
         self._first_step = first_step
         self._first_done: tuple[int, float] | None = None  # the first step of this start, and when it ended
@@ -142,33 +137,6 @@ class TrainingConsole:
         if step <= first:
             return "?"
         return duration_text((time.perf_counter() - since) / (step - first) * (self._total_steps - step))
-
-
-class _TolerantFile:
-    """A text file that ignores failed writes: a full disk must not end a run whose output is redirected to it."""
-
-    def __init__(self, file: IO[str]):
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (any attribute of a file)
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> None:
-        with self._tolerating():
-            self._file.write(text)
-
-    def flush(self) -> None:
-        with self._tolerating():
-            self._file.flush()
-
-    @contextlib.contextmanager
-    def _tolerating(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:  # the reader is gone: end like any other program
-            raise
-        except OSError:
-            pass
 
 
 def quality_row(split: str, values: Mapping[str, float]) -> str:

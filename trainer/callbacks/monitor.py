@@ -10,6 +10,7 @@
 Every worker has one, because all workers take part in the measurements; only the chief's prints and writes.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ class Monitor:
                 "environment": environment(),
                 "dataset": {
                     "directory": str(session.dataset.directory.resolve()),
+                    "name": session.dataset.name,
                     "class_names": list(session.dataset.class_names),
                     **dataset_identity(session.dataset),
                     **({} if session.dataset.manifest else {"record_format": session.dataset.record_format.as_dict()}),
@@ -117,10 +119,12 @@ class Monitor:
         )
         place = hardware_info(plan, session.runtime, self._worker_group, session.model["files"])
         changed = changes(session.metadata.get("place", {}), place)
+        attempt = os.environ.get("CONVOY_ATTEMPT", "")
+        launched = {"attempt": int(attempt)} if attempt.isdecimal() else {}
         if step:
-            self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed)
+            self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed, **launched)
         else:
-            self.run_logger.event("start", step=0, replicas=plan.replicas)
+            self.run_logger.event("start", step=0, replicas=plan.replicas, **launched)
         self.console.header(
             header_rows(session.config, plan, session.runtime, session.dataset, session.run, self._worker_group)
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 
 
 class StepProfiler:
@@ -49,7 +50,8 @@ class StepProfiler:
         self._steps = steps if records else None
         if steps and steps[1] > total_steps:
             raise UsageError(
-                f"--profile_steps={steps[0]}:{steps[1]}: the run has {total_steps} steps. Pass a range within them."
+                f"--profile_steps={steps[0]}:{steps[1]}: the run has {counted(total_steps, 'step')}. Pass a range "
+                "within them."
             )
         if self._steps and self._steps[0] <= start_step:
             first, last = self._steps

@@ -38,10 +38,11 @@ class MetricWriters:
     def go_back(self, step: int, *, without: Collection[str] = ()) -> None:
         """Drops what was written after `step`, and `without`, tags that are written again, whatever their step."""
         truncate_json_lines(self._run.metrics, step)
+        # Before files are removed: a TensorBoard that has read them takes up only later names.
+        self._event_files = self._new_event_files(step)
         for name in _RUNS:
             # A run that starts from step 0 also rewrites the values of step 0.
             cut_back(self._run.tensorboard / name, last_step=step or -1, without=without)
-        self._event_files = self._new_event_files(step)
         self._last_points.clear()
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:

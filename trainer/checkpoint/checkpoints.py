@@ -10,8 +10,8 @@ temporary name, flushed to disk and renamed, so it is either complete or absent.
 determined from the files themselves; there is no index file.
 """
 
+import contextlib
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError
-from convoy.core.files import PARTIAL_SUFFIX, json_value, written_whole
+from convoy.core.files import PARTIAL_SUFFIX, json_value, sync_folder, written_whole
 from convoy.core.npz import check_stored, read_array
 from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
@@ -97,12 +97,13 @@ class CheckpointStore:
                         np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
                 text = json.dumps(json_value({**metadata, "step": step, "score": score}))
                 archive.writestr(zipfile.ZipInfo(_METADATA), text)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
+            self._drop_later(step)
         except OSError as error:
             raise DataError(
                 f"checkpoint {path}: cannot be written ({error.strerror}). Older checkpoints are kept."
             ) from error
-        self._prune(step)
+        self._prune()
         return path
 
     def load(self, step: int) -> Checkpoint:
@@ -140,15 +141,17 @@ class CheckpointStore:
                 scores[step] = float(score)
         return scores
 
-    def _prune(self, newest: int) -> None:
+    def _drop_later(self, newest: int) -> None:
         for step in self.steps():
             if step > newest:
                 self._path(step).unlink(missing_ok=True)
+
+    def _prune(self) -> None:
         steps = self.steps()
-        for step in set(steps) - {*steps[-self._keep :], self.best()}:
-            self._path(step).unlink(missing_ok=True)
-        for leftover in self.folder.glob(f"step-*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        unused = [self._path(step) for step in set(steps) - {*steps[-self._keep :], self.best()}]
+        for path in (*unused, *self.folder.glob(f"step-*{PARTIAL_SUFFIX}")):
+            with contextlib.suppress(OSError):  # CIFS removes nothing that is open: the next save tries again
+                path.unlink()
 
     def _path(self, step: int) -> Path:
         return self.folder / checkpoint_name(step)
@@ -182,11 +185,3 @@ def load_latest_valid(store: CheckpointStore, *, before: int | None = None) -> C
 def _read_metadata(archive: zipfile.ZipFile) -> dict[str, Any]:
     check_stored(archive, archive.getinfo(_METADATA))
     return json.loads(archive.read(_METADATA))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,5 @@
-"""Stop requests by SIGTERM and SIGUSR1, as schedulers send them, and by Ctrl-C. They set a flag that the next step
-spreads to all.
+"""Stop requests by SIGTERM and SIGUSR1, as schedulers send them, by SIGHUP when the terminal is closed, and by Ctrl-C.
+They set a flag that the next step spreads to all.
 
 with StopRequest() as stop:
     strategy = ...      # TensorFlow may install its own handler here
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
@@ -38,7 +38,8 @@ class StopRequest:
         """Installs the signal handlers; does nothing outside the main thread."""
         with contextlib.suppress(ValueError):
             for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._receive)
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._previous[number] = signal.signal(number, self._receive)
 
     def listen_to_interrupts(self) -> None:
         """Makes the first Ctrl-C a stop request; the second one does what Ctrl-C did before."""
@@ -63,5 +64,6 @@ class StopRequest:
             before(number, frame)
         if not self.is_set:
             if number == signal.SIGINT:
-                os.write(2, b"convoy: interrupted: saving after this step. Press Ctrl-C again to end at once.\n")
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(2, b"convoy: interrupted: saving after this step. Press Ctrl-C again to end at once.\n")
             self.is_set, self.signal_name, self._received = True, signal.Signals(number).name, time.monotonic()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from convoy.core.cluster import Cluster, host_and_port
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 from convoy.trainer.cluster.ports import listening_socket, port_problem
 from convoy.trainer.cluster.proxies import bypass_proxies
 from convoy.trainer.cluster.rendezvous import PeerLostError
@@ -46,8 +47,9 @@ def make_strategy(
         missing = [gpu for gpu in wanted if gpu >= len(found)]
         if missing or not wanted:
             raise UsageError(
-                f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees {len(found)} GPUs. "
-                "Omit --devices to use all devices; `nvidia-smi` lists the GPUs that the driver sees."
+                f"--devices=gpu{':' if wanted else ''}{','.join(map(str, wanted))}: TensorFlow sees "
+                f"{counted(len(found), 'GPU')}. Omit --devices to use all devices; `nvidia-smi` lists the GPUs that "
+                "the driver sees."
             )
         try:
             tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")

@@ -142,8 +142,8 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
         raise UsageError(
-            f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {joined(allowed, 'or')} devices, "
-            "or start a new run with another config.virtual_replicas."
+            f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {joined(allowed, 'or')} "
+            f"device{'s' if virtual > 1 else ''}, or start a new run with another config.virtual_replicas."
         )
     if batch % virtual:
         below, above = batch // virtual * virtual, (batch // virtual + 1) * virtual

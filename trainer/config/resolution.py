@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 from convoy.trainer.config.extension import spans
 
 SMALLEST_SIZE = 8
@@ -98,8 +99,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UsageError(f"config.progressive.sizes={sizes}: must be integers of at least {SMALLEST_SIZE}.")
     if len(sizes) != len(ends):
         raise UsageError(
-            f"config.progressive.ends={ends}: has {len(ends)} values for {len(sizes)} sizes {sizes}. Set one end per "
-            "size, as a fraction of the run; the rest of the run uses config.image_size."
+            f"config.progressive.ends={ends}: has {counted(len(ends), 'value')} for {counted(len(sizes), 'size')} "
+            f"{sizes}. Set one end per size, as a fraction of the run; the rest of the run uses config.image_size."
         )
     if not all(isinstance(end, int | float) for end in ends) or not all(
         before < after for before, after in zip([0, *ends], [*ends, 1], strict=True)

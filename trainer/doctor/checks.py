@@ -19,6 +19,7 @@ from convoy.core.cluster import Cluster, find_cluster, host_and_port
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.core.finding import Severity
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.trainer import config as configs
@@ -26,6 +27,7 @@ from convoy.trainer.cluster.interface import choose, over_interface, own_interfa
 from convoy.trainer.cluster.ports import port_problem
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.doctor import hardware, network, plan, storage
+from convoy.trainer.doctor.file_system import check_file_system
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, table
 from convoy.trainer.doctor.tf_probe import NoAnswerError, Setup, TfProbe
 from convoy.trainer.run.directory import RunDirectory
@@ -76,7 +78,7 @@ def _describe_cluster(cluster: Cluster | None) -> DoctorFinding:
         text = "one process: no TF_CONFIG, no SLURM step, no Kubernetes Indexed Job, no --worker_hosts"
         return ok("cluster", "single-process", text)
     listed = ", ".join(f"{rank} {address}" for rank, address in enumerate(cluster.addresses))
-    return ok("cluster", "cluster-found", f"{cluster.num_workers} workers, from {cluster.source}: {listed}")
+    return ok("cluster", "cluster-found", f"{counted(cluster.num_workers, 'worker')}, from {cluster.source}: {listed}")
 
 
 class _DoctorRun:
@@ -337,6 +339,7 @@ class _DoctorRun:
             if token:
                 sights = {rank: other["sees"] for rank, other in gathered.items()}
                 self._add(*storage.check_shared(sights, given, self._names))
+                self._add(*check_file_system(Path(token).parent))
                 size = None
                 if self._config_is_good:
                     with contextlib.suppress(NoAnswerError):

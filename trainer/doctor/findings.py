@@ -32,6 +32,7 @@ SECTIONS = (
     "config",
     "resume",
     "run directory",
+    "file system",
     "disk",
 )
 

@@ -94,9 +94,9 @@ def check_devices(
         return [ok("devices", "cpu-devices", f"{logical} on this CPU, {computes}")], devices.count
     findings = []
     if len(gpus) != granted:
-        text = f"TensorFlow sees {len(gpus)} of the {granted} GPUs that nvidia-smi lists"
+        text = f"TensorFlow sees {len(gpus)} of {counted(granted, 'GPU')} listed by nvidia-smi"
         if visible is not None:
-            text += f" and CUDA_VISIBLE_DEVICES={visible} leaves"
+            text += f" and left by CUDA_VISIBLE_DEVICES={visible}"
         if not seen["built_with_cuda"]:
             fix = "This TensorFlow is built without CUDA. Run `pip install 'convoy-train[cuda]'`."
         else:
@@ -105,7 +105,7 @@ def check_devices(
     wanted = devices.gpus or tuple(range(len(gpus)))
     missing = [gpu for gpu in wanted if gpu >= len(gpus)]
     if missing:
-        text = f"--devices={flag}: TensorFlow sees {len(gpus)} GPUs, numbered from 0."
+        text = f"--devices={flag}: TensorFlow sees {counted(len(gpus), 'GPU')}, numbered from 0."
         findings.append(failed("devices", "gpu-index-out-of-range", text, "Pass existing GPUs, or omit --devices."))
     elif not wanted and not findings:
         text = f"--devices={flag}: no GPU found."
@@ -121,7 +121,10 @@ def check_counts(counts: Mapping[int, int], names: Sequence[str]) -> list[Doctor
     first, number = min(counts.items())
     for rank, count in sorted(counts.items()):
         if count != number:
-            text = f"{number} devices on {names[first]}, {count} on {names[rank]}. All workers need the same number."
+            text = (
+                f"{counted(number, 'device')} on {names[first]}, {count} on {names[rank]}. All workers need the same "
+                "number."
+            )
             fix = "Pass the same --devices on each worker."
             return [failed("devices", "device-counts-differ", text, fix, of_all=True)]
     return []

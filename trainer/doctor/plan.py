@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 from convoy.trainer import config as configs
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped
@@ -67,7 +68,7 @@ def _check_config(
         return failed("config", "bad-config", str(error), of_all=True)
     text = (
         f"batch {plan.global_batch_size}, replicas {plan.replicas}, virtual replicas {plan.virtual_replicas}: "
-        f"{plan.replica_batch_size} images per device, {plan.virtual_batch_size} per virtual replica"
+        f"{counted(plan.replica_batch_size, 'image')} per device, {plan.virtual_batch_size} per virtual replica"
     )
     return ok("config", "config-fits", text, of_all=True)
 

@@ -6,6 +6,7 @@ Temporary files are removed. Imports no TensorFlow.
 import contextlib
 import os
 import shutil
+import sys
 import time
 import uuid
 import zlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import ConvoyError, DataError
-from convoy.core.text import megabytes
+from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.dataset.storage import RemotePath, is_remote
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
@@ -148,9 +149,10 @@ def check_disk(folder: Path, write_seconds: float, *, checkpoint_bytes: int | No
       checkpoint_bytes: size of one checkpoint; None if unknown.
       kept: config.keep_checkpoints.
     """
-    free = shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    free = usage.free if usage.total else sys.maxsize  # some FUSE file systems do not say
     speed = _WRITTEN_BYTES / max(write_seconds, 1e-9)
-    has = f"{megabytes(free)} free, written at {megabytes(int(speed))}/s"
+    has = f"{f'{megabytes(free)} free' if usage.total else 'free space unknown'}, written at {megabytes(int(speed))}/s"
     if checkpoint_bytes is None:
         return ok("disk", "disk-free", has, of_all=True)
     files = kept + 2  # plus the best and the one being written
@@ -176,7 +178,7 @@ def check_data(dataset: Dataset, *, num_workers: int, global_batch_size: int) ->
         fix = "Write several shards with `convoy convert --shards=N`."
         findings.append(warning("data", "single-large-shard", text, fix))
     if split.num_images < global_batch_size:
-        text = f"{split.num_images} training images do not fill a batch of {global_batch_size}."
+        text = f"a batch of {global_batch_size} is more than {counted(split.num_images, 'training image')}."
         fix = "Lower --config.batch_size: a step would contain images more than once."
         findings.append(warning("data", "dataset-smaller-than-batch", text, fix))
     return findings
@@ -223,7 +225,13 @@ def check_same_data(seen: Mapping[int, Mapping[str, Any]], names: Sequence[str],
         if changed:
             text = f"--data={data} differs between {names[first_rank]} and {names[rank]}: {', '.join(changed)}."
             return [failed("data", "data-differ", text, "Provide the same files to all workers.", of_all=True)]
-    text = f"{first['images']} training images, {first['classes']} classes, {first['shards']} shards"
+    text = ", ".join(
+        (
+            counted(first["images"], "training image"),
+            counted(first["classes"], "class", "classes"),
+            counted(first["shards"], "shard"),
+        )
+    )
     slowest = min(other["bytes_per_second"] for other in seen.values())
     read = f"read at {megabytes(slowest)}/s (cached files read faster)" if slowest else "read rate not measured"
     return [ok("data", "data-agree", f"{text}, digest {first['digest']}, {read}", of_all=len(seen) == len(names))]

@@ -22,6 +22,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
@@ -127,9 +128,13 @@ def filenames(split: Split) -> list[str]:
 def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
     """Writes RUN/predictions_SPLIT.csv, then RUN/evaluation_SPLIT.json, which marks the CSV as complete.
 
+    The evaluation becomes the newest one of the run, even if the clock was set back.
+
     Raises:
       OSError: a file cannot be written.
     """
+    if (before := evaluations(run)) and before[0].time >= evaluation.time:  # the clock was set back
+        evaluation = dataclasses.replace(evaluation, time=before[0].time + 1e-3)
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
@@ -168,7 +173,7 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
         if [int(row["index"]) for row in rows] != list(range(evaluation.images)):
-            raise ValueError(f"it has {len(rows):,} rows for {evaluation.images:,} images")
+            raise ValueError(f"it has {counted(len(rows), 'row')} for {counted(evaluation.images, 'image')}")
         labels = {_encoded(_cell(name)).decode(): label for label, name in enumerate(class_names)}
         return Predictions(
             [row["filename"].removeprefix("'") for row in rows],

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.text import counted
 from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import match_files, number_without_suffix
 from convoy.input_pipeline.convert.tables import read_table
@@ -86,7 +87,9 @@ def read_sample(path: Path, images: Path, class_names: Sequence[str]) -> SampleS
     label_of = {column: labels[header[column]] for column in others if header[column] in labels}
     notes = []
     if without := number_without_suffix(names):
-        notes.append(f"{path}: {without:,} names have no suffix, and match the images that have one.")
+        notes.append(
+            f"{path}: {counted(without, 'name has', 'names have')} no suffix, and an image with one is taken for each."
+        )
     if label_of:
         _check_classes(path, header, others, label_of, class_names)
         return SampleSubmission(header, rows, names, files, None, label_of, "", class_names, tuple(notes))

@@ -1,13 +1,15 @@
 """Evaluation of a trained run on a split, for `convoy evaluate` and `convoy report`.
 
-    num_images, quality = evaluate_split(open_run("run", devices), "test")
-
-Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
+evaluated = evaluate_split(open_run("run", devices), "test")
+evaluated.evaluation.quality["top1"]
+evaluated.save()
 """
 
 import time
+from dataclasses import dataclass
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import dataset_path
@@ -20,6 +22,31 @@ from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.restore import TrainedRun
 
 
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """A trained run's evaluation on a split, and its predictions there."""
+
+    trained: TrainedRun
+    evaluation: predictions.Evaluation
+    predictions: predictions.Predictions
+
+    def save(self) -> None:
+        """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
+
+        Raises:
+          DataError: a file cannot be written.
+        """
+        run, evaluation = self.trained.run, self.evaluation
+        try:
+            append_result(run, step=evaluation.step, split=evaluation.split, quality=evaluation.quality)
+            predictions.save(run, evaluation, self.predictions, self.trained.class_names)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
+                "folder's permissions."
+            ) from None
+
+
 def evaluate_split(
     trained: TrainedRun,
     split_name: str,
@@ -27,8 +54,8 @@ def evaluate_split(
     data: str | None = None,
     flip_tta: bool = False,
     record_format: RecordFormat | None = None,
-) -> tuple[int, dict[str, float]]:
-    """Evaluates a trained run on a split and writes the metrics and predictions to its run directory.
+) -> EvaluatedSplit:
+    """Evaluates a trained run on a split. Writes nothing.
 
     Args:
       trained: the run with its weights.
@@ -37,14 +64,10 @@ def evaluate_split(
       flip_tta: as in `Evaluator`.
       record_format: as in `open_dataset_of`.
 
-    Returns:
-      The number of images evaluated, and the metrics (`metrics.summarize`).
-
     Raises:
-      DataError: the dataset cannot be used, lacks the split or has other classes than the run, or a file in RUN cannot
-        be written.
+      DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
-    dataset, run, built = open_dataset_of(trained, data, record_format), trained.run, trained.runtime.built
+    dataset, built = open_dataset_of(trained, data, record_format), trained.runtime.built
     split = dataset.split(split_name)
     reader, collector = Reader(split, trained.crop), predictions.Collector()
     evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, flip_tta=flip_tta)
@@ -61,16 +84,7 @@ def evaluate_split(
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
     )
-    try:
-        append_result(run, step=trained.step, split=split_name, quality=quality)
-        found = collector.predictions(predictions.filenames(split))
-        predictions.save(run, evaluation, found, trained.class_names)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
-            "folder's permissions."
-        ) from None
-    return reader.num_images, quality
+    return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
 
 
 def open_dataset_of(trained: TrainedRun, data: str | None = None, record_format: RecordFormat | None = None) -> Dataset:
@@ -95,7 +109,7 @@ def open_dataset_of(trained: TrainedRun, data: str | None = None, record_format:
         if not dataset.manifest:
             fix = "If its labels mean the classes of the run, name these in their order with --class_names_file."
         raise DataError(
-            f"--data={dataset.directory} has {dataset.num_classes} classes and the run {len(trained.class_names)}; "
-            f"different: {different[0]!r}. {fix}"
+            f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
+            f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
         )
     return dataset

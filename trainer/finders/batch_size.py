@@ -220,21 +220,23 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
     """Returns the suggestion, the limit of the search, and a smaller batch that is as fast, one line each."""
     if not found.largest:
         return [
-            f"Even {scale.per_device(found.attempts[-1].size)} images per device do not fit: use a smaller model or "
-            "config.image_size."
+            f"Not even {counted(scale.per_device(found.attempts[-1].size), 'image')} per device fits: use a smaller "
+            "model or config.image_size."
         ]
     size, global_batch = found.largest.size, scale.global_batch(found.largest.size)
     lines = [
-        f"Suggested: --config.batch_size={global_batch}: {scale.per_device(size):,} images on each of "
+        f"Suggested: --config.batch_size={global_batch}: {counted(scale.per_device(size), 'image')} on each of "
         f"{_devices(scale)}, {size:,} per virtual replica."
     ]
     if found.end == "memory" and found.too_large is not None:
-        lines.append(f"Memory is the limit: {scale.per_device(found.too_large):,} per device do not fit.")
+        lines.append(f"Memory is the limit: {scale.per_device(found.too_large):,} per device are too many.")
     elif found.end == "dataset":
-        lines.append(f"The dataset is the limit, not memory: its training split has {scale.num_images:,} images.")
+        lines.append(
+            f"The dataset is the limit, not memory: its training split has {counted(scale.num_images, 'image')}."
+        )
     else:
         lines.append(
-            f"Step time is the limit, not memory: a step of {global_batch:,} images takes "
+            f"Step time is the limit, not memory: a step of {counted(global_batch, 'image')} takes "
             f"{found.largest.step_seconds:.1f} s, and longer ones than {_LONGEST_STEP_SECONDS:.0f} s are not tried."
         )
     fitting = sorted((attempt for attempt in found.attempts if attempt.fits), key=lambda attempt: attempt.size)

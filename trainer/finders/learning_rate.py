@@ -23,6 +23,7 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole, written_whole
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.finders.trial import STEPS, prepare_trial
 from convoy.trainer.run.directory import RunDirectory
@@ -105,7 +106,7 @@ def find_learning_rate(
     rates = swept_rates(config.optimizer.name)
     print(
         f"Learning rates from {rates[0]:.0e} to {rates[-1]:.0e} in up to {STEPS} steps of "
-        f"{trial.plan.global_batch_size} images, with {config.optimizer.name}.",
+        f"{counted(trial.plan.global_batch_size, 'image')}, with {config.optimizer.name}.",
         flush=True,
     )
     losses: list[float] = []
@@ -188,8 +189,9 @@ def suggest(rates: Sequence[float] | np.ndarray, losses: Sequence[float]) -> Sug
 def _conclusion(test: RangeTest, config: ml_collections.ConfigDict) -> list[str]:
     if not test.suggestion and len(test.rates) <= _FIRST:
         return [
-            f"No suggestion: after {len(test.rates)} steps, at a learning rate of only {test.rates[-1]:.2g}, the loss "
-            f"was {test.losses[-1]:.4g}. Check the data and the model; with config.precision=float16, try bfloat16."
+            f"No suggestion: after {counted(len(test.rates), 'step')}, at a learning rate of only "
+            f"{test.rates[-1]:.2g}, the loss was {test.losses[-1]:.4g}. Check the data and the model; with "
+            "config.precision=float16, try bfloat16."
         ]
     if not test.suggestion:
         return [

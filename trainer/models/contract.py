@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from convoy.core.text import counted
 from convoy.trainer.tf_compat.layers import all_layers
 
 CONTRACT = (
@@ -74,12 +75,15 @@ def check_outputs(model: keras.Model, num_classes: int, image_size: int) -> str:
         largest = {layer: stack.enter_context(_recorded(layer)) for layer in all_layers(model) if _expects_bytes(layer)}
         outputs = model(tf.constant(pixels), training=False)
     if isinstance(outputs, (list, tuple, dict)):
-        return f"returns a model with {len(outputs)} outputs in a {type(outputs).__name__}. Return the logits alone"
+        return (
+            f"returns a model with {counted(len(outputs), 'output')} in a {type(outputs).__name__}. Return the logits "
+            "alone"
+        )
     if not tf.is_tensor(outputs) or tuple(outputs.shape) != (_PROBES, num_classes):
         shape = f"outputs {_sizes(tuple(outputs.shape[1:]))} per image" if tf.is_tensor(outputs) else type(outputs)
         return f"returns a model with {shape}. Return logits of shape [batch, num_classes={num_classes}]"
     if not model.trainable_weights:
-        return f"returns a model of {len(model.weights)} weights, none of them trainable. Set trainable=True"
+        return f"returns a model of {counted(len(model.weights), 'weight')}, none trainable. Set trainable=True"
     for weight in model.weights:
         if weight.dtype in ("float16", "bfloat16"):
             return (

@@ -19,6 +19,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.npz import read_array
+from convoy.core.text import counted
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.layers import all_layers
 
@@ -81,8 +82,8 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
             _scale_as_published(layer)
     in_file = len(value_of) - len(backbone)
     return (
-        f"{len(backbone)} of {len(backbone)} backbone weights from {path}"
-        + (f", {in_file} of {len(in_head)} head weights" if head else "")
+        f"{len(backbone)} of {counted(len(backbone), 'backbone weight')} from {path}"
+        + (f", {in_file} of {counted(len(in_head), 'head weight')}" if head else "")
         + ("; the rest is random" if in_file < len(in_head) else "")
     )
 

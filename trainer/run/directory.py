@@ -1,8 +1,11 @@
 """The run directory, RUN: creating and locking it, and writing its files atomically."""
 
+import contextlib
 import json
 import os
+import tempfile
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,9 +25,10 @@ class RunDirectory(RunLayout):
         """Sets the paths; `create` makes the folder."""
         super().__init__(path)
         self._lock: BinaryIO | None = None
+        self._made: list[Path] = []  # folders that `create` made, innermost first
 
     def create(self, *, wait_seconds: float = 0.0) -> None:
-        """Makes the folder and locks it until this process ends.
+        """Makes the folder and locks it until this process ends. Call it before reading anything in it.
 
         Args:
           wait_seconds: how long to wait for another process to release the lock.
@@ -34,20 +38,57 @@ class RunDirectory(RunLayout):
           DataError: the folder cannot be created, read or written, or another process is training in it.
         """
         self.check()
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"--workdir={self.path}: cannot be created ({error.strerror}). Pass a writable folder."
-            ) from None
-        if not os.access(self.path, os.W_OK):
-            raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
-        if not self._lock:
+        while not self._lock:  # again if another process has removed the folder with `removed_on_refusal`
+            try:
+                missing = [folder for folder in (self.checkpoints, *self.checkpoints.parents) if not folder.exists()]
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(
+                    f"--workdir={self.path}: cannot be created ({error.strerror}). Pass a writable folder."
+                ) from None
+            if not os.access(self.path, os.W_OK):
+                raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
             self._take_lock(wait_seconds)
+            self._made = missing
+
+    def write_error(self) -> OSError | None:
+        """Returns why nothing can be written here, found by trying; None if it can."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            if self.results_table.exists():
+                with open(self.results_table, "ab"):
+                    pass
+        except OSError as error:
+            return error
+        return None
+
+    @contextlib.contextmanager
+    def removed_on_refusal(self) -> Iterator[None]:
+        """Removes what `create` made if the block raises an exception before anything else was written."""
+        try:
+            yield
+        except BaseException:
+            if self._lock and self._made:
+                own = {self.checkpoints.name, self.lock_file.name}
+                with contextlib.suppress(OSError):
+                    if not os.listdir(self.checkpoints) and not self._has_foreign_files(except_for=own):
+                        self.checkpoints.rmdir()
+                        self.lock_file.unlink()
+                        self._lock.close()  # NFS keeps a folder until what was open in it is closed
+                        for folder in self._made[1:]:
+                            folder.rmdir()
+                self._lock.close()
+                self._lock = None
+            raise
 
     def _take_lock(self, wait_seconds: float) -> None:
+        """Sets `_lock`, unless the folder is removed meanwhile."""
+
         try:
             lock = open(self.lock_file, "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+        except FileNotFoundError:  # so was the folder
+            return
         except OSError as error:
             raise DataError(
                 f"--workdir={self.path}: its .lock cannot be written ({error.strerror}). Pass a writable folder."
@@ -69,9 +110,20 @@ class RunDirectory(RunLayout):
                 f"--workdir={self.path} cannot be locked ({error.strerror}). Fix the file system, or pass another "
                 "folder."
             ) from None
+        if self._was_removed(lock):
+            lock.close()
+            return
         if unsupported:
             print(f"warning: --workdir={self.path} cannot be locked ({unsupported.strerror}): train in it only once.")
         self._lock = lock
+
+    def _was_removed(self, lock: BinaryIO) -> bool:
+        """Returns whether another process has removed the lock file while this one waited for it."""
+        held = os.fstat(lock.fileno())
+        try:
+            return not os.path.samestat(held, self.lock_file.stat()) and not held.st_nlink
+        except FileNotFoundError:
+            return True
 
     def check(self) -> None:
         """Checks that the path can be used as a run directory. Creates nothing.
@@ -90,8 +142,9 @@ class RunDirectory(RunLayout):
                 f"--workdir={self.path}: cannot be read ({error.strerror}). Pass a readable folder."
             ) from None
 
-    def _has_foreign_files(self) -> bool:
-        return any(path.name.removesuffix(PARTIAL_SUFFIX) not in _FILES_BEFORE_A_RUN for path in self.path.iterdir())
+    def _has_foreign_files(self, except_for: Collection[str] = ()) -> bool:
+        known = {*_FILES_BEFORE_A_RUN, *except_for}
+        return any(path.name.removesuffix(PARTIAL_SUFFIX) not in known for path in self.path.iterdir())
 
     def record_format(self, given: RecordFormat) -> RecordFormat:
         """Returns how the run reads records of other tools: as `given`, and else as when it began."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from convoy.core.run_layout import attempt_number
 from convoy.core.text import counted
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
 from convoy.trainer.config.renamed import modernized
@@ -80,12 +81,20 @@ def list_runs(folder: Path) -> list[ListedRun]:
     locked = _locked_files()
     runs = [_read(path, str(path.relative_to(folder)), locked) for path in _run_folders(folder)]
     names = {name for run in runs for name in run.config if not name.startswith(OPERATIONAL_FIELDS)}
-    differing = {name for name in names if len({json.dumps(run.config.get(name)) for run in runs if run.config}) > 1}
+    differing = {
+        name for name in names if len({json.dumps(_compared(name, run.config)) for run in runs if run.config}) > 1
+    }
     runs = [
         replace(run, differences={name: value for name, value in run.config.items() if name in differing})
         for run in runs
     ]
     return sorted(runs, key=lambda run: -1.0 if run.best_top1 is None else run.best_top1, reverse=True)
+
+
+def _compared(name: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any JSON value)
+    """Returns what must be equal in two runs: of a field its value, of the dataset its digest."""
+    value = config.get(name)
+    return value.rpartition("(")[2] if name == "data" and value else value
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
@@ -116,7 +125,7 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
         state = "running"
     else:
         starts = [event for event in events if event.get("event") in ("start", "restored")]
-        error, error_file = _error(path, events, since=starts[-1]["time"] if starts else 0.0)
+        error, error_file = _error(path, events, starts[-1] if starts else {})
         state = "failed" if error else "stopped"
     best_step, best_top1 = _best(run)
     speeds = [line["perf/images_per_s"] for line in metrics if line.get("perf/images_per_s")][-_SPEED_WINDOW:]
@@ -146,18 +155,21 @@ def _best(run: RunDirectory) -> tuple[int | None, float | None]:
     return (best.step, best.quality["top1"]) if best else (None, None)
 
 
-def _error(path: Path, events: Sequence[Mapping[str, Any]], since: float) -> tuple[str, str]:
-    """Returns the error of the last start and the file that reports it; two empty strings if there is none."""
+def _error(path: Path, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the error since the last start and the file that reports it; two empty strings if there is none."""
     found = []
     for file in path.glob("logs/attempt-*/error-*.json"):
-        content = read_json_object(file)
-        error_time = content.get("time", 0.0)
-        if error_time >= since and content.get("error"):
-            found.append((error_time, str(content["error"]).splitlines()[0], str(file.relative_to(path))))
+        content, attempt = read_json_object(file), attempt_number(file.parent.name) or 0
+        if started_in := start.get("attempt"):
+            is_later = attempt >= started_in
+        else:  # without a launcher, or by an earlier version
+            is_later = content.get("time", 0.0) >= start.get("time", 0.0)
+        if is_later and content.get("error"):
+            # The earliest error of the newest attempt is the cause; the others follow within seconds.
+            order = (-attempt, content.get("time", 0.0))
+            found.append((*order, str(content["error"]).splitlines()[0], str(file.relative_to(path))))
     if found:
-        newest, *_ = max(found)
-        # The earliest error of an attempt is the cause; the others follow within seconds.
-        _, error, name = min(entry for entry in found if entry[0] > newest - 60.0)
+        *_, error, name = min(found)
         return error, name
     if events and events[-1].get("event") == "diverged":
         return f"the loss of step {events[-1].get('step')} was NaN or infinite", "events.jsonl"
@@ -177,7 +189,7 @@ def _is_locked(run: RunDirectory, locked: set[tuple[str, int]]) -> bool:
     if read_json_object(run.environment).get("host") in (None, platform.node()):
         return False
     times = [file.stat().st_mtime for file in (run.metrics, run.events) if file.exists()]
-    return time.time() - max(times, default=0.0) < _ACTIVE_SECONDS
+    return abs(time.time() - max(times, default=0.0)) < _ACTIVE_SECONDS  # the clocks may differ
 
 
 def _locked_files() -> set[tuple[str, int]]:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy import __version__
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
@@ -43,16 +44,13 @@ def as_read_by_run(dataset: Dataset, identity: Mapping[str, Any], run: RunDirect
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns the properties of a dataset that must not change when a run resumes, as JSON data."""
+    """Returns the properties of a dataset that must not change when a run resumes, as JSON data: not its name."""
     split = dataset.split("train")
-    # A dataset that Convoy did not write is named after its folder, which may be moved.
-    name = {"name": dataset.name} if dataset.manifest else {}
     reading = {"reading": AS_VIEWED} if split.as_viewed else {}
     if not dataset.manifest:
         record_format = dataset.record_format.as_dict()
         reading |= {name: record_format[name] for name in ("image_key", "label_key", "first_label")}
     return {
-        **name,
         **reading,
         "train_images": split.num_images,
         "train_digest": dataset.digest("train")[:16],
@@ -105,15 +103,15 @@ def header_rows(
     worker_group: WorkerGroup,
 ) -> dict[str, str]:
     """Returns the rows of the console's header, by heading."""
-    rows = {"model": f"{config.model.name}, {runtime.built.model.count_params():,} parameters"}
+    rows = {"model": f"{config.model.name}, {counted(runtime.built.model.count_params(), 'parameter')}"}
     if plan.freeze_steps:
         rows["model"] += f", all but the head frozen until step {plan.freeze_steps}"
     if runtime.built.loaded:
         rows["weights"] = runtime.built.loaded
     rows["data"] = _data_text(config, dataset)
     rows["length"] = (
-        f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of {plan.num_images} images"
-        + "".join(f", extended at step {step}" for step in config.extended.steps)
+        f"{counted(plan.total_steps, 'step')}, {plan.total_steps / plan.steps_per_epoch:.2f} epochs of "
+        f"{counted(plan.num_images, 'image')}" + "".join(f", extended at step {step}" for step in config.extended.steps)
     )
     if resolutions := resolution.summary(config, plan.total_steps):
         rows["images"] = resolutions
@@ -140,10 +138,14 @@ def header_rows(
 def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
     validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
     return (
-        f"{dataset.directory}: {dataset.num_classes} classes"
+        f"{dataset.directory}: {counted(dataset.num_classes, 'class', 'classes')}"
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
         + (", block shuffle" if config.shuffle == "block" else "")
-        + (f", {validation} validation images" if validation else ", no validation split: no evaluation while training")
+        + (
+            f", {counted(validation, 'validation image')}"
+            if validation
+            else ", no validation split: no evaluation while training"
+        )
     )
 
 

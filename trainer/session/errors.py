@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from convoy.core.errors import ConvoyError
 from convoy.core.exit_codes import INTERRUPTED, RETRYABLE
+from convoy.core.text import counted
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 
 _MAX_LISTED_IMAGES = 8
@@ -48,7 +49,7 @@ class DivergedError(ConvoyError):
             f"Lower config.optimizer.learning_rate={learning_rate:g}, clip the gradient with "
             "config.optimizer.clip_norm=1, "
             + (
-                f"or inspect those images: {rollbacks} rollbacks did not help."
+                f"or inspect those images: {counted(rollbacks, 'rollback')} did not help."
                 if rollbacks
                 else "or enable automatic rollback with config.divergence.rollbacks=2."
             )
@@ -63,7 +64,7 @@ class InterruptedRunError(ConvoyError):
 
 
 class PreemptedError(ConvoyError):
-    """SIGTERM or SIGUSR1. The run was saved before it stopped."""
+    """SIGTERM, SIGUSR1 or SIGHUP. The run was saved before it stopped."""
 
     exit_code = RETRYABLE
 

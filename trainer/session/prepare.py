@@ -114,50 +114,51 @@ def prepare(
         versions=versions(),
         flags={"extend": extend},
     )
-    # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing.
-    if worker_group.is_chief and run.checkpoints.is_dir():
-        may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
-        run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
-    checkpoint = agree_on_checkpoint(worker_group, store)
-    if checkpoint:
-        dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
-    config = resumed_config(checkpoint[1] if checkpoint else None, config, dataset, run, extend=extend)
-    with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():
-        if config.deterministic:
-            set_cpu_threads(config.deterministic_threads)
-        strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
-        stop.listen()
-        precision, use_xla = resolve_precision_and_xla(config, strategy)
-        local_devices = len(strategy.extended.worker_devices)
-        agree_on_hardware(worker_group, precision=precision, use_xla=use_xla, devices=local_devices)
-        if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
-            raise UsageError(
-                f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, "
-                f"not {local_devices}. Start more workers with fewer devices."
-            )
-        num_images = dataset.split("train").num_images
-        plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
-        to_build = config.copy_and_resolve_references()
-        to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
-        if cluster and is_from_file(config.model.name):
-            # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
-            alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
-            agree_on_model(worker_group, model_identity(alone))
-        runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
-        config = configs.with_recorded_choices(
-            config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
-        )
-        identity = model_identity(runtime.built)
-        if checkpoint:
-            check_same_model(checkpoint[1], identity, config.model.name, run)
+    with run.removed_on_refusal():
+        # Lock the run before reading it: after a restart, the chief of the previous attempt may still be writing, and
+        # another process may start in the same new RUN.
         if worker_group.is_chief:
-            run.create()
-            keep_code(run, runtime.built, recipe)
+            may_be_a_restart = cluster is not None or "CONVOY_ATTEMPT" in os.environ
+            run.create(wait_seconds=_lock_wait_seconds(deadlines) if may_be_a_restart else 0.0)
+        checkpoint = agree_on_checkpoint(worker_group, store)
         if checkpoint:
-            restore_state(runtime.state, *checkpoint, run)
-        elif config.model.weights:
-            agree_on_weights(worker_group, runtime.state.weights_sha256())
-        worker_group.exchange("ready")
+            dataset = as_read_by_run(dataset, checkpoint[1]["dataset"], run)
+        config = resumed_config(checkpoint[1] if checkpoint else None, config, dataset, run, extend=extend)
+        with _deadline(deadlines.startup) if cluster else contextlib.nullcontext():
+            if config.deterministic:
+                set_cpu_threads(config.deterministic_threads)
+            strategy = make_strategy(devices, strategy_name, cluster=cluster, heartbeat_seconds=deadlines.heartbeat)
+            stop.listen()
+            precision, use_xla = resolve_precision_and_xla(config, strategy)
+            local_devices = len(strategy.extended.worker_devices)
+            agree_on_hardware(worker_group, precision=precision, use_xla=use_xla, devices=local_devices)
+            if cluster and config.deterministic and local_devices > MOST_EXCHANGING_DEVICES:
+                raise UsageError(
+                    f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, not "
+                    f"{local_devices}. Start more workers with fewer devices."
+                )
+            num_images = dataset.split("train").num_images
+            plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
+            to_build = config.copy_and_resolve_references()
+            to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
+            if cluster and is_from_file(config.model.name):
+                # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
+                alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
+                agree_on_model(worker_group, model_identity(alone))
+            runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
+            config = configs.with_recorded_choices(
+                config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
+            )
+            identity = model_identity(runtime.built)
+            if checkpoint:
+                check_same_model(checkpoint[1], identity, config.model.name, run)
+            if checkpoint:
+                restore_state(runtime.state, *checkpoint, run)
+            elif config.model.weights:
+                agree_on_weights(worker_group, runtime.state.weights_sha256())
+            if worker_group.is_chief:
+                keep_code(run, runtime.built, recipe)
+            worker_group.exchange("ready")
     return TrainingSession(config, plan, dataset, run, store, runtime, identity, checkpoint[1] if checkpoint else {})
 
 

@@ -1,6 +1,7 @@
 """Resuming a run from a checkpoint: what may differ, what has changed since, and extending the run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -9,6 +10,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer import config as configs
 from convoy.trainer.config import Plan, renamed, resolution
+from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 
@@ -40,7 +42,7 @@ def resumed_config(
         if extend:
             raise UsageError(f"--extend: {run.path} has no checkpoint. Pass the --workdir of a run, or no --extend.")
         return config
-    recorded, step = renamed.modernized(metadata["config"]), metadata["step"]
+    recorded, step = renamed.modernized(_with_moved_model(metadata, config.model.name)), metadata["step"]
     config = configs.with_recorded_choices(config, recorded)
     changed = configs.differences(recorded, configs.to_json(config))
     others = [text for text in changed if not text.startswith(_LENGTH)]
@@ -97,6 +99,14 @@ def effects_of_extension(config: ml_collections.ConfigDict, plan: Plan, *, rollb
     if config.schedule.name != "constant" or config.progressive.sizes or mixing_ends:
         lines.append(f"A run of {total} steps from the start gives another result.")
     return lines
+
+
+def _with_moved_model(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns the checkpoint's config, with the current path of a user's model: `check_same_model` compares that."""
+    before: Mapping[str, Any] = metadata["config"]
+    model = before.get("model", {})
+    is_moved = "model" in metadata and is_from_file(name) and Path(model.get("name", "")).name == Path(name).name
+    return {**before, "model": {**model, "name": name}} if is_moved else before
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

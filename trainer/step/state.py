@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.errors import DataError
+from convoy.core.text import counted
 from convoy.trainer.step.optimizers import Optimizer
 from convoy.trainer.tf_compat.internals import is_seed_state
 from convoy.trainer.tf_compat.layers import all_layers
@@ -108,7 +109,7 @@ class TrainState:
             if found != expected:
                 problems.append(f"{name} is {found} instead of {expected}")
         if problems:
-            raise DataError(f"{problems[0]} ({len(problems)} of {len(named)} variables do not match).")
+            raise DataError(f"{problems[0]} ({len(problems)} of {counted(len(named), 'variable')} not matching).")
         for name, variable in named.items():
             variable.assign(values[name])
         for layer in all_layers(self.model):

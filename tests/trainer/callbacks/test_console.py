@@ -1,6 +1,5 @@
 """Console output on a terminal, in a file, and of a worker other than the chief."""
 
-import contextlib
 import io
 import os
 import pty
@@ -93,16 +92,6 @@ def test_forced_colours_are_no_terminal(monkeypatch, capsys):
     with TrainingConsole(100, 0) as view:
         view.progress(20, 1.0, LINE)
     assert "━" not in capsys.readouterr().out
-
-
-def test_full_disk_of_the_output_does_not_end_the_run(monkeypatch):
-    full = open("/dev/full", "w")  # noqa: SIM115 (closing it fails too)
-    monkeypatch.setattr("sys.stdout", full)
-    with TrainingConsole(100, 0) as view:
-        for step in range(20):
-            view.progress(step, 1.0, LINE)
-    with contextlib.suppress(OSError):
-        full.close()
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ class TestDevices:
         (finding, *_), count = devices("auto", Driver(("H100", "H100"), "1"), seen())
         assert (finding.severity, count) == (Severity.ERROR, 0)
         assert finding.code == "gpus-not-visible"
-        assert "0 of the 2 GPUs" in finding.text
+        assert "0 of 2 GPUs" in finding.text
         assert "pip install 'convoy-train[cuda]'" in finding.fix
 
     @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ class TestDevices:
         findings, count = devices("gpu:0,3", Driver(("H100",), "1"), seen(H100))
         assert (count, [finding.severity for finding in findings]) == (0, [Severity.ERROR])
         assert findings[0].code == "gpu-index-out-of-range"
-        assert "--devices=gpu:0,3: TensorFlow sees 1 GPUs" in findings[0].text
+        assert "--devices=gpu:0,3: TensorFlow sees 1 GPU," in findings[0].text
         assert devices("gpu", Driver(problem="none"), seen())[1] == 0
 
     @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -120,3 +121,11 @@ def test_newest_readable_evaluation_is_used(tmp_path):
     later = json.loads(run.evaluation("train").read_text()) | {"field of a later version": 1}
     run.write_json(run.evaluation("train"), later)
     assert predictions.evaluations(run)[0].split == "test"
+
+
+def test_newest_evaluation_is_the_last_one_after_the_clock_was_set_back(tmp_path):
+    found, _ = drawn_predictions([0, 1], num_classes=4)
+    run = made_run(tmp_path / "run")
+    first = evaluated(run, found, split="test")
+    predictions.save(run, dataclasses.replace(first, split="train", time=first.time - 86400), found, CLASSES)
+    assert predictions.evaluations(run)[0].split == "train"

@@ -11,9 +11,9 @@ makes it drop its points from that step on.
 """
 
 import errno
-import itertools
 import os
 import platform
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -25,17 +25,20 @@ from convoy.core.files import write_whole
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, HEADER_BYTES, frame, frame_length
 
 _VERSION = "brain.Event:2"
-_numbers = itertools.count()
+_NUMBER = re.compile(r"tfevents\.(\d+)")
 
 
 class EventFile:
     """A new event file, created with its first record."""
 
     def __init__(self, folder: Path, first_step: int):
-        """Writes nothing yet; readers of `folder` drop what they have read from `first_step` on."""
-        # Readers process the files of a run in the order of their names.
-        name = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}.{next(_numbers):04}"
-        self._path = folder / name
+        """Writes nothing yet; readers of `folder` drop what they have read from `first_step` on.
+
+        Readers process the files of a run in the order of their names: this one sorts after all that are there now.
+        """
+        numbers = [int(match[1]) for path in folder.glob("*tfevents*") if (match := _NUMBER.search(path.name))]
+        number = max([int(time.time()), *(number + 1 for number in numbers)])  # clocks can be set back
+        self._path = folder / f"events.out.tfevents.{number:010}.{platform.node()}.{os.getpid()}.0000"
         self._first_step = first_step
         self._described: set[str] = set()
 
@@ -87,7 +90,10 @@ def cut_back(folder: Path, *, last_step: int, without: Collection[str] = ()) -> 
             if is_kept or not event.HasField("summary"):
                 kept.append(frame(payload))
         if not has_values:
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError:  # CIFS does not remove what a TensorBoard has open
+                os.truncate(path, 0)
         elif sum(map(len, kept)) < len(content):
             write_whole(path, b"".join(kept))  # an open reader keeps the old file
 

@@ -117,8 +117,9 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
         if shifted:
             text = (
                 f"Top-1 is {share(unseen_top1)} on validation and {share(top1)} on {split}, "
-                f"{100 * (unseen_top1 - top1):.0f} points lower (95 % confidence interval {100 * low:.0f} to "
-                f"{100 * high:.0f}). The images of {split} come from another distribution than the training images."
+                f"{counted(round(100 * (unseen_top1 - top1)), 'point')} lower (95 % confidence interval "
+                f"{100 * low:.0f} to {100 * high:.0f}). The images of {split} come from another distribution than the "
+                "training images."
             )
             fix = f"Add training images that resemble {split}, or {_stronger_augmentation(history)}."
             yield Finding(Severity.WARNING, "distribution-shift", text, fix, "errors")
@@ -129,11 +130,11 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
     least_gap = training[0] - analysis.interval(round(unseen_top1 * images), images)[1]
     both = f"top-1 is {share(training[0])} {training[1]} and {share(unseen_top1)} on {unseen}"
     if gap > 100 * OVERFITTING_GAP and least_gap > _SOME_GAP:
-        text = f"The model overfits: {both}, a gap of {gap:.0f} points."
+        text = f"The model overfits: {both}, a gap of {counted(round(gap), 'point')}."
         fix = f"Try more images, or {_stronger_augmentation(history)}, or a smaller model or fewer epochs."
         yield Finding(Severity.WARNING, "overfitting", text, fix, "curves")
     elif gap > 100 * _SOME_GAP:
-        text = f"The model may overfit somewhat: {both}, a gap of {gap:.0f} points"
+        text = f"The model may overfit somewhat: {both}, a gap of {counted(round(gap), 'point')}"
         few = f", on {counted(images, 'image')}, too few to tell" if least_gap <= _SOME_GAP else ""
         yield Finding(Severity.NOTE, "some-overfitting", f"{text}{few}.", section="curves")
     elif max(training[0], unseen_top1) < _UNDERFITTED:  # augmented training images may be much harder

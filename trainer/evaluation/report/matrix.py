@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convoy.core.html.templates import shown
+from convoy.core.text import counted
 
 _SIDE, _SMALLEST_CELL, _LARGEST_CELL = 720, 18, 44  # pixels
 _NAME_LENGTH = 20
@@ -68,7 +69,10 @@ def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> 
     cells = []
     for row, column in np.argwhere(counts[:, : len(columns)]).tolist():
         count, part = int(counts[row, column]), counts[row, column] / totals[row]
-        title = f"{count:,} of {totals[row]:,} images of {shown(names[row])} classified as {shown(columns[column])}"
+        title = (
+            f"{count:,} of {counted(totals[row], 'image')} of {shown(names[row])} classified as "
+            f"{shown(columns[column])}"
+        )
         strength = round(0.12 + 0.78 * math.sqrt(part), 2)
         text = f"{count}" if count < 1000 else f"{count / 1000:.0f}k"
         tone = "right" if row == column else "wrong"

@@ -157,7 +157,8 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
         f"{optimizer['weight_decay']:g}",
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
-        "global batch": f"{config['batch_size']} images in {config['virtual_replicas']} virtual replicas",
+        "global batch": f"{counted(config['batch_size'], 'image')} in "
+        f"{counted(config['virtual_replicas'], 'virtual replica')}",
         "augmentation": config["augment"].get("ops") or "none",
         "mixing": _mixing(config.get("mix", {})),
         "class sampling": config.get("sampling", "natural"),
@@ -169,7 +170,8 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
     if result:
         hours = sum(result.get("seconds", {}).values()) / 3600
         rows |= {
-            "length": f"{result['step']} steps, {result['epoch']:.2f} epochs, {result['images_seen']:,} images",
+            "length": f"{counted(result['step'], 'step')}, {result['epoch']:.2f} epochs, "
+            f"{counted(result['images_seen'], 'image')}",
             "training time since the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
         }
     return rows

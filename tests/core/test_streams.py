@@ -1,0 +1,69 @@
+"""Standard streams of real processes: closed, without a reader or a terminal, full, and non-blocking."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import REPOSITORY, process_environment
+
+COMMAND = [sys.executable, "-m", "convoy", "--help"]
+LONG = (
+    "from convoy.core import streams; streams.protect_standard_streams(); print('x' * 300_000); streams.lost_output()"
+)
+
+
+def run(command, **options):
+    """Runs a command to its end; returns its exit code and what it wrote to the pipes in `options`."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    done = subprocess.run(command, cwd=REPOSITORY, env=process_environment(), timeout=60, check=False, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("stream", "argument", "expected"), [("stdout", "--help", 0), ("stderr", "unknown", 2)])
+def test_closed_pipe_does_not_change_the_exit_code(stream, argument, expected):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, output, errors = run([*COMMAND[:-1], argument], **{stream: writer})
+    os.close(writer)
+    assert code == expected
+    assert not output and not errors
+
+
+def test_terminal_that_is_gone_does_not_change_the_exit_code():
+    primary, secondary = pty.openpty()
+    os.close(primary)
+    assert run(COMMAND, stdout=secondary) == (0, None, b"")
+    os.close(secondary)
+
+
+def test_closed_streams_are_not_given_to_other_files(tmp_path):
+    program = (
+        "import os, sys; from convoy.core import streams; streams.protect_standard_streams(); "
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); file.write('own'); file.flush(); "
+        "print('output'); print('error', file=sys.stderr); assert sys.stdin.read() == ''; "
+        "assert os.system('echo from a child process') == 0; streams.lost_output(); os._exit(5)"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program]
+    assert run(command) == (5, b"", b"")
+    assert Path(tmp_path / "file").read_text() == "own"
+
+
+def test_full_disk_is_an_error_of_a_command_that_prints():
+    with open("/dev/full", "wb") as full:
+        code, _, errors = run(COMMAND, stdout=full)
+    assert code == 1
+    assert b"No space left" in errors and b"Traceback" not in errors
+
+
+def test_output_to_a_non_blocking_pipe_is_complete():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = subprocess.Popen([sys.executable, "-c", LONG], stdout=writer, cwd=REPOSITORY, env=process_environment())
+    os.close(writer)
+    with open(reader, "rb") as output:
+        assert output.read() == b"x" * 300_000 + b"\n"
+    assert process.wait(60) == 0
