@@ -86,7 +86,7 @@ def test_hints_for_the_user_are_shown_once(ends_of, shown):
     ends_of(f"for i in 1 2; do echo '{busy}' >&2; echo '{killed}' >&2; sleep 1; done; exit 1")
     assert len(shown) == 2
     assert "squeue --me --steps" in shown[0]
-    assert "--sbatch=--mem=0" in shown[1]
+    assert "--mem=0" in shown[1]
 
 
 def test_successful_step_needs_no_records(ends_of):
