@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
+from convoy.core.streams import Terminal
 from convoy.core.terminal import can_redraw
 
 _PLAIN_LINE_SECONDS = 10.0
@@ -35,7 +37,9 @@ def progress_display(activity: str, unit: str) -> Iterator[Callable[[int, int], 
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich_progress.Progress(
+        *columns, console=Console(file=cast("IO[str]", Terminal("stderr"))), transient=True
+    ) as bar:
         task = bar.add_task(activity, total=None, rate="starting")
 
         def update(done: int, total: int) -> None:

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import IO, cast
 
+from convoy.core.streams import Terminal, escaped
 from convoy.core.terminal import can_redraw
 
 _UNCUT = 1000  # columns of output that is not a terminal
@@ -27,10 +29,11 @@ def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Seq
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
-    Console(highlight=False, width=None if can_redraw(sys.stdout) else _UNCUT).print(table)
+    width = None if can_redraw(sys.stdout) else _UNCUT
+    Console(file=cast("IO[str]", Terminal()), highlight=False, width=width).print(table)
 
 
 def _text(cell: str | int | float) -> str:
     if isinstance(cell, str):
-        return cell
+        return escaped(cell)
     return f"{cell:,.1f}" if isinstance(cell, float) else f"{cell:,}"

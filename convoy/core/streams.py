@@ -1,7 +1,8 @@
 """Standard input, output and error of a command: some may be closed, and readers and terminals may go away.
 
 Work must not end because its output is no longer read: from then on the output is dropped, and the exit code reports
-the work. The streams of library users are left alone; only the command line replaces its own.
+the work. Names of files and classes may hold control characters, with which a terminal does as somebody else likes:
+they are printed as text. The streams of library users are left alone; only the command line replaces its own.
 """
 
 import errno
@@ -13,6 +14,36 @@ import sys
 from typing import Any
 
 _NO_READER = (errno.EPIPE, errno.ECONNRESET)
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+def escaped(text: str) -> str:
+    """Returns text with control characters other than tabs and line ends as `\\x1b`."""
+    return text.translate(_ESCAPED)
+
+
+class Terminal:
+    """Standard output or error for a program that draws: its control sequences pass. A file for `rich.Console`."""
+
+    def __init__(self, name: str = "stdout"):
+        """Writes to what `sys` has under this name at the time."""
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """Writes text as it is."""
+        stream = getattr(sys, self._name)
+        return io.TextIOWrapper.write(stream, text) if isinstance(stream, _Text) else stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (as of the stream)
+        """Returns everything else of the stream."""
+        return getattr(getattr(sys, self._name), name)
+
+
+class _Text(io.TextIOWrapper):
+    """Text output with control characters escaped."""
+
+    def write(self, text: str) -> int:
+        return super().write(escaped(text))
 
 
 class _Output(io.FileIO):
@@ -66,7 +97,7 @@ def lost_output() -> OSError | None:
 
 def _lasting(stream: object, descriptor: int) -> io.TextIOWrapper:
     before = stream if isinstance(stream, io.TextIOWrapper) else None
-    return io.TextIOWrapper(
+    return _Text(
         io.BufferedWriter(_Output(descriptor)),
         encoding=before.encoding if before else "utf-8",
         errors="backslashreplace",

@@ -67,3 +67,26 @@ def test_output_to_a_non_blocking_pipe_is_complete():
     with open(reader, "rb") as output:
         assert output.read() == b"x" * 300_000 + b"\n"
     assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_names_are_printed_without_control_sequences(is_terminal):
+    program = (
+        "import sys; from convoy.core import streams; from convoy.cli.tables import print_table; "
+        "streams.protect_standard_streams(); name = 'a\\x1b]0;title\\x07\\x9b31mb'; print(name); print(name, file=sys.stderr); "
+        "print_table(('n',), (), [(name,)]); sys.stdout.flush()"
+    )
+    expected = rb"a\x1b]0;title\x07\x9b31mb"
+    command = [sys.executable, "-c", program]
+    if not is_terminal:
+        code, output, errors = run(command)
+    else:
+        primary, secondary = pty.openpty()
+        code, _, errors = run(command, stdout=secondary)
+        os.close(secondary)
+        output = os.read(primary, 10_000)
+        os.close(primary)
+    assert (code, errors.strip(), output.count(expected)) == (0, expected, 2)
+    assert not {b"\x1b]", b"\x07", b"\x9b", b"\xc2\x9b"} & {
+        output[k : k + n] for k in range(len(output)) for n in (1, 2)
+    }

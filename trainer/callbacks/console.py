@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import IO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from convoy.core.finding import Finding, Severity
+from convoy.core.streams import Terminal, escaped
 from convoy.core.terminal import can_redraw
 from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
@@ -38,7 +40,9 @@ class TrainingConsole:
         """
         # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
         draws = None if can_redraw(sys.stdout) else False
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws)
+        self.console = console or Console(
+            file=cast("IO[str]", Terminal()), highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
+        )
         self._total_steps = total_steps
         self._first_step = first_step
         self._first_done: tuple[int, float] | None = None  # the first step of this start, and when it ended
@@ -77,7 +81,7 @@ class TrainingConsole:
         """Prints the settings of the run, one row per setting."""
         width = max(map(len, rows))
         for name, value in rows.items():  # a table would break lines, so that a command could not be copied
-            self.console.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {value}"))
+            self.console.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {escaped(value)}"))
 
     def step(self, step: int) -> None:
         """Advances the bar."""
@@ -124,7 +128,7 @@ class TrainingConsole:
         """Prints a line; on a terminal, warnings are coloured and prose is wrapped at words."""
         is_prose = self._live and text.startswith(("Warning:", "Note:", "Limits:"))
         style = "yellow" if text.startswith("Warning:") else ""
-        self.console.print(Text(text, style), soft_wrap=not is_prose)
+        self.console.print(Text(escaped(text), style), soft_wrap=not is_prose)
 
     def finding(self, finding: Finding) -> None:
         """Prints a finding and its fix."""
