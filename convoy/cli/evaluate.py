@@ -45,6 +45,12 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
     define.string("checkpoint", "best", CHECKPOINT_HELP)
     define_verbosity_flag(flags)
     define.string("devices", "auto", "as in `convoy train`")
+    define_trust_flag(define)
+
+
+def define_trust_flag(define: FlagDefiner) -> None:
+    """Defines `--trust_code`."""
+    define.bool("trust_code", False, "run the code of a run or an export that another user owns")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -58,7 +64,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.trainer.evaluation.split import evaluate_split
     from convoy.trainer.session.restore import open_run
 
-    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
+    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
     flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
     unwritable = trained.run.write_error()
     if unwritable:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from convoy.cli.evaluate import CHECKPOINT_HELP
+from convoy.cli.evaluate import CHECKPOINT_HELP, define_trust_flag
 from convoy.cli.tables import print_table
 from convoy.core.errors import ConvoyError, UsageError, did_you_mean
 from convoy.core.flags import FlagDefiner
@@ -31,6 +31,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string(
         "data", None, "dataset directory with the images to verify the export on; default: the run's own dataset"
     )
+    define_trust_flag(define)
     define_verbosity_flag(flags)
 
 
@@ -66,7 +67,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     start_tensorflow()
     from convoy.trainer.export.exporter import Request, export
 
-    request = Request(flags.workdir, Path(flags.output), formats, checkpoint=flags.checkpoint, data=flags.data)
+    request = Request(
+        flags.workdir,
+        Path(flags.output),
+        formats,
+        checkpoint=flags.checkpoint,
+        data=flags.data,
+        trust_code=flags.trust_code,
+    )
     with terminable():
         exported = export(request, leave_out)
     print_table(

@@ -99,8 +99,9 @@ def _classifier(flags: absl_flags.FlagValues, devices: Devices) -> "Classifier":
         from convoy.trainer.export.classifier import open_export
 
         make_strategy(devices)  # hides the other GPUs; the export runs on the first device
-        return open_export(Path(flags.export), flags.format or "")
+        return open_export(Path(flags.export), flags.format or "", trust_code=flags.trust_code)
     from convoy.trainer.evaluation.classifier import RunClassifier
     from convoy.trainer.session.restore import open_run
 
-    return RunClassifier(open_run(flags.workdir, devices, checkpoint=flags.checkpoint))
+    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
+    return RunClassifier(trained)

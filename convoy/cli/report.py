@@ -56,7 +56,7 @@ def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     from convoy.trainer.evaluation.split import evaluate_split
     from convoy.trainer.session.restore import open_run
 
-    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint)
+    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
     evaluated = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
     evaluated.save()
     print(quality_row("validation", evaluated.evaluation.quality))

@@ -17,12 +17,15 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from convoy.core.errors import UsageError
 
 SENT_CODE_VARIABLE = "CONVOY_CODE"
 SENT_CODE_INDEX = "files.json"
@@ -96,6 +99,22 @@ def located(name: str) -> Path:
         ):
             return copy
     return Path(name)
+
+
+def check_owner(path: Path, runs: str) -> None:
+    """Raises a UsageError if a file with code belongs to another user than this one or root.
+
+    Args:
+      path: the file, or one that names it.
+      runs: what would run its code, for the message.
+    """
+    owner = path.stat().st_uid
+    if owner not in (os.getuid(), 0):
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"user {owner}"
+        raise UsageError(f"{path} belongs to {name}, and {runs} runs its code. Read it, and pass --trust_code.")
 
 
 def code_of(path: Path) -> UserCode | None:

@@ -73,7 +73,8 @@ def test_output_to_a_non_blocking_pipe_is_complete():
 def test_names_are_printed_without_control_sequences(is_terminal):
     program = (
         "import sys; from convoy.core import streams; from convoy.cli.tables import print_table; "
-        "streams.protect_standard_streams(); name = 'a\\x1b]0;title\\x07\\x9b31mb'; print(name); print(name, file=sys.stderr); "
+        "streams.protect_standard_streams(); name = 'a\\x1b]0;title\\x07\\x9b31mb'; "
+        "print(name); print(name, file=sys.stderr); "
         "print_table(('n',), (), [(name,)]); sys.stdout.flush()"
     )
     expected = rb"a\x1b]0;title\x07\x9b31mb"

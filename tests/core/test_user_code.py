@@ -1,10 +1,12 @@
 """Users' Python files: what they import from their folder, and what of it is kept apart from other files."""
 
+import os
 import sys
 
 import pytest
 
-from convoy.core.user_code import first_on_path, run_file
+from convoy.core.errors import UsageError
+from convoy.core.user_code import check_owner, first_on_path, run_file
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +71,15 @@ def test_a_folder_that_was_on_the_path_stays_where_it_was(tmp_path):
     with first_on_path(tmp_path):
         assert sys.path[0] == str(tmp_path)
     assert sys.path == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_code_of_another_user_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "models.py"
+    path.touch()
+    check_owner(path, "this test")
+    os.chown(path, 4321, -1)
+    with pytest.raises(UsageError, match="4321.*--trust_code"):
+        check_owner(path, "this test")
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    check_owner(path, "this test")

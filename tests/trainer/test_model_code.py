@@ -1,5 +1,6 @@
 """Which file a user's model comes from: kept in RUN, compared at resume and among workers."""
 
+import os
 import shutil
 
 import pytest
@@ -88,6 +89,12 @@ def test_the_files_of_a_run_are_kept_and_used_and_changes_are_said(convoy, proje
     shutil.copy(run / "code" / "model" / "models.py", project / "models.py")
     assert "Nothing left to train" in convoy(*command, "--devices=cpu:1", cwd=project, check=True).output
     assert result_of(run)["weights_sha256"] == digest
+
+    if os.getuid() == 0:  # another user's run
+        os.chown(run / "code" / "model" / "models.py", 4321, -1)
+        refused = convoy(*evaluate, "--workdir=run", cwd=project)
+        assert refused.returncode == 2 and "--trust_code" in refused.stderr
+        convoy(*evaluate, "--workdir=run", "--trust_code", cwd=project, check=True)
 
 
 def test_workers_with_different_models_are_refused(cluster, project, dataset):

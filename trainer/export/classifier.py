@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.processes import usable_cores
+from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.export.folder import file_digests, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
@@ -53,15 +54,16 @@ class ExportClassifier:
             yield from probabilities
 
 
-def open_export(folder: Path, file_format: str = "") -> ExportClassifier:
+def open_export(folder: Path, file_format: str = "", *, trust_code: bool = False) -> ExportClassifier:
     """Opens an export in one of its formats.
 
     Args:
       folder: the `--output` of `convoy export`.
       file_format: one of `loaders.FILES`; empty for the first one that the export has.
+      trust_code: whether a SavedModel, which can read and write files, may run although another user owns it.
 
     Raises:
-      UsageError: the export does not have this format, or its library is not installed.
+      UsageError: the export does not have this format, its library is not installed, or it is not trusted.
       DataError: the folder is not an export, or a damaged one.
     """
     description = read_description(folder)
@@ -75,6 +77,8 @@ def open_export(folder: Path, file_format: str = "") -> ExportClassifier:
             )
         contents = formats[file_format]["contents"]
         path = folder / FILES[file_format]
+        if file_format == "saved_model" and not trust_code:
+            check_owner(path / "saved_model.pb", "predicting")
         if file_digests(path) != contents:
             raise DataError(f"{path}: modified since the export (SHA-256 differs). Export again.")
         return ExportClassifier(description, load(file_format, path))

@@ -44,6 +44,7 @@ class Request:
       formats: keys of `loaders.FILES`.
       checkpoint: `best`, `last` or a step, as in `open_run`.
       data: dataset directory with the images for the comparison; None for the run's own.
+      trust_code: as in `open_run`.
     """
 
     workdir: str
@@ -51,6 +52,7 @@ class Request:
     formats: tuple[str, ...]
     checkpoint: str = "best"
     data: str | None = None
+    trust_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
         on_failure(error)
 
     with export_folder(request.output) as folder:
-        trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint)
+        trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint, trust_code=request.trust_code)
         for name in request.formats:
             if reason := obstacle(name, trained.runtime.built.model):
                 leave_out(name, DataError(f"--format={name}: {reason}"))
@@ -156,7 +158,7 @@ def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Refe
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":
-        trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32")
+        trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32", trust_code=True)
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
     same_class = as_trained.argmax(1) == probabilities.argmax(1)

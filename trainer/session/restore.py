@@ -6,6 +6,7 @@ trained.runtime.model_for_size(trained.image_size)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -13,10 +14,12 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
+from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import renamed, resolution
+from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.model_code import kept_model
 from convoy.trainer.session.runtime import Runtime, make_runtime
@@ -62,7 +65,9 @@ class TrainedRun:
         return self.config.get("flip_tta", False)  # missing in runs of earlier versions
 
 
-def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "") -> TrainedRun:
+def open_run(
+    workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "", trust_code: bool = False
+) -> TrainedRun:
     """Opens a run with the weights of one of its checkpoints.
 
     Args:
@@ -70,9 +75,10 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
       devices: the devices to run on.
       checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
       precision: float32, bfloat16 or float16; empty for the run's own.
+      trust_code: whether the model's file may run although another user owns it.
 
     Raises:
-      UsageError: `checkpoint` has another value.
+      UsageError: `checkpoint` has another value, or the code is not trusted.
       DataError: there is no run or no checkpoint in `workdir`, or the checkpoint is damaged.
     """
     run = RunDirectory(workdir)
@@ -87,6 +93,10 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", precis
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
     to_build.model.name = kept_model(run, config.model.name)
+    if is_from_file(config.model.name) and not trust_code:
+        kept = Path(to_build.model.name.rpartition(":")[0])
+        for path in {run.config, *run.code.rglob("*.py"), *([kept] if kept.exists() else [])}:
+            check_owner(path, "building the model")
     runtime = make_runtime(
         to_build,
         make_strategy(devices),
