@@ -2,11 +2,11 @@
 
     print(load_pretrained(model, fast, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"))
 
-Three formats: Keras' legacy `.h5` (weights or a complete model, such as the files published with `keras.applications`,
+Formats: Keras' legacy `.h5` (weights or a complete model, such as the files published with `keras.applications`,
 with or without top), recognized by its content, and `.weights.h5` and `.keras`, recognized by name, also the `.keras`
-of `convoy export`, and checkpoints of runs (`.npz`). No code in a file is executed. The file must contain all weights
-of the backbone (`head.split`); a layer of the head is loaded if all its weights fit, and keeps its random
-initialization otherwise.
+and the SavedModel of `convoy export`, and checkpoints of runs (`.npz`). No code in a file is executed. The file must
+contain all weights of the backbone (`head.split`); a layer of the head is loaded if all its weights fit, and keeps its
+random initialization otherwise.
 """
 
 import warnings
@@ -16,12 +16,15 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 
 from convoy.core.errors import DataError
 from convoy.core.npz import read_array
 from convoy.core.text import counted
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.layers import all_layers
+
+SAVED_MODEL = "saved_model.pb"  # in the folder of one
 
 # EfficientNet's published weights expect pixels that are also divided by the square root of ImageNet's standard
 # deviation. Keras adds a layer for that only if it downloads the weights itself (tensorflow#49930); here the factor
@@ -44,10 +47,18 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
       DataError: the file is missing, damaged, in an unknown format, or for another architecture.
     """
     name = f"config.model.weights={path!r}"
-    if not Path(path).is_file():
+    is_saved_model = (Path(path) / SAVED_MODEL).is_file()
+    if not Path(path).is_file() and not is_saved_model:
         raise DataError(f"{name}: the file does not exist.")
+    if path.endswith((".onnx", ".tflite")):
+        raise DataError(
+            f"{name}: has no weights that a model can take up. Pass the run directory, or a SavedModel or Keras file "
+            "of `convoy export`."
+        )
     try:
-        if path.endswith(".npz"):
+        if is_saved_model:
+            found = [_from_saved_model(model, path)]
+        elif path.endswith(".npz"):
             found = [_from_checkpoint(fast, path)]
         elif _is_legacy(path):
             found = [_in_order(model, path)]
@@ -107,6 +118,18 @@ def _from_export(model: keras.Model, path: str) -> list[np.ndarray | None]:
     exported = keras.models.load_model(path, compile=False).get_weights()
     shapes = [tuple(weight.shape) for weight in model.weights]
     return [*exported] if [value.shape for value in exported] == shapes else [None] * len(shapes)
+
+
+def _from_saved_model(model: keras.Model, path: str) -> list[np.ndarray | None]:
+    """Returns the values in a SavedModel of `convoy export`, for the weights of a model. Runs no operation of it."""
+    reader = tf.train.load_checkpoint(str(Path(path) / "variables" / "variables"))
+    names = [f"variables_of_model/{number}/.ATTRIBUTES/VARIABLE_VALUE" for number in range(len(model.variables))]
+    value_of = {
+        variable.path: reader.get_tensor(name)
+        for variable, name in zip(model.variables, names, strict=True)
+        if reader.has_tensor(name) and tuple(reader.get_variable_to_shape_map()[name]) == tuple(variable.shape)
+    }
+    return [value_of.get(weight.path) for weight in model.weights]
 
 
 def _is_legacy(path: str) -> bool:

@@ -17,6 +17,7 @@ from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan, mixing_steps, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
+from convoy.trainer.models.pretrained import SAVED_MODEL
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, make_optimizer
 from convoy.trainer.step.settings import StepSettings
@@ -149,19 +150,26 @@ def make_runtime(
 
 
 def weights_file(path: str) -> str:
-    """Returns the file that config.model.weights stands for: of a run directory its best checkpoint.
+    """Returns the file that config.model.weights stands for: of a run directory its best checkpoint, of the folder of
+    an export its Keras file or SavedModel.
 
     Raises:
-      DataError: a run directory without checkpoints.
+      DataError: a folder without checkpoints and without these.
     """
     if not path or not Path(path).is_dir():
         return path
     folder = RunLayout(path).checkpoints
     store = CheckpointStore(folder)
     step = store.best() or store.latest()
-    if step is None:
-        raise DataError(f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, or a weights file.")
-    return str(folder / checkpoint_name(step))
+    if step is not None:
+        return str(folder / checkpoint_name(step))
+    saved_models = [found.parent for found in Path(path).rglob(SAVED_MODEL)]
+    for exported in (*sorted(Path(path).glob("*.keras")), *sorted(saved_models)):
+        return str(exported)
+    raise DataError(
+        f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, a weights file, or a folder of "
+        "`convoy export` with a SavedModel or a Keras file."
+    )
 
 
 def _check_accepts_size(name: str, model: keras.Model, size: int) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convoy.core.errors import DataError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.models import build_model
+from convoy.trainer.session.runtime import weights_file
 from tests.trainer import user_models
 from tests.trainer.run_files import fingerprints, result_of
 
@@ -112,14 +114,22 @@ def results(exported, finished_run, photos, dataset, convoy, tmp_path_factory):
 
 
 class TestExport:
-    def test_keras_file_is_a_start_for_the_next_training(self, exported, finished_run):
+    @pytest.mark.parametrize("file_format", ["keras", "saved_model"])
+    def test_file_is_a_start_for_the_next_training(self, exported, finished_run, file_format):
         folder, _ = exported
         name = f"{user_models.__file__}:normalized"
-        built = build_model(name, num_classes=7, image_size=32, weights=str(folder / FILES["keras"]))
+        built = build_model(name, num_classes=7, image_size=32, weights=str(folder / FILES[file_format]))
         values, _ = CheckpointStore(finished_run.workdir / "checkpoints").load(40)
         for variable in built.model.weights:
             expected = values.get(f"average/{variable.path}", values[f"model/{variable.path}"])
             assert np.array_equal(variable, expected), variable.path
+
+    def test_folder_stands_for_a_file_that_has_weights(self, exported):
+        folder, _ = exported
+        assert weights_file(str(folder)) == str(folder / FILES["keras"])
+        assert weights_file(str(folder / FILES["saved_model"])) == str(folder / FILES["saved_model"])
+        with pytest.raises(DataError, match="SavedModel"):
+            build_model("convnet", num_classes=7, image_size=32, weights=str(folder / FILES["onnx"]))
 
     def test_prints_size_and_difference_of_each_format(self, exported):
         output, stdout = exported
