@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from convoy.input_pipeline.images.pixels import Limits
+
 _SEARCHED_BYTES = 2**16 + 2**12  # the longest segment of a JPEG, and what comes before it
 _MOST_SEGMENTS = 16
 _MOST_ENTRIES = 128
@@ -23,6 +25,7 @@ _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 # An entry of a TIFF directory, in either byte order: the orientation, of any type, one value, and not 1 (upright).
 _TURNED = re.compile(rb"\x12\x01[\x01-\x0c]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01-\x0c]\0\0\0\x01(?!\0\x01)", re.DOTALL)
 _PNG_COLOUR_TYPE = 13  # bytes after the name of the header chunk
+MOST_PIXELS = round(Limits().max_megapixels * 1e6)
 
 
 def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
@@ -30,10 +33,13 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
 
     Args:
       encoded: scalar string: JPEG, PNG, WebP, GIF or BMP (`file_kinds.unreadable_kind`).
+
+    Raises:
+      tf.errors.InvalidArgumentError: not such an image, a damaged one, or a JPEG or PNG of more than `MOST_PIXELS`.
     """
     return tf.case(
         [
-            (has(encoded, 0, b"\xff\xd8\xff"), lambda: _upright(_stored(encoded), exif_orientation(encoded))),
+            (has(encoded, 0, b"\xff\xd8\xff"), lambda: _upright(_decode_jpeg(encoded), exif_orientation(encoded))),
             (has(encoded, 0, _PNG), lambda: _upright(_decode_png(encoded), _png_orientation(encoded))),
             (has(encoded, 8, _WEBP), lambda: _upright(_decode_webp(encoded), _webp_orientation(encoded))),
             (has(encoded, 0, b"BM") & (numbers(encoded, 28, 1)[0] == 8), lambda: _decode_palette_bmp(encoded)),
@@ -43,7 +49,7 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def may_be_shown_otherwise(record: bytes) -> bool:
-    """Returns whether a JPEG or PNG in a record may be turned or transparent; False is certain.
+    """Returns whether a JPEG or PNG in a record may be turned or transparent, or a PNG too large; False is certain.
 
     Costs microseconds, where `decode_as_viewed` takes as long as decoding a small image.
 
@@ -51,6 +57,9 @@ def may_be_shown_otherwise(record: bytes) -> bool:
       record: a serialized Example, or the bytes of the image.
     """
     if (header := record.find(b"IHDR")) >= 0:
+        width, height = (int.from_bytes(record[header + at : header + at + 4], "big") for at in (4, 8))
+        if width * height > MOST_PIXELS:
+            return True
         colours = record[header + _PNG_COLOUR_TYPE : header + _PNG_COLOUR_TYPE + 1]
         return colours not in (b"\0", b"\2", b"\3") or b"tRNS" in record or b"eXIf" in record
     exif = record.find(b"Exif\0\0")
@@ -162,7 +171,21 @@ def _stored(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
+def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([_within_limit(tf.image.extract_jpeg_shape(encoded)[:2])]):
+        return _stored(encoded)
+
+
+def _within_limit(sides: tf.Tensor) -> tf.Operation:
+    """Fails if an image, of a small file perhaps, would take too much memory."""
+    small = tf.reduce_prod(tf.cast(sides, tf.float32)) <= MOST_PIXELS
+    return tf.debugging.Assert(small, ["an image of this height and width is too large to decode:", sides])
+
+
 def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
+    sides = [tf.tensordot(numbers(encoded, at, 4), _BIG_ENDIAN, 1) for at in (20, 16)]
+    with tf.control_dependencies([_within_limit(tf.abs(tf.stack(sides)))]):
+        encoded = tf.identity(encoded)
     # Not with 4 channels in any case: TensorFlow's alpha for a palette of 4 bits is 15.
     has_alpha = numbers(encoded, 25, 1)[0] & 4 > 0
     is_keyed = _mentions(encoded, b"tRNS")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +172,31 @@ def test_other_formats_are_decoded_as_they_are(drawing, decode):
         assert decode(saved(drawing, image_format)).shape == (22, 30, 3)
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode(b"no image")
+
+
+def png_bomb(width, height):
+    """Returns a small PNG of very many white pixels."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(b"\0" + b"\xff" * (width // 8)) for _ in range(height)) + packer.flush()
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_images_that_would_fill_the_memory_are_refused(decode):
+    fits, bomb = png_bomb(400, 800), png_bomb(16_000, 8_000)
+    assert decode(fits).shape == (800, 400, 3) and not may_be_shown_otherwise(fits)
+    assert len(bomb) < 30_000 and may_be_shown_otherwise(bomb)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too large.*8000 16000"):
+        decode(bomb)
+    stated = bytearray(saved(Image.new("L", (16, 16)), "JPEG"))
+    frame = stated.index(b"\xff\xc0")
+    stated[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too large.*60000 60000"):
+        decode(bytes(stated))
 
 
 def odd_files(drawing):
