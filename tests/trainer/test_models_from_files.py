@@ -189,7 +189,7 @@ def test_a_worker_lost_while_a_user_model_is_built_is_not_the_models_fault(progr
     [
         ("one_too_many", r"\[4\].*num_classes=3"),
         ("two_outputs", "2 outputs in a list"),
-        ("in_a_dict", "1 outputs in a dict"),
+        ("in_a_dict", "1 output in a dict"),
         ("softmax", 'activation="softmax"'),
         ("softmax_layer", 'activation="softmax"'),
         ("softmax_in_float32", 'activation="softmax"'),

@@ -268,7 +268,7 @@ class TestUserFiles:
         output = launch(*FLAGS, f"--kubectl={kubectl.path}", train=train)[1]
         (manifest,) = [m for m in yaml.safe_load_all(kubectl.call()[1]) if m["kind"] == "ConfigMap"]
         assert recipe.read_text() in manifest["data"].values()
-        assert " delete jobset,networkpolicy,configmap,deployment,service -l " in output
+        assert " delete jobset,secret,networkpolicy,configmap,deployment,service -l " in output
 
     def test_too_large_to_send_are_named(self, launch, recipe):
         (recipe.parent / "beside.py").write_text(f"A = '{'x' * 300_000}'")
