@@ -62,6 +62,7 @@ def test_images_are_resized_as_in_training():
         assert (np.abs(shown[:3] - 128) < 24).all() and (np.abs(shown[5:11] - 128) >= 24).any()
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_of_a_recipe(convoy, dataset, tmp_path):
     output = tmp_path / "augment.html"
     flags = (f"--data={dataset.data}", "--config=smoke", "--config.augment.ops=flip | rand(1, 20)")

@@ -98,6 +98,7 @@ def stopped_before_publishing(monkeypatch):
     return stop
 
 
+@pytest.mark.slow
 def test_shards_are_rewritten_if_an_image_or_a_setting_has_changed(tmp_path, photos, stopped_before_publishing):
     logged = []
     stopped_before_publishing(Options(photos, tmp_path / "data", shards=3))

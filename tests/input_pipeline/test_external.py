@@ -59,6 +59,7 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_tfds_directory_is_read_as_tfds_does(photos):
     import tensorflow_datasets as tfds
 

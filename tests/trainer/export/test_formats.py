@@ -25,8 +25,14 @@ SCALINGS = {
 }
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("file_format", FILES)
+@pytest.mark.parametrize(
+    ("file_format", "scaling"),
+    [
+        pytest.param(name, scaling, marks=[pytest.mark.slow] * (name == "saved_model" and scaling != "unit"))
+        for name in FILES
+        for scaling in SCALINGS
+    ],
+)
 def test_format_includes_preprocessing(file_format, scaling, images, tmp_path):
     keras.utils.set_random_seed(0)
     model = ServingModel(small(len(NAMES), SIZE), SCALINGS[scaling], Crop(SIZE), NAMES)
@@ -53,7 +59,7 @@ def test_saved_model_resizes_as_evaluation_does(mode, tmp_path):
         np.testing.assert_allclose(found[0], expected[number], atol=2e-6)
 
 
-@pytest.mark.parametrize("file_format", [name for name in FILES if name != "litert"])
+@pytest.mark.parametrize("file_format", [pytest.param("saved_model", marks=pytest.mark.slow), "keras", "onnx"])
 def test_no_images_get_no_answers(file_format, images, tmp_path):
     model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), NAMES)
     path = write_model(file_format, model, tmp_path)
