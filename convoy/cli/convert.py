@@ -274,8 +274,8 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         work = working_folder(options.output, next(iter(options.shares)))
         if work.is_worth_keeping:
             shards = len(work.finished())
-            kept = counted(shards, "finished shard is", "finished shards are")
-            kept = kept if shards else "finished comparisons of images are"
+            compared = "finished comparisons of images are"
+            kept = counted(shards, "finished shard is", "finished shards are") if shards else compared
             print(
                 f"convoy: {kept} kept in {os.path.relpath(work.folder)}. Rerun the same command to resume.",
                 file=sys.stderr,

@@ -114,7 +114,9 @@ def check_owner(path: Path, runs: str) -> None:
             name = pwd.getpwuid(owner).pw_name
         except KeyError:
             name = f"user {owner}"
-        raise UsageError(f"{path} belongs to {name}, and {runs} runs its code. Read it, and pass --trust_code.")
+        raise UsageError(
+            f"{path} belongs to {name}, and {runs} runs its code. Read it, and pass --trust_code if you trust it."
+        )
 
 
 def code_of(path: Path) -> UserCode | None:

@@ -66,8 +66,9 @@ def parse_records(payloads: tf.Tensor, split: Split, shown_otherwise: tf.Tensor 
         is_stored = is_raw
         if shown_otherwise is not None:
             encoded = columns["encoded"]
-            is_known = [tf.strings.substr(encoded, 0, len(start)) == start for start in (b"\xff\xd8\xff", b"\x89PNG")]
-            is_stored |= ~shown_otherwise & (is_known[0] | is_known[1])
+            is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+            is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+            is_stored |= ~shown_otherwise & (is_jpeg | is_png)
         columns["format"] = tf.where(is_stored, columns["format"], VIEWED)
     return columns
 

@@ -152,7 +152,6 @@ def prepare(
             identity = model_identity(runtime.built)
             if checkpoint:
                 check_same_model(checkpoint[1], identity, config.model.name, run)
-            if checkpoint:
                 restore_state(runtime.state, *checkpoint, run)
             elif config.model.weights:
                 agree_on_weights(worker_group, runtime.state.weights_sha256())
