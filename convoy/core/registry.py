@@ -1,0 +1,145 @@
+"""Pieces of a training that users can add by name: losses, metrics, optimizers, schedules, operations, models, sources.
+
+LOSSES: Registry[Loss] = Registry("loss", field="config.loss.name")
+
+@LOSSES.register("focal")                 # built in
+def focal(logits, labels): ...
+
+found = LOSSES.find("focal")              # or "losses.py:mine", from a user's file,
+found.value(logits, labels)               # or "package.module:mine", from an importable module
+found.digests                             # SHA-256 of the files that it comes from, to compare runs
+"""
+
+import hashlib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Generic, TypeVar, cast
+
+from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.user_code import UserCode, located, run_file
+
+T = TypeVar("T")
+
+_IN_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """A piece that was found by its name.
+
+    Attributes:
+      name: as in the config.
+      value: the piece.
+      code: the user's file that defines it; None for others.
+      digests: SHA-256 of the files or the source text that define it, by name; empty for built-in pieces.
+    """
+
+    name: str
+    value: T
+    code: UserCode | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class Registry(Generic[T]):
+    """Pieces of one kind, by name."""
+
+    def __init__(self, kind: str, *, field: str):
+        """Starts empty.
+
+        Args:
+          kind: what the pieces are, as a noun for messages.
+          field: the config field or the flag that names a piece, for messages.
+        """
+        self._kind = kind
+        self._field = field
+        self._built_in: dict[str, T] = {}
+        self._added: dict[str, T] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the built-in pieces, then of those that users have registered."""
+        return [*self._built_in, *self._added]
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Returns a decorator that adds a piece under `name`.
+
+        A name can be registered again, as when the cell of a notebook is run twice; the last piece counts.
+
+        Raises:
+          UsageError: a built-in piece has this name, or it could be mistaken for `FILE.py:NAME`.
+        """
+        if not name or ":" in name or "," in name:
+            raise UsageError(f"{self._kind} {name!r}: a name has no ':' and no ','. Register it under another name.")
+
+        def add(piece: T) -> T:
+            is_built_in = (getattr(piece, "__module__", None) or "").partition(".")[0] == "convoy"
+            if name in self._built_in and not is_built_in:
+                raise UsageError(f"{self._kind} {name!r} is built in. Register yours under another name.")
+            (self._built_in if is_built_in else self._added)[name] = piece
+            return piece
+
+        return add
+
+    def find(self, name: str) -> Found[T]:
+        """Returns the piece that a config names.
+
+        Args:
+          name: a registered name, `FILE.py:NAME`, or `package.module:NAME`.
+
+        Raises:
+          UsageError: there is no such piece, or the file that defines it fails.
+        """
+        if name in self._built_in:
+            return Found(name, self._built_in[name])
+        if name in self._added:
+            return Found(name, self._added[name], digests={name: _source_digest(self._added[name])})
+        file, _, attribute = name.rpartition(":")
+        if file.endswith(".py"):
+            code = self._run(name, located(file))
+            return Found(name, self._attribute(name, code.names, attribute, file), code, code.digests())
+        if _IN_MODULE.fullmatch(name):
+            module = self._import(name, file)
+            digests = {file: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()} if module.__file__ else {}
+            return Found(name, self._attribute(name, vars(module), attribute, file), None, digests)
+        raise self._error(
+            name,
+            f"unknown {self._kind}{did_you_mean(name, self.names)}. Set one of {', '.join(self.names)}, FILE.py:NAME "
+            "or package.module:NAME",
+        )
+
+    def _run(self, name: str, path: Path) -> UserCode:
+        if not path.is_file():
+            raise self._error(name, f"file {path} does not exist")
+        try:
+            return run_file(path)
+        except Exception as error:
+            raise self._error(name, f"{path} fails: {type(error).__name__}: {error}") from error
+
+    def _import(self, name: str, module: str) -> ModuleType:
+        try:
+            return importlib.import_module(module)
+        except Exception as error:
+            raise self._error(name, f"module {module} cannot be imported: {type(error).__name__}: {error}") from error
+
+    def _attribute(self, name: str, names: Mapping[str, object], attribute: str, place: str) -> T:
+        if attribute not in names:
+            public = [known for known in names if not known.startswith("_")]
+            raise self._error(name, f"{place} has no {attribute}{did_you_mean(attribute, public)}")
+        return cast(T, names[attribute])  # whoever uses the piece checks it
+
+    def _error(self, name: str, reason: str) -> UsageError:
+        return UsageError(f"{self._field}={name!r}: {reason}.")
+
+
+def _source_digest(piece: object) -> str:
+    """Returns the digest of a piece's source text; of its class name if the text is not known."""
+    try:
+        text = inspect.getsource(cast("FunctionType", piece))
+    except (OSError, TypeError):
+        text = type(piece).__qualname__
+    return hashlib.sha256(text.encode()).hexdigest()
