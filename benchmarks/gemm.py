@@ -1,6 +1,6 @@
 """Speed of matrix multiplication on this machine.
 
-Together with the FLOPs of a training step (`convoy.trainer.callbacks.flops.training_flops`) it shows how much of the
+Together with the FLOPs of a training step (`convoy.trainer.measurement.flops.training_flops`) it shows how much of the
 machine's peak the step uses, which a comparison with another library cannot.
 """
 

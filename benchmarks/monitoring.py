@@ -1,9 +1,9 @@
-"""`convoy bench monitoring`: the cost of console, log lines, TensorBoard and run files per step.
+"""`convoy bench monitoring`: the cost per step of console, log lines, TensorBoard, run files, and of callbacks alone.
 
-Two processes run the same training loop on the same images, recipe convnet on two logical devices: one unchanged, with
-a live progress bar as on a terminal; the other with all monitoring removed by patches. They are measured in turn. Each
-round ends with an evaluation in both, so that its log line, images and checkpoint count once per as many steps as three
-epochs of the sample set have.
+Three processes run the same training loop on the same images, recipe convnet on two logical devices: one unchanged,
+with a live progress bar as on a terminal; one with all monitoring removed by patches; and one like that, with ten
+callbacks whose hooks do nothing. They are measured in turn. Each round ends with an evaluation in all, so that its log
+line, images and checkpoint count once per as many steps as three epochs of the sample set have.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -24,9 +23,11 @@ from benchmarks.workers import Prepared, Round, Stopwatch, serve
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import open_dataset
 
-PEERS = {"monitored": "with all monitoring", "bare": "without"}
+PEERS = {"monitored": "with all monitoring", "bare": "without", "hooks": "with ten empty callbacks"}
 _DEVICES = 2
 _TARGET = 0.02
+_TARGET_OF_HOOKS = 0.005
+_CALLBACKS = 10
 _ENDLESS = 1_000_000  # steps
 
 
@@ -51,7 +52,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> None:
     """Runs the benchmark, prints the table and writes the JSON file."""
     if flags.peers:
-        raise UsageError("--peers has no effect on monitoring, which compares two variants. Omit it.")
+        raise UsageError("--peers has no effect on monitoring, which compares fixed variants. Omit it.")
     console, about = measure.begin()
     with _dataset(flags.data) as data, tempfile.TemporaryDirectory(prefix="convoy-bench-") as notes:
         names = ("batch_size", "image_size", "steps", "log_every", "threads")
@@ -61,6 +62,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     rows = measurement.rows
     shares = _shares(rows["monitored"], rows["bare"])
     shares["of_lines"] = seconds["log"] / seconds["steps"]
+    shares["of_hooks"] = _shares(rows["hooks"], rows["bare"])["of_computing"]
     measure.write_json(
         flags.json,
         {
@@ -71,6 +73,7 @@ def run(flags: absl_flags.FlagValues) -> None:
             "rows": [row.as_json() for row in rows.values()],
             "share": shares,
             "target": _TARGET,
+            "target_of_hooks": _TARGET_OF_HOOKS,
         },
     )
     _print(console, rows, shares, options)
@@ -107,7 +110,8 @@ def _print(
     console.print(
         f"All monitoring takes {100 * shares['of_time']:.2f} % of step time and {100 * shares['of_computing']:.2f} % "
         f"of CPU time (target: at most {100 * _TARGET:.0f} %); the log lines alone, timed in the loop, "
-        f"{100 * shares['of_lines']:.2f} %."
+        f"{100 * shares['of_lines']:.2f} %. {_CALLBACKS} empty callbacks take {100 * shares['of_hooks']:.2f} % of CPU "
+        f"time (target: at most {100 * _TARGET_OF_HOOKS:g} %)."
     )
 
 
@@ -171,8 +175,8 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     from convoy.core.devices import parse_devices
     from convoy.trainer import config as configs
     from convoy.trainer import loop
-    from convoy.trainer.callbacks import monitor
-    from convoy.trainer.callbacks.step_timer import StepTimer
+    from convoy.trainer.measurement import measurements
+    from convoy.trainer.measurement.step_timer import StepTimer
 
     gate, step_timers = _Gate(), []
 
@@ -209,6 +213,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
                 data=options["data"],
                 workdir=str(Path(tempfile.mkdtemp()) / "run"),
                 devices=parse_devices(f"cpu:{_DEVICES}"),
+                callbacks=_callbacks(name),
             )
         except BaseException:
             import traceback
@@ -223,8 +228,13 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         (Path(options["notes"]) / f"{name}.json").write_text(json.dumps(step_timers[0].seconds()), encoding="utf-8")
         return done
 
-    replaced = [(monitor, "StepTimer", GatedStepTimer)]
-    replaced += _as_on_a_terminal(monitor) if name == "monitored" else _taken_away(monitor)
+    replaced: list[tuple[Any, str, Any]] = [(measurements, "StepTimer", GatedStepTimer)]
+    # Every evaluation writes its images, as all evaluations of a short run do.
+    has_pictures = name == "monitored"
+    replaced.append((measurements.Measurements, "_has_pictures", lambda self, step: has_pictures))
+    if name != "monitored":
+        replaced.append((loop, "_all_callbacks", lambda config, given: list(given)))
+        replaced.append((measurements.Measurements, "log", _no_log))
     for owner, attribute, replacement in replaced:
         mock.patch.object(owner, attribute, replacement).start()  # until the process exits, together with the loop
     threading.Thread(target=train, daemon=True).start()
@@ -232,34 +242,26 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
     return Prepared(time_round)
 
 
-def _as_on_a_terminal(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns patches (owner, attribute, replacement) that make the console draw as on a terminal, and every evaluation
-    write its images, as all evaluations of a short run do.
-    """
-    from rich.console import Console
+def _callbacks(name: str) -> list[Any]:
+    """Returns the callbacks of a peer: a console as on a terminal, none, or empty ones with every hook."""
+    from rich.console import Console as RichConsole
 
-    from convoy.trainer.callbacks.console import TrainingConsole
-    from convoy.trainer.evaluation.counts import EvaluationCounts
+    from convoy.trainer.callbacks.callback import HOOKS, Callback
+    from convoy.trainer.callbacks.console import Console
 
-    screen = Console(file=open(os.devnull, "w"), force_terminal=True, width=120, highlight=False)  # noqa: SIM115
-    return [
-        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, screen)),
-        (monitor.EvaluationPages, "counts", lambda self, step: EvaluationCounts(len(self._class_names))),
-    ]
+    if name == "monitored":
+        screen = open(os.devnull, "w")  # noqa: SIM115
+        return [Console(RichConsole(file=screen, force_terminal=True, width=120, highlight=False))]
+    empty = type("Empty", (Callback,), {hook: lambda self, *arguments: None for hook in HOOKS})
+    return [empty() for _ in range(_CALLBACKS)] if name == "hooks" else []
 
 
-def _taken_away(monitor: ModuleType) -> list[tuple[Any, str, Any]]:
-    """Returns patches that remove all output and monitoring from the loop."""
-    from convoy.trainer.callbacks.console import TrainingConsole
-    from convoy.trainer.callbacks.run_logger import RunLogger
+def _no_log(self: Any, sums: Any, last: Any, learning_rate: float) -> Any:  # noqa: ANN401
+    """Replaces `Measurements.log`."""
+    from convoy.trainer.callbacks.callback import Log
 
-    return [
-        (monitor, "TrainingConsole", lambda *steps, shows: TrainingConsole(*steps, shows=False)),
-        (monitor, "RunLogger", lambda run, **options: RunLogger(run, **options | {"writes": False})),
-        (monitor.EvaluationPages, "counts", lambda self, step: None),
-        (monitor.Monitor, "first_batch", lambda self, batch: None),
-        (monitor.Monitor, "log", lambda self, sums, last, learning_rate: self.step_timer.window()),
-    ]
+    self.step_timer.window()
+    return Log(self._state.step, 0.0, {})
 
 
 if __name__ == "__main__":

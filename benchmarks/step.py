@@ -139,7 +139,7 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return _prepare_torch(variant, options)
     start_tensorflow()
     if kind == "gemm":
-        from convoy.trainer.callbacks.flops import training_flops
+        from convoy.trainer.measurement.flops import training_flops
 
         size = options["image_size"]
         return prepare_gemm(variant, training_flops(_keras_model(size), [1, size, size, 3]))

@@ -6,9 +6,11 @@ In a cluster every worker runs this loop on its own part of each batch; only the
 """
 
 import contextlib
+import dataclasses
+import os
 import signal
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -22,22 +24,27 @@ from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
-from convoy.trainer.callbacks.monitor import Monitor
-from convoy.trainer.callbacks.profiler import StepProfiler
-from convoy.trainer.callbacks.substitutions import Substitutions
+from convoy.trainer.callbacks.advice import Advice
+from convoy.trainer.callbacks.callback import Callback, Checkpoint, Evaluation, Stop, Training
+from convoy.trainer.callbacks.callback_list import CallbackError, CallbackList
+from convoy.trainer.callbacks.early_stopping import EarlyStopping
+from convoy.trainer.callbacks.run_files import RunFiles
+from convoy.trainer.callbacks.tensorboard_pages import TensorBoardPages
 from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.liveness import TRAINING
 from convoy.trainer.cluster.stop_request import StopRequest
 from convoy.trainer.cluster.watchdog import Deadlines, Watchdog
 from convoy.trainer.cluster.worker_group import PeerLostError, WorkerGroup
 from convoy.trainer.config import resolution
-from convoy.trainer.run.order_record import OrderRecord
+from convoy.trainer.measurement.measurements import Measurements
 from convoy.trainer.session.agreement import agree_on_checkpoint
 from convoy.trainer.session.description import dataset_identity, hardware_info
 from convoy.trainer.session.errors import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
 from convoy.trainer.session.prepare import TrainingSession, prepare
 from convoy.trainer.session.restore import restore_state
+from convoy.trainer.session.resume import changes, effects_of_extension
 from convoy.trainer.session.runtime import make_train_step
+from convoy.trainer.session.substitutions import SUBSTITUTED, Substitutions
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult
@@ -52,12 +59,13 @@ def train(
     strategy_name: str = "auto",
     cluster: Cluster | None = None,
     deadlines: Deadlines | None = None,
-    record_order: bool = False,
     interface: str = "",
-    profile_steps: tuple[int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
     recipe: UserCode | None = None,
     record_format: RecordFormat | None = None,
     extend: bool = False,
+    command: str = "",
+    owns_process: bool = False,
 ) -> dict[str, Any]:
     """Trains to the config's last step, from the latest checkpoint in `workdir` or from step 0.
 
@@ -69,12 +77,13 @@ def train(
       strategy_name: one of `devices.STRATEGIES`.
       cluster: the workers that train together; None for a single process.
       deadlines: how long to wait for other workers and for progress.
-      record_order: whether to record which images each step trained on (`order_record`).
       interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
-      profile_steps: first and last step that the chief profiles for TensorBoard (`profiler`); None for none.
+      callbacks: observers, beside those that write the run directory.
       recipe: the user's file that made the config, kept in `workdir`; None for others.
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
       extend: whether the run in `workdir` may become longer, if the config is.
+      command: what started the run, for its records.
+      owns_process: whether the process is only for this run: signals stop it, and it is ended if it is stuck.
 
     Returns:
       The content of result.json.
@@ -84,14 +93,15 @@ def train(
       DataError: data, checkpoint or run directory cannot be used, the run was started with another config or
         dataset, or the last checkpoint cannot be written.
       DivergedError: the loss became NaN or infinite, other than by an overflow of float16.
+      CallbackError: a callback raised an exception. The run is saved.
       PreemptedError: a worker received SIGTERM, SIGUSR1 or SIGHUP.
-      InterruptedRunError: a worker received SIGINT (Ctrl-C).
+      InterruptedRunError: a worker received SIGINT (Ctrl-C); KeyboardInterrupt unless `owns_process`.
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
     with (
         WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir) as worker_group,
-        StopRequest() as stop,
+        StopRequest(signals=owns_process) as stop,
     ):
         try:
             session = prepare(
@@ -108,14 +118,21 @@ def train(
                 record_format=record_format,
                 extend=extend,
             )
-            return _Training(
-                session, worker_group, deadlines, stop, record_order=record_order, profile_steps=profile_steps
-            ).run()
+            with contextlib.closing(session):
+                training = _Training(session, deadlines, stop, callbacks, command=command, owns_process=owns_process)
+                return training.run()
         except Exception as error:
             if isinstance(error, tf.errors.OpError) and (lost := as_peer_lost(error, worker_group)):
                 raise lost from None
             note_error(error, rank=worker_group.rank, step=worker_group.liveness.status[0])
             raise
+
+
+def _all_callbacks(config: ml_collections.ConfigDict, given: Sequence[Callback]) -> list[Callback]:
+    """Returns the callbacks of a run in the order in which they are called: files are written first."""
+    run_files, stopping = RunFiles(), config.early_stopping
+    early = [EarlyStopping(**stopping)] if stopping.patience else []
+    return [run_files, *given, TensorBoardPages(run_files), Advice(), *early]
 
 
 class _Training:
@@ -124,38 +141,50 @@ class _Training:
     def __init__(
         self,
         session: TrainingSession,
-        worker_group: WorkerGroup,
         deadlines: Deadlines,
         stop: StopRequest,
+        callbacks: Sequence[Callback],
         *,
-        record_order: bool,
-        profile_steps: tuple[int, int] | None,
+        command: str,
+        owns_process: bool,
     ):
         self._config, self._plan, self._runtime = session.config, session.plan, session.runtime
         self._dataset, self._run, self._store = session.dataset, session.run, session.store
-        self._model = session.model
+        self._model, self._metadata = session.model, session.metadata
         self._state = session.runtime.state
-        self._worker_group, self._deadlines, self._stop = worker_group, deadlines, stop
+        self._worker_group, self._deadlines, self._stop = session.worker_group, deadlines, stop
+        self._owns_process = owns_process
         self._stop_agreed = False
+        self._error: CallbackError | None = None
+        self._has_ended = False
         self._step = make_train_step(session.config, session.plan, session.runtime)
         self._input = TrainingInput(
-            session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, worker_group
+            session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, self._worker_group
         )
         self._stages = resolution.stages(session.config, session.plan.total_steps)
-        self._monitor = Monitor(session, self._step, worker_group, deadlines)
-        self._step_timer, self._console = self._monitor.step_timer, self._monitor.console
-        self._run_logger = self._monitor.run_logger
-        self._profiler = StepProfiler(
-            self._run.tensorboard,
-            profile_steps,
-            start_step=self._state.step,
-            total_steps=session.plan.total_steps,
-            say=self._console.say,
-            records=worker_group.is_chief,
+        self._measurements = Measurements(session, self._step, self._worker_group, deadlines)
+        self._step_timer = self._measurements.step_timer
+        self._place = hardware_info(session.plan, session.runtime, self._worker_group, session.model["files"])
+        self._callbacks = CallbackList(
+            _all_callbacks(session.config, callbacks),
+            is_chief=self._worker_group.is_chief,
+            on_error=self._stop_for_error,
         )
-        self._substitutions = Substitutions(self._run, worker_group, self._run_logger, self._console)
-        self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save)
-        self._order_record = OrderRecord(self._run, worker_group.rank) if record_order else None
+        self._callbacks.restore(session.metadata.get("callbacks", {}))
+        self._training = Training(
+            session,
+            rank=self._worker_group.rank,
+            num_workers=self._worker_group.num_workers,
+            first_step=self._state.step,
+            command=command,
+            changed=changes(session.metadata.get("place", {}), self._place),
+            paused=self._step_timer.paused,
+            _emit=self._emit,
+            _request_stop=lambda request: stop.ask(dataclasses.asdict(request)),
+            step=self._state.step,
+        )
+        self._substitutions = Substitutions(self._run, self._worker_group, self._report_substitution)
+        self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save, on_success=self._report_save)
         self._saved_step: int | None = self._state.step or None
         # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
         empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
@@ -165,7 +194,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         if self._state.step >= self._plan.total_steps and self._run.result.exists():
-            self._console.say(
+            self._training.say(
                 f"Nothing left to train: {self._run.path} is at its last step, {self._state.step}. "
                 "Pass --extend with a longer config.epochs or config.steps to go on."
             )
@@ -173,13 +202,9 @@ class _Training:
             return self._run.read_json(self._run.result)
         watchdog = Watchdog(self._worker_group, self._deadlines, on_end=self._record_lost_peer)
         try:
-            with self._console, watchdog:
-                self._monitor.begin()
-                if self._order_record:
-                    self._order_record.truncate(self._state.step)
-                self._worker_group.exchange("begin")
-                self._stop.listen_to_interrupts()
-                while self._state.step < self._plan.total_steps:
+            with watchdog if self._owns_process else contextlib.nullcontext():
+                self._begin()
+                while self._state.step < self._plan.total_steps and not self._stop_agreed:
                     try:
                         self._train_steps()
                     except DivergedError as error:
@@ -187,9 +212,10 @@ class _Training:
                 return self._finish()
         except KeyboardInterrupt:
             self._finish_saving()
-            raise InterruptedRunError(
+            message = (
                 f"interrupted at step {self._state.step}. Rerun the same command to resume from {self._resume_point()}."
-            ) from None
+            )
+            raise (InterruptedRunError if self._owns_process else KeyboardInterrupt)(message) from None
         except (PeerLostError, tf.errors.OpError) as error:
             self._finish_saving()
             lost = as_peer_lost(error, self._worker_group)
@@ -198,20 +224,40 @@ class _Training:
             self._record_lost_peer(str(lost))
             raise PeerLostError(f"{lost}. Rerun the same commands to resume from {self._resume_point()}.") from None
         finally:
-            self._profiler.close()
             self._finish_saving()
+            self._end(None)
+
+    def _begin(self) -> None:
+        """Starts the callbacks, and records what this start changes."""
+        step, replicas = self._state.step, self._plan.replicas
+        self._emit("on_start")
+        attempt = os.environ.get("CONVOY_ATTEMPT", "")
+        launched = {"attempt": int(attempt)} if attempt.isdecimal() else {}
+        if step:
+            changed = self._training.changed
+            self._training.event("restored", step=step, replicas=replicas, changed=changed, **launched)
+        else:
+            self._training.event("start", step=0, replicas=replicas, **launched)
+        recorded = self._metadata.get("config", {}).get("extended", {"steps": ()})["steps"]
+        if step and len(self._config.extended.steps) > len(recorded):  # until a checkpoint has recorded it
+            before, after = self._config.extended.lengths[-1], self._plan.total_steps
+            self._training.event("extended", step=step, before=before, steps=after)
+            for line in effects_of_extension(self._config, self._plan, rollbacks=self._rollbacks):
+                self._training.say(line)
+        self._agree_on_stop("begin")
+        self._stop.listen_to_interrupts()
 
     def _train_steps(self) -> None:
-        """Trains from the current step to the last one."""
+        """Trains from the current step to the last one, or until a stop is agreed on; the last step is saved."""
         plan, state = self._plan, self._state
         first_step = state.step + 1
         unread: StepResult | None = None
         with contextlib.closing(self._input.batches(state.step)) as batches:
-            while state.step < plan.total_steps:
+            while state.step < plan.total_steps and not self._stop_agreed:
                 batch = self._next_batch(batches)
                 learning_rate = self._learning_rate(state.step)
                 result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
-                self._profiler.end_step(state.step, wait_for=result.gradient_norm)
+                self._emit("on_step_end", result)
                 if unread:  # results are read one step late, so that a GPU always has the next step queued
                     self._read_result(unread, state.step - 1)
                 unread = result
@@ -222,21 +268,43 @@ class _Training:
                     self._read_result(unread, state.step)
                     unread = None
                 self._step_timer.end_step()
-                self._console.step(state.step)
+                self._saver.check()
                 if state.step == first_step:
-                    self._run_logger.event("first_step", step=state.step)
+                    self._training.event("first_step", step=state.step)
                 if log:
-                    self._saver.check()
-                    self._monitor.log(self._window_sums, result, learning_rate)
-                    self._window_sums[:] = 0
-                if plan.histogram_every_steps and state.step % plan.histogram_every_steps == 0:
-                    self._monitor.histograms()
-                score, is_best = self._monitor.evaluate(self._saver.best_score) if evaluate else (None, False)
-                with self._step_timer.paused("checkpoints"):
-                    if checkpoint or is_best:
-                        self._save(score)
-                    if self._stop_agreed and state.step < plan.total_steps:
-                        self._save_and_stop()
+                    self._log(result, learning_rate)
+                evaluation = self._evaluate() if evaluate else None
+                if checkpoint or (evaluation and evaluation.is_best) or self._stop_agreed:
+                    with self._step_timer.paused("checkpoints"):
+                        self._save(evaluation.metrics["top1"] if evaluation else None)
+
+    def _log(self, result: StepResult, learning_rate: float) -> None:
+        log = self._measurements.log(self._window_sums, result, learning_rate)
+        with self._step_timer.paused("log"):
+            self._emit("on_log", log)
+        self._window_sums[:] = 0
+
+    def _evaluate(self) -> Evaluation | None:
+        evaluation = self._measurements.evaluate(self._saver.best_score)
+        if evaluation:
+            with self._step_timer.paused("evaluation"):
+                self._emit("on_evaluation", evaluation)
+            self._agree_on_stop("evaluated")
+        return evaluation
+
+    def _agree_on_stop(self, moment: str) -> None:
+        """Stops at this step if a callback of any worker asks for it. All workers must call it at the same step."""
+        asks = self._worker_group.exchange(moment, self._stop.asked is not None, seconds=self._deadlines.step)
+        self._stop_agreed = self._stop_agreed or any(asks)
+
+    def _emit(self, hook: str, *arguments: Any) -> None:  # noqa: ANN401 (the hook's arguments)
+        self._training.step = self._state.step
+        self._callbacks.emit(hook, self._training, *arguments)
+
+    def _stop_for_error(self, error: CallbackError) -> None:
+        """Asks all workers to stop because a callback has failed."""
+        self._error = self._error or error
+        self._stop.ask(dataclasses.asdict(Stop("a callback failed", error.callback)))
 
     def _is_due(self, every_steps: int) -> bool:
         return self._state.step == self._plan.total_steps or self._state.step % every_steps == 0
@@ -247,15 +315,11 @@ class _Training:
         if done == self._plan.freeze_steps or any(done == stage.first_step for stage in self._stages):
             self._step_timer.warm_up()  # the next step is recompiled
         self._worker_group.report(step, "waiting for input")
-        self._profiler.begin_step(step)
+        self._emit("on_step_begin")
         with self._step_timer.waiting():
             batch = next(batches)
         self._substitutions.note(step, self._input.substituted(step))
-        if self._order_record:
-            with self._run_logger.tolerating("the order record"):
-                self._order_record.write(step, batch, self._runtime.strategy)
-        if done == 0:
-            self._monitor.first_batch(batch)
+        self._emit("on_batch", batch)
         self._worker_group.report(step, TRAINING)
         return batch
 
@@ -276,7 +340,7 @@ class _Training:
             return
         self._finish_saving()
         images = self._input.images(step)
-        self._run_logger.event("diverged", step=step, images=images)
+        self._training.event("diverged", step=step, images=images)
         raise DivergedError(
             step,
             images,
@@ -300,11 +364,10 @@ class _Training:
         self._rollbacks += 1
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step
-        self._monitor.go_back(step)
-        if self._order_record:
-            self._order_record.truncate(step)
-        self._run_logger.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
-        self._console.say(
+        self._step_timer.drop_window()
+        self._emit("on_rollback")
+        self._training.event("rolled_back", step=step, diverged_step=error.step, learning_rate_factor=factor)
+        self._training.say(
             f"Rollback {self._rollbacks} of {divergence.rollbacks}: the gradient of step {error.step} is NaN or "
             f"infinite. Resuming from step {step} with the learning rate times {factor:g}."
         )
@@ -316,7 +379,7 @@ class _Training:
             self._saver.note_score(score)
             return
         self._worker_group.report(step, "saving")
-        self._run_logger.event("checkpoint", step=step)
+        self._training.event("checkpoint", step=step)
         self._saver.save(
             self._state.values(),
             step=step,
@@ -324,10 +387,11 @@ class _Training:
                 "config": configs.to_json(self._config),
                 "dataset": dataset_identity(self._dataset),
                 "model": self._model,
-                "place": hardware_info(self._plan, self._runtime, self._worker_group, self._model["files"]),
+                "place": self._place,
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
-                "reported": self._monitor.measured(),
+                "reported": self._measurements.measured(),
+                "callbacks": self._callbacks.states(),
             },
             score=score,
         )
@@ -339,39 +403,64 @@ class _Training:
         except DataError as error:
             self._warn_of_failed_save(error, "")
 
+    def _report_save(self, step: int, score: float | None) -> None:
+        with self._step_timer.paused("checkpoints"):
+            self._emit("on_checkpoint", Checkpoint(step, self._store.path(step), score))
+
     def _warn_of_failed_save(
         self, error: DataError, outlook: str = " Training continues; the next checkpoint is written as scheduled."
     ) -> None:
-        self._console.say(f"Warning: {error}{outlook}")
-        self._run_logger.event("checkpoint_failed", message=str(error))
+        self._training.say(f"Warning: {error}{outlook}")
+        self._training.event("checkpoint_failed", message=str(error))
 
-    def _save_and_stop(self) -> NoReturn:
-        step = self._state.step
-        if self._saved_step != step:
-            self._save(None)
+    def _agreed_stop(self) -> Stop:
+        """Returns why the run stops before its last step, if that is to be its result.
+
+        Raises:
+          PreemptedError, InterruptedRunError: a worker received a signal.
+          CallbackError: a callback of a worker failed.
+        """
         self._finish_saving()
-        signals = self._worker_group.exchange(
-            "stop", [self._stop.signal_name, self._stop.seconds], seconds=self._deadlines.step
-        )
-        rank, (name, seconds) = next((rank, own) for rank, own in enumerate(signals) if own[0])
-        receiver = f" to {self._worker_group.address(rank)}" if self._worker_group.num_workers > 1 else ""
-        seconds = max(self._stop.seconds, seconds)
-        self._run_logger.event("preempted", step=step, signal=name, worker=rank, seconds=seconds)
-        error = InterruptedRunError if name == signal.SIGINT.name else PreemptedError
-        raise error(
-            f"{name}{receiver}: stopped at step {step} of {self._plan.total_steps}, {seconds:.1f} s after the signal. "
-            f"Rerun the same command to resume from {self._resume_point()}."
-        )
+        step, group = self._state.step, self._worker_group
+        own = [self._stop.signal_name, self._stop.seconds, self._stop.asked, str(self._error or "")]
+        signals, seconds, asked, errors = zip(*group.exchange("stop", own, seconds=self._deadlines.step), strict=True)
+        if any(signals):
+            rank, name = next((rank, name) for rank, name in enumerate(signals) if name)
+            self._emit("on_stop", Stop("a signal", name))
+            waited = max(self._stop.seconds, seconds[rank])
+            self._training.event("preempted", step=step, signal=name, worker=rank, seconds=waited)
+            receiver = f" to {group.address(rank)}" if group.num_workers > 1 else ""
+            raise (InterruptedRunError if name == signal.SIGINT.name else PreemptedError)(
+                f"{name}{receiver}: stopped at step {step} of {self._plan.total_steps}, {waited:.1f} s after the "
+                f"signal. Rerun the same command to resume from {self._resume_point()}."
+            )
+        stop = Stop(**next(request for request in asked if request))
+        self._emit("on_stop", stop)
+        if any(errors):
+            rank, text = next((rank, text) for rank, text in enumerate(errors) if text)
+            place = f"{group.address(rank)}: " if group.num_workers > 1 else ""
+            self._training.event("callback_failed", step=step, worker=rank, callback=stop.by)
+            raise CallbackError(
+                f"{place}{text}\nThe run stopped at step {step}. Fix the callback and rerun the same command to resume "
+                f"from {self._resume_point()}.",
+                stop.by,
+            )
+        return stop
 
     def _resume_point(self) -> str:
         latest = self._store.latest()
         return "step 0 (no checkpoint found)" if latest is None else f"step {latest}"
 
+    def _report_substitution(self, details: dict[str, Any], sentence: str) -> None:
+        self._training.event(SUBSTITUTED, **details)
+        self._training.say(sentence)
+
     def _record_lost_peer(self, message: str) -> None:
-        self._run_logger.event("peer_lost", step=self._state.step, message=message)
+        self._training.event("peer_lost", step=self._state.step, message=message)
 
     def _finish(self) -> dict[str, Any]:
         plan, step = self._plan, self._state.step
+        stop = self._agreed_stop() if step < plan.total_steps else None
         self._worker_group.report(step, "saving")
         digest = self._state.weights_sha256()
         digests = self._worker_group.exchange("weights", digest, seconds=self._deadlines.step)
@@ -381,9 +470,9 @@ class _Training:
         self._saver.finish()
         result = {
             "step": step,
-            "epoch": self._monitor.epoch,
+            "epoch": self._measurements.epoch,
             "images_seen": step * plan.global_batch_size,
-            **self._monitor.measured(),
+            **self._measurements.measured(),
             "best": {"step": self._store.best(), "top1": self._store.best_score()},
             "seconds": self._step_timer.seconds(),
             "weights_sha256": digest,
@@ -391,7 +480,15 @@ class _Training:
             "replicas": plan.replicas,
             "workers": self._worker_group.num_workers,
             "substituted_records": self._substitutions.count,
+            "stop": dataclasses.asdict(stop) if stop else None,
         }
-        self._monitor.finish(result)
+        self._end(result)
+        if self._error:
+            raise self._error
         self._worker_group.exchange("end", seconds=self._deadlines.step)
         return result
+
+    def _end(self, result: dict[str, Any] | None) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._emit("on_end", result)

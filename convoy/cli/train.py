@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from convoy.core.text import counted
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer import config as configs
+from convoy.trainer.callbacks.callback import Callback
+from convoy.trainer.callbacks.time_limit import TimeLimit
 from convoy.trainer.config import renamed
 
 
@@ -127,6 +131,13 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     )
     define_verbosity_flag(flags)
     define.bool("record_order", False, "write the images of each step to RUN/order")
+    define.list("callbacks", [], "FILE.py:NAME or package.module:NAME of callbacks, separated by commas")
+    define.float(
+        "max_hours",
+        None,
+        "hours of this process after which the run is saved and ends; the same command resumes it",
+        lower_bound=0.0,
+    )
     define.string("profile_steps", "", "FIRST:LAST, steps to profile for TensorBoard")
     define.bool("deterministic", None, "bit-identical results on any number of devices; sets config.deterministic")
     return arguments
@@ -147,14 +158,24 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     require_flags(flags, "data", "workdir")
     profile_steps = _profile_steps(flags.profile_steps)
+    time_limit = TimeLimit(flags.max_hours) if flags.max_hours is not None else None
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
     check_strategy(flags.strategy, cluster)
     if cluster:  # Convoy names lost workers; TensorFlow's own log lines do not
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with ending_on_interrupt():
         start_tensorflow()
+        from convoy.trainer.callbacks.console import Console
+        from convoy.trainer.callbacks.order_record import OrderRecord
+        from convoy.trainer.callbacks.profiler import StepProfiler
+        from convoy.trainer.callbacks.user_callbacks import find_callbacks
         from convoy.trainer.cluster.watchdog import Deadlines
         from convoy.trainer.loop import train
+
+        callbacks: list[Callback] = [Console(), *find_callbacks(flags.callbacks)]
+        callbacks += [OrderRecord()] if flags.record_order else []
+        callbacks += [StepProfiler(*profile_steps)] if profile_steps else []
+        callbacks += [time_limit] if time_limit else []
 
         train(
             config,
@@ -164,12 +185,13 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             strategy_name=flags.strategy,
             cluster=cluster,
             deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
-            record_order=flags.record_order,
             interface=flags.interface,
-            profile_steps=profile_steps,
+            callbacks=callbacks,
             recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
             record_format=record_format(flags, flags.data),
             extend=flags.extend,
+            command=shlex.join(sys.argv),
+            owns_process=True,
         )
 
 

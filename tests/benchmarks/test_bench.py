@@ -262,7 +262,7 @@ def test_bench_convert_measures_converters(bench):
 def test_bench_monitoring_trains_with_and_without_monitoring(bench, dataset):
     sizes = ("--image_size=20", "--batch_size=8", "--rounds=1", "--steps=6", "--log_every=2")
     result, output, _ = bench("monitoring", f"--data={dataset.data}", *sizes)
-    assert [row["peer"] for row in result["rows"]] == ["monitored", "bare"]
+    assert [row["peer"] for row in result["rows"]] == ["monitored", "bare", "hooks"]
     assert all(r["work"] == 6 for row in result["rows"] for r in row["rounds"])
     assert 0 < result["share"]["of_lines"] < 1  # six lines, in which much is written for tiny steps
     assert "All monitoring takes" in output

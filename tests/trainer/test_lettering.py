@@ -6,7 +6,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import features
 
-from convoy.trainer.callbacks.media import train_batch
+from convoy.trainer.callbacks.tensorboard_pages import train_batch
 from convoy.trainer.evaluation import lettering
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures, text_image
 from convoy.trainer.evaluation.pictures import confusion_matrix, image_grid

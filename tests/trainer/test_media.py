@@ -5,7 +5,7 @@ import tensorflow as tf
 from PIL import Image
 
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
-from convoy.trainer.callbacks.media import train_batch
+from convoy.trainer.callbacks.tensorboard_pages import train_batch
 
 
 def test_training_batch_is_shown_augmented():

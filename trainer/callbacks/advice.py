@@ -1,21 +1,16 @@
 """Advice during training: findings that the user can act on, each shown when its condition begins.
 
-advice = Advice(config, plan, dataset, show=console.finding)
-advice.start()                                                       # classes without images, a scaled learning rate
-advice.logged(31.0, ["--config.cache=memory"])                       # input wait
-advice.evaluated(step=400, train_top1=0.95, top1=0.61, best_top1=0.63)
+Before the first step: classes without images, a scaled learning rate. At log lines: input wait. At evaluations: no
+improvement, overfitting.
 """
 
-from collections.abc import Callable, Sequence
-
-import ml_collections
 import numpy as np
 
 from convoy.core.finding import Finding, Severity
 from convoy.core.text import counted, joined
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
-from convoy.input_pipeline.dataset.open import Dataset
-from convoy.trainer.config import Plan, resolution
+from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
+from convoy.trainer.config import resolution
 
 _PATIENCE = 5  # evaluations
 _INPUT_BOUND_LINES = 2  # consecutive log lines: a single slow one may be noise
@@ -25,23 +20,25 @@ _FIRST_EPOCHS = 3
 _FIRST_SHARE = 0.1  # of the run's steps
 
 
-class Advice:
+class Advice(Callback):
     """Watches the measurements of a run and shows findings."""
 
-    def __init__(
-        self, config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset, *, show: Callable[[Finding], None]
-    ):
+    def __init__(self):
         """Shows nothing yet."""
-        self._config = config
-        self._plan = plan
-        self._dataset = dataset
-        self._show = show
+        self._train_top1: float | None = None
         self._input_bound_lines = 0
         self._evaluations_since_best = 0
         self._overfitting_shown = False
 
-    def start(self) -> None:
+    def on_start(self, training: Training) -> None:
         """Shows what is known before the first step."""
+        session = training.session
+        self._config, self._plan, self._dataset, self._show = (
+            session.config,
+            session.plan,
+            session.dataset,
+            training.say,
+        )
         plan, is_converted = self._plan, bool(self._dataset.manifest)
         side, resize = self._dataset.manifest.get("settings", {}).get("image_size"), self._config.resize
         if side and resize != "squash":
@@ -88,40 +85,35 @@ class Advice:
             fix = "Pass --config.schedule.scaling=none to keep it unscaled."
             self._show(Finding(Severity.NOTE, "scaled-learning-rate", text, fix))
 
-    def logged(self, input_wait_pct: float, fixes: Sequence[str]) -> None:
-        """Checks the input wait of a log line.
-
-        Args:
-          input_wait_pct: share of step time spent waiting for input, in percent.
-          fixes: what would make input faster.
-        """
-        self._input_bound_lines = self._input_bound_lines + 1 if input_wait_pct > INPUT_BOUND_PCT else 0
+    def on_log(self, training: Training, log: Log) -> None:
+        """Checks the input wait of a log line."""
+        self._train_top1 = log.values["quality/top1"]
+        wait_pct = log.values["perf/input_wait_pct"]
+        self._input_bound_lines = self._input_bound_lines + 1 if wait_pct > INPUT_BOUND_PCT else 0
         if self._input_bound_lines == _INPUT_BOUND_LINES:
-            text = f"Training waits for images {input_wait_pct:.0f} % of the time (threshold {INPUT_BOUND_PCT:.0f} %)."
-            self._show(Finding(Severity.WARNING, "input-bound", text, f"Try {joined(fixes, 'or')}."))
+            text = f"Training waits for images {wait_pct:.0f} % of the time (threshold {INPUT_BOUND_PCT:.0f} %)."
+            fix = f"Try {joined(log.input_fixes, 'or')}."
+            self._show(Finding(Severity.WARNING, "input-bound", text, fix))
 
-    def evaluated(self, *, step: int, train_top1: float | None, top1: float, best_top1: float | None) -> None:
+    def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
         """Checks an evaluation on validation images.
 
         Overfitting is not reported in the first 3 epochs or the first tenth of the run, whichever is longer, nor in a
         stage whose training images are smaller than those of the last stage and of evaluation
         (`config.progressive.sizes`): there the gap also comes from the change of size.
-
-        Args:
-          step: optimizer steps done.
-          train_top1: on training images in the last log line; None before the first one.
-          top1: on validation images.
-          best_top1: best top-1 of the evaluations before; None before the first one.
         """
-        if best_top1 is None or top1 > best_top1:
+        step, top1, train_top1 = evaluation.step, evaluation.metrics["top1"], self._train_top1
+        if evaluation.is_best:
             self._evaluations_since_best = 0
         else:
             self._evaluations_since_best += 1
             if self._evaluations_since_best == _PATIENCE:
-                text = f"Validation top-1 has not exceeded its best, {best_top1:.2%}, for {_PATIENCE} evaluations."
+                best = f"{evaluation.best_top1:.2%}"
+                text = f"Validation top-1 has not exceeded its best, {best}, for {_PATIENCE} evaluations."
                 fix = (
-                    "Stop with Ctrl-C if it stays so: the best checkpoint is kept. For the next run try fewer "
-                    "--config.epochs or a lower --config.optimizer.learning_rate."
+                    "Stop with Ctrl-C if it stays so: the best checkpoint is kept. For the next run try "
+                    "--config.early_stopping.patience=5, fewer --config.epochs or a lower "
+                    "--config.optimizer.learning_rate."
                 )
                 self._show(Finding(Severity.WARNING, "no-improvement", text, fix))
         if train_top1 is None or not self._gap_is_meaningful(step):

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from rich.console import Console, Group
+from rich.console import Console as RichConsole
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
@@ -20,16 +21,91 @@ from convoy.core.streams import Terminal, escaped
 from convoy.core.terminal import can_redraw
 from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
+from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
+
+if TYPE_CHECKING:
+    from convoy.trainer.step.step import StepResult
 
 _REFRESHES_PER_SECOND = 2  # a refresh takes some milliseconds of CPU time
 # Width of each column of the table of evaluations.
 _TABLE = {"step": 7, "epoch": 7, "train top-1": 13, "loss": 8, "top-1": 8, "top-5": 8, "macro F1": 10, "ECE": 7}
 
 
+class Console(Callback):
+    """Shows a run on standard output, for the command line and for programs that want the same."""
+
+    every_worker = True
+
+    def __init__(self, console: RichConsole | None = None):
+        """Args: console: where to print; None for standard output."""
+        self._console = console
+        self._shown_limits = ""
+        self._has_begun = False
+
+    def on_start(self, training: Training) -> None:
+        """Prints the settings of the run; on workers other than the chief, one line."""
+        from convoy.trainer.session.description import header_rows
+
+        session, group = training.session, training.session.worker_group
+        self._view = self._new_view(training).__enter__()
+        self._has_begun = True
+        if not training.is_chief:
+            print(
+                f"Worker {training.rank} of {training.num_workers} trains from step {training.step}. "
+                f"The chief, {group.address(0)}, shows progress and writes {training.workdir}.",
+                flush=True,
+            )
+            return
+        self._view.header(
+            header_rows(session.config, session.plan, session.runtime, session.dataset, session.run, group)
+        )
+        if training.step:
+            changed = f" Changed: {'; '.join(training.changed)}." if training.changed else ""
+            self._view.say(f"Resumed at step {training.step} of {training.total_steps}.{changed}")
+
+    def on_step_end(self, training: Training, result: "StepResult") -> None:
+        """Advances the progress bar."""
+        self._view.step(training.step)
+
+    def on_log(self, training: Training, log: Log) -> None:
+        """Shows the training metrics, and the bottleneck analysis when it says something new."""
+        self._view.progress(log.step, log.epoch, log.values)
+        if log.limits and log.limits["sentence"] != self._shown_limits:
+            self._shown_limits = log.limits["sentence"]
+            self._view.say(f"Limits: {self._shown_limits}.")
+
+    def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
+        """Shows the metrics of an evaluation as a row."""
+        self._view.evaluation(
+            evaluation.step, evaluation.epoch, evaluation.split, evaluation.metrics, evaluation.is_best
+        )
+
+    def on_message(self, training: Training, message: str | Finding) -> None:
+        """Prints a line, or a finding and its fix."""
+        view = self._view if self._has_begun else self._new_view(training)
+        if isinstance(message, Finding):
+            view.finding(message)
+        else:
+            view.say(message)
+
+    def on_end(self, training: Training, result: Mapping[str, Any] | None) -> None:
+        """Removes the progress bar, and says what has become of the run."""
+        if self._has_begun:
+            self._view.__exit__(None, None, None)
+        if self._has_begun and result:
+            step, stop = result["step"], result["stop"]
+            reached = f"Stopped at step {step}: {stop['reason']}" if stop else f"Done: step {step}"
+            self._view.say(f"{reached}, weights_sha256 {result['weights_sha256'][:16]}.")
+            self._view.say(f"Curves: {training.session.run.curves}")
+
+    def _new_view(self, training: Training) -> "TrainingConsole":
+        return TrainingConsole(training.total_steps, training.step, self._console, shows=training.is_chief)
+
+
 class TrainingConsole:
     """Shows a run of `total_steps` steps. A context manager: leaving it removes the bar."""
 
-    def __init__(self, total_steps: int, first_step: int, console: Console | None = None, *, shows: bool = True):
+    def __init__(self, total_steps: int, first_step: int, console: RichConsole | None = None, *, shows: bool = True):
         """Shows nothing yet.
 
         Args:
@@ -40,7 +116,7 @@ class TrainingConsole:
         """
         # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
         draws = None if can_redraw(sys.stdout) else False
-        self.console = console or Console(
+        self.console = console or RichConsole(
             file=cast("IO[str]", Terminal()), highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
         )
         self._total_steps = total_steps

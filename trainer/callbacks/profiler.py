@@ -1,66 +1,47 @@
-"""Profiles a range of steps for TensorBoard's Profile page: `convoy train --profile_steps=20:30`.
-
-profiler = StepProfiler(run.tensorboard, (20, 30), start_step=0, total_steps=100, say=print)
-profiler.begin_step(20)
-...                             # input wait is part of the step
-profiler.end_step(20, wait_for=result.sums)
-"""
+"""Profiles a range of steps for TensorBoard's Profile page: `convoy train --profile_steps=20:30`."""
 
 import importlib.util
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.core.text import counted
+from convoy.trainer.callbacks.callback import Callback, Training
+from convoy.trainer.step.step import StepResult
 
 
-class StepProfiler:
+class StepProfiler(Callback):
     """Profiles one range of steps, once."""
 
-    def __init__(
-        self,
-        folder: Path,
-        steps: tuple[int, int] | None,
-        *,
-        start_step: int,
-        total_steps: int,
-        say: Callable[[str], None],
-        records: bool = True,
-    ):
-        """Records nothing yet.
+    def __init__(self, first: int, last: int):
+        """Args: first, last: the steps to profile."""
+        self._first, self._last = first, last
+        self._trace: tf.profiler.experimental.Trace | None = None
+        self._is_recording = self._is_done = False
+        self._last_begun = 0
 
-        Args:
-          folder: TensorBoard's folder of the run.
-          steps: first and last step to profile; None for none.
-          start_step: steps done already.
-          total_steps: length of the run.
-          say: prints a line.
-          records: whether this process is the one that records.
+    def on_start(self, training: Training) -> None:
+        """Checks the range.
 
         Raises:
-          UsageError: the range ends after the run.
+          UsageError: it ends after the run.
         """
-        self._folder = folder
-        self._say = say
-        self._trace: tf.profiler.experimental.Trace | None = None
-        self._is_recording = False
-        self._last_begun = 0
-        self._steps = steps if records else None
-        if steps and steps[1] > total_steps:
+        self._say, self._folder = training.say, training.session.run.tensorboard
+        range_flag = f"--profile_steps={self._first}:{self._last}"
+        if self._last > training.total_steps:
             raise UsageError(
-                f"--profile_steps={steps[0]}:{steps[1]}: the run has {counted(total_steps, 'step')}. Pass a range "
-                "within them."
+                f"{range_flag}: the run has {counted(training.total_steps, 'step')}. Pass a range within them."
             )
-        if self._steps and self._steps[0] <= start_step:
-            first, last = self._steps
-            self._steps = None
-            say(f"--profile_steps={first}:{last}: not recorded, step {start_step} is already done.")
+        if self._first <= training.step:
+            self._is_done = True
+            training.say(f"{range_flag}: not recorded, step {training.step} is already done.")
 
-    def begin_step(self, step: int) -> None:
-        """Begins step number `step`, counted from 1."""
-        if not self._steps or not self._steps[0] <= step <= self._steps[1]:
+    def on_step_begin(self, training: Training) -> None:
+        """Begins to record at the first step; input wait is part of a step."""
+        step = training.step + 1
+        if self._is_done or not self._first <= step <= self._last:
             return
         if not self._is_recording:
             try:
@@ -73,34 +54,35 @@ class StepProfiler:
         self._trace = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
         self._trace.__enter__()
 
-    def end_step(self, step: int, *, wait_for: tf.Tensor) -> None:
-        """Ends a step; waits for `wait_for`, a tensor that the step computes, if it is the last of the range."""
-        if not self._trace or not self._steps:
+    def on_step_end(self, training: Training, result: StepResult) -> None:
+        """Ends a step, and the recording after the last one."""
+        if not self._trace:
             return
-        is_last = step == self._steps[1]
+        is_last = training.step == self._last
         if is_last:
-            wait_for.numpy()
+            result.gradient_norm.numpy()  # waits for the step
         self._trace.__exit__(None, None, None)
         self._trace = None
         if is_last:
-            self.close()
+            self._close()
 
-    def close(self) -> None:
-        """Writes the profile, also if the last step of the range was not reached."""
-        if not self._is_recording or not self._steps:
+    def on_end(self, training: Training, result: Mapping[str, Any] | None) -> None:
+        """Writes the profile if the last step of the range was not reached."""
+        self._close()
+
+    def _close(self) -> None:
+        if not self._is_recording:
             return
-        self._is_recording = False
-        first, last = self._steps[0], self._last_begun
-        self._steps = None
+        self._is_recording, self._is_done = False, True
         try:
             tf.profiler.experimental.stop()
         except (OSError, tf.errors.OpError) as error:
             self._give_up(error)
             return
         hint = "" if importlib.util.find_spec("xprof") else " Install that page with `pip install xprof`."
-        self._say(f"Profile: steps {first} to {last} recorded, see TensorBoard's Profile page.{hint}")
+        self._say(f"Profile: steps {self._first} to {self._last_begun} recorded, see TensorBoard's Profile page.{hint}")
 
     def _give_up(self, error: Exception) -> None:
-        self._steps = None
+        self._is_done = True
         reason = str(error).splitlines()[0]
         self._say(f"Warning: the steps cannot be profiled ({reason}). Training continues without a profile.")

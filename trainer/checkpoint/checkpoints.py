@@ -89,7 +89,7 @@ class CheckpointStore:
         Raises:
           DataError: it cannot be written; older checkpoints are kept.
         """
-        path = self._path(step)
+        path = self.path(step)
         try:
             with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for name, value in values.items():
@@ -113,7 +113,7 @@ class CheckpointStore:
           DamagedError: the file is truncated or corrupt.
           DataError: the file is missing or unreadable.
         """
-        path = self._path(step)
+        path = self.path(step)
         try:
             with zipfile.ZipFile(path) as archive:
                 metadata = _read_metadata(archive)
@@ -133,7 +133,7 @@ class CheckpointStore:
         scores = {}
         for step in self.steps():
             try:
-                with zipfile.ZipFile(self._path(step)) as archive:
+                with zipfile.ZipFile(self.path(step)) as archive:
                     score = _read_metadata(archive)["score"]
             except Exception:  # as in `load`; an unreadable checkpoint cannot be the best
                 continue
@@ -144,16 +144,17 @@ class CheckpointStore:
     def _drop_later(self, newest: int) -> None:
         for step in self.steps():
             if step > newest:
-                self._path(step).unlink(missing_ok=True)
+                self.path(step).unlink(missing_ok=True)
 
     def _prune(self) -> None:
         steps = self.steps()
-        unused = [self._path(step) for step in set(steps) - {*steps[-self._keep :], self.best()}]
+        unused = [self.path(step) for step in set(steps) - {*steps[-self._keep :], self.best()}]
         for path in (*unused, *self.folder.glob(f"step-*{PARTIAL_SUFFIX}")):
             with contextlib.suppress(OSError):  # CIFS removes nothing that is open: the next save tries again
                 path.unlink()
 
-    def _path(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """Returns the file of a checkpoint, whether it exists or not."""
         return self.folder / checkpoint_name(step)
 
 

@@ -23,16 +23,25 @@ class CheckpointSaver:
       best_score: best score of all checkpoints saved or being saved; None if none has a score.
     """
 
-    def __init__(self, store: CheckpointStore, *, on_failure: Callable[[DataError], None]):
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        on_failure: Callable[[DataError], None],
+        on_success: Callable[[int, float | None], None] = lambda step, score: None,
+    ):
         """Creates a saver; the thread starts with the first save.
 
         Args:
           store: where to save.
           on_failure: called by the next `check` or `save` after a failed save.
+          on_success: called by the next `check`, `save` or `finish` with step and score of a written checkpoint.
         """
         self._store = store
         self._on_failure = on_failure
+        self._on_success = on_success
         self._thread: threading.Thread | None = None
+        self._saving: tuple[int, float | None] = (0, None)
         self._error: DataError | None = None
         self.best_score = store.best_score()
 
@@ -60,11 +69,12 @@ class CheckpointSaver:
             except Exception as error:  # an exception that escapes a thread is lost
                 self._error = DataError(f"checkpoint of step {step}: not written ({type(error).__name__}: {error}).")
 
+        self._saving = (step, score)
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
-        """Calls `on_failure` if the last save has failed by now. Does not wait."""
+        """Calls `on_failure` or `on_success` if the last save has ended by now. Does not wait."""
         if self._thread and not self._thread.is_alive() and (error := self._wait()):
             self._on_failure(error)
 
@@ -83,10 +93,13 @@ class CheckpointSaver:
             raise error
 
     def _wait(self) -> DataError | None:
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        if not self._thread:
+            return None
+        self._thread.join()
+        self._thread = None
         error, self._error = self._error, None
         if error:
             self.best_score = self._store.best_score()
+        else:
+            self._on_success(*self._saving)
         return error

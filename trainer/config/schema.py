@@ -81,6 +81,12 @@ def default_config() -> ml_collections.ConfigDict:
                 "off_fraction": 0.0,  # final fraction of the run without mixing
             },
             "ema": {"decay": 0.0},  # 0: no moving average of the weights
+            "early_stopping": {
+                "patience": 0,  # evaluations without an improvement after which the run stops; 0: never
+                "metric": "top1",  # of the evaluations on the validation split
+                "min_delta": 0.0,  # smallest change that counts as an improvement
+                "mode": "auto",  # min, max; auto: lower is better for loss and ece, higher for the others
+            },
             "divergence": {
                 "rollbacks": 0,  # how often to return to the last checkpoint when the loss is NaN or infinite
                 "learning_rate_factor": 0.5,  # factor of the learning rate after each rollback

@@ -78,9 +78,14 @@ class RunDirectory(RunLayout):
                         self._lock.close()  # NFS keeps a folder until what was open in it is closed
                         for folder in self._made[1:]:
                             folder.rmdir()
-                self._lock.close()
-                self._lock = None
+                self.release()
             raise
+
+    def release(self) -> None:
+        """Releases the lock, if this process has it."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
 
     def _take_lock(self, wait_seconds: float) -> None:
         """Sets `_lock`, unless the folder is removed meanwhile."""

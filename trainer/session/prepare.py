@@ -57,6 +57,7 @@ class TrainingSession:
       run: the run directory, locked by this process if it is the chief.
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
+      worker_group: the workers of the run.
       model: what the model was built from (`model_code.model_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
     """
@@ -67,8 +68,13 @@ class TrainingSession:
     run: RunDirectory
     store: CheckpointStore
     runtime: Runtime
+    worker_group: WorkerGroup
     model: dict[str, Any]
     metadata: dict[str, Any]
+
+    def close(self) -> None:
+        """Lets other processes train in the run directory."""
+        self.run.release()
 
 
 def prepare(
@@ -158,7 +164,8 @@ def prepare(
             if worker_group.is_chief:
                 keep_code(run, runtime.built, recipe)
             worker_group.exchange("ready")
-    return TrainingSession(config, plan, dataset, run, store, runtime, identity, checkpoint[1] if checkpoint else {})
+    metadata = checkpoint[1] if checkpoint else {}
+    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, identity, metadata)
 
 
 def open_training_data(

@@ -5,6 +5,7 @@ import pytest
 
 from convoy.core.finding import Severity
 from convoy.trainer.callbacks.advice import Advice
+from convoy.trainer.callbacks.callback import Evaluation, Log
 from convoy.trainer.config import default_config, resolve
 
 NAMES = ("cups", "jugs", "pots")
@@ -32,8 +33,11 @@ def advice_on(shown):
             manifest={"name": "cups", "settings": settings or {}} if is_converted else {},
             split=lambda name: SimpleNamespace(label=np.array(labels[name])),
         )
-        advice = Advice(config, resolve(config, num_images=num_images, replicas=1), dataset, show=shown.append)
-        advice.start()
+        plan = resolve(config, num_images=num_images, replicas=1)
+        advice = Advice()
+        advice.on_start(
+            SimpleNamespace(session=SimpleNamespace(config=config, plan=plan, dataset=dataset), say=shown.append)
+        )
         return advice
 
     return make
@@ -43,14 +47,23 @@ def codes(findings):
     return [finding.code for finding in findings]
 
 
+def log(advice, input_wait_pct, fixes=(), *, train_top1=0.0):
+    values = {"quality/top1": train_top1, "perf/input_wait_pct": input_wait_pct}
+    advice.on_log(None, Log(0, 0.0, values, fixes))
+
+
 def evaluate(advice, *, train_top1, top1, best_top1=None, step=LATE):
-    advice.evaluated(step=step, train_top1=train_top1, top1=top1, best_top1=best_top1)
+    if train_top1 is not None:
+        log(advice, 0.0, train_top1=train_top1)
+    is_best = best_top1 is None or top1 > best_top1
+    best = top1 if is_best else best_top1
+    advice.on_evaluation(None, Evaluation(step, 0.0, "validation", {"top1": top1}, {}, is_best, best))
 
 
 def test_healthy_run_gets_no_advice(advice_on, shown):
     advice = advice_on({"train": [0, 1, 2], "validation": [0, 1, 2]})
     for top1 in (0.1, 0.2, 0.3):
-        advice.logged(5.0, ["anything"])
+        log(advice, 5.0, ["anything"])
         evaluate(advice, train_top1=top1 + 0.1, top1=top1, best_top1=top1 - 0.1)
     assert shown == []
 
@@ -100,15 +113,15 @@ def test_a_batch_larger_than_the_data_set_is_reported(advice_on, shown):
 def test_input_wait_is_reported_when_it_begins(advice_on, shown):
     advice = advice_on()
     for share in (30.0, 5.0, 30.0):  # a single slow log line may be noise
-        advice.logged(share, ["this"])
+        log(advice, share, ["this"])
     assert shown == []
     for share in (31.0, 40.0, 50.0):
-        advice.logged(share, ["this", "that"])
+        log(advice, share, ["this", "that"])
     (finding,) = shown
     assert (finding.code, finding.severity) == ("input-bound", Severity.WARNING)
     assert "31 %" in finding.text and "this or that" in finding.fix
     for share in (5.0, 25.0, 26.0):
-        advice.logged(share, ["this"])
+        log(advice, share, ["this"])
     assert codes(shown) == ["input-bound"] * 2
 
 

@@ -1,5 +1,7 @@
 """`convoy train --profile_steps`: recorded steps and rejected ranges."""
 
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -25,10 +27,21 @@ def marked_steps(path):
     return sorted(steps)
 
 
-def profile(profiler, steps):
+def profile(profiler, folder, steps, *, start_step=0, total_steps=9):
+    """Runs the hooks of steps; returns the lines that were printed."""
+    lines = []
+    run = SimpleNamespace(tensorboard=folder)
+    training = SimpleNamespace(
+        session=SimpleNamespace(run=run), step=start_step, total_steps=total_steps, say=lines.append
+    )
+    profiler.on_start(training)
     for step in steps:
-        profiler.begin_step(step)
-        profiler.end_step(step, wait_for=tf.constant(0.0))
+        training.step = step - 1
+        profiler.on_step_begin(training)
+        training.step = step
+        profiler.on_step_end(training, SimpleNamespace(gradient_norm=tf.constant(0.0)))
+    profiler.on_end(training, None)
+    return lines
 
 
 @pytest.mark.slow
@@ -42,27 +55,21 @@ def test_requested_steps_are_recorded_with_markers(dataset, tmp_path, convoy):
 
 
 def test_interrupted_run_keeps_the_steps_recorded_so_far(tmp_path):
-    lines = []
-    profiler = StepProfiler(tmp_path, (2, 9), start_step=0, total_steps=9, say=lines.append)
-    profile(profiler, (1, 2, 3))
-    profiler.close()
+    lines = profile(StepProfiler(2, 9), tmp_path, (1, 2, 3))
     (path,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert marked_steps(path) == [2, 3]
     assert len(lines) == 1 and "2 to 3" in lines[0]
 
 
 def test_steps_that_are_already_done_are_not_recorded(tmp_path):
-    lines = []
-    profiler = StepProfiler(tmp_path, (2, 3), start_step=2, total_steps=9, say=lines.append)
-    profile(profiler, (3,))
-    profiler.close()
+    lines = profile(StepProfiler(2, 3), tmp_path, (3,), start_step=2)
     assert not list(tmp_path.iterdir())
     assert len(lines) == 1 and "--profile_steps=2:3" in lines[0]
 
 
 def test_range_after_the_end_of_the_run_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="--profile_steps=5:7.* 6 steps"):
-        StepProfiler(tmp_path, (5, 7), start_step=0, total_steps=6, say=print)
+        profile(StepProfiler(5, 7), tmp_path, (), total_steps=6)
 
 
 @pytest.mark.parametrize("value", ["20", "30:20", "0:5", "a:b", ":"])

@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.measurement.flops import known_peak, measured_peak, training_flops
 
 BATCH = (4, 8, 8, 3)
 

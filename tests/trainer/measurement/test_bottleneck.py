@@ -7,10 +7,10 @@ import keras
 import pytest
 
 from convoy.core.processes import usable_cores
-from convoy.trainer.callbacks.bottleneck import BottleneckAnalyzer
-from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import default_config, resolve
+from convoy.trainer.measurement.bottleneck import BottleneckAnalyzer
+from convoy.trainer.measurement.step_timer import Window
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_long_reduction_is_reported_with_its_size_and_fixes(analyzer_of):
 
 
 def test_flops_per_image_are_averaged_over_the_timed_steps(analyzer_of, monkeypatch):
-    monkeypatch.setattr("convoy.trainer.callbacks.bottleneck.training_flops", lambda model, shape: 1e9 * shape[1])
+    monkeypatch.setattr("convoy.trainer.measurement.bottleneck.training_flops", lambda model, shape: 1e9 * shape[1])
     analyzer = analyzer_of(steps=40, progressive={"sizes": (16,), "ends": (0.25,)})
     for step, gflops in ((10, 16), (20, (16 + 8) / 2), (40, 8)):
         analyzer._runtime.state.step = step

@@ -1,6 +1,6 @@
 import pytest
 
-from convoy.trainer.callbacks.step_timer import StepTimer
+from convoy.trainer.measurement.step_timer import StepTimer
 
 
 class Clock:

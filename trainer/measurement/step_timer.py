@@ -82,6 +82,7 @@ class StepTimer:
         self._waited = 0.0
         self._paused = 0.0
         self._cpu_paused = 0.0
+        self._is_paused = False
         self._steps: list[_Step] = []  # of the window
         self._steady: collections.deque[_Step] = collections.deque(maxlen=_STEADY_STEPS)
         self.steady_steps = 0
@@ -100,9 +101,16 @@ class StepTimer:
 
     @contextmanager
     def paused(self, why: str) -> Iterator[None]:
-        """Counts the time inside under `why` and not as part of a step."""
+        """Counts the time inside under `why` and not as part of a step; inside another pause it does nothing."""
+        if self._is_paused:
+            yield
+            return
         start, cpu_start = self._clock(), self._cpu_clock()
-        yield
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
         spent = self._clock() - start
         self._seconds[why] = self._seconds.get(why, 0.0) + spent
         if self._step_started is not None:

@@ -20,11 +20,11 @@ from convoy.core.memory import resident_memory
 from convoy.core.processes import usable_cores
 from convoy.core.text import joined
 from convoy.core.thresholds import INPUT_BOUND_PCT
-from convoy.trainer.callbacks.flops import known_peak, measured_peak, training_flops
-from convoy.trainer.callbacks.step_timer import Window
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, peak_gpu_memory, runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
+from convoy.trainer.measurement.flops import known_peak, measured_peak, training_flops
+from convoy.trainer.measurement.step_timer import Window
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.step.step import TrainStep
 

@@ -1,0 +1,113 @@
+"""TensorBoard's images, precision-recall curves and histograms: a training batch, and the errors of ten evaluations."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from convoy.input_pipeline.augment.apply import on_device
+from convoy.input_pipeline.augment.pipeline import Operation, parse_pipeline
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.input_pipeline.reading.reader import Batch, Reader
+from convoy.trainer.callbacks.callback import Callback, Evaluation, Training
+from convoy.trainer.callbacks.run_files import RunFiles
+from convoy.trainer.callbacks.tensorboard import summaries
+from convoy.trainer.config import resolution
+from convoy.trainer.evaluation import pictures
+from convoy.trainer.evaluation.counts import EvaluationSummary
+from convoy.trainer.evaluation.lettering import legend, names_in_pictures
+from convoy.trainer.step.step import StepResult
+
+
+def train_batch(
+    batch: Batch, operations: Sequence[Operation], class_names: Sequence[str], strategy: tf.distribute.Strategy
+) -> list[Summary.Value]:
+    """Returns the first images of a training batch, augmented and not yet mixed.
+
+    With them, the names of the classes that pictures show by number, if there are any.
+
+    Args:
+      batch: a distributed batch; images on this process's devices are shown.
+      operations: the device operations of the augmentation pipeline.
+      class_names: by label.
+      strategy: the strategy that distributes the batch.
+    """
+    columns = {}
+    for name in ("image", "label", "randomness"):
+        parts = strategy.experimental_local_results(batch[name])
+        columns[name] = np.concatenate([part[: pictures.GRID_IMAGES].numpy() for part in parts])[: pictures.GRID_IMAGES]
+    with tf.device("/CPU:0"):
+        pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
+    names = names_in_pictures(class_names)
+    captions = [[names[label]] for label in columns["label"]]
+    grid = pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions)
+    numbered = [f"{number}: {name}" for number, name in legend(class_names).items()]
+    texts = [summaries.text("media/class_numbers", "\n".join(numbered))] if numbered else []
+    return [summaries.image("media/train_batch", grid), *texts]
+
+
+class TensorBoardPages(Callback):
+    """Writes pictures, precision-recall curves and histograms; the curves of the metrics are those of `RunFiles`."""
+
+    def __init__(self, run_files: RunFiles):
+        """Args: run_files: writes TensorBoard's event files; comes before this callback."""
+        self._run_files = run_files
+
+    def on_batch(self, training: Training, batch: Batch) -> None:
+        """Writes the images of the first training batch of the run."""
+        if training.step == 0:
+            with training.paused("log"):
+                session = training.session
+                pipeline = parse_pipeline(session.config.augment.ops, image_size=session.config.image_size)
+                strategy = session.runtime.strategy
+                shown = train_batch(batch, pipeline.device, session.dataset.class_names, strategy)
+                self._run_files.show("media", 0, shown)
+
+    def on_step_end(self, training: Training, result: StepResult) -> None:
+        """Writes a histogram of each weight every `config.histogram_every`."""
+        every_steps = training.session.plan.histogram_every_steps
+        if every_steps and training.step % every_steps == 0:
+            with training.paused("log"):
+                weights = training.weights().items()
+                shown = [summaries.histogram(f"weights/{path}", value) for path, value in weights]
+                self._run_files.show("train", training.step, shown)
+
+    def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
+        """Writes confusion matrix, most confident errors and precision-recall curves, if there is a summary."""
+        summary, step = evaluation.summary, evaluation.step
+        if summary:
+            class_names = training.session.dataset.class_names
+            title = f"{evaluation.split}, step {step}"
+            shown = [summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names))]
+            if summary.mistakes:
+                shown.append(summaries.image("media/worst", self._errors(training, evaluation.split, summary)))
+            self._run_files.show("media", step, shown)
+            curves = [
+                summaries.pr_curve(_curve_tag(label, class_names), positives, negatives)
+                for label, (positives, negatives) in summary.curves.items()
+            ]
+            self._run_files.show(evaluation.split, step, curves)
+
+    def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> Image.Image:
+        dataset, config = training.session.dataset, training.session.config
+        reader = Reader(dataset.split(split), Crop(resolution.evaluation_size(config), resize=config.resize))
+        names = names_in_pictures(dataset.class_names)
+        captions = [
+            (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
+            for m in summary.mistakes
+        ]
+        images = reader.images(np.array([mistake.index for mistake in summary.mistakes]))
+        reader.close()
+        return pictures.image_grid(images, captions)
+
+
+def _confusion_matrix(title: str, summary: EvaluationSummary, class_names: Sequence[str]) -> Image.Image:
+    shares = pictures.row_shares(summary.labels, summary.predicted, summary.counts, summary.num_classes)
+    return pictures.confusion_matrix(shares, names_in_pictures(class_names), title)
+
+
+def _curve_tag(label: int, class_names: Sequence[str]) -> str:
+    # In a group of its own, because a class may be named `micro` too.
+    return "pr/micro" if label < 0 else f"pr_of_class/{pictures.printable(class_names[label])}"

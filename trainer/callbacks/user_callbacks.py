@@ -1,0 +1,29 @@
+"""Callbacks of users by name: `convoy train --callbacks=FILE.py:NAME`."""
+
+from collections.abc import Callable, Sequence
+
+from convoy.core.errors import UsageError
+from convoy.core.registry import Registry
+from convoy.trainer.callbacks.callback import Callback
+
+CALLBACKS: Registry[Callable[[], Callback]] = Registry("callback", field="--callbacks")
+
+
+def find_callbacks(names: Sequence[str]) -> list[Callback]:
+    """Returns a callback by each name: of a class of callbacks, or of a function that returns one.
+
+    Raises:
+      UsageError: there is no such class or function, it fails, or returns something else.
+    """
+    return [_find(name) for name in names]
+
+
+def _find(name: str) -> Callback:
+    make = CALLBACKS.find(name).value
+    try:
+        callback = make()
+    except Exception as error:
+        raise UsageError(f"--callbacks={name}: fails without arguments: {type(error).__name__}: {error}") from error
+    if not isinstance(callback, Callback):
+        raise UsageError(f"--callbacks={name}: gives a {type(callback).__name__}. It must be a convoy.Callback.")
+    return callback

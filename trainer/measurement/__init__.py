@@ -1,0 +1,1 @@
+"""Measurements of a training run, in which all workers take part: step times, bottleneck analysis, evaluations."""
