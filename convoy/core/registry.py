@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         if name in self._added:
             return Found(name, self._added[name], digests={name: _source_digest(self._added[name])})
         file, _, attribute = name.rpartition(":")
-        if file.endswith(".py"):
+        if file.endswith(".py") and attribute:
             code = self._run(name, located(file))
             return Found(name, self._attribute(name, code.names, attribute, file), code, code.digests())
         if _IN_MODULE.fullmatch(name):
@@ -108,8 +108,8 @@ class Registry(Generic[T]):
             return Found(name, self._attribute(name, vars(module), attribute, file), None, digests)
         raise self._error(
             name,
-            f"unknown {self._kind}{did_you_mean(name, self.names)}. Set one of {', '.join(self.names)}, FILE.py:NAME "
-            "or package.module:NAME",
+            f"unknown {self._kind}{did_you_mean(name, self.names)}. Set {', '.join([*self.names, 'FILE.py:NAME'])} or "
+            "package.module:NAME",
         )
 
     def _run(self, name: str, path: Path) -> UserCode:
