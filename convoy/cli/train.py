@@ -131,7 +131,7 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     )
     define_verbosity_flag(flags)
     define.bool("record_order", False, "write the images of each step to RUN/order")
-    define.list("callbacks", [], "FILE.py:NAME or package.module:NAME of callbacks, separated by commas")
+    define.list("callbacks", [], "callbacks, separated by commas: wandb, mlflow, FILE.py:NAME or package.module:NAME")
     define.float(
         "max_hours",
         None,
@@ -166,9 +166,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     with ending_on_interrupt():
         start_tensorflow()
         from convoy.trainer.callbacks.console import Console
+        from convoy.trainer.callbacks.named import find_callbacks
         from convoy.trainer.callbacks.order_record import OrderRecord
         from convoy.trainer.callbacks.profiler import StepProfiler
-        from convoy.trainer.callbacks.user_callbacks import find_callbacks
         from convoy.trainer.cluster.watchdog import Deadlines
         from convoy.trainer.loop import train
 

@@ -29,7 +29,8 @@ def draw_curves(run: RunDirectory) -> None:
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.has_data():
+            axes.legend()
     if drawn:
         with written_whole(run.curves) as file:
             figure.savefig(file, format="png", dpi=110)

@@ -1,4 +1,4 @@
-"""Callbacks of users by name: `convoy train --callbacks=FILE.py:NAME`."""
+"""Callbacks by name: `convoy train --callbacks=wandb,FILE.py:NAME`."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,6 +15,8 @@ def find_callbacks(names: Sequence[str]) -> list[Callback]:
     Raises:
       UsageError: there is no such class or function, it fails, or returns something else.
     """
+    from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
+
     return [_find(name) for name in names]
 
 
