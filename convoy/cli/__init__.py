@@ -164,6 +164,7 @@ def _dispatch(argv: list[str]) -> int:
         problem = str(error).splitlines()[0].replace(" ?", "?")
         problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer", problem)
         problem = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", problem)
+        problem = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is not true or false", problem)
         stop = "" if problem.endswith((".", "?")) else "."
         raise UsageError(f"{problem}{stop} Run `convoy {name} --help` to list the flags.") from None
     require_flags(flags, *getattr(module, "REQUIRED", ()))

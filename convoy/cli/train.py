@@ -26,6 +26,9 @@ from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.time_limit import TimeLimit
 from convoy.trainer.config import renamed
 
+_NUMBER = r"\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\s*"
+_NUMBERS = re.compile(rf"[(\[]?{_NUMBER}(,{_NUMBER})*,?\s*[)\]]?|\(\s*\)|\[\s*\]")
+
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
     """Defines the flags; returns the arguments as `define_config_flag`."""
@@ -51,16 +54,18 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
       UsageError: unknown recipe or config field.
     """
     name, others = _take_config(arguments)
+    recipe = configs.load_recipe(name)
+    others = _with_joined_values(recipe, others)
     given: dict[str, str] = {}
     for position, argument in enumerate(others):
         flag, equals, text = argument.partition("=")
-        match = re.fullmatch(r"(-{0,2}(?:no)?config\.)(.+)", flag)
+        match = re.fullmatch(r"(-{0,2}(?:no)?config\.)(.*)", flag, re.DOTALL)
         if match:
             field, value = renamed.current_field(match[2], text if equals else None)
             given[field] = "true" if value is None else value
             others[position] = f"{match[1]}{field}{equals}{value or ''}"
-    recipe = configs.load_recipe(name)
     configs.check_field_names(recipe, list(given))
+    _check_lists(recipe, given)
     _check_length(recipe, name, given)
     _check_for_bare_fields(recipe, others)
     # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
@@ -82,15 +87,42 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     return arguments
 
 
+def _with_joined_values(recipe: ml_collections.ConfigDict, arguments: list[str]) -> list[str]:
+    """Returns the arguments with `--config.FIELD VALUE` as `--config.FIELD=VALUE`.
+
+    Raises:
+      UsageError: the value is missing, and the next flag would become the value.
+    """
+    known, rest, joined = dict(configs.fields(recipe)), iter(arguments), []
+    for argument in rest:
+        match = re.fullmatch(r"--?config\.([^=]*)", argument)
+        field = match and renamed.FIELDS.get(match[1], match[1])
+        if field in known and not isinstance(known[field], bool):
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise UsageError(f"{argument} has no value: pass {argument}=VALUE.")
+            argument = f"{argument}={value}"
+        joined.append(argument)
+    return joined
+
+
+def _check_lists(recipe: ml_collections.ConfigDict, given: Mapping[str, str]) -> None:
+    """Raises a UsageError for a list of numbers that is none: the flag's parser takes any Python literal."""
+    known = dict(configs.fields(recipe))
+    for field, text in given.items():
+        if isinstance(known[field], tuple) and not _NUMBERS.fullmatch(text):
+            raise UsageError(f"--config.{field}={text}: pass numbers, such as 0.5,0.75, or () for none.")
+
+
 def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:
     """Raises a UsageError if the command line leaves open how long to train."""
     if "steps" not in given:
         return
-    if given["steps"].strip("0+-_ ") and "epochs" in given:
+    if not configs.is_zero(given["steps"]) and "epochs" in given:
         raise UsageError(
             f"--config.steps={given['steps']} and --config.epochs={given['epochs']} are two lengths. Pass one"
         )
-    if not given["steps"].strip("0+-_ ") and "epochs" not in given and recipe.steps:
+    if configs.is_zero(given["steps"]) and "epochs" not in given and recipe.steps:
         raise UsageError(
             f"--config.steps={given['steps']} takes away the length of recipe {name} "
             f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"

@@ -12,8 +12,10 @@ import logging
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from convoy.core.errors import UsageError
 
@@ -137,7 +139,8 @@ def _socket_of(address: str) -> tuple[str, int]:
 def _workers(addresses: Sequence[str], index: int, source: str) -> Cluster:
     if not 0 <= index < len(addresses):
         raise UsageError(f"{source}: index {index} of this task is not between 0 and {len(addresses) - 1}.")
-    return Cluster(tuple(addresses), index, source, tuple(("worker", rank) for rank in range(len(addresses))))
+    addresses = tuple(_checked_address(address, source) for address in addresses)
+    return Cluster(addresses, index, source, tuple(("worker", rank) for rank in range(len(addresses))))
 
 
 def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
@@ -145,31 +148,56 @@ def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
     if not text:
         return None
     try:
-        config = json.loads(text)
-        tasks = {job: list(addresses) for job, addresses in config.get("cluster", {}).items()}
-        task = config.get("task", {})
-        own = (str(task.get("type", "worker")), int(task.get("index", 0)))
-    except (ValueError, TypeError, AttributeError) as error:
+        config = json.loads(text, object_pairs_hook=_each_key_once)
+        tasks, task = config.get("cluster", {}), config.get("task", {})
+        job = task.get("type", "worker")
+        if not all(isinstance(addresses, list) for addresses in tasks.values()) or not isinstance(job, str):
+            raise ValueError("a task type is text, and its addresses are a list")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"TF_CONFIG={text!r} is invalid ({error}). Example: "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
         ) from None
     if not tasks:
         if task or "sparseCluster" in config:
-            given = f"the task {own[0]} {own[1]}" if task else "sparseCluster"
+            given = f"the task {json.dumps(task)}" if task else "sparseCluster"
             raise UsageError(
                 f"TF_CONFIG={text!r} has {given} and no cluster. Add all workers as "
                 '"cluster": {"worker": ["host1:2222", "host2:2222"]}, or unset TF_CONFIG to train in one process.'
             )
         return None
-    unknown = sorted(tasks.keys() - {"chief", "worker"}) or sorted({own[0]} - {"chief", "worker"})
+    unknown = sorted(tasks.keys() - {"chief", "worker"}) or sorted({job} - {"chief", "worker"})
     if unknown:
         raise UsageError(f"TF_CONFIG has a task of type {unknown[0]!r}. Use only the types chief and worker.")
+    if len(tasks.get("chief", ())) > 1:
+        raise UsageError(f"TF_CONFIG has {len(tasks['chief'])} tasks of type chief. Make all but one of them workers.")
+    own = (job, _task_index(task.get("index"), len(tasks.get(job, ()))))
     jobs = [(job, rank) for job in ("chief", "worker") for rank in range(len(tasks.get(job, ())))]
     if own not in jobs:
         raise UsageError(f"TF_CONFIG: task {own[0]} {own[1]} is not in the cluster {json.dumps(tasks)}.")
     addresses = tuple(_checked_address(tasks[job][rank], "TF_CONFIG") for job, rank in jobs)
     return Cluster(addresses, jobs.index(own), "TF_CONFIG", tuple(jobs))
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
+    if repeated:
+        raise ValueError(f"it has {repeated[0]!r} more than once")
+    return dict(pairs)
+
+
+def _task_index(given: object, tasks: int) -> int:
+    """Returns the index of this task among those of its type; it may be missing if there is only one."""
+    if given is None and tasks == 1:
+        return 0
+    if isinstance(given, str) and re.fullmatch(r"[0-9]{1,9}", given):
+        return int(given)
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise UsageError(
+            f'TF_CONFIG: "index": {json.dumps(given)} of this task must be an integer, its position in the list of its '
+            "type."
+        )
+    return given
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
@@ -193,12 +221,10 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     job = _integer(environment, "SLURM_JOB_ID", "0") % _SLURM_JOBS
     first_port = _SLURM_FIRST_PORT + job * _SLURM_PORTS_PER_JOB
     found = _workers([f"{hosts[host]}:{first_port + local}" for host, local in layout], rank, "SLURM")
-    if {"SLURM_NODEID", "SLURM_LOCALID"} <= environment.keys():
-        own = (_integer(environment, "SLURM_NODEID"), _integer(environment, "SLURM_LOCALID"))
-        if own != layout[rank]:
+    for name, expected in zip(("SLURM_NODEID", "SLURM_LOCALID"), layout[rank], strict=True):
+        if name in environment and _integer(environment, name) != expected:
             raise UsageError(
-                f"SLURM task {rank} runs at SLURM_NODEID={own[0]}, SLURM_LOCALID={own[1]}; expected "
-                f"{layout[rank][0]}, {layout[rank][1]}. {_USE_BLOCKS}"
+                f"SLURM task {rank} runs at {name}={environment[name]}; expected {expected}. {_USE_BLOCKS}"
             )
     return found
 
@@ -251,8 +277,8 @@ def _scontrol_hostnames(nodes: str) -> list[str]:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(
-            f"SLURM_STEP_NODELIST={nodes}: `scontrol show hostnames` failed ({error}). Put scontrol on the PATH; in a "
-            "container set TF_CONFIG, or pass --worker_hosts and --worker_index."
+            f"SLURM_STEP_NODELIST={nodes!r}: `scontrol show hostnames` failed ({error}). Put scontrol on the PATH; in "
+            "a container set TF_CONFIG, or pass --worker_hosts and --worker_index."
         ) from None
 
 
@@ -280,7 +306,7 @@ def _from_flags(hosts: Sequence[str], index: int | None) -> Cluster | None:
         return None
     if index is None or not 0 <= index < len(hosts):
         raise UsageError(f"--worker_index={index}: pass 0 to {len(hosts) - 1}, the index in --worker_hosts.")
-    return _workers([_checked_address(host, "--worker_hosts") for host in hosts], index, "--worker_hosts")
+    return _workers(hosts, index, "--worker_hosts")
 
 
 def _checked_address(address: object, source: str) -> str:
@@ -294,6 +320,8 @@ def _checked_address(address: object, source: str) -> str:
             ipaddress.IPv6Address(host.strip("[]"))
         except ValueError:
             raise UsageError(f"{source}: address {address!r}: {host} is not an IPv6 address.") from None
+    elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+        raise UsageError(f"{source}: address {address!r}: a host consists of letters (a-z), digits, '.', '-' and '_'.")
     return f"{host}:{int(port)}"
 
 

@@ -5,11 +5,18 @@ from collections.abc import Iterable
 
 from convoy.core import exit_codes
 
+_LONGEST = 4_000  # characters of a message
+
 
 class ConvoyError(Exception):
     """An expected failure. The message names what is wrong, its value, and the fix."""
 
     exit_code = exit_codes.ERROR
+
+    def __str__(self) -> str:
+        """Returns the message; of a long one, which repeats long values, without the middle."""
+        message = super().__str__()
+        return message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
 
 
 class UsageError(ConvoyError):

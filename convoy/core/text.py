@@ -66,6 +66,11 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def one_line(text: str) -> str:
+    """Returns text, such as that of a file, with line breaks and control characters as `\\n` and `\\x1b`."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def without_secrets(text: str) -> str:
     """Returns text with passwords and keys replaced by `***`: in URLs, and in assignments such as `API_KEY=...`."""
     return _SECRETS.sub(lambda found: f"{found['before'] or found['name'] or found['variable']}***", text)

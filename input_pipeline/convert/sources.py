@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convoy.core.errors import DataError, did_you_mean
-from convoy.core.text import counted
+from convoy.core.text import counted, one_line
 from convoy.input_pipeline.convert.folders import (
     IMAGE_SUFFIXES,
     ImageFile,
@@ -328,7 +328,7 @@ def _read_rows(table: Table) -> list[_Row]:
         for column, value in ((filename_column, filename), (category_column, category)):
             if not value.strip():
                 raise DataError(
-                    f"{manifest} line {line}: empty {column} ({','.join(row)}). Fill it in, or remove the row"
+                    f"{manifest} line {line}: empty {column} ({one_line(','.join(row))}). Fill it in, or remove the row"
                 )
         parsed.append(_Row(line, filename, category.strip(), group))
     counts = Counter(row.filename for row in parsed)

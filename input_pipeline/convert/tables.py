@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
-from convoy.core.text import counted
+from convoy.core.text import counted, one_line
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONGEST_FIELD = 2**20  # bytes; an unclosed quote makes one field of the rest of the file
@@ -53,7 +53,7 @@ def read_table(path: Path, *, delimiter: str = "", encoding: str = "") -> tuple[
         if len(row) != len(header):
             raise DataError(
                 f"{path} line {line} has {counted(len(row), 'field')}, and the header {len(header)} "
-                f"({','.join(header)}). Quote fields that contain {SEPARATORS.get(delimiter, 'separators')}"
+                f"({one_line(','.join(header))}). Quote fields that contain {SEPARATORS.get(delimiter, 'separators')}"
             )
     return header, rows
 

@@ -245,6 +245,11 @@ class TestConfig:
             ("--config.xla=yes", "auto, on, off"),
             ("--config.epochs=inf", "finite"),
             ("--config.log_every=0.5", "integer"),
+            ("--config.deterministic=perhaps", "true or false"),
+            ("--config.steps=9999999999999999999", "64-bit"),
+            ("--config.schedule.boundaries={0.5: 1}", "0.5,0.75"),
+            ("--config.schedule.boundaries=" + "-" * 900 + "1", "0.5,0.75"),
+            ("--config.schedule.boundaries=", "0.5,0.75"),
         ],
     )
     def test_invalid_value_is_named_with_what_is_allowed(self, refuses, flag, allowed):
@@ -319,6 +324,13 @@ class TestPrintConfig:
         assert (code, fields["eval_every_images"], fields["schedule.warmup_steps"]) == (0, "900", "7")
         assert (float(fields["eval_every_epochs"]), float(fields["schedule.warmup_epochs"])) == (0, 0)
 
+    def test_a_value_may_follow_its_field(self, run):
+        given = ("--config.eval_every", "0", "--config.order", "windowed", "--config.progressive.sizes", "()")
+        _, out, _ = run("train", "--config=convnet", "--print_config", *given)
+        fields = printed_fields(out)
+        assert float(fields["eval_every_epochs"]) > 0
+        assert (fields["shuffle"], fields["progressive.sizes"]) == ("'block'", "()")
+
     def test_recipe_name_and_file_work_from_any_folder(self, convoy, tmp_path):
         shipped = convoy("train", "--config=smoke", "--print_config", cwd=tmp_path, check=True)
         (tmp_path / "mine.py").write_text(
@@ -370,10 +382,15 @@ class TestSlipsOfBeginners:
         [
             (("--config.epochs=3", "--config.steps=9"), "--config.steps=9 and --config.epochs=3"),
             (("--config.steps=0",), "--config.steps=0"),
+            (("--config.steps=-0x0",), "--config.steps=-0x0"),
         ],
     )
     def test_two_lengths_or_none_are_refused(self, refuses, flags, named):
         assert named in refuses("train", "--config=smoke", *flags)
+
+    def test_a_flag_without_field_or_value_is_refused(self, refuses):
+        assert "no field ''" in refuses("train", "--config.=3")
+        assert "--config.model.name" in refuses("train", "--config.model.name", "--config.model.weights=w", "--data=d")
 
     @pytest.mark.parametrize(
         ("name", "meant"), [("fit", "train"), ("eval", "evaluate"), ("trian", "train"), ("nosuch", "")]

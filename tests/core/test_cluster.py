@@ -82,12 +82,30 @@ class TestTfConfig:
         assert find_cluster(tf_config({"worker": HOSTS[:1]})) is None
 
     @pytest.mark.parametrize(
-        "text", ["{", "[]", "7", '{"cluster": 3}', '{"cluster": {"worker": 3}}', '{"cluster": {}, "task": 3}']
+        "text",
+        [
+            *("{", "[]", "7", '{"cluster": 3}', '{"cluster": {"worker": 3}}', '{"cluster": {}, "task": 3}', "[" * 3000),
+            *('{"cluster": []}', '{"cluster": {"worker": {"a:1": 0, "b:1": 1}}, "task": {"index": 0}}'),
+            '{"cluster": {"worker": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"index": 0}}',
+        ],
     )
     def test_invalid_json_is_shown_with_an_example(self, text):
         with pytest.raises(UsageError, match=r"TF_CONFIG=.*Example: \{\"cluster\"") as caught:
             find_cluster({"TF_CONFIG": text})
         assert repr(text) in str(caught.value)
+
+    @pytest.mark.parametrize("index", [None, True, 1.0, "1.0", "", [1]])
+    def test_index_that_is_no_integer(self, index):
+        with pytest.raises(UsageError, match=f'TF_CONFIG: "index": {re.escape(json.dumps(index))}'):
+            find_cluster(tf_config({"worker": HOSTS}, index=index))
+
+    def test_index_as_text_or_of_the_only_task_of_its_type(self):
+        assert find_cluster(tf_config({"worker": HOSTS}, index="2")).index == 2
+        assert find_cluster(tf_config({"chief": HOSTS[:1], "worker": HOSTS[1:]}, "chief", None)).index == 0
+
+    def test_two_chiefs(self):
+        with pytest.raises(UsageError, match="TF_CONFIG has 2 tasks of type chief"):
+            find_cluster(tf_config({"chief": HOSTS[:2], "worker": HOSTS[2:]}))
 
     @pytest.mark.parametrize("job", ["evaluator", "ps"])
     def test_unknown_task_type(self, job):
@@ -145,8 +163,10 @@ class TestSlurm:
     def test_task_on_an_unexpected_host_is_rejected(self):
         here = {**slurm(3), "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}
         assert find_cluster(here).index == 3
-        with pytest.raises(UsageError, match="task 3 .*SLURM_NODEID=0, SLURM_LOCALID=1"):
+        with pytest.raises(UsageError, match="task 3 .*SLURM_NODEID=0; expected 1"):
             find_cluster({**here, "SLURM_NODEID": "0"})
+        with pytest.raises(UsageError, match="task 3 .*SLURM_LOCALID=0; expected 1"):
+            find_cluster({**slurm(3), "SLURM_LOCALID": "0"})
 
     def test_hosts_from_the_launcher(self):
         hosts = {HOSTS_VARIABLE: "a,b07,c"}
@@ -301,7 +321,20 @@ class TestAddresses:
         assert [host_and_port(address) for address in cluster.addresses] == [("::1", 2222), ("fd00::2", 2222)]
 
     @pytest.mark.parametrize(
-        "address", ["::1:2222", "fd00::2", "[::1:2222", "[localhost]:1", "a:b:1", "a:0x10", "a:\u0662"]
+        "address",
+        [
+            "::1:2222",
+            "fd00::2",
+            "[::1:2222",
+            "[localhost]:1",
+            "a:b:1",
+            "a:0x10",
+            "a:\u0662",
+            " a:1",
+            "a\n:1",
+            "u@a:1",
+            "\u0430:1",
+        ],
     )
     def test_invalid(self, address):
         with pytest.raises(UsageError, match=re.escape(repr(address))):

@@ -1,9 +1,10 @@
-"""Text: secrets are hidden, everything else stays."""
+"""Text: secrets are hidden, line breaks and control characters are shown, everything else stays."""
 
 import pytest
 
+from convoy.core.errors import UsageError
 from convoy.core.files import json_value
-from convoy.core.text import without_secrets
+from convoy.core.text import one_line, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,12 @@ def test_secrets_are_hidden(text, expected):
 def test_json_values_have_no_secrets():
     value = {"data": ["https://a:b@c", 3, float("nan")], "nested": {"url": "https://c?token=1"}}
     assert json_value(value) == {"data": ["https://a:***@c", 3, None], "nested": {"url": "https://c?token=***"}}
+
+
+def test_text_of_a_file_on_one_line():
+    assert one_line("K\u00e4se\r\n\x1b[2J\u2028 end") == "K\u00e4se\\r\\n\\x1b[2J\\u2028 end"
+
+
+def test_an_error_shows_both_ends_of_a_long_message():
+    message = str(UsageError("config.model.weights=" + "x" * 10**6 + ": is missing."))
+    assert message.startswith("config.model.weights=x") and message.endswith("x: is missing.") and len(message) < 5_000

@@ -221,6 +221,8 @@ def test_missing_manifest_is_reported_with_a_suggestion(tmp_path):
         (["filename,category", "a.jpg,1", "a.jpg,2"], "'a.jpg' in line 2 as '1', line 3 as '2'"),
         (["filename,category", "a.jpg,1", "./a.jpg,1"], "line 3: './a.jpg' .*a.jpg"),
         (["filename,category", "a.jpg,1", '"b.jpg,1'], "cannot be read"),
+        (['"filename\nof it",category', "a.jpg"], r"1 field, .*filename\\nof it"),
+        (["filename,category,note", 'a.jpg,,"two\nlines"'], r"line 3: empty category \(a.jpg,,two\\nlines\)"),
     ],
 )
 def test_malformed_csv_is_rejected_with_its_line(tmp_path, lines, message):

@@ -9,6 +9,8 @@ from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
 
+OF_OTHERS = "import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict"
+
 
 @pytest.fixture
 def config():
@@ -240,6 +242,8 @@ class TestCheck:
             ("model.stochastic_depth", 1.0),
             ("model.freeze_steps", 3),
             ("model.backbone_rate", 0.0),
+            ("schedule.boundaries", ("a",)),
+            ("eval_every", 2**63),
         ],
     )
     def test_invalid_values_are_rejected(self, config, field, value):
@@ -346,6 +350,8 @@ class TestRecipes:
         config = configs.load_recipe("convnet")
         assert configs.overridden_durations(config, {"eval_every_steps": "7"}) == ["eval_every_epochs"]
         assert configs.overridden_durations(config, {"eval_every_steps": "0", "schedule.warmup_steps": "0.0"}) == []
+        for zero in ("", "-0", "0x0", "0_0", "0e3", "+.0"):
+            assert configs.overridden_durations(config, {"eval_every_steps": zero}) == []
 
     def test_a_loaded_recipe_is_locked(self):
         config = configs.load_recipe("smoke")
@@ -360,6 +366,12 @@ class TestRecipes:
             ("import no_such_module\n", "no_such_module"),
             ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError"),
             ("def get_config():\n    return {'seed': 1}\n", "ml_collections.ConfigDict"),
+            ("raise SystemExit('enough')\n", "SystemExit(enough)"),
+            ("def get_config():\n    exit()\n", "SystemExit"),
+            ("def get_config():\n    raise ValueError('one\\ntwo')\n", r"one\ntwo"),
+            (f"{OF_OTHERS}({{'seed': 1}})\n", "no field augment.ops"),
+            (f"{OF_OTHERS}({{'rate': 0.1}})\n", "no field 'rate'"),
+            (f"{OF_OTHERS}({{'steps': 'x'}})\n", "TypeError"),
         ],
     )
     def test_a_failing_recipe_is_reported_with_the_reason(self, tmp_path, text, reason):

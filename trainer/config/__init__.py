@@ -23,6 +23,7 @@ from convoy.trainer.config.plan import (
 from convoy.trainer.config.recipes import (
     DEFAULT_RECIPE,
     check_field_names,
+    is_zero,
     load_recipe,
     overridden_durations,
     recipe_path,
@@ -41,6 +42,7 @@ __all__ = [
     "differences",
     "duration_in_steps",
     "fields",
+    "is_zero",
     "learning_rate_of",
     "load_recipe",
     "mixing_steps",

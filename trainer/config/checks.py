@@ -61,7 +61,6 @@ _RANGES = {
     "image_size": Range(resolution.SMALLEST_SIZE),
     "virtual_replicas": NON_NEGATIVE,
     "steps": NON_NEGATIVE,
-    "seed": Range(-(2**63), 2**63, includes_high=False, text="a signed 64-bit integer"),
     "keep_checkpoints": _AT_LEAST_1,
     "label_smoothing": _FRACTION_BELOW_1,
     "shuffle_block_size": NON_NEGATIVE,
@@ -114,6 +113,9 @@ def check(config: ml_collections.ConfigDict) -> None:
       UsageError: the first invalid field, with its value and the allowed values.
     """
     values = dict(fields(config))
+    for field, value in values.items():
+        is_possible = not isinstance(value, int) or -(2**63) <= value < 2**63
+        require(is_possible, field, value, "must be a signed 64-bit integer")
     for field, allowed in _RANGES.items():
         check_range(field, values[field], allowed)
     for field, choices in _CHOICES.items():
@@ -123,7 +125,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     has_end = config.steps > 0 or 0 < config.epochs < math.inf
     require(has_end, "epochs", config.epochs, "must be greater than 0 and finite unless config.steps is set")
     boundaries = list(config.schedule.boundaries)
-    rising = boundaries == sorted(boundaries) and all(0 < boundary < 1 for boundary in boundaries)
+    in_range = all(isinstance(boundary, int | float) and 0 < boundary < 1 for boundary in boundaries)
+    rising = in_range and boundaries == sorted(boundaries)
     require(rising, "schedule.boundaries", config.schedule.boundaries, "must be rising fractions of the run in (0, 1)")
     extended = config.extended
     steps, lengths = ([0, *values] for values in (extended.steps, extended.lengths))

@@ -12,6 +12,7 @@ import ml_collections
 
 import convoy
 from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.text import one_line
 from convoy.core.user_code import first_on_path, located, run_file
 from convoy.trainer.config import renamed
 from convoy.trainer.config.schema import default_config, fields
@@ -69,17 +70,27 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
             raise UsageError(f"--config={name}: {path} has no function get_config().")
         with contextlib.nullcontext() if _is_shipped(path) else first_on_path(path.parent):
             config = get_config()
+        if isinstance(config, ml_collections.ConfigDict):
+            default_config().update(config)  # which rejects unknown fields and values of other types
     except UsageError:
         raise
     except ImportError as error:
         raise UsageError(f"--config={name}: {path} fails: {_import_problem(path, error)}") from error
+    except SystemExit as error:
+        raise UsageError(f"--config={name}: {path} ends the process: SystemExit({one_line(str(error))}).") from error
     except Exception as error:
         unknown = re.match(r"\W*Key \"([^\"]+)\" does not exist", str(error))
         if unknown:  # ml_collections' message lists every field of the config
             raise UsageError(f"--config={name}: {path}: {_no_field(unknown[1], default_config())}") from error
-        raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {one_line(str(error))}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
+    present = dict(fields(config))
+    if missing := [field for field, _ in fields(default_config()) if field not in present]:
+        raise UsageError(
+            f"--config={name}: the config of {path} has no field {missing[0]}. Let get_config() change the fields of "
+            "convoy.trainer.config.default_config(), and return it."
+        )
     for field in renamed.VALUES:
         section, last = renamed.section_of(config, field)
         _, section[last] = renamed.current_field(field, section[last])
@@ -114,12 +125,17 @@ def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, 
       given: value of each field on the command line, as text, by dotted name.
     """
     known, found = dict(fields(config)), []
-    for name in (name for name, text in given.items() if not re.fullmatch(r"0*\.?0*", text)):
+    for name in (name for name, text in given.items() if not is_zero(text)):
         base = re.sub("_(steps|epochs|images)$", "", name)
         family = [base, *(f"{base}_{unit}" for unit in ("steps", "epochs", "images"))]
         if known.keys() >= set(family):
             found += [field for field in family if known[field] and field not in given and field not in found]
     return found
+
+
+def is_zero(text: str) -> bool:
+    """Returns whether the value of a numeric field on the command line is 0, or empty."""
+    return bool(re.fullmatch(r"\s*[-+]?(0x)?[0_]*\.?0*(e[-+]?\d+)?\s*", text, re.I))
 
 
 def _no_field(name: str, config: ml_collections.ConfigDict) -> str:
@@ -144,7 +160,7 @@ def _import_problem(path: Path, error: ImportError) -> str:
     """Returns an error message for a failed import in a recipe; suggests the current name of Convoy's packages."""
     earlier = _EARLIER_IMPORT.search(path.read_text(encoding="utf-8"))
     if not earlier:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {one_line(str(error))}"
     package, _, module = earlier[1].rpartition(".")
     current = f"convoy.{package}.{renamed.RECIPES.get(module, module)}" if package else f"convoy.{module}"
     return f"{earlier[1]} is now called {current}. Import that."

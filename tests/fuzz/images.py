@@ -1,27 +1,13 @@
-"""Fuzzer for image files: damages them, runs them through the converter and the reader, and compares with Pillow.
+"""Image files: damaged ones go through the converter and the reader, and what these accept is compared with Pillow."""
 
-    python -m tests.input_pipeline.fuzz_images --cases=30000 --seed=7
-
-Prints one line of JSON per fault, then one with counts (also per reason if FUZZ_REASONS is set). The number of the
-current case is written to --journal, which identifies a case that kills the process. --only=NUMBER runs a single case,
-and --save=FILE saves its bytes. A case that takes longer than CASE_SECONDS ends the process with SIGALRM.
-"""
-
-import argparse
 import contextlib
 import io
-import json
-import os
 import random
-import resource
-import signal
 import struct
-import time
-import traceback
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,16 +15,15 @@ from PIL import Image
 from convoy.input_pipeline.images.decoder import encode_checked, warm_up
 from convoy.input_pipeline.images.pixels import Pixels, reason
 from convoy.input_pipeline.images.rgb import as_rgb, orientation
+from tests.fuzz.runner import FAULT, UNHARMED, Outcome, refused
 from tests.input_pipeline.zoo import ZOO, png_chunk
 
-CASE_SECONDS = 60
 _LARGEST = 8_000  # bytes; larger files only take longer
 _PIXELS = (Pixels(0, "keep"),) * 5 + (Pixels(0, "png"), Pixels(0, "raw"), Pixels(16, "keep"))
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # Largest mean difference of the two libraries' JPEGs by rounding (see test_pixels.py). It is larger if damaged
 # coefficients exceed the range of a pixel, because libjpeg's result then depends on the transform.
 MAX_MEAN_DIFFERENCE = 3.0
-_REASONS = bool(os.environ.get("FUZZ_REASONS"))
 
 
 def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
@@ -116,39 +101,65 @@ def shown(data: bytes) -> np.ndarray:
         return np.asarray((image.convert("RGB") if simple else as_rgb(image)).convert("RGB"))
 
 
-def evaluate(data: bytes, pixels: Pixels) -> tuple[str, str]:
-    """Returns the outcome for a file, and its fault or ""."""
-    import tensorflow as tf
+class Case(NamedTuple):
+    """An image file: the name of the undamaged one in the zoo, how to convert it, and its bytes."""
 
-    try:
-        (encoded, image_format, (width, height), channels), _ = encode_checked(data, pixels)
-    except Exception as error:  # noqa: BLE001 (as in the converter's worker)
-        words = reason(error)
-        fault = "" if words and words.isprintable() and len(words) < 400 else f"reason {words!r}"
-        return f"refused: {words}" if _REASONS else "refused", fault
-    if image_format == "raw":
-        result = np.frombuffer(encoded, np.uint8).reshape(height, width, 3)
-    else:
-        result = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
-    passed = "passed" if encoded == data else "made"
-    if result.shape != (height, width, 3):
-        return passed, f"shape {result.shape} of a record with size {width}x{height}"
-    if pixels.image_size:
-        return passed, ""
-    try:
+    name: str
+    pixels: Pixels
+    data: bytes
+
+
+class Subject:
+    def __init__(self, folder: Path):
+        self._files = {name: kind.data for name, kind in ZOO.items() if len(kind.data) <= _LARGEST}
+        warm_up()
+
+    def make(self, rng: random.Random, number: int) -> Case:
+        names, others = list(self._files), list(self._files.values())
+        name, pixels = names[number % len(names)], rng.choice(_PIXELS)
+        return Case(name, pixels, damaged(rng, self._files[name], others))
+
+    def check(self, case: Case) -> Outcome:
+        data, pixels = case.data, case.pixels
         try:
-            expected = shown(data)
-        except Exception:  # noqa: BLE001 (Pillow rejects invalid chunks after the pixels, which do not affect them)
-            expected = shown(_without_trailing_chunks(data))
-    except Exception as error:  # noqa: BLE001
-        return f"{passed} {image_format}, refused by Pillow", "" if image_format == "jpeg" else f"Pillow: {error!r}"
-    if expected.shape != result.shape:
-        return passed, f"shape {result.shape}, Pillow: {expected.shape}"
-    if image_format != "jpeg":
-        differing = np.count_nonzero(result != expected)
-        return f"{passed} exactly", f"{differing} values differ" if differing else ""
-    difference = np.abs(result.astype(np.int16) - expected)
-    return f"{passed} jpeg, {'as Pillow' if difference.mean() <= MAX_MEAN_DIFFERENCE else 'out of range'}", ""
+            (encoded, image_format, (width, height), _), _ = encode_checked(data, pixels)
+        except Exception as error:  # noqa: BLE001 (as in the converter's worker)
+            return refused(reason(error))
+        if image_format == "raw":
+            result = np.frombuffer(encoded, np.uint8).reshape(height, width, 3)
+        else:
+            import tensorflow as tf
+
+            result = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+        passed = "passed" if encoded == data else "made"
+        if result.shape != (height, width, 3):
+            return Outcome(FAULT, f"shape {result.shape} of a record with size {width}x{height}")
+        if pixels.image_size:
+            return Outcome(UNHARMED, detail=passed)
+        try:
+            expected = _shown_without_trailing_chunks(data)
+        except Exception as error:  # noqa: BLE001
+            if image_format != "jpeg":
+                return Outcome(FAULT, f"Pillow: {error!r}")
+            return Outcome(UNHARMED, detail=f"{passed} jpeg, refused by Pillow")
+        if expected.shape != result.shape:
+            return Outcome(FAULT, f"shape {result.shape}, Pillow: {expected.shape}")
+        if image_format != "jpeg":
+            differing = np.count_nonzero(result != expected)
+            if differing:
+                return Outcome(FAULT, f"{differing} values differ from Pillow's")
+            return Outcome(UNHARMED, detail=f"{passed} exactly")
+        difference = np.abs(result.astype(np.int16) - expected)
+        in_range = difference.mean() <= MAX_MEAN_DIFFERENCE
+        return Outcome(UNHARMED, detail=f"{passed} jpeg, {'as Pillow' if in_range else 'out of range'}")
+
+
+def _shown_without_trailing_chunks(data: bytes) -> np.ndarray:
+    """Returns Pillow's pixels: it rejects invalid chunks after the pixels of a PNG, which do not affect them."""
+    try:
+        return shown(data)
+    except Exception:  # noqa: BLE001
+        return shown(_without_trailing_chunks(data))
 
 
 def _without_trailing_chunks(png: bytes) -> bytes:
@@ -163,47 +174,3 @@ def _png_chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = int.from_bytes(png[place : place + 4], "big")
         yield png[place + 4 : place + 8], png[place + 8 : place + 8 + length]
         place += 12 + length
-
-
-def main() -> None:
-    """Runs the cases; see the module docstring."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=5_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--journal", type=Path, default=Path(os.devnull))
-    parser.add_argument("--only", type=int)
-    parser.add_argument("--save", type=Path)
-    flags = parser.parse_args()
-    files = {name: kind.data for name, kind in ZOO.items() if len(kind.data) <= _LARGEST}
-    names, others = list(files), list(files.values())
-    warm_up()
-    counts, slowest, largest = Counter(), (0.0, ""), (0, "")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open(flags.journal, "w") as journal:
-        for number in range(flags.cases) if flags.only is None else [flags.only]:
-            rng = random.Random(f"{flags.seed} {number}")
-            name, pixels = names[number % len(names)], rng.choice(_PIXELS)
-            data = damaged(rng, files[name], others)
-            os.pwrite(journal.fileno(), f"case {number} of seed {flags.seed}: {name}, {pixels}".ljust(200).encode(), 0)
-            if flags.save:
-                flags.save.write_bytes(data)
-            signal.alarm(CASE_SECONDS)
-            started = time.monotonic()
-            try:
-                outcome, fault = evaluate(data, pixels)
-            except Exception:  # noqa: BLE001
-                outcome, fault = "error", traceback.format_exc(limit=-3)
-            signal.alarm(0)
-            slowest = max(slowest, (time.monotonic() - started, f"{number} {name}"))
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            largest = max(largest, (now - memory, f"{number} {name}"))
-            memory = now
-            counts[outcome] += 1
-            if fault:
-                print(json.dumps({"case": number, "kind": name, "pixels": str(pixels), "fault": fault}), flush=True)
-    summary = {"counts": counts, "slowest_s": slowest, "most_megabytes_more": (largest[0] // 1024, largest[1])}
-    print(json.dumps({**summary, "peak_megabytes": memory // 1024}))
-
-
-if __name__ == "__main__":
-    main()
