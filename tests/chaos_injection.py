@@ -89,11 +89,9 @@ class Fault:
         return f"{self.kind.value}{target}, in {self.phase}"
 
 
-def plan_faults(count: int, randomness: random.Random) -> list[Fault]:
-    """Returns faults of all kinds in equal shares and random order, with random workers and moments."""
-    kinds = list(Kind)
-    randomness.shuffle(kinds)
-    kinds = list(itertools.islice(itertools.cycle(kinds), count))
+def plan_faults(count: int, randomness: random.Random, among: Sequence[Kind] = tuple(Kind)) -> list[Fault]:
+    """Returns faults of these kinds in equal shares and random order, with random workers and moments."""
+    kinds = list(itertools.islice(itertools.cycle(randomness.sample(among, len(among))), count))
     randomness.shuffle(kinds)
     return [
         Fault(kind, randomness.randrange(WORKERS), randomness.random() < _STARTUP_FRACTION, randomness.random())
@@ -113,12 +111,15 @@ class Launch:
     """A launcher that can be ended and started again. `cat` reads its output from a pipe and writes it to a file.
 
     Attributes:
-      histories: contents of launch.json of the launchers that have ended.
+      attempts: the attempts in launch.json of all launchers that have ended.
+      seconds: how long these launchers ran.
     """
 
     def __init__(self, files: ChaosFolder, run: RunFolder, command: Sequence[object]):
         """Starts nothing yet."""
-        self.histories: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._number = 0
         self._files = files
         self._run = run
         self._command = command
@@ -175,11 +176,14 @@ class Launch:
             exit_code = self._launcher.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             raise ChaosError(f"the launcher did not end within {_END_SECONDS:.0f} s") from None
-        self.histories.append(self._run.json("launch.json"))
+        history = self._run.json("launch.json")
+        self.attempts += history["attempts"]
+        self.seconds += history["seconds"]
         return exit_code
 
     def _start(self) -> None:
-        name = f"launch-{len(self.histories) + 1}"
+        self._number += 1
+        name = f"launch-{self._number}"
         from_launcher, output = os.pipe()
         with open(self._files.folder / f"{name}.log", "wb") as log:
             self._reader = self._running.enter_context(subprocess.Popen(["cat"], stdin=from_launcher, stdout=log))

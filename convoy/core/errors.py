@@ -7,9 +7,15 @@ from convoy.core import exit_codes
 
 
 class ConvoyError(Exception):
-    """An expected failure. The message names what is wrong, its value, and the fix."""
+    """An expected failure. The message names what is wrong, its value, and the fix.
+
+    Attributes:
+      exit_code: exit code of the command.
+      is_secondary: whether it follows from the failure of another worker or from a signal, which the launcher reports.
+    """
 
     exit_code = exit_codes.ERROR
+    is_secondary = False
 
 
 class UsageError(ConvoyError):
