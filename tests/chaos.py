@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.reading.order import positions_to_images
-from tests.chaos_files import ChaosError, ChaosFolder, RunFolder
+from tests.chaos_files import SET_BACK_SECONDS, ChaosError, ChaosFolder, RunFolder
 from tests.chaos_injection import STEPS_PER_CHECKPOINT, WORKERS, Chaos, Fault, Kind, Launch, plan_faults, steps_for
 from tests.trainer import user_models
 from tests.trainer.run_files import measured
@@ -115,11 +115,10 @@ def steps_in_tensorboard(run: RunFolder) -> list[int]:
 
 def injection_problems(files: ChaosFolder, faults: Sequence[Fault], run: RunFolder, causes: Sequence[str]) -> list[str]:
     """Returns which faults had no effect, so that nothing was tested, or were not reported as the cause."""
-    kinds, times = [fault.kind for fault in faults], [event["time"] for event in run.lines("events.jsonl")]
-    found = []
-    if Kind.CLOCK_SET_BACK in kinds and times == sorted(times):
+    kinds, found = {fault.kind for fault in faults}, []
+    if Kind.CLOCK_SET_BACK in kinds and time.time() - run.lines("events.jsonl")[-1]["time"] < SET_BACK_SECONDS:
         found.append("the times in events.jsonl do not show that the clock was set back")
-    if sum(" is in use by " in cause for cause in causes) != kinds.count(Kind.PORT_TAKEN):
+    if Kind.PORT_TAKEN in kinds and not any(" is in use by " in cause for cause in causes):
         found.append("a taken port was not reported as the cause of a restart")
     if files.is_refusal_pending():
         found.append("no fsync of a directory was refused")

@@ -15,7 +15,7 @@ from tests.chaos_site.sitecustomize import CLOCK_FILE, FOLDER_VARIABLE, REFUSAL_
 from tests.processes import REPOSITORY, started
 
 _SITE = REPOSITORY / "tests" / "chaos_site"
-_SET_BACK_SECONDS = 3600
+SET_BACK_SECONDS = 3600
 
 
 class ChaosError(Exception):
@@ -86,7 +86,7 @@ class ChaosFolder:
         """Sets the clock of all processes in this folder back, by as much as before and an hour."""
         path = self.folder / CLOCK_FILE
         seconds = int(path.read_text()) if path.exists() else 0
-        write_whole(path, str(seconds + _SET_BACK_SECONDS).encode())
+        write_whole(path, str(seconds + SET_BACK_SECONDS).encode())
 
     def refuse_folder_fsync(self) -> None:
         """Makes fsync of a directory fail in all processes in this folder."""

@@ -55,8 +55,7 @@ class Kind(Enum):
         return signal.Signals.__members__.get(self.name, signal.SIGKILL)
 
 
-# How many checkpoints show that the workers have survived a fault. They survive a signal that arrives before their
-# handler is installed, or too late to matter.
+# After this many the workers have survived the fault, if they can.
 _CHECKPOINTS_AFTER = {Kind.SIGTERM: 3, Kind.SIGUSR1: 3, Kind.SIGHUP: 3, Kind.PIPE_CLOSED: 1}
 
 
