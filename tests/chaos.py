@@ -164,7 +164,7 @@ def print_summary(faults: Sequence[Fault], launch: Launch, wall_seconds: float) 
         print(" ".join(f"{cell:>16}" for cell in (kind.value if kind else "all", *cells)))
     goodput = sum(attempt["seconds_that_count"] for attempt in launch.attempts) / launch.seconds
     print(f"{len(launch.attempts)} attempts, goodput {goodput:.0%}, {wall_seconds:.0f} s in total")
-    causes = Counter(re.sub(r"[0-9]+", "N", attempt["cause"]) for attempt in launch.attempts)
+    causes = Counter(re.sub(r"\b[0-9]+\b", "N", attempt["cause"]) for attempt in launch.attempts)
     for cause, number in causes.most_common(20):
         print(f"  {number:>3}  {cause:.110}")
 
