@@ -198,6 +198,9 @@ def cause_of(outcomes: Sequence[WorkerOutcome], events: Sequence[Mapping[str, An
     preempted = next((event for event in events if event["event"] == "preempted"), None)
     if preempted:
         return _preempted(preempted)
+    retryable = [(outcome.rank, outcome.error) for outcome in failed if outcome.error and not outcome.own_error]
+    for rank, error in retryable[:1]:  # its port is taken, which its peers cannot know
+        return Cause(Kind.PEER_LOST, rank, _first_line(error.error), RETRYABLE)
     if causes := [*forced, *aborted]:
         return _cause_of_outcome(causes[0])
     peer_lost = next((event for event in events if event["event"] == "peer_lost"), None)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sends N signals to the workers of a run and checks that its result is that of a run without faults.
+# Injects N faults into a run and checks that its result is that of a run without faults.
 #
 #   ./tests/chaos.sh 20 [--seed=1]
 set -euo pipefail

@@ -16,7 +16,7 @@ from convoy.core.files import write_whole
 
 
 def note_error(error: BaseException, *, rank: int | None = None, step: int | None = None) -> None:
-    """Writes the error file, unless it exists or the error is secondary (exit code of 128 or more).
+    """Writes the error file, unless it exists or the error is secondary.
 
     Args:
       error: exception that ends the process.
@@ -24,8 +24,10 @@ def note_error(error: BaseException, *, rank: int | None = None, step: int | Non
       step: optimizer step in which it happened, if training had begun.
     """
     path = os.environ.get("CONVOY_ERROR_FILE")
-    exit_code = error.exit_code if isinstance(error, ConvoyError) else exit_codes.ERROR
-    if not path or os.path.exists(path) or exit_code >= exit_codes.SIGNAL_BASE:
+    exit_code, is_secondary = exit_codes.ERROR, False
+    if isinstance(error, ConvoyError):
+        exit_code, is_secondary = error.exit_code, error.is_secondary
+    if not path or os.path.exists(path) or is_secondary:
         return
     content = {
         "rank": rank,

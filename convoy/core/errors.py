@@ -9,9 +9,15 @@ _LONGEST = 4_000  # characters of a message
 
 
 class ConvoyError(Exception):
-    """An expected failure. The message names what is wrong, its value, and the fix."""
+    """An expected failure. The message names what is wrong, its value, and the fix.
+
+    Attributes:
+      exit_code: exit code of the command.
+      is_secondary: whether it follows from the failure of another worker or from a signal, which the launcher reports.
+    """
 
     exit_code = exit_codes.ERROR
+    is_secondary = False
 
     def __str__(self) -> str:
         """Returns the message; of a long one, which repeats long values, without the middle."""

@@ -95,6 +95,11 @@ class TestCause:
         assert_cause(cause_of([unresponsive, outcome(1, 138)]), Kind.UNRESPONSIVE, 0, 138)
         assert cause_of([unresponsive, outcome(1, 1, error="ValueError: x")]).rank == 1
 
+    def test_retryable_error_that_a_worker_reported_comes_before_peers_without_one(self):
+        taken = outcome(0, 138, 100.0, "worker 0 (a:1): port 1 is in use")
+        for peer in (outcome(1, -15, 150.0, ended_as=Kind.UNRESPONSIVE), outcome(1, 138, 99.0)):
+            assert_cause(cause_of([taken, peer]), Kind.PEER_LOST, 0, 138, named="port 1 is in use")
+
     def test_preemption_is_taken_from_its_event(self):
         event = {"event": "preempted", "time": 1.0, "step": 12, "worker": 1}
         cause = cause_of([outcome(0, 138), outcome(1, 138)], [{"event": "start", "time": 0.0, "step": 0}, event])

@@ -134,7 +134,8 @@ class WandB(Tracker):
             config=to_json(training.config),
             dir=str(training.workdir / "trackers"),
             reinit="create_new",
-            settings=wandb.Settings(console="off"),  # standard output is Convoy's
+            # Standard output is Convoy's, and a command line may hold secrets.
+            settings=wandb.Settings(console="off", quiet=True, x_disable_meta=True),
         )
         # Its own steps never go back, but those of a run do, after a rollback.
         self._run.define_metric("step")

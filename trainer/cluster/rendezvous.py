@@ -42,6 +42,13 @@ class PeerLostError(ConvoyError):
     """A worker is missing, gone or stuck. The message names it."""
 
     exit_code = RETRYABLE
+    is_secondary = True
+
+
+class PortTakenError(PeerLostError):
+    """Another process uses this worker's port. The message names both."""
+
+    is_secondary = False
 
 
 @dataclass
@@ -147,7 +154,7 @@ class Meeting:
         return host_and_port(self.cluster.addresses[self.cluster.index])[1]
 
     def _port_error(self, error: OSError) -> ConvoyError:
-        kind = UsageError if error.errno == errno.EACCES else PeerLostError  # another process may end soon
+        kind = UsageError if error.errno == errno.EACCES else PortTakenError  # another process may end soon
         return kind(f"{self.cluster.name(self.cluster.index)}: {port_problem(self._own_port, error)}.")
 
     def _port_error_of_worker(self) -> ConvoyError | None:

@@ -13,7 +13,7 @@ from convoy.core.errors import UsageError
 from convoy.core.text import counted
 from convoy.trainer.cluster.ports import listening_socket, port_problem
 from convoy.trainer.cluster.proxies import bypass_proxies
-from convoy.trainer.cluster.rendezvous import PeerLostError
+from convoy.trainer.cluster.rendezvous import PortTakenError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -34,7 +34,7 @@ def make_strategy(
     Raises:
       UsageError: a GPU does not exist, `one_device` is used with several devices, the strategy does not fit the
         cluster, or TensorFlow is already initialized.
-      PeerLostError: this worker's port is taken.
+      PortTakenError: this worker's port is taken.
     """
     import tensorflow as tf
 
@@ -94,7 +94,7 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
         try:
             listening_socket(port).close()
         except OSError as problem:
-            raise PeerLostError(f"{cluster.name(cluster.index)}: {port_problem(port, problem)}.") from error
+            raise PortTakenError(f"{cluster.name(cluster.index)}: {port_problem(port, problem)}.") from error
         raise
 
 

@@ -61,12 +61,14 @@ class InterruptedRunError(ConvoyError):
     """Ctrl-C. The run was saved before it stopped, unless it could not wait for the step."""
 
     exit_code = INTERRUPTED
+    is_secondary = True
 
 
 class PreemptedError(ConvoyError):
     """SIGTERM, SIGUSR1 or SIGHUP. The run was saved before it stopped."""
 
     exit_code = RETRYABLE
+    is_secondary = True
 
 
 def as_peer_lost(error: PeerLostError | tf.errors.OpError, worker_group: WorkerGroup) -> PeerLostError | None:

@@ -122,6 +122,7 @@ class TestTakenPort:
         with socket.create_server(("", port_of(workers[rank]))):
             errors = meet(*workers)
         assert codes(errors) == [RETRYABLE] * 2, "it may be free at the next attempt"
+        assert [error.is_secondary for error in errors] == [worker != rank for worker in (0, 1)]
         for error in errors if rank else errors[:1]:
             assert f"worker {rank} " in str(error) and f"port {port_of(workers[rank])} " in str(error)
             if sys.platform == "linux":
