@@ -53,6 +53,8 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.20,<2.22"],
         "profile": ["xprof>=2.20"],
+        "wandb": ["wandb>=0.22"],
+        "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             "pytest>=8",
@@ -69,6 +71,8 @@ setup(
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
+            "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
+            "mlflow-skinny>=3.1",
             # Kubernetes schemas and JobSet models: they validate manifests without a cluster.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",

@@ -56,6 +56,7 @@ class Tracker(Callback):
           UsageError: its package is not installed.
         """
         self._file = training.workdir / "trackers" / f"{self.name}.json"
+        self._file.parent.mkdir(exist_ok=True)
         known = read_json_object(self._file)
         try:
             __import__(self.name)
@@ -97,7 +98,6 @@ class Tracker(Callback):
             self._tolerating(training, self._note)
 
     def _note(self) -> None:
-        self._file.parent.mkdir(exist_ok=True)
         write_whole(self._file, (json.dumps({"id": self._id, "sent": self._sent}) + "\n").encode())
 
     def _tolerating(self, training: Training, action: Callable[[], None]) -> None:
