@@ -4,7 +4,9 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
+from convoy.trainer.config import load_recipe
 from convoy.trainer.models import build_model
+from convoy.trainer.session.runtime import make_runtime
 from convoy.trainer.step.optimizers import (
     OPTIMIZERS,
     Optimizer,
@@ -391,8 +393,10 @@ def fails():
 calls = []
 FAULTS = {  # a word of the message, and a factory
     "Optimizer": lambda: None,
-    "needed": lambda needed: None,
+    "needed, which": lambda needed: None,
     "ValueError: own": fails,
+    "not a function": 3,
+    "Incompatible shapes: [4,3]": broken(lambda w, s, g: (w - tf.reduce_sum(g, -1), s)),
     "float32 [4]": broken(lambda w, s, g: (tf.stack([w - g, w]), s)),
     "float64": broken(lambda w, s, g: (tf.cast(w - g, tf.float64), s)),
     "extra": broken(lambda w, s, g: (w - g, {**s, "extra": g})),
@@ -418,6 +422,13 @@ def test_a_users_optimizer_that_breaks_the_contract_is_refused(word):
     text = str(refused.value)
     assert text.startswith("config.optimizer.name='broken': ") and "\n" not in text
     assert word in text.partition("The contract:")[0]
+
+
+def test_a_moving_average_of_an_average_is_refused():
+    config = load_recipe("smoke")
+    config.optimizer.name = "schedule_free_adamw"
+    with pytest.raises(UsageError, match=r"config\.ema\.decay=0\.99.*schedule_free_adamw"):
+        make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=5)
 
 
 def test_a_formula_that_only_runs_eagerly_is_refused():

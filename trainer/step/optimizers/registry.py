@@ -12,12 +12,12 @@ def signsgd(weight_decay):
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from convoy.core.errors import UsageError
 from convoy.core.registry import Found, Registry
-from convoy.trainer.step.optimizers.contract import fault
+from convoy.trainer.step.optimizers.contract import fault, one_line
 from convoy.trainer.step.optimizers.optimizer import Optimizer
 
 _OF_STEP = ("name", "learning_rate", "clip_norm")  # fields that no optimizer gets: the step applies them
@@ -53,22 +53,24 @@ def find_optimizer(name: str, fields: Mapping[str, Any]) -> Found[Optimizer]:
         return UsageError(f"config.optimizer.name={name!r}: {reason}. The contract: {_CONTRACT}.")
 
     given = {field: value for field, value in fields.items() if field not in _OF_STEP}
+    if not callable(found.value):
+        raise refused("is not a function")
+    names, needed = _parameters(found.value, given)
+    if unknown := [parameter for parameter in needed if parameter not in given]:
+        raise refused(f"takes {unknown[0]}, which is not one of {', '.join(given)}")
     try:
-        optimizer = found.value(**_named(found.value, given))
+        optimizer = found.value(**{field: value for field, value in given.items() if field in names})
     except Exception as error:
-        raise refused(f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise refused(f"fails: {one_line(error)}") from error
     if found.digests and (reason := fault(optimizer)):
         raise refused(reason)
     return Found(name, optimizer, found.code, found.digests)
 
 
-def _named(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that a factory names. Raises a TypeError if it needs others."""
+def _parameters(factory: Factory, fields: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Returns the parameters of a factory, and those that it needs. `**others` stands for all fields."""
     parameters = inspect.signature(factory).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return dict(fields)
-    names = {parameter.name for parameter in parameters}
-    needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
-    if unknown := sorted(needed - fields.keys()):
-        raise TypeError(f"takes {unknown[0]}, which is not one of {', '.join(fields)}")
-    return {name: value for name, value in fields.items() if name in names}
+    others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    needed = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    return [*(fields if others else ()), *(parameter.name for parameter in named)], needed
