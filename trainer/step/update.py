@@ -3,8 +3,8 @@
     update = Update(state, settings)
     gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
 
-In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics,
-loss scale. Every device updates its own copy of the variables, in the same way.
+In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics, loss
+scale. Every device updates its own copy of the variables, in the same way.
 """
 
 import tensorflow as tf
