@@ -133,7 +133,7 @@ def make_step(
     state = TrainState(
         built.model, formulas, strategy, average_weights=settings.get("average_decay", 0) > 0, float16=float16
     )
-    step = TrainStep(state, built, formulas, StepSettings(float16=float16, **{"seed": 1, **settings}))
+    step = TrainStep(state, built, StepSettings(float16=float16, **{"seed": 1, **settings}))
     return step, state, built
 
 

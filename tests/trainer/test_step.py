@@ -120,6 +120,10 @@ HARDWARE = {  # name of a configuration: (numbers of devices, options)
     "four": ((1, 4), {"model": "mini", "virtual_replicas": 4, **SIZED}),
     "six": ((1, 3), {"model": "mini", "virtual_replicas": 6, "batch_size": 12, "image_size": 16}),
     "sixteen": ((1, 2), {"model": "mini", "virtual_replicas": 16, "batch_size": 32, "image_size": 16}),
+    **{
+        name: ((1, 2), {"model": "mini", "virtual_replicas": 2, "optimizer": name, "average_decay": 0.0})
+        for name in ("lion", "muon", "schedule_free_adamw")
+    },
 }
 
 

@@ -25,7 +25,7 @@ EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class Evaluator:
-    """Evaluates the current weights, or their moving average where the state keeps one."""
+    """Evaluates the current weights, or their average where the state keeps one."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ def infer(state: TrainState, built: ModelBundle, images: tf.Tensor) -> tf.Tensor
     """Returns the logits of a batch, in replica context.
 
     Args:
-      state: weights to use: their moving average where the run keeps one.
+      state: weights to use: their average where the run keeps one.
       built: the model for images of this size.
       images: [batch, size, size, 3] uint8.
 

@@ -6,7 +6,7 @@ A format that cannot express the model is left out, before the work if that can 
     exported.largest_differences["onnx"]
 
 The folder is built in `OUTPUT.partial` and renamed. It replaces an existing export, but nothing else.
-The weights are those that evaluation uses: the moving average if the run keeps one. Exports compute in float32,
+The weights are those that evaluation uses: their average if the run keeps one. Exports compute in float32,
 whatever the run's precision, and are compared with a float32 evaluation on the CPU. The difference between float32 and
 the run's own precision is measured and reported as well.
 """
@@ -134,7 +134,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
             {
                 "run": str(trained.run.path.absolute()),
                 "step": trained.step,
-                "weights": "moving average" if trained.runtime.state.averages else "as trained",
+                "weights": _weights_text(trained),
                 "weights_sha256": weights_sha256,
                 "model": trained.config.model.name,
                 "image_size": model.crop.size,
@@ -151,6 +151,12 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
         )
     sizes = {name: sum(file["bytes"] for file in entries.values()) for name, entries in files.items()}
     return Exported(trained.step, reference, sizes, differences)
+
+
+def _weights_text(trained: TrainedRun) -> str:
+    if not trained.runtime.state.averages:
+        return "as trained"
+    return "moving average" if trained.config.ema.decay else f"average of {trained.config.optimizer.name}"
 
 
 def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Reference]:

@@ -69,7 +69,7 @@ class ServingModel:
 def serving_model(trained: TrainedRun) -> ServingModel:
     """Returns a run's model as evaluation uses it. The run must have been opened in float32.
 
-    If the run keeps a moving average, it replaces the weights of `trained`.
+    If the run keeps an average, it replaces the weights of `trained`.
     """
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):

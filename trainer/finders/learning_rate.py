@@ -30,7 +30,17 @@ from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.step.metrics import summarize
 
 # Lowest and highest rate per optimizer: from hardly any effect to certain divergence.
-_RANGES = {"adam": (1e-6, 1.0), "adamw": (1e-6, 1.0), "lamb": (1e-5, 10.0), "sgd": (1e-5, 10.0), "lars": (1e-2, 1e3)}
+_RANGES = {
+    "adam": (1e-6, 1.0),
+    "adamw": (1e-6, 1.0),
+    "lamb": (1e-5, 10.0),
+    "sgd": (1e-5, 10.0),
+    "lars": (1e-2, 1e3),
+    "lion": (1e-7, 0.1),
+    "muon": (1e-5, 10.0),
+    "schedule_free_adamw": (1e-6, 10.0),
+}
+_RANGE_OF_OTHERS = (1e-6, 10.0)
 _DIVERGED = 4.0  # times the best loss so far
 _FIRST = STEPS // 10  # steps with rates too low to change the loss
 # Standard deviations of the first losses: a smoothed curve of pure noise falls by more in 1 of 100 cases.
@@ -133,7 +143,7 @@ def find_learning_rate(
 
 def swept_rates(optimizer: str) -> np.ndarray:
     """Returns the learning rates of the steps, [STEPS], exponentially spaced over the optimizer's range."""
-    lowest, highest = _RANGES[optimizer]
+    lowest, highest = _RANGES.get(optimizer, _RANGE_OF_OTHERS)
     return np.geomspace(lowest, highest, STEPS)
 
 

@@ -23,7 +23,7 @@ from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.model_code import kept_model
 from convoy.trainer.session.runtime import Runtime, make_runtime
-from convoy.trainer.step.state import TrainState
+from convoy.trainer.step.state import TrainState, has_average, without_optimizer
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TrainedRun:
 def open_run(
     workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "", trust_code: bool = False
 ) -> TrainedRun:
-    """Opens a run with the weights of one of its checkpoints.
+    """Opens a run with the weights of one of its checkpoints, for evaluation only.
 
     Args:
       workdir: the run directory.
@@ -102,8 +102,9 @@ def open_run(
         make_strategy(devices),
         num_classes=len(dataset["class_names"]),
         image_sizes=[resolution.evaluation_size(config)],
+        evaluates_average=has_average(values),
     )
-    restore_state(runtime.state, values, {"step": step}, run)
+    restore_state(runtime.state, without_optimizer(values), {"step": step}, run)
     return TrainedRun(run, config, dataset, runtime, step)
 
 

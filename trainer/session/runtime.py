@@ -10,6 +10,7 @@ import ml_collections
 import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.registry import Found
 from convoy.core.run_layout import RunLayout, checkpoint_name
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
@@ -19,7 +20,7 @@ from convoy.trainer.config import Plan, mixing_steps, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.models.pretrained import SAVED_MODEL
 from convoy.trainer.step.mixing import Mixing
-from convoy.trainer.step.optimizers import Optimizer, make_optimizer
+from convoy.trainer.step.optimizers import Optimizer, find_optimizer
 from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.step.step import TrainStep
@@ -39,7 +40,7 @@ class Runtime:
       use_xla: whether XLA compiles the steps.
       built: the model.
       resized: the model built for other image sizes, by size; to be called with the weights of `state`.
-      optimizer: the update rule.
+      optimizer: the update rule, and the code that defines it; None for evaluation only.
       state: the variables.
     """
 
@@ -48,7 +49,7 @@ class Runtime:
     use_xla: bool
     built: ModelBundle
     resized: Mapping[int, ModelBundle]
-    optimizer: Optimizer
+    optimizer: Found[Optimizer] | None
     state: TrainState
 
     def model_for_size(self, size: int) -> ModelBundle:
@@ -94,6 +95,7 @@ def make_runtime(
     *,
     num_classes: int,
     image_sizes: Sequence[int] = (),
+    evaluates_average: bool | None = None,
 ) -> Runtime:
     """Builds the model on the strategy's devices, with initial weights seeded by the config.
 
@@ -105,16 +107,23 @@ def make_runtime(
       num_classes: 2 or more.
       image_sizes: sides of the images, in pixels, that the model will be called with; all sizes of training and
         evaluation if empty.
+      evaluates_average: for evaluation only, without optimizer: whether there is an average of the weights. None for
+        training, where the config decides.
 
     Raises:
-      UsageError: model or optimizer is unknown, or the model cannot share its weights among the sizes.
+      UsageError: model or optimizer is unknown or breaks its contract, or the model cannot share its weights among
+        the sizes.
       DataError: the weights file cannot be used.
     """
     precision, use_xla = resolve_precision_and_xla(config, strategy)
     if config.deterministic:
         enable_determinism()
-    of_step = ("learning_rate", "clip_norm")
-    optimizer = make_optimizer(**{name: value for name, value in config.optimizer.items() if name not in of_step})
+    optimizer = find_optimizer(config.optimizer.name, config.optimizer) if evaluates_average is None else None
+    if optimizer and optimizer.value.average and config.ema.decay:
+        raise UsageError(
+            f"config.ema.decay={config.ema.decay}: {optimizer.name} keeps an average of its own, which is evaluated. "
+            "Set config.ema.decay=0, or another config.optimizer.name."
+        )
     # Runs of earlier versions lack some options.
     options = {name: config.model[name] for name in _MODEL_OPTIONS if name in config.model}
     if config.model.name == "convnet":
@@ -144,7 +153,11 @@ def make_runtime(
         _check_same_weights(config.model.name, {size: built, other: model})
         _check_scaling(config.model.name, model.model)
     state = TrainState(
-        built.model, optimizer, strategy, average_weights=config.ema.decay > 0, float16=precision == "float16"
+        built.model,
+        optimizer.value if optimizer else None,
+        strategy,
+        average_weights=config.ema.decay > 0 if evaluates_average is None else evaluates_average,
+        float16=precision == "float16",
     )
     return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
 
@@ -246,4 +259,4 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
         freeze_steps=plan.freeze_steps,
         backbone_rate=config.model.backbone_rate,
     )
-    return TrainStep(runtime.state, runtime.built, runtime.optimizer, settings, runtime.resized)
+    return TrainStep(runtime.state, runtime.built, settings, runtime.resized)

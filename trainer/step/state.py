@@ -14,11 +14,11 @@ from convoy.trainer.tf_compat.internals import is_seed_state
 from convoy.trainer.tf_compat.layers import all_layers
 
 _INITIAL_FLOAT16_LOSS_SCALE = 2.0**15
-_MODEL = "model/"
+_MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
 
 
 class TrainState:
-    """Model variables, optimizer slots, moving average of the weights, and loss scale, on every device.
+    """Model variables, optimizer slots, average of the weights, and loss scale, on every device.
 
     The seed states of dropout are excluded: the step derives them from `(seed, step, virtual replica, layer)`.
 
@@ -27,8 +27,11 @@ class TrainState:
       strategy: the strategy that the variables were created under.
       weights: trainable variables of the model.
       statistics: other variables of the model, without seed states: the moving averages of batch norm.
-      slots: for each slot name, one variable per weight.
-      averages: moving average of each weight, or empty.
+      optimizers: the optimizer of each weight; empty for evaluation only.
+      slots: for each weight, its variables by slot name.
+      averages: average of each weight, for evaluation: a moving average, or a slot of the optimizer; or empty.
+      statistics_of_averages: whether `statistics` are computed with the averages, as the optimizer's own: those may be
+        far from the weights, unlike moving averages.
       loss_scale: factor of the loss; 1 except in float16.
       good_steps: updates since the loss scale last changed.
       step: number of completed steps.
@@ -37,13 +40,20 @@ class TrainState:
     def __init__(
         self,
         model: keras.Model,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         strategy: tf.distribute.Strategy,
         *,
         average_weights: bool = False,
         float16: bool = False,
     ):
         """Creates the variables for a model that was built in the scope of `strategy`.
+
+        Args:
+          model: the model.
+          optimizer: None for evaluation only.
+          strategy: the strategy.
+          average_weights: whether to keep averages, if the optimizer has none of its own.
+          float16: whether the loss is scaled.
 
         Raises:
           DataError: several variables of the model have the same path.
@@ -53,12 +63,16 @@ class TrainState:
         self.weights = list(model.trainable_variables)
         self.statistics = [v for v in model.non_trainable_variables if not is_seed_state(v)]
         self.step = 0
+        self.optimizers = optimizer.of_weights(self.weights) if optimizer else []
+        self.statistics_of_averages = bool(optimizer and optimizer.average)
         with strategy.scope():
-            self.slots = {
-                slot: [tf.Variable(tf.zeros(w.shape), trainable=False) for w in self.weights]
-                for slot in optimizer.slots
-            }
+            self.slots = [
+                {slot: tf.Variable(own.initial(slot, w.value), trainable=False) for slot in own.slots}
+                for own, w in zip(self.optimizers, self.weights)  # noqa: B905 (empty, or one per weight)
+            ]
             self.averages = [tf.Variable(w.value, trainable=False) for w in self.weights] if average_weights else []
+            if optimizer and optimizer.average:
+                self.averages = [slots[optimizer.average] for slots in self.slots]
             self.loss_scale = tf.Variable(_INITIAL_FLOAT16_LOSS_SCALE if float16 else 1.0, trainable=False)
             self.good_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
         paths = [v.path for v in self.model_variables]
@@ -75,15 +89,15 @@ class TrainState:
 
     @property
     def evaluated_weights(self) -> list[tf.Variable]:
-        """The weights for evaluation: their moving average if there is one."""
+        """The weights for evaluation: their average if there is one."""
         return self.averages or [w.value for w in self.weights]
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """Returns all variables by name: `model/PATH`, `optimizer/SLOT/PATH`, `average/PATH`, `loss_scale/...`."""
         named = {f"{_MODEL}{v.path}": v.value for v in self.model_variables}
-        for slot, variables in self.slots.items():
-            named |= {f"optimizer/{slot}/{w.path}": v for w, v in zip(self.weights, variables, strict=True)}
-        named |= {f"average/{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (empty, or one per weight)
+        for own, w, slots in zip(self.optimizers, self.weights, self.slots):  # noqa: B905 (empty, or one per weight)
+            named |= {f"{_OPTIMIZER}{slot}/{w.path}": v for slot, v in slots.items() if slot != own.average}
+        named |= {f"{_AVERAGE}{w.path}": v for w, v in zip(self.weights, self.averages)}  # noqa: B905 (empty, or one per weight)
         return named | {"loss_scale/scale": self.loss_scale, "loss_scale/good_steps": self.good_steps}
 
     def values(self) -> dict[str, np.ndarray]:
@@ -131,6 +145,16 @@ class TrainState:
 
     def _read(self, variable: tf.Variable) -> np.ndarray:
         return np.asarray(self.strategy.experimental_local_results(variable)[0])
+
+
+def without_optimizer(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the values of a state (`TrainState.values`) that evaluation needs."""
+    return {name: value for name, value in values.items() if not name.startswith(_OPTIMIZER)}
+
+
+def has_average(values: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether the values of a state hold an average of the weights."""
+    return any(name.startswith(_AVERAGE) for name in values)
 
 
 def model_sha256(values: Mapping[str, np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """The training step: forward and backward pass for each virtual replica, one reduction, one update.
 
-    train_step = TrainStep(state, built, optimizer, settings)
+    train_step = TrainStep(state, built, settings)
     result = train_step(batch, learning_rate)      # advances state.step
 
 The global batch is split into `V` virtual replicas, each with its own dropout seeds and batch statistics. Each of `R`
@@ -22,7 +22,6 @@ from convoy.trainer.models import ModelBundle
 from convoy.trainer.step import metrics, mixing
 from convoy.trainer.step.freezing import Phase, training_phases
 from convoy.trainer.step.losses import cross_entropy
-from convoy.trainer.step.optimizers import Optimizer
 from convoy.trainer.step.reduction import reduce_over_virtual_replicas
 from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
@@ -66,7 +65,6 @@ class TrainStep:
         self,
         state: TrainState,
         built: ModelBundle,
-        optimizer: Optimizer,
         settings: StepSettings,
         resized: Mapping[int, ModelBundle] | None = None,
     ):
@@ -79,7 +77,7 @@ class TrainStep:
         """
         self._state = state
         self._settings = settings
-        self._update = Update(state, optimizer, settings)
+        self._update = Update(state, settings)
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
         make_phases = functools.partial(
             training_phases, freeze_steps=settings.freeze_steps, backbone_rate=settings.backbone_rate
@@ -187,6 +185,7 @@ class TrainStep:
         slice_size = settings.global_batch_size // settings.virtual_replicas
         weights = [tf.convert_to_tensor(w.value) for w in state.weights]
         statistics = [tf.convert_to_tensor(v.value) for v in state.statistics]
+        averages = [tf.convert_to_tensor(v) for v in state.averages] if state.statistics_of_averages else []
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 
         def term(virtual_replica: tf.Tensor) -> list[tf.Tensor]:
@@ -199,7 +198,9 @@ class TrainStep:
             seeds = self._layer_seeds(stream)
             if settings.mixing.is_on:
                 part["mixing"] = mixing.draw(settings.mixing, slice_size, seed=settings.seed, step=step, stream=stream)
-            *values, sums = self._forward_backward_compiled(phase, weights, statistics, seeds, part, loss_scale)
+            *values, sums = self._forward_backward_compiled(
+                phase, weights, averages, statistics, seeds, part, loss_scale
+            )
             return [*values, tf.concat([sums, [stop]], 0)]
 
         total = reduce_over_virtual_replicas(
@@ -240,6 +241,7 @@ class TrainStep:
         self,
         phase: Phase,
         weights: list[tf.Tensor],
+        averages: list[tf.Tensor],
         statistics: list[tf.Tensor],
         seeds: tf.Tensor,
         part: dict[str, tf.Tensor],
@@ -279,6 +281,8 @@ class TrainStep:
             # In float16 the mean of the slice is scaled, because a sum over many images would overflow much earlier.
             scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
         gradients = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        if averages and phase.statistics:  # statistics of the weights that are evaluated, which are not those trained
+            _, new_others, _ = phase.model.stateless_call(averages, others, inputs, training=True, return_losses=True)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
         changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
         return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]

@@ -1,6 +1,6 @@
 """The update of a training step, once per step, from reduced gradients, which are the same on every device.
 
-    update = Update(state, optimizer, settings)
+    update = Update(state, settings)
     gradient_norm, finite = update(phase, gradients, statistics, learning_rate, number)   # in replica context
 
 In this order: gradient norm, overflow check, clipping, optimizer, moving average of the weights, batch statistics, loss
@@ -10,7 +10,7 @@ scale. Every device updates its own copy of the variables, in the same way.
 import tensorflow as tf
 
 from convoy.trainer.step.freezing import Phase
-from convoy.trainer.step.optimizers import Optimizer, decays_weight
+from convoy.trainer.step.optimizers import Slots, decays_weight
 from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
 
@@ -21,12 +21,11 @@ _LARGEST_LOSS_SCALE = 2.0**24
 class Update:
     """Applies reduced gradients to a state."""
 
-    def __init__(self, state: TrainState, optimizer: Optimizer, settings: StepSettings):
+    def __init__(self, state: TrainState, settings: StepSettings):
         """Compiles nothing yet."""
         self._state = state
-        self._optimizer = optimizer
         self._settings = settings
-        self._in_place = None if settings.use_xla else optimizer.in_place
+        self._in_place = [None if settings.use_xla else own.in_place for own in state.optimizers]
         self._decays = [decays_weight(tuple(w.shape)) for w in state.weights]
         # Even without `settings.use_xla`: XLA computes the formula of a weight in one pass over memory.
         self._formulas_compiled = tf.function(self._formulas, jit_compile=True, autograph=False)
@@ -61,25 +60,22 @@ class Update:
 
         def apply() -> tf.Operation:
             weights = [self._own(state.weights[k].value) for k in phase.weights]
-            slots = [{name: self._own(variables[k]) for name, variables in state.slots.items()} for k in phase.weights]
-            if self._in_place:
-                each = self._rates_and_decays(phase, learning_rate, number)
-                for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True):
-                    self._in_place(weight, slot, gradient, *options)
-            else:
-                new_weights, new_slots = self._formulas_compiled(
-                    phase,
-                    [tf.convert_to_tensor(w) for w in weights],
-                    [{name: tf.convert_to_tensor(v) for name, v in slot.items()} for slot in slots],
-                    gradients,
-                    learning_rate,
-                    number,
-                )
-                for weight, slot, new_weight, new_slot in zip(weights, slots, new_weights, new_slots, strict=True):
+            slots = [{name: self._own(variable) for name, variable in state.slots[k].items()} for k in phase.weights]
+            by_formula = []
+            each = self._rates_and_decays(phase, learning_rate, number)
+            for k, weight, slot, gradient, options in zip(phase.weights, weights, slots, gradients, each, strict=True):
+                if in_place := self._in_place[k]:
+                    in_place(weight, slot, gradient, *options)
+                else:
+                    by_formula.append((weight, slot, gradient))
+            if by_formula:
+                values = tf.nest.map_structure(tf.convert_to_tensor, by_formula)
+                new_values = self._formulas_compiled(phase, values, learning_rate, number)
+                for (weight, slot, _), (new_weight, new_slot) in zip(by_formula, new_values, strict=True):
                     weight.assign(new_weight)
                     for name, variable in slot.items():
                         variable.assign(new_slot[name])
-            if state.averages:
+            if settings.average_decay:
                 # A small decay at the start, or the average would stay close to the random initialization.
                 decay = tf.minimum(settings.average_decay, (1.0 + number) / (10.0 + number))
                 for k, weight in zip(phase.weights, weights, strict=True):
@@ -105,18 +101,14 @@ class Update:
     def _formulas(
         self,
         phase: Phase,
-        weights: list[tf.Tensor],
-        slots: list[dict[str, tf.Tensor]],
-        gradients: list[tf.Tensor],
+        values: list[tuple[tf.Tensor, Slots, tf.Tensor]],
         learning_rate: tf.Tensor,
         number: tf.Tensor,
-    ) -> tuple[list[tf.Tensor], list[dict[str, tf.Tensor]]]:
-        each = self._rates_and_decays(phase, learning_rate, number)
-        updated = [
-            self._optimizer.formula(weight, slot, gradient, *options)
-            for weight, slot, gradient, options in zip(weights, slots, gradients, each, strict=True)
-        ]
-        return [weight for weight, _ in updated], [slot for _, slot in updated]
+    ) -> list[tuple[tf.Tensor, Slots]]:
+        """Returns the new values of the weights that have no kernel, from weight, slots and gradient of each."""
+        each = zip(phase.weights, self._rates_and_decays(phase, learning_rate, number), strict=True)
+        to_update = [(self._state.optimizers[k], options) for k, options in each if not self._in_place[k]]
+        return [own.formula(*value, *options) for (own, options), value in zip(to_update, values, strict=True)]
 
     def _adapt_loss_scale(self, finite: tf.Tensor) -> None:
         """Halves the scale after an overflow; doubles it after many steps without one (Micikevicius et al. 2018)."""

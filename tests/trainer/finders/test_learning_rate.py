@@ -22,6 +22,12 @@ def curve(*, falls_at, diverges_at, start=4.0, lowest=2.0, noise=0.0):
     return losses + noise * np.random.default_rng(0).standard_normal(STEPS)
 
 
+@pytest.mark.parametrize("optimizer", ["lion", "muon", "schedule_free_adamw", "mine.py:own"])
+def test_every_optimizer_has_a_range(optimizer):
+    rates = swept_rates(optimizer)
+    assert len(rates) == STEPS and (np.diff(rates) > 0).all() and rates[-1] / rates[0] >= 1e5
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_steepest_descent_is_suggested(noise):
     found = suggest(RATES, curve(falls_at=1e-3, diverges_at=1.0, noise=noise))
