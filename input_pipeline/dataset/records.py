@@ -23,6 +23,7 @@ import google_crc32c
 import numpy as np
 
 from convoy.core.errors import DataError
+from convoy.core.reading import check_file
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -119,6 +120,7 @@ def walk(path: str | os.PathLike, fix: str = CONVERT) -> Iterator[tuple[int, int
       DataError: the file cannot be read, or a frame is cut short or its header corrupt; names shard and offset.
     """
     try:
+        check_file(path)
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

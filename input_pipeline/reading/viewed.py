@@ -65,7 +65,7 @@ def may_be_shown_otherwise(record: bytes) -> bool:
     Args:
       record: a serialized Example, or the bytes of the image.
     """
-    sizes = (map(int.from_bytes, header.groups()) for header in _PNG_HEADER.finditer(record))
+    sizes = ([int.from_bytes(side, "big") for side in sides] for sides in _PNG_HEADER.findall(record))
     if _LARGE_JPEG.search(record) or any(width * height > MOST_PIXELS for width, height in sizes):
         return True
     if (header := record.find(b"IHDR")) >= 0:

@@ -102,6 +102,24 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
+def wrong_type(config: Mapping[str, Any]) -> str:
+    """Returns a field of a config in JSON, dotted, whose value has another type than its default; "" if there is none.
+
+    Fields may be missing, or unknown: configs of other versions.
+    """
+    kinds = {name: _kind(value) for name, value in fields(default_config())}
+    sections = {name.rpartition(".")[0] for name in kinds} - {""}
+    found = {name: "" if name in sections else _kind(value) for name, value in fields(config)}
+    return next((name for name, kind in found.items() if kind != kinds.get(name, kind)), "")
+
+
+def _kind(value: object) -> str:
+    for types, kind in (((bool,), "boolean"), ((int, float), "number"), ((list, tuple), "list"), ((str,), "text")):
+        if isinstance(value, types):
+            return kind if value == value else ""  # not for NaN
+    return ""
+
+
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain JSON data, without secrets."""
     return json_value(json.loads(json.dumps(config.to_dict())))

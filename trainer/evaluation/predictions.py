@@ -22,6 +22,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.reading import open_file, read_table
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
@@ -115,7 +116,7 @@ def filenames(split: Split) -> list[str]:
     for shard in np.unique(split.shard).tolist():
         if is_remote(split.shard_paths[shard]):
             continue
-        with open(split.shard_paths[shard], "rb", buffering=0) as file:
+        with open_file(str(split.shard_paths[shard]), buffering=0) as file:
             for i in np.flatnonzero(split.shard == shard).tolist():
                 length = int(split.length[i])
                 source = from_file(file.fileno(), int(split.offset[i]) + HEADER_BYTES, length)
@@ -170,8 +171,7 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
     """
     path = run.predictions(evaluation.split)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+        rows = sorted(read_table(path), key=lambda row: int(row["index"]))
         if [int(row["index"]) for row in rows] != list(range(evaluation.images)):
             raise ValueError(f"it has {counted(len(rows), 'row')} for {counted(evaluation.images, 'image')}")
         labels = {_encoded(_cell(name)).decode(): label for label, name in enumerate(class_names)}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from convoy.core.files import append_whole, write_whole
+from convoy.core.reading import read_table
 from convoy.trainer.run.directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
@@ -30,8 +31,7 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     """Drops the rows of steps after `last_step`, which a resumed run repeats, and a row that a crash truncated."""
     if not run.results_table.exists():
         return
-    with open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and row.keys() == set(_COLUMNS)]
+    rows = [row for row in read_table(run.results_table) if None not in row.values() and row.keys() == set(_COLUMNS)]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, _COLUMNS)
     writer.writeheader()

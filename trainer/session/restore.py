@@ -18,7 +18,7 @@ from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
-from convoy.trainer.config import renamed, resolution
+from convoy.trainer.config import resolution
 from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.model_code import kept_model
@@ -84,8 +84,8 @@ def open_run(
     run = RunDirectory(workdir)
     if not run.path.is_dir():
         raise DataError(f"--workdir={workdir}: no such folder. Pass the --workdir of `convoy train`.")
-    config = ml_collections.ConfigDict(renamed.modernized(run.read_json(run.config)))
-    dataset = run.read_json(run.dataset)
+    config = ml_collections.ConfigDict(run.read_config())
+    dataset = run.read_dataset()
     store = CheckpointStore(run.checkpoints)
     step = _chosen_step(store, checkpoint, workdir)
     values, _ = store.load(step)
