@@ -233,6 +233,8 @@ def _keep(directory: Path, split: str, found: index.Scan, description: Mapping[s
     texts = [[label, sorted(text.decode("latin-1") for text in texts)] for label, texts in sorted(found.texts.items())]
     stored = np.frombuffer(json.dumps({**description, "texts": texts}).encode("ascii"), np.uint8)
     for path in _kept_paths(directory, split):
+        if path.parent.is_symlink():  # of somebody else, perhaps, to anywhere
+            continue
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")

@@ -102,22 +102,28 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-def wrong_type(config: Mapping[str, Any]) -> str:
+def wrong_type(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> str:
     """Returns a field of a config in JSON, dotted, whose value has another type than its default; "" if there is none.
 
     Fields may be missing, or unknown: configs of other versions.
+
+    Args:
+      config: the config, or a section of it.
+      defaults: the same of the default config.
+      prefix: start of the dotted names.
     """
-    kinds = {name: _kind(value) for name, value in fields(default_config())}
-    sections = {name.rpartition(".")[0] for name in kinds} - {""}
-    found = {name: "" if name in sections else _kind(value) for name, value in fields(config)}
-    return next((name for name, kind in found.items() if kind != kinds.get(name, kind)), "")
+    for name, default in (default_config().to_dict() if defaults is None else defaults).items():
+        if name in config and _kind(config[name]) != _kind(default):
+            return prefix + name
+        if isinstance(default, dict) and (field := wrong_type(config.get(name, {}), default, f"{prefix}{name}.")):
+            return field
+    return ""
 
 
 def _kind(value: object) -> str:
-    for types, kind in (((bool,), "boolean"), ((int, float), "number"), ((list, tuple), "list"), ((str,), "text")):
-        if isinstance(value, types):
-            return kind if value == value else ""  # not for NaN
-    return ""
+    kinds = {"boolean": bool, "number": int | float, "list": list | tuple, "text": str, "section": Mapping}
+    is_nan = value != value
+    return next((kind for kind, types in kinds.items() if isinstance(value, types) and not is_nan), "")
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

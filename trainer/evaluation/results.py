@@ -1,5 +1,6 @@
 """RUN/results.csv: one row per evaluation, for spreadsheets and `sort`."""
 
+import contextlib
 import csv
 import io
 import time
@@ -31,7 +32,10 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     """Drops the rows of steps after `last_step`, which a resumed run repeats, and a row that a crash truncated."""
     if not run.results_table.exists():
         return
-    rows = [row for row in read_table(run.results_table) if None not in row.values() and row.keys() == set(_COLUMNS)]
+    rows: list[dict[str, str]] = []
+    with contextlib.suppress(csv.Error):
+        rows.extend(read_table(run.results_table))
+    rows = [row for row in rows if None not in row.values() and row.keys() == set(_COLUMNS)]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, _COLUMNS)
     writer.writeheader()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from convoy.core.errors import DataError
 from convoy.core.files import append_json_line
 from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
 
@@ -22,11 +23,18 @@ class OrderRecord:
         self._rank = rank
 
     def truncate(self, step: int) -> None:
-        """Drops the lines after `step` from all workers' files. Only the chief acts, before any worker writes again."""
+        """Drops the lines after `step` from all workers' files. Only the chief acts, before any worker writes again.
+
+        Raises:
+          DataError: a file cannot be read or written.
+        """
         if self._rank:
             return
         for path in self._folder.glob("worker-*.jsonl"):
-            truncate_json_lines(path, step)
+            try:
+                truncate_json_lines(path, step)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read or written ({error.strerror}).") from None
 
     def write(self, step: int, batch: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy) -> None:
         """Appends the line of a step.

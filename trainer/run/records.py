@@ -11,6 +11,7 @@ Nothing is written or locked. Imports no TensorFlow.
 
 import contextlib
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,13 @@ class EvaluationRow:
     split: str
     step: int
     quality: Mapping[str, float]
+
+
+def number_in(content: Mapping[str, Any], name: str) -> float | None:
+    """Returns the number under a name; None if it is missing, something else, or not finite."""
+    value = content.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -85,7 +86,10 @@ def cut_back(folder: Path, *, last_step: int, without: Collection[str] = ()) -> 
         content = read_file(path)
         kept, has_values = [], False
         for payload in _payloads(content):
-            event = Event.FromString(payload)
+            try:
+                event = Event.FromString(payload)
+            except DecodeError:  # as readers do, end at what is no event
+                break
             is_kept = event.step <= last_step and not any(value.tag in without for value in event.summary.value)
             has_values |= is_kept and event.HasField("summary")
             if is_kept or not event.HasField("summary"):
