@@ -207,9 +207,12 @@ def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Data
 def has_manifest(directory: Path) -> bool:
     """Returns whether a directory was written by `convoy convert`."""
     try:
-        return (directory / MANIFEST).is_file()
+        os.lstat(directory / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:  # reading the manifest reports the error
-        return True
+        pass
+    return True
 
 
 def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:

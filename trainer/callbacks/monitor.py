@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from convoy.core.text import is_count
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.reading.decode import Crop
@@ -120,7 +121,7 @@ class Monitor:
         place = hardware_info(plan, session.runtime, self._worker_group, session.model["files"])
         changed = changes(session.metadata.get("place", {}), place)
         attempt = os.environ.get("CONVOY_ATTEMPT", "")
-        launched = {"attempt": int(attempt)} if attempt.isdecimal() else {}
+        launched = {"attempt": int(attempt)} if is_count(attempt) else {}
         if step:
             self.run_logger.event("restored", step=step, replicas=plan.replicas, changed=changed, **launched)
         else:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from convoy.core.files import append_whole, write_whole
 from convoy.core.reading import read_table
+from convoy.core.text import is_count
 from convoy.trainer.run.directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
@@ -39,5 +40,5 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, _COLUMNS)
     writer.writeheader()
-    writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step)
+    writer.writerows(row for row in rows if is_count(row["step"]) and int(row["step"]) <= last_step)
     write_whole(run.results_table, kept.getvalue().encode())

@@ -14,6 +14,7 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
+from convoy.core.text import is_count
 from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -129,7 +130,7 @@ def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
         return steps[-1]
     if checkpoint == "best":
         return store.best() or steps[-1]
-    if checkpoint.isdigit() and int(checkpoint) in steps:
+    if is_count(checkpoint) and int(checkpoint) in steps:
         return int(checkpoint)
     raise UsageError(
         f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last or a step ({', '.join(map(str, steps))})."
