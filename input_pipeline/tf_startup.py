@@ -13,6 +13,8 @@ from types import ModuleType
 
 from absl import flags as absl_flags
 
+from convoy.core.text import is_count
+
 _ERRORS_ONLY = 2
 # Optional imports of Keras that take up to a third of TensorFlow's import time.
 _UNUSED_MODULES = ("sklearn", "matplotlib.pyplot")
@@ -46,7 +48,7 @@ def start_tensorflow() -> None:
     """
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(_ERRORS_ONLY))
     with captured_stderr() as show, _blocked_imports(*_UNUSED_MODULES), _no_garbage_collection():
-        if level.isdecimal() and int(level) < _ERRORS_ONLY:
+        if is_count(level) and int(level) < _ERRORS_ONLY:
             show()
         import tensorflow as tf
 

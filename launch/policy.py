@@ -60,10 +60,11 @@ class WorkerOutcome:
     Attributes:
       rank: rank of the worker; 0 is the chief.
       returncode: exit code, or minus the number of the signal that killed it.
-      time: time at which the end was observed, in seconds since 1970.
+      time: time at which the launcher observed the end, in seconds since 1970.
       error: contents of its error file, if it left one.
       ended_as: STOPPED or UNRESPONSIVE if the launcher had to end it, otherwise None.
       lost: why the outcome is unknown, if its host is gone; `returncode` is meaningless then.
+      host_time: the same time by the clock of the worker's host, by which `error` is dated; None if it is the same.
     """
 
     rank: int
@@ -72,6 +73,7 @@ class WorkerOutcome:
     error: WorkerError | None = None
     ended_as: Kind | None = None
     lost: str = ""
+    host_time: float | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -105,9 +107,12 @@ class WorkerOutcome:
 
     @property
     def failure_time(self) -> float:
-        """Time of the failure, in seconds since 1970."""
-        # The clock of a worker's host may be ahead of the launcher's.
-        return min(self.own_error.time, self.time) if self.own_error else self.time
+        """Time of the failure by the launcher's clock, in seconds since 1970."""
+        if not self.own_error:
+            return self.time
+        # Clocks of hosts differ by minutes. How long a worker took to exit is measured on its own host.
+        ended = self.time if self.host_time is None else self.host_time
+        return self.time - max(0.0, ended - self.own_error.time)
 
 
 @dataclass(frozen=True)

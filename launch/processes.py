@@ -13,7 +13,9 @@ handling, however the launcher was started. On Linux the kernel kills the worker
 
 import contextlib
 import ctypes
+import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from convoy.core.errors import ConvoyError, UsageError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -49,7 +53,7 @@ class WorkerExit(NamedTuple):
     Attributes:
       rank: rank of the worker.
       returncode: exit code, or minus the number of the signal that killed it.
-      time: time at which the end was observed, in seconds since 1970.
+      time: time at which the end was observed, in seconds since 1970, by the clock of the worker's host if possible.
       lost: why the outcome is unknown, if its host is gone: `host b does not answer`.
     """
 
@@ -66,7 +70,8 @@ class WorkerProcesses:
         """Starts all of them, or none. Call it in the main thread: workers die with the thread that started them.
 
         Raises:
-          OSError: a program cannot be started.
+          UsageError: a program is missing or is none.
+          ConvoyError: the system starts no more processes.
         """
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         try:
@@ -113,17 +118,25 @@ class WorkerProcesses:
 
 
 def _start(program: WorkerProgram) -> subprocess.Popen[bytes]:
-    with open(program.log, "ab") as log:
-        return subprocess.Popen(
-            program.command,
-            env=dict(program.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            # Safe here: the launcher has one thread, and everything it needs is resolved before the fork.
-            preexec_fn=_preparation(program.cores),
-        )
+    try:
+        with open(program.log, "ab") as log:
+            return subprocess.Popen(
+                program.command,
+                env=dict(program.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Safe here: the launcher has one thread, and everything it needs is resolved before the fork.
+                preexec_fn=_preparation(program.cores),
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        is_missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+        name = program.log if isinstance(error, OSError) and error.filename == str(program.log) else program.command[0]
+        raise (UsageError if is_missing else ConvoyError)(
+            f"a worker cannot be started: {name}: {reason}. The command: {shlex.join(program.command)}"
+        ) from None
 
 
 def _preparation(cores: frozenset[int]) -> Callable[[], None]:

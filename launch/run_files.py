@@ -19,6 +19,7 @@ from typing import Any
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import append_json_line, json_value, write_whole
+from convoy.core.reading import open_file, parsed_json, read_file, read_json
 from convoy.core.run_layout import RunLayout, attempt_number, checkpoint_step
 from convoy.core.user_code import SENT_CODE_VARIABLE
 from convoy.launch.history import Event
@@ -61,9 +62,9 @@ class AttemptFiles:
     def end(self, rank: int) -> WorkerExit | None:
         """Returns how a worker ended, or None if that was not recorded."""
         try:
-            content = json.loads(self.end_file(rank).read_bytes())
+            content = read_json(self.end_file(rank))
             return WorkerExit(int(content["rank"]), int(content["returncode"]), float(content["time"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def write_error(self, rank: int, error: WorkerError) -> None:
@@ -75,19 +76,19 @@ class AttemptFiles:
         """Returns the exception that a worker reported, or None."""
         path = self.error_file(rank)
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             step = None if content.get("step") is None else int(content["step"])
             error = str(content.get("error") or "unknown error")
             return WorkerError(float(content["time"]), step, int(content.get("exit_code", 1)), error)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return WorkerError(time.time(), None, 1, f"unknown error ({path.name} is damaged)")
 
     def last_lines(self, rank: int, count: int) -> list[str]:
         """Returns the last lines of a worker's output."""
         try:
-            return _tail(self.log(rank)).decode(errors="replace").splitlines()[-count:]
+            return read_file(self.log(rank), _TAIL_BYTES).decode(errors="replace").splitlines()[-count:]
         except OSError:
             return []
 
@@ -185,9 +186,9 @@ class RunFiles:
     def logged_step(self) -> int | None:
         """Returns the step of the last line in metrics.jsonl, or None."""
         with contextlib.suppress(OSError):
-            for line in reversed(_tail(self._layout.metrics).splitlines()):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    return int(json.loads(line)["step"])
+            for line in reversed(read_file(self._layout.metrics, _TAIL_BYTES).splitlines()):
+                with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                    return int(parsed_json(line)["step"])
         return None
 
     def events_end(self) -> int:
@@ -200,15 +201,15 @@ class RunFiles:
     def events(self, start: int) -> list[Event]:
         """Returns the trainer's events from a byte offset in events.jsonl on, without damaged lines."""
         try:
-            with open(self._layout.events, "rb") as file:
+            with open_file(self._layout.events) as file:
                 file.seek(start)
                 lines = file.read().splitlines()
         except OSError:
             return []
         events = []
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                event = parsed_json(line)
                 event["event"], float(event["time"])
                 events.append(event)
         return events
@@ -263,10 +264,3 @@ class RunFiles:
             else:
                 self._made.append(path)
         return bool(missing)
-
-
-def _tail(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - _TAIL_BYTES))
-        return file.read()

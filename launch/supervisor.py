@@ -110,7 +110,7 @@ class Supervisor:
 
         Raises:
           UsageError, DataError: RUN cannot be used.
-          OSError: a worker cannot be started.
+          ConvoyError: a worker cannot be started.
         """
         try:
             with self._signals:
@@ -206,8 +206,9 @@ class Supervisor:
         ended_as: dict[int, Kind] = {}
 
         def note(ended: Sequence[WorkerExit]) -> None:
-            for rank, returncode, seen, lost in ended:
-                outcomes.append(WorkerOutcome(rank, returncode, seen, files.error(rank), ended_as.get(rank), lost))
+            for rank, returncode, host_time, lost in ended:
+                error, kind = files.error(rank), ended_as.get(rank)
+                outcomes.append(WorkerOutcome(rank, returncode, time.time(), error, kind, lost, host_time))
                 if not outcomes[-1].succeeded and self._trains:  # workers that only inspect end independently
                     # Workers that wait for others to join cannot know that some never will.
                     shutdown.worker_failed(in_startup=history.start_step(self._run.events(first_event)) is None)

@@ -20,6 +20,7 @@ from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
 from convoy.core.error_file import note_error
 from convoy.core.errors import DataError
+from convoy.core.text import is_count
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.reading.reader import Batch
@@ -232,7 +233,7 @@ class _Training:
         step, replicas = self._state.step, self._plan.replicas
         self._emit("on_start")
         attempt = os.environ.get("CONVOY_ATTEMPT", "")
-        launched = {"attempt": int(attempt)} if attempt.isdecimal() else {}
+        launched = {"attempt": int(attempt)} if is_count(attempt) else {}
         if step:
             changed = self._training.changed
             self._training.event("restored", step=step, replicas=replicas, changed=changed, **launched)

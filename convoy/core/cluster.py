@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convoy.core.errors import UsageError
+from convoy.core.text import counted
 
 DEFAULT_PORT = 2222  # of workers in Kubernetes
 KEY_VARIABLE = "CONVOY_CLUSTER_KEY"  # set by launchers: with it, workers prove to each other that they belong together
@@ -213,8 +214,8 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     counts = counts_by_host(tasks_per_host)
     if len(counts) != len(hosts) or sum(counts) != number:
         raise UsageError(
-            f"SLURM_STEP_TASKS_PER_NODE={tasks_per_host!r} does not match {number} tasks on {len(hosts)} hosts. "
-            f"{_USE_BLOCKS}"
+            f"SLURM_STEP_TASKS_PER_NODE={tasks_per_host!r} does not match {counted(number, 'task')} on "
+            f"{counted(len(hosts), 'host')}. {_USE_BLOCKS}"
         )
     layout = _task_layout(counts, environment)
     rank = _integer(environment, "SLURM_PROCID")

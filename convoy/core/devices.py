@@ -30,7 +30,7 @@ def parse_devices(text: str) -> Devices:
     Raises:
       UsageError: any other text.
     """
-    match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+(?:,\d+)*))?", text)
+    match = re.fullmatch(r"(auto|cpu|gpu)(?::([0-9]{1,9}(?:,[0-9]{1,9})*))?", text)
     if not match or (match[1] == "auto" and match[2]) or (match[1] == "cpu" and "," in (match[2] or "")):
         raise UsageError(f"--devices={text}: pass auto, cpu:N (N logical devices) or gpu:0,1 (GPU indices).")
     kind, numbers = match[1], tuple(int(number) for number in (match[2] or "").split(",") if number)

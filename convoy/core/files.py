@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -114,6 +115,15 @@ def replace(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
+def open_own(path: str, flags: int) -> int:
+    """Opens a file to write to it, as an `opener` for `open`: not a pipe or device, and not through a link."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor
+
+
 class LockHeldError(Exception):
     """Another process holds the lock."""
 
@@ -213,7 +223,7 @@ def append_whole(path: Path, lines: bytes) -> None:
     Raises:
       OSError: they cannot be written; the file is unchanged then.
     """
-    with open(path, "ab+", buffering=0) as file:
+    with open(path, "ab+", buffering=0, opener=open_own) as file:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)

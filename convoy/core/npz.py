@@ -1,5 +1,8 @@
 """Reads `.npz` files that may be damaged, or made by somebody else to do harm.
 
+with opened(path) as archive:
+    steps = read_array(archive, "steps", np.int64, dimensions=1)
+
 No code in a file is run, and no more memory is taken than the file has bytes: members must be stored uncompressed, as
 `numpy.savez` writes them, and their stated sizes are checked before anything is allocated.
 """
@@ -11,7 +14,29 @@ import zipfile
 import numpy as np
 from numpy.typing import DTypeLike
 
+from convoy.core.reading import check_file
+
 _COPIED_BYTES = 2**22
+
+
+def opened(path: str | os.PathLike[str]) -> zipfile.ZipFile:
+    """Opens an `.npz` file.
+
+    Raises:
+      OSError: it cannot be opened.
+      Exception: of any kind, if it is damaged, or its members would take more memory than the file has bytes.
+    """
+    size = check_file(path)
+    archive = zipfile.ZipFile(path)
+    try:
+        for info in archive.infolist():
+            size -= info.file_size  # members may overlap in the file
+            if info.compress_type != zipfile.ZIP_STORED or size < 0:
+                raise ValueError(f"{info.filename} is compressed, or larger than its file")
+    except BaseException:
+        archive.close()
+        raise
+    return archive
 
 
 def read_array(
@@ -20,7 +45,7 @@ def read_array(
     """Returns an array of an `.npz` file, with its checksum verified.
 
     Args:
-      archive: the file.
+      archive: the file, `opened`.
       name: the array's name, without `.npy`.
       dtype: the expected dtype; None for any.
       dimensions: the expected number of dimensions; None for any.
@@ -29,7 +54,6 @@ def read_array(
       Exception: of any kind, if the array is missing, damaged, or another one than expected.
     """
     info = archive.getinfo(f"{name}.npy")
-    check_stored(archive, info)
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):
@@ -48,10 +72,3 @@ def read_array(
         if done != size:
             raise ValueError(f"{name} is truncated")
     return values.T if by_columns else values
-
-
-def check_stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Raises a ValueError if reading a member of an archive would take more memory than the file has bytes."""
-    on_disk = os.fstat(archive.fp.fileno()).st_size if archive.fp else 0
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > on_disk:
-        raise ValueError(f"{info.filename} is compressed, or larger than its file")

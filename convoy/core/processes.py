@@ -12,6 +12,8 @@ from convoy.core.errors import ConvoyError
 from convoy.core.exit_codes import SIGNAL_BASE
 from convoy.core.terminal import can_redraw
 
+_FILES, _FILES_PER_PROCESS = 12, 2  # of a pool while it starts
+
 
 def usable_cores() -> int:
     """Returns the number of cores that this process may use, which a scheduler or container may limit."""
@@ -24,13 +26,17 @@ def processor_numbers() -> list[int]:
 
 
 @contextlib.contextmanager
-def helper_starting() -> Iterator[None]:
-    """Names the failure of a helper process that cannot start inside.
+def helper_starting(processes: int = 1) -> Iterator[None]:
+    """Names the failure of helper processes that cannot start inside.
+
+    Args:
+      processes: their number.
 
     Raises:
-      ConvoyError: it cannot start.
+      ConvoyError: one cannot start.
     """
     try:
+        _check_open_files(_FILES + processes * _FILES_PER_PROCESS)
         yield
     except (OSError, EOFError, RuntimeError) as error:
         is_thread = "start new thread" in str(error)  # which is how a limit of processes shows in Python's pools
@@ -41,6 +47,13 @@ def helper_starting() -> Iterator[None]:
             f"a helper process cannot start ({reason}). Free memory, or raise the limits of processes and open files "
             "(ulimit -u, ulimit -n, those of the container)"
         ) from None
+
+
+def _check_open_files(number: int) -> None:
+    """Raises an OSError unless so many more files can be opened: a fork server whose client fails prints its own."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(number):
+            opened.enter_context(open(os.devnull, "rb", buffering=0))
 
 
 def follow_parent() -> None:

@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
-_CHECKPOINT = re.compile(r"step-(\d{9})\.npz")
-_ATTEMPT = re.compile(r"attempt-(\d+)")
+_CHECKPOINT = re.compile(r"step-([0-9]{9})\.npz")
+_ATTEMPT = re.compile(r"attempt-([0-9]{1,18})")
 
 
 class RunLayout:

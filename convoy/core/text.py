@@ -53,6 +53,11 @@ def counted(number: int, thing: str, plural: str = "") -> str:
     return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
 
 
+def is_count(text: str) -> bool:
+    """Returns whether text is an integer from 0 on, in ASCII digits. `isdigit` is true of "²" too."""
+    return bool(re.fullmatch("[0-9]{1,18}", text))
+
+
 def joined(items: Sequence[str], conjunction: str) -> str:
     """Returns one item or more as a list in a sentence: `a`, `a or b`, `a, b or c`."""
     *others, last = items

@@ -7,13 +7,12 @@ those that the conversion will find, so every image is read and decoded twice. T
 a conversion that is interrupted.
 """
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 from convoy.input_pipeline.convert import marks, plan
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.publish import WorkingDirectory
@@ -106,7 +105,7 @@ def _perceptual_hashes(
 def _read(task: HashTask) -> np.ndarray | None:
     """Returns the hashes of a task that is done, else None."""
     try:
-        with zipfile.ZipFile(task.path) as archive:
+        with opened(task.path) as archive:
             hashes = read_array(archive, "hashes", np.uint64, dimensions=1)
     except Exception:  # a file that a crash has cut short makes zipfile and numpy raise anything
         return None

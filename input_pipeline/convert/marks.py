@@ -9,7 +9,6 @@ import importlib.metadata
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from convoy import __version__
 from convoy.core.files import sha256_of, write_whole
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES
@@ -103,7 +102,7 @@ def read(path: Path, shard_path: Path, images: Sequence[Source], fingerprint: st
       fingerprint: the expected fingerprint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
             facts = json.loads(read_array(archive, "facts", np.uint8).tobytes())
             loaded = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in _TYPES.items()}
         if facts["fingerprint"] != fingerprint or sha256_of(shard_path) != facts["sha256"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.reading import parsed_json, read_file
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
 from convoy.input_pipeline.convert.sources import Sources, Table
@@ -38,7 +39,7 @@ def read(output: Path, manifest: Mapping[str, Any] | None) -> list[LeftOut]:
     if manifest is None or not path.exists():
         return []
     try:
-        left_out = [LeftOut(**json.loads(line)) for line in path.read_text(encoding="ascii").splitlines()]
+        left_out = [LeftOut(**parsed_json(line)) for line in read_file(path).splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Fix it, or delete it and lose its list") from None
     # A conversion that was killed while publishing may have left lines of its own split.

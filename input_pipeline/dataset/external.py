@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import uuid
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import written_whole
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
@@ -218,7 +217,7 @@ def _load_kept(directory: Path, split: str, description: Mapping[str, Any]) -> i
     sizes = [size for _, size, _ in description["files"]]
     for path in _kept_paths(directory, split):
         with contextlib.suppress(Exception):  # damaged bytes make zipfile, numpy and json raise anything
-            with zipfile.ZipFile(path) as archive:
+            with opened(path) as archive:
                 stored = json.loads(read_array(archive, "description", np.uint8, dimensions=1).tobytes())
                 if {key: stored[key] for key in description} != description:
                     continue
@@ -234,6 +233,8 @@ def _keep(directory: Path, split: str, found: index.Scan, description: Mapping[s
     texts = [[label, sorted(text.decode("latin-1") for text in texts)] for label, texts in sorted(found.texts.items())]
     stored = np.frombuffer(json.dumps({**description, "texts": texts}).encode("ascii"), np.uint8)
     for path in _kept_paths(directory, split):
+        if path.parent.is_symlink():  # of somebody else, perhaps, to anywhere
+            continue
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from convoy.core.errors import DataError
+from convoy.core.reading import open_file
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import Values, from_bytes, read_features
 from convoy.input_pipeline.dataset.index import Scan
@@ -32,7 +33,7 @@ def check_first_images(layout: Layout, split: str, found: Scan) -> None:
     for number in range(min(_LOOKED_AT, len(found.arrays["label"]))):
         shard, offset, length = (int(found.arrays[name][number]) for name in ("shard", "offset", "length"))
         try:
-            with open(layout.splits[split][shard], "rb") as file:
+            with open_file(layout.splits[split][shard]) as file:
                 file.seek(offset + HEADER_BYTES)
                 problems.append(image_problem(read_features(from_bytes(file.read(length)), length), layout.keys.image))
         except (OSError, ValueError):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from convoy.core.errors import DataError
+from convoy.core.reading import open_file
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import Values, from_file, read_features
 from convoy.input_pipeline.dataset.index import RecordKeys
@@ -164,7 +165,7 @@ def _keys_in(shard: Path, record_format: RecordFormat) -> tuple[RecordKeys, str]
     """Returns the keys of image and label in the first record of a shard, and the key of the class text or ""."""
     offset, length, _ = next(walk(shard, COPY))
     try:
-        with open(shard, "rb") as file:
+        with open_file(shard) as file:
             features = read_features(from_file(file.fileno(), offset + HEADER_BYTES, length), length)
     except (OSError, ValueError) as error:
         raise DataError(f"{shard}: the record at offset {offset} is not a tf.train.Example ({error})") from None

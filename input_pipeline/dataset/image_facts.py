@@ -1,11 +1,10 @@
 """images-SPLIT.npz: facts about each image of a split, for the report and for finding duplicates."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 
 # The arrays, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of the source file,
 # `perceptual_hash`, and whether the image was re-encoded.
@@ -27,7 +26,7 @@ def images_path(directory: Path, split: str) -> Path:
 def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
     """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
     try:
-        with zipfile.ZipFile(images_path(directory, split)) as archive:
+        with opened(images_path(directory, split)) as archive:
             columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in IMAGE_TYPES.items()}
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}

@@ -9,7 +9,6 @@ need little more memory than the arrays; 100 million records take 2.8 GB.
 
 import array
 import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 
 from convoy.core.errors import ConvoyError, DataError
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
+from convoy.core.reading import open_file
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
 from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
@@ -72,7 +72,7 @@ def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]
       IndexUnusableError: the index is missing or damaged, or does not match the shards.
     """
     try:
-        with local_copy(path) as local, zipfile.ZipFile(local) as archive:
+        with local_copy(path) as local, opened(local) as archive:
             arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in INDEX_TYPES.items()}
     except FileNotFoundError:
         raise IndexUnusableError("is missing") from None
@@ -196,7 +196,7 @@ def _scan_shard(
     columns = {name: array.array("q") for name in INDEX_TYPES if name != "shard"}
     texts: dict[int, set[bytes]] = {}
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path, buffering=0) as file:
             descriptor = file.fileno()
             for offset, length, crc in walk(path, fix):
                 if stopped.is_set():

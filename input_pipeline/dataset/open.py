@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
+from convoy.core.reading import parsed_json, read_json
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
@@ -206,9 +207,12 @@ def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Data
 def has_manifest(directory: Path) -> bool:
     """Returns whether a directory was written by `convoy convert`."""
     try:
-        return (directory / MANIFEST).is_file()
+        os.lstat(directory / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:  # reading the manifest reports the error
-        return True
+        pass
+    return True
 
 
 def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
@@ -224,7 +228,7 @@ def read_manifest(directory: Path | RemotePath) -> dict[str, Any]:
                 f"dataset directory {directory} does not exist{similar_folder(directory)}. "
                 f"Create it with `convoy convert --images=... --output={directory}`."
             )
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path) if isinstance(path, Path) else parsed_json(path.read_bytes())
         version = manifest["format_version"]
     except FileNotFoundError:
         raise DataError(

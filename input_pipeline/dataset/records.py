@@ -23,6 +23,7 @@ import google_crc32c
 import numpy as np
 
 from convoy.core.errors import DataError
+from convoy.core.reading import check_file
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -35,6 +36,7 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 HEAD_BYTES = 4096  # enough to find out what a file is
 _COMPRESSIONS = {"GZIP": 31, "ZLIB": 15}  # window bits of `zlib`
+_MOST_DECOMPRESSED = 2**22  # at once: a block may have a thousand times its size
 _ONE_BYTE = [bytes([value]) for value in range(0x80)]
 CONVERT = "convert again, or restore the file"
 
@@ -92,12 +94,14 @@ def decompressed(compression: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
     decompressor = zlib.decompressobj(_COMPRESSIONS[compression])
     try:
         for block in blocks:
-            rest = block
-            while rest:
+            rest, is_more = block, False
+            while rest or is_more:
                 if decompressor.eof:  # a file of several parts
                     decompressor = zlib.decompressobj(_COMPRESSIONS[compression])
-                yield decompressor.decompress(rest)
-                rest = decompressor.unused_data
+                content = decompressor.decompress(rest, _MOST_DECOMPRESSED)
+                yield content
+                rest = decompressor.unconsumed_tail or decompressor.unused_data
+                is_more = len(content) == _MOST_DECOMPRESSED and not decompressor.eof
     except zlib.error as error:
         raise ValueError(str(error)) from None
     if not decompressor.eof:
@@ -119,6 +123,7 @@ def walk(path: str | os.PathLike, fix: str = CONVERT) -> Iterator[tuple[int, int
       DataError: the file cannot be read, or a frame is cut short or its header corrupt; names shard and offset.
     """
     try:
+        check_file(path)
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

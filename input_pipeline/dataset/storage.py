@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
+from convoy.core.reading import check_file
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
 _OTHER_FILES = 256  # reserve for TensorFlow, worker processes and the run directory
@@ -144,6 +145,7 @@ class Shards:
         _make_room_for_files(len(self.paths))
         for path in self.paths:
             try:
+                check_file(str(path))
                 self._descriptors.append(os.open(str(path), os.O_RDONLY))
             except OSError as error:
                 self.close()

@@ -1,12 +1,12 @@
 """The layout of a directory that TFDS wrote, from its dataset_info.json and features.json."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import DataError
+from convoy.core.reading import read_file, read_json
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, PREPARE, Layout, RecordFormat
@@ -61,7 +61,7 @@ def tfds_layout(directory: Path, record_format: RecordFormat) -> Layout:
 
 def _json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; prepare the TFDS dataset again, with a version that writes it") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -116,7 +116,7 @@ def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str,
 def _class_names(directory: Path, label: str, number: int) -> tuple[str, ...] | None:
     path = directory / f"{label.replace('/', '.')}.labels.txt"
     try:
-        names = tuple(path.read_text(encoding="utf-8").split("\n"))
+        names = tuple(read_file(path).decode().split("\n"))
     except FileNotFoundError:
         return tuple(map(str, range(number))) if number else None
     except (OSError, ValueError) as error:

@@ -197,6 +197,22 @@ def reason(error: Exception) -> str:
     return f"damaged ({text or type(error).__name__})"
 
 
+def refused_size(data: bytes) -> str:
+    """Returns why an image of another tool's record is not decoded: its size; "" if it is not too large, or unknown."""
+    allowed = Limits().max_megapixels
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+        if width * height <= round(allowed * 1e6):
+            return ""
+        size = f"{width:,}x{height:,}"
+    except Image.DecompressionBombError as error:
+        size = f"{int(re.findall(r'[0-9]+', str(error))[0]):,}"
+    except Exception:  # a damaged header makes Pillow raise anything
+        return ""
+    return f"the image has {size} pixels, more than {allowed:.1f} million"
+
+
 def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -87,7 +87,7 @@ def run(
     """
     workers = max(1, min(workers or usable_cores(), len(tasks)))
     context = multiprocessing.get_context("forkserver")
-    with helper_starting():
+    with helper_starting(workers):
         board = RawArray("q", 1 + 2 * len(tasks))
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(board,))
     processes: list[BaseProcess] = []

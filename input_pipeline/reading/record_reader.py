@@ -21,6 +21,7 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, RecordError
 from convoy.input_pipeline.dataset.storage import Shards
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
+from convoy.input_pipeline.images.pixels import refused_size
 from convoy.input_pipeline.reading.blocks import RangeReader
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import decode, parse_records
@@ -185,7 +186,7 @@ def _why_undecodable(payload: bytes, key: str) -> str:
     if problem := image_problem(features, key):
         return problem
     encoded = features[key][0]
-    return not_decoded_in_training(encoded) if isinstance(encoded, bytes) else ""
+    return refused_size(encoded) or not_decoded_in_training(encoded) if isinstance(encoded, bytes) else ""
 
 
 def _single_decoder(split: Split) -> Callable[[bytes], tf.Tensor]:

@@ -5,6 +5,7 @@ send to an exported model, may hold photographs that only their EXIF orientation
 transparency, which TensorFlow's decoders ignore. The EXIF format is that of CIPA DC-008-2012, section 4.6.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -26,6 +27,13 @@ _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 _TURNED = re.compile(rb"\x12\x01[\x01-\x0c]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01-\x0c]\0\0\0\x01(?!\0\x01)", re.DOTALL)
 _PNG_COLOUR_TYPE = 13  # bytes after the name of the header chunk
 MOST_PIXELS = round(Limits().max_megapixels * 1e6)
+# The start of a frame (SOF) with a side that `MOST_PIXELS` may not have, wherever it is in a record.
+_LARGE_JPEG = re.compile(
+    rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf].{2}[\x08\x0c](..)?[%b-\xff]"
+    % re.escape(bytes([math.isqrt(MOST_PIXELS) >> 8])),
+    re.DOTALL,
+)
+_PNG_HEADER = re.compile(rb"IHDR(.{4})(.{4})", re.DOTALL)
 
 
 def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
@@ -35,13 +43,14 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
       encoded: scalar string: JPEG, PNG, WebP, GIF or BMP (`file_kinds.unreadable_kind`).
 
     Raises:
-      tf.errors.InvalidArgumentError: not such an image, a damaged one, or a JPEG or PNG of more than `MOST_PIXELS`.
+      tf.errors.InvalidArgumentError: not such an image, a damaged one, or one of more than `MOST_PIXELS`.
     """
     return tf.case(
         [
             (has(encoded, 0, b"\xff\xd8\xff"), lambda: _upright(_decode_jpeg(encoded), exif_orientation(encoded))),
             (has(encoded, 0, _PNG), lambda: _upright(_decode_png(encoded), _png_orientation(encoded))),
             (has(encoded, 8, _WEBP), lambda: _upright(_decode_webp(encoded), _webp_orientation(encoded))),
+            (has(encoded, 0, b"GIF"), lambda: _decode_gif(encoded)),
             (has(encoded, 0, b"BM") & (numbers(encoded, 28, 1)[0] == 8), lambda: _decode_palette_bmp(encoded)),
         ],
         default=lambda: _stored(encoded),
@@ -49,17 +58,17 @@ def decode_as_viewed(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def may_be_shown_otherwise(record: bytes) -> bool:
-    """Returns whether a JPEG or PNG in a record may be turned or transparent, or a PNG too large; False is certain.
+    """Returns whether a JPEG or PNG in a record may be turned, transparent or too large; False is certain.
 
     Costs microseconds, where `decode_as_viewed` takes as long as decoding a small image.
 
     Args:
       record: a serialized Example, or the bytes of the image.
     """
+    sizes = ([int.from_bytes(side, "big") for side in sides] for sides in _PNG_HEADER.findall(record))
+    if _LARGE_JPEG.search(record) or any(width * height > MOST_PIXELS for width, height in sizes):
+        return True
     if (header := record.find(b"IHDR")) >= 0:
-        width, height = (int.from_bytes(record[header + at : header + at + 4], "big") for at in (4, 8))
-        if width * height > MOST_PIXELS:
-            return True
         colours = record[header + _PNG_COLOUR_TYPE : header + _PNG_COLOUR_TYPE + 1]
         return colours not in (b"\0", b"\2", b"\3") or b"tRNS" in record or b"eXIf" in record
     exif = record.find(b"Exif\0\0")
@@ -196,8 +205,32 @@ def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
+def _decode_gif(encoded: tf.Tensor) -> tf.Tensor:
+    sides = [_little_endian(encoded, at, 2) for at in (8, 6)]
+    with tf.control_dependencies([_within_limit(tf.stack(sides))]):
+        return _stored(encoded)
+
+
+def _little_endian(encoded: tf.Tensor, at: int, length: int) -> tf.Tensor:
+    return tf.tensordot(numbers(encoded, at, length), [2 ** (8 * k) for k in range(length)], 1)
+
+
+def _webp_sides(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns height and width, [2] int32, as RFC 9649 has them: section 2.5 lossy, 2.6 lossless, 2.7 extended."""
+    bits = _little_endian(encoded, 21, 3) + 2**24 * (numbers(encoded, 24, 1)[0] & 0x0F)  # 14 for each side
+    return tf.case(
+        [
+            (has(encoded, 12, b"VP8X"), lambda: tf.stack([_little_endian(encoded, at, 3) + 1 for at in (27, 24)])),
+            (has(encoded, 12, b"VP8L"), lambda: tf.stack([bits // 2**14 + 1, bits % 2**14 + 1])),
+        ],
+        default=lambda: tf.stack([_little_endian(encoded, at, 2) & 0x3FFF for at in (28, 26)]),
+    )
+
+
 def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
     # TensorFlow decodes to the number of channels that the file has. Its header is in RFC 9649, sections 2.6 and 2.7.
+    with tf.control_dependencies([_within_limit(_webp_sides(encoded))]):
+        encoded = tf.identity(encoded)
     lossless = has(encoded, 12, b"VP8L") & (numbers(encoded, 24, 1)[0] & _WEBP_ALPHA > 0)
     extended = has(encoded, 12, b"VP8X") & (numbers(encoded, 20, 1)[0] & _WEBP_ALPHA > 0)
 

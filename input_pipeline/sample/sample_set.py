@@ -141,7 +141,7 @@ class SampleSet:
             for task in tasks:
                 draw(task)
             return
-        with helper_starting():
+        with helper_starting(workers):
             executor = concurrent.futures.ProcessPoolExecutor(
                 workers, multiprocessing.get_context("forkserver"), initializer=follow_parent
             )

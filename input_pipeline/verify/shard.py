@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.finding import Severity
+from convoy.core.reading import open_file
 from convoy.input_pipeline.dataset.examples import Values, from_bytes, read_features
 from convoy.input_pipeline.dataset.external_images import ENCODE, image_problem
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, idx_lines, label_of
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
+from convoy.input_pipeline.images.pixels import refused_size
 from convoy.input_pipeline.images.worker_pool import report_progress
 from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport, ShardTask
 
@@ -44,7 +46,7 @@ def check_shard(task: ShardTask) -> ShardReport:
     """
     check = _Check(task)
     try:
-        with open(task.path, "rb", buffering=0) as file:
+        with open_file(task.path, buffering=0) as file:
             return check.run(file.fileno())
     except OSError as error:
         check.fault("shard-unreadable", f"cannot be read ({error.strerror})")
@@ -181,6 +183,8 @@ class _Check:
         if not task.is_ours:
             from convoy.input_pipeline.verify import image
 
+            if refusal := refused_size(encoded[0]):
+                return label, ("image-undecodable", refusal)
             self._viewed += image.is_turned_or_transparent(encoded[0])
         return label, _image_problem(encoded[0], features, strictly=task.is_ours)
 
@@ -193,7 +197,7 @@ class _Check:
         lines = idx_lines(records)
         try:
             # No more than the expected bytes: the file may be another, large one.
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 same = file.read(len(lines) + 1) == lines
         except OSError as error:
             self.fault("idx-unreadable", f"cannot be read ({error.strerror})", section=INDEX, file=name)

@@ -8,9 +8,7 @@ Works on the output of `convoy convert` and on external datasets (`dataset.exter
 processes check one shard at a time (`verify.shard`). Shards and manifest are never written to.
 """
 
-import json
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +20,8 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.finding import Severity
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
+from convoy.core.reading import read_file, read_json
 from convoy.core.text import counted
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
@@ -263,7 +262,7 @@ def _manifest_faults(
     if not os.path.exists(sidecar):  # unlike Path.exists, also for a name that is too long
         return
     try:
-        with zipfile.ZipFile(sidecar) as archive:
+        with opened(sidecar) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             lengths = {name: len(read_array(archive, name)) for name in names}
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
@@ -280,15 +279,15 @@ def _description_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterato
     expected_labels = "".join(f"{name}\n" for name in manifest["class_names"]).encode("utf-8")
     for name in LABEL_FILES:
         try:
-            if (directory / name).read_bytes() != expected_labels:
+            if read_file(directory / name) != expected_labels:
                 yield _description_fault("label-file-mismatch", name, "its class names differ from the manifest's")
         except OSError as error:
             yield _description_fault("label-file-unreadable", name, f"cannot be read ({error.strerror})")
     stated = {name: [shard["images"] for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
     try:
-        info = json.loads((directory / DATASET_INFO).read_text(encoding="utf-8"))
+        info = read_json(directory / DATASET_INFO)
         found = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
-        json.loads((directory / FEATURES).read_text(encoding="utf-8"))
+        read_json(directory / FEATURES)
     except OSError as error:
         name = Path(error.filename).name
         yield _description_fault("dataset-info-unreadable", name, f"cannot be read ({error.strerror})")

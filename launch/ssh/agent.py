@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy import __version__
-from convoy.core.errors import UsageError
+from convoy.core.errors import ConvoyError, UsageError
 from convoy.launch.devices import cores_by_worker, gpus_by_worker, usable_gpus, worker_environments
 from convoy.launch.ports import reserved_ports
 from convoy.launch.processes import WorkerExit, WorkerProcesses, WorkerProgram
@@ -168,8 +168,8 @@ class Agent:
         self._ranks = [int(worker["rank"]) for worker in workers]
         try:
             self._workers = WorkerProcesses(programs)
-        except OSError as error:
-            self._messages.send({"problem": f"cannot start a worker ({error})"})
+        except ConvoyError as error:
+            self._messages.send({"problem": f"cannot start its workers: {error}"})
 
     def _report(self) -> None:
         self._messages.beat()
@@ -183,7 +183,9 @@ class Agent:
 
     def _report_exits(self, exits: Sequence[WorkerExit]) -> None:
         for worker_exit in exits:
-            self._messages.send({"ended": [self._ranks[worker_exit.rank], worker_exit.returncode]})
+            self._messages.send(
+                {"ended": [self._ranks[worker_exit.rank], worker_exit.returncode], "time": worker_exit.time}
+            )
 
     def _stop_workers(self) -> None:
         """Sends SIGTERM and waits for the grace period; the caller then kills what still runs."""

@@ -80,7 +80,7 @@ class RemoteWorkers:
                 rank, returncode = map(int, report["ended"])
                 if rank in member.ranks:
                     member.ranks.remove(rank)
-                    ends.append(WorkerExit(rank, returncode, time.time()))
+                    ends.append(WorkerExit(rank, returncode, float(report["time"])))
             elif "stopped" in report:
                 self._stopped -= set(member.ranks)
                 self._stopped |= set(report["stopped"])

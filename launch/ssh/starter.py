@@ -5,7 +5,6 @@ their devices divide the run's virtual replicas. A host that comes back joins at
 """
 
 import contextlib
-import json
 import os
 import secrets
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from convoy import __version__
 from convoy.core.devices import parse_devices
 from convoy.core.errors import DataError, UsageError
+from convoy.core.reading import read_json
 from convoy.core.text import counted
 from convoy.launch.run_files import AttemptFiles, RunFiles
 from convoy.launch.screen import Screen
@@ -221,7 +221,7 @@ class Starter:
         if not trains(self.command) or self.run_files.checkpoint_step() is None:
             return None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((self.run_files.path / "config.json").read_bytes())["virtual_replicas"]) or None
+            return int(read_json(self.run_files.path / "config.json")["virtual_replicas"]) or None
         return None
 
     def _devices(self, connection: Connection) -> int:

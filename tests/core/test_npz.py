@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from convoy.core.npz import read_array
 )
 def test_reads_what_numpy_writes(tmp_path, value):
     np.savez(tmp_path / "a.npz", value=value)
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+    with opened(tmp_path / "a.npz") as archive:
         found = read_array(archive, "value")
     np.testing.assert_array_equal(found, value)
     assert found.dtype == np.asarray(value).dtype
@@ -54,13 +54,13 @@ class Harm:
 def test_refuses_what_is_larger_than_its_file_or_code(tmp_path, member, compression):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
         archive.writestr("value.npy", member)
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive, pytest.raises(ValueError, match="value"):
+    with pytest.raises(ValueError, match="value"), opened(tmp_path / "a.npz") as archive:
         read_array(archive, "value")
 
 
 def test_refuses_another_dtype_or_rank(tmp_path):
     np.savez(tmp_path / "a.npz", value=np.zeros((2, 3), np.int64))
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+    with opened(tmp_path / "a.npz") as archive:
         for expected in ({"dtype": np.int32}, {"dimensions": 1}):
             with pytest.raises(ValueError, match="value"):
                 read_array(archive, "value", **expected)

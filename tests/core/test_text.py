@@ -4,7 +4,13 @@ import pytest
 
 from convoy.core.errors import UsageError
 from convoy.core.files import json_value
-from convoy.core.text import one_line, without_secrets
+from convoy.core.text import is_count, one_line, without_secrets
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "\u0663", "", "-1", "1_0", " 1", "9" * 5000])
+def test_counts_are_ascii_digits(text):
+    assert not is_count(text)
+    assert is_count("007")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import gzip
 import os
 import re
 
@@ -134,3 +135,11 @@ def test_record_beyond_the_end_of_its_shard_is_rejected(tmp_path):
     with pytest.raises(RecordError, match=r"truncated.*\b0 of 116\b") as caught:
         read([shard], [0], [116], [100], [0])
     assert caught.value.offset == 116
+
+
+def test_compressed_bombs_are_unpacked_in_pieces():
+    whole = bytes(2**23 + 1)
+    bomb = gzip.compress(whole) + gzip.compress(b"second part")
+    pieces = list(records.decompressed("GZIP", [bomb]))
+    assert b"".join(pieces) == whole + b"second part"
+    assert max(map(len, pieces)) <= 2**22

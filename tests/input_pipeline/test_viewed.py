@@ -12,11 +12,13 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.records import RecordError
 from convoy.input_pipeline.images.rgb import as_rgb
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, crop_and_resize
 from convoy.input_pipeline.reading.file_kinds import unreadable_kind
 from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.viewed import decode_as_viewed, exif_orientation, may_be_shown_otherwise
+from convoy.input_pipeline.verify.verify import verify
 from tests.input_pipeline.external_sets import bytes_feature, int_feature
 
 
@@ -186,17 +188,45 @@ def png_bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def test_images_that_would_fill_the_memory_are_refused(decode):
-    fits, bomb = png_bomb(400, 800), png_bomb(16_000, 8_000)
+def stated(data, at, sides):
+    """Returns a small image that states other sides."""
+    return data[:at] + sides + data[at + len(sides) :]
+
+
+@pytest.fixture(scope="module")
+def bombs():
+    """Images of a few kB that state more pixels than the limit, and their height and width."""
+    small = Image.new("RGB", (16, 16))
+    jpeg = saved(small, "JPEG")
+    frame = jpeg.index(b"\xff\xc0") + 5
+    little, big = ((16_000).to_bytes(2, order) for order in ("little", "big"))
+    bits = (15_999 | 15_999 << 14).to_bytes(4, "little")
+    return {
+        "PNG": (png_bomb(16_000, 8_000), (8_000, 16_000)),
+        "JPEG": (stated(jpeg, frame, 2 * (65_500).to_bytes(2, "big")), (65_500, 65_500)),
+        "wide JPEG": (stated(jpeg, frame, (6_000).to_bytes(2, "big") + big), (6_000, 16_000)),
+        "high JPEG": (stated(jpeg, frame, big + (6_000).to_bytes(2, "big")), (16_000, 6_000)),
+        "lossless WebP": (stated(saved(small, "WEBP", lossless=True), 21, bits), (16_000, 16_000)),
+        "lossy WebP": (stated(saved(small, "WEBP"), 26, 2 * little), (16_000, 16_000)),
+        "extended WebP": (stated(saved(small, "WEBP", exif=exif(6)), 24, b"\x7f\x3e\0" * 2), (16_000, 16_000)),
+        "GIF": (stated(saved(small.convert("L"), "GIF"), 6, 2 * little), (16_000, 16_000)),
+    }
+
+
+def test_bombs_in_records_are_refused_undecoded(decode, bombs, tmp_path):
+    fits = png_bomb(400, 800)
     assert decode(fits).shape == (800, 400, 3) and not may_be_shown_otherwise(fits)
-    assert len(bomb) < 30_000 and may_be_shown_otherwise(bomb)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="too large.*8000 16000"):
-        decode(bomb)
-    stated = bytearray(saved(Image.new("L", (16, 16)), "JPEG"))
-    frame = stated.index(b"\xff\xc0")
-    stated[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
-    with pytest.raises(tf.errors.InvalidArgumentError, match="too large.*60000 60000"):
-        decode(bytes(stated))
+    write_records(tmp_path / "train-00000-of-00001", [data for data, _ in bombs.values()])
+    with contextlib.closing(Reader(open_dataset(tmp_path).split("train"), Crop(16))) as reader:
+        for number, (name, (data, (height, width))) in enumerate(bombs.items()):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"too large.*{height} {width}"):
+                decode(data)
+            assert may_be_shown_otherwise(data) or not name.endswith(("PNG", "JPEG"))
+            with pytest.raises(RecordError, match="pixels") as caught:
+                reader.images(np.array([number]))
+            assert caught.value.index == number
+    faults = [fault for fault in verify(tmp_path, workers=1).faults if "pixels" in fault.text]
+    assert [fault.record for fault in faults] == list(range(len(bombs)))
 
 
 def odd_files(drawing):
@@ -231,17 +261,22 @@ def test_images_are_known_that_are_shown_as_stored(drawing):
     assert not any(map(may_be_shown_otherwise, plain_files(drawing)))
 
 
+def write_records(path, images):
+    """Writes a shard as other programs do; the label of each image is its number."""
+    features = [
+        {"image/encoded": bytes_feature(data), "image/class/label": int_feature(k)} for k, data in enumerate(images)
+    ]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for feature in features:
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
 @pytest.mark.parametrize("as_viewed", [True, False])
 def test_readers_turn_the_images_of_other_programs_as_their_split_says(drawing, tmp_path, as_viewed):
     stored = [*odd_files(drawing), *plain_files(drawing)]
     if not as_viewed:  # as in versions that refused these
         stored = [data for data in stored if not data.startswith(b"RIFF")]
-    features = [
-        {"image/encoded": bytes_feature(data), "image/class/label": int_feature(k)} for k, data in enumerate(stored)
-    ]
-    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
-        for feature in features:
-            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    write_records(tmp_path / "train-00000-of-00001", stored)
     split = replace(open_dataset(tmp_path).split("train"), as_viewed=as_viewed)
     plain = functools.partial(tf.io.decode_image, channels=3, expand_animations=False)
     expected = [(decode_as_viewed if as_viewed else plain)(data) for data in stored]

@@ -54,6 +54,15 @@ class TestCause:
         ]
         assert_cause(cause_of(outcomes), Kind.FAILED, 1, 1, step=7, named="KeyError: early")
 
+    def test_clocks_of_hosts_may_differ_by_minutes(self):
+        late = WorkerError(40.0, 7, 1, "ValueError: late, and its host's clock is a minute behind")
+        early = WorkerError(188.0, 7, 1, "KeyError: early, and its host's clock is ahead")
+        outcomes = [
+            WorkerOutcome(0, 1, 100.0, late, host_time=41.0),
+            WorkerOutcome(1, 1, 100.5, early, host_time=190.5),
+        ]
+        assert cause_of(outcomes).rank == 1
+
     def test_error_time_ahead_of_the_launchers_clock_is_limited_to_the_time_of_exit(self):
         outcomes = [outcome(0, -9, 100.0), outcome(1, 1, 99.0, "ValueError: x", at=190.0)]
         assert cause_of(outcomes).rank == 1

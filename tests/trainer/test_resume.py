@@ -16,6 +16,7 @@ from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.resume import effects_of_extension, resumed_config
+from convoy.trainer.session.runtime import weights_digest
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 from tests.trainer.run_files import events_of, measured, result_of
@@ -226,6 +227,28 @@ def test_identical_dataset_converted_under_another_name_is_accepted(tmp_path, re
     other = write_dataset(tmp_path / "other", {"train": [pixels(0), pixels(2)]}, ("cup", "jar"))
     with pytest.raises(DataError, match="train_digest"):
         resume_on(dataset_identity(first), open_dataset(other))
+
+
+def test_weights_that_a_run_began_with_are_compared_by_their_content(shards, tmp_path):
+    dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+    before, moved, other = (tmp_path / name for name in ("before.h5", "moved.h5", "other.h5"))
+    before.write_bytes(b"weights")
+    config = ml_collections.ConfigDict(configs.default_config())
+    config.model.weights = str(before)
+    metadata = {"config": configs.to_json(config), "dataset": dataset_identity(dataset), "step": 3}
+    metadata["model"] = {"weights": weights_digest(str(before))}
+    before.rename(moved)
+    resumed_config(metadata, config, dataset, run)  # the checkpoint replaces them, so they may be gone
+    config.model.weights = str(moved)
+    assert resumed_config(metadata, config, dataset, run).model.weights == str(moved)
+    other.write_bytes(b"others")
+    for path in (other, tmp_path / "missing.h5"):
+        config.model.weights = str(path)
+        with pytest.raises(UsageError, match="model.weights"):
+            resumed_config(metadata, config, dataset, run)
+    config.model.weights = str(moved)
+    with pytest.raises(UsageError, match="model.weights"):
+        resumed_config({**metadata, "model": {}}, config, dataset, run)  # of an earlier version
 
 
 def test_model_of_a_file_is_compared_by_its_content_not_its_folder(shards, tmp_path):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.files import append_json_line
 from convoy.trainer.evaluation.results import append_result, truncate_results
 from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
 from convoy.trainer.run.records import read_evaluations, read_json_lines, read_json_object
+from tests.trainer.run_files import fingerprints
 
 QUALITY = ("loss", "top1", "top5", "macro_f1", "ece")
 
@@ -259,3 +261,46 @@ class TestRecords:
             file.write("2026-01-01T00:00:00,16,validation,0.1,0.2")
         (row,) = read_evaluations(run.results_table)
         assert (row.step, row.split, row.quality) == (8, "validation", dict.fromkeys(QUALITY, 0.5))
+
+
+class TestLinksThatOthersMayHavePlaced:
+    @pytest.mark.parametrize(
+        "name", [".lock", "metrics.jsonl", "checkpoints", "tensorboard/train", "code/model", "logs", "order"]
+    )
+    def test_nothing_is_written_through_them(self, tmp_path, name, monkeypatch):
+        monkeypatch.setattr(os, "getuid", lambda: 54321)  # this user's link belongs to another one
+        run = RunDirectory(tmp_path / "run")
+        run.checkpoints.mkdir(parents=True)
+        outside = tmp_path / "outside"
+        if "." in name:
+            outside.write_text("mine")
+        else:
+            outside.mkdir()
+            (outside / "step-000000001.npz").write_text("mine")
+        link = run.path / name
+        shutil.rmtree(link, ignore_errors=True)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(outside)
+        before = fingerprints(tmp_path)
+        with pytest.raises(DataError, match=str(link)):
+            run.create()
+        assert fingerprints(tmp_path) == before
+
+    def test_links_to_the_run_directory_and_of_other_names_are_not_refused(self, tmp_path):
+        (tmp_path / "large_disk").mkdir()
+        (tmp_path / "run").symlink_to(tmp_path / "large_disk")
+        (tmp_path / "large_disk" / "checkpoints").mkdir()
+        (tmp_path / "large_disk" / "notes").symlink_to(tmp_path)
+        (tmp_path / "larger_disk").mkdir()
+        (tmp_path / "large_disk" / "logs").symlink_to(tmp_path / "larger_disk")
+        RunDirectory(tmp_path / "run").create()
+        assert (tmp_path / "large_disk" / ".lock").exists()
+
+    def test_a_line_is_not_appended_through_a_link_or_to_a_pipe(self, tmp_path):
+        (tmp_path / "outside").write_text("mine\n")
+        (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "outside")
+        os.mkfifo(tmp_path / "events.jsonl")
+        for name in ("metrics.jsonl", "events.jsonl"):
+            with pytest.raises(OSError):
+                append_json_line(tmp_path / name, {"step": 1})
+        assert (tmp_path / "outside").read_text() == "mine\n"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoy.core.finding import Finding
+from convoy.core.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,4 +250,5 @@ class Callback:
         """Takes up the `state` of the checkpoint that the run resumes from, before `on_start`."""
 
 
+CALLBACKS: Registry[Callable[[], Callback]] = Registry("callback", field="--callbacks")
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

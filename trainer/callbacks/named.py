@@ -1,12 +1,10 @@
 """Callbacks by name: `convoy train --callbacks=wandb,FILE.py:NAME`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from convoy.core.errors import UsageError
-from convoy.core.registry import Registry
-from convoy.trainer.callbacks.callback import Callback
-
-CALLBACKS: Registry[Callable[[], Callback]] = Registry("callback", field="--callbacks")
+from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
+from convoy.trainer.callbacks.callback import CALLBACKS, Callback
 
 
 def find_callbacks(names: Sequence[str]) -> list[Callback]:
@@ -15,8 +13,6 @@ def find_callbacks(names: Sequence[str]) -> list[Callback]:
     Raises:
       UsageError: there is no such class or function, it fails, or returns something else.
     """
-    from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
-
     return [_find(name) for name in names]
 
 

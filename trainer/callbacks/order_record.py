@@ -6,6 +6,7 @@ its devices in that step, by index in the training split.
 
 import numpy as np
 
+from convoy.core.errors import DataError
 from convoy.core.files import append_json_line
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer.callbacks.callback import Callback, Training
@@ -40,7 +41,13 @@ class OrderRecord(Callback):
             append_json_line(folder / f"worker-{training.rank}.jsonl", line)
 
     def _truncate(self, training: Training) -> None:
-        """Truncates all workers' files; on the chief, before any worker writes again."""
-        if training.is_chief:
-            for path in training.session.run.sample_order.glob("worker-*.jsonl"):
+        """Truncates all workers' files; on the chief, before any worker writes again.
+
+        Raises:
+          DataError: a file cannot be read or written.
+        """
+        for path in training.session.run.sample_order.glob("worker-*.jsonl") if training.is_chief else ():
+            try:
                 truncate_json_lines(path, training.step)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read or written ({error.strerror}).") from None

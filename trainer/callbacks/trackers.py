@@ -14,8 +14,7 @@ from typing import Any
 
 from convoy.core.errors import UsageError
 from convoy.core.files import write_whole
-from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Stop, Training
-from convoy.trainer.callbacks.named import CALLBACKS
+from convoy.trainer.callbacks.callback import CALLBACKS, Callback, Evaluation, Log, Stop, Training
 from convoy.trainer.config import fields, to_json
 from convoy.trainer.run.records import read_json_object
 

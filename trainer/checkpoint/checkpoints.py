@@ -22,7 +22,8 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import PARTIAL_SUFFIX, json_value, sync_folder, written_whole
-from convoy.core.npz import check_stored, read_array
+from convoy.core.npz import opened, read_array
+from convoy.core.reading import parsed_json
 from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
 _METADATA = "metadata.json"
@@ -115,7 +116,7 @@ class CheckpointStore:
         """
         path = self.path(step)
         try:
-            with zipfile.ZipFile(path) as archive:
+            with opened(path) as archive:
                 metadata = _read_metadata(archive)
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name != _METADATA]
                 values = {name: read_array(archive, name) for name in names}
@@ -133,7 +134,7 @@ class CheckpointStore:
         scores = {}
         for step in self.steps():
             try:
-                with zipfile.ZipFile(self.path(step)) as archive:
+                with opened(self.path(step)) as archive:
                     score = _read_metadata(archive)["score"]
             except Exception:  # as in `load`; an unreadable checkpoint cannot be the best
                 continue
@@ -184,5 +185,4 @@ def load_latest_valid(store: CheckpointStore, *, before: int | None = None) -> C
 
 
 def _read_metadata(archive: zipfile.ZipFile) -> dict[str, Any]:
-    check_stored(archive, archive.getinfo(_METADATA))
-    return json.loads(archive.read(_METADATA))
+    return parsed_json(archive.read(_METADATA))

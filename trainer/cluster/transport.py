@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from convoy.core.text import is_count
 from convoy.trainer.cluster.ports import listening_socket
 
 _LONGEST_LINE = 2**24  # bytes
@@ -158,7 +159,7 @@ def loopback_note(host: str) -> str:
 
     Debian writes `127.0.1.1 NAME` to /etc/hosts: harmless on the host of that name, but not on another one.
     """
-    if host == "localhost" or host.replace(".", "").isdigit() or ":" in host:
+    if host == "localhost" or is_count(host.replace(".", "")) or ":" in host:
         return ""
     try:
         addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}

@@ -108,6 +108,30 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
+def wrong_type(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> str:
+    """Returns a field of a config in JSON, dotted, whose value has another type than its default; "" if there is none.
+
+    Fields may be missing, or unknown: configs of other versions.
+
+    Args:
+      config: the config, or a section of it.
+      defaults: the same of the default config.
+      prefix: start of the dotted names.
+    """
+    for name, default in (default_config().to_dict() if defaults is None else defaults).items():
+        if name in config and _kind(config[name]) != _kind(default):
+            return prefix + name
+        if isinstance(default, dict) and (field := wrong_type(config.get(name, {}), default, f"{prefix}{name}.")):
+            return field
+    return ""
+
+
+def _kind(value: object) -> str:
+    kinds = {"boolean": bool, "number": int | float, "list": list | tuple, "text": str, "section": Mapping}
+    is_nan = value != value
+    return next((kind for kind, types in kinds.items() if isinstance(value, types) and not is_nan), "")
+
+
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain JSON data, without secrets."""
     return json_value(json.loads(json.dumps(config.to_dict())))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convoy.core.devices import Devices
-from convoy.core.text import counted
+from convoy.core.text import counted, is_count
 from convoy.trainer.doctor.findings import DoctorFinding, failed, ok, skipped, warning
 
 _SMI_SECONDS = 30
@@ -189,7 +189,7 @@ def _granted(driver: Driver, visible: str | None) -> int:
     if visible is None:
         return len(driver.gpus)
     names = [name.strip() for name in visible.split(",")]
-    good = [name.isdigit() or name.startswith(("GPU-", "MIG-")) for name in names]
+    good = [is_count(name) or name.startswith(("GPU-", "MIG-")) for name in names]
     count = good.index(False) if False in good else len(good)
     return min(count, len(driver.gpus))
 

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
+from convoy.core.reading import open_file, read_table
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
@@ -115,7 +117,7 @@ def filenames(split: Split) -> list[str]:
     for shard in np.unique(split.shard).tolist():
         if is_remote(split.shard_paths[shard]):
             continue
-        with open(split.shard_paths[shard], "rb", buffering=0) as file:
+        with open_file(str(split.shard_paths[shard]), buffering=0) as file:
             for i in np.flatnonzero(split.shard == shard).tolist():
                 length = int(split.length[i])
                 source = from_file(file.fileno(), int(split.offset[i]) + HEADER_BYTES, length)
@@ -157,9 +159,24 @@ def evaluations(run: RunDirectory) -> list[Evaluation]:
             if "mirrored_too" in content:  # the field's name before version 0.2
                 content["flip_tta"] = content.pop("mirrored_too")
             evaluation = Evaluation(**content)
-            if run.predictions(evaluation.split).exists():
+            if (
+                _is_sound(evaluation)
+                and path == run.evaluation(evaluation.split)
+                and run.predictions(evaluation.split).exists()
+            ):
                 found.append(evaluation)
     return sorted(found, key=lambda evaluation: -evaluation.time)
+
+
+def _is_sound(evaluation: Evaluation) -> bool:
+    numbers = (evaluation.step, evaluation.images, evaluation.parameters, evaluation.time)
+    return (
+        all(isinstance(text, str) for text in (evaluation.split, evaluation.data, evaluation.digest))
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and isinstance(evaluation.quality, dict)
+        and all(value is None or isinstance(value, int | float) for value in evaluation.quality.values())
+        and isinstance(evaluation.record_format, dict)
+    )
 
 
 def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) -> Predictions:
@@ -170,9 +187,8 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
     """
     path = run.predictions(evaluation.split)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
-        if [int(row["index"]) for row in rows] != list(range(evaluation.images)):
+        rows = sorted(read_table(path), key=lambda row: int(row["index"]))
+        if len(rows) != evaluation.images or [int(row["index"]) for row in rows] != list(range(len(rows))):
             raise ValueError(f"it has {counted(len(rows), 'row')} for {counted(evaluation.images, 'image')}")
         labels = {_encoded(_cell(name)).decode(): label for label, name in enumerate(class_names)}
         return Predictions(

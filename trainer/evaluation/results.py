@@ -1,11 +1,14 @@
 """RUN/results.csv: one row per evaluation, for spreadsheets and `sort`."""
 
+import contextlib
 import csv
 import io
 import time
 from collections.abc import Mapping
 
 from convoy.core.files import append_whole, write_whole
+from convoy.core.reading import read_table
+from convoy.core.text import is_count
 from convoy.trainer.run.directory import RunDirectory
 
 _COLUMNS = ("time", "step", "split", "loss", "top1", "top5", "macro_f1", "ece")
@@ -30,10 +33,12 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     """Drops the rows of steps after `last_step`, which a resumed run repeats, and a row that a crash truncated."""
     if not run.results_table.exists():
         return
-    with open(run.results_table, newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and row.keys() == set(_COLUMNS)]
+    rows: list[dict[str, str]] = []
+    with contextlib.suppress(csv.Error):
+        rows.extend(read_table(run.results_table))
+    rows = [row for row in rows if None not in row.values() and row.keys() == set(_COLUMNS)]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, _COLUMNS)
     writer.writeheader()
-    writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step)
+    writer.writerows(row for row in rows if is_count(row["step"]) and int(row["step"]) <= last_step)
     write_whole(run.results_table, kept.getvalue().encode())

@@ -16,6 +16,7 @@ from typing import Any
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import locked, sha256_of, write_whole
+from convoy.core.reading import read_json
 
 _DESCRIPTION = "export.json"
 _FORMAT_VERSION = 1
@@ -73,7 +74,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / _DESCRIPTION
     try:
-        description = json.loads(path.read_bytes())
+        description = read_json(path)
         version = description["format_version"]
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"--export={folder}: has no {_DESCRIPTION}. Pass the --output of `convoy export`.") from None

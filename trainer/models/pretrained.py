@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.errors import DataError
-from convoy.core.npz import read_array
+from convoy.core.npz import opened, read_array
 from convoy.core.text import counted
 from convoy.trainer.models.head import split
 from convoy.trainer.tf_compat.layers import all_layers
@@ -102,7 +102,7 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
 def _from_checkpoint(model: keras.Model, path: str) -> list[np.ndarray | None]:
     """Returns the values of a checkpoint for the weights of a model, averaged ones if the run kept an average."""
     names = {name for weight in model.weights for name in (f"average/{weight.path}", f"model/{weight.path}")}
-    with zipfile.ZipFile(path) as archive:
+    with opened(path) as archive:
         stored = names & {name.removesuffix(".npy") for name in archive.namelist()}
         values = {name: read_array(archive, name) for name in stored}
 

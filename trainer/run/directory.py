@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convoy.core.errors import DataError, UsageError
-from convoy.core.files import PARTIAL_SUFFIX, LockHeldError, acquire_lock, append_json_line, json_value, write_whole
+from convoy.core.files import (
+    PARTIAL_SUFFIX,
+    LockHeldError,
+    acquire_lock,
+    append_json_line,
+    json_value,
+    open_own,
+    write_whole,
+)
+from convoy.core.reading import parsed_json, read_file, read_json
 from convoy.core.run_layout import RunLayout
 from convoy.input_pipeline.dataset.layout import RecordFormat
+from convoy.trainer.config.renamed import modernized
+from convoy.trainer.config.schema import wrong_type
 
 # May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
@@ -48,8 +59,23 @@ class RunDirectory(RunLayout):
                 ) from None
             if not os.access(self.path, os.W_OK):
                 raise DataError(f"--workdir={self.path}: not writable. Pass a writable folder.")
+            if link := self._link():
+                raise DataError(
+                    f"{link} is a symbolic link: nothing is written outside of the run directory. Move there what it "
+                    "leads to, or link the run directory itself."
+                )
             self._take_lock(wait_seconds)
             self._made = missing
+
+    def _link(self) -> Path | None:
+        """Returns a link through which a run would write or delete, which others may have put there; None without.
+
+        This user's links to folders, such as `checkpoints` on a larger disk, are none.
+        """
+        own = [path for path in vars(RunLayout(self.path)).values() if path != self.path]
+        inside = (Path(folder, name) for path in own for folder, names, _ in os.walk(path) for name in names)
+        links = (path for path in (*own, *inside) if path.is_symlink())
+        return next((link for link in links if not link.is_dir() or link.lstat().st_uid != os.getuid()), None)
 
     def write_error(self) -> OSError | None:
         """Returns why nothing can be written here, found by trying; None if it can."""
@@ -57,7 +83,7 @@ class RunDirectory(RunLayout):
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             if self.results_table.exists():
-                with open(self.results_table, "ab"):
+                with open(self.results_table, "ab", opener=open_own):
                     pass
         except OSError as error:
             return error
@@ -91,7 +117,7 @@ class RunDirectory(RunLayout):
         """Sets `_lock`, unless the folder is removed meanwhile."""
 
         try:
-            lock = open(self.lock_file, "wb")  # noqa: SIM115 (held open: the kernel frees it with the process)
+            lock = open(self.lock_file, "ab", opener=open_own)  # noqa: SIM115 (held open: the kernel frees it with the process)
         except FileNotFoundError:  # so was the folder
             return
         except OSError as error:
@@ -160,22 +186,45 @@ class RunDirectory(RunLayout):
             known = None
         return given if known is None else given.over(RecordFormat.from_dict(known))
 
+    def read_config(self) -> dict[str, Any]:
+        """Returns the run's config, under the current names of its fields.
+
+        Raises:
+          DataError: config.json is missing or damaged.
+        """
+        config = self.read_json(self.config)
+        if field := wrong_type(config):
+            raise DataError(f"{self.config}: damaged ({field}). Restore it, or train in another --workdir.")
+        return modernized(config)
+
+    def read_dataset(self) -> dict[str, Any]:
+        """Returns the description of the run's dataset. Raises a DataError if dataset.json is missing or damaged."""
+        dataset = self.read_json(self.dataset)
+        names = dataset.get("class_names")
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise DataError(f"{self.dataset}: damaged (class_names). Restore it, or train in another --workdir.")
+        return dataset
+
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Writes a JSON file atomically. Raises OSError if it cannot be written."""
         write_whole(path, (json.dumps(json_value(value), indent=2, allow_nan=False) + "\n").encode())
 
-    def read_json(self, path: Path) -> Any:  # noqa: ANN401 (any JSON value)
-        """Reads a JSON file of the run.
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Returns the object in a JSON file of the run.
 
         Raises:
           DataError: the file is missing or damaged.
         """
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, so {self.path} is not a run directory of `convoy train`.") from None
-        except ValueError as error:
-            raise DataError(f"{path}: damaged ({error}). Restore it, or train in another --workdir.") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{path}: damaged ({reason}). Restore it, or train in another --workdir.") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: damaged (not a JSON object). Restore it, or train in another --workdir.")
+        return content
 
     def append_event(self, name: str, **details: Any) -> None:  # noqa: ANN401 (any JSON value)
         """Appends to events.jsonl: the event's name, the time in seconds since 1970, and details."""
@@ -187,9 +236,9 @@ def truncate_json_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_bytes().splitlines():
+    for line in read_file(path).splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
+            if parsed_json(line)["step"] <= last_step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from convoy.core.errors import DataError
 from convoy.core.run_layout import attempt_number
 from convoy.core.text import counted
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
-from convoy.trainer.config.renamed import modernized
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.records import read_evaluations, read_json_lines, read_json_object
+from convoy.trainer.run.records import number_in, read_evaluations, read_json_lines, read_json_object
 
 _MAX_DEPTH = 4  # levels of folders to search
 _ACTIVE_SECONDS = 300.0  # a run on another host counts as running for this long after its last write
@@ -113,14 +113,17 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
     run = RunDirectory(path)
-    config, dataset, result = map(read_json_object, (run.config, run.dataset, run.result))
+    dataset, result = map(read_json_object, (run.dataset, run.result))
+    config: dict[str, Any] = {}
+    with contextlib.suppress(DataError):
+        config = run.read_config()
     events = read_json_lines(run.events)
     metrics = read_json_lines(run.metrics, last_bytes=_METRICS_TAIL_BYTES)
     steps = [line["step"] for line in (*events, *metrics) if isinstance(line.get("step"), int)]
     step = max(steps, default=None)
     error, error_file = "", ""
     if events and events[-1].get("event") == "done":
-        state, step = "done", result.get("step", step or 0)
+        state, step = "done", int(number_in(result, "step") or step or 0)
     elif _is_locked(run, locked):
         state = "running"
     else:
@@ -128,10 +131,10 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
         error, error_file = _error(path, events, starts[-1] if starts else {})
         state = "failed" if error else "stopped"
     best_step, best_top1 = _best(run)
-    speeds = [line["perf/images_per_s"] for line in metrics if line.get("perf/images_per_s")][-_SPEED_WINDOW:]
-    images = dataset.get("train_images")
+    speeds = [speed for line in metrics if (speed := number_in(line, "perf/images_per_s"))][-_SPEED_WINDOW:]
+    images = int(number_in(dataset, "train_images") or 0)
     # Runs of earlier versions lack some fields: these count with their defaults.
-    complete = {**dict(fields(to_json(default_config()))), **dict(fields(modernized(config)))} if config else {}
+    complete = {**dict(fields(to_json(default_config()))), **dict(fields(config))} if config else {}
     if config and dataset:
         complete["data"] = f"{dataset.get('name')} ({dataset.get('train_digest')})"
     return ListedRun(
@@ -141,7 +144,7 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
         total_steps=total_steps(complete, images) if config and images else None,
         best_step=best_step,
         best_top1=best_top1,
-        images_per_second=result.get("images_per_second") or (statistics.median(speeds) if speeds else None),
+        images_per_second=number_in(result, "images_per_second") or (statistics.median(speeds) if speeds else None),
         error=error,
         error_file=error_file,
         config=complete,
@@ -160,13 +163,13 @@ def _error(path: Path, events: Sequence[Mapping[str, Any]], start: Mapping[str, 
     found = []
     for file in path.glob("logs/attempt-*/error-*.json"):
         content, attempt = read_json_object(file), attempt_number(file.parent.name) or 0
-        if started_in := start.get("attempt"):
+        if started_in := number_in(start, "attempt"):
             is_later = attempt >= started_in
         else:  # without a launcher, or by an earlier version
-            is_later = content.get("time", 0.0) >= start.get("time", 0.0)
+            is_later = (number_in(content, "time") or 0.0) >= (number_in(start, "time") or 0.0)
         if is_later and content.get("error"):
             # The earliest error of the newest attempt is the cause; the others follow within seconds.
-            order = (-attempt, content.get("time", 0.0))
+            order = (-attempt, number_in(content, "time") or 0.0)
             found.append((*order, str(content["error"]).splitlines()[0], str(file.relative_to(path))))
     if found:
         *_, error, name = min(found)

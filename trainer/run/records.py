@@ -11,12 +11,13 @@ Nothing is written or locked. Imports no TensorFlow.
 
 import contextlib
 import csv
-import json
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from convoy.core.reading import parsed_json, read_file, read_json, read_table
 
 _OTHER_COLUMNS = ("time", "step", "split")
 
@@ -36,10 +37,17 @@ class EvaluationRow:
     quality: Mapping[str, float]
 
 
+def number_in(content: Mapping[str, Any], name: str) -> float | None:
+    """Returns the number under a name; None if it is missing, something else, or not finite."""
+    value = content.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty if the file is missing, damaged or contains another type."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -53,16 +61,13 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[dict[s
       last_bytes: read only this many bytes at the end of the file; None reads all of it.
     """
     try:
-        with open(path, "rb") as file:
-            if last_bytes:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
-            lines = file.read().splitlines()
+        lines = read_file(path, last_bytes).splitlines()
     except OSError:
         return []
     objects = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            content = json.loads(line)
+            content = parsed_json(line)
             if isinstance(content, dict):
                 objects.append(content)
     return objects
@@ -71,8 +76,8 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[dict[s
 def read_evaluations(path: Path) -> list[EvaluationRow]:
     """Returns the rows of results.csv in file order, without damaged ones; empty if the file is missing."""
     rows = []
-    with contextlib.suppress(OSError), open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
+    with contextlib.suppress(OSError, csv.Error):
+        for row in read_table(path):
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 quality = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
                 rows.append(EvaluationRow(row["split"], int(row["step"]), quality))

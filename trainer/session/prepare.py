@@ -40,7 +40,7 @@ from convoy.trainer.session.description import as_read_by_run, dataset_identity,
 from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
-from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla
+from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla, weights_digest
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
@@ -156,6 +156,8 @@ def prepare(
                 config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
             )
             identity = model_identity(runtime.built)
+            begun_with = checkpoint[1].get("model", {}).get("weights", "") if checkpoint else None
+            identity["weights"] = weights_digest(config.model.weights) if begun_with is None else begun_with
             if checkpoint:
                 check_same_model(checkpoint[1], identity, config.model.name, run)
                 restore_state(runtime.state, *checkpoint, run)

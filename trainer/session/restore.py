@@ -14,11 +14,12 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
+from convoy.core.text import is_count
 from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
-from convoy.trainer.config import renamed, resolution
+from convoy.trainer.config import resolution
 from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.model_code import kept_model
@@ -84,8 +85,8 @@ def open_run(
     run = RunDirectory(workdir)
     if not run.path.is_dir():
         raise DataError(f"--workdir={workdir}: no such folder. Pass the --workdir of `convoy train`.")
-    config = ml_collections.ConfigDict(renamed.modernized(run.read_json(run.config)))
-    dataset = run.read_json(run.dataset)
+    config = ml_collections.ConfigDict(run.read_config())
+    dataset = run.read_dataset()
     store = CheckpointStore(run.checkpoints)
     step = _chosen_step(store, checkpoint, workdir)
     values, _ = store.load(step)
@@ -130,7 +131,7 @@ def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
         return steps[-1]
     if checkpoint == "best":
         return store.best() or steps[-1]
-    if checkpoint.isdigit() and int(checkpoint) in steps:
+    if is_count(checkpoint) and int(checkpoint) in steps:
         return int(checkpoint)
     raise UsageError(
         f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last or a step ({', '.join(map(str, steps))})."

@@ -13,6 +13,7 @@ from convoy.trainer.config import Plan, renamed, resolution
 from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
+from convoy.trainer.session.runtime import weights_digest
 
 _LENGTH = ("epochs:", "steps:")
 
@@ -42,7 +43,8 @@ def resumed_config(
         if extend:
             raise UsageError(f"--extend: {run.path} has no checkpoint. Pass the --workdir of a run, or no --extend.")
         return config
-    recorded, step = renamed.modernized(_with_moved_model(metadata, config.model.name)), metadata["step"]
+    recorded = renamed.modernized(_with_moved_weights(_with_moved_model(metadata, config.model.name), metadata, config))
+    step = metadata["step"]
     config = configs.with_recorded_choices(config, recorded)
     changed = configs.differences(recorded, configs.to_json(config))
     others = [text for text in changed if not text.startswith(_LENGTH)]
@@ -107,6 +109,16 @@ def _with_moved_model(metadata: Mapping[str, Any], name: str) -> Mapping[str, An
     model = before.get("model", {})
     is_moved = "model" in metadata and is_from_file(name) and Path(model.get("name", "")).name == Path(name).name
     return {**before, "model": {**model, "name": name}} if is_moved else before
+
+
+def _with_moved_weights(
+    recorded: Mapping[str, Any], metadata: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> Mapping[str, Any]:
+    """Returns the checkpoint's config, with the current path of the weights that it began with if they are the same."""
+    model, path, known = recorded.get("model", {}), config.model.weights, metadata.get("model", {}).get("weights")
+    if not known or path in ("", model.get("weights")) or weights_digest(path) != known:
+        return recorded
+    return {**recorded, "model": {**model, "weights": path}}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import ml_collections
 import tensorflow as tf
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.files import sha256_of
 from convoy.core.registry import Found
 from convoy.core.run_layout import RunLayout, checkpoint_name
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
@@ -183,6 +184,16 @@ def weights_file(path: str) -> str:
         f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, a weights file, or a folder of "
         "`convoy export` with a SavedModel or a Keras file."
     )
+
+
+def weights_digest(path: str) -> str:
+    """Returns what identifies the content of config.model.weights; "" for none or if it cannot be read."""
+    try:
+        file = Path(weights_file(path))
+        files = sorted((file / "variables").iterdir()) if file.is_dir() else [file]  # of a SavedModel
+        return " ".join(map(sha256_of, files)) if path else ""
+    except (OSError, DataError):
+        return ""
 
 
 def _check_accepts_size(name: str, model: keras.Model, size: int) -> None:

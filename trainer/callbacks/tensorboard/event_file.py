@@ -18,10 +18,12 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from convoy.core.files import write_whole
+from convoy.core.files import open_own, write_whole
+from convoy.core.reading import read_file
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, HEADER_BYTES, frame, frame_length
 
 _VERSION = "brain.Event:2"
@@ -81,10 +83,13 @@ def cut_back(folder: Path, *, last_step: int, without: Collection[str] = ()) -> 
       OSError: a file cannot be read or written. Each file is then either unchanged or cut back.
     """
     for path in sorted(folder.glob("*tfevents*")):
-        content = path.read_bytes()
+        content = read_file(path)
         kept, has_values = [], False
         for payload in _payloads(content):
-            event = Event.FromString(payload)
+            try:
+                event = Event.FromString(payload)
+            except DecodeError:  # as readers do, end at what is no event
+                break
             is_kept = event.step <= last_step and not any(value.tag in without for value in event.summary.value)
             has_values |= is_kept and event.HasField("summary")
             if is_kept or not event.HasField("summary"):
@@ -111,7 +116,7 @@ def _payloads(content: bytes) -> Iterator[bytes]:
 
 
 def _append(path: Path, content: bytes) -> None:
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=open_own) as file:
         end = file.seek(0, os.SEEK_END)
         if file.write(content) < len(content):  # the disk is full
             file.truncate(end)

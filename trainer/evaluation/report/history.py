@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convoy.core.errors import DataError
-from convoy.trainer.config.renamed import modernized
+from convoy.core.reading import read_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow, read_evaluations, read_json_lines, read_json_object
 
@@ -90,12 +90,21 @@ def read_history(run: RunDirectory) -> History:
     command = run.command
     return History(
         name=run.path.resolve().name,
-        config=modernized(run.read_json(run.config)),
-        dataset=run.read_json(run.dataset),
+        config=run.read_config(),
+        dataset=run.read_dataset(),
         environment=read_json_object(run.environment),
-        command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
+        command=read_file(command).decode(errors="replace").strip() if command.is_file() else "",
         result=read_json_object(run.result) or None,
-        events=[line for line in read_json_lines(run.events) if "event" in line],
-        metrics=[line for line in read_json_lines(run.metrics) if {"step", "split"} <= line.keys()],
+        events=[line for line in read_json_lines(run.events) if isinstance(line.get("event"), str)],
+        metrics=[line for line in read_json_lines(run.metrics) if _is_of_step(line)],
         results=read_evaluations(run.results_table),
+    )
+
+
+def _is_of_step(line: Mapping[str, Any]) -> bool:
+    values = (value for name, value in line.items() if name != "split")
+    return (
+        isinstance(line.get("step"), int)
+        and isinstance(line.get("split"), str)
+        and all(value is None or isinstance(value, int | float) for value in values)
     )
