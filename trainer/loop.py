@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import ml_collections
-import numpy as np
 import tensorflow as tf
 
 from convoy.core.cluster import Cluster
@@ -39,7 +38,6 @@ from convoy.trainer.session.prepare import TrainingSession, prepare
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.runtime import make_train_step
 from convoy.trainer.session.training_input import TrainingInput
-from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult
 
 
@@ -137,7 +135,8 @@ class _Training:
         self._state = session.runtime.state
         self._worker_group, self._deadlines, self._stop = worker_group, deadlines, stop
         self._stop_agreed = False
-        self._step = make_train_step(session.config, session.plan, session.runtime)
+        self._step = make_train_step(session.config, session.plan, session.runtime, session.pieces)
+        self._pieces = session.pieces
         self._input = TrainingInput(
             session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, worker_group
         )
@@ -158,8 +157,7 @@ class _Training:
         self._order_record = OrderRecord(self._run, worker_group.rank) if record_order else None
         self._saved_step: int | None = self._state.step or None
         # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
-        empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
-        self._window_sums = np.array(session.metadata.get("window_sums", empty), np.float64)
+        self._window_sums = self._pieces.window_sums(session.metadata, session.config, self._dataset.num_classes)
         self._rollbacks: int = session.metadata.get("rollbacks", 0)
         self._rolled_back_to: int | None = None
 
@@ -296,7 +294,7 @@ class _Training:
         if not checkpoint:
             raise error
         restore_state(self._state, *checkpoint, self._run)
-        self._window_sums[:] = checkpoint[1]["window_sums"]
+        self._window_sums = self._pieces.window_sums(checkpoint[1], self._config, self._dataset.num_classes)
         self._rollbacks += 1
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step

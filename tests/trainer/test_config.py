@@ -245,7 +245,7 @@ class TestCheck:
     def test_invalid_values_are_rejected(self, config, field, value):
         with pytest.raises(UsageError) as caught:
             configs.check(changed(config, {field: value}))
-        assert str(caught.value).startswith(f"config.{field}={value}: ")
+        assert str(caught.value).startswith((f"config.{field}={value}: ", f"config.{field}={value!r}: "))
 
     @pytest.mark.parametrize("field", ["optimizer.clip_norm", "optimizer.weight_decay", "optimizer.epsilon"])
     def test_ranges_without_an_upper_bound_include_infinity(self, config, field):

@@ -36,7 +36,6 @@ from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.session.description import dataset_identity, environment, hardware_info, header_rows
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.session.resume import changes, effects_of_extension
-from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult, TrainStep
 
 _BOTTLENECK_STEPS = 20  # steps after warm-up before the first bottleneck analysis
@@ -75,6 +74,7 @@ class Monitor:
                 reader,
                 EVALUATION_BATCH_SIZE,
                 worker_group,
+                pieces=session.pieces,
                 flip_tta=session.config.flip_tta,
             )
             self._evaluation_pages = EvaluationPages(
@@ -173,7 +173,7 @@ class Monitor:
         """Prints and writes the training metrics. All workers must call it at the same step.
 
         Args:
-          sums: [metrics.sums_size(num_classes)] float64, over the steps since the last call.
+          sums: [MetricSet.sums_size(num_classes)] float64, over the steps since the last call.
           last: result of the newest of these steps.
           learning_rate: learning rate of that step.
 
@@ -184,7 +184,7 @@ class Monitor:
             self._analyzer.probe(seconds=self._deadlines.step)
         with self.step_timer.paused("log"):
             window, step = self.step_timer.window(), self._state.step
-            self._quality["train"] = metrics.summarize(sums)
+            self._quality["train"] = self._session.pieces.metrics.summarize(sums)
             values = {f"quality/{name}": value for name, value in self._quality["train"].items()} | {
                 "optim/lr": learning_rate,
                 "optim/grad_norm": float(last.gradient_norm),

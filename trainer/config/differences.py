@@ -16,6 +16,7 @@ OPERATIONAL_FIELDS = (
     "on_corrupt",
     "cache",
     "measure_peak",
+    "metrics",
 )
 
 

@@ -36,6 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
             "on_corrupt": "raise",  # substitute: replace unusable records by other images
             "cache": "none",  # memory: keep decoded images across epochs; auto: if all of them fit easily
             "keep_checkpoints": 3,
+            "metrics": "",  # more than the usual ones, comma-separated
             "measure_peak": False,  # time matrix products once if the peak throughput of the devices is unknown
             **_duration("eval_every"),
             **_duration("checkpoint_every"),
@@ -51,6 +52,11 @@ def default_config() -> ml_collections.ConfigDict:
                 "instance_norm": "auto",  # on, off; auto: on for convnet, off for resnet
                 **_duration("freeze"),  # how long only the head is trained
                 "backbone_rate": 1.0,  # learning rate of the backbone relative to the head's
+            },
+            "loss": {
+                "name": "cross_entropy",
+                "class_weights": "none",  # balanced, inverse_sqrt, or JSON: {"CLASS": WEIGHT, ...}
+                "gamma": 2.0,  # focal
             },
             "optimizer": {
                 "name": "adam",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+USUAL_METRICS = ("loss", "top1", "top5", "macro_f1", "ece")  # of every run; `config.metrics` adds others
 _OTHER_COLUMNS = ("time", "step", "split")
 
 
@@ -28,7 +29,7 @@ class EvaluationRow:
     Attributes:
       split: split that was evaluated.
       step: step of the evaluated weights.
-      quality: every other column, by name.
+      quality: every other column, by name, that is not empty.
     """
 
     split: str
@@ -74,6 +75,7 @@ def read_evaluations(path: Path) -> list[EvaluationRow]:
     with contextlib.suppress(OSError), open(path, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                quality = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
+                values = {name: value for name, value in row.items() if name not in _OTHER_COLUMNS and value != ""}
+                quality = {name: float(value) for name, value in values.items()}
                 rows.append(EvaluationRow(row["split"], int(row["step"]), quality))
     return rows
