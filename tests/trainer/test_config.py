@@ -255,7 +255,9 @@ class TestCheck:
         configs.check(changed(config, {"epochs": 0.0, "steps": 5}))
 
     def test_the_nearest_choice_is_suggested(self, config):
-        assert_rejected(["schedule.name=cosin", "'cosine'"], configs.check, changed(config, {"schedule.name": "cosin"}))
+        assert_rejected(
+            ["schedule.name='cosin'", "'cosine'"], configs.check, changed(config, {"schedule.name": "cosin"})
+        )
 
     def test_augmentation_ops_are_checked_with_the_image_size(self, config):
         configs.check(changed(config, {"augment.ops": "crop(32) | flip", "image_size": 32}))

@@ -84,12 +84,11 @@ def make_loss(found: Found[Loss], fields: Mapping[str, Any], label_smoothing: fl
       label_smoothing: as in `cross_entropy`.
 
     Raises:
-      UsageError: the loss has no label smoothing.
+      UsageError: it is no function, or has no label smoothing.
     """
-    try:
-        options = accepted(found.value, {**fields, "label_smoothing": label_smoothing})
-    except (TypeError, ValueError) as error:  # not a function
-        raise UsageError(f"config.loss.name={found.name!r}: {error}.") from None
+    if not callable(found.value):
+        raise UsageError(f"config.loss.name={found.name!r}: is a {type(found.value).__name__}. Name a function.")
+    options = accepted(found.value, {**fields, "label_smoothing": label_smoothing})
     if label_smoothing and "label_smoothing" not in options:
         raise UsageError(
             f"config.label_smoothing={label_smoothing}: loss {found.name!r} has no argument label_smoothing. Set "
