@@ -1,10 +1,13 @@
 """Losses, metrics and schedules of users: what keeps the contract, and the reason given for what does not."""
 
 import pytest
+import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.session.pieces import find_pieces
+from convoy.trainer.step.losses import register_loss
+from convoy.trainer.step.more_metrics import register_metric
 
 PROGRAM = """
 import random
@@ -240,6 +243,32 @@ def test_pieces_that_keep_their_contracts(program, tmp_path, config):
     rates = [configs.learning_rate_of(config, plan, step) / plan.peak_learning_rate for step in range(4)]
     assert rates == pytest.approx([0.5, 1.0, 0.25, 0.25])
     assert "schedule" not in plan.as_dict()
+
+
+def test_pieces_of_this_process(config):
+    loss = register_loss("loss_of_test")(
+        lambda logits, labels: tf.nn.softplus(-tf.gather(logits, labels, batch_dims=1))
+    )
+
+    @register_metric("metric_of_test")
+    class Images:
+        size = 1
+
+        def __init__(self, num_classes):
+            pass
+
+        def batch_sums(self, logits, labels, losses, weights):
+            return tf.reduce_sum(weights)[tf.newaxis]
+
+        def summarize(self, sums):
+            return sums[0]
+
+    config.loss.name, config.metrics = "loss_of_test", "metric_of_test"
+    pieces = find_pieces(config, num_classes=3)
+    assert pieces.loss is loss
+    logits, labels = tf.zeros([5, 3]), tf.zeros([5], tf.int32)
+    sums = pieces.metrics.batch_sums(logits, labels, loss(logits, labels)).numpy()
+    assert pieces.metrics.summarize(sums)["metric_of_test"] == 5
 
 
 def test_runs_of_earlier_versions_have_neither_loss_nor_metrics(config):

@@ -108,6 +108,13 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
+def loss_text(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+    """Returns the loss of a config, complete or of an earlier version, as text."""
+    loss = config.get("loss", {})
+    weights = loss.get("class_weights", "none")
+    return loss.get("name", "cross_entropy") + (f", class weights {weights}" if weights != "none" else "")
+
+
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain JSON data, without secrets."""
     return json_value(json.loads(json.dumps(config.to_dict())))
