@@ -51,7 +51,8 @@ def code_identity(built: ModelBundle, pieces: Mapping[str, Found]) -> dict[str, 
     `files` are those of all.
     """
     identity, digests = model_identity(built), piece_digests(pieces)
-    return {**identity, "files": dict(_merged([*digests.values(), identity["files"]])), "pieces": digests}
+    files = {name: digest for part in (*digests.values(), identity["files"]) for name, digest in part.items()}
+    return {**identity, "files": files, "pieces": digests}
 
 
 def piece_digests(pieces: Mapping[str, Found]) -> dict[str, dict[str, str]]:
@@ -100,7 +101,7 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def keep_code(run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode | None) -> None:
-    """Copies the files of users that made the pieces and the config to RUN/code, and drops those of other pieces.
+    """Copies the files of users that made the pieces and the config to RUN/code.
 
     Args:
       run: the run directory.
@@ -110,11 +111,12 @@ def keep_code(run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode |
     Raises:
       DataError: they cannot be copied.
     """
-    kept = {folder: found.code for folder, found in pieces.items() if found.code} | (
-        {_RECIPE: recipe} if recipe else {}
-    )
+    codes = {_RECIPE: recipe, **{folder: found.code for folder, found in pieces.items()}}
+    kept = {folder: code for folder, code in codes.items() if code}
     registered = {
-        folder: found.code.path.name for folder, found in pieces.items() if found.code and not is_from_file(found.name)
+        folder: code.path.name
+        for folder, code in kept.items()
+        if folder != _RECIPE and not is_from_file(pieces[folder].name)
     }
     try:
         for folder, code in kept.items():
@@ -202,11 +204,6 @@ def check_trusted(run: RunDirectory, name: str, runs: str) -> None:
 def _digests(found: Found) -> Mapping[str, str]:
     """Returns the digests of a model's code, with what its function has imported when it was called."""
     return found.code.digests() if found.code and is_from_file(found.name) else found.digests
-
-
-def _merged(parts: list[Mapping[str, str]]) -> Iterator[tuple[str, str]]:
-    for part in parts:
-        yield from part.items()
 
 
 def _is_same_program(kept: Path, code: UserCode | None) -> bool:
