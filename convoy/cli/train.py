@@ -18,9 +18,11 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
 from convoy.core.text import counted
 from convoy.core.user_code import code_of
-from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
+from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
 from convoy.trainer.config import renamed
+
+_USES_TENSORFLOW = re.compile(r"^\s*(?:import|from) (?:tensorflow|keras)\b|\bregister_(?:loss|metric|model)\b", re.M)
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -55,6 +57,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
             field, value = renamed.current_field(match[2], text if equals else None)
             given[field] = "true" if value is None else value
             others[position] = f"{match[1]}{field}{equals}{value or ''}"
+    _start_tensorflow_for(configs.recipe_path(name), others)
     recipe = configs.load_recipe(name)
     configs.check_field_names(recipe, list(given))
     _check_length(recipe, name, given)
@@ -76,6 +79,14 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     )
     flags["config"].default_as_str = repr(configs.DEFAULT_RECIPE)  # as users type it, not its path
     return arguments
+
+
+def _start_tensorflow_for(recipe: Path, arguments: list[str]) -> None:
+    """Imports TensorFlow, without its messages, before a recipe does that has a loss or a model in it."""
+    if recipe.suffix == ".py" and _USES_TENSORFLOW.search(recipe.read_text(encoding="utf-8", errors="replace")):
+        for verbosity in (match for argument in arguments if (match := re.fullmatch(r"--?verbosity=(\d)", argument))):
+            set_verbosity(int(verbosity[1]))
+        start_tensorflow()
 
 
 def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:

@@ -102,8 +102,8 @@ _CHOICES = {
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),
 }
-# Others, from users, may have loaded weights themselves.
-_MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications:")
+# Models of users may have loaded weights themselves.
+_MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -141,7 +141,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         reason = "bfloat16 sums depend on the order of the additions"
         require(reduces_exactly, "reduce_in_bfloat16", True, f"set False with config.deterministic: {reason}")
     model = config.model
-    if not model.weights and model.name.startswith(_MODELS_WITHOUT_WEIGHTS):
+    if not model.weights and model.name.partition(":")[0] in _MODELS_WITHOUT_WEIGHTS:
         for name in (name for name in model if name.startswith("freeze")):
             fix = "set config.model.weights: the frozen backbone would keep its random weights"
             require(not model[name], f"model.{name}", model[name], fix)

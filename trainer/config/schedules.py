@@ -75,7 +75,8 @@ def learning_rate(
     try:
         rate = schedule.value(**accepted(schedule.value, given))
     except Exception as error:
-        raise _broken(schedule, f"fails at step {step}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise _broken(schedule, f"fails at step {step}: {type(error).__name__}: {reason}") from error
     if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
         raise _broken(schedule, f"returns {rate!r} at step {step}")
     return float(rate)
