@@ -4,9 +4,9 @@
     files.content      # {"files.json": b"...", "0/recipe.py": b"...", "0/beside.py": b"...", "1/models.py": b"..."}
     files.names        # ("mine/recipe.py", "models.py"), as typed
 
-These are the recipe, the model's file, files that they name in a text (`config.model.name = "models.py:small"`), and
-what they import from their folders. The files are read, not run: what is imported under a name that is computed is not
-found. `convoy.core.user_code` describes the folder that workers get.
+These are the recipe, files that a config field names (models, losses, metrics, ...) or a text in one of them does
+(`config.model.name = "models.py:small"`), and what they import from their folders. The files are read, not run: what is
+imported under a name that is computed is not found. `convoy.core.user_code` describes the folder that workers get.
 """
 
 import ast
@@ -23,6 +23,8 @@ from convoy.core.user_code import SENT_CODE_INDEX
 from convoy.launch.trainer_command import flag_value
 
 _NAMED_FILE = re.compile(r"([^\0\n]{1,200}\.py)(:\w*)?")
+_IN_LIST = re.compile(r"[^\0\n\s,|()\"']{1,200}\.py(?=:\w)")  # of names, or of operations with arguments
+_CONFIG_FIELD = re.compile(r"--?config\.[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class UserFiles:
     """Files for workers.
 
     Attributes:
-      names: paths of recipes and models as typed.
+      names: paths of recipes and of pieces as typed.
       missing: those that do not exist here.
       content: of each file, by relative path.
     """
@@ -52,8 +54,10 @@ def user_files(command: Sequence[str]) -> UserFiles:
     Raises:
       UsageError: a file cannot be read, or is not Python.
     """
-    model = flag_value(command, "config.model.name") or ""
-    named = [name for name in (flag_value(command, "config") or "", model.rpartition(":")[0]) if name.endswith(".py")]
+    recipe = flag_value(command, "config") or ""
+    named = [recipe] if recipe.endswith(".py") else []
+    fields = {word.partition("=")[0].lstrip("-"): None for word in command if _CONFIG_FIELD.match(word)}
+    named += [name for field in fields for name in _named_files(flag_value(command, field) or "", pieces=True)]
     wanted = list(named)
     index: dict[str, str] = {}
     missing: list[str] = []
@@ -97,7 +101,21 @@ class _Source:
             raise UsageError(f"{path}{line}: not Python ({getattr(error, 'msg', error)}). Correct it.") from None
         self.imports = sorted({imported for node in nodes for imported in _imported(node)})
         texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        self.named_files = [match[1] for text in texts if (match := _NAMED_FILE.fullmatch(text))]
+        self.named_files = [name for text in texts for name in _named_files(text)]
+
+
+def _named_files(text: str, *, pieces: bool = False) -> list[str]:
+    """Returns the files that a text names: it is `FILE.py` or `FILE.py:NAME`, or has several of the latter.
+
+    Args:
+      text: the text.
+      pieces: whether a file without a name does not count.
+    """
+    whole = _NAMED_FILE.fullmatch(text)
+    several = _IN_LIST.findall(text)
+    if whole and (not several or os.path.isfile(whole[1])):
+        return [whole[1]] if whole[2] or not pieces else []
+    return several
 
 
 def _imported(node: ast.AST) -> Iterator[tuple[str, ...]]:

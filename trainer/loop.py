@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 import tensorflow as tf
 
 from convoy.core.cluster import Cluster
@@ -47,7 +46,6 @@ from convoy.trainer.session.resume import changes, effects_of_extension
 from convoy.trainer.session.runtime import make_train_step
 from convoy.trainer.session.substitutions import SUBSTITUTED, Substitutions
 from convoy.trainer.session.training_input import TrainingInput
-from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult
 
 
@@ -158,7 +156,8 @@ class _Training:
         self._stop_agreed = False
         self._error: CallbackError | None = None
         self._has_ended = False
-        self._step = make_train_step(session.config, session.plan, session.runtime)
+        self._pieces = session.pieces
+        self._step = make_train_step(session.config, session.plan, session.runtime, session.pieces)
         self._input = TrainingInput(
             session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, self._worker_group
         )
@@ -188,8 +187,7 @@ class _Training:
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save, on_success=self._report_save)
         self._saved_step: int | None = self._state.step or None
         # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
-        empty = [0.0] * metrics.sums_size(self._dataset.num_classes)
-        self._window_sums = np.array(session.metadata.get("window_sums", empty), np.float64)
+        self._window_sums = self._pieces.window_sums(session.metadata, session.config, self._dataset.num_classes)
         self._rollbacks: int = session.metadata.get("rollbacks", 0)
         self._rolled_back_to: int | None = None
 
@@ -361,7 +359,7 @@ class _Training:
         if not checkpoint:
             raise error
         restore_state(self._state, *checkpoint, self._run)
-        self._window_sums[:] = checkpoint[1]["window_sums"]
+        self._window_sums = self._pieces.window_sums(checkpoint[1], self._config, self._dataset.num_classes)
         self._rollbacks += 1
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step

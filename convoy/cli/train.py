@@ -20,7 +20,7 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
 from convoy.core.text import counted
 from convoy.core.user_code import code_of
-from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
+from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.time_limit import TimeLimit
@@ -28,6 +28,7 @@ from convoy.trainer.config import renamed
 
 _NUMBER = r"\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\s*"
 _NUMBERS = re.compile(rf"[(\[]?{_NUMBER}(,{_NUMBER})*,?\s*[)\]]?|\(\s*\)|\[\s*\]")
+_USES_TENSORFLOW = re.compile(r"^\s*(?:import|from) (?:tensorflow|keras)\b|\bregister_(?:loss|metric|model)\b", re.M)
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -54,6 +55,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
       UsageError: unknown recipe or config field.
     """
     name, others = _take_config(arguments)
+    _start_tensorflow_for(configs.recipe_path(name), others)
     recipe = configs.load_recipe(name)
     others = _with_joined_values(recipe, others)
     given: dict[str, str] = {}
@@ -112,6 +114,14 @@ def _check_lists(recipe: ml_collections.ConfigDict, given: Mapping[str, str]) ->
     for field, text in given.items():
         if isinstance(known[field], tuple) and not _NUMBERS.fullmatch(text):
             raise UsageError(f"--config.{field}={text}: pass numbers, such as 0.5,0.75, or () for none.")
+
+
+def _start_tensorflow_for(recipe: Path, arguments: list[str]) -> None:
+    """Imports TensorFlow, without its messages, before a recipe does that has a loss or a model in it."""
+    if recipe.suffix == ".py" and _USES_TENSORFLOW.search(recipe.read_text(encoding="utf-8", errors="replace")):
+        for verbosity in (match for argument in arguments if (match := re.fullmatch(r"--?verbosity=(\d)", argument))):
+            set_verbosity(int(verbosity[1]))
+        start_tensorflow()
 
 
 def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:

@@ -14,14 +14,14 @@ import hashlib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Generic, TypeVar, cast
 
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.user_code import UserCode, located, run_file
+from convoy.core.user_code import UserCode, code_with, located, run_file
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Found(Generic[T]):
     Attributes:
       name: as in the config.
       value: the piece.
-      code: the user's file that defines it; None for others.
+      code: the user's file that defines it; None for built-in pieces and for those of modules and of Python's prompt.
       digests: SHA-256 of the files or the source text that define it, by name; empty for built-in pieces.
     """
 
@@ -48,15 +48,17 @@ class Found(Generic[T]):
 class Registry(Generic[T]):
     """Pieces of one kind, by name."""
 
-    def __init__(self, kind: str, *, field: str):
+    def __init__(self, kind: str, *, field: str, also: Sequence[str] = ()):
         """Starts empty.
 
         Args:
           kind: what the pieces are, as a noun for messages.
           field: the config field or the flag that names a piece, for messages.
+          also: forms of names that others look up, for messages.
         """
         self._kind = kind
         self._field = field
+        self._also = also
         self._built_in: dict[str, T] = {}
         self._added: dict[str, T] = {}
 
@@ -85,6 +87,15 @@ class Registry(Generic[T]):
 
         return add
 
+    def is_built_in(self, name: str) -> bool:
+        """Returns whether a name is that of a built-in piece."""
+        return name in self._built_in
+
+    def check(self, name: str) -> None:
+        """Raises the UsageError of `find` if the name is unknown; looks into no file and no module."""
+        if name not in self.names and not is_code(name):
+            raise self._unknown(name)
+
     def find(self, name: str) -> Found[T]:
         """Returns the piece that a config names.
 
@@ -97,19 +108,25 @@ class Registry(Generic[T]):
         if name in self._built_in:
             return Found(name, self._built_in[name])
         if name in self._added:
-            return Found(name, self._added[name], digests={name: _source_digest(self._added[name])})
-        file, _, attribute = name.rpartition(":")
-        if file.endswith(".py") and attribute:
-            code = self._run(name, located(file))
-            return Found(name, self._attribute(name, code.names, attribute, file), code, code.digests())
+            functions = _functions(self._added[name])
+            file = next((Path(function.__code__.co_filename) for function in functions), None)
+            digests = {name: _source_digest(self._added[name])}
+            return Found(name, self._added[name], code_with(file) if file else None, digests)
+        place, _, attribute = name.rpartition(":")
+        if is_from_file(name):
+            code = self._run(name, located(place))
+            return Found(name, self._attribute(name, code.names, attribute, place), code, code.digests())
         if _IN_MODULE.fullmatch(name):
-            module = self._import(name, file)
-            digests = {file: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()} if module.__file__ else {}
-            return Found(name, self._attribute(name, vars(module), attribute, file), None, digests)
-        raise self._error(
-            name,
-            f"unknown {self._kind}{did_you_mean(name, self.names)}. Set {', '.join([*self.names, 'FILE.py:NAME'])} or "
-            "package.module:NAME",
+            module = self._import(name, place)
+            source = getattr(module, "__file__", None)
+            digests = {place: hashlib.sha256(Path(source).read_bytes()).hexdigest()} if source else {}
+            return Found(name, self._attribute(name, vars(module), attribute, place), None, digests)
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UsageError:
+        known = ", ".join([*self.names, *self._also, "FILE.py:NAME"])
+        return self._error(
+            name, f"unknown {self._kind}{did_you_mean(name, self.names)}. Set one of {known} or package.module:NAME"
         )
 
     def _run(self, name: str, path: Path) -> UserCode:
@@ -136,10 +153,42 @@ class Registry(Generic[T]):
         return UsageError(f"{self._field}={name!r}: {reason}.")
 
 
+def is_from_file(name: str) -> bool:
+    """Returns whether a piece's name is `FILE.py:NAME`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def is_code(name: str) -> bool:
+    """Returns whether a piece's name is `FILE.py:NAME` or `package.module:NAME`, whose code runs when it is found."""
+    return is_from_file(name) or bool(_IN_MODULE.fullmatch(name))
+
+
+def accepted(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, object]:
+    """Returns those of the options that a function takes by name; all if it takes `**options`."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if takes_all or name in parameters}
+
+
+def short_name(name: str) -> str:
+    """Returns what stands for a piece in tables: the NAME of `FILE.py:NAME` and `package.module:NAME`."""
+    return name.rpartition(":")[2]
+
+
+def _functions(piece: object) -> list[FunctionType]:
+    """Returns a function, or the methods of a class or of an object's class."""
+    if isinstance(piece, FunctionType):
+        return [piece]
+    kind = piece if isinstance(piece, type) else type(piece)
+    return [value for value in vars(kind).values() if isinstance(value, FunctionType)]
+
+
 def _source_digest(piece: object) -> str:
-    """Returns the digest of a piece's source text; of its class name if the text is not known."""
-    try:
-        text = inspect.getsource(cast("FunctionType", piece))
-    except (OSError, TypeError):
-        text = type(piece).__qualname__
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Returns the digest of the source text of a piece's functions; of their instructions if the text is not known."""
+    digest = hashlib.sha256(getattr(piece, "__qualname__", type(piece).__qualname__).encode())
+    for function in _functions(piece):
+        try:
+            digest.update(inspect.getsource(function).encode())
+        except OSError:
+            digest.update(function.__code__.co_code)
+    return digest.hexdigest()

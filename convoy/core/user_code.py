@@ -124,6 +124,16 @@ def code_of(path: Path) -> UserCode | None:
     return _run.get(path.resolve())
 
 
+def files_run() -> list[Path]:
+    """Returns the files that this process has run, as another process needs them to have the same names registered."""
+    return list(_run)
+
+
+def code_with(path: Path) -> UserCode | None:
+    """Returns the file that this process has run and that is, or has imported from its folder, this one; or None."""
+    return next((code for code in _run.values() if path.resolve() in code.files().values()), None)
+
+
 @contextlib.contextmanager
 def first_on_path(folder: Path) -> Iterator[None]:
     """Puts a folder first on the import path; leaves it there after all others that do not hold users' files."""

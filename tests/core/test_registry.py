@@ -3,7 +3,8 @@ import sys
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.core.registry import Registry
+from convoy.core.registry import Registry, accepted, is_code
+from convoy.core.user_code import run_file
 
 
 @pytest.fixture
@@ -70,3 +71,31 @@ def test_a_file_that_fails(registry, tmp_path):
 def test_names_that_could_be_something_else_are_refused(registry, name):
     with pytest.raises(UsageError):
         registry.register(name)
+
+
+def test_names_are_checked_without_running_code(registry):
+    registry.register("mine")(lambda: 1)
+    for name in ("mine", "no_such.py:f", "no_such_module:f"):
+        registry.check(name)
+    with pytest.raises(UsageError, match="'mine'"):
+        registry.check("min")
+    assert [is_code(name) for name in ("mine", "a.py:f", "a.b:f")] == [False, True, True]
+
+
+def test_a_piece_registered_by_a_users_file_or_beside_it_has_the_file_as_its_code(registry, tmp_path):
+    text = (
+        "from __main__ import registry_of_test as registry\n@registry.register('{}')\nclass {}:\n    def f(self): {}\n"
+    )
+    sys.modules["__main__"].registry_of_test = registry
+    (tmp_path / "recipe.py").write_text(text.format("one", "One", "return 1") + "import registered_beside\n")
+    (tmp_path / "registered_beside.py").write_text(text.format("two", "Two", "return 2"))
+    run_file(tmp_path / "recipe.py")
+    one, two = registry.find("one"), registry.find("two")
+    assert one.code.path == two.code.path == tmp_path / "recipe.py"
+    assert one.digests["one"] != two.digests["two"]
+
+
+def test_options_that_a_function_takes():
+    options = {"a": 1, "b": 2}
+    assert accepted(lambda x, a: None, options) == {"a": 1}
+    assert accepted(lambda **others: None, options) == options

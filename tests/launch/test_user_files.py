@@ -50,6 +50,19 @@ def test_a_model_that_a_recipe_names_is_sent_too(write):
     assert names == {"0/mine.py", "1/other.py", "1/beside.py", "2/small.py", "2/layers.py"}
 
 
+def test_files_of_all_pieces_are_sent(write):
+    write(losses="import beside", beside="", metrics="", more="", operations="", recipe="METRICS = 'mcc, more.py:b'")
+    files, names = sent(
+        "--config=recipe.py",
+        *("--config.loss.name", "losses.py:mine"),
+        "--config.metrics=mcc,metrics.py:a,absent.py:c",
+        "--config.augment.ops=flip | operations.py:spots(0.5, sides=2)",
+        "--config.model.weights=weights.py",
+    )
+    assert names == {f"0/{name}.py" for name in ("recipe", "losses", "beside", "metrics", "more", "operations")}
+    assert files.missing == ("absent.py",)
+
+
 def test_a_file_named_relative_to_its_own_folder_stays_beside_it(write):
     write(recipes__mine="NAME = str(Path(__file__).with_name('small.py')) + ':small'", recipes__small="")
     assert sent("--config=recipes/mine.py")[1] == {"0/mine.py", "0/small.py"}

@@ -21,6 +21,7 @@ from convoy.core.cluster import find_cluster
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.trainer.cluster import strategy as devices
 from convoy.trainer.models import ModelBundle, build_model
+from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import make_optimizer
 from convoy.trainer.step.settings import StepSettings
@@ -181,6 +182,7 @@ def run(
     loss_scale: float = 0.0,
     augmented: bool = False,
     mixing: dict[str, float] | None = None,
+    label_smoothing: float = 0.0,
     **options: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Trains for `steps` steps.
@@ -190,6 +192,7 @@ def run(
       planted_image: index of the image with that pixel.
       loss_scale: initial loss scale, if not 0.
       mixing: fields of `Mixing`.
+      label_smoothing: of the cross-entropy.
 
     Returns:
       The report of the steps; and the values of all variables before the first step, as `before/NAME`, and after the
@@ -197,6 +200,8 @@ def run(
     """
     if augmented:
         options["operations"] = OPERATIONS
+    if label_smoothing:
+        options["loss"] = functools.partial(cross_entropy, label_smoothing=label_smoothing)
     mixing = Mixing(**(mixing or {}))
     train_step, state, _ = make_step(image_size=image_size, global_batch_size=batch_size, mixing=mixing, **options)
     if loss_scale:

@@ -249,7 +249,7 @@ class TestCheck:
     def test_invalid_values_are_rejected(self, config, field, value):
         with pytest.raises(UsageError) as caught:
             configs.check(changed(config, {field: value}))
-        assert str(caught.value).startswith(f"config.{field}={value}: ")
+        assert str(caught.value).startswith((f"config.{field}={value}: ", f"config.{field}={value!r}: "))
 
     @pytest.mark.parametrize("field", ["optimizer.clip_norm", "optimizer.weight_decay", "optimizer.epsilon"])
     def test_ranges_without_an_upper_bound_include_infinity(self, config, field):
@@ -259,7 +259,9 @@ class TestCheck:
         configs.check(changed(config, {"epochs": 0.0, "steps": 5}))
 
     def test_the_nearest_choice_is_suggested(self, config):
-        assert_rejected(["schedule.name=cosin", "'cosine'"], configs.check, changed(config, {"schedule.name": "cosin"}))
+        assert_rejected(
+            ["schedule.name='cosin'", "'cosine'"], configs.check, changed(config, {"schedule.name": "cosin"})
+        )
 
     def test_augmentation_ops_are_checked_with_the_image_size(self, config):
         configs.check(changed(config, {"augment.ops": "crop(32) | flip", "image_size": 32}))

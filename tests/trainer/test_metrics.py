@@ -3,8 +3,10 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn import metrics as sklearn_metrics
 
-from convoy.trainer.step.metrics import CALIBRATION_BINS, batch_sums, image_count, summarize, sums_size
+from convoy.trainer.step.metrics import CALIBRATION_BINS, MetricSet, batch_sums, image_count, summarize, sums_size
+from convoy.trainer.step.more_metrics import METRICS
 
 CLASSES = 9
 
@@ -141,3 +143,50 @@ def test_a_confidence_of_one_is_in_the_last_bin():
 def test_summarizing_no_images_is_an_error():
     with pytest.raises(ValueError, match="image"):
         summarize(np.zeros(sums_size(3)))
+
+
+class TestMoreMetrics:
+    @pytest.fixture
+    def found(self):
+        names = ("balanced_accuracy", "mcc", "brier", "nll")
+        return MetricSet({name: METRICS.find(name).value(CLASSES) for name in names})
+
+    def test_they_match_their_definitions(self, found):
+        logits, labels, losses = batch(3)
+        predicted, one_hot = logits.argmax(-1), np.eye(CLASSES)[labels]
+        sums = found.batch_sums(tf.constant(logits), tf.constant(labels), tf.constant(losses)).numpy()
+        assert len(sums) == found.sums_size(CLASSES)
+        quality = found.summarize(sums)
+        assert {name: quality[name] for name in found.names} == pytest.approx(
+            {
+                "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, predicted),
+                "mcc": sklearn_metrics.matthews_corrcoef(labels, predicted),
+                "brier": np.square(softmax(logits) - one_hot).sum(-1).mean(),
+                "nll": sklearn_metrics.log_loss(labels, softmax(logits), labels=range(CLASSES)),
+            },
+            rel=1e-4,
+        )
+        assert {name: quality[name] for name in quality if name not in found.names} == summarize(
+            summed(logits, labels, losses)
+        )
+
+    def test_they_add_up_and_leave_out_padding(self, found):
+        logits, labels, losses = batch(4)
+        weights, losses[60:] = np.repeat([1.0, 0.0], [60, 4]).astype(np.float32), np.nan
+        columns = [tf.constant(column) for column in (logits, labels, losses, weights)]
+        parts = sum(found.batch_sums(*(column[part] for column in columns)) for part in (slice(0, 20), slice(20, 64)))
+        expected = found.batch_sums(*(column[:60] for column in columns))
+        np.testing.assert_allclose(parts, expected, rtol=1e-4, atol=1e-4)
+
+    def test_mcc_of_one_class_is_0(self, found):
+        logits, labels, losses = batch(5)
+        labels[:] = 2
+        assert found.summarize(found.batch_sums(logits, labels, losses).numpy())["mcc"] == 0.0
+
+    def test_sums_of_a_checkpoint_with_other_metrics_keep_the_usual_ones(self, found):
+        usual, size = list(range(sums_size(CLASSES))), found.sums_size(CLASSES)
+        restored = found.restored(usual, CLASSES, same_metrics=False)
+        assert restored.tolist() == [*usual, *[0.0] * (size - len(usual))]
+        assert MetricSet().restored(range(size), CLASSES, same_metrics=False).tolist() == usual
+        assert found.restored(range(size), CLASSES, same_metrics=True).tolist() == list(range(size))
+        assert not found.restored((), CLASSES, same_metrics=True).any()

@@ -1,14 +1,18 @@
 """Mixup and CutMix: formulas on small numbers, distributions, and mixing in a training step."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from convoy.trainer.step import metrics
+from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.step.mixing import Mixing, draw, mix
 from tests.trainer.step_program import CLASSES, distribute, make_batch, make_step
 
+SMOOTHED = functools.partial(cross_entropy, label_smoothing=0.2)
 PLAIN = {"model": "plain", "global_batch_size": 8, "virtual_replicas": 2}
 
 
@@ -104,7 +108,7 @@ def test_steps_without_mixing():
 
 def test_the_loss_is_the_cross_entropy_with_mixed_and_smoothed_labels():
     mixing = Mixing(mixup=1.0, cutmix=1.0)
-    train_step, state, built = make_step(**PLAIN, label_smoothing=0.2, mixing=mixing)
+    train_step, state, built = make_step(**PLAIN, loss=SMOOTHED, mixing=mixing)
     batch = make_batch(8)
     losses, sums = [], 0
     with tf.GradientTape() as tape:

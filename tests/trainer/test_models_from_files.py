@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
-from convoy.trainer.models import build_model
+from convoy.core.user_code import run_file
+from convoy.trainer.models import MODELS, build_model
 from convoy.trainer.tf_compat.layers import FusedBatchNormalization
 
 SIZE = 32
@@ -155,6 +156,30 @@ def other_arguments(classes, size=32):
 def fails(num_classes, image_size):
     raise RuntimeError("reason")
 
+def scaled_by(scale, image_size, num_classes):
+    return ending_in(image_size, layers.Dense(num_classes)), scale
+
+def own_scaling(num_classes, image_size):
+    return scaled_by(lambda pixels: pixels / 127.5 - 1, image_size, num_classes)
+
+def scaling_of_batch(num_classes, image_size):
+    return scaled_by(lambda pixels: pixels / keras.ops.max(pixels), image_size, num_classes)
+
+def random_scaling(num_classes, image_size):
+    return scaled_by(lambda pixels: pixels * tf.random.uniform([]), image_size, num_classes)
+
+def scaling_to_gray(num_classes, image_size):
+    return scaled_by(lambda pixels: pixels[..., :1], image_size, num_classes)
+
+def infinite_scaling(num_classes, image_size):
+    return scaled_by(lambda pixels: pixels / 0.0, image_size, num_classes)
+
+def scaling_of_tensorflow(num_classes, image_size):
+    return scaled_by(lambda pixels: tf.image.per_image_standardization(pixels), image_size, num_classes)
+
+def model_and_size(num_classes, image_size):
+    return nested(num_classes, image_size), image_size
+
 def loses_a_worker(num_classes, image_size):
     raise tf.errors.UnavailableError(None, None, "connection reset")
 """
@@ -206,6 +231,12 @@ def test_a_worker_lost_while_a_user_model_is_built_is_not_the_models_fault(progr
         ("half", "float16.*config.precision"),
         ("synchronized", "synchronized=True"),
         ("nothing", "None.*`return`"),
+        ("scaling_of_batch", "scaling.*other images"),
+        ("random_scaling", "scaling.*random"),
+        ("scaling_to_gray", "scaling.*same shape"),
+        ("infinite_scaling", "scaling.*NaN"),
+        ("scaling_of_tensorflow", "scaling.*keras.ops"),
+        ("model_and_size", "a tuple"),
         ("layer", "a Dense"),
         ("other_arguments", r"\(classes, size=32\)"),
         ("fails", "RuntimeError: reason"),
@@ -224,3 +255,12 @@ def test_an_unusable_user_model_is_rejected(program, function, message):
 def test_a_user_model_that_keeps_the_contract_in_an_unusual_way_is_accepted(program, function):
     built = build_model(f"{program}:{function}", num_classes=3, image_size=SIZE)
     assert built.model(built.scale_pixels(np.zeros((2, SIZE, SIZE, 3), np.float32))).shape == (2, 3)
+
+
+def test_a_user_model_can_have_its_own_scaling_and_be_registered(program):
+    build = run_file(program).names["own_scaling"]
+    MODELS.register("own_scaling_of_test")(build)
+    for name in (f"{program}:own_scaling", "own_scaling_of_test"):
+        built = build_model(name, num_classes=3, image_size=SIZE)
+        assert built.scale_pixels(tf.constant([0.0, 255.0])).numpy().tolist() == [-1.0, 1.0]
+        assert built.found.code.path == program

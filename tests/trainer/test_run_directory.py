@@ -1,3 +1,4 @@
+import csv
 import errno
 import fcntl
 import json
@@ -83,6 +84,15 @@ class TestResultsTable:
         rows = run.results_table.read_text().splitlines()
         assert len(rows) == 4
         assert rows[-1].split(",")[1:4] == ["32", "test", "0.500000"]
+
+    def test_other_metrics_become_columns_that_are_empty_before(self, run):
+        quality = dict.fromkeys(QUALITY, 0.5)
+        append_result(run, step=32, split="validation", quality={**quality, "mcc": 0.25})
+        append_result(run, step=40, split="validation", quality=quality)
+        truncate_results(run, last_step=40)
+        with open(run.results_table, newline="") as file:
+            assert [row["mcc"] for row in csv.DictReader(file)] == ["", "", "", "0.250000", ""]
+        assert [row.quality.get("mcc") for row in read_evaluations(run.results_table)] == [None] * 3 + [0.25, None]
 
     def test_truncation_does_not_create_a_missing_table(self, tmp_path):
         truncate_results(RunDirectory(tmp_path), last_step=3)

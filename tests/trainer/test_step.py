@@ -5,6 +5,7 @@ with many runs per process.
 """
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tests.trainer.step_program import (
 )
 
 DEADLINE_SECONDS = 240
+SMOOTHED = functools.partial(cross_entropy, label_smoothing=0.2)
 PROGRAM = "tests.trainer.step_program"
 # All options whose results could depend on the devices, at once.
 EVERYTHING = {
@@ -34,6 +36,7 @@ EVERYTHING = {
     "clip_norm": 1.0,
     "average_decay": 0.9,
     "label_smoothing": 0.1,
+    "class_weights": [0.5 + 0.1 * label for label in range(CLASSES)],
     "augmented": True,
     "mixing": {"mixup": 0.4, "cutmix": 1.0},
     "deterministic": True,
@@ -485,10 +488,10 @@ def test_the_moving_average_of_the_weights_follows_its_formula():
 
 
 def test_a_step_returns_metric_sums_and_gradient_norm():
-    train_step, state, built = make_step("plain", global_batch_size=16, virtual_replicas=4, label_smoothing=0.2)
+    train_step, state, built = make_step("plain", global_batch_size=16, virtual_replicas=4, loss=SMOOTHED)
     batch = make_batch(16)
     logits = built.model(tf.cast(batch["image"], tf.float32) / 255.0, training=True)
-    expected = metrics.batch_sums(logits, batch["label"], cross_entropy(logits, tf.constant(batch["label"]), 0.2))
+    expected = metrics.batch_sums(logits, batch["label"], SMOOTHED(logits, tf.constant(batch["label"])))
     gradients = train_step.gradients(distribute(state.strategy, batch))
     result = train_step(distribute(state.strategy, batch), 0.1)
     np.testing.assert_allclose(result.sums, expected, rtol=1e-5, atol=1e-5)

@@ -22,6 +22,7 @@ from convoy.core.terminal import can_redraw
 from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
+from convoy.trainer.run.records import USUAL_METRICS
 
 if TYPE_CHECKING:
     from convoy.trainer.step.step import StepResult
@@ -190,14 +191,16 @@ class TrainingConsole:
             mark = "  *best*" if is_best else ""
             self.say(f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}{mark}")
             return
+        widths = {**_TABLE, **{name: max(8, len(name) + 2) for name in _more(values)}}
         if not self._has_table:
             self._has_table = True
-            header = "".join(f"{name:>{width}}" for name, width in _TABLE.items())
+            header = "".join(f"{name:>{width}}" for name, width in widths.items())
             self.console.print(Text(f"{header}  {split}", "bold"))
         train_top1 = "" if self._train_top1 is None else f"{self._train_top1:.2%}"
         cells = [str(step), f"{epoch:.2f}", train_top1, f"{values['loss']:.4f}"]
-        cells += [f"{values[name]:.2%}" for name in ("top1", "top5", "macro_f1", "ece")]
-        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, _TABLE.values(), strict=True))
+        cells += [f"{values[name]:.2%}" for name in USUAL_METRICS[1:]]
+        cells += [f"{value:.4f}" for value in _more(values).values()]
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths.values(), strict=True))
         self.console.print(Text(f"{row}  * best", "green") if is_best else row)
 
     def say(self, text: str) -> None:
@@ -224,4 +227,10 @@ def quality_row(split: str, values: Mapping[str, float]) -> str:
     return (
         f"{split}: loss {values['loss']:.4f}  top-1 {values['top1']:.2%}  top-5 {values['top5']:.2%}  "
         f"macro F1 {values['macro_f1']:.2%}  ECE {values['ece']:.2%}"
+        + "".join(f"  {name} {value:.4f}" for name, value in _more(values).items())
     )
+
+
+def _more(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of `config.metrics` among those of an evaluation."""
+    return {name: value for name, value in values.items() if name not in USUAL_METRICS}

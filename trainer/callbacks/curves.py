@@ -4,7 +4,7 @@ from convoy.core.files import written_whole
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_lines
 
-_PANELS = (("quality/loss", "loss (nats)", 1.0), ("quality/top1", "top-1 (%)", 100.0))
+_PANELS = (("quality/loss", "loss", 1.0), ("quality/top1", "top-1 (%)", 100.0))
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
 
 

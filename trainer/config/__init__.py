@@ -29,7 +29,7 @@ from convoy.trainer.config.recipes import (
     recipe_path,
     shipped_recipes,
 )
-from convoy.trainer.config.schema import default_config, fields, to_json
+from convoy.trainer.config.schema import default_config, fields, loss_text, to_json
 
 __all__ = [
     "AUTOMATIC",
@@ -45,6 +45,7 @@ __all__ = [
     "is_zero",
     "learning_rate_of",
     "load_recipe",
+    "loss_text",
     "mixing_steps",
     "overridden_durations",
     "recipe_path",

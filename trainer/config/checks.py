@@ -85,6 +85,7 @@ _RANGES = {
     "mix.probability": _FRACTION,
     "mix.off_fraction": _FRACTION,
     "ema.decay": _FRACTION_BELOW_1,
+    "loss.gamma": FINITE_NON_NEGATIVE,
     "model.dropout": Range(high=1, includes_high=False, text="less than 1 (negative: the model's default)"),
     "model.depth": Range(0, text="at least 0 (0: the model's default)"),
     "model.width": Range(0, text="at least 0 (0: the model's default)"),
@@ -100,10 +101,11 @@ _CHOICES = {
     "cache": ("auto", "none", "memory"),
     "resize": resolution.RESIZES,
     "early_stopping.mode": ("auto", "min", "max"),
-    "schedule.name": SCHEDULES,
     "schedule.scaling": SCALINGS,
     "model.instance_norm": ("auto", "on", "off"),
 }
+# Models of users may have loaded weights themselves.
+_MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -145,10 +147,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         reason = "bfloat16 sums depend on the order of the additions"
         require(reduces_exactly, "reduce_in_bfloat16", True, f"set False with config.deterministic: {reason}")
     model = config.model
-    if not model.weights and ".py:" not in model.name:
+    if not model.weights and model.name.partition(":")[0] in _MODELS_WITHOUT_WEIGHTS:
         for name in (name for name in model if name.startswith("freeze")):
             fix = "set config.model.weights: the frozen backbone would keep its random weights"
             require(not model[name], f"model.{name}", model[name], fix)
+    SCHEDULES.check(config.schedule.name)
     resolution.check(config)
     parse_pipeline(config.augment.ops, image_size=config.image_size)
 

@@ -17,6 +17,7 @@ OPERATIONAL_FIELDS = (
     "cache",
     "measure_peak",
     "early_stopping",
+    "metrics",
 )
 
 

@@ -1,17 +1,19 @@
 """The plan of a run, derived from its config, dataset and devices: batch sizes, and durations in steps."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ml_collections
 
 from convoy.core.errors import UsageError
+from convoy.core.registry import Found
 from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
 from convoy.trainer.config.extension import length_at
-from convoy.trainer.config.schedules import learning_rate, scaled_peak
+from convoy.trainer.config.schedules import SCHEDULES, Schedule, check_schedule, learning_rate, scaled_peak
 
 # Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
 # leaves the choice to Convoy.
@@ -38,6 +40,7 @@ class Plan:
       histogram_every_steps: steps between histograms of the weights; 0: no histograms.
       freeze_steps: first steps, which train only the model's head.
       peak_learning_rate: peak rate after scaling with the global batch.
+      schedule: the schedule of the learning rate.
     """
 
     num_images: int
@@ -55,10 +58,13 @@ class Plan:
     histogram_every_steps: int
     freeze_steps: int
     peak_learning_rate: float
+    schedule: Found[Schedule] = dataclasses.field(
+        default_factory=lambda: SCHEDULES.find("constant"), repr=False, compare=False
+    )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the attributes by name."""
-        return asdict(self)
+        """Returns the numbers by name."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.repr}
 
 
 def duration_in_steps(
@@ -101,16 +107,13 @@ def total_steps(config: Mapping[str, Any], num_images: int) -> int:
 
 def learning_rate_of(config: ml_collections.ConfigDict, plan: Plan, step: int) -> float:
     """Returns the learning rate of a step of a run, without rollbacks."""
-    schedule = config.schedule
     return learning_rate(
+        plan.schedule,
         step,
         total_steps=length_at(config, plan.total_steps, step),
         peak=plan.peak_learning_rate,
-        name=schedule.name,
         warmup_steps=plan.warmup_steps,
-        final_fraction=schedule.final_fraction,
-        boundaries=schedule.boundaries,
-        factor=schedule.factor,
+        fields=config.schedule,
     )
 
 
@@ -134,7 +137,8 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
       replicas: number of devices in all processes, R.
 
     Raises:
-      UsageError: a value is out of range, or batch, virtual replicas and devices do not divide evenly.
+      UsageError: a value is out of range, batch, virtual replicas and devices do not divide evenly, or a user's
+        schedule breaks its contract.
     """
     check(config)
     batch = config.batch_size
@@ -161,7 +165,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     epoch_steps = max(1, round(steps_per_epoch))
     eval_every = duration_in_steps(config, "eval_every", **convert) or epoch_steps
     schedule = config.schedule
-    return Plan(
+    plan = Plan(
         num_images=num_images,
         replicas=replicas,
         virtual_replicas=virtual,
@@ -182,4 +186,7 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
             batch_size=batch,
             reference_batch_size=schedule.reference_batch_size,
         ),
+        schedule=SCHEDULES.find(schedule.name),
     )
+    check_schedule(lambda step: learning_rate_of(config, plan, step), plan.schedule, plan.total_steps)
+    return plan

@@ -1,47 +1,107 @@
-"""The learning rate as a pure function of the step: warmup, then constant, cosine or step decay.
+"""The learning rate as a pure function of the step: linear warmup, then a schedule.
 
-rate = learning_rate(step=0, total_steps=1000, peak=0.1, name="cosine", warmup_steps=100)
+    @register_schedule("halving")
+    def halving(step, total_steps, peak, factor):
+        return peak * factor ** (10 * step // total_steps)
+
+A schedule takes the step in [0, total_steps), the length of the run and the peak rate, and by name any of the other
+fields of `config.schedule` and `warmup_steps`. Before `warmup_steps` the rate rises linearly to the peak, and the
+schedule is not asked. Does not import TensorFlow.
 """
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-SCHEDULES = ("constant", "cosine", "step")
+from convoy.core.errors import UsageError
+from convoy.core.registry import Found, Registry, accepted
+
+Schedule = Callable[..., float]
+
+SCHEDULES: Registry[Schedule] = Registry("schedule", field="config.schedule.name")
+register_schedule = SCHEDULES.register
 SCALINGS = ("none", "linear", "sqrt")
+CONTRACT = "a pure function of step, total_steps, peak and fields of config.schedule that returns a rate of 0 or more"
+_PROBES = 1000  # steps at which a user's schedule is tried
+
+
+@register_schedule("constant")
+def constant(step: int, total_steps: int, peak: float) -> float:
+    """Returns the peak."""
+    return peak
+
+
+@register_schedule("cosine")
+def cosine(step: int, total_steps: int, peak: float, final_fraction: float = 0.0, warmup_steps: int = 0) -> float:
+    """Returns a rate that falls to `final_fraction * peak` at the end of the run (Loshchilov and Hutter 2017)."""
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@register_schedule("step")
+def step_decay(
+    step: int, total_steps: int, peak: float, boundaries: Sequence[float] = (0.5, 0.75), factor: float = 0.1
+) -> float:
+    """Returns a rate that is multiplied by `factor` at each boundary, a fraction of the run in (0, 1)."""
+    return peak * factor ** sum(step >= boundary * total_steps for boundary in boundaries)
 
 
 def learning_rate(
+    schedule: Found[Schedule],
     step: int,
     *,
     total_steps: int,
     peak: float,
-    name: str = "constant",
     warmup_steps: int = 0,
-    final_fraction: float = 0.0,
-    boundaries: Sequence[float] = (0.5, 0.75),
-    factor: float = 0.1,
+    fields: Mapping[str, Any] | None = None,
 ) -> float:
     """Returns the learning rate of a step.
 
     Args:
+      schedule: the schedule.
       step: step number, in [0, total_steps).
       total_steps: length of the run.
       peak: learning rate after warmup.
-      name: `constant`; `cosine`, down to `final_fraction * peak` at the end (Loshchilov and Hutter 2017); `step`,
-        multiplied by `factor` at each boundary.
       warmup_steps: length of the linear warmup, from `peak / warmup_steps` at step 0 (Goyal et al. 2017).
-      final_fraction: final rate of `cosine` as a fraction of the peak, in [0, 1].
-      boundaries: rising fractions of the run, in (0, 1).
-      factor: factor of `step`, in (0, 1].
+      fields: fields of `config.schedule`, of which the schedule gets those that it names.
+
+    Raises:
+      UsageError: a user's schedule fails, or returns something else than a rate.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if name == "cosine":
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
-    if name == "step":
-        return peak * factor ** sum(step >= boundary * total_steps for boundary in boundaries)
-    return peak
+    given = {**(fields or {}), "warmup_steps": warmup_steps, "total_steps": total_steps, "peak": peak, "step": step}
+    try:
+        rate = schedule.value(**accepted(schedule.value, given))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise _broken(schedule, f"fails at step {step}: {type(error).__name__}: {reason}") from error
+    if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
+        raise _broken(schedule, f"returns {rate!r} at step {step}")
+    return float(rate)
+
+
+def check_schedule(rate_of: Callable[[int], float], schedule: Found[Schedule], total_steps: int) -> None:
+    """Tries a user's schedule at up to 1000 steps, there and back.
+
+    Args:
+      rate_of: returns the rate of a step.
+      schedule: the schedule.
+      total_steps: length of the run.
+
+    Raises:
+      UsageError: it breaks the contract.
+    """
+    if SCHEDULES.is_built_in(schedule.name):
+        return
+    steps = range(0, total_steps, max(1, total_steps // _PROBES))
+    first = {step: rate_of(step) for step in steps}
+    for step in reversed(steps):
+        if (again := rate_of(step)) != first[step]:
+            raise _broken(schedule, f"returns {first[step]!r} at step {step}, and {again!r} when called again")
+    if not any(first.values()):
+        raise _broken(schedule, "returns 0 at every step")
 
 
 def scaled_peak(base: float, *, scaling: str, batch_size: int, reference_batch_size: int) -> float:
@@ -55,3 +115,7 @@ def scaled_peak(base: float, *, scaling: str, batch_size: int, reference_batch_s
     """
     ratio = batch_size / reference_batch_size
     return base * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
+
+
+def _broken(schedule: Found[Schedule], what: str) -> UsageError:
+    return UsageError(f"config.schedule.name={schedule.name!r}: {what}. The contract: {CONTRACT}.")

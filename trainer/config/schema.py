@@ -36,6 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
             "on_corrupt": "raise",  # substitute: replace unusable records by other images
             "cache": "none",  # memory: keep decoded images across epochs; auto: if all of them fit easily
             "keep_checkpoints": 3,
+            "metrics": "",  # more than the usual ones, comma-separated
             "measure_peak": False,  # time matrix products once if the peak throughput of the devices is unknown
             **_duration("eval_every"),
             **_duration("checkpoint_every"),
@@ -51,6 +52,11 @@ def default_config() -> ml_collections.ConfigDict:
                 "instance_norm": "auto",  # on, off; auto: on for convnet, off for resnet
                 **_duration("freeze"),  # how long only the head is trained
                 "backbone_rate": 1.0,  # learning rate of the backbone relative to the head's
+            },
+            "loss": {
+                "name": "cross_entropy",
+                "class_weights": "none",  # balanced, inverse_sqrt, or JSON: {"CLASS": WEIGHT, ...}
+                "gamma": 2.0,  # focal
             },
             "optimizer": {
                 "name": "adam",
@@ -85,7 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "patience": 0,  # evaluations without an improvement after which the run stops; 0: never
                 "metric": "top1",  # of the evaluations on the validation split
                 "min_delta": 0.0,  # smallest change that counts as an improvement
-                "mode": "auto",  # min, max; auto: lower is better for loss and ece, higher for the others
+                "mode": "auto",  # min, max; auto: lower is better for loss, ece, brier and nll, else higher
             },
             "divergence": {
                 "rollbacks": 0,  # how often to return to the last checkpoint when the loss is NaN or infinite
@@ -135,3 +141,10 @@ def _kind(value: object) -> str:
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain JSON data, without secrets."""
     return json_value(json.loads(json.dumps(config.to_dict())))
+
+
+def loss_text(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+    """Returns the loss of a config, complete or of an earlier version, as text."""
+    loss = config.get("loss", {})
+    weights = loss.get("class_weights", "none")
+    return loss.get("name", "cross_entropy") + (f", class weights {weights}" if weights != "none" else "")

@@ -16,9 +16,9 @@ from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation.inference import distributed_batches, infer
 from convoy.trainer.models import ModelBundle
+from convoy.trainer.session.pieces import Pieces
 from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.step import metrics
-from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.step.state import TrainState
 
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -35,6 +35,7 @@ class Evaluator:
         batch_size: int,
         worker_group: WorkerGroup | None = None,
         *,
+        pieces: Pieces | None = None,
         flip_tta: bool = False,
     ):
         """Prepares the evaluation; the first call of `metrics` compiles it.
@@ -45,12 +46,14 @@ class Evaluator:
           reader: reads the split.
           batch_size: images per batch over all devices; rounded up to a multiple of their number.
           worker_group: workers that evaluate together; None for this process alone.
+          pieces: the loss and the metrics; None for those of the default config.
           flip_tta: average each image's probabilities with those of its mirror image.
         """
         self._state = state
         self._built = built
         self._reader = reader
         self._worker_group = worker_group or WorkerGroup(None)
+        self._pieces = pieces or Pieces()
         self._flip_tta = flip_tta
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
@@ -65,7 +68,7 @@ class Evaluator:
         self._evaluate_batch = tf.function(self._all_replicas, autograph=False)
 
     def metrics(self, *, seconds: float | None = None, each: EachBatch | None = None) -> dict[str, float]:
-        """Returns the metrics of the whole split (`metrics.summarize`), the same on every worker.
+        """Returns the metrics of the whole split (`MetricSet.summarize`), the same on every worker.
 
         Args:
           seconds: how long to wait for the other workers at the end.
@@ -89,7 +92,7 @@ class Evaluator:
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
-        return metrics.summarize(total)
+        return self._pieces.metrics.summarize(total)
 
     def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
@@ -103,8 +106,9 @@ class Evaluator:
             # Log of the mean probabilities: logits whose softmax is that mean.
             both = tf.stack([tf.nn.log_softmax(logits), tf.nn.log_softmax(mirrored)])
             logits = tf.reduce_logsumexp(both, 0) - math.log(2.0)
-        losses = cross_entropy(logits, batch["label"])
-        return metrics.batch_sums(logits, batch["label"], losses, batch["weight"]), tf.nn.softmax(logits)
+        losses = self._pieces.evaluated_loss(logits, batch["label"])
+        sums = self._pieces.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
+        return sums, tf.nn.softmax(logits)
 
     def _without_padding(
         self, batch: dict[str, tf.Tensor], probabilities: tuple[tf.Tensor, ...]

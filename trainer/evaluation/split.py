@@ -70,7 +70,9 @@ def evaluate_split(
     dataset, built = open_dataset_of(trained, data, record_format), trained.runtime.built
     split = dataset.split(split_name)
     reader, collector = Reader(split, trained.crop), predictions.Collector()
-    evaluator = Evaluator(trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, flip_tta=flip_tta)
+    evaluator = Evaluator(
+        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, pieces=trained.pieces(), flip_tta=flip_tta
+    )
     quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,

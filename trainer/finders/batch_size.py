@@ -25,6 +25,7 @@ from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.memory import available_memory
 from convoy.core.processes import helper_starting
 from convoy.core.text import counted, megabytes
+from convoy.core.user_code import files_run
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
@@ -182,6 +183,7 @@ def find_batch_size(
         "devices": devices,
         "strategy_name": strategy_name,
         "record_format": (record_format or RecordFormat()).as_dict(),
+        "files": [str(path) for path in files_run()],
         "memory_limit": memory_limit,
         "parent": os.getpid(),
     }

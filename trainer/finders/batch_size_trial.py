@@ -1,9 +1,9 @@
 """The trial of one batch size: `python -m convoy.trainer.finders.batch_size_trial`, started by `batch_size`.
 
 Its only argument is a JSON object: `config`, `data`, `devices`, `strategy_name`, `record_format`, `virtual_batch_size`
-(0: as in the config), `memory_limit` (bytes that the process may use), `parent` (process id). It prints lines of JSON
-after `MARK`: first the plan, then the measurements. It exits with `ORPHANED` when its parent is gone, and with
-`TOO_LARGE` at the memory limit.
+(0: as in the config), `files` (of users, to be run first), `memory_limit` (bytes that the process may use), `parent`
+(process id). It prints lines of JSON after `MARK`: first the plan, then the measurements. It exits with `ORPHANED` when
+its parent is gone, and with `TOO_LARGE` at the memory limit.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import statistics
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import ConvoyError
@@ -60,10 +61,13 @@ def _try(options: dict[str, Any]) -> None:
     import ml_collections
 
     from convoy.core.devices import parse_devices
+    from convoy.core.user_code import run_file
     from convoy.input_pipeline.dataset.layout import RecordFormat
     from convoy.trainer.cluster.strategy import peak_gpu_memory, runs_on_gpu
     from convoy.trainer.finders.trial import prepare_trial
 
+    for path in options["files"]:
+        run_file(Path(path))
     config = ml_collections.ConfigDict(options["config"])
     config.image_size = max([config.image_size, *config.progressive.sizes])  # uses the most memory
     trial = prepare_trial(

@@ -27,7 +27,6 @@ from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.finders.trial import STEPS, prepare_trial
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.step.metrics import summarize
 
 # Lowest and highest rate per optimizer: from hardly any effect to certain divergence.
 _RANGES = {
@@ -73,7 +72,7 @@ class RangeTest:
 
     Attributes:
       rates: [steps] rate of each step, increasing.
-      losses: [steps] loss of each batch before its update, in nats.
+      losses: [steps] loss of each batch before its update.
       smoothed: [steps] smoothed losses.
       suggestion: None if the loss fell at no rate by more than its noise.
       flag: the flag that sets the suggested rate, corrected for scaling with the batch; empty without a suggestion.
@@ -123,7 +122,7 @@ def find_learning_rate(
     with contextlib.closing(trial.training_input.batches(0)) as batches:
         for rate in rates:
             result = trial.step(next(batches), rate)
-            loss = summarize(result.sums.numpy())["loss"]
+            loss = trial.pieces.metrics.summarize(result.sums.numpy())["loss"]
             # In float16 an overflow just lowers the loss scale.
             overflowed = not result.finite.numpy() and result.loss_scale.numpy() <= 1
             losses.append(math.nan if overflowed else loss)
@@ -171,7 +170,7 @@ def suggest(rates: Sequence[float] | np.ndarray, losses: Sequence[float]) -> Sug
 
     Args:
       rates: [steps] increasing.
-      losses: [steps] in nats; the last one may be NaN.
+      losses: [steps] per image; the last one may be NaN.
     """
     swept, curve = np.asarray(rates, np.float64), smoothed(losses)
     if len(curve) <= _FIRST:
@@ -257,7 +256,7 @@ def _draw(run: RunDirectory, test: RangeTest) -> None:
         most = min(1.1 * np.nanmax(test.losses), 2.0 * np.nanmax(test.losses[:_FIRST]))
         axes.set_ylim(0.9 * np.nanmin(test.losses), most)
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss (nats)")
+    axes.set_ylabel("training loss")
     axes.grid(alpha=0.3)
     axes.legend()
     with written_whole(run.learning_rate_plot) as file:

@@ -24,7 +24,6 @@ from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.measurement.bottleneck import BottleneckAnalyzer
 from convoy.trainer.measurement.step_timer import StepTimer
 from convoy.trainer.session.prepare import TrainingSession
-from convoy.trainer.step import metrics
 from convoy.trainer.step.step import StepResult, TrainStep
 
 _VALIDATION = "validation"
@@ -47,6 +46,7 @@ class Measurements:
         self._plan = plan = session.plan
         self._state = session.runtime.state
         self._num_classes = session.dataset.num_classes
+        self._pieces = session.pieces
         self._worker_group = worker_group
         self._deadlines = deadlines
         self.step_timer = StepTimer(plan.global_batch_size)
@@ -59,6 +59,7 @@ class Measurements:
                 Reader(session.dataset.split(_VALIDATION), Crop(size, resize=session.config.resize)),
                 EVALUATION_BATCH_SIZE,
                 worker_group,
+                pieces=session.pieces,
                 flip_tta=session.config.flip_tta,
             )
         self._analyzer = BottleneckAnalyzer(session, train_step, worker_group)
@@ -73,7 +74,7 @@ class Measurements:
         """Returns the training metrics. All workers must call it at the same step.
 
         Args:
-          sums: [metrics.sums_size(num_classes)] float64, over the steps since the last call.
+          sums: [MetricSet.sums_size(num_classes)] float64, over the steps since the last call.
           last: result of the newest of these steps.
           learning_rate: learning rate of that step.
 
@@ -84,7 +85,7 @@ class Measurements:
             self._analyzer.probe(seconds=self._deadlines.step)
         with self.step_timer.paused("log"):
             window, step = self.step_timer.window(), self._state.step
-            self._quality["train"] = metrics.summarize(sums)
+            self._quality["train"] = self._pieces.metrics.summarize(sums)
             values = {f"quality/{name}": value for name, value in self._quality["train"].items()} | {
                 "optim/lr": learning_rate,
                 "optim/grad_norm": float(last.gradient_norm),

@@ -1,4 +1,4 @@
-"""Builds models by name: three built-in ones, `keras.applications`, and functions in users' files.
+"""Builds models by name: three built-in ones, `keras.applications`, and functions of users.
 
     built = build_model("baseline_cnn", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
@@ -13,17 +13,20 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.user_code import UserCode
+from convoy.core.errors import UsageError
+from convoy.core.registry import Found, Registry
 from convoy.trainer.models.applications import application
 from convoy.trainer.models.built_in import baseline_cnn, convnet
-from convoy.trainer.models.from_file import model_from_file
+from convoy.trainer.models.from_users import model_from_user, unit_scale
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-_BUILT_IN = {"baseline_cnn": baseline_cnn, "convnet": convnet, "resnet": resnet}
 _APPLICATIONS = "keras_applications:"
+MODELS: Registry[Callable] = Registry("model", field="config.model.name", also=[f"{_APPLICATIONS}NAME"])
+register_model = MODELS.register
+for _name, _function in (("baseline_cnn", baseline_cnn), ("convnet", convnet), ("resnet", resnet)):
+    MODELS.register(_name)(_function)
 # The models that have each option.
 _OPTIONS = {
     "depth": ("resnet",),
@@ -42,13 +45,13 @@ class ModelBundle:
       model: maps images [batch, size, size, 3] in the compute dtype to logits [batch, num_classes].
       scale_pixels: maps float pixels in [0, 255] to the range that the model expects.
       loaded: how many weights came from a weights file, as text; empty without a file.
-      code: the user's file that built the model; None for others.
+      found: the user's function that built the model; None for others.
     """
 
     model: keras.Model
     scale_pixels: Callable[[tf.Tensor], tf.Tensor]
     loaded: str = ""
-    code: UserCode | None = None
+    found: Found | None = None
 
 
 def build_model(
@@ -67,8 +70,8 @@ def build_model(
 
     Args:
       name: `baseline_cnn`, `convnet`, `resnet`, `keras_applications:NAME` (such as `keras_applications:ResNet50`), or
-        `FILE.py:FUNCTION`, a function of `num_classes` and `image_size` that returns a Keras model from pixels in
-        [0, 1] to logits.
+        a user's function of `num_classes` and `image_size` that keeps the contract of `contract`, as
+        `FILE.py:FUNCTION`, `package.module:FUNCTION` or by the name it is registered under.
       num_classes: 2 or more.
       image_size: side of the square input in pixels.
       weights: file with weights of this architecture (`pretrained.load_pretrained`); empty: random weights.
@@ -98,38 +101,29 @@ def build_model(
             )
     if "instance_norm" in options:
         options["instance_norm"] = options["instance_norm"] == "on"
-    code = None
+    found = None
     try:
         if name.startswith(_APPLICATIONS):
             model, scale_pixels = application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
-        elif is_from_file(name):
-            model, code = model_from_file(name, num_classes, image_size)
-            scale_pixels = _unit_scale
-        elif name in _BUILT_IN:
-            model, scale_pixels = _BUILT_IN[name](num_classes, image_size, **options), _unit_scale
+        elif MODELS.is_built_in(name):
+            model, scale_pixels = MODELS.find(name).value(num_classes, image_size, **options), unit_scale
         else:
-            raise UsageError(
-                f"config.model.name={name!r}: unknown model{did_you_mean(name, _BUILT_IN)}. "
-                f"Set one of {', '.join(_BUILT_IN)}, {_APPLICATIONS}NAME, FILE.py:FUNCTION."
-            )
+            found = MODELS.find(name)
+            model, scale_pixels = model_from_user(found, num_classes, image_size)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"config.model.name={name!r} cannot be built for config.image_size={image_size}: {reason}"
         ) from error
     fast = with_fast_layers(model)
-    return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "", code)
+    return ModelBundle(fast, scale_pixels, load_pretrained(model, fast, weights) if weights else "", found)
 
 
-def is_from_file(name: str) -> bool:
-    """Returns whether a model's name is `FILE.py:FUNCTION`."""
-    return ".py:" in name
+def is_from_user(name: str) -> bool:
+    """Returns whether a model's name is that of a user's function."""
+    return not MODELS.is_built_in(name) and not name.startswith(_APPLICATIONS)
 
 
 def supports_any_size(model: keras.Model) -> bool:
     """Returns whether a model accepts images of any size, not only of the one that it was built for."""
     return getattr(model, "input_shape", (None, 0))[1] is None
-
-
-def _unit_scale(pixels: tf.Tensor) -> tf.Tensor:
-    return pixels / 255.0

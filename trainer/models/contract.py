@@ -4,7 +4,9 @@
         return keras.Model(...)
 
 The model maps pixels [batch, image_size, image_size, 3], float, RGB in [0, 1], to logits [batch, num_classes]: the
-values before a softmax. Convoy adds the softmax, in the loss and in what it reports. What a violation does is silent:
+values before a softmax. `return keras.Model(...), scale_pixels` instead gives it other pixels: the function maps those
+in [0, 255] to the range that the model expects, with arithmetic or `keras.ops`, which an exported model needs too.
+Convoy adds the softmax, in the loss and in what it reports. What a violation does is silent:
 a model that ends in softmax learns from a flat loss, and one that scales its input again sees black images.
 """
 
@@ -22,7 +24,8 @@ from convoy.core.text import counted
 from convoy.trainer.tf_compat.layers import all_layers
 
 CONTRACT = (
-    "FUNCTION(num_classes, image_size) returns a Keras model from RGB pixels in [0, 1] to logits [batch, num_classes]"
+    "FUNCTION(num_classes, image_size) returns a Keras model from RGB pixels in [0, 1] to logits [batch, num_classes], "
+    "or the model and a function that scales its pixels from [0, 255]"
 )
 _PASSED_ON = ("Identity", "Cast", "Reshape", "Squeeze", "EnsureShape", "StopGradient")
 _SQUASHING = {"Softmax": "softmax", "Sigmoid": "sigmoid"}  # TensorFlow's operations: the activations
@@ -32,6 +35,8 @@ _PROBES = 2
 
 def check_arguments(function: Callable[..., Any]) -> str:
     """Returns why a function cannot be called with `num_classes` and `image_size`, or ""."""
+    if not callable(function):
+        return f"is a {type(function).__name__}. Name a function"
     try:
         inspect.signature(function).bind(num_classes=2, image_size=32)
     except TypeError:
@@ -67,13 +72,38 @@ def check_inputs(model: Any, image_size: int) -> str:  # noqa: ANN401
     return ""
 
 
-def check_outputs(model: keras.Model, num_classes: int, image_size: int) -> str:
+def check_scaling(scale_pixels: Callable[[Any], Any], image_size: int) -> str:
+    """Returns why a function cannot scale the pixels of a model, or ""."""
+    pixels = _pixels(image_size)
+    scaled = scale_pixels(pixels)
+    if not tf.is_tensor(scaled) or scaled.shape != pixels.shape or not scaled.dtype.is_floating:
+        return "returns a scaling that does not return float pixels of the same shape"
+    if not np.isfinite(scaled).all():
+        return "returns a scaling with results that are NaN or infinite"
+    again = tf.concat([scale_pixels(pixels[k : k + 1]) for k in range(_PROBES)], 0)
+    if not np.allclose(scaled, again, rtol=1e-4, atol=1e-6):
+        return (
+            "returns a scaling with other results when it is called again, image by image. It must not depend on "
+            "random numbers or on the other images of the batch"
+        )
+    try:
+        scale_pixels(keras.Input((image_size, image_size, 3)))
+    except Exception as error:
+        return (
+            "returns a scaling that an exported Keras model could not contain. Use arithmetic and keras.ops instead of "
+            f"tf: {type(error).__name__}"
+        )
+    return ""
+
+
+def check_outputs(
+    model: keras.Model, scale_pixels: Callable[[tf.Tensor], tf.Tensor], num_classes: int, image_size: int
+) -> str:
     """Returns why a model does not return logits that can be trained, or "". Calls it on a few images."""
-    pixels = np.random.default_rng(0).random((_PROBES, image_size, image_size, 3), np.float32)
-    pixels *= np.linspace(1.0, 0.3, _PROBES, dtype=np.float32).reshape(-1, 1, 1, 1)
+    pixels = scale_pixels(_pixels(image_size))
     with contextlib.ExitStack() as stack:
         largest = {layer: stack.enter_context(_recorded(layer)) for layer in all_layers(model) if _expects_bytes(layer)}
-        outputs = model(tf.constant(pixels), training=False)
+        outputs = model(pixels, training=False)
     if isinstance(outputs, (list, tuple, dict)):
         return (
             f"returns a model with {counted(len(outputs), 'output')} in a {type(outputs).__name__}. Return the logits "
@@ -108,6 +138,12 @@ def check_outputs(model: keras.Model, num_classes: int, image_size: int) -> str:
     if (values == values[0]).all() and not has_zeros:
         return "returns a model with the same outputs for different images. Check its layers"
     return ""
+
+
+def _pixels(image_size: int) -> tf.Tensor:
+    """Returns a few random images, [_PROBES, image_size, image_size, 3] float32 in [0, 255]."""
+    pixels = np.random.default_rng(0).random((_PROBES, image_size, image_size, 3), np.float32)
+    return tf.constant(255.0 * pixels * np.linspace(1.0, 0.3, _PROBES, dtype=np.float32).reshape(-1, 1, 1, 1))
 
 
 def _expects_bytes(layer: keras.Layer) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from convoy.core.reading import parsed_json, read_file, read_json, read_table
 
+USUAL_METRICS = ("loss", "top1", "top5", "macro_f1", "ece")  # of every run; `config.metrics` adds others
 _OTHER_COLUMNS = ("time", "step", "split")
 
 
@@ -29,7 +30,7 @@ class EvaluationRow:
     Attributes:
       split: split that was evaluated.
       step: step of the evaluated weights.
-      quality: every other column, by name.
+      quality: every other column, by name, that is not empty.
     """
 
     split: str
@@ -79,6 +80,7 @@ def read_evaluations(path: Path) -> list[EvaluationRow]:
     with contextlib.suppress(OSError, csv.Error):
         for row in read_table(path):
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                quality = {name: float(value) for name, value in row.items() if name not in _OTHER_COLUMNS}
+                values = {name: value for name, value in row.items() if name not in _OTHER_COLUMNS and value != ""}
+                quality = {name: float(value) for name, value in values.items()}
                 rows.append(EvaluationRow(row["split"], int(row["step"]), quality))
     return rows

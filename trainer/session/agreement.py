@@ -61,13 +61,23 @@ def agree_on_hardware(worker_group: WorkerGroup, *, precision: str, use_xla: boo
 
 
 def agree_on_model(worker_group: WorkerGroup, identity: Mapping[str, Any]) -> None:
-    """Compares models of users' files, as `model_code.model_identity` describes them.
+    """Compares models of users' files, as `user_pieces.model_identity` describes them.
 
     Raises:
       UsageError: they differ. Names the first file that differs, or the digest of the layers.
     """
     gathered = worker_group.exchange("model", {"model": {**identity["files"], "layers": identity["digest"]}})
     require_equal(worker_group, gathered, "model", UsageError, "Copy the same files to all workers.")
+
+
+def agree_on_code(worker_group: WorkerGroup, digests: Mapping[str, Mapping[str, str]]) -> None:
+    """Compares the code of users' pieces other than the model (`user_pieces.piece_digests`).
+
+    Raises:
+      UsageError: they differ. Names the first file that differs.
+    """
+    gathered = worker_group.exchange("code", {"code": digests})
+    require_equal(worker_group, gathered, "code", UsageError, "Copy the same files to all workers.")
 
 
 def agree_on_weights(worker_group: WorkerGroup, sha256: str) -> None:

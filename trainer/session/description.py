@@ -16,7 +16,7 @@ from convoy.core.text import counted
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.config import Plan, resolution
+from convoy.trainer.config import Plan, loss_text, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
 
@@ -124,6 +124,8 @@ def header_rows(
         f"{plan.global_batch_size} global, {plan.replica_batch_size} per device, "
         f"{plan.virtual_batch_size} per virtual replica"
     )
+    if (loss := loss_text(config)) != "cross_entropy":
+        rows["loss"] = loss
     rows["optimizer"] = _optimizer_text(config, plan)
     rows["precision"] = (
         f"{runtime.precision}, XLA {'on' if runtime.use_xla else 'off'}"

@@ -27,20 +27,29 @@ from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.models import build_model, is_from_file
+from convoy.trainer.models import build_model, is_from_user
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import (
     agree_on_checkpoint,
+    agree_on_code,
     agree_on_hardware,
     agree_on_model,
     agree_on_run,
     agree_on_weights,
 )
 from convoy.trainer.session.description import as_read_by_run, dataset_identity, versions
-from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
+from convoy.trainer.session.pieces import Pieces, training_pieces
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
 from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla, weights_digest
+from convoy.trainer.session.user_pieces import (
+    MODEL,
+    check_same_code,
+    code_identity,
+    keep_code,
+    model_identity,
+    piece_digests,
+)
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
@@ -58,7 +67,8 @@ class TrainingSession:
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
       worker_group: the workers of the run.
-      model: what the model was built from (`model_code.model_identity`).
+      pieces: its loss and metrics.
+      model: what the model and the pieces were made from (`user_pieces.code_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
     """
 
@@ -69,6 +79,7 @@ class TrainingSession:
     store: CheckpointStore
     runtime: Runtime
     worker_group: WorkerGroup
+    pieces: Pieces
     model: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -145,9 +156,11 @@ def prepare(
                 )
             num_images = dataset.split("train").num_images
             plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
+            pieces = training_pieces(config, dataset)
+            named = {"schedule": plan.schedule, **pieces.found}
             to_build = config.copy_and_resolve_references()
             to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
-            if cluster and is_from_file(config.model.name):
+            if cluster and is_from_user(config.model.name):
                 # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
                 alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
                 agree_on_model(worker_group, model_identity(alone))
@@ -155,19 +168,24 @@ def prepare(
             config = configs.with_recorded_choices(
                 config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
             )
-            identity = model_identity(runtime.built)
+            if runtime.optimizer:
+                named["optimizer"] = runtime.optimizer
+                if cluster and piece_digests(named):
+                    agree_on_code(worker_group, piece_digests(named))
+            identity = code_identity(runtime.built, named)
             begun_with = checkpoint[1].get("model", {}).get("weights", "") if checkpoint else None
             identity["weights"] = weights_digest(config.model.weights) if begun_with is None else begun_with
             if checkpoint:
-                check_same_model(checkpoint[1], identity, config.model.name, run)
+                check_same_code(checkpoint[1], identity, named, config.model.name, run)
                 restore_state(runtime.state, *checkpoint, run)
             elif config.model.weights:
                 agree_on_weights(worker_group, runtime.state.weights_sha256())
             if worker_group.is_chief:
-                keep_code(run, runtime.built, recipe)
+                built = {MODEL: runtime.built.found} if runtime.built.found else {}
+                keep_code(run, {**built, **named}, recipe)
             worker_group.exchange("ready")
     metadata = checkpoint[1] if checkpoint else {}
-    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, identity, metadata)
+    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, pieces, identity, metadata)
 
 
 def open_training_data(

@@ -4,9 +4,9 @@ trained = open_run("run", parse_devices("auto"), checkpoint="best")
 trained.runtime.model_for_size(trained.image_size)
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -15,15 +15,15 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.core.text import is_count
-from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
-from convoy.trainer.models import is_from_file
+from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.model_code import kept_model
+from convoy.trainer.session.pieces import Pieces, find_pieces
 from convoy.trainer.session.runtime import Runtime, make_runtime
+from convoy.trainer.session.user_pieces import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.step.state import TrainState, has_average, without_optimizer
 
 
@@ -37,6 +37,7 @@ class TrainedRun:
       dataset: content of RUN/dataset.json: `directory`, `class_names`, digests.
       runtime: the model on this machine's devices.
       step: step of the weights.
+      trust_code: whether the run's code may run although another user owns it.
     """
 
     run: RunDirectory
@@ -44,6 +45,7 @@ class TrainedRun:
     dataset: dict[str, Any]
     runtime: Runtime
     step: int
+    trust_code: bool = False
 
     @property
     def class_names(self) -> list[str]:
@@ -65,6 +67,15 @@ class TrainedRun:
         """Whether evaluation averages over each image and its mirror image."""
         return self.config.get("flip_tta", False)  # missing in runs of earlier versions
 
+    def pieces(self) -> Pieces:
+        """Returns the loss and the metrics that the run was trained with.
+
+        Raises:
+          UsageError: there is no such piece any more, or its code is not trusted.
+        """
+        find = functools.partial(find_kept, self.run, trust_code=self.trust_code)
+        return find_pieces(self.config, len(self.class_names), find)
+
 
 def open_run(
     workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "", trust_code: bool = False
@@ -76,7 +87,7 @@ def open_run(
       devices: the devices to run on.
       checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
       precision: float32, bfloat16 or float16; empty for the run's own.
-      trust_code: whether the model's file may run although another user owns it.
+      trust_code: whether the run's code may run although another user owns it.
 
     Raises:
       UsageError: `checkpoint` has another value, or the code is not trusted.
@@ -93,11 +104,11 @@ def open_run(
     config.precision = precision or config.precision
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
-    to_build.model.name = kept_model(run, config.model.name)
-    if is_from_file(config.model.name) and not trust_code:
-        kept = Path(to_build.model.name.rpartition(":")[0])
-        for path in {run.config, *run.code.rglob("*.py"), *([kept] if kept.exists() else [])}:
-            check_owner(path, "building the model")
+    if is_from_user(config.model.name):
+        to_build.model.name = kept_name(run, MODEL, config.model.name)
+        if not trust_code:
+            check_trusted(run, to_build.model.name, "building the model")
+        run_registering(run, MODELS, config.model.name, MODEL)
     runtime = make_runtime(
         to_build,
         make_strategy(devices),
@@ -106,7 +117,7 @@ def open_run(
         evaluates_average=has_average(values),
     )
     restore_state(runtime.state, without_optimizer(values), {"step": step}, run)
-    return TrainedRun(run, config, dataset, runtime, step)
+    return TrainedRun(run, config, dataset, runtime, step, trust_code)
 
 
 def restore_state(

@@ -7,15 +7,16 @@ from typing import Any
 import ml_collections
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.registry import is_from_file
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer import config as configs
 from convoy.trainer.config import Plan, renamed, resolution
-from convoy.trainer.models import is_from_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.runtime import weights_digest
 
 _LENGTH = ("epochs:", "steps:")
+_OF_USERS = ("model", "loss", "schedule", "optimizer")  # sections whose `name` may be that of a user's piece
 
 
 def resumed_config(
@@ -43,7 +44,7 @@ def resumed_config(
         if extend:
             raise UsageError(f"--extend: {run.path} has no checkpoint. Pass the --workdir of a run, or no --extend.")
         return config
-    recorded = renamed.modernized(_with_moved_weights(_with_moved_model(metadata, config.model.name), metadata, config))
+    recorded = renamed.modernized(_with_moved_weights(_with_moved_files(metadata, config), metadata, config))
     step = metadata["step"]
     config = configs.with_recorded_choices(config, recorded)
     changed = configs.differences(recorded, configs.to_json(config))
@@ -103,12 +104,14 @@ def effects_of_extension(config: ml_collections.ConfigDict, plan: Plan, *, rollb
     return lines
 
 
-def _with_moved_model(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns the checkpoint's config, with the current path of a user's model: `check_same_model` compares that."""
-    before: Mapping[str, Any] = metadata["config"]
-    model = before.get("model", {})
-    is_moved = "model" in metadata and is_from_file(name) and Path(model.get("name", "")).name == Path(name).name
-    return {**before, "model": {**model, "name": name}} if is_moved else before
+def _with_moved_files(metadata: Mapping[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the checkpoint's config, with the current paths of users' files: `check_same_code` compares these."""
+    before = dict(metadata["config"])
+    for section in _OF_USERS if "model" in metadata else ():
+        old, new = before.get(section, {}).get("name", ""), config[section].name
+        if is_from_file(new) and Path(old).name == Path(new).name:
+            before[section] = {**before[section], "name": new}
+    return before
 
 
 def _with_moved_weights(

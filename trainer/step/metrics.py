@@ -1,15 +1,85 @@
 """Quality metrics from additive sums, over a batch, over devices or over a split.
 
 A device adds up `batch_sums(...)`, one float32 vector per batch; `summarize` computes the metrics from the total.
-Training and validation use the same two functions, so their curves are comparable.
+Training and validation use the same two functions, so their curves are comparable. `MetricSet` adds the metrics of
+`config.metrics`, each with sums of its own behind those of this module.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from convoy.core.thresholds import CALIBRATION_BINS
+
+
+class Metric(Protocol):
+    """A metric of users, made with the number of classes. Its sums add up over images, batches and devices.
+
+    Attributes:
+      size: length of its vector of sums, 1 or more.
+    """
+
+    size: int
+
+    def batch_sums(self, logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Returns the sums of a batch, [size] float32.
+
+        Args:
+          logits: [batch, num_classes] float32.
+          labels: [batch] int32.
+          losses: [batch] float32, finite where the model's outputs are.
+          weights: [batch] float32: 1 for an image, 0 for padding, which must not count.
+        """
+
+    def summarize(self, sums: np.ndarray) -> float:
+        """Returns the metric from the sums of one or more images, [size] float64."""
+
+
+class Counts(NamedTuple):
+    """The sums of `batch_sums` by name: scalars, then [num_classes] arrays, then [CALIBRATION_BINS] arrays."""
+
+    loss: float
+    hits: float
+    top5_hits: float
+    images: float
+    true_positives: np.ndarray
+    predictions: np.ndarray
+    actual: np.ndarray
+    bin_images: np.ndarray
+    bin_confidence: np.ndarray
+    bin_hits: np.ndarray
+
+    @classmethod
+    def of(cls, sums: np.ndarray) -> "Counts":
+        """Splits [sums_size(num_classes)] sums."""
+        sums = np.asarray(sums, np.float64)
+        num_classes = (len(sums) - 4 - 3 * CALIBRATION_BINS) // 3
+        per_class, per_bin = np.split(sums[4:], [3 * num_classes])
+        return cls(*sums[:4].tolist(), *per_class.reshape(3, -1), *per_bin.reshape(3, -1))
+
+
+class DerivedMetric:
+    """A built-in metric that needs no sums but those that every run has."""
+
+    size = 0
+
+    def __init__(self, num_classes: int):
+        """Takes the number of classes, as every metric."""
+
+    def from_counts(self, counts: Counts) -> float:
+        """Returns the metric."""
+        raise NotImplementedError
+
+    def batch_sums(self, logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Implements `Metric`; not called."""
+        return tf.zeros([0])
+
+    def summarize(self, sums: np.ndarray) -> float:
+        """Implements `Metric`; not called."""
+        raise NotImplementedError
 
 
 def sums_size(num_classes: int) -> int:
@@ -23,7 +93,7 @@ def batch_sums(logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights:
     Args:
       logits: [batch, num_classes] float32.
       labels: [batch] int32 in [0, num_classes).
-      losses: [batch] float32, in nats.
+      losses: [batch] float32.
       weights: [batch] float32: 1 for an image, 0 for padding; all ones by default.
 
     Returns:
@@ -62,30 +132,85 @@ def summarize(sums: np.ndarray) -> dict[str, float]:
       sums: [sums_size(num_classes)] total, preferably float64.
 
     Returns:
-      `loss` in nats; `top1`, `top5`, `macro_f1` (mean over the classes with images or predictions) and
+      `loss`, the mean of `losses`; `top1`, `top5`, `macro_f1` (mean over the classes with images or predictions) and
       `ece` (expected calibration error over 15 equal bins, Guo et al. 2017), each in [0, 1].
 
     Raises:
       ValueError: the sums contain no image.
     """
-    sums = np.asarray(sums, np.float64)
-    loss, hits, top5_hits, images = sums[:4]
+    counts = Counts.of(sums)
+    loss, images = counts.loss, counts.images
     if images <= 0:
         raise ValueError("no images were counted")
-    num_classes = (len(sums) - 4 - 3 * CALIBRATION_BINS) // 3
-    true_positives, predictions, actual = sums[4 : 4 + 3 * num_classes].reshape(3, num_classes)
-    _, bin_confidence, bin_hits = sums[4 + 3 * num_classes :].reshape(3, CALIBRATION_BINS)
-    occurs = predictions + actual > 0
-    f1 = 2 * true_positives[occurs] / (predictions + actual)[occurs]
+    occurs = counts.predictions + counts.actual > 0
+    f1 = 2 * counts.true_positives[occurs] / (counts.predictions + counts.actual)[occurs]
     return {
         "loss": loss / images if math.isfinite(loss) else float("nan"),
-        "top1": hits / images,
-        "top5": top5_hits / images,
+        "top1": counts.hits / images,
+        "top5": counts.top5_hits / images,
         "macro_f1": float(f1.mean()),
-        "ece": float(np.abs(bin_confidence - bin_hits).sum() / images),
+        "ece": float(np.abs(counts.bin_confidence - counts.bin_hits).sum() / images),
     }
 
 
 def image_count(sums: np.ndarray) -> float:
     """Returns the number of images in the sums."""
     return float(sums[3])
+
+
+class MetricSet:
+    """The metrics of this module, and more."""
+
+    def __init__(self, more: Mapping[str, Metric] | None = None):
+        """Takes further metrics by name."""
+        self._more = dict(more or {})
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the further metrics."""
+        return list(self._more)
+
+    def sums_size(self, num_classes: int) -> int:
+        """Returns the length of the vector that `batch_sums` returns."""
+        return sums_size(num_classes) + sum(metric.size for metric in self._more.values())
+
+    def batch_sums(
+        self, logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Returns the contribution of a batch, [sums_size] float32: as the function, then that of each other metric."""
+        sums = [batch_sums(logits, labels, losses, weights)]
+        own = [metric for metric in self._more.values() if metric.size]
+        if own:
+            weights = tf.ones_like(losses) if weights is None else weights
+            counted_losses = tf.where(weights > 0, losses, 0.0)
+            sums += [metric.batch_sums(logits, labels, counted_losses, weights) for metric in own]
+        return tf.concat(sums, 0) if own else sums[0]
+
+    def summarize(self, sums: np.ndarray) -> dict[str, float]:
+        """Returns the metrics by name; see `summarize`."""
+        base, *parts = self._split(np.asarray(sums, np.float64))
+        quality, counts = summarize(base), Counts.of(base)
+        for (name, metric), part in zip(self._more.items(), parts, strict=True):
+            if isinstance(metric, DerivedMetric):
+                quality[name] = metric.from_counts(counts)
+            else:
+                quality[name] = float(metric.summarize(part))
+        return quality
+
+    def restored(self, sums: Sequence[float], num_classes: int, *, same_metrics: bool) -> np.ndarray:
+        """Returns the sums of a checkpoint, [sums_size(num_classes)] float64; those of other metrics begin at 0.
+
+        Args:
+          sums: as saved; empty for none.
+          num_classes: number of classes.
+          same_metrics: whether these were the further metrics then.
+        """
+        total = np.zeros(self.sums_size(num_classes))
+        are_these = same_metrics and len(sums) == len(total)
+        known = np.array(sums[: None if are_these else sums_size(num_classes)], np.float64)
+        total[: len(known)] = known
+        return total
+
+    def _split(self, sums: np.ndarray) -> list[np.ndarray]:
+        sizes = [metric.size for metric in self._more.values()]
+        return np.split(sums, np.cumsum([len(sums) - sum(sizes), *sizes[:-1]])) if sizes else [sums]

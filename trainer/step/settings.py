@@ -1,8 +1,11 @@
 """Settings of the training step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from convoy.input_pipeline.augment.pipeline import Operation
+from convoy.trainer.step.losses import Loss, cross_entropy
+from convoy.trainer.step.metrics import MetricSet
 from convoy.trainer.step.mixing import Mixing
 
 
@@ -15,7 +18,9 @@ class StepSettings:
       global_batch_size: images per step.
       virtual_replicas: number of virtual replicas, V; divides the global batch, and is a multiple of the number of
         devices.
-      label_smoothing: share of a label's mass spread over all classes, in [0, 1).
+      loss: the loss of each image, from logits and labels.
+      class_weights: weight of each class in the loss; empty for equal weights.
+      metrics: what the step returns the sums of.
       clip_norm: largest global norm of the gradient; 0: no clipping.
       average_decay: decay of the moving average of the weights, if the state has one.
       float16: whether the loss is scaled.
@@ -31,7 +36,9 @@ class StepSettings:
     seed: int
     global_batch_size: int
     virtual_replicas: int = 1
-    label_smoothing: float = 0.0
+    loss: Loss = cross_entropy
+    class_weights: Sequence[float] = ()
+    metrics: MetricSet = field(default_factory=MetricSet)
     clip_norm: float = 0.0
     average_decay: float = 0.0
     float16: bool = False

@@ -12,16 +12,16 @@ Prior art: VirtualFlow (Or et al., MLSys 2022), EasyScale (Li et al., SC 2023).
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from convoy.input_pipeline.augment.apply import on_device
 from convoy.trainer.models import ModelBundle
-from convoy.trainer.step import metrics, mixing
+from convoy.trainer.step import mixing
 from convoy.trainer.step.freezing import Phase, training_phases
-from convoy.trainer.step.losses import cross_entropy
+from convoy.trainer.step.losses import weighted
 from convoy.trainer.step.reduction import reduce_over_virtual_replicas
 from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
@@ -33,8 +33,8 @@ class StepResult(NamedTuple):
     """The result of a step, the same on every device.
 
     Attributes:
-      sums: [metrics.sums_size(num_classes)] float32, metric sums of the batch, from the forward pass of training. With
-        mixing they are defined as in `convoy.trainer.step.mixing`.
+      sums: [MetricSet.sums_size(num_classes)] float32, metric sums of the batch, from the forward pass of training,
+        without class weights. With mixing they are defined as in `convoy.trainer.step.mixing`.
       gradient_norm: float32 scalar, global norm of the mean gradient before clipping.
       finite: bool scalar, whether the update was applied. If not, only the loss scale has changed.
       loss_scale: float32 scalar, the loss scale of this step.
@@ -237,6 +237,16 @@ class TrainStep:
                 alg="philox",
             )
 
+    def _losses(
+        self, logits: tf.Tensor, labels: tf.Tensor, mixed: mixing.Mixed | None, class_weights: Sequence[float]
+    ) -> tf.Tensor:
+        """Returns the loss of each image; with mixing of both its labels, by their shares."""
+        losses = weighted(self._settings.loss(logits, labels), labels, class_weights)
+        if mixed:
+            partner_losses = weighted(self._settings.loss(logits, mixed.partners), mixed.partners, class_weights)
+            losses = mixed.shares * losses + (1.0 - mixed.shares) * partner_losses
+        return losses
+
     def _forward_backward(
         self,
         phase: Phase,
@@ -271,11 +281,11 @@ class TrainStep:
                 weights, others, inputs, training=True, return_losses=True
             )
             logits = tf.cast(logits, tf.float32)
-            losses = cross_entropy(logits, part["label"], settings.label_smoothing)
-            if mixed:
-                partner_losses = cross_entropy(logits, mixed.partners, settings.label_smoothing)
-                losses = mixed.shares * losses + (1.0 - mixed.shares) * partner_losses
-            loss = tf.reduce_sum(losses)
+            losses = self._losses(logits, part["label"], mixed, ())
+            weighted_losses = losses
+            if settings.class_weights:
+                weighted_losses = self._losses(logits, part["label"], mixed, settings.class_weights)
+            loss = tf.reduce_sum(weighted_losses)
             if penalties:  # losses of layers count once per image, so that they too add up over virtual replicas
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
             # In float16 the mean of the slice is scaled, because a sum over many images would overflow much earlier.
@@ -285,4 +295,4 @@ class TrainStep:
             _, new_others, _ = phase.model.stateless_call(averages, others, inputs, training=True, return_losses=True)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
         changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
-        return [*gradients, *changes, metrics.batch_sums(logits, labels, losses)]
+        return [*gradients, *changes, settings.metrics.batch_sums(logits, labels, losses)]

@@ -13,7 +13,13 @@ from convoy.launch.ports import reserved_ports
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.session import agreement
-from convoy.trainer.session.agreement import agree_on_checkpoint, agree_on_hardware, agree_on_run, agree_on_weights
+from convoy.trainer.session.agreement import (
+    agree_on_checkpoint,
+    agree_on_code,
+    agree_on_hardware,
+    agree_on_run,
+    agree_on_weights,
+)
 
 WORKERS = 3
 DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}
@@ -75,6 +81,15 @@ def test_different_weights_file_is_refused_by_all(everyone):
     )
     assert error.startswith(f"the workers differ in weights.sha256: 'ab' on {everyone[0].address(0)}, 'cd' on")
     assert outcomes(everyone, lambda worker_group: agree_on_weights(worker_group, "ab")) == [None] * WORKERS
+
+
+def test_different_code_is_refused_by_all(everyone):
+    text = refusal(
+        everyone,
+        lambda group: agree_on_code(group, {"loss": {"losses.py": "abc" if group.rank == 1 else "abd"}}),
+        UsageError,
+    )
+    assert "losses.py" in text and everyone[1].address(1) in text
 
 
 def agree_with(everyone, rank, kind=UsageError, **different):

@@ -96,7 +96,7 @@ def test_row_has_sizes_speed_and_memory():
 
 def trial(**options):
     config = {"config": {}, "data": "none", "devices": "cpu:1", "strategy_name": "auto", "virtual_batch_size": 0}
-    options = json.dumps(config | {"memory_limit": 2**60, "parent": os.getpid()} | options)
+    options = json.dumps(config | {"files": [], "memory_limit": 2**60, "parent": os.getpid()} | options)
     return subprocess.run(
         [sys.executable, "-m", "convoy.trainer.finders.batch_size_trial", options], capture_output=True, text=True
     )

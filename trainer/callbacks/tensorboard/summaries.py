@@ -45,6 +45,7 @@ _CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "best top-1 in validation": ("best/top1$",),
         "macro F1": ("quality/macro_f1$",),
         "calibration error (ECE)": ("quality/ece$",),
+        "other metrics": ("quality/(?!loss$|top1$|top5$|macro_f1$|ece$).+",),
     },
     "Optimization": {
         "learning rate": ("optim/lr$",),

@@ -19,6 +19,7 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
+from convoy.trainer.config import loss_text
 from convoy.trainer.evaluation.report.analysis import ClassRow
 from convoy.trainer.evaluation.report.history import History
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
@@ -154,6 +155,7 @@ def _listed(names: Sequence[str]) -> str:
 def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
     optimizer, schedule = config["optimizer"], config["schedule"]
     rows = {
+        "loss": loss_text(config),
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
         f"{optimizer['weight_decay']:g}",
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",

@@ -238,7 +238,7 @@ def _thumbnails(
 def _curves(history: History) -> list[tuple[str, Any]]:
     shown = [
         ("Top-1", "quality/top1", True),
-        ("Loss (nats)", "quality/loss", False),
+        ("Loss", "quality/loss", False),
         ("Macro F1", "quality/macro_f1", True),
         ("Learning rate", "optim/lr", False),
     ]
