@@ -270,6 +270,8 @@ class _Training:
                 self._saver.check()
                 if state.step == first_step:
                     self._training.event("first_step", step=state.step)
+                if log or evaluate or checkpoint:
+                    self._measurements.worker_times.pause()
                 if log:
                     self._log(result, learning_rate)
                 evaluation = self._evaluate() if evaluate else None
@@ -333,6 +335,7 @@ class _Training:
           DivergedError: the gradient is NaN or infinite.
         """
         self._window_sums += result.sums.numpy()
+        self._measurements.worker_times.add(result)
         self._stop_agreed = self._stop_agreed or bool(result.stop_requested.numpy())
         # In float16 an overflow is normal as long as the loss scale can still be lowered.
         if result.finite.numpy() or result.loss_scale.numpy() > 1:

@@ -25,7 +25,8 @@ class EarlyStopping(Callback):
           patience: evaluations on the validation split without an improvement, 1 or more.
           metric: name of a metric of evaluations (`Evaluation.metrics`).
           min_delta: smallest change that counts as an improvement, 0 or more, in the metric's unit.
-          mode: `min` or `max`: whether lower or higher is better; `auto`: lower for loss, ece, brier and nll, else higher.
+          mode: `min` or `max`: whether lower or higher is better; `auto`: lower for loss, ece, brier and nll, else
+            higher.
         """
         self._patience, self._metric, self._min_delta = patience, metric, min_delta
         self._sign = -1.0 if mode == "min" or (mode == "auto" and metric in _LOWER_IS_BETTER) else 1.0

@@ -12,6 +12,7 @@ with several workers includes waiting for the slowest one.
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +26,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
 from convoy.trainer.measurement.flops import known_peak, measured_peak, training_flops
 from convoy.trainer.measurement.step_timer import Window
+from convoy.trainer.measurement.worker_times import slow_workers
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.step.step import TrainStep
 
@@ -83,11 +85,14 @@ class BottleneckAnalyzer:
             **({} if utilization is None else {"perf/model_flops_utilization": utilization}),
         }
 
-    def summary(self, steady: Window, *, seconds: float | None = None) -> dict[str, Any]:
+    def summary(
+        self, steady: Window, own_ms: Sequence[float | None] = (), *, seconds: float | None = None
+    ) -> dict[str, Any]:
         """Returns the analysis as JSON data, the same on every worker. All must call it at the same step.
 
         Args:
           steady: the run's steps without warm-up.
+          own_ms: how long each worker takes for its own part of a step (`worker_times`), by rank.
           seconds: how long to wait for the other workers.
 
         Raises:
@@ -105,9 +110,19 @@ class BottleneckAnalyzer:
         utilization = self._utilization(images_per_second, flops)
         shares = {name: 100.0 * split[f"{name}_ms"] / step_ms for name in ("input_wait", "reduction", "compute")}
         bound, sentence = self._sentence(shares, cores_busy, utilization, rank)
+        slow = [
+            {"worker": self._worker_group.address(rank), "own_step_ms": own_ms[rank]} for rank in slow_workers(own_ms)
+        ]
+        if slow:
+            fastest = min(ms for ms in own_ms if ms is not None)
+            sentence += (
+                f"; {slow[0]['worker']} takes {slow[0]['own_step_ms']:.0f} ms for its own part of a step, the fastest "
+                f"worker {fastest:.0f} ms: look at its host"
+            )
         return {
             "bound": bound,
             "sentence": sentence,
+            "slow_workers": slow,
             "step_ms": step_ms,
             "step_ms_p50": steady.step_ms_p50,
             "step_ms_p95": steady.step_ms_p95,

@@ -23,6 +23,7 @@ from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.measurement.bottleneck import BottleneckAnalyzer
 from convoy.trainer.measurement.step_timer import StepTimer
+from convoy.trainer.measurement.worker_times import WorkerTimes
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.step.step import StepResult, TrainStep
 
@@ -37,6 +38,7 @@ class Measurements:
 
     Attributes:
       step_timer: times the steps.
+      worker_times: times this worker's own part of them.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Measurements:
         self._worker_group = worker_group
         self._deadlines = deadlines
         self.step_timer = StepTimer(plan.global_batch_size)
+        self.worker_times = WorkerTimes(worker_group.num_workers)
         self._evaluator = None
         if _VALIDATION in session.dataset.splits:
             size = resolution.evaluation_size(session.config)
@@ -68,6 +71,7 @@ class Measurements:
         self._quality: dict[str, dict[str, float]] = reported.get("metrics", {})  # newest by split
         self._images_per_second_before: float | None = reported.get("images_per_second")
         self._limits: dict[str, Any] | None = reported.get("limits")
+        self._own_ms: list[float | None] = []  # of each worker, in the newest log line
         self._has_analyzed = False
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> Log:
@@ -97,17 +101,28 @@ class Measurements:
                 "perf/step_ms_p95": window.step_ms_p95,
                 "perf/input_wait_pct": window.input_wait_pct,
                 **self._analyzer.values(window),
+                **self._of_workers(window.input_wait_pct),
                 "run/epoch": self.epoch,
             }
             is_first_time = not self._has_analyzed and self.step_timer.steady_steps >= _ANALYSIS_STEPS
             limits = self._analyze() if is_first_time or step == self._plan.total_steps else None
             return Log(step, self.epoch, values, self._analyzer.input_fixes(window.cores_busy), limits)
 
+    def _of_workers(self, input_wait_pct: float) -> dict[str, float]:
+        """Returns the curves of each worker, by tag: its own part of the step, and its input wait."""
+        if self._worker_group.num_workers == 1:
+            return {}
+        own = [self.worker_times.window_ms(), input_wait_pct]
+        gathered = self._worker_group.exchange("worker times", own, seconds=self._deadlines.step)
+        self._own_ms = [own_ms for own_ms, _ in gathered]
+        curves = {f"workers/own_step_ms/{rank}": ms for rank, ms in enumerate(self._own_ms) if ms is not None}
+        return curves | {f"workers/input_wait_pct/{rank}": pct for rank, (_, pct) in enumerate(gathered)}
+
     def _analyze(self) -> dict[str, Any] | None:
         """Returns the bottleneck analysis, once there are steps after warm-up."""
         if steady := self.step_timer.steady():
             self._has_analyzed = True
-            self._limits = self._analyzer.summary(steady, seconds=self._deadlines.step)
+            self._limits = self._analyzer.summary(steady, self._own_ms, seconds=self._deadlines.step)
             return self._limits
         return None
 

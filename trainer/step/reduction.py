@@ -117,7 +117,12 @@ def _sum_unrolled(term: Callable[[tf.Tensor], Terms], start: int, size: int) -> 
 
 
 def reduce_over_virtual_replicas(
-    term: Callable[[tf.Tensor], Terms], *, virtual_replicas: int, deterministic: bool, bfloat16_terms: int = 0
+    term: Callable[[tf.Tensor], Terms],
+    *,
+    virtual_replicas: int,
+    deterministic: bool,
+    bfloat16_terms: int = 0,
+    before_exchange: Callable[[list[tf.Tensor]], None] = lambda values: None,
 ) -> Terms:
     """Returns the sum of `term(v)` over all virtual replicas, the same on every device. Call it in replica context.
 
@@ -126,6 +131,7 @@ def reduce_over_virtual_replicas(
       virtual_replicas: number of virtual replicas, V, divisible by the number of replicas.
       deterministic: whether the order of all additions is fixed.
       bfloat16_terms: number of leading tensors that devices exchange and add in bfloat16, with half the traffic.
+      before_exchange: called with all values of this device that go into the exchange.
 
     Raises:
       ValueError: `deterministic` with `bfloat16_terms`: such sums depend on the number of devices.
@@ -138,6 +144,7 @@ def reduce_over_virtual_replicas(
     blocks_of = [aligned_blocks(r * share, (r + 1) * share) for r in range(replicas)]
     replica = tf.get_static_value(tf.convert_to_tensor(context.replica_id_in_sync_group))
     sums = [sum_block(term, *block) for block in blocks_of[replica]]
+    before_exchange([value for terms in sums for value in terms])
     if replicas == 1:
         return combine_blocks(dict(zip(blocks_of[0], sums, strict=True)), virtual_replicas)
     in_one_process = len(context.strategy.extended.worker_devices) == replicas

@@ -30,7 +30,7 @@ from convoy.trainer.tf_compat.internals import is_seed_state
 
 
 class StepResult(NamedTuple):
-    """The result of a step, the same on every device.
+    """The result of a step, the same on every device but for the times.
 
     Attributes:
       sums: [MetricSet.sums_size(num_classes)] float32, metric sums of the batch, from the forward pass of training,
@@ -39,6 +39,9 @@ class StepResult(NamedTuple):
       finite: bool scalar, whether the update was applied. If not, only the loss scale has changed.
       loss_scale: float32 scalar, the loss scale of this step.
       stop_requested: bool scalar, whether any worker was asked to stop.
+      ready: float64 scalar, when the sums of this process's devices were ready for the reduction, in seconds since the
+        epoch; 0 in a single process.
+      reduced: float64 scalar, when the reduction was done, likewise.
     """
 
     sums: tf.Tensor
@@ -46,6 +49,8 @@ class StepResult(NamedTuple):
     finite: tf.Tensor
     loss_scale: tf.Tensor
     stop_requested: tf.Tensor
+    ready: tf.Tensor
+    reduced: tf.Tensor
 
 
 class _Reduced(NamedTuple):
@@ -56,6 +61,8 @@ class _Reduced(NamedTuple):
     sums: tf.Tensor
     stop_requested: tf.Tensor
     loss_scale: tf.Tensor
+    ready: tf.Tensor
+    reduced: tf.Tensor
 
 
 class TrainStep:
@@ -171,10 +178,20 @@ class TrainStep:
             reduced = self._reduced(phase, step, stop, batch)
             number = tf.cast(step + 1, tf.float32)
             gradient_norm, finite = self._update(phase, reduced.gradients, reduced.statistics, learning_rate, number)
-            return StepResult(reduced.sums, gradient_norm, finite, reduced.loss_scale, reduced.stop_requested)
+            return StepResult(
+                reduced.sums,
+                gradient_norm,
+                finite,
+                reduced.loss_scale,
+                reduced.stop_requested,
+                reduced.ready,
+                reduced.reduced,
+            )
 
-        strategy = self._state.strategy
-        return StepResult(*(strategy.experimental_local_results(v)[0] for v in strategy.run(one_replica, (batch,))))
+        local = self._state.strategy.experimental_local_results
+        result = StepResult(*map(local, self._state.strategy.run(one_replica, (batch,))))
+        first = StepResult(*(values[0] for values in result))
+        return first._replace(ready=tf.reduce_max(result.ready), reduced=tf.reduce_max(result.reduced))
 
     def _reduced(self, phase: Phase, step: tf.Tensor, stop: tf.Tensor, batch: dict[str, tf.Tensor]) -> _Reduced:
         """Computes this device's virtual replicas and reduces the results over all of them."""
@@ -203,12 +220,20 @@ class TrainStep:
             )
             return [*values, tf.concat([sums, [stop]], 0)]
 
+        times: list[tf.Tensor] = []
+        several_processes = len(context.strategy.extended.worker_devices) < context.num_replicas_in_sync
+
+        def note_time(values: list[tf.Tensor]) -> None:
+            times.append(_time_after(values) if several_processes else tf.constant(0.0, tf.float64))
+
         total = reduce_over_virtual_replicas(
             term,
             virtual_replicas=settings.virtual_replicas,
             deterministic=settings.deterministic,
             bfloat16_terms=len(phase.weights) if settings.reduce_in_bfloat16 else 0,
+            before_exchange=note_time,
         )
+        note_time(total)
         gradients, changes, sums = total[: len(phase.weights)], total[len(phase.weights) : -1], total[-1]
         virtual_replicas, global_batch_size = float(settings.virtual_replicas), float(settings.global_batch_size)
         divisor = virtual_replicas * loss_scale if settings.float16 else global_batch_size
@@ -222,6 +247,7 @@ class TrainStep:
             sums[:-1],
             sums[-1] > 0,
             loss_scale,
+            *times,
         )
 
     def _layer_seeds(self, stream: tf.Tensor) -> tf.Tensor:
@@ -296,3 +322,11 @@ class TrainStep:
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]
         changes = [tf.cast(new_statistics[k] - statistics[k], tf.float32) for k in phase.statistics]
         return [*gradients, *changes, settings.metrics.batch_sums(logits, labels, losses)]
+
+
+def _time_after(values: list[tf.Tensor]) -> tf.Tensor:
+    """Returns when all values have been computed, a float64 scalar in seconds since the epoch."""
+    with tf.control_dependencies(values), tf.device("/CPU:0"):
+        on_host = tf.identity(values[-1])  # on a GPU, other operations end when they are queued
+        with tf.control_dependencies([on_host]):
+            return tf.timestamp()

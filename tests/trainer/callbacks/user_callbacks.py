@@ -1,5 +1,7 @@
 """Callbacks for tests, as users write them."""
 
+import time
+
 from convoy.trainer.callbacks.callback import Callback
 
 
@@ -36,3 +38,13 @@ class Journal(Callback):
 
 def not_a_callback():
     return "text"
+
+
+class SlowsTheLastWorkerDown(Callback):
+    """As a slower host would."""
+
+    every_worker = True
+
+    def on_step_begin(self, training):
+        if training.rank == training.num_workers - 1:
+            time.sleep(0.1)
