@@ -40,7 +40,7 @@ from convoy.trainer.session.description import as_read_by_run, dataset_identity,
 from convoy.trainer.session.model_code import check_same_model, keep_code, model_identity
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
-from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla
+from convoy.trainer.session.runtime import Runtime, check_augmentation, make_runtime, resolve_precision_and_xla
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
@@ -137,6 +137,7 @@ def prepare(
                     f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, not "
                     f"{local_devices}. Start more workers with fewer devices."
                 )
+            check_augmentation(config)
             num_images = dataset.split("train").num_images
             plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
             to_build = config.copy_and_resolve_references()
