@@ -25,6 +25,7 @@ from convoy.core.user_code import UserCode, located, run_if_changed
 
 T = TypeVar("T")
 
+_IN_FILE = re.compile(r".*\.py:[A-Za-z_]\w*", re.DOTALL)
 _IN_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -134,6 +135,11 @@ class Registry(Generic[T]):
 
     def _error(self, name: str, reason: str) -> UsageError:
         return UsageError(f"{self._field}={name!r}: {reason}.")
+
+
+def names_a_piece(name: str) -> bool:
+    """Returns whether a name has the form `FILE.py:NAME` or `package.module:NAME`."""
+    return bool(_IN_FILE.fullmatch(name) or _IN_MODULE.fullmatch(name))
 
 
 def _source_digest(piece: object) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.core.user_code import check_owner
+from convoy.input_pipeline.dataset.source import source_name
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
@@ -93,6 +94,10 @@ def open_run(
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
     to_build.model.name = kept_model(run, config.model.name)
+    source = source_name(dataset["directory"])
+    if source and source.file and source.file.is_file() and not trust_code:
+        for path in (run.dataset, source.file):
+            check_owner(path, "reading the data set")
     if is_from_file(config.model.name) and not trust_code:
         kept = Path(to_build.model.name.rpartition(":")[0])
         for path in {run.config, *run.code.rglob("*.py"), *([kept] if kept.exists() else [])}:
