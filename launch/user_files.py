@@ -4,9 +4,9 @@
     files.content      # {"files.json": b"...", "0/recipe.py": b"...", "0/beside.py": b"...", "1/models.py": b"..."}
     files.names        # ("mine/recipe.py", "models.py"), as typed
 
-These are the recipe, the model's file, files that they name in a text (`config.model.name = "models.py:small"`), and
-what they import from their folders. The files are read, not run: what is imported under a name that is computed is not
-found. `convoy.core.user_code` describes the folder that workers get.
+These are the recipe, files of models, sources and operations, files that they name in a text
+(`config.model.name = "models.py:small"`), and what they import from their folders. The files are read, not run: what is
+imported under a name that is computed is not found. `convoy.core.user_code` describes the folder that workers get.
 """
 
 import ast
@@ -20,9 +20,9 @@ from pathlib import Path
 
 from convoy.core.errors import UsageError
 from convoy.core.user_code import SENT_CODE_INDEX
-from convoy.launch.trainer_command import flag_value
 
-_NAMED_FILE = re.compile(r"([^\0\n]{1,200}\.py)(:\w*)?")
+_NAMED_FILE = re.compile(r"([^\0\n]{1,200}\.py)(:\w*(\(.*)?)?")
+_SEPARATORS = re.compile(r"[|,]")  # of operations, and of names in a list
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class UserFiles:
     """Files for workers.
 
     Attributes:
-      names: paths of recipes and models as typed.
+      names: paths of the files as typed.
       missing: those that do not exist here.
       content: of each file, by relative path.
     """
@@ -52,8 +52,8 @@ def user_files(command: Sequence[str]) -> UserFiles:
     Raises:
       UsageError: a file cannot be read, or is not Python.
     """
-    model = flag_value(command, "config.model.name") or ""
-    named = [name for name in (flag_value(command, "config") or "", model.rpartition(":")[0]) if name.endswith(".py")]
+    values = [word.partition("=")[2] if word.startswith("-") else word for word in command]
+    named = [name for value in values for name in _named_files(value)]
     wanted = list(named)
     index: dict[str, str] = {}
     missing: list[str] = []
@@ -82,7 +82,7 @@ class _Source:
     Attributes:
       content: its bytes.
       imports: modules that it imports, dotted, as parts; a relative import begins with as many empty parts as dots.
-      named_files: texts in it that look like `FILE.py` or `FILE.py:FUNCTION`, without the function.
+      named_files: what looks like `FILE.py` or `FILE.py:NAME` in its texts, without the name.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +97,13 @@ class _Source:
             raise UsageError(f"{path}{line}: not Python ({getattr(error, 'msg', error)}). Correct it.") from None
         self.imports = sorted({imported for node in nodes for imported in _imported(node)})
         texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        self.named_files = [match[1] for text in texts if (match := _NAMED_FILE.fullmatch(text))]
+        self.named_files = [name for text in texts for name in _named_files(text)]
+
+
+def _named_files(text: str) -> list[str]:
+    """Returns the files in a text such as `FILE.py`, `FILE.py:NAME`, or `crop | FILE.py:NAME(0.3)`."""
+    parts = map(str.strip, _SEPARATORS.split(text))
+    return [match[1] for part in parts if (match := _NAMED_FILE.fullmatch(part))]
 
 
 def _imported(node: ast.AST) -> Iterator[tuple[str, ...]]:

@@ -11,6 +11,7 @@ nothing has imported is `FILE.py:noise(0.3)` or `package.module:noise(0.3)`.
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.registry import Found, Registry
 from convoy.input_pipeline.augment.signatures import OPERATIONS, Parameter, Signature
+from convoy.input_pipeline.tf_startup import start_tensorflow
 
 Function = Callable[..., Any]  # (pixels, draws, **arguments) -> pixels
 
@@ -103,6 +105,8 @@ def find_operation(name: str, place: str) -> UserOperation:
             f"{place}unknown operation{did_you_mean(name, known)}. Operations: {', '.join(known)}, FILE.py:NAME and "
             "package.module:NAME."
         )
+    if ":" in name and "tensorflow" not in sys.modules:  # which the user's file imports, with messages
+        start_tensorflow()
     found = REGISTERED.find(name)
     if signature := getattr(found.value, _SIGNATURE, None):
         return UserOperation(found, signature)
