@@ -25,7 +25,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
-from convoy.core.registry import names_a_piece
+from convoy.core.registry import is_code
 from convoy.core.text import counted
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> Non
 
 def _stream(flags: absl_flags.FlagValues) -> "Images | None":
     """Returns the images of --images=FILE.py:NAME; None for a folder."""
-    if not names_a_piece(flags.images) or os.path.exists(flags.images):
+    if not is_code(flags.images) or os.path.exists(flags.images):
         return None
     from convoy.input_pipeline.convert.stream import find_images
 

@@ -25,7 +25,6 @@ from convoy.core.user_code import UserCode, located, run_if_changed
 
 T = TypeVar("T")
 
-_IN_FILE = re.compile(r".*\.py:[A-Za-z_]\w*", re.DOTALL)
 _IN_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -137,9 +136,14 @@ class Registry(Generic[T]):
         return UsageError(f"{self._field}={name!r}: {reason}.")
 
 
-def names_a_piece(name: str) -> bool:
-    """Returns whether a name has the form `FILE.py:NAME` or `package.module:NAME`."""
-    return bool(_IN_FILE.fullmatch(name) or _IN_MODULE.fullmatch(name))
+def is_from_file(name: str) -> bool:
+    """Returns whether a piece's name is `FILE.py:NAME`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def is_code(name: str) -> bool:
+    """Returns whether a piece's name is `FILE.py:NAME` or `package.module:NAME`, whose code runs when it is found."""
+    return is_from_file(name) or bool(_IN_MODULE.fullmatch(name))
 
 
 def _source_digest(piece: object) -> str:

@@ -59,7 +59,7 @@ def register_operation(
       UsageError: the name is taken or not valid, or the function has parameters of other kinds.
 
     Example:
-      @convoy.register_operation("noise", draws=1, strength=(0, 1))
+      @register_operation("noise", draws=1, strength=(0, 1))
       def noise(pixels, draws, strength: float = 0.1):
           return pixels * (1.0 + strength * (2.0 * draws[:, 0] - 1.0))[:, None, None, None]
     """
@@ -110,7 +110,7 @@ def find_operation(name: str, place: str) -> UserOperation:
     found = REGISTERED.find(name)
     if signature := getattr(found.value, _SIGNATURE, None):
         return UserOperation(found, signature)
-    raise UsageError(f"{place}is not an operation. Decorate it with @convoy.register_operation(NAME, draws=N).")
+    raise UsageError(f"{place}is not an operation. Decorate it with @register_operation(NAME, draws=N).")
 
 
 def _parameters(function: Function, ranges: dict[str, tuple[float, float]], place: str) -> Sequence[Parameter]:

@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError
-from convoy.core.registry import Found, Registry, names_a_piece
+from convoy.core.registry import Found, Registry, is_code
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
 from convoy.input_pipeline.dataset.records import RecordError, example
@@ -100,7 +100,7 @@ class SourceName:
 
 def source_name(data: object) -> SourceName | None:
     """Returns the name of a source in a user's file, in a module, or registered; None for a data set's directory."""
-    is_source = isinstance(data, str) and (names_a_piece(data) or data in SOURCES.names) and not Path(data).exists()
+    is_source = isinstance(data, str) and (is_code(data) or data in SOURCES.names) and not Path(data).exists()
     return SourceName(str(data)) if is_source else None
 
 
