@@ -7,6 +7,7 @@ They are tried on a few images: noise, and black, white and gray ones, in batche
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -50,13 +51,16 @@ def _samples(operation: Operation, size: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _check(operation: Operation, pixels: tf.Tensor, draws: tf.Tensor, *, exact: bool) -> None:
-    compiled, again = (tf.function(lambda *inputs: applied(operation, *inputs), autograph=False) for _ in range(2))
+    def traced(*inputs: tf.Tensor) -> tf.types.experimental.ConcreteFunction:
+        return tf.function(partial(applied, operation), autograph=False).get_concrete_function(*inputs)
+
     try:
-        graph = compiled.get_concrete_function(pixels, draws)
-        _refuse(operation, next(_impurities(graph), ""))
-        whole = compiled(pixels, draws).numpy()
-        repeated = [function(pixels, draws).numpy() for function in (compiled, again)]
-        parts = [(part, compiled(pixels[part], draws[part]).numpy()) for part in _SLICES]
+        first, second = (traced(pixels, draws) for _ in range(2))
+        _refuse(operation, next(_impurities(first), ""))
+        whole = first(pixels, draws).numpy()
+        repeated = [function(pixels, draws).numpy() for function in (first, second)]
+        inputs = [(part, (pixels[part], draws[part])) for part in _SLICES]
+        parts = [(part, traced(*batch)(*batch).numpy()) for part, batch in inputs]
     except UsageError:
         raise
     except Exception as error:
