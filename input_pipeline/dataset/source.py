@@ -9,6 +9,7 @@ A source is opened by reading all of its labels and a few of its images.
 
 import hashlib
 import operator
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import numpy as np
 from convoy.core.errors import DataError, UsageError
 from convoy.core.registry import Found, Registry, is_code
 from convoy.core.text import counted
+from convoy.core.user_code import check_owner
 from convoy.input_pipeline.dataset.index import LARGEST_LABEL, RecordKeys
 from convoy.input_pipeline.dataset.records import RecordError, example
 from convoy.input_pipeline.images.kinds import is_image, kind_of
@@ -100,8 +102,15 @@ class SourceName:
 
 def source_name(data: object) -> SourceName | None:
     """Returns the name of a source in a user's file, in a module, or registered; None for a data set's directory."""
-    is_source = isinstance(data, str) and (is_code(data) or data in SOURCES.names) and not Path(data).exists()
+    is_source = isinstance(data, str) and (is_code(data) or data in SOURCES.names) and not os.path.exists(data)
     return SourceName(str(data)) if is_source else None
+
+
+def check_source_owner(data: str, record: Path) -> None:
+    """Raises a UsageError if opening `data`, as named in the file `record`, would run the code of another user."""
+    if source := source_name(data):
+        for path in (record, *([source.file] if source.file and source.file.is_file() else [])):
+            check_owner(path, "opening its data")
 
 
 class OpenedSource:

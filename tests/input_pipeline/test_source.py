@@ -1,6 +1,7 @@
 """Data sets of users' objects: the same images in the same order as from shards, and what is refused."""
 
 import hashlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -247,3 +248,16 @@ def test_the_digest_is_documented():
     for image in one.images:
         content.update(hashlib.sha256(image).digest())
     assert open_dataset(one).split("train").source.digest == content.hexdigest()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_code_of_another_user_is_refused(file, tmp_path):
+    record = tmp_path / "dataset.json"
+    record.write_text("{}")
+    sources.check_source_owner(f"{file}:photos", record)
+    sources.check_source_owner(str(tmp_path), record)  # not a source
+    for path in (file, record):
+        os.chown(path, 4321, -1)
+        with pytest.raises(UsageError, match=path.name):
+            sources.check_source_owner(f"{file}:photos", record)
+        os.chown(path, os.getuid(), -1)

@@ -12,7 +12,7 @@ from convoy.core.errors import DataError
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
-from convoy.input_pipeline.dataset.source import SourceName, source_name
+from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.evaluation import predictions
@@ -100,10 +100,13 @@ def open_dataset_of(
 
     Raises:
       DataError: the dataset cannot be used, or its classes differ from the run's.
+      UsageError: it is a source whose code is not trusted.
     """
     recorded = trained.dataset["directory"]
     if not data and not source_name(recorded) and not dataset_path(recorded).is_dir():
         raise DataError(f"the run's dataset {recorded} no longer exists. Pass its new location with --data=DATA.")
+    if not data and not trained.trusts_code:
+        check_source_owner(recorded, trained.run.dataset)
     record_format = trained.run.record_format(record_format or RecordFormat())
     dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
     if list(dataset.class_names) != trained.class_names:

@@ -15,7 +15,6 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.core.user_code import check_owner
-from convoy.input_pipeline.dataset.source import source_name
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import make_strategy
@@ -37,6 +36,7 @@ class TrainedRun:
       dataset: content of RUN/dataset.json: `directory`, `class_names`, digests.
       runtime: the model on this machine's devices.
       step: step of the weights.
+      trusts_code: whether the run's code may run although another user owns it.
     """
 
     run: RunDirectory
@@ -44,6 +44,7 @@ class TrainedRun:
     dataset: dict[str, Any]
     runtime: Runtime
     step: int
+    trusts_code: bool = False
 
     @property
     def class_names(self) -> list[str]:
@@ -76,7 +77,7 @@ def open_run(
       devices: the devices to run on.
       checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
       precision: float32, bfloat16 or float16; empty for the run's own.
-      trust_code: whether the model's file may run although another user owns it.
+      trust_code: whether the files of the model and of a source of data may run although another user owns them.
 
     Raises:
       UsageError: `checkpoint` has another value, or the code is not trusted.
@@ -94,10 +95,6 @@ def open_run(
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
     to_build.model.name = kept_model(run, config.model.name)
-    source = source_name(dataset["directory"])
-    if source and source.file and source.file.is_file() and not trust_code:
-        for path in (run.dataset, source.file):
-            check_owner(path, "reading the data set")
     if is_from_file(config.model.name) and not trust_code:
         kept = Path(to_build.model.name.rpartition(":")[0])
         for path in {run.config, *run.code.rglob("*.py"), *([kept] if kept.exists() else [])}:
@@ -109,7 +106,7 @@ def open_run(
         image_sizes=[resolution.evaluation_size(config)],
     )
     restore_state(runtime.state, values, {"step": step}, run)
-    return TrainedRun(run, config, dataset, runtime, step)
+    return TrainedRun(run, config, dataset, runtime, step, trust_code)
 
 
 def restore_state(
