@@ -4,9 +4,10 @@
     files.content      # {"files.json": b"...", "0/recipe.py": b"...", "0/beside.py": b"...", "1/models.py": b"..."}
     files.names        # ("mine/recipe.py", "models.py"), as typed
 
-These are the recipe, files that a config field names (models, losses, metrics, ...) or a text in one of them does
-(`config.model.name = "models.py:small"`), and what they import from their folders. The files are read, not run: what is
-imported under a name that is computed is not found. `convoy.core.user_code` describes the folder that workers get.
+These are the recipe, files that a config field, `--data` or `--callbacks` names (models, losses, sources, ...) or a text
+in one of them does (`config.model.name = "models.py:small"`), and what they import from their folders. The files are
+read, not run: what is imported under a name that is computed is not found. `convoy.core.user_code` describes the folder
+that workers get.
 """
 
 import ast
@@ -24,7 +25,7 @@ from convoy.launch.trainer_command import flag_value
 
 _NAMED_FILE = re.compile(r"([^\0\n]{1,200}\.py)(:\w*)?")
 _IN_LIST = re.compile(r"[^\0\n\s,|()\"']{1,200}\.py(?=:\w)")  # of names, or of operations with arguments
-_CONFIG_FIELD = re.compile(r"--?config\.[\w.]+")
+_NAMING_FLAG = re.compile(r"--?(config\.[\w.]+|data|callbacks)(=|$)")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def user_files(command: Sequence[str]) -> UserFiles:
     """
     recipe = flag_value(command, "config") or ""
     named = [recipe] if recipe.endswith(".py") else []
-    fields = {word.partition("=")[0].lstrip("-"): None for word in command if _CONFIG_FIELD.match(word)}
-    named += [name for field in fields for name in _named_files(flag_value(command, field) or "", pieces=True)]
+    flags = {word.partition("=")[0].lstrip("-"): None for word in command if _NAMING_FLAG.match(word)}
+    named += [name for flag in flags for name in _named_files(flag_value(command, flag) or "", pieces=True)]
     wanted = list(named)
     index: dict[str, str] = {}
     missing: list[str] = []
@@ -86,7 +87,7 @@ class _Source:
     Attributes:
       content: its bytes.
       imports: modules that it imports, dotted, as parts; a relative import begins with as many empty parts as dots.
-      named_files: texts in it that look like `FILE.py` or `FILE.py:FUNCTION`, without the function.
+      named_files: what looks like `FILE.py` or `FILE.py:NAME` in its texts, without the name.
     """
 
     def __init__(self, path: Path):

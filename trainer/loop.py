@@ -22,6 +22,7 @@ from convoy.core.errors import DataError
 from convoy.core.text import is_count
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.layout import RecordFormat
+from convoy.input_pipeline.dataset.open import Data
 from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
@@ -52,7 +53,7 @@ from convoy.trainer.step.step import StepResult
 def train(
     config: ml_collections.ConfigDict,
     *,
-    data: str,
+    data: Data,
     workdir: str,
     devices: Devices,
     strategy_name: str = "auto",
@@ -70,7 +71,8 @@ def train(
 
     Args:
       config: complete.
-      data: the dataset directory, with a split `train`; its split `validation`, if any, is evaluated.
+      data: the dataset directory or the sources (`open_dataset`), with a split `train`; the split `validation`, if any,
+        is evaluated.
       workdir: the run directory, shared by all workers.
       devices: the devices of this process.
       strategy_name: one of `devices.STRATEGIES`.

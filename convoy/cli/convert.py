@@ -3,6 +3,7 @@
 convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
+convoy convert --images=camera.py:photos --output=data
 convoy convert --tfds=food101 --output=data
 convoy convert --tfrecords=records --output=data --image_key=image --label_key=class
 """
@@ -24,11 +25,13 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import DataError, UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.registry import is_code
 from convoy.core.text import counted
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.convert.stream import Images
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
     from convoy.input_pipeline.dataset.layout import RecordFormat
     from convoy.input_pipeline.dataset.open import Dataset
@@ -46,7 +49,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "images",
         None,
         "Folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
-        "unless --manifest is given.",
+        "unless --manifest is given. Or FILE.py:NAME, a function that yields (bytes, category) of each image.",
     )
     define.enum(
         "folders",
@@ -148,6 +151,7 @@ def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> Non
 
     splits = parse_splits(flags.splits) if flags.splits else None
     split_folders: dict[str, str] | None = None
+    stream: Images | None = None
     given = record_format(flags, flags.tfrecords)
     if tfrecords:
         images = tfrecords
@@ -156,6 +160,7 @@ def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> Non
         images, splits = _tfds_dataset(flags, given)
     elif flags.images:
         images = Path(flags.images)
+        stream = _stream(flags)
     else:
         raise UsageError(
             "--images=FOLDER, --tfrecords=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos "
@@ -182,11 +187,26 @@ def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> Non
         shards=flags.shards,
         limits=limits_of(flags),
     )
-    options = with_split_folders(options)
+    options = with_split_folders(options) if stream is None else options
     started = time.monotonic()
     with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
-        summary = convert(options, progress, log=_log)
+        summary = convert(options, progress, log=_log, stream=stream)
     _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
+
+
+def _stream(flags: absl_flags.FlagValues) -> "Images | None":
+    """Returns the images of --images=FILE.py:NAME; None for a folder."""
+    if not is_code(flags.images) or os.path.exists(flags.images):
+        return None
+    from convoy.input_pipeline.convert.stream import find_images
+
+    for name in ("manifest", "tfds", "tfrecords"):
+        if flags[name].value:
+            raise UsageError(
+                f"--{name}={flags[name].value} cannot be combined with --images={flags.images}, which has its own "
+                "images and categories. Omit one"
+            )
+    return find_images(flags.images)
 
 
 def _log(line: str) -> None:

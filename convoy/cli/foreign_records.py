@@ -31,6 +31,7 @@ def record_format(flags: absl_flags.FlagValues, data: str | None) -> "RecordForm
     """
     from convoy.input_pipeline.dataset.layout import RecordFormat, read_class_names
     from convoy.input_pipeline.dataset.open import MANIFEST
+    from convoy.input_pipeline.dataset.source import source_name
     from convoy.input_pipeline.dataset.storage import is_remote
 
     given = [name for name in _FLAGS if flags[name].value]
@@ -39,5 +40,7 @@ def record_format(flags: absl_flags.FlagValues, data: str | None) -> "RecordForm
             f"--{given[0]}={flags[given[0]].value}: is for TFRecords of other tools, and {data} has a {MANIFEST} of "
             f"`convoy convert`. Omit it"
         )
+    if given and source_name(data):
+        raise UsageError(f"--{given[0]}={flags[given[0]].value}: is for TFRecords, and {data} is a source. Omit it")
     names = read_class_names(Path(flags.class_names_file)) if flags.class_names_file else ()
     return RecordFormat(flags.image_key, flags.label_key, names)

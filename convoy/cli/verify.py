@@ -55,8 +55,11 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.workers < 0:
         raise UsageError(f"--workers={flags.workers}: must be 0 or more")
     from convoy.input_pipeline.dataset.index import index_path
+    from convoy.input_pipeline.dataset.source import source_name
     from convoy.input_pipeline.verify.verify import verify
 
+    if source_name(flags.data):
+        raise UsageError(f"--data={flags.data}: verify checks files. Pass a dataset directory")
     directory = Path(flags.data)
     with terminable(), progress_display("verifying", "MB") as progress:
         report = verify(

@@ -21,7 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Generic, TypeVar, cast
 
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.user_code import UserCode, code_with, located, run_file
+from convoy.core.user_code import UserCode, code_with, located, run_if_changed
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class Registry(Generic[T]):
         if not path.is_file():
             raise self._error(name, f"file {path} does not exist")
         try:
-            return run_file(path)
+            return run_if_changed(path)
         except Exception as error:
             raise self._error(name, f"{path} fails: {type(error).__name__}: {error}") from error
 

@@ -45,6 +45,7 @@ class UserCode:
         self.names: Mapping[str, Any] = {}
         self._known: set[str] | None = set(sys.modules)
         self._files = {path}
+        self._as_run: dict[str, str] = {}  # digests
 
     def files(self) -> dict[str, Path]:
         """Returns the file and what it has imported from its folder, by relative path, with `/`.
@@ -61,6 +62,18 @@ class UserCode:
     def digests(self) -> dict[str, str]:
         """Returns the SHA-256 of each of the files, by relative path."""
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
+
+    def note_end(self) -> None:
+        """Takes note of the files' content when the file has run."""
+        self._as_run = self.digests()
+
+    def is_unchanged(self) -> bool:
+        """Returns whether the file has run to its end, and neither it nor what it imported has changed since."""
+        try:
+            now = self.digests()
+        except OSError:
+            return False
+        return bool(self._as_run) and all(now.get(name) == digest for name, digest in self._as_run.items())
 
     def close(self) -> None:
         """Ends the counting of imports, and makes the next file import the same modules anew."""
@@ -81,7 +94,14 @@ def run_file(path: Path) -> UserCode:
     code = _run[path] = UserCode(path)
     with first_on_path(path.parent):
         code.names = runpy.run_path(str(path))
+    code.note_end()
     return code
+
+
+def run_if_changed(path: Path) -> UserCode:
+    """As `run_file`, but a file that is unchanged since it ran does not run again, so that its pieces stay the same."""
+    earlier = code_of(path)
+    return earlier if earlier and earlier.is_unchanged() else run_file(path)
 
 
 def located(name: str) -> Path:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from convoy.core.errors import UsageError
 from convoy.input_pipeline.augment import operations, policies
 from convoy.input_pipeline.augment.operations import to_bytes
 from convoy.input_pipeline.augment.pipeline import Operation
@@ -37,14 +38,39 @@ def on_device(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operatio
 
 def _apply(images: tf.Tensor, randomness: tf.Tensor, steps: Sequence[Operation]) -> tf.Tensor:
     for step in steps:
+        draws = randomness[:, step.first_draw : step.first_draw + step.draws]
+        if step.added:
+            images = applied(step, tf.cast(images, tf.float32), draws)
+            continue
         dtype, function = _KERNELS[step.name]
         if dtype == tf.uint8 and images.dtype != tf.uint8:
             images = to_bytes(images)
         elif dtype == tf.float32:
             images = tf.cast(images, tf.float32)
-        draws = randomness[:, step.first_draw : step.first_draw + step.draws]
         images = function(images, draws, *step.values)
     return images
+
+
+def applied(step: Operation, pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Applies a user's operation.
+
+    Args:
+      step: the operation.
+      pixels: [n, height, width, 3] float32.
+      draws: [n, draws of the operation] float32 in [0, 1).
+
+    Raises:
+      UsageError: it returns something else than such pixels.
+    """
+    assert step.added
+    result = step.added.found.value(tf.clip_by_value(pixels, 0.0, 255.0), draws, **step.arguments)
+    if not tf.is_tensor(result) or result.dtype != tf.float32 or not result.shape.is_compatible_with(pixels.shape):
+        kind = f"{result.dtype.name} {result.shape}" if tf.is_tensor(result) else type(result).__name__
+        raise UsageError(
+            f"config.augment.ops: {step.name} returns {kind} for pixels of float32 {pixels.shape}. Return pixels of "
+            "the same shape and dtype."
+        )
+    return tf.ensure_shape(result, pixels.shape)
 
 
 def _signed(draws: tf.Tensor, number: int = 0) -> tf.Tensor:

@@ -169,7 +169,7 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
                 f"{root} has no class folders, and {counted(number, 'image')} directly in it. Put the images of each "
                 "class in a folder named after it, or pass --manifest=CSV (filename,category)"
             )
-        _check_class_names(folders, where=str(root))
+        check_class_names(folders, where=str(root))
         of_split: list[Source] = []
         for category in folders:
             files = list_files(images, f"{parent}/{category}" if parent else category)
@@ -339,11 +339,12 @@ def _read_rows(table: Table) -> list[_Row]:
             f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
-    _check_class_names({row.category for row in parsed}, where=str(manifest))
+    check_class_names({row.category for row in parsed}, where=str(manifest))
     return parsed
 
 
-def _check_class_names(names: Iterable[str], where: str) -> None:
+def check_class_names(names: Iterable[str], where: str) -> None:
+    """Raises a DataError if a name cannot be that of a class; `where` is where it is from."""
     for name in sorted(names):
         # The label file has one class name per line, and its readers strip lines and drop empty ones.
         if name != name.strip() or len(name.splitlines()) > 1:

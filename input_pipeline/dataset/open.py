@@ -4,6 +4,8 @@
     train = dataset.split("train")
     train.num_images, train.label[:5], train.shard_paths[train.shard[0]]
 
+Objects of users take the place of a directory (`source`).
+
 Opening reads the manifest and the indexes and checks the shards' sizes. It reads no images and does not import
 TensorFlow, so a wrong path fails immediately. If an index is missing or does not match the shards, record headers and
 labels are read instead. Nothing is written to a directory of `convoy convert`, so several processes may open it at
@@ -24,13 +26,17 @@ import numpy as np
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.core.reading import parsed_json, read_json
+from convoy.core.registry import Found
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
 from convoy.input_pipeline.dataset.layout import Layout, RecordFormat
 from convoy.input_pipeline.dataset.records import CONVERT, Locations
+from convoy.input_pipeline.dataset.source import OpenedSource, Source, SourceName, open_sources, source_name
 from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, similar_folder
+
+Data = str | os.PathLike[str] | RemotePath | Source | Mapping[str, Source]  # what `open_dataset` opens
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -42,7 +48,10 @@ _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
 
 @dataclass(frozen=True)
 class Split:
-    """The records of one split, in the order of the shards. Image `i` of the split is entry `i` of every array."""
+    """The records of one split, in the order of the shards. Image `i` of the split is entry `i` of every array.
+
+    That of a source has no shards: of its arrays, only `label` says something.
+    """
 
     name: str
     shard_paths: tuple[Path | RemotePath, ...]
@@ -55,6 +64,7 @@ class Split:
     states_true_sizes: bool = True  # whether the stated height and width are reliable
     as_viewed: bool = False  # whether orientation and transparency of the images are to be applied
     fix: str = CONVERT  # what to do about a damaged record
+    source: OpenedSource | None = None  # instead of shards
 
     @classmethod
     def from_index(
@@ -66,6 +76,13 @@ class Split:
     ) -> "Split":
         """Returns the split with the arrays of an index."""
         return cls(name, tuple(shard_paths), **{array: arrays[array] for array in INDEX_TYPES}, **more)
+
+    @classmethod
+    def from_source(cls, name: str, source: OpenedSource) -> "Split":
+        """Returns the split of a source."""
+        arrays = {array: np.broadcast_to(dtype(0), source.label.shape) for array, dtype in INDEX_TYPES.items()}
+        arrays |= {"label": source.label, "length": np.broadcast_to(np.int64(source.mean_bytes), source.label.shape)}
+        return cls.from_index(name, (), arrays, states_true_sizes=False, as_viewed=True, source=source)
 
     @property
     def num_images(self) -> int:
@@ -80,17 +97,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset directory. `manifest` is its parsed manifest.json, empty for external datasets, whose records have
-    `record_format`.
+    """A dataset directory, or the sources of a user.
+
+    `manifest` is the parsed manifest.json, empty for external datasets, whose records have `record_format`. `pieces` is
+    where sources that were given by name were found.
     """
 
-    directory: Path | RemotePath
+    directory: Path | RemotePath | SourceName
     name: str
     class_names: tuple[str, ...]
     splits: tuple[str, ...]
     manifest: Mapping[str, Any]
     _opened: Mapping[str, Split | DataError] = field(repr=False, compare=False)
     record_format: RecordFormat = RecordFormat()
+    pieces: tuple[Found[object], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -107,6 +127,8 @@ class Dataset:
             fix = f"Add it with `convoy convert --images=... --output={self.directory} --split={name}`."
             if not self.manifest:
                 fix = "The names of the shard files determine the splits."
+            if isinstance(self.directory, SourceName):
+                fix = f"Provide a source for {name!r}."
             raise DataError(
                 f"{self.directory} has no split {name!r}{did_you_mean(name, self.splits)}. "
                 f"It has: {', '.join(self.splits)}. {fix}"
@@ -127,7 +149,8 @@ class Dataset:
     def digest(self, split_name: str) -> str:
         """Returns a hex SHA-256 that identifies the split's content: its class names and every byte of its shards.
 
-        Without a manifest, the digest is of the index: every record's length, label and checksum.
+        Without a manifest, the digest is of the index: every record's length, label and checksum. That of a source
+        covers all labels and a sample of the images (`OpenedSource.digest`).
 
         Raises:
           DataError: there is no such split, or it cannot be used.
@@ -135,6 +158,8 @@ class Dataset:
         split = self.split(split_name)
         if self.manifest:
             identity = [shard["sha256"] for shard in self.manifest["splits"][split_name]["shards"]]
+        elif split.source:
+            identity = [split.source.digest]
         else:
             arrays = hashlib.sha256()
             for name in INDEX_TYPES:
@@ -145,16 +170,17 @@ class Dataset:
 
 
 def open_dataset(
-    directory: str | os.PathLike[str] | RemotePath,
+    directory: Data,
     record_format: RecordFormat | None = None,
     *,
     default_split: str = "",
 ) -> Dataset:
-    """Opens a dataset directory.
+    """Opens a dataset directory, or the sources of a user.
 
     Args:
       directory: output of `convoy convert`, local or `SCHEME://...` of a TensorFlow file system; or a local directory
-        prepared by TFDS or with TFRecord shards (`external`).
+        prepared by TFDS or with TFRecord shards (`external`); or a source, sources by split, or where to find them:
+        `FILE.py:NAME`, `package.module:NAME` or a registered name.
       record_format: what is known about the records of other tools.
       default_split: the split of other tools' shards if their names contain none.
 
@@ -163,8 +189,13 @@ def open_dataset(
 
     Raises:
       DataError: the directory is missing, is not a dataset, or has another format version; a shard is missing or its
-        size differs from the manifest; an index does not match the shards and cannot be rebuilt.
+        size differs from the manifest; an index does not match the shards and cannot be rebuilt; a source fails.
+      UsageError: there is no source of this name.
     """
+    if sources := source_name(directory):
+        return _open_sources(sources)
+    if not isinstance(directory, (str, os.PathLike, RemotePath)):
+        return _open_sources(directory)
     path = dataset_path(directory)
     if isinstance(path, Path) and not has_manifest(path):
         record_format = record_format or RecordFormat()
@@ -176,6 +207,16 @@ def open_dataset(
         split: _open_split(path, split, entry, len(class_names)) for split, entry in sorted(manifest["splits"].items())
     }
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
+
+
+def _open_sources(data: SourceName | Source | Mapping[str, Source]) -> Dataset:
+    sources = open_sources(data)
+    opened: dict[str, Split | DataError] = {
+        split: Split.from_source(split, source) for split, source in sources.splits.items()
+    }
+    pieces = (sources.found,) if sources.found else ()
+    name = sources.name.text.rpartition(":")[2].rpartition(" ")[2]
+    return Dataset(sources.name, name, sources.class_names, tuple(opened), {}, opened, pieces=pieces)
 
 
 def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Dataset:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
+from convoy.input_pipeline.augment.signatures import CROP_DRAWS
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.viewed import decode_as_viewed

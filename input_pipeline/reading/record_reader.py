@@ -4,7 +4,8 @@
     payloads = reader.read(np.array([3, 7]))        # RecordError: a damaged record
     problem = reader.problem(3)                     # None, or a RecordError
 
-Single records are read from local shards. Blocks, and any records of remote shards, are read by byte ranges (`blocks`).
+Single records are read from local shards, or made of the images of a source. Blocks, and any records of remote shards,
+are read by byte ranges (`blocks`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -65,8 +66,9 @@ class RecordReader:
           RecordError: a record's length or checksum is wrong; names shard, offset and image index.
           ConvoyError: the file system fails.
         """
-        remote = self._ranges if self.shards.are_remote else None
-        return self._checked(remote.read(indices) if remote else self._single_frames(indices), indices)
+        if self._ranges and self.shards.are_remote:
+            return self._checked(self._ranges.read(indices), indices)
+        return self._payloads(indices)
 
     def read_training(
         self, positions: np.ndarray, indices: np.ndarray, *, seed: int, cache: PixelCache | None = None
@@ -90,7 +92,6 @@ class RecordReader:
         used = self.substitutes.applied(indices) if self.substitutes else indices
         cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
         missing = np.flatnonzero(~cached)
-        frames: Iterator[bytes]
         try:
             if self._blocks and self._ranges and len(missing):
                 replaced = (used != indices)[missing]
@@ -100,15 +101,15 @@ class RecordReader:
                 block_frames = self._ranges.read_blocks(self._blocks, numbers, used[original], seed=seed)
                 single_frames = self._single_frames(used[missing[replaced]])
                 frames = (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
+                read = self._checked(frames, used[missing])
             else:
-                frames = self._single_frames(used[missing])
-            read = self._checked(frames, used[missing])
+                read = self._payloads(used[missing])
         except RecordError:
             if not self.substitutes:
                 raise
             used = np.array([self._usable(self.substitutes, index) for index in used.tolist()])
             cached, missing = np.zeros(len(used), bool), np.arange(len(used))
-            read = self._checked(self._single_frames(used), used)
+            read = self._payloads(used)
         payloads = [b""] * len(used)
         for place, payload in zip(missing.tolist(), read, strict=True):
             payloads[place] = payload
@@ -137,21 +138,14 @@ class RecordReader:
 
     def problem(self, index: int) -> RecordError | None:
         """Returns why an image cannot be used, or None."""
-        indices, payload = np.array([index]), b""
+        payload = b""
         try:
-            (payload,) = self._checked(self._single_frames(indices), indices)
+            (payload,) = self._payloads(np.array([index]))
             self._decode_one(payload)
         except RecordError as error:
             return error
         except tf.errors.OpError:
-            split = self._split
-            path, offset = split.shard_paths[split.shard[index]], int(split.offset[index])
-            reason, fix = "has a correct checksum but no image that can be decoded", "convert again without it"
-            if split.fix != CONVERT:
-                fix = "write the records again without it, or pass --config.on_corrupt=substitute"
-                if why := _why_undecodable(payload, split.keys.image):
-                    reason = f"has a correct checksum, but {why}"
-            return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
+            return self._undecodable(index, payload)
         return None
 
     def close(self) -> None:
@@ -159,6 +153,25 @@ class RecordReader:
         if self._ranges:
             self._ranges.close()
         self.shards.close()
+
+    def _undecodable(self, index: int, payload: bytes) -> RecordError:
+        """Returns the error for a record whose image cannot be decoded."""
+        split = self._split
+        if split.source:
+            return split.source.problem(index, _why_undecodable(payload, split.keys.image) or "cannot be decoded")
+        path, offset = split.shard_paths[split.shard[index]], int(split.offset[index])
+        reason, fix = "has a correct checksum but no image that can be decoded", "convert again without it"
+        if split.fix != CONVERT:
+            fix = "write the records again without it, or pass --config.on_corrupt=substitute"
+            if why := _why_undecodable(payload, split.keys.image):
+                reason = f"has a correct checksum, but {why}"
+        return RecordError(path, offset=offset, index=int(index), reason=reason, fix=fix)
+
+    def _payloads(self, indices: np.ndarray) -> list[bytes]:
+        """Returns the payloads of single records, [n]."""
+        if self._split.source:
+            return self._split.source.records(indices)
+        return self._checked(self._single_frames(indices), indices)
 
     def _checked(self, frames: Iterator[bytes], indices: np.ndarray) -> list[bytes]:
         return records.checked_payloads(frames, self._split.locations(indices))
@@ -171,7 +184,7 @@ class RecordReader:
     def _usable(self, substitutes: Substitutes, index: int) -> int:
         """Returns the image, or its substitute where its record is damaged."""
         try:
-            self._checked(self._single_frames(np.array([index])), np.array([index]))
+            self._payloads(np.array([index]))
         except RecordError as error:
             return substitutes.add(error)
         return index

@@ -7,6 +7,7 @@ The page is one self-contained file without scripts. It depends on the arguments
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from PIL import Image
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.augment import policies
 from convoy.input_pipeline.augment.apply import on_device, on_host
-from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, AugmentPipeline, Parameter, parse_pipeline
+from convoy.input_pipeline.augment.checks import check_operations
+from convoy.input_pipeline.augment.pipeline import AugmentPipeline, Operation, parse_pipeline
+from convoy.input_pipeline.augment.signatures import CROP_DRAWS, OPERATIONS, Parameter, Signature, Value
 from convoy.input_pipeline.reading import decode as cropping
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.order import image_randomness
@@ -69,12 +72,15 @@ def augmentation_page(
       seed: seed of the run. The page shows image 0 as training sees it in its first epochs.
 
     Raises:
-      UsageError: the pipeline cannot be parsed.
+      UsageError: the pipeline cannot be parsed, or a user's operation is not a pure function.
     """
     pipeline = parse_pipeline(text, image_size=crop.size)
+    check_operations(pipeline, [crop.size], exact=False)
     numbers = np.arange(len(images))
     randomness = image_randomness(numbers, numbers * 0, seed=seed, draws=CROP_DRAWS + 64)
-    operations = [_operation(name, images, randomness, crop) for name in OPERATIONS if _EXAMPLES[name][0]]
+    added = [operation for operation in (*pipeline.host, *pipeline.device) if operation.added]
+    operations = [_added(operation, images, crop, seed) for operation in added]
+    operations += [_operation(name, images, randomness, crop) for name in OPERATIONS if _EXAMPLES[name][0]]
     whole = np.stack([cropping.resize(tf.constant(image), crop) for image in images])
     return page_template(Path(__file__).with_name("augmentation.html.j2")).render(
         recipe=recipe,
@@ -121,7 +127,20 @@ def _operation(name: str, images: Sequence[np.ndarray], randomness: np.ndarray, 
         if draws:
             numbers[:, CROP_DRAWS : CROP_DRAWS + len(draws)] = draws
         columns.append((f"{name}({argument})", _uris(_augmented(images, pipeline, numbers, crop))))
-    signature = OPERATIONS[name]
+    return _row(name, OPERATIONS[name], columns)
+
+
+def _added(operation: Operation, images: Sequence[np.ndarray], crop: Crop, seed: int) -> dict[str, Any]:
+    """Returns the row of a user's operation: its effect in two epochs, with its arguments in the pipeline."""
+    arguments = ", ".join(f"{name}={_value(value)}" for name, value in operation.arguments.items())
+    pipeline, numbers, columns = AugmentPipeline(device=(replace(operation, first_draw=0),)), np.arange(len(images)), []
+    for epoch in range(2):
+        randomness = image_randomness(numbers, numbers * 0 + epoch, seed=seed, draws=operation.draws)
+        columns.append((f"{operation.name}({arguments})", _uris(_augmented(images, pipeline, randomness, crop))))
+    return _row(operation.name, operation.signature, columns)
+
+
+def _row(name: str, signature: Signature, columns: list[tuple[str, list[str]]]) -> dict[str, Any]:
     return {
         "name": name,
         "about": signature.about,
@@ -135,9 +154,12 @@ def _description(parameter: Parameter) -> str:
     default = parameter.default
     if default is None:
         return parameter.legal
-    if isinstance(default, tuple):
-        return f"{parameter.legal}; default {default[0]:g}..{default[1]:g}"
-    return f"{parameter.legal}; default {f'{default:g}' if default else 'set by the run'}"
+    is_of_run = parameter in OPERATIONS["crop"].parameters and not default
+    return f"{parameter.legal}; default {'set by the run' if is_of_run else _value(default)}"
+
+
+def _value(value: Value) -> str:
+    return f"{value[0]:g}..{value[1]:g}" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _sampled(images: np.ndarray) -> list[tuple[str, list[tuple[str, list[str]]]]]:

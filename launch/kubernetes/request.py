@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from convoy.core.cluster import DEFAULT_PORT
 from convoy.core.errors import UsageError
+from convoy.core.registry import is_code
 from convoy.launch.trainer_command import flag_value, trains
 from convoy.launch.user_files import UserFiles
 from convoy.launch.worker_variables import worker_variables
@@ -189,7 +190,9 @@ def _check_folders(request: Request) -> None:
             f"--pvc={request.pvc}, such as --mount=/mnt."
         )
     for name, folder in folders.items():
-        if folder and not PurePosixPath(posixpath.normpath(folder)).is_relative_to(request.mount):
+        if not folder or is_code(folder):
+            continue
+        if not PurePosixPath(posixpath.normpath(folder)).is_relative_to(request.mount):
             raise UsageError(
                 f"--{name}={folder} is not on --pvc={request.pvc}, which pods mount at --mount={request.mount}. "
                 f"Pass --{name}={request.mount}/..., or another --mount."

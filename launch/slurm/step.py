@@ -17,6 +17,7 @@ from convoy.core.cluster import HOSTS_VARIABLE, counts_by_host
 from convoy.core.errors import UsageError
 from convoy.core.exit_codes import RETRYABLE
 from convoy.core.flags import FlagDefiner
+from convoy.core.registry import is_code
 from convoy.core.text import counted
 from convoy.launch.devices import gpus_per_worker
 from convoy.launch.run_files import AttemptFiles, RunFiles
@@ -259,4 +260,5 @@ def _requeue(job: str, decision: tuple[bool, str], screen: Screen) -> None:
 def _paths_of(command: Sequence[str]) -> list[str]:
     """Returns the directories that workers need: the current one, RUN and DATA."""
     named = [flag_value(command, name) for name in ("workdir", "data")]
-    return list(dict.fromkeys([os.getcwd(), *(os.path.abspath(path) for path in named if path)]))
+    paths = [os.path.abspath(path) for path in named if path and not is_code(path)]
+    return list(dict.fromkeys([os.getcwd(), *paths]))

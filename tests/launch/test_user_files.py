@@ -63,6 +63,13 @@ def test_files_of_all_pieces_are_sent(write):
     assert files.missing == ("absent.py",)
 
 
+def test_operations_and_sources_are_sent_too(write):
+    write(recipe="OPS = 'crop | ops/mine.py:noise(0.3, scale=0.5..1) | flip'", ops__mine="", other="", photos="")
+    flags = ("--config=recipe.py", "--config.augment.ops=flip|other.py:shade", "--data", "photos.py:sources")
+    assert sent(*flags)[1] == {"0/recipe.py", "0/other.py", "0/photos.py", "0/ops/mine.py", "1/mine.py"}
+    assert sent("--data=absent.py:sources")[0].missing == ("absent.py",)
+
+
 def test_a_file_named_relative_to_its_own_folder_stays_beside_it(write):
     write(recipes__mine="NAME = str(Path(__file__).with_name('small.py')) + ':small'", recipes__small="")
     assert sent("--config=recipes/mine.py")[1] == {"0/mine.py", "0/small.py"}

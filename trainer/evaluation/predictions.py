@@ -114,7 +114,7 @@ def filenames(split: Split) -> list[str]:
     There each name would take a request.
     """
     names = [""] * split.num_images
-    for shard in np.unique(split.shard).tolist():
+    for shard in np.unique(split.shard).tolist() if split.shard_paths else ():
         if is_remote(split.shard_paths[shard]):
             continue
         with open_file(str(split.shard_paths[shard]), buffering=0) as file:

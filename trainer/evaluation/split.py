@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from convoy.core.errors import DataError
 from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
-from convoy.input_pipeline.dataset.open import Dataset, open_dataset
+from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
+from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.evaluation import predictions
@@ -51,7 +52,7 @@ def evaluate_split(
     trained: TrainedRun,
     split_name: str,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     flip_tta: bool = False,
     record_format: RecordFormat | None = None,
 ) -> EvaluatedSplit:
@@ -60,7 +61,7 @@ def evaluate_split(
     Args:
       trained: the run with its weights.
       split_name: `train`, `validation`, `test` or another split of the dataset.
-      data: dataset directory; None for the one the run was trained on.
+      data: dataset directory or sources; None for the one the run was trained on.
       flip_tta: as in `Evaluator`.
       record_format: as in `open_dataset_of`.
 
@@ -89,26 +90,33 @@ def evaluate_split(
     return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
 
 
-def open_dataset_of(trained: TrainedRun, data: str | None = None, record_format: RecordFormat | None = None) -> Dataset:
+def open_dataset_of(
+    trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
+) -> Dataset:
     """Opens the dataset a run was trained on, or another with the same classes.
 
     Args:
       trained: the run.
-      data: dataset directory; None for the one the run was trained on.
+      data: dataset directory or sources; None for the one the run was trained on.
       record_format: of records of other tools, where it differs from that of the run's dataset.
 
     Raises:
       DataError: the dataset cannot be used, or its classes differ from the run's.
+      UsageError: it is a source whose code is not trusted.
     """
-    directory = data or trained.dataset["directory"]
-    if not data and not dataset_path(directory).is_dir():
-        raise DataError(f"the run's dataset {directory} no longer exists. Pass its new location with --data=DATA.")
+    recorded = trained.dataset["directory"]
+    if not data and not source_name(recorded) and not dataset_path(recorded).is_dir():
+        raise DataError(f"the run's dataset {recorded} no longer exists. Pass its new location with --data=DATA.")
+    if not data and not trained.trust_code:
+        check_source_owner(recorded, trained.run.dataset)
     record_format = trained.run.record_format(record_format or RecordFormat())
-    dataset = as_read_by_run(open_dataset(directory, record_format), trained.dataset, trained.run)
+    dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         fix = "Convert the images with the classes the run was trained on."
-        if not dataset.manifest:
+        if isinstance(dataset.directory, SourceName):
+            fix = "Give the source the class_names of the run."
+        elif not dataset.manifest:
             fix = "If its labels mean the classes of the run, name these in their order with --class_names_file."
         raise DataError(
             f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "

@@ -17,7 +17,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
 from convoy.trainer.session.pieces import Pieces, training_pieces
 from convoy.trainer.session.prepare import open_training_data
-from convoy.trainer.session.runtime import Runtime, make_runtime, make_train_step
+from convoy.trainer.session.runtime import Runtime, check_augmentation, make_runtime, make_train_step
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step.step import TrainStep
 
@@ -70,6 +70,7 @@ def prepare_trial(
     if config.deterministic:
         set_cpu_threads(config.deterministic_threads)
     strategy = make_strategy(devices, strategy_name)
+    check_augmentation(config)
     replicas, split = strategy.num_replicas_in_sync, dataset.split("train")
     config = config.copy_and_resolve_references()
     # Schedules are not defined beyond the end of the run.

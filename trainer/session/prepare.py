@@ -16,8 +16,9 @@ import ml_collections
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
 from convoy.core.user_code import UserCode
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.dataset.layout import RecordFormat
-from convoy.input_pipeline.dataset.open import Dataset, open_dataset
+from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
 from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -41,7 +42,13 @@ from convoy.trainer.session.description import as_read_by_run, dataset_identity,
 from convoy.trainer.session.pieces import Pieces, training_pieces
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
-from convoy.trainer.session.runtime import Runtime, make_runtime, resolve_precision_and_xla, weights_digest
+from convoy.trainer.session.runtime import (
+    Runtime,
+    check_augmentation,
+    make_runtime,
+    resolve_precision_and_xla,
+    weights_digest,
+)
 from convoy.trainer.session.user_pieces import (
     MODEL,
     check_same_code,
@@ -91,7 +98,7 @@ class TrainingSession:
 def prepare(
     config: ml_collections.ConfigDict,
     *,
-    data: str,
+    data: Data,
     workdir: str,
     devices: Devices,
     strategy_name: str,
@@ -154,10 +161,13 @@ def prepare(
                     f"config.deterministic=True: supports at most {MOST_EXCHANGING_DEVICES} devices per worker, not "
                     f"{local_devices}. Start more workers with fewer devices."
                 )
+            check_augmentation(config)
             num_images = dataset.split("train").num_images
             plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
             pieces = training_pieces(config, dataset)
+            operations = parse_pipeline(config.augment.ops, image_size=config.image_size).pieces
             named = {"schedule": plan.schedule, **pieces.found}
+            named |= {f"operation-{number}": found for number, found in enumerate(operations)}
             to_build = config.copy_and_resolve_references()
             to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
             if cluster and is_from_user(config.model.name):
@@ -189,13 +199,13 @@ def prepare(
 
 
 def open_training_data(
-    config: ml_collections.ConfigDict, data: str, record_format: RecordFormat | None = None
+    config: ml_collections.ConfigDict, data: Data, record_format: RecordFormat | None = None
 ) -> Dataset:
     """Checks a config and opens its training dataset.
 
     Args:
       config: complete.
-      data: the dataset directory.
+      data: the dataset directory or the source, as in `open_dataset`.
       record_format: what is known about the records of other tools.
 
     Raises:
@@ -204,19 +214,26 @@ def open_training_data(
     """
     configs.check(config)
     dataset = open_dataset(data, record_format)
-    dataset.split("train")  # raises if there is none
+    split = dataset.split("train")
     if dataset.num_classes < 2:
         fix = "pass `convoy convert --images` a folder with one subfolder per class."
         if not dataset.manifest:
             fix = f"{dataset.record_format.label_key!r} may not be the label; name it with --label_key."
+        if split.source:
+            fix = "return the labels of two."
         raise UsageError(
-            f"--data={data}: has only the class {dataset.class_names[0]!r}. Classification needs at least two classes: "
-            f"{fix}"
+            f"--data={dataset.directory}: has only the class {dataset.class_names[0]!r}. Classification needs at least "
+            f"two classes: {fix}"
         )
-    if is_remote(data) and config.shuffle == "global":
+    if split.source and config.shuffle == "block":
         raise UsageError(
-            f"--data={data}: is not on a local file system, and config.shuffle=global reads every record separately. "
-            "Pass --config.shuffle=block, or copy the dataset to this machine."
+            f"--data={dataset.directory}: a source is read by index, and config.shuffle=block orders the blocks of "
+            "shards. Pass --config.shuffle=global."
+        )
+    if is_remote(dataset.directory) and config.shuffle == "global":
+        raise UsageError(
+            f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "
+            "separately. Pass --config.shuffle=block, or copy the dataset to this machine."
         )
     return dataset
 

@@ -13,6 +13,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.core.files import sha256_of
 from convoy.core.registry import Found
 from convoy.core.run_layout import RunLayout, checkpoint_name
+from convoy.input_pipeline.augment.checks import check_operations
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -237,6 +238,16 @@ def _check_scaling(name: str, model: keras.Model) -> None:
                 "of another size differently. Give the model an Input((None, None, 3)), or leave "
                 "config.eval_image_size and config.progressive at their defaults."
             )
+
+
+def check_augmentation(config: ml_collections.ConfigDict) -> None:
+    """Checks that users' operations are pure functions. Call it after creating the strategy.
+
+    Raises:
+      UsageError: one is not.
+    """
+    pipeline = parse_pipeline(config.augment.ops, image_size=config.image_size)
+    check_operations(pipeline, [config.image_size, *config.progressive.sizes], exact=config.deterministic)
 
 
 def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, pieces: Pieces) -> TrainStep:

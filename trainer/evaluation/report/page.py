@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from convoy.core.errors import ConvoyError, DataError
+from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.files import write_whole, written_whole
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.source import check_source_owner
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
@@ -62,7 +63,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     older = []
     for evaluation in evaluations[1:]:
         try:
-            older.append(_evaluation(history, _evaluated(run, history, evaluation), data))
+            older.append(_evaluation(run, history, _evaluated(run, history, evaluation), data))
         except DataError as error:
             notes.append(f"No details on {evaluation.split}: {error}")
     try:
@@ -71,7 +72,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
             _draw_matrix(run, history, evaluated)
         if not output and not model_card.write(run, history, results, evaluated):
             notes.append(f"{run.model_card} was edited by hand: not overwritten.")
-        details = [_evaluation(history, evaluated, data), *older] if evaluated else []
+        details = [_evaluation(run, history, evaluated, data), *older] if evaluated else []
         write_whole(page, _page(history, results, evaluated, details).encode("utf-8"))
     except OSError as error:
         raise DataError(
@@ -153,7 +154,7 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow])
     return results[-1] if results else None
 
 
-def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> dict[str, Any]:
+def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data: str | None) -> dict[str, Any]:
     """Returns the template's values for an evaluation."""
     evaluation, found, classes = evaluated.evaluation, evaluated.predictions, evaluated.classes
     names = history.class_names
@@ -162,7 +163,7 @@ def _evaluation(history: History, evaluated: Evaluated, data: str | None) -> dic
     pairs = [(pair, pair.members[:_PAIR_PICTURES]) for pair in evaluated.pairs[:_PAIRS]]
     mistakes = analysis.mistakes(found)
     members = [mistakes[:_MISTAKES], evaluated.label_errors[:_LABELS], *(some for _, some in pairs)]
-    thumbnails, why_none = _thumbnails(evaluation, names, np.concatenate(members).tolist(), data)
+    thumbnails, why_none = _thumbnails(run, evaluation, names, np.concatenate(members).tolist(), data)
     doubtful = set(evaluated.label_errors.tolist())
 
     def image(i: int) -> dict[str, Any]:
@@ -221,9 +222,14 @@ def _rounded(number: int) -> str:
 
 
 def _thumbnails(
-    evaluation: Evaluation, class_names: Sequence[str], wanted: Sequence[int], data: str | None
+    run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str], wanted: Sequence[int], data: str | None
 ) -> tuple[dict[int, pictures.Picture], str]:
     """Returns thumbnails by index in the evaluated split, and why there are none."""
+    try:
+        if not data:
+            check_source_owner(evaluation.data, run.evaluation(evaluation.split))
+    except UsageError:
+        return {}, f"{evaluation.data} is code of another user. Pass --data={evaluation.data} if you trust it."
     try:
         dataset = open_dataset(data or evaluation.data, RecordFormat.from_dict(evaluation.record_format))
         if dataset.digest(evaluation.split) != evaluation.digest:
