@@ -4,10 +4,10 @@
     files.content      # {"files.json": b"...", "0/recipe.py": b"...", "0/beside.py": b"...", "1/models.py": b"..."}
     files.names        # ("mine/recipe.py", "models.py"), as typed
 
-These are the recipe, files that a config field, `--data` or `--callbacks` names (models, losses, sources, ...) or a text
-in one of them does (`config.model.name = "models.py:small"`), and what they import from their folders. The files are
-read, not run: what is imported under a name that is computed is not found. `convoy.core.user_code` describes the folder
-that workers get.
+These are the recipe, files that a config field, `--data` or `--callbacks` names (models, losses, sources, ...) or a
+text in one of them does (`config.model.name = "models.py:small"`), and what they import from their folders. The files
+are read, not run: what is imported under a name that is computed is not found. `convoy.core.user_code` describes the
+folder that workers get.
 """
 
 import ast
