@@ -155,7 +155,8 @@ class Registry(Generic[T]):
 
 def is_from_file(name: str) -> bool:
     """Returns whether a piece's name is `FILE.py:NAME`."""
-    return name.rpartition(":")[0].endswith(".py")
+    file, _, attribute = name.rpartition(":")
+    return file.endswith(".py") and bool(attribute)
 
 
 def is_code(name: str) -> bool:

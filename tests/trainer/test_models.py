@@ -272,7 +272,7 @@ def test_in_mixed_precision_weights_and_statistics_stay_float32(policy):
         ("conv_net", ["'convnet'"]),
         ("keras_applications:ResNet5", ["'ResNet50'"]),
         ("keras_applications:resnet50", ["'ResNet50'"]),
-        ("qqqq", ["baseline_cnn", "convnet", "resnet", "keras_applications:NAME", "FILE.py:FUNCTION"]),
+        ("qqqq", ["baseline_cnn", "convnet", "resnet", "keras_applications:NAME", "FILE.py:NAME"]),
     ],
 )
 def test_an_unknown_model_is_rejected_with_the_nearest_names(name, suggestions):
