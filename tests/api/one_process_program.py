@@ -8,6 +8,7 @@ Prints facts as JSON, which `test_one_process.py` compares.
 import contextlib
 import io
 import json
+import logging
 import random
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def with_global_state_of_a_notebook(do: object = lambda: None) -> list[object]:
 
 def main(finished: str, data: str, photos: str, folder: str) -> None:
     """Prints the facts."""
+    logging.getLogger("convoy").addHandler(logging.NullHandler())  # else Python prints warnings
     tf.config.threading.set_intra_op_parallelism_threads(2)  # as a deterministic run does, which comes later
     tf.constant(1)
     before = with_global_state_of_a_notebook()
