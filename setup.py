@@ -14,7 +14,11 @@ PARTS = ("configs", "input_pipeline", "launch", "trainer")
 
 def _packages() -> list[str]:
     root = Path(__file__).parent
-    files = [file for folder in ("convoy/cli", "convoy/core", *PARTS) for file in (root / folder).rglob("__init__.py")]
+    files = [
+        file
+        for folder in ("convoy/api", "convoy/cli", "convoy/core", *PARTS)
+        for file in (root / folder).rglob("__init__.py")
+    ]
     names = [".".join(file.parent.relative_to(root).parts) for file in sorted(files)]
     return ["convoy", *(name if name.startswith("convoy.") else f"convoy.{name}" for name in names)]
 
@@ -73,6 +77,9 @@ setup(
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
+            "pandas>=2",  # data frames of the Python API
+            "nbclient>=0.10",  # runs the tutorial notebook in a real kernel
+            "ipykernel>=6",
             # Kubernetes schemas and JobSet models: they validate manifests without a cluster.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",

@@ -15,6 +15,7 @@ FOLDERS = {
     "convoy.trainer": "trainer",
     "convoy.configs": "configs",
     "convoy.launch": "launch",
+    "convoy.api": "convoy/api",
     "convoy.cli": "convoy/cli",
 }
 # Each part may import itself and these. Recipes are files that the config loader finds, which no module imports.
@@ -24,6 +25,7 @@ MAY_IMPORT = {
     "convoy.trainer": {"convoy.core", "convoy.input_pipeline"},
     "convoy.configs": {"convoy.trainer"},
     "convoy.launch": {"convoy.core"},
+    "convoy.api": {"convoy.core", "convoy.input_pipeline", "convoy.trainer"},
     "convoy.cli": {"convoy.core", "convoy.input_pipeline", "convoy.trainer", "convoy.launch"},
 }
 

@@ -22,7 +22,7 @@ from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.cli.limits import define_limit_flags, limits_of
 from convoy.cli.progress import progress_display
 from convoy.cli.tables import print_table
-from convoy.core.errors import DataError, UsageError
+from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.core.registry import is_code
@@ -33,11 +33,20 @@ if TYPE_CHECKING:
     from convoy.input_pipeline.convert.sources import Table
     from convoy.input_pipeline.convert.stream import Images
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
-    from convoy.input_pipeline.dataset.layout import RecordFormat
-    from convoy.input_pipeline.dataset.open import Dataset
 
 REQUIRED = ("output",)
 
+_OPTIONS = (
+    "folders",
+    "group_similar",
+    "image_size",
+    "encoding",
+    "workers",
+    "seed",
+    "max_bad_fraction",
+    "name",
+    "shards",
+)
 _EXTREMES = 3  # classes listed at each end
 _NAME_LENGTH = 40
 
@@ -124,79 +133,36 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
-    from convoy.input_pipeline.convert.compressed import uncompressed
-    from convoy.input_pipeline.dataset.storage import is_remote
+    from convoy.input_pipeline.convert.convert import convert
+    from convoy.input_pipeline.convert.options import parse_splits
+    from convoy.input_pipeline.convert.request import Request, options_of
 
-    for name in ("images", "manifest", "tfds_dir", "tfrecords", "output"):
-        if is_remote(flags[name].value or ""):
-            raise UsageError(
-                f"--{name}={flags[name].value}: convert reads and writes local folders only. Copy or mount the images, "
-                "convert them to a local folder, and copy the result to the bucket"
-            )
-    if flags.splits and (flags["split"].present or flags["validation_fraction"].present):
-        raise UsageError(f"--splits={flags.splits} cannot be combined with --split or --validation_fraction. Omit them")
     if flags.group_column and not flags.manifest:
         raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
-    if not flags.tfrecords:
-        _convert(flags)
-        return
-    with terminable(), uncompressed(Path(flags.tfrecords), Path(flags.output), _log) as folder:
-        _convert(flags, folder)
-
-
-def _convert(flags: absl_flags.FlagValues, tfrecords: Path | None = None) -> None:
-    """Converts the images of --images, --tfds or `tfrecords`, the uncompressed records of --tfrecords."""
-    from convoy.input_pipeline.convert.convert import convert
-    from convoy.input_pipeline.convert.options import Options, parse_splits, with_split_folders
-
-    splits = parse_splits(flags.splits) if flags.splits else None
-    split_folders: dict[str, str] | None = None
-    stream: Images | None = None
-    given = record_format(flags, flags.tfrecords)
-    if tfrecords:
-        images = tfrecords
-        split_folders = _splits_of_records(flags, images, given, default_split=next(iter(splits or [flags.split])))
-    elif flags.tfds:
-        images, splits = _tfds_dataset(flags, given)
-    elif flags.images:
-        images = Path(flags.images)
-        stream = _stream(flags)
-    else:
-        raise UsageError(
-            "--images=FOLDER, --tfrecords=FOLDER or --tfds=NAME must be given. Example: convoy convert --images=photos "
-            "--output=data"
-        )
-    options = Options(
-        images=images,
-        output=Path(flags.output),
+    request = Request(
+        output=flags.output,
+        images=flags.images or "",
+        stream=_stream(flags),
+        tfrecords=flags.tfrecords or "",
+        tfds=flags.tfds or "",
+        tfds_dir=flags.tfds_dir or "",
         table=_table(flags),
-        splits=splits,
-        prepared=bool(flags.tfds or tfrecords),
-        record_format=given,
-        folders=flags.folders,
-        group_similar=flags.group_similar,
-        split=flags.split,
-        split_folders=split_folders,
+        split=flags.split if flags["split"].present else "",
+        splits=parse_splits(flags.splits) if flags.splits else None,
         validation_fraction=flags.validation_fraction,
-        image_size=flags.image_size,
-        encoding=flags.encoding,
-        workers=flags.workers,
-        seed=flags.seed,
-        max_bad_fraction=flags.max_bad_fraction,
-        name=flags.name,
-        shards=flags.shards,
-        limits=limits_of(flags),
+        record_format=record_format(flags, flags.tfrecords),
+        others={**{name: flags[name].value for name in _OPTIONS}, "limits": limits_of(flags)},
     )
-    options = with_split_folders(options) if stream is None else options
     started = time.monotonic()
-    with _report_kept_shards(options), terminable(), progress_display("converting", "images") as progress:
-        summary = convert(options, progress, log=_log, stream=stream)
-    _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
+    with terminable(), options_of(request, _log) as options:
+        with _report_kept_shards(options), progress_display("converting", "images") as progress:
+            summary = convert(options, progress, log=_log, stream=request.stream)
+        _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
 
 
 def _stream(flags: absl_flags.FlagValues) -> "Images | None":
     """Returns the images of --images=FILE.py:NAME; None for a folder."""
-    if not is_code(flags.images) or os.path.exists(flags.images):
+    if not is_code(flags.images or "") or os.path.exists(flags.images):
         return None
     from convoy.input_pipeline.convert.stream import find_images
 
@@ -211,58 +177,6 @@ def _stream(flags: absl_flags.FlagValues) -> "Images | None":
 
 def _log(line: str) -> None:
     print(f"convoy: {line}", file=sys.stderr, flush=True)
-
-
-def _tfds_dataset(flags: absl_flags.FlagValues, given: "RecordFormat") -> tuple[Path, dict[str, float]]:
-    """Returns the directory of the prepared TFDS dataset, and equal shares of its splits, train first."""
-    from convoy.input_pipeline.convert.tfds_sources import default_folder, find_prepared
-    from convoy.input_pipeline.dataset.open import open_dataset
-
-    _refuse_with(flags, "tfds", ("images", "manifest", "tfrecords", "split", "splits", "validation_fraction"))
-    directory = find_prepared(flags.tfds, Path(flags.tfds_dir) if flags.tfds_dir else default_folder())
-    usable = _usable_splits(open_dataset(directory, given), f"--tfds={flags.tfds}")
-    return directory, dict.fromkeys(usable, 1 / len(usable))
-
-
-def _splits_of_records(
-    flags: absl_flags.FlagValues, folder: Path, given: "RecordFormat", default_split: str
-) -> dict[str, str]:
-    """Returns the splits of a folder of records by itself, train first: those of their names, or the given one."""
-    from convoy.input_pipeline.dataset.open import open_dataset
-
-    _refuse_with(flags, "tfrecords", ("images", "manifest", "tfds"))
-    dataset = open_dataset(folder, given, default_split=default_split)
-    if not dataset.manifest and dataset.record_format.first_label:
-        _log(f"{flags.tfrecords}: labels are from {dataset.record_format.first_label}: that is the first class.")
-    usable = _usable_splits(dataset, f"--tfrecords={flags.tfrecords}")
-    if list(usable) != [default_split]:
-        _refuse_with(flags, "tfrecords", ("split", "splits"), f" (they have {', '.join(usable)})")
-    if "validation" in usable and flags.validation_fraction:
-        _refuse_with(flags, "tfrecords", ("validation_fraction",))
-    return {split: split for split in usable}
-
-
-def _refuse_with(flags: absl_flags.FlagValues, source: str, others: Sequence[str], splits: str = "") -> None:
-    for name in others:
-        if flags[name].present:
-            raise UsageError(
-                f"--{name} cannot be combined with --{source}={flags[source].value}, which has its own images and "
-                f"splits{splits}"
-            )
-
-
-def _usable_splits(dataset: "Dataset", source: str) -> list[str]:
-    """Returns the splits of a dataset whose records have labels, train first; logs the others."""
-    usable = []
-    for split in sorted(dataset.splits, key=lambda split: (split != "train", split)):
-        try:
-            dataset.split(split)
-            usable.append(split)
-        except DataError as error:
-            _log(f"{error}: split left out.")
-    if not usable:
-        raise DataError(f"{source}: {dataset.directory} has no usable split")
-    return usable
 
 
 def _table(flags: absl_flags.FlagValues) -> "Table | None":

@@ -3,7 +3,6 @@
 convoy export --workdir=run --format=saved_model,onnx --output=exported
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from absl import flags as absl_flags
 
 from convoy.cli.evaluate import CHECKPOINT_HELP, define_trust_flag
 from convoy.cli.tables import print_table
-from convoy.core.errors import ConvoyError, UsageError, did_you_mean
+from convoy.core.errors import ConvoyError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.core.text import counted
@@ -42,35 +41,22 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
       0, or the exit code of what kept a format from being exported.
 
     Raises:
-      UsageError: a format is unknown, or the library of the only one is not installed; and as `export`.
+      UsageError: as `export`.
       DataError: as `export`.
     """
-    formats = tuple(dict.fromkeys(name.strip() for name in flags.format))
-    for name in formats or ("",):
-        if name not in FILES:
-            raise UsageError(
-                f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
-            )
     failures: list[ConvoyError] = []
 
     def leave_out(error: ConvoyError) -> None:
         failures.append(error)
         print(f"convoy: {error}", file=sys.stderr, flush=True)
 
-    missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
-    if "onnx" in formats and missing:
-        error = UsageError(f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`.")
-        formats = tuple(name for name in formats if name != "onnx")
-        if not formats:
-            raise error
-        leave_out(error)
     start_tensorflow()
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(
         flags.workdir,
         Path(flags.output),
-        formats,
+        tuple(name.strip() for name in flags.format),
         checkpoint=flags.checkpoint,
         data=flags.data,
         trust_code=flags.trust_code,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.errors import DataError, UsageError
 from convoy.core.files import write_whole
 from convoy.core.text import counted
 
@@ -45,11 +45,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         problem = f"expected one folder, not {' '.join(arguments)!r}" if arguments else "no folder given"
         raise UsageError(f"{problem}. Example: convoy runs runs")
     folder = Path(arguments[0])
-    if not folder.is_dir():
-        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UsageError(
-            f"{folder}: not a folder{did_you_mean(folder.name, siblings)}. Pass a folder that contains runs."
-        )
     from convoy.trainer.run.listing import list_runs
 
     runs = list_runs(folder)

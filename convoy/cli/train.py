@@ -18,7 +18,6 @@ from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devic
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
-from convoy.core.text import counted
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
@@ -68,7 +67,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
             others[position] = f"{match[1]}{field}{equals}{value or ''}"
     configs.check_field_names(recipe, list(given))
     _check_lists(recipe, given)
-    _check_length(recipe, name, given)
+    configs.check_length(recipe, name, given)
     _check_for_bare_fields(recipe, others)
     # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
     values = dict(configs.fields(recipe))
@@ -122,21 +121,6 @@ def _start_tensorflow_for(recipe: Path, arguments: list[str]) -> None:
         for verbosity in (match for argument in arguments if (match := re.fullmatch(r"--?verbosity=(\d)", argument))):
             set_verbosity(int(verbosity[1]))
         start_tensorflow()
-
-
-def _check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:
-    """Raises a UsageError if the command line leaves open how long to train."""
-    if "steps" not in given:
-        return
-    if not configs.is_zero(given["steps"]) and "epochs" in given:
-        raise UsageError(
-            f"--config.steps={given['steps']} and --config.epochs={given['epochs']} are two lengths. Pass one"
-        )
-    if configs.is_zero(given["steps"]) and "epochs" not in given and recipe.steps:
-        raise UsageError(
-            f"--config.steps={given['steps']} takes away the length of recipe {name} "
-            f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"
-        )
 
 
 def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
@@ -259,6 +243,7 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
             devices=flags.devices,
             strategy_name=flags.strategy,
             record_format=record_format(flags, flags.data),
+            say=_say,
         )
         return
     require_flags(flags, "data", "workdir")
@@ -272,7 +257,12 @@ def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devic
         devices=devices,
         strategy_name=flags.strategy,
         record_format=record_format(flags, flags.data),
+        say=_say,
     )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _profile_steps(text: str) -> tuple[int, int] | None:

@@ -12,8 +12,14 @@ class ConvoyError(Exception):
     """An expected failure. The message names what is wrong, its value, and the fix.
 
     Attributes:
-      exit_code: exit code of the command.
+      exit_code: exit code of a command that ends with it.
       is_secondary: whether it follows from the failure of another worker or from a signal, which the launcher reports.
+
+    Example:
+      try:
+          convoy.verify("no/such/folder")
+      except convoy.ConvoyError as error:
+          error.exit_code, str(error)
     """
 
     exit_code = exit_codes.ERROR
@@ -26,13 +32,27 @@ class ConvoyError(Exception):
 
 
 class UsageError(ConvoyError):
-    """An invalid flag, config field, or combination of them."""
+    """An invalid argument, flag or config field, or combination of them.
+
+    Example:
+      try:
+          convoy.load_config("convnet", batch_sise=64)
+      except convoy.UsageError as error:
+          message = str(error)
+    """
 
     exit_code = exit_codes.USAGE
 
 
 class DataError(ConvoyError):
-    """Data or a checkpoint that cannot be used."""
+    """Data or a checkpoint that cannot be used.
+
+    Example:
+      try:
+          convoy.open_run("no/such/run")
+      except convoy.DataError as error:
+          message = str(error)
+    """
 
     exit_code = exit_codes.DATA
 

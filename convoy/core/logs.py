@@ -10,12 +10,14 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one line."""
         if sys.stderr:
-            print(f"convoy: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+            level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+            print(f"convoy: {level}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def log_to_stderr() -> None:
-    """Prints warnings and errors of Convoy's logger to standard error. Further calls have no effect."""
+    """Prints what Convoy's logger gets, from INFO on, to standard error. Further calls have no effect."""
     logger = logging.getLogger("convoy")
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())
+        logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from convoy.core.errors import ConvoyError
 from convoy.core.exit_codes import SIGNAL_BASE
@@ -54,6 +55,20 @@ def _check_open_files(number: int) -> None:
     with contextlib.ExitStack() as opened:
         for _ in range(number):
             opened.enter_context(open(os.devnull, "rb", buffering=0))
+
+
+@contextlib.contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """Keeps worker processes that are started inside from running the program's main module.
+
+    In a script without `if __name__ == "__main__":` each of them would otherwise start all of it again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # no file and no name, from which multiprocessing would import it
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def follow_parent() -> None:

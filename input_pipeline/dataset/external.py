@@ -13,8 +13,8 @@ it at once.
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import written_whole
 from convoy.core.npz import opened, read_array
-from convoy.core.text import counted
+from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import index
 from convoy.input_pipeline.dataset.folder_layout import folder_layout
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
@@ -34,6 +34,8 @@ from convoy.input_pipeline.dataset.layout import DATASET_INFO, Layout, RecordFor
 from convoy.input_pipeline.dataset.tfds_layout import tfds_layout
 
 _OWN_FOLDER = ".convoy"
+
+_logger = logging.getLogger("convoy")
 _FORMAT = 1  # of a stored index
 
 
@@ -71,11 +73,11 @@ def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
     missing = [split for split, found in kept.items() if found is None]
     if missing:
         size = sum(file[1] for split in missing for file in descriptions[split]["files"])
-        print(
-            f"convoy: {directory}: index missing or outdated: reading record headers "
-            f"({', '.join(missing)}; {size / 1e6:,.1f} MB of shards).",
-            file=sys.stderr,
-            flush=True,
+        _logger.info(
+            "%s: index missing or outdated: reading record headers (%s; %s of shards).",
+            directory,
+            ", ".join(missing),
+            megabytes(size),
         )
     indexes = {}
     for split in layout.splits:

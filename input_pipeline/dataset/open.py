@@ -14,9 +14,9 @@ once.
 
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,17 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from convoy.core.errors import DataError, did_you_mean
+from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.reading import parsed_json, read_json
 from convoy.core.registry import Found
-from convoy.core.text import counted
+from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
-from convoy.input_pipeline.dataset.layout import Layout, RecordFormat
+from convoy.input_pipeline.dataset.layout import Layout, RecordFormat, read_class_names
 from convoy.input_pipeline.dataset.records import CONVERT, Locations
 from convoy.input_pipeline.dataset.source import OpenedSource, Source, SourceName, open_sources, source_name
-from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, similar_folder
+from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, is_remote, similar_folder
 
 Data = str | os.PathLike[str] | RemotePath | Source | Mapping[str, Source]  # what `open_dataset` opens
 
@@ -43,6 +43,7 @@ MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 DUPLICATE = "same bytes as "  # start of the `reason` of a duplicate in quarantine.jsonl
 
+_logger = logging.getLogger("convoy")
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
 
 
@@ -219,6 +220,38 @@ def _open_sources(data: SourceName | Source | Mapping[str, Source]) -> Dataset:
     return Dataset(sources.name, name, sources.class_names, tuple(opened), {}, opened, pieces=pieces)
 
 
+def stated_format(
+    data: str | None,
+    image_key: str = "",
+    label_key: str = "",
+    class_names_file: str = "",
+    class_names: Sequence[str] = (),
+) -> RecordFormat:
+    """Returns what the user says about the records of other tools in `data`, of which nothing needs to be given.
+
+    Args:
+      data: directory of the records; None if there is none yet.
+      image_key: feature name of the encoded image.
+      label_key: feature name of the label.
+      class_names_file: text file with the class of each label, one per line.
+      class_names: these classes, instead of the file.
+
+    Raises:
+      UsageError: `data` is from `convoy convert`, which states all of it.
+      DataError: the file of class names cannot be used.
+    """
+    given = {"image_key": image_key, "label_key": label_key, "class_names_file": class_names_file}
+    stated = [f"--{name}={value}" for name, value in {**given, "class_names": ",".join(class_names)}.items() if value]
+    if stated and data and (is_remote(data) or (Path(data) / MANIFEST).is_file()):
+        raise UsageError(
+            f"{stated[0]}: is for TFRecords of other tools, and {data} has a {MANIFEST} of `convoy convert`. Omit it"
+        )
+    if stated and source_name(data):
+        raise UsageError(f"{stated[0]}: is for TFRecords, and {data} is a source. Omit it")
+    names = read_class_names(Path(class_names_file)) if class_names_file else tuple(class_names)
+    return RecordFormat(image_key, label_key, names)
+
+
 def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Dataset:
     indexes = external.open_indexes(directory, layout)
     class_names, record_format = external.resolve_labels(directory, layout, indexes, given)
@@ -329,12 +362,14 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
                 f"{path} {error}. Copy the index again from an intact copy of the dataset; in a local directory, "
                 "`convoy verify --repair_index` rebuilds it"
             ) from None
-        # Printed before scanning, which may take minutes.
-        print(
-            f"convoy: {path} {error}: reading record headers instead ({sum(sizes) / 1e6:,.1f} MB of shards). "
-            f"To rebuild the index, run `convoy verify --data={directory} --repair_index`.",
-            file=sys.stderr,
-            flush=True,
+        # Before scanning, which may take minutes.
+        _logger.warning(
+            "%s %s: reading record headers instead (%s of shards). To rebuild the index, run `convoy verify --data=%s "
+            "--repair_index`.",
+            path,
+            error,
+            megabytes(sum(sizes)),
+            directory,
         )
         arrays = index.scan([Path(str(path)) for path in shard_paths], RecordKeys()).arrays
         if wrong := _contradiction(arrays, entry, num_classes):

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from convoy.core.errors import DataError
-from convoy.core.processes import follow_parent, helper_starting, interrupts_deferred, interrupts_ignored, usable_cores
+from convoy.core.processes import (
+    follow_parent,
+    helper_starting,
+    interrupts_deferred,
+    interrupts_ignored,
+    main_module_hidden,
+    usable_cores,
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,7 +48,8 @@ class StoppedError(Exception):
 def warm_up(module: str) -> None:
     """Starts the fork server of the workers. It imports TensorFlow and `module` in the background."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["convoy.input_pipeline.images.decoder", module])
-    with interrupts_ignored(), helper_starting():  # inherited by the server, so it ignores Ctrl-C from its start
+    # Inherited by the server, so it ignores Ctrl-C from its start.
+    with interrupts_ignored(), helper_starting(), main_module_hidden():
         multiprocessing.forkserver.ensure_running()
 
 
@@ -93,7 +101,8 @@ def run(
     processes: list[BaseProcess] = []
     kills = _memory_kills()
     try:
-        with interrupts_deferred(), helper_starting():  # a worker interrupted during its start would print a traceback
+        # A worker interrupted during its start would print a traceback.
+        with interrupts_deferred(), helper_starting(), main_module_hidden():
             futures = [pool.submit(_do, do, task, number) for number, task in enumerate(tasks)]
         processes = multiprocessing.active_children()
         pending: set[Future] = set(futures)

@@ -24,7 +24,7 @@ import numpy as np
 
 from convoy.core.errors import UsageError
 from convoy.core.files import replace
-from convoy.core.processes import follow_parent, helper_starting, usable_cores
+from convoy.core.processes import follow_parent, helper_starting, main_module_hidden, usable_cores
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
@@ -146,7 +146,7 @@ class SampleSet:
                 workers, multiprocessing.get_context("forkserver"), initializer=follow_parent
             )
         try:
-            with helper_starting():
+            with helper_starting(), main_module_hidden():
                 drawn = executor.map(draw, tasks)
             for _ in drawn:
                 pass

@@ -79,39 +79,42 @@ def test_tfds_directory_is_read_as_tfds_does(photos):
     np.testing.assert_array_equal(np.concatenate(images), [example["photo"].numpy() for example in expected])
 
 
-def test_index_is_stored_and_reused_until_the_shards_change(photos, capfd):
+def test_index_is_stored_and_reused_until_the_shards_change(photos, caplog):
+    caplog.set_level("INFO", logger="convoy")
     first = open_dataset(photos)
-    assert "index missing" in capfd.readouterr().err
+    assert "index missing" in caplog.text
     assert sorted(path.name for path in (photos / ".convoy").iterdir()) == [
         f"index-{split}.npz" for split in ("test", "train", "validation")
     ]
+    caplog.clear()
     again = open_dataset(photos)
-    assert capfd.readouterr().err == ""
+    assert not caplog.text
     assert again.digest("train") == first.digest("train")
     shard = photos / "photos-train.tfrecord-00000-of-00001"
     content = shard.read_bytes()
     last = int(first.split("train").offset[-1])
     shard.write_bytes(content[last:] + content[:last])
     changed = open_dataset(photos)
-    assert "(train;" in capfd.readouterr().err
+    assert "(train;" in caplog.text
     assert changed.split("train").label[0] == first.split("train").label[-1]
     assert changed.digest("train") != first.digest("train")
     assert changed.digest("validation") == first.digest("validation")
 
 
-def test_index_of_a_read_only_directory_is_in_the_user_cache(photos, tmp_path, monkeypatch, capfd):
+def test_index_of_a_read_only_directory_is_in_the_user_cache(photos, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="convoy")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (photos / ".convoy").write_text("a file, so that not even root can create the directory")
     digest = open_dataset(photos).digest("train")
     assert len(list(tmp_path.glob("cache/convoy/*/index-*.npz"))) == 3
-    capfd.readouterr()
+    caplog.clear()
     assert open_dataset(photos).digest("train") == digest
-    assert capfd.readouterr().err == ""
+    assert not caplog.text
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert open_dataset(photos).digest("train") == digest
 
 
-def test_damaged_stored_index_is_replaced(photos, capfd):
+def test_damaged_stored_index_is_replaced(photos):
     digest = open_dataset(photos).digest("train")
     stored = photos / ".convoy" / "index-train.npz"
     content = stored.read_bytes()
@@ -120,7 +123,7 @@ def test_damaged_stored_index_is_replaced(photos, capfd):
     assert stored.read_bytes() == content
 
 
-def test_concurrent_processes_write_one_intact_index(photos, capfd):
+def test_concurrent_processes_write_one_intact_index(photos):
     program = (
         f"import sys; from convoy.input_pipeline.dataset.open import open_dataset; sys.stdin.read(1); "
         f"print(open_dataset({str(photos)!r}).digest('train'), 'tensorflow' in sys.modules)"
@@ -271,7 +274,8 @@ def test_ctrl_c_stops_reading_headers(tmp_path):
     record = records.frame(records.example({"image": b"x", "label": 0}))
     for number in range(4):  # takes half a minute to scan
         (tmp_path / f"train-{number:05d}-of-00004").write_bytes(record * 300_000)
-    program = f"from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(tmp_path)!r})"
+    program = "from convoy.core.logs import log_to_stderr; log_to_stderr(); "
+    program += f"from convoy.input_pipeline.dataset.open import open_dataset; open_dataset({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert "reading record headers" in process.stderr.readline()

@@ -203,13 +203,13 @@ sys.stdin.read()
             holder.kill()
             holder.communicate()
 
-    def test_file_system_without_locks_prints_a_warning(self, tmp_path, monkeypatch, capsys):
+    def test_file_system_without_locks_logs_a_warning(self, tmp_path, monkeypatch, caplog):
         def refuse(*_):
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
         RunDirectory(tmp_path / "run").create()
-        assert "No locks available" in capsys.readouterr().out
+        assert "No locks available" in caplog.text
 
     def test_refused_start_leaves_nothing_that_it_made(self, tmp_path):
         (tmp_path / "launched" / "logs").mkdir(parents=True)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
+from tensorflow.python.framework import config as tf_config
 
 from convoy.launch.ports import reserved_ports
 from convoy.trainer.tf_compat.internals import device_iterators_without_autotuning, is_seed_state, sigterm_kept
+from convoy.trainer.tf_compat.keras_state import global_state_kept
 from convoy.trainer.tf_compat.layers import ByteDropout
 from tests.trainer.step_program import make_batch, make_step
 
@@ -238,3 +240,26 @@ def test_every_dropout_of_a_model_gets_its_seeds_from_the_step(model):
         losses.append(float(train_step(batch, 0.1).sums[0]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert [v.numpy().tolist() for v in states] == before
+
+
+def test_global_state_is_restored_also_after_an_error():
+    """It relies on where Keras and TensorFlow keep their state."""
+    tf_config.disable_op_determinism()
+    keras.utils.set_random_seed(3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    expected = tf.random.normal([2]).numpy(), np.random.rand(), keras.layers.Dense(1).name
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    with pytest.raises(RuntimeError), global_state_kept():
+        assert keras.config.dtype_policy().name == "float32"
+        keras.layers.Dense(1)
+        keras.utils.set_random_seed(7)
+        tf.random.normal([5])
+        tf.config.experimental.enable_op_determinism()
+        raise RuntimeError
+    found = tf.random.normal([2]).numpy(), np.random.rand(), keras.layers.Dense(1).name
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1] == expected[1] and found[2].startswith("dense")
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    assert not tf_config.is_op_determinism_enabled()

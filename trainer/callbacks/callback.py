@@ -194,6 +194,14 @@ class Callback:
 
     Attributes:
       every_worker: whether the hooks run on every worker; by default only on the chief.
+
+    Example:
+      class StopAtNinety(convoy.Callback):
+          def on_evaluation(self, training, evaluation):
+              if evaluation.metrics["top1"] >= 0.9:
+                  training.request_stop("top-1 is good enough")
+
+      callbacks = [StopAtNinety()]  # an argument of convoy.train
     """
 
     every_worker = False

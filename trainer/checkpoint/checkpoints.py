@@ -12,7 +12,7 @@ determined from the files themselves; there is no index file.
 
 import contextlib
 import json
-import sys
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +27,8 @@ from convoy.core.reading import parsed_json
 from convoy.core.run_layout import checkpoint_name, checkpoint_step
 
 _METADATA = "metadata.json"
+
+_logger = logging.getLogger("convoy")
 
 Checkpoint = tuple[dict[str, np.ndarray], dict[str, Any]]  # variables by name, metadata
 
@@ -175,7 +177,7 @@ def load_latest_valid(store: CheckpointStore, *, before: int | None = None) -> C
             return store.load(step)
         except DamagedError as error:
             damaged = True
-            print(f"convoy: {error}", file=sys.stderr)
+            _logger.warning("%s", error)
     if damaged:
         raise DataError(
             f"{store.folder}: all checkpoints are damaged. Restore one from a backup, or start over in another "

@@ -1,15 +1,17 @@
 """The `tf.distribute` strategy for `--devices`, `--strategy` and a cluster, and device capabilities.
 
-devices = parse_devices("cpu:2")              # before TensorFlow starts
-strategy = make_strategy(devices, "auto")     # starts it
+devices = parse_devices("cpu:2")
+strategy = make_strategy(devices, "auto")     # starts TensorFlow, unless it was used before
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convoy.core.cluster import Cluster, host_and_port
 from convoy.core.devices import Devices, check_strategy
 from convoy.core.errors import UsageError
+from convoy.core.processes import usable_cores
 from convoy.core.text import counted
 from convoy.trainer.cluster.ports import listening_socket, port_problem
 from convoy.trainer.cluster.proxies import bypass_proxies
@@ -18,11 +20,15 @@ from convoy.trainer.cluster.rendezvous import PortTakenError
 if TYPE_CHECKING:
     import tensorflow as tf
 
+_RESTART = "Restart Python (in a notebook: the kernel), and make this the first use of TensorFlow"
+
 
 def make_strategy(
     devices: Devices, name: str = "auto", *, cluster: Cluster | None = None, heartbeat_seconds: float = 30.0
 ) -> "tf.distribute.Strategy":
-    """Configures TensorFlow's devices and returns the strategy over them. Call once, before TensorFlow is used.
+    """Configures TensorFlow's devices and returns the strategy over them.
+
+    The first use of TensorFlow in a process fixes its devices: afterwards a strategy takes those that exist.
 
     Args:
       devices: devices of this process, from `parse_devices`.
@@ -33,7 +39,7 @@ def make_strategy(
 
     Raises:
       UsageError: a GPU does not exist, `one_device` is used with several devices, the strategy does not fit the
-        cluster, or TensorFlow is already initialized.
+        cluster, or TensorFlow was used before, with other devices.
       PortTakenError: this worker's port is taken.
     """
     import tensorflow as tf
@@ -41,7 +47,7 @@ def make_strategy(
     check_strategy(name, cluster)
     found = tf.config.list_physical_devices("GPU")
     if devices.kind == "cpu" or (devices.kind == "auto" and not found):
-        names = _configure_cpus(devices.count)
+        names = _cpus(devices.count)
     else:
         wanted = devices.gpus or tuple(range(len(found)))
         missing = [gpu for gpu in wanted if gpu >= len(found)]
@@ -51,13 +57,7 @@ def make_strategy(
                 f"{counted(len(found), 'GPU')}. Omit --devices to use all devices; `nvidia-smi` lists the GPUs that "
                 "the driver sees."
             )
-        try:
-            tf.config.set_visible_devices([found[gpu] for gpu in wanted], "GPU")
-            for gpu in wanted:
-                tf.config.experimental.set_memory_growth(found[gpu], True)
-        except RuntimeError as error:
-            raise UsageError("--devices: TensorFlow was initialized before its devices were configured.") from error
-        names = [f"GPU:{index}" for index in range(len(wanted))]
+        names = _gpus([found[gpu] for gpu in wanted], or_fewer=devices.kind == "auto") or _cpus(devices.count)
     if cluster:
         return _multi_worker(cluster, names, heartbeat_seconds)
     if name == "one_device" and len(names) > 1:
@@ -99,33 +99,65 @@ def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) 
 
 
 def set_cpu_threads(count: int) -> None:
-    """Sets the number of intra-op CPU threads. Call before TensorFlow is used.
+    """Sets the number of intra-op CPU threads, which the first use of TensorFlow in a process fixes.
 
     oneDNN and Eigen split sums among the threads, so a deterministic run needs the same number everywhere.
 
     Raises:
-      UsageError: TensorFlow is already initialized.
+      UsageError: TensorFlow was used before, with another number.
     """
     import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(count)
-    except RuntimeError as error:
-        raise UsageError("TensorFlow was initialized before its number of threads was set.") from error
+    except RuntimeError:  # it was used before
+        chosen = tf.config.threading.get_intra_op_parallelism_threads()
+        in_use = chosen or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or usable_cores())
+        if in_use != count:
+            raise UsageError(
+                f"config.deterministic_threads={count}: TensorFlow already uses {in_use} threads in this process. "
+                f"{_RESTART}."
+            ) from None
 
 
-def _configure_cpus(count: int) -> list[str]:
+def _cpus(count: int) -> list[str]:
+    """Returns the names of `count` logical CPU devices, and hides the GPUs, if TensorFlow was not used before."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    except RuntimeError as error:
-        raise UsageError(
-            f"--devices=cpu:{count}: TensorFlow was initialized before its devices were configured."
-        ) from error
+    except RuntimeError:
+        if (existing := len(tf.config.list_logical_devices("CPU"))) < count:
+            raise UsageError(
+                f"--devices=cpu:{count}: TensorFlow already runs in this process, with "
+                f"{counted(existing, 'logical CPU device')}. {_RESTART}."
+            ) from None
     return [f"CPU:{index}" for index in range(count)]
+
+
+def _gpus(wanted: "list[tf.config.PhysicalDevice]", *, or_fewer: bool) -> list[str]:
+    """Returns the names of these GPUs, and hides the others, if TensorFlow was not used before.
+
+    Otherwise it uses some GPUs, and `or_fewer` is whether those among them are enough.
+    """
+    import tensorflow as tf
+
+    try:
+        tf.config.set_visible_devices(wanted, "GPU")
+        for gpu in wanted:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:
+        pass  # it was used before: what it uses stays as it is
+    visible = tf.config.get_visible_devices("GPU")
+    hidden = [gpu.name.rpartition(":")[2] for gpu in wanted if gpu not in visible]
+    if hidden and not or_fewer:
+        raise UsageError(
+            f"--devices=gpu:{','.join(hidden)}: TensorFlow already runs in this process, without "
+            f"{'this GPU' if len(hidden) == 1 else 'these GPUs'}. {_RESTART}."
+        )
+    return [f"GPU:{visible.index(gpu)}" for gpu in wanted if gpu in visible]
 
 
 def runs_on_gpu(strategy: "tf.distribute.Strategy") -> bool:

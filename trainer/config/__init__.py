@@ -23,6 +23,8 @@ from convoy.trainer.config.plan import (
 from convoy.trainer.config.recipes import (
     DEFAULT_RECIPE,
     check_field_names,
+    check_length,
+    configured,
     is_zero,
     load_recipe,
     overridden_durations,
@@ -38,6 +40,8 @@ __all__ = [
     "Plan",
     "check",
     "check_field_names",
+    "check_length",
+    "configured",
     "default_config",
     "differences",
     "duration_in_steps",

@@ -12,9 +12,10 @@ import ml_collections
 
 import convoy
 from convoy.core.errors import UsageError, did_you_mean
-from convoy.core.text import one_line
+from convoy.core.text import counted, one_line
 from convoy.core.user_code import first_on_path, located, run_file
 from convoy.trainer.config import renamed
+from convoy.trainer.config.checks import check
 from convoy.trainer.config.schema import default_config, fields
 
 DEFAULT_RECIPE = "convnet"
@@ -136,6 +137,53 @@ def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, 
 def is_zero(text: str) -> bool:
     """Returns whether the value of a numeric field on the command line is 0, or empty."""
     return bool(re.fullmatch(r"\s*[-+]?(0x)?[0_]*\.?0*(e[-+]?\d+)?\s*", text, re.I))
+
+
+def check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[str, str]) -> None:
+    """Raises a UsageError if the fields `given`, as text, leave open how long to train."""
+    if "steps" not in given:
+        return
+    if not is_zero(given["steps"]) and "epochs" in given:
+        raise UsageError(
+            f"--config.steps={given['steps']} and --config.epochs={given['epochs']} are two lengths. Pass one"
+        )
+    if is_zero(given["steps"]) and "epochs" not in given and recipe.steps:
+        raise UsageError(
+            f"--config.steps={given['steps']} takes away the length of recipe {name} "
+            f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"
+        )
+
+
+def configured(name: str, given: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config of a recipe with the values of the fields `given`, checked.
+
+    Args:
+      name: as in `load_recipe`.
+      given: values by name, in dicts by section or by dotted name.
+
+    Raises:
+      UsageError: no such recipe or field, or a value of the wrong type or out of range.
+    """
+    values: dict[str, Any] = {}
+    for field, value in fields(given):
+        field, text = renamed.current_field(field, value if isinstance(value, str) else None)
+        values[field] = value if text is None else text
+    config = load_recipe(name)
+    check_field_names(config, list(values))
+    texts = {field: str(value) for field, value in values.items()}
+    check_length(config, name, texts)
+    replaced = dict.fromkeys(overridden_durations(config, texts), 0)
+    if "epochs" in values and "steps" not in values:
+        replaced["steps"] = 0
+    for field, value in {**replaced, **values}.items():
+        section, last = renamed.section_of(config, field)
+        try:
+            section[last] = value
+        except TypeError:
+            kind = type(section[last]).__name__
+            raise UsageError(f"config.{field}={value!r}: must be of type {kind}, such as {section[last]!r}.") from None
+    check(config)
+    return config
 
 
 def _no_field(name: str, config: ml_collections.ConfigDict) -> str:

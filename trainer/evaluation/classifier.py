@@ -56,6 +56,7 @@ class RunClassifier:
     def __init__(self, trained: TrainedRun):
         """Compiles nothing yet."""
         self._runtime = trained.runtime
+        self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
         self.class_names = trained.class_names
         self.crop = trained.crop
         self.step = trained.step
@@ -73,20 +74,29 @@ class RunClassifier:
         dataset = numbers.map(image_of, num_parallel_calls=usable_cores()).batch(batch).prefetch(2 * replicas)
         distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
 
+        remaining = num_images
+        with contextlib.closing(iterate(distributed)) as batches:
+            for images in batches:
+                for probabilities in self._classify(flip_tta)(images):
+                    yield from probabilities.numpy()[:remaining]
+                    remaining = max(0, remaining - batch)
+
+    def _classify(self, flip_tta: bool) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+        """Returns the compiled function from a distributed batch to each replica's probabilities."""
+        if flip_tta in self._compiled:
+            return self._compiled[flip_tta]
+        strategy = self._runtime.strategy
+
         def one_replica(images: tf.Tensor) -> tf.Tensor:
             return tf.nn.softmax(infer(self._runtime.state, self._runtime.built, images))
 
         def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
             return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, reduce_retracing=True)
         def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
             run = strategy.run(one_replica_flip_tta if flip_tta else one_replica, (images,))
             return strategy.experimental_local_results(run)
 
-        remaining = num_images
-        with contextlib.closing(iterate(distributed)) as batches:
-            for images in batches:
-                for probabilities in classify(images):
-                    yield from probabilities.numpy()[:remaining]
-                    remaining = max(0, remaining - batch)
+        self._compiled[flip_tta] = classify
+        return classify

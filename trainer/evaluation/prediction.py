@@ -5,13 +5,11 @@ predict(RunClassifier(trained), request)      # filename,category
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import check_output_file, write_whole
@@ -19,13 +17,9 @@ from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
-from convoy.input_pipeline.images.kinds import unsupported_jpeg
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, decode_and_crop
 from convoy.trainer.evaluation.classifier import Classifier
+from convoy.trainer.evaluation.loading import image_file, probabilities_of
 from convoy.trainer.evaluation.sample_submission import SampleSubmission, read_sample
-
-_NAMED = 3  # how many unreadable files an error names
-_DAMAGED = "it is truncated or damaged"
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,14 @@ def predict(classifier: Classifier, request: Request) -> Predictions:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(sample.header if sample else columns)
     best: list[tuple[str, float] | None] = []
-    for number, probabilities in enumerate(_probabilities(classifier, files, request, unreadable)):
+    found = probabilities_of(
+        files,
+        classifier,
+        flip_tta=request.flip_tta,
+        limits=request.limits,
+        unreadable=unreadable if request.skip_unreadable else None,
+    )
+    for number, probabilities in enumerate(found):
         if number in unreadable:
             best.append(None)
             row = [names[number], request.unreadable_label, *[""] * (len(columns) - 2)]
@@ -141,10 +142,8 @@ def _requested_images(
     if len(request.images) > 1 or first.is_file():
         if option := "like" if request.like else "manifest" if request.manifest else "":
             raise UsageError(f"--{option} names images of a folder. Pass it in --images, instead of {first}.")
-        for path in request.images:
-            if not path.is_file():
-                raise DataError(f"image {path} {'is a folder among files' if path.is_dir() else 'does not exist'}.")
-        return None, header, [str(path) for path in request.images], [_file(path) for path in request.images]
+        files = [image_file(path) for path in request.images]
+        return None, header, [file.name for file in files], files
     if request.like:
         sample = read_sample(request.like, first, class_names)
         if request.manifest:
@@ -155,10 +154,6 @@ def _requested_images(
         return None, header, names, match_files(first, names, request.manifest)
     files = list_images(first)
     return None, header, [file.name for file in files], files
-
-
-def _file(path: Path) -> ImageFile:
-    return ImageFile(str(path), str(path), path.stat().st_size)
 
 
 def _manifest_names(manifest: Path) -> list[str]:
@@ -175,75 +170,3 @@ def _check_same_names(like: Sequence[str], manifest: Sequence[str], request: Req
                 f"--like={request.like} and --manifest={request.manifest} list different images: {missing[0]!r} is not "
                 f"in {where}. Pass one of the two, or make them match."
             )
-
-
-def _probabilities(
-    classifier: Classifier, files: Sequence[ImageFile], request: Request, unreadable: dict[int, str]
-) -> Iterator[np.ndarray]:
-    """Yields each file's class probabilities, [num_classes] float32; adds the reasons of unreadable ones by number.
-
-    Raises:
-      DataError: a file cannot be read, and those are not skipped.
-    """
-    buffer = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(buffer, "PNG")
-    one_pixel = buffer.getvalue()  # in place of an image that is skipped
-
-    def load(index: np.ndarray) -> tuple[bytes, bytes, np.int64, np.int64]:
-        data = b""
-        try:
-            data = _read(files[int(index)], request.limits)
-            encoded, image_format, (width, height), _ = pixels.encode(data, pixels.Pixels(0, "keep", request.limits))
-            if request.skip_unreadable:
-                tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        except Exception as error:  # decoders raise anything for a broken image
-            unreadable[int(index)] = _reason(error, data)
-            if not request.skip_unreadable:
-                raise
-            encoded, image_format, (width, height), _ = pixels.encode(one_pixel, pixels.Pixels(0, "keep"))
-        return encoded, image_format.encode(), np.int64(height), np.int64(width)
-
-    @tf.autograph.experimental.do_not_convert
-    def decode(index: tf.Tensor) -> tf.Tensor:
-        values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
-        features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
-        features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), classifier.crop, any_viewed=False)
-
-    try:
-        yield from classifier.probabilities(decode, len(files), flip_tta=request.flip_tta)
-    except tf.errors.OpError:
-        found = {files[number].name: reason for number, reason in unreadable.items()}
-        found = found or _undecodable(files, request.limits)
-        if not found:
-            raise
-        listed = "; ".join(f"{name!r}: {why}" for name, why in list(found.items())[:_NAMED])
-        raise DataError(
-            f"at least {len(found)} of the images cannot be read: {listed}. Fix or remove them, or pass "
-            "--on_corrupt=skip."
-        ) from None
-
-
-def _read(file: ImageFile, limits: pixels.Limits) -> bytes:
-    limits.check_file(file.size)
-    return Path(file.path).read_bytes()
-
-
-def _undecodable(files: Sequence[ImageFile], limits: pixels.Limits) -> dict[str, str]:
-    """Returns the name of the first file that TensorFlow cannot decode, and the reason; its own error names no file."""
-    for file in files:
-        data = b""
-        try:
-            data = _read(file, limits)
-            encoded, *_ = pixels.encode(data, pixels.Pixels(0, "keep", limits))
-            tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        except Exception as error:  # as above
-            return {file.name: _reason(error, data)}
-    return {}
-
-
-def _reason(error: Exception, data: bytes) -> str:
-    """Returns why a file with these bytes cannot be read."""
-    if isinstance(error, tf.errors.OpError):
-        return unsupported_jpeg(data) or _DAMAGED
-    return pixels.reason(error)

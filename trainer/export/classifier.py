@@ -29,11 +29,13 @@ class ExportClassifier:
       crop: how to resize the images.
       step: step of the exported weights.
       flip_tta: whether the run is evaluated with each image and its mirror image.
+      file_format: the format, one of `loaders.FILES`.
     """
 
-    def __init__(self, description: dict[str, Any], classify: Classify):
-        """Takes the results of `read_description` and `load`."""
+    def __init__(self, description: dict[str, Any], classify: Classify, file_format: str):
+        """Takes the results of `read_description` and `load`, and the format."""
         self._classify = classify
+        self.file_format = file_format
         self.class_names: list[str] = description["class_names"]
         resize = description.get("resize", "squash")  # as in exports of older versions
         self.crop = Crop(description["image_size"], resize=resize)
@@ -81,7 +83,7 @@ def open_export(folder: Path, file_format: str = "", *, trust_code: bool = False
             check_owner(path / "saved_model.pb", "predicting")
         if file_digests(path) != contents:
             raise DataError(f"{path}: modified since the export (SHA-256 differs). Export again.")
-        return ExportClassifier(description, load(file_format, path))
+        return ExportClassifier(description, load(file_format, path), file_format)
     except FileNotFoundError:
         raise DataError(f"{folder / FILES[file_format]}: no such file. Export again.") from None
     except ImportError as error:

@@ -12,6 +12,7 @@ the run's own precision is measured and reported as well.
 """
 
 import importlib.metadata
+import importlib.util
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from convoy.core.devices import Devices
-from convoy.core.errors import ConvoyError, DataError
+from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
 from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
@@ -99,21 +101,31 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
       on_failure: called for each format that is left out, as soon as that is known.
 
     Raises:
-      UsageError: the output exists and is not an export, or another process is exporting to it.
+      UsageError: a format is unknown, or the library of the only one is not installed; the output exists and is not
+        an export, or another process is exporting to it.
       DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
         the output cannot be written.
     """
-    formats = list(request.formats)
+    formats = list(dict.fromkeys(request.formats))
+    for name in formats or ("",):
+        if name not in FILES:
+            raise UsageError(
+                f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
+            )
 
-    def leave_out(name: str, error: DataError) -> None:
+    def leave_out(name: str, error: ConvoyError) -> None:
         formats.remove(name)
         if not formats:
             raise error
         on_failure(error)
 
-    with export_folder(request.output) as folder:
+    missing = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+    if "onnx" in formats and missing:
+        needed = f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`."
+        leave_out("onnx", UsageError(needed))
+    with tf.device("/CPU:0"), export_folder(request.output) as folder:
         trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint, trust_code=request.trust_code)
-        for name in request.formats:
+        for name in tuple(formats):
             if reason := obstacle(name, trained.runtime.built.model):
                 leave_out(name, DataError(f"--format={name}: {reason}"))
         trained, reference = _in_float32(trained, request)

@@ -9,6 +9,7 @@ replicas always divide. On GPUs the limit is their memory, on CPUs a share of th
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer import config as configs
 from convoy.trainer.finders.batch_size_trial import MARK, TOO_LARGE
 
+_logger = logging.getLogger("convoy")
 _ROOT = Path(convoy.__file__).parents[1]
 _SHARE_OF_MEMORY = 0.8
 _LONGEST_STEP_SECONDS = 20.0
@@ -161,8 +163,9 @@ def find_batch_size(
     devices: str = "auto",
     strategy_name: str = "auto",
     record_format: RecordFormat | None = None,
+    say: Callable[[str], None] = _logger.info,
 ) -> Search:
-    """Searches for the largest batch, and prints a table and a suggestion.
+    """Searches for the largest batch, and reports a table and a suggestion.
 
     Args:
       config: complete. The search starts at its batch size.
@@ -170,6 +173,7 @@ def find_batch_size(
       devices: as in `--devices`.
       strategy_name: one of `devices.STRATEGIES`.
       record_format: what is known about the records of other tools.
+      say: called with each line of progress and result.
 
     Raises:
       UsageError: config, devices and dataset do not fit together.
@@ -188,23 +192,23 @@ def find_batch_size(
         "parent": os.getpid(),
     }
     first, scale = _run(options | {"virtual_batch_size": 0})
-    print(
+    say(
         f"Each size runs for a few steps in its own process, on {_devices(scale)}"
         + ("." if scale.on_gpu else f", within {megabytes(memory_limit)}: {_SHARE_OF_MEMORY:.0%} of the free memory.")
     )
-    print("".join(f"{name:>14}" for name in _COLUMNS))
+    say("".join(f"{name:>14}" for name in _COLUMNS))
 
     known = {first.size: first}
 
     def attempt(size: int) -> Attempt:
         done = known.pop(size, None) or _run(options | {"virtual_batch_size": size})[0]
-        print(row(done, scale), flush=True)
+        say(row(done, scale))
         return done
 
     smallest = 2 if config.mix.mixup or config.mix.cutmix else 1  # mixing needs two images
     most = max(smallest, scale.num_images // scale.virtual_replicas)
     found = search(attempt, first=scale.first_size, most=most, smallest=smallest)
-    print("\n".join(conclusion(found, scale)))
+    say("\n".join(conclusion(found, scale)))
     return found
 
 

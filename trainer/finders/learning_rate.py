@@ -12,9 +12,10 @@ run. With the same virtual replicas the step is the same on any hardware, so one
 import contextlib
 import csv
 import io
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ml_collections
@@ -27,7 +28,9 @@ from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.finders.trial import STEPS, prepare_trial
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.tf_compat.keras_state import global_state_kept
 
+_logger = logging.getLogger("convoy")
 # Lowest and highest rate per optimizer: from hardly any effect to certain divergence.
 _RANGES = {
     "adam": (1e-6, 1.0),
@@ -85,6 +88,7 @@ class RangeTest:
     flag: str
 
 
+@global_state_kept()
 def find_learning_rate(
     config: ml_collections.ConfigDict,
     *,
@@ -93,8 +97,9 @@ def find_learning_rate(
     devices: Devices,
     strategy_name: str = "auto",
     record_format: RecordFormat | None = None,
+    say: Callable[[str], None] = _logger.info,
 ) -> RangeTest:
-    """Runs the test, prints the result, and writes RUN/find_lr.csv and RUN/find_lr.png.
+    """Runs the test, reports the result, and writes RUN/find_lr.csv and RUN/find_lr.png.
 
     Args:
       config: complete. Its schedule and learning rate are not used.
@@ -103,6 +108,7 @@ def find_learning_rate(
       devices: devices to train on.
       strategy_name: one of `devices.STRATEGIES`.
       record_format: what is known about the records of other tools.
+      say: called with each line of progress and result.
 
     Raises:
       UsageError: config, devices and dataset do not fit together, or `workdir` cannot be a run directory.
@@ -113,10 +119,9 @@ def find_learning_rate(
     trial = prepare_trial(config, data=data, devices=devices, strategy_name=strategy_name, record_format=record_format)
     _make_folder(run)
     rates = swept_rates(config.optimizer.name)
-    print(
+    say(
         f"Learning rates from {rates[0]:.0e} to {rates[-1]:.0e} in up to {STEPS} steps of "
         f"{counted(trial.plan.global_batch_size, 'image')}, with {config.optimizer.name}.",
-        flush=True,
     )
     losses: list[float] = []
     with contextlib.closing(trial.training_input.batches(0)) as batches:
@@ -127,7 +132,7 @@ def find_learning_rate(
             overflowed = not result.finite.numpy() and result.loss_scale.numpy() <= 1
             losses.append(math.nan if overflowed else loss)
             if len(losses) % _LINE_EVERY == 0:
-                print(f"step {len(losses)}/{STEPS}  lr {rate:.1e}  loss {loss:.4f}", flush=True)
+                say(f"step {len(losses)}/{STEPS}  lr {rate:.1e}  loss {loss:.4f}")
             if has_diverged(losses):
                 break
     rates = rates[: len(losses)]
@@ -136,7 +141,7 @@ def find_learning_rate(
     flag = f"--config.optimizer.learning_rate={suggestion.rate / scale:.2g}" if suggestion else ""
     test = RangeTest(rates, np.array(losses), smoothed(losses), suggestion, flag)
     _write(run, test)
-    print("\n".join([*_conclusion(test, config), f"Curve: {run.learning_rate_plot}, {run.learning_rates}"]))
+    say("\n".join([*_conclusion(test, config), f"Curve: {run.learning_rate_plot}, {run.learning_rates}"]))
     return test
 
 

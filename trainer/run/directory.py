@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -28,6 +29,8 @@ from convoy.trainer.config.schema import wrong_type
 # May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
 
+_logger = logging.getLogger("convoy")
+
 
 class RunDirectory(RunLayout):
     """The paths of a run, its lock and its JSON files."""
@@ -39,7 +42,7 @@ class RunDirectory(RunLayout):
         self._made: list[Path] = []  # folders that `create` made, innermost first
 
     def create(self, *, wait_seconds: float = 0.0) -> None:
-        """Makes the folder and locks it until this process ends. Call it before reading anything in it.
+        """Makes the folder, and locks it until `release` or the end of this process. Call it before reading in it.
 
         Args:
           wait_seconds: how long to wait for another process to release the lock.
@@ -104,11 +107,11 @@ class RunDirectory(RunLayout):
                         self._lock.close()  # NFS keeps a folder until what was open in it is closed
                         for folder in self._made[1:]:
                             folder.rmdir()
-                self.release()
+            self.release()
             raise
 
     def release(self) -> None:
-        """Releases the lock, if this process has it."""
+        """Releases the lock, if this process has it: another run may then train here, also in this process."""
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -126,7 +129,7 @@ class RunDirectory(RunLayout):
             ) from None
 
         def report_wait() -> None:
-            print(f"Waiting up to {wait_seconds:.0f} s for another process that trains in {self.path}.", flush=True)
+            _logger.info("Waiting up to %.0f s for another process that trains in %s.", wait_seconds, self.path)
 
         try:
             unsupported = acquire_lock(lock.fileno(), wait_seconds=wait_seconds, on_wait=report_wait)
@@ -145,7 +148,7 @@ class RunDirectory(RunLayout):
             lock.close()
             return
         if unsupported:
-            print(f"warning: --workdir={self.path} cannot be locked ({unsupported.strerror}): train in it only once.")
+            _logger.warning("%s cannot be locked (%s): train in it only once.", self.path, unsupported.strerror)
         self._lock = lock
 
     def _was_removed(self, lock: BinaryIO) -> bool:

@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.run_layout import attempt_number
 from convoy.core.text import counted
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import number_in, read_evaluations, read_json_lines, read_json_object
 
+MARKS = ("checkpoints", "launch.json")  # a folder with either is a run directory
 _MAX_DEPTH = 4  # levels of folders to search
 _ACTIVE_SECONDS = 300.0  # a run on another host counts as running for this long after its last write
 _METRICS_TAIL_BYTES = 2**16
@@ -76,8 +77,22 @@ class ListedRun:
         return asdict(self)
 
 
+def read_run(path: Path) -> ListedRun:
+    """Returns the state of a run directory, which may be in progress; without `differences`."""
+    return _read(path, path.name, _locked_files())
+
+
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Returns the runs in and under a folder, sorted by best validation top-1; runs without one come last."""
+    """Returns the runs in and under a folder, sorted by best validation top-1; runs without one come last.
+
+    Raises:
+      UsageError: it is not a folder.
+    """
+    if not folder.is_dir():
+        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UsageError(
+            f"{folder}: not a folder{did_you_mean(folder.name, siblings)}. Pass a folder that contains runs."
+        )
     locked = _locked_files()
     runs = [_read(path, str(path.relative_to(folder)), locked) for path in _run_folders(folder)]
     names = {name for run in runs for name in run.config if not name.startswith(OPERATIONAL_FIELDS)}
@@ -98,7 +113,7 @@ def _compared(name: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
-    if any(os.path.lexists(folder / name) for name in ("checkpoints", "launch.json")):
+    if any(os.path.lexists(folder / name) for name in MARKS):
         yield folder
     elif depth < _MAX_DEPTH:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:

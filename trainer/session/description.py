@@ -1,5 +1,6 @@
 """Descriptions of a run: dataset identity, versions and hardware, and the rows of the console's header."""
 
+import logging
 import os
 import platform
 import shlex
@@ -22,11 +23,13 @@ from convoy.trainer.session.runtime import Runtime
 
 AS_VIEWED = "upright and on white"
 
+_logger = logging.getLogger("convoy")
+
 
 def as_read_by_run(dataset: Dataset, identity: Mapping[str, Any], run: RunDirectory) -> Dataset:
     """Returns a dataset with its images decoded as a run did when it began.
 
-    Prints a line where that is not how a viewer shows them.
+    Logs a warning where that is not how a viewer shows them.
 
     Args:
       dataset: the dataset.
@@ -35,10 +38,11 @@ def as_read_by_run(dataset: Dataset, identity: Mapping[str, Any], run: RunDirect
     """
     if dataset.manifest or identity.get("reading") == AS_VIEWED:
         return dataset
-    print(
-        f"{run.path} began with an earlier version: it ignores orientation and transparency of images in "
-        f"{dataset.directory}. A new --workdir reads them as a viewer shows them.",
-        flush=True,
+    _logger.warning(
+        "%s began with an earlier version: it ignores orientation and transparency of images in %s. A new run "
+        "directory reads them as a viewer shows them.",
+        run.path,
+        dataset.directory,
     )
     return dataset.as_stored()
 

@@ -94,13 +94,10 @@ def open_run(
       DataError: there is no run or no checkpoint in `workdir`, or the checkpoint is damaged.
     """
     run = RunDirectory(workdir)
-    if not run.path.is_dir():
-        raise DataError(f"--workdir={workdir}: no such folder. Pass the --workdir of `convoy train`.")
+    step = chosen_step(run, checkpoint)
     config = ml_collections.ConfigDict(run.read_config())
     dataset = run.read_dataset()
-    store = CheckpointStore(run.checkpoints)
-    step = _chosen_step(store, checkpoint, workdir)
-    values, _ = store.load(step)
+    values, _ = CheckpointStore(run.checkpoints).load(step)
     config.precision = precision or config.precision
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
@@ -134,10 +131,14 @@ def restore_state(
         raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
 
 
-def _chosen_step(store: CheckpointStore, checkpoint: str, workdir: str) -> int:
+def chosen_step(run: RunDirectory, checkpoint: str) -> int:
+    """Returns the step of the checkpoint that `open_run` opens; raises its errors about it."""
+    if not run.path.is_dir():
+        raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
+    store = CheckpointStore(run.checkpoints)
     steps = store.steps()
     if not steps:
-        raise DataError(f"--workdir={workdir}: no checkpoint yet. Train it with `convoy train` first.")
+        raise DataError(f"--workdir={run.path}: no checkpoint yet. Train it with `convoy train` first.")
     if checkpoint == "last":
         return steps[-1]
     if checkpoint == "best":

@@ -12,7 +12,7 @@ import ast
 import contextlib
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from convoy.trainer.run.records import read_json_object
 from convoy.trainer.tf_compat.layers import all_layers
 
 MODEL = "model"
+
+_logger = logging.getLogger("convoy")
 _RECIPE, _REGISTERED, _METRIC = "recipe", "registered.json", "metric-"
 
 
@@ -132,7 +134,7 @@ def keep_code(run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode |
 def kept_name(run: RunDirectory, folder: str, name: str) -> str:
     """Returns the name of a run's piece with the copy of its file in RUN; other names are returned as they are.
 
-    Prints a line if the file that `name` leads to is another one.
+    Logs a warning if the file that `name` leads to is another one.
 
     Args:
       run: the run directory.
@@ -145,9 +147,7 @@ def kept_name(run: RunDirectory, folder: str, name: str) -> str:
         return name
     here = Path(path)
     if here.is_file() and here.read_bytes() != kept.read_bytes():
-        print(
-            f"convoy: {path} differs from {kept}, with which {run.path} was trained and which is used.", file=sys.stderr
-        )
+        _logger.warning("%s differs from %s, with which %s was trained and which is used.", path, kept, run.path)
     return f"{kept}{colon}{attribute}"
 
 

@@ -1,0 +1,347 @@
+"""`sample`, `convert` and `verify`: images to datasets."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convoy.api.datasets import Dataset, open_dataset
+from convoy.api.shown import Rows, Shown
+from convoy.api.spelling import spelled_for_python
+from convoy.core.errors import UsageError
+from convoy.core.registry import is_code
+from convoy.core.text import megabytes
+from convoy.input_pipeline.dataset.open import stated_format
+
+if TYPE_CHECKING:
+    from convoy.input_pipeline.convert.stream import Images
+    from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
+    from convoy.input_pipeline.verify.faults import Fault
+    from convoy.input_pipeline.verify.verify import SplitReport
+
+_Path = str | os.PathLike[str]
+
+_logger = logging.getLogger("convoy")
+
+
+@spelled_for_python()
+def sample(
+    output: _Path,
+    *,
+    categories: int = 42,
+    per_category: int = 60,
+    test_per_category: int = 0,
+    size: int = 64,
+    seed: int = 0,
+    workers: int = 0,
+) -> Path:
+    """Draws a small set of product-like images, to try the other functions with.
+
+    Args:
+      output: folder to create: `{train,test}/CATEGORY/*.jpg`, and `train.csv` and `test.csv` (`filename,category`).
+      categories: number of categories, 1 to 42.
+      per_category: training images per category.
+      test_per_category: test images per category; 0 draws half as many as for training.
+      size: width and height in pixels, 16 to 1024.
+      seed: equal seeds give byte-identical images.
+      workers: number of processes; 0 is one per core. The images do not depend on it.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UsageError: an argument is out of range, or the folder exists and is not empty.
+
+    Example:
+      photos = convoy.sample("photos", categories=4, per_category=12, size=32)
+      sorted(path.name for path in (photos / "train").iterdir())
+    """
+    from convoy.input_pipeline.sample.sample_set import SampleSet
+
+    images = SampleSet(categories, per_category, test_per_category, size, seed)
+    images.write(Path(output), workers=workers)
+    return Path(output)
+
+
+@dataclass(frozen=True, repr=False)
+class Conversion(Shown):
+    """The result of `convert`.
+
+    Attributes:
+      output: the dataset directory.
+      splits: what was written: `name`, `images`, `classes`, `shards` and `size` in bytes of each split.
+      classes: the classes by label: `name`, images `kept` by split, `changed`, `duplicates` and `quarantined`.
+      duplicates: images left out because another one of the class has the same bytes.
+      leaked: images left out because an earlier split has them.
+      conflicts: pairs of images of two classes with the same bytes.
+      ignored: files left out: not in the CSV, or without the suffix of an image.
+      missing: files that the CSV names and that do not exist.
+      quarantined: unusable images, with reasons in quarantine.jsonl.
+      grouped: what became of groups of images; None without groups.
+
+    Example:
+      conversion = convoy.convert("photos/train", output="more", workers=1)
+      {split.name: split.images for split in conversion.splits}
+      conversion.dataset.class_names
+      conversion
+    """
+
+    output: Path
+    splits: "tuple[SplitSummary, ...]"
+    classes: "tuple[ClassSummary, ...]"
+    duplicates: int
+    leaked: int
+    conflicts: tuple[tuple[str, str], ...]
+    ignored: int
+    missing: int
+    quarantined: int
+    grouped: "GroupSummary | None"
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset, opened anew."""
+        return open_dataset(self.output)
+
+    def _title(self) -> str:
+        return f"Conversion to {self.output}"
+
+    def _facts(self) -> Mapping[str, object]:
+        names = ("duplicates", "leaked", "ignored", "missing", "quarantined")
+        return {**{name: getattr(self, name) for name in names}, "conflicts": len(self.conflicts)}
+
+    def _table(self) -> Rows:
+        return Rows({**vars(split), "size": megabytes(split.size)} for split in self.splits)
+
+
+@spelled_for_python()
+def convert(
+    images: _Path | Iterable[tuple[bytes, str]] | None = None,
+    *,
+    output: _Path,
+    splits: Mapping[str, float] | str | None = None,
+    split: str | None = None,
+    validation_fraction: float | None = None,
+    manifest: _Path | None = None,
+    filename_column: str = "filename",
+    category_column: str = "category",
+    group_column: str = "",
+    csv_delimiter: str = "",
+    csv_encoding: str = "",
+    missing: str = "error",
+    folders: str = "auto",
+    group_similar: bool = False,
+    tfrecords: _Path | None = None,
+    tfds: str | None = None,
+    tfds_dir: _Path | None = None,
+    image_key: str = "",
+    label_key: str = "",
+    class_names: Sequence[str] = (),
+    image_size: int | None = None,
+    encoding: str | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    max_bad_fraction: float = 0.01,
+    name: str | None = None,
+    shards: int = 0,
+    max_megapixels: float | None = None,
+    max_file_mib: int | None = None,
+    max_metadata_mib: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Converts images to a dataset directory of TFRecord shards, or to a further split of one.
+
+    The same as `convoy convert`, with the same files. Interrupted, it resumes when it is called again.
+
+    Args:
+      images: folder of images: one subfolder per class, or one per split with class folders inside; or any iterable of
+        the bytes of an image file and its category, or the name of one, `FILE.py:NAME`.
+      output: dataset directory, new or existing.
+      splits: shares by split, with the sum 1: `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
+      split: the only split to write; `train` by default, from which 10 % go to `validation`.
+      validation_fraction: share of each class for the split `validation`, in [0, 1).
+      manifest: CSV of file names and categories, instead of one folder per class.
+      filename_column: its column of file names.
+      category_column: its column of categories.
+      group_column: its column whose equal values keep images in one split, where splits are drawn.
+      csv_delimiter: its column separator; detected by default.
+      csv_encoding: its encoding; UTF-8 or UTF-16 by default.
+      missing: `error`, or `skip` for files of the CSV that do not exist.
+      folders: what the folders in `images` are: `classes`, `splits` or `auto`.
+      group_similar: keep images that look alike in one split.
+      tfrecords: folder of TFRecords of other tools, instead of `images`.
+      tfds: dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`.
+      tfds_dir: TFDS' data_dir.
+      image_key: feature of the encoded image in such records.
+      label_key: feature of the label in them.
+      class_names: class of each label in them.
+      image_size: side in pixels of the square that images are resized to; 0 keeps their size.
+      encoding: `keep`, `jpeg`, `png` or `raw`.
+      workers: number of processes; 0 is one per core. The result does not depend on it.
+      seed: seed of the splits and of the order within the shards.
+      max_bad_fraction: largest tolerated share of images that cannot be decoded.
+      name: name of the dataset in file names.
+      shards: shards per split; 0 chooses.
+      max_megapixels: largest image, width x height in millions; 89.5 by default.
+      max_file_mib: largest file in MiB; 1024 by default.
+      max_metadata_mib: largest text or color profile of a PNG in MiB; 64 by default.
+      progress: called several times per second with the number of images done and the total.
+
+    Raises:
+      UsageError: arguments are out of range, exclude each other, or do not fit the existing dataset.
+      DataError: images or CSV cannot be used, or the output cannot be written. The dataset is unchanged.
+
+    Example:
+      conversion = convoy.convert("photos/train", output="data", splits={"train": 0.75, "validation": 0.25})
+      convoy.convert("photos/test", output="data", split="test")
+      conversion.splits[0].images, conversion.quarantined
+    """
+    from convoy.input_pipeline.convert.convert import convert as convert_images
+    from convoy.input_pipeline.convert.options import parse_splits
+    from convoy.input_pipeline.convert.request import Request, options_of
+    from convoy.input_pipeline.convert.sources import Table
+    from convoy.input_pipeline.convert.stream import find_images
+
+    stream: Images | None = None
+    if isinstance(images, str) and is_code(images) and not os.path.exists(images):
+        stream = find_images(images)
+    elif images is not None and not isinstance(images, str | os.PathLike):
+        stream, images = images, type(images).__name__
+    if stream is not None and (manifest or tfds or tfrecords):
+        raise UsageError(f"images={images} has its own images and categories. Omit manifest, tfds and tfrecords.")
+    if missing not in ("error", "skip"):
+        raise UsageError(f"missing={missing!r}: must be error or skip.")
+    if group_column and not manifest:
+        raise UsageError(f"group_column={group_column} is a column of a CSV. Pass the CSV as manifest")
+    table = None
+    if manifest:
+        table = Table(
+            Path(manifest),
+            filename_column=filename_column,
+            category_column=category_column,
+            group_column=group_column,
+            delimiter=csv_delimiter,
+            encoding=csv_encoding,
+            skip_missing=missing == "skip",
+        )
+    if isinstance(splits, Mapping):
+        splits = ",".join(f"{part}:{share}" for part, share in splits.items())
+    request = Request(
+        output=os.fspath(output),
+        images=os.fspath(images or ""),
+        stream=stream,
+        tfrecords=os.fspath(tfrecords or ""),
+        tfds=tfds or "",
+        tfds_dir=os.fspath(tfds_dir or ""),
+        table=table,
+        split=split or "",
+        splits=parse_splits(splits) if splits else None,
+        validation_fraction=validation_fraction,
+        record_format=stated_format(
+            os.fspath(tfrecords) if tfrecords else None, image_key, label_key, class_names=class_names
+        ),
+        others={
+            "folders": folders,
+            "group_similar": group_similar,
+            "image_size": image_size,
+            "encoding": encoding,
+            "workers": workers,
+            "seed": seed,
+            "max_bad_fraction": max_bad_fraction,
+            "name": name,
+            "shards": shards,
+            "limits": limits_from(max_megapixels, max_file_mib, max_metadata_mib),
+        },
+    )
+    with options_of(request, _logger.info) as options:
+        summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info, stream=stream)
+    return Conversion(Path(output), **vars(summary))
+
+
+def limits_from(max_megapixels: float | None, max_file_mib: int | None, max_metadata_mib: int | None) -> Any:  # noqa: ANN401
+    """Returns the limits of image files with the given values, `pixels.Limits`."""
+    from convoy.input_pipeline.images.pixels import Limits
+
+    given = {"max_megapixels": max_megapixels, "max_file_mib": max_file_mib, "max_metadata_mib": max_metadata_mib}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Limits(**values)
+
+
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
+    """The result of `verify`; true where there are no faults.
+
+    Attributes:
+      data: the dataset directory.
+      splits: `name`, `records`, `classes`, `shards`, `size` in bytes and number of `faults` of each split.
+      faults: what remains wrong: `code`, `split`, `file`, `offset`, `record`, `text` and `fix` of each.
+      repaired: faults that were fixed by rebuilding indexes.
+      rebuilt: splits whose indexes were rebuilt.
+
+    Example:
+      found = convoy.verify("data", workers=1)
+      [fault.code for fault in found.faults], found.splits[0].records
+    """
+
+    data: Path
+    splits: "tuple[SplitReport, ...]"
+    faults: "tuple[Fault, ...]"
+    repaired: "tuple[Fault, ...]"
+    rebuilt: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """Whether there are no faults."""
+        return not self.faults
+
+    def _title(self) -> str:
+        return f"Verification of {self.data}: {len(self.faults)} faults"
+
+    def _facts(self) -> Mapping[str, object]:
+        return {fault.code: fault.line() for fault in self.faults}
+
+    def _table(self) -> Rows:
+        return Rows({**vars(split), "size": megabytes(split.size)} for split in self.splits)
+
+
+@spelled_for_python()
+def verify(
+    data: _Path,
+    *,
+    repair_index: bool = False,
+    workers: int = 0,
+    image_key: str = "",
+    label_key: str = "",
+    class_names: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Checks every checksum, record, image, label and count of a local dataset directory.
+
+    Args:
+      data: dataset directory, from `convert` or TFDS, or a folder of TFRecords.
+      repair_index: rebuild the indexes of the splits whose shards are intact. Shards are never written to.
+      workers: number of processes; 0 is one per core.
+      image_key: feature of the encoded image in TFRecords of other tools.
+      label_key: feature of the label in them.
+      class_names: class of each label in them.
+      progress: called with the number of bytes checked and the total.
+
+    Raises:
+      DataError: it is not a dataset, or its manifest cannot be read. Faults are returned, not raised.
+
+    Example:
+      found = convoy.verify("data")
+      assert found, found.faults
+      found
+    """
+    from convoy.input_pipeline.verify.verify import verify as verify_directory
+
+    stated = stated_format(os.fspath(data), image_key, label_key, class_names=class_names)
+    report = verify_directory(
+        Path(data),
+        workers=workers,
+        repair_index=repair_index,
+        record_format=stated,
+        progress=progress or (lambda done, total: None),
+    )
+    return Verification(Path(data), report.splits, report.faults, report.repaired, report.rebuilt)

@@ -1,0 +1,199 @@
+"""`load_config`, `train` and the result of a training."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from convoy.api.datasets import path_text
+from convoy.api.shown import Shown
+from convoy.api.spelling import spelled_for_python
+from convoy.core.cluster import find_cluster
+from convoy.core.devices import parse_devices
+from convoy.core.errors import UsageError
+from convoy.core.user_code import code_of
+from convoy.input_pipeline.dataset.open import Data, stated_format
+from convoy.trainer import config as configs
+from convoy.trainer.callbacks.callback import Callback
+
+_Path = str | os.PathLike[str]
+
+
+@spelled_for_python()
+def load_config(recipe: _Path = configs.DEFAULT_RECIPE, **fields: Any) -> ml_collections.ConfigDict:  # noqa: ANN401
+    """Returns the config of a recipe with other values of some fields.
+
+    The config is locked: fields can be set, new ones cannot be added. `convoy train --print_config` lists all fields.
+
+    Args:
+      recipe: name of a shipped recipe, such as `convnet`, or a Python file with `get_config()`.
+      **fields: values by name. Fields of a section are given as a dict, or by dotted name:
+        `optimizer={"learning_rate": 0.1}`, `**{"optimizer.learning_rate": 0.1}`. As on the command line, `epochs`
+        overrides a recipe's `steps`, and a duration its other units.
+
+    Raises:
+      UsageError: there is no such recipe or field, or a value is of the wrong type or out of range.
+
+    Example:
+      config = convoy.load_config("smoke", steps=8, optimizer={"learning_rate": 3e-4})
+      config.batch_size = 8
+      config.optimizer.learning_rate
+    """
+    return configs.configured(os.fspath(recipe), fields)
+
+
+class TrainingResult(Shown):
+    """The result of a training run: each field of RUN/result.json is an attribute.
+
+    Attributes:
+      workdir: the run directory.
+      step: steps done.
+      epoch: epochs done.
+      images_seen: images trained on, with repetitions.
+      metrics: the newest metrics, by split (`train`, `validation`) and name: loss in nats, others in [0, 1].
+      images_per_second: steady speed over all devices, without first steps, evaluation and checkpoints.
+      best: `step` and `top1` of the best evaluation on the validation split; None without one.
+      seconds: seconds by activity.
+      weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
+      virtual_replicas: number of virtual replicas.
+      replicas: number of devices.
+
+    Example:
+      result = convoy.open_run("run").result
+      result.weights_sha256[:16], result.step, result.metrics["validation"]["top1"]
+      result
+    """
+
+    workdir: Path
+    step: int
+    epoch: float
+    images_seen: int
+    metrics: dict[str, dict[str, float]]
+    images_per_second: float | None
+    best: dict[str, Any]
+    seconds: dict[str, float]
+    weights_sha256: str
+    virtual_replicas: int
+    replicas: int
+
+    def __init__(self, workdir: Path, content: Mapping[str, Any]):
+        """Takes the content of result.json."""
+        self.workdir = workdir
+        self._content = dict(content)
+        self.__dict__.update(self._content)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (a field that other versions of Convoy have)
+        """Raises an AttributeError that lists the fields."""
+        fields = ", ".join(self.__dict__.get("_content", {}))
+        raise AttributeError(f"the result of a training has no field {name!r}. It has {fields}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the content of result.json.
+
+        Example:
+          convoy.open_run("run").result.as_dict()["weights_sha256"]
+        """
+        return dict(self._content)
+
+    def _title(self) -> str:
+        return f"Training in {self.workdir}: step {self.step:,}"
+
+    def _facts(self) -> Mapping[str, object]:
+        metrics = {
+            f"{split} {name}": value for split, values in (self.metrics or {}).items() for name, value in values.items()
+        }
+        shown = ("epoch", "images_seen", "images_per_second", "replicas", "virtual_replicas", "weights_sha256")
+        return {**{name: self._content.get(name) for name in shown}, **metrics}
+
+
+@spelled_for_python()
+def train(
+    config: ml_collections.ConfigDict | _Path,
+    *,
+    data: Data,
+    workdir: _Path,
+    devices: str = "auto",
+    callbacks: Sequence[Callback | str] = (),
+    max_hours: float = 0.0,
+    strategy: str = "auto",
+    extend: bool = False,
+    record_order: bool = False,
+    profile_steps: tuple[int, int] | None = None,
+    image_key: str = "",
+    label_key: str = "",
+    class_names: Sequence[str] = (),
+) -> TrainingResult:
+    """Trains a model on all chosen devices of this process, or resumes an interrupted run.
+
+    The same as `convoy train`, with the same weights. Several processes are started by `convoy launch`.
+
+    Args:
+      config: from `load_config`, or the name or file of a recipe, which is then kept in the run directory.
+      data: dataset directory: from `convert` or TFDS, or a folder of TFRecords; or sources, as in `open_dataset`. Needs
+        a split `train`; a split `validation` is evaluated.
+      workdir: run directory; an interrupted run in it is resumed.
+      devices: `auto` (all GPUs, else the CPU), `cpu:N` (N logical devices) or `gpu:0,1`. The first use of TensorFlow in
+        a process fixes its devices; afterwards only those can be chosen.
+      callbacks: observers of the run, beside those that write the run directory: objects, or names as
+        `--callbacks` takes them, such as `wandb` and `mlflow`.
+      max_hours: stop after this time, above 0: the run is saved, and the same call trains on.
+      strategy: `auto`, `one_device` or `mirrored`.
+      extend: continue the run to a longer `config.epochs` or `config.steps`.
+      record_order: write the images of each step to RUN/order.
+      profile_steps: first and last step to profile for TensorBoard.
+      image_key: feature of the encoded image in TFRecords of other tools.
+      label_key: feature of the label in them.
+      class_names: class of each label in them.
+
+    Raises:
+      UsageError: config, devices and dataset do not match, or the run in `workdir` has another config.
+      DataError: data, checkpoint or run directory cannot be used.
+      ConvoyError: the loss became NaN or infinite, or a callback raised an exception; the run can be resumed.
+      KeyboardInterrupt: it was interrupted; called again, it resumes from its last checkpoint.
+
+    Example:
+      config = convoy.load_config("smoke", steps=4, eval_every_steps=2, precision="float32")
+      result = convoy.train(config, data="data", workdir="run", devices="cpu:1")
+      result.step, result.weights_sha256
+    """
+    recipe = None
+    if not isinstance(config, ml_collections.ConfigDict):
+        recipe = code_of(configs.recipe_path(os.fspath(config)))
+        config = configs.load_recipe(os.fspath(config))
+    if cluster := find_cluster(os.environ):
+        raise UsageError(
+            f"convoy.train() runs in one process, not on the {cluster.num_workers} workers of {cluster.source}: start "
+            f"these with `convoy launch`. {cluster.how_to_train_alone}"
+        )
+    workdir, parsed_devices, name = os.fspath(workdir), parse_devices(devices), path_text(data) or type(data).__name__
+    record_format = stated_format(path_text(data), image_key, label_key, class_names=class_names)
+    from convoy.trainer.callbacks.log_messages import LogMessages
+    from convoy.trainer.callbacks.named import find_callbacks
+    from convoy.trainer.callbacks.order_record import OrderRecord
+    from convoy.trainer.callbacks.profiler import StepProfiler
+    from convoy.trainer.callbacks.time_limit import TimeLimit
+    from convoy.trainer.loop import train as train_loop
+    from convoy.trainer.tf_compat.keras_state import global_state_kept
+
+    observers: list[Callback] = [LogMessages()]
+    for callback in callbacks:
+        observers += find_callbacks([callback]) if isinstance(callback, str) else [callback]
+    observers += [OrderRecord()] if record_order else []
+    observers += [StepProfiler(*profile_steps)] if profile_steps else []
+    observers += [TimeLimit(max_hours)] if max_hours else []
+    with global_state_kept():
+        content = train_loop(
+            config,
+            data=path_text(data) or data,
+            workdir=workdir,
+            devices=parsed_devices,
+            strategy_name=strategy,
+            callbacks=observers,
+            recipe=recipe,
+            record_format=record_format,
+            extend=extend,
+            command=f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r})",
+        )
+    return TrainingResult(Path(workdir), content)
