@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from convoy.api.conversion import Conversion, Verification, convert, sample, verify
     from convoy.api.datasets import Dataset, Split, open_dataset
     from convoy.api.exports import ExportedModel, open_export
+    from convoy.api.extensions import (
+        register_loss,
+        register_metric,
+        register_model,
+        register_optimizer,
+        register_schedule,
+    )
     from convoy.api.results import Evaluation, Export, Prediction, Predictions
     from convoy.api.runs import Run, Runs, list_runs, open_run
     from convoy.api.shown import Rows
     from convoy.api.training import TrainingResult, load_config, train
     from convoy.core.errors import ConvoyError, DataError, UsageError
-    from convoy.trainer.callbacks.callback import Callback
+    from convoy.input_pipeline.augment.registered import register_operation
+    from convoy.trainer.callbacks.callback import Callback, Training
+    from convoy.trainer.callbacks.console import Console
+    from convoy.trainer.callbacks.early_stopping import EarlyStopping
+    from convoy.trainer.step.optimizers.optimizer import Optimizer
 
 __version__ = "0.1.0"
 
@@ -40,7 +51,6 @@ __all__ = [
     "load_config",
     "train",
     "TrainingResult",
-    "Callback",
     "open_run",
     "Run",
     "Evaluation",
@@ -52,6 +62,17 @@ __all__ = [
     "list_runs",
     "Runs",
     "Rows",
+    "Callback",
+    "Training",
+    "Console",
+    "EarlyStopping",
+    "register_loss",
+    "register_metric",
+    "register_schedule",
+    "register_model",
+    "register_operation",
+    "register_optimizer",
+    "Optimizer",
     "ConvoyError",
     "UsageError",
     "DataError",
@@ -65,8 +86,15 @@ _MODULES = {
     "convoy.api.exports": ("open_export", "ExportedModel"),
     "convoy.api.results": ("Evaluation", "Predictions", "Prediction", "Export"),
     "convoy.api.shown": ("Rows",),
+    "convoy.api.extensions": (
+        *("register_loss", "register_metric", "register_schedule", "register_model", "register_optimizer"),
+    ),
+    "convoy.input_pipeline.augment.registered": ("register_operation",),
     "convoy.core.errors": ("ConvoyError", "UsageError", "DataError"),
-    "convoy.trainer.callbacks.callback": ("Callback",),
+    "convoy.trainer.callbacks.callback": ("Callback", "Training"),
+    "convoy.trainer.callbacks.console": ("Console",),
+    "convoy.trainer.callbacks.early_stopping": ("EarlyStopping",),
+    "convoy.trainer.step.optimizers.optimizer": ("Optimizer",),
 }
 
 

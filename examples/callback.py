@@ -4,8 +4,8 @@
 
 Each hook gets the run in progress (`convoy.Training`) first. By default hooks run on the chief only, which writes the
 run directory; `every_worker = True` runs them on all workers. `state` and `restore` carry what a resumed run needs
-through its checkpoints. `training.request_stop` stops all workers after the same step, saves, and ends with exit code 0.
-A hook that raises an exception ends the run too: it is saved, and the message has the traceback.
+through its checkpoints. `training.request_stop` stops all workers after the same step, saves, and ends with exit code
+0. A hook that raises an exception ends the run too: it is saved, and the message has the traceback.
 """
 
 import convoy

@@ -14,10 +14,10 @@ Parameters after the draws are the arguments in the pipeline: numbers, integers 
 
 import tensorflow as tf
 
-from convoy.input_pipeline.augment.registered import register_operation
+import convoy
 
 
-@register_operation("vignette", draws=2, strength=(0, 1))
+@convoy.register_operation("vignette", draws=2, strength=(0, 1))
 def vignette(pixels, draws, strength: float = 0.5, radius: tuple[float, float] = (0.5, 1.5)):
     """Darkens the corners by up to this strength, from a random share of half the side on."""
     height, width = pixels.shape[1:3]

@@ -12,10 +12,10 @@ Learning rate, schedule, clipping, loss scaling, frozen layers, moving average a
 
 import tensorflow as tf
 
-from convoy.trainer.step.optimizers import Optimizer
+import convoy
 
 
-def adabelief(beta_1: float, beta_2: float, weight_decay: float, epsilon_root: float = 1e-16) -> Optimizer:
+def adabelief(beta_1: float, beta_2: float, weight_decay: float, epsilon_root: float = 1e-16) -> convoy.Optimizer:
     """Returns the optimizer for decay rates of mean and variance, and decoupled weight decay."""
 
     def formula(
@@ -33,4 +33,4 @@ def adabelief(beta_1: float, beta_2: float, weight_decay: float, epsilon_root: f
             direction += weight_decay * weight
         return weight - learning_rate * direction, {"mean": mean, "variance": variance}
 
-    return Optimizer(("mean", "variance"), formula)
+    return convoy.Optimizer(("mean", "variance"), formula)

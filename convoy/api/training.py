@@ -59,6 +59,7 @@ class TrainingResult(Shown):
       weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
       virtual_replicas: number of virtual replicas.
       replicas: number of devices.
+      stop: `reason`, `by` and `resumable`, if the run stopped before its last step by request; else None.
 
     Example:
       result = convoy.open_run("run").result
@@ -77,6 +78,7 @@ class TrainingResult(Shown):
     weights_sha256: str
     virtual_replicas: int
     replicas: int
+    stop: dict[str, Any] | None
 
     def __init__(self, workdir: Path, content: Mapping[str, Any]):
         """Takes the content of result.json."""

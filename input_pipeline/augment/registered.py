@@ -59,9 +59,11 @@ def register_operation(
       UsageError: the name is taken or not valid, or the function has parameters of other kinds.
 
     Example:
-      @register_operation("noise", draws=1, strength=(0, 1))
+      @convoy.register_operation("noise", draws=1, strength=(0, 1))
       def noise(pixels, draws, strength: float = 0.1):
           return pixels * (1.0 + strength * (2.0 * draws[:, 0] - 1.0))[:, None, None, None]
+
+      convoy.load_config("convnet", augment={"ops": "crop | flip | noise(0.2)"}).augment.ops
     """
     place = f"operation {name!r}: "
     if name in OPERATIONS:

@@ -19,7 +19,7 @@ def public_objects() -> Iterator[tuple[str, object]]:
     for name in convoy.__all__:
         value = getattr(convoy, name)
         yield name, value
-        if inspect.isclass(value) and value is not convoy.Callback:  # whose example has one of its hooks
+        if inspect.isclass(value) and value.__module__.startswith("convoy.api."):
             members = {key: member for kind in reversed(value.__mro__[:-1]) for key, member in vars(kind).items()}
             for key, member in members.items():
                 if not key.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):

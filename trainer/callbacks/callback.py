@@ -116,6 +116,12 @@ class Training:
       changed: what has changed since the checkpoint that it resumes from, as text.
       paused: a context manager, inside which time does not count as training; takes the name of the pause.
       step: optimizer steps done.
+
+    Example:
+      class Largest(convoy.Callback):
+          def on_evaluation(self, training, evaluation):
+              path, weight = max(training.weights().items(), key=lambda item: abs(item[1]).max())
+              training.say(f"Step {training.step}: the largest weight is in {path}.")
     """
 
     session: "TrainingSession"

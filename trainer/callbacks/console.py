@@ -33,7 +33,11 @@ _TABLE = {"step": 7, "epoch": 7, "train top-1": 13, "loss": 8, "top-1": 8, "top-
 
 
 class Console(Callback):
-    """Shows a run on standard output, for the command line and for programs that want the same."""
+    """Shows a run on standard output, for the command line and for programs that want the same.
+
+    Example:
+      convoy.train("smoke", data="data", workdir="shown", devices="cpu:1", callbacks=[convoy.Console()])
+    """
 
     every_worker = True
 

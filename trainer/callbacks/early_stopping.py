@@ -14,6 +14,10 @@ class EarlyStopping(Callback):
     """Stops after a number of evaluations without a better value of a metric (Prechelt 1998).
 
     The checkpoint of the best top-1 is kept, and evaluation, prediction and export use it. A resumed run counts on.
+    `config.early_stopping.patience` adds one to a run.
+
+    Example:
+      convoy.EarlyStopping(patience=3, metric="loss", min_delta=0.01)
     """
 
     every_worker = True

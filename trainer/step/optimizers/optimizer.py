@@ -26,6 +26,13 @@ class Optimizer:
       copies: those of `slots` that begin as a copy of the weight.
       average: the one of `slots` that evaluation uses in place of the weight; empty: evaluation uses the weight.
       others: the optimizer of the weights that are not matrices of hidden layers (`hidden_matrices`); None: this one.
+
+    Example:
+      def momentum(weight, slots, gradient, learning_rate, step, decays):
+          mean = 0.9 * slots["mean"] + gradient
+          return weight - learning_rate * mean, {"mean": mean}
+
+      convoy.Optimizer(slots=("mean",), formula=momentum).slots
     """
 
     slots: tuple[str, ...]
