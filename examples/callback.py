@@ -14,7 +14,7 @@ import convoy
 class Milestones(convoy.Callback):
     """Tells when validation top-1 first reaches each of some levels, and stops at the last one."""
 
-    def __init__(self, levels=(0.25, 0.5, 0.75, 0.99)):
+    def __init__(self, levels=(0.1, 0.25, 0.5, 0.75, 0.99)):
         self.levels = levels
         self.reached = []
 
