@@ -55,6 +55,7 @@ setup(
         "profile": ["xprof>=2.20"],
         "wandb": ["wandb>=0.22"],
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
+        "sweep": ["optuna>=5"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             "pytest>=8",
@@ -73,6 +74,7 @@ setup(
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
+            "optuna>=5",  # the extra `sweep`
             # Kubernetes schemas and JobSet models: they validate manifests without a cluster.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
