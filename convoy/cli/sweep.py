@@ -4,6 +4,7 @@ convoy sweep --space=space.py --trials=20 --workdir=sweep -- train --data=data -
 """
 
 import importlib.util
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
 from convoy.launch.screen import Screen
-from convoy.launch.trainer_command import flag_value
 from convoy.launch.trials import Trial, TrialEnd, run_trials
 
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
         unfinished = f" and {len(before) - ended} unfinished" if len(before) > ended else ""
         resumed = f"resumes with {ended} ended{unfinished}" if before else "starts"
         screen.say(f"convoy: the sweep of {counted(flags.trials, 'trial')} in {flags.workdir} {resumed}.")
+        if earlier := sweep.earlier_command(command):
+            screen.say(f"convoy: the last start of this sweep ran other flags: {shlex.join(earlier)}")
         code = run_trials(source, command, parallel=flags.parallel, grace_seconds=flags.grace_seconds, screen=screen)
         if code:
             screen.say("convoy: stopped. Rerun the same command to resume the sweep.")
         else:
-            screen.say("\n".join(_conclusion(sweep, flags.metric, flag_value(command, "data"))))
+            screen.say("\n".join(_conclusion(sweep, flags.metric)))
     finally:
         sweep.close()
         screen.drain()
@@ -153,7 +155,7 @@ def _check(space: "Space", command: Sequence[str], *, seed: int) -> None:
         raise UsageError(f"--data must be given after `-- train`. {_EXAMPLE}")
 
 
-def _conclusion(sweep: "Sweep", metric: str, data: str | None) -> list[str]:
+def _conclusion(sweep: "Sweep", metric: str) -> list[str]:
     """Returns the best trials as a table, and how to evaluate the best."""
     trials, best = sweep.trials(), sweep.best_first()
     states = [trial.state for trial in trials]
@@ -163,8 +165,9 @@ def _conclusion(sweep: "Sweep", metric: str, data: str | None) -> list[str]:
         return lines
     shown = [(str(trial.workdir), _value(metric, trial), _fields(trial.fields)) for trial in best[:_SHOWN]]
     widths = [max(len(row[column]) for row in shown) for column in range(2)]
+    lines += [f"Best {counted(len(shown), 'trial')}:" if len(shown) > 1 else "Best trial:"]
     lines += [f"{run:<{widths[0]}}  {value:<{widths[1]}}  {fields}" for run, value, fields in shown]
-    return [*lines, f"Evaluate the best: convoy evaluate --workdir={best[0].workdir} --split=test"]
+    return [*lines, f"Evaluate the best: convoy evaluate --workdir={shlex.quote(str(best[0].workdir))} --split=test"]
 
 
 def _value(metric: str, trial: "TrialRecord") -> str:

@@ -20,7 +20,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from convoy.trainer.sweep.space import Space
 from convoy.trainer.sweep.storage import Settings, make_study, open_storage, trial_in
 from convoy.trainer.sweep.trial import was_pruned
 
+_COMMAND = "command"  # user attribute of the study
 _FIELDS, _ERROR = "fields", "error"  # user attributes of a trial
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -126,6 +127,13 @@ class Sweep:
     def state_folder(self) -> Path:
         """The folder of the study."""
         return self._state_folder
+
+    def earlier_command(self, command: Sequence[str]) -> list[str]:
+        """Keeps the trainer's command; returns that of the last start if it was another one, otherwise nothing."""
+        earlier: list[str] = self._study.user_attrs.get(_COMMAND, list(command))
+        if _COMMAND not in self._study.user_attrs or earlier != list(command):
+            self._study.set_user_attr(_COMMAND, list(command))
+        return earlier if earlier != list(command) else []
 
     def take(self) -> TrialRecord | None:
         """Returns the next trial to run: one that was left unfinished, else a new one; None if there is none.
