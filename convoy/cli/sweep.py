@@ -78,7 +78,7 @@ def run(flags: absl_flags.FlagValues, arguments: Sequence[str]) -> int:
     source = _Source(sweep, screen, flags.metric)
     try:
         before = sweep.trials()
-        ended = sum(trial.state != "running" for trial in before)
+        ended = sum(trial.state != "unfinished" for trial in before)
         unfinished = f" and {len(before) - ended} unfinished" if len(before) > ended else ""
         resumed = f"resumes with {ended} ended{unfinished}" if before else "starts"
         screen.say(f"convoy: the sweep of {counted(flags.trials, 'trial')} in {flags.workdir} {resumed}.")
@@ -114,7 +114,7 @@ class _Source:
     def ended(self, trial: Trial, end: TrialEnd) -> None:
         found = self._sweep.trials()[trial.number]
         ended = self._sweep.record(found, exit_code=end.exit_code, error=end.error, checkpoint=end.checkpoint)
-        if ended.state == "running":
+        if ended.state == "unfinished":
             what = f"{end.error or f'exit code {end.exit_code}'}, is resumed"
         else:
             what = f"{ended.state}  {_value(self._metric, ended)}" + (f": {ended.error}" if ended.error else "")

@@ -43,8 +43,8 @@ _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "running",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
 }
 _LOCK_SECONDS = 120.0  # for the study; a process holds its lock for less than a second
 _SAME_FAILURES = 3  # with which a start of the sweep gives up
@@ -67,7 +67,7 @@ class TrialRecord:
 
     Attributes:
       number: from 0.
-      state: complete, pruned, failed or running.
+      state: complete, pruned, failed or unfinished.
       fields: its config fields.
       value: its best value of the metric on the validation split; None without an evaluation.
       evaluations: number of its evaluations.
@@ -116,7 +116,7 @@ class Sweep:
             raise UsageError(f"--workdir={folder} is a file. Pass a directory.") from None
         except OSError as error:
             raise DataError(
-                f"--workdir={folder} is not writable ({error.strerror}). Pass a writable directory."
+                f"--workdir={folder} cannot be made ({error.strerror}). Pass a writable directory."
             ) from None
         except (ValueError, KeyError) as error:
             raise DataError(
@@ -291,17 +291,20 @@ class Sweep:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the lock of the study: no other process takes or ends a trial inside."""
-        descriptor = os.open(self._state_folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                acquire_lock(descriptor, wait_seconds=_LOCK_SECONDS)
-            except LockHeldError:
-                raise DataError(
-                    f"{self._state_folder}: another process has held its lock for {_LOCK_SECONDS:g} s. End it."
-                ) from None
-            yield
-        finally:
-            os.close(descriptor)
+            with open(self._state_folder / "study.lock", "ab") as lock:
+                try:
+                    acquire_lock(lock.fileno(), wait_seconds=_LOCK_SECONDS)
+                except LockHeldError:
+                    raise DataError(
+                        f"{self._state_folder}: another process has held its lock for {_LOCK_SECONDS:g} s. End it."
+                    ) from None
+                yield
+        except OSError as error:
+            raise DataError(
+                f"{self._state_folder} cannot be read or written ({error.strerror}). Fix that and rerun the same "
+                "command to resume the sweep."
+            ) from None
 
     def _hold(self, number: int) -> bool:
         """Takes the lock of a trial; returns whether no process had it."""

@@ -192,7 +192,7 @@ def test_a_killed_trial_is_tried_again_while_it_gets_on(opened):
     sweep = opened(trials=1)
     for checkpoint in (None, 10, 10, 20, 20, 20):
         trial = sweep.take()
-        assert sweep.record(trial, exit_code=137, error="killed", checkpoint=checkpoint).state == "running"
+        assert sweep.record(trial, exit_code=137, error="killed", checkpoint=checkpoint).state == "unfinished"
     ended = sweep.record(sweep.take(), exit_code=137, error="killed", checkpoint=20)
     assert (ended.state, ended.error) == ("failed", "killed")
 
