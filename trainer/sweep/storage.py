@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 
 from convoy.core.errors import UsageError
@@ -49,8 +49,8 @@ def open_storage(folder: Path) -> JournalStorage:
       ValueError: it is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal = str(folder.resolve() / "journal.log")  # absolute: the lock is a link to it
-    lock = JournalFileSymlinkLock(journal)
+    journal = str(folder / "journal.log")
+    lock = JournalFileOpenLock(journal)  # Optuna's default needs a file system with links
     backend = JournalFileBackend(journal, lock)
     lock.acquire()
     try:

@@ -264,7 +264,7 @@ class Sweep:
                 raise SweepError(
                     f"the first {_SAME_FAILURES} trials failed for the same reason: {trial.error.rstrip('.')}. "
                     f"Fix that and rerun the same command. Log: {trial.workdir / 'logs'}",
-                    exit_code,
+                    exit_code or exit_codes.ERROR,
                 )
 
     def _write_summary(self) -> None:
