@@ -72,9 +72,9 @@ setup(
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
+            "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
-            "optuna>=5",  # the extra `sweep`
             # Kubernetes schemas and JobSet models: they validate manifests without a cluster.
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
