@@ -59,6 +59,7 @@ setup(
         "profile": ["xprof>=2.20"],
         "wandb": ["wandb>=0.22"],
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
+        "sweep": ["optuna>=5"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             "pytest>=8",
@@ -75,6 +76,7 @@ setup(
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
+            "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
             "pandas>=2",  # data frames of the Python API

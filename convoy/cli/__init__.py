@@ -15,6 +15,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 from absl import flags as absl_flags
@@ -39,6 +40,7 @@ _MEANING = {
     **dict.fromkeys(("save", "serve", "tflite"), "export"),
     **dict.fromkeys(("start", "srun", "torchrun", "mpirun"), "launch"),
     **dict.fromkeys(("list", "ls", "compare"), "runs"),
+    **dict.fromkeys(("tune", "search", "hpo", "optimize"), "sweep"),
     **dict.fromkeys(("benchmark", "profile"), "bench"),
     **dict.fromkeys(("check", "info", "env"), "doctor"),
 }
@@ -77,6 +79,10 @@ COMMANDS = {
         "convoy export --workdir=run --format=saved_model,onnx --output=exported",
     ),
     "runs": Command("lists the runs in a folder, best first, with the config differences", "convoy runs runs"),
+    "sweep": Command(
+        "searches for a config by trial runs, with early stopping of poor ones",
+        "convoy sweep --space=space.py --trials=20 --workdir=sweep -- train --data=data",
+    ),
     "launch": Command(
         "starts and monitors workers, and restarts them from the latest checkpoint",
         "convoy launch local --processes=2 -- train --data=data --workdir=run",
@@ -150,23 +156,13 @@ def _dispatch(argv: list[str]) -> int:
         raise UsageError(f"unknown command {name!r}{guess}. Commands: {', '.join(COMMANDS)}.")
     command = COMMANDS[name]
     module = importlib.import_module(f"convoy.cli.{name}")
-    flags = absl_flags.FlagValues()
-    arguments = _current_flags(_with_home(argv[2:]), getattr(module, "RENAMED_FLAGS", {}))
-    arguments = module.define_flags(flags, arguments) or arguments
+    flags, arguments = _defined(module, argv[2:])
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in before_dashes):
         example = module.example(before_dashes) if hasattr(module, "example") else f"  {command.example}"
         print(_usage(f"convoy {name}: {command.summary}.\n\n{example}\n", flags))
         return 0
-    try:
-        rest = flags([f"convoy {name}", *arguments])[1:]
-    except absl_flags.Error as error:
-        problem = str(error).splitlines()[0].replace(" ?", "?")
-        problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer", problem)
-        problem = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", problem)
-        problem = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is not true or false", problem)
-        stop = "" if problem.endswith((".", "?")) else "."
-        raise UsageError(f"{problem}{stop} Run `convoy {name} --help` to list the flags.") from None
+    rest = _parsed(name, flags, arguments)
     require_flags(flags, *getattr(module, "REQUIRED", ()))
     if rest and not getattr(module, "TAKES_ARGUMENTS", False):
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value. Example: {command.example}")
@@ -175,6 +171,36 @@ def _dispatch(argv: list[str]) -> int:
     if name in _WITH_TENSORFLOW:
         check_address_space()
     return module.run(flags, rest) or 0
+
+
+def parse(name: str, arguments: list[str]) -> tuple[absl_flags.FlagValues, list[str]]:
+    """Returns the flags of a command as given by `arguments`, and the other arguments.
+
+    Raises:
+      UsageError: an unknown flag or a wrong value.
+    """
+    flags, arguments = _defined(importlib.import_module(f"convoy.cli.{name}"), arguments)
+    return flags, _parsed(name, flags, arguments)
+
+
+def _defined(module: ModuleType, arguments: list[str]) -> tuple[absl_flags.FlagValues, list[str]]:
+    """Returns the flags of a command, and the arguments to parse."""
+    flags = absl_flags.FlagValues()
+    arguments = _current_flags(_with_home(arguments), getattr(module, "RENAMED_FLAGS", {}))
+    return flags, module.define_flags(flags, arguments) or arguments
+
+
+def _parsed(name: str, flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Sets the flags; returns the other arguments."""
+    try:
+        return flags([f"convoy {name}", *arguments])[1:]
+    except absl_flags.Error as error:
+        problem = str(error).splitlines()[0].replace(" ?", "?")
+        problem = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer", problem)
+        problem = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", problem)
+        problem = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is not true or false", problem)
+        stop = "" if problem.endswith((".", "?")) else "."
+        raise UsageError(f"{problem}{stop} Run `convoy {name} --help` to list the flags.") from None
 
 
 def _with_home(arguments: list[str]) -> list[str]:

@@ -197,8 +197,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from convoy.trainer.callbacks.profiler import StepProfiler
         from convoy.trainer.cluster.watchdog import Deadlines
         from convoy.trainer.loop import train
+        from convoy.trainer.sweep.trial import trial_callbacks
 
-        callbacks: list[Callback] = [Console(), *find_callbacks(flags.callbacks)]
+        callbacks: list[Callback] = [Console(), *find_callbacks(flags.callbacks), *trial_callbacks(os.environ)]
         callbacks += [OrderRecord()] if flags.record_order else []
         callbacks += [StepProfiler(*profile_steps)] if profile_steps else []
         callbacks += [time_limit] if time_limit else []

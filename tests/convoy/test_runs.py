@@ -107,6 +107,15 @@ def test_unlocked_run_is_stopped(make_run, tmp_path):
     assert run.images_per_second == 200.0
 
 
+def test_run_that_a_callback_stopped_for_good_shows_the_reason(make_run, tmp_path):
+    run = make_run("run", events=("start", "done"))
+    stop = {"reason": "pruned: poor", "by": "TrialReporter", "resumable": False}
+    write_json(run / "result.json", {"step": 60, "stop": stop})
+    listed = runs_by_name(tmp_path)["run"]
+    assert (listed.state, listed.stop_reason) == ("done", "pruned: poor")
+    assert listed.state_text == "stopped early at step 60 of 100: pruned: poor"
+
+
 def test_locked_run_is_running(make_run, tmp_path):
     run = make_run("run")
     with subprocess.Popen(

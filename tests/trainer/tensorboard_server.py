@@ -1,6 +1,7 @@
 """A TensorBoard server for tests, and its HTTP API."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,14 @@ class Server:
     def scalars(self, run: str, tag: str) -> list[tuple[int, float]]:
         """Returns a curve: steps and values."""
         return [(step, value) for _, step, value in self.ask("scalars/scalars", run=run, tag=tag)]
+
+    def hparams(self, path: str, **body: object) -> Any:  # noqa: ANN401 (any JSON value)
+        """Returns the response of the HParams plugin."""
+        request = urllib.request.Request(
+            f"{self.url}data/plugin/hparams/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=_SECONDS) as answer:
+            return json.loads(answer.read())
 
 
 @contextlib.contextmanager

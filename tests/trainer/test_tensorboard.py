@@ -1,7 +1,6 @@
 """TensorBoard on a run of two devices that was killed and resumed: its pages in a browser, its data over HTTP."""
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -141,14 +140,6 @@ def server(resumed, request, tmp_path_factory):
         yield server
 
 
-def post(server, path, **body):
-    request = urllib.request.Request(
-        f"{server.url}data/plugin/hparams/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
 class TestResumedRun:
     def test_was_killed_past_the_checkpoint_it_resumed_from(self, resumed):
         assert all(step > resumed.restored for step in resumed.killed.values())
@@ -208,13 +199,12 @@ class TestData:
         assert steps == {"media/confusion_matrix": tenths, "media/worst": tenths}
 
     def test_hparams_have_config_and_best_top1_of_every_run(self, server, resumed):
-        experiment = post(server, "experiment", experimentName="")
+        experiment = server.hparams("experiment", experimentName="")
         names = [info["name"] for info in experiment["hparamInfos"]]
         metrics = [info["name"] for info in experiment["metricInfos"]]
         assert [metric["tag"] for metric in metrics] == ["best/top1"]
         statuses = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
-        groups = post(
-            server,
+        groups = server.hparams(
             "session_groups",
             experimentName="",
             allowedStatuses=statuses,

@@ -33,7 +33,7 @@ class EarlyStopping(Callback):
             higher.
         """
         self._patience, self._metric, self._min_delta = patience, metric, min_delta
-        self._sign = -1.0 if mode == "min" or (mode == "auto" and metric in _LOWER_IS_BETTER) else 1.0
+        self._sign = -1.0 if lower_is_better(metric, mode) else 1.0
         self._best: float | None = None
         self._best_step = 0
         self._waited = 0
@@ -84,3 +84,8 @@ class EarlyStopping(Callback):
     def restore(self, state: dict[str, Any]) -> None:
         """Counts on."""
         self._best, self._best_step, self._waited = state["best"], state["best_step"], state["waited"]
+
+
+def lower_is_better(metric: str, mode: str = "auto") -> bool:
+    """Returns whether a lower value of a metric is better; `mode` is one of `MODES`."""
+    return mode == "min" or (mode == "auto" and metric in _LOWER_IS_BETTER)

@@ -45,6 +45,7 @@ class ListedRun:
       images_per_second: steady speed; None if unknown.
       error: reason of a failure, one line; empty in other states.
       error_file: file with the details of the error, relative to the run directory.
+      stop_reason: why it is done before its last step, as after early stopping or pruning; empty for others.
       config: every field by dotted name, and the dataset's identity as `data`.
       differences: fields of `config` that affect the result and are not the same in all listed runs.
     """
@@ -58,15 +59,18 @@ class ListedRun:
     images_per_second: float | None
     error: str = ""
     error_file: str = ""
+    stop_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     differences: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state_text(self) -> str:
         """State and step: `stopped at step 40 of 100`."""
+        total = f" of {self.total_steps:,}" if self.total_steps else ""
+        if self.state == "done" and self.stop_reason:
+            return f"stopped early at step {self.step or 0:,}{total}: {self.stop_reason}"
         if self.state == "done":
             return f"done, {counted(self.step or 0, 'step')}"
-        total = f" of {self.total_steps:,}" if self.total_steps else ""
         progress = "before its first step" if self.step is None else f"at step {self.step:,}{total}"
         if self.state == "failed":
             return f"failed {progress}: {self.error} ({self.error_file})"
@@ -162,8 +166,14 @@ def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
         images_per_second=number_in(result, "images_per_second") or (statistics.median(speeds) if speeds else None),
         error=error,
         error_file=error_file,
+        stop_reason=_stop_reason(result) if state == "done" else "",
         config=complete,
     )
+
+
+def _stop_reason(result: Mapping[str, Any]) -> str:
+    stop = result.get("stop")
+    return str(stop.get("reason", "")) if isinstance(stop, dict) else ""
 
 
 def _best(run: RunDirectory) -> tuple[int | None, float | None]:

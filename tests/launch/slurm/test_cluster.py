@@ -233,3 +233,22 @@ def test_command_typed_in_the_terminal_of_a_step_is_not_one_of_its_workers(slurm
         step = f"srun --nodes=2 --ntasks=2 --pty {command}"
         output = slurm.run("script", "--quiet", "--return", "--command", step, "/dev/null").stdout
         assert f"workers {workers}" in output
+
+
+@pytest.mark.slow
+def test_template_of_a_sweep_shares_its_trials_among_the_tasks_of_an_array(slurm, dataset, tmp_path, wait_until):
+    """One task gets the warning before its time limit: its trial saves, it is requeued, and the other task goes on."""
+    sweep, space = tmp_path / "sweep", tmp_path / "space.py"
+    space.write_text("def space(trial): return {'optimizer.learning_rate': trial.suggest_float('rate', 1e-4, 1e-2)}\n")
+    model = f"--config.model.name={user_models.__file__}:small"
+    flags = ("--config=smoke", model, "--devices=cpu", "--config.steps=1500", "--config.eval_every_steps=500")
+    variables = {"CONVOY": f"{sys.executable} -m convoy", "SWEEP": sweep, "SPACE": space, "DATA": dataset.data}
+    variables |= {"TRIALS": 3, "PYTHONPATH": write_foreign_packages(tmp_path), "CUDA_VISIBLE_DEVICES": "-1"}
+    submit = ["sbatch", "--array=0-1", REPOSITORY / "launch/slurm/sweep.sbatch", *flags]
+    slurm.run("env", "-C", tmp_path, *(f"{name}={value}" for name, value in variables.items()), *submit)
+    wait_until(lambda: has_checkpoint(sweep / "trial-0000", 500), "step 500")
+    slurm.run("scancel", "--signal=USR1", "--batch", "1_0")
+    wait_until(lambda: slurm.job("1_0", "Restarts") == "1", "the requeue")
+    wait_until(lambda: slurm.job("1_1") == "COMPLETED", "the end of the other task")
+    content = json.loads((sweep / "sweep.json").read_text())
+    assert [trial["state"] for trial in content["trials"]] == ["complete"] * 3
