@@ -15,6 +15,7 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
+from convoy.trainer.export.folder import check_formats
 from convoy.trainer.export.loaders import FILES
 
 REQUIRED = ("workdir", "format", "output")
@@ -50,13 +51,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         failures.append(error)
         print(f"convoy: {error}", file=sys.stderr, flush=True)
 
+    formats = tuple(name.strip() for name in flags.format)
+    check_formats(formats)
     start_tensorflow()
     from convoy.trainer.export.exporter import Request, export
 
     request = Request(
         flags.workdir,
         Path(flags.output),
-        tuple(name.strip() for name in flags.format),
+        formats,
         checkpoint=flags.checkpoint,
         data=flags.data,
         trust_code=flags.trust_code,

@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.devices import Devices
-from convoy.core.errors import ConvoyError, DataError, UsageError, did_you_mean
+from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
-from convoy.trainer.export.folder import export_folder, file_digests, write_description
+from convoy.trainer.export.folder import check_formats, export_folder, file_digests, write_description
 from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.session.description import versions
@@ -106,12 +106,8 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
       DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
         the output cannot be written.
     """
+    check_formats(request.formats)
     formats = list(dict.fromkeys(request.formats))
-    for name in formats or ("",):
-        if name not in FILES:
-            raise UsageError(
-                f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
-            )
 
     def leave_out(name: str, error: ConvoyError) -> None:
         formats.remove(name)
