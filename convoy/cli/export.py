@@ -16,6 +16,7 @@ from convoy.core.processes import terminable
 from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
+from convoy.trainer.export.request import Request
 
 REQUIRED = ("workdir", "format", "output")
 
@@ -50,9 +51,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         failures.append(error)
         print(f"convoy: {error}", file=sys.stderr, flush=True)
 
-    start_tensorflow()
-    from convoy.trainer.export.exporter import Request, export
-
     request = Request(
         flags.workdir,
         Path(flags.output),
@@ -61,6 +59,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         data=flags.data,
         trust_code=flags.trust_code,
     )
+    start_tensorflow()
+    from convoy.trainer.export.exporter import export
+
     with terminable():
         exported = export(request, leave_out)
     print_table(

@@ -39,6 +39,14 @@ from convoy.trainer.session.agreement import (
     agree_on_weights,
 )
 from convoy.trainer.session.description import as_read_by_run, dataset_identity, versions
+from convoy.trainer.session.kept_code import (
+    MODEL,
+    check_same_code,
+    code_identity,
+    keep_code,
+    model_identity,
+    piece_digests,
+)
 from convoy.trainer.session.pieces import Pieces, training_pieces
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
@@ -48,14 +56,6 @@ from convoy.trainer.session.runtime import (
     make_runtime,
     resolve_precision_and_xla,
     weights_digest,
-)
-from convoy.trainer.session.user_pieces import (
-    MODEL,
-    check_same_code,
-    code_identity,
-    keep_code,
-    model_identity,
-    piece_digests,
 )
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
@@ -75,7 +75,7 @@ class TrainingSession:
       runtime: the model, with the weights of the latest checkpoint if there is one.
       worker_group: the workers of the run.
       pieces: its loss and metrics.
-      model: what the model and the pieces were made from (`user_pieces.code_identity`).
+      model: what the model and the pieces were made from (`kept_code.code_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
     """
 

@@ -21,9 +21,9 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.session.pieces import Pieces, find_pieces
 from convoy.trainer.session.runtime import Runtime, make_runtime
-from convoy.trainer.session.user_pieces import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.step.state import TrainState, has_average, without_optimizer
 
 
