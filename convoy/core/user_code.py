@@ -54,8 +54,8 @@ class UserCode:
         """
         folder, known = self.path.parent, self._known
         for name, module in list(sys.modules.items()) if known is not None else []:
-            file = _file_of(module)
-            if file and name not in (known or ()) and file.is_relative_to(folder) and not _is_installed(name, file):
+            file = _file_of(module) if name not in (known or ()) else None
+            if file and file.is_relative_to(folder) and not _is_installed(name, file):
                 self._files.add(file)
         return {path.relative_to(folder).as_posix(): path for path in sorted(self._files)}
 

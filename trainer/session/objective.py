@@ -1,8 +1,8 @@
 """The loss and the metrics of a run, found by the names in its config and tried before it trains.
 
-    pieces = find_pieces(config, num_classes=42)
-    pieces.evaluated_loss(logits, labels)       # [batch]
-    pieces.metrics.summarize(sums)              # {"loss": ..., "top1": ..., ..., and those of config.metrics}
+    objective = find_objective(config, num_classes=42)
+    objective.evaluated_loss(logits, labels)    # [batch]
+    objective.metrics.summarize(sums)           # {"loss": ..., "top1": ..., ..., and those of config.metrics}
 
 The loss that a run reports, in training and evaluation, has no class weights, so that runs with other weights can be
 compared. Evaluation also leaves out label smoothing.
@@ -32,7 +32,7 @@ _WEIGHTINGS = ("none", "balanced", "inverse_sqrt")
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Objective:
     """The loss and the metrics of a run.
 
     Attributes:
@@ -63,12 +63,12 @@ class Pieces:
         return self.metrics.restored(metadata.get("window_sums", ()), num_classes, same_metrics=same_metrics)
 
 
-def find_pieces(
+def find_objective(
     config: ml_collections.ConfigDict,
     num_classes: int,
     find: Callable[[Registry, str, str], Found] = lambda registry, name, folder: registry.find(name),
-) -> Pieces:
-    """Finds a run's pieces and checks that those of users keep their contracts.
+) -> Objective:
+    """Finds the loss and the metrics of a config, and checks that those of users keep their contracts.
 
     Args:
       config: complete, or of an earlier version.
@@ -94,13 +94,13 @@ def find_pieces(
             )
         _require_contract(METRICS, found, found.value, contract.check_metric, num_classes)
         metrics[short] = found.value(num_classes)
-    return Pieces(loss, evaluated_loss, MetricSet(metrics), found=pieces)
+    return Objective(loss, evaluated_loss, MetricSet(metrics), found=pieces)
 
 
-def training_pieces(config: ml_collections.ConfigDict, dataset: Dataset) -> Pieces:
-    """Returns the pieces to train on a dataset with; as `find_pieces`, and raises a UsageError for class weights."""
+def training_objective(config: ml_collections.ConfigDict, dataset: Dataset) -> Objective:
+    """As `find_objective`, with the class weights for a dataset, for which it also raises a UsageError."""
     weights = class_weights(config.loss.class_weights, dataset)
-    return dataclasses.replace(find_pieces(config, dataset.num_classes), class_weights=weights)
+    return dataclasses.replace(find_objective(config, dataset.num_classes), class_weights=weights)
 
 
 def class_weights(text: str, dataset: Dataset) -> tuple[float, ...]:
