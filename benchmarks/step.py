@@ -210,7 +210,7 @@ def convoy_step(
     from convoy.input_pipeline.augment.pipeline import CROP_DRAWS
     from convoy.trainer import config as configs
     from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
-    from convoy.trainer.session.pieces import Pieces
+    from convoy.trainer.session.objective import Objective
     from convoy.trainer.session.runtime import make_runtime, make_train_step
 
     config = configs.default_config()
@@ -222,7 +222,7 @@ def convoy_step(
     strategy = make_strategy(parse_devices(f"cpu:{devices}"), cluster=cluster)
     plan = configs.resolve(config, num_images=batch_size, replicas=strategy.num_replicas_in_sync)
     runtime = make_runtime(config, strategy, num_classes=_CLASSES)
-    train_step = make_train_step(config, plan, runtime, Pieces())
+    train_step = make_train_step(config, plan, runtime, Objective())
     random = np.random.default_rng(0)
     columns = {
         "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),

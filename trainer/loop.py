@@ -158,8 +158,8 @@ class _Training:
         self._stop_agreed = False
         self._error: CallbackError | None = None
         self._has_ended = False
-        self._pieces = session.pieces
-        self._step = make_train_step(session.config, session.plan, session.runtime, session.pieces)
+        self._objective = session.objective
+        self._step = make_train_step(session.config, session.plan, session.runtime, session.objective)
         self._input = TrainingInput(
             session.dataset.split("train"), session.config, session.plan, session.runtime.strategy, self._worker_group
         )
@@ -189,7 +189,7 @@ class _Training:
         self._saver = CheckpointSaver(self._store, on_failure=self._warn_of_failed_save, on_success=self._report_save)
         self._saved_step: int | None = self._state.step or None
         # Sums since the last log line. They are checkpointed, so that a resumed run logs the same next line.
-        self._window_sums = self._pieces.window_sums(session.metadata, session.config, self._dataset.num_classes)
+        self._window_sums = self._objective.window_sums(session.metadata, session.config, self._dataset.num_classes)
         self._rollbacks: int = session.metadata.get("rollbacks", 0)
         self._rolled_back_to: int | None = None
 
@@ -364,7 +364,7 @@ class _Training:
         if not checkpoint:
             raise error
         restore_state(self._state, *checkpoint, self._run)
-        self._window_sums = self._pieces.window_sums(checkpoint[1], self._config, self._dataset.num_classes)
+        self._window_sums = self._objective.window_sums(checkpoint[1], self._config, self._dataset.num_classes)
         self._rollbacks += 1
         step, factor = self._state.step, divergence.learning_rate_factor**self._rollbacks
         self._saved_step = self._rolled_back_to = step

@@ -5,18 +5,16 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convoy.api.datasets import Dataset, open_dataset
 from convoy.api.shown import Rows, Shown
 from convoy.api.spelling import spelled_for_python
 from convoy.core.errors import UsageError
-from convoy.core.registry import is_code
 from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import stated_format
 
 if TYPE_CHECKING:
-    from convoy.input_pipeline.convert.stream import Images
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
     from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import SplitReport
@@ -201,15 +199,10 @@ def convert(
     from convoy.input_pipeline.convert.options import parse_splits
     from convoy.input_pipeline.convert.request import Request, options_of
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.stream import find_images
+    from convoy.input_pipeline.convert.stream import folder_or_stream
+    from convoy.input_pipeline.images.pixels import Limits
 
-    stream: Images | None = None
-    if isinstance(images, str) and is_code(images) and not os.path.exists(images):
-        stream = find_images(images)
-    elif images is not None and not isinstance(images, str | os.PathLike):
-        stream, images = images, type(images).__name__
-    if stream is not None and (manifest or tfds or tfrecords):
-        raise UsageError(f"images={images} has its own images and categories. Omit manifest, tfds and tfrecords.")
+    folder, stream = folder_or_stream(images)
     if missing not in ("error", "skip"):
         raise UsageError(f"missing={missing!r}: must be error or skip.")
     if group_column and not manifest:
@@ -229,7 +222,7 @@ def convert(
         splits = ",".join(f"{part}:{share}" for part, share in splits.items())
     request = Request(
         output=os.fspath(output),
-        images=os.fspath(images or ""),
+        images=folder,
         stream=stream,
         tfrecords=os.fspath(tfrecords or ""),
         tfds=tfds or "",
@@ -251,21 +244,14 @@ def convert(
             "max_bad_fraction": max_bad_fraction,
             "name": name,
             "shards": shards,
-            "limits": limits_from(max_megapixels, max_file_mib, max_metadata_mib),
+            "limits": Limits.with_defaults(
+                max_megapixels=max_megapixels, max_file_mib=max_file_mib, max_metadata_mib=max_metadata_mib
+            ),
         },
     )
     with options_of(request, _logger.info) as options:
         summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info, stream=stream)
     return Conversion(Path(output), **vars(summary))
-
-
-def limits_from(max_megapixels: float | None, max_file_mib: int | None, max_metadata_mib: int | None) -> Any:  # noqa: ANN401
-    """Returns the limits of image files with the given values, `pixels.Limits`."""
-    from convoy.input_pipeline.images.pixels import Limits
-
-    given = {"max_megapixels": max_megapixels, "max_file_mib": max_file_mib, "max_metadata_mib": max_metadata_mib}
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Limits(**values)
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convoy.api.conversion import limits_from
 from convoy.api.results import Predictions
 from convoy.api.shown import Shown
 from convoy.api.spelling import spelled_for_python
@@ -63,7 +62,7 @@ class ExportedModel(Shown):
         Example:
           convoy.open_export("exported").predict("photos/test").labels
         """
-        return predicted(self._classifier, images, flip_tta, on_corrupt, limits_from(None, None, None))
+        return predicted(self._classifier, images, flip_tta, on_corrupt)
 
     def _title(self) -> str:
         return f"Export {self.path} ({self.format}): step {self.step:,}, {len(self.class_names)} classes"
@@ -99,9 +98,10 @@ def predicted(
     images: Any,  # noqa: ANN401 (as in `Run.predict`)
     flip_tta: bool | None,
     on_corrupt: str,
-    limits: Any,  # noqa: ANN401 (pixels.Limits)
+    **limits: float | None,
 ) -> Predictions:
     """Returns a model's predictions; the arguments are those of `Run.predict`."""
+    from convoy.input_pipeline.images.pixels import Limits
     from convoy.trainer.evaluation.loading import probabilities_of, sources_of
 
     if on_corrupt not in ("fail", "skip"):
@@ -112,7 +112,7 @@ def predicted(
         sources,
         classifier,
         flip_tta=classifier.flip_tta if flip_tta is None else flip_tta,
-        limits=limits,
+        limits=Limits.with_defaults(**limits),
         unreadable=unreadable if on_corrupt == "skip" else None,
     )
     probabilities = np.stack(list(found))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convoy.api.conversion import limits_from
 from convoy.api.datasets import path_text
 from convoy.api.exports import predicted
 from convoy.api.recorded import RecordedRun
@@ -151,9 +150,16 @@ class Run(RecordedRun):
           run.predict("photos/test").labels
           run.predict(np.zeros([2, 48, 64, 3], np.uint8)).probabilities.shape
         """
-        limits = limits_from(max_megapixels, max_file_mib, max_metadata_mib)
         with self._model(checkpoint, devices, trust_code) as (_, classifier):
-            return predicted(classifier, images, flip_tta, on_corrupt, limits)
+            return predicted(
+                classifier,
+                images,
+                flip_tta,
+                on_corrupt,
+                max_megapixels=max_megapixels,
+                max_file_mib=max_file_mib,
+                max_metadata_mib=max_metadata_mib,
+            )
 
     @spelled_for_python()
     def export(
@@ -185,8 +191,8 @@ class Run(RecordedRun):
           exported.files["keras"], exported.largest_differences["keras"]
         """
         from convoy.trainer.cluster.strategy import make_strategy
-        from convoy.trainer.export.exporter import Request
         from convoy.trainer.export.exporter import export as export_run
+        from convoy.trainer.export.request import Request
         from convoy.trainer.tf_compat.keras_state import global_state_kept
 
         left_out: list[str] = []

@@ -25,13 +25,11 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
-from convoy.core.registry import is_code
 from convoy.core.text import counted
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.stream import Images
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
 
 REQUIRED = ("output",)
@@ -136,13 +134,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.input_pipeline.convert.convert import convert
     from convoy.input_pipeline.convert.options import parse_splits
     from convoy.input_pipeline.convert.request import Request, options_of
+    from convoy.input_pipeline.convert.stream import folder_or_stream
 
     if flags.group_column and not flags.manifest:
         raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
+    folder, stream = folder_or_stream(flags.images)
     request = Request(
         output=flags.output,
-        images=flags.images or "",
-        stream=_stream(flags),
+        images=folder,
+        stream=stream,
         tfrecords=flags.tfrecords or "",
         tfds=flags.tfds or "",
         tfds_dir=flags.tfds_dir or "",
@@ -156,23 +156,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     started = time.monotonic()
     with terminable(), options_of(request, _log) as options:
         with _report_kept_shards(options), progress_display("converting", "images") as progress:
-            summary = convert(options, progress, log=_log, stream=request.stream)
+            summary = convert(options, progress, log=_log, stream=stream)
         _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
-
-
-def _stream(flags: absl_flags.FlagValues) -> "Images | None":
-    """Returns the images of --images=FILE.py:NAME; None for a folder."""
-    if not is_code(flags.images or "") or os.path.exists(flags.images):
-        return None
-    from convoy.input_pipeline.convert.stream import find_images
-
-    for name in ("manifest", "tfds", "tfrecords"):
-        if flags[name].value:
-            raise UsageError(
-                f"--{name}={flags[name].value} cannot be combined with --images={flags.images}, which has its own "
-                "images and categories. Omit one"
-            )
-    return find_images(flags.images)
 
 
 def _log(line: str) -> None:

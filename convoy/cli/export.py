@@ -15,8 +15,8 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
 from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
-from convoy.trainer.export.folder import check_formats
 from convoy.trainer.export.loaders import FILES
+from convoy.trainer.export.request import Request
 
 REQUIRED = ("workdir", "format", "output")
 
@@ -51,19 +51,17 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         failures.append(error)
         print(f"convoy: {error}", file=sys.stderr, flush=True)
 
-    formats = tuple(name.strip() for name in flags.format)
-    check_formats(formats)
-    start_tensorflow()
-    from convoy.trainer.export.exporter import Request, export
-
     request = Request(
         flags.workdir,
         Path(flags.output),
-        formats,
+        tuple(name.strip() for name in flags.format),
         checkpoint=flags.checkpoint,
         data=flags.data,
         trust_code=flags.trust_code,
     )
+    start_tensorflow()
+    from convoy.trainer.export.exporter import export
+
     with terminable():
         exported = export(request, leave_out)
     print_table(

@@ -1,6 +1,6 @@
 """Flags of the limits of image files, for the commands that read files from anywhere: convert and predict."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -36,5 +36,4 @@ def limits_of(flags: absl_flags.FlagValues) -> "Limits":
     """
     from convoy.input_pipeline.images.pixels import Limits
 
-    given: dict[str, Any] = {name: flags[name].value for name in _FLAGS if flags[name].value is not None}
-    return Limits(**given)
+    return Limits.with_defaults(**{name: flags[name].value for name in _FLAGS})

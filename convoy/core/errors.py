@@ -1,11 +1,14 @@
 """User-facing errors. The command line prints their message without a traceback and exits with their code."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from convoy.core import exit_codes
+from convoy.core.text import one_line
 
 _LONGEST = 4_000  # characters of a message
+_OPERATION = re.compile(r"\{\{.*?\}\} ?| \[Op:.*")  # its name, in messages of TensorFlow
 
 
 class ConvoyError(Exception):
@@ -61,3 +64,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the most similar of `known`, or an empty string if none is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def failure(error: BaseException) -> str:
+    """Returns the type of an error in a user's code, and the line of its message that says what is wrong."""
+    kind = type(error).__name__
+    lines = [line.strip() for line in _OPERATION.sub("", str(error)).splitlines() if line.strip()] or [""]
+    line = lines[-1] if lines[0] == "in user code:" else lines[0]  # AutoGraph's traceback ends with the error
+    return one_line(f"{kind}: {line.removeprefix(f'{kind}: ')}").rstrip(" .:")

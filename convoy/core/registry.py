@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Generic, TypeVar, cast
 
-from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean, failure
 from convoy.core.user_code import UserCode, code_with, located, run_if_changed
 
 T = TypeVar("T")
@@ -48,16 +48,18 @@ class Found(Generic[T]):
 class Registry(Generic[T]):
     """Pieces of one kind, by name."""
 
-    def __init__(self, kind: str, *, field: str, also: Sequence[str] = ()):
+    def __init__(self, kind: str, *, field: str, contract: str = "", also: Sequence[str] = ()):
         """Starts empty.
 
         Args:
           kind: what the pieces are, as a noun for messages.
           field: the config field or the flag that names a piece, for messages.
+          contract: what a piece must be, for messages.
           also: forms of names that others look up, for messages.
         """
         self._kind = kind
         self._field = field
+        self._contract = contract
         self._also = also
         self._built_in: dict[str, T] = {}
         self._added: dict[str, T] = {}
@@ -123,34 +125,39 @@ class Registry(Generic[T]):
             return Found(name, self._attribute(name, vars(module), attribute, place), None, digests)
         raise self._unknown(name)
 
+    def error(self, name: str, problem: str) -> UsageError:
+        """Returns the error for a piece that cannot be used."""
+        return UsageError(f"{self._field}={name!r}: {problem.removesuffix('.')}.")
+
+    def breach(self, name: str, complaint: str) -> UsageError:
+        """Returns the error for a piece that breaks its contract, with the contract."""
+        return UsageError(f"{self.error(name, complaint)} The contract: {self._contract}.")
+
     def _unknown(self, name: str) -> UsageError:
         known = ", ".join([*self.names, *self._also, "FILE.py:NAME"])
-        return self._error(
+        return self.error(
             name, f"unknown {self._kind}{did_you_mean(name, self.names)}. Set one of {known} or package.module:NAME"
         )
 
     def _run(self, name: str, path: Path) -> UserCode:
         if not path.is_file():
-            raise self._error(name, f"file {path} does not exist")
+            raise self.error(name, f"file {path} does not exist")
         try:
             return run_if_changed(path)
         except Exception as error:
-            raise self._error(name, f"{path} fails: {type(error).__name__}: {error}") from error
+            raise self.error(name, f"{path} fails: {failure(error)}") from error
 
     def _import(self, name: str, module: str) -> ModuleType:
         try:
             return importlib.import_module(module)
         except Exception as error:
-            raise self._error(name, f"module {module} cannot be imported: {type(error).__name__}: {error}") from error
+            raise self.error(name, f"module {module} cannot be imported: {failure(error)}") from error
 
     def _attribute(self, name: str, names: Mapping[str, object], attribute: str, place: str) -> T:
         if attribute not in names:
             public = [known for known in names if not known.startswith("_")]
-            raise self._error(name, f"{place} has no {attribute}{did_you_mean(attribute, public)}")
+            raise self.error(name, f"{place} has no {attribute}{did_you_mean(attribute, public)}")
         return cast(T, names[attribute])  # whoever uses the piece checks it
-
-    def _error(self, name: str, reason: str) -> UsageError:
-        return UsageError(f"{self._field}={name!r}: {reason}.")
 
 
 def is_from_file(name: str) -> bool:

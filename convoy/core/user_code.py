@@ -54,8 +54,8 @@ class UserCode:
         """
         folder, known = self.path.parent, self._known
         for name, module in list(sys.modules.items()) if known is not None else []:
-            file = _file_of(module)
-            if file and name not in (known or ()) and file.is_relative_to(folder) and not _is_installed(name, file):
+            file = _file_of(module) if name not in (known or ()) else None
+            if file and file.is_relative_to(folder) and not _is_installed(name, file):
                 self._files.add(file)
         return {path.relative_to(folder).as_posix(): path for path in sorted(self._files)}
 
@@ -75,12 +75,11 @@ class UserCode:
             return False
         return bool(self._as_run) and all(now.get(name) == digest for name, digest in self._as_run.items())
 
-    def close(self) -> None:
-        """Ends the counting of imports, and makes the next file import the same modules anew."""
+    def close(self) -> set[Path]:
+        """Ends the counting of imports; returns the files that were imported."""
         self.files()
         self._known = None
-        for name in [name for name, module in sys.modules.items() if _file_of(module) in self._files - {self.path}]:
-            del sys.modules[name]
+        return self._files - {self.path}
 
 
 def run_file(path: Path) -> UserCode:
@@ -89,8 +88,9 @@ def run_file(path: Path) -> UserCode:
     Raises whatever the file raises.
     """
     path = path.resolve()
-    for earlier in _run.values():
-        earlier.close()
+    imported = {file for earlier in _run.values() for file in earlier.close()}
+    for name in [name for name, module in sys.modules.items() if imported and _file_of(module) in imported]:
+        del sys.modules[name]
     code = _run[path] = UserCode(path)
     with first_on_path(path.parent):
         code.names = runpy.run_path(str(path))

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from convoy.core.errors import UsageError
+from convoy.core.errors import UsageError, failure
 from convoy.input_pipeline.augment.apply import applied
 from convoy.input_pipeline.augment.pipeline import AugmentPipeline, Operation
 
@@ -64,8 +64,7 @@ def _check(operation: Operation, pixels: tf.Tensor, draws: tf.Tensor, *, exact: 
     except UsageError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        raise UsageError(f"config.augment.ops: {operation.name} fails: {type(error).__name__}: {reason}") from error
+        raise UsageError(f"config.augment.ops: {operation.name} fails: {failure(error)}.") from error
     if not np.isfinite(whole).all():
         worst = int(np.argmin(np.isfinite(whole).all((1, 2, 3))))
         kind = f"an image of {_PLAIN[worst]:g} everywhere" if worst < len(_PLAIN) else "some images"

@@ -79,6 +79,8 @@ def options_of(request: Request, log: _Log) -> Iterator[Options]:
     if request.splits and (request.split or request.validation_fraction is not None):
         splits = ",".join(f"{name}:{share:g}" for name, share in request.splits.items())
         raise UsageError(f"--splits={splits} cannot be combined with --split or --validation_fraction. Omit them")
+    if request.stream is not None:
+        _refuse_with(request, "images", ("table", "tfds", "tfrecords"))
     if not request.tfrecords:
         yield _options(request, log)
         return
@@ -141,11 +143,11 @@ def _splits_of_records(request: Request, folder: Path, log: _Log, default_split:
 
 def _refuse_with(request: Request, source: str, others: Sequence[str], splits: str = "") -> None:
     for name in others:
-        if getattr(request, name) not in ("", None):
-            flag = "manifest" if name == "table" else name
+        if (value := getattr(request, name)) not in ("", None):
+            flag = f"manifest={value.path}" if isinstance(value, Table) else name
             raise UsageError(
                 f"--{flag} cannot be combined with --{source}={getattr(request, source)}, which has its own images and "
-                f"splits{splits}"
+                f"{'categories' if source == 'images' else 'splits'}{splits}"
             )
 
 

@@ -7,19 +7,33 @@ The images are copied to one temporary file next to the output as they come, so 
 worker processes can read them. An image is named after its position, and has the record of a file of that name.
 """
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convoy.core.errors import DataError, UsageError
-from convoy.core.registry import Registry
+from convoy.core.errors import DataError, failure
+from convoy.core.registry import Registry, is_code
 from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source, Sources, check_class_names, one_spelling
 
 Images = Iterable[tuple[bytes, str]]
 
 _STREAMS: Registry[object] = Registry("iterable of images", field="--images")
+
+
+def folder_or_stream(images: str | os.PathLike[str] | Images | None) -> tuple[str, Images | None]:
+    """Returns the folder that is given, or the name for messages of an iterable of images, and the iterable.
+
+    Raises:
+      UsageError: as `find_images`.
+    """
+    if isinstance(images, str) and is_code(images) and not os.path.exists(images):
+        return images, find_images(images)
+    if images is None or isinstance(images, str | os.PathLike):
+        return os.fspath(images or ""), None
+    return type(images).__name__, images
 
 
 def find_images(name: str) -> Images:
@@ -35,9 +49,9 @@ def find_images(name: str) -> Images:
     try:
         images = images() if callable(images) else images
     except Exception as error:
-        raise UsageError(f"--images={name!r}: fails: {type(error).__name__}: {error}.") from error
+        raise _STREAMS.error(name, f"fails: {failure(error)}") from error
     if not isinstance(images, Iterable):
-        raise UsageError(f"--images={name!r}: {type(images).__name__} is not iterable. Yield (bytes, category).")
+        raise _STREAMS.error(name, f"{type(images).__name__} is not iterable. Yield (bytes, category)")
     return images
 
 
@@ -78,8 +92,7 @@ def _checked(images: Images, name: str) -> Iterator[tuple[bytes, str]]:
         except StopIteration:
             return
         except Exception as error:
-            reason = (str(error).strip() or "no message").splitlines()[0]
-            raise DataError(f"{name} fails at image {position}: {type(error).__name__}: {reason}") from error
+            raise DataError(f"{name} fails at image {position}: {failure(error)}") from error
         kinds = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else [type(item).__name__]
         if kinds != ["bytes", "str"]:
             raise DataError(f"{name}: image {position} is {', '.join(kinds)}. Yield (bytes, category), bytes and text")

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import google_crc32c
 import numpy as np
 
-from convoy.core.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError, failure
 from convoy.core.registry import Found, Registry, is_code
 from convoy.core.text import counted
 from convoy.core.user_code import check_owner
@@ -214,9 +214,9 @@ class OpenedSource:
         try:
             return call()
         except Exception as error:
-            reason = (str(error).strip() or "no message").splitlines()[0]
+            reason = failure(error)
             threads = " Convoy reads from threads of its own." if "thread" in reason else ""
-            raise DataError(f"{self.name}: {what} fails: {type(error).__name__}: {reason}.{threads}") from error
+            raise DataError(f"{self.name}: {what} fails: {reason}.{threads}") from error
 
     def _check_images(self, first: Sequence[bytes]) -> None:
         if not any(map(is_image, first)):
@@ -289,8 +289,7 @@ def _made(found: Found[object]) -> object:
     try:
         return found.value()
     except Exception as error:
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        raise DataError(f"--data={found.name}: fails: {type(error).__name__}: {reason}") from error
+        raise DataError(f"--data={found.name}: fails: {failure(error)}") from error
 
 
 def _class_names(

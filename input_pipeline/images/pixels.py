@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
@@ -70,6 +70,11 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise UsageError(f"--{name}={value:g}: must be above 0")
+
+    @classmethod
+    def with_defaults(cls, **given: Any) -> "Limits":
+        """Returns limits with the given values; None stands for the default."""
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def check_file(self, size: int) -> None:
         """Raises ValueError if a file of `size` bytes must not be read."""

@@ -72,6 +72,7 @@ def test_the_source_reads_an_archive(archives, monkeypatch):
     assert [dataset.split(name).num_images for name in dataset.splits] == [27, 3]
 
 
+@pytest.mark.slow
 def test_the_iterable_is_converted(archives, monkeypatch, tmp_path):
     from convoy import cli
 

@@ -370,7 +370,7 @@ class TestRecipes:
             ("def get_config():\n    return {'seed': 1}\n", "ml_collections.ConfigDict"),
             ("raise SystemExit('enough')\n", "SystemExit(enough)"),
             ("def get_config():\n    exit()\n", "SystemExit"),
-            ("def get_config():\n    raise ValueError('one\\ntwo')\n", r"one\ntwo"),
+            ("def get_config():\n    raise ValueError('one\\ntwo')\n", "ValueError: one."),
             (f"{OF_OTHERS}({{'seed': 1}})\n", "no field augment.ops"),
             (f"{OF_OTHERS}({{'rate': 0.1}})\n", "no field 'rate'"),
             (f"{OF_OTHERS}({{'steps': 'x'}})\n", "TypeError"),

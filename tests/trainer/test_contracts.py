@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
-from convoy.trainer.session.pieces import find_pieces
+from convoy.trainer.session.objective import find_objective
 from convoy.trainer.step.losses import register_loss
 from convoy.trainer.step.more_metrics import register_metric
 
@@ -187,7 +187,7 @@ def config():
 def test_losses_that_are_refused(program, config, name, reason):
     config.loss.name = f"{program}:{name}"
     with pytest.raises(UsageError, match=rf"config\.loss\.name='.*mine\.py:{name}'.*{reason}") as caught:
-        find_pieces(config, num_classes=3)
+        find_objective(config, num_classes=3)
     assert "\n" not in str(caught.value)
 
 
@@ -209,7 +209,7 @@ def test_losses_that_are_refused(program, config, name, reason):
 def test_metrics_that_are_refused(program, config, name, reason):
     config.metrics = f"mcc, {program}:{name}"
     with pytest.raises(UsageError, match=rf"config\.metrics='.*mine\.py:{name}'.*{reason}") as caught:
-        find_pieces(config, num_classes=3)
+        find_objective(config, num_classes=3)
     assert "\n" not in str(caught.value)
 
 
@@ -236,9 +236,9 @@ def test_pieces_that_keep_their_contracts(program, tmp_path, config):
     (tmp_path / "schedules.py").write_text(SCHEDULES)
     config.loss.name, config.metrics = f"{program}:good", f"brier, {program}:Hits"
     config.schedule.update({"name": f"{tmp_path}/schedules.py:good", "factor": 0.25, "warmup_steps": 2})
-    pieces = find_pieces(config, num_classes=3)
-    assert pieces.metrics.names == ["brier", "Hits"]
-    assert pieces.found["loss"].digests.keys() == pieces.found["metric-1"].digests.keys() == {"mine.py"}
+    objective = find_objective(config, num_classes=3)
+    assert objective.metrics.names == ["brier", "Hits"]
+    assert objective.found["loss"].digests.keys() == objective.found["metric-1"].digests.keys() == {"mine.py"}
     plan = configs.resolve(config, num_images=640, replicas=1)
     rates = [configs.learning_rate_of(config, plan, step) / plan.peak_learning_rate for step in range(4)]
     assert rates == pytest.approx([0.5, 1.0, 0.25, 0.25])
@@ -264,14 +264,14 @@ def test_pieces_of_this_process(config):
             return sums[0]
 
     config.loss.name, config.metrics = "loss_of_test", "metric_of_test"
-    pieces = find_pieces(config, num_classes=3)
-    assert pieces.loss is loss
+    objective = find_objective(config, num_classes=3)
+    assert objective.loss is loss
     logits, labels = tf.zeros([5, 3]), tf.zeros([5], tf.int32)
-    sums = pieces.metrics.batch_sums(logits, labels, loss(logits, labels)).numpy()
-    assert pieces.metrics.summarize(sums)["metric_of_test"] == 5
+    sums = objective.metrics.batch_sums(logits, labels, loss(logits, labels)).numpy()
+    assert objective.metrics.summarize(sums)["metric_of_test"] == 5
 
 
 def test_runs_of_earlier_versions_have_neither_loss_nor_metrics(config):
     with config.unlocked():
         del config["loss"], config["metrics"]
-    assert find_pieces(config, num_classes=3).metrics.names == []
+    assert find_objective(config, num_classes=3).metrics.names == []

@@ -11,7 +11,7 @@ from convoy.core.errors import UsageError
 from convoy.core.registry import Registry
 from convoy.core.user_code import run_file
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session import user_pieces
+from convoy.trainer.session import kept_code
 
 LOSS = "import beside_of_kept\ndef mine(): return beside_of_kept.VALUE\n"
 
@@ -46,17 +46,17 @@ def checkpoint(run):
     """Keeps a piece, as a run with a checkpoint has; returns a function that compares another with it."""
 
     def checkpoint(before, folder="loss"):
-        user_pieces.keep_code(run, {folder: before}, None)
+        kept_code.keep_code(run, {folder: before}, None)
         model = {"digest": "", "files": {}}
         metadata = {
             "step": 3,
             "place": {"keras": keras.__version__},
-            "model": {**model, "pieces": user_pieces.piece_digests({folder: before})},
+            "model": {**model, "pieces": kept_code.piece_digests({folder: before})},
         }
 
         def check(now):
-            identity = {**model, "pieces": user_pieces.piece_digests({folder: now})}
-            user_pieces.check_same_code(metadata, identity, {folder: now}, "convnet", run)
+            identity = {**model, "pieces": kept_code.piece_digests({folder: now})}
+            kept_code.check_same_code(metadata, identity, {folder: now}, "convnet", run)
 
         return check
 
@@ -87,17 +87,17 @@ def test_a_registered_loss_is_compared_by_its_text(registry, checkpoint):
 
 def test_checkpoints_of_earlier_versions_have_no_pieces(find, run):
     found = find()
-    identity = {"digest": "", "files": {}, "pieces": user_pieces.piece_digests({"loss": found})}
+    identity = {"digest": "", "files": {}, "pieces": kept_code.piece_digests({"loss": found})}
     for metadata in ({"step": 3}, {"step": 3, "model": {"digest": "", "files": {}}}):
-        user_pieces.check_same_code(metadata, identity, {"loss": found}, "convnet", run)
+        kept_code.check_same_code(metadata, identity, {"loss": found}, "convnet", run)
 
 
-def test_the_kept_code_is_found_whatever_became_of_the_original(find, run, registry, tmp_path, capsys):
+def test_the_kept_code_is_found_whatever_became_of_the_original(find, run, registry, tmp_path, caplog):
     found = find()
-    user_pieces.keep_code(run, {"loss": found}, None)
+    kept_code.keep_code(run, {"loss": found}, None)
     (tmp_path / "losses.py").write_text("raise RuntimeError")
-    kept = user_pieces.find_kept(run, registry, found.name, "loss", trust_code=False)
-    assert kept.value() == 1 and "differs from" in capsys.readouterr().err
+    kept = kept_code.find_kept(run, registry, found.name, "loss", trust_code=False)
+    assert kept.value() == 1 and "differs from" in caplog.text
     assert {path.name for path in (run.code / "loss").iterdir()} == {"losses.py", "beside_of_kept.py"}
 
 
@@ -106,18 +106,18 @@ def test_a_piece_that_a_recipe_registers_is_found_by_its_name(run, registry, tmp
     recipe.write_text("from registry_of_test import registry\n@registry.register('mine')\ndef mine(): return 5\n")
     monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(registry=registry))
     code = run_file(recipe)
-    user_pieces.keep_code(run, {"loss": registry.find("mine")}, code)
+    kept_code.keep_code(run, {"loss": registry.find("mine")}, code)
     another = Registry("loss", field="config.loss.name")  # as in another process
     monkeypatch.setitem(sys.modules, "registry_of_test", SimpleNamespace(registry=another))
     recipe.unlink()
-    assert user_pieces.find_kept(run, another, "mine", "loss", trust_code=False).value() == 5
+    assert kept_code.find_kept(run, another, "mine", "loss", trust_code=False).value() == 5
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_code_of_others_runs_only_if_it_is_trusted(find, run, registry):
     found = find()
-    user_pieces.keep_code(run, {"loss": found}, None)
+    kept_code.keep_code(run, {"loss": found}, None)
     os.chown(run.code / "loss" / "losses.py", 4321, -1)
     with pytest.raises(UsageError, match="--trust_code"):
-        user_pieces.find_kept(run, registry, found.name, "loss", trust_code=False)
-    assert user_pieces.find_kept(run, registry, found.name, "loss", trust_code=True).value() == 1
+        kept_code.find_kept(run, registry, found.name, "loss", trust_code=False)
+    assert kept_code.find_kept(run, registry, found.name, "loss", trust_code=True).value() == 1

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.open import open_dataset
-from convoy.trainer.session.pieces import class_weights
+from convoy.trainer.session.objective import class_weights
 from convoy.trainer.step import metrics
 from convoy.trainer.step.losses import LOSSES, binary_cross_entropy, cross_entropy, focal, make_loss
 from convoy.trainer.step.mixing import Mixing, draw, mix

@@ -224,7 +224,7 @@ def test_a_worker_lost_while_a_user_model_is_built_is_not_the_models_fault(progr
         ("gray", r"\[32, 32, 1\].*RGB"),
         ("of_224", "224x224.*config.image_size=32"),
         ("scaled_twice", r"Rescaling.*\[0, 255\].*Rescaling\(255.0\)"),
-        ("application", r"Rescaling.*\[0, 255\].*Rescaling\(255.0\)"),
+        pytest.param("application", r"Rescaling.*\[0, 255\].*Rescaling\(255.0\)", marks=pytest.mark.slow),
         ("not_a_number", "not finite"),
         ("constant", "same outputs"),
         ("frozen", "trainable=True"),

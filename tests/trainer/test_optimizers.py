@@ -393,7 +393,7 @@ def fails():
 calls = []
 FAULTS = {  # a word of the message, and a factory
     "Optimizer": lambda: None,
-    "needed, which": lambda needed: None,
+    "'needed'": lambda needed: None,
     "ValueError: own": fails,
     "not a function": 3,
     "Incompatible shapes: [4,3]": broken(lambda w, s, g: (w - tf.reduce_sum(g, -1), s)),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from convoy.core.errors import UsageError
+from convoy.core.errors import UsageError, failure
 from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
 from convoy.trainer.callbacks.callback import CALLBACKS, Callback
 
@@ -21,7 +21,7 @@ def _find(name: str) -> Callback:
     try:
         callback = make()
     except Exception as error:
-        raise UsageError(f"--callbacks={name}: fails without arguments: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--callbacks={name}: fails without arguments: {failure(error)}.") from error
     if not isinstance(callback, Callback):
         raise UsageError(f"--callbacks={name}: gives a {type(callback).__name__}. It must be a convoy.Callback.")
     return callback

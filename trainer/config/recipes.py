@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 import convoy
-from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean, failure
 from convoy.core.text import counted, one_line
 from convoy.core.user_code import first_on_path, located, run_file
 from convoy.trainer.config import renamed
@@ -83,7 +83,7 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         unknown = re.match(r"\W*Key \"([^\"]+)\" does not exist", str(error))
         if unknown:  # ml_collections' message lists every field of the config
             raise UsageError(f"--config={name}: {path}: {_no_field(unknown[1], default_config())}") from error
-        raise UsageError(f"--config={name}: {path} fails: {type(error).__name__}: {one_line(str(error))}") from error
+        raise UsageError(f"--config={name}: {path} fails: {failure(error)}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"--config={name}: get_config() in {path} must return an ml_collections.ConfigDict.")
     present = dict(fields(config))
@@ -208,7 +208,7 @@ def _import_problem(path: Path, error: ImportError) -> str:
     """Returns an error message for a failed import in a recipe; suggests the current name of Convoy's packages."""
     earlier = _EARLIER_IMPORT.search(path.read_text(encoding="utf-8"))
     if not earlier:
-        return f"{type(error).__name__}: {one_line(str(error))}"
+        return f"{failure(error)}."
     package, _, module = earlier[1].rpartition(".")
     current = f"convoy.{package}.{renamed.RECIPES.get(module, module)}" if package else f"convoy.{module}"
     return f"{earlier[1]} is now called {current}. Import that."

@@ -14,15 +14,18 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from convoy.core.errors import UsageError
+from convoy.core.errors import failure
 from convoy.core.registry import Found, Registry, accepted
 
 Schedule = Callable[..., float]
 
-SCHEDULES: Registry[Schedule] = Registry("schedule", field="config.schedule.name")
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule",
+    field="config.schedule.name",
+    contract="a pure function of step, total_steps, peak and fields of config.schedule that returns a rate from 0 on",
+)
 register_schedule = SCHEDULES.register
 SCALINGS = ("none", "linear", "sqrt")
-CONTRACT = "a pure function of step, total_steps, peak and fields of config.schedule that returns a rate of 0 or more"
 _PROBES = 1000  # steps at which a user's schedule is tried
 
 
@@ -75,10 +78,9 @@ def learning_rate(
     try:
         rate = schedule.value(**accepted(schedule.value, given))
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise _broken(schedule, f"fails at step {step}: {type(error).__name__}: {reason}") from error
+        raise SCHEDULES.breach(schedule.name, f"fails at step {step}: {failure(error)}") from error
     if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
-        raise _broken(schedule, f"returns {rate!r} at step {step}")
+        raise SCHEDULES.breach(schedule.name, f"returns {rate!r} at step {step}")
     return float(rate)
 
 
@@ -99,9 +101,11 @@ def check_schedule(rate_of: Callable[[int], float], schedule: Found[Schedule], t
     first = {step: rate_of(step) for step in steps}
     for step in reversed(steps):
         if (again := rate_of(step)) != first[step]:
-            raise _broken(schedule, f"returns {first[step]!r} at step {step}, and {again!r} when called again")
+            raise SCHEDULES.breach(
+                schedule.name, f"returns {first[step]!r} at step {step}, and {again!r} when called again"
+            )
     if not any(first.values()):
-        raise _broken(schedule, "returns 0 at every step")
+        raise SCHEDULES.breach(schedule.name, "returns 0 at every step")
 
 
 def scaled_peak(base: float, *, scaling: str, batch_size: int, reference_batch_size: int) -> float:
@@ -115,7 +119,3 @@ def scaled_peak(base: float, *, scaling: str, batch_size: int, reference_batch_s
     """
     ratio = batch_size / reference_batch_size
     return base * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
-
-
-def _broken(schedule: Found[Schedule], what: str) -> UsageError:
-    return UsageError(f"config.schedule.name={schedule.name!r}: {what}. The contract: {CONTRACT}.")

@@ -16,7 +16,7 @@ from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation.inference import distributed_batches, infer
 from convoy.trainer.models import ModelBundle
-from convoy.trainer.session.pieces import Pieces
+from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.runtime import batch_slice
 from convoy.trainer.step import metrics
 from convoy.trainer.step.state import TrainState
@@ -35,7 +35,7 @@ class Evaluator:
         batch_size: int,
         worker_group: WorkerGroup | None = None,
         *,
-        pieces: Pieces | None = None,
+        objective: Objective | None = None,
         flip_tta: bool = False,
     ):
         """Prepares the evaluation; the first call of `metrics` compiles it.
@@ -46,14 +46,14 @@ class Evaluator:
           reader: reads the split.
           batch_size: images per batch over all devices; rounded up to a multiple of their number.
           worker_group: workers that evaluate together; None for this process alone.
-          pieces: the loss and the metrics; None for those of the default config.
+          objective: the loss and the metrics; None for those of the default config.
           flip_tta: average each image's probabilities with those of its mirror image.
         """
         self._state = state
         self._built = built
         self._reader = reader
         self._worker_group = worker_group or WorkerGroup(None)
-        self._pieces = pieces or Pieces()
+        self._objective = objective or Objective()
         self._flip_tta = flip_tta
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
@@ -92,7 +92,7 @@ class Evaluator:
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
-        return self._pieces.metrics.summarize(total)
+        return self._objective.metrics.summarize(total)
 
     def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
@@ -106,8 +106,8 @@ class Evaluator:
             # Log of the mean probabilities: logits whose softmax is that mean.
             both = tf.stack([tf.nn.log_softmax(logits), tf.nn.log_softmax(mirrored)])
             logits = tf.reduce_logsumexp(both, 0) - math.log(2.0)
-        losses = self._pieces.evaluated_loss(logits, batch["label"])
-        sums = self._pieces.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
+        losses = self._objective.evaluated_loss(logits, batch["label"])
+        sums = self._objective.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
         return sums, tf.nn.softmax(logits)
 
     def _without_padding(

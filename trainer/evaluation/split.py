@@ -72,7 +72,7 @@ def evaluate_split(
     split = dataset.split(split_name)
     reader, collector = Reader(split, trained.crop), predictions.Collector()
     evaluator = Evaluator(
-        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, pieces=trained.pieces(), flip_tta=flip_tta
+        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, objective=trained.objective(), flip_tta=flip_tta
     )
     quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(

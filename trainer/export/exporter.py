@@ -27,34 +27,14 @@ from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
-from convoy.trainer.export.folder import check_formats, export_folder, file_digests, write_description
+from convoy.trainer.export.folder import export_folder, file_digests, write_description
 from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
 from convoy.trainer.export.loaders import FILES
+from convoy.trainer.export.request import Request
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, open_run
 
 _CPU = Devices("cpu")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to export.
-
-    Attributes:
-      workdir: the run directory.
-      output: the folder to create.
-      formats: keys of `loaders.FILES`.
-      checkpoint: `best`, `last` or a step, as in `open_run`.
-      data: dataset directory with the images for the comparison; None for the run's own.
-      trust_code: as in `open_run`.
-    """
-
-    workdir: str
-    output: Path
-    formats: tuple[str, ...]
-    checkpoint: str = "best"
-    data: str | None = None
-    trust_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,12 +81,11 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
       on_failure: called for each format that is left out, as soon as that is known.
 
     Raises:
-      UsageError: a format is unknown, or the library of the only one is not installed; the output exists and is not
-        an export, or another process is exporting to it.
+      UsageError: the library of the only format is not installed; the output exists and is not an export, or another
+        process is exporting to it.
       DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
         the output cannot be written.
     """
-    check_formats(request.formats)
     formats = list(dict.fromkeys(request.formats))
 
     def leave_out(name: str, error: ConvoyError) -> None:

@@ -10,27 +10,17 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.errors import DataError, UsageError
 from convoy.core.files import locked, sha256_of, write_whole
 from convoy.core.reading import read_json
-from convoy.trainer.export.loaders import FILES
 
 _DESCRIPTION = "export.json"
 _FORMAT_VERSION = 1
 _NEW, _BEFORE = "new", "before"  # in OUTPUT.partial: the export being built, and the one that it replaces
-
-
-def check_formats(names: Sequence[str]) -> None:
-    """Raises a UsageError for a name that is no format."""
-    for name in names or ("",):
-        if name not in FILES:
-            raise UsageError(
-                f"--format={name}: unknown format{did_you_mean(name, FILES)}. Pass one or more of {', '.join(FILES)}."
-            )
 
 
 @contextlib.contextmanager

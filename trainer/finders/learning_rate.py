@@ -127,7 +127,7 @@ def find_learning_rate(
     with contextlib.closing(trial.training_input.batches(0)) as batches:
         for rate in rates:
             result = trial.step(next(batches), rate)
-            loss = trial.pieces.metrics.summarize(result.sums.numpy())["loss"]
+            loss = trial.objective.metrics.summarize(result.sums.numpy())["loss"]
             # In float16 an overflow just lowers the loss scale.
             overflowed = not result.finite.numpy() and result.loss_scale.numpy() <= 1
             losses.append(math.nan if overflowed else loss)

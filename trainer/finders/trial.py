@@ -15,7 +15,7 @@ from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.session.pieces import Pieces, training_pieces
+from convoy.trainer.session.objective import Objective, training_objective
 from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.runtime import Runtime, check_augmentation, make_runtime, make_train_step
 from convoy.trainer.session.training_input import TrainingInput
@@ -31,14 +31,14 @@ class Trial:
     Attributes:
       plan: plan of the run, at least STEPS steps.
       runtime: model with its initial weights.
-      pieces: loss and metrics.
+      objective: loss and metrics.
       step: training step; it changes only these weights.
       training_input: input that reads, decodes and augments as in the run.
     """
 
     plan: Plan
     runtime: Runtime
-    pieces: Pieces
+    objective: Objective
     step: TrainStep
     training_input: TrainingInput
 
@@ -82,7 +82,7 @@ def prepare_trial(
     if virtual_batch_size:
         config.batch_size = virtual_batch_size * (config.virtual_replicas or replicas)
     plan = configs.resolve(config, num_images=split.num_images, replicas=replicas)
-    pieces = training_pieces(config, dataset)
+    objective = training_objective(config, dataset)
     runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
-    step = make_train_step(config, plan, runtime, pieces)
-    return Trial(plan, runtime, pieces, step, TrainingInput(split, config, plan, strategy, WorkerGroup(None)))
+    step = make_train_step(config, plan, runtime, objective)
+    return Trial(plan, runtime, objective, step, TrainingInput(split, config, plan, strategy, WorkerGroup(None)))

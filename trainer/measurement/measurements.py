@@ -48,7 +48,7 @@ class Measurements:
         self._plan = plan = session.plan
         self._state = session.runtime.state
         self._num_classes = session.dataset.num_classes
-        self._pieces = session.pieces
+        self._objective = session.objective
         self._worker_group = worker_group
         self._deadlines = deadlines
         self.step_timer = StepTimer(plan.global_batch_size)
@@ -62,7 +62,7 @@ class Measurements:
                 Reader(session.dataset.split(_VALIDATION), Crop(size, resize=session.config.resize)),
                 EVALUATION_BATCH_SIZE,
                 worker_group,
-                pieces=session.pieces,
+                objective=session.objective,
                 flip_tta=session.config.flip_tta,
             )
         self._analyzer = BottleneckAnalyzer(session, train_step, worker_group)
@@ -89,7 +89,7 @@ class Measurements:
             self._analyzer.probe(seconds=self._deadlines.step)
         with self.step_timer.paused("log"):
             window, step = self.step_timer.window(), self._state.step
-            self._quality["train"] = self._pieces.metrics.summarize(sums)
+            self._quality["train"] = self._objective.metrics.summarize(sums)
             values = {f"quality/{name}": value for name, value in self._quality["train"].items()} | {
                 "optim/lr": learning_rate,
                 "optim/grad_norm": float(last.gradient_norm),

@@ -14,16 +14,14 @@ import keras
 import tensorflow as tf
 
 from convoy.core.errors import UsageError
-from convoy.core.registry import Found, Registry
+from convoy.core.registry import Found
 from convoy.trainer.models.applications import application
 from convoy.trainer.models.built_in import baseline_cnn, convnet
-from convoy.trainer.models.from_users import model_from_user, unit_scale
+from convoy.trainer.models.from_users import APPLICATIONS, MODELS, model_from_user, unit_scale
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-_APPLICATIONS = "keras_applications:"
-MODELS: Registry[Callable] = Registry("model", field="config.model.name", also=[f"{_APPLICATIONS}NAME"])
 register_model = MODELS.register
 for _name, _function in (("baseline_cnn", baseline_cnn), ("convnet", convnet), ("resnet", resnet)):
     MODELS.register(_name)(_function)
@@ -103,8 +101,8 @@ def build_model(
         options["instance_norm"] = options["instance_norm"] == "on"
     found = None
     try:
-        if name.startswith(_APPLICATIONS):
-            model, scale_pixels = application(name.removeprefix(_APPLICATIONS), num_classes, image_size)
+        if name.startswith(APPLICATIONS):
+            model, scale_pixels = application(name.removeprefix(APPLICATIONS), num_classes, image_size)
         elif MODELS.is_built_in(name):
             model, scale_pixels = MODELS.find(name).value(num_classes, image_size, **options), unit_scale
         else:
@@ -121,7 +119,7 @@ def build_model(
 
 def is_from_user(name: str) -> bool:
     """Returns whether a model's name is that of a user's function."""
-    return not MODELS.is_built_in(name) and not name.startswith(_APPLICATIONS)
+    return not MODELS.is_built_in(name) and not name.startswith(APPLICATIONS)
 
 
 def supports_any_size(model: keras.Model) -> bool:

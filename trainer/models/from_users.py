@@ -7,10 +7,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from convoy.core.errors import UsageError
-from convoy.core.registry import Found, short_name
+from convoy.core.errors import failure
+from convoy.core.registry import Found, Registry
 from convoy.core.user_code import first_on_path
 from convoy.trainer.models import contract
+
+APPLICATIONS = "keras_applications:"
+MODELS: Registry[Callable[..., Any]] = Registry(
+    "model", field="config.model.name", contract=contract.CONTRACT, also=[f"{APPLICATIONS}NAME"]
+)
 
 # Creating a variable waits for all workers: these errors are not the function's.
 _LOST_WORKER = (
@@ -46,13 +51,9 @@ def model_from_user(
     except _LOST_WORKER:
         raise
     except Exception as error:
-        complaint = f"fails: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UsageError(f"config.model.name={found.name!r}: {short_name(found.name)} {complaint}") from error
+        raise MODELS.error(found.name, f"fails: {failure(error)}") from error
     if complaint:
-        raise UsageError(
-            f"config.model.name={found.name!r}: {short_name(found.name)} {complaint}. The contract: "
-            f"{contract.CONTRACT}."
-        )
+        raise MODELS.breach(found.name, complaint)
     return model, scale_pixels
 
 

@@ -61,7 +61,7 @@ def agree_on_hardware(worker_group: WorkerGroup, *, precision: str, use_xla: boo
 
 
 def agree_on_model(worker_group: WorkerGroup, identity: Mapping[str, Any]) -> None:
-    """Compares models of users' files, as `user_pieces.model_identity` describes them.
+    """Compares models of users' files, as `kept_code.model_identity` describes them.
 
     Raises:
       UsageError: they differ. Names the first file that differs, or the digest of the layers.
@@ -71,7 +71,7 @@ def agree_on_model(worker_group: WorkerGroup, identity: Mapping[str, Any]) -> No
 
 
 def agree_on_code(worker_group: WorkerGroup, digests: Mapping[str, Mapping[str, str]]) -> None:
-    """Compares the code of users' pieces other than the model (`user_pieces.piece_digests`).
+    """Compares the code of users' pieces other than the model (`kept_code.piece_digests`).
 
     Raises:
       UsageError: they differ. Names the first file that differs.

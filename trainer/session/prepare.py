@@ -39,7 +39,15 @@ from convoy.trainer.session.agreement import (
     agree_on_weights,
 )
 from convoy.trainer.session.description import as_read_by_run, dataset_identity, versions
-from convoy.trainer.session.pieces import Pieces, training_pieces
+from convoy.trainer.session.kept_code import (
+    MODEL,
+    check_same_code,
+    code_identity,
+    keep_code,
+    model_identity,
+    piece_digests,
+)
+from convoy.trainer.session.objective import Objective, training_objective
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
 from convoy.trainer.session.runtime import (
@@ -48,14 +56,6 @@ from convoy.trainer.session.runtime import (
     make_runtime,
     resolve_precision_and_xla,
     weights_digest,
-)
-from convoy.trainer.session.user_pieces import (
-    MODEL,
-    check_same_code,
-    code_identity,
-    keep_code,
-    model_identity,
-    piece_digests,
 )
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
@@ -74,8 +74,8 @@ class TrainingSession:
       store: the run's checkpoints.
       runtime: the model, with the weights of the latest checkpoint if there is one.
       worker_group: the workers of the run.
-      pieces: its loss and metrics.
-      model: what the model and the pieces were made from (`user_pieces.code_identity`).
+      objective: its loss and metrics.
+      model: what the model and the pieces were made from (`kept_code.code_identity`).
       metadata: metadata of that checkpoint; empty if there is none.
     """
 
@@ -86,7 +86,7 @@ class TrainingSession:
     store: CheckpointStore
     runtime: Runtime
     worker_group: WorkerGroup
-    pieces: Pieces
+    objective: Objective
     model: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -164,9 +164,9 @@ def prepare(
             check_augmentation(config)
             num_images = dataset.split("train").num_images
             plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
-            pieces = training_pieces(config, dataset)
+            objective = training_objective(config, dataset)
             operations = parse_pipeline(config.augment.ops, image_size=config.image_size).pieces
-            named = {"schedule": plan.schedule, **pieces.found}
+            named = {"schedule": plan.schedule, **objective.found}
             named |= {f"operation-{number}": found for number, found in enumerate(operations)}
             to_build = config.copy_and_resolve_references()
             to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
@@ -195,7 +195,7 @@ def prepare(
                 keep_code(run, {**built, **named}, recipe)
             worker_group.exchange("ready")
     metadata = checkpoint[1] if checkpoint else {}
-    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, pieces, identity, metadata)
+    return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata)
 
 
 def open_training_data(

@@ -21,9 +21,9 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.pieces import Pieces, find_pieces
+from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
+from convoy.trainer.session.objective import Objective, find_objective
 from convoy.trainer.session.runtime import Runtime, make_runtime
-from convoy.trainer.session.user_pieces import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.step.state import TrainState, has_average, without_optimizer
 
 
@@ -67,14 +67,14 @@ class TrainedRun:
         """Whether evaluation averages over each image and its mirror image."""
         return self.config.get("flip_tta", False)  # missing in runs of earlier versions
 
-    def pieces(self) -> Pieces:
+    def objective(self) -> Objective:
         """Returns the loss and the metrics that the run was trained with.
 
         Raises:
           UsageError: there is no such piece any more, or its code is not trusted.
         """
         find = functools.partial(find_kept, self.run, trust_code=self.trust_code)
-        return find_pieces(self.config, len(self.class_names), find)
+        return find_objective(self.config, len(self.class_names), find)
 
 
 def open_run(

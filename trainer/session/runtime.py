@@ -21,7 +21,7 @@ from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan, mixing_steps, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
 from convoy.trainer.models.pretrained import SAVED_MODEL
-from convoy.trainer.session.pieces import Pieces
+from convoy.trainer.session.objective import Objective
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, find_optimizer
 from convoy.trainer.step.settings import StepSettings
@@ -250,14 +250,14 @@ def check_augmentation(config: ml_collections.ConfigDict) -> None:
     check_operations(pipeline, [config.image_size, *config.progressive.sizes], exact=config.deterministic)
 
 
-def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, pieces: Pieces) -> TrainStep:
+def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runtime, objective: Objective) -> TrainStep:
     """Returns the training step of a run.
 
     Args:
       config: complete and checked.
       plan: the resolved plan of the config.
       runtime: the runtime of the config.
-      pieces: its loss and metrics.
+      objective: its loss and metrics.
 
     Raises:
       UsageError: the config freezes the backbone, but the model does not separate backbone and head.
@@ -266,9 +266,9 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
         seed=config.seed,
         global_batch_size=plan.global_batch_size,
         virtual_replicas=plan.virtual_replicas,
-        loss=pieces.loss,
-        class_weights=pieces.class_weights,
-        metrics=pieces.metrics,
+        loss=objective.loss,
+        class_weights=objective.class_weights,
+        metrics=objective.metrics,
         clip_norm=config.optimizer.clip_norm,
         average_decay=config.ema.decay,
         float16=runtime.precision == "float16",

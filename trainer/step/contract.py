@@ -15,13 +15,6 @@ import tensorflow as tf
 from convoy.trainer.step.losses import Loss
 from convoy.trainer.step.metrics import Metric
 
-LOSS_CONTRACT = (
-    "(logits [batch, num_classes] float32, labels [batch] int32) -> [batch] float32, a pure function of each image"
-)
-METRIC_CONTRACT = (
-    "NAME(num_classes) has size, batch_sums(logits, labels, losses, weights) -> [size] float32, a pure function whose "
-    "sums add up over images and leave out those of weight 0, and summarize(sums) -> float"
-)
 _PROBES, _SLICE = 24, 4
 _SPREAD = 8.0  # standard deviation of the logits: some images are classified with near certainty
 _RANDOM = "Draw no random numbers and keep no state"

@@ -21,7 +21,12 @@ from convoy.core.registry import Found, Registry, accepted
 
 Loss = Callable[..., tf.Tensor]
 
-LOSSES: Registry[Loss] = Registry("loss", field="config.loss.name")
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    field="config.loss.name",
+    contract="(logits [batch, num_classes] float32, labels [batch] int32) -> [batch] float32, a pure function of each "
+    "image",
+)
 register_loss = LOSSES.register
 
 
@@ -87,7 +92,7 @@ def make_loss(found: Found[Loss], fields: Mapping[str, Any], label_smoothing: fl
       UsageError: it is no function, or has no label smoothing.
     """
     if not callable(found.value):
-        raise UsageError(f"config.loss.name={found.name!r}: is a {type(found.value).__name__}. Name a function.")
+        raise LOSSES.error(found.name, f"is a {type(found.value).__name__}. Name a function")
     options = accepted(found.value, {**fields, "label_smoothing": label_smoothing})
     if label_smoothing and "label_smoothing" not in options:
         raise UsageError(

@@ -1,9 +1,9 @@
 """Metrics by name, beyond those that every run has: `config.metrics`.
 
 @register_metric("mean_margin")
-class MeanMargin: ...            # a `metrics.Metric`
+class MeanMargin: ...                   # a `metrics.Metric`
 
-more_metrics([METRICS.find("mcc")], num_classes=42)       # {"mcc": ...}
+METRICS.find("mcc").value(num_classes)
 """
 
 import math
@@ -16,7 +16,12 @@ from convoy.core.registry import Registry
 from convoy.trainer.step.losses import cross_entropy
 from convoy.trainer.step.metrics import Counts, DerivedMetric, Metric
 
-METRICS: Registry[Callable[[int], Metric]] = Registry("metric", field="config.metrics")
+METRICS: Registry[Callable[[int], Metric]] = Registry(
+    "metric",
+    field="config.metrics",
+    contract="NAME(num_classes) has size, batch_sums(logits, labels, losses, weights) -> [size] float32, a pure "
+    "function whose sums add up over images and leave out those of weight 0, and summarize(sums) -> float",
+)
 register_metric = METRICS.register
 
 

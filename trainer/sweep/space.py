@@ -8,7 +8,7 @@ config_flags(fields)                 # ["--config.optimizer.learning_rate=0.003"
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convoy.core.errors import UsageError
+from convoy.core.errors import UsageError, failure
 from convoy.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Space:
         try:
             fields = self._function(trial)
         except Exception as error:
-            raise self._error(f"fails: {type(error).__name__}: {error}") from error
+            raise self._error(f"fails: {failure(error)}") from error
         if not isinstance(fields, Mapping):
             raise self._error(f"returns a {type(fields).__name__}, not a dict of config fields")
         if not fields:
@@ -57,7 +57,7 @@ class Space:
         return value
 
     def _error(self, problem: str) -> UsageError:
-        return UsageError(f"--space={self.name}: its function {problem}.")
+        return _SPACES.error(self.name, f"its function {problem}")
 
 
 def find_space(name: str) -> Space:
@@ -68,7 +68,7 @@ def find_space(name: str) -> Space:
     """
     function = _SPACES.find(f"{name}:{_FUNCTION}" if name.endswith(".py") else name).value
     if not callable(function):
-        raise UsageError(f"--space={name}: it is a {type(function).__name__}. Pass a function of an Optuna trial.")
+        raise _SPACES.error(name, f"it is a {type(function).__name__}. Pass a function of an Optuna trial")
     return Space(name, function)
 
 

@@ -36,6 +36,7 @@ def whole(train):
     return train("whole", f"{MINE}Journal", "--devices=cpu:2")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_reported_when_it_is_written(whole):
     result, workdir = whole
     calls = journal(result)
@@ -46,6 +47,7 @@ def test_a_checkpoint_is_reported_when_it_is_written(whole):
     assert reported == [[str(step), "True"] for step in saved]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_early_ends_well_and_goes_on_with_more_patience(train, whole):
     never_better = ("--config.early_stopping.patience=1", "--config.early_stopping.min_delta=1.0")
     _, workdir = train("early", *never_better)
@@ -60,6 +62,7 @@ def test_a_run_stopped_early_ends_well_and_goes_on_with_more_patience(train, who
     assert result_of(workdir)["weights_sha256"] == result_of(whole[1])["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_failed_callback_loses_nothing(train, whole):
     result, workdir = train("failed", f"{MINE}FailsAtStep4", check=False)
     assert result.returncode == 1
@@ -74,6 +77,7 @@ def test_a_failed_callback_loses_nothing(train, whole):
     assert result_of(workdir)["weights_sha256"] == result_of(whole[1])["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_the_same_command_goes_on(train, whole):
     _, workdir = train("limited", "--max_hours=0")
     result = result_of(workdir)

@@ -99,6 +99,7 @@ def mlflow_run(training):
     return MlflowClient(), MlflowClient().get_run(run_id)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_wandb_without_repeating_steps(training):
     track(WandB(), training, (10, 20), stop=True)
     track(WandB(), training, (20, 30), result=RESULT)
@@ -108,6 +109,7 @@ def test_a_resumed_run_goes_on_in_wandb_without_repeating_steps(training):
     assert training.said == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_mlflow_without_repeating_steps(training):
     track(MLflow(), training, (10, 20), stop=True)
     client, run = mlflow_run(training)

@@ -1,12 +1,12 @@
 """The checks that an optimizer of a user keeps its contract, on small weights, before training."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from convoy.core.errors import failure
 from convoy.trainer.step.optimizers.optimizer import Optimizer, Slots, decays_weight
 
 _SHAPES = ((4,), (4, 3), (3, 3, 2, 4))
@@ -42,14 +42,8 @@ def fault(optimizer: Any) -> str:  # noqa: ANN401 (whatever a user's function re
     except _FaultError as error:
         return str(error)
     except Exception as error:
-        return f"formula fails, on weights of {', '.join(str(list(shape)) for shape in _SHAPES)}: {one_line(error)}"
+        return f"formula fails, on weights of {', '.join(str(list(shape)) for shape in _SHAPES)}: {failure(error)}"
     return ""
-
-
-def one_line(error: Exception) -> str:
-    """Returns the type of an error and the first line of its message, without TensorFlow's name of the operation."""
-    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error))
-    return f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
 
 
 def _random(shape: tuple[int, ...], seed: int) -> list[tf.Tensor]:

@@ -12,22 +12,24 @@ def signsgd(weight_decay):
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from convoy.core.errors import UsageError
-from convoy.core.registry import Found, Registry
-from convoy.trainer.step.optimizers.contract import fault, one_line
+from convoy.core.errors import failure
+from convoy.core.registry import Found, Registry, accepted
+from convoy.trainer.step.optimizers.contract import fault
 from convoy.trainer.step.optimizers.optimizer import Optimizer
 
 _OF_STEP = ("name", "learning_rate", "clip_norm")  # fields that no optimizer gets: the step applies them
-_CONTRACT = (
-    "a function of fields of config.optimizer returns Optimizer(slots, formula), and formula(weight, slots, gradient, "
-    "learning_rate, step, decays) returns (weight, slots) in the same float32 shapes, finite, and equal at each call"
-)
 
 Factory = Callable[..., Optimizer]
-OPTIMIZERS: Registry[Factory] = Registry("optimizer", field="config.optimizer.name")
+OPTIMIZERS: Registry[Factory] = Registry(
+    "optimizer",
+    field="config.optimizer.name",
+    contract="a function of fields of config.optimizer returns Optimizer(slots, formula), and formula(weight, slots, "
+    "gradient, learning_rate, step, decays) returns (weight, slots) in the same float32 shapes, finite, and equal at "
+    "each call",
+)
 register_optimizer = OPTIMIZERS.register
 
 
@@ -48,29 +50,18 @@ def find_optimizer(name: str, fields: Mapping[str, Any]) -> Found[Optimizer]:
       UsageError: there is no such optimizer, or it breaks the contract.
     """
     found = OPTIMIZERS.find(name)
-
-    def refused(reason: str) -> UsageError:
-        return UsageError(f"config.optimizer.name={name!r}: {reason}. The contract: {_CONTRACT}.")
-
     given = {field: value for field, value in fields.items() if field not in _OF_STEP}
     if not callable(found.value):
-        raise refused("is not a function")
-    names, needed = _parameters(found.value, given)
-    if unknown := [parameter for parameter in needed if parameter not in given]:
-        raise refused(f"takes {unknown[0]}, which is not one of {', '.join(given)}")
+        raise OPTIMIZERS.breach(name, "is not a function")
+    options = accepted(found.value, given)
     try:
-        optimizer = found.value(**{field: value for field, value in given.items() if field in names})
+        inspect.signature(found.value).bind(**options)
+    except TypeError as error:
+        raise OPTIMIZERS.breach(name, f"{error}, and the fields are {', '.join(given)}") from None
+    try:
+        optimizer = found.value(**options)
     except Exception as error:
-        raise refused(f"fails: {one_line(error)}") from error
+        raise OPTIMIZERS.breach(name, f"fails: {failure(error)}") from error
     if found.digests and (reason := fault(optimizer)):
-        raise refused(reason)
+        raise OPTIMIZERS.breach(name, reason)
     return Found(name, optimizer, found.code, found.digests)
-
-
-def _parameters(factory: Factory, fields: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Returns the parameters of a factory, and those that it needs. `**others` stands for all fields."""
-    parameters = inspect.signature(factory).parameters.values()
-    others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    needed = [parameter.name for parameter in named if parameter.default is parameter.empty]
-    return [*(fields if others else ()), *(parameter.name for parameter in named)], needed

@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from convoy.core.errors import DataError, UsageError
+from convoy.core.errors import DataError, UsageError, failure
 from convoy.core.files import write_whole
 from convoy.core.registry import Found, Registry, is_from_file
 from convoy.core.user_code import UserCode, check_owner, run_file
@@ -185,7 +185,7 @@ def run_registering(run: RunDirectory, registry: Registry, name: str, folder: st
         try:
             run_file(path)
         except Exception as error:
-            raise UsageError(f"{path} fails: {type(error).__name__}: {error}.") from error
+            raise UsageError(f"{path} fails: {failure(error)}.") from error
 
 
 def check_trusted(run: RunDirectory, name: str, runs: str) -> None:

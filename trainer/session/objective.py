@@ -1,8 +1,8 @@
 """The loss and the metrics of a run, found by the names in its config and tried before it trains.
 
-    pieces = find_pieces(config, num_classes=42)
-    pieces.evaluated_loss(logits, labels)       # [batch]
-    pieces.metrics.summarize(sums)              # {"loss": ..., "top1": ..., ..., and those of config.metrics}
+    objective = find_objective(config, num_classes=42)
+    objective.evaluated_loss(logits, labels)    # [batch]
+    objective.metrics.summarize(sums)           # {"loss": ..., "top1": ..., ..., and those of config.metrics}
 
 The loss that a run reports, in training and evaluation, has no class weights, so that runs with other weights can be
 compared. Evaluation also leaves out label smoothing.
@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from convoy.core.errors import UsageError, did_you_mean
+from convoy.core.errors import UsageError, did_you_mean, failure
 from convoy.core.registry import Found, Registry, short_name
 from convoy.input_pipeline.convert.metadata import class_weights as inverse_frequencies
 from convoy.input_pipeline.dataset.open import Dataset
@@ -32,7 +32,7 @@ _WEIGHTINGS = ("none", "balanced", "inverse_sqrt")
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Objective:
     """The loss and the metrics of a run.
 
     Attributes:
@@ -63,12 +63,12 @@ class Pieces:
         return self.metrics.restored(metadata.get("window_sums", ()), num_classes, same_metrics=same_metrics)
 
 
-def find_pieces(
+def find_objective(
     config: ml_collections.ConfigDict,
     num_classes: int,
     find: Callable[[Registry, str, str], Found] = lambda registry, name, folder: registry.find(name),
-) -> Pieces:
-    """Finds a run's pieces and checks that those of users keep their contracts.
+) -> Objective:
+    """Finds the loss and the metrics of a config, and checks that those of users keep their contracts.
 
     Args:
       config: complete, or of an earlier version.
@@ -83,7 +83,7 @@ def find_pieces(
     fields.pop("class_weights", None)
     evaluated_loss = make_loss(found, fields)
     loss = make_loss(found, fields, config.label_smoothing)
-    _require_contract(LOSSES, "config.loss.name", found, loss, contract.check_loss, contract.LOSS_CONTRACT, num_classes)
+    _require_contract(LOSSES, found, loss, contract.check_loss, num_classes)
     pieces, metrics = {"loss": found}, dict[str, Metric]()
     for number, name in enumerate(metric_names(config.get("metrics", ""))):
         found = pieces[f"metric-{number}"] = find(METRICS, name, f"metric-{number}")
@@ -92,17 +92,15 @@ def find_pieces(
             raise UsageError(
                 f"config.metrics={config.metrics!r}: there is more than one metric {short!r}. Rename yours."
             )
-        _require_contract(
-            METRICS, "config.metrics", found, found.value, contract.check_metric, contract.METRIC_CONTRACT, num_classes
-        )
+        _require_contract(METRICS, found, found.value, contract.check_metric, num_classes)
         metrics[short] = found.value(num_classes)
-    return Pieces(loss, evaluated_loss, MetricSet(metrics), found=pieces)
+    return Objective(loss, evaluated_loss, MetricSet(metrics), found=pieces)
 
 
-def training_pieces(config: ml_collections.ConfigDict, dataset: Dataset) -> Pieces:
-    """Returns the pieces to train on a dataset with; as `find_pieces`, and raises a UsageError for class weights."""
+def training_objective(config: ml_collections.ConfigDict, dataset: Dataset) -> Objective:
+    """As `find_objective`, with the class weights for a dataset, for which it also raises a UsageError."""
     weights = class_weights(config.loss.class_weights, dataset)
-    return dataclasses.replace(find_pieces(config, dataset.num_classes), class_weights=weights)
+    return dataclasses.replace(find_objective(config, dataset.num_classes), class_weights=weights)
 
 
 def class_weights(text: str, dataset: Dataset) -> tuple[float, ...]:
@@ -153,13 +151,7 @@ def class_weights(text: str, dataset: Dataset) -> tuple[float, ...]:
 
 
 def _require_contract(
-    registry: Registry,
-    field: str,
-    found: Found,
-    value: Callable,
-    complaint_about: Callable[[Callable, int], str],
-    promise: str,
-    num_classes: int,
+    registry: Registry, found: Found, value: Callable, complaint_about: Callable[[Callable, int], str], num_classes: int
 ) -> None:
     """Raises a UsageError if a user's piece breaks its contract or fails."""
     if registry.is_built_in(found.name):
@@ -167,9 +159,6 @@ def _require_contract(
     try:
         complaint = complaint_about(value, num_classes)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        complaint = f"fails: {type(error).__name__}: {lines[-1] if 'in user code' in lines[0] else lines[0]}"
+        raise registry.breach(found.name, f"fails: {failure(error)}") from error
     if complaint:
-        raise UsageError(
-            f"{field}={found.name!r}: {short_name(found.name)} {complaint.removesuffix('.')}. The contract: {promise}."
-        )
+        raise registry.breach(found.name, complaint)
