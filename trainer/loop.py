@@ -172,7 +172,7 @@ class _Training:
             is_chief=self._worker_group.is_chief,
             on_error=self._stop_for_error,
         )
-        self._callbacks.restore(session.metadata.get("callbacks", {}))
+        self._callbacks.restore(session.metadata.get("callbacks", {}), self._state.step)
         self._training = Training(
             session,
             rank=self._worker_group.rank,
@@ -395,7 +395,7 @@ class _Training:
                 "rollbacks": self._rollbacks,
                 "window_sums": self._window_sums.tolist(),
                 "reported": self._measurements.measured(),
-                "callbacks": self._callbacks.states(),
+                "callbacks": self._callbacks.states(step),
             },
             score=score,
         )
@@ -426,8 +426,8 @@ class _Training:
         """
         self._finish_saving()
         step, group = self._state.step, self._worker_group
-        own = [self._stop.signal_name, self._stop.seconds, self._stop.asked, str(self._error or "")]
-        signals, seconds, asked, errors = zip(*group.exchange("stop", own, seconds=self._deadlines.step), strict=True)
+        own = [self._stop.signal_name, self._stop.seconds, self._stop.asked, self._failure()]
+        signals, seconds, asked, failures = zip(*group.exchange("stop", own, seconds=self._deadlines.step), strict=True)
         if any(signals):
             rank, name = next((rank, name) for rank, name in enumerate(signals) if name)
             self._emit("on_stop", Stop("a signal", name))
@@ -440,16 +440,25 @@ class _Training:
             )
         stop = Stop(**next(request for request in asked if request))
         self._emit("on_stop", stop)
-        if any(errors):
-            rank, text = next((rank, text) for rank, text in enumerate(errors) if text)
-            place = f"{group.address(rank)}: " if group.num_workers > 1 else ""
-            self._training.event("callback_failed", step=step, worker=rank, callback=stop.by)
-            raise CallbackError(
-                f"{place}{text}\nThe run stopped at step {step}. Fix the callback and rerun the same command to resume "
-                f"from {self._resume_point()}.",
-                stop.by,
-            )
+        self._require_no_failure(
+            failures,
+            f"The run stopped at step {step}. Fix the callback and rerun the same command to resume from "
+            f"{self._resume_point()}.",
+        )
         return stop
+
+    def _failure(self) -> tuple[str, str] | None:
+        return (self._error.callback, str(self._error)) if self._error else None
+
+    def _require_no_failure(self, failures: Sequence[tuple[str, str] | None], outcome: str) -> None:
+        """Raises the CallbackError of the first worker of which a callback has failed, with `outcome` behind it."""
+        group = self._worker_group
+        for rank, failure in enumerate(failures):
+            if failure:
+                callback, text = failure
+                place = f"{group.address(rank)}: " if group.num_workers > 1 else ""
+                self._training.event("callback_failed", step=self._state.step, worker=rank, callback=callback)
+                raise CallbackError(f"{place}{text}\n{outcome}", callback)
 
     def _resume_point(self) -> str:
         latest = self._store.latest()
@@ -487,12 +496,16 @@ class _Training:
             "stop": dataclasses.asdict(stop) if stop else None,
         }
         self._end(result)
-        if self._error:
-            raise self._error
-        self._worker_group.exchange("end", seconds=self._deadlines.step)
+        failures = self._worker_group.exchange("end", self._failure(), seconds=self._deadlines.step)
+        self._require_no_failure(
+            failures, f"The run had ended, at step {step}, and is saved: {self._run.result} has its result."
+        )
         return result
 
     def _end(self, result: dict[str, Any] | None) -> None:
         if not self._has_ended:
             self._has_ended = True
+            before = self._error
             self._emit("on_end", result)
+            if result is None and self._error is not before:  # another error is raised
+                self._training.say(f"Warning: {self._error}")

@@ -229,7 +229,7 @@ def convert(
         tfds_dir=os.fspath(tfds_dir or ""),
         table=table,
         split=split or "",
-        splits=parse_splits(splits) if splits else None,
+        splits=parse_splits(str(splits)) if splits else None,
         validation_fraction=validation_fraction,
         record_format=stated_format(
             os.fspath(tfrecords) if tfrecords else None, image_key, label_key, class_names=class_names

@@ -41,7 +41,15 @@ def load_config(recipe: _Path = configs.DEFAULT_RECIPE, **fields: Any) -> ml_col
       config.batch_size = 8
       config.optimizer.learning_rate
     """
-    return configs.configured(os.fspath(recipe), fields)
+    return configs.configured(_recipe_name(recipe), fields)
+
+
+def _recipe_name(recipe: _Path) -> str:
+    if not isinstance(recipe, str | os.PathLike):
+        raise UsageError(
+            f"config={recipe!r:.50}: pass what convoy.load_config() returns, or the name or file of a recipe."
+        )
+    return os.fspath(recipe)
 
 
 class TrainingResult(Shown):
@@ -162,15 +170,23 @@ def train(
     """
     recipe = None
     if not isinstance(config, ml_collections.ConfigDict):
-        recipe = code_of(configs.recipe_path(os.fspath(config)))
-        config = configs.load_recipe(os.fspath(config))
+        config = _recipe_name(config)
+        recipe = code_of(configs.recipe_path(config))
+        config = configs.load_recipe(config)
     if cluster := find_cluster(os.environ):
         raise UsageError(
             f"convoy.train() runs in one process, not on the {cluster.num_workers} workers of {cluster.source}: start "
             f"these with `convoy launch`. {cluster.how_to_train_alone}"
         )
-    workdir, parsed_devices, name = os.fspath(workdir), parse_devices(devices), path_text(data) or type(data).__name__
+    workdir, parsed_devices = os.fspath(workdir), parse_devices(str(devices))
+    name = path_text(data) or type(data).__name__
     record_format = stated_format(path_text(data), image_key, label_key, class_names=class_names)
+    if not isinstance(max_hours, int | float) or not max_hours >= 0:
+        raise UsageError(f"max_hours={max_hours!r}: pass a number of hours above 0.")
+    if profile_steps is not None and not _is_range(profile_steps):
+        raise UsageError(
+            f"profile_steps={profile_steps!r}: pass (FIRST, LAST) with 1 <= FIRST <= LAST, such as (20, 30)."
+        )
     from convoy.trainer.callbacks.log_messages import LogMessages
     from convoy.trainer.callbacks.named import find_callbacks
     from convoy.trainer.callbacks.order_record import OrderRecord
@@ -179,9 +195,7 @@ def train(
     from convoy.trainer.loop import train as train_loop
     from convoy.trainer.tf_compat.keras_state import global_state_kept
 
-    observers: list[Callback] = [LogMessages()]
-    for callback in callbacks:
-        observers += find_callbacks([callback]) if isinstance(callback, str) else [callback]
+    observers: list[Callback] = [LogMessages(), *find_callbacks(callbacks)]
     observers += [OrderRecord()] if record_order else []
     observers += [StepProfiler(*profile_steps)] if profile_steps else []
     observers += [TimeLimit(max_hours)] if max_hours else []
@@ -199,3 +213,9 @@ def train(
             command=f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r})",
         )
     return TrainingResult(Path(workdir), content)
+
+
+def _is_range(steps: object) -> bool:
+    if not isinstance(steps, Sequence) or len(steps) != 2 or not all(isinstance(step, int) for step in steps):
+        return False
+    return 1 <= steps[0] <= steps[1]

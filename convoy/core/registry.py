@@ -75,8 +75,11 @@ class Registry(Generic[T]):
         A name can be registered again, as when the cell of a notebook is run twice; the last piece counts.
 
         Raises:
-          UsageError: a built-in piece has this name, or it could be mistaken for `FILE.py:NAME`.
+          UsageError: a built-in piece has this name, it is no text, or could be mistaken for `FILE.py:NAME`.
         """
+        if not isinstance(name, str):
+            kind = self._kind
+            raise UsageError(f'{kind} {name!r:.60}: pass a name as text, as in @register_{kind}("NAME").')
         if not name or ":" in name or "," in name:
             raise UsageError(f"{self._kind} {name!r}: a name has no ':' and no ','. Register it under another name.")
 

@@ -14,6 +14,7 @@ import convoy
         ({}, "images"),
         ({"images": "photos", "splits": {"train": 0.5, "test": 0.5}, "split": "test"}, "splits=train:0.5,test:0.5"),
         ({"images": "photos", "splits": {"train": 0.5, "test": 0.4}}, "0.9"),
+        ({"images": "photos", "splits": ["train", "test"]}, "NAME:SHARE"),
         ({"images": "photos", "missing": "ignore"}, "missing='ignore'"),
         ({"images": "photos", "group_column": "patient"}, "group_column=patient"),
         ({"images": "photos", "tfds": "mnist"}, "tfds=mnist"),

@@ -26,6 +26,7 @@ def test_length_and_durations_override_those_of_the_recipe_in_other_units():
         ({"optimizer": {"learning_rat": 1.0}}, "learning_rate"),
         ({"batch_size": "many"}, "config.batch_size='many'"),
         ({"batch_size": 0}, "config.batch_size=0"),
+        ({"optimizer": "adam"}, "config.optimizer.name"),
         ({"steps": 5, "epochs": 2}, "config.epochs=2"),
     ],
 )
@@ -47,6 +48,18 @@ def test_errors_name_parameters_and_keep_commands(tmp_path):
     assert "`convoy convert --images=" in str(caught.value)
     with pytest.raises(convoy.UsageError, match="^devices=gpo") as caught:
         convoy.train("smoke", data="none", workdir=tmp_path / "run", devices="gpo")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("config", None), ("config", {"steps": 4}), ("devices", 2), ("max_hours", -1), ("max_hours", "2")]
+    + [("profile_steps", steps) for steps in (3, (4, 2), ("4", "8"))],
+)
+def test_wrong_argument_is_named(tmp_path, argument, value):
+    arguments = {"config": "smoke", "data": "none", "workdir": tmp_path / "run", argument: value}
+    with pytest.raises(convoy.UsageError, match=f"^{argument}="):
+        convoy.train(**arguments)
+    assert not (tmp_path / "run").exists()
 
 
 def test_cluster_of_the_environment_is_refused(monkeypatch, tmp_path):

@@ -22,6 +22,12 @@ def test_names_that_users_register(registry):
     assert registry.names == ["mine"]
 
 
+@pytest.mark.parametrize("given", [3, lambda logits, labels: logits])
+def test_a_decorator_without_its_name_says_so(registry, given):
+    with pytest.raises(UsageError, match="@register_loss"):
+        registry.register(given)
+
+
 def test_a_piece_of_a_users_file(registry, tmp_path):
     file = tmp_path / "pieces.py"
     file.write_text("def mine(): return 3\n")

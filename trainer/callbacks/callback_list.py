@@ -4,6 +4,7 @@ callbacks = CallbackList([Console(), MyCallback()], is_chief=True, on_error=stop
 callbacks.emit("on_log", training, log)
 """
 
+import json
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +36,11 @@ class CallbackList:
         Args:
           callbacks: all callbacks of the run.
           is_chief: whether this worker is the chief; others call only those for every worker.
-          on_error: called when a hook has raised an exception; that callback is no longer called, except for `on_end`.
+          on_error: called when a hook has raised an exception; that callback is no longer called, except for `on_end`,
+            and keeps its last state.
         """
         self._on_error = on_error
+        self._states: dict[str, Any] = {}
         self._callbacks = [callback for callback in callbacks if is_chief or callback.every_worker]
         self._failed: set[int] = set()
         self._hooks = {
@@ -53,7 +56,8 @@ class CallbackList:
         """Calls a hook of each callback that has it.
 
         Raises:
-          ConvoyError: raised by a hook; a callback of Convoy's own may also raise any other exception.
+          ConvoyError: raised by `on_start`, which refuses the run.
+          Exception: raised by any hook of Convoy's own callbacks.
         """
         for callback, method in self._hooks[hook]:
             if id(callback) in self._failed and hook != "on_end":
@@ -62,23 +66,39 @@ class CallbackList:
             try:
                 method(training, *arguments)
             except Exception as error:
-                if isinstance(error, ConvoyError) or type(callback).__module__.startswith("convoy."):
+                if _is_own(callback) or (hook == "on_start" and isinstance(error, ConvoyError)):
                     raise
-                self._failed.add(id(callback))
-                self._on_error(_failure(callback, hook, training.step, error))
+                self._fail(callback, hook, training.step, error)
             finally:
                 training._calling.pop()
 
-    def states(self) -> dict[str, Any]:
-        """Returns the state of each callback that has one, by its name."""
-        states = ((name, callback.state()) for name, callback in self._named())
-        return {name: state for name, state in states if state is not None}
+    def states(self, step: int) -> dict[str, Any]:
+        """Returns the state of each callback that has one, by its name; of one that fails, its last one."""
+        for name, callback in self._named():
+            if id(callback) in self._failed:
+                continue
+            try:
+                state = callback.state()
+                if reason := _no_json(state):
+                    raise TypeError(f"the state {state!r} is not JSON data: {reason}")
+                self._states[name] = state
+            except Exception as error:
+                self._fail(callback, "state", step, error)
+        return {name: state for name, state in self._states.items() if state is not None}
 
-    def restore(self, states: Mapping[str, Any]) -> None:
+    def restore(self, states: Mapping[str, Any], step: int) -> None:
         """Gives each callback its state of a checkpoint."""
         for name, callback in self._named():
             if name in states:
-                callback.restore(states[name])
+                self._states[name] = states[name]
+                try:
+                    callback.restore(states[name])
+                except Exception as error:
+                    self._fail(callback, "restore", step, error)
+
+    def _fail(self, callback: Callback, hook: str, step: int, error: Exception) -> None:
+        self._failed.add(id(callback))
+        self._on_error(_failure(callback, hook, step, error))
 
     def _named(self) -> list[tuple[str, Callback]]:
         """Returns the callbacks with their names, the class names; a second one of a class is called `Class-2`."""
@@ -89,6 +109,19 @@ class CallbackList:
             seen[name] += 1
             named.append((name if seen[name] == 1 else f"{name}-{seen[name]}", callback))
         return named
+
+
+def _is_own(callback: Callback) -> bool:
+    return type(callback).__module__.startswith("convoy.")
+
+
+def _no_json(state: object) -> str:
+    """Returns why a value is not JSON data; empty if it is."""
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _failure(callback: Callback, hook: str, step: int, error: Exception) -> CallbackError:

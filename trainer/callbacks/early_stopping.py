@@ -1,10 +1,12 @@
 """Stops a run that no longer improves: `config.early_stopping.patience`."""
 
+import math
 from typing import Any
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.text import counted
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Training
+from convoy.trainer.run.records import USUAL_METRICS
 
 MODES = ("auto", "min", "max")
 _LOWER_IS_BETTER = ("loss", "ece", "brier", "nll")
@@ -31,7 +33,18 @@ class EarlyStopping(Callback):
           min_delta: smallest change that counts as an improvement, 0 or more, in the metric's unit.
           mode: `min` or `max`: whether lower or higher is better; `auto`: lower for loss, ece, brier and nll, else
             higher.
+
+        Raises:
+          UsageError: a value is out of range.
         """
+        if not isinstance(patience, int) or patience < 1:
+            raise UsageError(f"early stopping: patience={patience!r}: pass a number of evaluations, 1 or more.")
+        if not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
+            raise UsageError(f"early stopping: min_delta={min_delta!r}: pass a number of 0 or more.")
+        if mode not in MODES:
+            raise UsageError(
+                f"early stopping: mode={mode!r}{did_you_mean(str(mode), MODES)}: pass one of {', '.join(MODES)}."
+            )
         self._patience, self._metric, self._min_delta = patience, metric, min_delta
         self._sign = -1.0 if lower_is_better(metric, mode) else 1.0
         self._best: float | None = None
@@ -42,26 +55,23 @@ class EarlyStopping(Callback):
         """Stops a run at once that was stopped before.
 
         Raises:
-          UsageError: there is no validation split.
+          UsageError: there is no validation split or no such metric.
         """
         if "validation" not in training.session.dataset.splits:
             raise UsageError(
-                f"config.early_stopping.patience={self._patience}: the dataset has no validation split. Convert it "
-                "with --validation_fraction, or set config.early_stopping.patience=0."
+                f"early stopping: patience={self._patience}: the dataset has no validation split. Convert it with "
+                "--validation_fraction, or train without early stopping."
+            )
+        known = (*USUAL_METRICS, *training.session.pieces.metrics.names)
+        if self._metric not in known:
+            raise UsageError(
+                f"early stopping: metric={self._metric!r}: no such metric{did_you_mean(str(self._metric), known)}. Set "
+                f"one of {', '.join(known)}, or add it to config.metrics."
             )
         self._stop_if_due(training)
 
     def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
-        """Counts an evaluation.
-
-        Raises:
-          UsageError: it has no such metric.
-        """
-        if self._metric not in evaluation.metrics:
-            raise UsageError(
-                f"config.early_stopping.metric={self._metric!r}: no such metric"
-                f"{did_you_mean(self._metric, evaluation.metrics)}. Set one of {', '.join(evaluation.metrics)}."
-            )
+        """Counts an evaluation."""
         value = evaluation.metrics[self._metric]
         if self._best is None or self._sign * (value - self._best) > self._min_delta:
             self._best, self._best_step, self._waited = value, evaluation.step, 0

@@ -1,19 +1,32 @@
-"""Callbacks by name: `convoy train --callbacks=wandb,FILE.py:NAME`."""
+"""Callbacks by name: `convoy train --callbacks=wandb,FILE.py:NAME`, and those of Python programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from convoy.core.errors import UsageError, failure
 from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
 from convoy.trainer.callbacks.callback import CALLBACKS, Callback
 
 
-def find_callbacks(names: Sequence[str]) -> list[Callback]:
-    """Returns a callback by each name: of a class of callbacks, or of a function that returns one.
+def find_callbacks(given: Iterable[str | Callback]) -> list[Callback]:
+    """Returns callbacks by their names, of a class of callbacks or of a function that returns one; others as they are.
 
     Raises:
-      UsageError: there is no such class or function, it fails, or returns something else.
+      UsageError: there is no such class or function, it fails, or something is no callback.
     """
-    return [_find(name) for name in names]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UsageError(f"--callbacks={_shown(given)}: pass a list of callbacks.")
+    return [_find(one) if isinstance(one, str) else _checked(one) for one in given]
+
+
+def _checked(given: object) -> Callback:
+    if isinstance(given, Callback):
+        return given
+    call = f" Call it: {given.__name__}()." if isinstance(given, type) and issubclass(given, Callback) else ""
+    raise UsageError(f"--callbacks=[{_shown(given)}]: must be a convoy.Callback or the name of one.{call}")
+
+
+def _shown(given: object) -> str:
+    return repr(given) if isinstance(given, str | int | None) else getattr(given, "__name__", type(given).__name__)
 
 
 def _find(name: str) -> Callback:

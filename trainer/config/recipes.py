@@ -197,6 +197,8 @@ def _no_field(name: str, config: ml_collections.ConfigDict) -> str:
     for old, new in renamed.FIELDS.items():
         if name in (old, old.rpartition(".")[2]):
             return f"config has no field {name!r}: it is now called {new!r}."
+    if in_section := [field for field in known if field.startswith(f"{name}.")]:
+        return f"config.{name} is a section. Set its fields: {', '.join(f'config.{field}' for field in in_section)}."
     # The last part counts most: `lr_schedule.warmup_steps` should find `schedule.warmup_steps`.
     by_last_part = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
     close = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.4)

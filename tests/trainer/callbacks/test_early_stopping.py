@@ -1,5 +1,6 @@
 """When a run that no longer improves stops."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,11 +8,13 @@ import pytest
 from convoy.core.errors import UsageError
 from convoy.trainer.callbacks.callback import Evaluation
 from convoy.trainer.callbacks.early_stopping import EarlyStopping
+from convoy.trainer.step.metrics import MetricSet
 
 
 class FakeTraining:
     def __init__(self, splits=("train", "validation")):
-        self.session = SimpleNamespace(dataset=SimpleNamespace(splits=splits))
+        pieces = SimpleNamespace(metrics=MetricSet({"mine": None}))
+        self.session = SimpleNamespace(dataset=SimpleNamespace(splits=splits), pieces=pieces)
         self.stops = []
 
     def request_stop(self, reason, *, resumable):
@@ -68,6 +71,15 @@ def test_a_run_that_was_stopped_stops_at_its_start_unless_it_may_wait_longer():
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(UsageError, match="validation split"):
         EarlyStopping(1).on_start(FakeTraining(splits=("train",)))
-    evaluation = Evaluation(10, 0.0, "validation", {"top1": 0.1}, {}, True, 0.1)
-    with pytest.raises(UsageError, match="'top1'"):
-        EarlyStopping(1, metric="top2").on_evaluation(FakeTraining(), evaluation)
+    EarlyStopping(1, metric="mine").on_start(FakeTraining())
+    with pytest.raises(UsageError, match="'top5'"):
+        EarlyStopping(1, metric="top2").on_start(FakeTraining())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patience": 0}, {"patience": "3"}, {"min_delta": -1.0}, {"min_delta": math.nan}, {"mode": "lower"}]
+)
+def test_values_out_of_range_are_named(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError, match=f"{name}={value!r}"):
+        EarlyStopping(**{"patience": 1, **wrong})
