@@ -62,7 +62,7 @@ class EarlyStopping(Callback):
                 f"early stopping: patience={self._patience}: the dataset has no validation split. Convert it with "
                 "--validation_fraction, or train without early stopping."
             )
-        known = (*USUAL_METRICS, *training.session.pieces.metrics.names)
+        known = (*USUAL_METRICS, *training.session.objective.metrics.names)
         if self._metric not in known:
             raise UsageError(
                 f"early stopping: metric={self._metric!r}: no such metric{did_you_mean(str(self._metric), known)}. Set "
