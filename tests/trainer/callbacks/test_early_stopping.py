@@ -13,8 +13,8 @@ from convoy.trainer.step.metrics import MetricSet
 
 class FakeTraining:
     def __init__(self, splits=("train", "validation")):
-        pieces = SimpleNamespace(metrics=MetricSet({"mine": None}))
-        self.session = SimpleNamespace(dataset=SimpleNamespace(splits=splits), pieces=pieces)
+        objective = SimpleNamespace(metrics=MetricSet({"mine": None}))
+        self.session = SimpleNamespace(dataset=SimpleNamespace(splits=splits), objective=objective)
         self.stops = []
 
     def request_stop(self, reason, *, resumable):
