@@ -9,6 +9,7 @@ import csv
 import fcntl
 import gc
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,16 @@ class Workers:
         output = self.output(rank)
         assert "Traceback" not in output, output
         return next(line for line in reversed(output.splitlines()) if line.startswith("convoy: "))
+
+
+@pytest.fixture(autouse=True)
+def library_logging() -> Iterator[None]:
+    """Undoes what a command in this process did to Convoy's logger: `caplog` would get nothing more."""
+    yield
+    logger = logging.getLogger("convoy")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -313,13 +313,13 @@ def read_data(path):
 
 @pytest.mark.parametrize("name", DATA_FILES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_file_of_a_data_set(data, tmp_path, name, variant, capfd):
+def test_file_of_a_data_set(data, tmp_path, name, variant, caplog):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     is_noticed = replaced(copy, name, ANY[variant])
     refused = [refusal(lambda: read_data(copy)), refusal(lambda: quarantine.read(copy, read_manifest(copy)))]
     is_empty_list = (name, variant) == ("quarantine.jsonl", "empty")
-    assert any(name in text for text in (*refused, capfd.readouterr().err)) or not is_noticed or is_empty_list
+    assert any(name in text for text in (*refused, caplog.text)) or not is_noticed or is_empty_list
 
 
 @pytest.fixture

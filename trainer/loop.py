@@ -29,7 +29,7 @@ from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.callback import Callback, Checkpoint, Evaluation, Stop, Training
 from convoy.trainer.callbacks.callback_list import CallbackError, CallbackList
 from convoy.trainer.callbacks.early_stopping import EarlyStopping
-from convoy.trainer.callbacks.run_files import RunFiles
+from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard_pages import TensorBoardPages
 from convoy.trainer.checkpoint.saver import CheckpointSaver
 from convoy.trainer.cluster.liveness import TRAINING
@@ -131,9 +131,9 @@ def train(
 
 def _all_callbacks(config: ml_collections.ConfigDict, given: Sequence[Callback]) -> list[Callback]:
     """Returns the callbacks of a run in the order in which they are called: files are written first."""
-    run_files, stopping = RunFiles(), config.early_stopping
+    run_writer, stopping = RunWriter(), config.early_stopping
     early = [EarlyStopping(**stopping)] if stopping.patience else []
-    return [run_files, *given, TensorBoardPages(run_files), Advice(), *early]
+    return [run_writer, *given, TensorBoardPages(run_writer), Advice(), *early]
 
 
 class _Training:

@@ -26,7 +26,6 @@ import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.reading import parsed_json, read_json
-from convoy.core.registry import Found
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
@@ -100,8 +99,7 @@ class Split:
 class Dataset:
     """A dataset directory, or the sources of a user.
 
-    `manifest` is the parsed manifest.json, empty for external datasets, whose records have `record_format`. `pieces` is
-    where sources that were given by name were found.
+    `manifest` is the parsed manifest.json, empty for external datasets, whose records have `record_format`.
     """
 
     directory: Path | RemotePath | SourceName
@@ -111,7 +109,6 @@ class Dataset:
     manifest: Mapping[str, Any]
     _opened: Mapping[str, Split | DataError] = field(repr=False, compare=False)
     record_format: RecordFormat = RecordFormat()
-    pieces: tuple[Found[object], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -215,9 +212,8 @@ def _open_sources(data: SourceName | Source | Mapping[str, Source]) -> Dataset:
     opened: dict[str, Split | DataError] = {
         split: Split.from_source(split, source) for split, source in sources.splits.items()
     }
-    pieces = (sources.found,) if sources.found else ()
     name = sources.name.text.rpartition(":")[2].rpartition(" ")[2]
-    return Dataset(sources.name, name, sources.class_names, tuple(opened), {}, opened, pieces=pieces)
+    return Dataset(sources.name, name, sources.class_names, tuple(opened), {}, opened)
 
 
 def stated_format(

@@ -240,13 +240,11 @@ class Sources:
       name: as they were given.
       splits: by name, sorted.
       class_names: the same for all splits.
-      found: where a named one was found.
     """
 
     name: SourceName
     splits: Mapping[str, OpenedSource]
     class_names: tuple[str, ...]
-    found: Found[object] | None = None
 
 
 def open_sources(data: SourceName | Source | Mapping[str, Source]) -> Sources:
@@ -260,11 +258,9 @@ def open_sources(data: SourceName | Source | Mapping[str, Source]) -> Sources:
       UsageError: there is no such name, or it has no sources.
       DataError: a source fails or does not keep the contract of `Source`.
     """
-    found: Found[object] | None = None
     made: object = data
     if isinstance(data, SourceName):
-        name, found = data, SOURCES.find(data.text)
-        made = _made(found)
+        name, made = data, _made(SOURCES.find(data.text))
     else:
         some = next(iter(data.values()), data) if isinstance(data, Mapping) else data
         name = SourceName(f"source {type(some).__name__}", is_named=False)
@@ -279,7 +275,7 @@ def open_sources(data: SourceName | Source | Mapping[str, Source]) -> Sources:
         raise UsageError(f"--data={name}: has no sources. Return one for the split 'train'.")
     lock = threading.Lock()
     splits = {split: OpenedSource(f"{name} ({split})", by_split[split], lock) for split in sorted(by_split)}
-    return Sources(name, splits, _class_names(name, by_split, splits), found)
+    return Sources(name, splits, _class_names(name, by_split, splits))
 
 
 def _made(found: Found[object]) -> object:

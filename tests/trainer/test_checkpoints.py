@@ -201,49 +201,49 @@ class TestLoadLatestValid:
     def saved(self, store):
         save(store, 1, 2)
 
-    def load(self, store, capsys):
-        """Returns the loaded step and stderr."""
+    def load(self, store, caplog):
+        """Returns the loaded step and what was logged."""
         loaded, metadata = load_latest_valid(store)
         assert same_bits(loaded, values(metadata["step"]))
-        return metadata["step"], capsys.readouterr().err
+        return metadata["step"], caplog.messages
 
-    def test_loads_the_latest(self, store, capsys):
-        assert self.load(store, capsys) == (2, "")
+    def test_loads_the_latest(self, store, caplog):
+        assert self.load(store, caplog) == (2, [])
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-    def test_skips_a_truncated_file(self, store, capsys, tmp_path, share):
+    def test_skips_a_truncated_file(self, store, caplog, tmp_path, share):
         path = tmp_path / "step-000000002.npz"
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        step, stderr = self.load(store, capsys)
+        step, logged = self.load(store, caplog)
         assert step == 1
-        (line,) = stderr.splitlines()
-        assert f"checkpoint {path}: damaged" in line
+        (line,) = logged
+        assert line.startswith(f"checkpoint {path}: damaged")
 
     @pytest.mark.parametrize("name", [*values(), "metadata.json"])
-    def test_skips_a_file_with_a_flipped_bit(self, store, capsys, tmp_path, name):
+    def test_skips_a_file_with_a_flipped_bit(self, store, caplog, tmp_path, name):
         path = tmp_path / "step-000000002.npz"
         content = bytearray(path.read_bytes())
         member = name if name == "metadata.json" else f"{name}.npy"
         # After the member's name in its local header. An empty array still has NumPy's header.
         content[content.index(member.encode()) + len(member) + 40] ^= 4
         path.write_bytes(content)
-        step, stderr = self.load(store, capsys)
+        step, logged = self.load(store, caplog)
         assert step == 1
-        assert f"{path}: damaged" in stderr
+        assert f"{path}: damaged" in logged[0]
 
-    def test_ignores_a_partial_file(self, store, capsys, tmp_path):
+    def test_ignores_a_partial_file(self, store, caplog, tmp_path):
         path = tmp_path / "step-000000002.npz"
         half = path.read_bytes()[: path.stat().st_size // 2]
         path.unlink()
         path.with_name(f"{path.name}.tmp").write_bytes(half)
-        assert self.load(store, capsys) == (1, "")  # not reported: it was never a checkpoint
+        assert self.load(store, caplog) == (1, [])  # not reported: it was never a checkpoint
 
-    def test_raises_if_all_are_damaged(self, store, capsys, tmp_path):
+    def test_raises_if_all_are_damaged(self, store, caplog, tmp_path):
         for step in (1, 2):
             damage(tmp_path / f"step-{step:09d}.npz")
         with pytest.raises(DataError, match=re.escape(str(tmp_path))):
             load_latest_valid(store)
-        latest, earlier = capsys.readouterr().err.splitlines()
+        latest, earlier = caplog.messages
         assert "step-000000002.npz: damaged" in latest
         assert "step-000000001.npz: damaged" in earlier
 

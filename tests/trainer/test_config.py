@@ -410,10 +410,7 @@ class TestRenamed:
     @pytest.fixture
     def warnings(self, caplog):
         """Returns the warnings since the start of the test."""
-        convoy_logger = logging.getLogger("convoy")
-        convoy_logger.addHandler(caplog.handler)  # it may not propagate to the root logger
-        yield lambda: {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
-        convoy_logger.removeHandler(caplog.handler)
+        return lambda: {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
 
     @pytest.mark.parametrize(("old", "new"), renamed.RECIPES.items())
     def test_an_earlier_recipe_name_loads_the_recipe_with_one_warning(self, warnings, old, new):

@@ -3,11 +3,10 @@
 import pytest
 import tensorflow as tf
 
+import convoy
 from convoy.core.errors import UsageError
 from convoy.trainer import config as configs
 from convoy.trainer.session.objective import find_objective
-from convoy.trainer.step.losses import register_loss
-from convoy.trainer.step.more_metrics import register_metric
 
 PROGRAM = """
 import random
@@ -246,11 +245,11 @@ def test_pieces_that_keep_their_contracts(program, tmp_path, config):
 
 
 def test_pieces_of_this_process(config):
-    loss = register_loss("loss_of_test")(
+    loss = convoy.register_loss("loss_of_test")(
         lambda logits, labels: tf.nn.softplus(-tf.gather(logits, labels, batch_dims=1))
     )
 
-    @register_metric("metric_of_test")
+    @convoy.register_metric("metric_of_test")
     class Images:
         size = 1
 

@@ -14,7 +14,6 @@ from convoy.trainer.step.optimizers import (
     find_optimizer,
     hidden_matrices,
     make_optimizer,
-    register_optimizer,
 )
 from tests.trainer.step_program import distribute, make_batch, make_step
 
@@ -356,7 +355,7 @@ def make_signsgd(weight_decay, scale=1.0):
 def test_a_users_factory_gets_the_fields_that_it_names(tmp_path, monkeypatch):
     fields = {"name": "", "learning_rate": 0.1, "weight_decay": 0.5, "momentum": 0.9, "clip_norm": 1.0}
     seen = []
-    register_optimizer("signsgd of a test")(
+    OPTIMIZERS.register("signsgd of a test")(
         lambda weight_decay: seen.append(weight_decay) or make_signsgd(weight_decay)
     )
     for name in ("signsgd of a test", f"{__name__}:make_signsgd"):
@@ -416,7 +415,7 @@ FAULTS = {  # a word of the message, and a factory
 
 @pytest.mark.parametrize("word", FAULTS)
 def test_a_users_optimizer_that_breaks_the_contract_is_refused(word):
-    register_optimizer("broken")(FAULTS[word])
+    OPTIMIZERS.register("broken")(FAULTS[word])
     with pytest.raises(UsageError) as refused:
         find_optimizer("broken", {"weight_decay": 0.0})
     text = str(refused.value)
@@ -432,7 +431,7 @@ def test_a_moving_average_of_an_average_is_refused():
 
 
 def test_a_formula_that_only_runs_eagerly_is_refused():
-    register_optimizer("broken")(broken(lambda w, s, g: (w - g.numpy(), s)))
+    OPTIMIZERS.register("broken")(broken(lambda w, s, g: (w - g.numpy(), s)))
     with pytest.raises(UsageError, match="numpy"):
         find_optimizer("broken", {})
 

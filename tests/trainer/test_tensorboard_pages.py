@@ -1,15 +1,20 @@
 """Contents of TensorBoard's pages: counts, curves, pictures, the graph of layers."""
 
+import io
 import threading
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 from tensorboard.plugins.graph import keras_util
 from tensorboard.util.tensor_util import make_ndarray
 
+from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
+from convoy.trainer.callbacks.tensorboard_pages import train_batch
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import pictures
 from convoy.trainer.evaluation.counts import MISTAKES, THRESHOLDS, EvaluationCounts
@@ -218,3 +223,22 @@ class TestModelGraph:
 
     def test_model_that_does_not_list_its_layers_has_no_graph(self):
         assert layers_of(WithoutLayers()) is None
+
+
+def test_training_batch_is_shown_augmented():
+    count, size = 4, 32
+    batch = {
+        "image": tf.fill([count, size, size, 3], tf.constant(10, tf.uint8)),
+        "label": tf.zeros([count], tf.int32),
+        "randomness": tf.constant(np.random.default_rng(0).random((count, 16)), tf.float32),
+    }
+    strategy = tf.distribute.OneDeviceStrategy("cpu:0")
+
+    def erased_pixels(text):
+        pipeline = parse_pipeline(text, image_size=size)
+        (shown,) = train_batch(batch, pipeline.device, ["mug"], strategy)
+        picture = np.asarray(Image.open(io.BytesIO(shown.tensor.string_val[-1])))
+        return int((picture == 128).all(-1).sum())
+
+    assert erased_pixels("flip") < 20  # at most pixels of the captions
+    assert erased_pixels("erase(1, area=0.3..0.3)") > 1000

@@ -12,7 +12,7 @@ from convoy.input_pipeline.augment.pipeline import Operation, parse_pipeline
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Training
-from convoy.trainer.callbacks.run_files import RunFiles
+from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.config import resolution
 from convoy.trainer.evaluation import pictures
@@ -49,11 +49,11 @@ def train_batch(
 
 
 class TensorBoardPages(Callback):
-    """Writes pictures, precision-recall curves and histograms; the curves of the metrics are those of `RunFiles`."""
+    """Writes pictures, precision-recall curves and histograms; the curves of the metrics are those of `RunWriter`."""
 
-    def __init__(self, run_files: RunFiles):
-        """Args: run_files: writes TensorBoard's event files; comes before this callback."""
-        self._run_files = run_files
+    def __init__(self, run_writer: RunWriter):
+        """Args: run_writer: writes TensorBoard's event files; comes before this callback."""
+        self._run_writer = run_writer
 
     def on_batch(self, training: Training, batch: Batch) -> None:
         """Writes the images of the first training batch of the run."""
@@ -63,7 +63,7 @@ class TensorBoardPages(Callback):
                 pipeline = parse_pipeline(session.config.augment.ops, image_size=session.config.image_size)
                 strategy = session.runtime.strategy
                 shown = train_batch(batch, pipeline.device, session.dataset.class_names, strategy)
-                self._run_files.show("media", 0, shown)
+                self._run_writer.show("media", 0, shown)
 
     def on_step_end(self, training: Training, result: StepResult) -> None:
         """Writes a histogram of each weight every `config.histogram_every`."""
@@ -72,7 +72,7 @@ class TensorBoardPages(Callback):
             with training.paused("log"):
                 weights = training.weights().items()
                 shown = [summaries.histogram(f"weights/{path}", value) for path, value in weights]
-                self._run_files.show("train", training.step, shown)
+                self._run_writer.show("train", training.step, shown)
 
     def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
         """Writes confusion matrix, most confident errors and precision-recall curves, if there is a summary."""
@@ -83,12 +83,12 @@ class TensorBoardPages(Callback):
             shown = [summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names))]
             if summary.mistakes:
                 shown.append(summaries.image("media/worst", self._errors(training, evaluation.split, summary)))
-            self._run_files.show("media", step, shown)
+            self._run_writer.show("media", step, shown)
             curves = [
                 summaries.pr_curve(_curve_tag(label, class_names), positives, negatives)
                 for label, (positives, negatives) in summary.curves.items()
             ]
-            self._run_files.show(evaluation.split, step, curves)
+            self._run_writer.show(evaluation.split, step, curves)
 
     def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> Image.Image:
         dataset, config = training.session.dataset, training.session.config

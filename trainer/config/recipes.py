@@ -126,7 +126,7 @@ def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, 
       given: value of each field on the command line, as text, by dotted name.
     """
     known, found = dict(fields(config)), []
-    for name in (name for name, text in given.items() if not is_zero(text)):
+    for name in (name for name, text in given.items() if not _is_zero(text)):
         base = re.sub("_(steps|epochs|images)$", "", name)
         family = [base, *(f"{base}_{unit}" for unit in ("steps", "epochs", "images"))]
         if known.keys() >= set(family):
@@ -134,7 +134,7 @@ def overridden_durations(config: ml_collections.ConfigDict, given: Mapping[str, 
     return found
 
 
-def is_zero(text: str) -> bool:
+def _is_zero(text: str) -> bool:
     """Returns whether the value of a numeric field on the command line is 0, or empty."""
     return bool(re.fullmatch(r"\s*[-+]?(0x)?[0_]*\.?0*(e[-+]?\d+)?\s*", text, re.I))
 
@@ -143,11 +143,11 @@ def check_length(recipe: ml_collections.ConfigDict, name: str, given: Mapping[st
     """Raises a UsageError if the fields `given`, as text, leave open how long to train."""
     if "steps" not in given:
         return
-    if not is_zero(given["steps"]) and "epochs" in given:
+    if not _is_zero(given["steps"]) and "epochs" in given:
         raise UsageError(
             f"--config.steps={given['steps']} and --config.epochs={given['epochs']} are two lengths. Pass one"
         )
-    if is_zero(given["steps"]) and "epochs" not in given and recipe.steps:
+    if _is_zero(given["steps"]) and "epochs" not in given and recipe.steps:
         raise UsageError(
             f"--config.steps={given['steps']} takes away the length of recipe {name} "
             f"({counted(recipe.steps, 'step')}). Pass --config.epochs=EPOCHS, or --config.steps=STEPS"

@@ -1,6 +1,6 @@
 """The learning rate as a pure function of the step: linear warmup, then a schedule.
 
-    @register_schedule("halving")
+    @convoy.register_schedule("halving")
     def halving(step, total_steps, peak, factor):
         return peak * factor ** (10 * step // total_steps)
 
@@ -24,25 +24,24 @@ SCHEDULES: Registry[Schedule] = Registry(
     field="config.schedule.name",
     contract="a pure function of step, total_steps, peak and fields of config.schedule that returns a rate from 0 on",
 )
-register_schedule = SCHEDULES.register
 SCALINGS = ("none", "linear", "sqrt")
 _PROBES = 1000  # steps at which a user's schedule is tried
 
 
-@register_schedule("constant")
+@SCHEDULES.register("constant")
 def constant(step: int, total_steps: int, peak: float) -> float:
     """Returns the peak."""
     return peak
 
 
-@register_schedule("cosine")
+@SCHEDULES.register("cosine")
 def cosine(step: int, total_steps: int, peak: float, final_fraction: float = 0.0, warmup_steps: int = 0) -> float:
     """Returns a rate that falls to `final_fraction * peak` at the end of the run (Loshchilov and Hutter 2017)."""
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-@register_schedule("step")
+@SCHEDULES.register("step")
 def step_decay(
     step: int, total_steps: int, peak: float, boundaries: Sequence[float] = (0.5, 0.75), factor: float = 0.1
 ) -> float:

@@ -22,7 +22,6 @@ from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-register_model = MODELS.register
 for _name, _function in (("baseline_cnn", baseline_cnn), ("convnet", convnet), ("resnet", resnet)):
     MODELS.register(_name)(_function)
 # The models that have each option.

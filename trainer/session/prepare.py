@@ -180,8 +180,8 @@ def prepare(
             )
             if runtime.optimizer:
                 named["optimizer"] = runtime.optimizer
-                if cluster and piece_digests(named):
-                    agree_on_code(worker_group, piece_digests(named))
+                if cluster and (digests := piece_digests(named)):
+                    agree_on_code(worker_group, digests)
             identity = code_identity(runtime.built, named)
             begun_with = checkpoint[1].get("model", {}).get("weights", "") if checkpoint else None
             identity["weights"] = weights_digest(config.model.weights) if begun_with is None else begun_with

@@ -1,6 +1,6 @@
 """Losses per image, by name: `config.loss.name`.
 
-    @register_loss("margin")
+    @convoy.register_loss("margin")
     def margin(logits, labels): ...
 
     make_loss(LOSSES.find("margin"), {}, label_smoothing=0.0)(logits, labels)      # [batch] float32
@@ -27,10 +27,9 @@ LOSSES: Registry[Loss] = Registry(
     contract="(logits [batch, num_classes] float32, labels [batch] int32) -> [batch] float32, a pure function of each "
     "image",
 )
-register_loss = LOSSES.register
 
 
-@register_loss("cross_entropy")
+@LOSSES.register("cross_entropy")
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Returns the softmax cross-entropy of each image in nats.
 
@@ -49,7 +48,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
     return losses
 
 
-@register_loss("bce")
+@LOSSES.register("bce")
 def binary_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Returns the binary cross-entropy of each image: the mean over the classes, each a decision of its own.
 
@@ -60,7 +59,7 @@ def binary_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: 
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits), -1)
 
 
-@register_loss("focal")
+@LOSSES.register("focal")
 def focal(logits: tf.Tensor, labels: tf.Tensor, gamma: float = 2.0, label_smoothing: float = 0.0) -> tf.Tensor:
     """Returns the focal loss of each image, `-(1 - p)**gamma * log(p)` with the probability p of its class.
 

@@ -1,6 +1,6 @@
 """Metrics by name, beyond those that every run has: `config.metrics`.
 
-@register_metric("mean_margin")
+@convoy.register_metric("mean_margin")
 class MeanMargin: ...                   # a `metrics.Metric`
 
 METRICS.find("mcc").value(num_classes)
@@ -22,10 +22,9 @@ METRICS: Registry[Callable[[int], Metric]] = Registry(
     contract="NAME(num_classes) has size, batch_sums(logits, labels, losses, weights) -> [size] float32, a pure "
     "function whose sums add up over images and leave out those of weight 0, and summarize(sums) -> float",
 )
-register_metric = METRICS.register
 
 
-@register_metric("balanced_accuracy")
+@METRICS.register("balanced_accuracy")
 class BalancedAccuracy(DerivedMetric):
     """Mean over the classes with images of the share of their images that are classified correctly (mean recall)."""
 
@@ -35,7 +34,7 @@ class BalancedAccuracy(DerivedMetric):
         return float(np.mean(counts.true_positives[occurs] / counts.actual[occurs]))
 
 
-@register_metric("mcc")
+@METRICS.register("mcc")
 class MatthewsCorrelation(DerivedMetric):
     """Matthews correlation coefficient for several classes (Gorodkin 2004): 1 is perfect, 0 as good as chance."""
 
@@ -69,7 +68,7 @@ class _Mean:
         return sums[0] / sums[1]
 
 
-@register_metric("brier")
+@METRICS.register("brier")
 class Brier(_Mean):
     """Brier score: the squared distance of probabilities and label, summed over the classes, in [0, 2]."""
 
@@ -78,7 +77,7 @@ class Brier(_Mean):
         return tf.reduce_sum(tf.square(tf.nn.softmax(logits) - tf.one_hot(labels, self._num_classes)), -1)
 
 
-@register_metric("nll")
+@METRICS.register("nll")
 class NegativeLogLikelihood(_Mean):
     """Cross-entropy in nats, whatever the loss is; without label smoothing and class weights."""
 

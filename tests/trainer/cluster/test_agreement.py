@@ -173,13 +173,13 @@ class TestTheCheckpoint:
         for _, metadata in outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0])):
             assert (metadata["step"], metadata["weights_sha256"]) == (6, f"{1:064x}")
 
-    def test_newest_valid_on_all(self, everyone, stores, capsys):
+    def test_newest_valid_on_all(self, everyone, stores, caplog):
         save(stores[0], 3), save(stores[0], 6)
         newest = stores[0].folder / "step-000000006.npz"
         newest.write_bytes(newest.read_bytes()[:-60])
         found = outcomes(everyone, lambda worker_group: agree_on_checkpoint(worker_group, stores[0]))
         assert [metadata["step"] for _, metadata in found] == [3] * WORKERS
-        assert capsys.readouterr().err.count(str(newest)) == 1  # reported by the chief only
+        assert caplog.text.count(str(newest)) == 1  # reported by the chief only
 
     def test_late_checkpoint_is_awaited(self, everyone, stores):
         save(stores[0], 6)

@@ -14,7 +14,7 @@ TensorFlow's fused kernels, in a third of the time (`optimizer.in_place`).
 
 from convoy.trainer.step.optimizers import built_in, muon, schedule_free  # noqa: F401 (they register themselves)
 from convoy.trainer.step.optimizers.optimizer import Formula, InPlace, Optimizer, Slots, decays_weight, hidden_matrices
-from convoy.trainer.step.optimizers.registry import OPTIMIZERS, find_optimizer, make_optimizer, register_optimizer
+from convoy.trainer.step.optimizers.registry import OPTIMIZERS, find_optimizer, make_optimizer
 
 __all__ = [
     "OPTIMIZERS",
@@ -26,5 +26,4 @@ __all__ = [
     "find_optimizer",
     "hidden_matrices",
     "make_optimizer",
-    "register_optimizer",
 ]

@@ -5,7 +5,7 @@ found.value.formula, found.digests
 
 A factory takes the fields of config.optimizer that it names, and returns an `Optimizer`:
 
-@register_optimizer("signsgd")
+@convoy.register_optimizer("signsgd")
 def signsgd(weight_decay):
     def formula(weight, slots, gradient, learning_rate, step, decays): ...
     return Optimizer((), formula)
@@ -30,7 +30,6 @@ OPTIMIZERS: Registry[Factory] = Registry(
     "gradient, learning_rate, step, decays) returns (weight, slots) in the same float32 shapes, finite, and equal at "
     "each call",
 )
-register_optimizer = OPTIMIZERS.register
 
 
 def make_optimizer(name: str, **fields: Any) -> Optimizer:  # noqa: ANN401 (a config value)

@@ -22,7 +22,7 @@ from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity, environment
 
 
-class RunFiles(Callback):
+class RunWriter(Callback):
     """Writer of the run directory's files other than checkpoints."""
 
     def on_start(self, training: Training) -> None:
