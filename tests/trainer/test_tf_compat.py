@@ -263,3 +263,24 @@ def test_global_state_is_restored_also_after_an_error():
     assert found[1] == expected[1] and found[2].startswith("dense")
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     assert not tf_config.is_op_determinism_enabled()
+
+
+def test_runs_of_one_process_do_not_warn_that_functions_are_traced_again(caplog):
+    def trace_often():
+        for number in range(8):
+            tf.function(_increment)(tf.zeros([number + 1]))
+
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        with global_state_kept(), global_state_kept():
+            trace_often()
+        assert "retracing" not in caplog.text
+        trace_often()
+        assert "retracing" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def _increment(value):
+    return value + 1

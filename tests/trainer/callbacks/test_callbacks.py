@@ -116,3 +116,14 @@ def test_all_workers_stop_at_the_step_that_one_asks_for(cluster, dataset, tmp_pa
     assert result["stop"] == {"reason": "five are enough", "by": "StopsAtStep5", "resumable": False}
     for rank in (0, 1):
         assert f"journal {rank} end {result['step']} True" in workers.output(rank)
+
+
+@pytest.mark.slow
+def test_all_workers_report_a_callback_that_fails_at_the_end(cluster, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    flags = (*FLAGS, f"--data={dataset.data}", f"--workdir={workdir}", f"{MINE}FailsAtTheEnd")
+    workers = cluster(*flags, output=tmp_path / "logs")
+    assert workers.wait(0) == [1, 1]
+    assert result_of(workdir)["step"] == 12
+    for rank in (0, 1):
+        assert "FailsAtTheEnd" in workers.output(rank) and "result.json" in workers.output(rank)
