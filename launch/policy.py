@@ -27,7 +27,7 @@ class Kind(Enum):
 
     KILLED = "killed"
     FAILED = "failed"  # an exception in the program
-    REFUSED = "refused"  # invalid flags, config, data or checkpoint: a restart would fail the same way
+    REFUSED = "refused"  # invalid flags, config, data, checkpoint or callback: a restart would fail the same way
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"  # SIGSTOP
     UNRESPONSIVE = "unresponsive"  # still running after its peers had exited
@@ -45,12 +45,14 @@ class WorkerError:
       step: step of the exception; None before the first step.
       exit_code: exit code that the worker was about to end with.
       error: `Type: text`.
+      is_final: whether a restart would fail the same way.
     """
 
     time: float
     step: int | None
     exit_code: int
     error: str
+    is_final: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class WorkerOutcome:
     def own_error(self) -> WorkerError | None:
         """The error file's content, unless it reports a secondary failure."""
         return self.error if self.error and self.error.exit_code != RETRYABLE else None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a restart would fail the same way."""
+        return self.exit_code in _NEVER_RESTARTED or bool(self.own_error and self.own_error.is_final)
 
     @property
     def is_primary(self) -> bool:
@@ -195,7 +202,7 @@ def cause_of(outcomes: Sequence[WorkerOutcome], events: Sequence[Mapping[str, An
     # TensorFlow may abort a worker that has lost its peer: a secondary failure if anything else went wrong.
     aborted = [outcome for outcome in primary if outcome.killed_by == signal.SIGABRT]
     primary = [outcome for outcome in primary if outcome not in aborted]
-    refused = [outcome for outcome in primary if outcome.exit_code in _NEVER_RESTARTED]
+    refused = [outcome for outcome in primary if outcome.is_refused]
     if primary and primary[0] in refused:
         return _cause_of_outcome(min(refused, key=attrgetter("rank")))  # the same flags are wrong everywhere
     if causes := [*primary, *lost, *stopped]:
@@ -256,7 +263,7 @@ def _cause_of_outcome(outcome: WorkerOutcome) -> Cause:
         return Cause(Kind.INTERRUPTED, rank, f"{worker} was interrupted (SIGINT)", INTERRUPTED, step)
     if outcome.killed_by:
         return Cause(Kind.KILLED, rank, f"{worker} was killed ({signal_name(outcome.killed_by)})", RETRYABLE, step)
-    if outcome.exit_code in _NEVER_RESTARTED:
+    if outcome.is_refused:
         meaning = error or f"exit code {outcome.exit_code}, {_NEVER_RESTARTED[outcome.exit_code]}"
         return Cause(Kind.REFUSED, rank, f"{worker}: {meaning}", outcome.exit_code, step)
     if error:

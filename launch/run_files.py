@@ -79,7 +79,8 @@ class AttemptFiles:
             content = read_json(path)
             step = None if content.get("step") is None else int(content["step"])
             error = str(content.get("error") or "unknown error")
-            return WorkerError(float(content["time"]), step, int(content.get("exit_code", 1)), error)
+            exit_code, is_final = int(content.get("exit_code", 1)), bool(content.get("is_final"))
+            return WorkerError(float(content["time"]), step, exit_code, error, is_final)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):

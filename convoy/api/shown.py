@@ -1,5 +1,6 @@
 """How results look: a title, facts and a table, as text in a terminal and as HTML in a notebook."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,13 @@ def cell(value: object) -> str:
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(dict.fromkeys(name for row in rows[:_ROWS] for name in row))
-    return columns, [[cell(row.get(name)) for name in columns] for row in rows[:_ROWS]]
+    return columns, [[_cell(name, row.get(name)) for name in columns] for row in rows[:_ROWS]]
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "time" and isinstance(value, int | float):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    return cell(value)
 
 
 def _rest(rows: Sequence[object]) -> list[str]:

@@ -115,7 +115,8 @@ class TrainingResult(Shown):
             f"{split} {name}": value for split, values in (self.metrics or {}).items() for name, value in values.items()
         }
         shown = ("epoch", "images_seen", "images_per_second", "replicas", "virtual_replicas", "weights_sha256")
-        return {**{name: self._content.get(name) for name in shown}, **metrics}
+        stopped = {"stopped": self.stop["reason"]} if self.stop else {}
+        return {**stopped, **{name: self._content.get(name) for name in shown}, **metrics}
 
 
 @spelled_for_python()

@@ -34,6 +34,7 @@ def note_error(error: BaseException, *, rank: int | None = None, step: int | Non
         "time": time.time(),
         "step": step,
         "exit_code": exit_code,
+        "is_final": isinstance(error, ConvoyError) and error.is_final,
         "error": str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
     }

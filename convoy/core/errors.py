@@ -17,6 +17,7 @@ class ConvoyError(Exception):
     Attributes:
       exit_code: exit code of a command that ends with it.
       is_secondary: whether it follows from the failure of another worker or from a signal, which the launcher reports.
+      is_final: whether a launcher must not restart the run, whatever the exit code.
 
     Example:
       try:
@@ -27,6 +28,7 @@ class ConvoyError(Exception):
 
     exit_code = exit_codes.ERROR
     is_secondary = False
+    is_final = False
 
     def __str__(self) -> str:
         """Returns the message; of a long one, which repeats long values, without the middle."""

@@ -3,7 +3,7 @@
 | code | meaning | launcher |
 |---|---|---|
 | 0 | done | stops |
-| 1 | error in the program | restarts while the run makes progress |
+| 1 | error in the program | restarts while the run makes progress; not if a callback failed |
 | 2 | wrong flags or config | stops |
 | 3 | unusable data or checkpoint | stops |
 | 130 | interrupted by Ctrl-C; saved if possible | stops |

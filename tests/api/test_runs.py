@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def test_run_in_progress_is_read_anew_each_time(run):
     assert (opened.state, opened.step, opened.best, opened.result) == ("stopped", 10, (10, 0.5), None)
     assert opened.checkpoints == [10]
     assert [row["event"] for row in opened.events()] == ["start"]
+    assert time.strftime("%Y-%m-%d %H:%M", time.localtime(opened.events()[0]["time"])) in repr(opened.events())
     assert opened.config.batch_size == 16
     run.write_json(run.result, {"step": 20, "weights_sha256": "abc", "metrics": {}})
     run.append_event("done", step=20)

@@ -3,6 +3,7 @@
 import pytest
 
 import convoy
+from convoy.api.training import TrainingResult
 from convoy.trainer.config import fields, load_recipe
 
 
@@ -48,6 +49,13 @@ def test_errors_name_parameters_and_keep_commands(tmp_path):
     assert "`convoy convert --images=" in str(caught.value)
     with pytest.raises(convoy.UsageError, match="^devices=gpo") as caught:
         convoy.train("smoke", data="none", workdir=tmp_path / "run", devices="gpo")
+
+
+def test_a_result_says_why_the_run_stopped(tmp_path):
+    stop = {"reason": "enough is enough", "by": "Mine", "resumable": False}
+    result = TrainingResult(tmp_path, {"step": 4, "metrics": {}, "stop": stop})
+    assert "enough is enough" in repr(result) and "enough is enough" in result._repr_html_()
+    assert "stopped" not in repr(TrainingResult(tmp_path, {"step": 4, "metrics": {}, "stop": None}))
 
 
 @pytest.mark.parametrize(

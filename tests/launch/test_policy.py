@@ -84,6 +84,10 @@ class TestCause:
         assert_cause(cause, Kind.REFUSED, 0, 3, named="exit code 3")
         assert "checkpoint" in cause.text
 
+    def test_an_error_that_says_so_is_not_restarted(self):
+        failed = [WorkerOutcome(1, 1, 100.0, WorkerError(100.0, 7, 1, "callback Mine failed", is_final=True))]
+        assert_cause(cause_of([outcome(0, 138, 99.0), *failed]), Kind.REFUSED, 1, 1, step=7, named="Mine")
+
     def test_lost_host_comes_before_secondary_failures(self):
         cause = cause_of([outcome(0, 138, 99.0), lost(1), outcome(2, 1, 98.0)])
         assert_cause(cause, Kind.HOST_LOST, 1, 138, named="host b does not answer")

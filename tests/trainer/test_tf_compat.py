@@ -263,3 +263,19 @@ def test_global_state_is_restored_also_after_an_error():
     assert found[1] == expected[1] and found[2].startswith("dense")
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     assert not tf_config.is_op_determinism_enabled()
+
+
+def test_runs_of_one_process_do_not_warn_that_functions_are_traced_again(caplog):
+    advice = "5 out of the last 8 calls to f triggered tf.function retracing."
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        with global_state_kept():
+            with global_state_kept():
+                logger.warning("another warning")
+            logger.warning(advice)
+        assert {record.message for record in caplog.records} == {"another warning"}
+        logger.warning(advice)
+        assert caplog.records[-1].message == advice
+    finally:
+        logger.removeHandler(caplog.handler)

@@ -21,6 +21,8 @@ class CallbackError(ConvoyError):
       callback: the callback's name.
     """
 
+    is_final = True
+
     def __init__(self, message: str, callback: str):
         """Takes the whole message."""
         super().__init__(message)
@@ -65,7 +67,7 @@ class CallbackList:
             training._calling.append(callback)
             try:
                 method(training, *arguments)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if _is_own(callback) or (hook == "on_start" and isinstance(error, ConvoyError)):
                     raise
                 self._fail(callback, hook, training.step, error)
@@ -96,7 +98,7 @@ class CallbackList:
                 except Exception as error:
                     self._fail(callback, "restore", step, error)
 
-    def _fail(self, callback: Callback, hook: str, step: int, error: Exception) -> None:
+    def _fail(self, callback: Callback, hook: str, step: int, error: BaseException) -> None:
         self._failed.add(id(callback))
         self._on_error(_failure(callback, hook, step, error))
 
@@ -124,7 +126,7 @@ def _no_json(state: object) -> str:
     return ""
 
 
-def _failure(callback: Callback, hook: str, step: int, error: Exception) -> CallbackError:
+def _failure(callback: Callback, hook: str, step: int, error: BaseException) -> CallbackError:
     name = type(callback).__name__
     frames = "".join(traceback.format_tb(error.__traceback__)[1:])  # without the caller's
     reason = "".join(traceback.format_exception_only(error))

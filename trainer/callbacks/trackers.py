@@ -60,6 +60,7 @@ class Tracker(Callback):
         try:
             __import__(self.name)
         except ImportError as error:
+            self._has_failed = True
             raise UsageError(
                 f"--callbacks={self.name}: {error}. Install it with `pip install 'convoy-train[{self.name}]'`."
             ) from None

@@ -23,12 +23,12 @@ class OnEveryWorker(Recorder):
 
 
 class Failing(Callback):
-    def __init__(self):
-        self.calls = []
+    def __init__(self, error):
+        self.calls, self.error = [], error
 
     def on_log(self, training, log):
         self.calls.append(log)
-        raise ValueError("the cause")
+        raise self.error("the cause")
 
     def on_end(self, training, result):
         self.calls.append("end")
@@ -63,8 +63,9 @@ def test_hooks_run_in_order_and_on_the_chief_unless_asked_for(training, is_chief
     assert calls == [(name, "log") for name in called]
 
 
-def test_a_failed_callback_is_named_and_not_called_again(training):
-    calls, errors, failing = [], [], Failing()
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_a_failed_callback_is_named_and_not_called_again(training, kind):
+    calls, errors, failing = [], [], Failing(kind)
     callbacks = callback_list([failing, Recorder(calls, "other")], errors=errors)
     for log in ("first", "second"):
         callbacks.emit("on_log", training, log)
@@ -74,7 +75,7 @@ def test_a_failed_callback_is_named_and_not_called_again(training):
     (error,) = errors
     assert error.callback == "Failing"
     message = str(error)
-    for part in ("Failing", "on_log", "step 7", "ValueError: the cause", __file__):
+    for part in ("Failing", "on_log", "step 7", f"{kind.__name__}: the cause", __file__):
         assert part in message
 
 

@@ -120,3 +120,14 @@ def test_all_workers_stop_at_the_step_that_one_asks_for(cluster, dataset, tmp_pa
     assert result["stop"] == {"reason": "five are enough", "by": "StopsAtStep5", "resumable": False}
     for rank in (0, 1):
         assert f"journal {rank} end {result['step']} True" in workers.output(rank)
+
+
+@pytest.mark.slow
+def test_the_chief_reports_a_callback_that_fails_at_the_end_of_another_worker(cluster, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    flags = (*FLAGS, f"--data={dataset.data}", f"--workdir={workdir}", f"{MINE}FailsAtTheEnd", "--nodeterministic")
+    workers = cluster(*flags, output=tmp_path / "logs")
+    codes = workers.wait(0)
+    assert codes[0] == 1 and codes[1] in (1, 138)
+    assert result_of(workdir)["step"] == 12
+    assert "FailsAtTheEnd" in workers.output(0) and "result.json" in workers.output(0)

@@ -153,5 +153,8 @@ def test_a_missing_package_is_named_with_its_extra(training, monkeypatch):
     class Absent(WandB):
         name = "no_such_tracker"
 
+    absent = Absent()
     with pytest.raises(UsageError, match=r"convoy-train\[no_such_tracker\]"):
-        Absent().on_start(training)
+        absent.on_start(training)
+    absent.on_end(training, None)
+    assert training.said == []

@@ -11,6 +11,16 @@ class FailsAtStep4(Callback):
             raise ValueError("my own fault")
 
 
+class FailsAtTheEnd(Callback):
+    """The last worker fails."""
+
+    every_worker = True
+
+    def on_end(self, training, result):
+        if training.rank == training.num_workers - 1:
+            raise ValueError("my own fault")
+
+
 class StopsAtStep5(Callback):
     """The last worker asks for it."""
 
