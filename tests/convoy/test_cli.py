@@ -224,7 +224,7 @@ class TestConfig:
     )
     def test_unknown_field_is_refused_in_every_spelling(self, refuses, flag):
         field = flag.lstrip("-").removeprefix("no").removeprefix("config.").split("=")[0]
-        assert repr(field) in refuses("train", flag)
+        assert field in refuses("train", flag)
 
     def test_unknown_recipe_suggests_the_nearest_and_lists_all(self, refuses):
         error = refuses("train", "--config=smoek", "--data=d", "--workdir=w")
