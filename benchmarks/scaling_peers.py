@@ -79,10 +79,18 @@ def _without_reduction() -> Iterator[None]:
 
     from convoy.trainer.step.reduction import Terms, sum_block
 
-    def own_sum(term: Callable[[tf.Tensor], Terms], *, virtual_replicas: int, **_: Any) -> Terms:  # noqa: ANN401
+    def own_sum(
+        term: Callable[[tf.Tensor], Terms],
+        *,
+        virtual_replicas: int,
+        before_exchange: Callable[[Terms], None],
+        **_: Any,  # noqa: ANN401
+    ) -> Terms:
         context = tf.distribute.get_replica_context()
         share = virtual_replicas // context.num_replicas_in_sync
-        return sum_block(term, tf.get_static_value(context.replica_id_in_sync_group) * share, share)
+        own = sum_block(term, tf.get_static_value(context.replica_id_in_sync_group) * share, share)
+        before_exchange(own)
+        return own
 
     with mock.patch("convoy.trainer.step.step.reduce_over_virtual_replicas", own_sum):
         yield

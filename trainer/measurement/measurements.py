@@ -115,8 +115,8 @@ class Measurements:
         own = [self.worker_times.window_ms(), input_wait_pct]
         gathered = self._worker_group.exchange("worker times", own, seconds=self._deadlines.step)
         self._own_ms = [own_ms for own_ms, _ in gathered]
-        curves = {f"workers/own_step_ms/{rank}": ms for rank, ms in enumerate(self._own_ms) if ms is not None}
-        return curves | {f"workers/input_wait_pct/{rank}": pct for rank, (_, pct) in enumerate(gathered)}
+        curves = {f"perf/workers/own_step_ms/{rank}": ms for rank, ms in enumerate(self._own_ms) if ms is not None}
+        return curves | {f"perf/workers/input_wait_pct/{rank}": pct for rank, (_, pct) in enumerate(gathered)}
 
     def _analyze(self) -> dict[str, Any] | None:
         """Returns the bottleneck analysis, once there are steps after warm-up."""

@@ -68,5 +68,5 @@ def test_a_slow_worker_is_named_and_has_its_own_curves(cluster, dataset, tmp_pat
     assert [slow["worker"] for slow in limits["slow_workers"]] == [f"worker 1 ({workers.addresses[1]})"]
     assert workers.addresses[1] in limits["sentence"]
     last = [line for line in json_lines(workdir / "metrics.jsonl") if line["split"] == "train"][-1]
-    assert last["workers/own_step_ms/1"] > last["workers/own_step_ms/0"] + 50
-    assert {"workers/input_wait_pct/0", "workers/input_wait_pct/1"} <= last.keys()
+    assert last["perf/workers/own_step_ms/1"] > last["perf/workers/own_step_ms/0"] + 50
+    assert {"perf/workers/input_wait_pct/0", "perf/workers/input_wait_pct/1"} <= last.keys()
