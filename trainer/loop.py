@@ -8,7 +8,6 @@ In a cluster every worker runs this loop on its own part of each batch; only the
 import contextlib
 import dataclasses
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from convoy.input_pipeline.reading.reader import Batch
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.callback import Callback, Checkpoint, Evaluation, Stop, Training
-from convoy.trainer.callbacks.callback_list import CallbackError, CallbackList
+from convoy.trainer.callbacks.callback_list import CallbackList
 from convoy.trainer.callbacks.early_stopping import EarlyStopping
 from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard_pages import TensorBoardPages
@@ -40,7 +39,7 @@ from convoy.trainer.config import resolution
 from convoy.trainer.measurement.measurements import Measurements
 from convoy.trainer.session.agreement import agree_on_checkpoint
 from convoy.trainer.session.description import dataset_identity, hardware_info
-from convoy.trainer.session.errors import DivergedError, InterruptedRunError, PreemptedError, as_peer_lost
+from convoy.trainer.session.errors import DivergedError, InterruptedRunError, as_peer_lost
 from convoy.trainer.session.prepare import TrainingSession, prepare
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import changes, effects_of_extension
@@ -48,6 +47,7 @@ from convoy.trainer.session.runtime import make_train_step
 from convoy.trainer.session.substitutions import SUBSTITUTED, Substitutions
 from convoy.trainer.session.training_input import TrainingInput
 from convoy.trainer.step.step import StepResult
+from convoy.trainer.stopping import Stopping
 
 
 def train(
@@ -153,10 +153,9 @@ class _Training:
         self._dataset, self._run, self._store = session.dataset, session.run, session.store
         self._model, self._metadata = session.model, session.metadata
         self._state = session.runtime.state
-        self._worker_group, self._deadlines, self._stop = session.worker_group, deadlines, stop
+        self._worker_group, self._deadlines, self._stop_request = session.worker_group, deadlines, stop
+        self._stopping = Stopping(stop, session.worker_group, seconds=deadlines.step)
         self._owns_process = owns_process
-        self._stop_agreed = False
-        self._error: CallbackError | None = None
         self._has_ended = False
         self._objective = session.objective
         self._step = make_train_step(session.config, session.plan, session.runtime, session.objective)
@@ -170,7 +169,7 @@ class _Training:
         self._callbacks = CallbackList(
             _all_callbacks(session.config, callbacks),
             is_chief=self._worker_group.is_chief,
-            on_error=self._stop_for_error,
+            on_error=self._stopping.fail,
         )
         self._callbacks.restore(session.metadata.get("callbacks", {}), self._state.step)
         self._training = Training(
@@ -182,7 +181,7 @@ class _Training:
             changed=changes(session.metadata.get("place", {}), self._place),
             paused=self._step_timer.paused,
             _emit=self._emit,
-            _request_stop=lambda request: stop.ask(dataclasses.asdict(request)),
+            _request_stop=self._stopping.ask,
             step=self._state.step,
         )
         self._substitutions = Substitutions(self._run, self._worker_group, self._report_substitution)
@@ -205,7 +204,7 @@ class _Training:
         try:
             with watchdog if self._owns_process else contextlib.nullcontext():
                 self._begin()
-                while self._state.step < self._plan.total_steps and not self._stop_agreed:
+                while self._state.step < self._plan.total_steps and not self._stopping.is_agreed:
                     try:
                         self._train_steps()
                     except DivergedError as error:
@@ -245,8 +244,8 @@ class _Training:
             self._training.event("extended", step=step, before=before, steps=after)
             for line in effects_of_extension(self._config, self._plan, rollbacks=self._rollbacks):
                 self._training.say(line)
-        self._agree_on_stop("begin")
-        self._stop.listen_to_interrupts()
+        self._stopping.agree("begin")
+        self._stop_request.listen_to_interrupts()
 
     def _train_steps(self) -> None:
         """Trains from the current step to the last one, or until a stop is agreed on; the last step is saved."""
@@ -254,10 +253,10 @@ class _Training:
         first_step = state.step + 1
         unread: StepResult | None = None
         with contextlib.closing(self._input.batches(state.step)) as batches:
-            while state.step < plan.total_steps and not self._stop_agreed:
+            while state.step < plan.total_steps and not self._stopping.is_agreed:
                 batch = self._next_batch(batches)
                 learning_rate = self._learning_rate(state.step)
-                result = self._step(batch, learning_rate, stop_requested=self._stop.is_set)
+                result = self._step(batch, learning_rate, stop_requested=self._stopping.is_requested)
                 self._emit("on_step_end", result)
                 if unread:  # results are read one step late, so that a GPU always has the next step queued
                     self._read_result(unread, state.step - 1)
@@ -265,7 +264,7 @@ class _Training:
                 log, evaluate, checkpoint = map(
                     self._is_due, (plan.log_every_steps, plan.eval_every_steps, plan.checkpoint_every_steps)
                 )
-                if log or evaluate or checkpoint or state.step == first_step or self._stop_agreed:
+                if log or evaluate or checkpoint or state.step == first_step or self._stopping.is_agreed:
                     self._read_result(unread, state.step)
                     unread = None
                 self._step_timer.end_step()
@@ -277,7 +276,7 @@ class _Training:
                 if log:
                     self._log(result, learning_rate)
                 evaluation = self._evaluate() if evaluate else None
-                if checkpoint or (evaluation and evaluation.is_best) or self._stop_agreed:
+                if checkpoint or (evaluation and evaluation.is_best) or self._stopping.is_agreed:
                     with self._step_timer.paused("checkpoints"):
                         self._save(evaluation.metrics["top1"] if evaluation else None)
 
@@ -292,22 +291,12 @@ class _Training:
         if evaluation:
             with self._step_timer.paused("evaluation"):
                 self._emit("on_evaluation", evaluation)
-            self._agree_on_stop("evaluated")
+            self._stopping.agree("evaluated")
         return evaluation
-
-    def _agree_on_stop(self, moment: str) -> None:
-        """Stops at this step if a callback of any worker asks for it. All workers must call it at the same step."""
-        asks = self._worker_group.exchange(moment, self._stop.asked is not None, seconds=self._deadlines.step)
-        self._stop_agreed = self._stop_agreed or any(asks)
 
     def _emit(self, hook: str, *arguments: Any) -> None:  # noqa: ANN401 (the hook's arguments)
         self._training.step = self._state.step
         self._callbacks.emit(hook, self._training, *arguments)
-
-    def _stop_for_error(self, error: CallbackError) -> None:
-        """Asks all workers to stop because a callback has failed."""
-        self._error = self._error or error
-        self._stop.ask(dataclasses.asdict(Stop("a callback failed", error.callback)))
 
     def _is_due(self, every_steps: int) -> bool:
         return self._state.step == self._plan.total_steps or self._state.step % every_steps == 0
@@ -338,7 +327,7 @@ class _Training:
         """
         self._window_sums += result.sums.numpy()
         self._measurements.worker_times.add(result)
-        self._stop_agreed = self._stop_agreed or bool(result.stop_requested.numpy())
+        self._stopping.noted(bool(result.stop_requested.numpy()))
         # In float16 an overflow is normal as long as the loss scale can still be lowered.
         if result.finite.numpy() or result.loss_scale.numpy() > 1:
             return
@@ -417,48 +406,10 @@ class _Training:
         self._training.say(f"Warning: {error}{outlook}")
         self._training.event("checkpoint_failed", message=str(error))
 
-    def _agreed_stop(self) -> Stop:
-        """Returns why the run stops before its last step, if that is to be its result.
-
-        Raises:
-          PreemptedError, InterruptedRunError: a worker received a signal.
-          CallbackError: a callback of a worker failed.
-        """
+    def _reason_to_stop(self) -> Stop:
+        """Returns why the run stops before its last step, if that is to be its result; raises as `Stopping.reason`."""
         self._finish_saving()
-        step, group = self._state.step, self._worker_group
-        own = [self._stop.signal_name, self._stop.seconds, self._stop.asked, self._failure()]
-        signals, seconds, asked, failures = zip(*group.exchange("stop", own, seconds=self._deadlines.step), strict=True)
-        if any(signals):
-            rank, name = next((rank, name) for rank, name in enumerate(signals) if name)
-            self._emit("on_stop", Stop("a signal", name))
-            waited = max(self._stop.seconds, seconds[rank])
-            self._training.event("preempted", step=step, signal=name, worker=rank, seconds=waited)
-            receiver = f" to {group.address(rank)}" if group.num_workers > 1 else ""
-            raise (InterruptedRunError if name == signal.SIGINT.name else PreemptedError)(
-                f"{name}{receiver}: stopped at step {step} of {self._plan.total_steps}, {waited:.1f} s after the "
-                f"signal. Rerun the same command to resume from {self._resume_point()}."
-            )
-        stop = Stop(**next(request for request in asked if request))
-        self._emit("on_stop", stop)
-        self._require_no_failure(
-            failures,
-            f"The run stopped at step {step}. Fix the callback and rerun the same command to resume from "
-            f"{self._resume_point()}.",
-        )
-        return stop
-
-    def _failure(self) -> tuple[str, str] | None:
-        return (self._error.callback, str(self._error)) if self._error else None
-
-    def _require_no_failure(self, failures: Sequence[tuple[str, str] | None], outcome: str) -> None:
-        """Raises the CallbackError of the first worker of which a callback has failed, with `outcome` behind it."""
-        group = self._worker_group
-        for rank, failure in enumerate(failures):
-            if failure:
-                callback, text = failure
-                place = f"{group.address(rank)}: " if group.num_workers > 1 else ""
-                self._training.event("callback_failed", step=self._state.step, worker=rank, callback=callback)
-                raise CallbackError(f"{place}{text}\n{outcome}", callback)
+        return self._stopping.reason(self._training, self._resume_point, lambda stop: self._emit("on_stop", stop))
 
     def _resume_point(self) -> str:
         latest = self._store.latest()
@@ -473,7 +424,7 @@ class _Training:
 
     def _finish(self) -> dict[str, Any]:
         plan, step = self._plan, self._state.step
-        stop = self._agreed_stop() if step < plan.total_steps else None
+        stop = self._reason_to_stop() if step < plan.total_steps else None
         self._worker_group.report(step, "saving")
         digest = self._state.weights_sha256()
         digests = self._worker_group.exchange("weights", digest, seconds=self._deadlines.step)
@@ -496,16 +447,14 @@ class _Training:
             "stop": dataclasses.asdict(stop) if stop else None,
         }
         self._end(result)
-        failures = self._worker_group.exchange("end", self._failure(), seconds=self._deadlines.step)
-        self._require_no_failure(
-            failures, f"The run had ended, at step {step}, and is saved: {self._run.result} has its result."
-        )
+        outcome = f"The run had ended, at step {step}, and is saved: {self._run.result} has its result."
+        self._stopping.end(self._training, outcome)
         return result
 
     def _end(self, result: dict[str, Any] | None) -> None:
         if not self._has_ended:
             self._has_ended = True
-            before = self._error
+            before = self._stopping.error
             self._emit("on_end", result)
-            if result is None and self._error is not before:  # another error is raised
-                self._training.say(f"Warning: {self._error}")
+            if result is None and self._stopping.error is not before:  # another error is raised
+                self._training.say(f"Warning: {self._stopping.error}")

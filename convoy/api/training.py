@@ -189,17 +189,13 @@ def train(
             f"profile_steps={profile_steps!r}: pass (FIRST, LAST) with 1 <= FIRST <= LAST, such as (20, 30)."
         )
     from convoy.trainer.callbacks.log_messages import LogMessages
-    from convoy.trainer.callbacks.named import find_callbacks
-    from convoy.trainer.callbacks.order_record import OrderRecord
-    from convoy.trainer.callbacks.profiler import StepProfiler
+    from convoy.trainer.callbacks.named import chosen_callbacks
     from convoy.trainer.callbacks.time_limit import TimeLimit
     from convoy.trainer.loop import train as train_loop
     from convoy.trainer.tf_compat.keras_state import global_state_kept
 
-    observers: list[Callback] = [LogMessages(), *find_callbacks(callbacks)]
-    observers += [OrderRecord()] if record_order else []
-    observers += [StepProfiler(*profile_steps)] if profile_steps else []
-    observers += [TimeLimit(max_hours)] if max_hours else []
+    time_limit = TimeLimit(max_hours) if max_hours else None
+    chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
     with global_state_kept():
         content = train_loop(
             config,
@@ -207,7 +203,7 @@ def train(
             workdir=workdir,
             devices=parsed_devices,
             strategy_name=strategy,
-            callbacks=observers,
+            callbacks=[LogMessages(), *chosen],
             recipe=recipe,
             record_format=record_format,
             extend=extend,

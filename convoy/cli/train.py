@@ -21,7 +21,6 @@ from convoy.core.processes import ending_on_interrupt
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
-from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.time_limit import TimeLimit
 from convoy.trainer.config import renamed
 
@@ -192,18 +191,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     with ending_on_interrupt():
         start_tensorflow()
         from convoy.trainer.callbacks.console import Console
-        from convoy.trainer.callbacks.named import find_callbacks
-        from convoy.trainer.callbacks.order_record import OrderRecord
-        from convoy.trainer.callbacks.profiler import StepProfiler
+        from convoy.trainer.callbacks.named import chosen_callbacks
         from convoy.trainer.cluster.watchdog import Deadlines
         from convoy.trainer.loop import train
         from convoy.trainer.sweep.trial import trial_callbacks
 
-        callbacks: list[Callback] = [Console(), *find_callbacks(flags.callbacks), *trial_callbacks(os.environ)]
-        callbacks += [OrderRecord()] if flags.record_order else []
-        callbacks += [StepProfiler(*profile_steps)] if profile_steps else []
-        callbacks += [time_limit] if time_limit else []
-
+        chosen = chosen_callbacks(
+            flags.callbacks, record_order=flags.record_order, profile_steps=profile_steps, time_limit=time_limit
+        )
         train(
             config,
             data=flags.data,
@@ -213,7 +208,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             cluster=cluster,
             deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
             interface=flags.interface,
-            callbacks=callbacks,
+            callbacks=[Console(), *chosen, *trial_callbacks(os.environ)],
             recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
             record_format=record_format(flags, flags.data),
             extend=flags.extend,

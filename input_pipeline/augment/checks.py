@@ -5,6 +5,7 @@ check_operations(pipeline, [64], exact=config.deterministic)      # raises a Usa
 They are tried on a few images: noise, and black, white and gray ones, in batches of several sizes.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -88,8 +89,9 @@ def _refuse(operation: Operation, reason: str, fix: str = "") -> None:
 def _impurities(function: tf.types.experimental.ConcreteFunction) -> Iterator[str]:
     """Yields what else than its arguments a function reads."""
     graph = function.graph.as_graph_def()
-    for node in (*graph.node, *(node for inner in graph.library.function for node in inner.node_def)):
-        if _RANDOM.fullmatch(node.op):
-            yield f"draws its own random numbers ({node.op}): use those in draws, such as draws[:, 0]"
+    inner_nodes = itertools.chain.from_iterable(inner.node_def for inner in graph.library.function)
+    for operation in (node.op for node in itertools.chain(graph.node, inner_nodes)):
+        if _RANDOM.fullmatch(operation):
+            yield f"draws its own random numbers ({operation}): use those in draws, such as draws[:, 0]"
     if any(value.dtype == tf.resource for value in function.captured_inputs):
         yield "reads a variable"

@@ -5,6 +5,35 @@ from collections.abc import Iterable
 from convoy.core.errors import UsageError, failure
 from convoy.trainer.callbacks import trackers  # noqa: F401 (registers its callbacks)
 from convoy.trainer.callbacks.callback import CALLBACKS, Callback
+from convoy.trainer.callbacks.order_record import OrderRecord
+from convoy.trainer.callbacks.profiler import StepProfiler
+from convoy.trainer.callbacks.time_limit import TimeLimit
+
+
+def chosen_callbacks(
+    given: Iterable[str | Callback],
+    *,
+    record_order: bool,
+    profile_steps: tuple[int, int] | None,
+    time_limit: TimeLimit | None,
+) -> list[Callback]:
+    """Returns the callbacks that a command or a program has chosen for a run.
+
+    Args:
+      given: as in `find_callbacks`.
+      record_order: whether to record which images each step trained on.
+      profile_steps: first and last step that are profiled; None for none.
+      time_limit: None for none.
+
+    Raises:
+      UsageError: as `find_callbacks`.
+    """
+    return [
+        *find_callbacks(given),
+        *([OrderRecord()] if record_order else []),
+        *([StepProfiler(*profile_steps)] if profile_steps else []),
+        *([time_limit] if time_limit else []),
+    ]
 
 
 def find_callbacks(given: Iterable[str | Callback]) -> list[Callback]:
