@@ -138,6 +138,7 @@ def chosen_step(run: RunDirectory, checkpoint: str) -> int:
     store = CheckpointStore(run.checkpoints)
     steps = store.steps()
     if not steps:
+        run.read_config()  # raises an error that says so if the folder is not a run directory
         raise DataError(f"--workdir={run.path}: no checkpoint yet. Train it with `convoy train` first.")
     if checkpoint == "last":
         return steps[-1]
