@@ -86,6 +86,10 @@ setup(
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
         ],
+        "docs": [
+            "mkdocs-material>=9.5",  # the documentation site
+            "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
+        ],
         "bench": [
             "scikit-learn>=1.3",  # its handwritten digits: real images that need no download
             "torch>=2.4",
