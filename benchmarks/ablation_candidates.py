@@ -2,7 +2,7 @@
 
     convoy bench generalization --recipes=benchmarks/ablation_candidates.py --ablate --image_seed=1
 
-The images have another seed than those of the results in the README, which were not used for selection.
+The images have another seed than those of docs/results/recipes.md, which were not used for selection.
 """
 
 import ml_collections

@@ -274,9 +274,9 @@ class Study:
 
 
 def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
-    """Returns the lines of the README's table: one row per entry, mean and standard deviation over its runs."""
+    """Returns the lines of the table of the docs: one row per entry, mean and standard deviation over its runs."""
     columns = ("recipe", "parameters", "images/s", "wall time", "to its best", "train top-1", "test top-1", "gap")
-    lines = [markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
+    lines = [measure.markdown((*columns, "command")), "|---" * (len(columns) + 1) + "|"]
     for entry, found in outcomes.items():
         cells = (
             f"`{entry.label}`" if entry.times is None else f"`{Path(entry.recipe).stem}`, {entry.times:g}x the budget",
@@ -287,7 +287,7 @@ def table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             *_top1_cells(found),
             f"`{shlex.join(found[0].command)}`",
         )
-        lines.append(markdown(cells))
+        lines.append(measure.markdown(cells))
     return lines
 
 
@@ -297,7 +297,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
     The change is the mean over seeds of the difference between the two runs with the same seed.
     """
     columns = ("without", "wall time", "train top-1", "test top-1", "gap", "test, change", "overrides")
-    lines = [markdown(columns), "|---" * len(columns) + "|"]
+    lines = [measure.markdown(columns), "|---" * len(columns) + "|"]
     whole, *_ = outcomes.values()
     for entry, found in outcomes.items():
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, whole, strict=True)]
@@ -309,7 +309,7 @@ def ablation_table(outcomes: Mapping[Entry, Sequence[Outcome]]) -> list[str]:
             spread(changes, signed=True) if entry.without else "",
             overrides and f"`{overrides}`",
         )
-        lines.append(markdown(cells))
+        lines.append(measure.markdown(cells))
     return lines
 
 
@@ -323,11 +323,6 @@ def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> 
     """Returns mean and standard deviation, such as `71.4 ± 0.8 %`, or the value alone if there is only one."""
     mean = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
     return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + unit
-
-
-def markdown(cells: Sequence[str]) -> str:
-    """Returns a row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _as_json(entry: Entry, found: Sequence[Outcome]) -> dict[str, Any]:

@@ -194,11 +194,12 @@ def measure(
 
 def begin() -> tuple[Console, dict[str, Any]]:
     """Prints the environment; returns the console and the environment."""
-    # As wide as the terminal, or wide enough for every table.
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+    # As wide as the terminal; elsewhere lines are not broken.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     about = _environment()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    console.print(f"{about['cpu']}, {about['cores']} cores; {versions}")
+    amx = " with AMX" if about["amx"] else ""
+    console.print(f"{about['date']}, {about['cpu']}{amx}, {about['cores']} cores; {versions}")
     if about["load_average_before"] > _BUSY:
         console.print(
             f"Warning: the machine is busy (load {about['load_average_before']:.1f}), which slows peers unequally: "
@@ -208,7 +209,7 @@ def begin() -> tuple[Console, dict[str, Any]]:
 
 
 def _environment() -> dict[str, Any]:
-    """Returns what the results depend on: processor, cores, versions, load of the machine."""
+    """Returns what the results depend on: date, processor, cores, versions, load of the machine."""
     versions: dict[str, str | None] = {}
     for package in (
         "tensorflow", "keras", "torch", "torchvision", "tensorflow-datasets", "nvidia-dali-cuda120", "pillow", "numpy",
@@ -218,7 +219,9 @@ def _environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "cpu": _cpu_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "amx": "amx_bf16" in _cpu_field("flags").split(),  # bfloat16 matrix products
         "cores": usable_cores(),
         "load_average_before": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -227,13 +230,22 @@ def _environment() -> dict[str, Any]:
 
 
 def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Prints a table with names in the first column and numbers in the others."""
+    """Prints a table with names in the first column and numbers in the others: in Markdown except on a terminal."""
+    if not console.is_terminal:
+        rule = "|---" + "|---:" * (len(columns) - 1) + "|"
+        print("", markdown(columns), rule, *map(markdown, lines), "", sep="\n", flush=True)
+        return
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     console.print(table)
+
+
+def markdown(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def rate_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -263,7 +275,7 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _cpu_field(name: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns a field of the first processor; empty where there is none, as on macOS."""
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

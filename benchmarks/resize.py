@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from PIL import Image
 
 from benchmarks import measure
-from benchmarks.generalization import markdown, spread
+from benchmarks.generalization import spread
 from benchmarks.trained_runs import Outcome, Runs, define_training_flags
 from convoy.core.errors import UsageError
 from convoy.trainer.config.resolution import RESIZES
@@ -72,7 +72,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """Returns the lines of a table: mean and standard deviation over the seeds, the change against the first row."""
     columns = ("resize", "images/s", "train top-1", "test top-1", "test, change")
-    lines = [markdown(columns), "|---" * len(columns) + "|"]
+    lines = [measure.markdown(columns), "|---" * len(columns) + "|"]
     first = next(iter(outcomes.values()))
     for resize, found in outcomes.items():
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, first, strict=True)]
@@ -83,7 +83,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
             spread([100 * run.test_top1 for run in found], " %"),
             "" if found is first else spread(changes, signed=True),
         )
-        lines.append(markdown(cells))
+        lines.append(measure.markdown(cells))
     return lines
 
 

@@ -184,7 +184,7 @@ def _run(recipe: bytes | str):
 
 
 def _replaced(expected: dict[str, Any], overrides: dict[str, str | None]) -> list[str]:
-    """Returns the fields that other units on the command line replace, as README.md says."""
+    """Returns the fields that other units on the command line replace, as docs/guides/recipes.md says."""
     found = []
     if "epochs" in overrides and "steps" not in overrides:
         found.append("steps")
