@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from convoy import __version__
 from tests.processes import write_foreign_packages
@@ -101,6 +102,13 @@ def test_a_checkout_without_links_gives_the_same_wheel(distributions, tmp_path):
     pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp_path / 'wheel'}", source, cwd=tmp_path)
     (wheel,) = (tmp_path / "wheel").iterdir()
     assert files_of_wheel(wheel) == files_of_wheel(distributions[0])
+
+
+def test_versions_agree(distributions):
+    """Of the package, the distribution and the citation."""
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == __version__
+    assert distributions[0].name.startswith(f"convoy_train-{__version__}-")
 
 
 def test_typed_marker_is_installed(installed):
