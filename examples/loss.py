@@ -1,6 +1,7 @@
 """A loss of your own: cross-entropy in which images of a wrong label count less.
 
-    convoy train --data=data --workdir=run --config.loss.name=examples/loss.py:generalized_cross_entropy
+    convoy train --data=data --workdir=run --config.loss.name=examples/loss.py:generalized_cross_entropy \\
+        --config.label_smoothing=0
 
 "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels" (Zhang and Sabuncu 2018).
 
@@ -8,7 +9,8 @@ A loss takes logits [batch, num_classes] float32 and labels [batch] int32 and re
 float32. The training step adds them up. It must depend on each image alone, because every device, and every virtual
 replica, has its own part of the batch; and it must give the same result whenever it is called.
 
-Arguments named as fields of `config.loss` get their values. A recipe can add fields:
+Arguments named as fields of `config.loss` get their values, and `label_smoothing` that of the config; without this
+argument it must be 0, and the default recipe sets 0.1. A recipe can add fields:
 
     config.loss.update({"name": "examples/loss.py:generalized_cross_entropy"})
     with config.unlocked():

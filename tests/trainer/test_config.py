@@ -390,6 +390,12 @@ class TestRecipes:
         path = recipe("config.bach_size = 3")
         assert_rejected([f"--config={path}", "'bach_size'", "config.batch_size"], configs.load_recipe, path)
 
+    def test_a_recipe_adds_the_arguments_of_its_loss_and_no_other_fields(self, recipe):
+        added = configs.configured(recipe("with config.unlocked(): config.loss.power = 0.5"), {"loss.power": 0.25})
+        assert added.loss.power == 0.25 and added.loss.is_locked
+        path = recipe("with config.unlocked(): config.bach_size = 3")
+        assert_rejected([f"--config={path}", "'bach_size'"], configs.load_recipe, path)
+
 
 class TestRenamed:
     @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from convoy.trainer.config.schema import default_config, fields
 
 DEFAULT_RECIPE = "convnet"
 
+_OPEN_SECTIONS = ("loss", "schedule", "optimizer")  # to which a recipe may add arguments of pieces of its own
+
 # Imports by the names that the packages had at the top level.
 _EARLIER_IMPORT = re.compile(r"^\s*(?:from|import)\s+((?:configs|input_pipeline|launch|trainer)(?:\.\w+)*)", re.M)
 
@@ -72,7 +74,10 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         with contextlib.nullcontext() if _is_shipped(path) else first_on_path(path.parent):
             config = get_config()
         if isinstance(config, ml_collections.ConfigDict):
-            default_config().update(config)  # which rejects unknown fields and values of other types
+            known = default_config()
+            for section in (known[name] for name in _OPEN_SECTIONS):
+                section.unlock()
+            known.update(config)  # which rejects unknown fields and values of other types
     except UsageError:
         raise
     except ImportError as error:

@@ -231,8 +231,8 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
         ]
     size, global_batch = found.largest.size, scale.global_batch(found.largest.size)
     lines = [
-        f"Suggested: --config.batch_size={global_batch}: {counted(scale.per_device(size), 'image')} on each of "
-        f"{_devices(scale)}, {size:,} per virtual replica."
+        f"Suggested: --config.batch_size={global_batch}: {counted(scale.per_device(size), 'image')} on "
+        f"{'each of ' * (scale.replicas > 1)}{_devices(scale)}, {size:,} per virtual replica."
     ]
     if found.end == "memory" and found.too_large is not None:
         lines.append(f"Memory is the limit: {scale.per_device(found.too_large):,} per device are too many.")
