@@ -218,11 +218,13 @@ def _config() -> str:
     text = (
         "A recipe sets fields, and `--config.FIELD=VALUE` overrides them, in every command with "
         "[`--config`](cli.md#recipe-and-config); in Python, `convoy.load_config(RECIPE, FIELD=VALUE)`. "
-        "`convoy train --print_config` prints the complete config.\n\n"
+        "`convoy train --print_config` prints the complete config. See [Recipes and config](../guides/recipes.md), and "
+        "[Augmentation](../guides/augmentation.md) for the operations of `augment.ops`.\n\n"
         "A duration is set in steps, epochs or images, by at most one of its four fields: "
         "`--config.eval_every_epochs=2` also overrides a recipe's `eval_every_steps`.\n\n"
         "The last column says what happens if a field is changed when a run resumes from a checkpoint. Before the "
-        "first checkpoint, every field may change.\n\n"
+        "first checkpoint, every field may change. See "
+        "[Checkpoints and resume](../concepts/checkpoints-and-resume.md).\n\n"
         "- **fixed**: the run refuses to resume. Pass the same value, or start a new run in another `--workdir`.\n"
         "- **free**: takes effect from this start on. It changes what is logged, kept and read, not what is computed.\n"
         "- **extend**: the run may become longer, with `--extend`.\n"
@@ -319,7 +321,8 @@ def _run_directory() -> str:
     text = (
         "`--workdir`, or `RUN`: all that a training run reads and writes. Only the chief writes, except where another "
         "writer is named. Files are replaced atomically: `NAME.tmp` is a write in progress. When a run resumes, lines "
-        "and rows after the step of the checkpoint are dropped, so that every step is in the files once.\n\n"
+        "and rows after the step of the checkpoint are dropped, so that every step is in the files once. See "
+        "[Checkpoints and resume](../concepts/checkpoints-and-resume.md).\n\n"
     )
     files = run_contents.FILES.items()
     text += _table(("File", "Content", "Written by"), [(_shown(name), *each) for name, each in files])
@@ -365,7 +368,7 @@ def _dataset_directory() -> str:
         "`--data`: what `convoy convert` writes. A new dataset appears in one step, and a further split becomes part "
         "of it when manifest.json is replaced; until then the conversion works in `OUTPUT.partial`, or in "
         "`SPLIT.partial` in the dataset, and resumes from it after an interruption. Training writes nothing here. "
-        "TFDS reads the same directory.\n\n"
+        "TFDS reads the same directory. See [Data](../guides/data.md).\n\n"
         "In directories of other tools, the index of a split is kept in `.convoy`, or in `~/.cache/convoy` if the "
         "directory is not writable.\n\n"
     )
@@ -394,7 +397,7 @@ def _exit_codes() -> str:
 def _tensorboard_tags() -> str:
     text = (
         "`tensorboard --logdir RUN/tensorboard` shows these. A run directory has four of TensorBoard's runs: `train`, "
-        "`validation`, `media` (pictures), and `.`, the folder itself.\n\n"
+        "`validation`, `media` (pictures), and `.`, the folder itself. See [Monitoring](../guides/monitoring.md).\n\n"
         "## Scalars\n\nAlso the keys of [metrics.jsonl](run-directory.md#metricsjsonl), except for `best/top1`. They "
         "are on the Scalars, Time Series and Custom Scalars pages.\n\n"
     )

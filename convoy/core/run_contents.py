@@ -40,7 +40,7 @@ FILES = {
         _START,
     ),
     "checkpoints/step-{step}.npz": RunFile(
-        "weights, optimizer and metadata after a step, in nine digits; see [Checkpoints](#checkpoints)",
+        "weights, optimizer state and metadata after a step, in nine digits; see [Checkpoints](#checkpoints)",
         f"{_TRAINING}, every `config.checkpoint_every`, after an evaluation with the best top-1, and at the end. The "
         "latest `config.keep_checkpoints` and the best are kept",
     ),
