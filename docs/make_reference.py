@@ -19,6 +19,7 @@ from convoy.input_pipeline.dataset import contents
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.index import INDEX_TYPES
 from convoy.trainer import config as configs
+from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.tensorboard import tags
 from convoy.trainer.config import checks
 from convoy.trainer.config.schema import meanings
@@ -59,8 +60,9 @@ _API = {
     ),
     "Errors": ("ConvoyError", "UsageError", "DataError"),
 }
-# What is constructed by users; the other classes come from functions.
+# Users construct these, without a look at their members; the other classes come from functions, or are derived from.
 _CONSTRUCTED = ("Console", "EarlyStopping", "Optimizer")
+_ARGUMENTS_OF_HOOKS = ("Log", "Evaluation", "Checkpoint", "Stop")
 
 
 def pages() -> dict[str, str]:
@@ -310,10 +312,14 @@ def _api() -> str:
     for title, names in _API.items():
         text += f"## {title}\n\n"
         for name in names:
-            text += f"::: convoy.{name}\n"
-            if name[0].isupper() and name not in _CONSTRUCTED:
-                text += "    options:\n      merge_init_into_class: false\n"
-            text += "\n"
+            options = "" if name in _CONSTRUCTED or name[0].islower() else "      merge_init_into_class: false\n"
+            options += "      members: false\n" if name in _CONSTRUCTED or title == "Errors" else ""
+            options += "      inherited_members: true\n" if name == "Run" else ""
+            text += f"::: convoy.{name}\n" + ("    options:\n" + options if options else "") + "\n"
+        if title == "Callbacks":
+            text += "### Arguments of hooks\n\n"
+            options = "    options:\n      heading_level: 4\n      merge_init_into_class: false\n"
+            text += "".join(f"::: {Callback.__module__}.{name}\n{options}\n" for name in _ARGUMENTS_OF_HOOKS)
     return text
 
 
