@@ -344,7 +344,7 @@ def _run_directory() -> str:
     )
     text += (
         "## events.jsonl\n\n`event`, `time` in seconds since 1970, and details. Callbacks may add other events. "
-        "`convoy.open_run(RUN).events()` reads it.\n\n"
+        "`attempt` is recorded under `convoy launch`. `convoy.open_run(RUN).events()` reads the file.\n\n"
     )
     events = run_contents.EVENTS.items()
     text += _table(

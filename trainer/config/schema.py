@@ -34,11 +34,17 @@ _FIELDS: dict[str, Any] = {
     "xla": ("auto", "whether XLA compiles the training step; `auto`: on GPUs, unless `deterministic`"),
     "deterministic": (False, "bit-identical weights on any devices with the same virtual replicas, precision and seed"),
     "deterministic_threads": (2, "CPU threads if `deterministic`: their number changes the last bits of a sum"),
-    "reduce_in_bfloat16": (False, "exchange gradients in bfloat16: half the traffic, 8 bits of mantissa"),
+    "reduce_in_bfloat16": (
+        False,
+        "exchange gradients in bfloat16: half the traffic, 8 bits of mantissa; not if `deterministic`",
+    ),
     "label_smoothing": (0.0, "share of each label that is spread evenly over all classes"),
     "shuffle": ("global", "`global`, or `block`: shards and blocks of records, for storage with slow random reads"),
     "shuffle_block_size": (0, "records shuffled together by `block`; 0: 64 MiB of them, usually at least 1024"),
-    "sampling": ("natural", "draw images of small classes more often: `inverse_sqrt`, or `balanced` for equal shares"),
+    "sampling": (
+        "natural",
+        "images of small classes more often: `inverse_sqrt`, or equally (`balanced`); needs `shuffle=global`",
+    ),
     "on_corrupt": ("raise", "unusable records: `raise` ends the run, `substitute` uses other images in their place"),
     "cache": ("none", "`memory`: keep decoded images that fit across epochs; `auto`: only if all of them fit easily"),
     "keep_checkpoints": (3, "number of latest checkpoints to keep; the best one is kept too"),
@@ -56,7 +62,7 @@ _FIELDS: dict[str, Any] = {
         "width": (0, "resnet: channels of the first stage, even; 0: 64"),
         "stochastic_depth": (0.0, "resnet: drop rate of the last block, proportionally less for earlier ones"),
         "instance_norm": ("auto", "end early stages in instance normalization; `auto`: on for convnet, off for resnet"),
-        **_duration("freeze", "number of first steps that train only the head; all four 0: none"),
+        **_duration("freeze", "first steps that train only the head, of a model with `weights`; all four 0: none"),
         "backbone_rate": (1.0, "learning rate of the backbone, as a factor of the head's"),
     },
     "loss": {
