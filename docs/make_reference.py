@@ -306,7 +306,8 @@ def _api() -> str:
     text = (
         "`import convoy` imports no TensorFlow: names are loaded when they are first used. Functions log through "
         '`logging.getLogger("convoy")`, print nothing, and raise a [`ConvoyError`](#convoy.ConvoyError) for expected '
-        "failures. The examples build on each other, from top to bottom. For an introduction see "
+        "failures. In signatures, `_Path` is `str | os.PathLike[str]`. The examples build on each other, from top to "
+        "bottom. For an introduction see "
         "[Python API](../guides/python.md).\n\n"
     )
     for title, names in _API.items():

@@ -64,7 +64,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         ("auto", "classes", "splits"),
         "what the folders in --images are; auto: splits if they are named like splits and have class folders inside",
     )
-    define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION]")
+    define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`")
     define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
     define_record_flags(flags)
     define.string("tfds_dir", None, "data_dir of TFDS; default: that of TFDS itself")

@@ -120,6 +120,7 @@ CHECKPOINT_METADATA = {
     "dataset": "number of images, classes and digest of the training split, which must be the same on resume",
     "model": "digest of the model, and of the user's files by piece",
     "place": "devices, workers, host and versions, which may change on resume",
+    "weights_sha256": "SHA-256 over all weights",
     "rollbacks": "number of rollbacks so far",
     "window_sums": "sums of the metrics since the last log line",
     "reported": "the newest `metrics`, `images_per_second` and `limits`, as in result.json",

@@ -43,7 +43,7 @@ _FIELDS: dict[str, Any] = {
     "shuffle_block_size": (0, "records shuffled together by `block`; 0: 64 MiB of them, usually at least 1024"),
     "sampling": (
         "natural",
-        "images of small classes more often: `inverse_sqrt`, or equally (`balanced`); needs `shuffle=global`",
+        "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",
     ),
     "on_corrupt": ("raise", "unusable records: `raise` ends the run, `substitute` uses other images in their place"),
     "cache": ("none", "`memory`: keep decoded images that fit across epochs; `auto`: only if all of them fit easily"),
