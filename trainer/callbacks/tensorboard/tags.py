@@ -23,7 +23,9 @@ _BOTH = "train, validation"
 
 # Also the keys of metrics.jsonl, except for `best/top1`.
 SCALARS = {
-    "quality/loss": Tag(_BOTH, "loss in nats, without class weights; validation also without label smoothing"),
+    "quality/loss": Tag(
+        _BOTH, "mean loss (cross-entropy: in nats), without class weights; validation also without label smoothing"
+    ),
     "quality/top1": Tag(_BOTH, "share of images whose most probable class is right, 0 to 1"),
     "quality/top5": Tag(_BOTH, "share of images whose class is among the five most probable, 0 to 1"),
     "quality/macro_f1": Tag(_BOTH, "mean F1 over the classes, 0 to 1"),
