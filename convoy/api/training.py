@@ -62,11 +62,15 @@ class TrainingResult(Shown):
       images_seen: images trained on, with repetitions.
       metrics: the newest metrics, by split (`train`, `validation`) and name: loss in nats, others in [0, 1].
       images_per_second: steady speed over all devices, without first steps, evaluation and checkpoints.
+      limits: the bottleneck analysis: what bounds the speed (`bound`), a `sentence` with suggested fixes, step time,
+        input wait, reduction, memory and utilization; None in a run that is too short.
       best: `step` and `top1` of the best evaluation on the validation split; None without one.
-      seconds: seconds by activity.
+      seconds: seconds spent on `steps` and on each kind of pause, such as `evaluation` and `checkpoints`.
       weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
       virtual_replicas: number of virtual replicas.
       replicas: number of devices.
+      workers: number of workers.
+      substituted_records: unusable records in whose place others were used.
       stop: `reason`, `by` and `resumable`, if the run stopped before its last step by request; else None.
 
     Example:
@@ -81,11 +85,14 @@ class TrainingResult(Shown):
     images_seen: int
     metrics: dict[str, dict[str, float]]
     images_per_second: float | None
+    limits: dict[str, Any] | None
     best: dict[str, Any]
     seconds: dict[str, float]
     weights_sha256: str
     virtual_replicas: int
     replicas: int
+    workers: int
+    substituted_records: int
     stop: dict[str, Any] | None
 
     def __init__(self, workdir: Path, content: Mapping[str, Any]):

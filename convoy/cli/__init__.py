@@ -250,10 +250,15 @@ def _overview() -> str:
     return "\n".join([_ABOUT, "", *listing(COMMANDS), "", more])
 
 
+def help_of(flag: absl_flags.Flag) -> str:
+    """Returns the help of a flag, without what absl adds to that of a repeatable one."""
+    return str(flag.help).partition(";\n")[0]
+
+
 def _usage(overview: str, flags: absl_flags.FlagValues) -> str:
     lines = [overview]
     own = {flag.name: flag for group in flags.flags_by_module_dict().values() for flag in group}
     for flag in sorted(own.values(), key=lambda flag: flag.name):
-        default = "" if flag.default in (None, "") else f" (default: {flag.default_as_str})"
-        lines += [f"  --{flag.name}", f"      {flag.help}{default}"]
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default_as_str})"
+        lines += [f"  --{flag.name}", f"      {help_of(flag)}{default}"]
     return "\n".join(lines)

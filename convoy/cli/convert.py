@@ -55,78 +55,76 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string(
         "images",
         None,
-        "Folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
-        "unless --manifest is given. Or FILE.py:NAME, a function that yields (bytes, category) of each image.",
+        "folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
+        "unless --manifest is given; or FILE.py:NAME, a function that yields (bytes, category) of each image",
     )
     define.enum(
         "folders",
         "auto",
         ("auto", "classes", "splits"),
-        "What the folders in --images are. auto: splits if they are named like splits and have class folders inside.",
+        "what the folders in --images are; auto: splits if they are named like splits and have class folders inside",
     )
-    define.string("tfds", None, "Instead of --images: a dataset prepared by TFDS, NAME[/CONFIG][:VERSION].")
-    define.string("tfrecords", None, "Instead of --images: a folder of TFRecords of other tools, also compressed ones.")
+    define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`")
+    define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
     define_record_flags(flags)
-    define.string("tfds_dir", None, "TFDS data_dir. Default: that of TFDS.")
-    define.string("manifest", None, "CSV of file names and categories: filename,category.")
-    define.string("filename_column", "filename", "Manifest column of file names.")
-    define.string("category_column", "category", "Manifest column of categories.")
-    define.string("csv_delimiter", "", "Column separator of the manifest. Default: detected from its header.")
+    define.string("tfds_dir", None, "data_dir of TFDS; default: that of TFDS itself")
+    define.string("manifest", None, "CSV of file names and categories: filename,category")
+    define.string("filename_column", "filename", "manifest column of file names")
+    define.string("category_column", "category", "manifest column of categories")
+    define.string("csv_delimiter", "", "column separator of the manifest; default: detected from its header")
     define.string(
         "csv_encoding",
         "",
-        "Encoding of the manifest, such as cp1252. Default: UTF-8, or UTF-16 with a byte order mark.",
+        "encoding of the manifest, such as cp1252; default: UTF-8, or UTF-16 with a byte order mark",
     )
     define.enum(
         "missing",
         "error",
         ("error", "skip"),
-        "What to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl.",
+        "what to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl",
     )
-    define.string("output", None, "Dataset directory: a new one, or an existing one to add a split to.")
-    define.string("split", "train", "Split to write.")
+    define.string("output", None, "dataset directory: a new one, or an existing one to add a split to")
+    define.string("split", "train", "split to write")
     define.float(
         "validation_fraction",
         None,
-        "Share of each class for the split 'validation'. Default: 0.1 for the split train, else 0.",
+        "share of each class for the split 'validation'; default: 0.1 for the split train, else 0",
     )
     define.string(
         "splits",
         None,
-        "Writes several stratified splits: train:0.8,validation:0.1,test:0.1. Overrides --split and "
-        "--validation_fraction.",
+        "write several stratified splits: train:0.8,validation:0.1,test:0.1; overrides --split and "
+        "--validation_fraction",
     )
     define.bool(
         "group_similar",
         False,
-        "Keeps images that look alike in one split, where splits are drawn. Every image is read twice.",
+        "keep images that look alike in one split, where splits are drawn; every image is read twice",
     )
     define.string(
         "group_column",
         "",
-        "Manifest column whose values, such as patients or products, name groups of images. Each stays in one split.",
+        "manifest column whose values, such as patients or products, name groups of images; each stays in one split",
     )
     define.integer(
         "image_size",
         None,
-        "Resizes every image to N x N pixels, without keeping the aspect ratio; 0 keeps the original sizes. Default: "
-        "the setting of the dataset, or 0.",
+        "resize every image to N x N pixels, without keeping the aspect ratio; 0: original sizes; default: the setting "
+        "of the dataset, or 0",
     )
     define.string(
         "encoding",
         None,
-        "keep, jpeg, png or raw (uint8 RGB). keep passes JPEG and PNG bytes through unless pixels must change. "
-        "Default: the setting of the dataset, or keep.",
+        "keep, jpeg, png or raw (uint8 RGB); keep passes JPEG and PNG bytes through unless pixels must change; "
+        "default: the setting of the dataset, or keep",
     )
-    define.integer("workers", 0, "Number of processes; 0 is one per core. The result does not depend on it.")
-    define.integer("seed", 0, "Seed of the splits and of the order within the shards.")
-    define.float(
-        "max_bad_fraction", 0.01, "Largest tolerated share of images that cannot be decoded. They are left out."
-    )
+    define.integer("workers", 0, "number of processes; 0: one per core; the result does not depend on it")
+    define.integer("seed", 0, "seed of the splits and of the order within the shards")
+    define.float("max_bad_fraction", 0.01, "largest tolerated share of images that cannot be decoded and are left out")
     define_limit_flags(define)
-    define.string("name", None, "Name of the dataset in file names. Default: name of the output folder.")
-    define.integer("shards", 0, "Shards per split; 0 is one per 128 MiB, and at least 8 if there are enough images.")
-    define.bool("verbose", False, "Prints one row per class.")
+    define.string("name", None, "name of the dataset in file names; default: name of the output folder")
+    define.integer("shards", 0, "shards per split; 0: one per 128 MiB, and at least 8 if there are enough images")
+    define.bool("verbose", False, "print one row per class")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

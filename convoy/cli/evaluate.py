@@ -44,7 +44,7 @@ def define_model_flags(flags: absl_flags.FlagValues) -> None:
     define = FlagDefiner(flags)
     define.string("checkpoint", "best", CHECKPOINT_HELP)
     define_verbosity_flag(flags)
-    define.string("devices", "auto", "as in `convoy train`")
+    define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N or gpu:0,1")
     define_trust_flag(define)
 
 

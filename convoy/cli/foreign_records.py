@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def define_record_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags."""
     define = FlagDefiner(flags)
-    define.string("image_key", "", "Feature of the encoded image in TFRecords of other tools. Default: the usual ones.")
-    define.string("label_key", "", "Feature of the label in TFRecords of other tools. Default: the usual ones.")
-    define.string("class_names_file", "", "Text file with the class of each label, one per line, for such records.")
+    define.string("image_key", "", "feature of the encoded image in TFRecords of other tools; default: the usual names")
+    define.string("label_key", "", "feature of the label in TFRecords of other tools; default: the usual names")
+    define.string("class_names_file", "", "text file with the class of each label in such TFRecords, one per line")
 
 
 def record_format(flags: absl_flags.FlagValues, data: str | None) -> "RecordFormat":

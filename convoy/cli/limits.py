@@ -17,14 +17,14 @@ def define_limit_flags(define: FlagDefiner) -> None:
     define.float(
         "max_megapixels",
         None,
-        "Largest image, width x height in millions; larger ones are taken for decompression bombs. Default: 89.5.",
+        "largest image, width x height in millions; larger ones count as decompression bombs; default: 89.5",
     )
-    define.integer("max_file_mib", None, "Largest image file in MiB. Default: 1024.")
+    define.integer("max_file_mib", None, "largest image file in MiB; default: 1024")
     define.integer(
         "max_metadata_mib",
         None,
-        "Largest text or color profile of a PNG in MiB, decompressed; all texts together may have four times as much. "
-        "Default: 64.",
+        "largest text or color profile of a PNG in MiB, decompressed; all texts together may have four times as much; "
+        "default: 64",
     )
 
 

@@ -15,13 +15,13 @@ REQUIRED = ("output",)
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    define.string("output", None, "Folder to create. It must not exist, or be empty.")
-    define.integer("categories", 42, "Number of product categories, 1 to 42.")
-    define.integer("per_category", 60, "Training images per category, 1 to 10000.")
-    define.integer("test_per_category", 0, "Test images per category; 0 draws half as many as for training.")
-    define.integer("size", 64, "Width and height of an image in pixels, 16 to 1024.")
-    define.integer("seed", 0, "Random seed. Equal seeds give byte-identical sets.")
-    define.integer("workers", 0, "Number of processes; 0 is one per usable core. The images do not depend on it.")
+    define.string("output", None, "folder to create; it must not exist, or be empty")
+    define.integer("categories", 42, "number of product categories, 1 to 42")
+    define.integer("per_category", 60, "training images per category, 1 to 10000")
+    define.integer("test_per_category", 0, "test images per category; 0: half as many as for training")
+    define.integer("size", 64, "width and height of an image in pixels, 16 to 1024")
+    define.integer("seed", 0, "random seed; equal seeds give byte-identical sets")
+    define.integer("workers", 0, "number of processes; 0: one per usable core; the images do not depend on it")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

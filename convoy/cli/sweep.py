@@ -45,7 +45,10 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string("workdir", None, "directory of the sweep; an interrupted one in it is resumed")
     define.string("metric", "top1", "metric of evaluations on the validation split by which trials are compared")
     define.enum(
-        "mode", "auto", ("auto", *_DIRECTIONS), "whether lower or higher is better; auto knows Convoy's metrics"
+        "mode",
+        "auto",
+        ("auto", *_DIRECTIONS),
+        "whether lower or higher is better; auto: lower for loss, ece, brier and nll",
     )
     define.enum("pruner", "median", ("median", "hyperband", "none"), "which trials to stop early, by their evaluations")
     define.integer("parallel", 1, "trials at a time on this machine, which share its GPUs or cores", lower_bound=1)

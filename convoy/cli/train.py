@@ -129,9 +129,11 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     """
     define = FlagDefiner(flags)
     arguments = define_config_flag(flags, arguments)
-    define.string("data", None, "dataset directory: from `convoy convert` or TFDS, or a folder of TFRecords")
+    define.string(
+        "data", None, "dataset directory from `convoy convert` or TFDS, or a folder of TFRecords; required to train"
+    )
     define_record_flags(flags)
-    define.string("workdir", None, "run directory; an interrupted run in it is resumed")
+    define.string("workdir", None, "run directory; an interrupted run in it is resumed; required to train")
     define.bool(
         "extend",
         False,
@@ -156,7 +158,7 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
     )
     define_verbosity_flag(flags)
     define.bool("record_order", False, "write the images of each step to RUN/order")
-    define.list("callbacks", [], "callbacks, separated by commas: wandb, mlflow, FILE.py:NAME or package.module:NAME")
+    define.list("callbacks", [], "one or more of wandb, mlflow, FILE.py:NAME and package.module:NAME")
     define.float(
         "max_hours",
         None,

@@ -34,16 +34,16 @@ _SHOWN = 20
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    define.string("data", None, "Dataset directory, from convert or TFDS, or a folder of TFRecord files.")
+    define.string("data", None, "dataset directory to check: from `convoy convert` or TFDS, or a folder of TFRecords")
     define.bool(
         "repair_index",
         False,
-        "Rebuilds index-SPLIT.npz and the .idx files of every split whose shards are intact. Shards and manifest are "
-        "never written to.",
+        "rebuild index-SPLIT.npz and the .idx files of every split whose shards are intact; shards and manifest are "
+        "never written to",
     )
     define_record_flags(flags)
-    define.integer("workers", 0, "Number of processes; 0 is one per core.")
-    define.string("json", None, "File to write the full result to, as JSON.")
+    define.integer("workers", 0, "number of processes; 0: one per core")
+    define.string("json", None, "file to write the full result to, as JSON")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

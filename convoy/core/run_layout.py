@@ -49,6 +49,10 @@ class RunLayout:
         """Returns the JSON file about the latest predictions on a split."""
         return self.path / f"evaluation_{split}.json"
 
+    def tracker(self, name: str) -> Path:
+        """Returns the JSON file about the run in an experiment tracker, whose folder has the tracker's own files."""
+        return self.path / "trackers" / f"{name}.json"
+
     def attempt(self, number: int) -> Path:
         """Returns the log folder of a launcher's attempt; numbers start at 1 and continue over restarts."""
         return self.logs / f"attempt-{number}"

@@ -65,7 +65,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define.multi_string(
         "tolerations",
         [],
-        "kubernetes: taint KEY[=VALUE][:EFFECT] that workers tolerate, in addition to nvidia.com/gpu; repeatable",
+        "kubernetes: taint `KEY[=VALUE][:EFFECT]` that workers tolerate, in addition to nvidia.com/gpu; repeatable",
     )
     define.string("engine", _ENGINE, f"kubernetes: controller that watches the pods; only {_ENGINE}")
     define.string("service_account", "", "kubernetes: service account of the pods; no token by default")

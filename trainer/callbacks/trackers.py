@@ -14,6 +14,7 @@ from typing import Any
 
 from convoy.core.errors import UsageError
 from convoy.core.files import write_whole
+from convoy.core.run_layout import RunLayout
 from convoy.trainer.callbacks.callback import CALLBACKS, Callback, Evaluation, Log, Stop, Training
 from convoy.trainer.config import fields, to_json
 from convoy.trainer.run.records import read_json_object
@@ -54,7 +55,7 @@ class Tracker(Callback):
         Raises:
           UsageError: its package is not installed.
         """
-        self._file = training.workdir / "trackers" / f"{self.name}.json"
+        self._file = RunLayout(training.workdir).tracker(self.name)
         self._file.parent.mkdir(exist_ok=True)
         known = read_json_object(self._file)
         try:
@@ -132,7 +133,7 @@ class WandB(Tracker):
             id=run_id or None,
             resume="allow",
             config=to_json(training.config),
-            dir=str(training.workdir / "trackers"),
+            dir=str(self._file.parent),
             reinit="create_new",
             # Standard output is Convoy's, and a command line may hold secrets.
             settings=wandb.Settings(console="off", quiet=True, x_disable_meta=True),

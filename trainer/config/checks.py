@@ -56,7 +56,7 @@ _FRACTION = Range(0, 1)
 _FRACTION_BELOW_1 = Range(0, 1, includes_high=False)
 _POSITIVE_FRACTION = Range(0, 1, includes_low=False)
 
-_RANGES = {
+RANGES = {
     "batch_size": _AT_LEAST_1,
     "image_size": Range(resolution.SMALLEST_SIZE),
     "virtual_replicas": NON_NEGATIVE,
@@ -92,7 +92,7 @@ _RANGES = {
     "model.stochastic_depth": _FRACTION_BELOW_1,
     "model.backbone_rate": _FINITE_POSITIVE,
 }
-_CHOICES = {
+CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "xla": ("auto", "on", "off"),
     "shuffle": ("global", "block"),
@@ -105,7 +105,7 @@ _CHOICES = {
     "model.instance_norm": ("auto", "on", "off"),
 }
 # Models of users may have loaded weights themselves.
-_MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications")
+MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -118,9 +118,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, value in values.items():
         is_possible = not isinstance(value, int) or -(2**63) <= value < 2**63
         require(is_possible, field, value, "must be a signed 64-bit integer")
-    for field, allowed in _RANGES.items():
+    for field, allowed in RANGES.items():
         check_range(field, values[field], allowed)
-    for field, choices in _CHOICES.items():
+    for field, choices in CHOICES.items():
         value = values[field]
         suggestion = did_you_mean(str(value), choices)
         require(value in choices, field, value, f"must be one of {', '.join(choices)}{suggestion}")
@@ -147,7 +147,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         reason = "bfloat16 sums depend on the order of the additions"
         require(reduces_exactly, "reduce_in_bfloat16", True, f"set False with config.deterministic: {reason}")
     model = config.model
-    if not model.weights and model.name.partition(":")[0] in _MODELS_WITHOUT_WEIGHTS:
+    if not model.weights and model.name.partition(":")[0] in MODELS_WITHOUT_WEIGHTS:
         for name in (name for name in model if name.startswith("freeze")):
             fix = "set config.model.weights: the frozen backbone would keep its random weights"
             require(not model[name], f"model.{name}", model[name], fix)

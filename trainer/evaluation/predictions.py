@@ -45,13 +45,13 @@ class Evaluation:
       split: name of the split.
       step: step of the weights.
       images: number of images.
-      quality: from `metrics.summarize`.
+      quality: metrics by name: `loss`, `top1`, `top5`, `macro_f1`, `ece`, and those of `config.metrics`.
       data: dataset directory.
       digest: digest of the split's content.
       parameters: number of parameters of the model.
       time: seconds since 1970.
       flip_tta: whether probabilities are averaged with those of the mirror image.
-      record_format: how the records were read (`RecordFormat.as_dict`).
+      record_format: feature names and classes by which records of other tools were read.
     """
 
     split: str

@@ -12,7 +12,7 @@ from convoy.core.text import is_count
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import USUAL_METRICS
 
-_COLUMNS = ("time", "step", "split", *USUAL_METRICS)
+COLUMNS = ("time", "step", "split", *USUAL_METRICS)
 
 
 def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[str, float]) -> None:
@@ -26,8 +26,8 @@ def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[
     row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "split": split}
     row |= {name: f"{value:.6f}" for name, value in quality.items()}
     columns, rows = _read(run)
-    needed = list(dict.fromkeys([*columns, *_COLUMNS, *row]))
-    is_ours = not columns or set(_COLUMNS) <= set(columns)  # or a spreadsheet has saved it in its own way
+    needed = list(dict.fromkeys([*columns, *COLUMNS, *row]))
+    is_ours = not columns or set(COLUMNS) <= set(columns)  # or a spreadsheet has saved it in its own way
     if is_ours and needed != list(columns):
         write_whole(run.results_table, _text(needed, [*rows, row], header=True))
     else:
@@ -38,8 +38,8 @@ def truncate_results(run: RunDirectory, last_step: int) -> None:
     """Drops the rows of steps after `last_step`, which a resumed run repeats, and a row that a crash truncated."""
     if run.results_table.exists():
         columns, rows = _read(run)
-        if not set(_COLUMNS) <= set(columns):
-            columns, rows = _COLUMNS, []
+        if not set(COLUMNS) <= set(columns):
+            columns, rows = COLUMNS, []
         kept = [row for row in rows if is_count(row["step"]) and int(row["step"]) <= last_step]
         write_whole(run.results_table, _text(columns, kept, header=True))
 
