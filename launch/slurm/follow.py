@@ -72,7 +72,8 @@ def _status(job_id: str, job: Job | None) -> str:
     start = f", start {job.restarts + 1}" if job.restarts else ""
     if job.state == "PENDING":
         if job.reason == "BeginTime":  # SLURM delays a requeued job until it is cleaned up
-            return f"job {job_id} is requeued{start}. It starts at {job.start_time.partition('T')[2]} or later."
+            at = job.start_time.partition("T")[2]  # may be unknown
+            return f"job {job_id} is requeued{start}." + (f" It starts at {at} or later." if at else "")
         reason = "" if job.reason == "None" else f" ({job.reason})"
         return f"job {job_id} is pending{start}{reason}."
     if job.state == "RUNNING":
