@@ -134,12 +134,13 @@ def run(flags: absl_flags.FlagValues) -> None:
         _make_dataset(dataset, runs, flags.image_seed)
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
-        print("\n".join(["", f"{dataset}: {runs.description}", *table(outcomes)]), flush=True)
+        print("\n".join(["", f"{dataset}: {runs.description}", "", *table(outcomes)]), flush=True)
         ablations = {}
         for entry in entries[1:] or entries:
             if flags.ablate:
                 ablations[entry.name] = study.ablation(entry)
-                print("\n".join(["", f"{dataset}, {entry.label}:", *ablation_table(ablations[entry.name])]), flush=True)
+                lines = ["", f"{dataset}, {entry.label}:", "", *ablation_table(ablations[entry.name])]
+                print("\n".join(lines), flush=True)
         results.append(
             {
                 "dataset": dataset,

@@ -61,7 +61,7 @@ def run(flags: absl_flags.FlagValues) -> None:
                 overrides = {"resize": resize, "epochs": flags.epochs, "seed": seed}
                 outcome = runs.outcome(f"{Path(flags.recipe).stem}-{resize}-seed{seed}", flags.recipe, overrides)
                 found[framing][resize].append(outcome)
-        print("\n".join(["", f"{framing}: {runs.description}", *table(found[framing])]), flush=True)
+        print("\n".join(["", f"{framing}: {runs.description}", "", *table(found[framing])]), flush=True)
     rows = {
         framing: {resize: [asdict(outcome) for outcome in outcomes] for resize, outcomes in by_resize.items()}
         for framing, by_resize in found.items()
@@ -71,14 +71,13 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """Returns the lines of a table: mean and standard deviation over the seeds, the change against the first row."""
-    columns = ("resize", "images/s", "train top-1", "test top-1", "test, change")
+    columns = ("resize", "train top-1", "test top-1", "test, change")
     lines = [measure.markdown(columns), "|---" * len(columns) + "|"]
     first = next(iter(outcomes.values()))
     for resize, found in outcomes.items():
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, first, strict=True)]
         cells = (
             f"`{resize}`",
-            f"{statistics.mean(run.images_per_second for run in found):,.0f}",
             spread([100 * run.train_top1 for run in found], " %"),
             spread([100 * run.test_top1 for run in found], " %"),
             "" if found is first else spread(changes, signed=True),

@@ -27,6 +27,7 @@ class Advice(Callback):
         """Shows nothing yet."""
         self._train_top1: float | None = None
         self._input_bound_lines = 0
+        self._best_top1 = -1.0
         self._evaluations_since_best = 0
         self._overfitting_shown = False
 
@@ -103,8 +104,8 @@ class Advice(Callback):
         (`config.progressive.sizes`): there the gap also comes from the change of size.
         """
         step, top1, train_top1 = evaluation.step, evaluation.metrics["top1"], self._train_top1
-        if evaluation.is_best:
-            self._evaluations_since_best = 0
+        if evaluation.best_top1 > self._best_top1:
+            self._best_top1, self._evaluations_since_best = evaluation.best_top1, 0
         else:
             self._evaluations_since_best += 1
             if self._evaluations_since_best == _PATIENCE:

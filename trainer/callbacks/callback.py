@@ -58,7 +58,7 @@ class Evaluation:
       split: its name.
       metrics: `loss` in nats, `top1`, `top5`, `macro_f1`, `ece` in [0, 1], and those of `config.metrics`.
       values: the same and the gaps to the training metrics, by TensorBoard tag.
-      is_best: whether top-1 is the best so far.
+      is_best: whether top-1 is the best so far, or equal to it.
       best_top1: best top-1 so far, with this evaluation.
       summary: counts for pictures, ten times per run and only on the chief; else None.
     """

@@ -149,7 +149,7 @@ class Measurements:
             if train:  # both gaps are positive if the model is better on training images
                 values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
             top1 = quality["top1"]
-            is_best = best_top1 is None or top1 > best_top1
+            is_best = best_top1 is None or top1 >= best_top1  # of equal ones the latest, as in checkpoints
             best = top1 if best_top1 is None else max(best_top1, top1)
             return Evaluation(step, self.epoch, _VALIDATION, quality, values, is_best, best, summary)
 
