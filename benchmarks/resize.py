@@ -11,7 +11,6 @@ As in `generalization`, each run is one `convoy train` and two `convoy evaluate`
 runs are reused. The table is Markdown.
 """
 
-import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
