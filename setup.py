@@ -5,11 +5,16 @@ pip install '.[cuda]'    # with the CUDA libraries that TensorFlow's wheel expec
 pip install -e '.[test]' # for working on Convoy itself
 """
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 
 PARTS = ("configs", "input_pipeline", "launch", "trainer")
+DOCS = [
+    "mkdocs-material>=9.5",  # the documentation site
+    "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
+]
 
 
 def _packages() -> list[str]:
@@ -23,11 +28,23 @@ def _packages() -> list[str]:
     return ["convoy", *(name if name.startswith("convoy.") else f"convoy.{name}" for name in names)]
 
 
+def _long_description() -> str:
+    """Returns the README without what works only in the repository: its pictures, and relative links."""
+    readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    parts = re.split(r"^(```.*?^```\n)", readme, flags=re.DOTALL | re.MULTILINE)
+    picture = r"!\[[^]]*\]\((?!https:)[^)]*\)\n*|<picture>.*?</picture>\n*|<img [^>]*src=\"(?!https:)[^>]*>\n*"
+    link = r"(?<!!)\[((?:!\[[^]]*\]\([^)]*\)|[^]\[])*)\]\((?!https:)[^)]*\)"
+    for number in range(0, len(parts), 2):  # the others are blocks of code
+        text = re.sub(f"<!--.*?-->\n*|{picture}", "", parts[number], flags=re.DOTALL)
+        parts[number] = re.sub(link, r"\1", text)
+    return "".join(parts)
+
+
 setup(
     name="convoy-train",
     version="0.1.0",
     description="Train image classifiers with TensorFlow: the same run on one device, all GPUs, or a cluster",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=_long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -62,6 +79,7 @@ setup(
         "sweep": ["optuna>=5"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
+            *DOCS,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "setuptools>=77",  # the wheel and sdist that tests build
@@ -86,10 +104,7 @@ setup(
             "kubernetes-validate>=1.33",
             "kubeflow-trainer-api>=2.3",
         ],
-        "docs": [
-            "mkdocs-material>=9.5",  # the documentation site
-            "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
-        ],
+        "docs": DOCS,
         "bench": [
             "scikit-learn>=1.3",  # its handwritten digits: real images that need no download
             "torch>=2.4",

@@ -118,8 +118,21 @@ class Browser:
             assert time.monotonic() < deadline, f"{missing} not found in:\n{found}"
             time.sleep(0.05)
 
+    def wait_until(self, script: str, seconds: float = _SECONDS) -> None:
+        """Waits until the value of a script is true."""
+        deadline = time.monotonic() + seconds
+        while not self.value(script):
+            assert time.monotonic() < deadline, f"still false: {script}"
+            time.sleep(0.02)
+
+    def emulate(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Sets the size of the window in pixels, and the color scheme that pages are asked for."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
     def screenshot(self, path: Path) -> None:
-        """Saves a screenshot as PNG."""
+        """Saves a screenshot of the window as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _address(self, log: Path) -> str:

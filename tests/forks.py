@@ -81,6 +81,22 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
 
+def send_request(requests: socket.socket, request: Mapping[str, Any], streams: list[int]) -> int:
+    """Starts a module; returns the descriptor of a `ForkedProcess`.
+
+    Args:
+      requests: socket of the process with TensorFlow.
+      request: `command`, `cwd`, `environment` and `network`, the file of its network namespace or "".
+      streams: descriptors of standard input, output and error.
+    """
+    status, end = os.pipe()
+    try:
+        socket.send_fds(requests, [json.dumps(request).encode()], [*streams, end])
+    finally:
+        os.close(end)
+    return status
+
+
 class Forks:
     """Starts the process with TensorFlow when it is first needed, and ends it on `close`."""
 
@@ -149,6 +165,10 @@ class Forks:
             os.close(stdout)
         return ForkedProcess(module, status, os.fdopen(to_stdin, "w"), os.fdopen(from_stdout))
 
+    def inheritable_socket(self) -> int:
+        """Returns a file descriptor with which programs that inherit it call `send_request`."""
+        return self._server_socket().fileno()
+
     def close(self) -> None:
         """Ends the process with TensorFlow."""
         if self._requests and self._server:
@@ -164,13 +184,8 @@ class Forks:
         network: str = "",
     ) -> int:
         """Returns the descriptor of a `ForkedProcess`; `network` is the file of its network namespace."""
-        status, end = os.pipe()
         request = {"command": command, "cwd": str(cwd), "environment": dict(environment), "network": network}
-        try:
-            socket.send_fds(self._server_socket(), [json.dumps(request).encode()], [*streams, end])
-        finally:
-            os.close(end)
-        return status
+        return send_request(self._server_socket(), request, streams)
 
     def _server_socket(self) -> socket.socket:
         if self._requests is None:

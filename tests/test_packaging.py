@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import markdown
 import pytest
 import yaml
 
@@ -84,6 +86,21 @@ def test_the_wheel_holds_one_package_with_all_its_files(distributions):
             continue
         expected = path if path.parts[0] == "convoy" else "convoy" / path
         assert expected.as_posix() in files, name
+
+
+def test_the_package_index_shows_no_relative_link_and_all_code(distributions):
+    """Nor pictures of the repository, whose URL the distribution does not know."""
+    with zipfile.ZipFile(distributions[0]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        description = archive.read(name).decode().partition("\n\n")[2]
+    readme = (REPOSITORY / "README.md").read_text()
+    fences = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert fences.findall(description) == fences.findall(readme)
+    page = markdown.markdown(description, extensions=["fenced_code", "tables"])
+    targets = re.findall(r'(?:href|src|srcset)="([^"]*)"', page)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    headings = re.compile(r"^#+ .+$", re.MULTILINE)
+    assert headings.findall(fences.sub("", description)) == headings.findall(fences.sub("", readme))
 
 
 def test_the_sdist_gives_the_same_wheel(distributions):

@@ -29,14 +29,23 @@ class Terminal:
         """Writes to what `sys` has under this name at the time."""
         self._name = name
 
+    @property
+    def rich_proxied_file(self) -> "Terminal":
+        """What rich writes to while `sys.stdout` is a proxy of its own, for prints of others next to what it draws."""
+        return self
+
     def write(self, text: str) -> int:
         """Writes text as it is."""
-        stream = getattr(sys, self._name)
+        stream = self._stream()
         return io.TextIOWrapper.write(stream, text) if isinstance(stream, _Text) else stream.write(text)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (as of the stream)
         """Returns everything else of the stream."""
-        return getattr(getattr(sys, self._name), name)
+        return getattr(self._stream(), name)
+
+    def _stream(self) -> Any:  # noqa: ANN401 (any file)
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
 
 
 class _Text(io.TextIOWrapper):

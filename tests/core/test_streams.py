@@ -40,6 +40,31 @@ def test_terminal_that_is_gone_does_not_change_the_exit_code():
     os.close(secondary)
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_is_drawn_reaches_the_terminal_and_names_are_escaped(stream):
+    """While rich draws, `sys.stdout` and `sys.stderr` are its own: they take prints of others."""
+    program = (
+        "import sys; from convoy.core.streams import Terminal, escaped, protect_standard_streams; "
+        "protect_standard_streams(); from rich.console import Console; from rich.progress import Progress\n"
+        f"console = Console(file=Terminal({stream!r}))\n"
+        "with Progress(console=console) as progress:\n"
+        "    progress.add_task('drawn', total=2, completed=1)\n"
+        "    print('printed')\n"
+        "    console.print(escaped('a\\x1bname'))\n"
+        f"print('later\\x1b', file=sys.{stream})\n"
+    )
+    primary, secondary = pty.openpty()
+    command = ["env", "TERM=xterm", sys.executable, "-c", program]
+    code, _, _ = run(command, **{"stdout": secondary, "stderr": secondary})
+    os.close(secondary)
+    output = os.read(primary, 1 << 16).decode()
+    os.close(primary)
+    assert code == 0, output
+    expected = ("\x1b[2K", "drawn", "printed", "a\\x1bname", "later\\x1b")
+    assert [text for text in expected if text not in output] == [], output
+    assert "\\x1b[" not in output, output
+
+
 def test_closed_streams_are_not_given_to_other_files(tmp_path):
     program = (
         "import os, sys; from convoy.core import streams; streams.protect_standard_streams(); "
