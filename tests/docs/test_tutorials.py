@@ -95,7 +95,7 @@ def test_convoy_gets_input_output_and_the_flags_of_the_page(run_page):
 convoy train --config=smoke --print_config > printed 2> errors
 python -m convoy train --config=smoke --print_config | grep -q 'steps = 7'
 code=0
-convoy evaluate --workdir=missing 2> message || code=$?
+convoy evaluate --workdir=missing --split=test 2> message || code=$?
 echo $code > code
 convoy --version & wait $!
 ```
