@@ -111,7 +111,7 @@ convoy train --config=smoke --print_config | grep -q 'config.steps = 20'
 ```
 """)
     assert re.search(r"config\.steps = 7\b", (folder / "printed").read_text())
-    assert (folder / "code").read_text() == "2\n"
+    assert (folder / "code").read_text() == "3\n"
     assert "missing" in (folder / "message").read_text()
 
 
