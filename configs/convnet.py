@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1
     config.schedule.scaling = "sqrt"
-    # Color does not identify a product, and backgrounds are not always pale as in catalogues: hence all hues, and
+    # Color does not identify a product, and backgrounds are not always pale as in catalogs: hence all hues, and
     # negatives (solarize). Remove both where color distinguishes classes.
     config.augment.ops = "crop(scale=0.7..1) | solarize(0, 0.3) | flip | hue(0.5) | saturation(0.7)"
     return config

@@ -4,8 +4,8 @@
     convoy convert --images=photos/train --output=data --split=train
     convoy train --config=digits --data=data --workdir=runs/digits
 
-99.4 % top-1 on the test images of `convoy bench generalization --dataset=digits`. Its settings were chosen on other
-splits of the data set.
+99.6 % top-1 on the test images of `convoy bench generalization --dataset=digits`. Its settings were chosen on other
+splits of the dataset.
 """
 
 import ml_collections

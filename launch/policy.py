@@ -279,8 +279,8 @@ def _cause_of_outcome(outcome: WorkerOutcome) -> Cause:
 def _preempted(event: Mapping[str, Any]) -> Cause:
     step, rank = event.get("step"), event.get("worker")
     where = "" if step is None else f" at step {step}"
-    signalled = "" if rank is None else f" ({event.get('signal', 'SIGTERM')} to worker {rank})"
-    return Cause(Kind.PREEMPTED, rank, f"preempted{where}{signalled}", RETRYABLE, step)
+    signaled = "" if rank is None else f" ({event.get('signal', 'SIGTERM')} to worker {rank})"
+    return Cause(Kind.PREEMPTED, rank, f"preempted{where}{signaled}", RETRYABLE, step)
 
 
 def _first_line(text: object) -> str:

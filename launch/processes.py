@@ -1,4 +1,4 @@
-"""The worker processes of one attempt on this machine: started together, watched, signalled, and never left behind.
+"""The worker processes of one attempt on this machine: started together, watched, signaled, and never left behind.
 
     workers = WorkerProcesses([WorkerProgram(command, environment, log), ...])
     while workers.running():

@@ -304,7 +304,7 @@ DESCRIPTIONS = (f"{SHARD}.idx", LABEL_FILES[0], "dataset_info.json", "features.j
 
 
 def read_data(path):
-    """Opens a data set as `convoy train` does, and reads its records."""
+    """Opens a dataset as `convoy train` does, and reads its records."""
     dataset = open_dataset(path)
     for name in dataset.splits:
         dataset.digest(name)
@@ -344,7 +344,7 @@ def test_verify(data, tmp_path, name, variant, verify):
 
 
 def as_tfds(data, folder):
-    """Makes a data set of TFDS of one of `convoy convert`, which has its files."""
+    """Makes a dataset of TFDS of one of `convoy convert`, which has its files."""
     shutil.copytree(data, folder)
     for path in (folder / "manifest.json", *folder.glob("index-*")):
         path.unlink()

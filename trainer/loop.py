@@ -79,7 +79,7 @@ def train(
       cluster: the workers that train together; None for a single process.
       deadlines: how long to wait for other workers and for progress.
       interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
-      callbacks: observers, beside those that write the run directory.
+      callbacks: observers, in addition to those that write the run directory.
       recipe: the user's file that made the config, kept in `workdir`; None for others.
       record_format: what is known about the records of other tools; a run that resumes remembers the rest.
       extend: whether the run in `workdir` may become longer, if the config is.

@@ -99,7 +99,7 @@ class Conversion(Shown):
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset, opened anew."""
+        """The dataset, opened again."""
         return open_dataset(self.output)
 
     def _title(self) -> str:

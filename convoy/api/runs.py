@@ -32,7 +32,7 @@ _logger = logging.getLogger("convoy")
 
 
 class Run(RecordedRun):
-    """A run directory, finished or in progress: its attributes are read anew each time.
+    """A run directory, finished or in progress: its attributes are read again each time.
 
     Attributes:
       path: the run directory.

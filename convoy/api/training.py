@@ -154,7 +154,7 @@ def train(
       workdir: run directory; an interrupted run in it is resumed.
       devices: `auto` (all GPUs, else the CPU), `cpu:N` (N logical devices) or `gpu:0,1`. The first use of TensorFlow in
         a process fixes its devices; afterwards only those can be chosen.
-      callbacks: observers of the run, beside those that write the run directory: objects, or names as
+      callbacks: observers of the run, in addition to those that write the run directory: objects, or names as
         `--callbacks` takes them, such as `wandb` and `mlflow`.
       max_hours: stop after this time, above 0: the run is saved, and the same call trains on.
       strategy: `auto`, `one_device` or `mirrored`.

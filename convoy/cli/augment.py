@@ -46,7 +46,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from convoy.input_pipeline.report.augmentation_page import augmentation_page
 
     crop = Crop(config.image_size, resize=config.resize)
-    # The first images of different classes: neighbours in the shards may have the same class.
+    # The first images of different classes: neighbors in the shards may have the same class.
     _, first_of_class = np.unique(split.label, return_index=True)
     chosen = np.sort(first_of_class)[:_SHOWN_IMAGES]
     with contextlib.closing(Reader(split, crop)) as reader:

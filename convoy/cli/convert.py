@@ -220,7 +220,7 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
         lines.append(f"{same} the bytes of an image of another class: {listed}{more}. Keep each in one class only.")
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
-    lines.append(f"{output}/report.html: contents of the data set and findings")
+    lines.append(f"{output}/report.html: contents of the dataset and findings")
     lines.append(f"Next: convoy train --data={output} --workdir=RUN")
     for line in lines:
         print(line)

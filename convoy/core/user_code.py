@@ -83,7 +83,7 @@ class UserCode:
 
 
 def run_file(path: Path) -> UserCode:
-    """Runs a file, and imports anew what files that were run earlier have imported from their folders.
+    """Runs a file, and imports again what files that were run earlier have imported from their folders.
 
     Raises whatever the file raises.
     """
@@ -107,7 +107,7 @@ def run_if_changed(path: Path) -> UserCode:
 def located(name: str) -> Path:
     """Returns the path of a user's file: `name`, or the copy that a launcher sent if the code at `name` differs.
 
-    Code that is the same stays where files beside it can be read too.
+    Code that is the same stays where files next to it can be read too.
     """
     with contextlib.suppress(KeyError, OSError, ValueError):
         sent = Path(os.environ[SENT_CODE_VARIABLE])

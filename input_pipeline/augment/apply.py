@@ -87,7 +87,7 @@ def _translate(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
 def _shear(images: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:
     height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
     x, y = share * _signed(draws, 0), share * _signed(draws, 1)
-    # Keep the centre fixed.
+    # Keep the center fixed.
     return operations.geometry(images, shear_x=x, shear_y=y, move_x=x * height / 2.0, move_y=y * width / 2.0)
 
 

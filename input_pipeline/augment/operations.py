@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-_GREY = (19595.0, 38470.0, 7471.0)  # weights of red, green and blue in 65536ths: ITU-R 601, as rounded by Pillow
+_GRAY = (19595.0, 38470.0, 7471.0)  # weights of red, green and blue in 65536ths: ITU-R 601, as rounded by Pillow
 _ERASED = 128.0
 _ERASED_LOG_ASPECT = math.log(1 / 0.3)
 
@@ -43,8 +43,8 @@ def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Scales the distance from the mean grey by `factor`, [n]."""
-    rows = tf.reduce_sum(_grey(pixels), 2)
+    """Scales the distance from the mean gray by `factor`, [n]."""
+    rows = tf.reduce_sum(_gray(pixels), 2)
     # Row sums are integers below 2**24; the sum of a large image needs float64.
     num_pixels = tf.cast(tf.reduce_prod(tf.shape(pixels)[1:3]), tf.float64)
     mean = tf.reduce_sum(tf.cast(rows, tf.float64), 1) / num_pixels
@@ -53,13 +53,13 @@ def contrast(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def saturation(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Scales the distance from each pixel's grey by `factor`, [n]."""
-    grey = _grey(pixels)
-    return grey + (pixels - grey) * _each(factor)
+    """Scales the distance from each pixel's gray by `factor`, [n]."""
+    gray = _gray(pixels)
+    return gray + (pixels - gray) * _each(factor)
 
 
 def hue(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Rotates hues by `share`, [n], of the colour circle, in floating point (Pillow quantizes to 256 hues)."""
+    """Rotates hues by `share`, [n], of the color circle, in floating point (Pillow quantizes to 256 hues)."""
     hsv = tf.image.rgb_to_hsv(tf.clip_by_value(pixels, 0.0, 255.0) / 255.0)
     rotated = tf.math.floormod(hsv[..., :1] + _each(share), 1.0)
     return 255.0 * tf.image.hsv_to_rgb(tf.concat([rotated, hsv[..., 1:]], -1))
@@ -68,7 +68,7 @@ def hue(pixels: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Scales the distance from the 3x3-smoothed image by `factor`, [n]; border pixels are unchanged."""
     height, width = tf.shape(pixels)[1], tf.shape(pixels)[2]
-    # The centre has weight 5, its neighbours 1: sum all nine, then add the centre four more times.
+    # The center has weight 5, its neighbors 1: sum all nine, then add the center four more times.
     columns = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     sums = columns[:, :, :-2] + columns[:, :, 1:-1] + columns[:, :, 2:] + 4.0 * pixels[:, 1:-1, 1:-1]
     smooth = tf.pad(tf.floor(sums / 13.0 + 0.5), [[0, 0], [1, 1], [1, 1], [0, 0]])
@@ -112,7 +112,7 @@ def equalize(images: tf.Tensor) -> tf.Tensor:
 def erase(
     images: tf.Tensor, chosen: tf.Tensor, area: tf.Tensor, aspect: tf.Tensor, top: tf.Tensor, left: tf.Tensor
 ) -> tf.Tensor:
-    """Fills a rectangle with grey (Zhong et al. 2020, "Random erasing data augmentation", with a constant).
+    """Fills a rectangle with gray (Zhong et al. 2020, "Random erasing data augmentation", with a constant).
 
     Args:
       images: [n, height, width, 3], any dtype.
@@ -134,7 +134,7 @@ def erase(
 
 
 def affine(images: tf.Tensor, matrix: Sequence[tf.Tensor | float]) -> tf.Tensor:
-    """Applies an affine transformation with nearest-neighbour sampling; pixels from outside the image are 0.
+    """Applies an affine transformation with nearest-neighbor sampling; pixels from outside the image are 0.
 
     Args:
       images: [n, height, width, 3] uint8.
@@ -143,11 +143,11 @@ def affine(images: tf.Tensor, matrix: Sequence[tf.Tensor | float]) -> tf.Tensor:
     """
     a, b, c, d, e, f = (tf.broadcast_to(tf.cast(entry, tf.float32), tf.shape(images)[:1]) for entry in matrix)
     zero = tf.zeros_like(a)
-    # TensorFlow's origin is the centre of the first pixel.
-    centred = [a, b, c + 0.5 * (a + b) - 0.5, d, e, f + 0.5 * (d + e) - 0.5, zero, zero]
+    # TensorFlow's origin is the center of the first pixel.
+    centered = [a, b, c + 0.5 * (a + b) - 0.5, d, e, f + 0.5 * (d + e) - 0.5, zero, zero]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=tf.stack(centred, 1),
+        transforms=tf.stack(centered, 1),
         output_shape=tf.shape(images)[1:3],
         fill_value=0.0,
         interpolation="NEAREST",
@@ -172,14 +172,14 @@ def geometry(
       shear_y: shift of each column up, in pixels per pixel of distance from the left edge.
       move_x: translation to the right in pixels.
       move_y: translation down in pixels.
-      degrees: counterclockwise rotation about the centre.
+      degrees: counterclockwise rotation about the center.
     """
     height, width = (tf.cast(side, tf.float32) for side in (tf.shape(images)[1], tf.shape(images)[2]))
     angle = tf.cast(degrees, tf.float64) * (math.pi / 180.0)
     sine, cosine = tf.cast(tf.sin(angle), tf.float32), tf.cast(tf.cos(angle), tf.float32)
-    centre_x = (width - cosine * width + sine * height) / 2.0
-    centre_y = (height - sine * width - cosine * height) / 2.0
-    return affine(images, [cosine, shear_x - sine, centre_x - move_x, shear_y + sine, cosine, centre_y - move_y])
+    center_x = (width - cosine * width + sine * height) / 2.0
+    center_y = (height - sine * width - cosine * height) / 2.0
+    return affine(images, [cosine, shear_x - sine, center_x - move_x, shear_y + sine, cosine, center_y - move_y])
 
 
 def _each(values: tf.Tensor) -> tf.Tensor:
@@ -187,11 +187,11 @@ def _each(values: tf.Tensor) -> tf.Tensor:
     return values[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
-def _grey(pixels: tf.Tensor) -> tf.Tensor:
-    """Returns each pixel's grey level, [n, height, width, 1] float32, an integer."""
+def _gray(pixels: tf.Tensor) -> tf.Tensor:
+    """Returns each pixel's gray level, [n, height, width, 1] float32, an integer."""
     # Not a matrix product, which a GPU would round to TensorFloat-32.
     red, green, blue = tf.unstack(pixels, axis=-1)
-    weighted = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+    weighted = _GRAY[0] * red + _GRAY[1] * green + _GRAY[2] * blue
     return tf.floor((weighted + 32768.0) / 65536.0)[..., tf.newaxis]
 
 

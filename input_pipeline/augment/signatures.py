@@ -73,25 +73,25 @@ OPERATIONS = {
     "translate": Signature("shifts by up to this share of the side, in x and y", 2, (Parameter("share", 0.0, 1.0),)),
     "rotate": Signature("rotates by up to this many degrees, either way", 1, (Parameter("degrees", 0.0, 180.0),)),
     "shear": Signature(
-        "shears about the centre by up to this share of the side, in x and y", 2, (Parameter("share", 0.0, 1.0),)
+        "shears about the center by up to this share of the side, in x and y", 2, (Parameter("share", 0.0, 1.0),)
     ),
     "brightness": Signature(
         "adds or subtracts up to this share of the full range", 1, (Parameter("share", 0.0, 1.0),), on_device=True
     ),
     "contrast": Signature(
-        "scales the distance from the mean grey by 1 - strength to 1 + strength",
+        "scales the distance from the mean gray by 1 - strength to 1 + strength",
         1,
         (Parameter("strength", 0.0, 1.0),),
         on_device=True,
     ),
     "saturation": Signature(
-        "scales the distance from grey by 1 - strength to 1 + strength",
+        "scales the distance from gray by 1 - strength to 1 + strength",
         1,
         (Parameter("strength", 0.0, 1.0),),
         on_device=True,
     ),
     "hue": Signature(
-        "rotates hues by up to this share of the colour circle, either way",
+        "rotates hues by up to this share of the color circle, either way",
         1,
         (Parameter("share", 0.0, 0.5),),
         on_device=True,
@@ -118,7 +118,7 @@ OPERATIONS = {
         (Parameter("ops", 1, 8, 2.0, is_whole=True), Parameter("magnitude", 0, 30, 9.0, is_whole=True)),
     ),
     "erase": Signature(
-        "paints a random rectangle grey",
+        "paints a random rectangle gray",
         5,
         (_probability(0.5), Parameter("area", 0.001, 1.0, (0.02, 0.33), is_range=True)),
         on_device=True,

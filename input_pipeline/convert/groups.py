@@ -129,7 +129,7 @@ def find_groups(
         distinct, which = np.unique(hashes, return_inverse=True)
         pairs = near_pairs(distinct)
         looks, complete = components(len(distinct), pairs.first, pairs.second)[which], pairs.complete
-        counts = hashes != FLAT  # images of a single colour do not count as alike
+        counts = hashes != FLAT  # images of a single color do not count as alike
         links.append((np.flatnonzero(counts), number + looks[counts]))
     # An image is linked to its value in the column and to its look, as nodes that follow those of the images.
     first = np.concatenate([link[0] for link in links])

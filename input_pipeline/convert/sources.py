@@ -140,7 +140,7 @@ def one_spelling(found: Sources, known: Sequence[str] = ()) -> Sources:
 
     Args:
       found: the sources.
-      known: class names of an existing data set, whose spellings are taken.
+      known: class names of an existing dataset, whose spellings are taken.
     """
     spellings: dict[str, set[str]] = {}
     for name in found.class_names:

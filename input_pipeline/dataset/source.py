@@ -38,7 +38,7 @@ _SHOWN = 3  # indices in a message
 
 @runtime_checkable
 class Source(Protocol):
-    """Images and labels by index, in place of a data set directory.
+    """Images and labels by index, in place of a dataset directory.
 
     The order of training depends on `num_images` and the seed of the run only, so that a run on a source is the same as
     on shards of the same images in the same order.
@@ -70,7 +70,7 @@ class Source(Protocol):
         """Returns the encoded images (JPEG, PNG, WebP, GIF or BMP), in the order of `indices`.
 
         The bytes of an image must not change. Called from several threads, one call at a time, also for the other
-        splits of the data set; to read in parallel, start threads in it.
+        splits of the dataset; to read in parallel, start threads in it.
         """
 
 
@@ -79,7 +79,7 @@ SOURCES: Registry[object] = Registry("source", field="--data")
 
 @dataclass(frozen=True)
 class SourceName:
-    """A source as it was given, in the place of a data set's path."""
+    """A source as it was given, in the place of a dataset's path."""
 
     text: str
     is_named: bool = True  # otherwise it was a live object
@@ -101,7 +101,7 @@ class SourceName:
 
 
 def source_name(data: object) -> SourceName | None:
-    """Returns the name of a source in a user's file, in a module, or registered; None for a data set's directory."""
+    """Returns the name of a source in a user's file, in a module, or registered; None for a dataset's directory."""
     is_source = isinstance(data, str) and (is_code(data) or data in SOURCES.names) and not os.path.exists(data)
     return SourceName(str(data)) if is_source else None
 
@@ -248,7 +248,7 @@ class Sources:
 
 
 def open_sources(data: SourceName | Source | Mapping[str, Source]) -> Sources:
-    """Opens the sources of a data set.
+    """Opens the sources of a dataset.
 
     Args:
       data: a name, whose piece is a source, a mapping of sources by split, or a function without arguments that returns

@@ -23,13 +23,13 @@ import numpy as np
 # Near-duplicates differ in at most this many bits. Of 124,750 pairs of unrelated `convoy sample` images, none was
 # within 4 bits; of copies with another quality, size, brightness or contrast, 98 to 100 % were.
 NEAR = 4
-FLAT = 0  # the hash of a single-colour image; no other image has it
+FLAT = 0  # the hash of a single-color image; no other image has it
 
 _FREQUENCIES = 8
 _BITS = _FREQUENCIES**2
 _LEAST_SIDE = 16  # pixels; smaller copies lose the frequencies that the hash compares
 _SAMPLES = 64  # rows and columns used; more do not change the result
-_FLAT_AMPLITUDE = 0.5  # grey levels
+_FLAT_AMPLITUDE = 0.5  # gray levels
 # All values are integers below 2**53, so sums are exact in any order and the hash is the same on every platform.
 _LUMA = np.array([77.0, 150.0, 29.0])  # ITU-R BT.601, as in JPEG, in 256ths
 _COSINE_SCALE = 2048
@@ -62,18 +62,18 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     """Returns an image's hash.
 
     Args:
-      pixels: [height, width, channels] uint8, any size; 1 or 2 channels: grey first; 3 or more: RGB first. May
+      pixels: [height, width, channels] uint8, any size; 1 or 2 channels: gray first; 3 or more: RGB first. May
         be decoded at `decode_ratio`.
 
     Returns:
-      An integer in [0, 2**64); `FLAT` if the image has a single colour.
+      An integer in [0, 2**64); `FLAT` if the image has a single color.
     """
     height, width, channels = pixels.shape
     if height >= 2 * _SAMPLES or width >= 2 * _SAMPLES:
         pixels = pixels[:: max(1, height // _SAMPLES), :: max(1, width // _SAMPLES)]
         height, width, channels = pixels.shape
-    grey = pixels[..., :3].reshape(-1, 3) @ _LUMA if channels > 2 else pixels[..., 0] * _LUMA.sum()
-    spectrum = (_cosines(height) @ grey.reshape(height, width) @ _cosines(width).T).ravel()
+    gray = pixels[..., :3].reshape(-1, 3) @ _LUMA if channels > 2 else pixels[..., 0] * _LUMA.sum()
+    spectrum = (_cosines(height) @ gray.reshape(height, width) @ _cosines(width).T).ravel()
     waves = np.sort(spectrum[1:])
     if max(-waves[0], waves[-1]) < _FLAT_AMPLITUDE * _LUMA.sum() * _COSINE_SCALE**2 * height * width:
         return FLAT
@@ -141,7 +141,7 @@ def _keys(distance: int) -> list[np.uint64]:
     Of `distance` + 2 bands at least two agree. A pair of bands separates a million hashes well; with fewer, wider bands
     used one at a time, hundreds of candidates would remain per hash.
     """
-    # A band takes every n-th bit because neighbouring frequencies are correlated.
+    # A band takes every n-th bit because neighboring frequencies are correlated.
     bands = [sum(1 << bit for bit in range(start, _BITS, distance + 2)) for start in range(distance + 2)]
     return [np.uint64(one | other) for one, other in combinations(bands, 2)]
 

@@ -2,12 +2,12 @@
 
     data, image_format, (width, height), channels = encode(file.read(), Pixels(image_size=0, encoding="keep"))
 
-The bytes pass through unchanged unless TensorFlow would decode them wrongly. Upright, opaque 8-bit RGB or grey JPEG and
+The bytes pass through unchanged unless TensorFlow would decode them wrongly. Upright, opaque 8-bit RGB or gray JPEG and
 PNG pass through. Everything else (EXIF rotation, CMYK, palette, alpha, 16 bits, animation, GIF, WebP, BMP, TIFF, AVIF,
 ...) is re-encoded once with Pillow (`rgb`), from its first frame: lossless sources become PNG with exactly Pillow's
 pixels, lossy sources become JPEG.
 
-Embedded colour profiles are applied to CMYK only; RGB values are kept as stored (see `rgb`).
+Embedded color profiles are applied to CMYK only; RGB values are kept as stored (see `rgb`).
 A truncated or damaged file raises, and `reason` describes the error in one line.
 """
 
@@ -257,7 +257,7 @@ def _passes(image: Image.Image, data: bytes, image_size: int, target: str) -> bo
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         return False
     if image.format == "PNG":
-        # Pillow also opens 16-bit RGB and 2- and 4-bit grey in these modes.
+        # Pillow also opens 16-bit RGB and 2- and 4-bit gray in these modes.
         if stored_as(image) != image.mode or getattr(image, "is_animated", False):
             return False
         return not any(mark in data for mark in _PNG_ORIENTATION_MARKS) or orientation(image) == 1

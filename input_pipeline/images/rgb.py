@@ -32,7 +32,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Factors that scale PNG grays of few bits to a byte. Pillow does not scale the transparent one.
-_GREY_STEPS = {"L;2": 85, "L;4": 17}
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
 _STRIP_PIXELS = 2**22
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
@@ -98,13 +98,11 @@ def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("32-bit or signed pixels without a defined black and white; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_deep_grey(image, stored, transparent if isinstance(transparent, int) else None)
+        return _from_deep_gray(image, stored, transparent if isinstance(transparent, int) else None)
     if stored == "RGB;16B" and transparent is not None:
-        raise ValueError(
-            "a transparent colour of 3x16 bits, which Pillow truncates; save it with 8 bits, or with alpha"
-        )
-    if stored in _GREY_STEPS and transparent is not None:
-        image.info["transparency"] = transparent * _GREY_STEPS[stored]
+        raise ValueError("a transparent color of 3x16 bits, which Pillow truncates; save it with 8 bits, or with alpha")
+    if stored in _GRAY_STEPS and transparent is not None:
+        image.info["transparency"] = transparent * _GRAY_STEPS[stored]
     if image.mode == "La":
         image = image.convert("LA")
     if transparent is not None or image.mode in ("RGBA", "LA", "PA", "RGBa"):
@@ -115,7 +113,7 @@ def _on_white(image: Image.Image, stored: str, transparent: int | bytes | tuple[
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile, or one for another colour space, is ignored
+            pass  # a damaged profile, or one for another color space, is ignored
     return image.convert("RGB")
 
 
@@ -128,16 +126,16 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _from_deep_grey(image: Image.Image, stored: str, transparent: int | None) -> Image.Image:
+def _from_deep_gray(image: Image.Image, stored: str, transparent: int | None) -> Image.Image:
     deep = np.asarray(image)
     if image.mode == "I":
         deep = deep.clip(0, 65535).astype(np.uint16)
-    grey = (deep >> (4 if stored == "I;12" else 8)).astype(np.uint8)
+    gray = (deep >> (4 if stored == "I;12" else 8)).astype(np.uint8)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        grey = 255 - grey
+        gray = 255 - gray
     if transparent is not None:
-        grey[deep == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+        gray[deep == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")
 
 
 @functools.lru_cache(maxsize=8)  # making one takes longer than decoding an image

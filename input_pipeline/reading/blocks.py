@@ -1,7 +1,7 @@
 """Reads records through a few long range reads, which object stores and hard disks serve faster than single records.
 
     reader = RangeReader(split, shards)
-    reader.read(indices)                                   # one read per run of neighbouring records
+    reader.read(indices)                                   # one read per run of neighboring records
     reader.read_blocks(blocks, numbers, indices, seed=0)   # blocks of a shuffle; the next block is prefetched
 
 Every process that needs a record of a block reads the whole block: with n workers, each record is read n times per

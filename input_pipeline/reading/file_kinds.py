@@ -45,7 +45,7 @@ def unreadable_kind(encoded: tf.Tensor) -> tf.Tensor:
     checks = [
         (tf.strings.length(encoded) == 0, "empty"),
         (has(encoded, 8, b"WEBPVP8X") & (numbers(encoded, 20, 1)[0] & 0x02 > 0), "animated WebP"),
-        (has(encoded, 0, b"BM") & ~is_bmp_read, "BMP of few colours"),
+        (has(encoded, 0, b"BM") & ~is_bmp_read, "BMP of few colors"),
         (has(encoded, 0, b"GIF8") & _gif_is_transparent(encoded), "transparent GIF"),
         *named,
         (~readable, "unknown"),
@@ -57,12 +57,12 @@ def unreadable_kind(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _gif_is_transparent(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns whether the first picture of a GIF has a transparent colour, which TensorFlow shows as black.
+    """Returns whether the first picture of a GIF has a transparent color, which TensorFlow shows as black.
 
     The format is that of the GIF89a specification, sections 18, 23 and 24.
     """
     flags = numbers(encoded, 10, 1)[0]
-    colours = tf.where(flags >= 0x80, 3 * tf.bitwise.left_shift(2, flags & 7), 0)
+    colors = tf.where(flags >= 0x80, 3 * tf.bitwise.left_shift(2, flags & 7), 0)
 
     def byte(at: tf.Tensor) -> tf.Tensor:
         return numbers(encoded, at, 1)[0]
@@ -74,5 +74,5 @@ def _gif_is_transparent(encoded: tf.Tensor) -> tf.Tensor:
         size = byte(at)  # of a data block; 0 after the last one
         return tf.where(in_blocks, at + 1 + size, at + 2), ~in_blocks | (size > 0)
 
-    at, _ = tf.while_loop(searches, step, (13 + colours, False))
+    at, _ = tf.while_loop(searches, step, (13 + colors, False))
     return has(encoded, at, b"\x21\xf9") & (byte(at + 3) % 2 == 1)

@@ -10,7 +10,7 @@ vectors in `tests/input_pipeline/test_order.py` guarantee that the order of exis
 
 Block shuffle is for storage where reading single records is slow. Each epoch concatenates the shards in an order of
 its own, cuts the sequence into blocks of B records, and permutes the records within each block with the same network
-under separate keys. An image is shuffled only among its neighbours; in exchange, a block takes a few long reads.
+under separate keys. An image is shuffled only among its neighbors; in exchange, a block takes a few long reads.
 
 Class sampling gives each class a fixed number of an epoch's N positions, spread over the epoch by a permutation. These
 positions draw from endless passes over the class's images, each pass with its own permutation, so the images of a class

@@ -25,7 +25,7 @@ _PNG, _WEBP = b"\x89PNG", b"WEBP"
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 # An entry of a TIFF directory, in either byte order: the orientation, of any type, one value, and not 1 (upright).
 _TURNED = re.compile(rb"\x12\x01[\x01-\x0c]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01-\x0c]\0\0\0\x01(?!\0\x01)", re.DOTALL)
-_PNG_COLOUR_TYPE = 13  # bytes after the name of the header chunk
+_PNG_COLOR_TYPE = 13  # bytes after the name of the header chunk
 MOST_PIXELS = round(Limits().max_megapixels * 1e6)
 # The start of a frame (SOF) with a side that `MOST_PIXELS` may not have, wherever it is in a record.
 _LARGE_JPEG = re.compile(
@@ -69,8 +69,8 @@ def may_be_shown_otherwise(record: bytes) -> bool:
     if _LARGE_JPEG.search(record) or any(width * height > MOST_PIXELS for width, height in sizes):
         return True
     if (header := record.find(b"IHDR")) >= 0:
-        colours = record[header + _PNG_COLOUR_TYPE : header + _PNG_COLOUR_TYPE + 1]
-        return colours not in (b"\0", b"\2", b"\3") or b"tRNS" in record or b"eXIf" in record
+        colors = record[header + _PNG_COLOR_TYPE : header + _PNG_COLOR_TYPE + 1]
+        return colors not in (b"\0", b"\2", b"\3") or b"tRNS" in record or b"eXIf" in record
     exif = record.find(b"Exif\0\0")
     return exif >= 0 and bool(_TURNED.search(record, exif))
 
@@ -244,9 +244,9 @@ def _decode_palette_bmp(encoded: tf.Tensor) -> tf.Tensor:
     # TensorFlow takes the indices for shades of gray.
     header = numbers(encoded, 0, 18)
     first, palette = header[10] + 2**8 * header[11], 14 + header[14] + 2**8 * header[15]
-    colours = tf.reshape(numbers(encoded, palette, (first - palette) // 4 * 4), [-1, 4])[:, 2::-1]
+    colors = tf.reshape(numbers(encoded, palette, (first - palette) // 4 * 4), [-1, 4])[:, 2::-1]
     indices = tf.io.decode_bmp(encoded)[..., 0]
-    return tf.cast(tf.gather(colours, tf.cast(indices, tf.int32)), tf.uint8)
+    return tf.cast(tf.gather(colors, tf.cast(indices, tf.int32)), tf.uint8)
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -273,7 +273,7 @@ def _on_white(image: tf.Tensor) -> tf.Tensor:
     """Blends [height, width, 4] uint8 with white, rounding as Pillow's `alpha_composite` to within 1."""
 
     def blended() -> tf.Tensor:
-        colour, alpha = tf.cast(image[..., :3], tf.int32), tf.cast(image[..., 3:], tf.int32)
-        return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+        color, alpha = tf.cast(image[..., :3], tf.int32), tf.cast(image[..., 3:], tf.int32)
+        return tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
 
     return tf.cond(tf.reduce_all(image[..., 3] == 255), lambda: image[..., :3], blended)

@@ -1,4 +1,4 @@
-"""Duplicates and near duplicates in a data set, within and across classes and splits.
+"""Duplicates and near duplicates in a dataset, within and across classes and splits.
 
     images = gather(splits, sidecars)
     alike = find_alike(images)
@@ -94,13 +94,13 @@ class Leak:
 
 @dataclass(frozen=True)
 class Alike:
-    """Duplicates and near duplicates of a data set.
+    """Duplicates and near duplicates of a dataset.
 
     Attributes:
       leaks: one for each pair of splits that share images.
       across_classes: groups with more than one label; exact ones first, then the largest first.
       within_classes: groups with one label and two or more images in one split; the largest first.
-      flat: [flat images] int64, images of a single colour. All of them look alike, so they are grouped by bytes only.
+      flat: [flat images] int64, images of a single color. All of them look alike, so they are grouped by bytes only.
       complete: False if there were too many near duplicates to compare all pairs.
     """
 
@@ -174,8 +174,8 @@ def _groups(images: Images, group: np.ndarray, content: np.ndarray) -> tuple[tup
     for members in np.split(order, starts[1:]) if len(order) else ():
         label, contents, places = images.label[members], set(content[members].tolist()), tuple(members.tolist())
         if (label != label[0]).any():
-            labelled = set(zip(content[members].tolist(), label.tolist(), strict=True))
-            across.append(Group(places, exact=len(contents) < len(labelled)))
+            labeled = set(zip(content[members].tolist(), label.tolist(), strict=True))
+            across.append(Group(places, exact=len(contents) < len(labeled)))
         elif np.bincount(images.split[members]).max() > 1:
             within.append(Group(places, exact=len(contents) < len(places)))
 

@@ -1,4 +1,4 @@
-"""Findings of the data set report, and the class counts that they and the page use."""
+"""Findings of the dataset report, and the class counts that they and the page use."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -89,13 +89,13 @@ def findings(
     Args:
       small: result of `small_classes`.
       balance: result of `balances`, the training split first.
-      class_names: class names of the data set.
+      class_names: class names of the dataset.
       images: images of the splits that have an images-SPLIT.npz.
       alike: duplicates and near duplicates.
-      num_kept: number of images in the data set.
+      num_kept: number of images in the dataset.
       num_bad: number of images left out because they are unusable.
       num_stray: number of files left out because they are no images by their name, or the CSV does not name them.
-      num_duplicates: number of files left out because their bytes are in the data set already.
+      num_duplicates: number of files left out because their bytes are in the dataset already.
     """
     found = [
         *_leakage_findings(alike),
@@ -193,8 +193,8 @@ def _image_findings(images: Images, alike: Alike) -> list[Finding]:
     found = []
     number = len(images.label)
     if len(alike.flat):
-        text = f"{counted(len(alike.flat), 'image')} {_are(len(alike.flat))} of a single colour."
-        found.append(Finding(Severity.WARNING, "single-colour-images", text, section="alike"))
+        text = f"{counted(len(alike.flat), 'image')} {_are(len(alike.flat))} of a single color."
+        found.append(Finding(Severity.WARNING, "single-color-images", text, section="alike"))
     if alike.surplus:
         share = percent(alike.surplus, number)
         text = f"{counted(alike.surplus, 'image')} ({share}) {_are(alike.surplus)} redundant: the class has a copy."

@@ -1,4 +1,4 @@
-"""Writes the report of a data set.
+"""Writes the report of a dataset.
 
     write_report(
         partial / REPORT,
@@ -52,7 +52,7 @@ def write_report(
     images: Mapping[str, Mapping[str, np.ndarray]],
     sources: Mapping[str, Path],
 ) -> None:
-    """Writes the report of a data set.
+    """Writes the report of a dataset.
 
     Args:
       path: file to write.

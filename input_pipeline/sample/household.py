@@ -195,8 +195,8 @@ def sofa(pen: Pen, vary: Vary) -> None:
     pen.box(-0.7, 0.05, -0.02, 0.32, ACCENT, corner=0.1)
     pen.box(0.02, 0.05, 0.7, 0.32, ACCENT, corner=0.1)
     for side in (-1, 1):
-        centre = side * (1 - arm / 2)
-        pen.box(centre - arm / 2, -0.12, centre + arm / 2, 0.6, BODY, corner=0.14)
+        center = side * (1 - arm / 2)
+        pen.box(center - arm / 2, -0.12, center + arm / 2, 0.6, BODY, corner=0.14)
         pen.line([(side * (1 - arm), -0.02), (side * (1 - arm), 0.55)], 0.04, DARK)
 
 

@@ -1,4 +1,4 @@
-"""Patterns of cloth, walls and floors: fields in [0, 1] that mix two colours.
+"""Patterns of cloth, walls and floors: fields in [0, 1] that mix two colors.
 
 A pattern is a function of a random generator and the picture's size, and returns a [size, size] float32 array. Lengths
 are relative to the picture, so that a pattern looks the same at 32 and at 512 pixels.
@@ -15,9 +15,9 @@ Pattern = Callable[[np.random.Generator, int], np.ndarray]
 
 @functools.lru_cache(maxsize=4)
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x and y of the pixel centres, each [size, size] float32 in [0, 1]."""
-    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x, y = np.meshgrid(centres, centres)
+    """Returns x and y of the pixel centers, each [size, size] float32 in [0, 1]."""
+    centers = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x, y = np.meshgrid(centers, centers)
     return x, y
 
 
@@ -29,7 +29,7 @@ def cloud(random: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 def plain(random: np.random.Generator, size: int) -> np.ndarray:
-    """One colour."""
+    """One color."""
     return np.zeros((size, size), np.float32)
 
 
@@ -147,8 +147,8 @@ def bokeh(random: np.random.Generator, size: int) -> np.ndarray:
     """Lights out of focus."""
     x, y = grid(size)
     field = np.zeros((size, size), np.float32)
-    for centre_x, centre_y, radius, strength in random.random((7, 4), dtype=np.float32):
-        disc = ((0.08 + 0.14 * radius - np.hypot(x - centre_x, y - centre_y)) * 20 + 0.5).clip(0, 1)
+    for center_x, center_y, radius, strength in random.random((7, 4), dtype=np.float32):
+        disc = ((0.08 + 0.14 * radius - np.hypot(x - center_x, y - center_y)) * 20 + 0.5).clip(0, 1)
         field += disc * (0.3 + 0.5 * strength)
     return field.clip(0, 1)
 

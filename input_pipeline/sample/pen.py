@@ -1,4 +1,4 @@
-"""Vector drawing of products: outlines transformed by one matrix, filled by role instead of by colour.
+"""Vector drawing of products: outlines transformed by one matrix, filled by role instead of by color.
 
 A product is drawn in the square from -1 to 1, x to the right, y down. The matrix is applied to the outlines before
 rasterization, so that rotation, shear and scaling are free and keep edges sharp. The pen draws into an image with four
@@ -67,8 +67,8 @@ class Pen:
     def curve(self, points: Sequence[Point], role: Role = Role.BODY) -> None:
         """Fills the smooth closed outline through `points` (a Catmull-Rom spline)."""
         corners = np.asarray(points, np.float64)
-        neighbours = np.stack([np.roll(corners, shift, axis=0) for shift in (1, 0, -1, -2)])
-        self.polygon(np.einsum("sk,knc->nsc", _spline_basis(), neighbours).reshape(-1, 2), role)
+        neighbors = np.stack([np.roll(corners, shift, axis=0) for shift in (1, 0, -1, -2)])
+        self.polygon(np.einsum("sk,knc->nsc", _spline_basis(), neighbors).reshape(-1, 2), role)
 
     def ellipse(
         self, x: float, y: float, radius_x: float, radius_y: float, role: Role = Role.BODY, turn: float = 0.0
@@ -88,10 +88,10 @@ class Pen:
             self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], role)
             return
         corner = min(corner, (right - left) / 2, (bottom - top) / 2)
-        centre = np.array([(left + right) / 2, (top + bottom) / 2])
+        center = np.array([(left + right) / 2, (top + bottom) / 2])
         inner = np.array([(right - left) / 2, (bottom - top) / 2]) - corner
         circle = _circle()
-        self.polygon(centre + circle * corner + np.sign(circle.round(6)) * inner, role)
+        self.polygon(center + circle * corner + np.sign(circle.round(6)) * inner, role)
 
     def line(self, points: Sequence[Point] | np.ndarray, width: float, role: Role = Role.BODY) -> None:
         """Draws a line through `points` with round ends, at least 0.8 pixels wide."""
@@ -118,7 +118,7 @@ class Pen:
         self.line(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1), width, role)
 
     def text(self, words: str, x: float, y: float, height: float, role: Role = Role.DARK) -> None:
-        """Writes `words` centred on (x, y), always horizontal, with `height` in product units."""
+        """Writes `words` centered on (x, y), always horizontal, with `height` in product units."""
         pixels = max(height * self._pixels_per_unit, 4.0)
         left, top = self._placed([(x, y)])
         self._draw.text((left, top), words, fill=role.value, font=_font(max(round(pixels), 4)), anchor="mm")

@@ -1,9 +1,9 @@
-"""One product photograph: a product in a pose, in a shop's colours, in front of a shop's backdrop, under some light.
+"""One product photograph: a product in a pose, in a shop's colors, in front of a shop's backdrop, under some light.
 
 Photographs come from two markets, one for training and one for testing, that differ in everything except the products:
 backdrops, cloths, palettes, clutter, the words on price tags, and the range of each shape. Within a market each image
-is from one of a few shops with its own backdrop, colours and tag. In training a category is mostly sold by the same
-few shops, as in a real catalogue. A model that learns backdrops and tags scores well in training and badly in testing;
+is from one of a few shops with its own backdrop, colors and tag. In training a category is mostly sold by the same
+few shops, as in a real catalog. A model that learns backdrops and tags scores well in training and badly in testing;
 a model that learns shapes scores well in both.
 """
 
@@ -18,7 +18,7 @@ from convoy.input_pipeline.sample import patterns
 from convoy.input_pipeline.sample.pen import Pen, Role
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS, Outline
 
-Colour = np.ndarray  # [3] float32 in [0, 1]
+Color = np.ndarray  # [3] float32 in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Shop:
     """Common properties of the photographs of one shop."""
 
     backdrop: patterns.Pattern
-    near: Colour
-    far: Colour
+    near: Color
+    far: Color
     hue: float
     tag: str  # "none", "disc", "bar" or "corner"
-    tag_colour: Colour
+    tag_color: Color
     word: str
     side: float  # -1: tags on the left, 1: on the right
 
@@ -100,11 +100,11 @@ def shop(seed: int, split: str, number: int) -> Shop:
     wall_hue = _hue(market, random)
     return Shop(
         backdrop=market.backdrops[number % len(market.backdrops)],
-        near=_colour(wall_hue, saturation, value),
-        far=_colour(wall_hue + random.uniform(-0.06, 0.06), saturation + 0.1, value * random.uniform(0.6, 0.85)),
+        near=_color(wall_hue, saturation, value),
+        far=_color(wall_hue + random.uniform(-0.06, 0.06), saturation + 0.1, value * random.uniform(0.6, 0.85)),
         hue=hue,
         tag=str(random.choice(("none", "none", "disc", "bar", "corner"))),
-        tag_colour=_colour(_hue(market, random), 0.85, 0.9),
+        tag_color=_color(_hue(market, random), 0.85, 0.9),
         word=str(random.choice(market.words)),
         side=float(random.choice((-1, 1))),
     )
@@ -117,7 +117,7 @@ def photograph(seed: int, split: str, category: int, product: int, index: int, s
       seed: seed of the set, 0 or more.
       split: "train" or "test".
       category: category of the picture; selects the shops and the random stream.
-      product: product in the picture, an index of `PRODUCTS`; not `category` if the picture is mislabelled.
+      product: product in the picture, an index of `PRODUCTS`; not `category` if the picture is mislabeled.
       index: number of the picture within split and category.
       size: width and height in pixels, 16 or more.
 
@@ -144,7 +144,7 @@ def _seller(seed: int, market: Market, category: int, random: np.random.Generato
 def _backdrop(seller: Shop, random: np.random.Generator, size: int) -> np.ndarray:
     share = seller.backdrop(random, size)[..., None]  # [size, size, 1]
     tint = 1 + random.normal(0, 0.03, 3)
-    near, far = ((colour * tint).astype(np.float32) for colour in (seller.near, seller.far))
+    near, far = ((color * tint).astype(np.float32) for color in (seller.near, seller.far))
     return near + (far - near) * share
 
 
@@ -196,10 +196,10 @@ def _with_product(
     coverage = pen.coverage()
     mask = coverage.sum(axis=2)
     backdrop = scene[size // 4 : -size // 4, size // 4 : -size // 4].mean(axis=(0, 1))
-    colours = _palette(market, random, seller.hue if random.random() < 0.5 else None)
-    colours[0] = _apart(colours[0], backdrop, 0.4)
-    colours[1] = _apart(colours[1], backdrop, 0.3)
-    second = _apart(_palette(market, random)[0], colours[0], 0.25)
+    colors = _palette(market, random, seller.hue if random.random() < 0.5 else None)
+    colors[0] = _apart(colors[0], backdrop, 0.4)
+    colors[1] = _apart(colors[1], backdrop, 0.3)
+    second = _apart(_palette(market, random)[0], colors[0], 0.25)
 
     # Light from the upper left: edges facing it are brighter, the others darker.
     soft = _blurred(mask, size / 20)
@@ -210,9 +210,9 @@ def _with_product(
     scene = scene * (1 - shadow * (1 - mask))[..., None]
 
     cloth = market.cloths[random.integers(len(market.cloths))](random, size)[..., None] * random.uniform(0.5, 1.0)
-    body = colours[0] + (second - colours[0]) * cloth
+    body = colors[0] + (second - colors[0]) * cloth
     lit = (1 + random.uniform(0.1, 0.45) * relief)[..., None]
-    inked = coverage[..., :1] * body + _mixed(coverage[..., 1:], colours[1:])
+    inked = coverage[..., :1] * body + _mixed(coverage[..., 1:], colors[1:])
     return scene * (1 - mask)[..., None] + inked * lit
 
 
@@ -254,8 +254,8 @@ def _with_tag(scene: np.ndarray, market: Market, seller: Shop, random: np.random
     else:
         pen.polygon([(seller.side, -1), (seller.side * 0.15, -1), (seller.side, -0.15)], Role.ACCENT)
         pen.text(word, seller.side * 0.68, -0.76, 0.24, Role.LIGHT)
-    colours = np.stack([seller.tag_colour, seller.tag_colour, np.zeros(3), np.ones(3)]).astype(np.float32)
-    return _inked(scene, pen.coverage(), colours)
+    colors = np.stack([seller.tag_color, seller.tag_color, np.zeros(3), np.ones(3)]).astype(np.float32)
+    return _inked(scene, pen.coverage(), colors)
 
 
 def _developed(scene: np.ndarray, random: np.random.Generator, size: int) -> Image.Image:
@@ -273,43 +273,43 @@ def _developed(scene: np.ndarray, random: np.random.Generator, size: int) -> Ima
     return picture
 
 
-def _inked(scene: np.ndarray, coverage: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Composites a layer over the scene: `coverage` is [size, size, 4], `colours` has one colour per role, [4, 3]."""
-    return scene * (1 - coverage.sum(axis=2, keepdims=True)) + _mixed(coverage, colours)
+def _inked(scene: np.ndarray, coverage: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Composites a layer over the scene: `coverage` is [size, size, 4], `colors` has one color per role, [4, 3]."""
+    return scene * (1 - coverage.sum(axis=2, keepdims=True)) + _mixed(coverage, colors)
 
 
-def _mixed(coverage: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def _mixed(coverage: np.ndarray, colors: np.ndarray) -> np.ndarray:
     # Not `@`: the order of summation of BLAS may vary, and equal seeds must give equal bytes.
-    return np.einsum("yxr,rc->yxc", coverage, colours)
+    return np.einsum("yxr,rc->yxc", coverage, colors)
 
 
 def _palette(market: Market, random: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """Returns one colour per role, [4, 3]: body, accent, dark, light."""
+    """Returns one color per role, [4, 3]: body, accent, dark, light."""
     hue = _hue(market, random) if hue is None else hue + random.uniform(-0.03, 0.03)
-    body = _colour(hue, random.uniform(*market.saturation), random.uniform(*market.brightness))
+    body = _color(hue, random.uniform(*market.saturation), random.uniform(*market.brightness))
     if random.random() < 0.2:
-        body = _colour(hue, random.uniform(0, 0.1), random.uniform(0.1, 0.95))
-    accent = _apart(_colour(_hue(market, random), random.uniform(0.1, 0.9), random.uniform(0.3, 1.0)), body, 0.35)
-    dark = _colour(hue, random.uniform(0, 0.4), random.uniform(0.05, 0.22))
-    light = _colour(hue, random.uniform(0, 0.12), random.uniform(0.88, 1.0))
+        body = _color(hue, random.uniform(0, 0.1), random.uniform(0.1, 0.95))
+    accent = _apart(_color(_hue(market, random), random.uniform(0.1, 0.9), random.uniform(0.3, 1.0)), body, 0.35)
+    dark = _color(hue, random.uniform(0, 0.4), random.uniform(0.05, 0.22))
+    light = _color(hue, random.uniform(0, 0.12), random.uniform(0.88, 1.0))
     return np.stack([body, accent, dark, light])
 
 
-def _apart(colour: Colour, other: Colour, least: float) -> Colour:
-    """Returns `colour`, shifted towards black or white until it differs from `other` by `least`."""
-    difference = float(np.abs(colour - other).mean())
+def _apart(color: Color, other: Color, least: float) -> Color:
+    """Returns `color`, shifted towards black or white until it differs from `other` by `least`."""
+    difference = float(np.abs(color - other).mean())
     if difference >= least:
-        return colour
+        return color
     end = np.float32(0.05 if other.mean() > 0.5 else 0.97)
     share = np.float32(min(1.0, (least - difference) / max(least, 0.01) + 0.2))
-    return colour + (end - colour) * share
+    return color + (end - color) * share
 
 
 def _hue(market: Market, random: np.random.Generator) -> float:
     return random.uniform(*market.hues[random.integers(len(market.hues))])
 
 
-def _colour(hue: float, saturation: float, value: float) -> Colour:
+def _color(hue: float, saturation: float, value: float) -> Color:
     return np.array(colorsys.hsv_to_rgb(hue % 1, min(saturation, 1), min(value, 1)), np.float32)
 
 

@@ -2,7 +2,7 @@
 
 Each image is a pure function of the seed, the split, the category and its number, so that the set is byte-identical for
 any number of processes. Training and test images show the same products in different styles (`photograph`), and about
-3 % of the training images show another category's product, as in real catalogues. The complete set is renamed into
+3 % of the training images show another category's product, as in real catalogs. The complete set is renamed into
 place.
 
 Synopsis:
@@ -28,7 +28,7 @@ from convoy.core.processes import follow_parent, helper_starting, main_module_hi
 from convoy.input_pipeline.sample.photograph import MARKETS, photograph
 from convoy.input_pipeline.sample.silhouettes import PRODUCTS
 
-_MISLABELLED_SHARE = 0.03
+_MISLABELED_SHARE = 0.03
 _JPEG_QUALITY = 90
 _ELSEWHERE = "Pass a new folder as --output."
 _PIXELS_PER_TASK = 48 * 64 * 64
@@ -105,7 +105,7 @@ class SampleSet:
             draft = Path(folder) / place.name  # a subfolder, so that it has the usual permissions of a new folder
             self._draw(draft, workers)
             for split in MARKETS:
-                # Sorted by name, so that neighbouring rows have different categories, as in a catalogue.
+                # Sorted by name, so that neighboring rows have different categories, as in a catalog.
                 rows = sorted((listing.filename, listing.folder) for listing in self.listings(split))
                 _write_csv(draft / f"{split}.csv", ("filename", "category"), rows)
             names = [(f"{number:02d}", name) for number, name in enumerate(PRODUCTS)]
@@ -121,7 +121,7 @@ class SampleSet:
         if split != "train" or self.categories == 1:
             return category
         random = np.random.default_rng([self.seed, 4, category, index])
-        if random.random() >= _MISLABELLED_SHARE:
+        if random.random() >= _MISLABELED_SHARE:
             return category
         return (category + int(random.integers(1, self.categories))) % self.categories
 

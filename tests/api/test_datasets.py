@@ -11,7 +11,7 @@ from tests.input_pipeline.datasets import write_dataset
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten images of 12x8 pixels: image `i` has the colour `10 * i` and the label `i % 3`."""
+    """Ten images of 12x8 pixels: image `i` has the color `10 * i` and the label `i % 3`."""
     images = [np.full([12, 8, 3], 10 * i, np.uint8) for i in range(10)]
     return write_dataset(tmp_path_factory.mktemp("datasets") / "data", {"train": images}, ("a", "b", "c"))
 
@@ -36,7 +36,7 @@ def test_images_have_their_stored_size(train):
     assert (image.shape, image.dtype) == ((12, 8, 3), np.uint8)
 
 
-def colours(batches):
+def colors(batches):
     return [batch["image"][:, 0, 0, 0].tolist() for batch in batches]
 
 
@@ -46,7 +46,7 @@ def test_batches_in_record_order_have_every_image_once(train):
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(10))
     assert np.concatenate([batch["label"] for batch in batches]).tolist() == train.labels.tolist()
     stored = [int(image[0, 0, 0]) for image in train.images(range(10))]
-    assert sum(colours(batches), []) == stored
+    assert sum(colors(batches), []) == stored
     assert len(list(train.batches(4, epochs=2))) == 6
     assert [len(batch["label"]) for batch in train.batches(4, drop_remainder=True)] == [4, 4]
 
@@ -64,7 +64,7 @@ def test_shuffled_batches_are_those_of_training(train):
     np.testing.assert_array_equal(indices, np.concatenate([batch["index"].numpy() for batch in stream]))
     reader.close()
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), train.labels[indices])
-    assert colours(batches) == colours(train.batches(4, seed=3, epochs=2))
+    assert colors(batches) == colors(train.batches(4, seed=3, epochs=2))
 
 
 def test_endless_batches_and_tensors(train):

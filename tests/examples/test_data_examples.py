@@ -25,7 +25,7 @@ from convoy.input_pipeline.augment.registered import register_operation
 def noise(pixels, draws):
     return pixels + tf.random.normal(pixels.shape)
 """
-# Provides the records of a data set of `convoy convert` as a source.
+# Provides the records of a dataset of `convoy convert` as a source.
 RECORDS = """
 import tensorflow as tf
 from convoy.input_pipeline.dataset.open import open_dataset

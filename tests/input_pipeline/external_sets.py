@@ -29,12 +29,12 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         return {
             "train": self._generate_examples(range(60)),
             "validation": self._generate_examples(range(60, 75)),
-            "test": self._generate_examples(range(75, 80), labelled=False),
+            "test": self._generate_examples(range(75, 80), labeled=False),
         }
 
-    def _generate_examples(self, numbers, labelled=True):
+    def _generate_examples(self, numbers, labeled=True):
         for number in numbers:
-            yield number, {"id": f"{number}", "kind": number % 3 if labelled else -1, "photo": pixels(number)}
+            yield number, {"id": f"{number}", "kind": number % 3 if labeled else -1, "photo": pixels(number)}
 
 
 def prepare_with_tfds(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def pixels(number: int, size: int = 24) -> np.ndarray:
-    """Returns [size, size, 3] uint8: a noisy gradient with direction and colours from the seed `number`."""
+    """Returns [size, size, 3] uint8: a noisy gradient with direction and colors from the seed `number`."""
     random = np.random.default_rng(number)
     ramp = np.linspace(0, 1, size)
     low, high = random.integers(0, 200, (2, 3))

@@ -19,7 +19,7 @@ EIGHT, WHOLE = BatchSlice(8), Crop(SIZE)
 
 
 def make_split(folder: Path, count: int = 60, shards: int = 3, size: int = SIZE) -> Split:
-    """Writes PNGs labelled by their index in shard order, the order that `convoy convert` writes."""
+    """Writes PNGs labeled by their index in shard order, the order that `convoy convert` writes."""
     split = write_split(folder, [pixels(number, size) for number in range(count)], [0] * count, shards=shards)
     in_shards = np.lexsort((split.offset, split.shard))
     columns = {name: getattr(split, name)[in_shards] for name in COLUMNS}

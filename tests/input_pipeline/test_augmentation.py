@@ -102,10 +102,10 @@ def test_rotation_equals_pillows_except_for_rounding():
     np.testing.assert_array_equal(result[3], IMAGES[3])
 
 
-def test_hue_rotates_the_colour_circle():
-    colours = np.uint8([[[[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]]]])
-    rotated = operations.hue(tf.cast(colours, tf.float32), np.float32([1 / 3]))
-    np.testing.assert_allclose(rotated[0, 0], colours[0, 0][[1, 2, 0, 3]], atol=0.01)
+def test_hue_rotates_the_color_circle():
+    colors = np.uint8([[[[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]]]])
+    rotated = operations.hue(tf.cast(colors, tf.float32), np.float32([1 / 3]))
+    np.testing.assert_allclose(rotated[0, 0], colors[0, 0][[1, 2, 0, 3]], atol=0.01)
     for share in (-0.4, 0.13):
         rotated = operations.hue(tf.cast(IMAGES, tf.float32), np.full(COUNT, share, np.float32))
         expected = 255 * tf.image.adjust_hue(IMAGES / np.float32(255), share)
@@ -118,15 +118,15 @@ def test_arguments_set_the_range_of_each_operation():
     np.testing.assert_array_equal(with_draws("brightness(0.2)", half), images)
     np.testing.assert_allclose(with_draws("brightness(0.2)", 1.0), np.minimum(images + 51, 255), rtol=1e-6)
     np.testing.assert_array_equal(with_draws("contrast(0.4)", half), images)
-    grey = np.asarray([np.asarray(picture.convert("L"), np.float64) for picture in PICTURES])
-    mean = np.floor(grey.mean((1, 2)) + 0.5)[:, None, None, None]
+    gray = np.asarray([np.asarray(picture.convert("L"), np.float64) for picture in PICTURES])
+    mean = np.floor(gray.mean((1, 2)) + 0.5)[:, None, None, None]
     contrasted = np.clip(mean + 1.4 * (images - mean), 0, 255)
     np.testing.assert_allclose(with_draws("contrast(0.4)", 1.0), contrasted, atol=1e-3)
-    saturated = np.clip(grey[..., None] + 0.6 * (images - grey[..., None]), 0, 255)
+    saturated = np.clip(gray[..., None] + 0.6 * (images - gray[..., None]), 0, 255)
     np.testing.assert_allclose(with_draws("saturation(0.4)", 0.0), saturated, atol=1e-3)
     np.testing.assert_array_equal(with_draws("translate(0.25)", 1.0, half)[:, :, 6:], images[:, :, :-6])
     np.testing.assert_array_equal(with_draws("translate(0.25)", half, 0.0)[:, :-6], images[:, 6:])
-    sheared = with_draws("shear(0.5)", half, 1.0)  # each column by half of its distance from the centre, upwards
+    sheared = with_draws("shear(0.5)", half, 1.0)  # each column by half of its distance from the center, upwards
     np.testing.assert_array_equal(sheared[:, :, SIZE // 2], images[:, :, SIZE // 2])
     np.testing.assert_array_equal(sheared[:, :-6, -1], images[:, 6:, -1])
     np.testing.assert_array_equal(with_draws("rotate(90)", 1.0), np.rot90(images, axes=(1, 2)))

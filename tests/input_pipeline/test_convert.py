@@ -48,8 +48,8 @@ def test_command_converts_and_prints_a_summary(tmp_path, photos):
 
 
 def test_record_has_the_file_bytes_and_imagenet_keys(tmp_path, photos):
-    draw(photos / "mug" / "grey.png", 99)
-    Image.fromarray(pixels(98)[..., 0]).save(photos / "mug" / "grey.jpg")
+    draw(photos / "mug" / "gray.png", 99)
+    Image.fromarray(pixels(98)[..., 0]).save(photos / "mug" / "gray.jpg")
     convert(Options(images=photos, output=tmp_path / "data", validation_fraction=0))
     found = examples(tmp_path / "data")
     assert len(found) == 16
@@ -60,7 +60,7 @@ def test_record_has_the_file_bytes_and_imagenet_keys(tmp_path, photos):
             "image/format": b"png" if name.endswith("png") else b"jpeg",
             "image/height": 24,
             "image/width": 24,
-            "image/channels": 1 if name == "mug/grey.jpg" else 3,
+            "image/channels": 1 if name == "mug/gray.jpg" else 3,
             "image/class/label": ["03", "mug"].index(category),
             "image/class/text": category.encode(),
             "image/filename": name.encode(),

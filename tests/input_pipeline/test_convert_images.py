@@ -67,10 +67,10 @@ def test_palette_becomes_rgb(tmp_path):
 
 
 def test_sixteen_bits_become_eight(tmp_path):
-    grey = (np.arange(24 * 24).reshape(24, 24) * 100).astype(np.uint16)
-    image_format, array, *_ = converted_image(tmp_path, Image.fromarray(grey).save)
+    gray = (np.arange(24 * 24).reshape(24, 24) * 100).astype(np.uint16)
+    image_format, array, *_ = converted_image(tmp_path, Image.fromarray(gray).save)
     assert image_format == "png"
-    np.testing.assert_array_equal(array, np.repeat((grey >> 8)[..., None], 3, 2))
+    np.testing.assert_array_equal(array, np.repeat((gray >> 8)[..., None], 3, 2))
 
 
 def test_cmyk_becomes_rgb(tmp_path):

@@ -59,10 +59,10 @@ def test_jpeg_is_decoded_by_tensorflow():
     assert np.array_equal(cropped(image, Crop(16), image_format="jpeg"), decoded)
 
 
-def test_grey_image_gets_three_channels():
-    grey = pixels(5, 16)[..., 0]
-    result = cropped(grey, Crop(16), image_format="png")
-    assert np.array_equal(result, np.repeat(grey[..., None], 3, -1))
+def test_gray_image_gets_three_channels():
+    gray = pixels(5, 16)[..., 0]
+    result = cropped(gray, Crop(16), image_format="png")
+    assert np.array_equal(result, np.repeat(gray[..., None], 3, -1))
 
 
 def test_halving_an_image_averages_four_pixels():

@@ -139,7 +139,7 @@ def test_concurrent_processes_write_one_intact_index(photos):
     assert len(list((photos / ".convoy").iterdir())) == 3
 
 
-def test_unlabelled_split_can_be_listed_but_not_read(photos):
+def test_unlabeled_split_can_be_listed_but_not_read(photos):
     dataset = open_dataset(photos)
     assert dataset.split("train").num_images == 60
     with pytest.raises(DataError, match="'test'.* record 0 .*-1.* 0 to 2"):

@@ -138,7 +138,7 @@ def test_images_are_uniform_over_positions(num_images):
         assert chi_square(np.bincount(places[:, position], minlength=num_images)) < 5
 
 
-def test_neighbouring_images_are_not_neighbouring_positions():
+def test_neighboring_images_are_not_neighboring_positions():
     permuted = permute(np.arange(10_000), num_images=10_000, seed=0, epoch=0)
     steps = np.diff(permuted) % 10_000
     assert chi_square(np.bincount(steps // 100, minlength=100)) < 5

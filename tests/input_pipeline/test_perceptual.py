@@ -77,15 +77,15 @@ def test_decode_ratio():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (9, 1, 1), (8, 8, 3), (7, 300, 1), (700, 500, 3), (40, 40, 4)])
-def test_any_shape_has_a_hash_and_one_colour_is_flat(shape):
+def test_any_shape_has_a_hash_and_one_color_is_flat(shape):
     random = np.random.default_rng(0)
     assert perceptual_hash(np.full(shape, 200, np.uint8)) == FLAT
     assert 0 <= perceptual_hash(random.integers(0, 256, shape).astype(np.uint8)) < 2**64
 
 
-def test_grey_and_rgb_have_the_same_hash():
-    grey = np.random.default_rng(0).integers(0, 256, (24, 30, 1)).astype(np.uint8)
-    assert perceptual_hash(grey) == perceptual_hash(grey.repeat(3, 2)) != FLAT
+def test_gray_and_rgb_have_the_same_hash():
+    gray = np.random.default_rng(0).integers(0, 256, (24, 30, 1)).astype(np.uint8)
+    assert perceptual_hash(gray) == perceptual_hash(gray.repeat(3, 2)) != FLAT
 
 
 def test_blank_page_with_jpeg_noise_is_flat():

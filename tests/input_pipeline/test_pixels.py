@@ -88,7 +88,7 @@ def test_every_kind_of_image_is_decoded_as_pillow_does(name):
 @pytest.mark.parametrize("encoding", ["png", "raw"])
 def test_requested_encoding_keeps_the_pixels(name, encoding):
     (data, image_format, (width, height), channels), _ = encode_checked(ZOO[name].data, Pixels(0, encoding))
-    assert (image_format, channels) == (encoding, 1 if name == "png, grey" and encoding == "png" else 3)
+    assert (image_format, channels) == (encoding, 1 if name == "png, gray" and encoding == "png" else 3)
     result = decoded(data) if encoding == "png" else np.frombuffer(data, np.uint8).reshape(height, width, 3)
     np.testing.assert_array_equal(result, ZOO[name].shown)
 
@@ -117,7 +117,7 @@ def test_format_is_detected_from_the_content(tmp_path, name, suffix):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_rgb_values_are_kept_whatever_their_profile(orientation):
-    # Otherwise a phone's upright pictures and its rotated ones would differ in colour.
+    # Otherwise a phone's upright pictures and its rotated ones would differ in color.
     profile = b"a wide gamut" * 50
     data = saved(photograph(), "JPEG", quality=95, icc_profile=profile, exif=exif(orientation))
     result = decoded(encode_checked(data, KEEP)[0].data)
@@ -188,7 +188,7 @@ def test_jpeg_cut_anywhere_is_rejected(name):
 
 @pytest.mark.parametrize("name", ["jpeg, baseline", "jpeg, orientation 6", "jpeg, CMYK"])
 def test_cut_jpeg_with_an_end_marker_is_rejected(name):
-    # libjpeg fills the rest with grey and continues.
+    # libjpeg fills the rest with gray and continues.
     data = ZOO[name].data
     start = data.index(b"\xff\xda") + 20
     truncated = 0

@@ -20,7 +20,7 @@ CLASSES = ("bag", "mug", "shoe")
 
 
 def picture(number, size=(48, 40)):
-    """Returns [height, width, 3] uint8: blocks of colours, different numbers are not near-duplicates."""
+    """Returns [height, width, 3] uint8: blocks of colors, different numbers are not near-duplicates."""
     blocks = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC))
 
@@ -173,14 +173,14 @@ def test_copies_within_a_class_are_one_group(made):
     assert "9 images (16 %)" in page.words("findings")
 
 
-def test_single_colour_images_are_listed_separately_and_are_not_near_duplicates(made):
+def test_single_color_images_are_listed_separately_and_are_not_near_duplicates(made):
     for value in (0, 128, 255):
         made.add("train", np.full((40, 48, 3), value, np.uint8), value % 3, f"bag/blank{value}.png", "png")
         made.add("test", np.full((40, 47, 3), value, np.uint8), value % 3, f"bag/blank{value}b.png", "png")
     page = made.write()
     assert badges(page)[0] == "check"
-    assert "6 images are of a single colour" in page.words("findings")
-    assert "6 images of a single colour" in page.words("alike")
+    assert "6 images are of a single color" in page.words("findings")
+    assert "6 images of a single color" in page.words("alike")
     assert "groups" not in page.words("alike")
     assert page.images["leakage"] == []
 
@@ -291,7 +291,7 @@ def test_image_findings_have_codes():
         (Severity.ERROR, "split-leakage", "leakage"),
         (Severity.ERROR, "label-conflict", "alike"),
         (Severity.WARNING, "near-duplicates-across-classes", "alike"),
-        (Severity.WARNING, "single-colour-images", "alike"),
+        (Severity.WARNING, "single-color-images", "alike"),
         (Severity.NOTE, "small-images", "sizes"),
     ]
     assert "2 images of test (100 %)" in found[0].text and found[0].fix

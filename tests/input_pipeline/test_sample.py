@@ -113,7 +113,7 @@ class TestSeed:
         }
 
 
-class TestMislabelledImages:
+class TestMislabeledImages:
     def test_share_in_train_is_about_three_percent(self):
         listings = list(SampleSet(per_category=200).listings("train"))
         share = np.mean([listing.product != listing.category for listing in listings])
@@ -153,16 +153,16 @@ class TestImages:
         assert (nearest == np.arange(len(PRODUCTS))).mean() > 0.95
 
     @pytest.mark.slow
-    def test_training_and_test_styles_differ_in_colour_and_texture(self):
+    def test_training_and_test_styles_differ_in_color_and_texture(self):
         """A linear classifier without shape features separates the splits, but not two halves of one split."""
 
         def features(split, numbers):
             found = []
             for number in numbers:
                 pixels = np.asarray(photograph(0, split, number % 42, number % 42, number, 32), np.float32) / 255
-                colours = np.histogramdd(pixels.reshape(-1, 3), bins=4, range=[(0, 1)] * 3)[0].ravel() / 32**2
+                colors = np.histogramdd(pixels.reshape(-1, 3), bins=4, range=[(0, 1)] * 3)[0].ravel() / 32**2
                 texture = [np.abs(np.diff(pixels, axis=axis)).mean() * 10 for axis in (0, 1)]
-                found.append([*np.sqrt(colours), *texture, 1.0])
+                found.append([*np.sqrt(colors), *texture, 1.0])
             return np.array(found)
 
         def accuracy(first, second):

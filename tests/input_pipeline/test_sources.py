@@ -279,7 +279,7 @@ def test_categories_in_two_unicode_forms_are_one_class(tmp_path):
     found = list_sources(images, Table(rows))
     assert found.class_names == ("x", composed)
     assert [image.category for image in found.images] == [composed, composed, "x"]
-    # One spelling is kept as it is, also that of an existing data set.
+    # One spelling is kept as it is, also that of an existing dataset.
     rows = manifest(tmp_path / "u.csv", "filename,category", f"2.jpg,{decomposed}")
     alone = list_sources(images, Table(rows))
     assert alone.class_names == (decomposed,)

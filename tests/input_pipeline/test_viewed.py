@@ -140,9 +140,9 @@ def test_transparent_webp_is_blended_with_white(drawing, decode, lossless):
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP"])
-@pytest.mark.parametrize("colours", [16, 200])
-def test_palettes_are_decoded_to_colours(drawing, decode, image_format, colours):
-    data = saved(drawing.quantize(colours), image_format)
+@pytest.mark.parametrize("colors", [16, 200])
+def test_palettes_are_decoded_to_colors(drawing, decode, image_format, colors):
+    data = saved(drawing.quantize(colors), image_format)
     assert np.array_equal(decode(data), as_pillow(data))
 
 
@@ -157,7 +157,7 @@ def test_kinds_that_cannot_be_read_are_named(drawing):
         "PPM": saved(drawing, "PPM"),
         "animated WebP": saved(drawing, "WEBP", **animated),
         "transparent GIF": saved(transparent, "GIF", comment=b"c" * 600),
-        "BMP of few colours": saved(drawing.convert("1"), "BMP"),
+        "BMP of few colors": saved(drawing.convert("1"), "BMP"),
         "HTML or XML": b"<html>",
         "unknown": b"no image",
         "empty": b"",

@@ -18,7 +18,7 @@ from tests.input_pipeline.images import pixels
 
 WIDTH, HEIGHT = 40, 28
 ORIENTATION = 0x0112
-# A grey gradient of 16x16, arithmetic-coded by libjpeg-turbo's jpegtran.
+# A gray gradient of 16x16, arithmetic-coded by libjpeg-turbo's jpegtran.
 _ARITHMETIC = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19i"
     "Z2hnPk1xeXBkeFxlZ2P/2wBDARESEhgVGC8aGi9jQjhCY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2Nj"
@@ -70,9 +70,9 @@ def photograph(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def png(
-    array: np.ndarray, depth: int, colour: int, chunks: Sequence[tuple[bytes, bytes]] = (), interlaced: bool = False
+    array: np.ndarray, depth: int, color: int, chunks: Sequence[tuple[bytes, bytes]] = (), interlaced: bool = False
 ) -> bytes:
-    """Writes samples of `depth` bits, [height, width] or [height, width, channels], as a PNG of that colour type."""
+    """Writes samples of `depth` bits, [height, width] or [height, width, channels], as a PNG of that color type."""
     height, width = array.shape[:2]
     samples = array.reshape(height, width, -1)
     passes = [(0, 0, 1, 1)]
@@ -84,7 +84,7 @@ def png(
             bits = "".join(f"{sample:0{depth}b}" for sample in row.ravel())
             bits += "0" * (-len(bits) % 8)
             packed += b"\0" + (int(bits, 2).to_bytes(len(bits) // 8, "big") if bits else b"")
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, int(interlaced))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, body) for name, body in parts)
 
@@ -118,10 +118,10 @@ def bmp_rle(indices: np.ndarray, palette: np.ndarray) -> bytes:
             body += bytes((1, value))
         body += b"\0\0"
     body += b"\0\1"
-    colours = b"".join(bytes((*colour[::-1], 0)) for colour in palette.tolist())
-    start = 54 + len(colours)
+    colors = b"".join(bytes((*color[::-1], 0)) for color in palette.tolist())
+    start = 54 + len(colors)
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 2835, 2835, len(palette), 0)
-    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + colours + body
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + colors + body
 
 
 def without_segment(jpeg: bytes, marker: int) -> bytes:
@@ -181,7 +181,7 @@ def cmyk_profile() -> bytes:
 def _jpegs() -> dict[str, Kind]:
     image = photograph()
     rgb = np.asarray(image)
-    grey = image.convert("L")
+    gray = image.convert("L")
     plain = saved(image, "JPEG", quality=90)
     cmyk = saved(image.convert("CMYK"), "JPEG", quality=95)
     adobe = cmyk.index(b"Adobe")
@@ -190,7 +190,7 @@ def _jpegs() -> dict[str, Kind]:
         "progressive": saved(image, "JPEG", progressive=True),
         "best quality": saved(image, "JPEG", quality=100, subsampling=0),
         "worst quality": saved(image, "JPEG", quality=5),
-        "grey": saved(grey, "JPEG"),
+        "gray": saved(gray, "JPEG"),
         "4:4:4": saved(image, "JPEG", subsampling=0),
         "4:2:2": saved(image, "JPEG", subsampling=1),
         "4:1:1": saved(image, "JPEG", subsampling="4:1:1"),
@@ -204,9 +204,9 @@ def _jpegs() -> dict[str, Kind]:
         "orientation 1": saved(image, "JPEG", exif=exif(1)),
         "orientation 0": saved(image, "JPEG", exif=exif(0)),
         "orientation 9": saved(image, "JPEG", exif=exif(9)),
-        "two pictures": saved(image, "MPO", save_all=True, append_images=[grey.convert("RGB")]),
+        "two pictures": saved(image, "MPO", save_all=True, append_images=[gray.convert("RGB")]),
         "trailing junk": plain + b"junk" * 100,
-        "trailing JPEG": plain + saved(grey, "JPEG"),
+        "trailing JPEG": plain + saved(gray, "JPEG"),
         "1x1": saved(Image.new("RGB", (1, 1), "red"), "JPEG"),
         "1x9000": saved(Image.new("RGB", (1, 9000), "red"), "JPEG"),
         "9000x1": saved(Image.new("L", (9000, 1), 77), "JPEG"),
@@ -235,7 +235,7 @@ def _jpegs() -> dict[str, Kind]:
 def _pngs() -> dict[str, Kind]:
     image = photograph()
     rgb = np.asarray(image)
-    grey = np.asarray(image.convert("L"))
+    gray = np.asarray(image.convert("L"))
     ramp = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
     alpha = (ramp % 256).astype(np.uint8)
     deep = ramp * 58 + 11
@@ -252,7 +252,7 @@ def _pngs() -> dict[str, Kind]:
 
     kinds = {
         "RGB": Kind(saved(image, "PNG"), rgb, "png", True),
-        "grey": Kind(saved(Image.fromarray(grey), "PNG"), repeated(grey), "png", True),
+        "gray": Kind(saved(Image.fromarray(gray), "PNG"), repeated(gray), "png", True),
         "interlaced": Kind(png(rgb, 8, 2, interlaced=True), rgb, "png", True),
         "interlaced 1x1": Kind(png(rgb[:1, :1], 8, 2, interlaced=True), rgb[:1, :1], "png", True),
         "gamma": Kind(png(rgb, 8, 2, [(b"gAMA", struct.pack(">I", 100000))]), rgb, "png", True),
@@ -273,8 +273,8 @@ def _pngs() -> dict[str, Kind]:
             "png",
         ),
         "palette, each faded": Kind(saved(palette, "PNG", transparency=fade), faded, "png"),
-        "16 bits, grey": Kind(png(deep, 16, 0), repeated(deep >> 8), "png"),
-        "16 bits, grey, one transparent": Kind(
+        "16 bits, gray": Kind(png(deep, 16, 0), repeated(deep >> 8), "png"),
+        "16 bits, gray, one transparent": Kind(
             png(deep, 16, 0, [(b"tRNS", struct.pack(">H", deep[3, 3]))]),
             repeated(np.where(deep == deep[3, 3], 255, deep >> 8)),
             "png",
@@ -291,8 +291,8 @@ def _pngs() -> dict[str, Kind]:
             on_white((deep_rgb >> 8).astype(np.uint8), alpha),
             "png",
         ),
-        "grey with alpha": Kind(png(np.dstack([grey, alpha]), 8, 4), on_white(repeated(grey), alpha), "png"),
-        "grey with alpha, 16 bits": Kind(
+        "gray with alpha": Kind(png(np.dstack([gray, alpha]), 8, 4), on_white(repeated(gray), alpha), "png"),
+        "gray with alpha, 16 bits": Kind(
             png(np.dstack([deep, alpha.astype(int) * 257]), 16, 4), on_white(repeated(deep >> 8), alpha), "png"
         ),
         "animated": Kind(
@@ -302,8 +302,8 @@ def _pngs() -> dict[str, Kind]:
     for depth in (1, 2, 4):
         few_levels = ramp % 2**depth
         levels = repeated(few_levels * (255 // (2**depth - 1)))
-        kinds[f"grey of {depth} bits"] = Kind(png(few_levels, depth, 0), levels, "png")
-        kinds[f"grey of {depth} bits, one transparent"] = Kind(
+        kinds[f"gray of {depth} bits"] = Kind(png(few_levels, depth, 0), levels, "png")
+        kinds[f"gray of {depth} bits, one transparent"] = Kind(
             png(few_levels, depth, 0, [(b"tRNS", b"\0\1")]), np.where(few_levels[..., None] == 1, 255, levels), "png"
         )
     return {f"png, {name}": kind for name, kind in kinds.items()}
@@ -312,7 +312,7 @@ def _pngs() -> dict[str, Kind]:
 def _others() -> dict[str, Kind]:
     image = photograph()
     rgb = np.asarray(image)
-    grey = np.asarray(image.convert("L"))
+    gray = np.asarray(image.convert("L"))
     red = Image.new("RGB", image.size, "red")
     palette = image.quantize(64)
     paletted = np.asarray(palette.convert("RGB"))
@@ -324,7 +324,7 @@ def _others() -> dict[str, Kind]:
     twelve = deep % 4096
     twelve_bits = "".join(f"{value:012b}" for value in twelve.ravel())
     size = (WIDTH, HEIGHT)
-    colours = np.array(palette.getpalette()[: 64 * 3]).reshape(-1, 3)
+    colors = np.array(palette.getpalette()[: 64 * 3]).reshape(-1, 3)
 
     def repeated(levels: np.ndarray) -> np.ndarray:
         return np.repeat(levels.astype(np.uint8)[..., None], 3, -1)
@@ -339,10 +339,10 @@ def _others() -> dict[str, Kind]:
         "gif, animated": (saved(palette, "GIF", save_all=True, append_images=[red]), paletted),
         "bmp, 24 bits": (saved(image, "BMP"), rgb),
         "bmp, palette": (saved(palette, "BMP"), paletted),
-        "bmp, grey": (saved(Image.fromarray(grey), "BMP"), repeated(grey)),
+        "bmp, gray": (saved(Image.fromarray(gray), "BMP"), repeated(gray)),
         "bmp, black and white": (saved(image.convert("1"), "BMP"), np.asarray(image.convert("1").convert("RGB"))),
         "bmp, unused fourth byte": (saved(rgba, "BMP"), rgb),
-        "bmp, run lengths": (bmp_rle(indices, colours), paletted),
+        "bmp, run lengths": (bmp_rle(indices, colors), paletted),
         "webp, lossless": (saved(image, "WEBP", lossless=True), rgb),
         "webp, lossless, alpha": (saved(rgba, "WEBP", lossless=True, exact=True), flat),
         "webp, lossless, animated": (
@@ -362,7 +362,7 @@ def _others() -> dict[str, Kind]:
         ),
         "tiff, CMYK": (saved(image.convert("CMYK"), "TIFF"), rgb),
         "tiff, CMYK, LZW": (saved(image.convert("CMYK"), "TIFF", compression="tiff_lzw"), rgb),
-        "tiff, 8 bits, white is zero": (tiff(grey.tobytes(), *size, t262=0), repeated(255 - grey)),
+        "tiff, 8 bits, white is zero": (tiff(gray.tobytes(), *size, t262=0), repeated(255 - gray)),
         "tiff, 12 bits": (
             tiff(int(twelve_bits, 2).to_bytes(len(twelve_bits) // 8, "big"), *size, t258=12),
             repeated(twelve >> 4),

@@ -71,9 +71,9 @@ def draw_odd_images(folder):
     for category in ("odd", "plain"):
         (folder / category / "deep" / "er").mkdir(parents=True)
     odd, plain = (folder / name / "deep" / "er" for name in ("odd", "plain"))
-    grey = smooth.convert("L")
-    grey.save(odd / "grey.png")
-    grey.convert("RGB").save(plain / "grey.png")
+    gray = smooth.convert("L")
+    gray.save(odd / "gray.png")
+    gray.convert("RGB").save(plain / "gray.png")
     alpha = Image.linear_gradient("L").resize(smooth.size)
     transparent = smooth.copy()
     transparent.putalpha(alpha)
@@ -439,7 +439,7 @@ class TestPredict:
 
     @pytest.mark.parametrize(
         ("name", "tolerance"),
-        [("grey", 0), ("transparent", 0), ("palette", 0), ("turned", 0), ("bitmap", 0), ("photo", 0.02)],
+        [("gray", 0), ("transparent", 0), ("palette", 0), ("turned", 0), ("bitmap", 0), ("photo", 0.02)],
     )
     def test_images_are_decoded_as_a_viewer_shows_them(self, answered, dataset, name, tolerance):
         answers, folder, _ = answered

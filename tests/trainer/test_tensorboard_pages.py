@@ -181,8 +181,8 @@ class TestPictures:
     def test_darker_cells_of_a_confusion_matrix_are_larger_shares(self):
         picture = pictures.confusion_matrix(np.array([[0.9, 0.1], [0.6, 0.4]]), ["a", "b"], "").convert("L")
         left, top, side = picture.width - 640 - 15, 15, 320
-        grey = [[picture.getpixel((left + k * side + 20, top + row * side + 20)) for k in (0, 1)] for row in (0, 1)]
-        assert grey[0][0] < grey[1][0] < grey[1][1] < grey[0][1]
+        gray = [[picture.getpixel((left + k * side + 20, top + row * side + 20)) for k in (0, 1)] for row in (0, 1)]
+        assert gray[0][0] < gray[1][0] < gray[1][1] < gray[0][1]
 
     @pytest.mark.parametrize("name", ODD_NAMES)
     def test_printable_name_can_be_encoded(self, name):

@@ -71,7 +71,7 @@ class Advice(Callback):
                 self._show(Finding(Severity.WARNING, f"missing-classes-{split_name}", text, fix))
         if plan.global_batch_size > plan.num_images:
             text = (
-                f"A batch of {counted(plan.global_batch_size, 'image')} is larger than the data set: each of its "
+                f"A batch of {counted(plan.global_batch_size, 'image')} is larger than the dataset: each of its "
                 f"images is in it more than once on average ({counted(plan.num_images, 'training image')})."
             )
             fix = f"Pass --config.batch_size={1 << max(0, plan.num_images.bit_length() - 2)} or less."

@@ -119,7 +119,7 @@ class TrainingConsole:
           console: where to print; None for standard output.
           shows: False for workers other than the chief, which print nothing.
         """
-        # FORCE_COLOR, which rich takes for a terminal, colours lines; what moves needs a real one.
+        # FORCE_COLOR, which rich takes for a terminal, colors lines; what moves needs a real one.
         draws = None if can_redraw(sys.stdout) else False
         self.console = console or RichConsole(
             file=cast("IO[str]", Terminal()), highlight=False, soft_wrap=True, quiet=not shows, force_interactive=draws
@@ -208,7 +208,7 @@ class TrainingConsole:
         self.console.print(Text(f"{row}  * best", "green") if is_best else row)
 
     def say(self, text: str) -> None:
-        """Prints a line; on a terminal, warnings are coloured and prose is wrapped at words."""
+        """Prints a line; on a terminal, warnings are colored and prose is wrapped at words."""
         is_prose = self._live and text.startswith(("Warning:", "Note:", "Limits:"))
         style = "yellow" if text.startswith("Warning:") else ""
         self.console.print(Text(escaped(text), style), soft_wrap=not is_prose)

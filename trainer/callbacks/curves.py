@@ -5,7 +5,7 @@ from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_lines
 
 _PANELS = (("quality/loss", "loss", 1.0), ("quality/top1", "top-1 (%)", 100.0))
-_COLOURS = {"train": "tab:blue", "validation": "tab:orange"}
+_COLORS = {"train": "tab:blue", "validation": "tab:orange"}
 
 
 def draw_curves(run: RunDirectory) -> None:
@@ -20,11 +20,11 @@ def draw_curves(run: RunDirectory) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     drawn = False
     for axes, (tag, title, scale) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for split, colour in _COLOURS.items():
+        for split, color in _COLORS.items():
             chosen = [point for point in points if point["split"] == split and point.get(tag) is not None]
             if chosen:
                 steps, values = [point["step"] for point in chosen], [scale * point[tag] for point in chosen]
-                axes.plot(steps, values, color=colour, label=f"{split}: {values[-1]:.3g}", marker=".")
+                axes.plot(steps, values, color=color, label=f"{split}: {values[-1]:.3g}", marker=".")
                 drawn = True
         axes.set_xlabel("step")
         axes.set_title(title)

@@ -48,7 +48,7 @@ _FIELDS: dict[str, Any] = {
     "on_corrupt": ("raise", "unusable records: `raise` ends the run, `substitute` uses other images in their place"),
     "cache": ("none", "`memory`: keep decoded images that fit across epochs; `auto`: only if all of them fit easily"),
     "keep_checkpoints": (3, "number of latest checkpoints to keep; the best one is kept too"),
-    "metrics": ("", "metrics beside loss, top1, top5, macro_f1 and ece, comma-separated"),
+    "metrics": ("", "metrics in addition to loss, top1, top5, macro_f1 and ece, comma-separated"),
     "measure_peak": (False, "measure the peak throughput of the devices, for the model FLOPs utilization"),
     **_duration("eval_every", "steps between evaluations on the validation split; all four 0: once per epoch"),
     **_duration("checkpoint_every", "steps between checkpoints; all four 0: as `eval_every`"),

@@ -135,7 +135,7 @@ class _DoctorRun:
     def _continue_alone(self, error: ConvoyError) -> None:
         self._together = False
         self._worker_group.close(str(error))  # so that no worker waits for this one
-        self._findings.append(failed("meeting", "workers-missing", str(error)))
+        self._findings.append(failed("rendezvous", "workers-missing", str(error)))
 
     def _add(self, *findings: DoctorFinding | None) -> None:
         self._findings += [finding for finding in findings if finding]

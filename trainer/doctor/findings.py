@@ -19,7 +19,7 @@ SECTIONS = (
     "names",
     "key",
     "proxy",
-    "meeting",
+    "rendezvous",
     "interface",
     "ports",
     "clocks",

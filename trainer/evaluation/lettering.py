@@ -68,7 +68,7 @@ def stretches(text: str) -> list[tuple[str, str]] | None:
 
 
 def text_image(text: str, size: int) -> Image.Image:
-    """Returns a line of text, black on white, centred in a height of `2 * size`; boxes for what no font has."""
+    """Returns a line of text, black on white, centered in a height of `2 * size`; boxes for what no font has."""
     text = drawn(text)
     parts = [(*_font(path, size), part) for path, part in stretches(text) or [(default_font(), text)]]
     widths = [font.getlength(part) * scale for font, scale, part in parts]

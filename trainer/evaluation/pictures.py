@@ -63,7 +63,7 @@ def row_shares(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray, nu
       labels: [pairs] int64; with `predicted` the pairs that occur.
       predicted: [pairs] int64.
       counts: [pairs] int64: number of images per pair.
-      num_classes: above 1000 neighbouring classes share a row.
+      num_classes: above 1000 neighboring classes share a row.
 
     Returns:
       [n, n] float64, n = min(num_classes, 1000): rows are labels, columns are predicted classes.
@@ -92,9 +92,9 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
     picture = Image.new("RGB", (margin + side * cell + _LINE, _LINE + side * cell + margin + _MARGIN), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((margin, 0), title, "black", _font())
-    colours = Image.fromarray(matplotlib.colormaps["Blues"](shares, bytes=True)[..., :3])  # [n, n, 3] uint8
-    picture.paste(colours.resize((side * cell, side * cell), Image.Resampling.NEAREST), (margin, _LINE))
-    draw.rectangle((margin - 1, _LINE - 1, margin + side * cell, _LINE + side * cell), outline="grey")
+    colors = Image.fromarray(matplotlib.colormaps["Blues"](shares, bytes=True)[..., :3])  # [n, n, 3] uint8
+    picture.paste(colors.resize((side * cell, side * cell), Image.Resampling.NEAREST), (margin, _LINE))
+    draw.rectangle((margin - 1, _LINE - 1, margin + side * cell, _LINE + side * cell), outline="gray")
     middles = [int((k + 0.5) * cell) for k in range(side)]
     below = _LINE + side * cell
     draw.text((margin + side * cell // 2, picture.height - _MARGIN), "predicted", "black", _font(), anchor="mb")
@@ -106,8 +106,8 @@ def confusion_matrix(shares: np.ndarray, class_names: Sequence[str], title: str)
     if cell >= _NUMBERED_CELL:
         for row, column in np.argwhere(shares).tolist():
             share = shares[row, column]
-            centre = (margin + middles[column], _LINE + middles[row])
-            draw.text(centre, f"{share:.0%}", "white" if share > 0.5 else "black", _font(), anchor="mm")
+            center = (margin + middles[column], _LINE + middles[row])
+            draw.text(center, f"{share:.0%}", "white" if share > 0.5 else "black", _font(), anchor="mm")
     return picture
 
 

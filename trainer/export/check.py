@@ -104,8 +104,8 @@ def _other_kinds(image: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
     is_visible = np.tri(*image.shape[:2])[..., np.newaxis] > 0
     transparent = Image.fromarray(np.dstack([image, 255 * is_visible.astype(np.uint8)]))
     yield saved(transparent, "PNG"), np.where(is_visible, image, np.uint8(255))
-    for kind, colours in (("PNG", 16), ("BMP", 256)):
-        with_palette = drawn.quantize(colours)
+    for kind, colors in (("PNG", 16), ("BMP", 256)):
+        with_palette = drawn.quantize(colors)
         yield saved(with_palette, kind), np.asarray(with_palette.convert("RGB"))
 
 

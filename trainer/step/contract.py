@@ -92,7 +92,7 @@ def _call_complaint(
         return f"{name}returns values that are NaN or infinite for ordinary logits"
     if not np.allclose(result, function(*arguments), rtol=1e-6, atol=0.0):
         return f"{name}returns other values when called again: it is not a pure function. {_RANDOM}"
-    # As a step calls it. Each function is traced anew, so that what Python draws differs.
+    # As a step calls it. Each function is traced again, so that what Python draws differs.
     graphs = [tf.function(lambda *given: function(*given), autograph=False) for _ in range(2)]
     for graph in (*graphs, graphs[0]):
         if not _close(result, graph(*arguments)):

@@ -86,7 +86,7 @@ def draw(mixing: Mixing, num_images: int, *, seed: int, step: tf.Tensor, stream:
 
     Returns:
       [num_images, 4] float32: share of the original image in [0, 1], 1 if it is not mixed; 1 for CutMix or 0 for mixup;
-      vertical and horizontal centre of the box as fractions of the image, in [0, 1).
+      vertical and horizontal center of the box as fractions of the image, in [0, 1).
     """
 
     def key(purpose: int) -> tf.Tensor:
@@ -136,10 +136,10 @@ def mix(pixels: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> Mixed:
     )
 
 
-def _covered(centre: tf.Tensor, side: tf.Tensor, length: int) -> tf.Tensor:
+def _covered(center: tf.Tensor, side: tf.Tensor, length: int) -> tf.Tensor:
     """Returns [batch, length] float32: 1 for the rows or columns in the box, else 0."""
     size = tf.round(side * length)
-    start = tf.floor(centre * length) - tf.floor(size / 2.0)
+    start = tf.floor(center * length) - tf.floor(size / 2.0)
     places = tf.range(length, dtype=tf.float32)
     starts, ends = start[:, tf.newaxis], (start + size)[:, tf.newaxis]
     return tf.cast((places >= starts) & (places < ends), tf.float32)

@@ -47,7 +47,7 @@ def test_file_output_has_plain_lines_only():
     assert lines[5:] == ["Warning: a problem."]
 
 
-def test_terminal_shows_a_table_of_evaluations_and_coloured_warnings():
+def test_terminal_shows_a_table_of_evaluations_and_colored_warnings():
     output = shown(terminal=True)
     assert output.count("train top-1") == 1
     row = next(line for line in output.splitlines() if "* best" in line)
@@ -87,7 +87,7 @@ def test_terminal_without_cursor_control_gets_plain_lines():
     assert screen.getvalue().startswith("step 20/100  epoch 1.00  loss 2.5000")
 
 
-def test_forced_colours_are_no_terminal(monkeypatch, capsys):
+def test_forced_colors_are_no_terminal(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with TrainingConsole(100, 0) as view:
         view.progress(20, 1.0, LINE)

@@ -26,11 +26,11 @@ def test_class_metrics_follow_their_definitions(drawn):
     predicted = probabilities.argmax(1)
     for label in range(7):
         hits = np.sum((predicted == label) & (found.label == label))
-        num_predicted, num_labelled = np.sum(predicted == label), np.sum(found.label == label)
-        total = num_predicted + num_labelled
-        assert classes.support[label] == num_labelled
+        num_predicted, num_labeled = np.sum(predicted == label), np.sum(found.label == label)
+        total = num_predicted + num_labeled
+        assert classes.support[label] == num_labeled
         np.testing.assert_allclose(classes.precision[label], hits / num_predicted if num_predicted else np.nan)
-        np.testing.assert_allclose(classes.recall[label], hits / num_labelled if num_labelled else np.nan)
+        np.testing.assert_allclose(classes.recall[label], hits / num_labeled if num_labeled else np.nan)
         np.testing.assert_allclose(classes.f1[label], 2 * hits / total if total else np.nan)
 
 

@@ -44,11 +44,11 @@ def page_of(run, **options):
 def insights_of(run):
     """Returns the findings on a run by code."""
     history, evaluations = read_history(run), predictions.evaluations(run)
-    analysed = None
+    analyzed = None
     if evaluations:
         found = predictions.load(run, evaluations[0], history.class_names)
-        analysed = Evaluated.of(evaluations[0], found, len(history.class_names))
-    insights = derive_insights(history, analysed)
+        analyzed = Evaluated.of(evaluations[0], found, len(history.class_names))
+    insights = derive_insights(history, analyzed)
     by_code = {finding.code: finding for finding in insights}
     assert len(by_code) == len(insights)
     return by_code

@@ -214,9 +214,9 @@ def risk_coverage(predictions: Predictions) -> RiskCoverage:
 def interval(hits: int, images: int) -> tuple[float, float]:
     """Returns the 95 % confidence interval of a share (Wilson 1927)."""
     z, share = 1.96, hits / images
-    centre = share + z**2 / (2 * images)
+    center = share + z**2 / (2 * images)
     half = z * np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return float((centre - half) / (1 + z**2 / images)), float((centre + half) / (1 + z**2 / images))
+    return float((center - half) / (1 + z**2 / images)), float((center + half) / (1 + z**2 / images))
 
 
 def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> tuple[float, float]:

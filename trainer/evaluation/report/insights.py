@@ -26,7 +26,7 @@ _MISCALIBRATED = 0.05  # expected calibration error
 _WIDE_INTERVAL = 0.1
 _GOOD = 0.9  # top-1
 _MANY_IMAGES = 10
-_MOST_LABEL_ERRORS = 0.1  # of a split's images; data sets in use have fewer
+_MOST_LABEL_ERRORS = 0.1  # of a split's images; datasets in use have fewer
 _UNDERFITTED = 0.6  # training top-1
 _NAME_LENGTH = 40
 
@@ -183,7 +183,7 @@ def _predictions(history: History, evaluated: Evaluated) -> Iterator[Finding]:
             f"“{names[label]}” is predicted for {counted(int(classes.predicted[label]), 'image')}, and "
             f"{classes.support[label]} have that label."
         )
-        fix = "Check what these images have in common: background, colours, shape."
+        fix = "Check what these images have in common: background, colors, shape."
         yield Finding(Severity.WARNING, "overpredicted-class", text, fix, "confusion")
     if evaluated.pairs and evaluated.pairs[0].images > 2:
         pair = evaluated.pairs[0]

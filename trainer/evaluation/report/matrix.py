@@ -38,8 +38,8 @@ class Matrix:
       cell: side of a cell.
       left: x of the first column.
       top: y of the first row.
-      rows: short name, full name and centre of each row.
-      columns: short name, full name and centre of each column.
+      rows: short name, full name and center of each row.
+      columns: short name, full name and center of each column.
       cells: those with images.
     """
 
@@ -54,7 +54,7 @@ class Matrix:
 
 
 def matrix_plot(counts: np.ndarray, names: Sequence[str], *, complete: bool) -> Matrix:
-    """Returns a confusion matrix whose cells are coloured by their share of the row.
+    """Returns a confusion matrix whose cells are colored by their share of the row.
 
     Args:
       counts: [n, n + 1] int64, from `analysis.confusion_matrix`.

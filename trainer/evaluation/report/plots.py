@@ -149,7 +149,7 @@ def _path(x_axis: _Axis, y_axis: _Axis, x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns means over neighbouring points; the last point is kept."""
+    """Returns means over neighboring points; the last point is kept."""
     if len(x) <= _POINTS:
         return x, y
     starts = np.linspace(0, len(x) - 1, _POINTS).astype(int)

@@ -52,7 +52,7 @@ def muon(
 def _orthogonal(matrix: tf.Tensor) -> tf.Tensor:
     """Returns about the closest matrix with orthogonal rows or columns, through the Newton-Schulz iteration.
 
-    Singular values end between 0.7 and 1.2: the coefficients favour speed over convergence to 1.
+    Singular values end between 0.7 and 1.2: the coefficients favor speed over convergence to 1.
     """
     a, b, c = _COEFFICIENTS
     rows, columns = matrix.shape
