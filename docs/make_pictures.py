@@ -56,7 +56,7 @@ def console(workdir: Path, shot: Path) -> None:
         terminal.print(line, soft_wrap=True)
     # Without fonts from other servers.
     template = re.sub(r"@font-face {{.*?}}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    svg = terminal.export_svg(title=shlex.join(("convoy", *_TRAIN)), code_format=template)
+    svg = terminal.export_svg(title=shlex.join(("convoy", *_TRAIN[:5])) + " ...", code_format=template)
     page = workdir / "console.html"
     page.write_text(f"<body style='margin: 0'>{svg.replace('<svg ', '<svg style=width:1280px;display:block ', 1)}")
     with Browser(workdir / "browser") as browser:
@@ -76,7 +76,9 @@ def report(workdir: Path, shot: Path) -> None:
         browser.screenshot(shot)
         browser.emulate(320, 1100, dark=True)
         browser.open(f"{(workdir / 'run' / 'report.html').as_uri()}#confusion")
-        browser.wait_until("document.readyState == 'complete' && scrollY > 0")
+        browser.wait_until("document.readyState == 'complete'")
+        # Scrolls at once: the page itself does so smoothly.
+        browser.value("document.querySelector('#confusion').scrollIntoView({behavior: 'instant'})")
         browser.screenshot(phone)
     left, right = Image.open(shot), Image.open(phone)
     both = Image.new("RGB", (left.width + 20 + right.width, left.height), "white")
@@ -97,12 +99,13 @@ def augment(workdir: Path, shot: Path) -> None:
 
 def custom_scalars(workdir: Path, shot: Path) -> None:
     """TensorBoard's curves of training and validation in the same charts."""
-    _tensorboard(workdir, "custom_scalars", "Generalization", shot)
+    matches = "texts.filter((text) => /Matches .[1-9]/.test(text.data))"
+    _tensorboard(workdir, "custom_scalars", f"{matches}.length >= 4", shot)
 
 
 def images(workdir: Path, shot: Path) -> None:
     """TensorBoard's confusion matrix, first batch and most confident errors."""
-    _tensorboard(workdir, "images", "media/confusion_matrix", shot)
+    _tensorboard(workdir, "images", "images.length >= 3", shot)
 
 
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
@@ -123,6 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workdir = arguments.workdir.resolve()
     workdir.mkdir(parents=True, exist_ok=True)
+    os.chdir(workdir)
     _run_all(workdir)
     for name in arguments.pictures or PICTURES:
         shot = workdir / name
@@ -234,23 +238,21 @@ def _page(workdir: Path, page: Path, shot: Path) -> None:
         browser.screenshot(shot)
 
 
-def _tensorboard(workdir: Path, page: str, expected: str, shot: Path) -> None:
+def _tensorboard(workdir: Path, page: str, is_drawn: str, shot: Path) -> None:
     (workdir / "browser").mkdir()
     log = workdir / "browser" / "tensorboard.log"
     with (
-        tensorboard(workdir / "run" / "tensorboard", log, fast=True) as server,
+        tensorboard(Path("run/tensorboard"), log, fast=True) as server,  # the page shows this path
         Browser(workdir / "browser" / "window") as browser,
     ):
         browser.emulate(1280, 800)
         # Otherwise its charts are drawn with WebGL.
         browser.open(f"{server.url}?forceSVG=true#{page}")
-        browser.wait_for(expected)
-        browser.wait_until(_IS_DRAWN)
+        browser.wait_until(_IN_PAGE % f"return {is_drawn}")
         browser.screenshot(shot)
 
 
-# All images have loaded, and curves are drawn in the visible charts.
-_IS_DRAWN = """
+_IN_PAGE = """
 (() => {
   const found = [];
   const walk = (node) => {
@@ -259,9 +261,9 @@ _IS_DRAWN = """
     node.childNodes.forEach(walk);
   };
   walk(document.body);
-  const images = found.filter((node) => node.nodeName == 'IMG' && node.src);
-  const curves = found.filter((node) => node.nodeName == 'path' && node.getAttribute('d')?.length > 100);
-  return images.every((image) => image.complete) && images.length + curves.length >= 3;
+  const texts = found.filter((node) => node.nodeName == '#text');
+  const images = found.filter((node) => node.nodeName == 'IMG' && node.complete && node.naturalWidth > 100);
+  %s;
 })()
 """
 
