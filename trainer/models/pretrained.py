@@ -116,8 +116,10 @@ def _from_checkpoint(model: keras.Model, path: str) -> list[np.ndarray | None]:
 def _from_export(model: keras.Model, path: str) -> list[np.ndarray | None]:
     """Returns the values of the model inside a classifier of `convoy export`, for the weights of a model."""
     exported = keras.models.load_model(path, compile=False).get_weights()
-    shapes = [tuple(weight.shape) for weight in model.weights]
-    return [*exported] if [value.shape for value in exported] == shapes else [None] * len(shapes)
+    if len(exported) != len(model.weights):
+        return [None] * len(model.weights)
+    pairs = zip(exported, model.weights, strict=True)  # the head has other shapes if the classes differ
+    return [value if value.shape == tuple(weight.shape) else None for value, weight in pairs]
 
 
 def _from_saved_model(model: keras.Model, path: str) -> list[np.ndarray | None]:

@@ -114,15 +114,17 @@ def results(exported, finished_run, photos, dataset, convoy, tmp_path_factory):
 
 
 class TestExport:
+    @pytest.mark.parametrize("num_classes", [7, 5])
     @pytest.mark.parametrize("file_format", ["keras", "saved_model"])
-    def test_file_is_a_start_for_the_next_training(self, exported, finished_run, file_format):
+    def test_file_is_a_start_for_the_next_training(self, exported, finished_run, file_format, num_classes):
         folder, _ = exported
         name = f"{user_models.__file__}:normalized"
-        built = build_model(name, num_classes=7, image_size=32, weights=str(folder / FILES[file_format]))
+        built = build_model(name, num_classes=num_classes, image_size=32, weights=str(folder / FILES[file_format]))
         values, _ = CheckpointStore(finished_run.workdir / "checkpoints").load(40)
         for variable in built.model.weights:
             expected = values.get(f"average/{variable.path}", values[f"model/{variable.path}"])
-            assert np.array_equal(variable, expected), variable.path
+            if num_classes == 7 or expected.shape[-1:] != (7,):  # all but the head
+                assert np.array_equal(variable, expected), variable.path
 
     def test_folder_stands_for_a_file_that_has_weights(self, exported):
         folder, _ = exported
