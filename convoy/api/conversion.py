@@ -197,12 +197,11 @@ def convert(
     """
     from convoy.input_pipeline.convert.convert import convert as convert_images
     from convoy.input_pipeline.convert.options import parse_splits
-    from convoy.input_pipeline.convert.request import Request, options_of
+    from convoy.input_pipeline.convert.request import Request
+    from convoy.input_pipeline.convert.source_kinds import options_of
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.stream import folder_or_stream
     from convoy.input_pipeline.images.pixels import Limits
 
-    folder, stream = folder_or_stream(images)
     if missing not in ("error", "skip"):
         raise UsageError(f"missing={missing!r}: must be error or skip.")
     if group_column and not manifest:
@@ -222,11 +221,7 @@ def convert(
         splits = ",".join(f"{part}:{share}" for part, share in splits.items())
     request = Request(
         output=os.fspath(output),
-        images=folder,
-        stream=stream,
-        tfrecords=os.fspath(tfrecords or ""),
-        tfds=tfds or "",
-        tfds_dir=os.fspath(tfds_dir or ""),
+        origin={"images": images, "tfrecords": tfrecords, "tfds": tfds, "tfds_dir": tfds_dir},
         table=table,
         split=split or "",
         splits=parse_splits(str(splits)) if splits else None,
@@ -250,7 +245,7 @@ def convert(
         },
     )
     with options_of(request, _logger.info) as options:
-        summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info, stream=stream)
+        summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info)
     return Conversion(Path(output), **vars(summary))
 
 

@@ -131,19 +131,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
     from convoy.input_pipeline.convert.convert import convert
     from convoy.input_pipeline.convert.options import parse_splits
-    from convoy.input_pipeline.convert.request import Request, options_of
-    from convoy.input_pipeline.convert.stream import folder_or_stream
+    from convoy.input_pipeline.convert.request import Request
+    from convoy.input_pipeline.convert.source_kinds import ORIGIN_FLAGS, options_of
 
     if flags.group_column and not flags.manifest:
         raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
-    folder, stream = folder_or_stream(flags.images)
     request = Request(
         output=flags.output,
-        images=folder,
-        stream=stream,
-        tfrecords=flags.tfrecords or "",
-        tfds=flags.tfds or "",
-        tfds_dir=flags.tfds_dir or "",
+        origin={name: flags[name].value for name in ORIGIN_FLAGS if name in flags},
         table=_table(flags),
         split=flags.split if flags["split"].present else "",
         splits=parse_splits(flags.splits) if flags.splits else None,
@@ -154,7 +149,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     started = time.monotonic()
     with terminable(), options_of(request, _log) as options:
         with _report_kept_shards(options), progress_display("converting", "images") as progress:
-            summary = convert(options, progress, log=_log, stream=stream)
+            summary = convert(options, progress, log=_log)
         _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
 
 

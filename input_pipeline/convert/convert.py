@@ -8,6 +8,7 @@ renamed into place, the manifest last. An interrupted conversion leaves the data
 its finished shards (`marks`).
 """
 
+import contextlib
 import copy
 import functools
 from collections import Counter
@@ -25,7 +26,6 @@ from convoy.input_pipeline.convert.options import Options, check, with_split_fol
 from convoy.input_pipeline.convert.publish import WorkingDirectory
 from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
-from convoy.input_pipeline.convert.stream import Images, spooled
 from convoy.input_pipeline.convert.summary import (
     GroupSummary,
     Summary,
@@ -48,7 +48,6 @@ def convert(
     options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda line: None,
-    stream: Images | None = None,
 ) -> Summary:
     """Converts images to a new dataset directory, or to further splits of one.
 
@@ -56,8 +55,6 @@ def convert(
       options: what to convert, and how.
       progress: called ten times per second with the number of images done and the total.
       log: called with one line for each note, such as on reused shards.
-      stream: (bytes, category) of each image, read once (`stream`), in place of those in `options.images`, which then
-        only names them in messages.
 
     Returns:
       Counts by split and class.
@@ -67,18 +64,20 @@ def convert(
       DataError: unusable images or manifest, too many bad images, a worker process that died, or a full disk. The
         dataset is unchanged after any exception, and finished shards are kept in the working folder.
     """
-    options = with_split_folders(options) if stream is None else options
+    options = with_split_folders(options)
     manifest = check(options)
-    if stream is not None:
-        log(f"{options.images}: copying the images to a temporary file next to {options.output}.")
-        with spooled(stream, name=str(options.images), output=options.output) as found:
-            return _convert(options, manifest, found, progress, log)
-    found = (
-        list_prepared(options.images, tuple(options.split_folders or options.shares), options.record_format)
-        if options.prepared
-        else list_sources(options.images, options.table, options.split_folders)
-    )
-    return _convert(options, manifest, found, progress, log)
+    with (options.listing or functools.partial(_listed, options))() as found:
+        return _convert(options, manifest, found, progress, log)
+
+
+@contextlib.contextmanager
+def _listed(options: Options) -> Iterator[Sources]:
+    """Yields the files or records in `options.images`."""
+    if options.prepared:
+        splits = tuple(options.split_folders or options.shares)
+        yield list_prepared(options.images, splits, options.record_format)
+    else:
+        yield list_sources(options.images, options.table, options.split_folders)
 
 
 def _convert(

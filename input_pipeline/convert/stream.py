@@ -10,12 +10,14 @@ worker processes can read them. An image is named after its position, and has th
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from convoy.core.errors import DataError, failure
 from convoy.core.registry import Registry, is_code
+from convoy.input_pipeline.convert.options import Options, with_split_folders
 from convoy.input_pipeline.convert.plan import content_hash
+from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources, check_class_names, one_spelling
 
 Images = Iterable[tuple[bytes, str]]
@@ -23,17 +25,23 @@ Images = Iterable[tuple[bytes, str]]
 _STREAMS: Registry[object] = Registry("iterable of images", field="--images")
 
 
-def folder_or_stream(images: str | os.PathLike[str] | Images | None) -> tuple[str, Images | None]:
-    """Returns the folder that is given, or the name for messages of an iterable of images, and the iterable.
-
-    Raises:
-      UsageError: as `find_images`.
-    """
+@contextmanager
+def opened_images(request: Request, log: Log) -> Iterator[Options]:
+    """Yields the options for a folder of images, or for an iterable, which is read when it is listed."""
+    images = request.origin["images"]
     if isinstance(images, str) and is_code(images) and not os.path.exists(images):
-        return images, find_images(images)
-    if images is None or isinstance(images, str | os.PathLike):
-        return os.fspath(images or ""), None
-    return type(images).__name__, images
+        images = find_images(images)
+    elif isinstance(images, str | os.PathLike):
+        yield with_split_folders(request.options(Path(images)))
+        return
+    name = request.text("images")
+    request.refuse("images", ("table",), "its own categories")
+
+    def listing() -> AbstractContextManager[Sources]:
+        log(f"{name}: copying the images to a temporary file next to {request.output}.")
+        return spooled(images, name=name, output=Path(request.output))
+
+    yield request.options(Path(name), listing=listing)
 
 
 def find_images(name: str) -> Images:
