@@ -15,6 +15,8 @@ from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import stated_format
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
     from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import SplitReport
@@ -115,9 +117,10 @@ class Conversion(Shown):
 
 @spelled_for_python()
 def convert(
-    images: _Path | Iterable[tuple[bytes, str]] | None = None,
+    images: "_Path | np.ndarray | Iterable[tuple[bytes | np.ndarray, str]] | None" = None,
     *,
     output: _Path,
+    labels: Iterable[int | str] | None = None,
     splits: Mapping[str, float] | str | None = None,
     split: str | None = None,
     validation_fraction: float | None = None,
@@ -131,6 +134,11 @@ def convert(
     folders: str = "auto",
     group_similar: bool = False,
     tfrecords: _Path | None = None,
+    parquet: _Path | None = None,
+    image_column: str = "",
+    label_column: str = "",
+    tar: _Path | None = None,
+    label_field: str = "",
     tfds: str | None = None,
     tfds_dir: _Path | None = None,
     image_key: str = "",
@@ -154,8 +162,10 @@ def convert(
 
     Args:
       images: folder of images: one subfolder per class, or one per split with class folders inside; or any iterable of
-        the bytes of an image file and its category, or the name of one, `FILE.py:NAME`.
+        (image, category), or the name of one, `FILE.py:NAME`; or, with `labels`, an array [n, height, width, 3] or
+        [n, height, width], or any iterable of images. An image is the bytes of a file, a uint8 array or a PIL image.
       output: dataset directory, new or existing.
+      labels: label of each image: a number, of `class_names` if they are given, or a name.
       splits: shares by split, with the sum 1: `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
       split: the only split to write; `train` by default, from which 10 % go to `validation`.
       validation_fraction: share of each class for the split `validation`, in [0, 1).
@@ -169,11 +179,16 @@ def convert(
       folders: what the folders in `images` are: `classes`, `splits` or `auto`.
       group_similar: keep images that look alike in one split.
       tfrecords: folder of TFRecords of other tools, instead of `images`.
+      parquet: parquet files, instead of `images`: `data/train-*.parquet`, or a folder of them.
+      image_column: their column of images; detected by default.
+      label_column: their column of labels; detected by default.
+      tar: WebDataset archives, instead of `images`: `shard-{000..099}.tar`, or a folder of them.
+      label_field: where the labels are in them: `cls`, `txt`, or `json:KEY`; detected by default.
       tfds: dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`.
       tfds_dir: TFDS' data_dir.
-      image_key: feature of the encoded image in such records.
+      image_key: feature of the encoded image in TFRecords.
       label_key: feature of the label in them.
-      class_names: class of each label in them.
+      class_names: class of each number, where labels are numbers.
       image_size: side in pixels of the square that images are resized to; 0 keeps their size.
       encoding: `keep`, `jpeg`, `png` or `raw`.
       workers: number of processes; 0 is one per core. The result does not depend on it.
@@ -221,7 +236,18 @@ def convert(
         splits = ",".join(f"{part}:{share}" for part, share in splits.items())
     request = Request(
         output=os.fspath(output),
-        origin={"images": images, "tfrecords": tfrecords, "tfds": tfds, "tfds_dir": tfds_dir},
+        origin={
+            "images": images,
+            "labels": labels,
+            "tfrecords": tfrecords,
+            "parquet": parquet,
+            "image_column": image_column,
+            "label_column": label_column,
+            "tar": tar,
+            "label_field": label_field,
+            "tfds": tfds,
+            "tfds_dir": tfds_dir,
+        },
         table=table,
         split=split or "",
         splits=parse_splits(str(splits)) if splits else None,

@@ -4,6 +4,8 @@ convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
 convoy convert --images=camera.py:photos --output=data
+convoy convert --parquet='train-*.parquet' --output=data
+convoy convert --tar='shard-{000..099}.tar' --output=data
 convoy convert --tfds=food101 --output=data
 convoy convert --tfrecords=records --output=data --image_key=image --label_key=class
 """
@@ -63,6 +65,24 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "auto",
         ("auto", "classes", "splits"),
         "what the folders in --images are; auto: splits if they are named like splits and have class folders inside",
+    )
+    define.string(
+        "parquet",
+        None,
+        "instead of --images: parquet files, as of Hugging Face: 'data/train-*.parquet', or a folder of them",
+    )
+    define.string("image_column", "", "column of the images in the parquet files; default: detected")
+    define.string("label_column", "", "column of the labels in the parquet files; default: detected")
+    define.string(
+        "tar",
+        None,
+        "instead of --images: WebDataset archives, such as 'shard-{000..099}.tar', 'shards/*.tar' or a folder of them; "
+        "also compressed ones",
+    )
+    define.string(
+        "label_field",
+        "",
+        "where the labels are in the archives: cls, txt or another suffix, or json:KEY; default: detected",
     )
     define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`")
     define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")

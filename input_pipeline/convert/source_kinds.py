@@ -5,14 +5,17 @@ with options_of(Request(output="data", origin={"images": "photos"}), log) as opt
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from convoy.core.errors import UsageError
 from convoy.core.text import joined
 from convoy.input_pipeline.convert.options import Options
+from convoy.input_pipeline.convert.parquet_sources import opened_parquet
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.stream import opened_images
+from convoy.input_pipeline.convert.tar_sources import opened_tars
 from convoy.input_pipeline.convert.tfds_sources import opened_records, opened_tfds
 from convoy.input_pipeline.dataset.storage import is_remote
 
@@ -35,8 +38,10 @@ class SourceKind(NamedTuple):
 
 
 SOURCE_KINDS = {
-    "images": SourceKind(opened_images, "FOLDER", table=True),
+    "images": SourceKind(opened_images, "FOLDER", ("labels",), table=True),
     "tfrecords": SourceKind(opened_records, "FOLDER"),
+    "parquet": SourceKind(opened_parquet, "'train-*.parquet'", ("image_column", "label_column")),
+    "tar": SourceKind(opened_tars, "'shard-{000..099}.tar'", ("label_field",)),
     "tfds": SourceKind(opened_tfds, "NAME", ("tfds_dir",)),
 }
 ORIGIN_FLAGS = (*SOURCE_KINDS, *sorted({flag for kind in SOURCE_KINDS.values() for flag in kind.settings}))
@@ -70,6 +75,8 @@ def options_of(request: Request, log: Log) -> Iterator[Options]:
     for flag in filter(request.has, sorted(set(request.origin) - {source, *kind.settings})):
         owners = joined([f"--{name}" for name, other in SOURCE_KINDS.items() if flag in other.settings], "and")
         raise UsageError(f"--{flag}={request.text(flag)} is for {owners}, not for --{source}. Omit it")
+    if source != "images" and not isinstance(request.origin[source], str | os.PathLike):
+        raise UsageError(f"--{source}={request.text(source)}: must be one path or name, as {kind.example}")
     if not kind.table:
         request.refuse(source, ("table",), "its own categories")
     with kind.opened(request, log) as options:

@@ -1,11 +1,15 @@
 """Helpers of the tests of `convoy convert`."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 from convoy import cli
+from convoy.input_pipeline.convert.request import Request
+from convoy.input_pipeline.convert.source_kinds import options_of
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.datasets import read_payloads
 
@@ -47,3 +51,17 @@ def assert_rejected(capsys, named, *flags, code):
     error = capsys.readouterr().err.strip()
     assert named in error
     assert len(error.splitlines()) <= 2
+
+
+@contextlib.contextmanager
+def listed(output, logged=None, class_names=(), **origin):
+    """Yields what a conversion from the given source would convert: its options and its images, which can be read."""
+    request = Request(output=str(output), origin=origin, record_format=RecordFormat(class_names=class_names))
+    log = (logged if logged is not None else []).append
+    with options_of(request, log) as options, options.listing() as found:
+        yield options, found
+
+
+def reasons(found):
+    """Returns why images of a listing cannot be used, by name."""
+    return {image.name: reason for image, reason in found.bad}
