@@ -98,13 +98,18 @@ def test_labels_outside_the_names_and_nulls_are_listed(tmp_path):
 
 
 def test_few_rows_are_in_memory_at_a_time(tmp_path):
-    """Of one row group: 64 MB of images, which would be in memory twice."""
-    images = [bytes([i]) * 2**20 for i in range(64)]
-    path = write(tmp_path / "a.parquet", images, list(range(64)), row_group_size=64, compression="none")
-    before = pa.default_memory_pool().max_memory()
-    with listed(tmp_path / "data", parquet=path) as (_, found):
-        assert [image.read()[:1] for image in found.images] == [image[:1] for image in images]
-    assert pa.default_memory_pool().max_memory() - before < 2**26
+    """Of one row group with 32 MiB of images, in pages of 1 MiB."""
+    images = [bytes([i]) * 2**17 for i in range(256)]
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 8}
+    path = write(tmp_path / "a.parquet", images, list(range(256)), **options)
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with listed(tmp_path / "data", parquet=path) as (_, found):
+            assert [image.read()[0] for image in found.images] == list(range(256))
+    finally:
+        pa.set_memory_pool(before)
+    assert 2**20 < pool.max_memory() < 3 * 2**23
 
 
 @pytest.mark.parametrize(
