@@ -4,7 +4,7 @@ file_of(np.zeros([48, 64, 3], np.uint8))      # b"P6 64 48 255 ...": a PPM file,
 list(labels_of(np.array([[1], [0]])))         # [1, 0]
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,20 @@ def labels_of(labels: Iterable[object]) -> Iterable[object]:
       UsageError: an array has another shape.
     """
     if not is_array(labels):
-        return labels
+        plain = map(_plain, labels)
+        return list(plain) if isinstance(labels, Sized) else plain
     array = np.asarray(labels)
     if array.ndim == 2 and array.shape[1] > 1:
         raise UsageError(f"--labels: {_described(array)} is more than a label per image. Pass labels.argmax(axis=1)")
     return array.reshape(-1).tolist()
+
+
+def _plain(label: object) -> object:
+    """Returns a label without NumPy's types."""
+    if not is_array(label):
+        return label
+    array = np.asarray(label)
+    return array.reshape(-1).tolist()[0] if array.size == 1 else array.tolist()
 
 
 def _described(array: np.ndarray) -> str:

@@ -6,7 +6,6 @@ labels.category(1)     # "jar"
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from convoy.core.errors import DataError
@@ -15,10 +14,7 @@ from convoy.input_pipeline.convert.sources import Source, Sources, check_class_n
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 _SHOWN = 40  # characters of a label
-
-
-class NoLabelError(ValueError):
-    """An image has no label."""
+NO_LABEL = "no label"  # how the reason begins if an image has none
 
 
 class Labels:
@@ -38,8 +34,7 @@ class Labels:
         """Returns the category of a label.
 
         Raises:
-          NoLabelError: it is missing: null, empty, not a number, or the -1 that stands for it where classes have names.
-          ValueError: it is not a label of one class; the message says why.
+          ValueError: there is none (null, empty, NaN, or -1 where classes have names), or it is not that of one class.
         """
         if isinstance(value, float) and value.is_integer():  # a column of integers with nulls, as pandas writes it
             value = int(value)
@@ -48,7 +43,7 @@ class Labels:
             if self.names and value not in self._known and _NUMBER.fullmatch(value):
                 value = int(value)
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-            raise NoLabelError("no label")
+            raise ValueError(NO_LABEL)
         if isinstance(value, bool):
             value = str(value).lower()
         if isinstance(value, int):
@@ -64,7 +59,7 @@ class Labels:
         if not self.names:
             return str(value)
         if value == -1:
-            raise NoLabelError("no label (-1)")
+            raise ValueError(f"{NO_LABEL} (-1)")
         if not 0 <= value < len(self.names):
             raise ValueError(f"label {value} is not one of the {_classes(self.names)}, 0 to {len(self.names) - 1}")
         return self.names[value]
@@ -87,7 +82,7 @@ def labelled(
     log: Callable[[str], None] = lambda line: None,
     ignored: int = 0,
 ) -> Sources:
-    """Returns images as sources, with the classes of `labels`. Logs the splits of which none can be used.
+    """Returns images as sources, with the classes of `labels`. Leaves splits out that have no labels, and logs that.
 
     Args:
       images: images whose categories are from `labels`.
@@ -98,18 +93,21 @@ def labelled(
       ignored: as in `Sources`.
 
     Raises:
-      DataError: no image can be used, or a class name is not one.
+      DataError: no image of a split can be used, or a class name is not one.
     """
-    if not images:
-        if not bad:
-            raise DataError(f"{where} has no images")
-        first, reason = bad[0]
-        raise DataError(f"{where}: none of {counted(len(bad), 'image')} can be used ({first.name}: {reason})")
+    if not images and not bad:
+        raise DataError(f"{where} has no images")
     usable = {image.split for image in images}
-    for split, number in Counter(image.split for image, _ in bad if image.split not in usable).items():
-        first, reason = next((image, reason) for image, reason in bad if image.split == split)
-        unusable = f"none of its {counted(number, 'image')} can be used ({first.name}: {reason})"
-        log(f"Split {split!r}: left out, because {unusable}.")
+    unusable: dict[str, list[tuple[Source, str]]] = {}
+    for image, reason in bad:
+        if image.split not in usable:
+            unusable.setdefault(image.split, []).append((image, reason))
+    for split, of_split in unusable.items():
+        image, reason = of_split[0]
+        what = f"none of {counted(len(of_split), 'image')} can be used ({image.name}: {reason})"
+        if not images or not all(why.startswith(NO_LABEL) for _, why in of_split):
+            raise DataError(f"{where}: {what}")
+        log(f"Split {split!r}: left out, {what}.")
     class_names = labels.class_names(image.category for image in images)
     check_class_names(class_names, where)
     kept = tuple((image, reason) for image, reason in bad if image.split in usable)

@@ -201,45 +201,50 @@ def _images_of(file: NamedFile, columns: Columns, labels: Labels, copies: Spool)
     """Yields the images of a file after copying them, each with why it cannot be used, or ""."""
     modified = file.path.stat().st_mtime_ns
     row = 0
-    with _opened(file.path) as parquet:
-        inside = f"{columns.image}.{columns.inside}" if columns.inside else columns.image
-        batches = parquet.iter_batches(_ROWS, columns=[inside, columns.label], use_threads=False)
-        while (batch := _next(batches, file.path, row)) is not None:
-            offsets, sizes, missing = _copied(batch.column(columns.image), bool(columns.inside), copies)
-            values = batch.column(columns.label).to_pylist()
-            for offset, size, without, value in zip(offsets, sizes, missing, values, strict=True):
-                category, problem = "", "no image (null)" if without else ""
-                if not problem:
-                    try:
-                        category = labels.category(value)
-                    except ValueError as error:
-                        problem = str(error)
-                name = f"{file.name}/{row:07d}"
-                yield Source(copies.path, name, category, size, modified, offset, file.split), problem
-                row += 1
+    for images, values in _batches(file.path, columns):
+        offsets, sizes = _copied(images, copies)
+        for offset, size, is_null, value in zip(offsets, sizes, images.is_null().to_pylist(), values, strict=True):
+            category, problem = "", "no image (null)" if is_null else ""
+            if not problem:
+                try:
+                    category = labels.category(value)
+                except ValueError as error:
+                    problem = str(error)
+            name = f"{file.name}/{row:07d}"
+            yield Source(copies.path, name, category, size, modified, offset, file.split), problem
+            row += 1
 
 
-def _next(batches: "Iterator[pa.RecordBatch]", path: Path, row: int) -> "pa.RecordBatch | None":
+def _batches(path: Path, columns: Columns) -> Iterator[tuple["pa.Array", list[object]]]:
+    """Yields images, as large_binary, and labels of some rows at a time.
+
+    Raises:
+      DataError: the file is damaged.
+    """
     import pyarrow
 
-    try:
-        return next(batches, None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged after row {row} ({_first_line(error)}). {_COPY}") from None
+    row = 0
+    with _opened(path) as parquet:
+        names = [f"{columns.image}.{columns.inside}" if columns.inside else columns.image, columns.label]
+        try:
+            for batch in parquet.iter_batches(_ROWS, columns=names, use_threads=False):
+                images = batch.column(columns.image)
+                images = images.flatten()[0] if columns.inside else images
+                yield images.cast(pyarrow.large_binary()), batch.column(columns.label).to_pylist()
+                row += len(batch)
+        except Exception as error:  # damage makes pyarrow raise anything
+            raise DataError(f"{path} is damaged after row {row} ({_first_line(error)}). {_COPY}") from None
 
 
-def _copied(column: "pa.Array", is_struct: bool, copies: Spool) -> tuple[list[int], list[int], list[bool]]:
-    """Appends the images of a column to a file; returns their offsets in it, their sizes, and which are null."""
-    import pyarrow
-
-    values = (column.flatten()[0] if is_struct else column).cast(pyarrow.large_binary())
-    _, bounds, data = values.buffers()
-    if not len(values):
-        return [], [], []
-    ends = np.frombuffer(bounds, np.int64)[values.offset : values.offset + len(values) + 1]
-    first, last = int(ends[0]), int(ends[-1])
-    start = copies.add(memoryview(data)[first:last]) if last > first else copies.add()
-    return (start + ends[:-1] - first).tolist(), np.diff(ends).tolist(), values.is_null().to_pylist()
+def _copied(images: "pa.Array", copies: Spool) -> tuple[list[int], list[int]]:
+    """Appends images to a file, in one piece; returns their offsets in it, and their sizes."""
+    if not len(images):
+        return [], []
+    _, bounds, data = images.buffers()
+    ends = np.frombuffer(bounds, np.int64)[images.offset : images.offset + len(images) + 1]
+    first, last = ends[[0, -1]].tolist()
+    start = copies.add(memoryview(data)[first:last]) if last > first else 0
+    return (ends[:-1] + (start - first)).tolist(), np.diff(ends).tolist()
 
 
 @contextlib.contextmanager
@@ -249,12 +254,12 @@ def _opened(path: Path) -> "Iterator[ParquetFile]":
     Raises:
       DataError: it is not one, is damaged, or cannot be read.
     """
-    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
-    except (pyarrow.ArrowException, OSError) as error:
+        file.schema_arrow  # noqa: B018
+    except Exception as error:  # damage makes pyarrow raise anything
         raise DataError(f"{path} cannot be read as parquet ({_first_line(error)}). {_COPY}") from None
     with file:
         yield file

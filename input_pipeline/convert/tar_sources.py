@@ -24,7 +24,7 @@ from convoy.core.reading import parsed_json
 from convoy.core.text import joined
 from convoy.input_pipeline.convert.file_patterns import NamedFile, find_files
 from convoy.input_pipeline.convert.folders import first, is_hidden, is_image_name
-from convoy.input_pipeline.convert.labels import Labels, labelled, number_or_text
+from convoy.input_pipeline.convert.labels import NO_LABEL, Labels, labelled, number_or_text
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.scratch import Spool, scratch_folder
@@ -157,6 +157,7 @@ class _Found:
 
     def add(self, archive: BinaryIO, path: Path, file: NamedFile, modified: int) -> None:
         """Adds the images of an archive, which is open from `path`: a copy if `file` is compressed."""
+        copy = str(path)
         for sample in self._samples(archive):
             if self.field is None:
                 self.field = _field_in(archive, sample, self._candidates)
@@ -171,7 +172,7 @@ class _Found:
                     except ValueError as error:
                         problem = str(error)
                 name = f"{file.name}/{image.name}"
-                source = Source(str(path), name, category, image.size, modified, image.offset, file.split)
+                source = Source(copy, name, category, image.size, modified, image.offset, file.split)
                 if problem:
                     self.bad.append((source, problem))
                 else:
@@ -231,7 +232,7 @@ def _pairs(sample: Mapping[str, Member], suffix: str) -> list[tuple[Member, Memb
     if not own:
         what = f".{suffix}{did_you_mean(suffix, sample)}" if suffix else ".cls, .txt or .json"
         shared = f"{len(images)} images with one .{suffix}: {first(images)}"
-        problem = shared if suffix in sample else f"no {what} has its name"
+        problem = shared if suffix in sample else f"{NO_LABEL}: no {what} has its name"
         return [(sample[name], sample[name], problem) for name in images]
     found = []
     number_of = Counter(labels.values()) if len(own) > 1 else {}

@@ -53,6 +53,8 @@ def test_pixels_are_those_of_the_array(tmp_path, images, expected):
         (NUMBERS, (), ("2", "10")),
         (np.array(NUMBERS, np.uint8), (), ("2", "10")),
         (np.array(NUMBERS)[:, None], (), ("2", "10")),
+        (list(np.array(NUMBERS)), (), ("2", "10")),
+        ((Tensor(number) for number in NUMBERS), (), ("2", "10")),
         (["jar", "cup"] * 3, (), ("cup", "jar")),
         (np.array(["jar", "cup"] * 3), (), ("cup", "jar")),
         ([1, 0] * 3, ("cup", "bowl", "jar"), ("cup", "bowl", "jar")),

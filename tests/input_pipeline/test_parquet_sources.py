@@ -191,9 +191,9 @@ def test_files_are_converted_as_folders_are(tmp_path, capsys):
     (kept,) = examples(tmp_path / "data", "test").values()
     assert (kept["image/encoded"], kept["image/class/label"]) == (png(40), 2)
     name = "test-00000-of-00001.parquet"
-    assert quarantined(tmp_path / "data") == {
+    assert {(name, reason.partition(" (")[0]) for name, reason in quarantined(tmp_path / "data")} == {
         (f"{name}/0000000", "same bytes as train-00000-of-00001.parquet/0000000"),
-        (f"{name}/0000001", "not an image (JPEG, PNG, GIF, ...)"),
+        (f"{name}/0000001", "not an image"),
         (f"{name}/0000002", "label 9 is not one of the 3 classes, 0 to 2"),
     }
     assert "--image_column=image" in capsys.readouterr().err
