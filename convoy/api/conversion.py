@@ -193,7 +193,7 @@ def convert(
       encoding: `keep`, `jpeg`, `png` or `raw`.
       workers: number of processes; 0 is one per core. The result does not depend on it.
       seed: seed of the splits and of the order within the shards.
-      max_bad_fraction: largest tolerated share of images that cannot be decoded.
+      max_bad_fraction: largest tolerated share of images that cannot be used.
       name: name of the dataset in file names.
       shards: shards per split; 0 chooses.
       max_megapixels: largest image, width x height in millions; 89.5 by default.

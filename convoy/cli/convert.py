@@ -58,7 +58,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "images",
         None,
         "folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
-        "unless --manifest is given; or FILE.py:NAME, a function that yields (bytes, category) of each image",
+        "unless --manifest is given; or FILE.py:NAME, a function that yields (image, category): bytes or a uint8 array",
     )
     define.enum(
         "folders",
@@ -140,7 +140,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     define.integer("workers", 0, "number of processes; 0: one per core; the result does not depend on it")
     define.integer("seed", 0, "seed of the splits and of the order within the shards")
-    define.float("max_bad_fraction", 0.01, "largest tolerated share of images that cannot be decoded and are left out")
+    define.float("max_bad_fraction", 0.01, "largest tolerated share of images that cannot be used and are left out")
     define_limit_flags(define)
     define.string("name", None, "name of the dataset in file names; default: name of the output folder")
     define.integer("shards", 0, "shards per split; 0: one per 128 MiB, and at least 8 if there are enough images")

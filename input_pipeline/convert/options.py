@@ -49,7 +49,7 @@ class Options:
       encoding: one of `ENCODINGS`. None is the setting of the dataset, or "keep".
       workers: number of processes; 0 is one per core. The result does not depend on it.
       seed: seed of the splits and of the order within the shards.
-      max_bad_fraction: share of undecodable images that is tolerated, in [0, 1]; of each split if `prepared`.
+      max_bad_fraction: share of unusable images that is tolerated, in [0, 1]; of each split if `prepared`.
       name: name of the dataset in file names; None is that of the dataset, or of the output folder.
       shards: number of shards per split; 0 chooses.
       limits: limits of the image files; files beyond them are left out.
