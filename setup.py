@@ -60,7 +60,7 @@ setup(
         "tensorflow>=2.20,<2.22",
         "keras==3.15.*",
         "tensorflow-datasets>=4.9.9",
-        "pyarrow>=14",  # parquet files; tensorflow-datasets brings it in any case
+        "pyarrow>=18",  # parquet files; tensorflow-datasets brings it in any case
         "tensorboard>=2.20",
         "numpy>=2.0",  # bitwise_count: how many bits of two perceptual hashes differ
         "absl-py>=2.1",

@@ -73,7 +73,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
             content = _header_content(descriptor, data, size, end)
             offset += _padded(size)
             if kind == b"x":
-                pax |= _pax_fields(content, data)
+                pax = _pax_fields(content, data)
             elif kind == b"L":
                 long_name = _text(content)
             continue

@@ -9,7 +9,7 @@ import pytest
 from convoy import cli
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import open_dataset
-from tests.input_pipeline.conversions import assert_rejected, examples, listed, quarantined, reasons
+from tests.input_pipeline.conversions import assert_rejected, examples, listed, outcomes_of_damage, quarantined, reasons
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
 
@@ -95,6 +95,12 @@ def test_labels_outside_the_names_and_nulls_are_listed(tmp_path):
             "a.parquet/0000003": "no label (-1)",
             "a.parquet/0000004": "no image (null)",
         }
+
+
+def test_damage_of_any_kind_is_an_error_or_leaves_the_rest(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(i) for i in range(3)], [0, 1, 2], KINDS)
+    outcomes = outcomes_of_damage(path, tmp_path / "data", 60, parquet=path)
+    assert min(outcomes["listed"], outcomes["error"]) > 5, outcomes
 
 
 def test_few_rows_are_in_memory_at_a_time(tmp_path):

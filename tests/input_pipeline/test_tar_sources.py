@@ -9,10 +9,10 @@ import pytest
 from convoy import cli
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import open_dataset
-from tests.input_pipeline.conversions import assert_rejected, examples, listed, quarantined, reasons
+from tests.input_pipeline.conversions import assert_rejected, examples, listed, outcomes_of_damage, quarantined, reasons
 from tests.input_pipeline.datasets import encode
 from tests.input_pipeline.images import pixels
-from tests.input_pipeline.test_tar_members import write
+from tests.input_pipeline.test_tar_members import FORMATS, write
 
 KINDS = ("cup", "fork", "jar")
 
@@ -164,6 +164,14 @@ def test_names_of_members_lead_nowhere(tmp_path):
         ]
         assert [image.read() for image in found.images] == [png(i) for i in (0, 1, 2, 3, 4, 6)]
         assert not found.bad and found.ignored == 2
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damage_of_any_kind_is_an_error_or_leaves_the_rest(tmp_path, kind):
+    members = {"a.png": png(0), "a.cls": b"1", f"{'n' * 90}/b.png": png(1), f"{'n' * 90}/b.json": b'{"label": 1}'}
+    path = write(tmp_path / "a.tar", members, FORMATS[kind])
+    outcomes = outcomes_of_damage(path, tmp_path / "data", 200, tar=path)
+    assert min(outcomes["listed"], outcomes["error"]) > 20, outcomes
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
