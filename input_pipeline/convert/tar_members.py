@@ -9,13 +9,14 @@ without an error at the zeros between two joined archives, and where an archive 
 """
 
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
-_CHECKSUM = slice(148, 156)
+_HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s")  # name, size, checksum, kind, magic, prefix of the name
 _MOST_HEADER_BYTES = 2**20  # of a long name, or of pax fields
 _FILE = b"0\0" + b"7"
 _KINDS = {
@@ -64,9 +65,10 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
             continue
         if len(header) < _BLOCK:
             raise TarError(f"is cut off in the header at byte {offset}")
-        _check(header, offset)
+        name, size_field, checksum, kind, magic, prefix = _HEADER.unpack_from(header)
+        _check(header, checksum, offset)
         ended = False
-        kind, size = header[156:157], _number(header[124:136], offset)
+        size = _number(size_field, offset)
         data = offset + _BLOCK
         offset = data
         if kind in b"xgLK":
@@ -78,7 +80,9 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
                 long_name = _text(content)
             continue
         what = "" if kind in _FILE else _KINDS.get(kind, f"of type {kind!r}")
-        name = long_name or _name(header)
+        name = long_name or _text(name)
+        if magic == b"ustar\0" and prefix[0] and not long_name:
+            name = f"{_text(prefix)}/{name}"
         if kind == b"S":
             offset = data = _after_sparse_headers(descriptor, header, data)
         if pax:
@@ -95,9 +99,8 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         raise TarError("is empty" if not end else "is cut off: the zeros at its end are missing")
 
 
-def _check(header: bytes, offset: int) -> None:
-    """Raises a TarError unless the checksum of a header is the sum of its bytes, with blanks in its place."""
-    field = header[_CHECKSUM]
+def _check(header: bytes, field: bytes, offset: int) -> None:
+    """Raises a TarError unless `field` of a header has the sum of the bytes, with blanks in place of itself."""
     try:
         total = int(field.rstrip(b"\0 "), 8) + sum(field) - len(field) * ord(" ")
     except ValueError:
@@ -129,11 +132,6 @@ def _decimal(text: str, offset: int) -> int:
 
 def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
-
-
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    return f"{_text(header[345:500])}/{name}" if header[345] and header[257:263] == b"ustar\0" else name
 
 
 def _text(name: bytes) -> str:

@@ -12,7 +12,6 @@ import gzip
 import lzma
 import os
 import posixpath
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +34,6 @@ _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_SUFFIXES = ("cls", "txt", "json")  # in the order in which they are looked for
 _JSON_KEYS = ("label", "class", "cls", "category", "class_name", "label_name")
 _MOST_LABEL_BYTES = 2**20
-_META = re.compile(r"__.*__")  # folders and files of WebDataset's own
 _BLOCK_BYTES = 2**20
 _REMEMBERED = 4096  # labels, folders and suffixes
 _LISTED = 8  # keys that an error lists
@@ -182,9 +180,12 @@ class _Found:
         """Returns the samples of an archive: members by what follows the first dot of their names, in lower case."""
         samples: dict[str, dict[str, Member]] = {}
         for member in read_members(archive):
-            if member.kind == FOLDER or not (name := _visible_name(member.name)):
-                continue
+            name = member.name
+            if name[:1] in (".", "/") or "/." in name or "//" in name:
+                name = posixpath.normpath(f"/{name}").lstrip("/")  # neither absolute nor with `..`
             folder, slash, base = name.rpartition("/")
+            if member.kind == FOLDER or _is_hidden(base) or _is_hidden_folder(folder):
+                continue
             stem, dot, suffix = base.partition(".")
             if not dot:
                 self.ignored += 1
@@ -196,17 +197,14 @@ class _Found:
         return samples.values()
 
 
-def _visible_name(name: str) -> str:
-    """Returns the name of a member, neither absolute nor with `..`; "" for hidden ones, and metadata of WebDataset."""
-    if name[:1] in (".", "/") or "/." in name or "//" in name:
-        name = posixpath.normpath(f"/{name}").lstrip("/")
-    folder, _, base = name.rpartition("/")
-    return "" if is_hidden(base) or _META.fullmatch(base) or _is_hidden_folder(folder) else name
+def _is_hidden(name: str) -> bool:
+    """Returns whether a name is hidden, or that of metadata of WebDataset."""
+    return is_hidden(name) or (name.startswith("__") and name.endswith("__"))
 
 
 @functools.lru_cache(_REMEMBERED)
 def _is_hidden_folder(folder: str) -> bool:
-    return any(is_hidden(part) or _META.fullmatch(part) for part in folder.split("/"))
+    return any(map(_is_hidden, folder.split("/")))
 
 
 @functools.lru_cache(_REMEMBERED)
