@@ -60,6 +60,7 @@ setup(
         "tensorflow>=2.20,<2.22",
         "keras==3.15.*",
         "tensorflow-datasets>=4.9.9",
+        "pyarrow>=18",  # parquet files; tensorflow-datasets brings it in any case
         "tensorboard>=2.20",
         "numpy>=2.0",  # bitwise_count: how many bits of two perceptual hashes differ
         "absl-py>=2.1",
@@ -97,6 +98,8 @@ setup(
             "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",
+            "datasets>=3",  # the writers of the parquet files and archives that tests convert
+            "webdataset>=0.2.100",
             "pandas>=2",  # data frames of the Python API
             "nbclient>=0.10",  # runs the tutorial notebook in a real kernel
             "ipykernel>=6",

@@ -8,6 +8,8 @@ complete. The peers are:
 - "the whole command" is `convoy convert` as a user runs it, including Python, TensorFlow's import and worker processes.
 - "TensorFlow imported" is the same conversion without that import; it still starts workers, plans, decodes every image
   in full, and flushes the shards to disk.
+- "from a tar" and "from parquet" convert the same images and labels in a WebDataset archive, and in a parquet file as
+  Hugging Face writes it.
 - TFDS is a `GeneratorBasedBuilder` with `download_and_prepare` in one process, after its imports. A builder that yields
   paths copies bytes without decoding; one that decodes each image first finds the same faults as Convoy; one that
   yields arrays makes TFDS re-encode them.
@@ -21,12 +23,15 @@ and encode, and nothing is checked or written.
 "per core" is images per second of CPU time, over all processes of a peer.
 """
 
+import atexit
 import contextlib
 import functools
+import io
 import multiprocessing
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,7 +47,11 @@ from convoy.core.processes import follow_parent, usable_cores
 
 PASSED_THROUGH = {
     "convoy-command": "convoy convert, the whole command",
+    "convoy-command-tar": "the whole command, from a tar",
+    "convoy-command-parquet": "the whole command, from parquet",
     "convoy": "Convoy, TensorFlow imported",
+    "convoy-tar": "Convoy, from a tar",
+    "convoy-parquet": "Convoy, from parquet",
     "tfds": "TFDS, paths, nothing decoded",
     "tfds-checked": "TFDS, paths, each image decoded",
     "tfds-arrays": "TFDS, arrays, re-encoded",
@@ -55,10 +64,12 @@ RESIZED = {
 }
 _COMPARED = {"tfds": "to TFDS", "tfds-checked": "to TFDS decoding", "decode": "to decoding"}
 _BOUND = {"pillow-resize": "to Pillow"}
+_FOLDER = "to a folder"  # the ratio to the peer that converts the same images from it
 _COUNTS = {"small": 8000, "medium": 0, "large": 1000}
 _SUFFIXES = (".jpg", ".jpeg")
 _JPEG_QUALITY = 92  # as in the converter
 _IMAGES_PER_CALL = 16
+_ROWS_PER_GROUP = 100
 _DECODED_BATCH = 64
 _LEAD_BATCHES, _LEAST_DECODED_BATCHES = 4, 16
 
@@ -132,12 +143,16 @@ def _jpegs_in(folder: Path) -> list[Path]:
 
 def _line(row: measure.Row, rows: dict[str, measure.Row]) -> dict[str, Any]:
     compared = _BOUND if row.peer in RESIZED else _COMPARED
-    return row.as_json() | {"ratios": {peer: row.ratio_to(rows.get(peer)) for peer in compared}}
+    ratios = {peer: row.ratio_to(rows.get(peer)) for peer in compared}
+    folder = row.peer.removesuffix("-tar").removesuffix("-parquet")
+    if row.peer not in RESIZED:
+        ratios[_FOLDER] = row.ratio_to(rows.get(folder)) if row.peer != folder else None
+    return row.as_json() | {"ratios": ratios}
 
 
 def _print(console: measure.Console, label: str, resize: int, lines: list[dict[str, Any]]) -> None:
     for peers, compared, title in (
-        (PASSED_THROUGH, _COMPARED, f"\n{label}, bytes passed through:"),
+        (PASSED_THROUGH, _COMPARED | {_FOLDER: _FOLDER}, f"\n{label}, bytes passed through:"),
         (RESIZED, _BOUND, f"\n{label}, resized to {resize}x{resize}:"),
     ):
         chosen = [line for line in lines if line["peer"] in peers]
@@ -167,18 +182,57 @@ def prepare(name: str, options: dict[str, Any]) -> Prepared:
         return Prepared(_decoding(paths))
     if name == "pillow-resize":
         return Prepared(_pillow(paths, options["resize"]))
-    if name == "convoy-command":
+    if name.startswith("convoy-command"):
         adopt_orphans()
     image_of = {"tfds": lambda path: path, "tfds-checked": _checked, "tfds-arrays": _array}
     if name in image_of:
         return Prepared(_into_empty_folders(_tfds(paths, image_of[name]), len(paths)))
-    conversions = {
-        "convoy-command": functools.partial(_convoy_command, images),
-        "convoy": functools.partial(_convoy, images, 0),
-        "convoy-resize": functools.partial(_convoy, images, options["resize"]),
-        "script": functools.partial(_script, paths),
-    }
-    return Prepared(_into_empty_folders(conversions[name], len(paths)))
+    if name == "script":
+        return Prepared(_into_empty_folders(functools.partial(_script, paths), len(paths)))
+    convert = _convoy_command if name.startswith("convoy-command") else _convoy
+    size = options["resize"] if name == "convoy-resize" else 0
+    if name.endswith("-tar"):
+        source = {"tar": _tar_of(paths)}
+    elif name.endswith("-parquet"):
+        source = {"parquet": _parquet_of(paths)}
+    else:
+        source = {"images": str(images)}
+    return Prepared(_into_empty_folders(functools.partial(convert, source, size), len(paths)))
+
+
+def _tar_of(paths: Sequence[Path]) -> str:
+    """Returns a WebDataset archive with the images and the names of their folders."""
+    path = _temporary("photos.tar")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:  # as WebDataset's writer has it
+        for number, image in enumerate(paths):
+            for suffix, content in ((image.suffix, image.read_bytes()), (".cls", image.parent.name.encode())):
+                member = tarfile.TarInfo(f"{number:06d}{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def _parquet_of(paths: Sequence[Path]) -> str:
+    """Returns a parquet file with the images and the names of their folders, with 100 rows per group as `datasets`."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    path = _temporary("photos.parquet")
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    schema = pyarrow.schema({"image": image, "label": pyarrow.string()})
+    with ParquetWriter(path, schema) as writer:
+        for start in range(0, len(paths), _ROWS_PER_GROUP):
+            rows = paths[start : start + _ROWS_PER_GROUP]
+            images = [{"bytes": path.read_bytes(), "path": path.name} for path in rows]
+            writer.write_table(pyarrow.table([images, [path.parent.name for path in rows]], schema=schema))
+    return str(path)
+
+
+def _temporary(name: str) -> Path:
+    """Returns the path of a file that is removed when this process ends."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder, name)
 
 
 def _into_empty_folders(convert: Callable[[Path], None], images: int) -> Callable[[], Round]:
@@ -195,18 +249,24 @@ def _into_empty_folders(convert: Callable[[Path], None], images: int) -> Callabl
     return time_round
 
 
-def _convoy_command(images: Path, output: Path) -> None:
-    command = [sys.executable, "-m", "convoy", "convert", f"--images={images}", f"--output={output}"]
-    done = subprocess.run([*command, "--validation_fraction=0"], capture_output=True, text=True)
+def _convoy_command(source: dict[str, Any], image_size: int, output: Path) -> None:
+    flags = [f"--{name}={value}" for name, value in (source | {"output": output, "image_size": image_size}).items()]
+    command = [sys.executable, "-m", "convoy", "convert", *flags, "--validation_fraction=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConvoyError(f"convoy convert exited with {done.returncode}: {done.stderr}")
 
 
-def _convoy(images: Path, image_size: int, output: Path) -> None:
-    from convoy.input_pipeline.convert.convert import Options, convert
+def _convoy(source: dict[str, Any], image_size: int, output: Path) -> None:
+    from convoy.input_pipeline.convert.convert import convert
+    from convoy.input_pipeline.convert.request import Request
+    from convoy.input_pipeline.convert.source_kinds import options_of
 
+    others = {"image_size": image_size}
+    request = Request(output=str(output), origin=source, validation_fraction=0.0, others=others)
     # The fork server, which has imported TensorFlow, is kept from one round to the next.
-    convert(Options(images=images, output=output, validation_fraction=0.0, image_size=image_size))
+    with options_of(request, lambda line: None) as options:
+        convert(options)
 
 
 def _tfds(paths: Sequence[Path], image: Callable[[Path], Any]) -> Callable[[Path], None]:
@@ -307,8 +367,6 @@ def _pillow(paths: Sequence[Path], size: int) -> Callable[[], Round]:
 
 def _resized(path: Path, size: int) -> int:
     """Decodes, resizes and encodes as the converter does; returns the number of bytes."""
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -15,6 +15,8 @@ from convoy.core.text import megabytes
 from convoy.input_pipeline.dataset.open import stated_format
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
     from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import SplitReport
@@ -115,9 +117,10 @@ class Conversion(Shown):
 
 @spelled_for_python()
 def convert(
-    images: _Path | Iterable[tuple[bytes, str]] | None = None,
+    images: "_Path | np.ndarray | Iterable[tuple[bytes | np.ndarray, str]] | None" = None,
     *,
     output: _Path,
+    labels: Iterable[int | str] | None = None,
     splits: Mapping[str, float] | str | None = None,
     split: str | None = None,
     validation_fraction: float | None = None,
@@ -131,6 +134,11 @@ def convert(
     folders: str = "auto",
     group_similar: bool = False,
     tfrecords: _Path | None = None,
+    parquet: _Path | None = None,
+    image_column: str = "",
+    label_column: str = "",
+    tar: _Path | None = None,
+    label_field: str = "",
     tfds: str | None = None,
     tfds_dir: _Path | None = None,
     image_key: str = "",
@@ -154,8 +162,10 @@ def convert(
 
     Args:
       images: folder of images: one subfolder per class, or one per split with class folders inside; or any iterable of
-        the bytes of an image file and its category, or the name of one, `FILE.py:NAME`.
+        (image, category), or the name of one, `FILE.py:NAME`; or, with `labels`, an array [n, height, width, 3] or
+        [n, height, width], or any iterable of images. An image is the bytes of a file, a uint8 array or a PIL image.
       output: dataset directory, new or existing.
+      labels: label of each image: a number, of `class_names` if they are given, or a name.
       splits: shares by split, with the sum 1: `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
       split: the only split to write; `train` by default, from which 10 % go to `validation`.
       validation_fraction: share of each class for the split `validation`, in [0, 1).
@@ -169,16 +179,21 @@ def convert(
       folders: what the folders in `images` are: `classes`, `splits` or `auto`.
       group_similar: keep images that look alike in one split.
       tfrecords: folder of TFRecords of other tools, instead of `images`.
+      parquet: parquet files, instead of `images`: `data/train-*.parquet`, or a folder of them.
+      image_column: their column of images; detected by default.
+      label_column: their column of labels; detected by default.
+      tar: WebDataset archives, instead of `images`: `shard-{000..099}.tar`, or a folder of them.
+      label_field: where the labels are in them: `cls`, `txt`, or `json:KEY`; detected by default.
       tfds: dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`.
       tfds_dir: TFDS' data_dir.
-      image_key: feature of the encoded image in such records.
+      image_key: feature of the encoded image in TFRecords.
       label_key: feature of the label in them.
-      class_names: class of each label in them.
+      class_names: class of each number, where labels are numbers.
       image_size: side in pixels of the square that images are resized to; 0 keeps their size.
       encoding: `keep`, `jpeg`, `png` or `raw`.
       workers: number of processes; 0 is one per core. The result does not depend on it.
       seed: seed of the splits and of the order within the shards.
-      max_bad_fraction: largest tolerated share of images that cannot be decoded.
+      max_bad_fraction: largest tolerated share of images that cannot be used.
       name: name of the dataset in file names.
       shards: shards per split; 0 chooses.
       max_megapixels: largest image, width x height in millions; 89.5 by default.
@@ -197,12 +212,11 @@ def convert(
     """
     from convoy.input_pipeline.convert.convert import convert as convert_images
     from convoy.input_pipeline.convert.options import parse_splits
-    from convoy.input_pipeline.convert.request import Request, options_of
+    from convoy.input_pipeline.convert.request import Request
+    from convoy.input_pipeline.convert.source_kinds import options_of
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.stream import folder_or_stream
     from convoy.input_pipeline.images.pixels import Limits
 
-    folder, stream = folder_or_stream(images)
     if missing not in ("error", "skip"):
         raise UsageError(f"missing={missing!r}: must be error or skip.")
     if group_column and not manifest:
@@ -222,11 +236,18 @@ def convert(
         splits = ",".join(f"{part}:{share}" for part, share in splits.items())
     request = Request(
         output=os.fspath(output),
-        images=folder,
-        stream=stream,
-        tfrecords=os.fspath(tfrecords or ""),
-        tfds=tfds or "",
-        tfds_dir=os.fspath(tfds_dir or ""),
+        origin={
+            "images": images,
+            "labels": labels,
+            "tfrecords": tfrecords,
+            "parquet": parquet,
+            "image_column": image_column,
+            "label_column": label_column,
+            "tar": tar,
+            "label_field": label_field,
+            "tfds": tfds,
+            "tfds_dir": tfds_dir,
+        },
         table=table,
         split=split or "",
         splits=parse_splits(str(splits)) if splits else None,
@@ -250,7 +271,7 @@ def convert(
         },
     )
     with options_of(request, _logger.info) as options:
-        summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info, stream=stream)
+        summary = convert_images(options, progress or (lambda done, total: None), log=_logger.info)
     return Conversion(Path(output), **vars(summary))
 
 

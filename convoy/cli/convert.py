@@ -4,6 +4,8 @@ convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
 convoy convert --images=camera.py:photos --output=data
+convoy convert --parquet='train-*.parquet' --output=data
+convoy convert --tar='shard-{000..099}.tar' --output=data
 convoy convert --tfds=food101 --output=data
 convoy convert --tfrecords=records --output=data --image_key=image --label_key=class
 """
@@ -56,13 +58,31 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "images",
         None,
         "folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
-        "unless --manifest is given; or FILE.py:NAME, a function that yields (bytes, category) of each image",
+        "unless --manifest is given; or FILE.py:NAME, a function that yields (image, category): bytes or a uint8 array",
     )
     define.enum(
         "folders",
         "auto",
         ("auto", "classes", "splits"),
         "what the folders in --images are; auto: splits if they are named like splits and have class folders inside",
+    )
+    define.string(
+        "parquet",
+        None,
+        "instead of --images: parquet files, as of Hugging Face: 'data/train-*.parquet', or a folder of them",
+    )
+    define.string("image_column", "", "column of the images in the parquet files; default: detected")
+    define.string("label_column", "", "column of the labels in the parquet files; default: detected")
+    define.string(
+        "tar",
+        None,
+        "instead of --images: WebDataset archives, such as 'shard-{000..099}.tar', 'shards/*.tar' or a folder of them; "
+        "also compressed ones",
+    )
+    define.string(
+        "label_field",
+        "",
+        "where the labels are in the archives: cls, txt or another suffix, or json:KEY; default: detected",
     )
     define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`")
     define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
@@ -120,7 +140,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     define.integer("workers", 0, "number of processes; 0: one per core; the result does not depend on it")
     define.integer("seed", 0, "seed of the splits and of the order within the shards")
-    define.float("max_bad_fraction", 0.01, "largest tolerated share of images that cannot be decoded and are left out")
+    define.float("max_bad_fraction", 0.01, "largest tolerated share of images that cannot be used and are left out")
     define_limit_flags(define)
     define.string("name", None, "name of the dataset in file names; default: name of the output folder")
     define.integer("shards", 0, "shards per split; 0: one per 128 MiB, and at least 8 if there are enough images")
@@ -131,19 +151,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Converts the images and prints a summary."""
     from convoy.input_pipeline.convert.convert import convert
     from convoy.input_pipeline.convert.options import parse_splits
-    from convoy.input_pipeline.convert.request import Request, options_of
-    from convoy.input_pipeline.convert.stream import folder_or_stream
+    from convoy.input_pipeline.convert.request import Request
+    from convoy.input_pipeline.convert.source_kinds import ORIGIN_FLAGS, options_of
 
     if flags.group_column and not flags.manifest:
         raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
-    folder, stream = folder_or_stream(flags.images)
     request = Request(
         output=flags.output,
-        images=folder,
-        stream=stream,
-        tfrecords=flags.tfrecords or "",
-        tfds=flags.tfds or "",
-        tfds_dir=flags.tfds_dir or "",
+        origin={name: flags[name].value for name in ORIGIN_FLAGS if name in flags},
         table=_table(flags),
         split=flags.split if flags["split"].present else "",
         splits=parse_splits(flags.splits) if flags.splits else None,
@@ -154,7 +169,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     started = time.monotonic()
     with terminable(), options_of(request, _log) as options:
         with _report_kept_shards(options), progress_display("converting", "images") as progress:
-            summary = convert(options, progress, log=_log, stream=stream)
+            summary = convert(options, progress, log=_log)
         _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
 
 

@@ -15,7 +15,7 @@ def define_record_flags(flags: absl_flags.FlagValues) -> None:
     define = FlagDefiner(flags)
     define.string("image_key", "", "feature of the encoded image in TFRecords of other tools; default: the usual names")
     define.string("label_key", "", "feature of the label in TFRecords of other tools; default: the usual names")
-    define.string("class_names_file", "", "text file with the class of each label in such TFRecords, one per line")
+    define.string("class_names_file", "", "text file with the class of each label number, one per line")
 
 
 def record_format(flags: absl_flags.FlagValues, data: str | None) -> "RecordFormat":

@@ -1,13 +1,13 @@
 """Decompression of TFRecords of other tools: single records of compressed files cannot be read in place."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from convoy.core.errors import DataError
 from convoy.core.text import counted
+from convoy.input_pipeline.convert.scratch import scratch_folder
 from convoy.input_pipeline.dataset.folder_layout import compression_by_file
 from convoy.input_pipeline.dataset.records import decompressed
 
@@ -32,10 +32,8 @@ def uncompressed(folder: Path, output: Path, log: Callable[[str], None]) -> Iter
         yield folder
         return
     log(f"{folder}: decompressing {counted(number, 'shard')}.")
-    parent = output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.decompressed-", dir=parent) as temporary:
-        copy = Path(temporary) / folder.absolute().name
+    with scratch_folder(output, "images") as temporary:
+        copy = temporary / folder.absolute().name
         for path, compression in compressions.items():
             target = copy / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)

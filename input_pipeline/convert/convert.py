@@ -8,10 +8,13 @@ renamed into place, the manifest last. An interrupted conversion leaves the data
 its finished shards (`marks`).
 """
 
+import contextlib
 import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,6 @@ from convoy.input_pipeline.convert.options import Options, check, with_split_fol
 from convoy.input_pipeline.convert.publish import WorkingDirectory
 from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
-from convoy.input_pipeline.convert.stream import Images, spooled
 from convoy.input_pipeline.convert.summary import (
     GroupSummary,
     Summary,
@@ -48,7 +50,6 @@ def convert(
     options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda line: None,
-    stream: Images | None = None,
 ) -> Summary:
     """Converts images to a new dataset directory, or to further splits of one.
 
@@ -56,8 +57,6 @@ def convert(
       options: what to convert, and how.
       progress: called ten times per second with the number of images done and the total.
       log: called with one line for each note, such as on reused shards.
-      stream: (bytes, category) of each image, read once (`stream`), in place of those in `options.images`, which then
-        only names them in messages.
 
     Returns:
       Counts by split and class.
@@ -67,18 +66,20 @@ def convert(
       DataError: unusable images or manifest, too many bad images, a worker process that died, or a full disk. The
         dataset is unchanged after any exception, and finished shards are kept in the working folder.
     """
-    options = with_split_folders(options) if stream is None else options
+    options = with_split_folders(options)
     manifest = check(options)
-    if stream is not None:
-        log(f"{options.images}: copying the images to a temporary file next to {options.output}.")
-        with spooled(stream, name=str(options.images), output=options.output) as found:
-            return _convert(options, manifest, found, progress, log)
-    found = (
-        list_prepared(options.images, tuple(options.split_folders or options.shares), options.record_format)
-        if options.prepared
-        else list_sources(options.images, options.table, options.split_folders)
-    )
-    return _convert(options, manifest, found, progress, log)
+    with (options.listing or functools.partial(_listed, options))() as found:
+        return _convert(options, manifest, found, progress, log)
+
+
+@contextlib.contextmanager
+def _listed(options: Options) -> Iterator[Sources]:
+    """Yields the files or records in `options.images`."""
+    if options.prepared:
+        splits = tuple(options.split_folders or options.shares)
+        yield list_prepared(options.images, splits, options.record_format)
+    else:
+        yield list_sources(options.images, options.table, options.split_folders)
 
 
 def _convert(
@@ -90,6 +91,10 @@ def _convert(
 ) -> Summary:
     """Converts the images that were found; `manifest` is that of the dataset, None for a new one."""
     before, earlier_left_out = copy.deepcopy(manifest), quarantine.read(options.output, manifest)
+    if options.listing and options.split_folders:  # some may have no usable image, such as test images without labels
+        usable = {image.split for image in found.images}
+        own = {split: folder for split, folder in options.split_folders.items() if split in usable}
+        options = replace(options, split_folders=own)
     for note in _notes_on_splits(options):
         log(note)
     if found.without_suffix and options.table:
@@ -116,7 +121,7 @@ def _convert(
                 raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
             splits, grouped = _divide(options, manifest, images, duplicates.conflicting, work, progress, log)
             tasks = _tasks(work, _shards(options, manifest, splits), manifest, options.limits)
-            shards = _write_shards(tasks, work, options, progress=progress, log=log)
+            shards = _write_shards(tasks, work, options, found.bad, progress=progress, log=log)
             columns = {
                 split: concatenated([shard.columns for shard in split_shards]) for split, split_shards in shards.items()
             }
@@ -145,7 +150,7 @@ def _convert(
         conflicts=find_conflicts(duplicates, leaked, _earlier_classes(options.output)),
         ignored=found.ignored,
         missing=len(found.missing),
-        quarantined=sum(len(shard.bad) for split_shards in shards.values() for shard in split_shards),
+        quarantined=len(found.bad) + sum(len(shard.bad) for of_split in shards.values() for shard in of_split),
         grouped=grouped,
     )
 
@@ -287,6 +292,7 @@ def _write_shards(
     tasks: Mapping[str, Sequence[ShardTask]],
     work: WorkingDirectory,
     options: Options,
+    unusable: Sequence[tuple[Source, str]],
     *,
     progress: Callable[[int, int], None],
     log: Callable[[str], None],
@@ -296,6 +302,7 @@ def _write_shards(
     total = sum(len(task.images) for task in all_tasks)
     # Splits drawn from one folder share its quality; splits of a TFDS dataset are judged separately.
     totals = Counter(image.split for task in all_tasks for image in task.images)
+    totals.update(image.split for image, _ in unusable)
     marked = work.finished()
     reused = {task.path: marks.read(task.mark, task.path, task.images, task.fingerprint) for task in all_tasks}
     done = {path: shard for path, shard in reused.items() if shard}
@@ -307,9 +314,8 @@ def _write_shards(
 
     def check_bad(shards: Sequence[Shard]) -> None:
         bad: dict[str, list[tuple[Source, str]]] = {}
-        for shard in (*done.values(), *shards):
-            for image, why in shard.bad:
-                bad.setdefault(image.split, []).append((image, why))
+        for image, why in chain(unusable, *(shard.bad for shard in (*done.values(), *shards))):
+            bad.setdefault(image.split, []).append((image, why))
         for split, split_bad in bad.items():
             if len(split_bad) > options.max_bad_fraction * totals[split]:
                 raise DataError(_too_many_bad(split_bad, totals[split], options.max_bad_fraction))
@@ -386,5 +392,5 @@ def _write_report(
         splits=splits,
         quarantine=[vars(entry) for entry in left_out],
         images=images,
-        sources=dict.fromkeys(shards, options.images),
+        sources={} if options.listing else dict.fromkeys(shards, options.images),
     )

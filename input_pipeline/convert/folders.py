@@ -47,14 +47,14 @@ def subfolders(folder: Path) -> list[str]:
     """Returns the names of the visible folders in a folder, sorted, without those of operating systems."""
     with os.scandir(folder) as entries:
         # Not entry.is_dir(), which raises at a link to itself.
-        return sorted(entry.name for entry in entries if not _is_hidden(entry.name) and os.path.isdir(entry.path))
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and os.path.isdir(entry.path))
 
 
 def has_images(folder: Path) -> bool:
     """Returns whether a folder has an image in it or below it."""
     for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        if any(is_image_name(name) and not _is_hidden(name) for name in files):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if any(is_image_name(name) and not is_hidden(name) for name in files):
             return True
     return False
 
@@ -68,7 +68,7 @@ def list_files(root: Path, folder: str) -> list[ImageFile]:
             with os.scandir(root / current) as entries:
                 for entry in entries:
                     name = f"{current}/{entry.name}" if current else entry.name
-                    if _is_hidden(entry.name):
+                    if is_hidden(entry.name):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(name)
@@ -90,7 +90,8 @@ def _status(entry: os.DirEntry[str]) -> tuple[int, int] | None:
         return 0, 0
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or one of an operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 

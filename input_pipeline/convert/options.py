@@ -1,14 +1,15 @@
 """Options of a conversion, and their validation."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.input_pipeline.convert import metadata
-from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.convert.sources import Sources, Table
 from convoy.input_pipeline.convert.split_folders import find_splits
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import MANIFEST, open_dataset
@@ -17,6 +18,9 @@ from convoy.input_pipeline.images.pixels import Limits
 ENCODINGS = ("keep", "jpeg", "png", "raw")
 FOLDERS = ("auto", "classes", "splits")
 VALIDATION = "validation"
+
+# Lists images, which can be read while the context is open.
+Listing = Callable[[], AbstractContextManager[Sources]]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,10 @@ class Options:
       validation_fraction: share of the images, in [0, 1), for the split `validation`. None is 0.1 for the split `train`
         and 0 for others.
       splits: shares by split, each in (0, 1], with the sum 1; overrides `split` and `validation_fraction`.
-      prepared: whether `images` has records of another tool; `split_folders` or `splits` then names the splits to
-        convert, which are those of the records.
+      prepared: whether the images have splits by themselves, as records of other tools do; `split_folders` or `splits`
+        then names those to convert.
       record_format: what is known about these records.
+      listing: lists the images, in place of the files or records in `images`, which then only names them in messages.
       folders: what the folders in `images` are, without a table: one of `FOLDERS`. "auto" takes folders named like
         splits with class folders inside as splits, and others as classes.
       split_folders: folders of the splits in `images`, by split; `with_split_folders` finds them. Of records, the names
@@ -44,7 +49,7 @@ class Options:
       encoding: one of `ENCODINGS`. None is the setting of the dataset, or "keep".
       workers: number of processes; 0 is one per core. The result does not depend on it.
       seed: seed of the splits and of the order within the shards.
-      max_bad_fraction: share of undecodable images that is tolerated, in [0, 1]; of each split if `prepared`.
+      max_bad_fraction: share of unusable images that is tolerated, in [0, 1]; of each split if `prepared`.
       name: name of the dataset in file names; None is that of the dataset, or of the output folder.
       shards: number of shards per split; 0 chooses.
       limits: limits of the image files; files beyond them are left out.
@@ -58,6 +63,7 @@ class Options:
     splits: Mapping[str, float] | None = None
     prepared: bool = False
     record_format: RecordFormat = RecordFormat()
+    listing: Listing | None = None
     folders: str = "auto"
     split_folders: Mapping[str, str] | None = None
     group_similar: bool = False
@@ -105,7 +111,8 @@ def with_split_folders(options: Options) -> Options:
     """
     if options.folders not in FOLDERS:
         raise UsageError(f"--folders={options.folders}: must be one of {', '.join(FOLDERS)}")
-    if options.folders == "classes" or options.table or options.prepared or options.split_folders is not None:
+    own = options.listing or options.table or options.prepared or options.split_folders is not None
+    if own or options.folders == "classes":
         return options
     folders = find_splits(options.images, by_name=options.folders == "auto")
     if not folders:

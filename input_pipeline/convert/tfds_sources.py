@@ -1,4 +1,4 @@
-"""The images of a dataset that TFDS prepared, as sources to convert.
+"""The images of a dataset that TFDS prepared, or of TFRecords of other tools, as sources to convert.
 
     directory = find_prepared("food101", default_folder())
     found = list_prepared(directory, ["train", "validation"])
@@ -16,14 +16,53 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.input_pipeline.convert.compressed import uncompressed
+from convoy.input_pipeline.convert.options import Options
+from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, RecordFormat
-from convoy.input_pipeline.dataset.open import Split, open_dataset
+from convoy.input_pipeline.dataset.open import Dataset, Split, open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, checked_payloads
 from convoy.input_pipeline.dataset.storage import Shards
 
 _READ_AT_ONCE = 256  # records
+
+
+@contextlib.contextmanager
+def opened_tfds(request: Request, log: Log) -> Iterator[Options]:
+    """Yields the options for a prepared TFDS dataset, with equal shares of its splits, train first."""
+    source = f"--tfds={request.text('tfds')}"
+    request.refuse("tfds", ("split", "splits", "validation_fraction"), "its own splits")
+    directory = find_prepared(request.text("tfds"), Path(request.text("tfds_dir") or default_folder()))
+    usable = _usable_splits(open_dataset(directory, request.record_format), source, log)
+    yield request.options(directory, splits=dict.fromkeys(usable, 1 / len(usable)), prepared=True)
+
+
+@contextlib.contextmanager
+def opened_records(request: Request, log: Log) -> Iterator[Options]:
+    """Yields the options for a folder of TFRecords, with the splits of their names; compressed ones are copied."""
+    source = f"--tfrecords={request.text('tfrecords')}"
+    with uncompressed(Path(request.text("tfrecords")), Path(request.output), log) as folder:
+        dataset = open_dataset(folder, request.record_format, default_split=request.default_split)
+        if not dataset.manifest and dataset.record_format.first_label:
+            log(f"{source}: labels are from {dataset.record_format.first_label}: that is the first class.")
+        own = request.own_splits("tfrecords", _usable_splits(dataset, source, log))
+        yield request.options(folder, split_folders=own, prepared=True)
+
+
+def _usable_splits(dataset: Dataset, source: str, log: Log) -> list[str]:
+    """Returns the splits of a dataset whose records have labels, train first; logs the others."""
+    usable = []
+    for split in sorted(dataset.splits, key=lambda split: (split != "train", split)):
+        try:
+            dataset.split(split)
+            usable.append(split)
+        except DataError as error:
+            log(f"{error}: split left out.")
+    if not usable:
+        raise DataError(f"{source}: {dataset.directory} has no usable split")
+    return usable
 
 
 def default_folder() -> Path:

@@ -65,13 +65,13 @@ def folder_layout(directory: Path, record_format: RecordFormat, default_split: s
                 f"folder, which does: convoy convert --tfrecords={directory} --output=DATA"
             )
         parsed = _NUMBERED.fullmatch(path.name)
-        split = _split_of(parsed["stem"] if parsed else path.name)
+        split = split_of(parsed["stem"] if parsed else path.name)
         if parsed:
             if not split and parsed["suffix"] and "-" in parsed["stem"]:
                 split = parsed["stem"].rpartition("-")[2]
             numbered.setdefault((path.parent, parsed["stem"]), []).append((int(parsed["total"]), int(parsed["number"])))
         if not split and path.parent != directory:
-            split = _split_of(path.parent.name)
+            split = split_of(path.parent.name)
         if split:
             found.setdefault(split, []).append(path)
         else:
@@ -84,7 +84,7 @@ def folder_layout(directory: Path, record_format: RecordFormat, default_split: s
             "train-00000-of-00008, or in the name of its directory"
         )
     for (folder, stem), shards in numbered.items():
-        _check_complete(folder, stem, shards)
+        check_complete(folder, stem, shards)
     if not found:
         return None
     first = next((path for paths in found.values() for path in paths if path.stat().st_size), None)
@@ -121,10 +121,10 @@ def _is_named_like_a_shard(name: str) -> bool:
     parsed = _NUMBERED.fullmatch(name)
     if not parsed or parsed["end"]:
         return bool(_NAMED.fullmatch(name))
-    return bool(parsed["suffix"] or _split_of(parsed["stem"]))  # unlike the shards of a checkpoint
+    return bool(parsed["suffix"] or split_of(parsed["stem"]))  # unlike the shards of a checkpoint
 
 
-def _check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) -> None:
+def check_complete(folder: Path, stem: str, shards: Sequence[tuple[int, int]]) -> None:
     """Checks that a set of shards, given as (total, number), is complete and without duplicates."""
     totals, numbers = sorted({total for total, _ in shards}), {number for _, number in shards}
     if len(totals) > 1:
@@ -155,7 +155,7 @@ def _files(directory: Path) -> Iterable[Path]:
             yield Path(entry.path)
 
 
-def _split_of(name: str) -> str:
+def split_of(name: str) -> str:
     """Returns the split identified by the last matching word of a name, or ""."""
     known = [_SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLIT_WORDS]
     return known[-1] if known else ""

@@ -243,12 +243,14 @@ def test_bench_augment_measures_pipelines_and_other_libraries(bench):
 
 @pytest.mark.slow
 def test_bench_convert_measures_converters(bench):
-    peers = ["convoy-command", "convoy", "tfds", "script", "convoy-resize", "pillow-resize"]
+    peers = ["convoy-command", "convoy", "convoy-tar", "convoy-parquet", "tfds", "script"]
+    peers += ["convoy-resize", "pillow-resize"]
     sizes = ("--small=40", "--large=0", "--resize=32", "--rounds=1")
     result, output, _ = bench("convert", *sizes, f"--peers={','.join(peers)}")
     rows = {row["peer"]: row for row in result["rows"]}
     assert list(rows) == peers
     assert rows["tfds"]["ratios"]["tfds"] == rows["pillow-resize"]["ratios"]["pillow-resize"] == 1
+    assert rows["convoy-tar"]["ratios"]["to a folder"] > 0 and rows["convoy-parquet"]["ratios"]["to a folder"] > 0
     for row in rows.values():
         assert row["label"] in output
         assert row["median"] > 0

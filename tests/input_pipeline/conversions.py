@@ -1,11 +1,18 @@
 """Helpers of the tests of `convoy convert`."""
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 from convoy import cli
+from convoy.core.errors import DataError
+from convoy.input_pipeline.convert.request import Request
+from convoy.input_pipeline.convert.source_kinds import options_of
+from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.datasets import read_payloads
 
@@ -47,3 +54,35 @@ def assert_rejected(capsys, named, *flags, code):
     error = capsys.readouterr().err.strip()
     assert named in error
     assert len(error.splitlines()) <= 2
+
+
+@contextlib.contextmanager
+def listed(output, logged=None, class_names=(), **origin):
+    """Yields what a conversion from the given source would convert: its options and its images, which can be read."""
+    request = Request(output=str(output), origin=origin, record_format=RecordFormat(class_names=class_names))
+    log = (logged if logged is not None else []).append
+    with options_of(request, log) as options, options.listing() as found:
+        yield options, found
+
+
+def reasons(found):
+    """Returns why images of a listing cannot be used, by name."""
+    return {image.name: reason for image, reason in found.bad}
+
+
+def outcomes_of_damage(path, output, number, **origin):
+    """Damages a file in many ways; returns how often the listing of its images succeeds and fails with an error."""
+    whole, random, outcomes = path.read_bytes(), Random(0), Counter()
+    for _ in range(number):
+        data = bytearray(whole)
+        for _ in range(random.choice((1, 2, 20))):
+            data[random.randrange(len(data))] = random.choice((0, 255, ord("0"), random.randrange(256)))
+        path.write_bytes(data[: random.choice((len(data), random.randrange(len(data))))])
+        try:
+            with listed(output, **origin) as (_, found):
+                assert all(len(image.read()) == image.size for image in found.images)
+            outcomes["listed"] += 1
+        except DataError as error:
+            assert "\n" not in str(error)
+            outcomes["error"] += 1
+    return outcomes

@@ -1,20 +1,26 @@
 """Conversions that are interrupted or run out of disk or memory."""
 
+import gzip
 import os
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from convoy import cli
 from convoy.core.errors import DataError
 from convoy.input_pipeline.convert import publish
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.conversions import contents, examples, start
-from tests.input_pipeline.images import draw, draw_classes
+from tests.input_pipeline.datasets import encode
+from tests.input_pipeline.images import draw, draw_classes, pixels
+from tests.input_pipeline.test_parquet_sources import write as write_rows
+from tests.input_pipeline.test_tar_members import write as write_members
 from tests.small_disk import small_disk
 
 
@@ -46,16 +52,18 @@ def is_running(process):
         return False
 
 
-@pytest.mark.slow
-def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, convoy_started, convoy, wait_until):
-    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
-    marks, errors = tmp_path / "data.partial" / "marks", tmp_path / "errors"
-    settings = ("--image_size=300", "--shards=8", "--workers=2", f"--images={images}")
+@pytest.fixture
+def stopped(tmp_path, convoy_started, wait_until):
+    """Returns a function that starts a conversion to `data` and stops it after one more shard.
 
-    def stopped(stop):
-        """Starts the conversion, stops it after one more shard; returns its exit code and stderr."""
+    It returns the exit code and stderr.
+    """
+    errors = tmp_path / "errors"
+
+    def stop_one(flags, stop):
+        marks = tmp_path / "data.partial" / "marks"
         before = len(list(marks.glob("*-of-00008")))
-        with convoy_started("convert", *settings, f"--output={tmp_path}/data", output=errors) as process:
+        with convoy_started("convert", *flags, f"--output={tmp_path}/data", output=errors) as process:
             wait_until(
                 lambda: process.poll() is not None or len(list(marks.glob("*-of-00008"))) > before, "a shard", 60
             )
@@ -66,23 +74,75 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
         assert not (tmp_path / "data").exists()
         return process.returncode, errors.read_text()
 
-    code, _ = stopped(lambda process, workers: os.kill(process.pid, signal.SIGKILL))
+    return stop_one
+
+
+@pytest.mark.slow
+def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, stopped, convoy):
+    images = draw_classes(tmp_path / "photos", {"a": 40, "b": 40}, size=100, suffix=".png")
+    settings = ("--image_size=300", "--shards=8", "--workers=2", f"--images={images}")
+
+    code, _ = stopped(settings, lambda process, workers: os.kill(process.pid, signal.SIGKILL))
     assert code == -signal.SIGKILL
-    code, errors_text = stopped(lambda process, workers: os.kill(workers[-1], signal.SIGKILL))
+    code, errors_text = stopped(settings, lambda process, workers: os.kill(workers[-1], signal.SIGKILL))
     assert code == 3
     # No image is named if the worker was between two shards.
     assert re.search(r"SIGKILL\)( .* [ab]/[ab]_\d+\.png)?\.", errors_text)
     assert re.search(r"convoy: \d finished shards? .*data\.partial\b", errors_text)
     assert "--workers=1" in errors_text and "Traceback" not in errors_text
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
-        assert stopped(lambda process, workers, number=number: os.killpg(process.pid, number))[0] == code
-        assert "Traceback" not in errors.read_text()
+        ended = stopped(settings, lambda process, workers, number=number: os.killpg(process.pid, number))
+        assert ended[0] == code
+        assert "Traceback" not in ended[1]
 
     resumed = convoy("convert", *settings, f"--output={tmp_path}/data", check=True)
     assert re.search(r"reusing [4-8] of its [4-8] finished shards", resumed.output)
     convert(Options(images, tmp_path / "reference" / "data", image_size=300, shards=8, workers=1))
     assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "reference"]
+
+
+def write_tar(folder, archive=""):
+    files = {}
+    for i in range(80):
+        files |= {f"{i:03d}.png": encode(pixels(i, 100), "png"), f"{i:03d}.cls": b"%d" % (i % 2)}
+    path = write_members(folder / "photos.tar", files)
+    if archive:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return f"--tar={path}"
+
+
+def write_parquet(folder):
+    rows = [{"bytes": encode(pixels(i, 100), "png"), "path": None} for i in range(80)]
+    return f"--parquet={write_rows(folder / 'photos.parquet', rows, [i % 2 for i in range(80)])}"
+
+
+def write_function(folder):
+    lines = (
+        "from tests.input_pipeline.images import pixels",
+        "photos = [(pixels(i, 100), 'ab'[i % 2]) for i in range(80)]",
+    )
+    (folder / "photos.py").write_text("\n".join(lines))
+    return f"--images={folder}/photos.py:photos"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "write",
+    [write_tar, partial(write_tar, archive="gz"), write_parquet, write_function],
+    ids=["tar", "tgz", "parquet", "arrays"],
+)
+def test_killed_conversion_of_other_sources_resumes_with_identical_results(tmp_path, stopped, convoy, write):
+    (tmp_path / "in").mkdir()
+    settings = ("--image_size=300", "--shards=8", "--workers=1", write(tmp_path / "in"))
+    code, _ = stopped(settings, lambda process, workers: os.kill(process.pid, signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    resumed = convoy("convert", *settings, f"--output={tmp_path}/data", check=True)
+    assert re.search(r"reusing (\d+) of its \1 finished shard", resumed.output)
+    assert cli.main(["convoy", "convert", *settings, "--workers=2", f"--output={tmp_path}/reference/data"]) == 0
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
+    # What the killed one had copied is gone.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "in", "reference"]
 
 
 @pytest.fixture

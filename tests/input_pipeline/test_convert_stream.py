@@ -9,6 +9,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.input_pipeline.convert import convert as conversion
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.sources import Table
+from convoy.input_pipeline.convert.stream import spooled
 from convoy.input_pipeline.dataset.open import open_dataset
 from tests.input_pipeline.conversions import assert_rejected, contents, examples, quarantined
 from tests.input_pipeline.datasets import encode
@@ -22,8 +23,14 @@ def photos(number=20):
         yield encode(pixels(i), "png" if i % 3 else "jpeg"), KINDS[i % 2]
 
 
-def convert(output, images, **options):
-    return conversion.convert(Options(Path("photos"), output, **{"workers": 1, **options}), stream=images)
+def listing_of(images, output):
+    return lambda: spooled(images, name="photos", output=output)
+
+
+def convert(output, images, workers=1, **options):
+    return conversion.convert(
+        Options(Path("photos"), output, listing=listing_of(images, output), workers=workers, **options)
+    )
 
 
 def test_records_are_those_of_files_named_after_their_position(tmp_path):
@@ -105,8 +112,11 @@ def test_a_failed_conversion_resumes_with_the_same_images_only(tmp_path, monkeyp
     lines = []
 
     def attempt(images):
-        options = Options(Path("photos"), tmp_path / "data", workers=1, validation_fraction=0, shards=2)
-        return conversion.convert(options, log=lines.append, stream=images)
+        listing = listing_of(images, tmp_path / "data")
+        options = Options(
+            Path("photos"), tmp_path / "data", listing=listing, workers=1, validation_fraction=0, shards=2
+        )
+        return conversion.convert(options, log=lines.append)
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion.publish, "publish", lambda *_: 1 / 0)
