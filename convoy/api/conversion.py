@@ -17,6 +17,7 @@ from convoy.input_pipeline.dataset.open import stated_format
 if TYPE_CHECKING:
     import numpy as np
 
+    from convoy.input_pipeline.convert.quarantine import LeftOut
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
     from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import SplitReport
@@ -80,6 +81,7 @@ class Conversion(Shown):
       missing: files that the CSV names and that do not exist.
       quarantined: unusable images, with reasons in quarantine.jsonl.
       grouped: what became of groups of images; None without groups.
+      left_out: `split`, `path`, `category` and `reason` of each image or file that was left out.
 
     Example:
       conversion = convoy.convert("photos/train", output="more", workers=1)
@@ -98,10 +100,11 @@ class Conversion(Shown):
     missing: int
     quarantined: int
     grouped: "GroupSummary | None"
+    left_out: "tuple[LeftOut, ...]"
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset, opened again."""
+        """The dataset, opened again. A dry run has written none."""
         return open_dataset(self.output)
 
     def _title(self) -> str:
@@ -141,6 +144,8 @@ def convert(
     label_field: str = "",
     tfds: str | None = None,
     tfds_dir: _Path | None = None,
+    download: bool = False,
+    imagenet: _Path | None = None,
     image_key: str = "",
     label_key: str = "",
     class_names: Sequence[str] = (),
@@ -151,6 +156,7 @@ def convert(
     max_bad_fraction: float = 0.01,
     name: str | None = None,
     shards: int = 0,
+    dry_run: bool = False,
     max_megapixels: float | None = None,
     max_file_mib: int | None = None,
     max_metadata_mib: int | None = None,
@@ -175,7 +181,7 @@ def convert(
       group_column: its column whose equal values keep images in one split, where splits are drawn.
       csv_delimiter: its column separator; detected by default.
       csv_encoding: its encoding; UTF-8 or UTF-16 by default.
-      missing: `error`, or `skip` for files of the CSV that do not exist.
+      missing: `error`, or `skip` for files of the CSV, or of ImageNet's validation list, that do not exist.
       folders: what the folders in `images` are: `classes`, `splits` or `auto`.
       group_similar: keep images that look alike in one split.
       tfrecords: folder of TFRecords of other tools, instead of `images`.
@@ -184,8 +190,10 @@ def convert(
       label_column: their column of labels; detected by default.
       tar: WebDataset archives, instead of `images`: `shard-{000..099}.tar`, or a folder of them.
       label_field: where the labels are in them: `cls`, `txt`, or `json:KEY`; detected by default.
-      tfds: dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`.
+      tfds: dataset of TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`; with `download` also `FILE.py:CLASS`.
       tfds_dir: TFDS' data_dir.
+      download: have TFDS download and prepare the dataset if it is not in its data_dir.
+      imagenet: folder of ImageNet (ILSVRC 2012), as downloaded, unpacked, or from Kaggle, instead of `images`.
       image_key: feature of the encoded image in TFRecords.
       label_key: feature of the label in them.
       class_names: class of each number, where labels are numbers.
@@ -196,6 +204,7 @@ def convert(
       max_bad_fraction: largest tolerated share of images that cannot be used.
       name: name of the dataset in file names.
       shards: shards per split; 0 chooses.
+      dry_run: decode every image, write nothing, and return what a conversion would.
       max_megapixels: largest image, width x height in millions; 89.5 by default.
       max_file_mib: largest file in MiB; 1024 by default.
       max_metadata_mib: largest text or color profile of a PNG in MiB; 64 by default.
@@ -209,6 +218,7 @@ def convert(
       conversion = convoy.convert("photos/train", output="data", splits={"train": 0.75, "validation": 0.25})
       convoy.convert("photos/test", output="data", split="test")
       conversion.splits[0].images, conversion.quarantined
+      convoy.convert("photos/test", output="new", dry_run=True).left_out
     """
     from convoy.input_pipeline.convert.convert import convert as convert_images
     from convoy.input_pipeline.convert.options import parse_splits
@@ -247,6 +257,8 @@ def convert(
             "label_field": label_field,
             "tfds": tfds,
             "tfds_dir": tfds_dir,
+            "download": download or None,
+            "imagenet": imagenet,
         },
         table=table,
         split=split or "",
@@ -255,6 +267,7 @@ def convert(
         record_format=stated_format(
             os.fspath(tfrecords) if tfrecords else None, image_key, label_key, class_names=class_names
         ),
+        skip_missing=missing == "skip",
         others={
             "folders": folders,
             "group_similar": group_similar,
@@ -265,6 +278,7 @@ def convert(
             "max_bad_fraction": max_bad_fraction,
             "name": name,
             "shards": shards,
+            "dry_run": dry_run,
             "limits": Limits.with_defaults(
                 max_megapixels=max_megapixels, max_file_mib=max_file_mib, max_metadata_mib=max_metadata_mib
             ),
