@@ -65,7 +65,7 @@ class Int8Accuracy:
 
     def warning(self) -> str:
         """Returns a warning if int8 costs more than a point of top-1, otherwise an empty string."""
-        lost = 100 * (self.float32_top1 - self.top1)
+        lost = 100 * (self.float32_correct - self.correct) / self.images
         if lost <= _ACCEPTED_POINTS:
             return ""
         return (

@@ -148,7 +148,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
                 "versions": _versions(formats),
-                "comparison": _comparison(reference),
+                "comparison": _comparison(reference, None if calibration else TOLERANCE),
                 "quantization": _quantization(request, calibration),
                 "formats": {
                     name: {
@@ -225,12 +225,12 @@ def _versions(formats: Sequence[str]) -> dict[str, str]:
     return {**versions(), **{name: importlib.metadata.version(name) for name in libraries}}
 
 
-def _comparison(reference: Reference) -> dict[str, Any]:
+def _comparison(reference: Reference, tolerance: float | None) -> dict[str, Any]:
     return {
         "with": "evaluation in float32",
         "split": reference.samples.split,
         "images": len(reference.samples.images) - reference.samples.others,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
         "precision_of_run": reference.precision,
         "largest_difference_to_precision_of_run": reference.largest_difference,
         "same_top1_as_in_precision_of_run": reference.same_top1,
