@@ -222,6 +222,9 @@ class Export(Shown):
       sizes: bytes by format.
       largest_differences: largest difference of a probability to evaluation in float32 by format, in [0, 1].
       left_out: why a requested format is not exported, by line.
+      top1: of an export in int8, the top-1 accuracy of each format on the validation split, in [0, 1].
+      float32_top1: the same before quantization.
+      float32_sizes: bytes by format before quantization.
 
     Example:
       exported = convoy.open_run("run").export("exported", formats=["keras"])
@@ -239,9 +242,12 @@ class Export(Shown):
         self.sizes = dict(exported.bytes)
         self.largest_differences = dict(exported.largest_differences)
         self.left_out = tuple(left_out)
+        self.top1 = {name: int8.top1 for name, int8 in exported.int8.items()}
+        self.float32_top1 = {name: int8.float32_top1 for name, int8 in exported.int8.items()}
+        self.float32_sizes = {name: int8.float32_bytes for name, int8 in exported.int8.items()}
 
     def _title(self) -> str:
-        return f"Export of step {self.step:,} to {self.path}"
+        return f"Export of step {self.step:,} to {self.path}" + (" in int8" if self.top1 else "")
 
     def _facts(self) -> Mapping[str, object]:
         return {f"left out ({number})": text for number, text in enumerate(self.left_out, 1)}
@@ -253,6 +259,14 @@ class Export(Shown):
                 "file": self.files[name].name,
                 "size": megabytes(self.sizes[name]),
                 "largest difference": self.largest_differences[name],
+                **(self._int8(name) if self.top1 else {}),
             }
             for name in self.formats
         )
+
+    def _int8(self, name: str) -> dict[str, object]:
+        return {
+            "size in float32": megabytes(self.float32_sizes[name]),
+            "top-1": self.top1[name],
+            "top-1 in float32": self.float32_top1[name],
+        }

@@ -168,6 +168,7 @@ class Run(RecordedRun):
         *,
         formats: str | Sequence[str] = ("saved_model",),
         checkpoint: str | int = "best",
+        quantize: str = "none",
         data: _Path | None = None,
         trust_code: bool = False,
     ) -> Export:
@@ -179,11 +180,13 @@ class Run(RecordedRun):
           output: folder to create; an existing export is replaced.
           formats: one or more of `saved_model`, `keras`, `litert` and `onnx`.
           checkpoint: as in `evaluate`.
-          data: dataset directory with the images to compare on; None for the run's own.
+          quantize: `int8` for weights and activations in 8 bits (`litert` and `onnx`), calibrated on training images.
+          data: dataset directory with the images to compare and calibrate on; None for the run's own.
           trust_code: as in `evaluate`.
 
         Raises:
-          UsageError: a format is unknown, its library is not installed, or the output exists and is not an export.
+          UsageError: a format is unknown or cannot be quantized, its library is not installed, or the output exists and
+            is not an export.
           DataError: run or dataset cannot be used, or no format can express the model.
 
         Example:
@@ -206,6 +209,7 @@ class Run(RecordedRun):
             (formats,) if isinstance(formats, str) else tuple(formats),
             checkpoint=str(checkpoint),
             data=os.fspath(data) if data else None,
+            quantize=quantize,
             trust_code=trust_code,
         )
         with global_state_kept():

@@ -24,6 +24,7 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.core.processes import helper_starting
+from convoy.core.text import counted
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.input_pipeline.reading.decode import Crop, parse_records, resize
 from convoy.input_pipeline.reading.reader import Reader
@@ -35,6 +36,8 @@ NUM_SAMPLES = 64
 TOLERANCE = 1e-4  # largest difference of a probability
 _ORIENTATION_TAG = 0x0112  # EXIF
 _TIE = 1e-6  # probabilities closer than this count as equal: about the rounding error of float32
+_INT8_TIE = 1e-2  # the same for int8
+_INT8_AGREEMENT = 0.5  # least share of images whose predicted class is that of evaluation
 _SPLITS = ("validation", "test", "train")  # in order of preference
 _TIMEOUT_SECONDS = 1200.0
 
@@ -136,12 +139,40 @@ def compare(file_format: str, path: Path, samples: Samples, reference: np.ndarra
                 f"--format={file_format}: not exported. Probabilities of the reloaded file differ from evaluation by "
                 f"{difference:.2g}; the limit is {TOLERANCE:g}."
             )
-        of_predicted = np.take_along_axis(reference, probabilities.argmax(1)[:, np.newaxis], 1)[:, 0]
-        if np.any(reference.max(1) - of_predicted > _TIE):
+        if not _same_class(probabilities, reference, _TIE).all():
             raise DataError(f"--format={file_format}: not exported. The reloaded file predicts other classes.")
     if categories and categories != [class_names[label] for label in outputs[1].argmax(1)]:
         raise DataError(f"--format={file_format}: not exported. The reloaded file returns other class names.")
     return float(np.max(np.abs(outputs - reference)))
+
+
+def compare_int8(file_format: str, path: Path, samples: Samples, reference: np.ndarray) -> tuple[float, int]:
+    """Returns the largest difference of a probability, and how many images of the split have the same top class.
+
+    Args:
+      file_format: one of `request.QUANTIZABLE`.
+      path: the exported file, in int8.
+      samples: the images to classify.
+      reference: probabilities computed by evaluation in float32, [n, num_classes].
+
+    Raises:
+      DataError: the file cannot be loaded, or predicts another class for most images.
+    """
+    ((probabilities,), _) = _predict_in_new_process(file_format, path, samples)
+    of_split = slice(len(samples.images) - samples.others)
+    same = _same_class(probabilities[of_split], reference[of_split], _INT8_TIE)
+    if not same.mean() >= _INT8_AGREEMENT:
+        raise DataError(
+            f"--format={file_format}: not exported. In int8 the model predicts another class than in float32 for "
+            f"{len(same) - same.sum()} of {counted(len(same), 'image')}. Export it without --quantize."
+        )
+    return float(np.max(np.abs(probabilities - reference))), int(same.sum())
+
+
+def _same_class(probabilities: np.ndarray, reference: np.ndarray, tie: float) -> np.ndarray:
+    """Returns per image whether the predicted class is that of `reference`, or as probable there up to `tie`."""
+    of_predicted = np.take_along_axis(reference, probabilities.argmax(1)[:, np.newaxis], 1)[:, 0]
+    return np.isfinite(probabilities).all(1) & (reference.max(1) - of_predicted <= tie)
 
 
 def _predict_in_new_process(file_format: str, path: Path, samples: Samples) -> tuple[np.ndarray, list[str]]:

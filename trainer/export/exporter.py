@@ -1,6 +1,7 @@
 """Exports a run: writes each format, loads it in a new process, compares its predictions, then publishes the folder.
 
-A format that cannot express the model is left out, before the work if that can be known.
+A format that cannot express the model is left out, before the work if that can be known. With `quantize`, each file is
+written in float32 too, to measure how many images of the validation split int8 costs.
 
     exported = export(Request("run", Path("exported"), ("saved_model", "onnx")), on_failure=print)
     exported.largest_differences["onnx"]
@@ -13,6 +14,7 @@ the run's own precision is measured and reported as well.
 
 import importlib.metadata
 import importlib.util
+import logging
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -25,16 +27,21 @@ import tensorflow as tf
 
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError, UsageError
+from convoy.input_pipeline.dataset.open import Dataset, Split
 from convoy.trainer.evaluation.split import open_dataset_of
-from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
+from convoy.trainer.export.accuracy import Int8Accuracy, count_correct, split_to_measure
+from convoy.trainer.export.check import TOLERANCE, Samples, compare, compare_int8, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
-from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
-from convoy.trainer.export.loaders import FILES
+from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, without_output, write
+from convoy.trainer.export.int8 import CalibrationImages, calibration_images, write_int8
+from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.export.request import Request
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, open_run
 
 _CPU = Devices("cpu")
+_FLOAT32 = "float32"  # folder of the file that an int8 one is compared with, until that is done
+_logger = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,16 @@ class Exported:
       reference: the predictions that the export was compared with.
       bytes: total file size by format.
       largest_differences: largest difference of a probability by format, in [0, 1].
+      int8: accuracy by format, if the export is in int8.
+      calibration_images: number of training images that determined the ranges of int8.
     """
 
     step: int
     reference: Reference
     bytes: dict[str, int]
     largest_differences: dict[str, float]
+    int8: dict[str, Int8Accuracy]
+    calibration_images: int
 
 
 def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Exported:
@@ -103,15 +114,23 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
         for name in tuple(formats):
             if reason := obstacle(name, trained.runtime.built.model):
                 leave_out(name, DataError(f"--format={name}: {reason}"))
-        trained, reference = _in_float32(trained, request)
+        dataset = open_dataset_of(trained, request.data)
+        calibration = calibration_images(trained, dataset) if request.quantize == "int8" else None
+        trained, reference = _in_float32(trained, request, dataset)
         weights_sha256 = trained.runtime.state.weights_sha256()  # before averages replace the weights
         model = serving_model(trained)
         (folder / LABELS).write_text(model.labels, encoding="utf-8")
-        differences = {}
+        differences: dict[str, float] = {}
+        int8: dict[str, Int8Accuracy] = {}
         for name in tuple(formats):
             path = folder / FILES[name]
             try:
-                differences[name] = _write_and_compare(name, model, path, reference)
+                if calibration:
+                    differences[name], int8[name] = _write_int8_and_compare(
+                        name, model, path, reference, calibration, split_to_measure(dataset)
+                    )
+                else:
+                    differences[name] = _write_and_compare(name, model, path, reference)
             except DataError as error:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 leave_out(name, error)
@@ -129,15 +148,21 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
                 "versions": _versions(formats),
-                "comparison": _comparison(reference),
+                "comparison": _comparison(reference, None if calibration else TOLERANCE),
+                "quantization": _quantization(request, calibration),
                 "formats": {
-                    name: {"file": FILES[name], "largest_difference": differences[name], "contents": files[name]}
+                    name: {
+                        "file": FILES[name],
+                        "largest_difference": differences[name],
+                        **(int8[name].as_dict() if name in int8 else {}),
+                        "contents": files[name],
+                    }
                     for name in formats
                 },
             },
         )
     sizes = {name: sum(file["bytes"] for file in entries.values()) for name, entries in files.items()}
-    return Exported(trained.step, reference, sizes, differences)
+    return Exported(trained.step, reference, sizes, differences, int8, len(calibration or ()))
 
 
 def _weights_text(trained: TrainedRun) -> str:
@@ -146,8 +171,8 @@ def _weights_text(trained: TrainedRun) -> str:
     return "moving average" if trained.config.ema.decay else f"average of {trained.config.optimizer.name}"
 
 
-def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Reference]:
-    samples = draw_samples(open_dataset_of(trained, request.data), trained.crop)
+def _in_float32(trained: TrainedRun, request: Request, dataset: Dataset) -> tuple[TrainedRun, Reference]:
+    samples = draw_samples(dataset, trained.crop)
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":
@@ -160,14 +185,39 @@ def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Refe
 
 
 def _write_and_compare(name: str, model: ServingModel, path: Path, reference: Reference) -> float:
+    _convert(name, "cannot express this model", lambda: write(name, model, path))
+    return compare(name, path, reference.samples, reference.probabilities, model.class_names)
+
+
+def _write_int8_and_compare(
+    name: str, model: ServingModel, path: Path, reference: Reference, calibration: CalibrationImages, split: Split
+) -> tuple[float, Int8Accuracy]:
+    float32 = path.parent / _FLOAT32 / path.name
+    float32.parent.mkdir()
     try:
-        write(name, model, path)
+        _convert(name, "cannot express this model", lambda: write(name, model, float32))
+        cannot = "this model cannot be quantized to int8: export it without --quantize"
+        _convert(name, cannot, lambda: write_int8(name, model, float32, calibration, path))
+        difference, same = compare_int8(name, path, reference.samples, reference.probabilities)
+        before, after = without_output(
+            lambda: count_correct([load(name, file) for file in (float32, path)], split, model.crop)
+        )
+        accuracy = Int8Accuracy(split.name, split.num_images, after, before, float32.stat().st_size, same)
+    finally:
+        shutil.rmtree(float32.parent)
+    if warning := accuracy.warning():
+        _logger.warning("%s: %s", name, warning)
+    return difference, accuracy
+
+
+def _convert(name: str, cannot: str, convert: Callable[[], None]) -> None:
+    try:
+        convert()
     except (ConvoyError, OSError):
         raise
     except Exception as error:  # converters raise anything for a model that they do not support
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"--format={name}: cannot express this model ({textwrap.shorten(reason, 200)}).") from error
-    return compare(name, path, reference.samples, reference.probabilities, model.class_names)
+        raise DataError(f"--format={name}: {cannot} ({textwrap.shorten(reason, 200)}).") from error
 
 
 def _versions(formats: Sequence[str]) -> dict[str, str]:
@@ -175,13 +225,23 @@ def _versions(formats: Sequence[str]) -> dict[str, str]:
     return {**versions(), **{name: importlib.metadata.version(name) for name in libraries}}
 
 
-def _comparison(reference: Reference) -> dict[str, Any]:
+def _comparison(reference: Reference, tolerance: float | None) -> dict[str, Any]:
     return {
         "with": "evaluation in float32",
         "split": reference.samples.split,
         "images": len(reference.samples.images) - reference.samples.others,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
         "precision_of_run": reference.precision,
         "largest_difference_to_precision_of_run": reference.largest_difference,
         "same_top1_as_in_precision_of_run": reference.same_top1,
+    }
+
+
+def _quantization(request: Request, calibration: CalibrationImages | None) -> dict[str, Any] | None:
+    if not calibration:
+        return None
+    return {
+        "type": request.quantize,
+        "calibration_split": calibration.split.name,
+        "calibration_images": len(calibration),
     }

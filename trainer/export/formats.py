@@ -21,11 +21,12 @@ import io
 import json
 import logging
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
@@ -37,6 +38,7 @@ from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.layers import all_layers, with_keras_layers
 
 LABELS = "labels.txt"
+_T = TypeVar("_T")
 _NEEDS_CODE = "{} has code that is not in Keras, so the file could not be loaded without it. Use another format."
 
 
@@ -125,15 +127,28 @@ def write(file_format: str, model: ServingModel, path: Path) -> None:
       Exception: of any type; the format cannot express the model.
     """
     writer = {"saved_model": _saved_model, "keras": _keras, "litert": _litert, "onnx": _onnx}[file_format]
-    failure: Exception | None = None
-    with captured_stderr(), contextlib.redirect_stdout(io.StringIO()):
+    without_output(lambda: writer(model, path))
+
+
+def without_output(call: Callable[[], _T]) -> _T:
+    """Calls a function of another library without console output; returns its result.
+
+    Raises:
+      OSError: a file cannot be written.
+      Exception: of any type, the function's.
+    """
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # without any, logging.info() installs one for good
+    with captured_stderr(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            writer(model, path)
+            return call()
         except Exception as error:  # raised below: raised here, it would release the converter's output
             is_full = isinstance(error, tf.errors.OpError) and os.strerror(errno.ENOSPC) in str(error)
             failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full else error
-    if failure:
-        raise failure
+        finally:
+            root.removeHandler(handler)
+    raise failure
 
 
 def _saved_model(model: ServingModel, path: Path) -> None:
@@ -180,15 +195,20 @@ def _keras(model: ServingModel, path: Path) -> None:
     images = keras.Input((model.crop.size, model.crop.size, 3), dtype="uint8", name="images")
     logits = model.model(model.scale_pixels(keras.ops.cast(images, "float32")))
     keras.Model(images, keras.layers.Softmax(name="probabilities")(logits), name="classifier").save(path)
-    _add_labels(model, path)
+    add_labels(model, path)
 
 
 def _litert(model: ServingModel, path: Path) -> None:
+    path.write_bytes(litert_converter(model, tf.uint8).convert())
+    add_labels(model, path)
+
+
+def litert_converter(model: ServingModel, input_type: tf.DType) -> tf.lite.TFLiteConverter:
+    """Returns a converter of a model with an input `images` of a type."""
     module = tf.Module()  # the converter reads the values of the variables in it
     module.variables_of_model = [variable.value for variable in model.model.variables]
-    function = _classify_function(model, batch_size=1).get_concrete_function()
-    path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([function], module).convert())
-    _add_labels(model, path)
+    function = _classify_function(model, batch_size=1, input_type=input_type).get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], module)
 
 
 def _onnx(model: ServingModel, path: Path) -> None:
@@ -200,13 +220,24 @@ def _onnx(model: ServingModel, path: Path) -> None:
     converted, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    converted.metadata_props.add(key="class_names", value=json.dumps(list(model.class_names)))
-    converted.metadata_props.add(key="resize", value=model.crop.resize)
     path.write_bytes(converted.SerializeToString())
+    add_metadata(model, path)
 
 
-def _classify_function(model: ServingModel, *, batch_size: int | None) -> tf.types.experimental.PolymorphicFunction:
-    spec = tf.TensorSpec([batch_size, model.crop.size, model.crop.size, 3], tf.uint8, "images")
+def add_metadata(model: ServingModel, path: Path) -> None:
+    """Adds class names and resize to the metadata of an ONNX file."""
+    import onnx
+
+    written = onnx.load(path)
+    properties = {"class_names": json.dumps(list(model.class_names)), "resize": model.crop.resize}
+    onnx.helper.set_model_props(written, properties)
+    onnx.save(written, path)
+
+
+def _classify_function(
+    model: ServingModel, *, batch_size: int | None, input_type: tf.DType = tf.uint8
+) -> tf.types.experimental.PolymorphicFunction:
+    spec = tf.TensorSpec([batch_size, model.crop.size, model.crop.size, 3], input_type, "images")
 
     @tf.function(input_signature=[spec], autograph=False)
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -215,7 +246,7 @@ def _classify_function(model: ServingModel, *, batch_size: int | None) -> tf.typ
     return classify
 
 
-def _add_labels(model: ServingModel, path: Path) -> None:
+def add_labels(model: ServingModel, path: Path) -> None:
     """Adds labels.txt to a zip, or appends a zip with it, where LiteRT's metadata readers look for it."""
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(LABELS, model.labels)
+        archive.writestr(zipfile.ZipInfo(LABELS), model.labels)  # with a constant date

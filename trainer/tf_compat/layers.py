@@ -124,6 +124,11 @@ def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
             yield from all_layers(layer)
 
 
+def inner_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns a model's layers, including those of nested models and of other layers."""
+    return list(model._flatten_layers(include_self=False))
+
+
 def _rebuilt(model: keras.Model, classes: Mapping[type, type[keras.Layer]]) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
         new_class = classes.get(type(layer))
