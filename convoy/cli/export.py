@@ -13,7 +13,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import ConvoyError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
-from convoy.core.text import counted
+from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.export.request import Request
@@ -74,9 +74,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     )
     reference = exported.reference
     samples = reference.samples
+    compared = counted(len(samples.images) - samples.others, "image")
     print(
-        f"Exported step {exported.step} to {flags.output}: reloaded in new processes and compared with a float32 "
-        f"evaluation of {counted(len(samples.images) - samples.others, 'image')} of split {samples.split!r}."
+        f"Exported {weights_text(exported.step, exported.checkpoint)} to {flags.output}: reloaded in new processes and "
+        f"compared with a float32 evaluation of {compared} of split {samples.split!r}."
     )
     if reference.precision != "float32":
         print(

@@ -35,6 +35,10 @@ class Classifier(Protocol):
         """Step of the weights."""
 
     @property
+    def checkpoint(self) -> str:
+        """As `TrainedRun.checkpoint`."""
+
+    @property
     def flip_tta(self) -> bool:
         """Whether the run's config asks for flip test-time augmentation."""
 
@@ -60,6 +64,7 @@ class RunClassifier:
         self.class_names = trained.class_names
         self.crop = trained.crop
         self.step = trained.step
+        self.checkpoint = trained.checkpoint
         self.flip_tta = trained.flip_tta
 
     def probabilities(

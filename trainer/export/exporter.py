@@ -25,14 +25,13 @@ import tensorflow as tf
 
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError, UsageError
-from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
 from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.export.request import Request
 from convoy.trainer.session.description import versions
-from convoy.trainer.session.restore import TrainedRun, open_run
+from convoy.trainer.session.restore import TrainedRun, in_float32, open_dataset_of, open_run
 
 _CPU = Devices("cpu")
 
@@ -65,12 +64,14 @@ class Exported:
       reference: the predictions that the export was compared with.
       bytes: total file size by format.
       largest_differences: largest difference of a probability by format, in [0, 1].
+      checkpoint: as `TrainedRun.checkpoint`.
     """
 
     step: int
     reference: Reference
     bytes: dict[str, int]
     largest_differences: dict[str, float]
+    checkpoint: str = ""
 
 
 def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Exported:
@@ -121,6 +122,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
             {
                 "run": str(trained.run.path.absolute()),
                 "step": trained.step,
+                "checkpoint": trained.checkpoint,
                 "weights": _weights_text(trained),
                 "weights_sha256": weights_sha256,
                 "model": trained.config.model.name,
@@ -137,7 +139,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
             },
         )
     sizes = {name: sum(file["bytes"] for file in entries.values()) for name, entries in files.items()}
-    return Exported(trained.step, reference, sizes, differences)
+    return Exported(trained.step, reference, sizes, differences, trained.checkpoint)
 
 
 def _weights_text(trained: TrainedRun) -> str:
@@ -151,7 +153,7 @@ def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Refe
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":
-        trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32", trust_code=True)
+        trained = in_float32(trained)
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
     same_class = as_trained.argmax(1) == probabilities.argmax(1)
