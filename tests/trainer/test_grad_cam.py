@@ -163,12 +163,17 @@ def patches_run(convoy, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     convoy("convert", f"--images={folder / 'photos'}", f"--output={folder / 'data'}", "--workers=1", check=True)
-    flags = ("--config.image_size=32", "--config.steps=40", "--config.batch_size=32", "--config.augment.ops=flip")
-    flags += ("--config.eval_every_steps=5", "--config.schedule.warmup_steps=5", "--config.ema.decay=0")
+    flags = ("--config.image_size=32", "--config.steps=30", "--config.batch_size=32", "--config.augment.ops=flip")
+    flags += (
+        "--config.eval_every_steps=10",
+        "--config.keep_checkpoints=9",
+        "--config.schedule.warmup_steps=5",
+        "--config.ema.decay=0",
+    )
     run = folder / "run"
     where = (f"--data={folder / 'data'}", f"--workdir={run}", "--devices=cpu:2")
     convoy("train", "--config=smoke", *where, *flags, check=True)
-    convoy("evaluate", f"--workdir={run}", "--split=train", "--checkpoint=5", "--devices=cpu:1", check=True)
+    convoy("evaluate", f"--workdir={run}", "--split=train", "--checkpoint=10", "--devices=cpu:1", check=True)
     return run, np.stack(pixels), np.array(quadrants)
 
 

@@ -1,6 +1,6 @@
 """RUN/heat_maps_SPLIT.json: where the model looks in the most confident errors of an evaluation, as pictures.
 
-    save(run, evaluation, predictions, worst, pixels, maps)
+    save(run, evaluation, predictions, drawn(worst, pixels, maps))
     found = load(run, evaluation, predictions)
     found.pictures[17]["predicted"]                  # "data:image/jpeg;base64,..."
 
@@ -27,8 +27,8 @@ _URI = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
-class HeatMaps:
-    """The heat maps of an evaluation.
+class HeatPictures:
+    """The heat maps of an evaluation, drawn.
 
     Attributes:
       pictures: by index of the image in the split, a data URI for each of `KINDS`.
@@ -39,7 +39,7 @@ class HeatMaps:
     obstacle: str = ""
 
 
-def drawn(indices: np.ndarray, pixels: np.ndarray, maps: np.ndarray) -> HeatMaps:
+def drawn(indices: np.ndarray, pixels: np.ndarray, maps: np.ndarray) -> HeatPictures:
     """Returns heat maps as pictures.
 
     Args:
@@ -51,18 +51,18 @@ def drawn(indices: np.ndarray, pixels: np.ndarray, maps: np.ndarray) -> HeatMaps
     for index, image, (predicted, label) in zip(indices.tolist(), pixels, maps, strict=True):
         images = (image, heat_overlay(image, predicted), heat_overlay(image, label))
         pictures[index] = {kind: _uri(each) for kind, each in zip(KINDS, images, strict=True)}
-    return HeatMaps(pictures)
+    return HeatPictures(pictures)
 
 
-def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, maps: HeatMaps) -> None:
+def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, found: HeatPictures) -> None:
     """Writes the file of an evaluation. Raises OSError if it cannot be written."""
-    content = dataclasses.asdict(maps)
+    content = dataclasses.asdict(found)
     content["weights"] = evaluation.weights
-    content["classes"] = {index: _classes(predictions, index) for index in maps.pictures}
+    content["classes"] = {index: _classes(predictions, index) for index in found.pictures}
     run.write_json(run.heat_maps(evaluation.split), content)
 
 
-def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions) -> HeatMaps:
+def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions) -> HeatPictures:
     """Returns the heat maps of an evaluation; none if the file is missing, damaged, or of another evaluation."""
     try:
         content = run.read_json(run.heat_maps(evaluation.split))
@@ -74,9 +74,9 @@ def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions) ->
             and all(uri.startswith(_URI) for uri in found.values())
             for index, found in pictures.items()
         )
-        return HeatMaps(pictures, str(content["obstacle"])) if is_ours else HeatMaps()
+        return HeatPictures(pictures, str(content["obstacle"])) if is_ours else HeatPictures()
     except (DataError, KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return HeatMaps()
+        return HeatPictures()
 
 
 def _classes(predictions: Predictions, index: int) -> list[int]:

@@ -55,12 +55,12 @@ class EvaluatedSplit:
                 "folder's permissions."
             ) from None
 
-    def _heat_maps(self) -> heat_maps.HeatMaps:
+    def _heat_maps(self) -> heat_maps.HeatPictures:
         trained, found = self.trained, self.predictions
         grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
         worst = found.mistakes()[: heat_maps.NUM_ERRORS]
         if grad_cam.obstacle or not len(worst):
-            return heat_maps.HeatMaps(obstacle=grad_cam.obstacle)
+            return heat_maps.HeatPictures(obstacle=grad_cam.obstacle)
         with contextlib.closing(Reader(self.split, trained.crop)) as reader:
             pixels = reader.seen(worst)
         labels = np.stack([found.predicted[worst], found.label[worst]], axis=1)
