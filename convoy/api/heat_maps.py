@@ -12,7 +12,6 @@ from convoy.core.text import counted, weights_text
 
 if TYPE_CHECKING:
     from convoy.trainer.evaluation.classifier import RunClassifier
-    from convoy.trainer.session.restore import TrainedRun
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +55,6 @@ class HeatMaps(Shown):
 
 
 def explained(
-    trained: "TrainedRun",
     classifier: "RunClassifier",
     images: Any,  # noqa: ANN401 (as in `Run.explain`)
     classes: str | Sequence[str] | None,
@@ -64,24 +62,21 @@ def explained(
     """Returns the heat maps of a run's model; the arguments are those of `Run.explain`."""
     import tensorflow as tf
 
-    from convoy.trainer.evaluation.grad_cam import GradCam
     from convoy.trainer.evaluation.loading import pixels_of, sources_of
 
-    grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
-    if grad_cam.obstacle:
-        raise UsageError(f"explain: {grad_cam.obstacle}")
+    if classifier.grad_cam.obstacle:
+        raise UsageError(f"explain: {classifier.grad_cam.obstacle}")
     names, sources = sources_of(images)
-    pixels = np.stack([*pixels_of(sources, trained.crop)])
+    pixels = np.stack([*pixels_of(sources, classifier.crop)])
     if classes is None:
         seen = tf.constant(pixels)
-        found = classifier.probabilities(lambda number: seen[number], len(pixels), flip_tta=trained.flip_tta)
+        found = classifier.probabilities(lambda number: seen[number], len(pixels), flip_tta=classifier.flip_tta)
         labels = [int(probabilities.argmax()) for probabilities in found]
     else:
-        labels = _labels(classes, trained.class_names, len(names))
-    maps = grad_cam.maps(pixels, np.array(labels)[:, np.newaxis])[:, 0]
-    return HeatMaps(
-        names, [trained.class_names[label] for label in labels], maps, pixels, trained.step, trained.checkpoint
-    )
+        labels = _labels(classes, classifier.class_names, len(names))
+    maps = classifier.grad_cam.maps(pixels, np.array(labels)[:, np.newaxis])[:, 0]
+    explained_names = [classifier.class_names[label] for label in labels]
+    return HeatMaps(names, explained_names, maps, pixels, classifier.step, classifier.checkpoint)
 
 
 def _labels(classes: str | Sequence[str], class_names: Sequence[str], count: int) -> list[int]:

@@ -192,8 +192,8 @@ class Run(RecordedRun):
           found = convoy.open_run("run").explain("photos/test")
           found.labels[0], found.maps[0].max(), found.overlays[0].shape
         """
-        with self._model(checkpoint, devices, trust_code) as (trained, classifier):
-            return explained(trained, classifier, images, classes)
+        with self._model(checkpoint, devices, trust_code) as (_, classifier):
+            return explained(classifier, images, classes)
 
     @spelled_for_python()
     def export(
