@@ -65,7 +65,8 @@ def explained(
     from convoy.trainer.evaluation.loading import pixels_of, sources_of
 
     if classifier.grad_cam.obstacle:
-        raise UsageError(f"explain: {classifier.grad_cam.obstacle}")
+        fix = "Explain a model whose features end in global pooling, such as convnet."
+        raise UsageError(f"explain: {classifier.grad_cam.obstacle} {fix}")
     names, sources = sources_of(images)
     pixels = np.stack([*pixels_of(sources, classifier.crop)])
     if classes is None:
