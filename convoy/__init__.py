@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         register_optimizer,
         register_schedule,
     )
+    from convoy.api.heat_maps import HeatMaps
     from convoy.api.results import Evaluation, Export, Prediction, Predictions
     from convoy.api.runs import Run, Runs, list_runs, open_run
     from convoy.api.shown import Rows
@@ -56,6 +57,7 @@ __all__ = [
     "Evaluation",
     "Predictions",
     "Prediction",
+    "HeatMaps",
     "Export",
     "open_export",
     "ExportedModel",
@@ -84,6 +86,7 @@ _MODULES = {
     "convoy.api.training": ("load_config", "train", "TrainingResult"),
     "convoy.api.runs": ("open_run", "Run", "list_runs", "Runs"),
     "convoy.api.exports": ("open_export", "ExportedModel"),
+    "convoy.api.heat_maps": ("HeatMaps",),
     "convoy.api.results": ("Evaluation", "Predictions", "Prediction", "Export"),
     "convoy.api.shown": ("Rows",),
     "convoy.api.extensions": (

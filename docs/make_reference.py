@@ -51,7 +51,7 @@ _REGISTRIES = {
 _API = {
     "Datasets": ("sample", "convert", "Conversion", "verify", "Verification", "open_dataset", "Dataset", "Split"),
     "Training": ("load_config", "train", "TrainingResult"),
-    "Runs": ("open_run", "Run", "list_runs", "Runs", "Evaluation", "Predictions", "Prediction", "Rows"),
+    "Runs": ("open_run", "Run", "list_runs", "Runs", "Evaluation", "Predictions", "Prediction", "HeatMaps", "Rows"),
     "Exports": ("Export", "open_export", "ExportedModel"),
     "Callbacks": ("Callback", "Training", "Console", "EarlyStopping"),
     "Extensions": (
@@ -358,7 +358,8 @@ def _run_directory() -> str:
     columns = ", ".join(f"`{name}`" for name in results.COLUMNS)
     text += (
         f"## results.csv\n\nColumns: {columns}, and the metrics of `config.metrics`. `time` is local time, and metrics "
-        "are as in [TensorBoard tags](tensorboard-tags.md).\n\n"
+        "are as in [TensorBoard tags](tensorboard-tags.md). With `--checkpoint=mean:3` there is a column `checkpoint`, "
+        "such as `mean:3 (steps 80-100)`; `step` is the last of them.\n\n"
     )
     text += f"## result.json\n\n{_fields({k: v for k, v in attributes(TrainingResult).items() if k != 'workdir'})}"
     columns = ", ".join(f"`{name}`" for name in predictions.COLUMNS)

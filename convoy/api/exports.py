@@ -11,6 +11,7 @@ from convoy.api.results import Predictions
 from convoy.api.shown import Shown
 from convoy.api.spelling import spelled_for_python
 from convoy.core.errors import UsageError
+from convoy.core.text import weights_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +28,8 @@ class ExportedModel(Shown):
       path: the folder.
       format: the format that is used.
       class_names: class names, by label.
-      step: step of the weights.
+      step: last step of the weights.
+      checkpoint: as `Evaluation.checkpoint`.
 
     Example:
       model = convoy.open_export("exported")
@@ -39,6 +41,7 @@ class ExportedModel(Shown):
         self._classifier = classifier
         self.path, self.format = path, file_format
         self.class_names, self.step = tuple(classifier.class_names), classifier.step
+        self.checkpoint = classifier.checkpoint
 
     @spelled_for_python()
     def predict(
@@ -65,7 +68,8 @@ class ExportedModel(Shown):
         return predicted(self._classifier, images, flip_tta, on_corrupt)
 
     def _title(self) -> str:
-        return f"Export {self.path} ({self.format}): step {self.step:,}, {len(self.class_names)} classes"
+        weights = weights_text(self.step, self.checkpoint)
+        return f"Export {self.path} ({self.format}): {weights}, {len(self.class_names)} classes"
 
 
 @spelled_for_python()
@@ -118,4 +122,6 @@ def predicted(
     probabilities = np.stack(list(found))
     probabilities[list(unreadable)] = np.nan
     reasons = {names[number]: reason for number, reason in sorted(unreadable.items())}
-    return Predictions(names, probabilities, tuple(classifier.class_names), classifier.step, reasons)
+    return Predictions(
+        names, probabilities, tuple(classifier.class_names), classifier.step, reasons, classifier.checkpoint
+    )

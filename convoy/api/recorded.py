@@ -127,11 +127,17 @@ class RecordedRun(Shown):
     def evaluations(self) -> Rows:
         """Returns the rows of results.csv, one per evaluation: `step`, `split` and metrics by name.
 
+        Rows of a mean of checkpoints have `checkpoint` too, as `Evaluation.checkpoint`.
+
         Example:
           max(row["top1"] for row in convoy.open_run("run").evaluations())
         """
         rows = read_evaluations(self._files.results_table)
-        return Rows({"step": row.step, "split": row.split, **row.quality} for row in rows)
+        return Rows(
+            {"step": row.step, "split": row.split, **({"checkpoint": row.checkpoint} if row.checkpoint else {})}
+            | dict(row.quality)
+            for row in rows
+        )
 
     @spelled_for_python()
     def evaluation(self, split: str) -> Evaluation:

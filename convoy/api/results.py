@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from convoy.api.shown import Rows, Shown
-from convoy.core.text import counted, megabytes
+from convoy.core.text import counted, megabytes, weights_text
 
 if TYPE_CHECKING:
     from convoy.trainer.evaluation.predictions import Evaluation as SavedEvaluation
@@ -21,7 +21,9 @@ class Evaluation(Shown):
 
     Attributes:
       split: name of the split.
-      step: step of the weights.
+      step: last step of the weights.
+      checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
+        one.
       images: number of images.
       flip_tta: whether probabilities are the mean over each image and its mirror image.
       metrics: by name: `loss` in nats; `top1`, `top5`, `macro_f1` and `ece` in [0, 1].
@@ -43,7 +45,7 @@ class Evaluation(Shown):
         """Takes what RUN/evaluation_SPLIT.json and RUN/predictions_SPLIT.csv contain."""
         self._predictions = predictions
         self.split = evaluation.split
-        self.step = evaluation.step
+        self.step, self.checkpoint = evaluation.step, evaluation.checkpoint
         self.images = evaluation.images
         self.flip_tta = evaluation.flip_tta
         self.metrics = dict(evaluation.quality)
@@ -107,7 +109,8 @@ class Evaluation(Shown):
 
     def _title(self) -> str:
         tta = ", with flip test-time augmentation" if self.flip_tta else ""
-        return f"Evaluation of step {self.step:,} on split {self.split!r}: {counted(self.images, 'image')}{tta}"
+        weights = weights_text(self.step, self.checkpoint)
+        return f"Evaluation of {weights} on split {self.split!r}: {counted(self.images, 'image')}{tta}"
 
     def _facts(self) -> Mapping[str, object]:
         return self.metrics
@@ -142,8 +145,9 @@ class Predictions(Shown):
       names: path of each image, or its number if it is not a file.
       probabilities: [images, num_classes] float32; NaN for an image that cannot be read.
       class_names: class names, by label.
-      step: step of the weights.
+      step: last step of the weights.
       unreadable: reasons by name of the images that cannot be read.
+      checkpoint: as `Evaluation.checkpoint`.
 
     Example:
       found = convoy.open_run("run").predict("photos/test")
@@ -158,6 +162,7 @@ class Predictions(Shown):
     class_names: Sequence[str]
     step: int
     unreadable: Mapping[str, str]
+    checkpoint: str = ""
 
     @property
     def labels(self) -> list[str | None]:
@@ -205,7 +210,7 @@ class Predictions(Shown):
         return Rows(prediction._asdict() for prediction in self)
 
     def _title(self) -> str:
-        return f"Predictions of step {self.step:,} for {counted(len(self), 'image')}"
+        return f"Predictions of {weights_text(self.step, self.checkpoint)} for {counted(len(self), 'image')}"
 
     def _table(self) -> Rows:
         return self.to_dicts()
@@ -216,7 +221,8 @@ class Export(Shown):
 
     Attributes:
       path: the folder.
-      step: step of the exported weights.
+      step: last step of the exported weights.
+      checkpoint: as `Evaluation.checkpoint`.
       formats: names of the exported formats.
       files: file or folder by format.
       sizes: bytes by format.
@@ -236,7 +242,7 @@ class Export(Shown):
         from convoy.trainer.export.loaders import FILES
 
         self.path = path
-        self.step = exported.step
+        self.step, self.checkpoint = exported.step, exported.checkpoint
         self.formats = tuple(exported.largest_differences)
         self.files = {name: path / FILES[name] for name in self.formats}
         self.sizes = dict(exported.bytes)
@@ -247,7 +253,8 @@ class Export(Shown):
         self.float32_sizes = {name: int8.float32_bytes for name, int8 in exported.int8.items()}
 
     def _title(self) -> str:
-        return f"Export of step {self.step:,} to {self.path}" + (" in int8" if self.top1 else "")
+        weights = weights_text(self.step, self.checkpoint)
+        return f"Export of {weights} to {self.path}" + (" in int8" if self.top1 else "")
 
     def _facts(self) -> Mapping[str, object]:
         return {f"left out ({number})": text for number, text in enumerate(self.left_out, 1)}

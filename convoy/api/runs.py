@@ -11,6 +11,7 @@ import numpy as np
 
 from convoy.api.datasets import path_text
 from convoy.api.exports import predicted
+from convoy.api.heat_maps import HeatMaps, explained
 from convoy.api.recorded import RecordedRun
 from convoy.api.results import Evaluation, Export, Predictions
 from convoy.api.shown import Rows
@@ -49,7 +50,7 @@ class Run(RecordedRun):
     def __init__(self, path: Path, name: str = "", differences: Mapping[str, Any] | None = None):
         """Args are the attributes."""
         super().__init__(path, name, differences)
-        self._loaded: tuple[tuple[int, str], TrainedRun, RunClassifier] | None = None
+        self._loaded: tuple[tuple[tuple[int, ...], str], TrainedRun, RunClassifier] | None = None
 
     @spelled_for_python()
     def evaluate(
@@ -73,7 +74,8 @@ class Run(RecordedRun):
         Args:
           split: name of the split.
           data: dataset directory or sources, as in `open_dataset`; None for those the run was trained on.
-          checkpoint: `best` (by validation top-1), `last`, or the step of a checkpoint.
+          checkpoint: `best` (by validation top-1), `last`, `mean:N` (the mean of the last N, with batch statistics
+            renewed on training images), or the step of a checkpoint.
           devices: as in `train`.
           flip_tta: average over each image and its mirror image; None for `config.flip_tta`.
           save: add a row to RUN/results.csv, and write RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json, from
@@ -162,6 +164,38 @@ class Run(RecordedRun):
             )
 
     @spelled_for_python()
+    def explain(
+        self,
+        images: "_Path | Image.Image | np.ndarray | Sequence[_Path | Image.Image | np.ndarray]",
+        *,
+        classes: str | Sequence[str] | None = None,
+        checkpoint: str | int = "best",
+        devices: str = "auto",
+        trust_code: bool = False,
+    ) -> HeatMaps:
+        """Shows where in images the model finds the evidence for a class (Grad-CAM, Selvaraju et al. 2017).
+
+        The model stays loaded for the next call with the same checkpoint and devices.
+
+        Args:
+          images: as in `predict`.
+          classes: name of the class to explain, or of one per image; None for the predicted classes.
+          checkpoint: as in `evaluate`.
+          devices: as in `train`.
+          trust_code: as in `evaluate`.
+
+        Raises:
+          UsageError: as `predict`; a class is unknown, or the model has no feature map before its head.
+          DataError: run or images cannot be used.
+
+        Example:
+          found = convoy.open_run("run").explain("photos/test")
+          found.labels[0], found.maps[0].max(), found.overlays[0].shape
+        """
+        with self._model(checkpoint, devices, trust_code) as (_, classifier):
+            return explained(classifier, images, classes)
+
+    @spelled_for_python()
     def export(
         self,
         output: _Path,
@@ -244,18 +278,18 @@ class Run(RecordedRun):
     ) -> "Iterator[tuple[TrainedRun, RunClassifier]]":
         """Yields the model with the weights of a checkpoint, loaded unless it is the last one that was used."""
         from convoy.trainer.evaluation.classifier import RunClassifier
-        from convoy.trainer.session.restore import chosen_step, open_run
+        from convoy.trainer.session.restore import chosen_steps, open_run
         from convoy.trainer.session.runtime import enable_determinism
         from convoy.trainer.tf_compat.keras_state import global_state_kept
 
-        key = (chosen_step(self._files, str(checkpoint)), devices)
+        key = (chosen_steps(self._files, str(checkpoint)), devices)
         with global_state_kept():
             if not self._loaded or self._loaded[0] != key:
                 self._loaded = None  # frees its memory first
                 trained = open_run(
-                    os.fspath(self.path), parse_devices(devices), checkpoint=str(key[0]), trust_code=trust_code
+                    os.fspath(self.path), parse_devices(devices), checkpoint=str(checkpoint), trust_code=trust_code
                 )
-                self._loaded = key, trained, RunClassifier(trained)
+                self._loaded = (trained.steps, devices), trained, RunClassifier(trained)
             elif self._loaded[1].config.deterministic:
                 enable_determinism()
             yield self._loaded[1:]

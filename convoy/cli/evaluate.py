@@ -14,7 +14,7 @@ from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
-CHECKPOINT_HELP = "best (by validation top-1), last, or the step of a checkpoint"
+CHECKPOINT_HELP = "best (by validation top-1), last, mean:N (the mean of the last N), or the step of a checkpoint"
 RENAMED_FLAGS = {"tta": "flip_tta"}
 
 
@@ -76,12 +76,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     evaluated = evaluate_split(
         trained, flags.split, data=flags.data, flip_tta=flip_tta, record_format=record_format(flags, flags.data)
     )
-    images, quality = evaluated.evaluation.images, evaluated.evaluation.quality
+    evaluation = evaluated.evaluation
+    images, quality = evaluation.images, evaluation.quality
     tta = " and flip test-time augmentation" if flip_tta else ""
-    print(f"Evaluated {counted(images, 'image')} of {flags.split} with the weights of step {trained.step}{tta}.")
+    print(f"Evaluated {counted(images, 'image')} of {flags.split} with the weights of {evaluation.weights}{tta}.")
     print(quality_row(flags.split, quality))
     if flags.json:
         facts = {"split": flags.split, "step": trained.step, "images": images, "flip_tta": flip_tta}
+        facts |= {"checkpoint": trained.checkpoint} if trained.checkpoint else {}
         try:
             write_whole(Path(flags.json), (json.dumps(json_value({**facts, **quality}), indent=1) + "\n").encode())
         except OSError as error:

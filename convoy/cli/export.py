@@ -15,7 +15,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import ConvoyError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
-from convoy.core.text import counted, share
+from convoy.core.text import counted, share, weights_text
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.export.request import QUANTIZABLE, QUANTIZATIONS, Request
@@ -100,8 +100,8 @@ def _print_float32(exported: "Exported", output: str) -> None:
         ],
     )
     print(
-        f"Exported step {exported.step} to {output}: reloaded in new processes and compared with a float32 evaluation "
-        f"of {_samples(exported)}."
+        f"Exported {weights_text(exported.step, exported.checkpoint)} to {output}: reloaded in new processes and "
+        f"compared with a float32 evaluation of {_samples(exported)}."
     )
 
 
@@ -124,7 +124,7 @@ def _print_int8(exported: "Exported", output: str) -> None:
     )
     int8 = next(iter(exported.int8.values()))
     print(
-        f"Exported step {exported.step} to {output} in int8, calibrated on "
+        f"Exported {weights_text(exported.step, exported.checkpoint)} to {output} in int8, calibrated on "
         f"{counted(exported.calibration_images, 'training image')}. Top-1: of the files, on all "
         f"{counted(int8.images, 'image')} of split {int8.split!r}. Same class: reloaded in new processes and compared "
         f"with a float32 evaluation of {_samples(exported)}."

@@ -12,7 +12,7 @@ from convoy.cli.tables import print_table
 from convoy.core.devices import Devices, parse_devices
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
-from convoy.core.text import counted
+from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
@@ -78,8 +78,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         print_table(("image", "category"), ("probability",), [(name, *_cells(best)) for name, best in rows])
     left_out = f", {len(found.unreadable):,} of them unreadable" if found.unreadable else ""
     print(
-        f"{request.output or 'Predicted'}: {counted(len(found.names), 'image')}{left_out}, with the weights of step "
-        f"{classifier.step}"
+        f"{request.output or 'Predicted'}: {counted(len(found.names), 'image')}{left_out}, with the weights of "
+        f"{weights_text(classifier.step, classifier.checkpoint)}"
     )
 
 

@@ -80,6 +80,9 @@ FILES = {
     "evaluation_{split}.json": RunFile(
         "metrics of the last evaluation on a split; see [Evaluations](#evaluations)", _EVALUATION
     ),
+    "heat_maps_{split}.json": RunFile(
+        "Grad-CAM of its most confident errors, as pictures for the report, or why there are none", _EVALUATION
+    ),
     "report.html": RunFile("the report: curves, metrics and error analysis, in one file", _REPORT),
     "MODEL_CARD.md": RunFile("model card; not overwritten once it was edited", _REPORT),
     "confusion_matrix.png": RunFile("confusion matrix of the last evaluation", _REPORT),

@@ -49,6 +49,10 @@ class RunLayout:
         """Returns the JSON file about the latest predictions on a split."""
         return self.path / f"evaluation_{split}.json"
 
+    def heat_maps(self, split: str) -> Path:
+        """Returns the JSON file with heat maps of the errors among the latest predictions on a split."""
+        return self.path / f"heat_maps_{split}.json"
+
     def tracker(self, name: str) -> Path:
         """Returns the JSON file about the run in an experiment tracker, whose folder has the tracker's own files."""
         return self.path / "trackers" / f"{name}.json"

@@ -58,6 +58,11 @@ def is_count(text: str) -> bool:
     return bool(re.fullmatch("[0-9]{1,18}", text))
 
 
+def weights_text(step: int, checkpoint: str) -> str:
+    """Returns which weights of a run were used: `step 1,200`, or `checkpoint` if it names several."""
+    return checkpoint or f"step {step:,}"
+
+
 def joined(items: Sequence[str], conjunction: str) -> str:
     """Returns one item or more as a list in a sentence: `a`, `a or b`, `a, b or c`."""
     *others, last = items

@@ -28,7 +28,7 @@ from convoy.input_pipeline.augment.pipeline import Operation
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading import order
 from convoy.input_pipeline.reading.cache import PixelCache
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop_all, parse_records
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop_all, parse_records, resize
 from convoy.input_pipeline.reading.record_reader import RecordReader
 from convoy.input_pipeline.reading.sampler import BatchSlice, Sampler
 from convoy.input_pipeline.reading.substitutes import Substitution
@@ -190,6 +190,10 @@ class Reader:
                 if problem := next(problems, None):
                     raise problem from None
             raise
+
+    def seen(self, indices: np.ndarray) -> np.ndarray:
+        """Returns images as evaluation sees them, [n, size, size, 3] uint8; arguments and errors as `images`."""
+        return np.stack([resize(tf.constant(image), self._crop).numpy() for image in self.images(indices)])
 
     def explain(self) -> ConvoyError | None:
         """Returns the error that ended an iteration with a `tf.errors.OpError`; None if this split did not cause it.

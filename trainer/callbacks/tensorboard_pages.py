@@ -1,5 +1,6 @@
 """TensorBoard's images, precision-recall curves and histograms: a training batch, and the errors of ten evaluations."""
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +18,11 @@ from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.config import resolution
 from convoy.trainer.evaluation import pictures
 from convoy.trainer.evaluation.counts import EvaluationSummary
+from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.step.step import StepResult
+
+_WITH_HEAT_MAPS = 8  # errors, with three pictures each
 
 
 def train_batch(
@@ -54,6 +58,7 @@ class TensorBoardPages(Callback):
     def __init__(self, run_writer: RunWriter):
         """Args: run_writer: writes TensorBoard's event files; comes before this callback."""
         self._run_writer = run_writer
+        self._grad_cam: GradCam | None = None
 
     def on_batch(self, training: Training, batch: Batch) -> None:
         """Writes the images of the first training batch of the run."""
@@ -82,7 +87,7 @@ class TensorBoardPages(Callback):
             title = f"{evaluation.split}, step {step}"
             shown = [summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names))]
             if summary.mistakes:
-                shown.append(summaries.image("media/worst", self._errors(training, evaluation.split, summary)))
+                shown += self._errors(training, evaluation.split, summary)
             self._run_writer.show("media", step, shown)
             curves = [
                 summaries.pr_curve(_curve_tag(label, class_names), positives, negatives)
@@ -90,17 +95,38 @@ class TensorBoardPages(Callback):
             ]
             self._run_writer.show(evaluation.split, step, curves)
 
-    def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> Image.Image:
-        dataset, config = training.session.dataset, training.session.config
-        reader = Reader(dataset.split(split), Crop(resolution.evaluation_size(config), resize=config.resize))
-        names = names_in_pictures(dataset.class_names)
+    def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> list[Summary.Value]:
+        """Returns pictures of the most confident errors, and heat maps of some."""
+        session, mistakes = training.session, summary.mistakes
+        size = resolution.evaluation_size(session.config)
+        crop = Crop(size, resize=session.config.resize)
+        names = names_in_pictures(session.dataset.class_names)
+        indices = np.array([mistake.index for mistake in mistakes])
+        with contextlib.closing(Reader(session.dataset.split(split), crop)) as reader:
+            images, seen = reader.images(indices), reader.seen(indices[:_WITH_HEAT_MAPS])
         captions = [
             (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
-            for m in summary.mistakes
+            for m in mistakes
         ]
-        images = reader.images(np.array([mistake.index for mistake in summary.mistakes]))
-        reader.close()
-        return pictures.image_grid(images, captions)
+        shown = [summaries.image("media/worst", pictures.image_grid(images, captions))]
+        self._grad_cam = self._grad_cam or GradCam(session.runtime.state, session.runtime.model_for_size(size), size)
+        if not self._grad_cam.obstacle:
+            labels = np.array([(m.predicted, m.label) for m in mistakes[:_WITH_HEAT_MAPS]])
+            shown.append(
+                summaries.image("media/grad_cam", _heat_grid(seen, self._grad_cam.maps(seen, labels), labels, names))
+            )
+        return shown
+
+
+def _heat_grid(seen: np.ndarray, maps: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Returns each image and its heat maps for the predicted class and the label, two images per row."""
+    tiles: list[np.ndarray] = []
+    captions: list[tuple[str, ...]] = []
+    for image, heat, (predicted, label) in zip(seen, maps, labels.tolist(), strict=True):
+        tiles += [image, *(pictures.heat_overlay(image, each) for each in heat)]
+        captions += [(f"label {names[label]}", f"predicted {names[predicted]}")]
+        captions += [(f"evidence for {names[each]}",) for each in (predicted, label)]
+    return pictures.image_grid(tiles, captions, columns=6)
 
 
 def _confusion_matrix(title: str, summary: EvaluationSummary, class_names: Sequence[str]) -> Image.Image:

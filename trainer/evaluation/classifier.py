@@ -6,6 +6,7 @@ for probabilities in classifier.probabilities(lambda number: images[number], len
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.reading.decode import Crop
+from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.internals import iterate
@@ -33,6 +35,10 @@ class Classifier(Protocol):
     @property
     def step(self) -> int:
         """Step of the weights."""
+
+    @property
+    def checkpoint(self) -> str:
+        """As `TrainedRun.checkpoint`."""
 
     @property
     def flip_tta(self) -> bool:
@@ -60,6 +66,7 @@ class RunClassifier:
         self.class_names = trained.class_names
         self.crop = trained.crop
         self.step = trained.step
+        self.checkpoint = trained.checkpoint
         self.flip_tta = trained.flip_tta
 
     def probabilities(
@@ -80,6 +87,11 @@ class RunClassifier:
                 for probabilities in self._classify(flip_tta)(images):
                     yield from probabilities.numpy()[:remaining]
                     remaining = max(0, remaining - batch)
+
+    @functools.cached_property
+    def grad_cam(self) -> GradCam:
+        """Makes heat maps of the same model."""
+        return GradCam(self._runtime.state, self._runtime.built, self.crop.size)
 
     def _classify(self, flip_tta: bool) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
         """Returns the compiled function from a distributed batch to each replica's probabilities."""

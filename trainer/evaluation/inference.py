@@ -29,12 +29,10 @@ def infer(state: TrainState, built: ModelBundle, images: tf.Tensor) -> tf.Tensor
     Returns:
       [batch, num_classes] float32.
     """
-    model = built.model
-    inputs = tf.cast(built.scale_pixels(tf.cast(images, tf.float32)), model.compute_dtype)
     weights = [tf.convert_to_tensor(w) for w in state.evaluated_weights]
     # From the trained model: `built` may be a copy for another image size, whose statistics were never trained.
     others = [tf.convert_to_tensor(v.value) for v in state.model.non_trainable_variables]
-    logits, _ = model.stateless_call(weights, others, inputs, training=False)
+    logits, _ = built.model.stateless_call(weights, others, built.inputs(images), training=False)
     return tf.cast(logits, tf.float32)
 
 

@@ -1,13 +1,14 @@
-"""Loads images, files or arrays, for a classifier.
+"""Loads images, files or arrays, for a model.
 
 unreadable: dict[int, str] = {}
 for probabilities in probabilities_of(images, classifier, unreadable=unreadable):
     ...
 """
 
+import functools
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,17 +17,19 @@ import tensorflow as tf
 from PIL import Image
 
 from convoy.core.errors import DataError, UsageError
+from convoy.core.processes import usable_cores
 from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import list_images
 from convoy.input_pipeline.images import pixels
 from convoy.input_pipeline.images.kinds import unsupported_jpeg
 from convoy.input_pipeline.images.rgb import as_rgb
-from convoy.input_pipeline.reading.decode import CROP_DRAWS, decode_and_crop
+from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from convoy.trainer.evaluation.classifier import Classifier
 
 _NAMED = 3  # how many unreadable files an error names
 _DAMAGED = "it is truncated or damaged"
 _DEFAULT_LIMITS = pixels.Limits()
+_ImageOf = Callable[[tf.Tensor], tf.Tensor]
 
 
 def image_file(path: Path) -> ImageFile:
@@ -100,6 +103,29 @@ def probabilities_of(
     Raises:
       DataError: a file cannot be read, and `unreadable` is None.
     """
+    classify = functools.partial(classifier.probabilities, flip_tta=flip_tta)
+    fix = "Fix or remove them, or pass --on_corrupt=skip."
+    yield from _results(images, classifier.crop, classify, fix, limits, unreadable)
+
+
+def pixels_of(images: Sequence[ImageFile | np.ndarray], crop: Crop) -> Iterator[np.ndarray]:
+    """Yields each image as the model sees it, [size, size, 3] uint8; arguments and errors as `probabilities_of`."""
+
+    def pixels_as_seen(image_of: _ImageOf, num_images: int) -> Iterator[np.ndarray]:
+        return tf.data.Dataset.range(num_images).map(image_of, num_parallel_calls=usable_cores()).as_numpy_iterator()
+
+    yield from _results(images, crop, pixels_as_seen, "Fix or remove them.")
+
+
+def _results(
+    images: Sequence[ImageFile | np.ndarray],
+    crop: Crop,
+    results: Callable[[_ImageOf, int], Iterator[np.ndarray]],
+    fix: str,
+    limits: pixels.Limits = _DEFAULT_LIMITS,
+    unreadable: dict[int, str] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields a result per image; `results` takes what `Classifier.probabilities` takes."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
     one_pixel = buffer.getvalue()  # in place of an image that is skipped
@@ -126,10 +152,10 @@ def probabilities_of(
         values = tf.numpy_function(load, [index], [tf.string, tf.string, tf.int64, tf.int64], stateful=False)
         features = dict(zip(("encoded", "format", "height", "width"), values, strict=True))
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
-        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), classifier.crop, any_viewed=False)
+        return decode_and_crop(features, tf.zeros([CROP_DRAWS]), crop, any_viewed=False)
 
     try:
-        yield from classifier.probabilities(decode, len(images), flip_tta=flip_tta)
+        yield from results(decode, len(images))
     except tf.errors.OpError:
         files = {number: image for number, image in enumerate(images) if isinstance(image, ImageFile)}
         found = {files[number].name: reason for number, reason in reasons.items()}
@@ -137,10 +163,7 @@ def probabilities_of(
         if not found:
             raise
         listed = "; ".join(f"{name!r}: {why}" for name, why in list(found.items())[:_NAMED])
-        raise DataError(
-            f"at least {len(found)} of the images cannot be read: {listed}. Fix or remove them, or pass "
-            "--on_corrupt=skip."
-        ) from None
+        raise DataError(f"at least {len(found)} of the images cannot be read: {listed}. {fix}") from None
 
 
 def _read(file: ImageFile, limits: pixels.Limits) -> bytes:

@@ -4,6 +4,7 @@
     image_grid(images, captions)                                   # up to 25 images of 128 pixels
     shares = row_shares(labels, predicted, counts, num_classes)
     confusion_matrix(shares, names, "validation, step 100")        # up to 1000 x 1000 cells
+    heat_overlay(pixels, heat_map)
 
 Bounded in size for any number of images and classes. Drawn with Pillow: matplotlib takes ten times as long for a large
 matrix, and TensorBoard gets one per evaluation shown.
@@ -24,6 +25,8 @@ _LARGEST_MATRIX = 1000  # above it several classes share a row
 _NUMBERED_CELL = 40  # pixels
 _NAMED_CELL = 10  # pixels
 _LONGEST_NAME = 24
+_LUMA = np.array([0.299, 0.587, 0.114])
+_SHADE, _COLDEST, _OPACITY = 0.6, 0.3, 1.2  # of the overlay: brightness of the image, first color, opacity of heat
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -32,15 +35,40 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
-def image_grid(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Image.Image:
-    """Returns a roughly square grid of images with lines of text below each.
+def heat_overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Returns a darkened gray image on which heat glows, from purple to yellow: visible on any picture and page.
+
+    Args:
+      pixels: [height, width, 3] uint8.
+      heat: [height, width] in [0, 1]; 0 shows the gray image alone.
+
+    Returns:
+      [height, width, 3] uint8.
+    """
+    import matplotlib  # as in `confusion_matrix`
+
+    gray = _SHADE * (pixels @ _LUMA)[..., np.newaxis]
+    color = 255 * matplotlib.colormaps["inferno"](_COLDEST + (1 - _COLDEST) * heat)[..., :3]
+    opacity = np.minimum(1.0, _OPACITY * heat)[..., np.newaxis]
+    return np.uint8(np.rint((1 - opacity) * gray + opacity * color))
+
+
+def heat_colors(count: int) -> list[str]:
+    """Returns colors of `heat_overlay` on mid-gray from 0 to 1, for a legend, as `#rrggbb`."""
+    gray = np.full((1, count, 3), 128, np.uint8)
+    return ["#" + bytes(color).hex() for color in heat_overlay(gray, np.linspace(0, 1, count)[np.newaxis])[0]]
+
+
+def image_grid(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], *, columns: int = 0) -> Image.Image:
+    """Returns a grid of images with lines of text below each.
 
     Args:
       images: up to `GRID_IMAGES` are shown; each [height, width, 3] uint8.
       captions: lines per image, cut where they are wider than the image.
+      columns: 0 for a roughly square grid.
     """
     shown = list(zip(images, captions, strict=True))[:GRID_IMAGES]
-    columns = int(np.ceil(np.sqrt(len(shown))))
+    columns = columns or int(np.ceil(np.sqrt(len(shown))))
     width, height = _SIDE + _MARGIN, _SIDE + _MARGIN + _LINE * max(len(lines) for _, lines in shown)
     picture = Image.new("RGB", (columns * width + _MARGIN, -(-len(shown) // columns) * height + _MARGIN), "white")
     for number, (pixels, lines) in enumerate(shown):

@@ -24,7 +24,7 @@ import numpy as np
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.reading import open_file, read_table
-from convoy.core.text import counted
+from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
@@ -43,7 +43,7 @@ class Evaluation:
 
     Attributes:
       split: name of the split.
-      step: step of the weights.
+      step: last step of the weights.
       images: number of images.
       quality: metrics by name: `loss`, `top1`, `top5`, `macro_f1`, `ece`, and those of `config.metrics`.
       data: dataset directory.
@@ -52,6 +52,8 @@ class Evaluation:
       time: seconds since 1970.
       flip_tta: whether probabilities are averaged with those of the mirror image.
       record_format: feature names and classes by which records of other tools were read.
+      checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
+        one.
     """
 
     split: str
@@ -64,6 +66,12 @@ class Evaluation:
     time: float
     flip_tta: bool = False
     record_format: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+
+    @property
+    def weights(self) -> str:
+        """Which weights were evaluated, as text."""
+        return weights_text(self.step, self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,16 @@ class Predictions:
     def correct(self) -> np.ndarray:
         """Whether each prediction is right, [n] bool."""
         return self.label == self.predicted
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of each prediction, [n] float32; 0 for NaN, as after divergence."""
+        return np.nan_to_num(self.predicted_probability)
+
+    def mistakes(self) -> np.ndarray:
+        """Returns the misclassified images, the most confident first: [n] int64."""
+        wrong = np.flatnonzero(~self.correct)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
 
 class Collector:
@@ -171,7 +189,10 @@ def evaluations(run: RunDirectory) -> list[Evaluation]:
 def _is_sound(evaluation: Evaluation) -> bool:
     numbers = (evaluation.step, evaluation.images, evaluation.parameters, evaluation.time)
     return (
-        all(isinstance(text, str) for text in (evaluation.split, evaluation.data, evaluation.digest))
+        all(
+            isinstance(text, str)
+            for text in (evaluation.split, evaluation.data, evaluation.digest, evaluation.checkpoint)
+        )
         and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         and isinstance(evaluation.quality, dict)
         and all(value is None or isinstance(value, int | float) for value in evaluation.quality.values())

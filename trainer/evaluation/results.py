@@ -15,16 +15,20 @@ from convoy.trainer.run.records import USUAL_METRICS
 COLUMNS = ("time", "step", "split", *USUAL_METRICS)
 
 
-def append_result(run: RunDirectory, *, step: int, split: str, quality: Mapping[str, float]) -> None:
+def append_result(
+    run: RunDirectory, *, step: int, split: str, quality: Mapping[str, float], checkpoint: str = ""
+) -> None:
     """Adds a row for the weights of `step`; `quality` is from `MetricSet.summarize`.
 
-    Metrics that the table lacks become columns, in which earlier rows are empty.
+    Metrics that the table lacks become columns, in which earlier rows are empty. So does `checkpoint`, which is as
+    `TrainedRun.checkpoint`.
 
     Raises:
       OSError: the file cannot be written.
     """
     row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "split": split}
     row |= {name: f"{value:.6f}" for name, value in quality.items()}
+    row |= {"checkpoint": checkpoint} if checkpoint else {}
     columns, rows = _read(run)
     needed = list(dict.fromkeys([*columns, *COLUMNS, *row]))
     is_ours = not columns or set(COLUMNS) <= set(columns)  # or a spreadsheet has saved it in its own way

@@ -5,22 +5,22 @@ evaluated.evaluation.quality["top1"]
 evaluated.save()
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from convoy.core.errors import DataError
-from convoy.core.text import counted
 from convoy.input_pipeline.dataset.layout import RecordFormat
-from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
-from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
-from convoy.input_pipeline.dataset.storage import dataset_path
+from convoy.input_pipeline.dataset.open import Data, Split
 from convoy.input_pipeline.reading.reader import Reader
-from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation import heat_maps, predictions
 from convoy.trainer.evaluation.evaluator import Evaluator
+from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
-from convoy.trainer.session.description import as_read_by_run
-from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.session.restore import TrainedRun, open_dataset_of
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,43 @@ class EvaluatedSplit:
     """A trained run's evaluation on a split, and its predictions there."""
 
     trained: TrainedRun
+    split: Split
     evaluation: predictions.Evaluation
     predictions: predictions.Predictions
 
     def save(self) -> None:
-        """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
+        """Adds a row to RUN/results.csv, and writes the files of the evaluation: `predictions_SPLIT.csv` and others.
 
         Raises:
           DataError: a file cannot be written.
         """
         run, evaluation = self.trained.run, self.evaluation
         try:
-            append_result(run, step=evaluation.step, split=evaluation.split, quality=evaluation.quality)
+            append_result(
+                run,
+                step=evaluation.step,
+                split=evaluation.split,
+                quality=evaluation.quality,
+                checkpoint=evaluation.checkpoint,
+            )
+            heat_maps.save(run, evaluation, self.predictions, self._heat_maps())
             predictions.save(run, evaluation, self.predictions, self.trained.class_names)
         except OSError as error:
             raise DataError(
                 f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
                 "folder's permissions."
             ) from None
+
+    def _heat_maps(self) -> heat_maps.HeatPictures:
+        trained, found = self.trained, self.predictions
+        grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
+        worst = found.mistakes()[: heat_maps.NUM_ERRORS]
+        if grad_cam.obstacle or not len(worst):
+            return heat_maps.HeatPictures(obstacle=grad_cam.obstacle)
+        with contextlib.closing(Reader(self.split, trained.crop)) as reader:
+            pixels = reader.seen(worst)
+        labels = np.stack([found.predicted[worst], found.label[worst]], axis=1)
+        return heat_maps.drawn(worst, pixels, grad_cam.maps(pixels, labels))
 
 
 def evaluate_split(
@@ -78,6 +97,7 @@ def evaluate_split(
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
+        checkpoint=trained.checkpoint,
         images=reader.num_images,
         quality=quality,
         data=str(dataset.directory.resolve()),
@@ -87,39 +107,4 @@ def evaluate_split(
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
     )
-    return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
-
-
-def open_dataset_of(
-    trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
-) -> Dataset:
-    """Opens the dataset a run was trained on, or another with the same classes.
-
-    Args:
-      trained: the run.
-      data: dataset directory or sources; None for the one the run was trained on.
-      record_format: of records of other tools, where it differs from that of the run's dataset.
-
-    Raises:
-      DataError: the dataset cannot be used, or its classes differ from the run's.
-      UsageError: it is a source whose code is not trusted.
-    """
-    recorded = trained.dataset["directory"]
-    if not data and not source_name(recorded) and not dataset_path(recorded).is_dir():
-        raise DataError(f"the run's dataset {recorded} no longer exists. Pass its new location with --data=DATA.")
-    if not data and not trained.trust_code:
-        check_source_owner(recorded, trained.run.dataset)
-    record_format = trained.run.record_format(record_format or RecordFormat())
-    dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
-    if list(dataset.class_names) != trained.class_names:
-        different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
-        fix = "Convert the images with the classes the run was trained on."
-        if isinstance(dataset.directory, SourceName):
-            fix = "Give the source the class_names of the run."
-        elif not dataset.manifest:
-            fix = "If its labels mean the classes of the run, name these in their order with --class_names_file."
-        raise DataError(
-            f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
-            f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
-        )
-    return dataset
+    return EvaluatedSplit(trained, split, evaluation, collector.predictions(predictions.filenames(split)))

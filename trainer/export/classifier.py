@@ -28,6 +28,7 @@ class ExportClassifier:
       class_names: class names, by label.
       crop: how to resize the images.
       step: step of the exported weights.
+      checkpoint: as `TrainedRun.checkpoint`.
       flip_tta: whether the run is evaluated with each image and its mirror image.
       file_format: the format, one of `loaders.FILES`.
     """
@@ -40,6 +41,7 @@ class ExportClassifier:
         resize = description.get("resize", "squash")  # as in exports of older versions
         self.crop = Crop(description["image_size"], resize=resize)
         self.step: int = description["step"]
+        self.checkpoint: str = description.get("checkpoint", "")
         before_0_2 = description.get("mirrored_too", False)
         self.flip_tta: bool = description.get("flip_tta", before_0_2)
 

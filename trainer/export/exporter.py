@@ -28,7 +28,6 @@ import tensorflow as tf
 from convoy.core.devices import Devices
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.dataset.open import Dataset, Split
-from convoy.trainer.evaluation.split import open_dataset_of
 from convoy.trainer.export.accuracy import Int8Accuracy, count_correct, split_to_measure
 from convoy.trainer.export.check import TOLERANCE, Samples, compare, compare_int8, draw_samples, predict_samples
 from convoy.trainer.export.folder import export_folder, file_digests, write_description
@@ -37,7 +36,7 @@ from convoy.trainer.export.int8 import CalibrationImages, calibration_images, wr
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.export.request import Request
 from convoy.trainer.session.description import versions
-from convoy.trainer.session.restore import TrainedRun, open_run
+from convoy.trainer.session.restore import TrainedRun, in_float32, open_dataset_of, open_run
 
 _CPU = Devices("cpu")
 _FLOAT32 = "float32"  # folder of the file that an int8 one is compared with, until that is done
@@ -74,6 +73,7 @@ class Exported:
       largest_differences: largest difference of a probability by format, in [0, 1].
       int8: accuracy by format, if the export is in int8.
       calibration_images: number of training images that determined the ranges of int8.
+      checkpoint: as `TrainedRun.checkpoint`.
     """
 
     step: int
@@ -82,6 +82,7 @@ class Exported:
     largest_differences: dict[str, float]
     int8: dict[str, Int8Accuracy]
     calibration_images: int
+    checkpoint: str = ""
 
 
 def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Exported:
@@ -140,6 +141,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
             {
                 "run": str(trained.run.path.absolute()),
                 "step": trained.step,
+                "checkpoint": trained.checkpoint,
                 "weights": _weights_text(trained),
                 "weights_sha256": weights_sha256,
                 "model": trained.config.model.name,
@@ -162,7 +164,9 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
             },
         )
     sizes = {name: sum(file["bytes"] for file in entries.values()) for name, entries in files.items()}
-    return Exported(trained.step, reference, sizes, differences, int8, len(calibration or ()))
+    return Exported(
+        trained.step, reference, sizes, differences, int8, len(calibration or ()), checkpoint=trained.checkpoint
+    )
 
 
 def _weights_text(trained: TrainedRun) -> str:
@@ -176,7 +180,7 @@ def _in_float32(trained: TrainedRun, request: Request, dataset: Dataset) -> tupl
     precision, as_trained = trained.runtime.precision, predict_samples(trained, samples)
     probabilities = as_trained
     if precision != "float32":
-        trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32", trust_code=True)
+        trained = in_float32(trained)
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
     same_class = as_trained.argmax(1) == probabilities.argmax(1)

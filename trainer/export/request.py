@@ -18,7 +18,7 @@ class Request:
       workdir: the run directory.
       output: the folder to create.
       formats: keys of `loaders.FILES`.
-      checkpoint: `best`, `last` or a step, as in `open_run`.
+      checkpoint: `best`, `last`, `mean:N` or a step, as in `open_run`.
       data: dataset directory with the images for calibration and comparison; None for the run's own.
       quantize: one of `QUANTIZATIONS`.
       trust_code: as in `open_run`.

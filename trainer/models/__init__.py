@@ -50,6 +50,10 @@ class ModelBundle:
     loaded: str = ""
     found: Found | None = None
 
+    def inputs(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the input of the model for images [batch, size, size, 3] uint8."""
+        return tf.cast(self.scale_pixels(tf.cast(images, tf.float32)), self.model.compute_dtype)
+
 
 def build_model(
     name: str,

@@ -47,5 +47,5 @@ def _for_any_size(model: keras.Model) -> keras.Model:
     """Returns the same layers on an input of any size, or `model` itself if some weights depend on the size."""
     images = layers.Input((None, None, 3))
     calls, logits = trace(model, images)
-    needs_one_size = any(isinstance(layer, layers.Flatten) and None in outputs.shape[1:] for layer, outputs in calls)
+    needs_one_size = any(isinstance(layer, layers.Flatten) and None in outputs.shape[1:] for layer, _, outputs in calls)
     return model if needs_one_size else keras.Model(images, logits, name=model.name)

@@ -178,7 +178,11 @@ def _stop_reason(result: Mapping[str, Any]) -> str:
 
 def _best(run: RunDirectory) -> tuple[int | None, float | None]:
     """Returns step and top-1 of the best evaluation on the validation split; the later one if equal."""
-    rows = [row for row in read_evaluations(run.results_table) if row.split == "validation" and "top1" in row.quality]
+    rows = [
+        row
+        for row in read_evaluations(run.results_table)
+        if row.split == "validation" and "top1" in row.quality and not row.checkpoint  # of one step
+    ]
     best = max(reversed(rows), key=lambda row: row.quality["top1"], default=None)
     return (best.step, best.quality["top1"]) if best else (None, None)
 

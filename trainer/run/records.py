@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from convoy.core.reading import parsed_json, read_file, read_json, read_table
+from convoy.core.text import weights_text
 
 USUAL_METRICS = ("loss", "top1", "top5", "macro_f1", "ece")  # of every run; `config.metrics` adds others
-_OTHER_COLUMNS = ("time", "step", "split")
+_OTHER_COLUMNS = ("time", "step", "split", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,20 @@ class EvaluationRow:
 
     Attributes:
       split: split that was evaluated.
-      step: step of the evaluated weights.
+      step: last step of the evaluated weights.
       quality: every other column, by name, that is not empty.
+      checkpoint: which checkpoints the weights are the mean of; empty for a single one.
     """
 
     split: str
     step: int
     quality: Mapping[str, float]
+    checkpoint: str = ""
+
+    @property
+    def weights(self) -> str:
+        """Which weights were evaluated, as text."""
+        return weights_text(self.step, self.checkpoint)
 
 
 def number_in(content: Mapping[str, Any], name: str) -> float | None:
@@ -82,5 +90,5 @@ def read_evaluations(path: Path) -> list[EvaluationRow]:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 values = {name: value for name, value in row.items() if name not in _OTHER_COLUMNS and value != ""}
                 quality = {name: float(value) for name, value in values.items()}
-                rows.append(EvaluationRow(row["split"], int(row["step"]), quality))
+                rows.append(EvaluationRow(row["split"], int(row["step"]), quality, row.get("checkpoint") or ""))
     return rows

@@ -2,29 +2,47 @@
 
 trained = open_run("run", parse_devices("auto"), checkpoint="best")
 trained.runtime.model_for_size(trained.image_size)
+open_dataset_of(trained).split("test")
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ml_collections
 import numpy as np
+import tensorflow as tf
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
-from convoy.core.text import is_count
+from convoy.core.text import counted, is_count
+from convoy.input_pipeline.dataset.layout import RecordFormat
+from convoy.input_pipeline.dataset.open import Data, Dataset, Split, open_dataset
+from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
+from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+from convoy.trainer.checkpoint.mean import load_mean
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.batch_statistics import (
+    NUM_IMAGES,
+    layers_to_renew,
+    renew_batch_statistics,
+    training_pixels,
+)
+from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
 from convoy.trainer.session.runtime import Runtime, make_runtime
-from convoy.trainer.step.state import TrainState, has_average, without_optimizer
+from convoy.trainer.step.state import TrainState, has_average, variable_path
+
+_logger = logging.getLogger("convoy")
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class TrainedRun:
       config: the config that the run was trained with.
       dataset: content of RUN/dataset.json: `directory`, `class_names`, digests.
       runtime: the model on this machine's devices.
-      step: step of the weights.
+      steps: step of the checkpoint, or of each checkpoint that the weights are the mean of, ascending.
       trust_code: whether the run's code may run although another user owns it.
     """
 
@@ -44,8 +62,19 @@ class TrainedRun:
     config: ml_collections.ConfigDict
     dataset: dict[str, Any]
     runtime: Runtime
-    step: int
+    steps: tuple[int, ...]
     trust_code: bool = False
+
+    @property
+    def step(self) -> int:
+        """The last step of the weights."""
+        return self.steps[-1]
+
+    @property
+    def checkpoint(self) -> str:
+        """Which checkpoints the weights are the mean of: `mean:3 (steps 80-100)`; empty for a single one."""
+        first, *others = self.steps
+        return f"mean:{len(self.steps)} (steps {first}-{others[-1]})" if others else ""
 
     @property
     def class_names(self) -> list[str]:
@@ -77,28 +106,54 @@ class TrainedRun:
         return find_objective(self.config, len(self.class_names), find)
 
 
-def open_run(
-    workdir: str, devices: Devices, *, checkpoint: str = "best", precision: str = "", trust_code: bool = False
-) -> TrainedRun:
-    """Opens a run with the weights of one of its checkpoints, for evaluation only.
+def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", trust_code: bool = False) -> TrainedRun:
+    """Opens a run with the weights of one of its checkpoints, or with the mean of several, for evaluation only.
+
+    The statistics of batch norm are renewed for a mean, with training images (`batch_statistics`).
 
     Args:
       workdir: the run directory.
       devices: the devices to run on.
-      checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
-      precision: float32, bfloat16 or float16; empty for the run's own.
+      checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, `mean:N` (the mean of the
+        last N) or a step.
       trust_code: whether the run's code may run although another user owns it.
 
     Raises:
       UsageError: `checkpoint` has another value, or the code is not trusted.
-      DataError: there is no run or no checkpoint in `workdir`, or the checkpoint is damaged.
+      DataError: there is no run or no checkpoint in `workdir`, a checkpoint is damaged, or the training images are
+        needed and cannot be used.
     """
     run = RunDirectory(workdir)
-    step = chosen_step(run, checkpoint)
+    steps = chosen_steps(run, checkpoint)
     config = ml_collections.ConfigDict(run.read_config())
     dataset = run.read_dataset()
-    values, _ = CheckpointStore(run.checkpoints).load(step)
-    config.precision = precision or config.precision
+    values, changed = load_mean(CheckpointStore(run.checkpoints), steps)
+    runtime = _built(run, config, dataset, make_strategy(devices), values, steps[-1], trust_code)
+    trained = TrainedRun(run, config, dataset, runtime, steps, trust_code)
+    if layers := layers_to_renew(runtime.built.model, set(map(variable_path, changed))):
+        renew_batch_statistics(runtime, layers, training_pixels(_training_split(trained), trained.crop))
+    return trained
+
+
+def in_float32(trained: TrainedRun) -> TrainedRun:
+    """Returns the run with the same weights, computing in float32."""
+    config = trained.config.copy_and_resolve_references()
+    config.precision = "float32"
+    state, strategy = trained.runtime.state, trained.runtime.strategy
+    runtime = _built(trained.run, config, trained.dataset, strategy, state.values(), trained.step, trained.trust_code)
+    return dataclasses.replace(trained, config=config, runtime=runtime)
+
+
+def _built(
+    run: RunDirectory,
+    config: ml_collections.ConfigDict,
+    dataset: Mapping[str, Any],
+    strategy: tf.distribute.Strategy,
+    values: Mapping[str, np.ndarray],
+    step: int,
+    trust_code: bool,
+) -> Runtime:
+    """Returns the model of a run with the values of its variables, but for the optimizer's."""
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
     if is_from_user(config.model.name):
@@ -108,13 +163,13 @@ def open_run(
         run_registering(run, MODELS, config.model.name, MODEL)
     runtime = make_runtime(
         to_build,
-        make_strategy(devices),
+        strategy,
         num_classes=len(dataset["class_names"]),
         image_sizes=[resolution.evaluation_size(config)],
         evaluates_average=has_average(values),
     )
-    restore_state(runtime.state, without_optimizer(values), {"step": step}, run)
-    return TrainedRun(run, config, dataset, runtime, step, trust_code)
+    restore_state(runtime.state, values, {"step": step}, run)
+    return runtime
 
 
 def restore_state(
@@ -131,8 +186,8 @@ def restore_state(
         raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
 
 
-def chosen_step(run: RunDirectory, checkpoint: str) -> int:
-    """Returns the step of the checkpoint that `open_run` opens; raises its errors about it."""
+def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:
+    """Returns the steps of the checkpoints that `open_run` opens; raises its errors about them."""
     if not run.path.is_dir():
         raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
     store = CheckpointStore(run.checkpoints)
@@ -141,11 +196,80 @@ def chosen_step(run: RunDirectory, checkpoint: str) -> int:
         run.read_config()  # raises an error that says so if the folder is not a run directory
         raise DataError(f"--workdir={run.path}: no checkpoint yet. Train it with `convoy train` first.")
     if checkpoint == "last":
-        return steps[-1]
+        return (steps[-1],)
     if checkpoint == "best":
-        return store.best() or steps[-1]
+        return (store.best() or steps[-1],)
     if is_count(checkpoint) and int(checkpoint) in steps:
-        return int(checkpoint)
+        return (int(checkpoint),)
+    kind, _, count = checkpoint.partition(":")
+    if kind == "mean" and is_count(count) and int(count) > 1:
+        return _last_steps(run, steps, int(count))
     raise UsageError(
-        f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last or a step ({', '.join(map(str, steps))})."
+        f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last, mean:N with an N above 1, or a step "
+        f"({', '.join(map(str, steps))})."
     )
+
+
+def _last_steps(run: RunDirectory, steps: Sequence[int], count: int) -> tuple[int, ...]:
+    """Returns the last `count` steps, without an older one that is kept because it is the best."""
+    keeps = run.read_config().get("keep_checkpoints", len(steps))
+    last = tuple(steps[-keeps:])
+    if len(last) < count:
+        raise UsageError(
+            f"--checkpoint=mean:{count}: the run has the last {counted(len(last), 'checkpoint')}, of "
+            f"{'steps' if len(last) > 1 else 'step'} {', '.join(map(str, last))}, and keeps up to {keeps} "
+            f"(config.keep_checkpoints). Pass a smaller number, or train with --config.keep_checkpoints={count}."
+        )
+    return last[-count:]
+
+
+def _training_split(trained: TrainedRun) -> Split:
+    """Returns the split that a run was trained on.
+
+    Raises:
+      DataError: it no longer exists, or cannot be used.
+    """
+    directory = trained.dataset["directory"]
+    if not source_name(directory) and not dataset_path(directory).is_dir():
+        raise DataError(
+            f"--checkpoint=mean:{len(trained.steps)}: renews the batch statistics with images of the run's dataset, "
+            f"and {directory} no longer exists. Put it back, or choose a single checkpoint."
+        )
+    split = open_dataset_of(trained).split("train")
+    _logger.info("Renewing the batch statistics on %s.", counted(min(split.num_images, NUM_IMAGES), "training image"))
+    return split
+
+
+def open_dataset_of(
+    trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
+) -> Dataset:
+    """Opens the dataset a run was trained on, or another with the same classes.
+
+    Args:
+      trained: the run.
+      data: dataset directory or sources; None for the one the run was trained on.
+      record_format: of records of other tools, where it differs from that of the run's dataset.
+
+    Raises:
+      DataError: the dataset cannot be used, or its classes differ from the run's.
+      UsageError: it is a source whose code is not trusted.
+    """
+    recorded = trained.dataset["directory"]
+    if not data and not source_name(recorded) and not dataset_path(recorded).is_dir():
+        raise DataError(f"the run's dataset {recorded} no longer exists. Pass its new location with --data=DATA.")
+    if not data and not trained.trust_code:
+        check_source_owner(recorded, trained.run.dataset)
+    record_format = trained.run.record_format(record_format or RecordFormat())
+    dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
+    if list(dataset.class_names) != trained.class_names:
+        different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
+        fix = "Convert the images with the classes the run was trained on."
+        if isinstance(dataset.directory, SourceName):
+            fix = "Give the source the class_names of the run."
+        elif not dataset.manifest:
+            fix = "If its labels mean the classes of the run, name these in their order with --class_names_file."
+        raise DataError(
+            f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
+            f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
+        )
+    return dataset

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.trainer.models import ModelBundle
-from convoy.trainer.models.head import split
+from convoy.trainer.models.head import split, values_of
 from convoy.trainer.tf_compat.internals import is_seed_state
 
 
@@ -37,15 +37,8 @@ class _FrozenBackboneModel:
         variables = [*self.whole.trainable_variables, *self.whole.non_trainable_variables]
         value_of = {id(variable): value for variable, value in zip(variables, [*weights, *others], strict=True)}
 
-        def values(model: keras.Model) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-            trainable, non_trainable = (
-                [value_of[id(variable)] for variable in group]
-                for group in (model.trainable_variables, model.non_trainable_variables)
-            )
-            return trainable, non_trainable
-
-        features, _ = self.backbone.stateless_call(*values(self.backbone), images, training=False)
-        logits, changed, *penalties = self.head.stateless_call(*values(self.head), features, **options)
+        features, _ = self.backbone.stateless_call(*values_of(self.backbone, value_of), images, training=False)
+        logits, changed, *penalties = self.head.stateless_call(*values_of(self.head, value_of), features, **options)
         value_of |= {id(v): value for v, value in zip(self.head.non_trainable_variables, changed, strict=True)}
         return logits, [value_of[id(variable)] for variable in self.whole.non_trainable_variables], *penalties
 

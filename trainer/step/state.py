@@ -139,6 +139,18 @@ class TrainState:
         """Returns the SHA-256 of the model variables (`weights_sha256` of this module)."""
         return weights_sha256({v.path: self._read(v.value) for v in self.model_variables})
 
+    def evaluated_values(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Returns the `evaluated_weights` and the model's other variables, for `keras.Model.stateless_call`.
+
+        They are read on one device of this process, so this is not for replica context.
+        """
+        others = [v.value for v in self.model.non_trainable_variables]
+        local = self.strategy.experimental_local_results
+        weights, others = (
+            [tf.convert_to_tensor(local(v)[0]) for v in group] for group in (self.evaluated_weights, others)
+        )
+        return weights, others
+
     def weight_norm(self) -> float:
         """Returns the global norm of the weights."""
         return float(np.sqrt(sum(float(np.vdot(w, w)) for w in map(self._read, (w.value for w in self.weights)))))
@@ -150,6 +162,11 @@ class TrainState:
 def without_optimizer(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the values of a state (`TrainState.values`) that evaluation needs."""
     return {name: value for name, value in values.items() if not name.startswith(_OPTIMIZER)}
+
+
+def variable_path(name: str) -> str:
+    """Returns the path of the variable that a name in the values of a state is of."""
+    return name.removeprefix(_MODEL)
 
 
 def has_average(values: Mapping[str, np.ndarray]) -> bool:

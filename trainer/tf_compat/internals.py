@@ -26,6 +26,11 @@ def is_seed_state(variable: keras.Variable) -> bool:
     return variable.name == _SEED_STATE and tuple(variable.shape) == (2,)
 
 
+def nested_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns all layers of a model, also those inside of layers: `keras.Model.layers` has only the outermost."""
+    return model._flatten_layers(include_self=False)
+
+
 def set_heartbeat(cluster_spec: tf.train.ClusterSpec, *, heartbeat_seconds: float, register_seconds: float) -> None:
     """Sets the heartbeat timeout. Call before creating the strategy, which otherwise sets 10 s.
 

@@ -107,13 +107,13 @@ def test_planted_label_errors_are_found_among_model_errors():
     found_errors = analysis.likely_label_errors(found, 8)
     assert np.isin(found_errors, wrong).sum() >= 25
     assert np.isin(found_errors, wrong).mean() > 0.6
-    assert np.isin(analysis.mistakes(found), wrong).mean() < 0.3
+    assert np.isin(found.mistakes(), wrong).mean() < 0.3
 
 
 def test_a_model_that_is_often_sure_and_wrong_says_nothing_about_labels():
     found, _ = drawn_predictions(np.random.default_rng(0).integers(0, 4, 100), num_classes=4, right=0.6)
-    assert len(analysis.mistakes(found)) > 25
-    assert len(analysis.likely_label_errors(found, 4)) < len(analysis.mistakes(found)) / 4
+    assert len(found.mistakes()) > 25
+    assert len(analysis.likely_label_errors(found, 4)) < len(found.mistakes()) / 4
 
 
 def test_interval_of_a_difference_is_newcombes():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.core.finding import Severity
-from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation import heat_maps, predictions
 from convoy.trainer.evaluation.predictions import Predictions
 from convoy.trainer.evaluation.report.history import read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
@@ -403,6 +404,49 @@ class TestRunInProgress:
         page = page_of(made_run(tmp_path / "run", metrics=metrics))
         assert page.size < 60_000
         assert "train 12.3 %" in page.words("curves")
+
+
+class TestHeatMaps:
+    @pytest.fixture
+    def mapped(self, tmp_path):
+        """A run with heat maps of its 24 most confident errors: (run, evaluation, predictions)."""
+        run = made_run(tmp_path / "run")
+        found, _ = drawn_predictions(np.arange(200) % 4, num_classes=4)
+        evaluation = evaluated(run, found)
+        worst = found.mistakes()[: heat_maps.NUM_ERRORS]
+        rng = np.random.default_rng(0)
+        maps = rng.random((len(worst), 2, 8, 8), np.float32)
+        pixels = rng.integers(0, 255, (len(worst), 8, 8, 3), np.uint8)
+        heat_maps.save(run, evaluation, found, heat_maps.drawn(worst, pixels, maps))
+        return run, evaluation, found
+
+    def test_each_error_is_shown_with_a_map_for_both_classes(self, mapped):
+        run, _, found = mapped
+        page = page_of(run)
+        assert len(page.images["errors"]) == 3 * heat_maps.NUM_ERRORS == len(set(page.images["errors"]))
+        assert not page.images["labels"]
+        worst = found.mistakes()[0]
+        for label in (found.predicted[worst], found.label[worst]):
+            assert f'alt="Grad-CAM of {CLASSES[label]}, ' in run.report.read_text()
+
+    def test_maps_of_other_predictions_and_damaged_ones_are_not_shown(self, mapped):
+        run, evaluation, found = mapped
+        text = run.heat_maps("test").read_text()
+        predictions.save(run, dataclasses.replace(evaluation, step=30), found, CLASSES)
+        assert not page_of(run).images["errors"]
+        evaluated(run, drawn_predictions(np.arange(200) % 4, num_classes=4, seed=1)[0])
+        assert not page_of(run).images["errors"]
+        evaluated(run, found)
+        assert page_of(run).images["errors"]
+        for damaged in (text[:-20], "[]", '{"pictures": {"x": 3}}', text.replace("data:image/jpeg", "https://x")):
+            run.heat_maps("test").write_text(damaged)
+            assert not page_of(run).images["errors"]
+
+    def test_models_without_maps_are_named_in_one_line(self, mapped):
+        run, evaluation, found = mapped
+        heat_maps.save(run, evaluation, found, heat_maps.HeatPictures(obstacle="model 'vit' has no <b>map</b>."))
+        page = page_of(run)
+        assert "model 'vit' has no <b>map</b>." in page.words("errors") and not page.images["errors"]
 
 
 def test_folder_that_is_not_a_run_directory_is_named(tmp_path):

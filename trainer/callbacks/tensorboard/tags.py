@@ -62,6 +62,11 @@ OTHERS = {
     "media/train_batch": Tag("media", "images of the first training batch, augmented, before mixing; at step 0"),
     "media/confusion_matrix": Tag("media", "confusion matrix; ten times per run"),
     "media/worst": Tag("media", "most confident errors with label and prediction; ten times per run"),
+    "media/grad_cam": Tag(
+        "media",
+        "the first of these as the model saw them, and where it finds evidence for the predicted class and the label "
+        "(Grad-CAM); missing for models without a feature map before their head",
+    ),
     "media/class_numbers": Tag("media", "names of classes that pictures show by number; only if there are any"),
     "pr/micro": Tag("validation", "precision-recall curve over all classes; ten times per run"),
     "pr_of_class/{class}": Tag(

@@ -137,7 +137,7 @@ def by_class(predictions: Predictions, num_classes: int) -> ByClass:
 
 def confused_pairs(predictions: Predictions) -> list[Pair]:
     """Returns the pairs of label and wrongly predicted class, those with the most images first."""
-    wrong = mistakes(predictions)
+    wrong = predictions.mistakes()
     keys = predictions.label[wrong].astype(np.int64) << 32 | predictions.predicted[wrong]
     order = np.argsort(keys, kind="stable")
     found, starts = np.unique(keys[order], return_index=True)
@@ -163,12 +163,6 @@ def confusion_matrix(predictions: Predictions, classes: np.ndarray) -> np.ndarra
     return counts.reshape(len(classes) + 1, -1)[:-1]
 
 
-def mistakes(predictions: Predictions) -> np.ndarray:
-    """Returns the misclassified images, the most confident first: [n] int64."""
-    wrong = np.flatnonzero(~predictions.correct)
-    return wrong[np.argsort(-_confidence(predictions)[wrong], kind="stable")]
-
-
 def likely_label_errors(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Returns the images whose label is probably wrong, the most likely errors first: [n] int64.
 
@@ -181,19 +175,19 @@ def likely_label_errors(predictions: Predictions, num_classes: int) -> np.ndarra
     totals = np.bincount(predictions.label, predictions.label_probability, minlength=num_classes)
     thresholds = _share(totals, np.bincount(predictions.label, minlength=num_classes))
     # A class without images has no threshold, and nothing compares to NaN.
-    confident = _confidence(predictions) >= thresholds[predictions.predicted]
+    confident = predictions.confidence >= thresholds[predictions.predicted]
     by_confidence = risk_coverage(predictions)
     images = np.rint(by_confidence.coverage * len(predictions.label)).astype(int)
     lows = np.array([interval(round(share * n), n)[0] for share, n in zip(by_confidence.accuracy, images, strict=True)])
     trusted = by_confidence.threshold[lows >= _TRUSTED].min(initial=np.inf)
-    found = np.flatnonzero(confident & ~predictions.correct & (_confidence(predictions) >= trusted))
+    found = np.flatnonzero(confident & ~predictions.correct & (predictions.confidence >= trusted))
     margin = predictions.predicted_probability - predictions.label_probability
     return found[np.argsort(-margin[found], kind="stable")]
 
 
 def reliability(predictions: Predictions) -> Reliability:
     """Returns accuracy by confidence, in the bins of the expected calibration error."""
-    confidence = _confidence(predictions)
+    confidence = predictions.confidence
     # In float32 like `metrics.batch_sums`, so that an image at a bin's edge falls into the same bin.
     bins = np.minimum((confidence * np.float32(CALIBRATION_BINS)).astype(int), CALIBRATION_BINS - 1)
     images = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -203,7 +197,7 @@ def reliability(predictions: Predictions) -> Reliability:
 
 def risk_coverage(predictions: Predictions) -> RiskCoverage:
     """Returns accuracy by coverage."""
-    confidence = _confidence(predictions)
+    confidence = predictions.confidence
     order = np.argsort(-confidence, kind="stable")
     confidence = confidence[order]
     last = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
@@ -256,10 +250,6 @@ def still_improves(top1: np.ndarray, images: int) -> bool:
     noise = np.sqrt(tail.mean() * (1 - tail.mean()) / images) if images else 0.0
     rise = slope * (len(tail) - 1)
     return bool(slope > 2 * error and rise > max(_LEAST_RISE, noise) and tail[-1] >= top1.max() - noise / 2)
-
-
-def _confidence(predictions: Predictions) -> np.ndarray:
-    return np.nan_to_num(predictions.predicted_probability)  # NaN after divergence
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

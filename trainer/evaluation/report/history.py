@@ -72,11 +72,11 @@ class History:
         lines = [line for line in self.metrics if line["split"] == split and (step is None or line["step"] <= step)]
         return lines[-1] if lines else {}
 
-    def newest_result(self, split: str, step: int | None) -> EvaluationRow | None:
-        """Returns the newest result on a split, preferably with the weights of `step`."""
+    def newest_result(self, split: str, step: int | None, checkpoint: str = "") -> EvaluationRow | None:
+        """Returns the newest result on a split, preferably with the weights of `step` and `checkpoint`."""
         rows = [row for row in self.results if row.split == split]
-        at_step = [row for row in rows if row.step == step]
-        return (at_step or rows)[-1] if rows else None
+        of_weights = [row for row in rows if (row.step, row.checkpoint) == (step, checkpoint)]
+        return (of_weights or rows)[-1] if rows else None
 
 
 def read_history(run: RunDirectory) -> History:

@@ -70,10 +70,10 @@ def derive_insights(history: History, evaluated: Evaluated | None) -> list[Findi
     return first + sorted(findings, key=lambda finding: finding.severity.rank)
 
 
-def training_quality(history: History, step: int) -> tuple[float, str] | None:
-    """Returns top-1 on the training images at a step, and how it was measured; None if it was not measured."""
-    row = history.newest_result("train", step)
-    if row and row.step == step:
+def training_quality(history: History, step: int, checkpoint: str = "") -> tuple[float, str] | None:
+    """Returns top-1 of weights on the training images, and how it was measured; None if it was not measured."""
+    row = history.newest_result("train", step, checkpoint)
+    if row and (row.step, row.checkpoint) == (step, checkpoint):
         return row.quality["top1"], "on training images"
     top1 = history.last_values("train", step).get("quality/top1")
     return (top1, "on augmented training images") if top1 is not None else None
@@ -105,10 +105,10 @@ def _accuracy(history: History, evaluated: Evaluated) -> Finding:
 
 
 def _generalization(history: History, evaluation: Evaluation) -> Iterator[Finding]:
-    step, split, top1 = evaluation.step, evaluation.split, evaluation.quality["top1"]
+    weights, split, top1 = (evaluation.step, evaluation.checkpoint), evaluation.split, evaluation.quality["top1"]
     unseen, unseen_top1, images, shifted = split, top1, evaluation.images, False
-    validation = history.newest_result("validation", step)
-    if validation and validation.step == step and split != "validation":
+    validation = history.newest_result("validation", *weights)
+    if validation and (validation.step, validation.checkpoint) == weights and split != "validation":
         unseen, unseen_top1 = "validation", validation.quality["top1"]
         images = history.dataset.get("validation_images", evaluation.images)
         validated = (unseen_top1, history.dataset.get("validation_images", evaluation.images))
@@ -123,7 +123,7 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
             )
             fix = f"Add training images that resemble {split}, or {_stronger_augmentation(history)}."
             yield Finding(Severity.WARNING, "distribution-shift", text, fix, "errors")
-    training = training_quality(history, step)
+    training = training_quality(history, *weights)
     if not training or unseen == "train":
         return
     gap = 100 * (training[0] - unseen_top1)

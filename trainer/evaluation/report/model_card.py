@@ -75,7 +75,7 @@ def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluat
                 _RESIZED[config.get("resize", "squash")],
             ),
             "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}",
-            "weights": evaluated and f"step {evaluated.evaluation.step}",
+            "weights": evaluated and evaluated.evaluation.weights,
             "SHA-256 of the last weights": result.get("weights_sha256"),
         },
         data={

@@ -6,6 +6,7 @@ Reads the run directory, and the dataset for thumbnails only. The page is one fi
 Content-Security-Policy allows only its own style and pictures.
 """
 
+import dataclasses
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,9 @@ from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.source import check_source_owner
 from convoy.input_pipeline.report import pictures
-from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation import heat_maps, predictions
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
-from convoy.trainer.evaluation.pictures import confusion_matrix
+from convoy.trainer.evaluation.pictures import confusion_matrix, heat_colors
 from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis, model_card, plots
 from convoy.trainer.evaluation.report.history import History, read_history
@@ -36,9 +37,10 @@ from convoy.trainer.run.records import EvaluationRow
 _MATRIX_CLASSES = 40
 _CLASSES, _WORST, _BEST = 100, 40, 10
 _PAIRS, _PAIR_PICTURES = 12, 4
-_MISTAKES, _LABELS, _EVENTS = 24, 24, 20
+_LABELS, _EVENTS = 24, 20
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 _ACCURACIES = (0.9, 0.95, 0.99)
+_LEGEND_COLORS = 9
 _FIRST_SPLITS = ("train", "validation", "test")
 
 
@@ -92,7 +94,7 @@ def _evaluated(run: RunDirectory, history: History, evaluation: Evaluation) -> E
 def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> None:
     classes = evaluated.classes.most_errors_first()[:_MATRIX_CLASSES]
     names = names_in_pictures(history.class_names)
-    title = f"{evaluated.evaluation.split}, step {evaluated.evaluation.step}"
+    title = f"{evaluated.evaluation.split}, {evaluated.evaluation.weights}"
     counts = analysis.confusion_matrix(evaluated.predictions, classes)
     shares = counts[:, :-1] / np.maximum(1, counts.sum(1, keepdims=True))
     with written_whole(run.confusion_matrix) as file:
@@ -101,9 +103,9 @@ def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> N
 
 def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRow]:
     """Returns the newest result on each split, preferably with the weights that were evaluated."""
-    step = evaluated.evaluation.step if evaluated else None
+    weights = (evaluated.evaluation.step, evaluated.evaluation.checkpoint) if evaluated else (None,)
     splits = sorted({row.split for row in history.results}, key=_split_order)
-    results = (history.newest_result(split, step) for split in splits)
+    results = (history.newest_result(split, *weights) for split in splits)
     return [result for result in results if result]
 
 
@@ -150,7 +152,7 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow])
     if evaluated:
         evaluation = evaluated.evaluation
         quality = {name: np.nan if value is None else value for name, value in evaluation.quality.items()}
-        return EvaluationRow(evaluation.split, evaluation.step, quality)
+        return EvaluationRow(evaluation.split, evaluation.step, quality, evaluation.checkpoint)
     return results[-1] if results else None
 
 
@@ -161,14 +163,20 @@ def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data:
     in_matrix = classes.most_errors_first()
     shown_in_matrix = in_matrix[:_MATRIX_CLASSES]
     pairs = [(pair, pair.members[:_PAIR_PICTURES]) for pair in evaluated.pairs[:_PAIRS]]
-    mistakes = analysis.mistakes(found)
-    members = [mistakes[:_MISTAKES], evaluated.label_errors[:_LABELS], *(some for _, some in pairs)]
+    mistakes = found.mistakes()
+    shown_mistakes = mistakes[: heat_maps.NUM_ERRORS]
+    heat = heat_maps.load(run, evaluation, found)
+    members = [shown_mistakes, evaluated.label_errors[:_LABELS], *(some for _, some in pairs)]
     thumbnails, why_none = _thumbnails(run, evaluation, names, np.concatenate(members).tolist(), data)
     doubtful = set(evaluated.label_errors.tolist())
 
     def image(i: int) -> dict[str, Any]:
+        picture = thumbnails.get(i) or pictures.Picture("", found.filename[i], "", evaluation.split)
+        explained = heat.pictures.get(i)
         return {
-            "picture": thumbnails.get(i) or pictures.Picture("", found.filename[i], "", evaluation.split),
+            "picture": picture,
+            "seen": explained and dataclasses.replace(picture, uri=explained["seen"]),
+            "heat": explained,
             "label": names[found.label[i]],
             "predicted": names[found.predicted[i]],
             "label_probability": found.label_probability[i],
@@ -200,7 +208,9 @@ def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data:
             (names[pair.label], names[pair.predicted], pair.images, classes.support[pair.label], list(map(image, some)))
             for pair, some in pairs
         ],
-        "mistakes": [image(i) for i in mistakes[:_MISTAKES].tolist()],
+        "mistakes": [image(i) for i in shown_mistakes.tolist()],
+        "heat_colors": heat_colors(_LEGEND_COLORS) if heat.pictures else [],
+        "why_no_heat_maps": heat.obstacle,
         "num_doubtful": len(doubtful),
         "label_errors_unreliable": evaluated.label_errors_unreliable,
         "doubtful": [image(i) for i in evaluated.label_errors[:_LABELS].tolist()],
