@@ -110,6 +110,7 @@ def verify(
     layout = None if has_manifest(directory) else external.find_layout(directory, record_format)
     if layout:
         splits = _external_splits(directory, layout)
+        faults = list(_unnamed_shards(directory, layout))
     else:
         manifest = read_manifest(directory)
         splits = [
@@ -220,6 +221,17 @@ def _external_splits(directory: Path, layout: Layout) -> list[_Split]:
             )
         splits.append(split)
     return splits
+
+
+def _unnamed_shards(directory: Path, layout: Layout) -> Iterator[Fault]:
+    """Finds the shards of a TFDS directory that its description does not name, as one of another dataset would not."""
+    named = {path for paths in layout.splits.values() for path in paths}
+    shards = directory.glob("*.tfrecord-*[0-9]-of-*[0-9]")  # not their .idx files
+    unnamed = sorted(path.name for path in shards if path not in named)
+    if unnamed and (directory / DATASET_INFO).is_file():
+        text = f"does not name {counted(len(unnamed), 'shard')} in the folder, such as {unnamed[0]}"
+        fix = "Prepare the dataset again, or remove the files that are not part of it"
+        yield Fault(Severity.ERROR, "shards-not-named", text, fix, DESCRIPTION, file=DATASET_INFO)
 
 
 def _shard_arrays(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:

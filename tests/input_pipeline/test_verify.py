@@ -233,6 +233,15 @@ def test_index_is_not_rebuilt_from_damaged_shards(data, in_process):
     assert {fault.split for fault in report.faults} == {"train"}
 
 
+def test_shards_that_the_description_of_a_tfds_directory_does_not_name_are_reported(data, in_process):
+    (data / "manifest.json").unlink()  # what remains is a directory as TFDS writes it
+    assert verify(data).faults == ()
+    info = json.loads((data / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
+    (data / "dataset_info.json").write_text(json.dumps(info))
+    assert [(fault.code, fault.file) for fault in verify(data).faults] == [("shards-not-named", "dataset_info.json")]
+
+
 def test_external_datasets_are_checked_and_indexed(tmp_path, in_process):
     payloads = [
         records.example({"image": _png(number), "label": number % 2, "image/height": 12}) for number in range(6)
