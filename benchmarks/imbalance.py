@@ -1,10 +1,9 @@
 """`convoy bench imbalance`: trains a recipe on imbalanced classes, with each remedy that Convoy has.
 
-    convoy bench imbalance --recipe=convnet_fast --epochs=38 --seeds=3
+    convoy bench imbalance --recipe=convnet_fast --epochs=20 --seeds=2
 
 The images are those of `convoy sample`, where every second class keeps a tenth of its training images. The test images
-are as many for each class. Each seed has other images. Scores are macro F1 on the test images, and recall of the small
-and of the other classes.
+are as many for each class. Scores are macro F1 on the test images, and recall of the small and of the other classes.
 
 As in `generalization`, each run is a `convoy train` and a `convoy evaluate` command in --workdir, and finished runs
 are reused. The table is Markdown.
@@ -66,12 +65,12 @@ def run(flags: absl_flags.FlagValues) -> None:
     """
     refuse_useless_flags(flags, "imbalance")
     _, about = measure.begin()
+    runs = Runs(Path(flags.workdir or "imbalance"), devices=flags.devices, say=measure.say)
+    _make_dataset(runs)
     scores: dict[str, list[Score]] = {remedy: [] for remedy in REMEDIES}
     for seed in range(flags.seeds):
-        runs = Runs(Path(flags.workdir or "imbalance") / f"seed{seed}", devices=flags.devices, say=measure.say)
-        _make_dataset(runs, seed)
         for remedy, overrides in REMEDIES.items():
-            name = f"{Path(flags.recipe).stem}-{remedy}"
+            name = f"{Path(flags.recipe).stem}-{remedy}-seed{seed}"
             trained = runs.trained(name, flags.recipe, {**overrides, "epochs": flags.epochs, "seed": seed})
             runs.evaluation(trained, "test")
             scores[remedy].append(score_of(convoy.open_run(trained.run.path).evaluation("test")))
@@ -116,14 +115,14 @@ def imbalanced(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return kept
 
 
-def _make_dataset(runs: Runs, seed: int) -> None:
+def _make_dataset(runs: Runs) -> None:
     """Creates the images and the dataset unless they exist."""
     photos, table_of_kept = runs.folder / "photos", runs.folder / "train.csv"
     if runs.has_data("test"):
         return
     runs.folder.mkdir(parents=True, exist_ok=True)
     if not photos.exists():
-        runs.convoy("sample", f"--output={photos}", f"--seed={seed}")
+        runs.convoy("sample", f"--output={photos}")
     with open(photos / "train.csv", newline="") as file:
         rows = imbalanced(list(csv.DictReader(file)))
     with open(table_of_kept, "w", newline="") as file:
