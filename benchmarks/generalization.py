@@ -2,6 +2,7 @@
 
     convoy bench generalization --recipes=baseline_cnn,convnet_fast:1 --seeds=3
     convoy bench generalization --dataset=digits --recipes=digits --ablate
+    convoy bench generalization --dataset=stamps --recipes=convnet
 
 Each run is one `convoy train` and two `convoy evaluate` commands in --workdir. Finished runs are reused, so an
 interrupted benchmark resumes when the same command is run again.
@@ -25,12 +26,13 @@ from absl import flags as absl_flags
 
 from benchmarks import measure
 from benchmarks.digits import write_digits
-from benchmarks.trained_runs import Outcome, Runs, define_training_flags, steps_within
+from benchmarks.stamps import write_stamps
+from benchmarks.trained_runs import Outcome, Runs, define_training_flags, refuse_useless_flags, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.trainer import config as configs
 
-DATASETS = ("sample", "digits")
+DATASETS = ("sample", "digits", "stamps")
 # Ingredients and the overrides that remove them. A recipe uses an ingredient if its values differ from these.
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.0},
@@ -50,7 +52,7 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "sampling by class": {"sampling": "natural"},
 }
 _CALIBRATION_EPOCHS = (4, 12)
-_USELESS = ("rounds", "batch_size", "image_size", "threads", "peers")
+_STAMP_SIZE = 128  # pixels; no recipe uses more
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "image_seed",
         0,
-        help_of("selects the images (sample) or the test images (digits); tune recipes with values other than 0."),
+        help_of(
+            "selects the images (sample) or the test images (digits, stamps); tune recipes with values other than 0."
+        ),
         lower_bound=0,
         flag_values=flags,
     )
@@ -117,9 +121,7 @@ def run(flags: absl_flags.FlagValues) -> None:
       UsageError: unknown recipe or dataset, or --workdir contains a run with another config.
       ConvoyError: a run failed; the message ends with the last lines of its output.
     """
-    useless = [name for name in _USELESS if flags[name].present]
-    if useless:
-        raise UsageError(f"--{useless[0]} has no effect on generalization, which trains recipes unchanged. Omit it.")
+    refuse_useless_flags(flags, "generalization")
     entries = [parse_entry(text) for text in flags.recipes]
     if not entries:
         raise UsageError("--recipes is empty: pass at least one recipe.")
@@ -335,13 +337,20 @@ def _as_json(entry: Entry, found: Sequence[Outcome]) -> dict[str, Any]:
 def _make_dataset(name: str, runs: Runs, seed: int) -> None:
     """Creates the images and the dataset unless they exist."""
     photos = runs.folder / "photos"
-    if not runs.has_data("test"):
-        runs.folder.mkdir(parents=True, exist_ok=True)
-        if not photos.exists():
-            if name == "digits":
-                write_digits(photos, seed=seed)
-            else:
-                runs.convoy("sample", f"--output={photos}", f"--seed={seed}")
-        for split in ("train", "test"):
-            if not runs.has_data(split):
-                runs.convoy("convert", f"--images={photos / split}", f"--output={runs.data}", f"--split={split}")
+    if runs.has_data("test"):
+        return
+    runs.folder.mkdir(parents=True, exist_ok=True)
+    if not photos.exists():
+        if name == "digits":
+            write_digits(photos, seed=seed)
+        elif name == "stamps":
+            write_stamps(photos)
+        else:
+            runs.convoy("sample", f"--output={photos}", f"--seed={seed}")
+    if name == "stamps":
+        words = (f"--images={photos}", f"--output={runs.data}", f"--seed={seed}", f"--image_size={_STAMP_SIZE}")
+        runs.convoy("convert", *words, "--splits=train:0.6,validation:0.1,test:0.3", "--group_similar")
+        return
+    for split in ("train", "test"):
+        if not runs.has_data(split):
+            runs.convoy("convert", f"--images={photos / split}", f"--output={runs.data}", f"--split={split}")

@@ -22,20 +22,16 @@ from PIL import Image
 
 from benchmarks import measure
 from benchmarks.generalization import spread
-from benchmarks.trained_runs import Outcome, Runs, define_training_flags
-from convoy.core.errors import UsageError
+from benchmarks.trained_runs import Outcome, Runs, define_recipe_flags, define_training_flags, refuse_useless_flags
 from convoy.trainer.config.resolution import RESIZES
 
 FRAMINGS = ("scene", "cut")
 _SIDE = 96  # of the drawn images, pixels
-_USELESS = ("rounds", "batch_size", "image_size", "threads", "peers")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of this benchmark."""
-    help_of = "Benchmark resize: {}".format
-    absl_flags.DEFINE_string("recipe", "convnet_fast", help_of("recipe, as in --config."), flag_values=flags)
-    absl_flags.DEFINE_integer("epochs", 20, help_of("length of a run."), lower_bound=1, flag_values=flags)
+    define_recipe_flags(flags)
     define_training_flags(flags)
 
 
@@ -46,9 +42,7 @@ def run(flags: absl_flags.FlagValues) -> None:
       UsageError: a flag without effect, or --workdir contains a run with another config.
       ConvoyError: a command failed; the message ends with the last lines of its output.
     """
-    useless = [name for name in _USELESS if flags[name].present]
-    if useless:
-        raise UsageError(f"--{useless[0]} has no effect on resize, which trains a recipe. Omit it.")
+    refuse_useless_flags(flags, "resize")
     _, about = measure.begin()
     found: dict[str, dict[str, list[Outcome]]] = {}
     for framing in FRAMINGS:

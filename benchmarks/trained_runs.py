@@ -29,6 +29,7 @@ from convoy.trainer.run.directory import RunDirectory
 _POLL_SECONDS = 0.05
 _SHOWN_ERROR_LINES = 5
 _STARTS = ("start", "restored")
+_USELESS = ("rounds", "batch_size", "image_size", "threads", "peers")
 
 
 def define_training_flags(flags: absl_flags.FlagValues) -> None:
@@ -44,6 +45,22 @@ def define_training_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_string("devices", "auto", help_of("as in `convoy train`."), flag_values=flags)
+
+
+def define_recipe_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags that benchmarks of one recipe have in common, once."""
+    if "recipe" in flags:
+        return
+    help_of = "Benchmarks of one recipe: {}".format
+    absl_flags.DEFINE_string("recipe", "convnet_fast", help_of("recipe, as in --config."), flag_values=flags)
+    absl_flags.DEFINE_integer("epochs", 20, help_of("length of a run."), lower_bound=1, flag_values=flags)
+
+
+def refuse_useless_flags(flags: absl_flags.FlagValues, benchmark: str) -> None:
+    """Raises a UsageError if a flag of the benchmarks that compare programs was passed to one that trains recipes."""
+    for name in _USELESS:
+        if flags[name].present:
+            raise UsageError(f"--{name} has no effect on {benchmark}, which trains recipes. Omit it.")
 
 
 @dataclass(frozen=True)
@@ -147,14 +164,7 @@ class Runs:
           ConvoyError: a command failed; the message ends with the last lines of its output.
         """
         trained = self.trained(name, recipe, overrides)
-        evaluations = {}
-        for split in ("train", "test"):
-            path = trained.run.evaluation(split)
-            if not path.exists():
-                self._say(f"{name}: evaluating on {split}")
-                words = (f"--workdir={trained.run.path}", f"--split={split}", f"--devices={self._devices}")
-                self.convoy("evaluate", *words, name=name)
-            evaluations[split] = trained.run.read_json(path)
+        evaluations = {split: self.evaluation(trained, split) for split in ("train", "test")}
         outcome = Outcome(
             command=trained.command,
             steps=trained.result["step"],
@@ -181,6 +191,15 @@ class Runs:
             self.convoy("train", *words, name=name)
         events = [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
         return TrainedRun(run, ["convoy", "train", *words], run.read_json(run.result), events)
+
+    def evaluation(self, trained: TrainedRun, split: str) -> Mapping[str, Any]:
+        """Returns the content of evaluation_SPLIT.json; evaluates if it is missing. Errors are those of `outcome`."""
+        path, name = trained.run.evaluation(split), trained.run.path.name
+        if not path.exists():
+            self._say(f"{name}: evaluating on {split}")
+            words = (f"--workdir={trained.run.path}", f"--split={split}", f"--devices={self._devices}")
+            self.convoy("evaluate", *words, name=name)
+        return trained.run.read_json(path)
 
     def convoy(self, *words: str, name: str = "dataset") -> None:
         """Runs a command to its end; its output goes to FOLDER/logs/NAME.log.

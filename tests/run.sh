@@ -4,8 +4,8 @@
 #   ./tests/run.sh                   # all tests, as in CI
 #   ./tests/run.sh -m "not slow"     # only the quick tests
 #
-# Cluster tests use real SLURM and ssh daemons in network namespaces; page tests use a browser. As root on Debian or
-# Ubuntu this script installs them; elsewhere tests without their tools are skipped.
+# Cluster tests use real SLURM and ssh daemons in network namespaces; page tests use a browser, and some tests the
+# pictures of Tux Paint. As root on Debian or Ubuntu this script installs them; elsewhere tests without them are skipped.
 set -euo pipefail
 
 checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -24,6 +24,7 @@ install() { # whose tests, packages
 }
 install cluster slurmctld slurmd slurm-client munge openssh-server openssh-client iproute2 iptables
 install browser chromium-headless-shell
+install "real image" tuxpaint-stamps-default
 
 launch/install.sh "$checkout/.venv" "[test]"
 .venv/bin/ruff check .

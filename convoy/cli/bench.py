@@ -8,6 +8,7 @@ convoy bench scaling --model=baseline_cnn
 convoy bench monitoring
 convoy bench generalization --seeds=3
 convoy bench resize
+convoy bench imbalance
 """
 
 import importlib
@@ -23,7 +24,10 @@ from convoy.core.errors import UsageError, did_you_mean
 TAKES_ARGUMENTS = True
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
-_BENCHMARKS = ("step", "input", "augment", "index", "convert", "scaling", "monitoring", "generalization", "resize")
+_BENCHMARKS = (
+    *("step", "input", "augment", "index", "convert", "scaling", "monitoring"),
+    *("generalization", "resize", "imbalance"),
+)
 _KNOWN = f"Benchmarks: {', '.join(_BENCHMARKS)}. Example: convoy bench step"
 
 

@@ -20,6 +20,7 @@ from benchmarks.generalization import (
     spread,
     table,
 )
+from benchmarks.stamps import CLASSES, write_stamps
 from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
 from convoy.core.errors import ConvoyError, UsageError
@@ -272,3 +273,25 @@ def test_digits_are_written_as_grayscale_images(tmp_path):
     with pytest.raises(UsageError, match=str(tmp_path)):
         write_digits(tmp_path / "digits")
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+# The stamps.
+
+
+def test_stamps_are_copied_into_a_folder_per_class_without_mirror_images(tmp_path):
+    source = tmp_path / "source"
+    for folders in CLASSES.values():
+        for folder in folders:
+            (source / folder).mkdir(parents=True, exist_ok=True)
+    stamps = ("animals/birds/owl.png", "animals/birds/sea/gull.png", "vehicles/tug.png", "vehicles/tug_mirror.png")
+    for stamp in (*stamps, "animals/birds/owl.txt", "symbols/letters.png"):
+        (source / stamp).parent.mkdir(exist_ok=True)
+        (source / stamp).write_text(stamp)
+    write_stamps(tmp_path / "stamps", source)
+    found = {path.relative_to(tmp_path / "stamps").as_posix(): path.read_text() for path in tmp_path.glob("stamps/*/*")}
+    assert sorted(found.values()) == sorted(stamps[:3])
+    assert {name.split("/")[0] for name in found} == {"birds", "vehicles"}
+    with pytest.raises(UsageError, match="exists"):
+        write_stamps(tmp_path / "stamps", source)
+    with pytest.raises(UsageError, match="tuxpaint-stamps-default"):
+        write_stamps(tmp_path / "other", tmp_path / "missing")
