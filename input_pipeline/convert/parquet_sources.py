@@ -71,32 +71,31 @@ def opened_parquet(request: Request, log: Log) -> Iterator[Options]:
 
 
 def _with_columns(files: Sequence[NamedFile], request: Request, log: Log) -> tuple[list[NamedFile], Columns]:
-    """Returns the files, without splits that have no labels, and their columns."""
-    found: dict[str, list[NamedFile]] = {}
+    """Returns the files, without splits that have no labels, and their columns.
+
+    Raises:
+      DataError: a file has no such columns, or others than the first.
+    """
+    found: list[tuple[NamedFile, Columns]] = []
     without: dict[str, _NoLabelColumnError] = {}
-    columns: Columns | None = None
     for file in files:
         try:
-            of_file = _columns_of(file.path, request)
+            found.append((file, _columns_of(file.path, request)))
         except _NoLabelColumnError as error:
             without.setdefault(file.split, error)
-            continue
-        columns = columns or of_file
-        if different := [name for name, one in of_file._asdict().items() if one != getattr(columns, name)]:
-            first = next(iter(found.values()))[0].path
-            name = different[0]
-            raise DataError(
-                f"{file.path} has another {name.replace('_', ' ')} than {first}: {_shown(getattr(of_file, name))} and "
-                f"{_shown(getattr(columns, name))}. Convert them on their own"
-            )
-        found.setdefault(file.split, []).append(file)
+    usable = {file.split for file, _ in found}
     for split, missing in without.items():
-        if columns is None or split in found:
+        if not usable or split in usable:
             raise missing
         log(f"Split {split!r}: left out. {missing}.")
-    if columns is None:
-        raise AssertionError("no file")
-    return [file for of_split in found.values() for file in of_split], columns
+    first, columns = found[0]
+    for file, others in found:
+        if name := next((name for name in Columns._fields if getattr(others, name) != getattr(columns, name)), ""):
+            raise DataError(
+                f"{file.path} has another {name.replace('_', ' ')} than {first.path}: {_shown(getattr(others, name))} "
+                f"and {_shown(getattr(columns, name))}. Convert them on their own"
+            )
+    return [file for file, _ in found], columns
 
 
 def _columns_of(path: Path, request: Request) -> Columns:

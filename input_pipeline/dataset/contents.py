@@ -71,7 +71,7 @@ IMAGES = {
 
 QUARANTINE = {
     "split": "split that the file would be in",
-    "path": "path relative to the folder of images",
-    "category": "class; empty for files that are not images",
-    "reason": "why it was left out: cannot be decoded, `same bytes as ...`, not named by the CSV, missing, ...",
+    "path": "path relative to the folder of images; of other sources, the file and the row, record or member in it",
+    "category": "class; empty for files that are not images, or have no label",
+    "reason": "why it was left out: cannot be decoded, no label, `same bytes as ...`, not named by the CSV, ...",
 }

@@ -1,11 +1,9 @@
 """Conversions that are interrupted or run out of disk or memory."""
 
-import gzip
 import os
 import re
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,44 +100,34 @@ def test_conversion_killed_at_any_time_resumes_with_identical_results(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "photos", "reference"]
 
 
-def write_tar(folder, archive=""):
-    files = {}
-    for i in range(80):
-        files |= {f"{i:03d}.png": encode(pixels(i, 100), "png"), f"{i:03d}.cls": b"%d" % (i % 2)}
-    path = write_members(folder / "photos.tar", files)
-    if archive:
-        path.write_bytes(gzip.compress(path.read_bytes()))
-    return f"--tar={path}"
+def write_tar(folder):
+    images = {f"{i:03d}.png": encode(pixels(i, 100), "png") for i in range(40)}
+    labels = {f"{i:03d}.cls": b"%d" % (i % 2) for i in range(40)}
+    return f"--tar={write_members(folder / 'photos.tar', images | labels)}"
 
 
 def write_parquet(folder):
-    rows = [{"bytes": encode(pixels(i, 100), "png"), "path": None} for i in range(80)]
-    return f"--parquet={write_rows(folder / 'photos.parquet', rows, [i % 2 for i in range(80)])}"
+    rows = [{"bytes": encode(pixels(i, 100), "png"), "path": None} for i in range(40)]
+    return f"--parquet={write_rows(folder / 'photos.parquet', rows, [i % 2 for i in range(40)])}"
 
 
 def write_function(folder):
-    lines = (
-        "from tests.input_pipeline.images import pixels",
-        "photos = [(pixels(i, 100), 'ab'[i % 2]) for i in range(80)]",
-    )
-    (folder / "photos.py").write_text("\n".join(lines))
+    photos = "photos = [(pixels(i, 100), 'ab'[i % 2]) for i in range(40)]"
+    (folder / "photos.py").write_text(f"from tests.input_pipeline.images import pixels\n{photos}")
     return f"--images={folder}/photos.py:photos"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "write",
-    [write_tar, partial(write_tar, archive="gz"), write_parquet, write_function],
-    ids=["tar", "tgz", "parquet", "arrays"],
-)
+@pytest.mark.parametrize("write", [write_tar, write_parquet, write_function])
 def test_killed_conversion_of_other_sources_resumes_with_identical_results(tmp_path, stopped, convoy, write):
     (tmp_path / "in").mkdir()
-    settings = ("--image_size=300", "--shards=8", "--workers=1", write(tmp_path / "in"))
+    source = write(tmp_path / "in")
+    settings = ("--image_size=300", "--shards=8", "--validation_fraction=0", "--workers=1", source)
     code, _ = stopped(settings, lambda process, workers: os.kill(process.pid, signal.SIGKILL))
     assert code == -signal.SIGKILL
     resumed = convoy("convert", *settings, f"--output={tmp_path}/data", check=True)
     assert re.search(r"reusing (\d+) of its \1 finished shard", resumed.output)
-    assert cli.main(["convoy", "convert", *settings, "--workers=2", f"--output={tmp_path}/reference/data"]) == 0
+    assert cli.main(["convoy", "convert", *settings, f"--output={tmp_path}/reference/data"]) == 0
     assert contents(tmp_path / "data") == contents(tmp_path / "reference" / "data")
     # What the killed one had copied is gone.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "errors", "in", "reference"]
