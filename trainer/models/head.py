@@ -12,7 +12,10 @@ from typing import Any
 import keras
 from keras import layers
 
-_BACKBONE_ENDS = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
+_BACKBONE_ENDS = (
+    *(layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten),
+    layers.GlobalAveragePooling1D,  # over the tokens of a transformer
+)
 
 
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:

@@ -21,7 +21,7 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
+from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, kept_preset, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState, has_average, without_optimizer
@@ -101,6 +101,7 @@ def open_run(
     config.precision = precision or config.precision
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
+    to_build.model.name = kept_preset(run, config.model.name)
     if is_from_user(config.model.name):
         to_build.model.name = kept_name(run, MODEL, config.model.name)
         if not trust_code:
