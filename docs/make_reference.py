@@ -255,7 +255,7 @@ def _allowed(name: str) -> str:
     if name in checks.CHOICES:
         return f". One of {', '.join(f'`{value}`' for value in checks.CHOICES[name])}"
     if name == "model.name":
-        built_in = [*checks.MODELS_WITHOUT_WEIGHTS[:-1], "keras_applications:NAME"]
+        built_in = [*checks.MODELS_WITHOUT_WEIGHTS[:-2], *checks.NAMED_WEIGHTS.values()]
         return f": {', '.join(f'`{value}`' for value in built_in)}, {_LOCATED}"
     if name in _REGISTRIES:
         return f": {', '.join(f'`{value}`' for value in _registered(_REGISTRIES[name]))}, {_LOCATED}"

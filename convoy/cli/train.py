@@ -303,11 +303,13 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
     from convoy.input_pipeline.dataset.open import open_dataset
     from convoy.trainer.cluster.strategy import make_strategy
     from convoy.trainer.session.runtime import resolve_precision_and_xla
+    from convoy.trainer.session.weights import located_text
 
     num_images = open_dataset(flags.data, record_format(flags, flags.data)).split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
     precision, use_xla = resolve_precision_and_xla(config, strategy)
     print()
-    for name, value in {**plan.as_dict(), "precision": precision, "use_xla": use_xla}.items():
+    weights = {"weights": text} if (text := located_text(config)) else {}
+    for name, value in {**plan.as_dict(), "precision": precision, "use_xla": use_xla, **weights}.items():
         print(f"{name} = {value}")

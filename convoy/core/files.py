@@ -194,7 +194,12 @@ def check_output_file(path: Path, *, flag: str = "output") -> None:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file's content as hex. Raises OSError if it cannot be read."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """Returns a digest of a file's content as hex, by hashlib's name. Raises OSError if it cannot be read."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb", buffering=0) as file:
         while block := file.read(2**20):
             digest.update(block)

@@ -31,12 +31,17 @@ FILES = {
     "dataset.json": RunFile(
         "directory, name, `class_names` and digest of the dataset, and how its records are read", _START
     ),
-    "environment.json": RunFile("versions of Convoy, TensorFlow, Keras, Python and NumPy; host, CPUs and GPUs", _START),
+    "environment.json": RunFile(
+        "versions of Convoy, TensorFlow, Keras, Python and NumPy; host, CPUs and GPUs; `pretrained_sha256` of the "
+        "weights file that the run began with",
+        _START,
+    ),
     "command.txt": RunFile("command line, without secrets", _START),
     "code/": RunFile(
         "copies of the user's files, by piece: `recipe/`, `model/`, `loss/`, `metric-N/`, `schedule/`, `optimizer/`, "
         "`operation-N/`. `evaluate`, `predict` and `export` run these copies. `registered.json` has the file of each "
-        "piece that was registered by name",
+        "piece that was registered by name. `model/config.json` and `model/image_converter.json` describe a model of "
+        "Keras Hub",
         _START,
     ),
     "checkpoints/step-{step}.npz": RunFile(

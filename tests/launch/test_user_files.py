@@ -82,7 +82,8 @@ def test_texts_that_are_no_files_do_not_matter(write):
 
 
 def test_shipped_recipes_and_models_need_no_files(write):
-    for flags in ((), ("--config=convnet", "--config.model.name=keras_applications:ResNet50")):
+    names_of_models = ("keras_applications:ResNet50", "keras_hub:vit_base", "keras_hub:presets/vit")
+    for flags in ((), *(("--config=convnet", f"--config.model.name={name}") for name in names_of_models)):
         files, names = sent(*flags)
         assert (names, files.missing, files.content) == (set(), (), {})
     assert sent("--config=absent.py")[0].missing == ("absent.py",)

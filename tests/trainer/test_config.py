@@ -242,6 +242,8 @@ class TestCheck:
             ("model.stochastic_depth", 1.0),
             ("model.freeze_steps", 3),
             ("model.backbone_rate", 0.0),
+            ("model.layer_decay", 0.0),
+            ("model.layer_decay", 1.1),
             ("schedule.boundaries", ("a",)),
             ("eval_every", 2**63),
         ],

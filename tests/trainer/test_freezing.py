@@ -153,6 +153,7 @@ def finetuned(tmp_path_factory, convoy, dataset):
         *("train", "--config=smoke", "--deterministic", "--config.precision=float32", "--config.virtual_replicas=2"),
         *(f"--config.model.name={model}", f"--config.model.weights={weights}"),
         *(f"--config.model.freeze_steps={FREEZE}", "--config.model.backbone_rate=0.5", f"--config.steps={STEPS}"),
+        "--config.model.layer_decay=0.8",
         *("--config.checkpoint_every_steps=1", "--config.keep_checkpoints=100", "--config.log_every_steps=1"),
         f"--data={dataset.data}",
     )
@@ -166,6 +167,7 @@ def test_a_run_logs_loaded_weights_and_frozen_steps(finetuned):
     output = " ".join(finetuned[2].replace("│", " ").split())
     assert re.search(rf"step {FREEZE}\b", output)
     assert "5 of 5" in output and "0 of 2" in output
+    assert "2 learning rates" in output and "0.4" in output
 
 
 @pytest.mark.slow

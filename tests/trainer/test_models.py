@@ -7,7 +7,7 @@ from convoy.core.errors import DataError, UsageError
 from convoy.trainer import models
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.models import build_model
-from convoy.trainer.session.runtime import weights_file
+from convoy.trainer.session.weights import weights_file
 from convoy.trainer.tf_compat.layers import ByteDropout, FusedBatchNormalization
 
 CLASSES, SIZE = 42, 32

@@ -1,5 +1,6 @@
 """Pretrained weights from files written by Keras, for a model with another head."""
 
+import json
 import re
 
 import h5py
@@ -13,6 +14,7 @@ from convoy.core.errors import DataError
 from convoy.trainer.models import build_model
 from convoy.trainer.models.head import split
 from convoy.trainer.models.pretrained import load_pretrained
+from convoy.trainer.session.weights import has_same_classes
 from convoy.trainer.step.optimizers import make_optimizer
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.tf_compat.layers import with_fast_layers
@@ -115,6 +117,35 @@ def test_layers_of_the_head_are_loaded_if_they_fit(tmp_path, file_format):
     fast, summary = loaded(network(5, hidden=True), path)
     assert_counts(summary, path, "13 of 13", "2 of 4")
     assert np.array_equal(split(fast)[1].get_weights()[0], published.get_weights()[-4])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_last_layer_of_other_classes_is_not_loaded(tmp_path, hidden):
+    published = randomized(network(5, hidden=hidden))
+    path = save(published, tmp_path / "new.weights.h5")
+    model = network(5, hidden=hidden)
+    last = model.layers[-1].get_weights()
+    fast = with_fast_layers(model)
+    summary = load_pretrained(model, fast, path, same_classes=False)
+    assert_counts(summary, path, "13 of 13", "2 of 4" if hidden else "0 of 2")
+    assert "other classes" in summary
+    assert all(np.array_equal(a, b) for a, b in zip(fast.layers[-1].get_weights(), last, strict=True))
+    summaries = [load_pretrained(model, fast, path, same_classes=known) for known in (None, True)]
+    for summary in summaries:
+        assert_counts(summary, path, "13 of 13", "4 of 4" if hidden else "2 of 2")
+    assert "classes" in summaries[0] and "classes" not in summaries[1]
+
+
+def test_the_classes_of_runs_and_exports_are_known(tmp_path):
+    run, export = tmp_path / "run", tmp_path / "export"
+    for folder, file in ((run, "dataset.json"), (export, "export.json")):
+        folder.mkdir()
+        (folder / file).write_text(json.dumps({"class_names": ["cup", "jar"]}))
+    files = [run / "checkpoints/step-000000003.npz", export / "model.keras", export / "saved_model"]
+    for file in map(str, files):
+        assert has_same_classes(file, ("cup", "jar")) is True
+        assert has_same_classes(file, ("jar", "cup")) is has_same_classes(file, ("cup", "pot")) is False
+    assert has_same_classes(str(tmp_path / "weights.h5"), ("cup", "jar")) is None
 
 
 def test_a_file_written_from_the_fast_layers_is_loaded(tmp_path):

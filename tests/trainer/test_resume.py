@@ -16,7 +16,7 @@ from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
 from convoy.trainer.session.resume import effects_of_extension, resumed_config
-from convoy.trainer.session.runtime import weights_digest
+from convoy.trainer.session.weights import weights_digest
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 from tests.trainer.run_files import events_of, measured, result_of

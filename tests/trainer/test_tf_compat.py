@@ -16,7 +16,13 @@ from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.framework import config as tf_config
 
 from convoy.launch.ports import reserved_ports
-from convoy.trainer.tf_compat.internals import device_iterators_without_autotuning, is_seed_state, sigterm_kept
+from convoy.trainer.tf_compat.internals import (
+    automatic_names_kept,
+    device_iterators_without_autotuning,
+    is_seed_state,
+    sigterm_kept,
+    tensors_in,
+)
 from convoy.trainer.tf_compat.keras_state import global_state_kept
 from convoy.trainer.tf_compat.layers import ByteDropout
 from tests.trainer.step_program import make_batch, make_step
@@ -279,3 +285,21 @@ def test_runs_of_one_process_do_not_warn_that_functions_are_traced_again(caplog)
         assert caplog.records[-1].message == advice
     finally:
         logger.removeHandler(caplog.handler)
+
+
+def test_automatic_names_continue_after_a_block_in_which_they_are_kept():
+    first = keras.layers.Dense(1).name
+    with automatic_names_kept():
+        inside = keras.layers.Dense(1).name
+        keras.layers.Flatten()
+    assert keras.layers.Dense(1).name == inside != first
+
+
+def test_the_edges_of_the_graph_of_a_model_are_found():
+    inputs = keras.Input((4,))
+    shared = keras.layers.Dense(4)
+    first, second = shared(inputs), shared(keras.layers.Dense(4)(inputs))
+    total = keras.layers.Add()([first, second])
+    for outputs, expected in ((first, [inputs]), (total, [first, second])):
+        assert [id(tensor) for tensor in tensors_in(outputs)] == [id(tensor) for tensor in expected]
+    assert tensors_in(second)[0] is not inputs

@@ -38,9 +38,10 @@ class RunWriter(Callback):
         self._run: RunDirectory = session.run
         self._tolerance = Tolerance(training.say)
         self._writers = MetricWriters(session.run, total_steps=training.total_steps)
+        digest = session.model.get("weights")
         files = {
             "config": configs.to_json(session.config),
-            "environment": environment(),
+            "environment": {**environment(), **({"pretrained_sha256": digest} if digest else {})},
             "dataset": _description(session.dataset),
         }
         pages = pages_of_run(session.config, session.runtime.built.model)

@@ -91,6 +91,7 @@ RANGES = {
     "model.width": Range(0, text="at least 0 (0: the model's default)"),
     "model.stochastic_depth": _FRACTION_BELOW_1,
     "model.backbone_rate": _FINITE_POSITIVE,
+    "model.layer_decay": _POSITIVE_FRACTION,
 }
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
@@ -105,7 +106,9 @@ CHOICES = {
     "model.instance_norm": ("auto", "on", "off"),
 }
 # Models of users may have loaded weights themselves.
-MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications")
+MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications", "keras_hub")
+# Names of weights that are downloaded, with the models that have them.
+NAMED_WEIGHTS = {"imagenet": "keras_applications:NAME", "preset": "keras_hub:PRESET"}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -151,9 +154,20 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name in (name for name in model if name.startswith("freeze")):
             fix = "set config.model.weights: the frozen backbone would keep its random weights"
             require(not model[name], f"model.{name}", model[name], fix)
+    _check_named_weights(model)
     SCHEDULES.check(config.schedule.name)
     resolution.check(config)
     parse_pipeline(config.augment.ops, image_size=config.image_size)
+
+
+def _check_named_weights(model: ml_collections.ConfigDict) -> None:
+    """Raises a UsageError if the weights of a model are downloaded by name, and it has none of this name."""
+    of_model = {models.partition(":")[0]: name for name, models in NAMED_WEIGHTS.items()}
+    known = of_model.get(model.name.partition(":")[0])
+    if model.weights in NAMED_WEIGHTS and model.weights != known:
+        fix = f"set {known}" if known else f"set config.model.name={NAMED_WEIGHTS[model.weights]}"
+        path = f"./{model.weights}"
+        require(False, "model.weights", model.weights, f"{fix}, since {model.name} has none; or pass {path} for a file")
 
 
 def check_range(field: str, value: float, allowed: Range) -> None:

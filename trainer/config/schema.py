@@ -56,7 +56,11 @@ _FIELDS: dict[str, Any] = {
     **_duration("histogram_every", "steps between histograms of the weights for TensorBoard; all four 0: never"),
     "model": {
         "name": ("convnet", "the model"),
-        "weights": ("", "pretrained weights: a file, a run directory or an export; a head for other classes is new"),
+        "weights": (
+            "",
+            "pretrained weights: `imagenet` (keras_applications), `preset` (keras_hub), a file, a run directory or an "
+            "export; a head for other classes is new",
+        ),
         "dropout": (-1.0, "dropout rate before the last layer; negative: the model's default"),
         "depth": (0, "resnet: 10, 14, 18, 26, 34, 50, 101 or 152; 0: 18"),
         "width": (0, "resnet: channels of the first stage, even; 0: 64"),
@@ -64,6 +68,7 @@ _FIELDS: dict[str, Any] = {
         "instance_norm": ("auto", "end early stages in instance normalization; `auto`: on for convnet, off for resnet"),
         **_duration("freeze", "first steps that train only the head, of a model with `weights`; all four 0: none"),
         "backbone_rate": (1.0, "learning rate of the backbone, as a factor of the head's"),
+        "layer_decay": (1.0, "factor of the learning rate from each block of the backbone to the one before it"),
     },
     "loss": {
         "name": ("cross_entropy", "the training loss"),

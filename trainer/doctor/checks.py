@@ -114,6 +114,7 @@ class _DoctorRun:
             )
             with TfProbe(setup) as probe:
                 self._check_tensorflow(probe)
+                self._check_weights(probe)
                 self._check_workdir(probe)
             return self._print_table()
 
@@ -285,6 +286,16 @@ class _DoctorRun:
                     )
                 )
         self._check_collective(probe, gathered, on_gpu=on_gpu)
+
+    def _check_weights(self, probe: TfProbe) -> None:
+        with contextlib.suppress(NoAnswerError):
+            if found := probe.weights(_MODEL_SECONDS):
+                text = f"config.model.weights={self._options.config.model.weights}: {found['path']}"
+                if found["problem"]:
+                    fix = "Put the file there, or pass the path of a weights file."
+                    self._add(failed("weights", "weights-missing", f"{text} ({found['problem']}).", fix))
+                else:
+                    self._add(ok("weights", "weights-found", text))
 
     def _check_collective(self, probe: TfProbe, gathered: dict[int, Any], *, on_gpu: bool) -> None:
         counts = [other["count"] for other in gathered.values()]

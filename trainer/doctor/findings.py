@@ -30,6 +30,7 @@ SECTIONS = (
     "limits",
     "data",
     "config",
+    "weights",
     "resume",
     "run directory",
     "file system",

@@ -24,6 +24,7 @@ import ml_collections
 
 from convoy.core.cluster import Cluster
 from convoy.core.devices import Devices
+from convoy.core.downloads import unreachable
 from convoy.core.errors import ConvoyError
 from convoy.core.processes import follow_parent, helper_starting
 from convoy.input_pipeline.dataset.layout import RecordFormat
@@ -108,6 +109,10 @@ class TfProbe:
         """Returns the size of a checkpoint of the config's model."""
         return self._ask(seconds, "checkpoint_bytes")
 
+    def weights(self, seconds: float) -> dict[str, str] | None:
+        """Returns `path` and `problem` of the config's pretrained weights; None if the run does not need them."""
+        return self._ask(seconds, "weights")
+
     def _ask(self, seconds: float, *question: Any) -> Any:  # noqa: ANN401
         try:
             self._connection.send(question)
@@ -125,7 +130,9 @@ class TfProbe:
 
 def _serve(connection: Connection, setup: Setup) -> None:
     follow_parent()
-    functions: dict[str, Callable] = {"start_up": _start_up, "reduce": _reduce, "checkpoint_bytes": _checkpoint_bytes}
+    functions: dict[str, Callable] = {
+        **{"start_up": _start_up, "reduce": _reduce, "checkpoint_bytes": _checkpoint_bytes, "weights": _weights}
+    }
     while True:
         try:
             name, *arguments = connection.recv()
@@ -246,6 +253,26 @@ def _reduce(setup: Setup, cluster: Cluster | None) -> dict[str, Any]:
     }
 
 
+def _weights(setup: Setup) -> dict[str, str] | None:
+    from convoy.trainer.checkpoint.checkpoints import CheckpointStore
+    from convoy.trainer.run.directory import RunDirectory
+    from convoy.trainer.session.weights import located_text, published_weights, weights_file
+
+    config = setup.config
+    if not config or config.model.weights in ("", "preset"):
+        return None
+    if setup.workdir and CheckpointStore(RunDirectory(setup.workdir).checkpoints).steps():
+        return None
+    try:
+        if file := published_weights(config):
+            text = located_text(config)
+            return {"path": text, "problem": unreachable(file) if file.url in text else ""}
+        path = weights_file(config.model.weights)
+    except ConvoyError as error:
+        return {"path": config.model.weights, "problem": str(error)}
+    return {"path": path, "problem": "" if os.path.exists(path) else "there is no such file or folder"}
+
+
 def _checkpoint_bytes(setup: Setup) -> int:
     import tensorflow as tf
 
@@ -254,6 +281,7 @@ def _checkpoint_bytes(setup: Setup) -> int:
     assert setup.config
     config = setup.config.copy_and_resolve_references()
     config.deterministic = False  # process-wide, and irrelevant to the size
+    config.model.weights = ""
     num_classes = open_dataset(setup.data, setup.record_format).num_classes if setup.data else 1000
     runtime = make_runtime(config, tf.distribute.OneDeviceStrategy("CPU:0"), num_classes=num_classes)
     return sum(value.nbytes for value in runtime.state.values().values())

@@ -17,8 +17,8 @@ from typing import Any
 from convoy.core.errors import DataError, UsageError
 from convoy.core.files import locked, sha256_of, write_whole
 from convoy.core.reading import read_json
+from convoy.trainer.run.records import EXPORT_DESCRIPTION
 
-_DESCRIPTION = "export.json"
 _FORMAT_VERSION = 1
 _NEW, _BEFORE = "new", "before"  # in OUTPUT.partial: the export being built, and the one that it replaces
 
@@ -63,7 +63,7 @@ def export_folder(output: Path) -> Iterator[Path]:
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     """Writes a folder's export.json. Raises OSError if it cannot be written."""
     content = json.dumps({"format_version": _FORMAT_VERSION, **description}, indent=2) + "\n"
-    write_whole(folder / _DESCRIPTION, content.encode("ascii"))
+    write_whole(folder / EXPORT_DESCRIPTION, content.encode("ascii"))
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -72,12 +72,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
       DataError: the folder is not an export, or its format version is not supported.
     """
-    path = folder / _DESCRIPTION
+    path = folder / EXPORT_DESCRIPTION
     try:
         description = read_json(path)
         version = description["format_version"]
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"--export={folder}: has no {_DESCRIPTION}. Pass the --output of `convoy export`.") from None
+        raise DataError(
+            f"--export={folder}: has no {EXPORT_DESCRIPTION}. Pass the --output of `convoy export`."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Export again.") from None
     if version != _FORMAT_VERSION:

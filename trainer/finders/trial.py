@@ -83,6 +83,6 @@ def prepare_trial(
         config.batch_size = virtual_batch_size * (config.virtual_replicas or replicas)
     plan = configs.resolve(config, num_images=split.num_images, replicas=replicas)
     objective = training_objective(config, dataset)
-    runtime = make_runtime(config, strategy, num_classes=dataset.num_classes)
+    runtime = make_runtime(config, strategy, num_classes=dataset.num_classes, class_names=dataset.class_names)
     step = make_train_step(config, plan, runtime, objective)
     return Trial(plan, runtime, objective, step, TrainingInput(split, config, plan, strategy, WorkerGroup(None)))

@@ -26,12 +26,8 @@ def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Mod
       UsageError: unknown architecture.
       ValueError: the image is too small for it.
     """
-    known = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
-    if name not in known:
-        raise UsageError(
-            f"config.model.name='keras_applications:{name}': unknown architecture{did_you_mean(name, known)}."
-        )
-    model = known[name](
+    constructor = constructor_of(name)
+    model = constructor(
         weights=None,
         include_top=True,
         input_shape=(image_size, image_size, 3),
@@ -39,8 +35,18 @@ def application(name: str, num_classes: int, image_size: int) -> tuple[keras.Mod
         classifier_activation=None,
     )
     # Each family defines its scaling in the module of its constructor.
-    preprocess = sys.modules[known[name].__module__].preprocess_input
+    preprocess = sys.modules[constructor.__module__].preprocess_input
     return _for_any_size(model), preprocess
+
+
+def constructor_of(name: str) -> Callable[..., keras.Model]:
+    """Returns a constructor of `keras.applications` by name. Raises a UsageError if there is none."""
+    known = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    if name not in known:
+        raise UsageError(
+            f"config.model.name='keras_applications:{name}': unknown architecture{did_you_mean(name, known)}."
+        )
+    return known[name]
 
 
 def _for_any_size(model: keras.Model) -> keras.Model:

@@ -14,7 +14,7 @@ from convoy.trainer.models import contract
 
 APPLICATIONS = "keras_applications:"
 MODELS: Registry[Callable[..., Any]] = Registry(
-    "model", field="config.model.name", contract=contract.CONTRACT, also=[f"{APPLICATIONS}NAME"]
+    "model", field="config.model.name", contract=contract.CONTRACT, also=[f"{APPLICATIONS}NAME", "keras_hub:PRESET"]
 )
 
 # Creating a variable waits for all workers: these errors are not the function's.

@@ -14,7 +14,10 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-_BACKBONE_ENDS = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
+_BACKBONE_ENDS = (
+    *(layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten),
+    layers.GlobalAveragePooling1D,  # over the tokens of a transformer
+)
 
 
 def split(model: keras.Model, *, before_pooling: bool = False) -> tuple[keras.Model, keras.Model] | None:

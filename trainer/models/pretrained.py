@@ -32,13 +32,15 @@ SAVED_MODEL = "saved_model.pb"  # in the folder of one
 _IMAGENET_MEAN, _IMAGENET_VARIANCE = (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2)
 
 
-def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
+def load_pretrained(model: keras.Model, fast: keras.Model, path: str, *, same_classes: bool | None = None) -> str:
     """Loads a file into `fast`.
 
     Args:
       model: the model in Keras' own layers.
       fast: the same model in Convoy's layers. Keras matches weights by layer class, and a file may be from either.
       path: the weights file.
+      same_classes: whether it is known to be of a classifier of the same classes. If it is not, the last layer stays
+        random, since a head of other classes is worse. None: unknown; the last layer is loaded if it fits.
 
     Returns:
       How many weights were loaded, as text.
@@ -74,8 +76,11 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
     parts = split(fast)
     head = parts[1] if parts else None
     in_head = {id(weight) for weight in head.weights} if head else set()
-    for layer in head.layers if head else ():
-        if any(id(weight) not in value_of for weight in layer.weights):
+    of_head = [layer for layer in head.layers if layer.weights] if head else []
+    has_last = bool(of_head) and all(id(weight) in value_of for weight in of_head[-1].weights)
+    for layer in of_head:
+        is_of_others = same_classes is False and layer is of_head[-1]
+        if is_of_others or any(id(weight) not in value_of for weight in layer.weights):
             for weight in layer.weights:
                 value_of.pop(id(weight), None)
     backbone = [weight for weight in fast.weights if id(weight) not in in_head]
@@ -96,6 +101,8 @@ def load_pretrained(model: keras.Model, fast: keras.Model, path: str) -> str:
         f"{len(backbone)} of {counted(len(backbone), 'backbone weight')} from {path}"
         + (f", {in_file} of {counted(len(in_head), 'head weight')}" if head else "")
         + ("; the rest is random" if in_file < len(in_head) else "")
+        + (": the file is of other classes" if has_last and same_classes is False else "")
+        + (", whose classes the file does not name" if has_last and same_classes is None else "")
     )
 
 

@@ -21,7 +21,7 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.session.runtime import Runtime
-from convoy.trainer.tf_compat.internals import nested_layers
+from convoy.trainer.tf_compat.layers import inner_layers
 
 # A thousand to ten thousand images suffice (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm").
 NUM_IMAGES = 2048
@@ -30,7 +30,7 @@ _BATCH_SIZE = 128
 
 def layers_to_renew(model: keras.Model, changed: Collection[str]) -> list[keras.layers.BatchNormalization]:
     """Returns the batch-norm layers with statistics in `changed`, the paths of variables: others are frozen."""
-    norms = (layer for layer in nested_layers(model) if isinstance(layer, keras.layers.BatchNormalization))
+    norms = (layer for layer in inner_layers(model) if isinstance(layer, keras.layers.BatchNormalization))
     return [layer for layer in norms if {variable.path for variable in _statistics(layer)} & set(changed)]
 
 

@@ -20,6 +20,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan, loss_text, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.runtime import Runtime
+from convoy.trainer.step.freezing import training_phases
 
 AS_VIEWED = "upright and on white"
 
@@ -110,6 +111,14 @@ def header_rows(
     rows = {"model": f"{config.model.name}, {counted(runtime.built.model.count_params(), 'parameter')}"}
     if plan.freeze_steps:
         rows["model"] += f", all but the head frozen until step {plan.freeze_steps}"
+    if config.model.layer_decay < 1:
+        rates = training_phases(
+            runtime.built, backbone_rate=config.model.backbone_rate, layer_decay=config.model.layer_decay
+        )[0].rates
+        rows["layer decay"] = (
+            f"{config.model.layer_decay:g}: {counted(len(set(rates)), 'learning rate')}, from that of the head to "
+            f"{min(rates):.2g} of it"
+        )
     if runtime.built.loaded:
         rows["weights"] = runtime.built.loaded
     rows["data"] = _data_text(config, dataset)

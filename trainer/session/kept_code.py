@@ -5,6 +5,7 @@ since. So the layers of a model and the code of other pieces are compared, and t
 from which `convoy evaluate`, `predict` and `export` take them:
 
 RUN/code/model/models.py  loss/losses.py  metric-0/...  schedule/...  recipe/...
+RUN/code/model/config.json  image_converter.json    # of a model of Keras Hub: a preset without weights
 RUN/code/registered.json            # {"loss": "recipe.py"}: the file that registers a piece, if its name is no path
 """
 
@@ -24,6 +25,7 @@ from convoy.core.files import write_whole
 from convoy.core.registry import Found, Registry, is_from_file
 from convoy.core.user_code import UserCode, check_owner, run_file
 from convoy.trainer.models import ModelBundle
+from convoy.trainer.models.hub import HUB, is_preset_folder
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_object
 from convoy.trainer.tf_compat.layers import all_layers
@@ -102,13 +104,16 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def keep_code(run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode | None) -> None:
+def keep_code(
+    run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode | None, preset: Mapping[str, str] | None = None
+) -> None:
     """Copies the files of users that made the pieces and the config to RUN/code.
 
     Args:
       run: the run directory.
       pieces: the pieces, by their folder in RUN/code; the model too.
       recipe: the user's file that made the config; None for others.
+      preset: content of the files that describe a model of Keras Hub, by name.
 
     Raises:
       DataError: they cannot be copied.
@@ -123,12 +128,24 @@ def keep_code(run: RunDirectory, pieces: Mapping[str, Found], recipe: UserCode |
     try:
         for folder, code in kept.items():
             _copy(code, run.code / folder)
+        for name, content in (preset or {}).items():
+            (run.code / MODEL).mkdir(parents=True, exist_ok=True)
+            write_whole(run.code / MODEL / name, content.encode())
         if registered:
             run.write_json(run.code / _REGISTERED, registered)
         else:
             (run.code / _REGISTERED).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"--workdir={run.path}: {error.filename} cannot be copied ({error.strerror}).") from None
+
+
+def kept_preset(run: RunDirectory, name: str) -> str:
+    """Returns the name of a run's model with the copy in RUN of what describes it, if it is one of Keras Hub.
+
+    So the run needs neither the preset nor internet access again. Other names are returned as they are.
+    """
+    is_kept = name.startswith(HUB) and is_preset_folder(run.code / MODEL)
+    return f"{HUB}{run.code / MODEL}" if is_kept else name
 
 
 def kept_name(run: RunDirectory, folder: str, name: str) -> str:

@@ -44,6 +44,7 @@ from convoy.trainer.session.kept_code import (
     check_same_code,
     code_identity,
     keep_code,
+    kept_preset,
     model_identity,
     piece_digests,
 )
@@ -55,8 +56,8 @@ from convoy.trainer.session.runtime import (
     check_augmentation,
     make_runtime,
     resolve_precision_and_xla,
-    weights_digest,
 )
+from convoy.trainer.session.weights import fetch_weights, initial_digest
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
@@ -169,12 +170,17 @@ def prepare(
             named = {"schedule": plan.schedule, **objective.found}
             named |= {f"operation-{number}": found for number, found in enumerate(operations)}
             to_build = config.copy_and_resolve_references()
-            to_build.model.weights = "" if checkpoint else config.model.weights  # the checkpoint replaces them
+            if checkpoint:  # it replaces them
+                to_build.model.update({"weights": "", "name": kept_preset(run, config.model.name)})
+            else:
+                with _suspended_deadline(deadlines.startup if cluster else 0.0):
+                    to_build.model.weights = fetch_weights(worker_group, config)
             if cluster and is_from_user(config.model.name):
                 # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
                 alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
                 agree_on_model(worker_group, model_identity(alone))
-            runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes)
+            classes = dataset.class_names
+            runtime = make_runtime(to_build, strategy, num_classes=dataset.num_classes, class_names=classes)
             config = configs.with_recorded_choices(
                 config, {"virtual_replicas": plan.virtual_replicas, "precision": runtime.precision}
             )
@@ -184,7 +190,7 @@ def prepare(
                     agree_on_code(worker_group, digests)
             identity = code_identity(runtime.built, named)
             begun_with = checkpoint[1].get("model", {}).get("weights", "") if checkpoint else None
-            identity["weights"] = weights_digest(config.model.weights) if begun_with is None else begun_with
+            identity["weights"] = initial_digest(to_build) if begun_with is None else begun_with
             if checkpoint:
                 check_same_code(checkpoint[1], identity, named, config.model.name, run)
                 restore_state(runtime.state, *checkpoint, run)
@@ -192,7 +198,7 @@ def prepare(
                 agree_on_weights(worker_group, runtime.state.weights_sha256())
             if worker_group.is_chief:
                 built = {MODEL: runtime.built.found} if runtime.built.found else {}
-                keep_code(run, {**built, **named}, recipe)
+                keep_code(run, {**built, **named}, recipe, runtime.built.preset)
             worker_group.exchange("ready")
     metadata = checkpoint[1] if checkpoint else {}
     return TrainingSession(config, plan, dataset, run, store, runtime, worker_group, objective, identity, metadata)
@@ -259,3 +265,15 @@ def _deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _suspended_deadline(seconds: float) -> Iterator[None]:
+    """Suspends the `_deadline` of this many seconds in the block, which then starts again; 0: there is none."""
+    if seconds:
+        faulthandler.cancel_dump_traceback_later()
+    try:
+        yield
+    finally:
+        if seconds:
+            faulthandler.dump_traceback_later(seconds, exit=True)

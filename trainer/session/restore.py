@@ -37,7 +37,7 @@ from convoy.trainer.session.batch_statistics import (
     training_pixels,
 )
 from convoy.trainer.session.description import as_read_by_run
-from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
+from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, kept_preset, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState, has_average, variable_path
@@ -156,6 +156,7 @@ def _built(
     """Returns the model of a run with the values of its variables, but for the optimizer's."""
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
+    to_build.model.name = kept_preset(run, config.model.name)
     if is_from_user(config.model.name):
         to_build.model.name = kept_name(run, MODEL, config.model.name)
         if not trust_code:

@@ -13,7 +13,7 @@ from convoy.trainer import config as configs
 from convoy.trainer.config import Plan, renamed, resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
-from convoy.trainer.session.runtime import weights_digest
+from convoy.trainer.session.weights import available_weights, weights_digest
 
 _LENGTH = ("epochs:", "steps:")
 _OF_USERS = ("model", "loss", "schedule", "optimizer")  # sections whose `name` may be that of a user's piece
@@ -119,7 +119,7 @@ def _with_moved_weights(
 ) -> Mapping[str, Any]:
     """Returns the checkpoint's config, with the current path of the weights that it began with if they are the same."""
     model, path, known = recorded.get("model", {}), config.model.weights, metadata.get("model", {}).get("weights")
-    if not known or path in ("", model.get("weights")) or weights_digest(path) != known:
+    if not known or path in ("", model.get("weights")) or weights_digest(available_weights(config)) != known:
         return recorded
     return {**recorded, "model": {**model, "weights": path}}
 

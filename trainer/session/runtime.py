@@ -3,25 +3,21 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import ml_collections
 import tensorflow as tf
 
-from convoy.core.errors import DataError, UsageError
-from convoy.core.files import sha256_of
+from convoy.core.errors import UsageError
 from convoy.core.registry import Found
-from convoy.core.run_layout import RunLayout, checkpoint_name
 from convoy.input_pipeline.augment.checks import check_operations
 from convoy.input_pipeline.augment.pipeline import parse_pipeline
 from convoy.input_pipeline.reading.reader import BatchSlice
-from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.strategy import computes_in_bfloat16, runs_on_gpu
 from convoy.trainer.config import Plan, mixing_steps, resolution
 from convoy.trainer.models import ModelBundle, build_model, supports_any_size
-from convoy.trainer.models.pretrained import SAVED_MODEL
 from convoy.trainer.session.objective import Objective
+from convoy.trainer.session.weights import has_same_classes, local_weights, weights_file
 from convoy.trainer.step.mixing import Mixing
 from convoy.trainer.step.optimizers import Optimizer, find_optimizer
 from convoy.trainer.step.settings import StepSettings
@@ -97,6 +93,7 @@ def make_runtime(
     strategy: tf.distribute.Strategy,
     *,
     num_classes: int,
+    class_names: Sequence[str] = (),
     image_sizes: Sequence[int] = (),
     evaluates_average: bool | None = None,
 ) -> Runtime:
@@ -108,6 +105,7 @@ def make_runtime(
       config: complete and checked.
       strategy: distribution strategy over the devices.
       num_classes: 2 or more.
+      class_names: names of the classes, by label, to compare with those of pretrained weights; empty without these.
       image_sizes: sides of the images, in pixels, that the model will be called with; all sizes of training and
         evaluation if empty.
       evaluates_average: for evaluation only, without optimizer: whether there is an average of the weights. None for
@@ -116,7 +114,7 @@ def make_runtime(
     Raises:
       UsageError: model or optimizer is unknown or breaks its contract, or the model cannot share its weights among
         the sizes.
-      DataError: the weights file cannot be used.
+      DataError: the weights cannot be downloaded or used.
     """
     precision, use_xla = resolve_precision_and_xla(config, strategy)
     if config.deterministic:
@@ -132,7 +130,8 @@ def make_runtime(
     if config.model.name == "convnet":
         options.setdefault("instance_norm", "off")
     build = functools.partial(build_model, config.model.name, num_classes=num_classes, **options)
-    weights = weights_file(config.model.weights)
+    weights = weights_file(local_weights(config))
+    same_classes = has_same_classes(weights, class_names)
 
     def build_main_model(size: int) -> ModelBundle:
         # Restarts Keras' automatic layer names at 1. It also resets the dtype policy, so it comes first.
@@ -140,7 +139,7 @@ def make_runtime(
         keras.config.set_dtype_policy(_POLICIES[precision])
         keras.utils.set_random_seed(config.seed % 2**32)
         with strategy.scope():
-            return build(image_size=size, weights=weights)
+            return build(image_size=size, weights=weights, same_classes=same_classes)
 
     size, *others = image_sizes or resolution.all_sizes(config)
     built = build_main_model(config.image_size)
@@ -163,39 +162,6 @@ def make_runtime(
         float16=precision == "float16",
     )
     return Runtime(strategy, precision, use_xla, built, resized, optimizer, state)
-
-
-def weights_file(path: str) -> str:
-    """Returns the file that config.model.weights stands for: of a run directory its best checkpoint, of the folder of
-    an export its Keras file or SavedModel.
-
-    Raises:
-      DataError: a folder without checkpoints and without these.
-    """
-    if not path or not Path(path).is_dir():
-        return path
-    folder = RunLayout(path).checkpoints
-    store = CheckpointStore(folder)
-    step = store.best() or store.latest()
-    if step is not None:
-        return str(folder / checkpoint_name(step))
-    saved_models = [found.parent for found in Path(path).rglob(SAVED_MODEL)]
-    for exported in (*sorted(Path(path).glob("*.keras")), *sorted(saved_models)):
-        return str(exported)
-    raise DataError(
-        f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, a weights file, or a folder of "
-        "`convoy export` with a SavedModel or a Keras file."
-    )
-
-
-def weights_digest(path: str) -> str:
-    """Returns what identifies the content of config.model.weights; "" for none or if it cannot be read."""
-    try:
-        file = Path(weights_file(path))
-        files = sorted((file / "variables").iterdir()) if file.is_dir() else [file]  # of a SavedModel
-        return " ".join(map(sha256_of, files)) if path else ""
-    except (OSError, DataError):
-        return ""
 
 
 def _check_accepts_size(name: str, model: keras.Model, size: int) -> None:
@@ -284,5 +250,6 @@ def make_train_step(config: ml_collections.ConfigDict, plan: Plan, runtime: Runt
         ),
         freeze_steps=plan.freeze_steps,
         backbone_rate=config.model.backbone_rate,
+        layer_decay=config.model.layer_decay,
     )
     return TrainStep(runtime.state, runtime.built, settings, runtime.resized)

@@ -1,6 +1,6 @@
 """Training phases for transfer learning: the head alone while the backbone is frozen, then the whole model.
 
-    whole, head = training_phases(built, freeze_steps=200, backbone_rate=0.1)
+    whole, head = training_phases(built, freeze_steps=200, backbone_rate=0.1, layer_decay=0.9)
     phase = head if step < 200 else whole
     logits, others, penalties = phase.model.stateless_call(weights, others, images, training=True, return_losses=True)
 
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from convoy.core.errors import UsageError
 from convoy.trainer.models import ModelBundle
+from convoy.trainer.models.blocks import blocks_of_weights
 from convoy.trainer.models.head import split, values_of
 from convoy.trainer.tf_compat.internals import is_seed_state
 
@@ -66,7 +67,7 @@ class Phase:
 
 
 def training_phases(
-    built: ModelBundle, *, freeze_steps: int = 0, backbone_rate: float = 1.0
+    built: ModelBundle, *, freeze_steps: int = 0, backbone_rate: float = 1.0, layer_decay: float = 1.0
 ) -> tuple[Phase, Phase | None]:
     """Returns the phase that trains everything, and the phase before it, which is None without frozen steps.
 
@@ -74,6 +75,7 @@ def training_phases(
       built: the model.
       freeze_steps: number of first steps that train only the head.
       backbone_rate: learning rate of the backbone as a factor of the head's (Howard and Ruder 2018), above 0.
+      layer_decay: factor of the learning rate from each block to the one before it, from the head on, in (0, 1].
 
     Raises:
       UsageError: the model cannot be split into backbone and head.
@@ -82,22 +84,23 @@ def training_phases(
     all_weights = model.trainable_variables
     all_statistics = [v for v in model.non_trainable_variables if not is_seed_state(v)]
     weights, statistics = range(len(all_weights)), range(len(all_statistics))
-    if not freeze_steps and backbone_rate == 1:
+    if not freeze_steps and backbone_rate == layer_decay == 1:
         return Phase(built, model, weights, statistics, [1.0] * len(weights), [0] * len(weights)), None
     parts = split(model)
     if parts is None:
         raise UsageError(
-            f"model {model.name!r} has no separate head for config.model.freeze and config.model.backbone_rate. "
-            "Use a functional Keras model with global pooling before its classifier, or leave both fields unset."
+            f"model {model.name!r} has no separate head for config.model.freeze, backbone_rate and layer_decay. Use a "
+            "functional Keras model with global pooling before its classifier, or leave these fields unset."
         )
     in_head = {id(variable) for variable in parts[1].variables}
     is_head = [id(weight) in in_head for weight in all_weights]
+    rate_of = _rates(*parts, backbone_rate, layer_decay)
     whole = Phase(
         built,
         model,
         weights,
         statistics,
-        rates=[1.0 if flag else backbone_rate for flag in is_head],
+        rates=[rate_of[id(weight)] for weight in all_weights],
         steps_before=[0 if flag else freeze_steps for flag in is_head],
     )
     head_weights = [number for number in weights if is_head[number]]
@@ -110,3 +113,17 @@ def training_phases(
         steps_before=[0] * len(head_weights),
     )
     return whole, head if freeze_steps else None
+
+
+def _rates(backbone: keras.Model, head: keras.Model, backbone_rate: float, layer_decay: float) -> dict[int, float]:
+    """Returns the learning rate of each weight by its `id`, as a factor of the step's.
+
+    Layer-wise decay (Clark et al. 2020; Bao et al. 2022, "BEiT"): the last block has `layer_decay` times the rate of
+    the head, the one before it `layer_decay` times that, and so on to the stem.
+    """
+    weights = backbone.trainable_variables
+    blocks = blocks_of_weights(backbone) if layer_decay < 1 else [0] * len(weights)
+    rates = dict.fromkeys(map(id, head.trainable_variables), 1.0)
+    for weight, block in zip(weights, blocks, strict=True):
+        rates.setdefault(id(weight), backbone_rate * layer_decay ** (1 + max(blocks) - block))
+    return rates

@@ -31,6 +31,7 @@ class StepSettings:
       mixing: settings of mixup and CutMix, which follow all other augmentation.
       freeze_steps: number of first steps that train only the head of the model.
       backbone_rate: learning rate of the backbone as a factor of the head's.
+      layer_decay: factor of the learning rate from each block of the backbone to the one before it.
     """
 
     seed: int
@@ -49,3 +50,4 @@ class StepSettings:
     mixing: Mixing = field(default_factory=Mixing)
     freeze_steps: int = 0
     backbone_rate: float = 1.0
+    layer_decay: float = 1.0

@@ -88,7 +88,10 @@ class TrainStep:
         self._update = Update(state, settings)
         self._is_seed = [is_seed_state(v) for v in built.model.non_trainable_variables]
         make_phases = functools.partial(
-            training_phases, freeze_steps=settings.freeze_steps, backbone_rate=settings.backbone_rate
+            training_phases,
+            freeze_steps=settings.freeze_steps,
+            backbone_rate=settings.backbone_rate,
+            layer_decay=settings.layer_decay,
         )
         self._phases = make_phases(built)
         self._phases_of_size = {size: make_phases(other) for size, other in (resized or {}).items()}
@@ -317,7 +320,8 @@ class TrainStep:
                 loss += float(losses.shape[0]) * tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties])
             # In float16 the mean of the slice is scaled, because a sum over many images would overflow much earlier.
             scaled_loss = loss * (loss_scale / losses.shape[0]) if settings.float16 else loss
-        gradients = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        sparse_or_dense = tape.gradient(scaled_loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in sparse_or_dense]  # those of an embedding are sparse
         if averages and phase.statistics:  # statistics of the weights that are evaluated, which are not those trained
             _, new_others, _ = phase.model.stateless_call(averages, others, inputs, training=True, return_losses=True)
         new_statistics = [value for value, is_seed in zip(new_others, self._is_seed, strict=True) if not is_seed]

@@ -1,5 +1,6 @@
 """Code that uses TensorFlow and Keras internals; `tests/trainer/test_tf_compat.py` fails when they change."""
 
+import collections
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from unittest import mock
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
 from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.distribute import multi_worker_util
@@ -15,6 +17,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 from tensorflow.python.eager import context
 
 _SEED_STATE = "seed_generator_state"
+_NAME_NUMBERS = "object_name_uids"
 MOST_EXCHANGING_DEVICES = 11
 
 
@@ -26,9 +29,23 @@ def is_seed_state(variable: keras.Variable) -> bool:
     return variable.name == _SEED_STATE and tuple(variable.shape) == (2,)
 
 
-def nested_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns all layers of a model, also those inside of layers: `keras.Model.layers` has only the outermost."""
-    return model._flatten_layers(include_self=False)
+def tensors_in(outputs: Any) -> list[keras.KerasTensor]:  # noqa: ANN401 (the outputs of any layer)
+    """Returns the symbolic tensors that a layer was called with, given what that call returned.
+
+    Keras has no public access to the edges of a functional model's graph.
+    """
+    operation, node, _ = keras.tree.flatten(outputs)[0]._keras_history
+    return operation._inbound_nodes[node].input_tensors
+
+
+@contextmanager
+def automatic_names_kept() -> Iterator[None]:
+    """Numbers automatic names of layers after the block as if none had been made in it."""
+    numbers = dict(global_state.get_global_attribute(_NAME_NUMBERS) or {})
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_NAME_NUMBERS, collections.defaultdict(int, numbers))
 
 
 def set_heartbeat(cluster_spec: tf.train.ClusterSpec, *, heartbeat_seconds: float, register_seconds: float) -> None:

@@ -1,6 +1,7 @@
 """What workers compare before they train, in threads of this process: all stop, with the same words, or none does."""
 
 import contextlib
+import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from convoy.core.cluster import Cluster
+from convoy.core.downloads import RemoteFile
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.launch.ports import reserved_ports
+from convoy.trainer import config as configs
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.session import agreement
+from convoy.trainer.session import agreement, weights
 from convoy.trainer.session.agreement import (
     agree_on_checkpoint,
     agree_on_code,
@@ -20,6 +23,7 @@ from convoy.trainer.session.agreement import (
     agree_on_run,
     agree_on_weights,
 )
+from tests.file_server import FileServer
 
 WORKERS = 3
 DATASET = {"name": "photos", "train_images": 82, "train_digest": "abc"}
@@ -71,6 +75,28 @@ def refusal(everyone, function, kind):
     assert [type(error) for error in errors] == [kind] * len(everyone), errors
     assert len({str(error) for error in errors}) == 1, errors
     return str(errors[0])
+
+
+def test_published_weights_are_downloaded_by_one_worker(everyone, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("CONVOY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    (tmp_path / "weights.h5").write_bytes(b"weights")
+    config = configs.configured("smoke", {"model": {"name": "keras_applications:VGG16", "weights": "imagenet"}})
+    with FileServer(tmp_path) as server:
+        file = RemoteFile(server.url("weights.h5"), "vgg16.h5", hashlib.sha256(b"weights").hexdigest())
+        monkeypatch.setattr(weights, "published_file", lambda name, image_size: file)
+        path = str(tmp_path / "cache/weights/vgg16.h5")
+        for _ in range(2):
+            assert outcomes(everyone, lambda worker_group: weights.fetch_weights(worker_group, config)) == [path] * 3
+        assert server.requests == ["/weights.h5"]
+    (tmp_path / "cache/weights/vgg16.h5").unlink()
+    errors = outcomes(everyone, lambda worker_group: weights.fetch_weights(worker_group, config))
+    assert [type(error) for error in errors] == [DataError] * 3
+    assert all(path in str(error) and file.url in str(error) for error in errors)
+    assert "worker 0" in str(errors[2]) and len(server.requests) == 1
+    config.model.weights = "own.h5"
+    assert outcomes(everyone, lambda worker_group: weights.fetch_weights(worker_group, config)) == ["own.h5"] * 3
 
 
 def test_different_weights_file_is_refused_by_all(everyone):

@@ -14,7 +14,7 @@ from convoy.core.errors import DataError
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.models import build_model
-from convoy.trainer.session.runtime import weights_file
+from convoy.trainer.session.weights import weights_file
 from tests.trainer import user_models
 from tests.trainer.run_files import fingerprints, result_of
 
