@@ -159,6 +159,7 @@ def _print(console: measure.Console, label: str, resize: int, lines: list[dict[s
         if not chosen:
             continue
         console.print(title)
+        compared = {peer: name for peer, name in compared.items() if any(line["ratios"][peer] for line in chosen)}
         shown = [
             (*measure.rate_cells(line), *(measure.as_times(line["ratios"][peer]) for peer in compared))
             for line in chosen
