@@ -17,6 +17,7 @@ from convoy.input_pipeline.dataset.open import stated_format
 if TYPE_CHECKING:
     import numpy as np
 
+    from convoy.input_pipeline.convert.quarantine import LeftOut
     from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary
     from convoy.input_pipeline.verify.faults import Fault
     from convoy.input_pipeline.verify.verify import SplitReport
@@ -80,6 +81,7 @@ class Conversion(Shown):
       missing: files that the CSV names and that do not exist.
       quarantined: unusable images, with reasons in quarantine.jsonl.
       grouped: what became of groups of images; None without groups.
+      left_out: `split`, `path`, `category` and `reason` of each image or file that was left out.
 
     Example:
       conversion = convoy.convert("photos/train", output="more", workers=1)
@@ -98,10 +100,11 @@ class Conversion(Shown):
     missing: int
     quarantined: int
     grouped: "GroupSummary | None"
+    left_out: "tuple[LeftOut, ...]"
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset, opened again."""
+        """The dataset, opened again. A dry run has written none."""
         return open_dataset(self.output)
 
     def _title(self) -> str:
@@ -151,6 +154,7 @@ def convert(
     max_bad_fraction: float = 0.01,
     name: str | None = None,
     shards: int = 0,
+    dry_run: bool = False,
     max_megapixels: float | None = None,
     max_file_mib: int | None = None,
     max_metadata_mib: int | None = None,
@@ -196,6 +200,7 @@ def convert(
       max_bad_fraction: largest tolerated share of images that cannot be used.
       name: name of the dataset in file names.
       shards: shards per split; 0 chooses.
+      dry_run: decode every image, write nothing, and return what a conversion would.
       max_megapixels: largest image, width x height in millions; 89.5 by default.
       max_file_mib: largest file in MiB; 1024 by default.
       max_metadata_mib: largest text or color profile of a PNG in MiB; 64 by default.
@@ -209,6 +214,7 @@ def convert(
       conversion = convoy.convert("photos/train", output="data", splits={"train": 0.75, "validation": 0.25})
       convoy.convert("photos/test", output="data", split="test")
       conversion.splits[0].images, conversion.quarantined
+      convoy.convert("photos/test", output="new", dry_run=True).left_out
     """
     from convoy.input_pipeline.convert.convert import convert as convert_images
     from convoy.input_pipeline.convert.options import parse_splits
@@ -265,6 +271,7 @@ def convert(
             "max_bad_fraction": max_bad_fraction,
             "name": name,
             "shards": shards,
+            "dry_run": dry_run,
             "limits": Limits.with_defaults(
                 max_megapixels=max_megapixels, max_file_mib=max_file_mib, max_metadata_mib=max_metadata_mib
             ),

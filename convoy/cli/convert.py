@@ -3,6 +3,7 @@
 convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
+convoy convert --images=photos --output=data --dry_run
 convoy convert --images=camera.py:photos --output=data
 convoy convert --parquet='train-*.parquet' --output=data
 convoy convert --tar='shard-{000..099}.tar' --output=data
@@ -13,8 +14,8 @@ convoy convert --tfrecords=records --output=data --image_key=image --label_key=c
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
-from convoy.core.text import counted
+from convoy.core.text import counted, one_line
 
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
@@ -46,8 +47,10 @@ _OPTIONS = (
     "max_bad_fraction",
     "name",
     "shards",
+    "dry_run",
 )
 _EXTREMES = 3  # classes listed at each end
+_LEFT_OUT = 10  # files that a dry run lists
 _NAME_LENGTH = 40
 
 
@@ -144,7 +147,12 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define_limit_flags(define)
     define.string("name", None, "name of the dataset in file names; default: name of the output folder")
     define.integer("shards", 0, "shards per split; 0: one per 128 MiB, and at least 8 if there are enough images")
-    define.bool("verbose", False, "print one row per class")
+    define.bool(
+        "dry_run",
+        False,
+        "write nothing: list classes, images per split and what would be left out; every image is decoded",
+    )
+    define.bool("verbose", False, "print one row per class, and in a dry run one line per file that would be left out")
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -168,6 +176,11 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     started = time.monotonic()
     with terminable(), options_of(request, _log) as options:
+        if options.dry_run:
+            with _dry_run_display() as (progress, preview):
+                summary = convert(options, progress, log=_log, preview=preview)
+            _print_dry_run(summary, verbose=flags.verbose)
+            return
         with _report_kept_shards(options), progress_display("converting", "images") as progress:
             summary = convert(options, progress, log=_log)
         _print_summary(summary, options.output, time.monotonic() - started, verbose=flags.verbose)
@@ -215,7 +228,45 @@ def _report_kept_shards(options: "Options") -> Iterator[None]:
         raise
 
 
-def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
+@contextmanager
+def _dry_run_display() -> Iterator[tuple[Callable[[int, int], None], Callable[["Summary"], None]]]:
+    """Yields the functions that show the progress of a dry run, and what it knows before it decodes the images."""
+    with ExitStack() as displays:
+        started: list[Callable[[int, int], None]] = []
+
+        def progress(done: int, total: int) -> None:
+            if not started:
+                started.append(displays.enter_context(progress_display("checking", "images")))
+            started[0](done, total)
+
+        def preview(summary: "Summary") -> None:
+            displays.close()  # its bar would be among the lines
+            started.clear()
+            for line in class_summary(summary):
+                print(line)
+            print(
+                f"Left out so far: {_left_out(summary, ('duplicates', 'other files ignored'))}. Decoding all images:",
+                flush=True,
+            )
+
+        yield progress, preview
+
+
+def _print_dry_run(summary: "Summary", *, verbose: bool) -> None:
+    _print_tables(summary, verbose=verbose)
+    lines = [*_group_lines(summary.grouped)]
+    lines.append(f"{_images(summary)} would be converted. Left out: {_left_out(summary)}.")
+    listed = summary.left_out if verbose else summary.left_out[:_LEFT_OUT]
+    lines += (f"  {entry.path}: {entry.reason}" for entry in listed)
+    if len(listed) < len(summary.left_out):
+        lines.append(f"  ... and {len(summary.left_out) - len(listed):,} more, which --verbose lists")
+    lines += _conflict_lines(summary)
+    lines.append("Nothing was written. The same command without --dry_run converts the images.")
+    for line in lines:
+        print(one_line(line))
+
+
+def _print_tables(summary: "Summary", *, verbose: bool) -> None:
     if verbose:
         _print_class_table(summary)
         print()
@@ -224,15 +275,26 @@ def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose:
         ("images", "classes", "shards", "MB"),
         [(split.name, split.images, split.classes, split.shards, split.size / 1e6) for split in summary.splits],
     )
-    images = counted(sum(split.images for split in summary.splits), "image")
-    lines = class_summary(summary)
-    lines += _group_lines(summary.grouped)
-    lines.append(f"{images} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
+
+
+def _images(summary: "Summary") -> str:
+    return counted(sum(split.images for split in summary.splits), "image")
+
+
+def _conflict_lines(summary: "Summary") -> Iterator[str]:
     if summary.conflicts:
         listed = "; ".join(f"{one!r} and {other!r}" for one, other in summary.conflicts[:_EXTREMES])
         more = "; ..." if len(summary.conflicts) > _EXTREMES else ""
         same = counted(len(summary.conflicts), "image has", "images have")
-        lines.append(f"{same} the bytes of an image of another class: {listed}{more}. Keep each in one class only.")
+        yield f"{same} the bytes of an image of another class: {listed}{more}. Keep each in one class only."
+
+
+def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:
+    _print_tables(summary, verbose=verbose)
+    lines = class_summary(summary)
+    lines += _group_lines(summary.grouped)
+    lines.append(f"{_images(summary)} in {seconds:.1f} s. Left out: {_left_out(summary)}.")
+    lines += _conflict_lines(summary)
     if any(_counts_left_out(summary).values()):
         lines.append(f"{output}/quarantine.jsonl: files that were left out, with reasons")
     lines.append(f"{output}/report.html: contents of the dataset and findings")
@@ -298,9 +360,8 @@ def _print_class_table(summary: "Summary") -> None:
     print_table(("class",), (*splits, "re-encoded", "duplicates", "quarantined"), rows)
 
 
-def _left_out(summary: "Summary") -> str:
+def _left_out(summary: "Summary", always: Sequence[str] = ("duplicates", "quarantined", "other files ignored")) -> str:
     counts = _counts_left_out(summary)
-    always = ("duplicates", "quarantined", "other files ignored")
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what in always)
 
 

@@ -3,18 +3,17 @@
     summary = convert(Options(images=Path("photos/train"), output=Path("data")))
 
 The plan (`plan`) assigns each image to a split and a shard, and can keep groups of images together (`groups`). Worker
-processes (`worker`) write the shards into a working folder (`publish`). When all shards are written, the files are
-renamed into place, the manifest last. An interrupted conversion leaves the dataset unchanged, and the next one reuses
-its finished shards (`marks`).
+processes (`shards`, `worker`) write the shards into a working folder (`publish`). When all shards are written, the
+files are renamed into place, the manifest last. An interrupted conversion leaves the dataset unchanged, and the next
+one reuses its finished shards (`marks`). A dry run does all of this except for writing.
 """
 
 import contextlib
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,34 @@ import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.text import counted
-from convoy.input_pipeline.convert import groups, marks, metadata, plan, publish, quarantine
+from convoy.input_pipeline.convert import groups, metadata, plan, publish, quarantine
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
+from convoy.input_pipeline.convert.shards import shard_tasks, write_shards
 from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
 from convoy.input_pipeline.convert.summary import (
     GroupSummary,
+    SplitSummary,
     Summary,
     find_conflicts,
+    planned_split,
     summarize_classes,
     summarize_split,
 )
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
-from convoy.input_pipeline.convert.worker import ShardTask, write_shard
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
 from convoy.input_pipeline.dataset.index import concatenated
 from convoy.input_pipeline.dataset.open import Split, has_manifest, open_dataset, read_manifest
 from convoy.input_pipeline.images import worker_pool
-from convoy.input_pipeline.images.pixels import Limits, Pixels
-
-_LISTED = 3  # bad images that an error lists
 
 
 def convert(
     options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda line: None,
+    preview: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
     """Converts images to a new dataset directory, or to further splits of one.
 
@@ -57,6 +56,7 @@ def convert(
       options: what to convert, and how.
       progress: called ten times per second with the number of images done and the total.
       log: called with one line for each note, such as on reused shards.
+      preview: called by a dry run with what it knows before it decodes the images: their sizes are 0.
 
     Returns:
       Counts by split and class.
@@ -69,7 +69,7 @@ def convert(
     options = with_split_folders(options)
     manifest = check(options)
     with (options.listing or functools.partial(_listed, options))() as found:
-        return _convert(options, manifest, found, progress, log)
+        return _convert(options, manifest, found, progress, log, preview)
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def _listed(options: Options) -> Iterator[Sources]:
     """Yields the files or records in `options.images`."""
     if options.prepared:
         splits = tuple(options.split_folders or options.shares)
-        yield list_prepared(options.images, splits, options.record_format)
+        yield list_prepared(open_dataset(options.images, options.record_format, default_split=splits[0]), splits)
     else:
         yield list_sources(options.images, options.table, options.split_folders)
 
@@ -88,6 +88,7 @@ def _convert(
     found: Sources,
     progress: Callable[[int, int], None],
     log: Callable[[str], None],
+    preview: Callable[[Summary], None],
 ) -> Summary:
     """Converts the images that were found; `manifest` is that of the dataset, None for a new one."""
     before, earlier_left_out = copy.deepcopy(manifest), quarantine.read(options.output, manifest)
@@ -115,44 +116,73 @@ def _convert(
     images = tuple(image for image in duplicates.kept if image.name not in leaked)
     if not images:
         raise DataError(f"all images of {options.images} are already in another split of {options.output}")
+    class_names = manifest["class_names"]
+
+    def summary(
+        splits: Iterable[SplitSummary],
+        counts: Mapping[str, Sequence[int]],
+        shards: Mapping[str, Sequence[Shard]],
+        grouped: GroupSummary | None,
+    ) -> Summary:
+        return Summary(
+            splits=tuple(splits),
+            classes=tuple(summarize_classes(class_names, counts, shards, duplicates, leaked)),
+            duplicates=len(duplicates.dropped),
+            leaked=len(leaked),
+            conflicts=find_conflicts(duplicates, leaked, _earlier_classes(options.output)),
+            ignored=found.ignored,
+            missing=len(found.missing),
+            quarantined=len(found.bad) + sum(len(shard.bad) for of_split in shards.values() for shard in of_split),
+            grouped=grouped,
+            left_out=tuple(quarantine.collect(found, options.table, duplicates, leaked, shards)),
+        )
+
     try:
-        with publish.working_directory(options.output, next(iter(options.shares))) as work:
+        with _workspace(options) as work:
             if (read_manifest(options.output) if has_manifest(options.output) else None) != before:
                 raise UsageError(f"--output={options.output} was changed by another command. Run this one again")
             splits, grouped = _divide(options, manifest, images, duplicates.conflicting, work, progress, log)
-            tasks = _tasks(work, _shards(options, manifest, splits), manifest, options.limits)
-            shards = _write_shards(tasks, work, options, found.bad, progress=progress, log=log)
+            tasks = shard_tasks(splits, manifest, options, work)
+            if options.dry_run:
+                planned = {split: _class_counts(members, class_names) for split, members in splits.items()}
+                sizes = (planned_split(split, counts, len(tasks[split])) for split, counts in planned.items())
+                preview(summary(sizes, planned, dict.fromkeys(splits, ()), grouped))
+            shards = write_shards(tasks, work, options, found.bad, progress=progress, log=log)
             columns = {
                 split: concatenated([shard.columns for shard in split_shards]) for split, split_shards in shards.items()
             }
-            for split, split_shards in shards.items():
-                manifest["splits"][split] = _split_entry(
-                    options, split_shards, columns[split], split, len(manifest["class_names"])
-                )
-                if grouped and split in options.drawn:
-                    manifest["splits"][split]["grouped"] = metadata.grouping(options.grouping, grouped)
-                metadata.write_index(work.dataset, split, columns[split])
-                metadata.write_images(work.dataset, split, columns[split])
-            left_out = [*earlier_left_out, *quarantine.collect(found, options.table, duplicates, leaked, shards)]
-            quarantine.write(work.dataset, left_out)
-            _write_report(work, options, manifest, left_out, shards, columns)
-            metadata.write_descriptions(work.dataset, manifest)
-            publish.publish(work, options.output)
+            entries = {
+                split: _split_entry(options, split_shards, columns[split], split, len(class_names))
+                for split, split_shards in shards.items()
+            }
+            if grouped:
+                for split in entries.keys() & options.drawn.keys():
+                    entries[split]["grouped"] = metadata.grouping(options.grouping, grouped)
+            manifest["splits"] |= entries
+            result = summary(
+                (summarize_split(split, entry) for split, entry in entries.items()),
+                {split: entry["counts"] for split, entry in entries.items()},
+                shards,
+                grouped,
+            )
+            if not options.dry_run:
+                _publish(work, options, manifest, [*earlier_left_out, *result.left_out], shards, columns)
+            return result
     except OSError as error:
         raise DataError(
             f"--output={options.output} cannot be written: {error.strerror or error}. The dataset is unchanged"
         ) from None
-    return Summary(
-        splits=tuple(summarize_split(split, manifest["splits"][split]) for split in shards),
-        classes=tuple(summarize_classes(manifest, shards, duplicates, leaked)),
-        duplicates=len(duplicates.dropped),
-        leaked=len(leaked),
-        conflicts=find_conflicts(duplicates, leaked, _earlier_classes(options.output)),
-        ignored=found.ignored,
-        missing=len(found.missing),
-        quarantined=len(found.bad) + sum(len(shard.bad) for of_split in shards.values() for shard in of_split),
-        grouped=grouped,
-    )
+
+
+def _workspace(options: Options) -> contextlib.AbstractContextManager[WorkingDirectory]:
+    if options.dry_run:
+        return publish.unpublished_directory()
+    return publish.working_directory(options.output, next(iter(options.shares)))
+
+
+def _class_counts(images: Sequence[Source], class_names: Sequence[str]) -> list[int]:
+    counts = Counter(image.category for image in images)
+    return [counts[name] for name in class_names]
 
 
 def _notes_on_splits(options: Options) -> Iterator[str]:
@@ -236,116 +266,6 @@ def _divide(
     return splits, grouped
 
 
-def _shards(
-    options: Options, manifest: Mapping[str, Any], splits: Mapping[str, Sequence[Source]]
-) -> dict[str, tuple[tuple[Source, ...], ...]]:
-    """Returns the images of each shard of each split."""
-    return {
-        split: plan.assign_shards(
-            split_images,
-            split=split,
-            seed=options.seed,
-            total_bytes=_estimated_bytes(split_images, manifest["settings"]),
-            shards=options.shards,
-        )
-        for split, split_images in splits.items()
-    }
-
-
-def _estimated_bytes(images: Sequence[Source], settings: Mapping[str, Any]) -> int:
-    pixels = 3 * settings["image_size"] ** 2
-    if settings["encoding"] == "raw":
-        # A JPEG of a photograph has about a tenth of the bytes of its pixels.
-        return len(images) * pixels if pixels else 10 * sum(image.size for image in images)
-    return sum(min(image.size, pixels) if pixels else image.size for image in images)
-
-
-def _tasks(
-    work: WorkingDirectory,
-    splits: Mapping[str, Sequence[tuple[Source, ...]]],
-    manifest: Mapping[str, Any],
-    limits: Limits,
-) -> dict[str, list[ShardTask]]:
-    label_of = {name: label for label, name in enumerate(manifest["class_names"])}
-    pixels = Pixels(manifest["settings"]["image_size"], manifest["settings"]["encoding"], limits)
-    settings = manifest["settings"] if limits == Limits() else {**manifest["settings"], **vars(limits)}
-    tasks: dict[str, list[ShardTask]] = {}
-    for split, shards in splits.items():
-        tasks[split] = []
-        for i, images in enumerate(shards):
-            name = metadata.shard_name(manifest["name"], split, i, len(shards))
-            labels = tuple(label_of[image.category] for image in images)
-            tasks[split].append(
-                ShardTask(
-                    path=work.dataset / name,
-                    mark=work.marks / name,
-                    fingerprint=marks.fingerprint(images, labels, settings),
-                    images=images,
-                    labels=labels,
-                    pixels=pixels,
-                )
-            )
-    return tasks
-
-
-def _write_shards(
-    tasks: Mapping[str, Sequence[ShardTask]],
-    work: WorkingDirectory,
-    options: Options,
-    unusable: Sequence[tuple[Source, str]],
-    *,
-    progress: Callable[[int, int], None],
-    log: Callable[[str], None],
-) -> dict[str, list[Shard]]:
-    """Writes the shards that no earlier conversion has finished; returns all shards by split, in order."""
-    all_tasks = [task for split_tasks in tasks.values() for task in split_tasks]
-    total = sum(len(task.images) for task in all_tasks)
-    # Splits drawn from one folder share its quality; splits of a TFDS dataset are judged separately.
-    totals = Counter(image.split for task in all_tasks for image in task.images)
-    totals.update(image.split for image, _ in unusable)
-    marked = work.finished()
-    reused = {task.path: marks.read(task.mark, task.path, task.images, task.fingerprint) for task in all_tasks}
-    done = {path: shard for path, shard in reused.items() if shard}
-    work.keep_only({path.name for path in done})
-    if marked:
-        outdated = len(marked) - len(done)
-        changed = f" ({outdated} outdated: images or settings have changed)" if outdated else ""
-        log(f"Earlier conversion: reusing {len(done)} of its {counted(len(marked), 'finished shard')}{changed}.")
-
-    def check_bad(shards: Sequence[Shard]) -> None:
-        bad: dict[str, list[tuple[Source, str]]] = {}
-        for image, why in chain(unusable, *(shard.bad for shard in (*done.values(), *shards))):
-            bad.setdefault(image.split, []).append((image, why))
-        for split, split_bad in bad.items():
-            if len(split_bad) > options.max_bad_fraction * totals[split]:
-                raise DataError(_too_many_bad(split_bad, totals[split], options.max_bad_fraction))
-
-    check_bad([])
-    remaining = [task for task in all_tasks if task.path not in done]
-    before = sum(len(task.images) for task in all_tasks if task.path in done)
-    if remaining:
-        progress(before, total)
-        written = worker_pool.run(
-            write_shard,
-            remaining,
-            workers=options.workers,
-            progress=lambda images: progress(before + images, total),
-            place=lambda task, images: task.images[min(images, len(task.images) - 1)].name,
-            check=check_bad,
-            rerun_note=", and resumes from the finished shards",
-        )
-        done |= {task.path: shard for task, shard in zip(remaining, written, strict=True)}
-    return {split: [done[task.path] for task in split_tasks] for split, split_tasks in tasks.items()}
-
-
-def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fraction: float) -> str:
-    listed = "; ".join(f"{image.name}: {why}" for image, why in sorted(bad, key=lambda pair: pair[0].name)[:_LISTED])
-    return (
-        f"at least {len(bad)} of {counted(total, 'image')} cannot be used, more than "
-        f"--max_bad_fraction={max_bad_fraction:g} allows ({listed}). Fix or remove them, or raise --max_bad_fraction"
-    )
-
-
 def _split_entry(
     options: Options, shards: Sequence[Shard], columns: Mapping[str, np.ndarray], split: str, num_classes: int
 ) -> dict[str, Any]:
@@ -364,6 +284,24 @@ def _split_entry(
             for shard in shards
         ],
     }
+
+
+def _publish(
+    work: WorkingDirectory,
+    options: Options,
+    manifest: Mapping[str, Any],
+    left_out: Sequence[quarantine.LeftOut],
+    shards: Mapping[str, Sequence[Shard]],
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Writes what belongs to the shards, and makes all of it the dataset, or further splits of it."""
+    for split, of_split in columns.items():
+        metadata.write_index(work.dataset, split, of_split)
+        metadata.write_images(work.dataset, split, of_split)
+    quarantine.write(work.dataset, left_out)
+    _write_report(work, options, manifest, left_out, shards, columns)
+    metadata.write_descriptions(work.dataset, manifest)
+    publish.publish(work, options.output)
 
 
 def _write_report(

@@ -53,6 +53,7 @@ class Options:
       name: name of the dataset in file names; None is that of the dataset, or of the output folder.
       shards: number of shards per split; 0 chooses.
       limits: limits of the image files; files beyond them are left out.
+      dry_run: whether to write nothing, and only find out what would be written.
     """
 
     images: Path
@@ -75,6 +76,7 @@ class Options:
     name: str | None = None
     shards: int = 0
     limits: Limits = Limits()
+    dry_run: bool = False
 
     @property
     def shares(self) -> dict[str, float]:

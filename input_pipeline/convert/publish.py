@@ -10,6 +10,7 @@ Finished shards of an interrupted conversion stay in the working folder, and the
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
     """
     work = working_folder(output, split)
     adds = work.folder.parent == output.absolute()
-    missing = [folder for folder in (work.folder.parent, *work.folder.parents) if not folder.exists()]
+    missing = [folder for folder in work.folder.parents if not folder.exists()]
     with contextlib.ExitStack() as locks:
         locks.callback(_remove_empty, work.folder)  # NFS keeps a folder until the lock in it is closed
         if adds:  # conversions of different splits have separate working folders, but share the manifest
@@ -107,14 +108,24 @@ def working_directory(output: Path, split: str) -> Iterator[WorkingDirectory]:
         finally:
             if not work.is_worth_keeping:
                 shutil.rmtree(work.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # not empty: it has the dataset
-                for folder in missing:
-                    folder.rmdir()
+            _remove_empty(*missing)  # unless they have the dataset
 
 
-def _remove_empty(folder: Path) -> None:
+@contextlib.contextmanager
+def unpublished_directory() -> Iterator[WorkingDirectory]:
+    """Creates a working folder that is never published, in the folder for temporary files; removes it on exit."""
+    with tempfile.TemporaryDirectory(prefix="convoy-") as folder:
+        work = WorkingDirectory(Path(folder))
+        work.dataset.mkdir()
+        work.marks.mkdir()
+        yield work
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Removes folders up to the first that is not empty."""
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def _is_ours(work: WorkingDirectory) -> bool:

@@ -48,6 +48,11 @@ class Request:
         """The split of images that have none of their own."""
         return next(iter(self.splits or [self.split or "train"]))
 
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether nothing may be written."""
+        return bool(self.others.get("dry_run"))
+
     def has(self, flag: str) -> bool:
         """Returns whether a flag of `origin`, or a field of this class, is given."""
         value = self.origin[flag] if flag in self.origin else getattr(self, flag, None)

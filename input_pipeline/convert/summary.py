@@ -7,6 +7,7 @@ from typing import Any
 
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
+from convoy.input_pipeline.convert.quarantine import LeftOut
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Summary:
       missing: files that the CSV names and that do not exist.
       quarantined: images left out because they are unusable.
       grouped: what became of groups of images; None without groups.
+      left_out: the images and files that were left out, with reasons, as in quarantine.jsonl.
     """
 
     splits: tuple[SplitSummary, ...]
@@ -85,6 +87,7 @@ class Summary:
     missing: int
     quarantined: int
     grouped: GroupSummary | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find_conflicts(
@@ -107,6 +110,11 @@ def find_conflicts(
     return tuple(found)
 
 
+def planned_split(split: str, counts: Sequence[int], shards: int) -> SplitSummary:
+    """Returns the counts of a split before its images are decoded, from the images of each class."""
+    return SplitSummary(split, sum(counts), sum(map(bool, counts)), shards, size=0)
+
+
 def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
     """Returns the counts of a split from its entry in the manifest."""
     return SplitSummary(
@@ -119,7 +127,8 @@ def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
 
 
 def summarize_classes(
-    manifest: Mapping[str, Any],
+    class_names: Sequence[str],
+    counts: Mapping[str, Sequence[int]],
     shards: Mapping[str, Sequence[Shard]],
     duplicates: Duplicates,
     leaked: Mapping[str, tuple[str, int]],
@@ -127,7 +136,8 @@ def summarize_classes(
     """Yields the counts of each class in the splits that were written.
 
     Args:
-      manifest: the new manifest.
+      class_names: names of the classes, by label.
+      counts: images of each class, by split.
       shards: shards that were written, by split.
       duplicates: result of `plan.find_duplicates`.
       leaked: (split, number of the image) by name of an image whose bytes an earlier split has.
@@ -139,6 +149,6 @@ def summarize_classes(
         quarantined.update(image.category for image, _ in shard.bad)
     left_out = Counter(image.category for image, _ in duplicates.dropped)
     left_out.update(image.category for image in duplicates.kept if image.name in leaked)
-    for label, name in enumerate(manifest["class_names"]):
-        kept = {split: manifest["splits"][split]["counts"][label] for split in shards}
+    for label, name in enumerate(class_names):
+        kept = {split: of_split[label] for split, of_split in counts.items()}
         yield ClassSummary(name, kept, changed[label], left_out[name], quarantined[name])

@@ -1,7 +1,7 @@
 """The images of a dataset that TFDS prepared, or of TFRecords of other tools, as sources to convert.
 
-    directory = find_prepared("food101", default_folder())
-    found = list_prepared(directory, ["train", "validation"])
+    dataset = open_dataset(find_prepared("food101", default_folder()))
+    found = list_prepared(dataset, ["train", "validation"])
 
 Images are read in place from TFDS's shards. Neither TFDS nor TensorFlow is imported.
 """
@@ -21,7 +21,7 @@ from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
-from convoy.input_pipeline.dataset.layout import DATASET_INFO, RecordFormat
+from convoy.input_pipeline.dataset.layout import DATASET_INFO
 from convoy.input_pipeline.dataset.open import Dataset, Split, open_dataset
 from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, checked_payloads
 from convoy.input_pipeline.dataset.storage import Shards
@@ -35,8 +35,10 @@ def opened_tfds(request: Request, log: Log) -> Iterator[Options]:
     source = f"--tfds={request.text('tfds')}"
     request.refuse("tfds", ("split", "splits", "validation_fraction"), "its own splits")
     directory = find_prepared(request.text("tfds"), Path(request.text("tfds_dir") or default_folder()))
-    usable = _usable_splits(open_dataset(directory, request.record_format), source, log)
-    yield request.options(directory, splits=dict.fromkeys(usable, 1 / len(usable)), prepared=True)
+    dataset = open_dataset(directory, request.record_format, keep_index=not request.is_dry_run)
+    usable = _usable_splits(dataset, source, log)
+    splits = dict.fromkeys(usable, 1 / len(usable))
+    yield request.options(directory, splits=splits, prepared=True, listing=partial(_listed, dataset, usable))
 
 
 @contextlib.contextmanager
@@ -44,11 +46,20 @@ def opened_records(request: Request, log: Log) -> Iterator[Options]:
     """Yields the options for a folder of TFRecords, with the splits of their names; compressed ones are copied."""
     source = f"--tfrecords={request.text('tfrecords')}"
     with uncompressed(Path(request.text("tfrecords")), Path(request.output), log) as folder:
-        dataset = open_dataset(folder, request.record_format, default_split=request.default_split)
+        dataset = open_dataset(
+            folder,
+            request.record_format,
+            default_split=request.default_split,
+            keep_index=not request.is_dry_run,
+        )
         if not dataset.manifest and dataset.record_format.first_label:
             log(f"{source}: labels are from {dataset.record_format.first_label}: that is the first class.")
         own = request.own_splits("tfrecords", _usable_splits(dataset, source, log))
-        yield request.options(folder, split_folders=own, prepared=True)
+        yield request.options(folder, split_folders=own, prepared=True, listing=partial(_listed, dataset, list(own)))
+
+
+def _listed(dataset: Dataset, splits: Sequence[str]) -> contextlib.AbstractContextManager[Sources]:
+    return contextlib.nullcontext(list_prepared(dataset, splits))
 
 
 def _usable_splits(dataset: Dataset, source: str, log: Log) -> list[str]:
@@ -104,14 +115,12 @@ def find_prepared(name: str, folder: Path) -> Path:
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
 
 
-def list_prepared(directory: Path, splits: Sequence[str], record_format: RecordFormat | None = None) -> Sources:
+def list_prepared(dataset: Dataset, splits: Sequence[str]) -> Sources:
     """Lists the images of a prepared dataset, or of a folder of TFRecords.
 
     Args:
-      directory: directory of the dataset.
-      splits: splits to list. If two splits have the same image, the first of them keeps it. Records without a split
-        by their names are of the first.
-      record_format: what is known about the records.
+      dataset: the dataset.
+      splits: splits to list. If two splits have the same image, the first of them keeps it.
 
     Returns:
       The images with their TFDS splits, named after their shard and their number in it, and all classes of the dataset.
@@ -119,7 +128,6 @@ def list_prepared(directory: Path, splits: Sequence[str], record_format: RecordF
     Raises:
       DataError: a split or a record is damaged or has no labels.
     """
-    dataset = open_dataset(directory, record_format, default_split=splits[0])
     images: list[Source] = []
     for name in splits:
         split = dataset.split(name)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,30 +74,46 @@ def write_shard(task: ShardTask) -> Shard:
       StoppedError: the conversion was cancelled.
       OSError: a file cannot be written.
     """
-    rows: list[tuple[int | bool, ...]] = []
-    bad: list[tuple[Source, str]] = []
-    sha256 = hashlib.sha256()
-    offset = 0
     with written_whole(task.path) as file:
-        for first, images in _groups(task.images):
-            report_progress(first)
-            labels = task.labels[first : first + len(images)]
-            for image, label, converted in zip(images, labels, records(images, labels, task.pixels), strict=True):
-                if isinstance(converted, Exception):
-                    bad.append((image, reason(converted)))
-                    continue
-                framed = frame(converted.payload)
-                file.write(framed)
-                sha256.update(framed)
-                crc = int.from_bytes(framed[-FOOTER_BYTES:], "little")
-                payload, *facts = converted
-                rows.append((offset, len(payload), label, crc, *facts))
-                offset += len(framed)
-    shard = Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
+        shard = _converted(task, file.write)
     write_whole(task.path.with_name(task.path.name + ".idx"), idx_lines(shard.columns))
     marks.write(task.mark, shard, task.fingerprint)
     report_progress(len(task.images))
     return shard
+
+
+def check_shard(task: ShardTask) -> Shard:
+    """Returns what `write_shard` would, and writes nothing.
+
+    Raises:
+      StoppedError: the conversion was cancelled.
+    """
+    shard = _converted(task, lambda framed: None)
+    report_progress(len(task.images))
+    return shard
+
+
+def _converted(task: ShardTask, write: Callable[[bytes], object]) -> Shard:
+    """Returns a shard whose framed records are passed to `write`."""
+    rows: list[tuple[int | bool, ...]] = []
+    bad: list[tuple[Source, str]] = []
+    sha256 = hashlib.sha256()
+    offset = 0
+    for first, images in _groups(task.images):
+        report_progress(first)
+        labels = task.labels[first : first + len(images)]
+        for image, label, converted in zip(images, labels, records(images, labels, task.pixels), strict=True):
+            if isinstance(converted, Exception):
+                bad.append((image, reason(converted)))
+                continue
+            framed = frame(converted.payload)
+            write(framed)
+            sha256.update(framed)
+            crc = int.from_bytes(framed[-FOOTER_BYTES:], "little")
+            payload, *facts = converted
+            rows.append((offset, len(payload), label, crc, *facts))
+            offset += len(framed)
+    return Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
 
 
 def write_hashes(task: HashTask) -> None:

@@ -58,12 +58,13 @@ def find_layout(directory: Path, record_format: RecordFormat, default_split: str
         return None
 
 
-def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
+def open_indexes(directory: Path, layout: Layout, *, keep: bool = True) -> dict[str, index.Scan]:
     """Returns the index of each split: the stored one, or a new one built from the shards.
 
     Args:
       directory: the dataset directory.
       layout: its layout.
+      keep: whether to store a new one.
 
     Raises:
       DataError: a shard is missing or damaged, or its number of records differs from TFDS's metadata.
@@ -83,7 +84,7 @@ def open_indexes(directory: Path, layout: Layout) -> dict[str, index.Scan]:
     for split in layout.splits:
         found = kept[split] or _scan(layout, split)
         _check_counts(layout, split, found.arrays["shard"])
-        if kept[split] is None:
+        if keep and kept[split] is None:
             _keep(directory, split, found, descriptions[split])
         indexes[split] = found
     return indexes

@@ -172,6 +172,7 @@ def open_dataset(
     record_format: RecordFormat | None = None,
     *,
     default_split: str = "",
+    keep_index: bool = True,
 ) -> Dataset:
     """Opens a dataset directory, or the sources of a user.
 
@@ -181,6 +182,7 @@ def open_dataset(
         `FILE.py:NAME`, `package.module:NAME` or a registered name.
       record_format: what is known about the records of other tools.
       default_split: the split of other tools' shards if their names contain none.
+      keep_index: whether to store the index of other tools' records for the next time.
 
     Returns:
       The dataset, with splits sorted by name.
@@ -198,7 +200,7 @@ def open_dataset(
     if isinstance(path, Path) and not has_manifest(path):
         record_format = record_format or RecordFormat()
         if layout := external.find_layout(path, record_format, default_split):
-            return _open_external(path, layout, record_format)
+            return _open_external(path, layout, record_format, keep_index)
     manifest = read_manifest(path)
     class_names = tuple(manifest["class_names"])
     opened: dict[str, Split | DataError] = {
@@ -248,8 +250,8 @@ def stated_format(
     return RecordFormat(image_key, label_key, names)
 
 
-def _open_external(directory: Path, layout: Layout, given: RecordFormat) -> Dataset:
-    indexes = external.open_indexes(directory, layout)
+def _open_external(directory: Path, layout: Layout, given: RecordFormat, keep_index: bool) -> Dataset:
+    indexes = external.open_indexes(directory, layout, keep=keep_index)
     class_names, record_format = external.resolve_labels(directory, layout, indexes, given)
     first = record_format.first_label or 0
     opened: dict[str, Split | DataError] = {}

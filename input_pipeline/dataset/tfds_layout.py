@@ -44,19 +44,35 @@ def tfds_layout(directory: Path, record_format: RecordFormat) -> Layout:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"{directory / DATASET_INFO} cannot be used ({error!r}); prepare the dataset again") from None
     try:
-        flat = dict(_flat_features(features, ()))
-        image = _find_key(directory, flat, "Image", "image", record_format.image_key)
-        label = _find_key(directory, flat, "ClassLabel", "label", record_format.label_key)
-        dtype = flat[image].get("image", {}).get("dtype") or "uint8"
-        if dtype != "uint8":
-            raise DataError(f"{directory}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
-        number = int(flat[label].get("classLabel", {}).get("numClasses") or 0)
-        if not 0 <= number <= LARGEST_LABEL:
-            raise ValueError(f"{counted(number, 'class', 'classes')}")
+        keys, number = find_keys(directory, features, record_format)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{directory / FEATURES} cannot be used ({error!r}); prepare the dataset again") from None
-    names = _class_names(directory, label, number)
-    return Layout(name, splits, RecordKeys(image, label), names, records, fix=PREPARE)
+    names = _class_names(directory, keys.label, number)
+    return Layout(name, splits, keys, names, records, fix=PREPARE)
+
+
+def find_keys(dataset: object, features: Mapping[str, Any], record_format: RecordFormat) -> tuple[RecordKeys, int]:
+    """Returns the keys of images and labels, and the number of classes, 0 if it is not stated.
+
+    Args:
+      dataset: its directory or name, for messages.
+      features: content of its features.json.
+      record_format: what the user says about it.
+
+    Raises:
+      DataError: it has no images with labels, or several.
+      KeyError, TypeError, ValueError, AttributeError, RecursionError: the content is not that of TFDS.
+    """
+    flat = dict(_flat_features(features, ()))
+    image = _find_key(dataset, flat, "Image", "image", record_format.image_key)
+    label = _find_key(dataset, flat, "ClassLabel", "label", record_format.label_key)
+    dtype = flat[image].get("image", {}).get("dtype") or "uint8"
+    if dtype != "uint8":
+        raise DataError(f"{dataset}: the images in {image!r} are {dtype}; Convoy reads only uint8 images")
+    number = int(flat[label].get("classLabel", {}).get("numClasses") or 0)
+    if not 0 <= number <= LARGEST_LABEL:
+        raise ValueError(f"{counted(number, 'class', 'classes')}")
+    return RecordKeys(image, label), number
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
@@ -96,13 +112,13 @@ def _flat_features(features: Mapping[str, Any], path: tuple[str, ...]) -> Iterab
         yield from _flat_features(inner, (*path, name))
 
 
-def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str, given: str) -> str:
+def _find_key(dataset: object, flat: Mapping[str, Mapping[str, Any]], kind: str, default: str, given: str) -> str:
     """Returns the key `given`, or that of the only feature of a kind, or among several the one named `default`."""
     keys = [key for key, feature in flat.items() if feature["pythonClassName"].split(".")[-1] == kind]
     flag = f"--{default}_key"
     if given and given not in keys:
         raise DataError(
-            f"{flag}={given}: {directory} has no {kind} feature of that name; it has {', '.join(keys) or 'none'}"
+            f"{flag}={given}: {dataset} has no {kind} feature of that name; it has {', '.join(keys) or 'none'}"
         )
     if given or len(keys) == 1:
         return given or keys[0]
@@ -110,7 +126,7 @@ def _find_key(directory: Path, flat: Mapping[str, Mapping[str, Any]], kind: str,
         return default
     found = f"{counted(len(keys), f'{kind} feature')} ({', '.join(keys)})" if keys else f"no {kind} feature"
     fix = f"Name one with {flag}" if keys else "Convoy needs an Image and a ClassLabel feature"
-    raise DataError(f"{directory} has {found}; its features are {', '.join(sorted(flat)[:20])}. {fix}")
+    raise DataError(f"{dataset} has {found}; its features are {', '.join(sorted(flat)[:20])}. {fix}")
 
 
 def _class_names(directory: Path, label: str, number: int) -> tuple[str, ...] | None:
