@@ -144,6 +144,8 @@ def convert(
     label_field: str = "",
     tfds: str | None = None,
     tfds_dir: _Path | None = None,
+    download: bool = False,
+    imagenet: _Path | None = None,
     image_key: str = "",
     label_key: str = "",
     class_names: Sequence[str] = (),
@@ -179,7 +181,7 @@ def convert(
       group_column: its column whose equal values keep images in one split, where splits are drawn.
       csv_delimiter: its column separator; detected by default.
       csv_encoding: its encoding; UTF-8 or UTF-16 by default.
-      missing: `error`, or `skip` for files of the CSV that do not exist.
+      missing: `error`, or `skip` for files of the CSV, or of ImageNet's validation list, that do not exist.
       folders: what the folders in `images` are: `classes`, `splits` or `auto`.
       group_similar: keep images that look alike in one split.
       tfrecords: folder of TFRecords of other tools, instead of `images`.
@@ -188,8 +190,10 @@ def convert(
       label_column: their column of labels; detected by default.
       tar: WebDataset archives, instead of `images`: `shard-{000..099}.tar`, or a folder of them.
       label_field: where the labels are in them: `cls`, `txt`, or `json:KEY`; detected by default.
-      tfds: dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`.
+      tfds: dataset of TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`; with `download` also `FILE.py:CLASS`.
       tfds_dir: TFDS' data_dir.
+      download: have TFDS download and prepare the dataset if it is not in its data_dir.
+      imagenet: folder of ImageNet (ILSVRC 2012), as downloaded, unpacked, or from Kaggle, instead of `images`.
       image_key: feature of the encoded image in TFRecords.
       label_key: feature of the label in them.
       class_names: class of each number, where labels are numbers.
@@ -253,6 +257,8 @@ def convert(
             "label_field": label_field,
             "tfds": tfds,
             "tfds_dir": tfds_dir,
+            "download": download or None,
+            "imagenet": imagenet,
         },
         table=table,
         split=split or "",
@@ -261,6 +267,7 @@ def convert(
         record_format=stated_format(
             os.fspath(tfrecords) if tfrecords else None, image_key, label_key, class_names=class_names
         ),
+        skip_missing=missing == "skip",
         others={
             "folders": folders,
             "group_similar": group_similar,

@@ -7,7 +7,8 @@ convoy convert --images=photos --output=data --dry_run
 convoy convert --images=camera.py:photos --output=data
 convoy convert --parquet='train-*.parquet' --output=data
 convoy convert --tar='shard-{000..099}.tar' --output=data
-convoy convert --tfds=food101 --output=data
+convoy convert --tfds=food101 --output=data --download
+convoy convert --imagenet=ILSVRC --output=data
 convoy convert --tfrecords=records --output=data --image_key=image --label_key=class
 """
 
@@ -28,6 +29,7 @@ from convoy.cli.tables import print_table
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import terminable
+from convoy.core.terminal import can_redraw
 from convoy.core.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -87,10 +89,21 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "",
         "where the labels are in the archives: cls, txt or another suffix, or json:KEY; default: detected",
     )
-    define.string("tfds", None, "instead of --images: a dataset prepared by TFDS, `NAME[/CONFIG][:VERSION]`")
+    define.string(
+        "tfds",
+        None,
+        "instead of --images: a dataset of TFDS, `NAME[/CONFIG][:VERSION]`; with --download also FILE.py:CLASS, a "
+        "builder of yours",
+    )
     define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
     define_record_flags(flags)
     define.string("tfds_dir", None, "data_dir of TFDS; default: that of TFDS itself")
+    define.bool("download", None, "have TFDS download and prepare the dataset if it is not in its data_dir")
+    define.string(
+        "imagenet",
+        None,
+        "instead of --images: the folder of ImageNet (ILSVRC 2012), as downloaded, unpacked, or from Kaggle",
+    )
     define.string("manifest", None, "CSV of file names and categories: filename,category")
     define.string("filename_column", "filename", "manifest column of file names")
     define.string("category_column", "category", "manifest column of categories")
@@ -104,7 +117,8 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         "missing",
         "error",
         ("error", "skip"),
-        "what to do if files of the manifest are missing: fail, or skip them and list them in quarantine.jsonl",
+        "what to do if files of the manifest, or of ImageNet's validation images, are missing: fail, or skip "
+        "them and list them in quarantine.jsonl",
     )
     define.string("output", None, "dataset directory: a new one, or an existing one to add a split to")
     define.string("split", "train", "split to write")
@@ -172,6 +186,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         splits=parse_splits(flags.splits) if flags.splits else None,
         validation_fraction=flags.validation_fraction,
         record_format=record_format(flags, flags.tfrecords),
+        skip_missing=flags.missing == "skip",
+        show_bars=can_redraw(sys.stderr),
         others={**{name: flags[name].value for name in _OPTIONS}, "limits": limits_of(flags)},
     )
     started = time.monotonic()

@@ -67,7 +67,7 @@ def collect(
         yield LeftOut(first, name, "", f"not named by {table.path.name}" if table else "not an image by its name")
     for name, category in found.missing:
         yield LeftOut(first, name, category, f"named by {table.path.name}, and missing" if table else "missing")
-    for image, reason in found.bad:
+    for image, reason in (*found.excluded, *found.bad):
         yield LeftOut(image.split or first, image.name, image.category, reason)
     for image, kept in duplicates.dropped:
         yield LeftOut(image.split or first, image.name, image.category, f"{DUPLICATE}{kept.name}")

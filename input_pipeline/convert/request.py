@@ -31,6 +31,8 @@ class Request:
       splits: as in `Options`.
       validation_fraction: as in `Options`.
       record_format: as in `Options`.
+      skip_missing: whether files that a list of labels names may be missing.
+      show_bars: whether TFDS may draw progress bars to standard error.
       others: other fields of `Options` by name.
     """
 
@@ -41,6 +43,8 @@ class Request:
     splits: Mapping[str, float] | None = None
     validation_fraction: float | None = None
     record_format: RecordFormat = RecordFormat()
+    skip_missing: bool = False
+    show_bars: bool = False
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,13 +60,13 @@ class Request:
     def has(self, flag: str) -> bool:
         """Returns whether a flag of `origin`, or a field of this class, is given."""
         value = self.origin[flag] if flag in self.origin else getattr(self, flag, None)
-        return value is not None and not (isinstance(value, str) and not value)
+        return not (value is None or value is False or (isinstance(value, str) and not value))
 
     def text(self, flag: str) -> str:
         """Returns the value of a flag of `origin` as text, for messages too; of an iterable of images its type."""
         value = self.origin.get(flag)
-        if value is None:
-            return ""
+        if value is None or isinstance(value, bool):
+            return "true" if value else ""
         return os.fspath(value) if isinstance(value, str | os.PathLike) else type(value).__name__
 
     def refuse(self, source: str, others: Sequence[str], what: str) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from convoy.core.errors import UsageError
 from convoy.core.text import joined
+from convoy.input_pipeline.convert.imagenet import opened_imagenet
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.parquet_sources import opened_parquet
 from convoy.input_pipeline.convert.request import Log, Request
@@ -42,7 +43,8 @@ SOURCE_KINDS = {
     "tfrecords": SourceKind(opened_records, "FOLDER"),
     "parquet": SourceKind(opened_parquet, "'train-*.parquet'", ("image_column", "label_column")),
     "tar": SourceKind(opened_tars, "'shard-{000..099}.tar'", ("label_field",)),
-    "tfds": SourceKind(opened_tfds, "NAME", ("tfds_dir",)),
+    "tfds": SourceKind(opened_tfds, "NAME", ("tfds_dir", "download")),
+    "imagenet": SourceKind(opened_imagenet, "FOLDER"),
 }
 ORIGIN_FLAGS = (*SOURCE_KINDS, *sorted({flag for kind in SOURCE_KINDS.values() for flag in kind.settings}))
 

@@ -79,9 +79,10 @@ class Sources:
       class_names: categories of `images`, sorted unless they have numbers; a label is an index into them.
       ignored: number of files left out: those that the CSV does not name, or whose names have no image suffix.
       stray: names of ignored files in class folders; with a CSV, of all ignored files.
-      missing: (file name, category) of the CSV's rows without a file, if they are tolerated.
+      missing: (file name, category) of the rows of a CSV or list without a file, if they are tolerated.
       without_suffix: number of file names in the CSV that have no suffix, and match the image that has one.
       bad: further images that cannot be used, such as those without a label, each with the reason.
+      excluded: further images that are left out on purpose, each with the reason; they are part of `ignored`.
     """
 
     images: tuple[Source, ...]
@@ -91,6 +92,7 @@ class Sources:
     missing: tuple[tuple[str, str], ...] = ()
     without_suffix: int = 0
     bad: tuple[tuple[Source, str], ...] = ()
+    excluded: tuple[tuple[Source, str], ...] = ()
 
 
 @dataclass(frozen=True)

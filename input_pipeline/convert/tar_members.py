@@ -44,16 +44,16 @@ class Member(NamedTuple):
     size: int
 
 
-def read_members(file: BinaryIO) -> Iterator[Member]:
-    """Yields the members of an uncompressed tar archive.
+def read_members(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Member]:
+    """Yields the members of an uncompressed tar archive: the file, or the bytes of it from `start` to `stop`.
 
     Raises:
       TarError: it is not one, or is damaged or cut off; the message has the offset.
       OSError: it cannot be read.
     """
     descriptor = file.fileno()
-    end = os.fstat(descriptor).st_size
-    offset = 0
+    end = os.fstat(descriptor).st_size if stop is None else stop
+    offset = start
     ended = False
     long_name = ""
     pax: dict[str, str] = {}

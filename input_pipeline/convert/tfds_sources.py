@@ -20,6 +20,7 @@ from convoy.input_pipeline.convert.compressed import uncompressed
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources
+from convoy.input_pipeline.convert.tfds_download import prepare
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
 from convoy.input_pipeline.dataset.layout import DATASET_INFO
 from convoy.input_pipeline.dataset.open import Dataset, Split, open_dataset
@@ -27,16 +28,30 @@ from convoy.input_pipeline.dataset.records import FRAME_OVERHEAD, HEADER_BYTES, 
 from convoy.input_pipeline.dataset.storage import Shards
 
 _READ_AT_ONCE = 256  # records
+_INCOMPLETE = "incomplete."  # start of the names of directories that TFDS was writing when it was killed
+
+
+class NotPreparedError(UsageError):
+    """There is no prepared dataset of a name."""
 
 
 @contextlib.contextmanager
 def opened_tfds(request: Request, log: Log) -> Iterator[Options]:
-    """Yields the options for a prepared TFDS dataset, with equal shares of its splits, train first."""
-    source = f"--tfds={request.text('tfds')}"
+    """Yields the options for a TFDS dataset, with equal shares of its splits, train first; prepares it if asked to."""
+    name, folder = request.text("tfds"), Path(request.text("tfds_dir") or default_folder())
     request.refuse("tfds", ("split", "splits", "validation_fraction"), "its own splits")
-    directory = find_prepared(request.text("tfds"), Path(request.text("tfds_dir") or default_folder()))
+    try:
+        directory = find_prepared(name, folder)
+    except NotPreparedError as error:
+        if not request.origin.get("download"):
+            raise
+        if request.is_dry_run:
+            raise UsageError(
+                f"--download: {name} is not prepared in {folder}, and --dry_run writes nothing. Omit --dry_run"
+            ) from error
+        directory = prepare(name, folder, request.record_format, log, show_bars=request.show_bars)
     dataset = open_dataset(directory, request.record_format, keep_index=not request.is_dry_run)
-    usable = _usable_splits(dataset, source, log)
+    usable = _usable_splits(dataset, f"--tfds={name}", log)
     splits = dict.fromkeys(usable, 1 / len(usable))
     yield request.options(directory, splits=splits, prepared=True, listing=partial(_listed, dataset, usable))
 
@@ -90,17 +105,19 @@ def find_prepared(name: str, folder: Path) -> Path:
       folder: TFDS's `data_dir`.
 
     Raises:
-      UsageError: the dataset does not exist, or has several configurations and `name` has none.
+      NotPreparedError: the dataset is not there.
+      UsageError: it has several configurations, and `name` has none.
     """
     path, _, version = name.partition(":")
     root = folder / path
     if not root.is_dir():
         known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-        raise UsageError(
-            f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Prepare the dataset with TFDS, or "
-            "pass its data_dir as --tfds_dir"
+        raise NotPreparedError(
+            f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Pass --download to prepare the "
+            "dataset, or the data_dir that has it as --tfds_dir"
         )
     found = {info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/{DATASET_INFO}")}
+    found = {directory for directory in found if not directory.name.startswith(_INCOMPLETE)}
     if (root / DATASET_INFO).is_file():
         found.add(root)
     if version:
@@ -111,7 +128,10 @@ def find_prepared(name: str, folder: Path) -> Path:
             f"--tfds={name} has {len(configurations)} configurations. Name one, such as --tfds={configurations[0]}"
         )
     if not found:
-        raise UsageError(f"--tfds={name}: {root} has no prepared dataset{f' of version {version}' * bool(version)}")
+        of_version = f" of version {version}" if version else ""
+        raise NotPreparedError(
+            f"--tfds={name}: {root} has no prepared dataset{of_version}. Pass --download to prepare it"
+        )
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
 
 
