@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -56,7 +57,7 @@ def prepare(name: str, folder: Path, record_format: RecordFormat, log: _Log, *, 
     context = multiprocessing.get_context("spawn")
     with helper_starting(), main_module_hidden():
         connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, name, folder, record_format, show_bars), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, name, folder, record_format, show_bars))
         process.start()
     theirs.close()
     try:
@@ -87,16 +88,20 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # TFDS prints to it
-    reply = ("", "")
+    code = 1
     try:
-        note = lambda text: connection.send(("note", text))  # noqa: E731
-        reply = ("directory", str(_prepared(name, folder, record_format, note, show_bars)))
-    except ConvoyError as error:
-        reply = (type(error).__name__, str(error))
+        try:
+            directory = _prepared(name, folder, record_format, lambda text: connection.send(("note", text)), show_bars)
+            reply = "directory", str(directory)
+        except ConvoyError as error:
+            reply = type(error).__name__, str(error)
+        except Exception as error:
+            traceback.print_exc()
+            reply = "", f"--tfds={name}: {failure(error)}"
+        connection.send(reply)
+        code = 0
     finally:
-        if reply[0]:
-            connection.send(reply)
-        os._exit(0 if reply[0] else 1)  # not waiting for the threads of other downloads
+        os._exit(code)  # not waiting for the threads of other downloads
 
 
 def _prepared(name: str, folder: Path, record_format: RecordFormat, note: _Log, show_bars: bool) -> Path:
