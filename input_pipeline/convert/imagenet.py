@@ -67,16 +67,14 @@ def _entries(folder: Path) -> dict[str, Path]:
     """Returns the files and folders in a folder and below it by name; of equal names the highest."""
     found: dict[str, Path] = {}
     level = [folder]
-    for _ in range(_DEPTH):
-        below = []
-        for parent in level:
-            for name in sorted(os.listdir(parent)):
-                if is_hidden(name) or _class_of(name):
-                    continue
-                found.setdefault(name, parent / name)
-                if name not in _CLOSED and (parent / name).is_dir():
-                    below.append(parent / name)
-        level = below
+    try:
+        for _ in range(_DEPTH):
+            paths = [path for parent in level for path in sorted(parent.iterdir()) if path.exists()]
+            paths = [path for path in paths if not is_hidden(path.name) and not _class_of(path.name)]
+            found = {path.name: path for path in reversed(paths)} | found
+            level = [path for path in paths if path.name not in _CLOSED and path.is_dir()]
+    except OSError as error:
+        raise DataError(f"--imagenet={folder}: {error.filename} cannot be read ({error.strerror})") from None
     return found
 
 

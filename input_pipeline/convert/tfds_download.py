@@ -118,11 +118,11 @@ def _prepared(name: str, folder: Path, record_format: RecordFormat, note: _Log, 
     directory = Path(builder.data_dir)
     if directory.exists():
         return directory
-    find_keys(f"--tfds={name}", MessageToDict(builder.info.features.to_proto()), record_format)
     downloads = folder / "downloads" / builder.name
     before = set(downloads.glob(_PARTIAL))
     size = f" ({megabytes(builder.info.download_size)} to download)" if builder.info.download_size else ""
     try:
+        find_keys(f"--tfds={name}", MessageToDict(builder.info.features.to_proto()), record_format)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with locked(directory.parent, f"--tfds={name}: another command is preparing it. Wait until it ends"):
             note(f"{name}: TFDS prepares it in {directory}{size}.")
@@ -154,8 +154,7 @@ def _builder(name: str, folder: Path) -> Any:  # noqa: ANN401 (a class of TFDS)
             "https://www.tensorflow.org/datasets/catalog; a builder of yours is FILE.py:CLASS"
         ) from None
     except Exception as error:
-        unknown = "" if is_from_file(name) else _unknown_part(name)
-        raise UsageError(f"--tfds={name}: {unknown or failure(error)}") from error
+        raise UsageError(f"--tfds={name}: {_unknown_part(name) or failure(error)}") from error
 
 
 def _class_in_file(name: str) -> Callable[..., Any]:
@@ -184,7 +183,10 @@ def _unknown_part(name: str) -> str:
 
     path, _, version = name.partition(":")
     dataset, _, config = path.partition("/")
-    builder_class = tfds.builder_cls(dataset)
+    try:
+        builder_class = tfds.builder_cls(dataset)
+    except ValueError:  # a file, or a namespace
+        return ""
     configs = list(builder_class.builder_configs)
     if config and config not in configs:
         known = (
