@@ -55,7 +55,7 @@ def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
     for name, message in (
         ("minst", "--tfds=minst.*'mnist'"),
         ("mnist:1.0.0", "--tfds=mnist:1.0.0.* version 1.0.0"),
-        ("half", "--tfds=half.*no prepared dataset$"),
+        ("half", "--tfds=half.*no prepared dataset[.]"),
         ("resized", "2 configurations.*--tfds=resized/16x16"),
     ):
         with pytest.raises(UsageError, match=message):
