@@ -7,6 +7,7 @@ Ctrl-C. Only that process imports either.
 """
 
 import importlib
+import logging
 import multiprocessing
 import os
 import re
@@ -88,6 +89,7 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # TFDS prints to it
+    logging.disable(logging.WARNING)  # of urllib3, for one, about every attempt
     code = 1
     try:
         try:
@@ -107,11 +109,9 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
 def _prepared(name: str, folder: Path, record_format: RecordFormat, note: _Log, show_bars: bool) -> Path:
     """Does what `prepare` does."""
     import tensorflow_datasets as tfds
-    from absl import logging
     from google.protobuf.json_format import MessageToDict
     from tensorflow_datasets.core.download import downloader
 
-    logging.set_verbosity(logging.FATAL)
     tfds.display_progress_bar(show_bars)
     downloader.MAX_RETRIES = _RETRIES
     builder = _builder(name, folder)
