@@ -89,7 +89,7 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # TFDS prints to it
-    logging.disable(logging.WARNING)  # of urllib3, for one, about every attempt
+    logging.disable(logging.CRITICAL)  # such as a line about every attempt of a download
     code = 1
     try:
         try:
