@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 
 from convoy.trainer.models import ModelBundle, build_model
-from convoy.trainer.models.blocks import blocks_of_weights
+from convoy.trainer.models.blocks import _name_of_block, blocks_of_weights
 from convoy.trainer.models.head import split
 from convoy.trainer.step.freezing import training_phases
 
@@ -54,6 +54,28 @@ def test_blocks_are_those_of_the_architecture(name):
     blocks = blocks_by_layer(published(name))
     assert not stem or blocks[stem] == 0
     assert blocks[first] == (1 if stem else 0) and max(blocks.values()) == blocks[last] == count - (0 if stem else 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("batch_normalization_94/gamma", ""),
+        ("conv2d_3/kernel", ""),
+        ("dense_1/bias", ""),
+        ("layer_normalization_2/beta", ""),
+        ("convnext_tiny_downsampling_block_1_conv/kernel", ""),
+        ("block2_sepconv1_bn/gamma", "block2"),
+        ("block35_10_conv/kernel", "block35_10"),
+        ("conv_pw_11_bn/gamma", "11"),
+        ("separable_conv_1_normal_left1_3/depthwise_kernel", "3"),
+        ("adjust_conv_1_reduce_4/kernel", "reduce_4"),
+        ("hierarchical_encoder_2_1/mix_ffn/dense_4/kernel", "hierarchical_encoder_2_1"),
+        ("encoder/layers_0/layer_scale1/lambda1", "layers_0"),
+        ("stage_1/blocks_0/attn/attention_qkv/kernel", "stage_1/blocks_0"),
+    ],
+)
+def test_names_of_blocks(path, name):
+    assert _name_of_block(path) == name
 
 
 def test_blocks_of_the_built_in_models():

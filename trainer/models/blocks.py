@@ -22,7 +22,7 @@ _BLOCK = re.compile(
     r"|(?:[a-z]+_)*(?<!downsampling_)(?:blocks?|layers?|encoder)_?\d+[a-z]?(?:_\d+)?(?=[_/])"
     r"|expanded_conv(?:_\d+)?(?=[_/])"
     r"|conv_[dp]w_(?P<mobilenet>\d+)"
-    r"|(?:normal|reduction|adjust)\w*?_(?P<nasnet>(?:(?:stem|reduce)_)?\d+)/"
+    r"|(?:normal|reduction|adjust)_(?:\w*?_)??(?P<nasnet>(?:(?:stem|reduce)_)?\d+)/"
 )
 
 
