@@ -81,7 +81,8 @@ class TestRunDirectory:
     def test_page_has_the_files_of_the_layout_and_no_others(self):
         layout = RunLayout("RUN")
         paths = {path for name, path in vars(layout).items() if name != "path"}
-        paths |= {layout.predictions("{split}"), layout.evaluation("{split}"), layout.tracker("{name}")}
+        paths |= {layout.predictions("{split}"), layout.evaluation("{split}"), layout.heat_maps("{split}")}
+        paths.add(layout.tracker("{name}"))
         known = {path.relative_to(layout.path).parts[0] for path in paths}
         assert {name.split("/")[0] for name in run_contents.FILES} == known
 

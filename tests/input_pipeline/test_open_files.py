@@ -57,7 +57,8 @@ def test_hard_limit_is_an_error_with_the_limit(folder):
 def test_conversion_lists_images_of_more_shards_than_the_limit(folder):
     program = (
         "from convoy.input_pipeline.convert.tfds_sources import list_prepared\n"
-        "images = list_prepared(folder, ['train']).images\n"
+        "from convoy.input_pipeline.dataset.open import open_dataset\n"
+        "images = list_prepared(open_dataset(folder), ['train']).images\n"
         "print(len(images), images[7].name, pathlib.Path(images[7].path) == paths[7])"
     )
     assert output_of(folder, 64, 64, program) == f"{SHARDS} train-00007-of-00100/0000000 True\n"
