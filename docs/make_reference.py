@@ -50,7 +50,7 @@ _REGISTRIES = {
 }
 _API = {
     "Datasets": ("sample", "convert", "Conversion", "verify", "Verification", "open_dataset", "Dataset", "Split"),
-    "Training": ("load_config", "train", "TrainingResult"),
+    "Training": ("load_config", "train", "TrainingResult", "CrossValidation"),
     "Runs": ("open_run", "Run", "list_runs", "Runs", "Evaluation", "Predictions", "Prediction", "Rows"),
     "Exports": ("Export", "open_export", "ExportedModel"),
     "Callbacks": ("Callback", "Training", "Console", "EarlyStopping"),

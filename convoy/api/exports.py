@@ -15,7 +15,7 @@ from convoy.core.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from convoy.trainer.evaluation.classifier import Classifier
+    from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 
 _Path = str | os.PathLike[str]
 
@@ -94,7 +94,7 @@ def open_export(folder: _Path, *, format: str = "", trust_code: bool = False) ->
 
 
 def predicted(
-    classifier: "Classifier",
+    classifier: "Classifier | MixedEnsemble",
     images: Any,  # noqa: ANN401 (as in `Run.predict`)
     flip_tta: bool | None,
     on_corrupt: str,

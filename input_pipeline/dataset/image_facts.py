@@ -1,10 +1,13 @@
 """images-SPLIT.npz: facts about each image of a split, for the report and for finding duplicates."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from convoy.core.npz import opened, read_array
+from convoy.input_pipeline.dataset.index import AnyPath
+from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
 # The arrays, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of the source file,
 # `perceptual_hash`, and whether the image was re-encoded.
@@ -18,15 +21,15 @@ IMAGE_TYPES = {
 }
 
 
-def images_path(directory: Path, split: str) -> Path:
+def images_path(directory: AnyPath, split: str) -> AnyPath:
     """Returns the path of a split's images-SPLIT.npz."""
-    return directory / f"images-{split}.npz"
+    return cast(AnyPath, directory / f"images-{split}.npz")
 
 
-def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
+def read_images(directory: Path | RemotePath, split: str) -> dict[str, np.ndarray]:
     """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
     try:
-        with opened(images_path(directory, split)) as archive:
+        with local_copy(images_path(directory, split)) as local, opened(local) as archive:
             columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in IMAGE_TYPES.items()}
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}

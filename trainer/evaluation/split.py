@@ -6,30 +6,38 @@ evaluated.save()
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convoy.core.errors import DataError
+import numpy as np
+
+from convoy.core.errors import DataError, UsageError
 from convoy.core.text import counted
+from convoy.input_pipeline.dataset.folds import LABELLED, OUT_OF_FOLD, View, view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
 from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.reader import Reader
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import predictions
-from convoy.trainer.evaluation.evaluator import Evaluator
+from convoy.trainer.evaluation.evaluator import Evaluator, Member
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
+from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.restore import TrainedRun
 
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """A trained run's evaluation on a split, and its predictions there."""
+    """A trained run's evaluation on a split, its predictions there, and the sums that its metrics are made of."""
 
-    trained: TrainedRun
+    run: RunDirectory
+    class_names: Sequence[str]
     evaluation: predictions.Evaluation
     predictions: predictions.Predictions
+    sums: np.ndarray
 
     def save(self) -> None:
         """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
@@ -37,10 +45,10 @@ class EvaluatedSplit:
         Raises:
           DataError: a file cannot be written.
         """
-        run, evaluation = self.trained.run, self.evaluation
+        run, evaluation = self.run, self.evaluation
         try:
             append_result(run, step=evaluation.step, split=evaluation.split, quality=evaluation.quality)
-            predictions.save(run, evaluation, self.predictions, self.trained.class_names)
+            predictions.save(run, evaluation, self.predictions, self.class_names)
         except OSError as error:
             raise DataError(
                 f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
@@ -55,8 +63,9 @@ def evaluate_split(
     data: Data | None = None,
     flip_tta: bool = False,
     record_format: RecordFormat | None = None,
+    worker_group: WorkerGroup | None = None,
 ) -> EvaluatedSplit:
-    """Evaluates a trained run on a split. Writes nothing.
+    """Evaluates a trained run on a split, an ensemble by the mean of the probabilities. Writes nothing.
 
     Args:
       trained: the run with its weights.
@@ -64,36 +73,49 @@ def evaluate_split(
       data: dataset directory or sources; None for the one the run was trained on.
       flip_tta: as in `Evaluator`.
       record_format: as in `open_dataset_of`.
+      worker_group: workers that evaluate together; None for this process alone.
 
     Raises:
+      UsageError: the ensemble was trained on the split.
       DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
-    dataset, built = open_dataset_of(trained, data, record_format), trained.runtime.built
-    split = dataset.split(split_name)
-    reader, collector = Reader(split, trained.crop), predictions.Collector()
-    evaluator = Evaluator(
-        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, objective=trained.objective(), flip_tta=flip_tta
+    dataset = open_dataset_of(trained, data, record_format)
+    if trained.others and isinstance(dataset, View) and split_name in LABELLED:
+        raise UsageError(
+            f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
+            f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."
+        )
+    split, objective = dataset.split(split_name), trained.objective()
+    readers = {crop: Reader(split, crop) for crop in dict.fromkeys(member.crop for member in trained.members)}
+    first, *others = (
+        Member(member.runtime.state, member.runtime.built, readers[member.crop]) for member in trained.members
     )
-    quality = evaluator.metrics(each=collector)
+    evaluator = Evaluator(
+        *first, EVALUATION_BATCH_SIZE, worker_group, objective=objective, flip_tta=flip_tta, others=others
+    )
+    collector = predictions.Collector()
+    sums = evaluator.sums(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
-        images=reader.num_images,
-        quality=quality,
+        images=split.num_images,
+        quality=objective.metrics.summarize(sums),
         data=str(dataset.directory.resolve()),
         digest=dataset.digest(split_name),
-        parameters=built.model.count_params(),
+        parameters=sum(member.runtime.built.model.count_params() for member in trained.members),
         time=time.time(),
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
+        models=len(trained.members),
     )
-    return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
+    found = collector.predictions(predictions.filenames(split), worker_group)
+    return EvaluatedSplit(trained.run, trained.class_names, evaluation, found, sums)
 
 
 def open_dataset_of(
     trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
 ) -> Dataset:
-    """Opens the dataset a run was trained on, or another with the same classes.
+    """Opens the dataset a run was trained on, or another with the same classes; for a fold of it, as the run saw it.
 
     Args:
       trained: the run.
@@ -101,7 +123,7 @@ def open_dataset_of(
       record_format: of records of other tools, where it differs from that of the run's dataset.
 
     Raises:
-      DataError: the dataset cannot be used, or its classes differ from the run's.
+      DataError: the dataset cannot be used, its classes differ from the run's, or its folds have changed.
       UsageError: it is a source whose code is not trusted.
     """
     recorded = trained.dataset["directory"]
@@ -122,4 +144,20 @@ def open_dataset_of(
             f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
             f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
         )
-    return dataset
+    return _as_trained_on(dataset, trained, is_given=data is not None)
+
+
+def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> Dataset:
+    """Returns the folds of a dataset that a run was trained on; another dataset as it is."""
+    view = dataset if isinstance(dataset, View) else view_of(dataset, trained.dataset)
+    if not isinstance(view, View):
+        return dataset
+    images = view.digest("train" if view.fold else OUT_OF_FOLD)
+    if images.startswith(trained.dataset["train_digest"]):
+        return view
+    if is_given and not isinstance(dataset, View):
+        return dataset
+    raise DataError(
+        f"{dataset.directory} has changed since {trained.run.path} was trained on a part of it, and its folds with it. "
+        "Restore it, or train in another --workdir."
+    )
