@@ -127,7 +127,7 @@ def _convert(
                 if grouped and split in options.drawn:
                     manifest["splits"][split]["grouped"] = metadata.grouping(options.grouping, grouped)
                 metadata.write_index(work.dataset, split, columns[split])
-                metadata.write_images(work.dataset, split, columns[split])
+                metadata.write_images(work.dataset, split, columns[split], _groups(tasks[split], split_shards))
             left_out = [*earlier_left_out, *quarantine.collect(found, options.table, duplicates, leaked, shards)]
             quarantine.write(work.dataset, left_out)
             _write_report(work, options, manifest, left_out, shards, columns)
@@ -330,6 +330,12 @@ def _write_shards(
         )
         done |= {task.path: shard for task, shard in zip(remaining, written, strict=True)}
     return {split: [done[task.path] for task in split_tasks] for split, split_tasks in tasks.items()}
+
+
+def _groups(tasks: Sequence[ShardTask], shards: Sequence[Shard]) -> list[str]:
+    """Returns the group of each record, "" for none."""
+    bad = {image.name for shard in shards for image, _ in shard.bad}
+    return [image.group for task in tasks for image in task.images if image.name not in bad]
 
 
 def _too_many_bad(bad: Sequence[tuple[Source, str]], total: int, max_bad_fraction: float) -> str:

@@ -6,8 +6,8 @@
 
 The labelled images are those of the splits `train` and `validation`; other splits stay as they are. The images of each
 class are put in the order of a hash of their files and cut into K equal parts, so that a fold depends neither on their
-order nor on a seed, and added images move few others. Images with the same bytes stay together, and so do those that
-look alike if the dataset was converted with `--group_similar`.
+order nor on a seed, and added images move few others. Images with the same bytes stay together, and so do the groups of
+a conversion with `--group_column` or `--group_similar`.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.text import counted
-from convoy.input_pipeline.dataset.image_facts import read_images
+from convoy.input_pipeline.dataset.image_facts import GROUP, read_images
 from convoy.input_pipeline.dataset.open import Dataset, Split
 from convoy.input_pipeline.dataset.source import ChosenImages, OpenedSource, SourceName
 from convoy.input_pipeline.images.perceptual import FLAT, components, near_pairs
@@ -90,11 +90,8 @@ class Folds:
         hashes = _facts(self.dataset, "perceptual")
         if hashes is None:
             return 0
-        distinct, which = np.unique(hashes, return_inverse=True)
-        pairs = near_pairs(distinct)
-        looks = components(len(distinct), pairs.first, pairs.second)[which]
         shown = np.flatnonzero(hashes != FLAT)
-        _, look = np.unique(looks[shown], return_inverse=True)
+        _, look = np.unique(_looks(hashes)[shown], return_inverse=True)
         first, last = np.full(len(shown), self.number + 1), np.zeros(len(shown), np.int64)
         np.minimum.at(first, look, self.of[shown])
         np.maximum.at(last, look, self.of[shown])
@@ -106,12 +103,6 @@ class Folds:
         pairs = np.unique(labels.astype(np.int64) * (self.number + 1) + self.of)
         folds_of_class = np.bincount(pairs // (self.number + 1), minlength=len(names))
         return [names[label] for label in np.flatnonzero((folds_of_class > 0) & (folds_of_class < self.number))]
-
-    def lost_groups(self) -> str:
-        """Returns the flag of the conversion whose groups are not recorded, and may be in several folds; "" if none."""
-        entries = self.dataset.manifest.get("splits", {}).values()
-        flags = " and ".join(entry.get("grouped", {}).get("by", "") for entry in entries)
-        return next((flag for flag in flags.split(" and ") if flag.startswith("--group_column")), "")
 
     def _view(self, chosen: Mapping[str, np.ndarray], fold: int = 0) -> View:
         whole = self.dataset
@@ -138,9 +129,10 @@ def make_folds(dataset: Dataset, number: int) -> Folds:
     """
     splits = [dataset.split(name) for name in _labelled(dataset)]
     labels = np.concatenate([split.label for split in splits])
-    contents, hashes = _facts(dataset, "content"), _facts(dataset, "perceptual") if _groups_alike(dataset) else None
+    contents, columns = _facts(dataset, "content"), _facts(dataset, GROUP, or_zero=True)
+    hashes = _facts(dataset, "perceptual") if _groups_alike(dataset) else None
     keys = contents if contents is not None else np.concatenate([_checksums(split) for split in splits])
-    of = assign(keys, _groups(keys, hashes), labels, number, dataset.class_names)
+    of = assign(keys, _groups(keys, columns, hashes), labels, number, dataset.class_names)
     if empty := sorted({*range(1, number + 1)} - {*of.tolist()}):
         raise DataError(
             f"--folds={number}: fold {empty[0]} would be empty, {dataset.directory} has "
@@ -198,16 +190,17 @@ def _groups_alike(dataset: Dataset) -> bool:
     return any("--group_similar" in entry.get("grouped", {}).get("by", "") for entry in entries)
 
 
-def _facts(dataset: Dataset, array: str) -> np.ndarray | None:
-    """Returns an array of images-SPLIT.npz for all labelled images; None if there is none."""
+def _facts(dataset: Dataset, array: str, *, or_zero: bool = False) -> np.ndarray | None:
+    """Returns an array of images-SPLIT.npz for all labelled images; None, or with zeros, if a split has none."""
     if isinstance(dataset.directory, SourceName) or not dataset.manifest:
         return None
     parts = []
     for name in _labelled(dataset):
-        facts = read_images(dataset.directory, name).get(array, ())
-        if len(facts) != dataset.split(name).num_images:
+        images, facts = dataset.split(name).num_images, read_images(dataset.directory, name)
+        part = facts.get(array, np.zeros(images if or_zero else 0, np.uint64))
+        if len(part) != images:
             return None
-        parts.append(facts)
+        parts.append(part)
     return np.concatenate(parts)
 
 
@@ -221,19 +214,31 @@ def _checksums(split: Split) -> np.ndarray:
     return np.fromiter(numbers, np.uint64, split.num_images)
 
 
-def _groups(keys: np.ndarray, hashes: np.ndarray | None) -> np.ndarray:
-    """Returns the number of each image's group, [n]; `hashes` are perceptual, [n] uint64."""
-    _, same = np.unique(keys, return_inverse=True)
-    if hashes is None:
-        return same
+def _groups(keys: np.ndarray, columns: np.ndarray | None, hashes: np.ndarray | None) -> np.ndarray:
+    """Returns the number of each image's group, [n].
+
+    Args:
+      keys: [n] unsigned integers, the same for images with the same bytes.
+      columns: [n] uint64, `GROUP`; None without.
+      hashes: [n] uint64, perceptual, to group images that look alike; None not to.
+    """
+    number = len(keys)
+    links = [(np.arange(number), keys)]
+    if columns is not None:
+        links.append((np.flatnonzero(columns), columns[columns != 0]))
+    if hashes is not None:
+        links.append((np.flatnonzero(hashes != FLAT), _looks(hashes)[hashes != FLAT]))
+    # An image is linked to its bytes, its group and its look, as nodes that follow those of the images.
+    first = np.concatenate([images for images, _ in links])
+    second = [(1 + i) * number + np.unique(values, return_inverse=True)[1] for i, (_, values) in enumerate(links)]
+    return components((1 + len(links)) * number, first, np.concatenate(second))[:number]
+
+
+def _looks(hashes: np.ndarray) -> np.ndarray:
+    """Returns a number for each image, [n], the same for those that look alike, also by way of others."""
     distinct, which = np.unique(hashes, return_inverse=True)
     pairs = near_pairs(distinct)
-    looks = components(len(distinct), pairs.first, pairs.second)[which]
-    images, shown = np.arange(len(keys)), np.flatnonzero(hashes != FLAT)
-    # An image is linked to its bytes and to its look, as nodes that follow those of the images.
-    first = np.concatenate([images, shown])
-    second = np.concatenate([len(keys) + same, 2 * len(keys) + looks[shown]])
-    return components(3 * len(keys), first, second)[: len(keys)]
+    return components(len(distinct), pairs.first, pairs.second)[which]
 
 
 def _joined(splits: Sequence[Split]) -> Split:

@@ -19,6 +19,8 @@ IMAGE_TYPES = {
     "perceptual": np.uint64,
     "changed": np.bool_,
 }
+# A further array if the conversion had `--group_column`: the hash of the image's group, 0 for none.
+GROUP = "group"
 
 
 def images_path(directory: AnyPath, split: str) -> AnyPath:
@@ -30,7 +32,8 @@ def read_images(directory: Path | RemotePath, split: str) -> dict[str, np.ndarra
     """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
     try:
         with local_copy(images_path(directory, split)) as local, opened(local) as archive:
-            columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in IMAGE_TYPES.items()}
+            types = IMAGE_TYPES | ({GROUP: np.uint64} if f"{GROUP}.npy" in archive.namelist() else {})
+            columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}
     return columns if len({column.shape for column in columns.values()}) == 1 else {}

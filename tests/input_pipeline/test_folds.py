@@ -1,14 +1,18 @@
 """Folds of a dataset for cross-validation: which images are in which, and what a view of a dataset has."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, assign, make_folds, view_of
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.evaluation.predictions import filenames
-from tests.input_pipeline.datasets import read_payloads, write_dataset
+from tests.input_pipeline.datasets import encode, read_payloads, write_dataset, write_split
 from tests.input_pipeline.images import draw_classes, pixels
 
 NAMES = ("a", "b", "c")
@@ -100,14 +104,19 @@ class TestViews:
     def test_folds_do_not_depend_on_splits_shards_or_seed(self, data, tmp_path):
         images = data.parent / "photos"
         convert(Options(images=images, output=tmp_path / "data", validation_fraction=0, seed=7, shards=3, workers=1))
-        before, after = by_name(make_folds(open_dataset(data), 3)), by_name(make_folds(open_dataset(tmp_path / "data"), 3))
+        before, after = (
+            by_name(make_folds(open_dataset(data), 3)),
+            by_name(make_folds(open_dataset(tmp_path / "data"), 3)),
+        )
         assert np.mean([after[name] == fold for name, fold in before.items()]) > 0.8  # the test images were added
 
     def test_digests_tell_folds_their_number_and_data_apart(self, data, tmp_path):
         whole = open_dataset(data)
         views = [make_folds(whole, number).without(fold) for number, fold in ((3, 1), (3, 2), (4, 1))]
         digests = {view.digest(split) for view in views for split in ("train", "validation")}
-        other = make_folds(open_dataset(write_dataset(tmp_path / "other", {"train": [pixels(i, 8) for i in range(9)]}, NAMES)), 3)
+        other = make_folds(
+            open_dataset(write_dataset(tmp_path / "other", {"train": [pixels(i, 8) for i in range(9)]}, NAMES)), 3
+        )
         assert len(digests | {other.without(1).digest("train"), whole.digest("train")}) == 8
         assert views[0].digest("test") == whole.digest("test")
         assert make_folds(open_dataset(data), 3).without(1).digest("train") == views[0].digest("train")
@@ -123,8 +132,75 @@ class TestViews:
         with pytest.raises(DataError, match="--folds=60"):
             make_folds(open_dataset(data), 60)
 
-    def test_small_classes_are_named(self, data):
-        assert make_folds(open_dataset(data), 12).small_classes() == ["Käse"] or "Käse" in make_folds(
-            open_dataset(data), 12
-        ).small_classes()
-        assert make_folds(open_dataset(data), 2).small_classes() == []
+    def test_classes_with_too_few_images_are_named(self, data):
+        whole = open_dataset(data)
+        assert "Käse" in make_folds(whole, 12).small_classes()
+        assert make_folds(whole, 2).small_classes() == []
+
+
+class TestGroups:
+    def test_groups_of_a_column_stay_together(self, tmp_path):
+        images = draw_classes(tmp_path / "photos", {"mug": 24, "pot": 24})
+        rows = [
+            (f"{name}/{name}_{i:03d}.jpg", name, f"p{i // 4}" if i < 20 else "")
+            for name in ("mug", "pot")
+            for i in range(24)
+        ]
+        table = tmp_path / "table.csv"
+        table.write_text("filename,category,patient\n" + "".join(f"{','.join(row)}\n" for row in rows))
+        convert(
+            Options(
+                images=images,
+                table=Table(table, group_column="patient"),
+                output=tmp_path / "data",
+                validation_fraction=0.2,
+                workers=1,
+            )
+        )
+        of = by_name(make_folds(open_dataset(tmp_path / "data"), 3))
+        for group in {row[2] for row in rows} - {""}:
+            assert len({of[name] for name, _, patient in rows if patient == group}) == 1
+        assert len({of[name] for name, _, patient in rows if not patient}) > 1
+
+    @pytest.mark.parametrize("similar", [False, True])
+    def test_look_alikes_stay_together_or_are_counted(self, tmp_path, similar):
+        images = draw_classes(tmp_path / "photos", {"mug": 12, "pot": 12}, size=48)
+        for file in sorted(images.rglob("*.jpg")):
+            Image.open(file).save(file.with_name(f"copy_{file.name}"), quality=60)
+        options = Options(images=images, output=tmp_path / "data", validation_fraction=0.2, workers=1)
+        convert(dataclasses.replace(options, group_similar=similar))
+        folds = make_folds(open_dataset(tmp_path / "data"), 3)
+        of = by_name(folds)
+        spread = sum(of[name] != of[name.replace("copy_", "")] for name in of if "copy_" in name)
+        assert folds.alike_across_folds() == 2 * spread
+        assert (spread == 0) == similar
+
+
+def test_records_of_other_tools_are_divided_by_their_checksums(tmp_path):
+    write_split(tmp_path / "shards", [pixels(i, 8) for i in range(24)], [i % 3 for i in range(24)])
+    folds = make_folds(open_dataset(tmp_path / "shards"), 4)
+    labels = folds.together().split(OUT_OF_FOLD).label
+    assert all(np.bincount(labels[folds.images(number)], minlength=3).tolist() == [2, 2, 2] for number in range(1, 5))
+
+
+def test_sources_are_read_by_their_own_numbers():
+    class Images:
+        def __init__(self, first, number):
+            self.first, self.num_images = first, number
+
+        def label(self, index):
+            return (self.first + index) % 2
+
+        def read(self, indices):
+            return [encode(pixels(self.first + index, 8), "png") for index in indices]
+
+    folds = make_folds(open_dataset({"train": Images(0, 12), "validation": Images(12, 8)}), 2)
+    found = []
+    for number in (1, 2):
+        split = folds.without(number).split("validation")
+        assert split.source.read(range(split.num_images)) == [
+            encode(pixels(image, 8), "png") for image in folds.images(number)
+        ]
+        assert split.label.tolist() == [image % 2 for image in folds.images(number)]
+        found += folds.images(number).tolist()
+    assert sorted(found) == list(range(20))

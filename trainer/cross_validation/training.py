@@ -98,6 +98,8 @@ def train_folds(
                 say(line)
         for number in range(1, folds + 1):
             gc.collect()  # frees the model of the fold before
+            if worker_group.is_chief:
+                say(f"Fold {number} of {folds}: {run.fold(number)}")
             records = _FoldRecords(run, divided, number, sum(result["step"] for result in results))
             result = train(
                 config,
@@ -180,11 +182,6 @@ def _description(folds: Folds) -> list[str]:
         lines.append(
             f"Warning: {counted(alike, 'image looks', 'images look')} like an image of another fold, so the folds may "
             "be too easy. Convert with --group_similar to keep them together."
-        )
-    if column := folds.lost_groups():
-        lines.append(
-            f"Warning: {folds.dataset.directory} was converted with {column}, whose groups it does not record: a group "
-            "may be in several folds."
         )
     return lines
 

@@ -79,7 +79,8 @@ class Evaluator:
             )
             for each in dict.fromkeys(member.reader for member in self._members)
         }
-        self._evaluate_batch = tf.function(self._all_replicas, autograph=False)
+        # A function of its own: TensorFlow counts the traces of a method over all evaluators, and warns.
+        self._evaluate_batch = tf.function(lambda batches: self._all_replicas(batches), autograph=False)
 
     def metrics(self, *, seconds: float | None = None, each: EachBatch | None = None) -> dict[str, float]:
         """Returns the metrics of the whole split (`MetricSet.summarize`), the same on every worker; as `sums`."""
