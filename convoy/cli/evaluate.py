@@ -83,6 +83,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.split == OUT_OF_FOLD and len(workdirs) == 1 and run.folds:
         found = evaluate_out_of_fold(run, devices, flip_tta=flags.flip_tta, **model, **data)
         evaluated, save, weights = found.together, found.save, "the model that was not trained on each"
+        print(found.conclusion()[0])
     else:
         trained = open_runs(workdirs, devices, **model)
         flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta

@@ -7,17 +7,19 @@ found.save()
 """
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, View, make_folds
+from convoy.core.text import counted, share
+from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, View, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
 from convoy.trainer.cluster.strategy import make_strategy
@@ -27,7 +29,9 @@ from convoy.trainer.evaluation.predictions import Predictions
 from convoy.trainer.evaluation.report.analysis import likely_label_errors
 from convoy.trainer.evaluation.split import EvaluatedSplit, evaluate_split, open_dataset_of
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.restore import chosen_steps, open_run
+from convoy.trainer.session.restore import TrainedRun, chosen_steps, open_run
+
+_SHOWN = {"top1": "top-1", "macro_f1": "macro F1"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,22 @@ class OutOfFold:
     def label_errors(self) -> np.ndarray:
         """The images whose label is probably wrong, the most likely errors first: [n] int64."""
         return likely_label_errors(self.together.predictions, len(self.together.class_names))
+
+    def over_folds(self, summary: Callable[[Sequence[float]], float]) -> dict[str, float]:
+        """Returns what a function makes of the folds' values of each metric, by name."""
+        qualities = [fold.evaluation.quality for fold in self.folds]
+        return {name: summary([quality[name] for quality in qualities]) for name in qualities[0]}
+
+    def conclusion(self) -> list[str]:
+        """Returns lines on the folds, the images together, and their labels."""
+        run, mean, sd = self.together.run, self.over_folds(statistics.fmean), self.over_folds(statistics.stdev)
+        texts = [f"{title} {share(mean[name])} ± {share(sd[name])}" for name, title in _SHOWN.items()]
+        return [
+            f"{counted(len(self.folds), 'fold')}: {', '.join(texts)} (mean and standard deviation over the folds)",
+            f"Out-of-fold predictions: {run.predictions(OUT_OF_FOLD)} "
+            f"({counted(self.together.evaluation.images, 'image')})",
+            f"Likely label errors: {run.label_errors} ({counted(len(self.label_errors), 'image')})",
+        ]
 
     def save(self) -> None:
         """Saves each evaluation, and RUN/label_errors.csv.
@@ -75,11 +95,8 @@ def evaluate_out_of_fold(
     flip_tta: bool | None = None,
     record_format: RecordFormat | None = None,
     trust_code: bool = False,
-    strategy: tf.distribute.Strategy | None = None,
-    worker_group: WorkerGroup | None = None,
-    each: Callable[[int], None] = lambda fold: None,
 ) -> OutOfFold:
-    """Evaluates each fold's run on its fold. Writes nothing.
+    """Evaluates the run of each fold on its fold. Writes nothing.
 
     Args:
       run: the folder of the cross-validation.
@@ -89,49 +106,66 @@ def evaluate_out_of_fold(
       flip_tta: as in `evaluate_split`; None for that of the config.
       record_format: as in `evaluate_split`.
       trust_code: as in `open_run`.
-      strategy: as in `open_run`.
-      worker_group: as in `evaluate_split`.
-      each: called with the number of each fold before it is evaluated.
 
     Raises:
       UsageError: as `open_run`.
       DataError: as `open_run` and `evaluate_split`, or a fold is not trained yet.
     """
-    chosen_steps(run, checkpoint)
-    strategy, dataset = strategy or make_strategy(devices), run.read_dataset()
-    evaluated: list[EvaluatedSplit] = []
-    for number in range(1, run.folds + 1):
-        each(number)
+    steps, strategy = chosen_steps(run, checkpoint), make_strategy(devices)
+    opened = partial(open_fold, run, devices, trust_code=trust_code, strategy=strategy)
+    first = replace(opened(1, steps[0]), run=run, dataset=run.read_dataset())
+    dataset = open_dataset_of(first, data, record_format)
+    if not isinstance(dataset, View) or not dataset.whole:
+        raise DataError(f"--data={dataset.directory}: is not the dataset that {run.path} was trained on.")
+    return evaluate_folds(run, make_folds(dataset.whole, len(steps)), steps, opened, flip_tta=flip_tta)
+
+
+def evaluate_folds(
+    run: RunDirectory,
+    folds: Folds,
+    steps: Sequence[int],
+    open_fold: Callable[[int, int], TrainedRun],
+    *,
+    flip_tta: bool | None = None,
+    worker_group: WorkerGroup | None = None,
+) -> OutOfFold:
+    """As `evaluate_out_of_fold`.
+
+    Args:
+      run: the folder of the cross-validation.
+      folds: the folds.
+      steps: step of the checkpoint of each fold's run.
+      open_fold: opens the run of a fold with the weights of a step.
+      flip_tta: as in `evaluate_out_of_fold`.
+      worker_group: as in `evaluate_split`.
+    """
+
+    def evaluate(number: int, step: int) -> EvaluatedSplit:
         gc.collect()  # frees the model of the fold before
-        trained = open_run(
-            str(run.fold(number)), devices, checkpoint=checkpoint, trust_code=trust_code, strategy=strategy
-        )
-        if not evaluated:
-            together = open_dataset_of(replace(trained, run=run, dataset=dataset), data, record_format)
-            if not isinstance(together, View) or not together.whole:
-                raise DataError(f"--data={together.directory}: is not the dataset that {run.path} was trained on.")
-            folds, objective = make_folds(together.whole, run.folds), trained.objective()
-        evaluated.append(
-            evaluate_split(
-                trained,
-                "validation",
-                data=folds.without(number),
-                flip_tta=trained.flip_tta if flip_tta is None else flip_tta,
-                worker_group=worker_group,
-            )
-        )
+        trained = open_fold(number, step)
+        flips = trained.flip_tta if flip_tta is None else flip_tta
+        data = folds.without(number)
+        return evaluate_split(trained, "validation", data=data, flip_tta=flips, worker_group=worker_group)
+
+    evaluated = [evaluate(number, step) for number, step in enumerate(steps, 1)]
     sums = np.sum([fold.sums for fold in evaluated], 0)
     evaluation = replace(
         evaluated[0].evaluation,
         split=OUT_OF_FOLD,
-        step=max(fold.evaluation.step for fold in evaluated),
+        step=max(steps),
         images=len(folds.of),
-        quality=objective.metrics.summarize(sums),
-        digest=together.digest(OUT_OF_FOLD),
+        quality=evaluated[0].objective.metrics.summarize(sums),
+        digest=folds.together().digest(OUT_OF_FOLD),
         time=time.time(),
     )
-    order = np.argsort(np.concatenate([folds.images(number) for number in range(1, run.folds + 1)]))
+    order = np.argsort(np.concatenate([folds.images(number) for number in range(1, folds.number + 1)]))
     names, *columns = zip(*(vars(fold.predictions).values() for fold in evaluated), strict=True)
     filenames = [name for fold in names for name in fold]
     found = Predictions([filenames[i] for i in order], *(np.concatenate(column)[order] for column in columns))
-    return OutOfFold(EvaluatedSplit(run, evaluated[0].class_names, evaluation, found, sums), evaluated)
+    together = replace(evaluated[0], run=run, evaluation=evaluation, predictions=found, sums=sums)
+    return OutOfFold(together, evaluated)
+
+
+def open_fold(run: RunDirectory, devices: Devices, number: int, step: int, **options: Any) -> TrainedRun:  # noqa: ANN401
+    """Opens the run of a fold with the weights of a step; `options` are those of `open_run`."""
+    return open_run(str(run.fold(number)), devices, checkpoint=str(step), **options)

@@ -10,6 +10,7 @@ through all folds again, of which those that are done end at once. RUN has what 
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -19,22 +20,25 @@ from convoy.core.devices import Devices
 from convoy.core.errors import DataError
 from convoy.core.files import write_whole
 from convoy.core.reading import read_file
-from convoy.core.text import counted, share
+from convoy.core.text import counted
 from convoy.core.user_code import UserCode
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
 from convoy.trainer.callbacks.callback import Callback, Training
+from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.cluster.interface import over_interface
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.cross_validation.out_of_fold import OutOfFold, evaluate_out_of_fold
+from convoy.trainer.cross_validation.out_of_fold import OutOfFold, evaluate_folds, open_fold
 from convoy.trainer.evaluation.report.page import write_report
 from convoy.trainer.loop import train
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_object
+from convoy.trainer.session.agreement import wait_until_visible
 from convoy.trainer.session.prepare import open_training_data
+from convoy.trainer.session.restore import chosen_steps
 
 Say = Callable[[str], None]
 
@@ -119,38 +123,23 @@ def train_folds(
             results.append(result)
             if result["stop"] and result["stop"]["resumable"]:
                 return _content(results, None) | {"stop": result["stop"]}
-        is_evaluated = worker_group.exchange("folds", _is_of(read_json_object(run.result), results))[0]
-        if not is_evaluated:
-            gc.collect()
-            moved = over_interface(worker_group, interface)
-            strategy = make_strategy(devices, strategy_name, cluster=moved, heartbeat_seconds=deadlines.heartbeat)
-            found = evaluate_out_of_fold(
-                run,
-                devices,
-                data=divided.dataset,
-                trust_code=True,  # it is the code that was just trained
-                strategy=strategy,
-                worker_group=worker_group,
-            )
-            if worker_group.is_chief:
-                _write(run, results, found, say)
-            worker_group.exchange("written")
-    return read_json_object(run.result) if is_evaluated else _content(results, found)
-
-
-def conclusion(run: RunDirectory, found: OutOfFold) -> list[str]:
-    """Returns lines on the folds, the images together, and their labels."""
-    content = _content([], found)
-    texts = [
-        f"{name} {share(content['mean'][metric])} ± {share(content['sd'][metric])}"
-        for metric, name in (("top1", "top-1"), ("macro_f1", "macro F1"))
-    ]
-    images = found.together.evaluation.images
-    return [
-        f"{counted(len(found.folds), 'fold')}: {', '.join(texts)} (mean and standard deviation over the folds)",
-        f"Out-of-fold predictions: {run.predictions(OUT_OF_FOLD)} ({counted(images, 'image')})",
-        f"Likely label errors: {run.label_errors} ({counted(len(found.label_errors), 'image')})",
-    ]
+        before, steps = read_json_object(run.result), list[int]()
+        if worker_group.is_chief and not _is_of(before, results):
+            steps = chosen_steps(run, "best")
+        steps = worker_group.exchange("checkpoints of the folds", steps)[0]
+        if not steps:
+            return before
+        for number, step in enumerate(steps, 1):
+            wait_until_visible(CheckpointStore(RunDirectory(run.fold(number)).checkpoints), step)
+        moved = over_interface(worker_group, interface)
+        strategy = make_strategy(devices, strategy_name, cluster=moved, heartbeat_seconds=deadlines.heartbeat)
+        # The code that it may run was just trained with.
+        opened = partial(open_fold, run, devices, strategy=strategy, trust_code=True)
+        found = evaluate_folds(run, divided, steps, opened, worker_group=worker_group)
+        if worker_group.is_chief:
+            _write(run, results, found, say)
+        worker_group.exchange("written")
+    return _content(results, found)
 
 
 def _write(run: RunDirectory, results: Sequence[Mapping[str, Any]], found: OutOfFold, say: Say) -> None:
@@ -162,7 +151,7 @@ def _write(run: RunDirectory, results: Sequence[Mapping[str, Any]], found: OutOf
             f"{run.result} cannot be written ({error.strerror}). All folds are trained: free disk space and rerun the "
             "same command."
         ) from None
-    for line in [*conclusion(run, found), *write_report(run)]:
+    for line in [*found.conclusion(), *write_report(run)]:
         say(line)
 
 
@@ -191,14 +180,12 @@ def _content(results: Sequence[Mapping[str, Any]], found: OutOfFold | None) -> d
     of_folds: list[dict[str, Any]] = [{"fold": number, "result": result} for number, result in enumerate(results, 1)]
     if not found:
         return {"folds": of_folds, "mean": None, "sd": None, "out_of_fold": None, "label_errors": None, "stop": None}
-    evaluations = [fold.evaluation for fold in found.folds]
-    for fold, evaluation in zip(of_folds, evaluations, strict=bool(of_folds)):
+    for fold, evaluation in zip(of_folds, (one.evaluation for one in found.folds), strict=True):
         fold |= {"checkpoint": evaluation.step, "images": evaluation.images, "metrics": evaluation.quality}
-    values = {name: [evaluation.quality[name] for evaluation in evaluations] for name in evaluations[0].quality}
     return {
         "folds": of_folds,
-        "mean": {name: statistics.fmean(column) for name, column in values.items()},
-        "sd": {name: statistics.stdev(column) for name, column in values.items()},
+        "mean": found.over_folds(statistics.fmean),
+        "sd": found.over_folds(statistics.stdev),
         "out_of_fold": found.together.evaluation.quality,
         "label_errors": len(found.label_errors),
         "stop": None,

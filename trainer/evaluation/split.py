@@ -26,6 +26,7 @@ from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import as_read_by_run
+from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.restore import TrainedRun
 
 
@@ -38,6 +39,7 @@ class EvaluatedSplit:
     evaluation: predictions.Evaluation
     predictions: predictions.Predictions
     sums: np.ndarray
+    objective: Objective
 
     def save(self) -> None:
         """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
@@ -109,7 +111,7 @@ def evaluate_split(
         models=len(trained.members),
     )
     found = collector.predictions(predictions.filenames(split), worker_group)
-    return EvaluatedSplit(trained.run, trained.class_names, evaluation, found, sums)
+    return EvaluatedSplit(trained.run, trained.class_names, evaluation, found, sums, objective)
 
 
 def open_dataset_of(

@@ -1,6 +1,7 @@
 """The folds of a cross-validation in its report."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.plots import Chart, line_chart
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.records import EvaluationRow
+from convoy.trainer.run.records import USUAL_METRICS, EvaluationRow
 
 _CURVES = (
     ("Top-1", "quality/top1", True),
@@ -45,6 +46,18 @@ def _read(number: int, run: RunDirectory) -> FoldOfReport:
     quality = {name: np.nan if value is None else value for name, value in found.quality.items()} if found else {}
     row = EvaluationRow(found.split, found.step, quality) if found else None
     return FoldOfReport(number, history.dataset.get("validation_images", 0), history, row)
+
+
+def over_folds(folds: Sequence[FoldOfReport]) -> list[tuple[str, Mapping[str, float]]]:
+    """Returns title and metrics of the mean and the standard deviation over the folds; nothing before all have some."""
+    qualities = [fold.row.quality for fold in folds if fold.row]
+    if not 1 < len(qualities) == len(folds):
+        return []
+    values = {name: [quality[name] for quality in qualities] for name in USUAL_METRICS}
+    return [
+        (title, {name: summary(column) for name, column in values.items()})
+        for title, summary in (("mean", statistics.fmean), ("standard deviation", statistics.stdev))
+    ]
 
 
 def fold_curves(folds: Sequence[FoldOfReport]) -> list[tuple[str, Chart]]:

@@ -26,7 +26,7 @@ from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.evaluation.pictures import confusion_matrix
 from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis, model_card, plots
-from convoy.trainer.evaluation.report.folds import FoldOfReport, fold_curves, read_folds
+from convoy.trainer.evaluation.report.folds import FoldOfReport, fold_curves, over_folds, read_folds
 from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.evaluation.report.matrix import matrix_plot
@@ -132,6 +132,7 @@ def _page(
         last_step=history.last_step,
         result=history.result,
         folds=folds,
+        over_folds=over_folds(folds),
         curves=fold_curves(folds) if folds else _curves(history),
         speed_curve=line_chart({"train": history.curve("train", "perf/images_per_s")}, x_label="step"),
         speed=_speed(history),
