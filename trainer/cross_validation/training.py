@@ -102,6 +102,7 @@ def train_folds(
                 say(line)
         for number in range(1, folds + 1):
             gc.collect()  # frees the model of the fold before
+            worker_group.report(0, f"preparing fold {number}")
             if worker_group.is_chief:
                 say(f"Fold {number} of {folds}: {run.fold(number)}")
             records = _FoldRecords(run, divided, number, sum(result["step"] for result in results))

@@ -82,7 +82,7 @@ def evaluate_split(
       DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
     dataset = open_dataset_of(trained, data, record_format)
-    if trained.others and isinstance(dataset, View) and split_name in LABELLED:
+    if trained.others and isinstance(dataset, View) and split_name in (*LABELLED, OUT_OF_FOLD):
         raise UsageError(
             f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
             f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."

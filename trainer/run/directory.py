@@ -198,7 +198,7 @@ class RunDirectory(RunLayout):
     def folds(self) -> int:
         """Number of folds of the cross-validation in this folder; 0 for a single run or none."""
         for file in (self.dataset, RunLayout(self.fold(1)).dataset):
-            if self.fold(1).is_dir() and isinstance(number := read_json_object(file).get("folds"), int):
+            if os.path.isdir(self.fold(1)) and isinstance(number := read_json_object(file).get("folds"), int):
                 return number
         return 0
 
