@@ -13,7 +13,6 @@ from convoy.core.errors import DataError
 from convoy.core.files import check_output_file, json_value, write_whole
 from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         check_output_file(Path(flags.json), flag="json")
     devices = parse_devices(flags.devices)
     start_tensorflow()
+    from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
     from convoy.trainer.callbacks.console import quality_row
     from convoy.trainer.cross_validation.out_of_fold import evaluate_out_of_fold
     from convoy.trainer.evaluation.report.page import write_report

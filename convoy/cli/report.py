@@ -9,7 +9,6 @@ from convoy.core.devices import Devices, parse_devices
 from convoy.core.errors import DataError
 from convoy.core.files import check_output_file
 from convoy.core.flags import FlagDefiner
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
 from convoy.input_pipeline.tf_startup import start_tensorflow
 
 REQUIRED = ("workdir",)
@@ -53,6 +52,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     start_tensorflow()
+    from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
     from convoy.trainer.callbacks.console import quality_row
     from convoy.trainer.cross_validation.out_of_fold import evaluate_out_of_fold
     from convoy.trainer.evaluation.split import evaluate_split
