@@ -15,6 +15,7 @@ from convoy.api.spelling import spelled_for_python
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.run_layout import MOST_FOLDS
 from convoy.core.text import counted
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.dataset.open import Data, stated_format
@@ -238,8 +239,8 @@ def train(
         raise UsageError(
             f"profile_steps={profile_steps!r}: pass (FIRST, LAST) with 1 <= FIRST <= LAST, such as (20, 30)."
         )
-    if not isinstance(folds, int) or folds < 0 or folds == 1:
-        raise UsageError(f"folds={folds!r}: pass 2 or more, or 0 for a single run.")
+    if not isinstance(folds, int) or not (folds == 0 or 2 <= folds <= MOST_FOLDS):
+        raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
     from convoy.trainer.callbacks.log_messages import LogMessages
     from convoy.trainer.callbacks.named import chosen_callbacks
     from convoy.trainer.callbacks.time_limit import TimeLimit

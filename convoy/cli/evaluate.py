@@ -101,7 +101,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         except OSError as error:
             raise DataError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
     if why_not := _why_not_saved(workdirs, run):
-        print(f"{why_not}: the metrics are only printed, without predictions and report. --json=FILE writes them.")
+        print(
+            f"{why_not}: the metrics are only printed, without predictions and report. --json=FILE writes the metrics."
+        )
         return
     save()
     print(f"Metrics: {run.results_table}")

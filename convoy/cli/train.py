@@ -19,6 +19,7 @@ from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devic
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
+from convoy.core.run_layout import MOST_FOLDS
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
@@ -165,6 +166,7 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
         "cross-validation: divide the splits train and validation into this many folds, and train a run without each "
         "in WORKDIR/fold-1, WORKDIR/fold-2, ...",
         lower_bound=2,
+        upper_bound=MOST_FOLDS,
     )
     define.bool("record_order", False, "write the images of each step to RUN/order")
     define.list("callbacks", [], "one or more of wandb, mlflow, FILE.py:NAME and package.module:NAME")

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\.npz")
+MOST_FOLDS = 1000  # of a cross-validation
+
 _ATTEMPT = re.compile(r"attempt-([0-9]{1,18})")
 
 

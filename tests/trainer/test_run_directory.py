@@ -37,6 +37,14 @@ class TestFolderOfFolds:
         assert (run.folds, RunDirectory(run.fold(1)).folds) == (5, 0)
         run.check(folds=5)
 
+    @pytest.mark.parametrize("damaged", ['"5"', "-1", "1", "10000000000", "null"])
+    def test_damaged_number_of_folds_is_refused(self, run, damaged):
+        fold = RunDirectory(run.fold(1))
+        fold.dataset.write_text(f'{{"class_names": ["a"], "fold": 1, "folds": {damaged}}}')
+        assert run.folds == 0
+        with pytest.raises(DataError, match="folds"):
+            fold.read_dataset()
+
     @pytest.mark.parametrize("folds", [0, 4])
     def test_another_number_of_folds_is_refused(self, run, folds):
         with pytest.raises(UsageError, match="--folds=5"):

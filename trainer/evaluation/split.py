@@ -155,7 +155,7 @@ def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> 
     if not isinstance(view, View):
         return dataset
     images = view.digest("train" if view.fold else OUT_OF_FOLD)
-    if images.startswith(trained.dataset["train_digest"]):
+    if images[:16] == trained.dataset.get("train_digest"):
         return view
     if is_given and not isinstance(dataset, View):
         return dataset

@@ -21,7 +21,7 @@ from convoy.core.files import (
     write_whole,
 )
 from convoy.core.reading import parsed_json, read_file, read_json
-from convoy.core.run_layout import RunLayout
+from convoy.core.run_layout import MOST_FOLDS, RunLayout
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.config.renamed import modernized
 from convoy.trainer.config.schema import wrong_type
@@ -197,10 +197,10 @@ class RunDirectory(RunLayout):
     @property
     def folds(self) -> int:
         """Number of folds of the cross-validation in this folder; 0 for a single run or none."""
-        for file in (self.dataset, RunLayout(self.fold(1)).dataset):
-            if os.path.isdir(self.fold(1)) and isinstance(number := read_json_object(file).get("folds"), int):
-                return number
-        return 0
+        if not os.path.isdir(self.fold(1)):
+            return 0
+        found = (read_json_object(file).get("folds") for file in (self.dataset, RunLayout(self.fold(1)).dataset))
+        return next((number for number in found if isinstance(number, int) and 2 <= number <= MOST_FOLDS), 0)
 
     def record_format(self, given: RecordFormat) -> RecordFormat:
         """Returns how the run reads records of other tools: as `given`, and else as when it began."""
@@ -228,6 +228,9 @@ class RunDirectory(RunLayout):
         names = dataset.get("class_names")
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise DataError(f"{self.dataset}: damaged (class_names). Restore it, or train in another --workdir.")
+        fold, folds = dataset.get("fold", 0), dataset.get("folds", 0)
+        if not (isinstance(fold, int) and isinstance(folds, int) and 0 <= fold <= folds <= MOST_FOLDS and folds != 1):
+            raise DataError(f"{self.dataset}: damaged (folds). Restore it, or train in another --workdir.")
         return dataset
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
