@@ -164,10 +164,15 @@ class TestGroups:
 
     @pytest.mark.parametrize("similar", [False, True])
     def test_look_alikes_stay_together_or_are_counted(self, tmp_path, similar):
-        images = draw_classes(tmp_path / "photos", {"mug": 12, "pot": 12}, size=48)
-        for file in sorted(images.rglob("*.jpg")):
-            Image.open(file).save(file.with_name(f"copy_{file.name}"), quality=98)
-        options = Options(images=images, output=tmp_path / "data", validation_fraction=0.2, workers=1)
+        random = np.random.default_rng(0)
+        for category in ("mug", "pot"):
+            (tmp_path / "photos" / category).mkdir(parents=True)
+            for number in range(12):
+                coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))
+                for name, side in (("", 64), ("copy_", 48)):
+                    file = tmp_path / "photos" / category / f"{name}{category}_{number}.png"
+                    coarse.resize((side, side), Image.Resampling.BICUBIC).save(file)
+        options = Options(images=tmp_path / "photos", output=tmp_path / "data", validation_fraction=0.2, workers=1)
         convert(dataclasses.replace(options, group_similar=similar))
         folds = make_folds(open_dataset(tmp_path / "data"), 3)
         of = by_name(folds)
