@@ -19,14 +19,14 @@ COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "
 PER_CLASS, WRONG_PER_CLASS, FOLDS, STEPS = 24, 2, 3, 90
 FLAGS = (
     "--config=smoke",
-    f"--config.model.name={user_models.__file__}:normalized",
+    f"--config.model.name={user_models.__file__}:small",
     f"--config.steps={STEPS}",
     "--config.eval_every_steps=30",
     "--config.checkpoint_every_steps=20",
     "--config.log_every_steps=30",
     "--config.augment.ops=flip",
     "--config.ema.decay=0",
-    "--config.optimizer.learning_rate=0.04",
+    "--config.optimizer.learning_rate=0.01",
     "--config.virtual_replicas=2",
     "--config.precision=float32",
     "--deterministic",
