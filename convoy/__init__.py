@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from convoy.api.results import Evaluation, Export, Prediction, Predictions
     from convoy.api.runs import Run, Runs, list_runs, open_run
     from convoy.api.shown import Rows
-    from convoy.api.training import TrainingResult, load_config, train
+    from convoy.api.training import CrossValidation, TrainingResult, load_config, train
     from convoy.core.errors import ConvoyError, DataError, UsageError
     from convoy.input_pipeline.augment.registered import register_operation
     from convoy.trainer.callbacks.callback import Callback, Training
@@ -52,6 +52,7 @@ __all__ = [
     "load_config",
     "train",
     "TrainingResult",
+    "CrossValidation",
     "open_run",
     "Run",
     "Evaluation",
@@ -83,7 +84,7 @@ __all__ = [
 _MODULES = {
     "convoy.api.conversion": ("sample", "convert", "Conversion", "verify", "Verification"),
     "convoy.api.datasets": ("open_dataset", "Dataset", "Split"),
-    "convoy.api.training": ("load_config", "train", "TrainingResult"),
+    "convoy.api.training": ("load_config", "train", "TrainingResult", "CrossValidation"),
     "convoy.api.runs": ("open_run", "Run", "list_runs", "Runs"),
     "convoy.api.exports": ("open_export", "ExportedModel"),
     "convoy.api.heat_maps": ("HeatMaps",),

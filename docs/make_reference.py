@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 import convoy
 from convoy import cli
-from convoy.api.training import TrainingResult
+from convoy.api.training import CrossValidation, TrainingResult
 from convoy.cli import launch
 from convoy.core import exit_codes, run_contents
 from convoy.input_pipeline.dataset import contents
@@ -50,7 +50,7 @@ _REGISTRIES = {
 }
 _API = {
     "Datasets": ("sample", "convert", "Conversion", "verify", "Verification", "open_dataset", "Dataset", "Split"),
-    "Training": ("load_config", "train", "TrainingResult"),
+    "Training": ("load_config", "train", "TrainingResult", "CrossValidation"),
     "Runs": ("open_run", "Run", "list_runs", "Runs", "Evaluation", "Predictions", "Prediction", "HeatMaps", "Rows"),
     "Exports": ("Export", "open_export", "ExportedModel"),
     "Callbacks": ("Callback", "Training", "Console", "EarlyStopping"),
@@ -368,6 +368,14 @@ def _run_directory() -> str:
         "a formula has a leading apostrophe. `evaluation_SPLIT.json`:\n\n"
     )
     text += _fields(attributes(predictions.Evaluation))
+    text += (
+        "## Cross-validation\n\nThe directory of `convoy train --folds=K` has K run directories, `fold-1` to `fold-K`. "
+        "Of the other files it has those that describe a run, as in the fold that began last; the evaluations of all "
+        "folds together, on the split `out_of_fold`; and events.jsonl with the events of all folds, with `fold` and "
+        "with steps that are counted over all folds. The dataset.json of a fold has its number `fold` and the number "
+        "of `folds`, that of the directory only the latter. Its result.json:\n\n"
+    )
+    text += _fields({k: v for k, v in attributes(CrossValidation).items() if k != "workdir"})
     return text + f"## launch.json\n\nNot written by `convoy launch kubernetes`.\n\n{_fields(run_contents.LAUNCH)}"
 
 

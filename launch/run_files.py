@@ -177,12 +177,13 @@ class RunFiles:
                 folder.rmdir()
 
     def checkpoint_step(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, or None."""
-        try:
-            names = os.listdir(self._layout.checkpoints)
-        except OSError:
-            return None
-        return max((step for name in names if (step := checkpoint_step(name)) is not None), default=None)
+        """Returns the step of the newest complete checkpoint, or None; of a cross-validation the sum over its folds."""
+        steps = []
+        for folder in (self._layout.checkpoints, *self.path.glob("fold-*/checkpoints")):
+            with contextlib.suppress(OSError):
+                found = [step for name in os.listdir(folder) if (step := checkpoint_step(name)) is not None]
+                steps += [max(found)] if found else []
+        return sum(steps) if steps else None
 
     def logged_step(self) -> int | None:
         """Returns the step of the last line in metrics.jsonl, or None."""
@@ -217,7 +218,7 @@ class RunFiles:
 
     def append_restart(self, attempt: int, cause: str) -> None:
         """Appends a restart to events.jsonl. Call it only while no worker is running."""
-        if not self._layout.checkpoints.is_dir():  # not a run directory yet: the trainer would refuse the folder
+        if not self._is_accepted:  # not a run directory yet: the trainer would refuse the folder
             return
         event = {"event": "restart", "time": time.time(), "attempt": attempt, "cause": cause}
         with contextlib.suppress(OSError):  # a full disk is reported by the trainer
@@ -230,9 +231,14 @@ class RunFiles:
 
     def remove_traces(self) -> None:
         """Removes what this launch made, if the trainer never accepted RUN."""
-        if self._made and not self._layout.checkpoints.is_dir():
+        if self._made and not self._is_accepted:
             self._layout.launch.unlink(missing_ok=True)
             self.remove_made_folders()
+
+    @property
+    def _is_accepted(self) -> bool:
+        """Whether the trainer has begun a run in RUN."""
+        return any(RunLayout(path).checkpoints.is_dir() for path in (self.path, self._layout.fold(1)))
 
     def remove_made_folders(self) -> None:
         """Removes the folders that this launch made, with the files of its attempts and the code that it sent."""

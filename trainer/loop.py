@@ -58,6 +58,7 @@ def train(
     devices: Devices,
     strategy_name: str = "auto",
     cluster: Cluster | None = None,
+    worker_group: WorkerGroup | None = None,
     deadlines: Deadlines | None = None,
     interface: str = "",
     callbacks: Sequence[Callback] = (),
@@ -77,6 +78,7 @@ def train(
       devices: the devices of this process.
       strategy_name: one of `devices.STRATEGIES`.
       cluster: the workers that train together; None for a single process.
+      worker_group: these workers, if they train several runs; closed by the caller.
       deadlines: how long to wait for other workers and for progress.
       interface: network interface for TensorFlow's traffic (`cluster.interface`); empty for the addresses' own.
       callbacks: observers, in addition to those that write the run directory.
@@ -100,10 +102,11 @@ def train(
       PeerLostError: a worker is missing, gone or stuck.
     """
     deadlines = deadlines or Deadlines()
-    with (
-        WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir) as worker_group,
-        StopRequest(signals=owns_process) as stop,
-    ):
+    with contextlib.ExitStack() as stack:
+        if not worker_group:
+            worker_group = WorkerGroup(cluster, startup_seconds=deadlines.startup, workdir=workdir)
+            stack.enter_context(worker_group)
+        stop = stack.enter_context(StopRequest(signals=owns_process))
         try:
             session = prepare(
                 config,

@@ -16,7 +16,7 @@ from convoy.core.text import weights_text
 if TYPE_CHECKING:
     from PIL import Image
 
-    from convoy.trainer.evaluation.classifier import Classifier
+    from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 
 _Path = str | os.PathLike[str]
 
@@ -98,7 +98,7 @@ def open_export(folder: _Path, *, format: str = "", trust_code: bool = False) ->
 
 
 def predicted(
-    classifier: "Classifier",
+    classifier: "Classifier | MixedEnsemble",
     images: Any,  # noqa: ANN401 (as in `Run.predict`)
     flip_tta: bool | None,
     on_corrupt: str,

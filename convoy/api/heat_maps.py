@@ -11,7 +11,7 @@ from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.text import counted, weights_text
 
 if TYPE_CHECKING:
-    from convoy.trainer.evaluation.classifier import RunClassifier
+    from convoy.trainer.evaluation.classifier import MixedEnsemble, RunClassifier
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,15 +55,21 @@ class HeatMaps(Shown):
 
 
 def explained(
-    classifier: "RunClassifier",
+    classifier: "RunClassifier | MixedEnsemble",
     images: Any,  # noqa: ANN401 (as in `Run.explain`)
     classes: str | Sequence[str] | None,
 ) -> HeatMaps:
     """Returns the heat maps of a run's model; the arguments are those of `Run.explain`."""
     import tensorflow as tf
 
+    from convoy.trainer.evaluation.classifier import RunClassifier
     from convoy.trainer.evaluation.loading import pixels_of, sources_of
 
+    if not isinstance(classifier, RunClassifier) or classifier.models > 1:
+        raise UsageError(
+            f"explain: a heat map is of one model, and the run has {classifier.models}. Open that of a fold: "
+            "convoy.open_run(RUN/fold-1)."
+        )
     if classifier.grad_cam.obstacle:
         fix = "Explain a model whose features end in global pooling, such as convnet."
         raise UsageError(f"explain: {classifier.grad_cam.obstacle} {fix}")

@@ -10,7 +10,7 @@ import ml_collections
 from convoy.api.results import Evaluation
 from convoy.api.shown import Rows, Shown
 from convoy.api.spelling import spelled_for_python
-from convoy.api.training import TrainingResult
+from convoy.api.training import CrossValidation, TrainingResult
 from convoy.core.errors import DataError
 from convoy.core.run_layout import checkpoint_step
 from convoy.trainer.config import default_config
@@ -93,9 +93,10 @@ class RecordedRun(Shown):
 
     @property
     def result(self) -> TrainingResult | None:
-        """The result of the training; None before its end."""
+        """The result of the training, of a cross-validation that of all folds; None before its end."""
         content = read_json_object(self._files.result)
-        return TrainingResult(self.path, content) if content else None
+        kind = CrossValidation if self._files.folds else TrainingResult
+        return kind(self.path, content) if content else None
 
     @property
     def checkpoints(self) -> list[int]:

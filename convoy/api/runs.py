@@ -18,13 +18,14 @@ from convoy.api.shown import Rows
 from convoy.api.spelling import in_python, spelled_for_python
 from convoy.core.devices import parse_devices
 from convoy.core.errors import ConvoyError, DataError
+from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
 from convoy.input_pipeline.dataset.open import Data, stated_format
 from convoy.trainer.run import listing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from convoy.trainer.evaluation.classifier import RunClassifier
+    from convoy.trainer.evaluation.classifier import MixedEnsemble, RunClassifier
     from convoy.trainer.session.restore import TrainedRun
 
 _Path = str | os.PathLike[str]
@@ -50,7 +51,7 @@ class Run(RecordedRun):
     def __init__(self, path: Path, name: str = "", differences: Mapping[str, Any] | None = None):
         """Args are the attributes."""
         super().__init__(path, name, differences)
-        self._loaded: tuple[tuple[tuple[int, ...], str], TrainedRun, RunClassifier] | None = None
+        self._loaded: tuple[tuple[list[tuple[int, ...]], str], TrainedRun, RunClassifier | MixedEnsemble] | None = None
 
     @spelled_for_python()
     def evaluate(
@@ -72,7 +73,7 @@ class Run(RecordedRun):
         The model stays loaded for the next call with the same checkpoint and devices.
 
         Args:
-          split: name of the split.
+          split: name of the split; `out_of_fold` for the images of a cross-validation, each by its fold's run.
           data: dataset directory or sources, as in `open_dataset`; None for those the run was trained on.
           checkpoint: `best` (by validation top-1), `last`, `mean:N` (the mean of the last N, with batch statistics
             renewed on training images), or the step of a checkpoint.
@@ -96,19 +97,25 @@ class Run(RecordedRun):
         from convoy.trainer.evaluation.split import evaluate_split
 
         stated = stated_format(path_text(data), image_key, label_key, class_names=class_names)
-        with self._model(checkpoint, devices, trust_code) as (trained, _):
-            evaluated = evaluate_split(
-                trained,
-                split,
-                data=path_text(data) or data,
-                flip_tta=trained.flip_tta if flip_tta is None else flip_tta,
-                record_format=stated,
-            )
+        which: dict[str, Any] = {"data": path_text(data) or data, "record_format": stated}
+        if split == OUT_OF_FOLD and self._files.folds:
+            from convoy.trainer.cross_validation.out_of_fold import evaluate_out_of_fold
+            from convoy.trainer.tf_compat.keras_state import global_state_kept
+
+            model: dict[str, Any] = {"checkpoint": str(checkpoint), "trust_code": trust_code}
+            with global_state_kept():
+                found = evaluate_out_of_fold(self._files, parse_devices(devices), flip_tta=flip_tta, **model, **which)
+            evaluated, write = found.together, found.save
+        else:
+            with self._model(checkpoint, devices, trust_code) as (trained, _):
+                flips = trained.flip_tta if flip_tta is None else flip_tta
+                evaluated = evaluate_split(trained, split, flip_tta=flips, **which)
+            write = evaluated.save
         if save and (unwritable := self._files.write_error()):
             _logger.warning("%s cannot be written (%s): the evaluation is not saved.", self.path, unwritable.strerror)
         elif save:
-            evaluated.save()
-        return Evaluation(evaluated.evaluation, evaluated.predictions, trained.class_names)
+            write()
+        return Evaluation(evaluated.evaluation, evaluated.predictions, evaluated.class_names)
 
     @spelled_for_python()
     def predict(
@@ -185,7 +192,8 @@ class Run(RecordedRun):
           trust_code: as in `evaluate`.
 
         Raises:
-          UsageError: as `predict`; a class is unknown, or the model has no feature map before its head.
+          UsageError: as `predict`; a class is unknown, the model has no feature map before its head, or the run is a
+            cross-validation, which has several models.
           DataError: run or images cannot be used.
 
         Example:
@@ -275,21 +283,22 @@ class Run(RecordedRun):
     @contextlib.contextmanager
     def _model(
         self, checkpoint: str | int, devices: str, trust_code: bool
-    ) -> "Iterator[tuple[TrainedRun, RunClassifier]]":
+    ) -> "Iterator[tuple[TrainedRun, RunClassifier | MixedEnsemble]]":
         """Yields the model with the weights of a checkpoint, loaded unless it is the last one that was used."""
-        from convoy.trainer.evaluation.classifier import RunClassifier
-        from convoy.trainer.session.restore import chosen_steps, open_run
+        from convoy.trainer.evaluation.classifier import classifier_of
+        from convoy.trainer.session.restore import open_run, steps_by_model
         from convoy.trainer.session.runtime import enable_determinism
         from convoy.trainer.tf_compat.keras_state import global_state_kept
 
-        key = (chosen_steps(self._files, str(checkpoint)), devices)
+        key = (steps_by_model(self._files, str(checkpoint)), devices)
         with global_state_kept():
             if not self._loaded or self._loaded[0] != key:
                 self._loaded = None  # frees its memory first
                 trained = open_run(
                     os.fspath(self.path), parse_devices(devices), checkpoint=str(checkpoint), trust_code=trust_code
                 )
-                self._loaded = (trained.steps, devices), trained, RunClassifier(trained)
+                steps = [member.steps for member in trained.members]
+                self._loaded = (steps, devices), trained, classifier_of(trained)
             elif self._loaded[1].config.deterministic:
                 enable_determinism()
             yield self._loaded[1:]
@@ -340,7 +349,7 @@ def open_run(workdir: _Path) -> Run:
       run.metrics("validation")
     """
     path = Path(workdir)
-    if not any(os.path.lexists(path / name) for name in listing.MARKS):
+    if not listing.is_run(path):
         raise DataError(
             f"{path}: {'not a run directory' if path.is_dir() else 'no such folder'}. Pass that of train()."
         )

@@ -1,5 +1,7 @@
 """`load_config`, `train` and the result of a training."""
 
+import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +15,16 @@ from convoy.api.spelling import spelled_for_python
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
+from convoy.core.run_layout import MOST_FOLDS
+from convoy.core.text import counted
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.dataset.open import Data, stated_format
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.callback import Callback
 
 _Path = str | os.PathLike[str]
+
+_logger = logging.getLogger("convoy")
 
 
 @spelled_for_python()
@@ -126,6 +132,41 @@ class TrainingResult(Shown):
         return {**stopped, **{name: self._content.get(name) for name in shown}, **metrics}
 
 
+class CrossValidation(TrainingResult):
+    """The result of `train(folds=K)`: each field of RUN/result.json is an attribute.
+
+    Attributes:
+      workdir: the folder with the runs of the folds: `fold-1`, `fold-2`, ...
+      folds: per fold `fold`, its number; `result`, that of its run; and once all are trained, `images`, `checkpoint`,
+        the step of the evaluated weights, and `metrics`.
+      mean: mean of each metric over the folds; None before all are trained.
+      sd: standard deviation of each metric over the folds, with K - 1 as divisor; None before all are trained.
+      out_of_fold: metrics over all images, each predicted by the run that was not trained on it.
+      label_errors: number of images in label_errors.csv, whose label is probably wrong.
+      stop: as in `TrainingResult`, of the fold that was stopped; else None.
+
+    Example:
+      config = convoy.load_config("smoke", steps=4)
+      result = convoy.train(config, data="data", workdir="folds", folds=2)
+      result.mean["top1"], result.sd["top1"], result.label_errors
+      convoy.open_run("folds").predict("photos/test").labels[:3]
+    """
+
+    folds: list[dict[str, Any]]
+    mean: dict[str, float] | None
+    sd: dict[str, float] | None
+    out_of_fold: dict[str, float] | None
+    label_errors: int | None
+
+    def _title(self) -> str:
+        return f"Cross-validation in {self.workdir}: {counted(len(self.folds), 'fold')}"
+
+    def _facts(self) -> Mapping[str, object]:
+        stopped = {"stopped": self.stop["reason"]} if self.stop else {}
+        mean, sd = self.mean or {}, self.sd or {}
+        return {**stopped, **{name: f"{value:.4g} ± {sd[name]:.2g}" for name, value in mean.items()}}
+
+
 @spelled_for_python()
 def train(
     config: ml_collections.ConfigDict | _Path,
@@ -135,6 +176,7 @@ def train(
     devices: str = "auto",
     callbacks: Sequence[Callback | str] = (),
     max_hours: float = 0.0,
+    folds: int = 0,
     strategy: str = "auto",
     extend: bool = False,
     record_order: bool = False,
@@ -157,6 +199,8 @@ def train(
       callbacks: observers of the run, in addition to those that write the run directory: objects, or names as
         `--callbacks` takes them, such as `wandb` and `mlflow`.
       max_hours: stop after this time, above 0: the run is saved, and the same call trains on.
+      folds: cross-validation: divide the images of `train` and `validation` into this many folds, 2 or more, and train
+        a run without each. The result is a `CrossValidation`. Each run gets a shallow copy of the callbacks.
       strategy: `auto`, `one_device` or `mirrored`.
       extend: continue the run to a longer `config.epochs` or `config.steps`.
       record_order: write the images of each step to RUN/order.
@@ -195,28 +239,37 @@ def train(
         raise UsageError(
             f"profile_steps={profile_steps!r}: pass (FIRST, LAST) with 1 <= FIRST <= LAST, such as (20, 30)."
         )
+    if not isinstance(folds, int) or not (folds == 0 or 2 <= folds <= MOST_FOLDS):
+        raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
     from convoy.trainer.callbacks.log_messages import LogMessages
     from convoy.trainer.callbacks.named import chosen_callbacks
     from convoy.trainer.callbacks.time_limit import TimeLimit
+    from convoy.trainer.cross_validation.training import train_folds
     from convoy.trainer.loop import train as train_loop
     from convoy.trainer.tf_compat.keras_state import global_state_kept
 
     time_limit = TimeLimit(max_hours) if max_hours else None
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
+    common: dict[str, Any] = {
+        "data": path_text(data) or data,
+        "workdir": workdir,
+        "devices": parsed_devices,
+        "strategy_name": strategy,
+        "recipe": recipe,
+        "record_format": record_format,
+        "extend": extend,
+        "command": f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r}"
+        + (f", folds={folds})" if folds else ")"),
+    }
+
+    def copied_callbacks() -> list[Callback]:
+        return [LogMessages(), *map(copy.copy, chosen)]
+
     with global_state_kept():
-        content = train_loop(
-            config,
-            data=path_text(data) or data,
-            workdir=workdir,
-            devices=parsed_devices,
-            strategy_name=strategy,
-            callbacks=[LogMessages(), *chosen],
-            recipe=recipe,
-            record_format=record_format,
-            extend=extend,
-            command=f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r})",
-        )
-    return TrainingResult(Path(workdir), content)
+        if folds:
+            content = train_folds(config, folds=folds, make_callbacks=copied_callbacks, say=_logger.info, **common)
+            return CrossValidation(Path(workdir), content)
+        return TrainingResult(Path(workdir), train_loop(config, callbacks=[LogMessages(), *chosen], **common))
 
 
 def _is_range(steps: object) -> bool:

@@ -1,7 +1,9 @@
 """`convoy evaluate`: evaluates a trained run on a split, each image once, and writes its report."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
@@ -13,16 +15,22 @@ from convoy.core.flags import FlagDefiner
 from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
+if TYPE_CHECKING:
+    from convoy.trainer.run.directory import RunDirectory
+
 REQUIRED = ("workdir", "split")
 CHECKPOINT_HELP = "best (by validation top-1), last, mean:N (the mean of the last N), or the step of a checkpoint"
+WORKDIR_HELP = "run directory of `convoy train`; several, comma-separated, and a cross-validation predict together"
 RENAMED_FLAGS = {"tta": "flip_tta"}
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     define = FlagDefiner(flags)
-    define.string("workdir", None, "run directory of `convoy train`")
-    define.string("split", None, "split to evaluate on")
+    define.string("workdir", None, WORKDIR_HELP)
+    define.string(
+        "split", None, "split to evaluate on; out_of_fold for the images of a cross-validation, each by its fold's run"
+    )
     define.string("data", None, "dataset directory; default: the one the run was trained on")
     define_record_flags(flags)
     define.string("json", None, "file to write the metrics to, as JSON")
@@ -59,38 +67,58 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         check_output_file(Path(flags.json), flag="json")
     devices = parse_devices(flags.devices)
     start_tensorflow()
+    from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
     from convoy.trainer.callbacks.console import quality_row
+    from convoy.trainer.cross_validation.out_of_fold import evaluate_out_of_fold
     from convoy.trainer.evaluation.report.page import write_report
     from convoy.trainer.evaluation.split import evaluate_split
-    from convoy.trainer.session.restore import open_run
+    from convoy.trainer.run.directory import RunDirectory
+    from convoy.trainer.session.restore import open_runs
 
-    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
-    flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
-    unwritable = trained.run.write_error()
-    if unwritable:
-        print(
-            f"{trained.run.path} cannot be written ({unwritable.strerror}): the metrics are only printed, without "
-            "predictions and report. --json=FILE writes the metrics.",
-            flush=True,
-        )
-    evaluated = evaluate_split(
-        trained, flags.split, data=flags.data, flip_tta=flip_tta, record_format=record_format(flags, flags.data)
-    )
+    workdirs = split_workdirs(flags.workdir)
+    run = RunDirectory(workdirs[0])
+    model: dict[str, Any] = {"checkpoint": flags.checkpoint, "trust_code": flags.trust_code}
+    data: dict[str, Any] = {"data": flags.data, "record_format": record_format(flags, flags.data)}
+    save: Callable[[], None]
+    if flags.split == OUT_OF_FOLD and len(workdirs) == 1 and run.folds:
+        found = evaluate_out_of_fold(run, devices, flip_tta=flags.flip_tta, **model, **data)
+        evaluated, save, weights = found.together, found.save, "the model that was not trained on each"
+        print(found.conclusion()[0])
+    else:
+        trained = open_runs(workdirs, devices, **model)
+        flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
+        evaluated = evaluate_split(trained, flags.split, flip_tta=flip_tta, **data)
+        save, weights = evaluated.save, trained.weights_text
     evaluation = evaluated.evaluation
-    images, quality = evaluation.images, evaluation.quality
-    tta = " and flip test-time augmentation" if flip_tta else ""
-    print(f"Evaluated {counted(images, 'image')} of {flags.split} with the weights of {evaluation.weights}{tta}.")
-    print(quality_row(flags.split, quality))
+    tta = " and flip test-time augmentation" if evaluation.flip_tta else ""
+    print(f"Evaluated {counted(evaluation.images, 'image')} of {flags.split} with {weights}{tta}.")
+    print(quality_row(flags.split, evaluation.quality))
     if flags.json:
-        facts = {"split": flags.split, "step": trained.step, "images": images, "flip_tta": flip_tta}
-        facts |= {"checkpoint": trained.checkpoint} if trained.checkpoint else {}
+        names = ("split", "step", "images", "flip_tta")
+        facts = {name: getattr(evaluation, name) for name in names} | evaluation.quality
+        facts |= {"checkpoint": evaluation.checkpoint} if evaluation.checkpoint else {}
         try:
-            write_whole(Path(flags.json), (json.dumps(json_value({**facts, **quality}), indent=1) + "\n").encode())
+            write_whole(Path(flags.json), (json.dumps(json_value(facts), indent=1) + "\n").encode())
         except OSError as error:
             raise DataError(f"--json={flags.json} cannot be written ({error.strerror}).") from None
-    if unwritable:
+    if why_not := _why_not_saved(workdirs, run):
+        print(
+            f"{why_not}: the metrics are only printed, without predictions and report. --json=FILE writes the metrics."
+        )
         return
-    evaluated.save()
-    print(f"Metrics: {trained.run.results_table}")
-    print(f"Predictions: {trained.run.predictions(flags.split)}")
-    print("\n".join(write_report(trained.run)))
+    save()
+    print(f"Metrics: {run.results_table}")
+    print(f"Predictions: {run.predictions(flags.split)}")
+    print("\n".join(write_report(run)))
+
+
+def _why_not_saved(workdirs: Sequence[str], run: "RunDirectory") -> str:
+    if len(workdirs) > 1:
+        return "Several runs have no run directory in common"
+    unwritable = run.write_error()
+    return f"{run.path} cannot be written ({unwritable.strerror})" if unwritable else ""
+
+
+def split_workdirs(text: str) -> list[str]:
+    """Returns the run directories of `--workdir`; a path may contain commas."""
+    return [text] if Path(text).exists() else [name for name in text.split(",") if name] or [text]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from convoy.cli.evaluate import define_flip_flag, define_model_flags
+from convoy.cli.evaluate import WORKDIR_HELP, define_flip_flag, define_model_flags, split_workdirs
 from convoy.cli.limits import define_limit_flags, limits_of
 from convoy.cli.tables import print_table
 from convoy.core.devices import Devices, parse_devices
@@ -17,7 +17,7 @@ from convoy.input_pipeline.tf_startup import start_tensorflow
 from convoy.trainer.export.loaders import FILES
 
 if TYPE_CHECKING:
-    from convoy.trainer.evaluation.classifier import Classifier
+    from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 
 REQUIRED = ("images",)
 _SHOWN = 20  # images whose answers are printed
@@ -27,7 +27,7 @@ RENAMED_FLAGS = {"tta": "flip_tta"}
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the flags."""
     define = FlagDefiner(flags)
-    define.string("workdir", None, "run directory of `convoy train`")
+    define.string("workdir", None, WORKDIR_HELP)
     define.string("export", None, "folder of `convoy export`, instead of --workdir")
     define.string("format", None, f"format of the export to use; default: the first available of {', '.join(FILES)}")
     define.list("images", None, "folder of images, searched recursively, or image files, comma-separated")
@@ -55,7 +55,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     start_tensorflow()
     from convoy.trainer.evaluation.prediction import Request, predict
 
-    classifier = _classifier(flags, devices)
+    classifier, weights = _classifier(flags, devices)
     request = Request(
         images=_images(flags.images),
         output=Path(flags.output) if flags.output else None,
@@ -77,10 +77,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         rows = zip(found.names, found.best, strict=True)
         print_table(("image", "category"), ("probability",), [(name, *_cells(best)) for name, best in rows])
     left_out = f", {len(found.unreadable):,} of them unreadable" if found.unreadable else ""
-    print(
-        f"{request.output or 'Predicted'}: {counted(len(found.names), 'image')}{left_out}, with the weights of "
-        f"{weights_text(classifier.step, classifier.checkpoint)}"
-    )
+    print(f"{request.output or 'Predicted'}: {counted(len(found.names), 'image')}{left_out}, with {weights}")
 
 
 def _images(names: list[str]) -> list[Path]:
@@ -93,15 +90,18 @@ def _cells(best: tuple[str, float] | None) -> tuple[str, str]:
     return (best[0], f"{100 * best[1]:.1f} %") if best else ("", "unreadable")
 
 
-def _classifier(flags: absl_flags.FlagValues, devices: Devices) -> "Classifier":
+def _classifier(flags: absl_flags.FlagValues, devices: Devices) -> "tuple[Classifier | MixedEnsemble, str]":
+    """Returns the model, and what it consists of for the user."""
     if flags.export:
         from convoy.trainer.cluster.strategy import make_strategy
         from convoy.trainer.export.classifier import open_export
 
         make_strategy(devices)  # hides the other GPUs; the export runs on the first device
-        return open_export(Path(flags.export), flags.format or "", trust_code=flags.trust_code)
-    from convoy.trainer.evaluation.classifier import RunClassifier
-    from convoy.trainer.session.restore import open_run
+        exported = open_export(Path(flags.export), flags.format or "", trust_code=flags.trust_code)
+        return exported, f"the weights of {weights_text(exported.step, exported.checkpoint)}"
+    from convoy.trainer.evaluation.classifier import classifier_of
+    from convoy.trainer.session.restore import open_runs
 
-    trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
-    return RunClassifier(trained)
+    workdirs = split_workdirs(flags.workdir)
+    trained = open_runs(workdirs, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
+    return classifier_of(trained), trained.weights_text

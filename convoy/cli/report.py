@@ -24,7 +24,7 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    """Writes the report; evaluates the validation split first if nothing was evaluated yet."""
+    """Writes the report; evaluates the validation split, or the folds, first if nothing was evaluated yet."""
     from convoy.trainer.evaluation.predictions import evaluations
     from convoy.trainer.evaluation.report.history import read_history
     from convoy.trainer.evaluation.report.page import write_report
@@ -52,10 +52,21 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _evaluate(flags: absl_flags.FlagValues, devices: Devices) -> None:
     start_tensorflow()
+    from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
     from convoy.trainer.callbacks.console import quality_row
+    from convoy.trainer.cross_validation.out_of_fold import evaluate_out_of_fold
     from convoy.trainer.evaluation.split import evaluate_split
+    from convoy.trainer.run.directory import RunDirectory
     from convoy.trainer.session.restore import open_run
 
+    run = RunDirectory(flags.workdir)
+    if run.folds:
+        found = evaluate_out_of_fold(
+            run, devices, checkpoint=flags.checkpoint, data=flags.data, trust_code=flags.trust_code
+        )
+        found.save()
+        print(quality_row(OUT_OF_FOLD, found.together.evaluation.quality))
+        return
     trained = open_run(flags.workdir, devices, checkpoint=flags.checkpoint, trust_code=flags.trust_code)
     evaluated = evaluate_split(trained, "validation", data=flags.data, flip_tta=trained.flip_tta)
     evaluated.save()

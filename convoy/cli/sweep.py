@@ -28,7 +28,16 @@ REQUIRED = ("space", "trials", "workdir")
 _EXAMPLE = "Example: convoy sweep --space=space.py --trials=20 --workdir=sweep -- train --data=data"
 _SHOWN = 5  # best trials
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
-_NOT_IN_TRIALS = ("workdir", "worker_hosts", "worker_index", "print_config", "find_lr", "find_batch_size", "extend")
+_NOT_IN_TRIALS = (
+    "workdir",
+    "worker_hosts",
+    "worker_index",
+    "print_config",
+    "find_lr",
+    "find_batch_size",
+    "extend",
+    "folds",
+)
 
 
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

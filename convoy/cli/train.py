@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags as absl_flags
@@ -18,9 +19,11 @@ from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devic
 from convoy.core.errors import UsageError
 from convoy.core.flags import FlagDefiner
 from convoy.core.processes import ending_on_interrupt
+from convoy.core.run_layout import MOST_FOLDS
 from convoy.core.user_code import code_of
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, set_verbosity, start_tensorflow
 from convoy.trainer import config as configs
+from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.time_limit import TimeLimit
 from convoy.trainer.config import renamed
 
@@ -157,6 +160,14 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
         lower_bound=1.0,
     )
     define_verbosity_flag(flags)
+    define.integer(
+        "folds",
+        None,
+        "cross-validation: divide the splits train and validation into this many folds, and train a run without each "
+        "in WORKDIR/fold-1, WORKDIR/fold-2, ...",
+        lower_bound=2,
+        upper_bound=MOST_FOLDS,
+    )
     define.bool("record_order", False, "write the images of each step to RUN/order")
     define.list("callbacks", [], "one or more of wandb, mlflow, FILE.py:NAME and package.module:NAME")
     define.float(
@@ -195,28 +206,34 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from convoy.trainer.callbacks.console import Console
         from convoy.trainer.callbacks.named import chosen_callbacks
         from convoy.trainer.cluster.watchdog import Deadlines
+        from convoy.trainer.cross_validation.training import train_folds
         from convoy.trainer.loop import train
         from convoy.trainer.sweep.trial import trial_callbacks
 
-        chosen = chosen_callbacks(
-            flags.callbacks, record_order=flags.record_order, profile_steps=profile_steps, time_limit=time_limit
-        )
-        train(
-            config,
-            data=flags.data,
-            workdir=flags.workdir,
-            devices=devices,
-            strategy_name=flags.strategy,
-            cluster=cluster,
-            deadlines=Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
-            interface=flags.interface,
-            callbacks=[Console(), *chosen, *trial_callbacks(os.environ)],
-            recipe=code_of(Path(config_flags.get_config_filename(flags["config"]))),
-            record_format=record_format(flags, flags.data),
-            extend=flags.extend,
-            command=shlex.join(sys.argv),
-            owns_process=True,
-        )
+        def make_callbacks() -> list[Callback]:
+            chosen = chosen_callbacks(
+                flags.callbacks, record_order=flags.record_order, profile_steps=profile_steps, time_limit=time_limit
+            )
+            return [Console(), *chosen, *trial_callbacks(os.environ)]
+
+        common: dict[str, Any] = {
+            "data": flags.data,
+            "workdir": flags.workdir,
+            "devices": devices,
+            "strategy_name": flags.strategy,
+            "cluster": cluster,
+            "deadlines": Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
+            "interface": flags.interface,
+            "recipe": code_of(Path(config_flags.get_config_filename(flags["config"]))),
+            "record_format": record_format(flags, flags.data),
+            "extend": flags.extend,
+            "command": shlex.join(sys.argv),
+            "owns_process": True,
+        }
+        if flags.folds:
+            train_folds(config, folds=flags.folds, make_callbacks=make_callbacks, say=_say, **common)
+        else:
+            train(config, callbacks=make_callbacks(), **common)
 
 
 def _find(config: ml_collections.ConfigDict, flags: absl_flags.FlagValues, devices: Devices) -> None:
@@ -300,12 +317,16 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
         print("\nPass --data=DATA to print batch sizes and durations in steps too.")
         return
     start_tensorflow()
+    from convoy.input_pipeline.dataset.folds import make_folds
     from convoy.input_pipeline.dataset.open import open_dataset
     from convoy.trainer.cluster.strategy import make_strategy
     from convoy.trainer.session.runtime import resolve_precision_and_xla
     from convoy.trainer.session.weights import located_text
 
-    num_images = open_dataset(flags.data, record_format(flags, flags.data)).split("train").num_images
+    dataset = open_dataset(flags.data, record_format(flags, flags.data))
+    if flags.folds:
+        dataset = make_folds(dataset, flags.folds).without(1)
+    num_images = dataset.split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)
     precision, use_xla = resolve_precision_and_xla(config, strategy)

@@ -88,6 +88,14 @@ FILES = {
     "heat_maps_{split}.json": RunFile(
         "Grad-CAM of its most confident errors, as pictures for the report, or why there are none", _EVALUATION
     ),
+    "fold-{number}/": RunFile(
+        "run directory of a fold; see [Cross-validation](#cross-validation)", "`convoy train --folds`"
+    ),
+    "label_errors.csv": RunFile(
+        "the images of a cross-validation whose label is probably wrong, with the columns of `predictions_SPLIT.csv`, "
+        "the most likely errors first",
+        "`convoy train --folds`; `convoy evaluate --split=out_of_fold`",
+    ),
     "report.html": RunFile("the report: curves, metrics and error analysis, in one file", _REPORT),
     "MODEL_CARD.md": RunFile("model card; not overwritten once it was edited", _REPORT),
     "confusion_matrix.png": RunFile("confusion matrix of the last evaluation", _REPORT),

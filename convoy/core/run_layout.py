@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\.npz")
+MOST_FOLDS = 1000  # of a cross-validation
+
 _ATTEMPT = re.compile(r"attempt-([0-9]{1,18})")
 
 
@@ -38,8 +40,13 @@ class RunLayout:
         self.confusion_matrix = self.path / "confusion_matrix.png"
         self.learning_rates = self.path / "find_lr.csv"
         self.learning_rate_plot = self.path / "find_lr.png"
+        self.label_errors = self.path / "label_errors.csv"
         self.sample_order = self.path / "order"
         self.lock_file = self.path / ".lock"
+
+    def fold(self, number: int) -> Path:
+        """Returns the run directory of a fold of a cross-validation; numbers start at 1."""
+        return self.path / f"fold-{number}"
 
     def predictions(self, split: str) -> Path:
         """Returns the CSV of the latest predictions on a split."""

@@ -58,9 +58,9 @@ def is_count(text: str) -> bool:
     return bool(re.fullmatch("[0-9]{1,18}", text))
 
 
-def weights_text(step: int, checkpoint: str) -> str:
-    """Returns which weights of a run were used: `step 1,200`, or `checkpoint` if it names several."""
-    return checkpoint or f"step {step:,}"
+def weights_text(step: int, checkpoint: str, models: int = 1) -> str:
+    """Returns which weights were used: `step 1,200`, `checkpoint` if it names several, or the number of models."""
+    return f"{models} models" if models > 1 else checkpoint or f"step {step:,}"
 
 
 def joined(items: Sequence[str], conjunction: str) -> str:

@@ -38,6 +38,7 @@ from convoy.input_pipeline.convert.summary import (
     summarize_split,
 )
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
+from convoy.input_pipeline.convert.worker import ShardTask
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
 from convoy.input_pipeline.dataset.index import concatenated
 from convoy.input_pipeline.dataset.open import Split, has_manifest, open_dataset, read_manifest
@@ -166,7 +167,7 @@ def _convert(
                 grouped,
             )
             if not options.dry_run:
-                _publish(work, options, manifest, [*earlier_left_out, *result.left_out], shards, columns)
+                _publish(work, options, manifest, [*earlier_left_out, *result.left_out], tasks, shards, columns)
             return result
     except OSError as error:
         raise DataError(
@@ -266,6 +267,12 @@ def _divide(
     return splits, grouped
 
 
+def _groups(tasks: Sequence[ShardTask], shards: Sequence[Shard]) -> list[str]:
+    """Returns the group of each record, "" for none."""
+    bad = {image.name for shard in shards for image, _ in shard.bad}
+    return [image.group for task in tasks for image in task.images if image.name not in bad]
+
+
 def _split_entry(
     options: Options, shards: Sequence[Shard], columns: Mapping[str, np.ndarray], split: str, num_classes: int
 ) -> dict[str, Any]:
@@ -291,13 +298,14 @@ def _publish(
     options: Options,
     manifest: Mapping[str, Any],
     left_out: Sequence[quarantine.LeftOut],
+    tasks: Mapping[str, Sequence[ShardTask]],
     shards: Mapping[str, Sequence[Shard]],
     columns: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Writes what belongs to the shards, and makes all of it the dataset, or further splits of it."""
     for split, of_split in columns.items():
         metadata.write_index(work.dataset, split, of_split)
-        metadata.write_images(work.dataset, split, of_split)
+        metadata.write_images(work.dataset, split, of_split, _groups(tasks[split], shards[split]))
     quarantine.write(work.dataset, left_out)
     _write_report(work, options, manifest, left_out, shards, columns)
     metadata.write_descriptions(work.dataset, manifest)

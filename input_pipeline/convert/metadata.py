@@ -8,6 +8,7 @@ label names. They are plain JSON and text, so that TFDS is not imported here. Th
 
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,8 +19,9 @@ import numpy as np
 
 from convoy.core.files import write_whole
 from convoy.core.text import counted
+from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.summary import GroupSummary
-from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path
+from convoy.input_pipeline.dataset.image_facts import GROUP, IMAGE_TYPES, images_path
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
 from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
 from convoy.input_pipeline.dataset.tfds_layout import SHARD_TEMPLATE
@@ -68,9 +70,13 @@ def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -
     _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
 
 
-def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes images-SPLIT.npz; equal arrays give equal bytes."""
-    _write_arrays(images_path(directory, split), arrays, IMAGE_TYPES)
+def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray], groups: Sequence[str] = ()) -> None:
+    """Writes images-SPLIT.npz, with the hashes of the images' groups if any has one; equal arrays give equal bytes."""
+    types: dict[str, Any] = dict(IMAGE_TYPES)
+    if any(groups):
+        hashes = {group: content_hash(os.fsencode(group)) for group in set(groups) - {""}}
+        types[GROUP], arrays = np.uint64, {**arrays, GROUP: np.array([hashes.get(group, 0) for group in groups])}
+    _write_arrays(images_path(directory, split), arrays, types)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], types: Mapping[str, Any]) -> None:

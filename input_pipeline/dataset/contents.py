@@ -13,7 +13,8 @@ FILES = {
     "index-{split}.npz": "location, label and checksum of each record of a split; see [index-SPLIT.npz]"
     "(#index-splitnpz). Opening a dataset reads it in place of the shards; if it is missing, record headers are read",
     "images-{split}.npz": "facts about each image of a split, for the report and for finding duplicates; see "
-    "[images-SPLIT.npz](#images-splitnpz)",
+    "[images-SPLIT.npz](#images-splitnpz). With `--group_column` there is also `group`, the hash of an image's group, "
+    "0 for none",
     "quarantine.jsonl": "files that were left out, one JSON object each; see [quarantine.jsonl](#quarantinejsonl)",
     "report.html": "report on all splits: classes, sizes, duplicates, findings, in one file",
     "dataset_info.json": "splits and shards, for TFDS (`tfds.builder_from_directory`)",

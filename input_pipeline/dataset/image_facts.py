@@ -1,10 +1,13 @@
 """images-SPLIT.npz: facts about each image of a split, for the report and for finding duplicates."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from convoy.core.npz import opened, read_array
+from convoy.input_pipeline.dataset.index import AnyPath
+from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
 # The arrays, in the order of the records: stored size in pixels, bytes and `plan.content_hash` of the source file,
 # `perceptual_hash`, and whether the image was re-encoded.
@@ -16,18 +19,21 @@ IMAGE_TYPES = {
     "perceptual": np.uint64,
     "changed": np.bool_,
 }
+# A further array if the conversion had `--group_column`: the hash of the image's group, 0 for none.
+GROUP = "group"
 
 
-def images_path(directory: Path, split: str) -> Path:
+def images_path(directory: AnyPath, split: str) -> AnyPath:
     """Returns the path of a split's images-SPLIT.npz."""
-    return directory / f"images-{split}.npz"
+    return cast(AnyPath, directory / f"images-{split}.npz")
 
 
-def read_images(directory: Path, split: str) -> dict[str, np.ndarray]:
+def read_images(directory: Path | RemotePath, split: str) -> dict[str, np.ndarray]:
     """Returns the arrays of images-SPLIT.npz; {} if it is missing or damaged."""
     try:
-        with opened(images_path(directory, split)) as archive:
-            columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in IMAGE_TYPES.items()}
+        with local_copy(images_path(directory, split)) as local, opened(local) as archive:
+            types = IMAGE_TYPES | ({GROUP: np.uint64} if f"{GROUP}.npy" in archive.namelist() else {})
+            columns = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
     except Exception:  # damaged bytes make zipfile and numpy raise anything
         return {}
     return columns if len({column.shape for column in columns.values()}) == 1 else {}

@@ -35,8 +35,6 @@ from convoy.input_pipeline.dataset.records import CONVERT, Locations
 from convoy.input_pipeline.dataset.source import OpenedSource, Source, SourceName, open_sources, source_name
 from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, is_remote, similar_folder
 
-Data = str | os.PathLike[str] | RemotePath | Source | Mapping[str, Source]  # what `open_dataset` opens
-
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
@@ -167,6 +165,9 @@ class Dataset:
         return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
+Data = str | os.PathLike[str] | RemotePath | Source | Mapping[str, Source] | Dataset  # what `open_dataset` opens
+
+
 def open_dataset(
     directory: Data,
     record_format: RecordFormat | None = None,
@@ -179,7 +180,7 @@ def open_dataset(
     Args:
       directory: output of `convoy convert`, local or `SCHEME://...` of a TensorFlow file system; or a local directory
         prepared by TFDS or with TFRecord shards (`external`); or a source, sources by split, or where to find them:
-        `FILE.py:NAME`, `package.module:NAME` or a registered name.
+        `FILE.py:NAME`, `package.module:NAME` or a registered name; or a dataset that is open, which is returned.
       record_format: what is known about the records of other tools.
       default_split: the split of other tools' shards if their names contain none.
       keep_index: whether to store the index of other tools' records for the next time.
@@ -192,6 +193,8 @@ def open_dataset(
         size differs from the manifest; an index does not match the shards and cannot be rebuilt; a source fails.
       UsageError: there is no source of this name.
     """
+    if isinstance(directory, Dataset):
+        return directory
     if sources := source_name(directory):
         return _open_sources(sources)
     if not isinstance(directory, (str, os.PathLike, RemotePath)):

@@ -232,6 +232,37 @@ class _ImageError(RecordError):
         )
 
 
+class ChosenImages:
+    """Images of opened sources, as a source: those of all, one after another, or some of these.
+
+    Attributes:
+      num_images: number of images.
+    """
+
+    def __init__(self, sources: "Sequence[OpenedSource]", images: np.ndarray | None = None):
+        """Reads nothing. Args: images: [n] int64, which images; None for all."""
+        self._sources = sources
+        self._ends = np.cumsum([len(source.label) for source in sources])
+        self._images = np.arange(self._ends[-1]) if images is None else images
+        self._labels = np.concatenate([source.label for source in sources])[self._images]
+        self.num_images = len(self._images)
+
+    def label(self, index: int) -> int:
+        """Implements `Source.label`."""
+        return int(self._labels[index])
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Implements `Source.read`."""
+        images = self._images[np.asarray(indices, np.int64)]
+        numbers = np.searchsorted(self._ends, images, side="right")
+        found: dict[int, bytes] = {}
+        for number, source in enumerate(self._sources):
+            own = images[numbers == number]
+            begin = self._ends[number] - len(source.label)
+            found |= zip(own.tolist(), source.read(own - begin), strict=True)
+        return [found[image] for image in images.tolist()]
+
+
 @dataclass(frozen=True)
 class Sources:
     """Opened sources.

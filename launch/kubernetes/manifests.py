@@ -27,6 +27,7 @@ from convoy.core import exit_codes
 from convoy.core.cluster import KEY_VARIABLE
 from convoy.core.user_code import SENT_CODE_VARIABLE
 from convoy.launch.kubernetes.request import AUTO, Request, cpus, memory, node_selector, tolerations
+from convoy.launch.trainer_command import flag_value
 from convoy.launch.worker_variables import worker_variables
 
 Manifest = dict[str, Any]
@@ -171,7 +172,8 @@ def secret(request: Request) -> Manifest:
 def tensorboard_deployment(request: Request) -> Manifest:
     """Returns the Deployment of the run's TensorBoard, which mounts the claim read-only."""
     probe = {"httpGet": {"path": "/", "port": "http"}, "timeoutSeconds": 10}
-    logdir = f"{request.workdir}/tensorboard"
+    # Of a cross-validation, TensorBoard finds the folds itself.
+    logdir = request.workdir if flag_value(request.command, "folds") else f"{request.workdir}/tensorboard"
     container = {
         "name": "tensorboard",
         "image": request.image,

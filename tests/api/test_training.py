@@ -60,7 +60,7 @@ def test_a_result_says_why_the_run_stopped(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("config", None), ("config", {"steps": 4}), ("devices", 2), ("max_hours", -1), ("max_hours", "2")]
+    [("config", None), ("config", {"steps": 4}), ("devices", 2), ("max_hours", -1), ("max_hours", "2"), ("folds", 1)]
     + [("profile_steps", steps) for steps in (3, (4, 2), ("4", "8"))],
 )
 def test_wrong_argument_is_named(tmp_path, argument, value):

@@ -100,6 +100,32 @@ def test_shows_differing_datasets(make_run, tmp_path):
     ]
 
 
+class TestCrossValidation:
+    @pytest.fixture
+    def folder(self, make_run, tmp_path):
+        """A cross-validation of three folds, of which two have begun, next to another run."""
+        make_run("other", top1=0.65)
+        for fold, top1, events in ((1, 0.8, ("start", "done")), (2, 0.6, ("start",))):
+            run = make_run(f"folds/fold-{fold}", top1=top1, events=events)
+            dataset = json.loads((run / "dataset.json").read_text())
+            write_json(run / "dataset.json", {**dataset, "fold": fold, "folds": 3})
+        for name in ("config", "dataset"):
+            shutil.copy(run / f"{name}.json", run.parent)
+        write_json(run.parent / "launch.json", {})
+        return run.parent
+
+    def test_is_one_run_with_the_mean_of_its_folds(self, folder, tmp_path):
+        folds, other = list_runs(tmp_path / "runs")
+        assert (folds.name, other.name) == ("folds", "other")
+        assert folds.best_top1 == pytest.approx(0.7)
+        assert folds.state_text == "stopped at step 60 of 100 in fold 2 of 3"
+        write_json(folder / "result.json", {"mean": {}})
+        assert runs_by_name(tmp_path)["folds"].state_text == "done, 3 folds"
+
+    def test_its_folds_are_listed_in_its_folder(self, folder):
+        assert [run.name for run in list_runs(folder)] == ["fold-1", "fold-2"]
+
+
 def test_unlocked_run_is_stopped(make_run, tmp_path):
     make_run("run")
     run = runs_by_name(tmp_path)["run"]

@@ -25,6 +25,16 @@ def test_checkpoint_step_ignores_incomplete_checkpoints_and_other_files(tmp_path
     assert run.checkpoint_step() == 12
 
 
+def test_checkpoint_step_of_a_cross_validation_counts_all_folds(tmp_path, run):
+    for fold, steps in (("fold-1", (4, 40)), ("fold-2", (8, 12)), ("fold-3", ())):
+        (tmp_path / fold / "checkpoints").mkdir(parents=True)
+        for step in steps:
+            (tmp_path / fold / "checkpoints" / f"step-{step:09}.npz").write_text("")
+    assert run.checkpoint_step() == 52
+    run.append_restart(2, "killed")
+    assert [event["event"] for event in run.events(0)] == ["restart"]
+
+
 def test_events_start_at_an_offset_and_skip_damaged_lines(tmp_path, run):
     assert (run.events_end(), run.events(0)) == (0, [])
     (tmp_path / "checkpoints").mkdir()

@@ -25,6 +25,37 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class TestFolderOfFolds:
+    @pytest.fixture
+    def run(self, tmp_path):
+        fold = tmp_path / "run" / "fold-1"
+        (fold / "checkpoints").mkdir(parents=True)
+        (fold / "dataset.json").write_text('{"fold": 1, "folds": 5}')
+        return RunDirectory(tmp_path / "run")
+
+    def test_number_of_folds_is_known_from_the_first_on(self, run):
+        assert (run.folds, RunDirectory(run.fold(1)).folds) == (5, 0)
+        run.check(folds=5)
+
+    @pytest.mark.parametrize("damaged", ['"5"', "-1", "1", "10000000000", "null"])
+    def test_damaged_number_of_folds_is_refused(self, run, damaged):
+        fold = RunDirectory(run.fold(1))
+        fold.dataset.write_text(f'{{"class_names": ["a"], "fold": 1, "folds": {damaged}}}')
+        assert run.folds == 0
+        with pytest.raises(DataError, match="folds"):
+            fold.read_dataset()
+
+    @pytest.mark.parametrize("folds", [0, 4])
+    def test_another_number_of_folds_is_refused(self, run, folds):
+        with pytest.raises(UsageError, match="--folds=5"):
+            run.check(folds=folds)
+
+    def test_a_fold_in_a_run_and_in_a_folder_of_something_else_is_refused(self, run, tmp_path):
+        for folder in (run.fold(1), tmp_path):
+            with pytest.raises(UsageError, match=f"--workdir={folder}"):
+                RunDirectory(folder).check(folds=2)
+
+
 class TestJsonLines:
     def test_truncation_keeps_earlier_lines_byte_for_byte(self, tmp_path):
         path = tmp_path / "metrics.jsonl"

@@ -4,6 +4,7 @@ devices = parse_devices("cpu:2")
 strategy = make_strategy(devices, "auto")     # starts TensorFlow, unless it was used before
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def make_strategy(
             )
         names = _gpus([found[gpu] for gpu in wanted], or_fewer=devices.kind == "auto") or _cpus(devices.count)
     if cluster:
-        return _multi_worker(cluster, names, heartbeat_seconds)
+        return _multi_worker(cluster, tuple(names), heartbeat_seconds)
     if name == "one_device" and len(names) > 1:
         raise UsageError(f"--strategy=one_device with {len(names)} devices. Pass one device, or --strategy=mirrored.")
     if name == "mirrored" or len(names) > 1:
@@ -67,7 +68,8 @@ def make_strategy(
     return tf.distribute.OneDeviceStrategy(names[0])
 
 
-def _multi_worker(cluster: Cluster, names: list[str], heartbeat_seconds: float) -> "tf.distribute.Strategy":
+@functools.cache  # TensorFlow's server cannot be started twice in a process, which may train several runs
+def _multi_worker(cluster: Cluster, names: tuple[str, ...], heartbeat_seconds: float) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
     from convoy.trainer.tf_compat.internals import cpu_devices_of_a_worker, set_heartbeat, sigterm_kept

@@ -75,7 +75,7 @@ class WorkerGroup:
         return self.cluster.name(rank) if self.cluster else f"worker {rank}"
 
     def rendezvous(self, *, checks_port: bool = True) -> None:
-        """Waits until every worker has connected.
+        """Waits until every worker has connected, unless they are.
 
         Args:
           checks_port: whether a worker's port must be free. The chief's always must.
@@ -84,7 +84,7 @@ class WorkerGroup:
           PeerLostError: some have not within `startup_seconds`, or a worker's port is taken. Names them.
           UsageError: the workers were not started with the same cluster description and run directory.
         """
-        if not self.cluster:
+        if not self.cluster or self._links:
             return
         meeting = Meeting(self.cluster, self._workdir, self._deadline_seconds, self._links, self._changed)
         if self.is_chief:

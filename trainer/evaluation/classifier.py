@@ -1,6 +1,6 @@
 """Class probabilities for images: `RunClassifier` for a trained run, `convoy.trainer.export.classifier` for an export.
 
-classifier = RunClassifier(trained)
+classifier = classifier_of(trained)
 for probabilities in classifier.probabilities(lambda number: images[number], len(images)):
     classifier.class_names[probabilities.argmax()]
 """
@@ -8,6 +8,7 @@ for probabilities in classifier.probabilities(lambda number: images[number], len
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ class Classifier(Protocol):
 
     @property
     def step(self) -> int:
-        """Step of the weights."""
+        """Step of the weights; of an ensemble, that of its first model."""
 
     @property
     def checkpoint(self) -> str:
@@ -57,11 +58,16 @@ class Classifier(Protocol):
 
 
 class RunClassifier:
-    """A trained run on its devices."""
+    """A trained run on its devices, or an ensemble of runs that resize images in the same way.
+
+    Attributes:
+      models: number of models whose probabilities are averaged.
+    """
 
     def __init__(self, trained: TrainedRun):
         """Compiles nothing yet."""
-        self._runtime = trained.runtime
+        self._runtimes = [member.runtime for member in trained.members]
+        self.models = len(self._runtimes)
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
         self.class_names = trained.class_names
         self.crop = trained.crop
@@ -73,7 +79,7 @@ class RunClassifier:
         self, image_of: Callable[[tf.Tensor], tf.Tensor], num_images: int, *, flip_tta: bool = False
     ) -> Iterator[np.ndarray]:
         """Implements `Classifier.probabilities`."""
-        strategy = self._runtime.strategy
+        strategy = self._runtimes[0].strategy
         replicas = strategy.num_replicas_in_sync
         batch = -(-min(EVALUATION_BATCH_SIZE, num_images) // replicas)
         padded = -(-num_images // (batch * replicas)) * batch * replicas
@@ -90,17 +96,19 @@ class RunClassifier:
 
     @functools.cached_property
     def grad_cam(self) -> GradCam:
-        """Makes heat maps of the same model."""
-        return GradCam(self._runtime.state, self._runtime.built, self.crop.size)
+        """Makes heat maps of the same model; of an ensemble, of its first one."""
+        runtime = self._runtimes[0]
+        return GradCam(runtime.state, runtime.built, self.crop.size)
 
     def _classify(self, flip_tta: bool) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
         """Returns the compiled function from a distributed batch to each replica's probabilities."""
         if flip_tta in self._compiled:
             return self._compiled[flip_tta]
-        strategy = self._runtime.strategy
+        strategy = self._runtimes[0].strategy
 
         def one_replica(images: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(infer(self._runtime.state, self._runtime.built, images))
+            found = [tf.nn.softmax(infer(runtime.state, runtime.built, images)) for runtime in self._runtimes]
+            return tf.add_n(found) / self.models if self.models > 1 else found[0]
 
         def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
             return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2
@@ -112,3 +120,29 @@ class RunClassifier:
 
         self._compiled[flip_tta] = classify
         return classify
+
+
+class MixedEnsemble:
+    """Runs that resize images in different ways, each of which therefore loads the images itself (`loading`).
+
+    Attributes:
+      parts: the runs, together where they resize in the same way.
+      models: number of models whose probabilities are averaged.
+    """
+
+    def __init__(self, parts: Sequence[RunClassifier]):
+        """Takes the parts."""
+        self.parts = parts
+        self.class_names = parts[0].class_names
+        self.step, self.checkpoint = parts[0].step, parts[0].checkpoint
+        self.models = sum(part.models for part in parts)
+        self.flip_tta = any(part.flip_tta for part in parts)
+
+
+def classifier_of(trained: TrainedRun) -> RunClassifier | MixedEnsemble:
+    """Returns the classifier of a run or an ensemble."""
+    by_crop: dict[Crop, list[TrainedRun]] = {}
+    for member in trained.members:
+        by_crop.setdefault(member.crop, []).append(member)
+    parts = [RunClassifier(replace(first, others=tuple(others))) for first, *others in by_crop.values()]
+    return MixedEnsemble(parts) if len(parts) > 1 else parts[0]

@@ -7,7 +7,8 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,14 @@ from convoy.trainer.step.state import TrainState
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
+class Member(NamedTuple):
+    """A model of an ensemble, and the reader of its images."""
+
+    state: TrainState
+    built: ModelBundle
+    reader: Reader
+
+
 class Evaluator:
     """Evaluates the current weights, or their average where the state keeps one."""
 
@@ -37,6 +46,7 @@ class Evaluator:
         *,
         objective: Objective | None = None,
         flip_tta: bool = False,
+        others: Sequence[Member] = (),
     ):
         """Prepares the evaluation; the first call of `metrics` compiles it.
 
@@ -48,10 +58,11 @@ class Evaluator:
           worker_group: workers that evaluate together; None for this process alone.
           objective: the loss and the metrics; None for those of the default config.
           flip_tta: average each image's probabilities with those of its mirror image.
+          others: models whose probabilities are averaged with those of this one.
         """
         self._state = state
-        self._built = built
         self._reader = reader
+        self._members = [Member(state, built, reader), *others]
         self._worker_group = worker_group or WorkerGroup(None)
         self._objective = objective or Objective()
         self._flip_tta = flip_tta
@@ -62,13 +73,21 @@ class Evaluator:
         self._steps = -(-reader.num_images // batch_size)
         # For a dataset of unknown length TensorFlow asks all workers before each batch whether they have another one.
         endless = tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)
-        self._dataset = strategy.distribute_datasets_from_function(
-            lambda context: reader.evaluation(slices).apply(endless)
-        )
-        self._evaluate_batch = tf.function(self._all_replicas, autograph=False)
+        self._datasets = {
+            each: strategy.distribute_datasets_from_function(
+                lambda context, each=each: each.evaluation(slices).apply(endless)
+            )
+            for each in dict.fromkeys(member.reader for member in self._members)
+        }
+        # A function of its own: TensorFlow counts the traces of a method over all evaluators, and warns.
+        self._evaluate_batch = tf.function(lambda batches: self._all_replicas(batches), autograph=False)
 
     def metrics(self, *, seconds: float | None = None, each: EachBatch | None = None) -> dict[str, float]:
-        """Returns the metrics of the whole split (`MetricSet.summarize`), the same on every worker.
+        """Returns the metrics of the whole split (`MetricSet.summarize`), the same on every worker; as `sums`."""
+        return self._objective.metrics.summarize(self.sums(seconds=seconds, each=each))
+
+    def sums(self, *, seconds: float | None = None, each: EachBatch | None = None) -> np.ndarray:
+        """Returns the sums of the metrics over the whole split, the same on every worker.
 
         Args:
           seconds: how long to wait for the other workers at the end.
@@ -80,32 +99,39 @@ class Evaluator:
           PeerLostError: another worker is gone.
         """
         total = np.float64(0)
-        with contextlib.closing(distributed_batches(self._dataset, self._reader)) as batches:
-            for batch in itertools.islice(batches, self._steps):
+        with contextlib.ExitStack() as stack:
+            opened = [distributed_batches(dataset, reader) for reader, dataset in self._datasets.items()]
+            for batches in opened:
+                stack.enter_context(contextlib.closing(batches))
+            for batch in itertools.islice(zip(*opened, strict=True), self._steps):
                 sums, probabilities = self._evaluate_batch(batch)
                 total = total + sums.numpy()
                 if each:
-                    each(*self._without_padding(batch, probabilities))
+                    each(*self._without_padding(batch[0], probabilities))
                 self._worker_group.report(self._state.step, "evaluation")
         gathered = self._worker_group.exchange("evaluation", total.tolist(), seconds=seconds)
         total = np.sum(np.array(gathered, np.float64), axis=0)
         counted = metrics.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
-        return self._objective.metrics.summarize(total)
+        return total
 
-    def _all_replicas(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    def _all_replicas(self, batch: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
         sums, probabilities = self._state.strategy.run(self._one_replica, (batch,))
         return tf.add_n(local(sums)), local(probabilities)
 
-    def _one_replica(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = infer(self._state, self._built, batch["image"])
-        if self._flip_tta:
-            mirrored = infer(self._state, self._built, tf.reverse(batch["image"], [2]))
-            # Log of the mean probabilities: logits whose softmax is that mean.
-            both = tf.stack([tf.nn.log_softmax(logits), tf.nn.log_softmax(mirrored)])
-            logits = tf.reduce_logsumexp(both, 0) - math.log(2.0)
+    def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor]:
+        batch, views = batches[0], []
+        images_of = {reader: one["image"] for reader, one in zip(self._datasets, batches, strict=True)}
+        for state, built, reader in self._members:
+            images = images_of[reader]
+            flips = (images, tf.reverse(images, [2])) if self._flip_tta else (images,)
+            views += [infer(state, built, shown) for shown in flips]
+        logits = views[0]
+        if len(views) > 1:  # log of the mean probabilities: logits whose softmax is that mean
+            logits = tf.reduce_logsumexp(tf.stack([tf.nn.log_softmax(view) for view in views]), 0)
+            logits -= math.log(len(views))
         losses = self._objective.evaluated_loss(logits, batch["label"])
         sums = self._objective.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
         return sums, tf.nn.softmax(logits)

@@ -24,7 +24,7 @@ from convoy.input_pipeline.images import pixels
 from convoy.input_pipeline.images.kinds import unsupported_jpeg
 from convoy.input_pipeline.images.rgb import as_rgb
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
-from convoy.trainer.evaluation.classifier import Classifier
+from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 
 _NAMED = 3  # how many unreadable files an error names
 _DAMAGED = "it is truncated or damaged"
@@ -84,7 +84,7 @@ def _source(number: int, image: object) -> ImageFile | np.ndarray:
 
 def probabilities_of(
     images: Sequence[ImageFile | np.ndarray],
-    classifier: Classifier,
+    classifier: Classifier | MixedEnsemble,
     *,
     flip_tta: bool = False,
     limits: pixels.Limits = _DEFAULT_LIMITS,
@@ -103,6 +103,14 @@ def probabilities_of(
     Raises:
       DataError: a file cannot be read, and `unreadable` is None.
     """
+    if isinstance(classifier, MixedEnsemble):
+        each = [
+            probabilities_of(images, part, flip_tta=flip_tta, limits=limits, unreadable=unreadable)
+            for part in classifier.parts
+        ]
+        weights = np.array([part.models for part in classifier.parts], np.float32)
+        yield from (weights @ np.stack(found) / weights.sum() for found in zip(*each, strict=True))
+        return
     classify = functools.partial(classifier.probabilities, flip_tta=flip_tta)
     fix = "Fix or remove them, or pass --on_corrupt=skip."
     yield from _results(images, classifier.crop, classify, fix, limits, unreadable)

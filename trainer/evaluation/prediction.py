@@ -1,6 +1,6 @@
 """Predictions for a folder of images as a CSV: `convoy predict`.
 
-predict(RunClassifier(trained), request)      # filename,category
+predict(classifier_of(trained), request)      # filename,category
 """
 
 import csv
@@ -17,7 +17,7 @@ from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import list_images, match_files
 from convoy.input_pipeline.convert.tables import column_indices, read_table
 from convoy.input_pipeline.images import pixels
-from convoy.trainer.evaluation.classifier import Classifier
+from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 from convoy.trainer.evaluation.loading import image_file, probabilities_of
 from convoy.trainer.evaluation.sample_submission import SampleSubmission, read_sample
 
@@ -68,7 +68,7 @@ class Predictions:
     notes: Sequence[str]
 
 
-def predict(classifier: Classifier, request: Request) -> Predictions:
+def predict(classifier: Classifier | MixedEnsemble, request: Request) -> Predictions:
     """Predicts, and writes the CSV atomically.
 
     Raises:

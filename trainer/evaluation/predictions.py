@@ -9,6 +9,7 @@ https://owasp.org/www-community/attacks/CSV_Injection), texts are quoted and suc
 does a cell that begins with an apostrophe: removing one apostrophe always restores the name.
 """
 
+import base64
 import contextlib
 import csv
 import dataclasses
@@ -17,6 +18,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,14 @@ from convoy.input_pipeline.dataset.examples import from_file, read_features
 from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.dataset.records import HEADER_BYTES
 from convoy.input_pipeline.dataset.storage import is_remote
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
 
 COLUMNS = ("index", "filename", "label", "predicted", "label_probability", "predicted_probability", "correct")
 _FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # with their full-width forms
 _OTHER_STARTS = tuple("'\t\r\n\0")
 _FILENAME = "image/filename"
+_COLLECTED = ("<i8", "<i4", "<i4", "<f4", "<f4")  # index, then the arrays of `Predictions`
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Evaluation:
       record_format: feature names and classes by which records of other tools were read.
       checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
         one.
+      models: number of models whose probabilities are averaged.
     """
 
     split: str
@@ -67,11 +72,12 @@ class Evaluation:
     flip_tta: bool = False
     record_format: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    models: int = 1
 
     @property
     def weights(self) -> str:
         """Which weights were evaluated, as text."""
-        return weights_text(self.step, self.checkpoint)
+        return weights_text(self.step, self.checkpoint, self.models)
 
 
 @dataclass(frozen=True)
@@ -119,9 +125,27 @@ class Collector:
         rows, predicted = np.arange(len(label)), probabilities.argmax(-1).astype(np.int32)
         self._batches.append((index, label, predicted, probabilities[rows, label], probabilities[rows, predicted]))
 
-    def predictions(self, filename: Sequence[str]) -> Predictions:
-        """Returns the predictions once all images were added; `filename` lists their file names in order."""
-        index, *columns = (np.concatenate(column) for column in zip(*self._batches, strict=True))
+    def predictions(self, filename: Sequence[str], worker_group: WorkerGroup | None = None) -> Predictions:
+        """Returns the predictions once all images were added.
+
+        Args:
+          filename: the images' file names, in order.
+          worker_group: workers that evaluated together, all of which must call it; None for this process alone.
+
+        Raises:
+          PeerLostError: a worker is gone.
+        """
+        worker_group = worker_group or WorkerGroup(None)
+        parts = zip(*self._batches, strict=True) if self._batches else [()] * len(_COLLECTED)
+        own = [
+            base64.b64encode(np.concatenate([np.zeros(0, dtype), *part]).astype(dtype).tobytes()).decode()
+            for part, dtype in zip(parts, _COLLECTED, strict=True)
+        ]
+        gathered = zip(*worker_group.exchange("predictions", own), strict=True)
+        index, *columns = (
+            np.concatenate([np.frombuffer(base64.b64decode(text), dtype) for text in texts])
+            for texts, dtype in zip(gathered, _COLLECTED, strict=True)
+        )
         order = np.argsort(index)
         return Predictions(filename, *(column[order] for column in columns))
 
@@ -155,17 +179,32 @@ def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, cl
     """
     if (before := evaluations(run)) and before[0].time >= evaluation.time:  # the clock was set back
         evaluation = dataclasses.replace(evaluation, time=before[0].time + 1e-3)
+    run.evaluation(evaluation.split).unlink(missing_ok=True)  # it describes the CSV that is replaced now
+    write_table(run.predictions(evaluation.split), predictions, class_names)
+    run.write_json(run.evaluation(evaluation.split), dataclasses.asdict(evaluation))
+
+
+def write_table(
+    path: Path, predictions: Predictions, class_names: Sequence[str], images: np.ndarray | None = None
+) -> None:
+    """Writes predictions as a CSV. Raises OSError if it cannot be written.
+
+    Args:
+      path: the CSV.
+      predictions: of a split.
+      class_names: class names, by label.
+      images: which images, in this order, [n] int64; None for all.
+    """
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
-    columns = dataclasses.asdict(predictions) | {"correct": predictions.correct.astype(int)}
     names = [_cell(name) for name in class_names]
-    columns |= {"index": range(len(predictions.label)), "filename": map(_cell, predictions.filename)}
+    columns = dataclasses.asdict(predictions) | {"correct": predictions.correct.astype(int)}
+    columns |= {"index": range(len(predictions.label)), "filename": [_cell(name) for name in predictions.filename]}
     columns |= {name: [names[label] for label in columns[name]] for name in ("label", "predicted")}
-    writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
-    run.evaluation(evaluation.split).unlink(missing_ok=True)  # it describes the CSV that is replaced now
-    write_whole(run.predictions(evaluation.split), _encoded(written.getvalue()))
-    run.write_json(run.evaluation(evaluation.split), dataclasses.asdict(evaluation))
+    shown = range(len(predictions.label)) if images is None else images.tolist()
+    writer.writerows([columns[name][i] for name in COLUMNS] for i in shown)
+    write_whole(path, _encoded(written.getvalue()))
 
 
 def evaluations(run: RunDirectory) -> list[Evaluation]:

@@ -6,31 +6,43 @@ evaluated.save()
 """
 
 import contextlib
+import functools
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from convoy.core.errors import DataError
+from convoy.core.errors import DataError, UsageError
+from convoy.input_pipeline.dataset.folds import LABELLED, OUT_OF_FOLD, View
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Split
 from convoy.input_pipeline.reading.reader import Reader
+from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, predictions
-from convoy.trainer.evaluation.evaluator import Evaluator
+from convoy.trainer.evaluation.evaluator import Evaluator, Member
 from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
+from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.restore import TrainedRun, open_dataset_of
 
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """A trained run's evaluation on a split, and its predictions there."""
+    """A trained run's evaluation on a split, its predictions there, and the sums that its metrics are made of.
 
-    trained: TrainedRun
-    split: Split
+    `draw_heat_maps` shows where the model looks in errors, or says why not.
+    """
+
+    run: RunDirectory
+    class_names: Sequence[str]
     evaluation: predictions.Evaluation
     predictions: predictions.Predictions
+    sums: np.ndarray
+    objective: Objective
+    draw_heat_maps: Callable[[], heat_maps.HeatPictures]
 
     def save(self) -> None:
         """Adds a row to RUN/results.csv, and writes the files of the evaluation: `predictions_SPLIT.csv` and others.
@@ -38,7 +50,7 @@ class EvaluatedSplit:
         Raises:
           DataError: a file cannot be written.
         """
-        run, evaluation = self.trained.run, self.evaluation
+        run, evaluation = self.run, self.evaluation
         try:
             append_result(
                 run,
@@ -47,24 +59,13 @@ class EvaluatedSplit:
                 quality=evaluation.quality,
                 checkpoint=evaluation.checkpoint,
             )
-            heat_maps.save(run, evaluation, self.predictions, self._heat_maps())
-            predictions.save(run, evaluation, self.predictions, self.trained.class_names)
+            heat_maps.save(run, evaluation, self.predictions, self.draw_heat_maps())
+            predictions.save(run, evaluation, self.predictions, self.class_names)
         except OSError as error:
             raise DataError(
                 f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
                 "folder's permissions."
             ) from None
-
-    def _heat_maps(self) -> heat_maps.HeatPictures:
-        trained, found = self.trained, self.predictions
-        grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
-        worst = found.mistakes()[: heat_maps.NUM_ERRORS]
-        if grad_cam.obstacle or not len(worst):
-            return heat_maps.HeatPictures(obstacle=grad_cam.obstacle)
-        with contextlib.closing(Reader(self.split, trained.crop)) as reader:
-            pixels = reader.seen(worst)
-        labels = np.stack([found.predicted[worst], found.label[worst]], axis=1)
-        return heat_maps.drawn(worst, pixels, grad_cam.maps(pixels, labels))
 
 
 def evaluate_split(
@@ -74,8 +75,9 @@ def evaluate_split(
     data: Data | None = None,
     flip_tta: bool = False,
     record_format: RecordFormat | None = None,
+    worker_group: WorkerGroup | None = None,
 ) -> EvaluatedSplit:
-    """Evaluates a trained run on a split. Writes nothing.
+    """Evaluates a trained run on a split, an ensemble by the mean of the probabilities. Writes nothing.
 
     Args:
       trained: the run with its weights.
@@ -83,28 +85,55 @@ def evaluate_split(
       data: dataset directory or sources; None for the one the run was trained on.
       flip_tta: as in `Evaluator`.
       record_format: as in `open_dataset_of`.
+      worker_group: workers that evaluate together; None for this process alone.
 
     Raises:
+      UsageError: the ensemble was trained on the split.
       DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
-    dataset, built = open_dataset_of(trained, data, record_format), trained.runtime.built
-    split = dataset.split(split_name)
-    reader, collector = Reader(split, trained.crop), predictions.Collector()
-    evaluator = Evaluator(
-        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, objective=trained.objective(), flip_tta=flip_tta
+    dataset = open_dataset_of(trained, data, record_format)
+    if trained.others and isinstance(dataset, View) and split_name in (*LABELLED, OUT_OF_FOLD):
+        raise UsageError(
+            f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
+            f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."
+        )
+    split, objective = dataset.split(split_name), trained.objective()
+    readers = {crop: Reader(split, crop) for crop in dict.fromkeys(member.crop for member in trained.members)}
+    first, *others = (
+        Member(member.runtime.state, member.runtime.built, readers[member.crop]) for member in trained.members
     )
-    quality = evaluator.metrics(each=collector)
+    evaluator = Evaluator(
+        *first, EVALUATION_BATCH_SIZE, worker_group, objective=objective, flip_tta=flip_tta, others=others
+    )
+    collector = predictions.Collector()
+    sums = evaluator.sums(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
         checkpoint=trained.checkpoint,
-        images=reader.num_images,
-        quality=quality,
+        images=split.num_images,
+        quality=objective.metrics.summarize(sums),
         data=str(dataset.directory.resolve()),
         digest=dataset.digest(split_name),
-        parameters=built.model.count_params(),
+        parameters=sum(member.runtime.built.model.count_params() for member in trained.members),
         time=time.time(),
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
+        models=len(trained.members),
     )
-    return EvaluatedSplit(trained, split, evaluation, collector.predictions(predictions.filenames(split)))
+    found = collector.predictions(predictions.filenames(split), worker_group)
+    draw = functools.partial(_heat_maps, trained, split, found)
+    return EvaluatedSplit(trained.run, trained.class_names, evaluation, found, sums, objective, draw)
+
+
+def _heat_maps(trained: TrainedRun, split: Split, found: predictions.Predictions) -> heat_maps.HeatPictures:
+    if trained.others:
+        return heat_maps.HeatPictures(obstacle=f"they show one model, and this is the mean of {len(trained.members)}.")
+    grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
+    worst = found.mistakes()[: heat_maps.NUM_ERRORS]
+    if grad_cam.obstacle or not len(worst):
+        return heat_maps.HeatPictures(obstacle=grad_cam.obstacle)
+    with contextlib.closing(Reader(split, trained.crop)) as reader:
+        pixels = reader.seen(worst)
+    labels = np.stack([found.predicted[worst], found.label[worst]], axis=1)
+    return heat_maps.drawn(worst, pixels, grad_cam.maps(pixels, labels))

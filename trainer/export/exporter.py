@@ -35,6 +35,7 @@ from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, servin
 from convoy.trainer.export.int8 import CalibrationImages, calibration_images, write_int8
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.export.request import Request
+from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, in_float32, open_dataset_of, open_run
 
@@ -110,6 +111,11 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
     if "onnx" in formats and missing:
         needed = f"--format=onnx: needs {' and '.join(missing)}. Run `pip install 'convoy-train[onnx]'`."
         leave_out("onnx", UsageError(needed))
+    if (run := RunDirectory(request.workdir)).folds:
+        raise UsageError(
+            f"--workdir={run.path}: has {run.folds} models, and an export has one. Pass that of a fold: "
+            f"--workdir={run.fold(1)}."
+        )
     with tf.device("/CPU:0"), export_folder(request.output) as folder:
         trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint, trust_code=request.trust_code)
         for name in tuple(formats):

@@ -21,10 +21,11 @@ from convoy.core.files import (
     write_whole,
 )
 from convoy.core.reading import parsed_json, read_file, read_json
-from convoy.core.run_layout import RunLayout
+from convoy.core.run_layout import MOST_FOLDS, RunLayout
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.trainer.config.renamed import modernized
 from convoy.trainer.config.schema import wrong_type
+from convoy.trainer.run.records import read_json_object
 
 # May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
 _FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
@@ -159,8 +160,11 @@ class RunDirectory(RunLayout):
         except FileNotFoundError:
             return True
 
-    def check(self) -> None:
+    def check(self, *, folds: int = 0) -> None:
         """Checks that the path can be used as a run directory. Creates nothing.
+
+        Args:
+          folds: number of folds of the cross-validation to run in it; 0 for a single run.
 
         Raises:
           UsageError: the path is a file, or a folder that contains something else.
@@ -169,7 +173,17 @@ class RunDirectory(RunLayout):
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise UsageError(f"--workdir={self.path}: is a file. Pass a folder.")
-            if self.path.is_dir() and not self.checkpoints.is_dir() and self._has_foreign_files():
+            if (known := self.folds) and known != folds:
+                raise UsageError(
+                    f"--workdir={self.path}: has a cross-validation of {known} folds. Pass --folds={known} to resume "
+                    "it, or another --workdir."
+                )
+            if folds and self.checkpoints.is_dir():
+                raise UsageError(
+                    f"--workdir={self.path}: has a run without folds. Pass another --workdir, or no --folds."
+                )
+            begun = self.fold(1) if folds else self.checkpoints
+            if self.path.is_dir() and not begun.is_dir() and self._has_foreign_files():
                 raise UsageError(f"--workdir={self.path}: not empty and not a run directory. Pass a new folder.")
         except OSError as error:
             raise DataError(
@@ -179,6 +193,14 @@ class RunDirectory(RunLayout):
     def _has_foreign_files(self, except_for: Collection[str] = ()) -> bool:
         known = {*_FILES_BEFORE_A_RUN, *except_for}
         return any(path.name.removesuffix(PARTIAL_SUFFIX) not in known for path in self.path.iterdir())
+
+    @property
+    def folds(self) -> int:
+        """Number of folds of the cross-validation in this folder; 0 for a single run or none."""
+        if not os.path.isdir(self.fold(1)):
+            return 0
+        found = (read_json_object(file).get("folds") for file in (self.dataset, RunLayout(self.fold(1)).dataset))
+        return next((number for number in found if isinstance(number, int) and 2 <= number <= MOST_FOLDS), 0)
 
     def record_format(self, given: RecordFormat) -> RecordFormat:
         """Returns how the run reads records of other tools: as `given`, and else as when it began."""
@@ -206,6 +228,9 @@ class RunDirectory(RunLayout):
         names = dataset.get("class_names")
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise DataError(f"{self.dataset}: damaged (class_names). Restore it, or train in another --workdir.")
+        fold, folds = dataset.get("fold", 0), dataset.get("folds", 0)
+        if not (isinstance(fold, int) and isinstance(folds, int) and 0 <= fold <= folds <= MOST_FOLDS and folds != 1):
+            raise DataError(f"{self.dataset}: damaged (folds). Restore it, or train in another --workdir.")
         return dataset
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)

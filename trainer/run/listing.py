@@ -24,7 +24,7 @@ from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import number_in, read_evaluations, read_json_lines, read_json_object
 
-MARKS = ("checkpoints", "launch.json")  # a folder with either is a run directory
+_MARKS = ("checkpoints", "launch.json")  # a folder with either is a run directory
 _MAX_DEPTH = 4  # levels of folders to search
 _ACTIVE_SECONDS = 300.0  # a run on another host counts as running for this long after its last write
 _METRICS_TAIL_BYTES = 2**16
@@ -48,6 +48,8 @@ class ListedRun:
       stop_reason: why it is done before its last step, as after early stopping or pruning; empty for others.
       config: every field by dotted name, and the dataset's identity as `data`.
       differences: fields of `config` that affect the result and are not the same in all listed runs.
+      fold: of a cross-validation, the last fold that was begun, whose steps these are; 0 for a single run.
+      folds: number of its folds; `best_top1` is the mean over those that have one, without a `best_step`.
     """
 
     name: str
@@ -62,11 +64,17 @@ class ListedRun:
     stop_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     differences: Mapping[str, Any] = field(default_factory=dict)
+    fold: int = 0
+    folds: int = 0
 
     @property
     def state_text(self) -> str:
         """State and step: `stopped at step 40 of 100`."""
         total = f" of {self.total_steps:,}" if self.total_steps else ""
+        if self.folds:
+            if self.state == "done":
+                return f"done, {self.folds} folds"
+            total += f" in fold {self.fold} of {self.folds}"
         if self.state == "done" and self.stop_reason:
             return f"stopped early at step {self.step or 0:,}{total}: {self.stop_reason}"
         if self.state == "done":
@@ -81,6 +89,11 @@ class ListedRun:
         return asdict(self)
 
 
+def is_run(path: Path) -> bool:
+    """Returns whether a folder is a run directory, or that of a cross-validation."""
+    return any(os.path.lexists(path / name) for name in _MARKS) or RunDirectory(path).folds > 0
+
+
 def read_run(path: Path) -> ListedRun:
     """Returns the state of a run directory, which may be in progress; without `differences`."""
     return _read(path, path.name, _locked_files())
@@ -88,6 +101,8 @@ def read_run(path: Path) -> ListedRun:
 
 def list_runs(folder: Path) -> list[ListedRun]:
     """Returns the runs in and under a folder, sorted by best validation top-1; runs without one come last.
+
+    A cross-validation under it is one run; of a folder that is one, the runs of the folds are returned.
 
     Raises:
       UsageError: it is not a folder.
@@ -117,7 +132,7 @@ def _compared(name: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
-    if any(os.path.lexists(folder / name) for name in MARKS):
+    if is_run(folder) and (depth or not RunDirectory(folder).folds):
         yield folder
     elif depth < _MAX_DEPTH:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -132,6 +147,34 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 def _read(path: Path, name: str, locked: set[tuple[str, int]]) -> ListedRun:
     run = RunDirectory(path)
+    return _read_folds(run, name, locked) if run.folds else _read_single(run, name, locked)
+
+
+def _read_folds(run: RunDirectory, name: str, locked: set[tuple[str, int]]) -> ListedRun:
+    together, number = _read_single(run, name, locked), run.folds
+    folders = [run.fold(fold) for fold in range(1, number + 1) if run.fold(fold).is_dir()]
+    folds = [_read(folder, folder.name, locked) for folder in folders]
+    state = "failed" if together.error else "stopped"
+    if folds[-1].state == "running":
+        state = "running"
+    elif run.result.exists():
+        state = "done"
+    tops = [fold.best_top1 for fold in folds if fold.best_top1 is not None]
+    speeds = [fold.images_per_second for fold in folds if fold.images_per_second is not None]
+    return replace(
+        together,
+        state=state,
+        step=folds[-1].step,
+        total_steps=folds[-1].total_steps,
+        best_top1=statistics.fmean(tops) if tops else None,
+        images_per_second=statistics.median(speeds) if speeds else None,
+        fold=len(folds),
+        folds=number,
+    )
+
+
+def _read_single(run: RunDirectory, name: str, locked: set[tuple[str, int]]) -> ListedRun:
+    path = run.path
     dataset, result = map(read_json_object, (run.dataset, run.result))
     config: dict[str, Any] = {}
     with contextlib.suppress(DataError):

@@ -146,10 +146,15 @@ def agree_on_checkpoint(
 
 
 def _load_when_visible(store: CheckpointStore, step: int) -> Checkpoint:
+    wait_until_visible(store, step)
+    return store.load(step)
+
+
+def wait_until_visible(store: CheckpointStore, step: int) -> None:
+    """Waits, for a limited time, until this host sees a checkpoint that another one has written."""
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while step not in store.steps() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    return store.load(step)
 
 
 def require_equal(

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from convoy import __version__
 from convoy.core.text import counted
+from convoy.input_pipeline.dataset.folds import View
 from convoy.input_pipeline.dataset.open import Dataset
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
@@ -155,6 +156,7 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
     return (
         f"{dataset.directory}: {counted(dataset.num_classes, 'class', 'classes')}"
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
+        + (f", fold {dataset.fold} of {dataset.folds} left out" if isinstance(dataset, View) else "")
         + (", block shuffle" if config.shuffle == "block" else "")
         + (
             f", {counted(validation, 'validation image')}"

@@ -3,13 +3,14 @@
 trained = open_run("run", parse_devices("auto"), checkpoint="best")
 trained.runtime.model_for_size(trained.image_size)
 open_dataset_of(trained).split("test")
+
+A cross-validation, and several runs (`open_runs`), are opened as an ensemble: one run with the others as `others`.
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_collections
@@ -18,7 +19,9 @@ import tensorflow as tf
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
-from convoy.core.text import counted, is_count
+from convoy.core.run_layout import RunLayout
+from convoy.core.text import counted, is_count, weights_text
+from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, View, view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, Split, open_dataset
 from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
@@ -30,6 +33,7 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import read_json_object
 from convoy.trainer.session.batch_statistics import (
     NUM_IMAGES,
     layers_to_renew,
@@ -56,6 +60,7 @@ class TrainedRun:
       runtime: the model on this machine's devices.
       steps: step of the checkpoint, or of each checkpoint that the weights are the mean of, ascending.
       trust_code: whether the run's code may run although another user owns it.
+      others: runs whose probabilities are averaged with those of this one.
     """
 
     run: RunDirectory
@@ -64,6 +69,20 @@ class TrainedRun:
     runtime: Runtime
     steps: tuple[int, ...]
     trust_code: bool = False
+    others: "tuple[TrainedRun, ...]" = ()
+
+    @property
+    def members(self) -> "tuple[TrainedRun, ...]":
+        """All runs whose probabilities are averaged: this one, and the others."""
+        return (replace(self, others=()), *self.others)
+
+    @property
+    def weights_text(self) -> str:
+        """The weights for messages: `the weights of step 40`."""
+        if not self.others:
+            return f"the weights of {weights_text(self.step, self.checkpoint)}"
+        of_each = f", each the mean of {len(self.steps)} checkpoints" if self.checkpoint else ""
+        return f"the mean of {len(self.members)} models{of_each}"
 
     @property
     def step(self) -> int:
@@ -93,8 +112,9 @@ class TrainedRun:
 
     @property
     def flip_tta(self) -> bool:
-        """Whether evaluation averages over each image and its mirror image."""
-        return self.config.get("flip_tta", False)  # missing in runs of earlier versions
+        """Whether evaluation averages over each image and its mirror image; of an ensemble, whether any run does."""
+        # Missing in runs of earlier versions.
+        return any(member.config.get("flip_tta", False) for member in self.members)
 
     def objective(self) -> Objective:
         """Returns the loss and the metrics that the run was trained with.
@@ -106,10 +126,17 @@ class TrainedRun:
         return find_objective(self.config, len(self.class_names), find)
 
 
-def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", trust_code: bool = False) -> TrainedRun:
+def open_run(
+    workdir: str,
+    devices: Devices,
+    *,
+    checkpoint: str = "best",
+    trust_code: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
+) -> TrainedRun:
     """Opens a run with the weights of one of its checkpoints, or with the mean of several, for evaluation only.
 
-    The statistics of batch norm are renewed for a mean, with training images (`batch_statistics`).
+    A cross-validation is opened as an ensemble.
 
     Args:
       workdir: the run directory.
@@ -117,6 +144,7 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", trust_
       checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, `mean:N` (the mean of the
         last N) or a step.
       trust_code: whether the run's code may run although another user owns it.
+      strategy: the strategy over the devices; None to make one.
 
     Raises:
       UsageError: `checkpoint` has another value, or the code is not trusted.
@@ -124,12 +152,29 @@ def open_run(workdir: str, devices: Devices, *, checkpoint: str = "best", trust_
         needed and cannot be used.
     """
     run = RunDirectory(workdir)
-    steps = chosen_steps(run, checkpoint)
+    steps = steps_by_model(run, checkpoint)
+    strategy = strategy or make_strategy(devices)
+    if not run.folds:
+        return open_steps(run, steps[0], strategy, trust_code=trust_code)
+    first, *others = (
+        open_steps(RunDirectory(run.fold(number)), of_fold, strategy, trust_code=trust_code)
+        for number, of_fold in enumerate(steps, 1)
+    )
+    return replace(first, run=run, dataset=run.read_dataset(), others=tuple(others))
+
+
+def open_steps(
+    run: RunDirectory, steps: Sequence[int], strategy: tf.distribute.Strategy, *, trust_code: bool = False
+) -> TrainedRun:
+    """Opens a single run with the weights of a step, or the mean of those of several; as `open_run`.
+
+    The statistics of batch norm are renewed for a mean, with training images (`batch_statistics`).
+    """
     config = ml_collections.ConfigDict(run.read_config())
     dataset = run.read_dataset()
     values, changed = load_mean(CheckpointStore(run.checkpoints), steps)
-    runtime = _built(run, config, dataset, make_strategy(devices), values, steps[-1], trust_code)
-    trained = TrainedRun(run, config, dataset, runtime, steps, trust_code)
+    runtime = _built(run, config, dataset, strategy, values, steps[-1], trust_code)
+    trained = TrainedRun(run, config, dataset, runtime, tuple(steps), trust_code)
     if layers := layers_to_renew(runtime.built.model, set(map(variable_path, changed))):
         renew_batch_statistics(runtime, layers, training_pixels(_training_split(trained), trained.crop))
     return trained
@@ -141,7 +186,7 @@ def in_float32(trained: TrainedRun) -> TrainedRun:
     config.precision = "float32"
     state, strategy = trained.runtime.state, trained.runtime.strategy
     runtime = _built(trained.run, config, trained.dataset, strategy, state.values(), trained.step, trained.trust_code)
-    return dataclasses.replace(trained, config=config, runtime=runtime)
+    return replace(trained, config=config, runtime=runtime)
 
 
 def _built(
@@ -173,6 +218,37 @@ def _built(
     return runtime
 
 
+def open_runs(
+    workdirs: Sequence[str], devices: Devices, *, checkpoint: str = "best", trust_code: bool = False
+) -> TrainedRun:
+    """Opens one or more runs; several as an ensemble, in which every model counts the same.
+
+    Args:
+      workdirs: the run directories.
+      devices: as in `open_run`.
+      checkpoint: as in `open_run`, for each run.
+      trust_code: as in `open_run`.
+
+    Raises:
+      UsageError: as `open_run`.
+      DataError: as `open_run`, or the runs have different classes.
+    """
+    strategy = make_strategy(devices)
+    first, *more = (
+        open_run(workdir, devices, checkpoint=checkpoint, trust_code=trust_code, strategy=strategy)
+        for workdir in workdirs
+    )
+    for other in more:
+        if other.class_names != first.class_names:
+            different = sorted({*first.class_names} ^ {*other.class_names}) or ["their order"]
+            raise DataError(
+                f"--workdir={other.run.path}: has {counted(len(other.class_names), 'class', 'classes')} and "
+                f"{first.run.path} {len(first.class_names)}; different: {different[0]!r}. Pass runs of the same "
+                "classes."
+            )
+    return replace(first, others=(*first.others, *(member for other in more for member in other.members)))
+
+
 def restore_state(
     state: TrainState, values: Mapping[str, np.ndarray], metadata: Mapping[str, Any], run: RunDirectory
 ) -> None:
@@ -187,8 +263,26 @@ def restore_state(
         raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
 
 
+def steps_by_model(run: RunDirectory, checkpoint: str) -> list[tuple[int, ...]]:
+    """Returns `chosen_steps` of a run, of a cross-validation those of each fold.
+
+    Raises:
+      UsageError: as `open_run`.
+      DataError: as `open_run`, or a fold is not trained yet.
+    """
+    for number in range(1, run.folds + 1):
+        result = read_json_object(RunLayout(run.fold(number)).result)
+        if not result or (result.get("stop") or {}).get("resumable"):
+            raise DataError(
+                f"--workdir={run.path}: fold {number} of {run.folds} is not trained yet. Rerun its command to finish, "
+                f"or pass one fold: --workdir={run.fold(1)}."
+            )
+    folds = [RunDirectory(run.fold(number)) for number in range(1, run.folds + 1)]
+    return [chosen_steps(each, checkpoint) for each in folds or [run]]
+
+
 def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:
-    """Returns the steps of the checkpoints that `open_run` opens; raises its errors about them."""
+    """Returns the steps of the checkpoints that `open_run` opens of a single run; raises its errors about them."""
     if not run.path.is_dir():
         raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
     store = CheckpointStore(run.checkpoints)
@@ -206,8 +300,8 @@ def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:
     if kind == "mean" and is_count(count) and int(count) > 1:
         return _last_steps(run, steps, int(count))
     raise UsageError(
-        f"--checkpoint={checkpoint}: no such checkpoint. Pass best, last, mean:N with an N above 1, or a step "
-        f"({', '.join(map(str, steps))})."
+        f"--checkpoint={checkpoint}: no such checkpoint in {run.path}. Pass best, last, mean:N with an N above 1, or a "
+        f"step ({', '.join(map(str, steps))})."
     )
 
 
@@ -244,7 +338,7 @@ def _training_split(trained: TrainedRun) -> Split:
 def open_dataset_of(
     trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
 ) -> Dataset:
-    """Opens the dataset a run was trained on, or another with the same classes.
+    """Opens the dataset a run was trained on, or another with the same classes; for a fold of it, as the run saw it.
 
     Args:
       trained: the run.
@@ -252,7 +346,7 @@ def open_dataset_of(
       record_format: of records of other tools, where it differs from that of the run's dataset.
 
     Raises:
-      DataError: the dataset cannot be used, or its classes differ from the run's.
+      DataError: the dataset cannot be used, its classes differ from the run's, or its folds have changed.
       UsageError: it is a source whose code is not trusted.
     """
     recorded = trained.dataset["directory"]
@@ -273,4 +367,20 @@ def open_dataset_of(
             f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
             f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
         )
-    return dataset
+    return _as_trained_on(dataset, trained, is_given=data is not None)
+
+
+def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> Dataset:
+    """Returns the folds of a dataset that a run was trained on; another dataset as it is."""
+    view = dataset if isinstance(dataset, View) else view_of(dataset, trained.dataset)
+    if not isinstance(view, View):
+        return dataset
+    images = view.digest("train" if view.fold else OUT_OF_FOLD)
+    if images[:16] == trained.dataset.get("train_digest"):
+        return view
+    if is_given and not isinstance(dataset, View):
+        return dataset
+    raise DataError(
+        f"{dataset.directory} has changed since {trained.run.path} was trained on a part of it, and its folds with it. "
+        "Restore it, or train in another --workdir."
+    )

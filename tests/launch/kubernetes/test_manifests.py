@@ -287,6 +287,11 @@ class TestTensorBoard:
         assert objects["Service"]["spec"]["selector"] == labels
         assert objects["Service"]["metadata"]["name"] == "shelf-tensorboard"
 
+    def test_shows_all_folds_of_a_cross_validation(self):
+        objects = by_kind(command=(*COMMAND, "--folds=5"))
+        (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+        assert container["args"][0] == "--logdir=/team/run"
+
     @pytest.mark.parametrize("fields", [{"tensorboard": False}, {"pvc": ""}])
     def test_is_left_out_if_disabled_or_without_a_claim(self, fields):
         assert not {"Deployment", "Service"} & by_kind(**fields).keys()

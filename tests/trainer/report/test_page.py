@@ -477,3 +477,39 @@ def test_page_is_reproducible(tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert not re.search(r"https?://", (tmp_path / "a.html").read_text())
     assert json.loads(run.evaluation("test").read_text())["images"] == 400
+
+
+class TestFolds:
+    @pytest.fixture
+    def run(self, tmp_path):
+        """A cross-validation of two folds with top-1 50 % and 70 %, evaluated together."""
+        run = made_run(tmp_path / "run", result={"mean": {}})
+        run.write_json(run.dataset, run.read_dataset() | {"folds": 2})
+        labels = np.arange(20, dtype=np.int32) % 4
+        for fold, top1 in ((1, 0.5), (2, 0.7)):
+            one = made_run(run.fold(fold), metrics=[line("validation", 10, 0.1), line("validation", 20, top1)])
+            one.write_json(one.dataset, one.read_dataset() | {"fold": fold, "folds": 2, "validation_images": 20})
+            predicted = Predictions([""] * 20, labels, labels, np.full(20, 0.9), np.full(20, 0.9))
+            evaluated(one, predicted, split="validation", step=20, top1=top1)
+        wrong = Predictions([f"{i}.jpg" for i in range(40)], *[np.tile(labels, 2)] * 2, *[np.full(40, 0.9)] * 2)
+        evaluated(run, wrong, split="out_of_fold")
+        return run
+
+    def test_are_listed_with_mean_and_standard_deviation(self, run):
+        page = page_of(run)
+        tops = {row[0]: row[3] for row in page.rows["folds"]}
+        assert tops == {
+            "fold": "top-1",
+            "1": "50.00 %",
+            "2": "70.00 %",
+            "mean": "60.00 %",
+            "standard deviation": "14.14 %",
+        }
+        assert "fold 1 50 %" in page.words("curves") and "fold 2 70 %" in page.words("curves")
+        assert "by the model that was not trained on it" in page.words("")
+        assert not run.model_card.exists()
+
+    def test_one_that_is_not_evaluated_yet_has_no_mean(self, run):
+        one = RunDirectory(run.fold(2))
+        one.evaluation("validation").unlink()
+        assert [row[0] for row in page_of(run).rows["folds"]] == ["fold", "1", "2"]

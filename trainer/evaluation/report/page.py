@@ -17,6 +17,7 @@ import numpy as np
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.files import write_whole, written_whole
 from convoy.core.html.templates import page_template
+from convoy.input_pipeline.dataset.folds import view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.source import check_source_owner
@@ -26,6 +27,7 @@ from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.evaluation.pictures import confusion_matrix, heat_colors
 from convoy.trainer.evaluation.predictions import Evaluation
 from convoy.trainer.evaluation.report import analysis, model_card, plots
+from convoy.trainer.evaluation.report.folds import FoldOfReport, fold_curves, over_folds, read_folds
 from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
 from convoy.trainer.evaluation.report.matrix import matrix_plot
@@ -58,7 +60,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     Raises:
       DataError: it is not a run directory, a file in it is damaged, or a file cannot be written.
     """
-    history = read_history(run)
+    history, folds = read_history(run), read_folds(run)
     page, notes = output or run.report, []
     evaluations = predictions.evaluations(run)
     evaluated = _evaluated(run, history, evaluations[0]) if evaluations else None
@@ -72,10 +74,11 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
         results = _results(history, evaluated)
         if evaluated and not output:
             _draw_matrix(run, history, evaluated)
-        if not output and not model_card.write(run, history, results, evaluated):
+        # The models of a cross-validation have their own.
+        if not output and not folds and not model_card.write(run, history, results, evaluated):
             notes.append(f"{run.model_card} was edited by hand: not overwritten.")
         details = [_evaluation(run, history, evaluated, data), *older] if evaluated else []
-        write_whole(page, _page(history, results, evaluated, details).encode("utf-8"))
+        write_whole(page, _page(history, folds, results, evaluated, details).encode("utf-8"))
     except OSError as error:
         raise DataError(
             f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space, or check that its "
@@ -111,6 +114,7 @@ def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRo
 
 def _page(
     history: History,
+    folds: Sequence[FoldOfReport],
     results: Sequence[EvaluationRow],
     evaluated: Evaluated | None,
     details: Sequence[Mapping[str, Any]],
@@ -129,7 +133,9 @@ def _page(
         shown_result=_shown_result(evaluated, results),
         last_step=history.last_step,
         result=history.result,
-        curves=_curves(history),
+        folds=folds,
+        over_folds=over_folds(folds),
+        curves=fold_curves(folds) if folds else _curves(history),
         speed_curve=line_chart({"train": history.curve("train", "perf/images_per_s")}, x_label="step"),
         speed=_speed(history),
         seconds=(history.result or {}).get("seconds") or {},
@@ -167,7 +173,7 @@ def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data:
     shown_mistakes = mistakes[: heat_maps.NUM_ERRORS]
     heat = heat_maps.load(run, evaluation, found)
     members = [shown_mistakes, evaluated.label_errors[:_LABELS], *(some for _, some in pairs)]
-    thumbnails, why_none = _thumbnails(run, evaluation, names, np.concatenate(members).tolist(), data)
+    thumbnails, why_none = _thumbnails(run, history, evaluation, np.concatenate(members).tolist(), data)
     doubtful = set(evaluated.label_errors.tolist())
 
     def image(i: int) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def _rounded(number: int) -> str:
 
 
 def _thumbnails(
-    run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str], wanted: Sequence[int], data: str | None
+    run: RunDirectory, history: History, evaluation: Evaluation, wanted: Sequence[int], data: str | None
 ) -> tuple[dict[int, pictures.Picture], str]:
     """Returns thumbnails by index in the evaluated split, and why there are none."""
     try:
@@ -242,12 +248,15 @@ def _thumbnails(
         return {}, f"{evaluation.data} is code of another user. Pass --data={evaluation.data} if you trust it."
     try:
         dataset = open_dataset(data or evaluation.data, RecordFormat.from_dict(evaluation.record_format))
-        if dataset.digest(evaluation.split) != evaluation.digest:
+        view = view_of(dataset, history.dataset)
+        if evaluation.split in view.splits and view.digest(evaluation.split) == evaluation.digest:
+            dataset = view
+        elif dataset.digest(evaluation.split) != evaluation.digest:
             return {}, f"{dataset.directory} has changed since the evaluation. Evaluate again, or pass --data=DATA."
         split = dataset.split(evaluation.split)
     except ConvoyError as error:
         return {}, f"{error} If the dataset has moved, pass --data=DATA."
-    found = pictures.of_records({split.name: split}, class_names, [(split.name, i) for i in wanted])
+    found = pictures.of_records({split.name: split}, history.class_names, [(split.name, i) for i in wanted])
     return {i: picture for (_, i), picture in found.items()}, ""
 
 

@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # plotting area
 _POINTS = 300  # per line; more are not visible
 _COUNTS_HEIGHT = 30  # of the bars that show the number of images per bin
+_TONES = 6  # of lines other than `train` and `validation`
 _DASH = 8  # length of a line with a single point, which would be invisible
 
 Tick = tuple[float, str]
@@ -73,8 +74,8 @@ def line_chart(
     y_axis = _Axis(min(0.0, every_y.min()), 1.0 if percent else every_y.max(), BOTTOM, TOP)
     tones = {"train": "k0", "validation": "k2"}
     lines = [
-        Line(name, _path(x_axis, y_axis, *_thinned(x, y)), tones.get(name, "k1"), _number(y[-1], percent))
-        for name, (x, y) in series.items()
+        Line(name, _path(x_axis, y_axis, *_thinned(x, y)), tones.get(name, f"s{i % _TONES}"), _number(y[-1], percent))
+        for i, (name, (x, y)) in enumerate(series.items())
     ]
     return Chart(lines, x_axis.ticks(), y_axis.ticks(percent), x_label)
 

@@ -1,0 +1,34 @@
+"""Ensembles of runs that resize images differently: each loads the images itself, and every model counts the same."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+
+from convoy.input_pipeline.reading.decode import Crop
+from convoy.trainer.evaluation.classifier import MixedEnsemble
+from convoy.trainer.evaluation.loading import probabilities_of
+from tests.input_pipeline.images import pixels
+
+
+def part(size, models):
+    """Returns a stand-in for the runs of one image size: its probabilities are the mean of the pixels that it gets."""
+
+    def probabilities(image_of, num_images, *, flip_tta):
+        for number in range(num_images):
+            image = image_of(tf.constant(number, tf.int64))
+            assert image.shape == (size, size, 3) and not flip_tta
+            share = np.float32(image.numpy().mean() / 255)
+            yield np.array([share, 1 - share])
+
+    crop, names = Crop(size), ["cup", "jar"]
+    return SimpleNamespace(
+        class_names=names, crop=crop, step=3, checkpoint="", flip_tta=False, models=models, probabilities=probabilities
+    )
+
+
+def test_every_model_counts_the_same():
+    images, parts = [pixels(number, 40) for number in range(3)], [part(8, 3), part(16, 1)]
+    alone = [np.stack(list(probabilities_of(images, each))) for each in parts]
+    together = np.stack(list(probabilities_of(images, MixedEnsemble(parts))))
+    np.testing.assert_allclose(together, (3 * alone[0] + alone[1]) / 4, rtol=1e-6)

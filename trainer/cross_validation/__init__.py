@@ -1,0 +1,1 @@
+"""Cross-validation: one run per fold of a dataset, and what they predict together."""
