@@ -11,13 +11,17 @@ from convoy.input_pipeline.convert.plan import Duplicates
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Counts of a split that was written; `size` in bytes."""
+    """Counts of a split that was written; `size` in bytes.
+
+    `labels_per_image` has the number of images with 0, 1, 2, ... labels; empty if each has one.
+    """
 
     name: str
     images: int
     classes: int
     shards: int
     size: int
+    labels_per_image: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
         classes=sum(1 for count in entry["counts"] if count),
         shards=len(entry["shards"]),
         size=sum(shard["bytes"] for shard in entry["shards"]),
+        labels_per_image=tuple(entry.get("labels_per_image", ())),
     )
 
 
@@ -135,10 +140,10 @@ def summarize_classes(
     changed: Counter[int] = Counter()
     quarantined: Counter[str] = Counter()
     for shard in (shard for split_shards in shards.values() for shard in split_shards):
-        changed.update(shard.columns["label"][shard.columns["changed"]].tolist())
-        quarantined.update(image.category for image, _ in shard.bad)
-    left_out = Counter(image.category for image, _ in duplicates.dropped)
-    left_out.update(image.category for image in duplicates.kept if image.name in leaked)
+        changed.update(shard.columns["label"][shard.columns["changed"][shard.image_of_label]].tolist())
+        quarantined.update(name for image, _ in shard.bad for name in image.classes)
+    left_out = Counter(name for image, _ in duplicates.dropped for name in image.classes)
+    left_out.update(name for image in duplicates.kept if image.name in leaked for name in image.classes)
     for label, name in enumerate(manifest["class_names"]):
         kept = {split: manifest["splits"][split]["counts"][label] for split in shards}
         yield ClassSummary(name, kept, changed[label], left_out[name], quarantined[name])

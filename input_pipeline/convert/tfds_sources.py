@@ -81,6 +81,11 @@ def list_prepared(directory: Path, splits: Sequence[str], record_format: RecordF
       DataError: a split or a record is damaged or has no labels.
     """
     dataset = open_dataset(directory, record_format, default_split=splits[0])
+    if dataset.multi_label:
+        raise DataError(
+            f"{directory}: its images have any number of labels, which convert reads from a CSV only. Convert the "
+            "images again, with their CSV"
+        )
     images: list[Source] = []
     for name in splits:
         split = dataset.split(name)

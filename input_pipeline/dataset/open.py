@@ -29,7 +29,8 @@ from convoy.core.reading import parsed_json, read_json
 from convoy.core.text import counted, megabytes
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
-from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
+from convoy.input_pipeline.dataset.index import INDEX_TYPES, NUM_LABELS, RecordKeys, index_path
+from convoy.input_pipeline.dataset.label_sets import LabelSets
 from convoy.input_pipeline.dataset.layout import Layout, RecordFormat, read_class_names
 from convoy.input_pipeline.dataset.records import CONVERT, Locations
 from convoy.input_pipeline.dataset.source import OpenedSource, Source, SourceName, open_sources, source_name
@@ -50,7 +51,8 @@ _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
 class Split:
     """The records of one split, in the order of the shards. Image `i` of the split is entry `i` of every array.
 
-    That of a source has no shards: of its arrays, only `label` says something.
+    That of a source has no shards: of its arrays, only `label` says something. Of a multi-label split, `label` has no
+    columns, and `label_sets` the labels.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Split:
     as_viewed: bool = False  # whether orientation and transparency of the images are to be applied
     fix: str = CONVERT  # what to do about a damaged record
     source: OpenedSource | None = None  # instead of shards
+    label_sets: LabelSets | None = None  # of a multi-label split
 
     @classmethod
     def from_index(
@@ -74,8 +77,12 @@ class Split:
         arrays: Mapping[str, Any],
         **more: Any,  # noqa: ANN401 (other fields)
     ) -> "Split":
-        """Returns the split with the arrays of an index."""
-        return cls(name, tuple(shard_paths), **{array: arrays[array] for array in INDEX_TYPES}, **more)
+        """Returns the split with the arrays of an index; of several labels per image with `num_classes`."""
+        num_classes, columns = more.pop("num_classes", 0), {array: arrays[array] for array in INDEX_TYPES}
+        if NUM_LABELS in arrays:
+            more["label_sets"] = LabelSets.of(arrays, num_classes)
+            columns["label"] = np.empty([len(arrays["offset"]), 0], np.int32)
+        return cls(name, tuple(shard_paths), **columns, **more)
 
     @classmethod
     def from_source(cls, name: str, source: OpenedSource) -> "Split":
@@ -88,6 +95,26 @@ class Split:
     def num_images(self) -> int:
         """Number of images of the split."""
         return len(self.shard)
+
+    def targets(self, indices: np.ndarray) -> np.ndarray:
+        """Returns what a model is to predict for images, [n] integers in [0, num_images).
+
+        Returns:
+          [n] int32, the label of each; of a multi-label split [n, num_classes] float32, 1 for each label, else 0.
+        """
+        return self.label_sets.multi_hot(indices) if self.label_sets else self.label[indices]
+
+    def labels_of(self, image: int) -> list[int]:
+        """Returns the labels of an image."""
+        return (self.label_sets[image] if self.label_sets else self.label[image : image + 1]).tolist()
+
+    def class_counts(self, num_classes: int) -> np.ndarray:
+        """Returns the number of images of each class, [num_classes] int64."""
+        return self.label_sets.counts() if self.label_sets else np.bincount(self.label, minlength=num_classes)
+
+    def strata(self) -> np.ndarray:
+        """Returns the class by which class sampling draws an image, [num_images] int32: with several, the rarest."""
+        return self.label_sets.rarest() if self.label_sets else self.label
 
     def locations(self, indices: np.ndarray) -> Locations:
         """Returns where records are; `indices` are [n] integers in [0, num_images)."""
@@ -114,6 +141,20 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels instead of one."""
+        return self.manifest.get("multi_label", False)
+
+    @property
+    def label_delimiter(self) -> str:
+        """What separates the labels of an image in one text."""
+        return self.manifest.get("label_delimiter", "")
+
+    def label_text(self, split: str, image: int) -> str:
+        """Returns the class of an image; the classes of an image of several labels are separated."""
+        return self.label_delimiter.join(self.class_names[label] for label in self.split(split).labels_of(image))
 
     def split(self, name: str) -> Split:
         """Returns a split's index.
@@ -202,7 +243,8 @@ def open_dataset(
     manifest = read_manifest(path)
     class_names = tuple(manifest["class_names"])
     opened: dict[str, Split | DataError] = {
-        split: _open_split(path, split, entry, len(class_names)) for split, entry in sorted(manifest["splits"].items())
+        split: _open_split(path, split, entry, len(class_names), multi_label=manifest.get("multi_label", False))
+        for split, entry in sorted(manifest["splits"].items())
     }
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
 
@@ -324,11 +366,16 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
     names = manifest["class_names"]
     _check(isinstance(manifest["name"], str), "name")
     _check(isinstance(names, list) and names and all(isinstance(name, str) for name in names), "class_names")
+    multi_label = manifest.get("multi_label", False)
+    _check(isinstance(multi_label, bool), "multi_label")
+    _check(not multi_label or isinstance(manifest["label_delimiter"], str), "label_delimiter")
     for split, entry in manifest["splits"].items():
         _check(_FILE_WORD.fullmatch(split), "name of a split")
         counts, images = entry["counts"], entry["num_images"]
         _check(all(isinstance(count, int) and count >= 0 for count in counts), f"counts of {split}")
-        _check(len(counts) == len(names) and sum(counts) == images > 0, f"counts of {split}")
+        _check(len(counts) == len(names) and images > 0, f"counts of {split}")
+        are_possible = max(counts) <= images if multi_label else sum(counts) == images
+        _check(are_possible, f"counts of {split}")
         for shard in entry["shards"]:
             _check(_FILE_WORD.fullmatch(shard["file"]), f"file of a shard of {split}")
             _check(isinstance(shard["bytes"], int) and 0 <= shard["bytes"] < 2**63, f"bytes of a shard of {split}")
@@ -342,14 +389,16 @@ def _check(condition: object, name: str) -> None:
         raise ValueError(name)
 
 
-def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int) -> Split:
+def _open_split(
+    directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int, *, multi_label: bool
+) -> Split:
     shard_paths = tuple(directory / shard["file"] for shard in entry["shards"])
     sizes = [shard["bytes"] for shard in entry["shards"]]
     for shard_path, size in zip(shard_paths, sizes, strict=True):
         _check_size(shard_path, size)
     path = index_path(directory, name)
     try:
-        arrays = index.load(path, sizes)
+        arrays = index.load(path, sizes, multi_label=multi_label)
         if wrong := _contradiction(arrays, entry, num_classes):
             raise index.IndexUnusableError(f"does not match the shards ({wrong})")
     except index.IndexUnusableError as error:
@@ -367,19 +416,20 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
             megabytes(sum(sizes)),
             directory,
         )
-        arrays = index.scan([Path(str(path)) for path in shard_paths], RecordKeys()).arrays
+        paths = [Path(str(path)) for path in shard_paths]
+        arrays = index.scan(paths, RecordKeys(), multi_label=multi_label).arrays
         if wrong := _contradiction(arrays, entry, num_classes):
             raise DataError(
                 f"the shards of split {name!r} in {directory} do not match {MANIFEST}: {wrong}; copy the dataset "
                 "again, or convert again"
             ) from None
-    return Split.from_index(name, shard_paths, arrays)
+    return Split.from_index(name, shard_paths, arrays, num_classes=num_classes)
 
 
 def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], num_classes: int) -> str:
     """Returns how an index contradicts the split's entry in the manifest, or ""."""
-    if len(arrays["label"]) != entry["num_images"]:
-        return f"{counted(len(arrays['label']), 'record')} for {counted(entry['num_images'], 'image')}"
+    if len(arrays["offset"]) != entry["num_images"]:
+        return f"{counted(len(arrays['offset']), 'record')} for {counted(entry['num_images'], 'image')}"
     counts = index.label_counts(arrays["label"], num_classes)
     if counts is None:
         return f"it has label {arrays['label'].max()}, but there are {num_classes} classes"
