@@ -118,4 +118,5 @@ def predicted(
     probabilities = np.stack(list(found))
     probabilities[list(unreadable)] = np.nan
     reasons = {names[number]: reason for number, reason in sorted(unreadable.items())}
-    return Predictions(names, probabilities, tuple(classifier.class_names), classifier.step, reasons)
+    thresholds = classifier.decision.thresholds
+    return Predictions(names, probabilities, tuple(classifier.class_names), classifier.step, reasons, thresholds)

@@ -41,18 +41,21 @@ class Evaluation(Shown):
 
     def __init__(self, evaluation: "SavedEvaluation", predictions: "SavedPredictions", class_names: Sequence[str]):
         """Takes what RUN/evaluation_SPLIT.json and RUN/predictions_SPLIT.csv contain."""
+        self._take(evaluation, class_names)
         self._predictions = predictions
+        self.filenames = list(predictions.filename)
+        self.labels = predictions.label
+        self.predicted = predictions.predicted
+        self.label_probabilities = predictions.label_probability
+        self.predicted_probabilities = predictions.predicted_probability
+
+    def _take(self, evaluation: "SavedEvaluation", class_names: Sequence[str]) -> None:
         self.split = evaluation.split
         self.step = evaluation.step
         self.images = evaluation.images
         self.flip_tta = evaluation.flip_tta
         self.metrics = dict(evaluation.quality)
         self.class_names = tuple(class_names)
-        self.filenames = list(predictions.filename)
-        self.labels = predictions.label
-        self.predicted = predictions.predicted
-        self.label_probabilities = predictions.label_probability
-        self.predicted_probabilities = predictions.predicted_probability
 
     def __getattr__(self, name: str) -> float:
         """Returns a metric by name."""
@@ -121,8 +124,10 @@ class Prediction(NamedTuple):
 
     Attributes:
       name: path of the image, or its number.
-      label: the most probable class; None for an image that cannot be read.
-      probability: its probability, in [0, 1].
+      label: the most probable class; with several labels per image the list of its classes, the most probable first.
+        None for an image that cannot be read.
+      probability: its probability, in [0, 1]; with several labels that of the least probable one, and without any that
+        of no label at all as the model sees it.
 
     Example:
       first = convoy.open_run("run").predict("photos/test")[0]
@@ -130,7 +135,7 @@ class Prediction(NamedTuple):
     """
 
     name: str
-    label: str | None
+    label: str | list[str] | None
     probability: float
 
 
@@ -144,6 +149,7 @@ class Predictions(Shown):
       class_names: class names, by label.
       step: step of the weights.
       unreadable: reasons by name of the images that cannot be read.
+      thresholds: with several labels per image, smallest probability of each class that counts as a label; else None.
 
     Example:
       found = convoy.open_run("run").predict("photos/test")
@@ -158,10 +164,11 @@ class Predictions(Shown):
     class_names: Sequence[str]
     step: int
     unreadable: Mapping[str, str]
+    thresholds: Sequence[float] | None = None
 
     @property
-    def labels(self) -> list[str | None]:
-        """The most probable class of each image; None for one that cannot be read."""
+    def labels(self) -> list[str | list[str] | None]:
+        """The label of each image (`Prediction.label`)."""
         return [prediction.label for prediction in self]
 
     def __len__(self) -> int:
@@ -177,8 +184,12 @@ class Predictions(Shown):
         probabilities = self.probabilities[number]
         if np.isnan(probabilities).any():
             return Prediction(self.names[number], None, float("nan"))
-        label = int(probabilities.argmax())
-        return Prediction(self.names[number], self.class_names[label], float(probabilities[label]))
+        from convoy.trainer.run.task import Decision
+
+        decision = Decision(self.class_names, self.thresholds)
+        labels, certainty = decision.labels(probabilities), decision.certainty(probabilities)
+        names = [self.class_names[label] for label in labels]
+        return Prediction(self.names[number], names if decision.multi_label else names[0], certainty)
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
         """Returns the `count` most probable classes of each image with their probabilities, the most probable first.

@@ -11,6 +11,7 @@ import numpy as np
 
 from convoy.api.datasets import path_text
 from convoy.api.exports import predicted
+from convoy.api.label_results import evaluation_of
 from convoy.api.recorded import RecordedRun
 from convoy.api.results import Evaluation, Export, Predictions
 from convoy.api.shown import Rows
@@ -73,7 +74,7 @@ class Run(RecordedRun):
         Args:
           split: name of the split.
           data: dataset directory or sources, as in `open_dataset`; None for those the run was trained on.
-          checkpoint: `best` (by validation top-1), `last`, or the step of a checkpoint.
+          checkpoint: `best` (by its score on validation, such as top-1), `last`, or the step of a checkpoint.
           devices: as in `train`.
           flip_tta: average over each image and its mirror image; None for `config.flip_tta`.
           save: add a row to RUN/results.csv, and write RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json, from
@@ -106,7 +107,7 @@ class Run(RecordedRun):
             _logger.warning("%s cannot be written (%s): the evaluation is not saved.", self.path, unwritable.strerror)
         elif save:
             evaluated.save()
-        return Evaluation(evaluated.evaluation, evaluated.predictions, trained.class_names)
+        return evaluation_of(evaluated.evaluation, evaluated.predictions, trained.decision)
 
     @spelled_for_python()
     def predict(
@@ -269,13 +270,16 @@ class Runs(list[Run]):
     def to_dicts(self) -> Rows:
         """Returns a row per run: name, `best_top1`, `best_step`, `images_per_second`, state, and differing fields.
 
+        Of a run with several labels per image, `best_mean_average_precision` instead.
+
         Example:
           convoy.list_runs(".").to_dicts()[0]["best_top1"]
         """
         rows = Rows()
         for run in self:
             found = run._listed()
-            facts = {name: getattr(found, name) for name in ("best_top1", "best_step", "images_per_second")}
+            facts = {f"best_{found.score}": found.best_score}
+            facts |= {name: getattr(found, name) for name in ("best_step", "images_per_second")}
             rows.append({"run": run.name, **facts, "state": found.state_text, **run.differences})
         return rows
 

@@ -14,7 +14,7 @@ from convoy.core.text import counted
 from convoy.input_pipeline.tf_startup import define_verbosity_flag, start_tensorflow
 
 REQUIRED = ("workdir", "split")
-CHECKPOINT_HELP = "best (by validation top-1), last, or the step of a checkpoint"
+CHECKPOINT_HELP = "best (by its score on validation, such as top-1), last, or the step of a checkpoint"
 RENAMED_FLAGS = {"tta": "flip_tta"}
 
 

@@ -16,9 +16,12 @@ from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.config import resolution
 from convoy.trainer.evaluation import pictures
+from convoy.trainer.evaluation.class_pictures import LabelSummary
 from convoy.trainer.evaluation.counts import EvaluationSummary
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.step.step import StepResult
+
+Summarized = EvaluationSummary | LabelSummary
 
 
 def train_batch(
@@ -41,7 +44,9 @@ def train_batch(
     with tf.device("/CPU:0"):
         pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
     names = names_in_pictures(class_names)
-    captions = [[names[label]] for label in columns["label"]]
+    labels = columns["label"]
+    shown = [[label] for label in labels] if labels.ndim == 1 else [np.flatnonzero(targets) for targets in labels]
+    captions = [[", ".join(names[label] for label in own)] for own in shown]
     grid = pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions)
     numbered = [f"{number}: {name}" for number, name in legend(class_names).items()]
     texts = [summaries.text("media/class_numbers", "\n".join(numbered))] if numbered else []
@@ -80,7 +85,9 @@ class TensorBoardPages(Callback):
         if summary:
             class_names = training.session.dataset.class_names
             title = f"{evaluation.split}, step {step}"
-            shown = [summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names))]
+            shown = []
+            if isinstance(summary, EvaluationSummary):
+                shown.append(summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names)))
             if summary.mistakes:
                 shown.append(summaries.image("media/worst", self._errors(training, evaluation.split, summary)))
             self._run_writer.show("media", step, shown)
@@ -90,14 +97,11 @@ class TensorBoardPages(Callback):
             ]
             self._run_writer.show(evaluation.split, step, curves)
 
-    def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> Image.Image:
+    def _errors(self, training: Training, split: str, summary: Summarized) -> Image.Image:
         dataset, config = training.session.dataset, training.session.config
         reader = Reader(dataset.split(split), Crop(resolution.evaluation_size(config), resize=config.resize))
         names = names_in_pictures(dataset.class_names)
-        captions = [
-            (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
-            for m in summary.mistakes
-        ]
+        captions = [mistake.caption(names) for mistake in summary.mistakes]
         images = reader.images(np.array([mistake.index for mistake in summary.mistakes]))
         reader.close()
         return pictures.image_grid(images, captions)

@@ -15,7 +15,9 @@ import tensorflow as tf
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.step.outputs import probabilities
 from convoy.trainer.tf_compat.internals import iterate
 
 
@@ -25,6 +27,10 @@ class Classifier(Protocol):
     @property
     def class_names(self) -> Sequence[str]:
         """The class names, by label."""
+
+    @property
+    def decision(self) -> Decision:
+        """How probabilities become labels."""
 
     @property
     def crop(self) -> Crop:
@@ -57,7 +63,9 @@ class RunClassifier:
         """Compiles nothing yet."""
         self._runtime = trained.runtime
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
+        self._task = trained.task
         self.class_names = trained.class_names
+        self.decision = trained.decision
         self.crop = trained.crop
         self.step = trained.step
         self.flip_tta = trained.flip_tta
@@ -77,8 +85,8 @@ class RunClassifier:
         remaining = num_images
         with contextlib.closing(iterate(distributed)) as batches:
             for images in batches:
-                for probabilities in self._classify(flip_tta)(images):
-                    yield from probabilities.numpy()[:remaining]
+                for found in self._classify(flip_tta)(images):
+                    yield from found.numpy()[:remaining]
                     remaining = max(0, remaining - batch)
 
     def _classify(self, flip_tta: bool) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
@@ -88,7 +96,7 @@ class RunClassifier:
         strategy = self._runtime.strategy
 
         def one_replica(images: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(infer(self._runtime.state, self._runtime.built, images))
+            return probabilities(infer(self._runtime.state, self._runtime.built, images), self._task)
 
         def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
             return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2

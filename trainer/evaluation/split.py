@@ -15,7 +15,7 @@ from convoy.input_pipeline.dataset.open import Data, Dataset, open_dataset
 from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.reader import Reader
-from convoy.trainer.evaluation import predictions
+from convoy.trainer.evaluation import label_predictions, predictions
 from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
@@ -29,7 +29,7 @@ class EvaluatedSplit:
 
     trained: TrainedRun
     evaluation: predictions.Evaluation
-    predictions: predictions.Predictions
+    predictions: predictions.Predictions | label_predictions.LabelPredictions
 
     def save(self) -> None:
         """Adds a row to RUN/results.csv and writes RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json.
@@ -40,7 +40,9 @@ class EvaluatedSplit:
         run, evaluation = self.trained.run, self.evaluation
         try:
             append_result(run, step=evaluation.step, split=evaluation.split, quality=evaluation.quality)
-            predictions.save(run, evaluation, self.predictions, self.trained.class_names)
+            delimiter = self.trained.decision.delimiter
+            names = self.trained.class_names
+            predictions.save(run, evaluation, self.predictions, names, label_delimiter=delimiter)
         except OSError as error:
             raise DataError(
                 f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
@@ -70,9 +72,16 @@ def evaluate_split(
     """
     dataset, built = open_dataset_of(trained, data, record_format), trained.runtime.built
     split = dataset.split(split_name)
-    reader, collector = Reader(split, trained.crop), predictions.Collector()
+    reader = Reader(split, trained.crop)
+    collector = label_predictions.Collector() if trained.task.multi_label else predictions.Collector()
     evaluator = Evaluator(
-        trained.runtime.state, built, reader, EVALUATION_BATCH_SIZE, objective=trained.objective(), flip_tta=flip_tta
+        trained.runtime.state,
+        built,
+        reader,
+        EVALUATION_BATCH_SIZE,
+        objective=trained.objective(),
+        flip_tta=flip_tta,
+        thresholds=trained.thresholds,
     )
     quality = evaluator.metrics(each=collector)
     evaluation = predictions.Evaluation(
@@ -86,6 +95,7 @@ def evaluate_split(
         time=time.time(),
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
+        thresholds=list(trained.thresholds or ()),
     )
     return EvaluatedSplit(trained, evaluation, collector.predictions(predictions.filenames(split)))
 
@@ -111,6 +121,12 @@ def open_dataset_of(
         check_source_owner(recorded, trained.run.dataset)
     record_format = trained.run.record_format(record_format or RecordFormat())
     dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
+    if dataset.multi_label != trained.task.multi_label:
+        one, several = "one label per image", "any number of labels per image"
+        own, other = (several, one) if trained.task.multi_label else (one, several)
+        raise DataError(
+            f"--data={dataset.directory} has {other}, and the run {own}. Convert the images as for the run."
+        )
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         fix = "Convert the images with the classes the run was trained on."

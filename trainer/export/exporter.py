@@ -31,6 +31,7 @@ from convoy.trainer.export.folder import export_folder, file_digests, write_desc
 from convoy.trainer.export.formats import LABELS, ServingModel, obstacle, serving_model, write
 from convoy.trainer.export.loaders import FILES
 from convoy.trainer.export.request import Request
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, open_run
 
@@ -46,7 +47,7 @@ class Reference:
       probabilities: float32 evaluation, [n, num_classes].
       precision: the run's precision.
       largest_difference: largest difference of a probability between the run's precision and float32.
-      same_top1: number of images of the split with the same predicted class in both.
+      same_top1: number of images of the split with the same predicted class, or the same labels, in both.
     """
 
     samples: Samples
@@ -128,6 +129,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
                 "resize": model.crop.resize,
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
+                **_decision_facts(model.decision),
                 "versions": _versions(formats),
                 "comparison": _comparison(reference),
                 "formats": {
@@ -138,6 +140,14 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
         )
     sizes = {name: sum(file["bytes"] for file in entries.values()) for name, entries in files.items()}
     return Exported(trained.step, reference, sizes, differences)
+
+
+def _decision_facts(decision: Decision) -> dict[str, Any]:
+    """Returns what a recipient needs to know about the probabilities of several labels per image."""
+    if decision.thresholds is None:
+        return {}
+    thresholds = list(decision.thresholds)
+    return {"multi_label": True, "label_delimiter": decision.delimiter, "thresholds": thresholds}
 
 
 def _weights_text(trained: TrainedRun) -> str:
@@ -154,7 +164,8 @@ def _in_float32(trained: TrainedRun, request: Request) -> tuple[TrainedRun, Refe
         trained = open_run(request.workdir, _CPU, checkpoint=str(trained.step), precision="float32", trust_code=True)
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
-    same_class = as_trained.argmax(1) == probabilities.argmax(1)
+    predicted = (trained.decision.predicted(values) for values in (as_trained, probabilities))
+    same_class = np.array([first == second for first, second in zip(*predicted, strict=True)])
     same_top1 = int(np.sum(same_class[: len(same_class) - samples.others]))
     return trained, Reference(samples, probabilities, precision, difference, same_top1)
 
@@ -167,7 +178,7 @@ def _write_and_compare(name: str, model: ServingModel, path: Path, reference: Re
     except Exception as error:  # converters raise anything for a model that they do not support
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"--format={name}: cannot express this model ({textwrap.shorten(reason, 200)}).") from error
-    return compare(name, path, reference.samples, reference.probabilities, model.class_names)
+    return compare(name, path, reference.samples, reference.probabilities, model.decision)
 
 
 def _versions(formats: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from convoy.core.reading import parsed_json, read_file, read_json, read_table
 
-USUAL_METRICS = ("loss", "top1", "top5", "macro_f1", "ece")  # of every run; `config.metrics` adds others
 _OTHER_COLUMNS = ("time", "step", "split")
 
 

@@ -5,7 +5,7 @@ trained.runtime.model_for_size(trained.image_size)
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.task import DEFAULT_THRESHOLD, Decision, Task, task_of
 from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
 from convoy.trainer.session.runtime import Runtime, make_runtime
@@ -38,6 +39,8 @@ class TrainedRun:
       runtime: the model on this machine's devices.
       step: step of the weights.
       trust_code: whether the run's code may run although another user owns it.
+      thresholds: with several labels per image, the smallest probability of each class that counts as a label: chosen
+        on the validation split at the last evaluation before the checkpoint, else 0.5.
     """
 
     run: RunDirectory
@@ -46,6 +49,17 @@ class TrainedRun:
     runtime: Runtime
     step: int
     trust_code: bool = False
+    thresholds: Sequence[float] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return task_of(self.dataset)
+
+    @property
+    def decision(self) -> Decision:
+        """How probabilities become labels."""
+        return Decision(self.class_names, self.thresholds, self.dataset.get("label_delimiter", ""))
 
     @property
     def class_names(self) -> list[str]:
@@ -74,7 +88,7 @@ class TrainedRun:
           UsageError: there is no such piece any more, or its code is not trusted.
         """
         find = functools.partial(find_kept, self.run, trust_code=self.trust_code)
-        return find_objective(self.config, len(self.class_names), find)
+        return find_objective(self.config, len(self.class_names), find, task=self.task)
 
 
 def open_run(
@@ -85,7 +99,8 @@ def open_run(
     Args:
       workdir: the run directory.
       devices: the devices to run on.
-      checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, or a step.
+      checkpoint: `best` (by the score on validation, such as top-1; the last one if nothing was evaluated), `last`, or
+        a step.
       precision: float32, bfloat16 or float16; empty for the run's own.
       trust_code: whether the run's code may run although another user owns it.
 
@@ -97,7 +112,7 @@ def open_run(
     step = chosen_step(run, checkpoint)
     config = ml_collections.ConfigDict(run.read_config())
     dataset = run.read_dataset()
-    values, _ = CheckpointStore(run.checkpoints).load(step)
+    values, metadata = CheckpointStore(run.checkpoints).load(step)
     config.precision = precision or config.precision
     to_build = config.copy_and_resolve_references()
     to_build.model.weights = ""  # the checkpoint replaces them
@@ -114,7 +129,11 @@ def open_run(
         evaluates_average=has_average(values),
     )
     restore_state(runtime.state, without_optimizer(values), {"step": step}, run)
-    return TrainedRun(run, config, dataset, runtime, step, trust_code)
+    thresholds = None
+    if task_of(dataset).multi_label:
+        default = [DEFAULT_THRESHOLD] * len(dataset["class_names"])
+        thresholds = metadata.get("reported", {}).get("thresholds") or default
+    return TrainedRun(run, config, dataset, runtime, step, trust_code, thresholds)
 
 
 def restore_state(
