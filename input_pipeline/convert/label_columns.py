@@ -73,7 +73,7 @@ def refuse_one_hot(path: Path, header: Sequence[str], rows: Sequence[tuple[int, 
         listed = ", ".join(map(repr, columns[:_LISTED])) + ", ..." * (len(columns) > _LISTED)
         raise DataError(
             f"{path} has no column {category!r}, and {len(columns)} columns of 0 and 1: {listed}. Pass --multi_label "
-            "if they are classes"
+            "if they are classes, or name the column of categories with --category_column"
         )
 
 
