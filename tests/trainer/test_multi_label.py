@@ -79,7 +79,7 @@ class TestMetrics:
         assert found["micro_f1"] == pytest.approx(f1_score(self.targets, predicted, average="micro"))
         assert found["macro_f1"] == pytest.approx(f1_score(self.targets, predicted, average="macro"))
         exact = average_precision_score(self.targets, self.logits)
-        assert found["mean_average_precision"] == pytest.approx(exact, abs=0.01)  # from a histogram
+        assert found["mean_average_precision"] == pytest.approx(exact, abs=0.02)  # from a histogram
         assert found["loss"] == 1
 
     def test_sums_add_up_without_padding(self):
