@@ -11,6 +11,7 @@ from convoy.input_pipeline.convert import metadata, plan
 from convoy.input_pipeline.convert.convert import convert
 from convoy.input_pipeline.convert.options import Options
 from convoy.input_pipeline.convert.sources import Source, Table, list_sources, with_labels
+from convoy.input_pipeline.dataset import contents
 from convoy.input_pipeline.dataset.examples import from_bytes, read_features
 from convoy.input_pipeline.dataset.index import index_path
 from convoy.input_pipeline.dataset.label_sets import LabelSets, unused_delimiter
@@ -166,6 +167,10 @@ class TestConversion:
     def test_dataset_and_split_say_so(self, tmp_path, photos):
         dataset = converted(photos, tmp_path / "data", Table(delimited(tmp_path / "t.csv"), label_delimiter=" "))
         train, entry = dataset.split("train"), dataset.manifest["splits"]["train"]
+        assert dataset.manifest.keys() == contents.MANIFEST.keys()
+        assert entry.keys() == contents.SPLIT.keys() - {"grouped"}
+        with np.load(index_path(tmp_path / "data", "train")) as archive:
+            assert archive.files == list(contents.INDEX)
         assert dataset.multi_label
         assert dataset.class_names == NAMES
         assert entry["counts"] == [2, 3, 3] == train.class_counts(3).tolist()

@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+from convoy.api.training import TrainingResult
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.convert.convert import convert
 from convoy.input_pipeline.convert.options import Options
@@ -234,6 +235,7 @@ class TestRun:
         names = {"quality/loss", "quality/mean_average_precision", "quality/micro_f1", "quality/macro_f1"}
         assert {name for name in line if name.startswith("quality/")} == names
         result = result_of(run)
+        assert TrainingResult.__annotations__.keys() - {"workdir"} == result.keys()
         assert set(result["best"]) == {"step", "mean_average_precision"}
         assert len(result["thresholds"]) == len(NAMES)
         assert json.loads((run / "config.json").read_text())["loss"]["name"] == "bce"
