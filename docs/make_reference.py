@@ -23,7 +23,8 @@ from convoy.trainer.callbacks.callback import Callback
 from convoy.trainer.callbacks.tensorboard import tags
 from convoy.trainer.config import checks
 from convoy.trainer.config.schema import meanings
-from convoy.trainer.evaluation import predictions, results
+from convoy.trainer.evaluation import label_predictions, predictions, results
+from convoy.trainer.run.task import MULTI_LABEL, SINGLE_LABEL
 
 COMMAND = "python -m docs.make_reference"
 FOLDER = Path(__file__).parent / "reference"
@@ -355,17 +356,21 @@ def _run_directory() -> str:
             for name, (when, details) in events
         ],
     )
-    columns = ", ".join(f"`{name}`" for name in results.COLUMNS)
+    columns = ", ".join(f"`{name}`" for name in (*results.COLUMNS, *SINGLE_LABEL.metrics))
+    of_labels = ", ".join(f"`{name}`" for name in MULTI_LABEL.metrics)
     text += (
-        f"## results.csv\n\nColumns: {columns}, and the metrics of `config.metrics`. `time` is local time, and metrics "
-        "are as in [TensorBoard tags](tensorboard-tags.md). With `--checkpoint=mean:3` there is a column `checkpoint`, "
-        "such as `mean:3 (steps 80-100)`; `step` is the last of them.\n\n"
+        f"## results.csv\n\nColumns: {columns}, and the metrics of `config.metrics`. With several labels per image the "
+        f"metrics are {of_labels}. `time` is local time, and metrics are as in [TensorBoard tags]"
+        "(tensorboard-tags.md). With `--checkpoint=mean:3` there is a column `checkpoint`, such as "
+        "`mean:3 (steps 80-100)`; `step` is the last of them.\n\n"
     )
     text += f"## result.json\n\n{_fields({k: v for k, v in attributes(TrainingResult).items() if k != 'workdir'})}"
     columns = ", ".join(f"`{name}`" for name in predictions.COLUMNS)
+    of_labels = ", ".join(f"`{name}`" for name in label_predictions.COLUMNS)
     text += (
-        f"## Evaluations\n\n`predictions_SPLIT.csv` has the columns {columns}. A text that a spreadsheet would run as "
-        "a formula has a leading apostrophe. `evaluation_SPLIT.json`:\n\n"
+        f"## Evaluations\n\n`predictions_SPLIT.csv` has the columns {columns}. With several labels per image they are "
+        f"{of_labels}, and one per class with its probability. A text that a spreadsheet would run as a formula has a "
+        "leading apostrophe. `evaluation_SPLIT.json`:\n\n"
     )
     text += _fields(attributes(predictions.Evaluation))
     text += (

@@ -281,7 +281,7 @@ class _Training:
                 evaluation = self._evaluate() if evaluate else None
                 if checkpoint or (evaluation and evaluation.is_best) or self._stopping.is_agreed:
                     with self._step_timer.paused("checkpoints"):
-                        self._save(evaluation.metrics["top1"] if evaluation else None)
+                        self._save(evaluation.metrics[self._objective.task.score] if evaluation else None)
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
         log = self._measurements.log(self._window_sums, result, learning_rate)
@@ -440,7 +440,7 @@ class _Training:
             "epoch": self._measurements.epoch,
             "images_seen": step * plan.global_batch_size,
             **self._measurements.measured(),
-            "best": {"step": self._store.best(), "top1": self._store.best_score()},
+            "best": {"step": self._store.best(), self._objective.task.score: self._store.best_score()},
             "seconds": self._step_timer.seconds(),
             "weights_sha256": digest,
             "virtual_replicas": plan.virtual_replicas,

@@ -134,6 +134,8 @@ def convert(
     csv_delimiter: str = "",
     csv_encoding: str = "",
     missing: str = "error",
+    label_delimiter: str = "",
+    multi_label: bool = False,
     folders: str = "auto",
     group_similar: bool = False,
     tfrecords: _Path | None = None,
@@ -182,6 +184,8 @@ def convert(
       csv_delimiter: its column separator; detected by default.
       csv_encoding: its encoding; UTF-8 or UTF-16 by default.
       missing: `error`, or `skip` for files of the CSV, or of ImageNet's validation list, that do not exist.
+      label_delimiter: what separates any number of labels of an image in its column of categories.
+      multi_label: whether all its other columns are classes, with 1 for the images that have them, else 0.
       folders: what the folders in `images` are: `classes`, `splits` or `auto`.
       group_similar: keep images that look alike in one split.
       tfrecords: folder of TFRecords of other tools, instead of `images`.
@@ -231,6 +235,9 @@ def convert(
         raise UsageError(f"missing={missing!r}: must be error or skip.")
     if group_column and not manifest:
         raise UsageError(f"group_column={group_column} is a column of a CSV. Pass the CSV as manifest")
+    if (label_delimiter or multi_label) and not manifest:
+        given = f"label_delimiter={label_delimiter!r}" if label_delimiter else "multi_label=True"
+        raise UsageError(f"{given} is for labels in a CSV. Pass the CSV as manifest")
     table = None
     if manifest:
         table = Table(
@@ -241,6 +248,8 @@ def convert(
             delimiter=csv_delimiter,
             encoding=csv_encoding,
             skip_missing=missing == "skip",
+            label_delimiter=label_delimiter,
+            one_hot=multi_label,
         )
     if isinstance(splits, Mapping):
         splits = ",".join(f"{part}:{share}" for part, share in splits.items())

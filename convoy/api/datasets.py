@@ -1,6 +1,7 @@
 """`open_dataset`: datasets, their splits and batches."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ class Dataset(Shown):
       name: name of the dataset.
       class_names: class names, by label.
       splits: names of the splits.
+      multi_label: whether an image has any number of labels instead of one.
 
     Example:
       dataset = convoy.open_dataset("data")
@@ -35,6 +37,7 @@ class Dataset(Shown):
         self.name = opened.name
         self.class_names = opened.class_names
         self.splits = opened.splits
+        self.multi_label = opened.multi_label
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -64,7 +67,7 @@ class Dataset(Shown):
 
     def _table(self) -> Rows:
         counts = self.counts
-        totals = {"class": "all", **{split: sum(counts[split].values()) for split in self.splits}}
+        totals = {"class": "all", **{split: self.split(split).num_images for split in self.splits}}
         classes = [
             {"class": name, **{split: counts[split][name] for split in self.splits}} for name in self.class_names
         ]
@@ -78,7 +81,8 @@ class Split(Shown):
       name: name of the split.
       class_names: class names, by label.
       num_images: number of images.
-      labels: label of each image in the order of the records, [num_images] int32.
+      labels: label of each image in the order of the records, [num_images] int32; with several labels per image
+        [num_images, num_classes] float32, 1 for each label, else 0.
 
     Example:
       train = convoy.open_dataset("data").split("train")
@@ -91,12 +95,16 @@ class Split(Shown):
         self.name = split.name
         self.class_names = tuple(class_names)
         self.num_images = split.num_images
-        self.labels = split.label
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The attribute."""
+        return self._split.targets(np.arange(self.num_images))
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of images by class."""
-        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        counts = self._split.class_counts(len(self.class_names)).tolist()
         return dict(zip(self.class_names, counts, strict=True))
 
     def __len__(self) -> int:
@@ -148,8 +156,8 @@ class Split(Shown):
           as_numpy: yield NumPy arrays; False yields TensorFlow tensors.
 
         Yields:
-          `image` [batch, image_size, image_size, 3] uint8, `label` [batch] int32 and `index` [batch] int64, the number
-          of each image in the order of the records.
+          `image` [batch, image_size, image_size, 3] uint8, `label` [batch] int32 (with several labels per image
+          [batch, num_classes] float32) and `index` [batch] int64, the number of each image in the order of the records.
 
         Raises:
           UsageError: an argument is out of range.

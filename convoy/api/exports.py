@@ -123,5 +123,12 @@ def predicted(
     probabilities[list(unreadable)] = np.nan
     reasons = {names[number]: reason for number, reason in sorted(unreadable.items())}
     return Predictions(
-        names, probabilities, tuple(classifier.class_names), classifier.step, reasons, classifier.checkpoint
+        names,
+        probabilities,
+        tuple(classifier.class_names),
+        classifier.step,
+        reasons,
+        classifier.checkpoint,
+        models=classifier.models,
+        thresholds=classifier.decision.thresholds,
     )

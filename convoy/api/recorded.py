@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from convoy.api.label_results import evaluation_of
 from convoy.api.results import Evaluation
 from convoy.api.shown import Rows, Shown
 from convoy.api.spelling import spelled_for_python
@@ -24,11 +25,16 @@ class Best(NamedTuple):
 
     Attributes:
       step: its step.
-      top1: its top-1 accuracy, in [0, 1].
+      score: its top-1 accuracy, or mean average precision with several labels per image, in [0, 1].
     """
 
     step: int
-    top1: float
+    score: float
+
+    @property
+    def top1(self) -> float:
+        """The score of a run with one label per image."""
+        return self.score
 
 
 class RecordedRun(Shown):
@@ -65,7 +71,7 @@ class RecordedRun(Shown):
     def best(self) -> Best | None:
         """The best evaluation on the validation split; None without any."""
         listed = self._listed()
-        return None if listed.best_step is None else Best(listed.best_step, listed.best_top1 or 0.0)
+        return None if listed.best_step is None else Best(listed.best_step, listed.best_score or 0.0)
 
     @property
     def images_per_second(self) -> float | None:
@@ -153,14 +159,18 @@ class RecordedRun(Shown):
         Example:
           convoy.open_run("run").evaluation("test").top1
         """
-        from convoy.trainer.evaluation import predictions
+        from convoy.trainer.evaluation import label_predictions, predictions
+        from convoy.trainer.run.task import Decision, task_of
 
         found = {evaluation.split: evaluation for evaluation in predictions.evaluations(self._files)}
         if split not in found:
             has = f"It has {', '.join(found)}." if found else "It has none."
             raise DataError(f"{self.path} has no evaluation on split {split!r}. {has} Call evaluate({split!r}).")
-        saved = predictions.load(self._files, found[split], self.class_names)
-        return Evaluation(found[split], saved, self.class_names)
+        dataset = self._files.read_dataset()
+        decision = Decision(self.class_names, found[split].thresholds, dataset.get("label_delimiter", ""))
+        if task_of(dataset).multi_label:
+            return evaluation_of(found[split], label_predictions.load(self._files, found[split], decision), decision)
+        return evaluation_of(found[split], predictions.load(self._files, found[split], self.class_names), decision)
 
     def predictions(self, split: str) -> Rows:
         """Returns a row per image of the last saved evaluation on a split; as `Evaluation.predictions`.
@@ -186,7 +196,7 @@ class RecordedRun(Shown):
         listed = self._listed()
         return {
             "path": self.path,
-            "best top-1 on validation": listed.best_top1,
+            f"best {listed.score_title} on validation": listed.best_score,
             "at step": listed.best_step,
             "images per second": listed.images_per_second,
             "data": listed.config.get("data"),

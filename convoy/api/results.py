@@ -24,6 +24,7 @@ class Evaluation(Shown):
       step: last step of the weights.
       checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
         one.
+      models: number of models whose probabilities are averaged.
       images: number of images.
       flip_tta: whether probabilities are the mean over each image and its mirror image.
       metrics: by name: `loss` in nats; `top1`, `top5`, `macro_f1` and `ece` in [0, 1].
@@ -43,18 +44,21 @@ class Evaluation(Shown):
 
     def __init__(self, evaluation: "SavedEvaluation", predictions: "SavedPredictions", class_names: Sequence[str]):
         """Takes what RUN/evaluation_SPLIT.json and RUN/predictions_SPLIT.csv contain."""
+        self._take(evaluation, class_names)
         self._predictions = predictions
-        self.split = evaluation.split
-        self.step, self.checkpoint = evaluation.step, evaluation.checkpoint
-        self.images = evaluation.images
-        self.flip_tta = evaluation.flip_tta
-        self.metrics = dict(evaluation.quality)
-        self.class_names = tuple(class_names)
         self.filenames = list(predictions.filename)
         self.labels = predictions.label
         self.predicted = predictions.predicted
         self.label_probabilities = predictions.label_probability
         self.predicted_probabilities = predictions.predicted_probability
+
+    def _take(self, evaluation: "SavedEvaluation", class_names: Sequence[str]) -> None:
+        self.split = evaluation.split
+        self.step, self.checkpoint, self.models = evaluation.step, evaluation.checkpoint, evaluation.models
+        self.images = evaluation.images
+        self.flip_tta = evaluation.flip_tta
+        self.metrics = dict(evaluation.quality)
+        self.class_names = tuple(class_names)
 
     def __getattr__(self, name: str) -> float:
         """Returns a metric by name."""
@@ -109,7 +113,7 @@ class Evaluation(Shown):
 
     def _title(self) -> str:
         tta = ", with flip test-time augmentation" if self.flip_tta else ""
-        weights = weights_text(self.step, self.checkpoint)
+        weights = weights_text(self.step, self.checkpoint, self.models)
         return f"Evaluation of {weights} on split {self.split!r}: {counted(self.images, 'image')}{tta}"
 
     def _facts(self) -> Mapping[str, object]:
@@ -124,8 +128,10 @@ class Prediction(NamedTuple):
 
     Attributes:
       name: path of the image, or its number.
-      label: the most probable class; None for an image that cannot be read.
-      probability: its probability, in [0, 1].
+      label: the most probable class; with several labels per image the list of its classes, the most probable first.
+        None for an image that cannot be read.
+      probability: its probability, in [0, 1]; with several labels that of the least probable one, and without any that
+        of no label at all as the model sees it.
 
     Example:
       first = convoy.open_run("run").predict("photos/test")[0]
@@ -133,7 +139,7 @@ class Prediction(NamedTuple):
     """
 
     name: str
-    label: str | None
+    label: str | list[str] | None
     probability: float
 
 
@@ -148,6 +154,8 @@ class Predictions(Shown):
       step: last step of the weights.
       unreadable: reasons by name of the images that cannot be read.
       checkpoint: as `Evaluation.checkpoint`.
+      models: number of models whose probabilities are averaged.
+      thresholds: with several labels per image, smallest probability of each class that counts as a label; else None.
 
     Example:
       found = convoy.open_run("run").predict("photos/test")
@@ -163,10 +171,12 @@ class Predictions(Shown):
     step: int
     unreadable: Mapping[str, str]
     checkpoint: str = ""
+    models: int = 1
+    thresholds: Sequence[float] | None = None
 
     @property
-    def labels(self) -> list[str | None]:
-        """The most probable class of each image; None for one that cannot be read."""
+    def labels(self) -> list[str | list[str] | None]:
+        """The label of each image (`Prediction.label`)."""
         return [prediction.label for prediction in self]
 
     def __len__(self) -> int:
@@ -182,8 +192,12 @@ class Predictions(Shown):
         probabilities = self.probabilities[number]
         if np.isnan(probabilities).any():
             return Prediction(self.names[number], None, float("nan"))
-        label = int(probabilities.argmax())
-        return Prediction(self.names[number], self.class_names[label], float(probabilities[label]))
+        from convoy.trainer.run.task import Decision
+
+        decision = Decision(self.class_names, self.thresholds)
+        labels, certainty = decision.labels(probabilities), decision.certainty(probabilities)
+        names = [self.class_names[label] for label in labels]
+        return Prediction(self.names[number], names if decision.multi_label else names[0], certainty)
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
         """Returns the `count` most probable classes of each image with their probabilities, the most probable first.
@@ -210,7 +224,8 @@ class Predictions(Shown):
         return Rows(prediction._asdict() for prediction in self)
 
     def _title(self) -> str:
-        return f"Predictions of {weights_text(self.step, self.checkpoint)} for {counted(len(self), 'image')}"
+        weights = weights_text(self.step, self.checkpoint, self.models)
+        return f"Predictions of {weights} for {counted(len(self), 'image')}"
 
     def _table(self) -> Rows:
         return self.to_dicts()

@@ -12,6 +12,7 @@ import numpy as np
 from convoy.api.datasets import path_text
 from convoy.api.exports import predicted
 from convoy.api.heat_maps import HeatMaps, explained
+from convoy.api.label_results import evaluation_of
 from convoy.api.recorded import RecordedRun
 from convoy.api.results import Evaluation, Export, Predictions
 from convoy.api.shown import Rows
@@ -75,8 +76,8 @@ class Run(RecordedRun):
         Args:
           split: name of the split; `out_of_fold` for the images of a cross-validation, each by its fold's run.
           data: dataset directory or sources, as in `open_dataset`; None for those the run was trained on.
-          checkpoint: `best` (by validation top-1), `last`, `mean:N` (the mean of the last N, with batch statistics
-            renewed on training images), or the step of a checkpoint.
+          checkpoint: `best` (by its score on validation, such as top-1), `last`, `mean:N` (the mean of the last N, with
+            batch statistics renewed on training images), or the step of a checkpoint.
           devices: as in `train`.
           flip_tta: average over each image and its mirror image; None for `config.flip_tta`.
           save: add a row to RUN/results.csv, and write RUN/predictions_SPLIT.csv and RUN/evaluation_SPLIT.json, from
@@ -115,7 +116,7 @@ class Run(RecordedRun):
             _logger.warning("%s cannot be written (%s): the evaluation is not saved.", self.path, unwritable.strerror)
         elif save:
             write()
-        return Evaluation(evaluated.evaluation, evaluated.predictions, evaluated.class_names)
+        return evaluation_of(evaluated.evaluation, evaluated.predictions, evaluated.decision)
 
     @spelled_for_python()
     def predict(
@@ -186,7 +187,7 @@ class Run(RecordedRun):
 
         Args:
           images: as in `predict`.
-          classes: name of the class to explain, or of one per image; None for the predicted classes.
+          classes: name of the class to explain, or of one per image; None for the most probable class of each.
           checkpoint: as in `evaluate`.
           devices: as in `train`.
           trust_code: as in `evaluate`.
@@ -286,7 +287,8 @@ class Run(RecordedRun):
     ) -> "Iterator[tuple[TrainedRun, RunClassifier | MixedEnsemble]]":
         """Yields the model with the weights of a checkpoint, loaded unless it is the last one that was used."""
         from convoy.trainer.evaluation.classifier import classifier_of
-        from convoy.trainer.session.restore import open_run, steps_by_model
+        from convoy.trainer.session.chosen_steps import steps_by_model
+        from convoy.trainer.session.restore import open_run
         from convoy.trainer.session.runtime import enable_determinism
         from convoy.trainer.tf_compat.keras_state import global_state_kept
 
@@ -316,13 +318,16 @@ class Runs(list[Run]):
     def to_dicts(self) -> Rows:
         """Returns a row per run: name, `best_top1`, `best_step`, `images_per_second`, state, and differing fields.
 
+        Of a run with several labels per image, `best_mean_average_precision` instead.
+
         Example:
           convoy.list_runs(".").to_dicts()[0]["best_top1"]
         """
         rows = Rows()
         for run in self:
             found = run._listed()
-            facts = {name: getattr(found, name) for name in ("best_top1", "best_step", "images_per_second")}
+            facts = {f"best_{found.score}": found.best_score}
+            facts |= {name: getattr(found, name) for name in ("best_step", "images_per_second")}
             rows.append({"run": run.name, **facts, "state": found.state_text, **run.differences})
         return rows
 

@@ -70,13 +70,16 @@ class TrainingResult(Shown):
       images_per_second: steady speed over all devices, without first steps, evaluation and checkpoints.
       limits: the bottleneck analysis: what bounds the speed (`bound`), a `sentence` with suggested fixes, step time,
         input wait, reduction, memory and utilization; None in a run that is too short.
-      best: `step` and `top1` of the best evaluation on the validation split; None without one.
+      best: `step` and `top1` (with several labels per image `mean_average_precision`) of the best evaluation on the
+        validation split; None without one.
       seconds: seconds spent on `steps` and on each kind of pause, such as `evaluation` and `checkpoints`.
       weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
       virtual_replicas: number of virtual replicas.
       replicas: number of devices.
       workers: number of workers.
       substituted_records: unusable records in whose place others were used.
+      thresholds: with several labels per image, smallest probability of each class that counts as a label, chosen at
+        the last evaluation; missing otherwise.
       stop: `reason`, `by` and `resumable`, if the run stopped before its last step by request; else None.
 
     Example:
@@ -100,6 +103,7 @@ class TrainingResult(Shown):
     workers: int
     substituted_records: int
     stop: dict[str, Any] | None
+    thresholds: list[float]
 
     def __init__(self, workdir: Path, content: Mapping[str, Any]):
         """Takes the content of result.json."""

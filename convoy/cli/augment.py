@@ -47,13 +47,13 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     crop = Crop(config.image_size, resize=config.resize)
     # The first images of different classes: neighbors in the shards may have the same class.
-    _, first_of_class = np.unique(split.label, return_index=True)
+    _, first_of_class = np.unique(split.strata(), return_index=True)
     chosen = np.sort(first_of_class)[:_SHOWN_IMAGES]
     with contextlib.closing(Reader(split, crop)) as reader:
         images = reader.images(chosen)
     page = augmentation_page(
         images,
-        [dataset.class_names[split.label[i]] for i in chosen],
+        [dataset.label_text(split.name, i) for i in chosen],
         text=config.augment.ops,
         recipe=Path(config_flags.get_config_filename(flags["config"])).stem,
         crop=crop,

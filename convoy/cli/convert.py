@@ -4,6 +4,7 @@ convoy convert --images=photos/train --output=data
 convoy convert --images=photos/train --manifest=train.csv --output=data --splits=train:0.8,validation:0.1,test:0.1
 convoy convert --images=photos/test --output=data --split=test
 convoy convert --images=photos --output=data --dry_run
+convoy convert --images=photos --manifest=labels.csv --output=data --label_delimiter=' '
 convoy convert --images=camera.py:photos --output=data
 convoy convert --parquet='train-*.parquet' --output=data
 convoy convert --tar='shard-{000..099}.tar' --output=data
@@ -35,7 +36,7 @@ from convoy.core.text import counted, one_line
 if TYPE_CHECKING:
     from convoy.input_pipeline.convert.options import Options
     from convoy.input_pipeline.convert.sources import Table
-    from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, Summary
+    from convoy.input_pipeline.convert.summary import ClassSummary, GroupSummary, SplitSummary, Summary
 
 REQUIRED = ("output",)
 
@@ -107,6 +108,16 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     define.string("manifest", None, "CSV of file names and categories: filename,category")
     define.string("filename_column", "filename", "manifest column of file names")
     define.string("category_column", "category", "manifest column of categories")
+    define.string(
+        "label_delimiter",
+        "",
+        "the column of categories has any number of labels per image, separated by this, such as ' '",
+    )
+    define.bool(
+        "multi_label",
+        False,
+        "every other column of the manifest is a class, with 1 for the images that have it, else 0",
+    )
     define.string("csv_delimiter", "", "column separator of the manifest; default: detected from its header")
     define.string(
         "csv_encoding",
@@ -178,6 +189,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     if flags.group_column and not flags.manifest:
         raise UsageError(f"--group_column={flags.group_column} is a column of a CSV. Pass the CSV as --manifest")
+    for flag in ("label_delimiter", "multi_label"):
+        if flags[flag].value and not flags.manifest:
+            raise UsageError(f"--{flag} is for labels in a CSV. Pass the CSV as --manifest")
     request = Request(
         output=flags.output,
         origin={name: flags[name].value for name in ORIGIN_FLAGS if name in flags},
@@ -219,6 +233,8 @@ def _table(flags: absl_flags.FlagValues) -> "Table | None":
         delimiter=flags.csv_delimiter,
         encoding=flags.csv_encoding,
         skip_missing=flags.missing == "skip",
+        label_delimiter=flags.label_delimiter,
+        one_hot=flags.multi_label,
     )
 
 
@@ -343,6 +359,8 @@ def class_summary(summary: "Summary") -> list[str]:
         ordered = sorted(summary.classes, key=lambda one: -one.kept[split.name])
         most = ordered[0].kept[split.name]
         lines.append(f"{split.name}: {counted(split.images, 'image')} of {counted(split.classes, 'class', 'classes')}")
+        if split.labels_per_image:
+            lines[-1] += f", {_labels_per_image(split)}"
         if most == ordered[-1].kept[split.name]:
             lines[-1] += f", {most:,} per class"
         elif len(ordered) <= 2 * _EXTREMES:
@@ -355,6 +373,13 @@ def class_summary(summary: "Summary") -> list[str]:
     if left_out:
         lines.append(f"most left out: {', '.join(f'{_shown(one.name)} {number:,}' for one, number in left_out)}")
     return lines
+
+
+def _labels_per_image(split: "SplitSummary") -> str:
+    """Returns the mean number of labels, and how many images have none."""
+    numbers = split.labels_per_image
+    mean = sum(number * images for number, images in enumerate(numbers)) / split.images
+    return f"{mean:.2f} labels per image" + (f", none for {counted(numbers[0], 'image')}" if numbers[0] else "")
 
 
 def _counts(classes: Sequence["ClassSummary"], split: str) -> str:

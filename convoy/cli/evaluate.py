@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from convoy.trainer.run.directory import RunDirectory
 
 REQUIRED = ("workdir", "split")
-CHECKPOINT_HELP = "best (by validation top-1), last, mean:N (the mean of the last N), or the step of a checkpoint"
+CHECKPOINT_HELP = (
+    "best (by its score on validation, such as top-1), last, mean:N (the mean of the last N), or the step of a "
+    "checkpoint"
+)
 WORKDIR_HELP = "run directory of `convoy train`; several, comma-separated, and a cross-validation predict together"
 RENAMED_FLAGS = {"tta": "flip_tta"}
 

@@ -84,7 +84,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     if reference.precision != "float32":
         print(
             f"The run computes in {reference.precision}: `convoy evaluate` differs from float32 by up to "
-            f"{reference.largest_difference:.2g} in probability, with the same top-1 class for "
+            f"{reference.largest_difference:.2g} in probability, with the same prediction for "
             f"{reference.same_top1} of these images."
         )
     return max((error.exit_code for error in failures), default=0)

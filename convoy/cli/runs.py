@@ -59,10 +59,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             write_whole(Path(flags.json), (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
             raise UsageError(f"--json={flags.json}: cannot be written ({error.strerror}).") from None
-    print(f"{counted(len(runs), 'run')} in {folder}, by validation top-1")
+    titles = {found.score_title for found in runs}
+    title = titles.pop() if len(titles) == 1 else "score"
+    print(f"{counted(len(runs), 'run')} in {folder}, by validation {title}")
     facts = [
         ("run", *(found.name for found in runs)),
-        ("best top-1", *("-" if found.best_top1 is None else f"{found.best_top1:.2%}" for found in runs)),
+        (f"best {title}", *(_score(found, titled=title == "score") for found in runs)),
         ("at step", *("-" if found.best_step is None else f"{found.best_step:,}" for found in runs)),
         (
             "images/s",
@@ -75,6 +77,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     print("\n".join(_aligned(columns, right=(1, 2, 3))))
     if left_out:
         print(f"Also different: {', '.join(left_out)}. --json=FILE writes all.")
+
+
+def _score(found: "ListedRun", *, titled: bool) -> str:
+    if found.best_score is None:
+        return "-"
+    return (f"{found.score_title} " if titled else "") + f"{found.best_score:.2%}"
 
 
 def _field(name: str, runs: Sequence["ListedRun"]) -> tuple[str, ...]:

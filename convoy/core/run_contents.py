@@ -46,8 +46,8 @@ FILES = {
     ),
     "checkpoints/step-{step}.npz": RunFile(
         "weights, optimizer state and metadata after a step, in nine digits; see [Checkpoints](#checkpoints)",
-        f"{_TRAINING}, every `config.checkpoint_every`, after an evaluation with the best top-1, and at the end. The "
-        "latest `config.keep_checkpoints` and the best are kept",
+        f"{_TRAINING}, every `config.checkpoint_every`, after an evaluation with the best score, such as top-1, and "
+        "at the end. The latest `config.keep_checkpoints` and the best are kept",
     ),
     "metrics.jsonl": RunFile(
         "training and validation metrics, one JSON object per line; see [metrics.jsonl](#metricsjsonl)",
@@ -65,7 +65,7 @@ FILES = {
         "result of the training; see [result.json](#resultjson)",
         f"{_TRAINING}, at the end, also of a run that a callback or time limit stopped; removed when training resumes",
     ),
-    "curves.png": RunFile("loss and top-1 over the steps", f"{_TRAINING}, at the end"),
+    "curves.png": RunFile("loss and score, such as top-1, over the steps", f"{_TRAINING}, at the end"),
     "tensorboard/": RunFile(
         "event files of TensorBoard's runs, in itself and in `train`, `validation` and `media`; see "
         "[TensorBoard tags](tensorboard-tags.md). `plugins/profile` has the profiles of `--profile_steps`",
@@ -98,7 +98,7 @@ FILES = {
     ),
     "report.html": RunFile("the report: curves, metrics and error analysis, in one file", _REPORT),
     "MODEL_CARD.md": RunFile("model card; not overwritten once it was edited", _REPORT),
-    "confusion_matrix.png": RunFile("confusion matrix of the last evaluation", _REPORT),
+    "confusion_matrix.png": RunFile("confusion matrix of the last evaluation, with one label per image", _REPORT),
     "find_lr.csv": RunFile(
         "columns `learning_rate`, `loss` and `smoothed_loss` of the range test", "`convoy train --find_lr`"
     ),
@@ -131,7 +131,8 @@ CHECKPOINT = {
 
 CHECKPOINT_METADATA = {
     "step": "steps done",
-    "score": "top-1 on the validation split; null if these weights were not evaluated",
+    "score": "top-1 on the validation split, or mean average precision with several labels per image; null if these "
+    "weights were not evaluated",
     "config": "the config; a run resumes only with the same, see [Config](config.md)",
     "dataset": "number of images, classes and digest of the training split, which must be the same on resume",
     "model": "digest of the model, and of the user's files by piece",
@@ -139,7 +140,7 @@ CHECKPOINT_METADATA = {
     "weights_sha256": "SHA-256 over all weights",
     "rollbacks": "number of rollbacks so far",
     "window_sums": "sums of the metrics since the last log line",
-    "reported": "the newest `metrics`, `images_per_second` and `limits`, as in result.json",
+    "reported": "the newest `metrics`, `images_per_second`, `limits` and `thresholds`, as in result.json",
     "callbacks": "state of each callback that has one, by its name",
 }
 

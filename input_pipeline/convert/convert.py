@@ -40,7 +40,8 @@ from convoy.input_pipeline.convert.summary import (
 from convoy.input_pipeline.convert.tfds_sources import list_prepared
 from convoy.input_pipeline.convert.worker import ShardTask
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES, images_path, read_images
-from convoy.input_pipeline.dataset.index import concatenated
+from convoy.input_pipeline.dataset.index import NUM_LABELS, concatenated
+from convoy.input_pipeline.dataset.label_sets import unused_delimiter
 from convoy.input_pipeline.dataset.open import Split, has_manifest, open_dataset, read_manifest
 from convoy.input_pipeline.images import worker_pool
 
@@ -104,10 +105,15 @@ def _convert(
             f"{options.table.path}: {counted(found.without_suffix, 'name has', 'names have')} no suffix, and an image "
             "with one is taken for each."
         )
+    for note in found.notes:
+        log(note)
     if manifest is None:
         settings = {"image_size": options.image_size or 0, "encoding": options.encoding or "keep"}
         name = options.name or metadata.dataset_name(options.output.absolute().name)
-        manifest = metadata.new_manifest(name, found.class_names, settings)
+        delimiter = ""
+        if options.table and options.table.multi_label:
+            delimiter = options.table.label_delimiter or unused_delimiter(found.class_names)
+        manifest = metadata.new_manifest(name, found.class_names, settings, label_delimiter=delimiter)
     else:
         found = one_spelling(found, manifest["class_names"])
         _check_classes(found, manifest["class_names"], options)
@@ -146,7 +152,7 @@ def _convert(
             tasks = shard_tasks(splits, manifest, options, work)
             if options.dry_run:
                 planned = {split: _class_counts(members, class_names) for split, members in splits.items()}
-                sizes = (planned_split(split, counts, len(tasks[split])) for split, counts in planned.items())
+                sizes = (planned_split(split, splits[split], len(tasks[split])) for split in splits)
                 preview(summary(sizes, planned, dict.fromkeys(splits, ()), grouped))
             shards = write_shards(tasks, work, options, found.bad, progress=progress, log=log)
             columns = {
@@ -182,7 +188,7 @@ def _workspace(options: Options) -> contextlib.AbstractContextManager[WorkingDir
 
 
 def _class_counts(images: Sequence[Source], class_names: Sequence[str]) -> list[int]:
-    counts = Counter(image.category for image in images)
+    counts = Counter(name for image in images for name in image.classes)
     return [counts[name] for name in class_names]
 
 
@@ -198,7 +204,7 @@ def _notes_on_splits(options: Options) -> Iterator[str]:
 
 def _check_classes(found: Sources, class_names: Sequence[str], options: Options) -> None:
     known = set(class_names)
-    first_of = {image.category: image.name for image in reversed(found.images)}
+    first_of = {name: image.name for image in reversed(found.images) for name in image.classes}
     new = [name for name in found.class_names if name in first_of and name not in known]
     if new:
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
@@ -226,9 +232,14 @@ def _known_images(
 
 
 def _earlier_classes(output: Path) -> Callable[[str, int], str]:
-    """Returns a function from split and number of an image in a dataset to its class."""
+    """Returns a function from split and number of an image in a dataset to its category (`Source.category`)."""
     opened = functools.cache(open_dataset)
-    return lambda split, number: opened(output).class_names[opened(output).split(split).label[number]]
+
+    def category_of(split: str, number: int) -> str:
+        dataset = opened(output)
+        return " + ".join(dataset.class_names[label] for label in dataset.split(split).labels_of(number))
+
+    return category_of
 
 
 def _divide(
@@ -277,15 +288,19 @@ def _split_entry(
     options: Options, shards: Sequence[Shard], columns: Mapping[str, np.ndarray], split: str, num_classes: int
 ) -> dict[str, Any]:
     """Returns the manifest's entry of a split."""
-    if not len(columns["label"]):
+    num_images = len(columns["offset"])
+    if not num_images:
         image, why = shards[0].bad[0]
         raise DataError(f"split {split!r} has no usable image ({image.name}: {why}). Fix its images")
     counts = np.bincount(columns["label"], minlength=num_classes).tolist()
+    multi_label = NUM_LABELS in columns
+    weights = metadata.positive_weights(counts, num_images) if multi_label else metadata.class_weights(counts)
     return {
         "seed": options.seed,
-        "num_images": len(columns["label"]),
+        "num_images": num_images,
         "counts": counts,
-        "class_weights": metadata.class_weights(counts),
+        **({"labels_per_image": np.bincount(columns[NUM_LABELS]).tolist()} if multi_label else {}),
+        "class_weights": weights,
         "shards": [
             {"file": shard.path.name, "images": shard.num_records, "bytes": shard.size, "sha256": shard.sha256}
             for shard in shards
@@ -330,7 +345,9 @@ def _write_report(
         splits = {name: earlier.split(name) for name in earlier.splits}
         images = {name: read_images(options.output, name) for name in earlier.splits}
     for split, split_shards in shards.items():
-        splits[split] = Split.from_index(split, [shard.path for shard in split_shards], columns[split])
+        splits[split] = Split.from_index(
+            split, [shard.path for shard in split_shards], columns[split], num_classes=len(manifest["class_names"])
+        )
         images[split] = {name: columns[split][name] for name in IMAGE_TYPES}
     write_report(
         work.dataset / REPORT,

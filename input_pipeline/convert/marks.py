@@ -7,6 +7,7 @@ needs from the shard, and a fingerprint of the shard's inputs. A shard whose fin
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,14 @@ from convoy.core.files import sha256_of, write_whole
 from convoy.core.npz import opened, read_array
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
-from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES
+from convoy.input_pipeline.dataset.index import INDEX_TYPES, MULTI_LABEL_TYPES, NUM_LABELS
+from convoy.input_pipeline.dataset.open import FORMAT_VERSION
+
+Label = int | tuple[int, ...]  # of an image: one, or any number of them
 
 # The number of a record's shard is only known at the end.
 _TYPES = {name: dtype for name, dtype in INDEX_TYPES.items() if name != "shard"} | IMAGE_TYPES
+_ROW = tuple(_TYPES)
 _DECODERS = ("pillow", "tensorflow")  # another version may write other bytes
 
 
@@ -36,7 +41,8 @@ class Shard:
       path: path of the file.
       size: size in bytes.
       sha256: SHA-256 of the file, hexadecimal.
-      columns: [num_records] arrays by name: those of the index except `shard`, and of `IMAGE_TYPES`.
+      columns: [num_records] arrays by name: those of the index except `shard`, and of `IMAGE_TYPES`. With several
+        labels per image, `label` has as many entries as `num_labels` adds up to.
       bad: images that were left out, as (image, reason).
     """
 
@@ -49,16 +55,32 @@ class Shard:
     @property
     def num_records(self) -> int:
         """Number of records."""
-        return len(self.columns["label"])
+        return len(self.columns["offset"])
+
+    @property
+    def image_of_label(self) -> np.ndarray:
+        """Record of each entry of the column `label`."""
+        numbers = np.arange(self.num_records)
+        return np.repeat(numbers, self.columns[NUM_LABELS]) if NUM_LABELS in self.columns else numbers
 
 
-def columns(rows: Sequence[tuple[int | bool, ...]]) -> dict[str, np.ndarray]:
-    """Returns a shard's columns; `rows` has one tuple per record, with the values in the order of the columns."""
-    values = zip(*rows, strict=True) if rows else [()] * len(_TYPES)
-    return {name: np.array(column, dtype) for (name, dtype), column in zip(_TYPES.items(), values, strict=True)}
+def columns(rows: Sequence[tuple[Any, ...]], *, multi_label: bool = False) -> dict[str, np.ndarray]:
+    """Returns a shard's columns; `rows` has one tuple per record, with the values in the order of the columns.
+
+    With `multi_label`, the label of a row is a tuple of labels.
+    """
+    values: dict[str, Any] = dict(zip(_ROW, zip(*rows, strict=True) if rows else [()] * len(_ROW), strict=True))
+    if multi_label:
+        values[NUM_LABELS] = list(map(len, values["label"]))
+        values["label"] = list(itertools.chain.from_iterable(values["label"]))
+    return {name: np.array(values[name], dtype) for name, dtype in _types(multi_label=multi_label).items()}
 
 
-def fingerprint(images: Sequence[Source], labels: Sequence[int], settings: Mapping[str, Any]) -> str:
+def _types(*, multi_label: bool) -> dict[str, Any]:
+    return {**_TYPES, NUM_LABELS: MULTI_LABEL_TYPES[NUM_LABELS]} if multi_label else _TYPES
+
+
+def fingerprint(images: Sequence[Source], labels: Sequence[Label], settings: Mapping[str, Any]) -> str:
     """Returns a hash of a shard's inputs.
 
     Args:
@@ -69,7 +91,8 @@ def fingerprint(images: Sequence[Source], labels: Sequence[int], settings: Mappi
     versions = [__version__, *(importlib.metadata.version(name) for name in _DECODERS)]
     content = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, dict(settings)]).encode())
     for image, label in zip(images, labels, strict=True):
-        fields = (os.fsencode(image.name), image.category.encode(), b"%d %d %d" % (image.size, image.modified, label))
+        numbers = f"{image.size} {image.modified} {label}"
+        fields = (os.fsencode(image.name), image.category.encode(), numbers.encode())
         content.update(b"\0".join(fields) + b"\n\n")
     return content.hexdigest()
 
@@ -104,7 +127,8 @@ def read(path: Path, shard_path: Path, images: Sequence[Source], fingerprint: st
     try:
         with opened(path) as archive:
             facts = json.loads(read_array(archive, "facts", np.uint8).tobytes())
-            loaded = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in _TYPES.items()}
+            types = _types(multi_label=any(image.labels is not None for image in images))
+            loaded = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
         if facts["fingerprint"] != fingerprint or sha256_of(shard_path) != facts["sha256"]:
             return None
         by_name = {os.fsencode(image.name).hex(): image for image in images}

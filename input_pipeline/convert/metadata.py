@@ -22,8 +22,9 @@ from convoy.core.text import counted
 from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.summary import GroupSummary
 from convoy.input_pipeline.dataset.image_facts import GROUP, IMAGE_TYPES, images_path
+from convoy.input_pipeline.dataset.index import NUM_LABELS, index_types
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES
-from convoy.input_pipeline.dataset.open import FORMAT_VERSION, INDEX_TYPES, MANIFEST, index_path
+from convoy.input_pipeline.dataset.open import FORMAT_VERSION, MANIFEST, index_path
 from convoy.input_pipeline.dataset.tfds_layout import SHARD_TEMPLATE
 
 VERSION = "1.0.0"
@@ -49,11 +50,29 @@ def class_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
-def new_manifest(name: str, class_names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the manifest of a dataset without splits; `settings` are shared by all splits."""
+def positive_weights(counts: Sequence[int], num_images: int) -> list[float]:
+    """Returns what the images with a class weigh against those without it: their number over the number of the former.
+
+    1 for a class without images, and more than 0 for one that all images have.
+    """
+    return [max(num_images - count, 1) / count if count else 1.0 for count in counts]
+
+
+def new_manifest(
+    name: str, class_names: Sequence[str], settings: Mapping[str, Any], *, label_delimiter: str = ""
+) -> dict[str, Any]:
+    """Returns the manifest of a dataset without splits.
+
+    Args:
+      name: name of the dataset in file names.
+      class_names: class names by label.
+      settings: shared by all splits.
+      label_delimiter: what separates the labels of an image in one text; "" with one label per image.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "name": name,
+        **({"multi_label": True, "label_delimiter": label_delimiter} if label_delimiter else {}),
         "settings": dict(settings),
         "class_names": list(class_names),
         "splits": {},
@@ -67,7 +86,7 @@ def grouping(flags: str, grouped: GroupSummary) -> dict[str, Any]:
 
 def write_index(directory: Path, split: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes index-SPLIT.npz; equal arrays give equal bytes."""
-    _write_arrays(index_path(directory, split), arrays, INDEX_TYPES)
+    _write_arrays(index_path(directory, split), arrays, index_types(multi_label=NUM_LABELS in arrays))
 
 
 def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray], groups: Sequence[str] = ()) -> None:
@@ -133,9 +152,12 @@ def _features(manifest: Mapping[str, Any]) -> dict[str, Any]:
     else:
         encoded = text  # raw pixels of varying shape: TFDS can only return the bytes
     label = _feature("class_label_feature.ClassLabel", classLabel={"numClasses": str(len(manifest["class_names"]))})
+    name = text
+    if manifest.get("multi_label"):
+        label, name = _list_of(label), _list_of(text)
     image = {
         "channels": integer,
-        "class": _nested({"label": label, "text": text}),
+        "class": _nested({"label": label, "text": name}),
         "encoded": encoded,
         "filename": text,
         "format": text,
@@ -147,6 +169,10 @@ def _features(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nested(features: Mapping[str, Any]) -> dict[str, Any]:
     return _feature("features_dict.FeaturesDict", featuresDict={"features": dict(features)})
+
+
+def _list_of(feature: Mapping[str, Any]) -> dict[str, Any]:
+    return _feature("sequence_feature.Sequence", sequence={"feature": feature, "length": "-1"})
 
 
 def _feature(python_class: str, **content: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -185,6 +185,11 @@ def check(options: Options) -> dict[str, Any] | None:
         )
     if options.split.lower() == VALIDATION and options.validation_fraction:
         raise UsageError(f"--split={options.split} with --validation_fraction: both write the same split. Omit one")
+    if options.table and options.table.label_delimiter and options.table.one_hot:
+        raise UsageError(
+            f"--label_delimiter={options.table.label_delimiter!r} is for labels in one column, and --multi_label for a "
+            "column per class. Pass one of them"
+        )
     if options.grouping and len(options.drawn) == 1:
         own = options.split_folders or options.prepared
         where = "have their splits" if own else f"go to the split {next(iter(options.drawn))!r}"
@@ -229,6 +234,16 @@ def _check_fits(options: Options, manifest: dict[str, Any]) -> None:
         raise UsageError(
             f"--split={repeated[0]}: {options.output} already has this split (it has {', '.join(existing)}). "
             "Pass another --split or another --output"
+        )
+    multi_label = bool(options.table and options.table.multi_label)
+    if multi_label != manifest.get("multi_label", False):
+        kinds = ("any number of labels", "one label")
+        fix = "Convert those from a folder and a CSV, with --label_delimiter or --multi_label"
+        if multi_label:
+            kinds, fix = kinds[::-1], "Omit --label_delimiter and --multi_label"
+        raise UsageError(
+            f"--output={options.output}: its images have {kinds[0]} each, and the new ones {kinds[1]}. {fix}, or pass "
+            "another --output"
         )
     shared = {"name": manifest["name"], **manifest["settings"]}
     for flag, value in shared.items():

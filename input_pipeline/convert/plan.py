@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from convoy.input_pipeline.convert import stratify
 from convoy.input_pipeline.convert.sources import Source
 
 _SHARD_BYTES = 128 * 2**20
@@ -131,7 +132,10 @@ def divide(
 
     Returns:
       The images of each split, in the order of `images`; a split may be empty if there are few images or groups.
+      Images with any number of labels are divided as in `stratify`.
     """
+    if any(image.labels is not None for image in images):
+        return stratify.divide(images, shares, lambda image: _rank(image, _key(f"validation {seed}")), together, groups)
     first, *others = shares
     by_class: dict[str, list[Source]] = {}
     for image in images:

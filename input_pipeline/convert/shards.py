@@ -35,7 +35,7 @@ def shard_tasks(
         tasks[split] = []
         for i, images in enumerate(shards):
             name = metadata.shard_name(manifest["name"], split, i, len(shards))
-            labels = tuple(label_of[image.category] for image in images)
+            labels = tuple(_label(image, label_of) for image in images)
             tasks[split].append(
                 ShardTask(
                     path=work.dataset / name,
@@ -47,6 +47,12 @@ def shard_tasks(
                 )
             )
     return tasks
+
+
+def _label(image: Source, label_of: Mapping[str, int]) -> marks.Label:
+    if image.labels is None:
+        return label_of[image.category]
+    return tuple(label_of[name] for name in image.labels)
 
 
 def _assigned(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from convoy.core.errors import DataError, did_you_mean
 from convoy.core.text import counted, one_line
+from convoy.input_pipeline.convert import label_columns
 from convoy.input_pipeline.convert.folders import (
     IMAGE_SUFFIXES,
     ImageFile,
@@ -46,6 +47,7 @@ class Source:
       offset: offset of the image in a shard; None if the file is the image.
       split: split of a TFDS dataset or of a folder of splits; "" if it is not assigned yet.
       group: value of `Table.group_column`; "" for none.
+      labels: names of its classes, sorted, if it may have any number of them; `category` then joins them. None for one.
     """
 
     path: str
@@ -56,6 +58,12 @@ class Source:
     offset: int | None = None
     split: str = ""
     group: str = ""
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes: one, or with `labels` any number."""
+        return (self.category,) if self.labels is None else self.labels
 
     def read(self) -> bytes:
         """Returns the bytes of the image.
@@ -83,6 +91,7 @@ class Sources:
       without_suffix: number of file names in the CSV that have no suffix, and match the image that has one.
       bad: further images that cannot be used, such as those without a label, each with the reason.
       excluded: further images that are left out on purpose, each with the reason; they are part of `ignored`.
+      notes: what else the user should know, as lines.
     """
 
     images: tuple[Source, ...]
@@ -93,6 +102,7 @@ class Sources:
     without_suffix: int = 0
     bad: tuple[tuple[Source, str], ...] = ()
     excluded: tuple[tuple[Source, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,9 @@ class Table:
       delimiter: as in `read_table`.
       encoding: as in `read_table`.
       skip_missing: whether rows without a file are skipped instead of being an error.
+      label_delimiter: what separates the labels of an image in the column of categories, which may be empty then; ""
+        for one category per image.
+      one_hot: whether all other columns are classes, with 1 for the images that have them and 0 for others.
     """
 
     path: Path
@@ -117,6 +130,13 @@ class Table:
     delimiter: str = ""
     encoding: str = ""
     skip_missing: bool = False
+    label_delimiter: str = ""
+    one_hot: bool = False
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return bool(self.label_delimiter) or self.one_hot
 
 
 def list_sources(images: Path, table: Table | None = None, splits: Mapping[str, str] | None = None) -> Sources:
@@ -153,8 +173,18 @@ def one_spelling(found: Sources, known: Sequence[str] = ()) -> Sources:
     spelling_of |= {plain_name(name): name for name in known if plain_name(name) in spelling_of}
     if all(spelling_of[plain_name(name)] == name for name in found.class_names):
         return found
-    images = tuple(replace(image, category=spelling_of[plain_name(image.category)]) for image in found.images)
+
+    def respelled(image: Source) -> Source:
+        classes = tuple(sorted({spelling_of[plain_name(name)] for name in image.classes}))
+        return with_labels(image, classes) if image.labels is not None else replace(image, category=classes[0])
+
+    images = tuple(map(respelled, found.images))
     return replace(found, images=images, class_names=tuple(sorted(set(spelling_of.values()))))
+
+
+def with_labels(image: Source, labels: tuple[str, ...]) -> Source:
+    """Returns an image with these labels."""
+    return replace(image, labels=labels, category=" + ".join(labels))
 
 
 def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
@@ -193,7 +223,7 @@ def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
 
 
 def _from_table(images: Path, table: Table) -> Sources:
-    rows = _read_rows(table)
+    rows, class_names, notes = _read_rows(table)
     files, matched = _match(images, [row.filename for row in rows], table.path, skip_missing=table.skip_missing)
     found: dict[str, Source] = {}
     for row, matches in zip(rows, matched, strict=True):
@@ -205,17 +235,22 @@ def _from_table(images: Path, table: Table) -> Sources:
                 f"{table.path} line {row.line}: {row.filename!r} repeats the file {file.name} of another row. Remove "
                 "one row"
             )
-        found[file.name] = Source(file.path, file.name, row.category, file.size, file.modified, group=row.group)
+        image = Source(file.path, file.name, row.labels[0] if row.labels else "", file.size, file.modified)
+        image = replace(image, group=row.group)
+        found[file.name] = with_labels(image, row.labels) if table.multi_label else image
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
     return Sources(
         images=ordered,
-        class_names=tuple(sorted({source.category for source in ordered})),
+        class_names=class_names or tuple(sorted({name for source in ordered for name in source.classes})),
         ignored=len(files) - len(ordered),
         stray=tuple(sorted(file.name for file in files if file.name not in found)),
-        missing=tuple((row.filename, row.category) for row, matches in zip(rows, matched, strict=True) if not matches),
+        missing=tuple(
+            (row.filename, " + ".join(row.labels)) for row, matches in zip(rows, matched, strict=True) if not matches
+        ),
         without_suffix=number_without_suffix(
             [row.filename for row, matches in zip(rows, matched, strict=True) if matches]
         ),
+        notes=notes,
     )
 
 
@@ -314,37 +349,54 @@ def _only(matches: Sequence[ImageFile], filename: str, images: Path, where: str)
 class _Row(NamedTuple):
     line: int
     filename: str
-    category: str
+    labels: tuple[str, ...]
     group: str
 
 
-def _read_rows(table: Table) -> list[_Row]:
-    """Returns every row of the CSV, validated."""
-    manifest, filename_column, category_column = table.path, table.filename_column, table.category_column
+def _read_rows(table: Table) -> tuple[list[_Row], tuple[str, ...], tuple[str, ...]]:
+    """Returns every row of the CSV, validated; the classes that its columns name; and notes for the user."""
+    manifest, category_column = table.path, table.category_column
     header, rows = read_table(manifest, delimiter=table.delimiter, encoding=table.encoding)
     fix = "; or name its columns with --filename_column and --category_column"
-    columns = column_indices(manifest, header, (filename_column, category_column), fix)
+    if table.one_hot:
+        (filename,) = column_indices(manifest, header, (table.filename_column,), "; or name it with --filename_column")
+    else:
+        label_columns.refuse_one_hot(manifest, header, rows, category_column)
+        filename, category = column_indices(manifest, header, (table.filename_column, category_column), fix)
     of_group = column_indices(manifest, header, (table.group_column,)) if table.group_column else []
+    classes = label_columns.class_columns(manifest, header, [filename, *of_group]) if table.one_hot else {}
     parsed = []
     for line, row in rows:
-        filename, category = row[columns[0]], row[columns[1]]
-        group = plain_name("".join(row[column] for column in of_group).strip())
-        for column, value in ((filename_column, filename), (category_column, category)):
-            if not value.strip():
+        if table.one_hot:
+            labels = label_columns.one_hot_labels(manifest, line, row, classes)
+        elif table.label_delimiter:
+            labels = label_columns.split_labels(row[category], table.label_delimiter)
+        else:
+            labels = (row[category].strip(),)
+        required = {table.filename_column: row[filename].strip()}
+        if not table.multi_label:
+            required[category_column] = labels[0]
+        for column, value in required.items():
+            if not value:
                 raise DataError(
                     f"{manifest} line {line}: empty {column} ({one_line(','.join(row))}). Fill it in, or remove the row"
                 )
-        parsed.append(_Row(line, filename, category.strip(), group))
+        group = plain_name("".join(row[column] for column in of_group).strip())
+        parsed.append(_Row(line, row[filename], labels, group))
     counts = Counter(row.filename for row in parsed)
     repeated = [filename for filename, number in counts.items() if number > 1]
     if repeated:
-        lines = [(row.line, row.category) for row in parsed if row.filename == repeated[0]]
+        lines = [(row.line, " + ".join(row.labels)) for row in parsed if row.filename == repeated[0]]
         raise DataError(
             f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
-    check_class_names({row.category for row in parsed}, where=str(manifest))
-    return parsed
+    names = {name for row in parsed for name in row.labels}
+    check_class_names({*names, *classes}, where=str(manifest))
+    if not names:
+        raise DataError(f"{manifest} has no label in any row. Check the columns")
+    notes = () if table.multi_label else label_columns.note_on_lists(manifest, names)
+    return parsed, tuple(sorted(classes)), notes
 
 
 def check_class_names(names: Iterable[str], where: str) -> None:

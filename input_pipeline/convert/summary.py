@@ -8,17 +8,22 @@ from typing import Any
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
 from convoy.input_pipeline.convert.quarantine import LeftOut
+from convoy.input_pipeline.convert.sources import Source
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Counts of a split that was written; `size` in bytes."""
+    """Counts of a split that was written; `size` in bytes.
+
+    `labels_per_image` has the number of images with 0, 1, 2, ... labels; empty if each has one.
+    """
 
     name: str
     images: int
     classes: int
     shards: int
     size: int
+    labels_per_image: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,12 @@ def find_conflicts(
     return tuple(found)
 
 
-def planned_split(split: str, counts: Sequence[int], shards: int) -> SplitSummary:
-    """Returns the counts of a split before its images are decoded, from the images of each class."""
-    return SplitSummary(split, sum(counts), sum(map(bool, counts)), shards, size=0)
+def planned_split(split: str, images: Sequence[Source], shards: int) -> SplitSummary:
+    """Returns the counts of a split before its images are decoded."""
+    classes = {name for image in images for name in image.classes}
+    numbers = Counter(len(image.labels) for image in images if image.labels is not None)
+    labels_per_image = tuple(numbers[number] for number in range(1 + max(numbers, default=-1)))
+    return SplitSummary(split, len(images), len(classes), shards, size=0, labels_per_image=labels_per_image)
 
 
 def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
@@ -123,6 +131,7 @@ def summarize_split(split: str, entry: Mapping[str, Any]) -> SplitSummary:
         classes=sum(1 for count in entry["counts"] if count),
         shards=len(entry["shards"]),
         size=sum(shard["bytes"] for shard in entry["shards"]),
+        labels_per_image=tuple(entry.get("labels_per_image", ())),
     )
 
 
@@ -145,10 +154,10 @@ def summarize_classes(
     changed: Counter[int] = Counter()
     quarantined: Counter[str] = Counter()
     for shard in (shard for split_shards in shards.values() for shard in split_shards):
-        changed.update(shard.columns["label"][shard.columns["changed"]].tolist())
-        quarantined.update(image.category for image, _ in shard.bad)
-    left_out = Counter(image.category for image, _ in duplicates.dropped)
-    left_out.update(image.category for image in duplicates.kept if image.name in leaked)
+        changed.update(shard.columns["label"][shard.columns["changed"][shard.image_of_label]].tolist())
+        quarantined.update(name for image, _ in shard.bad for name in image.classes)
+    left_out = Counter(name for image, _ in duplicates.dropped for name in image.classes)
+    left_out.update(name for image in duplicates.kept if image.name in leaked for name in image.classes)
     for label, name in enumerate(class_names):
         kept = {split: of_split[label] for split, of_split in counts.items()}
         yield ClassSummary(name, kept, changed[label], left_out[name], quarantined[name])

@@ -148,6 +148,11 @@ def list_prepared(dataset: Dataset, splits: Sequence[str]) -> Sources:
     Raises:
       DataError: a split or a record is damaged or has no labels.
     """
+    if dataset.multi_label:
+        raise DataError(
+            f"{dataset.directory}: its images have any number of labels, which convert reads from a CSV only. Convert "
+            "the images again, with their CSV"
+        )
     images: list[Source] = []
     for name in splits:
         split = dataset.split(name)

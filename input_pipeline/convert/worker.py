@@ -11,7 +11,7 @@ import numpy as np
 
 from convoy.core.files import write_whole, written_whole
 from convoy.input_pipeline.convert import marks
-from convoy.input_pipeline.convert.marks import Shard
+from convoy.input_pipeline.convert.marks import Label, Shard
 from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Source
 from convoy.input_pipeline.dataset.index import idx_lines
@@ -41,7 +41,7 @@ class ShardTask(NamedTuple):
     mark: Path
     fingerprint: str
     images: tuple[Source, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     pixels: Pixels
 
 
@@ -95,7 +95,7 @@ def check_shard(task: ShardTask) -> Shard:
 
 def _converted(task: ShardTask, write: Callable[[bytes], object]) -> Shard:
     """Returns a shard whose framed records are passed to `write`."""
-    rows: list[tuple[int | bool, ...]] = []
+    rows: list[tuple[Label | bool, ...]] = []
     bad: list[tuple[Source, str]] = []
     sha256 = hashlib.sha256()
     offset = 0
@@ -113,7 +113,8 @@ def _converted(task: ShardTask, write: Callable[[bytes], object]) -> Shard:
             payload, *facts = converted
             rows.append((offset, len(payload), label, crc, *facts))
             offset += len(framed)
-    return Shard(task.path, offset, sha256.hexdigest(), marks.columns(rows), tuple(bad))
+    columns = marks.columns(rows, multi_label=any(image.labels is not None for image in task.images))
+    return Shard(task.path, offset, sha256.hexdigest(), columns, tuple(bad))
 
 
 def write_hashes(task: HashTask) -> None:
@@ -147,7 +148,7 @@ def _groups(images: Sequence[Source]) -> Iterator[tuple[int, list[Source]]]:
         yield len(images) - len(group), group
 
 
-def records(images: Sequence[Source], labels: Sequence[int], pixels: Pixels) -> Iterator[Record | Exception]:
+def records(images: Sequence[Source], labels: Sequence[Label], pixels: Pixels) -> Iterator[Record | Exception]:
     """Yields the record of each image, or an exception of any type if the image cannot be decoded in full.
 
     `pixels.reason` gives the text of the exception.
@@ -179,7 +180,7 @@ def _read(image: Source, limits: Limits) -> bytes | Exception:
         return error
 
 
-def _record(image: Source, label: int, data: bytes, encoded: Encoded, perceptual: int) -> Record:
+def _record(image: Source, label: Label, data: bytes, encoded: Encoded, perceptual: int) -> Record:
     width, height = encoded.size
     payload = example(
         {
@@ -189,7 +190,7 @@ def _record(image: Source, label: int, data: bytes, encoded: Encoded, perceptual
             "image/width": width,
             "image/channels": encoded.channels,
             "image/class/label": label,
-            "image/class/text": image.category,
+            "image/class/text": image.category if image.labels is None else image.labels,
             "image/filename": os.fsencode(image.name),
         }
     )

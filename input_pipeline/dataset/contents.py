@@ -29,6 +29,8 @@ MANIFEST = {
     "settings": "`image_size` (0: original sizes) and `encoding` (`keep`, `jpeg`, `png` or `raw`), the same for all "
     "splits",
     "class_names": "class names; the position of a class is its label",
+    "multi_label": "`true` if an image has any number of labels; missing if each has one",
+    "label_delimiter": "of such a dataset: what separates the labels of an image in one text",
     "splits": "an object per split, with the fields below",
 }
 
@@ -36,8 +38,9 @@ SPLIT = {
     "seed": "seed of the split and of the order of its records",
     "num_images": "number of records",
     "counts": "number of records per class, by label",
+    "labels_per_image": "of a multi-label dataset: number of images with 0, 1, 2, ... labels",
     "class_weights": "inverse-frequency weight per class, by label; their mean over the images is 1, and empty classes "
-    "have 0",
+    "have 0. Of a multi-label dataset: images without the class over images with it",
     "shards": "`file`, `images`, `bytes` and `sha256` of each shard, in order",
     "grouped": "with `--group_similar` or `--group_column`: what was kept together, and how many groups and images",
 }
@@ -48,8 +51,8 @@ RECORD = {
     "image/height": ("integer", "height in pixels"),
     "image/width": ("integer", "width in pixels"),
     "image/channels": ("integer", "channels of the encoded image; it is read as RGB"),
-    "image/class/label": ("integer", "label, from 0"),
-    "image/class/text": ("text", "class name"),
+    "image/class/label": ("integer", "label, from 0; of a multi-label dataset a list of any number of them, rising"),
+    "image/class/text": ("text", "class name; of a multi-label dataset a list of as many"),
     "image/filename": ("text", "path of the source file, relative to the folder of images"),
 }
 
@@ -57,8 +60,9 @@ INDEX = {
     "shard": "number of the shard",
     "offset": "start of the record in the shard, in bytes",
     "length": "payload bytes",
-    "label": "label",
+    "label": "label; of a multi-label dataset the labels of one record after another",
     "crc": "masked CRC-32C of the payload, as in the shard",
+    "num_labels": "of a multi-label dataset: number of labels",
 }
 
 IMAGES = {

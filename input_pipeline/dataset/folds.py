@@ -125,8 +125,13 @@ def make_folds(dataset: Dataset, number: int) -> Folds:
       number: number of folds, 2 or more.
 
     Raises:
-      DataError: it has no split `train`, or too few images.
+      DataError: it has no split `train`, any number of labels per image, or too few images.
     """
+    if dataset.multi_label:
+        raise DataError(
+            f"--folds={number}: {dataset.directory} has any number of labels per image, and cross-validation needs "
+            "one. Train a single run, without --folds."
+        )
     splits = [dataset.split(name) for name in _labelled(dataset)]
     labels = np.concatenate([split.label for split in splits])
     contents, columns = _facts(dataset, "content"), _facts(dataset, GROUP, or_zero=True)

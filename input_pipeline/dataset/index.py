@@ -4,16 +4,19 @@
     arrays = scan(shard_paths, RecordKeys()).arrays                 # from record headers and labels
 
 An index file has five arrays with one entry per record, in shard order: 28 bytes per record. Loading and validating
-need little more memory than the arrays; 100 million records take 2.8 GB.
+need little more memory than the arrays; 100 million records take 2.8 GB. The index of a multi-label split has a sixth,
+`num_labels`, and its `label` has the labels of one record after another (`label_sets`).
 """
 
 import array
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from convoy.core.errors import ConvoyError, DataError
 from convoy.core.npz import opened, read_array
 from convoy.core.reading import open_file
 from convoy.input_pipeline.dataset.examples import feature_names, from_file, read_features
+from convoy.input_pipeline.dataset.label_sets import starts
 from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, HEADER_BYTES, walk
 from convoy.input_pipeline.dataset.storage import RemotePath, local_copy
 
@@ -28,6 +32,8 @@ AnyPath = TypeVar("AnyPath", bound=Path | RemotePath)
 
 # The arrays of an index and their dtypes, in file order.
 INDEX_TYPES = {"shard": np.int32, "offset": np.int64, "length": np.int64, "label": np.int32, "crc": np.uint32}
+NUM_LABELS = "num_labels"  # with several labels per image, in which case `label` has as many entries as it adds up to
+MULTI_LABEL_TYPES = {**INDEX_TYPES, NUM_LABELS: np.int32}
 LARGEST_LABEL = 10**6
 
 _CHUNK = 2**18  # records
@@ -63,7 +69,12 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return cast(AnyPath, directory / f"index-{split}.npz")
 
 
-def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+def index_types(*, multi_label: bool) -> dict[str, Any]:
+    """Returns the arrays of an index and their dtypes, in file order."""
+    return dict(MULTI_LABEL_TYPES if multi_label else INDEX_TYPES)
+
+
+def load(path: Path | RemotePath, sizes: Sequence[int], *, multi_label: bool = False) -> dict[str, np.ndarray]:
     """Returns the arrays of an index of shards of these sizes, bytes, read-only.
 
     They are read, not memory-mapped: if the file server fails, that must raise an error, not kill the process.
@@ -73,7 +84,8 @@ def load(path: Path | RemotePath, sizes: Sequence[int]) -> dict[str, np.ndarray]
     """
     try:
         with local_copy(path) as local, opened(local) as archive:
-            arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in INDEX_TYPES.items()}
+            types = index_types(multi_label=multi_label)
+            arrays = {name: read_array(archive, name, dtype, dimensions=1) for name, dtype in types.items()}
     except FileNotFoundError:
         raise IndexUnusableError("is missing") from None
     except MemoryError:
@@ -98,11 +110,17 @@ def find_mismatch(arrays: Mapping[str, np.ndarray], sizes: Sequence[int]) -> str
     Records tile their shard: each starts where the previous one ends, and the last one ends with the file.
 
     Args:
-      arrays: as `INDEX_TYPES`.
+      arrays: as `INDEX_TYPES` or `MULTI_LABEL_TYPES`.
       sizes: shard sizes, bytes.
     """
     shard, offset, length = (arrays[name] for name in ("shard", "offset", "length"))
     entries = {name: len(values) for name, values in arrays.items()}
+    if NUM_LABELS in arrays:
+        numbers = arrays[NUM_LABELS]
+        if len(numbers) and numbers.min() < 0:
+            return f"it has a record with {numbers.min()} labels"
+        if numbers.sum(dtype=np.int64) != entries.pop("label"):
+            return f"it has {len(arrays['label'])} labels, and its records {numbers.sum(dtype=np.int64)}"
     if len(set(entries.values())) > 1:
         return f"its arrays differ in length: {entries}"
     largest = max(sizes, default=0)
@@ -144,7 +162,14 @@ def label_counts(label: np.ndarray, num_classes: int) -> np.ndarray | None:
     return counts
 
 
-def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None, fix: str = CONVERT) -> Scan:
+def scan(
+    paths: Sequence[Path],
+    keys: RecordKeys,
+    text_key: str | None = None,
+    fix: str = CONVERT,
+    *,
+    multi_label: bool = False,
+) -> Scan:
     """Builds the index from the shards: frame headers, stored checksums and labels, without reading images.
 
     Payload checksums are not verified here but when a record is read.
@@ -154,6 +179,7 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None, f
       keys: of the records.
       text_key: feature name of the class text to collect, if any.
       fix: what to do about a damaged shard.
+      multi_label: whether a record has any number of labels.
 
     Raises:
       DataError: a shard cannot be read, a record header is damaged, or a record has no label; names shard and offset.
@@ -161,7 +187,8 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None, f
     stopped = threading.Event()
     with ThreadPoolExecutor(_SCANNING_THREADS) as threads:
         try:
-            parts = list(threads.map(lambda path: _scan_shard(path, keys, text_key, fix, stopped), paths))
+            scan_shard = partial(_scan_shard, keys=keys, text_key=text_key, fix=fix, multi=multi_label, stopped=stopped)
+            parts = list(threads.map(scan_shard, paths))
         except BaseException:  # Ctrl-C too: do not finish scanning the other shards
             stopped.set()
             threads.shutdown(cancel_futures=True)
@@ -175,7 +202,7 @@ def scan(paths: Sequence[Path], keys: RecordKeys, text_key: str | None = None, f
 
 def concatenated(shards: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Returns the arrays of a split from those of its shards, one or more, with the array `shard` added."""
-    numbers = [len(arrays["label"]) for arrays in shards]
+    numbers = [len(arrays["offset"]) for arrays in shards]
     return {
         "shard": np.repeat(np.arange(len(shards), dtype=np.int32), numbers),
         **{name: np.concatenate([arrays[name] for arrays in shards]) for name in shards[0]},
@@ -188,12 +215,22 @@ def idx_lines(arrays: Mapping[str, np.ndarray]) -> bytes:
     return "".join(f"{offset} {length + FRAME_OVERHEAD}\n" for offset, length in pairs).encode("ascii")
 
 
+def records_between(arrays: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of the records in [start, stop), without `shard`."""
+    found = {name: values[start:stop] for name, values in arrays.items() if name != "shard"}
+    if NUM_LABELS in arrays:
+        first, end = starts(arrays[NUM_LABELS])[[start, stop]]
+        found["label"] = arrays["label"][first:end]
+    return found
+
+
 def _scan_shard(
-    path: Path, keys: RecordKeys, text_key: str | None, fix: str, stopped: threading.Event
+    path: Path, *, keys: RecordKeys, text_key: str | None, fix: str, multi: bool, stopped: threading.Event
 ) -> tuple[dict[str, np.ndarray], dict[int, set[bytes]]]:
     """Scans one shard as `scan` does, without the array `shard`, until `stopped` is set."""
     wanted = {keys.label} | ({text_key} if text_key else set())
-    columns = {name: array.array("q") for name in INDEX_TYPES if name != "shard"}
+    types = index_types(multi_label=multi)
+    columns = {name: array.array("q") for name in types if name != "shard"}
     texts: dict[int, set[bytes]] = {}
     try:
         with open_file(path, buffering=0) as file:
@@ -204,22 +241,25 @@ def _scan_shard(
                 try:
                     source = from_file(descriptor, offset + HEADER_BYTES, length)
                     features = read_features(source, length, wanted)
-                    label = label_of(features, keys.label)
+                    labels = labels_of(features, keys.label) if multi else [label_of(features, keys.label)]
                 except ValueError as error:
                     present = _names_in(descriptor, offset, length)
                     other = "" if fix == CONVERT else ". Name another feature with --label_key"
                     raise DataError(
                         f"{path}: the record at offset {offset} has no usable label: {error}{present}{other}"
                     ) from None
-                for column, value in zip(columns.values(), (offset, length, label, crc), strict=True):
-                    column.append(value)
+                for name, value in (("offset", offset), ("length", length), ("crc", crc)):
+                    columns[name].append(value)
+                columns["label"].extend(labels)
+                if multi:
+                    columns[NUM_LABELS].append(len(labels))
                 if text_key and (found := features.get(text_key)) and isinstance(found[0], bytes) and found[0]:
-                    known = texts.setdefault(label, set())
+                    known = texts.setdefault(labels[0], set())
                     if len(known) < 2:
                         known.add(found[0])
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror}); check the file, or copy it again") from None
-    return {name: np.asarray(column, INDEX_TYPES[name]) for name, column in columns.items()}, texts
+    return {name: np.asarray(column, types[name]) for name, column in columns.items()}, texts
 
 
 def label_of(features: Mapping[str, list], key: str) -> int:
@@ -236,6 +276,22 @@ def label_of(features: Mapping[str, list], key: str) -> int:
     if not -1 <= values[0] < LARGEST_LABEL:
         raise ValueError(f"{key!r} is {values[0]}; labels must be from 0 to {LARGEST_LABEL - 1:,}")
     return values[0]
+
+
+def labels_of(features: Mapping[str, list], key: str) -> list[int]:
+    """Returns the labels among the features of a multi-label Example, ascending; there may be none.
+
+    Raises:
+      ValueError: the feature is missing, or is not a list of labels in rising order.
+    """
+    values = features.get(key)
+    if values is None:
+        raise ValueError(f"it has no {key!r}")
+    if not all(isinstance(value, int) and 0 <= value < LARGEST_LABEL for value in values):
+        raise ValueError(f"{key!r} is {_described(values)}, not a list of labels")
+    if any(value >= following for value, following in itertools.pairwise(values)):
+        raise ValueError(f"{key!r} repeats a label, or its labels are not in rising order")
+    return values
 
 
 def _described(values: list) -> str:

@@ -31,8 +31,8 @@ from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.external_images import check_first_images
 from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys, index_path
 from convoy.input_pipeline.dataset.layout import Layout, RecordFormat, read_class_names
-from convoy.input_pipeline.dataset.records import CONVERT, Locations
-from convoy.input_pipeline.dataset.source import OpenedSource, Source, SourceName, open_sources, source_name
+from convoy.input_pipeline.dataset.source import Source, SourceName, open_sources, source_name
+from convoy.input_pipeline.dataset.split import Split
 from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, is_remote, similar_folder
 
 FORMAT_VERSION = 1
@@ -42,55 +42,6 @@ DUPLICATE = "same bytes as "  # start of the `reason` of a duplicate in quaranti
 
 _logger = logging.getLogger("convoy")
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one
-
-
-@dataclass(frozen=True)
-class Split:
-    """The records of one split, in the order of the shards. Image `i` of the split is entry `i` of every array.
-
-    That of a source has no shards: of its arrays, only `label` says something.
-    """
-
-    name: str
-    shard_paths: tuple[Path | RemotePath, ...]
-    shard: np.ndarray  # [num_images] int32: which of shard_paths
-    offset: np.ndarray  # [num_images] int64: start of the frame, bytes
-    length: np.ndarray  # [num_images] int64: payload bytes
-    label: np.ndarray  # [num_images] int32, from 0
-    crc: np.ndarray  # [num_images] uint32: masked crc32c of the payload, as in the file
-    keys: RecordKeys = RecordKeys()  # feature names of image and label
-    states_true_sizes: bool = True  # whether the stated height and width are reliable
-    as_viewed: bool = False  # whether orientation and transparency of the images are to be applied
-    fix: str = CONVERT  # what to do about a damaged record
-    source: OpenedSource | None = None  # instead of shards
-
-    @classmethod
-    def from_index(
-        cls,
-        name: str,
-        shard_paths: Sequence[Path | RemotePath],
-        arrays: Mapping[str, Any],
-        **more: Any,  # noqa: ANN401 (other fields)
-    ) -> "Split":
-        """Returns the split with the arrays of an index."""
-        return cls(name, tuple(shard_paths), **{array: arrays[array] for array in INDEX_TYPES}, **more)
-
-    @classmethod
-    def from_source(cls, name: str, source: OpenedSource) -> "Split":
-        """Returns the split of a source."""
-        arrays = {array: np.broadcast_to(dtype(0), source.label.shape) for array, dtype in INDEX_TYPES.items()}
-        arrays |= {"label": source.label, "length": np.broadcast_to(np.int64(source.mean_bytes), source.label.shape)}
-        return cls.from_index(name, (), arrays, states_true_sizes=False, as_viewed=True, source=source)
-
-    @property
-    def num_images(self) -> int:
-        """Number of images of the split."""
-        return len(self.shard)
-
-    def locations(self, indices: np.ndarray) -> Locations:
-        """Returns where records are; `indices` are [n] integers in [0, num_images)."""
-        shard, offset, length, crc = (column[indices] for column in (self.shard, self.offset, self.length, self.crc))
-        return Locations(self.shard_paths, indices, shard, offset, length, crc, self.fix)
 
 
 @dataclass(frozen=True)
@@ -112,6 +63,20 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels instead of one."""
+        return self.manifest.get("multi_label", False)
+
+    @property
+    def label_delimiter(self) -> str:
+        """What separates the labels of an image in one text."""
+        return self.manifest.get("label_delimiter", "")
+
+    def label_text(self, split: str, image: int) -> str:
+        """Returns the class of an image; the classes of an image of several labels are separated."""
+        return self.label_delimiter.join(self.class_names[label] for label in self.split(split).labels_of(image))
 
     def split(self, name: str) -> Split:
         """Returns a split's index.
@@ -207,7 +172,8 @@ def open_dataset(
     manifest = read_manifest(path)
     class_names = tuple(manifest["class_names"])
     opened: dict[str, Split | DataError] = {
-        split: _open_split(path, split, entry, len(class_names)) for split, entry in sorted(manifest["splits"].items())
+        split: _open_split(path, split, entry, len(class_names), multi_label=manifest.get("multi_label", False))
+        for split, entry in sorted(manifest["splits"].items())
     }
     return Dataset(path, manifest["name"], class_names, tuple(opened), manifest, opened)
 
@@ -329,11 +295,16 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
     names = manifest["class_names"]
     _check(isinstance(manifest["name"], str), "name")
     _check(isinstance(names, list) and names and all(isinstance(name, str) for name in names), "class_names")
+    multi_label = manifest.get("multi_label", False)
+    _check(isinstance(multi_label, bool), "multi_label")
+    _check(not multi_label or isinstance(manifest["label_delimiter"], str), "label_delimiter")
     for split, entry in manifest["splits"].items():
         _check(_FILE_WORD.fullmatch(split), "name of a split")
         counts, images = entry["counts"], entry["num_images"]
         _check(all(isinstance(count, int) and count >= 0 for count in counts), f"counts of {split}")
-        _check(len(counts) == len(names) and sum(counts) == images > 0, f"counts of {split}")
+        _check(len(counts) == len(names) and images > 0, f"counts of {split}")
+        are_possible = max(counts) <= images if multi_label else sum(counts) == images
+        _check(are_possible, f"counts of {split}")
         for shard in entry["shards"]:
             _check(_FILE_WORD.fullmatch(shard["file"]), f"file of a shard of {split}")
             _check(isinstance(shard["bytes"], int) and 0 <= shard["bytes"] < 2**63, f"bytes of a shard of {split}")
@@ -347,14 +318,16 @@ def _check(condition: object, name: str) -> None:
         raise ValueError(name)
 
 
-def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int) -> Split:
+def _open_split(
+    directory: Path | RemotePath, name: str, entry: Mapping[str, Any], num_classes: int, *, multi_label: bool
+) -> Split:
     shard_paths = tuple(directory / shard["file"] for shard in entry["shards"])
     sizes = [shard["bytes"] for shard in entry["shards"]]
     for shard_path, size in zip(shard_paths, sizes, strict=True):
         _check_size(shard_path, size)
     path = index_path(directory, name)
     try:
-        arrays = index.load(path, sizes)
+        arrays = index.load(path, sizes, multi_label=multi_label)
         if wrong := _contradiction(arrays, entry, num_classes):
             raise index.IndexUnusableError(f"does not match the shards ({wrong})")
     except index.IndexUnusableError as error:
@@ -372,19 +345,20 @@ def _open_split(directory: Path | RemotePath, name: str, entry: Mapping[str, Any
             megabytes(sum(sizes)),
             directory,
         )
-        arrays = index.scan([Path(str(path)) for path in shard_paths], RecordKeys()).arrays
+        paths = [Path(str(path)) for path in shard_paths]
+        arrays = index.scan(paths, RecordKeys(), multi_label=multi_label).arrays
         if wrong := _contradiction(arrays, entry, num_classes):
             raise DataError(
                 f"the shards of split {name!r} in {directory} do not match {MANIFEST}: {wrong}; copy the dataset "
                 "again, or convert again"
             ) from None
-    return Split.from_index(name, shard_paths, arrays)
+    return Split.from_index(name, shard_paths, arrays, num_classes=num_classes)
 
 
 def _contradiction(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any], num_classes: int) -> str:
     """Returns how an index contradicts the split's entry in the manifest, or ""."""
-    if len(arrays["label"]) != entry["num_images"]:
-        return f"{counted(len(arrays['label']), 'record')} for {counted(entry['num_images'], 'image')}"
+    if len(arrays["offset"]) != entry["num_images"]:
+        return f"{counted(len(arrays['offset']), 'record')} for {counted(entry['num_images'], 'image')}"
     counts = index.label_counts(arrays["label"], num_classes)
     if counts is None:
         return f"it has label {arrays['label'].max()}, but there are {num_classes} classes"

@@ -197,12 +197,13 @@ def checked_payloads(frames: Iterable[bytes], locations: Locations) -> list[byte
     return payloads
 
 
-def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
-    """Returns a serialized `tf.train.Example` of single values; the same features give the same bytes.
+def example(features: Mapping[str, int | float | bytes | str | tuple[int, ...] | tuple[str, ...]]) -> bytes:
+    """Returns a serialized `tf.train.Example`; the same features give the same bytes.
 
     Args:
       features: values by name. An int becomes an int64 list of length one, a float a float list, bytes and str (as
-        UTF-8) a bytes list.
+        UTF-8) a bytes list. A tuple becomes the list of its values, all int or all str; an empty one a feature without
+        values.
 
     Raises:
       TypeError: a value of another type.
@@ -216,7 +217,7 @@ def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
         value = features[name]
         if isinstance(value, bytes):
             entries += [_start_of_bytes(name, len(value)), value]  # joined below: the image is copied only once
-        elif isinstance(value, int | str):
+        elif isinstance(value, int | str | tuple):
             entries.append(_entry(name, value))
         elif isinstance(value, float):
             entries.append(_map_entry(name, _delimited(2, _delimited(1, struct.pack("<f", value)))))
@@ -227,10 +228,15 @@ def example(features: Mapping[str, int | float | bytes | str]) -> bytes:
 
 # Most features of a dataset take only a few values.
 @functools.lru_cache(4096)
-def _entry(name: str, value: int | str) -> bytes:
-    if isinstance(value, str):
-        return _map_entry(name, _delimited(1, _delimited(1, value.encode("utf-8"))))
-    return _map_entry(name, _delimited(3, _delimited(1, _varint(value & 0xFFFFFFFFFFFFFFFF))))
+def _entry(name: str, value: int | str | tuple[int, ...] | tuple[str, ...]) -> bytes:
+    values = value if isinstance(value, tuple) else (value,)
+    if not values:
+        return _map_entry(name, b"")
+    texts = [_delimited(1, text.encode("utf-8")) for text in values if isinstance(text, str)]
+    if texts:
+        return _map_entry(name, _delimited(1, b"".join(texts)))
+    integers = [_varint(number & 0xFFFFFFFFFFFFFFFF) for number in values if isinstance(number, int)]
+    return _map_entry(name, _delimited(3, _delimited(1, b"".join(integers))))
 
 
 def _map_entry(name: str, feature: bytes) -> bytes:

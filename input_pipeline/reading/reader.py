@@ -48,6 +48,7 @@ _REMEMBERED_READS = 16  # more than can be in flight between reading and decodin
 _EXAMINED_IMAGES = 4096  # checked at a time when looking for images that cannot be decoded
 _PREFETCHED_STEPS = 3
 _ENDLESS = 2**62
+_LABEL = tf.TensorSpec([None], tf.int32)
 
 
 class Reader:
@@ -110,6 +111,7 @@ class Reader:
         Returns:
           One element per replica and step, replicas in turn: `image` [replica_batch, size, size, 3] uint8, `label`
           [replica_batch] int32, `index` [replica_batch] int64, `randomness` [replica_batch, draws] float32 in [0, 1).
+          Of a multi-label split `label` is [replica_batch, num_classes] float32, 1 for each label, else 0.
 
         Raises:
           UsageError: the shards are remote and the shuffle is global.
@@ -261,6 +263,8 @@ class Reader:
           crop: how to crop and resize.
           cache: of decoded images.
         """
+        label_sets = self._split.label_sets
+        target = tf.TensorSpec([None, label_sets.num_classes], tf.float32) if label_sets else _LABEL
         steps_per_read, as_viewed = max(1, _IMAGES_PER_READ // len(slices.positions(0))), self._split.as_viewed
 
         def read_steps(first: np.ndarray) -> list[np.ndarray]:
@@ -273,20 +277,20 @@ class Reader:
                 self._error = error
                 raise
             self._recently_read.append(columns["index"])
-            labels = self._split.label[columns["index"]]
+            labels = self._split.targets(columns["index"])
             to_keep = ~kept if cache and cache.takes_more else np.zeros_like(kept)
             otherwise = np.array([may_be_shown_otherwise(payload) for payload in payloads] if as_viewed else (), bool)
             return [np.array(payloads, object), otherwise, labels, kept, to_keep, *(columns[name] for name in extra)]
 
         @tf.autograph.experimental.do_not_convert
         def parse(first: tf.Tensor) -> Batch:
-            types = [tf.string, tf.bool, tf.int32, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
+            types = [tf.string, tf.bool, target.dtype, tf.bool, tf.bool, *(spec.dtype for spec in extra.values())]
             payloads, otherwise, labels, kept, to_keep, *others = tf.numpy_function(
                 read_steps, [first], types, stateful=False
             )
             otherwise = tf.ensure_shape(otherwise, [None]) if as_viewed else None
             columns = parse_records(tf.ensure_shape(payloads, [None]), self._split, otherwise)
-            columns["label"] = tf.ensure_shape(labels, [None])
+            columns["label"] = tf.ensure_shape(labels, target.shape)
             if cache:
                 columns |= {"kept": tf.ensure_shape(kept, [None]), "to_keep": tf.ensure_shape(to_keep, [None])}
             for (name, spec), column in zip(extra.items(), others, strict=True):
@@ -296,7 +300,7 @@ class Reader:
         @tf.autograph.experimental.do_not_convert
         def decode_chunk(columns: Batch) -> Batch:
             # Copy the columns: `rebatch` yields views of larger tensors and warns when it is given views again.
-            all_rows = tf.range(tf.size(columns["label"]))
+            all_rows = tf.range(tf.shape(columns["label"])[0])
             copied = {name: tf.gather(columns[name], all_rows) for name in ("label", *extra)}
             image = decode_and_crop_all(columns, columns.get("randomness"), crop, chunk, cache, any_viewed=as_viewed)
             return {"image": image, **copied}

@@ -61,11 +61,12 @@ class Sampler:
           shuffle: `global` or `block`.
           block_size: records per block; 0 for the default of `make_blocks`.
           sampling: how often each class is drawn, one of `order.SAMPLINGS`; other than `natural` only with global
-            shuffle.
+            shuffle. An image of several labels counts to the rarest one, and those without a label to a class of
+            their own.
         """
         self.blocks = make_blocks(split, block_size) if shuffle == "block" else None
         self._num_images = split.num_images
-        self._sampling = order.class_sampling(split.label, sampling) if sampling != "natural" else None
+        self._sampling = order.class_sampling(split.strata(), sampling) if sampling != "natural" else None
 
     def locate(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images at positions [n] int64 of the stream.

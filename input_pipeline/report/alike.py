@@ -25,7 +25,7 @@ class Images:
       splits: names of the splits, the training split first.
       split: [n] int64, index into `splits`.
       position: [n] int64, number of the record in its split.
-      label: [n] int32, from 0.
+      label: [n] int32, from 0; with any number of labels per image, a number for each set of labels.
       width: [n] uint32, pixels, as in the record.
       height: [n] uint32, pixels, as in the record.
       source_bytes: [n] int64, size of the source file.
@@ -133,9 +133,20 @@ def gather(splits: Mapping[str, Split], sidecars: Mapping[str, Mapping[str, np.n
         splits=names,
         split=np.repeat(np.arange(len(names)), sizes),
         position=joined([np.arange(size) for size in sizes], np.int64),
-        label=joined([splits[name].label for name in names], np.int32),
+        label=joined(_labels([splits[name] for name in names]), np.int32),
         **{array: joined([sidecars[name][array] for name in names], dtype) for array, dtype in IMAGE_TYPES.items()},
     )
+
+
+def _labels(splits: Sequence[Split]) -> list[np.ndarray]:
+    """Returns the label of each image, or a number for its set of labels, by split."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return [
+        split.label
+        if split.label_sets is None
+        else np.array([numbers.setdefault(tuple(split.labels_of(i)), len(numbers)) for i in range(split.num_images)])
+        for split in splits
+    ]
 
 
 def find_alike(images: Images, *, leaks_shown: int) -> Alike:

@@ -25,7 +25,7 @@ from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
 from convoy.input_pipeline.dataset.open import DUPLICATE, Split
 from convoy.input_pipeline.images.perceptual import NEAR
-from convoy.input_pipeline.report import numbers, pictures
+from convoy.input_pipeline.report import label_sets, numbers, pictures
 from convoy.input_pipeline.report.alike import Alike, Group, Images, find_alike, gather
 from convoy.input_pipeline.report.findings import FEW_IMAGES, balances, findings, small_classes
 
@@ -78,12 +78,12 @@ def write_report(
     pairs_of_splits = math.comb(len(gathered.splits), 2)
     alike = find_alike(gathered, leaks_shown=max(1, _LEAKS // max(1, pairs_of_splits)))
     class_names = list(manifest["class_names"])
-    counts = {name: np.bincount(split.label, minlength=len(class_names)) for name, split in splits.items()}
+    counts = {name: split.class_counts(len(class_names)) for name, split in splits.items()}
     samples = _samples(splits, len(class_names))
     groups = {"across": alike.across_classes[:_GROUPS], "within": alike.within_classes[:_GROUPS]}
     records = [_record(gathered, i) for i in _pictured(alike, groups)]
     records += [record for _, chosen in samples for record in chosen]
-    found = pictures.of_records(splits, class_names, records)
+    found = pictures.of_records(splits, class_names, records, delimiter=manifest.get("label_delimiter", ""))
 
     def picture(i: int) -> pictures.Picture:
         return found[_record(gathered, i)]
@@ -116,6 +116,7 @@ def write_report(
         few_images=FEW_IMAGES,
         named=_NAMED,
         balance=balance,
+        label_sets=label_sets.section(splits, class_names),
         tail=numbers.area(next(iter(counts.values()))) if len(class_names) > _PLOTTED_FROM else "",
         images=gathered,
         sizes=_sizes(gathered),
@@ -198,8 +199,12 @@ def _samples(splits: Mapping[str, Split], num_classes: int) -> list[tuple[int, l
     if not splits:
         return []
     name, split = next(iter(splits.items()))
-    order = np.argsort(split.label, kind="stable")
-    starts = np.searchsorted(split.label[order], np.arange(num_classes + 1))
+    label, image = split.label, np.arange(split.num_images)
+    if split.label_sets:
+        label, image = split.label_sets.label, split.label_sets.image
+    order = np.argsort(label, kind="stable")
+    starts = np.searchsorted(label[order], np.arange(num_classes + 1))
+    order = image[order]
     labels = np.flatnonzero(np.diff(starts))
     if len(labels) > _SAMPLES:
         labels = labels[np.arange(_SAMPLES) * len(labels) // _SAMPLES]

@@ -44,7 +44,7 @@ class Picture:
 
 
 def of_records(
-    splits: Mapping[str, Split], class_names: Sequence[str], wanted: Iterable[tuple[str, int]]
+    splits: Mapping[str, Split], class_names: Sequence[str], wanted: Iterable[tuple[str, int]], *, delimiter: str = ""
 ) -> dict[tuple[str, int], Picture]:
     """Reads records and makes their thumbnails.
 
@@ -52,6 +52,7 @@ def of_records(
       splits: splits by name.
       class_names: class names by label.
       wanted: (split, number of the record) pairs, in any order.
+      delimiter: what separates the labels of an image in its category.
 
     Returns:
       One picture for each pair; without a thumbnail if the record is damaged or missing.
@@ -67,7 +68,8 @@ def of_records(
             uri = _thumbnail(partial(_decoded, features, split.keys.image))
             filename = features.get("image/filename")
             shown = os.fsdecode(filename) if isinstance(filename, bytes) else ""
-            pictures[name, position] = Picture(uri, shown, class_names[split.label[position]], name)
+            category = delimiter.join(class_names[label] for label in split.labels_of(position))
+            pictures[name, position] = Picture(uri, shown, category, name)
     return pictures
 
 

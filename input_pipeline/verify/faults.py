@@ -50,9 +50,10 @@ class ShardTask:
       records: expected number of records; None if not stated.
       num_classes: number of classes; None if not stated.
       class_names: class names that the records must repeat; empty if they need not.
+      multi_label: whether a record has any number of labels.
       is_ours: whether Convoy wrote it: it has an .idx file, and its records state format, size and channels.
-      index: `offset`, `length`, `label` and `crc` of its records according to the index, each [num_records]; None
-        without an index.
+      index: `offset`, `length`, `label` and `crc` of its records according to the index, each [num_records], and
+        `num_labels` of several labels per record; None without an index.
     """
 
     split: str
@@ -67,6 +68,7 @@ class ShardTask:
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     is_ours: bool = False
+    multi_label: bool = False
     index: dict[str, np.ndarray] | None = None
 
 

@@ -15,7 +15,8 @@ from convoy.core.finding import Severity
 from convoy.core.reading import open_file
 from convoy.input_pipeline.dataset.examples import Values, from_bytes, read_features
 from convoy.input_pipeline.dataset.external_images import ENCODE, image_problem
-from convoy.input_pipeline.dataset.index import INDEX_TYPES, idx_lines, label_of
+from convoy.input_pipeline.dataset.index import NUM_LABELS, idx_lines, index_types, label_of, labels_of
+from convoy.input_pipeline.dataset.label_sets import LabelSets
 from convoy.input_pipeline.dataset.records import FOOTER_BYTES, FRAME_OVERHEAD, HEADER_BYTES, frame_length, masked_crc
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.pixels import refused_size
@@ -25,7 +26,6 @@ from convoy.input_pipeline.verify.faults import INDEX, SHARD, Fault, ShardReport
 REPAIR = "Pass --repair_index to rebuild it"
 
 _READ_BYTES = 2**22
-_COLUMNS = tuple(name for name in INDEX_TYPES if name != "shard")
 
 # Faults of records of other tools that are whole, and what to do about them.
 UNSUITABLE = {
@@ -57,7 +57,9 @@ class _Check:
     def __init__(self, task: ShardTask):
         self._task = task
         self._faults: list[Fault] = []
-        self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+        self._types = index_types(multi_label=task.multi_label)
+        self._columns: dict[str, list[int]] = {name: [] for name in self._types if name != "shard"}
+        self._labels = LabelSets.of(task.index, 0) if task.multi_label and task.index else None  # of the index
         self._is_broken = False  # whether a frame could not be parsed
         self._viewed = 0  # images that are turned or transparent
 
@@ -65,7 +67,7 @@ class _Check:
         return ShardReport(size, self._arrays(), tuple(self._faults), self._viewed)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: np.array(column, INDEX_TYPES[name]) for name, column in self._columns.items()}
+        return {name: np.array(column, self._types[name]) for name, column in self._columns.items()}
 
     def fault(
         self,
@@ -135,58 +137,74 @@ class _Check:
         record = os.pread(descriptor, length + FRAME_OVERHEAD, offset)
         payload = record[HEADER_BYTES : HEADER_BYTES + length]
         stated = int.from_bytes(record[-FOOTER_BYTES:], "little")
-        label = -1
+        labels = [] if self._task.multi_label else [-1]
         problem: _Problem | None
         if len(record) < length + FRAME_OVERHEAD or masked_crc(payload) != stated:
             problem = "record-checksum", "the record's checksum is wrong"
         else:
-            label, problem = self._content(payload)
+            labels, problem = self._content(payload, labels)
         if problem:
             self.fault(*problem, offset=offset, position=position)
-        for name, value in zip(_COLUMNS, (offset, length, label, stated), strict=True):
+        for name, value in (("offset", offset), ("length", length), ("crc", stated)):
             self._columns[name].append(value)
-            index = self._task.index
-            if problem or index is None or position >= len(index[name]) or index["offset"][position] != offset:
-                continue
-            if index[name][position] != value:
-                self.fault(
-                    "index-mismatch",
-                    f"the record has {name} {value}; the index has {index[name][position]}",
-                    section=INDEX,
-                    offset=offset,
-                    position=position,
-                )
+        self._columns["label"] += labels
+        if self._task.multi_label:
+            self._columns[NUM_LABELS].append(len(labels))
+        index = self._task.index
+        if problem or index is None or position >= len(index["offset"]) or index["offset"][position] != offset:
+            return
+        in_index = index["label"][position : position + 1] if self._labels is None else self._labels[position]
+        for name, found, indexed in (
+            ("length", length, index["length"][position]),
+            ("label", _shown(labels), _shown(in_index.tolist())),
+            ("crc", stated, index["crc"][position]),
+        ):
+            if found != indexed:
+                text = f"the record has {name} {found}; the index has {indexed}"
+                self.fault("index-mismatch", text, section=INDEX, offset=offset, position=position)
 
-    def _content(self, payload: bytes) -> tuple[int, _Problem | None]:
-        """Returns a record's label, and what is wrong with the record."""
-        task, label = self._task, -1
+    def _content(self, payload: bytes, unknown: list[int]) -> tuple[list[int], _Problem | None]:
+        """Returns a record's labels, `unknown` if they cannot be read, and what is wrong with the record."""
+        task = self._task
         try:
             features = read_features(from_bytes(payload), len(payload))
         except ValueError as error:
-            return label, ("record-format", f"the record is not a tf.train.Example ({error})")
+            return unknown, ("record-format", f"the record is not a tf.train.Example ({error})")
         try:
-            label = label_of(features, task.keys.label)
+            key = task.keys.label
+            labels = labels_of(features, key) if task.multi_label else [label_of(features, key)]
         except ValueError as error:
-            return label, ("label-missing", f"the record has no usable label: {error}")
-        if label < (0 if task.is_ours else -1) or (task.num_classes is not None and label >= task.num_classes):
-            return -1, ("label-range", f"the record's label is {label}; there are {task.num_classes} classes")
-        text = _text(features, "image/class/text")
-        if task.class_names and text != task.class_names[label]:
-            name = task.class_names[label]
-            return label, ("label-text", f"the record's label {label} is {name!r}; its text is {text!r}")
+            return unknown, ("label-missing", f"the record has no usable label: {error}")
+        smallest, largest = (0 if task.is_ours else -1), np.inf if task.num_classes is None else task.num_classes - 1
+        if outside := [label for label in labels if not smallest <= label <= largest]:
+            return unknown, ("label-range", f"the record's label is {outside[0]}; there are {task.num_classes} classes")
+        if task.class_names and (wrong_text := self._text_problem(features, labels)):
+            return labels, wrong_text
         encoded = features.get(task.keys.image)
         if not encoded:
-            return label, ("image-missing", image_problem(features, task.keys.image))
+            return labels, ("image-missing", image_problem(features, task.keys.image))
         if problem := image_problem(features, task.keys.image):
-            return label, ("image-kind", problem)
+            return labels, ("image-kind", problem)
         assert isinstance(encoded[0], bytes)  # as `image_problem` found
         if not task.is_ours:
             from convoy.input_pipeline.verify import image
 
             if refusal := refused_size(encoded[0]):
-                return label, ("image-undecodable", refusal)
+                return labels, ("image-undecodable", refusal)
             self._viewed += image.is_turned_or_transparent(encoded[0])
-        return label, _image_problem(encoded[0], features, strictly=task.is_ours)
+        return labels, _image_problem(encoded[0], features, strictly=task.is_ours)
+
+    def _text_problem(self, features: _Features, labels: list[int]) -> _Problem | None:
+        """Returns how a record's class names differ from those of its labels."""
+        names = [self._task.class_names[label] for label in labels]
+        values = features.get("image/class/text", [])
+        texts = [value.decode("utf-8", "replace") for value in values if isinstance(value, bytes)]
+        if texts == names:
+            return None
+        if self._task.multi_label:
+            return "label-text", f"the record's labels {_shown(labels)} are {names}; its texts are {texts}"
+        text = texts[0] if len(texts) == 1 else None
+        return "label-text", f"the record's label {labels[0]} is {names[0]!r}; its text is {text!r}"
 
     def _check_idx(self) -> None:
         path = Path(self._task.path + ".idx")
@@ -204,6 +222,10 @@ class _Check:
             return
         if not same:
             self.fault("idx-mismatch", "does not match the shard's records", section=INDEX, file=name)
+
+
+def _shown(labels: list[int]) -> str:
+    return ", ".join(map(str, labels)) or "none"
 
 
 def _sha256(descriptor: int) -> str:

@@ -26,7 +26,7 @@ from convoy.core.text import counted
 from convoy.input_pipeline.convert.metadata import LABEL_FILES, write_index
 from convoy.input_pipeline.dataset import external, index
 from convoy.input_pipeline.dataset.image_facts import images_path
-from convoy.input_pipeline.dataset.index import INDEX_TYPES, RecordKeys
+from convoy.input_pipeline.dataset.index import RecordKeys
 from convoy.input_pipeline.dataset.layout import DATASET_INFO, FEATURES, Layout, RecordFormat
 from convoy.input_pipeline.dataset.open import MANIFEST, has_manifest, read_manifest
 from convoy.input_pipeline.images import worker_pool
@@ -114,7 +114,9 @@ def verify(
     else:
         manifest = read_manifest(directory)
         splits = [
-            _convoy_split(directory, name, entry, manifest["class_names"])
+            _convoy_split(
+                directory, name, entry, manifest["class_names"], multi_label=manifest.get("multi_label", False)
+            )
             for name, entry in sorted(manifest["splits"].items())
         ]
         faults = list(_description_faults(directory, manifest))
@@ -122,7 +124,7 @@ def verify(
     rest = iter(reports)
     for split in splits:
         shards = [next(rest) for _ in split.tasks]
-        records = sum(len(shard.records["label"]) for shard in shards)
+        records = sum(len(shard.records["offset"]) for shard in shards)
         split_faults = split.faults + _of_all_records([fault for shard in shards for fault in shard.faults], records)
         if split.entry and not any(fault.section == SHARD for fault in split_faults):
             split_faults += _manifest_faults(directory, split.name, split.entry, shards)
@@ -159,11 +161,13 @@ def _of_all_records(faults: Sequence[Fault], records: int) -> list[Fault]:
     return [all_records, *(fault for fault in faults if fault.code not in codes)]
 
 
-def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str]) -> _Split:
+def _convoy_split(
+    directory: Path, name: str, entry: Mapping[str, Any], class_names: Sequence[str], *, multi_label: bool
+) -> _Split:
     sizes = [shard["bytes"] for shard in entry["shards"]]
     arrays, problem = {}, ""
     try:
-        arrays = index.load(index.index_path(directory, name), sizes)
+        arrays = index.load(index.index_path(directory, name), sizes, multi_label=multi_label)
     except index.IndexUnusableError as error:
         problem = str(error)
     firsts = np.cumsum([0, *(shard["images"] for shard in entry["shards"])]).tolist()
@@ -186,6 +190,7 @@ def _convoy_split(directory: Path, name: str, entry: Mapping[str, Any], class_na
                 num_classes=len(class_names),
                 class_names=tuple(class_names),
                 is_ours=True,
+                multi_label=multi_label,
                 index=None if problem else _shard_arrays(arrays, number),
             )
         )
@@ -236,7 +241,7 @@ def _unnamed_shards(directory: Path, layout: Layout) -> Iterator[Fault]:
 
 def _shard_arrays(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
     start, stop = np.searchsorted(arrays["shard"], [number, number + 1])
-    return {name: arrays[name][start:stop] for name in INDEX_TYPES if name != "shard"}
+    return index.records_between(arrays, start, stop)
 
 
 def _work(tasks: Sequence[ShardTask], workers: int, progress: Callable[[int, int], None]) -> list[ShardReport]:
@@ -264,6 +269,7 @@ def _manifest_faults(
 ) -> Iterator[Fault]:
     """Compares intact shards with the manifest's class counts and with the length of images-SPLIT.npz."""
     labels = np.concatenate([report.records["label"] for report in reports])
+    num_images = sum(len(report.records["offset"]) for report in reports)
     counts = np.bincount(labels, minlength=len(entry["counts"])).tolist()
     for label, (found, stated) in enumerate(zip(counts, entry["counts"], strict=True)):
         if found != stated:
@@ -280,9 +286,9 @@ def _manifest_faults(
     except Exception as error:  # damaged bytes make zipfile and numpy raise anything
         yield _description_fault("sidecar-unreadable", sidecar.name, f"cannot be read ({error})", split)
         return
-    wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != len(labels))
+    wrong = ", ".join(f"{name} {found}" for name, found in lengths.items() if found != num_images)
     if wrong:
-        text = f"has arrays of another length than {counted(len(labels), 'image')}: {wrong}"
+        text = f"has arrays of another length than {counted(num_images, 'image')}: {wrong}"
         yield _description_fault("sidecar-length", sidecar.name, text, split)
 
 
@@ -331,7 +337,7 @@ def _split_report(split: _Split, reports: Sequence[ShardReport], faults: Sequenc
     labels = np.concatenate([report.records["label"] for report in reports])
     return SplitReport(
         name=split.name,
-        records=len(labels),
+        records=sum(len(report.records["offset"]) for report in reports),
         classes=len(np.unique(labels[labels >= 0])),
         shards=len(reports),
         size=sum(report.size for report in reports),

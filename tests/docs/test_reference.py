@@ -26,6 +26,7 @@ from convoy.trainer.callbacks.tensorboard import tags
 from convoy.trainer.config.differences import differences
 from convoy.trainer.config.schema import meanings
 from convoy.trainer.evaluation import predictions, results
+from convoy.trainer.run.task import SINGLE_LABEL
 from docs import make_reference
 
 REPOSITORY = Path(__file__).parents[2]
@@ -101,8 +102,9 @@ class TestRunDirectory:
 
     def test_result(self, finished_run):
         result = json.loads((finished_run.workdir / "result.json").read_text())
-        assert make_reference.attributes(TrainingResult).keys() - {"workdir"} == result.keys()
-        assert TrainingResult.__annotations__.keys() - {"workdir"} == result.keys()
+        conditional = {"workdir", "thresholds"}  # the latter with several labels per image
+        assert make_reference.attributes(TrainingResult).keys() - conditional == result.keys()
+        assert TrainingResult.__annotations__.keys() - conditional == result.keys()
 
     def test_saved_evaluation(self):
         named = {field.name for field in fields(predictions.Evaluation)}
@@ -118,7 +120,7 @@ class TestRunDirectory:
 
     def test_results_table(self, finished_run):
         with open(finished_run.workdir / "results.csv", newline="") as file:
-            assert tuple(next(csv.reader(file))) == results.COLUMNS
+            assert tuple(next(csv.reader(file))) == (*results.COLUMNS, *SINGLE_LABEL.metrics)
 
     def test_checkpoint(self, finished_run):
         with zipfile.ZipFile(finished_run.workdir / "checkpoints/step-000000040.npz") as archive:
@@ -129,10 +131,11 @@ class TestRunDirectory:
 
 
 class TestTensorBoardTags:
-    # What a run has only with other metrics, several workers, histograms, many classes or a known peak.
+    # What a run has only with other metrics, several workers or labels, histograms, many classes or a known peak.
     CONDITIONAL = {
         *("quality/{metric}", "perf/model_flops_utilization", "media/class_numbers", "weights/{path}"),
-        *("perf/workers/own_step_ms/{rank}", "perf/workers/input_wait_pct/{rank}"),
+        *("perf/workers/own_step_ms/{rank}", "perf/workers/input_wait_pct/{rank}", "quality/micro_f1"),
+        *(f"{group}/mean_average_precision" for group in ("quality", "gap", "best")),
     }
 
     def test_tags_of_a_run_are_on_the_page_and_all_others_exist(self, finished_run):
@@ -167,9 +170,9 @@ class TestDatasetDirectory:
 
     def test_manifest(self, dataset):
         manifest = json.loads((dataset.data / "manifest.json").read_text())
-        assert manifest.keys() == contents.MANIFEST.keys()
+        assert manifest.keys() == contents.MANIFEST.keys() - {"multi_label", "label_delimiter"}
         for split in manifest["splits"].values():
-            assert split.keys() == contents.SPLIT.keys() - {"grouped"}
+            assert split.keys() == contents.SPLIT.keys() - {"grouped", "labels_per_image"}
 
     def test_record(self, dataset):
         split = open_dataset(dataset.data).split("train")
@@ -183,7 +186,7 @@ class TestDatasetDirectory:
     def test_arrays(self, dataset):
         for file, about in (("index-train", contents.INDEX), ("images-train", contents.IMAGES)):
             with np.load(dataset.data / f"{file}.npz") as archive:
-                assert archive.files == list(about)
+                assert archive.files == [name for name in about if name != "num_labels"]
 
     def test_quarantine(self):
         assert [field.name for field in fields(LeftOut)] == list(contents.QUARANTINE)

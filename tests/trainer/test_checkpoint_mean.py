@@ -19,7 +19,7 @@ from convoy.trainer.models.from_users import unit_scale
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.listing import read_run
 from convoy.trainer.session.batch_statistics import layers_to_renew, renew_batch_statistics
-from convoy.trainer.session.restore import chosen_steps
+from convoy.trainer.session.chosen_steps import chosen_steps
 from convoy.trainer.session.runtime import Runtime
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.tf_compat.layers import with_fast_layers
@@ -49,7 +49,7 @@ def run(tmp_path):
 
 class TestMean:
     def test_variables_are_the_mean_of_the_files(self, run):
-        mean, changed = load_mean(CheckpointStore(run.checkpoints), (20, 30, 40))
+        mean, changed, _ = load_mean(CheckpointStore(run.checkpoints), (20, 30, 40))
         files = [np.load(run.checkpoints / f"step-{step:09}.npz") for step in (20, 30, 40)]
         for name in ("model/conv/kernel", "average/conv/kernel"):
             assert mean[name].dtype == np.float32

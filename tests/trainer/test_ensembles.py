@@ -23,7 +23,14 @@ def part(size, models):
 
     crop, names = Crop(size), ["cup", "jar"]
     return SimpleNamespace(
-        class_names=names, crop=crop, step=3, checkpoint="", flip_tta=False, models=models, probabilities=probabilities
+        class_names=names,
+        crop=crop,
+        step=3,
+        checkpoint="",
+        decision=None,
+        flip_tta=False,
+        models=models,
+        probabilities=probabilities,
     )
 
 

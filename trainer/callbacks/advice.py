@@ -11,6 +11,7 @@ from convoy.core.text import counted, joined
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
 from convoy.trainer.config import resolution
+from convoy.trainer.run.task import capitalized
 
 _PATIENCE = 5  # evaluations
 _INPUT_BOUND_LINES = 2  # consecutive log lines: a single slow one may be noise
@@ -25,9 +26,9 @@ class Advice(Callback):
 
     def __init__(self):
         """Shows nothing yet."""
-        self._train_top1: float | None = None
+        self._train_score: float | None = None
         self._input_bound_lines = 0
-        self._best_top1 = -1.0
+        self._best_score = -1.0
         self._evaluations_since_best = 0
         self._overfitting_shown = False
 
@@ -40,6 +41,7 @@ class Advice(Callback):
             session.dataset,
             training.say,
         )
+        self._task = session.objective.task
         plan, is_converted = self._plan, bool(self._dataset.manifest)
         side, resize = self._dataset.manifest.get("settings", {}).get("image_size"), self._config.resize
         if side and resize != "squash":
@@ -60,7 +62,7 @@ class Advice(Callback):
         ):
             if split_name not in self._dataset.splits:
                 continue
-            counts = np.bincount(self._dataset.split(split_name).label, minlength=self._dataset.num_classes)
+            counts = self._dataset.split(split_name).class_counts(self._dataset.num_classes)
             empty = [self._dataset.class_names[k] for k in np.flatnonzero(counts == 0)]
             if empty:
                 more = ", ..." if len(empty) > _SHOWN_CLASSES else ""
@@ -88,7 +90,7 @@ class Advice(Callback):
 
     def on_log(self, training: Training, log: Log) -> None:
         """Checks the input wait of a log line."""
-        self._train_top1 = log.values["quality/top1"]
+        self._train_score = log.values[f"quality/{self._task.score}"]
         wait_pct = log.values["perf/input_wait_pct"]
         self._input_bound_lines = self._input_bound_lines + 1 if wait_pct > INPUT_BOUND_PCT else 0
         if self._input_bound_lines == _INPUT_BOUND_LINES:
@@ -103,27 +105,28 @@ class Advice(Callback):
         stage whose training images are smaller than those of the last stage and of evaluation
         (`config.progressive.sizes`): there the gap also comes from the change of size.
         """
-        step, top1, train_top1 = evaluation.step, evaluation.metrics["top1"], self._train_top1
-        if evaluation.best_top1 > self._best_top1:
-            self._best_top1, self._evaluations_since_best = evaluation.best_top1, 0
+        step, train_score, title = evaluation.step, self._train_score, self._task.score_title
+        score = evaluation.metrics[self._task.score]
+        if evaluation.best_score > self._best_score:
+            self._best_score, self._evaluations_since_best = evaluation.best_score, 0
         else:
             self._evaluations_since_best += 1
             if self._evaluations_since_best == _PATIENCE:
-                best = f"{evaluation.best_top1:.2%}"
-                text = f"Validation top-1 has not exceeded its best, {best}, for {_PATIENCE} evaluations."
+                best = f"{evaluation.best_score:.2%}"
+                text = f"Validation {title} has not exceeded its best, {best}, for {_PATIENCE} evaluations."
                 fix = (
                     "Stop with Ctrl-C if it stays so: the best checkpoint is kept. For the next run try "
                     "--config.early_stopping.patience=5, fewer --config.epochs or a lower "
                     "--config.optimizer.learning_rate."
                 )
                 self._show(Finding(Severity.WARNING, "no-improvement", text, fix))
-        if train_top1 is None or not self._gap_is_meaningful(step):
+        if train_score is None or not self._gap_is_meaningful(step):
             return
-        gap = train_top1 - top1
+        gap = train_score - score
         if gap > OVERFITTING_GAP and not self._overfitting_shown:
             text = (
-                f"Top-1 is {train_top1:.1%} on training images and {top1:.1%} on validation images, a gap of "
-                f"{100 * gap:.0f} points (threshold {100 * OVERFITTING_GAP:.0f}): the model may be overfitting."
+                f"{capitalized(title)} is {train_score:.1%} on training images and {score:.1%} on validation images, a "
+                f"gap of {100 * gap:.0f} points (threshold {100 * OVERFITTING_GAP:.0f}): the model may be overfitting."
             )
             self._show(
                 Finding(Severity.WARNING, "overfitting", text, f"Try {joined(self._overfitting_fixes(), 'or')}.")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from convoy.input_pipeline.reading.reader import Batch
+    from convoy.trainer.evaluation.class_pictures import LabelSummary
     from convoy.trainer.evaluation.counts import EvaluationSummary
     from convoy.trainer.session.prepare import TrainingSession
     from convoy.trainer.step.step import StepResult
@@ -56,10 +57,11 @@ class Evaluation:
       step: step of the evaluated weights.
       epoch: epochs done, with their fraction.
       split: its name.
-      metrics: `loss` in nats, `top1`, `top5`, `macro_f1`, `ece` in [0, 1], and those of `config.metrics`.
+      metrics: `loss` in nats, `top1`, `top5`, `macro_f1`, `ece` in [0, 1], and those of `config.metrics`. With several
+        labels per image `loss`, `mean_average_precision`, `micro_f1` and `macro_f1`.
       values: the same and the gaps to the training metrics, by TensorBoard tag.
-      is_best: whether top-1 is the best so far, or equal to it.
-      best_top1: best top-1 so far, with this evaluation.
+      is_best: whether the score, `top1` or `mean_average_precision`, is the best so far, or equal to it.
+      best_score: best score so far, with this evaluation.
       summary: counts for pictures, ten times per run and only on the chief; else None.
     """
 
@@ -69,8 +71,13 @@ class Evaluation:
     metrics: Mapping[str, float]
     values: Mapping[str, float]
     is_best: bool
-    best_top1: float
-    summary: "EvaluationSummary | None" = None
+    best_score: float
+    summary: "EvaluationSummary | LabelSummary | None" = None
+
+    @property
+    def best_top1(self) -> float:
+        """The best score under its earlier name."""
+        return self.best_score
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class Checkpoint:
     Attributes:
       step: step of its weights.
       path: the file.
-      score: top-1 on the validation split; None if these weights were not evaluated.
+      score: top-1 on the validation split, or mean average precision with several labels per image; None if these
+        weights were not evaluated.
     """
 
     step: int

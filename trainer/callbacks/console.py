@@ -22,14 +22,14 @@ from convoy.core.terminal import can_redraw
 from convoy.core.text import duration_text
 from convoy.core.thresholds import INPUT_BOUND_PCT
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
-from convoy.trainer.run.records import USUAL_METRICS
+from convoy.trainer.run.task import SINGLE_LABEL, Task, task_of_metrics
 
 if TYPE_CHECKING:
     from convoy.trainer.step.step import StepResult
 
 _REFRESHES_PER_SECOND = 2  # a refresh takes some milliseconds of CPU time
 # Width of each column of the table of evaluations.
-_TABLE = {"step": 7, "epoch": 7, "train top-1": 13, "loss": 8, "top-1": 8, "top-5": 8, "macro F1": 10, "ECE": 7}
+_FIRST_COLUMNS = {"step": 7, "epoch": 7}
 
 
 class Console(Callback):
@@ -104,13 +104,22 @@ class Console(Callback):
             self._view.say(f"Curves: {training.session.run.curves}")
 
     def _new_view(self, training: Training) -> "TrainingConsole":
-        return TrainingConsole(training.total_steps, training.step, self._console, shows=training.is_chief)
+        task = training.session.objective.task
+        return TrainingConsole(training.total_steps, training.step, self._console, shows=training.is_chief, task=task)
 
 
 class TrainingConsole:
     """Shows a run of `total_steps` steps. A context manager: leaving it removes the bar."""
 
-    def __init__(self, total_steps: int, first_step: int, console: RichConsole | None = None, *, shows: bool = True):
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int,
+        console: RichConsole | None = None,
+        *,
+        shows: bool = True,
+        task: Task = SINGLE_LABEL,
+    ):
         """Shows nothing yet.
 
         Args:
@@ -118,7 +127,9 @@ class TrainingConsole:
           first_step: steps done before this start.
           console: where to print; None for standard output.
           shows: False for workers other than the chief, which print nothing.
+          task: what the run predicts, which decides the metrics.
         """
+        self._predicts = task
         # FORCE_COLOR, which rich takes for a terminal, colors lines; what moves needs a real one.
         draws = None if can_redraw(sys.stdout) else False
         self.console = console or RichConsole(
@@ -129,7 +140,7 @@ class TrainingConsole:
         self._first_done: tuple[int, float] | None = None  # the first step of this start, and when it ended
         self._live: Live | None = None
         self._numbers = Text(no_wrap=True, overflow="ellipsis")
-        self._train_top1: float | None = None
+        self._train_score: float | None = None
         self._has_table = False
 
     def __enter__(self) -> "TrainingConsole":
@@ -172,10 +183,10 @@ class TrainingConsole:
 
     def progress(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Shows the training metrics of the last `log_every` steps, by tag."""
-        self._train_top1 = values["quality/top1"]
+        self._train_score = score = values[f"quality/{self._predicts.score}"]
         is_input_bound = values["perf/input_wait_pct"] > INPUT_BOUND_PCT
         text = Text.assemble(
-            f"loss {values['quality/loss']:.4f}  top-1 {values['quality/top1']:6.2%}  "
+            f"loss {values['quality/loss']:.4f}  {self._predicts.score_title} {score:6.2%}  "
             f"{values['perf/images_per_s']:,.0f} images/s  {values['perf/step_ms_p50']:.0f} ms/step  ",
             (
                 f"input wait {values['perf/input_wait_pct']:.1f}%{' (input-bound)' if is_input_bound else ''}",
@@ -195,17 +206,18 @@ class TrainingConsole:
             mark = "  *best*" if is_best else ""
             self.say(f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {quality_row(split, values)}{mark}")
             return
-        widths = {**_TABLE, **{name: max(8, len(name) + 2) for name in _more(values)}}
+        row = self._predicts.row(values)
+        train_title = f"train {self._predicts.score_title}"
+        cells = {"step": str(step), "epoch": f"{epoch:.2f}", train_title: "", **row}
+        if self._train_score is not None:
+            cells[train_title] = f"{self._train_score:.2%}"
+        widths = {name: _FIRST_COLUMNS.get(name) or max(8, len(name) + 2) for name in cells}
         if not self._has_table:
             self._has_table = True
             header = "".join(f"{name:>{width}}" for name, width in widths.items())
             self.console.print(Text(f"{header}  {split}", "bold"))
-        train_top1 = "" if self._train_top1 is None else f"{self._train_top1:.2%}"
-        cells = [str(step), f"{epoch:.2f}", train_top1, f"{values['loss']:.4f}"]
-        cells += [f"{values[name]:.2%}" for name in USUAL_METRICS[1:]]
-        cells += [f"{value:.4f}" for value in _more(values).values()]
-        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths.values(), strict=True))
-        self.console.print(Text(f"{row}  * best", "green") if is_best else row)
+        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells.values(), widths.values(), strict=True))
+        self.console.print(Text(f"{line}  * best", "green") if is_best else line)
 
     def say(self, text: str) -> None:
         """Prints a line; on a terminal, warnings are colored and prose is wrapped at words."""
@@ -228,13 +240,4 @@ class TrainingConsole:
 
 def quality_row(split: str, values: Mapping[str, float]) -> str:
     """Returns the metrics of an evaluation as one line of text."""
-    return (
-        f"{split}: loss {values['loss']:.4f}  top-1 {values['top1']:.2%}  top-5 {values['top5']:.2%}  "
-        f"macro F1 {values['macro_f1']:.2%}  ECE {values['ece']:.2%}"
-        + "".join(f"  {name} {value:.4f}" for name, value in _more(values).items())
-    )
-
-
-def _more(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics of `config.metrics` among those of an evaluation."""
-    return {name: value for name, value in values.items() if name not in USUAL_METRICS}
+    return f"{split}: " + "  ".join(f"{name} {value}" for name, value in task_of_metrics(values).row(values).items())

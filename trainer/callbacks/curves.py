@@ -1,14 +1,14 @@
-"""RUN/curves.png: loss and top-1 on training and validation images, from metrics.jsonl."""
+"""RUN/curves.png: loss and score, such as top-1, on training and validation images, from metrics.jsonl."""
 
 from convoy.core.files import written_whole
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_lines
+from convoy.trainer.run.task import SINGLE_LABEL, Task
 
-_PANELS = (("quality/loss", "loss", 1.0), ("quality/top1", "top-1 (%)", 100.0))
 _COLORS = {"train": "tab:blue", "validation": "tab:orange"}
 
 
-def draw_curves(run: RunDirectory) -> None:
+def draw_curves(run: RunDirectory, task: Task = SINGLE_LABEL) -> None:
     """Draws a run's curves into `run.curves`, if there are any.
 
     Raises:
@@ -16,10 +16,11 @@ def draw_curves(run: RunDirectory) -> None:
     """
     from matplotlib.figure import Figure  # takes long to import, and most processes of a run never draw
 
+    panels = (("quality/loss", "loss", 1.0), (f"quality/{task.score}", f"{task.score_title} (%)", 100.0))
     points = read_json_lines(run.metrics)
     figure = Figure(figsize=(11, 4), layout="constrained")
     drawn = False
-    for axes, (tag, title, scale) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    for axes, (tag, title, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for split, color in _COLORS.items():
             chosen = [point for point in points if point["split"] == split and point.get(tag) is not None]
             if chosen:

@@ -6,7 +6,6 @@ from typing import Any
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.text import counted
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Training
-from convoy.trainer.run.records import USUAL_METRICS
 
 MODES = ("auto", "min", "max")
 _LOWER_IS_BETTER = ("loss", "ece", "brier", "nll")
@@ -15,7 +14,7 @@ _LOWER_IS_BETTER = ("loss", "ece", "brier", "nll")
 class EarlyStopping(Callback):
     """Stops after a number of evaluations without a better value of a metric (Prechelt 1998).
 
-    The checkpoint of the best top-1 is kept, and evaluation, prediction and export use it. A resumed run counts on.
+    The checkpoint of the best score is kept, and evaluation, prediction and export use it. A resumed run counts on.
     `config.early_stopping.patience` adds one to a run.
 
     Example:
@@ -62,7 +61,8 @@ class EarlyStopping(Callback):
                 f"early stopping: patience={self._patience}: the dataset has no validation split. Convert it with "
                 "--validation_fraction, or train without early stopping."
             )
-        known = (*USUAL_METRICS, *training.session.objective.metrics.names)
+        metrics = training.session.objective.metrics
+        known = (*metrics.task.metrics, *metrics.names)
         if self._metric not in known:
             raise UsageError(
                 f"early stopping: metric={self._metric!r}: no such metric{did_you_mean(str(self._metric), known)}. Set "

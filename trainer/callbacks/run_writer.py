@@ -45,7 +45,7 @@ class RunWriter(Callback):
             "environment": {**environment(), **({"pretrained_sha256": digest} if digest else {})},
             "dataset": _description(session.dataset),
         }
-        pages = pages_of_run(session.config, session.runtime.built.model)
+        pages = pages_of_run(session.config, session.runtime.built.model, session.objective.task)
         command = without_secrets(training.command)
         texts = [summaries.text_of_json(f"run/{name}", json_value(value)) for name, value in files.items()]
         shown = {**pages, "train": [*pages.get("train", ()), *texts, summaries.text("run/command", command)]}
@@ -79,11 +79,11 @@ class RunWriter(Callback):
     def on_evaluation(self, training: Training, evaluation: Evaluation) -> None:
         """Adds the metrics to metrics.jsonl, to TensorBoard's curves and to results.csv.
 
-        TensorBoard's HParams page compares runs by the best top-1.
+        TensorBoard's HParams page compares runs by their best score, such as top-1.
         """
         step, split = evaluation.step, evaluation.split
         self._write("metrics", self._writers.write, split, step, evaluation.values)
-        best = {"best/top1": evaluation.best_top1}
+        best = {f"best/{training.session.objective.task.score}": evaluation.best_score}
         self._write("TensorBoard's event file", self._writers.show_scalars, ROOT, step, best)
         self._write("results.csv", append_result, self._run, step=step, split=split, quality=evaluation.metrics)
 
@@ -96,7 +96,7 @@ class RunWriter(Callback):
         if result is None:
             return
         self.show(ROOT, result["step"], [summaries.session_end(time.time())])
-        self._write("curves.png", draw_curves, self._run)
+        self._write("curves.png", draw_curves, self._run, training.session.objective.task)
         try:
             self._run.write_json(self._run.result, result)
         except OSError as error:
@@ -129,6 +129,7 @@ def _description(dataset: Dataset) -> dict[str, Any]:
         "directory": str(dataset.directory.resolve()),
         "name": dataset.name,
         "class_names": list(dataset.class_names),
+        **({"label_delimiter": dataset.label_delimiter} if dataset.multi_label else {}),
         **dataset_identity(dataset),
         **({} if dataset.manifest else {"record_format": dataset.record_format.as_dict()}),
         **({"fold": dataset.fold, "folds": dataset.folds} if isinstance(dataset, View) else {}),

@@ -17,12 +17,14 @@ from convoy.trainer.callbacks.run_writer import RunWriter
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.config import resolution
 from convoy.trainer.evaluation import pictures
+from convoy.trainer.evaluation.class_pictures import LabelSummary
 from convoy.trainer.evaluation.counts import EvaluationSummary
 from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.step.step import StepResult
 
 _WITH_HEAT_MAPS = 8  # errors, with three pictures each
+Summarized = EvaluationSummary | LabelSummary
 
 
 def train_batch(
@@ -45,7 +47,9 @@ def train_batch(
     with tf.device("/CPU:0"):
         pixels = on_device(tf.constant(columns["image"]), tf.constant(columns["randomness"]), operations)
     names = names_in_pictures(class_names)
-    captions = [[names[label]] for label in columns["label"]]
+    labels = columns["label"]
+    shown = [[label] for label in labels] if labels.ndim == 1 else [np.flatnonzero(targets) for targets in labels]
+    captions = [[", ".join(names[label] for label in own)] for own in shown]
     grid = pictures.image_grid(np.uint8(np.rint(pixels.numpy())), captions)
     numbered = [f"{number}: {name}" for number, name in legend(class_names).items()]
     texts = [summaries.text("media/class_numbers", "\n".join(numbered))] if numbered else []
@@ -85,7 +89,9 @@ class TensorBoardPages(Callback):
         if summary:
             class_names = training.session.dataset.class_names
             title = f"{evaluation.split}, step {step}"
-            shown = [summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names))]
+            shown = []
+            if isinstance(summary, EvaluationSummary):
+                shown.append(summaries.image("media/confusion_matrix", _confusion_matrix(title, summary, class_names)))
             if summary.mistakes:
                 shown += self._errors(training, evaluation.split, summary)
             self._run_writer.show("media", step, shown)
@@ -95,8 +101,8 @@ class TensorBoardPages(Callback):
             ]
             self._run_writer.show(evaluation.split, step, curves)
 
-    def _errors(self, training: Training, split: str, summary: EvaluationSummary) -> list[Summary.Value]:
-        """Returns pictures of the most confident errors, and heat maps of some."""
+    def _errors(self, training: Training, split: str, summary: Summarized) -> list[Summary.Value]:
+        """Returns pictures of the most confident errors, and heat maps of some, with one label per image."""
         session, mistakes = training.session, summary.mistakes
         size = resolution.evaluation_size(session.config)
         crop = Crop(size, resize=session.config.resize)
@@ -104,14 +110,13 @@ class TensorBoardPages(Callback):
         indices = np.array([mistake.index for mistake in mistakes])
         with contextlib.closing(Reader(session.dataset.split(split), crop)) as reader:
             images, seen = reader.images(indices), reader.seen(indices[:_WITH_HEAT_MAPS])
-        captions = [
-            (f"label {names[m.label]}", f"predicted {names[m.predicted]}", f"confidence {m.probability:.1%}")
-            for m in mistakes
-        ]
+        captions = [mistake.caption(names) for mistake in mistakes]
         shown = [summaries.image("media/worst", pictures.image_grid(images, captions))]
+        if isinstance(summary, LabelSummary):
+            return shown
         self._grad_cam = self._grad_cam or GradCam(session.runtime.state, session.runtime.model_for_size(size), size)
         if not self._grad_cam.obstacle:
-            labels = np.array([(m.predicted, m.label) for m in mistakes[:_WITH_HEAT_MAPS]])
+            labels = np.array([(m.predicted, m.label) for m in summary.mistakes[:_WITH_HEAT_MAPS]])
             shown.append(
                 summaries.image("media/grad_cam", _heat_grid(seen, self._grad_cam.maps(seen, labels), labels, names))
             )

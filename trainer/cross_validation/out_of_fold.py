@@ -28,7 +28,8 @@ from convoy.trainer.evaluation.predictions import Predictions
 from convoy.trainer.evaluation.report.analysis import likely_label_errors
 from convoy.trainer.evaluation.split import EvaluatedSplit, evaluate_split
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.session.restore import TrainedRun, open_dataset_of, open_steps, steps_by_model
+from convoy.trainer.session.chosen_steps import steps_by_model
+from convoy.trainer.session.restore import TrainedRun, open_dataset_of, open_steps
 
 _SHOWN = {"top1": "top-1", "macro_f1": "macro F1"}
 
@@ -48,7 +49,9 @@ class OutOfFold:
     @cached_property
     def label_errors(self) -> np.ndarray:
         """The images whose label is probably wrong, the most likely errors first: [n] int64."""
-        return likely_label_errors(self.together.predictions, len(self.together.class_names))
+        found = self.together.predictions
+        assert isinstance(found, Predictions)  # of one label per image, as `make_folds` requires
+        return likely_label_errors(found, len(self.together.class_names))
 
     def over_folds(self, summary: Callable[[Sequence[float]], float]) -> dict[str, float]:
         """Returns what a function makes of the folds' values of each metric, by name."""
@@ -75,9 +78,9 @@ class OutOfFold:
         for fold in self.folds:
             fold.save()
         self.together.save()
-        run, class_names = self.together.run, self.together.class_names
+        together, run = self.together, self.together.run
         try:
-            predictions.write_table(run.label_errors, self.together.predictions, class_names, self.label_errors)
+            predictions.write_table(run.label_errors, together.predictions, together.decision, self.label_errors)
         except OSError as error:
             raise DataError(
                 f"{run.label_errors} cannot be written ({error.strerror}). Free disk space or check the folder's "

@@ -36,8 +36,9 @@ from convoy.trainer.loop import train
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import read_json_object
 from convoy.trainer.session.agreement import wait_until_visible
+from convoy.trainer.session.chosen_steps import steps_by_model
 from convoy.trainer.session.prepare import open_training_data
-from convoy.trainer.session.restore import TrainedRun, open_steps, steps_by_model
+from convoy.trainer.session.restore import TrainedRun, open_steps
 
 Say = Callable[[str], None]
 

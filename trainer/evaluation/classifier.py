@@ -18,7 +18,9 @@ from convoy.core.processes import usable_cores
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.step.outputs import probabilities
 from convoy.trainer.tf_compat.internals import iterate
 
 
@@ -28,6 +30,10 @@ class Classifier(Protocol):
     @property
     def class_names(self) -> Sequence[str]:
         """The class names, by label."""
+
+    @property
+    def decision(self) -> Decision:
+        """How probabilities become labels."""
 
     @property
     def crop(self) -> Crop:
@@ -40,6 +46,10 @@ class Classifier(Protocol):
     @property
     def checkpoint(self) -> str:
         """As `TrainedRun.checkpoint`."""
+
+    @property
+    def models(self) -> int:
+        """Number of models whose probabilities are averaged."""
 
     @property
     def flip_tta(self) -> bool:
@@ -69,7 +79,9 @@ class RunClassifier:
         self._runtimes = [member.runtime for member in trained.members]
         self.models = len(self._runtimes)
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
+        self._task = trained.task
         self.class_names = trained.class_names
+        self.decision = trained.decision
         self.crop = trained.crop
         self.step = trained.step
         self.checkpoint = trained.checkpoint
@@ -90,8 +102,8 @@ class RunClassifier:
         remaining = num_images
         with contextlib.closing(iterate(distributed)) as batches:
             for images in batches:
-                for probabilities in self._classify(flip_tta)(images):
-                    yield from probabilities.numpy()[:remaining]
+                for found in self._classify(flip_tta)(images):
+                    yield from found.numpy()[:remaining]
                     remaining = max(0, remaining - batch)
 
     @functools.cached_property
@@ -107,7 +119,9 @@ class RunClassifier:
         strategy = self._runtimes[0].strategy
 
         def one_replica(images: tf.Tensor) -> tf.Tensor:
-            found = [tf.nn.softmax(infer(runtime.state, runtime.built, images)) for runtime in self._runtimes]
+            found = [
+                probabilities(infer(runtime.state, runtime.built, images), self._task) for runtime in self._runtimes
+            ]
             return tf.add_n(found) / self.models if self.models > 1 else found[0]
 
         def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
@@ -135,6 +149,7 @@ class MixedEnsemble:
         self.parts = parts
         self.class_names = parts[0].class_names
         self.step, self.checkpoint = parts[0].step, parts[0].checkpoint
+        self.decision = parts[0].decision
         self.models = sum(part.models for part in parts)
         self.flip_tta = any(part.flip_tta for part in parts)
 

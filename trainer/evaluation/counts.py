@@ -11,6 +11,7 @@ matrix, precision-recall curves and the most confident errors, in memory that ha
 
 import base64
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 
 THRESHOLDS = 101  # of a precision-recall curve, from 0 to 1
 MISTAKES = 16
-_CURVES = 5
+CURVES = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Mistake:
     index: int
     label: int
     predicted: int
+
+    def caption(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the lines below its picture."""
+        confidence = f"confidence {self.probability:.1%}"
+        return f"label {names[self.label]}", f"predicted {names[self.predicted]}", confidence
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def _lowest_f1(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray, cl
     hits = np.bincount(labels, counts * (labels == predicted), classes)
     images, predictions = (np.bincount(column, counts, classes) for column in (labels, predicted))
     f1 = np.where(images > 0, 2 * hits / np.maximum(1, images + predictions), np.inf)
-    return np.argsort(f1, kind="stable")[: min(_CURVES, np.count_nonzero(images))].tolist()
+    return np.argsort(f1, kind="stable")[: min(CURVES, np.count_nonzero(images))].tolist()
 
 
 def _packed(ascending: np.ndarray) -> str:

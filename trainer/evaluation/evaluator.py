@@ -6,7 +6,6 @@ evaluator.metrics()        # {"loss": ..., "top1": ..., "top5": ..., "macro_f1":
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,11 +14,12 @@ import tensorflow as tf
 
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
+from convoy.trainer.evaluation.class_scores import ClassScores, ScoreCollector
 from convoy.trainer.evaluation.inference import distributed_batches, infer
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.runtime import batch_slice
-from convoy.trainer.step import metrics
+from convoy.trainer.step.outputs import logits_of_mean, probabilities
 from convoy.trainer.step.state import TrainState
 
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -34,7 +34,11 @@ class Member(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates the current weights, or their average where the state keeps one."""
+    """Evaluates the current weights, or their average where the state keeps one.
+
+    Attributes:
+      scores: the metrics of each class in the last evaluation, with several labels per image; else None.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Evaluator:
         objective: Objective | None = None,
         flip_tta: bool = False,
         others: Sequence[Member] = (),
+        thresholds: Sequence[float] | None = None,
     ):
         """Prepares the evaluation; the first call of `metrics` compiles it.
 
@@ -59,7 +64,10 @@ class Evaluator:
           objective: the loss and the metrics; None for those of the default config.
           flip_tta: average each image's probabilities with those of its mirror image.
           others: models whose probabilities are averaged with those of this one.
+          thresholds: with several labels per image, of each class; None chooses them on the evaluated images.
         """
+        self.scores: ClassScores | None = None
+        self._thresholds = thresholds
         self._state = state
         self._reader = reader
         self._members = [Member(state, built, reader), *others]
@@ -83,8 +91,8 @@ class Evaluator:
         self._evaluate_batch = tf.function(lambda batches: self._all_replicas(batches), autograph=False)
 
     def metrics(self, *, seconds: float | None = None, each: EachBatch | None = None) -> dict[str, float]:
-        """Returns the metrics of the whole split (`MetricSet.summarize`), the same on every worker; as `sums`."""
-        return self._objective.metrics.summarize(self.sums(seconds=seconds, each=each))
+        """Returns the metrics of the whole split, the same on every worker; as `sums`."""
+        return self.quality(self.sums(seconds=seconds, each=each))
 
     def sums(self, *, seconds: float | None = None, each: EachBatch | None = None) -> np.ndarray:
         """Returns the sums of the metrics over the whole split, the same on every worker.
@@ -92,34 +100,45 @@ class Evaluator:
         Args:
           seconds: how long to wait for the other workers at the end.
           each: called per batch with the images this worker classified: their indices in the split [n] int64, labels
-            [n] int32, and probabilities [n, num_classes] float32.
+            [n] int32 or [n, num_classes] float32, and probabilities [n, num_classes] float32.
 
         Raises:
           DataError: a record cannot be used.
           PeerLostError: another worker is gone.
         """
-        total = np.float64(0)
+        total, objective = np.float64(0), self._objective
+        collector = ScoreCollector() if objective.task.multi_label else None
         with contextlib.ExitStack() as stack:
             opened = [distributed_batches(dataset, reader) for reader, dataset in self._datasets.items()]
             for batches in opened:
                 stack.enter_context(contextlib.closing(batches))
             for batch in itertools.islice(zip(*opened, strict=True), self._steps):
-                sums, probabilities = self._evaluate_batch(batch)
+                sums, found = self._evaluate_batch(batch)
                 total = total + sums.numpy()
-                if each:
-                    each(*self._without_padding(batch[0], probabilities))
+                if each or collector:
+                    columns = self._without_padding(batch[0], found)
+                    if collector:
+                        collector.add(*columns[1:])
+                    if each:
+                        each(*columns)
                 self._worker_group.report(self._state.step, "evaluation")
         gathered = self._worker_group.exchange("evaluation", total.tolist(), seconds=seconds)
         total = np.sum(np.array(gathered, np.float64), axis=0)
-        counted = metrics.image_count(total)
+        counted = objective.metrics.base.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
+        if collector:
+            self.scores = collector.gather(self._worker_group, self._thresholds, seconds=seconds)
         return total
+
+    def quality(self, sums: np.ndarray) -> dict[str, float]:
+        """Returns the metrics (`MetricSet.summarize`) of what `sums` has just returned."""
+        return self._objective.metrics.summarize(sums) | (self.scores.quality() if self.scores else {})
 
     def _all_replicas(self, batch: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
-        sums, probabilities = self._state.strategy.run(self._one_replica, (batch,))
-        return tf.add_n(local(sums)), local(probabilities)
+        sums, found = self._state.strategy.run(self._one_replica, (batch,))
+        return tf.add_n(local(sums)), local(found)
 
     def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor]:
         batch, views = batches[0], []
@@ -128,18 +147,13 @@ class Evaluator:
             images = images_of[reader]
             flips = (images, tf.reverse(images, [2])) if self._flip_tta else (images,)
             views += [infer(state, built, shown) for shown in flips]
-        logits = views[0]
-        if len(views) > 1:  # log of the mean probabilities: logits whose softmax is that mean
-            logits = tf.reduce_logsumexp(tf.stack([tf.nn.log_softmax(view) for view in views]), 0)
-            logits -= math.log(len(views))
+        logits = logits_of_mean(views, self._objective.task)
         losses = self._objective.evaluated_loss(logits, batch["label"])
         sums = self._objective.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
-        return sums, tf.nn.softmax(logits)
+        return sums, probabilities(logits, self._objective.task)
 
-    def _without_padding(
-        self, batch: dict[str, tf.Tensor], probabilities: tuple[tf.Tensor, ...]
-    ) -> tuple[np.ndarray, ...]:
+    def _without_padding(self, batch: dict[str, tf.Tensor], found: tuple[tf.Tensor, ...]) -> tuple[np.ndarray, ...]:
         local = self._state.strategy.experimental_local_results
-        columns = [local(batch[name]) for name in ("weight", "index", "label")] + [probabilities]
+        columns = [local(batch[name]) for name in ("weight", "index", "label")] + [found]
         weight, *others = (np.concatenate([part.numpy() for part in column]) for column in columns)
         return tuple(column[weight > 0] for column in others)

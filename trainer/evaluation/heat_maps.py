@@ -16,6 +16,7 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.report.pictures import data_uri
+from convoy.trainer.evaluation.label_predictions import LabelPredictions
 from convoy.trainer.evaluation.pictures import heat_overlay
 from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.run.directory import RunDirectory
@@ -54,7 +55,9 @@ def drawn(indices: np.ndarray, pixels: np.ndarray, maps: np.ndarray) -> HeatPict
     return HeatPictures(pictures)
 
 
-def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, found: HeatPictures) -> None:
+def save(
+    run: RunDirectory, evaluation: Evaluation, predictions: Predictions | LabelPredictions, found: HeatPictures
+) -> None:
     """Writes the file of an evaluation. Raises OSError if it cannot be written."""
     content = dataclasses.asdict(found)
     content["weights"] = evaluation.weights
@@ -62,7 +65,7 @@ def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, fo
     run.write_json(run.heat_maps(evaluation.split), content)
 
 
-def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions) -> HeatPictures:
+def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions | LabelPredictions) -> HeatPictures:
     """Returns the heat maps of an evaluation; none if the file is missing, damaged, or of another evaluation."""
     try:
         content = run.read_json(run.heat_maps(evaluation.split))
@@ -79,7 +82,9 @@ def load(run: RunDirectory, evaluation: Evaluation, predictions: Predictions) ->
         return HeatPictures()
 
 
-def _classes(predictions: Predictions, index: int) -> list[int]:
+def _classes(predictions: Predictions | LabelPredictions, index: int) -> list[int]:
+    if not isinstance(predictions, Predictions):  # has no heat maps
+        return []
     return [int(predictions.label[index]), int(predictions.predicted[index])]
 
 

@@ -20,6 +20,7 @@ from convoy.input_pipeline.images import pixels
 from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
 from convoy.trainer.evaluation.loading import image_file, probabilities_of
 from convoy.trainer.evaluation.sample_submission import SampleSubmission, read_sample
+from convoy.trainer.run.task import Decision
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Request:
       output: the CSV to write; None writes none.
       manifest: CSV whose column `filename` lists the images and their order; None for all images by name.
       like: sample submission, whose form is kept (`sample_submission`).
-      top_k: categories per image, the most probable first.
-      probabilities: write each category's probability as well.
+      top_k: categories per image, the most probable first; only with one label per image.
+      probabilities: write each category's probability as well; with several labels per image, that of every class in a
+        column of its own.
       flip_tta: average each image's probabilities with those of its mirror image.
       skip_unreadable: leave out images that cannot be read, instead of failing.
       unreadable_label: category that is written for them; a sample submission keeps its own.
@@ -57,7 +59,8 @@ class Predictions:
 
     Attributes:
       names: name of each image, in order.
-      best: its most probable category and that one's probability; None if it cannot be read.
+      best: its most probable category and that one's probability, with several labels per image all its labels and
+        their `Decision.certainty`; None if it cannot be read.
       unreadable: reasons by name of the images that cannot be read.
       notes: how names were matched, for the user.
     """
@@ -75,14 +78,11 @@ def predict(classifier: Classifier | MixedEnsemble, request: Request) -> Predict
       UsageError: options that exclude each other or are out of range, or `output` cannot be a CSV there.
       DataError: an image or a CSV cannot be used.
     """
-    class_names = classifier.class_names
-    _check(request, len(class_names))
-    sample, header, names, files = _requested_images(request, class_names)
+    decision = classifier.decision
+    _check(request, decision)
+    sample, header, names, files = _requested_images(request, decision)
     unreadable: dict[int, str] = {}
-    columns = [header[0]]
-    for suffix in ["", *(f"_{k}" for k in range(2, request.top_k + 1))]:
-        columns.append(f"{header[1]}{suffix}")
-        columns += [f"probability{suffix}"] if request.probabilities else []
+    columns = [header[0], *_columns(request, decision, header[1])]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(sample.header if sample else columns)
@@ -100,12 +100,8 @@ def predict(classifier: Classifier | MixedEnsemble, request: Request) -> Predict
             row = [names[number], request.unreadable_label, *[""] * (len(columns) - 2)]
             writer.writerow(sample.rows[number] if sample else row)
             continue
-        order = np.argsort(-probabilities, kind="stable")
-        best.append((class_names[order[0]], float(probabilities[order[0]])))
-        row = [names[number]]
-        for label in order[: request.top_k]:
-            row.append(class_names[label])
-            row += [f"{probabilities[label]:.6f}"] if request.probabilities else []
+        best.append((decision.text(probabilities), decision.certainty(probabilities)))
+        row = [names[number], *_cells(request, decision, probabilities)]
         writer.writerow(sample.row(number, probabilities) if sample else row)
     if request.output:
         try:
@@ -117,7 +113,35 @@ def predict(classifier: Classifier | MixedEnsemble, request: Request) -> Predict
     return Predictions(names, best, reasons, sample.notes if sample else ())
 
 
-def _check(request: Request, num_classes: int) -> None:
+def _columns(request: Request, decision: Decision, category: str) -> list[str]:
+    """Returns the names of the columns after that of the images."""
+    if decision.multi_label:
+        return [category, *(decision.class_names if request.probabilities else ())]
+    columns = []
+    for suffix in ["", *(f"_{k}" for k in range(2, request.top_k + 1))]:
+        columns.append(f"{category}{suffix}")
+        columns += [f"probability{suffix}"] if request.probabilities else []
+    return columns
+
+
+def _cells(request: Request, decision: Decision, probabilities: np.ndarray) -> list[str]:
+    """Returns the cells of these columns for an image."""
+    if decision.multi_label:
+        shown = probabilities if request.probabilities else ()
+        return [decision.text(probabilities), *(f"{value:.6f}" for value in shown)]
+    cells = []
+    for label in np.argsort(-probabilities, kind="stable")[: request.top_k]:
+        cells.append(decision.class_names[label])
+        cells += [f"{probabilities[label]:.6f}"] if request.probabilities else []
+    return cells
+
+
+def _check(request: Request, decision: Decision) -> None:
+    num_classes = len(decision.class_names)
+    if decision.multi_label and request.top_k > 1:
+        raise UsageError(
+            f"--top_k={request.top_k}: is for one label per image. Pass --probabilities for that of every class."
+        )
     if not 1 <= request.top_k <= num_classes:
         raise UsageError(f"--top_k={request.top_k}: pass 1 to {num_classes}, the number of categories.")
     if request.like and (request.top_k > 1 or request.probabilities):
@@ -134,7 +158,7 @@ def _check(request: Request, num_classes: int) -> None:
 
 
 def _requested_images(
-    request: Request, class_names: Sequence[str]
+    request: Request, decision: Decision
 ) -> tuple[SampleSubmission | None, tuple[str, str], Sequence[str], Sequence[ImageFile]]:
     """Returns the sample submission, if any, names of the first two columns, and names and files of the images."""
     header = ("filename", "category")
@@ -145,7 +169,7 @@ def _requested_images(
         files = [image_file(path) for path in request.images]
         return None, header, [file.name for file in files], files
     if request.like:
-        sample = read_sample(request.like, first, class_names)
+        sample = read_sample(request.like, first, decision)
         if request.manifest:
             _check_same_names(sample.names, _manifest_names(request.manifest), request)
         return sample, header, sample.names, sample.files

@@ -4,6 +4,8 @@
     evaluation, *others = evaluations(run)               # one per split, the newest first; may be empty
     predictions = load(run, evaluation, class_names)
 
+The predictions of several labels per image are those of `label_predictions`.
+
 Spreadsheets run a cell that begins with `=`, `+`, `-` or `@` as a formula. As OWASP recommends (CSV Injection,
 https://owasp.org/www-community/attacks/CSV_Injection), texts are quoted and such a cell gets a leading apostrophe. So
 does a cell that begins with an apostrophe: removing one apostrophe always restores the name.
@@ -16,10 +18,10 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,7 +35,9 @@ from convoy.input_pipeline.dataset.records import HEADER_BYTES
 from convoy.input_pipeline.dataset.storage import is_remote
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.task import Decision
 
+Table = tuple[Sequence[str], Iterable[Sequence[Any]]]  # header and rows
 COLUMNS = ("index", "filename", "label", "predicted", "label_probability", "predicted_probability", "correct")
 _FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # with their full-width forms
 _OTHER_STARTS = tuple("'\t\r\n\0")
@@ -59,6 +63,7 @@ class Evaluation:
       checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
         one.
       models: number of models whose probabilities are averaged.
+      thresholds: with several labels per image, smallest probability of each class that counts as a label.
     """
 
     split: str
@@ -73,6 +78,7 @@ class Evaluation:
     record_format: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     models: int = 1
+    thresholds: list[float] = field(default_factory=list)
 
     @property
     def weights(self) -> str:
@@ -111,6 +117,21 @@ class Predictions:
         """Returns the misclassified images, the most confident first: [n] int64."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
+
+    def table(self, decision: Decision) -> Table:
+        """Returns header and rows of RUN/predictions_SPLIT.csv."""
+        columns = dataclasses.asdict(self) | {"correct": self.correct.astype(int)}
+        names = [cell(name) for name in decision.class_names]
+        columns |= {"index": range(len(self.label)), "filename": map(cell, self.filename)}
+        columns |= {name: [names[label] for label in columns[name]] for name in ("label", "predicted")}
+        return COLUMNS, zip(*(columns[name] for name in COLUMNS), strict=True)
+
+
+class Tabular(Protocol):
+    """Predictions that can be saved."""
+
+    def table(self, decision: Decision) -> Table:
+        """Returns header and rows of RUN/predictions_SPLIT.csv."""
 
 
 class Collector:
@@ -169,10 +190,24 @@ def filenames(split: Split) -> list[str]:
     return names
 
 
-def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
+def save(
+    run: RunDirectory,
+    evaluation: Evaluation,
+    predictions: Tabular,
+    class_names: Sequence[str],
+    *,
+    label_delimiter: str = "",
+) -> None:
     """Writes RUN/predictions_SPLIT.csv, then RUN/evaluation_SPLIT.json, which marks the CSV as complete.
 
     The evaluation becomes the newest one of the run, even if the clock was set back.
+
+    Args:
+      run: the run directory.
+      evaluation: what was evaluated.
+      predictions: the predictions, of one label per image or several.
+      class_names: class names by label.
+      label_delimiter: what separates several labels of an image.
 
     Raises:
       OSError: a file cannot be written.
@@ -180,30 +215,28 @@ def save(run: RunDirectory, evaluation: Evaluation, predictions: Predictions, cl
     if (before := evaluations(run)) and before[0].time >= evaluation.time:  # the clock was set back
         evaluation = dataclasses.replace(evaluation, time=before[0].time + 1e-3)
     run.evaluation(evaluation.split).unlink(missing_ok=True)  # it describes the CSV that is replaced now
-    write_table(run.predictions(evaluation.split), predictions, class_names)
+    decision = Decision(class_names, evaluation.thresholds or None, label_delimiter)
+    write_table(run.predictions(evaluation.split), predictions, decision)
     run.write_json(run.evaluation(evaluation.split), dataclasses.asdict(evaluation))
 
 
-def write_table(
-    path: Path, predictions: Predictions, class_names: Sequence[str], images: np.ndarray | None = None
-) -> None:
+def write_table(path: Path, predictions: Tabular, decision: Decision, images: np.ndarray | None = None) -> None:
     """Writes predictions as a CSV. Raises OSError if it cannot be written.
 
     Args:
       path: the CSV.
       predictions: of a split.
-      class_names: class names, by label.
+      decision: class names, and how probabilities become labels.
       images: which images, in this order, [n] int64; None for all.
     """
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(COLUMNS)
-    names = [_cell(name) for name in class_names]
-    columns = dataclasses.asdict(predictions) | {"correct": predictions.correct.astype(int)}
-    columns |= {"index": range(len(predictions.label)), "filename": [_cell(name) for name in predictions.filename]}
-    columns |= {name: [names[label] for label in columns[name]] for name in ("label", "predicted")}
-    shown = range(len(predictions.label)) if images is None else images.tolist()
-    writer.writerows([columns[name][i] for name in COLUMNS] for i in shown)
+    header, rows = predictions.table(decision)
+    if images is not None:
+        all_rows = list(rows)
+        rows = [all_rows[i] for i in images.tolist()]
+    writer.writerow(header)
+    writer.writerows(rows)
     write_whole(path, _encoded(written.getvalue()))
 
 
@@ -226,7 +259,7 @@ def evaluations(run: RunDirectory) -> list[Evaluation]:
 
 
 def _is_sound(evaluation: Evaluation) -> bool:
-    numbers = (evaluation.step, evaluation.images, evaluation.parameters, evaluation.time)
+    numbers = (evaluation.step, evaluation.images, evaluation.parameters, evaluation.time, evaluation.models)
     return (
         all(
             isinstance(text, str)
@@ -236,6 +269,8 @@ def _is_sound(evaluation: Evaluation) -> bool:
         and isinstance(evaluation.quality, dict)
         and all(value is None or isinstance(value, int | float) for value in evaluation.quality.values())
         and isinstance(evaluation.record_format, dict)
+        and isinstance(evaluation.thresholds, list)
+        and all(isinstance(threshold, int | float) for threshold in evaluation.thresholds)
     )
 
 
@@ -250,20 +285,25 @@ def load(run: RunDirectory, evaluation: Evaluation, class_names: Sequence[str]) 
         rows = sorted(read_table(path), key=lambda row: int(row["index"]))
         if len(rows) != evaluation.images or [int(row["index"]) for row in rows] != list(range(len(rows))):
             raise ValueError(f"it has {counted(len(rows), 'row')} for {counted(evaluation.images, 'image')}")
-        labels = {_encoded(_cell(name)).decode(): label for label, name in enumerate(class_names)}
+        labels = {_encoded(cell(name)).decode(): label for label, name in enumerate(class_names)}
         return Predictions(
             [row["filename"].removeprefix("'") for row in rows],
             *(np.array([labels[row[name]] for row in rows], np.int32) for name in ("label", "predicted")),
             *(np.array([row[f"{name}_probability"] for row in rows], np.float32) for name in ("label", "predicted")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(
-            f"{path} does not match {run.evaluation(evaluation.split).name} ({error}). "
-            f"Run `convoy evaluate --workdir={run.path} --split={evaluation.split}` to rewrite it."
-        ) from None
+        raise mismatch(run, evaluation, error) from None
 
 
-def _cell(text: str) -> str:
+def mismatch(run: RunDirectory, evaluation: Evaluation, problem: Exception) -> DataError:
+    """Returns the error of a CSV that does not match its evaluation."""
+    return DataError(
+        f"{run.predictions(evaluation.split)} does not match {run.evaluation(evaluation.split).name} ({problem}). "
+        f"Run `convoy evaluate --workdir={run.path} --split={evaluation.split}` to rewrite it."
+    )
+
+
+def cell(text: str) -> str:
     """Returns a text that no spreadsheet runs as a formula."""
     return f"'{text}" if text.startswith(_OTHER_STARTS) or text.lstrip().startswith(_FORMULA_STARTS) else text
 

@@ -10,9 +10,8 @@ from convoy.core.files import append_whole, write_whole
 from convoy.core.reading import read_table
 from convoy.core.text import is_count
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.records import USUAL_METRICS
 
-COLUMNS = ("time", "step", "split", *USUAL_METRICS)
+COLUMNS = ("time", "step", "split")  # before those of the metrics
 
 
 def append_result(

@@ -1,11 +1,14 @@
 """The form of a sample submission, as competitions give one: its header, rows and columns, with our predictions in it.
 
-    sample = read_sample(Path("sample_submission.csv"), images=Path("test"), class_names=("00", "01", "02"))
+    sample = read_sample(Path("sample_submission.csv"), images=Path("test"), decision=Decision(("00", "01", "02")))
     [sample.row(number, probabilities) for number, probabilities in enumerate(...)]
 
 The column of the images is the one whose values name files of the folder, with or without suffix or folder. The others
 are a column per class, which gets its probability, or one column with the category; if its cells list several
 categories, as many of the most probable ones. Further columns are kept as they are.
+
+With several labels per image, a column per class gets 0 or 1 if the sample has only these, else the probability, and a
+column of categories all labels of the image, separated as in the sample, or as in the dataset if no cell has several.
 """
 
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from convoy.core.text import counted
 from convoy.input_pipeline.convert.folders import ImageFile
 from convoy.input_pipeline.convert.sources import match_files, number_without_suffix
 from convoy.input_pipeline.convert.tables import read_table
+from convoy.trainer.run.task import Decision
 
 _SEPARATORS = (" ", ";", "|", ",", "\t")
 _DECIMALS = 6
@@ -36,7 +40,8 @@ class SampleSubmission:
       category_column: index of the column of categories; None with a column per class.
       label_of: labels by index of the columns with probabilities.
       separator: between the categories of a cell; "" for one category.
-      class_names: class names by label.
+      decision: how probabilities become labels.
+      is_one_hot: whether the columns per class get 0 or 1.
       notes: what was taken for what, for the user.
     """
 
@@ -47,7 +52,8 @@ class SampleSubmission:
     category_column: int | None
     label_of: dict[int, int]
     separator: str
-    class_names: Sequence[str]
+    decision: Decision
+    is_one_hot: bool
     notes: tuple[str, ...]
 
     def row(self, number: int, probabilities: np.ndarray) -> list[str]:
@@ -57,22 +63,31 @@ class SampleSubmission:
           number: index of the row.
           probabilities: [num_classes], of its image.
         """
-        cells = list(self.rows[number])
+        cells, class_names = list(self.rows[number]), self.decision.class_names
+        labels = self.decision.labels(probabilities)
         for column, label in self.label_of.items():
-            cells[column] = f"{probabilities[label]:.{_DECIMALS}f}"
-        if self.category_column is not None:
+            cells[column] = str(int(label in labels)) if self.is_one_hot else f"{probabilities[label]:.{_DECIMALS}f}"
+        if self.category_column is not None and self.decision.multi_label:
+            cells[self.category_column] = self.separator.join(class_names[label] for label in sorted(labels))
+        elif self.category_column is not None:
             listed = len(cells[self.category_column].split(self.separator)) if self.separator else 1
             best = np.argsort(-probabilities, kind="stable")[:listed]
-            cells[self.category_column] = self.separator.join(self.class_names[label] for label in best)
+            cells[self.category_column] = self.separator.join(class_names[label] for label in best)
         return cells
 
 
-def read_sample(path: Path, images: Path, class_names: Sequence[str]) -> SampleSubmission:
+def read_sample(path: Path, images: Path, decision: Decision) -> SampleSubmission:
     """Reads a sample submission.
+
+    Args:
+      path: the CSV.
+      images: folder of images.
+      decision: how the model's probabilities become labels.
 
     Raises:
       DataError: it has no images of the folder, or its other columns are neither categories nor all classes.
     """
+    class_names = decision.class_names
     header, numbered = read_table(path)
     rows = [row for _, row in numbered]
     if len(header) < 2:
@@ -92,13 +107,14 @@ def read_sample(path: Path, images: Path, class_names: Sequence[str]) -> SampleS
         )
     if label_of:
         _check_classes(path, header, others, label_of, class_names)
-        return SampleSubmission(header, rows, names, files, None, label_of, "", class_names, tuple(notes))
+        is_one_hot = decision.multi_label and all(row[column] in ("0", "1") for row in rows for column in label_of)
+        return SampleSubmission(header, rows, names, files, None, label_of, "", decision, is_one_hot, tuple(notes))
     category_column, *kept = others
     if kept:
         listed = ", ".join(repr(header[column]) for column in kept)
         notes.append(f"{path}: the categories go to {header[category_column]!r}; {listed} as in the sample.")
-    separator = _separator([row[category_column] for row in rows], labels)
-    return SampleSubmission(header, rows, names, files, category_column, {}, separator, class_names, tuple(notes))
+    separator = _separator([row[category_column] for row in rows], labels) or decision.delimiter
+    return SampleSubmission(header, rows, names, files, category_column, {}, separator, decision, False, tuple(notes))
 
 
 def _image_column(

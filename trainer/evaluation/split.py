@@ -19,14 +19,17 @@ from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Split
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
-from convoy.trainer.evaluation import heat_maps, predictions
+from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
 from convoy.trainer.evaluation.evaluator import Evaluator, Member
 from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
 from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.restore import TrainedRun, open_dataset_of
+
+AnyPredictions = predictions.Predictions | label_predictions.LabelPredictions
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,17 @@ class EvaluatedSplit:
     """
 
     run: RunDirectory
-    class_names: Sequence[str]
+    decision: Decision
     evaluation: predictions.Evaluation
-    predictions: predictions.Predictions
+    predictions: AnyPredictions
     sums: np.ndarray
     objective: Objective
     draw_heat_maps: Callable[[], heat_maps.HeatPictures]
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The class names, by label."""
+        return self.decision.class_names
 
     def save(self) -> None:
         """Adds a row to RUN/results.csv, and writes the files of the evaluation: `predictions_SPLIT.csv` and others.
@@ -60,7 +68,8 @@ class EvaluatedSplit:
                 checkpoint=evaluation.checkpoint,
             )
             heat_maps.save(run, evaluation, self.predictions, self.draw_heat_maps())
-            predictions.save(run, evaluation, self.predictions, self.class_names)
+            delimiter = self.decision.delimiter
+            predictions.save(run, evaluation, self.predictions, self.class_names, label_delimiter=delimiter)
         except OSError as error:
             raise DataError(
                 f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space or check the "
@@ -103,16 +112,22 @@ def evaluate_split(
         Member(member.runtime.state, member.runtime.built, readers[member.crop]) for member in trained.members
     )
     evaluator = Evaluator(
-        *first, EVALUATION_BATCH_SIZE, worker_group, objective=objective, flip_tta=flip_tta, others=others
+        *first,
+        EVALUATION_BATCH_SIZE,
+        worker_group,
+        objective=objective,
+        flip_tta=flip_tta,
+        others=others,
+        thresholds=trained.thresholds,
     )
-    collector = predictions.Collector()
+    collector = label_predictions.Collector() if trained.task.multi_label else predictions.Collector()
     sums = evaluator.sums(each=collector)
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
         checkpoint=trained.checkpoint,
         images=split.num_images,
-        quality=objective.metrics.summarize(sums),
+        quality=evaluator.quality(sums),
         data=str(dataset.directory.resolve()),
         digest=dataset.digest(split_name),
         parameters=sum(member.runtime.built.model.count_params() for member in trained.members),
@@ -120,15 +135,18 @@ def evaluate_split(
         flip_tta=flip_tta,
         record_format=dataset.record_format.as_dict(),
         models=len(trained.members),
+        thresholds=list(trained.thresholds or ()),
     )
     found = collector.predictions(predictions.filenames(split), worker_group)
     draw = functools.partial(_heat_maps, trained, split, found)
-    return EvaluatedSplit(trained.run, trained.class_names, evaluation, found, sums, objective, draw)
+    return EvaluatedSplit(trained.run, trained.decision, evaluation, found, sums, objective, draw)
 
 
-def _heat_maps(trained: TrainedRun, split: Split, found: predictions.Predictions) -> heat_maps.HeatPictures:
+def _heat_maps(trained: TrainedRun, split: Split, found: AnyPredictions) -> heat_maps.HeatPictures:
     if trained.others:
         return heat_maps.HeatPictures(obstacle=f"they show one model, and this is the mean of {len(trained.members)}.")
+    if isinstance(found, label_predictions.LabelPredictions):
+        return heat_maps.HeatPictures(obstacle="they explain the one label of an image, and here it has any number.")
     grad_cam = GradCam(trained.runtime.state, trained.runtime.built, trained.image_size)
     worst = found.mistakes()[: heat_maps.NUM_ERRORS]
     if grad_cam.obstacle or not len(worst):

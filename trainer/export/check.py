@@ -2,7 +2,7 @@
 
 samples = draw_samples(dataset, Crop(64))
 reference = predict_samples(trained, samples)
-largest_difference = compare("onnx", Path("model.onnx"), samples, reference, class_names)
+largest_difference = compare("onnx", Path("model.onnx"), samples, reference, decision)
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from convoy.input_pipeline.reading.decode import Crop, parse_records, resize
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.evaluation.classifier import RunClassifier
 from convoy.trainer.export import loaders
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
 
 NUM_SAMPLES = 64
@@ -118,7 +119,7 @@ def predict_samples(trained: TrainedRun, samples: Samples) -> np.ndarray:
     return np.stack([*RunClassifier(trained).probabilities(lambda number: images[number], len(samples.images))])
 
 
-def compare(file_format: str, path: Path, samples: Samples, reference: np.ndarray, class_names: Sequence[str]) -> float:
+def compare(file_format: str, path: Path, samples: Samples, reference: np.ndarray, decision: Decision) -> float:
     """Returns the largest difference of a probability. For a SavedModel, all its signatures are compared.
 
     Args:
@@ -126,7 +127,7 @@ def compare(file_format: str, path: Path, samples: Samples, reference: np.ndarra
       path: the exported file or folder.
       samples: the images to classify.
       reference: probabilities computed by evaluation, [n, num_classes] float32.
-      class_names: class names, by label.
+      decision: how probabilities become labels.
 
     Raises:
       DataError: the file cannot be loaded, predicts another class, or a probability differs by more than `TOLERANCE`.
@@ -139,9 +140,9 @@ def compare(file_format: str, path: Path, samples: Samples, reference: np.ndarra
                 f"--format={file_format}: not exported. Probabilities of the reloaded file differ from evaluation by "
                 f"{difference:.2g}; the limit is {TOLERANCE:g}."
             )
-        if not _same_class(probabilities, reference, _TIE).all():
+        if _predicts_others(probabilities, reference, decision):
             raise DataError(f"--format={file_format}: not exported. The reloaded file predicts other classes.")
-    if categories and categories != [class_names[label] for label in outputs[1].argmax(1)]:
+    if categories and categories != list(map(decision.text, outputs[1])):
         raise DataError(f"--format={file_format}: not exported. The reloaded file returns other class names.")
     return float(np.max(np.abs(outputs - reference)))
 
@@ -173,6 +174,15 @@ def _same_class(probabilities: np.ndarray, reference: np.ndarray, tie: float) ->
     """Returns per image whether the predicted class is that of `reference`, or as probable there up to `tie`."""
     of_predicted = np.take_along_axis(reference, probabilities.argmax(1)[:, np.newaxis], 1)[:, 0]
     return np.isfinite(probabilities).all(1) & (reference.max(1) - of_predicted <= tie)
+
+
+def _predicts_others(probabilities: np.ndarray, reference: np.ndarray, decision: Decision) -> bool:
+    """Returns whether any image gets another class, other than by a tie or rounding at a threshold."""
+    if decision.thresholds is None:
+        return not _same_class(probabilities, reference, _TIE).all()
+    thresholds = np.asarray(decision.thresholds)
+    differs = (probabilities >= thresholds) != (reference >= thresholds)
+    return bool(np.any(differs & (np.abs(reference - thresholds) > TOLERANCE)))
 
 
 def _predict_in_new_process(file_format: str, path: Path, samples: Samples) -> tuple[np.ndarray, list[str]]:

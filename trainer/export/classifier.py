@@ -17,6 +17,7 @@ from convoy.core.user_code import check_owner
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.export.folder import file_digests, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
+from convoy.trainer.run.task import Decision
 
 _BATCH_SIZE = 64
 
@@ -26,8 +27,10 @@ class ExportClassifier:
 
     Attributes:
       class_names: class names, by label.
+      decision: how probabilities become labels.
       crop: how to resize the images.
       step: step of the exported weights.
+      models: 1.
       checkpoint: as `TrainedRun.checkpoint`.
       flip_tta: whether the run is evaluated with each image and its mirror image.
       file_format: the format, one of `loaders.FILES`.
@@ -38,9 +41,13 @@ class ExportClassifier:
         self._classify = classify
         self.file_format = file_format
         self.class_names: list[str] = description["class_names"]
+        self.decision = Decision(
+            self.class_names, description.get("thresholds"), description.get("label_delimiter", "")
+        )
         resize = description.get("resize", "squash")  # as in exports of older versions
         self.crop = Crop(description["image_size"], resize=resize)
         self.step: int = description["step"]
+        self.models = 1
         self.checkpoint: str = description.get("checkpoint", "")
         before_0_2 = description.get("mirrored_too", False)
         self.flip_tta: bool = description.get("flip_tta", before_0_2)

@@ -36,6 +36,7 @@ from convoy.trainer.export.int8 import CalibrationImages, calibration_images, wr
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.export.request import Request
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.description import versions
 from convoy.trainer.session.restore import TrainedRun, in_float32, open_dataset_of, open_run
 
@@ -53,7 +54,7 @@ class Reference:
       probabilities: float32 evaluation, [n, num_classes].
       precision: the run's precision.
       largest_difference: largest difference of a probability between the run's precision and float32.
-      same_top1: number of images of the split with the same predicted class in both.
+      same_top1: number of images of the split with the same predicted class, or the same labels, in both.
     """
 
     samples: Samples
@@ -94,7 +95,8 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
       on_failure: called for each format that is left out, as soon as that is known.
 
     Raises:
-      UsageError: the library of the only format is not installed; the output exists and is not an export, or another
+      UsageError: the library of the only format is not installed; the run is a cross-validation; int8 with several
+        labels per image; the output exists and is not an export, or another
         process is exporting to it.
       DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
         the output cannot be written.
@@ -118,6 +120,11 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
         )
     with tf.device("/CPU:0"), export_folder(request.output) as folder:
         trained = open_run(request.workdir, _CPU, checkpoint=request.checkpoint, trust_code=request.trust_code)
+        if request.quantize == "int8" and trained.task.multi_label:
+            raise UsageError(
+                f"--quantize=int8: its accuracy is measured with one label per image, and {run.path} has any number. "
+                "Export it without --quantize."
+            )
         for name in tuple(formats):
             if reason := obstacle(name, trained.runtime.built.model):
                 leave_out(name, DataError(f"--format={name}: {reason}"))
@@ -155,6 +162,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
                 "resize": model.crop.resize,
                 "flip_tta": trained.flip_tta,
                 "class_names": list(model.class_names),
+                **_decision_facts(model.decision),
                 "versions": _versions(formats),
                 "comparison": _comparison(reference, None if calibration else TOLERANCE),
                 "quantization": _quantization(request, calibration),
@@ -175,6 +183,14 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
     )
 
 
+def _decision_facts(decision: Decision) -> dict[str, Any]:
+    """Returns what a recipient needs to know about the probabilities of several labels per image."""
+    if decision.thresholds is None:
+        return {}
+    thresholds = list(decision.thresholds)
+    return {"multi_label": True, "label_delimiter": decision.delimiter, "thresholds": thresholds}
+
+
 def _weights_text(trained: TrainedRun) -> str:
     if not trained.runtime.state.averages:
         return "as trained"
@@ -189,14 +205,15 @@ def _in_float32(trained: TrainedRun, request: Request, dataset: Dataset) -> tupl
         trained = in_float32(trained)
         probabilities = predict_samples(trained, samples)
     difference = float(np.max(np.abs(as_trained - probabilities)))
-    same_class = as_trained.argmax(1) == probabilities.argmax(1)
+    predicted = (trained.decision.predicted(values) for values in (as_trained, probabilities))
+    same_class = np.array([first == second for first, second in zip(*predicted, strict=True)])
     same_top1 = int(np.sum(same_class[: len(same_class) - samples.others]))
     return trained, Reference(samples, probabilities, precision, difference, same_top1)
 
 
 def _write_and_compare(name: str, model: ServingModel, path: Path, reference: Reference) -> float:
     _convert(name, "cannot express this model", lambda: write(name, model, path))
-    return compare(name, path, reference.samples, reference.probabilities, model.class_names)
+    return compare(name, path, reference.samples, reference.probabilities, model.decision)
 
 
 def _write_int8_and_compare(

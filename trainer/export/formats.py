@@ -34,6 +34,7 @@ import tensorflow as tf
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, VIEWED, Crop, decode_and_crop, resize
 from convoy.input_pipeline.reading.file_kinds import READABLE, unreadable_kind
 from convoy.input_pipeline.tf_startup import captured_stderr
+from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.tf_compat.layers import all_layers, with_keras_layers
 
@@ -50,13 +51,18 @@ class ServingModel:
       model: model of built-in Keras layers only, with the weights that evaluation uses.
       scale_pixels: maps float pixels in [0, 255] to the model's input; for tensors and symbolic Keras tensors.
       crop: how images are resized to its square input.
-      class_names: class names, by label.
+      decision: class names, and how probabilities become labels.
     """
 
     model: keras.Model
     scale_pixels: Callable[[tf.Tensor], tf.Tensor]
     crop: Crop
-    class_names: Sequence[str]
+    decision: Decision
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The class names, by label."""
+        return self.decision.class_names
 
     @property
     def labels(self) -> str:
@@ -65,7 +71,18 @@ class ServingModel:
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
         """Returns probabilities [n, num_classes] float32 for images [n, size, size, 3] uint8."""
-        return tf.nn.softmax(self.model(self.scale_pixels(tf.cast(images, tf.float32)), training=False))
+        logits = self.model(self.scale_pixels(tf.cast(images, tf.float32)), training=False)
+        return tf.sigmoid(logits) if self.decision.multi_label else tf.nn.softmax(logits)
+
+    def categories(self, probabilities: tf.Tensor) -> tf.Tensor:
+        """Returns the class of each image, [n] string; of several labels per image all of them, as `Decision.text`."""
+        names = tf.constant(list(self.class_names))
+        if self.decision.thresholds is None:
+            return tf.gather(names, tf.argmax(probabilities, 1))
+        # As float64, in which they are chosen.
+        chosen = tf.cast(probabilities, tf.float64) >= tf.constant(self.decision.thresholds, tf.float64)
+        rows = tf.ragged.boolean_mask(tf.broadcast_to(names, tf.shape(probabilities)), chosen)
+        return tf.strings.reduce_join(rows, axis=-1, separator=self.decision.delimiter)
 
 
 def serving_model(trained: TrainedRun) -> ServingModel:
@@ -76,7 +93,7 @@ def serving_model(trained: TrainedRun) -> ServingModel:
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):
         weight.assign(value)
-    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.crop, trained.class_names)
+    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.crop, trained.decision)
 
 
 def obstacle(file_format: str, model: keras.Model) -> str:
@@ -155,7 +172,6 @@ def _saved_model(model: ServingModel, path: Path) -> None:
     module = tf.Module()
     module.variables_of_model = [variable.value for variable in model.model.variables]
     module.labels = tf.saved_model.Asset(str(path.with_name(LABELS)))
-    module.class_names = tf.constant(list(model.class_names))
     one_image = tf.TensorSpec([model.crop.size, model.crop.size, 3], tf.uint8)
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -163,8 +179,7 @@ def _saved_model(model: ServingModel, path: Path) -> None:
         number = tf.shape(images)[0]
         images = tf.pad(images, [[0, tf.cast(number == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
         probabilities = model.probabilities(images)[:number]
-        category = tf.gather(module.class_names, tf.argmax(probabilities, 1))
-        return {"probabilities": probabilities, "category": category}
+        return {"probabilities": probabilities, "category": model.categories(probabilities)}
 
     def decode_image(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         number, encoded = numbered
@@ -194,7 +209,10 @@ def _saved_model(model: ServingModel, path: Path) -> None:
 def _keras(model: ServingModel, path: Path) -> None:
     images = keras.Input((model.crop.size, model.crop.size, 3), dtype="uint8", name="images")
     logits = model.model(model.scale_pixels(keras.ops.cast(images, "float32")))
-    keras.Model(images, keras.layers.Softmax(name="probabilities")(logits), name="classifier").save(path)
+    last = keras.layers.Softmax(name="probabilities")
+    if model.decision.multi_label:
+        last = keras.layers.Activation("sigmoid", name="probabilities")
+    keras.Model(images, last(logits), name="classifier").save(path)
     add_labels(model, path)
 
 
@@ -225,11 +243,13 @@ def _onnx(model: ServingModel, path: Path) -> None:
 
 
 def add_metadata(model: ServingModel, path: Path) -> None:
-    """Adds class names and resize to the metadata of an ONNX file."""
+    """Adds class names, resize and thresholds to the metadata of an ONNX file."""
     import onnx
 
     written = onnx.load(path)
     properties = {"class_names": json.dumps(list(model.class_names)), "resize": model.crop.resize}
+    if model.decision.thresholds is not None:
+        properties["thresholds"] = json.dumps(list(model.decision.thresholds))
     onnx.helper.set_model_props(written, properties)
     onnx.save(written, path)
 

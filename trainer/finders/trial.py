@@ -15,7 +15,7 @@ from convoy.trainer import config as configs
 from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.session.objective import Objective, training_objective
+from convoy.trainer.session.objective import Objective, config_for, training_objective
 from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.runtime import Runtime, check_augmentation, make_runtime, make_train_step
 from convoy.trainer.session.training_input import TrainingInput
@@ -67,6 +67,7 @@ def prepare_trial(
       DataError: the dataset cannot be used.
     """
     dataset = open_training_data(config, data, record_format)
+    config = config_for(config, dataset)
     if config.deterministic:
         set_cpu_threads(config.deterministic_threads)
     strategy = make_strategy(devices, strategy_name)

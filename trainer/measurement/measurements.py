@@ -3,7 +3,7 @@
     measurements = Measurements(session, train_step, worker_group, deadlines)
     ...                                                # steps, timed by `measurements.step_timer`
     log = measurements.log(sums, result, learning_rate)
-    evaluation = measurements.evaluate(best_top1)
+    evaluation = measurements.evaluate(best_score)
 
 Every worker has one, because all workers take part in the measurements.
 """
@@ -18,6 +18,7 @@ from convoy.trainer.callbacks.callback import Evaluation, Log
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import resolution
+from convoy.trainer.evaluation.class_pictures import LabelCounts
 from convoy.trainer.evaluation.counts import EvaluationCounts
 from convoy.trainer.evaluation.evaluator import Evaluator
 from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
@@ -73,6 +74,7 @@ class Measurements:
         self._limits: dict[str, Any] | None = reported.get("limits")
         self._own_ms: list[float | None] = []  # of each worker, in the newest log line
         self._has_analyzed = False
+        self._thresholds: list[float] | None = reported.get("thresholds")  # of the newest evaluation
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> Log:
         """Returns the training metrics. All workers must call it at the same step.
@@ -126,11 +128,11 @@ class Measurements:
             return self._limits
         return None
 
-    def evaluate(self, best_top1: float | None) -> Evaluation | None:
+    def evaluate(self, best_score: float | None) -> Evaluation | None:
         """Evaluates on the validation split, if there is one. All workers must call it at the same step.
 
         Args:
-          best_top1: best top-1 of the evaluations before; None before the first one.
+          best_score: best score of the evaluations before; None before the first one.
 
         Raises:
           PeerLostError: another worker is gone.
@@ -139,18 +141,23 @@ class Measurements:
         if not self._evaluator:
             return None
         with self.step_timer.paused("evaluation"):
-            step, seconds = self._state.step, self._deadlines.step
-            counts = EvaluationCounts(self._num_classes) if self._has_pictures(step) else None
+            step, seconds, task = self._state.step, self._deadlines.step, self._objective.task
+            counts = None
+            if self._has_pictures(step):
+                counts = LabelCounts(self._evaluator) if task.multi_label else EvaluationCounts(self._num_classes)
             quality = self._evaluator.metrics(seconds=seconds, each=counts.add if counts else None)
             summary = counts.gather(self._worker_group, seconds=seconds) if counts else None
+            if scores := self._evaluator.scores:
+                self._thresholds = scores.thresholds.tolist()
             self._quality[_VALIDATION] = quality
             values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self.epoch}
             train = self._quality.get("train")
             if train:  # both gaps are positive if the model is better on training images
-                values |= {"gap/top1": train["top1"] - quality["top1"], "gap/loss": quality["loss"] - train["loss"]}
-            top1 = quality["top1"]
-            is_best = best_top1 is None or top1 >= best_top1  # of equal ones the latest, as in checkpoints
-            best = top1 if best_top1 is None else max(best_top1, top1)
+                gap = train[task.score] - quality[task.score]
+                values |= {f"gap/{task.score}": gap, "gap/loss": quality["loss"] - train["loss"]}
+            score = quality[task.score]
+            is_best = best_score is None or score >= best_score  # of equal ones the latest, as in checkpoints
+            best = score if best_score is None else max(best_score, score)
             return Evaluation(step, self.epoch, _VALIDATION, quality, values, is_best, best, summary)
 
     def _has_pictures(self, step: int) -> bool:
@@ -168,10 +175,11 @@ class Measurements:
         """Returns the measurements for checkpoints and result.json, as JSON data.
 
         The newest metrics by split, images per second without warm-up and pauses, and the bottleneck analysis; None for
-        what is not known yet.
+        what is not known yet. With several labels per image, the thresholds of the newest evaluation.
         """
         return {
             "metrics": self._quality,
             "images_per_second": self.step_timer.steady_images_per_second() or self._images_per_second_before,
             "limits": self._limits,
+            **({"thresholds": self._thresholds} if self._thresholds else {}),
         }

@@ -1,7 +1,7 @@
 """Comparison of runs for `convoy runs`: progress, accuracy, speed, and the config fields that differ.
 
 for run in list_runs(Path("runs")):        # best first
-    run.name, run.best_top1, run.state, run.differences
+    run.name, run.best_score, run.state, run.differences
 
 Works while runs are training; nothing is written or locked. Imports no TensorFlow.
 """
@@ -23,6 +23,7 @@ from convoy.core.text import counted
 from convoy.trainer.config import OPERATIONAL_FIELDS, default_config, fields, to_json, total_steps
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import number_in, read_evaluations, read_json_lines, read_json_object
+from convoy.trainer.run.task import SINGLE_LABEL, metric_title, task_of
 
 _MARKS = ("checkpoints", "launch.json")  # a folder with either is a run directory
 _MAX_DEPTH = 4  # levels of folders to search
@@ -41,13 +42,15 @@ class ListedRun:
       step: last known step; None before the first.
       total_steps: length of the whole run; None if its config or dataset is unknown.
       best_step: step of the best evaluation on the validation split; None if there is none.
-      best_top1: top-1 accuracy of that evaluation, in [0, 1].
+      best_top1: top-1 accuracy of that evaluation, in [0, 1]; None with several labels per image.
       images_per_second: steady speed; None if unknown.
       error: reason of a failure, one line; empty in other states.
       error_file: file with the details of the error, relative to the run directory.
       stop_reason: why it is done before its last step, as after early stopping or pruning; empty for others.
       config: every field by dotted name, and the dataset's identity as `data`.
       differences: fields of `config` that affect the result and are not the same in all listed runs.
+      best_score: top-1, or mean average precision with several labels per image, of the best evaluation.
+      score: name of that metric.
       fold: of a cross-validation, the last fold that was begun, whose steps these are; 0 for a single run.
       folds: number of its folds; `best_top1` is the mean over those that have one, without a `best_step`.
     """
@@ -64,8 +67,15 @@ class ListedRun:
     stop_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     differences: Mapping[str, Any] = field(default_factory=dict)
+    best_score: float | None = None
+    score: str = SINGLE_LABEL.score
     fold: int = 0
     folds: int = 0
+
+    @property
+    def score_title(self) -> str:
+        """The name of the score in tables."""
+        return metric_title(self.score)
 
     @property
     def state_text(self) -> str:
@@ -100,7 +110,7 @@ def read_run(path: Path) -> ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Returns the runs in and under a folder, sorted by best validation top-1; runs without one come last.
+    """Returns the runs in and under a folder, sorted by best validation score; runs without one come last.
 
     A cross-validation under it is one run; of a folder that is one, the runs of the folds are returned.
 
@@ -122,7 +132,7 @@ def list_runs(folder: Path) -> list[ListedRun]:
         replace(run, differences={name: value for name, value in run.config.items() if name in differing})
         for run in runs
     ]
-    return sorted(runs, key=lambda run: -1.0 if run.best_top1 is None else run.best_top1, reverse=True)
+    return sorted(runs, key=lambda run: -1.0 if run.best_score is None else run.best_score, reverse=True)
 
 
 def _compared(name: str, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any JSON value)
@@ -160,13 +170,15 @@ def _read_folds(run: RunDirectory, name: str, locked: set[tuple[str, int]]) -> L
     elif run.result.exists():
         state = "done"
     tops = [fold.best_top1 for fold in folds if fold.best_top1 is not None]
+    top1 = statistics.fmean(tops) if tops else None
     speeds = [fold.images_per_second for fold in folds if fold.images_per_second is not None]
     return replace(
         together,
         state=state,
         step=folds[-1].step,
         total_steps=folds[-1].total_steps,
-        best_top1=statistics.fmean(tops) if tops else None,
+        best_top1=top1,
+        best_score=top1,
         images_per_second=statistics.median(speeds) if speeds else None,
         fold=len(folds),
         folds=number,
@@ -192,7 +204,8 @@ def _read_single(run: RunDirectory, name: str, locked: set[tuple[str, int]]) -> 
         starts = [event for event in events if event.get("event") in ("start", "restored")]
         error, error_file = _error(path, events, starts[-1] if starts else {})
         state = "failed" if error else "stopped"
-    best_step, best_top1 = _best(run)
+    task = task_of(dataset)
+    best_step, best_score = _best(run, task.score)
     speeds = [speed for line in metrics if (speed := number_in(line, "perf/images_per_s"))][-_SPEED_WINDOW:]
     images = int(number_in(dataset, "train_images") or 0)
     # Runs of earlier versions lack some fields: these count with their defaults.
@@ -205,12 +218,14 @@ def _read_single(run: RunDirectory, name: str, locked: set[tuple[str, int]]) -> 
         step=step,
         total_steps=total_steps(complete, images) if config and images else None,
         best_step=best_step,
-        best_top1=best_top1,
+        best_top1=None if task.multi_label else best_score,
         images_per_second=number_in(result, "images_per_second") or (statistics.median(speeds) if speeds else None),
         error=error,
         error_file=error_file,
         stop_reason=_stop_reason(result) if state == "done" else "",
         config=complete,
+        best_score=best_score,
+        score=task.score,
     )
 
 
@@ -219,15 +234,15 @@ def _stop_reason(result: Mapping[str, Any]) -> str:
     return str(stop.get("reason", "")) if isinstance(stop, dict) else ""
 
 
-def _best(run: RunDirectory) -> tuple[int | None, float | None]:
-    """Returns step and top-1 of the best evaluation on the validation split; the later one if equal."""
+def _best(run: RunDirectory, score: str) -> tuple[int | None, float | None]:
+    """Returns step and score of the best evaluation on the validation split; the later one if equal."""
     rows = [
         row
         for row in read_evaluations(run.results_table)
-        if row.split == "validation" and "top1" in row.quality and not row.checkpoint  # of one step
+        if row.split == "validation" and score in row.quality and not row.checkpoint  # of one step
     ]
-    best = max(reversed(rows), key=lambda row: row.quality["top1"], default=None)
-    return (best.step, best.quality["top1"]) if best else (None, None)
+    best = max(reversed(rows), key=lambda row: row.quality[score], default=None)
+    return (best.step, best.quality[score]) if best else (None, None)
 
 
 def _error(path: Path, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> tuple[str, str]:

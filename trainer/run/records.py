@@ -21,7 +21,6 @@ from convoy.core.reading import parsed_json, read_file, read_json, read_table
 from convoy.core.text import weights_text
 
 EXPORT_DESCRIPTION = "export.json"  # in the folder of an export
-USUAL_METRICS = ("loss", "top1", "top5", "macro_f1", "ece")  # of every run; `config.metrics` adds others
 _OTHER_COLUMNS = ("time", "step", "split", "checkpoint")
 
 

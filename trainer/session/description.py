@@ -58,6 +58,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
         reading |= {name: record_format[name] for name in ("image_key", "label_key", "first_label")}
     return {
         **reading,
+        **({"multi_label": True} if dataset.multi_label else {}),
         "train_images": split.num_images,
         "train_digest": dataset.digest("train")[:16],
         "classes": dataset.num_classes,
@@ -155,6 +156,7 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
     validation = dataset.split("validation").num_images if "validation" in dataset.splits else 0
     return (
         f"{dataset.directory}: {counted(dataset.num_classes, 'class', 'classes')}"
+        + (", any number of labels per image" if dataset.multi_label else "")
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
         + (f", fold {dataset.fold} of {dataset.folds} left out" if isinstance(dataset, View) else "")
         + (", block shuffle" if config.shuffle == "block" else "")

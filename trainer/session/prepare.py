@@ -48,7 +48,7 @@ from convoy.trainer.session.kept_code import (
     model_identity,
     piece_digests,
 )
-from convoy.trainer.session.objective import Objective, training_objective
+from convoy.trainer.session.objective import Objective, config_for, training_objective
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
 from convoy.trainer.session.runtime import (
@@ -127,6 +127,7 @@ def prepare(
     check_strategy(strategy_name, worker_group.cluster)
     run = RunDirectory(workdir)
     dataset = open_training_data(config, data, run.record_format(record_format or RecordFormat()))
+    config = config_for(config, dataset)
     if worker_group.is_chief:
         run.check()
     store = CheckpointStore(run.checkpoints, config.keep_checkpoints)

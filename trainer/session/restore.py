@@ -18,9 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.devices import Devices
-from convoy.core.errors import DataError, UsageError
-from convoy.core.run_layout import RunLayout
-from convoy.core.text import counted, is_count, weights_text
+from convoy.core.errors import DataError
+from convoy.core.text import counted, weights_text
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, View, view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, Split, open_dataset
@@ -33,13 +32,14 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.records import read_json_object
+from convoy.trainer.run.task import DEFAULT_THRESHOLD, Decision, Task, task_of
 from convoy.trainer.session.batch_statistics import (
     NUM_IMAGES,
     layers_to_renew,
     renew_batch_statistics,
     training_pixels,
 )
+from convoy.trainer.session.chosen_steps import steps_by_model
 from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, kept_preset, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
@@ -60,6 +60,9 @@ class TrainedRun:
       runtime: the model on this machine's devices.
       steps: step of the checkpoint, or of each checkpoint that the weights are the mean of, ascending.
       trust_code: whether the run's code may run although another user owns it.
+      thresholds: with several labels per image, the smallest probability of each class that counts as a label: chosen
+        on the validation split at the last evaluation before the checkpoint, else 0.5; their mean for several
+        checkpoints or runs.
       others: runs whose probabilities are averaged with those of this one.
     """
 
@@ -69,6 +72,7 @@ class TrainedRun:
     runtime: Runtime
     steps: tuple[int, ...]
     trust_code: bool = False
+    thresholds: Sequence[float] | None = None
     others: "tuple[TrainedRun, ...]" = ()
 
     @property
@@ -94,6 +98,16 @@ class TrainedRun:
         """Which checkpoints the weights are the mean of: `mean:3 (steps 80-100)`; empty for a single one."""
         first, *others = self.steps
         return f"mean:{len(self.steps)} (steps {first}-{others[-1]})" if others else ""
+
+    @property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return task_of(self.dataset)
+
+    @property
+    def decision(self) -> Decision:
+        """How probabilities become labels."""
+        return Decision(self.class_names, self.thresholds, self.dataset.get("label_delimiter", ""))
 
     @property
     def class_names(self) -> list[str]:
@@ -123,7 +137,7 @@ class TrainedRun:
           UsageError: there is no such piece any more, or its code is not trusted.
         """
         find = functools.partial(find_kept, self.run, trust_code=self.trust_code)
-        return find_objective(self.config, len(self.class_names), find)
+        return find_objective(self.config, len(self.class_names), find, task=self.task)
 
 
 def open_run(
@@ -141,8 +155,8 @@ def open_run(
     Args:
       workdir: the run directory.
       devices: the devices to run on.
-      checkpoint: `best` (by validation top-1; the last one if nothing was evaluated), `last`, `mean:N` (the mean of the
-        last N) or a step.
+      checkpoint: `best` (by the score on validation, such as top-1; the last one if nothing was evaluated), `last`,
+        `mean:N` (the mean of the last N) or a step.
       trust_code: whether the run's code may run although another user owns it.
       strategy: the strategy over the devices; None to make one.
 
@@ -172,12 +186,20 @@ def open_steps(
     """
     config = ml_collections.ConfigDict(run.read_config())
     dataset = run.read_dataset()
-    values, changed = load_mean(CheckpointStore(run.checkpoints), steps)
+    values, changed, metadata = load_mean(CheckpointStore(run.checkpoints), steps)
     runtime = _built(run, config, dataset, strategy, values, steps[-1], trust_code)
-    trained = TrainedRun(run, config, dataset, runtime, tuple(steps), trust_code)
+    thresholds = None
+    if task_of(dataset).multi_label:
+        default = [DEFAULT_THRESHOLD] * len(dataset["class_names"])
+        thresholds = _mean([one.get("reported", {}).get("thresholds") or default for one in metadata])
+    trained = TrainedRun(run, config, dataset, runtime, tuple(steps), trust_code, thresholds)
     if layers := layers_to_renew(runtime.built.model, set(map(variable_path, changed))):
         renew_batch_statistics(runtime, layers, training_pixels(_training_split(trained), trained.crop))
     return trained
+
+
+def _mean(thresholds: Sequence[Sequence[float]]) -> list[float]:
+    return np.mean(thresholds, 0).tolist()
 
 
 def in_float32(trained: TrainedRun) -> TrainedRun:
@@ -239,6 +261,13 @@ def open_runs(
         for workdir in workdirs
     )
     for other in more:
+        if other.task != first.task:
+            one, several = "one label per image", "any number of labels per image"
+            own, of_first = (several, one) if other.task.multi_label else (one, several)
+            raise DataError(
+                f"--workdir={other.run.path}: predicts {own}, and {first.run.path} {of_first}. Pass runs of the same "
+                "kind."
+            )
         if other.class_names != first.class_names:
             different = sorted({*first.class_names} ^ {*other.class_names}) or ["their order"]
             raise DataError(
@@ -246,7 +275,9 @@ def open_runs(
                 f"{first.run.path} {len(first.class_names)}; different: {different[0]!r}. Pass runs of the same "
                 "classes."
             )
-    return replace(first, others=(*first.others, *(member for other in more for member in other.members)))
+    thresholds = _mean([run.thresholds for run in (first, *more) if run.thresholds]) if first.thresholds else None
+    others = (*first.others, *(member for other in more for member in other.members))
+    return replace(first, others=others, thresholds=thresholds)
 
 
 def restore_state(
@@ -261,61 +292,6 @@ def restore_state(
         state.assign(values, metadata["step"])
     except DataError as error:
         raise DataError(f"checkpoint of step {metadata['step']} in {run.checkpoints}: {error}") from None
-
-
-def steps_by_model(run: RunDirectory, checkpoint: str) -> list[tuple[int, ...]]:
-    """Returns `chosen_steps` of a run, of a cross-validation those of each fold.
-
-    Raises:
-      UsageError: as `open_run`.
-      DataError: as `open_run`, or a fold is not trained yet.
-    """
-    for number in range(1, run.folds + 1):
-        result = read_json_object(RunLayout(run.fold(number)).result)
-        if not result or (result.get("stop") or {}).get("resumable"):
-            raise DataError(
-                f"--workdir={run.path}: fold {number} of {run.folds} is not trained yet. Rerun its command to finish, "
-                f"or pass one fold: --workdir={run.fold(1)}."
-            )
-    folds = [RunDirectory(run.fold(number)) for number in range(1, run.folds + 1)]
-    return [chosen_steps(each, checkpoint) for each in folds or [run]]
-
-
-def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:
-    """Returns the steps of the checkpoints that `open_run` opens of a single run; raises its errors about them."""
-    if not run.path.is_dir():
-        raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
-    store = CheckpointStore(run.checkpoints)
-    steps = store.steps()
-    if not steps:
-        run.read_config()  # raises an error that says so if the folder is not a run directory
-        raise DataError(f"--workdir={run.path}: no checkpoint yet. Train it with `convoy train` first.")
-    if checkpoint == "last":
-        return (steps[-1],)
-    if checkpoint == "best":
-        return (store.best() or steps[-1],)
-    if is_count(checkpoint) and int(checkpoint) in steps:
-        return (int(checkpoint),)
-    kind, _, count = checkpoint.partition(":")
-    if kind == "mean" and is_count(count) and int(count) > 1:
-        return _last_steps(run, steps, int(count))
-    raise UsageError(
-        f"--checkpoint={checkpoint}: no such checkpoint in {run.path}. Pass best, last, mean:N with an N above 1, or a "
-        f"step ({', '.join(map(str, steps))})."
-    )
-
-
-def _last_steps(run: RunDirectory, steps: Sequence[int], count: int) -> tuple[int, ...]:
-    """Returns the last `count` steps, without an older one that is kept because it is the best."""
-    keeps = run.read_config().get("keep_checkpoints", len(steps))
-    last = tuple(steps[-keeps:])
-    if len(last) < count:
-        raise UsageError(
-            f"--checkpoint=mean:{count}: the run has the last {counted(len(last), 'checkpoint')}, of "
-            f"{'steps' if len(last) > 1 else 'step'} {', '.join(map(str, last))}, and keeps up to {keeps} "
-            f"(config.keep_checkpoints). Pass a smaller number, or train with --config.keep_checkpoints={count}."
-        )
-    return last[-count:]
 
 
 def _training_split(trained: TrainedRun) -> Split:
@@ -356,6 +332,12 @@ def open_dataset_of(
         check_source_owner(recorded, trained.run.dataset)
     record_format = trained.run.record_format(record_format or RecordFormat())
     dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
+    if dataset.multi_label != trained.task.multi_label:
+        one, several = "one label per image", "any number of labels per image"
+        own, other = (several, one) if trained.task.multi_label else (one, several)
+        raise DataError(
+            f"--data={dataset.directory} has {other}, and the run {own}. Convert the images as for the run."
+        )
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
         fix = "Convert the images with the classes the run was trained on."

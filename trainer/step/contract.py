@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from convoy.trainer.step.losses import Loss
+from convoy.trainer.run.task import SINGLE_LABEL, Task
+from convoy.trainer.step.losses import LOSSES, Loss
 from convoy.trainer.step.metrics import Metric
 
 _PROBES, _SLICE = 24, 4
@@ -20,9 +21,9 @@ _SPREAD = 8.0  # standard deviation of the logits: some images are classified wi
 _RANDOM = "Draw no random numbers and keep no state"
 
 
-def check_loss(loss: Loss, num_classes: int) -> str:
+def check_loss(loss: Loss, num_classes: int, task: Task = SINGLE_LABEL) -> str:
     """Returns why a loss cannot be trained with, or ""."""
-    logits, labels = _probes(num_classes)
+    logits, labels = _probes(num_classes, task)
     return _call_complaint(loss, (logits, labels), [_PROBES]) or _loss_complaint(loss, logits, labels)
 
 
@@ -47,7 +48,7 @@ def _loss_complaint(loss: Loss, logits: tf.Tensor, labels: tf.Tensor) -> str:
     return ""
 
 
-def check_metric(make: Callable[[int], Metric], num_classes: int) -> str:
+def check_metric(make: Callable[[int], Metric], num_classes: int, task: Task = SINGLE_LABEL) -> str:
     """Returns why a metric cannot be used, or ""."""
     if not callable(make):
         return f"is a {type(make).__name__}. Name a class, or a function that returns a metric"
@@ -57,8 +58,8 @@ def check_metric(make: Callable[[int], Metric], num_classes: int) -> str:
             return f"has no {attribute}"
     if not isinstance(metric.size, int) or metric.size < 1:
         return f"has size={metric.size!r}. It must be a whole number of 1 or more"
-    logits, labels = _probes(num_classes)
-    losses, weights = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), tf.ones([_PROBES])
+    logits, labels = _probes(num_classes, task)
+    losses, weights = LOSSES.find(task.default_loss).value(logits, labels), tf.ones([_PROBES])
     batch = (logits, labels, losses, weights)
     if complaint := _call_complaint(metric.batch_sums, batch, [metric.size], name="batch_sums "):
         return complaint
@@ -100,9 +101,11 @@ def _call_complaint(
     return ""
 
 
-def _probes(num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _probes(num_classes: int, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
     random = np.random.default_rng(0)
     logits = _SPREAD * random.standard_normal((_PROBES, num_classes), np.float32)
+    if task.multi_label:
+        return tf.constant(logits), tf.constant(np.float32(random.random((_PROBES, num_classes)) < 0.5))
     return tf.constant(logits), tf.constant(random.integers(0, num_classes, _PROBES, np.int32))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.thresholds import CALIBRATION_BINS
+from convoy.trainer.run.task import SINGLE_LABEL, Task
 
 
 class Metric(Protocol):
@@ -29,7 +30,7 @@ class Metric(Protocol):
 
         Args:
           logits: [batch, num_classes] float32.
-          labels: [batch] int32.
+          labels: [batch] int32; [batch, num_classes] float32 with several labels per image.
           losses: [batch] float32, finite where the model's outputs are.
           weights: [batch] float32: 1 for an image, 0 for padding, which must not count.
         """
@@ -158,12 +159,44 @@ def image_count(sums: np.ndarray) -> float:
     return float(sums[3])
 
 
-class MetricSet:
-    """The metrics of this module, and more."""
+class BaseMetrics(Protocol):
+    """The metrics of every run with a task. Its sums add up over images, batches and devices."""
 
-    def __init__(self, more: Mapping[str, Metric] | None = None):
-        """Takes further metrics by name."""
+    task: Task
+
+    def sums_size(self, num_classes: int) -> int:
+        """Returns the length of the vector that `batch_sums` returns."""
+
+    def batch_sums(
+        self, logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Returns the contribution of a batch, [sums_size] float32."""
+
+    def summarize(self, sums: np.ndarray) -> dict[str, float]:
+        """Returns the metrics of all summed batches, those of `task.metrics`."""
+
+    def image_count(self, sums: np.ndarray) -> float:
+        """Returns the number of images in the sums."""
+
+
+class SingleLabelMetrics:
+    """The functions of this module, as `BaseMetrics`."""
+
+    task = SINGLE_LABEL
+    sums_size = staticmethod(sums_size)
+    batch_sums = staticmethod(batch_sums)
+    summarize = staticmethod(summarize)
+    image_count = staticmethod(image_count)
+
+
+class MetricSet:
+    """The metrics of every run with a task, and more."""
+
+    def __init__(self, more: Mapping[str, Metric] | None = None, base: BaseMetrics | None = None):
+        """Takes further metrics by name, and those of the task, by default one label per image."""
         self._more = dict(more or {})
+        self.base = base or SingleLabelMetrics()
+        self.task = self.base.task
 
     @property
     def names(self) -> list[str]:
@@ -172,13 +205,13 @@ class MetricSet:
 
     def sums_size(self, num_classes: int) -> int:
         """Returns the length of the vector that `batch_sums` returns."""
-        return sums_size(num_classes) + sum(metric.size for metric in self._more.values())
+        return self.base.sums_size(num_classes) + sum(metric.size for metric in self._more.values())
 
     def batch_sums(
         self, logits: tf.Tensor, labels: tf.Tensor, losses: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Returns the contribution of a batch, [sums_size] float32: as the function, then that of each other metric."""
-        sums = [batch_sums(logits, labels, losses, weights)]
+        sums = [self.base.batch_sums(logits, labels, losses, weights)]
         own = [metric for metric in self._more.values() if metric.size]
         if own:
             weights = tf.ones_like(losses) if weights is None else weights
@@ -189,10 +222,10 @@ class MetricSet:
     def summarize(self, sums: np.ndarray) -> dict[str, float]:
         """Returns the metrics by name; see `summarize`."""
         base, *parts = self._split(np.asarray(sums, np.float64))
-        quality, counts = summarize(base), Counts.of(base)
+        quality = self.base.summarize(base)
         for (name, metric), part in zip(self._more.items(), parts, strict=True):
             if isinstance(metric, DerivedMetric):
-                quality[name] = metric.from_counts(counts)
+                quality[name] = metric.from_counts(Counts.of(base))
             else:
                 quality[name] = float(metric.summarize(part))
         return quality
@@ -207,7 +240,7 @@ class MetricSet:
         """
         total = np.zeros(self.sums_size(num_classes))
         are_these = same_metrics and len(sums) == len(total)
-        known = np.array(sums[: None if are_these else sums_size(num_classes)], np.float64)
+        known = np.array(sums[: None if are_these else self.base.sums_size(num_classes)], np.float64)
         total[: len(known)] = known
         return total
 

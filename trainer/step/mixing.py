@@ -58,8 +58,8 @@ class Mixed(NamedTuple):
 
     Attributes:
       pixels: [batch, height, width, 3] float32 in [0, 255].
-      labels: [batch] int32, original labels.
-      partners: [batch] int32, labels of the partners.
+      labels: [batch] int32, original labels; [batch, num_classes] float32 with several labels per image.
+      partners: likewise, labels of the partners.
       shares: [batch] float32 in [0, 1], weight of the original image and label.
     """
 
@@ -70,8 +70,9 @@ class Mixed(NamedTuple):
 
     @property
     def main_labels(self) -> tf.Tensor:
-        """The label with the larger share for each image, [batch] int32; the original one at equal shares."""
-        return tf.where(self.shares >= 0.5, self.labels, self.partners)
+        """The label with the larger share for each image, as `labels`; the original one at equal shares."""
+        is_own = self.shares >= 0.5
+        return tf.where(is_own[:, tf.newaxis] if len(self.labels.shape) == 2 else is_own, self.labels, self.partners)
 
 
 def draw(mixing: Mixing, num_images: int, *, seed: int, step: tf.Tensor, stream: tf.Tensor) -> tf.Tensor:
@@ -116,7 +117,7 @@ def mix(pixels: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> Mixed:
 
     Args:
       pixels: [batch, height, width, 3] float32.
-      labels: [batch] int32.
+      labels: [batch] int32, or [batch, num_classes] float32.
       draws: [batch, 4] float32, as from `draw`.
     """
     height, width = pixels.shape[1:3]

@@ -19,7 +19,7 @@ class StepSettings:
       virtual_replicas: number of virtual replicas, V; divides the global batch, and is a multiple of the number of
         devices.
       loss: the loss of each image, from logits and labels.
-      class_weights: weight of each class in the loss; empty for equal weights.
+      class_weights: weight of each class in the loss (`losses.losses_of`); empty for equal weights.
       metrics: what the step returns the sums of.
       clip_norm: largest global norm of the gradient; 0: no clipping.
       average_decay: decay of the moving average of the weights, if the state has one.

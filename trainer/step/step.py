@@ -22,7 +22,7 @@ from convoy.input_pipeline.augment.apply import on_device
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.step import mixing
 from convoy.trainer.step.freezing import Phase, training_phases
-from convoy.trainer.step.losses import weighted
+from convoy.trainer.step.losses import losses_of
 from convoy.trainer.step.reduction import reduce_over_virtual_replicas
 from convoy.trainer.step.settings import StepSettings
 from convoy.trainer.step.state import TrainState
@@ -107,7 +107,8 @@ class TrainStep:
 
         Args:
           batch: from the strategy's distributed iterator: per replica `image` [G / R, height, width, 3] uint8, `label`
-            [G / R] int32 and `randomness` [G / R, draws] float32, where G is the global batch size.
+            [G / R] int32, or [G / R, num_classes] float32 with several labels per image, and `randomness`
+            [G / R, draws] float32, where G is the global batch size.
           learning_rate: learning rate of this step.
           stop_requested: whether this worker was asked to stop. The result passes it to all workers at the same step.
 
@@ -271,9 +272,9 @@ class TrainStep:
         self, logits: tf.Tensor, labels: tf.Tensor, mixed: mixing.Mixed | None, class_weights: Sequence[float]
     ) -> tf.Tensor:
         """Returns the loss of each image; with mixing of both its labels, by their shares."""
-        losses = weighted(self._settings.loss(logits, labels), labels, class_weights)
+        losses = losses_of(self._settings.loss, logits, labels, class_weights)
         if mixed:
-            partner_losses = weighted(self._settings.loss(logits, mixed.partners), mixed.partners, class_weights)
+            partner_losses = losses_of(self._settings.loss, logits, mixed.partners, class_weights)
             losses = mixed.shares * losses + (1.0 - mixed.shares) * partner_losses
         return losses
 

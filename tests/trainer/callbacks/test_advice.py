@@ -7,6 +7,7 @@ from convoy.core.finding import Severity
 from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.callback import Evaluation, Log
 from convoy.trainer.config import default_config, resolve
+from convoy.trainer.run.task import SINGLE_LABEL
 
 NAMES = ("cups", "jugs", "pots")
 LATE = 10_000  # a step far beyond the first epochs
@@ -31,13 +32,16 @@ def advice_on(shown):
             class_names=NAMES,
             splits=tuple(labels),
             manifest={"name": "cups", "settings": settings or {}} if is_converted else {},
-            split=lambda name: SimpleNamespace(label=np.array(labels[name])),
+            split=lambda name: SimpleNamespace(
+                class_counts=lambda classes: np.bincount(labels[name], minlength=classes)
+            ),
         )
         plan = resolve(config, num_images=num_images, replicas=1)
         advice = Advice()
-        advice.on_start(
-            SimpleNamespace(session=SimpleNamespace(config=config, plan=plan, dataset=dataset), say=shown.append)
+        session = SimpleNamespace(
+            config=config, plan=plan, dataset=dataset, objective=SimpleNamespace(task=SINGLE_LABEL)
         )
+        advice.on_start(SimpleNamespace(session=session, say=shown.append))
         return advice
 
     return make

@@ -12,6 +12,7 @@ from convoy.input_pipeline.reading.reader import BatchSlice, Reader
 from convoy.input_pipeline.reading.viewed import decode_as_viewed
 from convoy.trainer.export.check import NUM_SAMPLES, Samples, compare, draw_samples
 from convoy.trainer.export.formats import ServingModel
+from convoy.trainer.run.task import Decision
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
 from tests.trainer.export.helpers import NAMES, SIZE, write_model
@@ -66,14 +67,16 @@ def test_undecodable_sample_names_shard_and_record(tmp_path):
 @pytest.fixture
 def model():
     keras.utils.set_random_seed(0)
-    return ServingModel(small(len(NAMES), SIZE), lambda pixels: pixels / 255.0, Crop(SIZE), NAMES)
+    return ServingModel(small(len(NAMES), SIZE), lambda pixels: pixels / 255.0, Crop(SIZE), Decision(NAMES))
 
 
 def test_returns_the_largest_difference(model, images, tmp_path):
     path, samples = write_model("onnx", model, tmp_path), Samples("validation", images, ())
     reference = model.probabilities(tf.constant(images)).numpy()
-    assert compare("onnx", path, samples, reference, NAMES) < 2e-6
-    assert compare("onnx", path, samples, reference + np.float32(5e-5), NAMES) == pytest.approx(5e-5, abs=2e-6)
+    assert compare("onnx", path, samples, reference, Decision(NAMES)) < 2e-6
+    assert compare("onnx", path, samples, reference + np.float32(5e-5), Decision(NAMES)) == pytest.approx(
+        5e-5, abs=2e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_rejects_a_file_that_disagrees_or_cannot_be_loaded(model, images, tmp_pa
     if fault == "file":
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=message) as caught:
-        compare("onnx", path, samples, reference, NAMES)
+        compare("onnx", path, samples, reference, Decision(NAMES))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -100,16 +103,16 @@ def test_rejects_another_top_class_unless_it_is_a_tie(model, images, tmp_path):
     path, samples = write_model("onnx", model, tmp_path), Samples("validation", images, ())
     reference = np.full((len(images), len(NAMES)), 1 / len(NAMES))
     reference[0, 3] += 5e-7  # a tie in float32
-    assert compare("onnx", path, samples, reference, NAMES) < 1e-6
+    assert compare("onnx", path, samples, reference, Decision(NAMES)) < 1e-6
     reference[0, 3] += 5e-5
     with pytest.raises(DataError, match="--format=onnx: .*other classes"):
-        compare("onnx", path, samples, reference, NAMES)
+        compare("onnx", path, samples, reference, Decision(NAMES))
 
 
 def test_rejects_other_class_names(model, images, tmp_path, monkeypatch):
     samples, reference = Samples("validation", images, ()), model.probabilities(tf.constant(images)).numpy()
     output = np.stack([reference] * 3), [NAMES[label] for label in reference.argmax(1)]  # what a SavedModel returns
     monkeypatch.setattr("convoy.trainer.export.check._predict_in_new_process", lambda *_: output)
-    assert compare("saved_model", tmp_path, samples, reference, NAMES) == 0
+    assert compare("saved_model", tmp_path, samples, reference, Decision(NAMES)) == 0
     with pytest.raises(DataError, match="--format=saved_model: .*class names"):
-        compare("saved_model", tmp_path, samples, reference, NAMES[::-1])
+        compare("saved_model", tmp_path, samples, reference, Decision(NAMES[::-1]))

@@ -10,6 +10,7 @@ from convoy.trainer.config.resolution import RESIZES
 from convoy.trainer.export.formats import ServingModel, obstacle
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.models import build_model
+from convoy.trainer.run.task import Decision
 from convoy.trainer.tf_compat.layers import with_fast_layers, with_keras_layers
 from tests.input_pipeline.images import pixels
 from tests.trainer.export.helpers import NAMES, SIZE, write_model
@@ -35,7 +36,7 @@ SCALINGS = {
 )
 def test_format_includes_preprocessing(file_format, scaling, images, tmp_path):
     keras.utils.set_random_seed(0)
-    model = ServingModel(small(len(NAMES), SIZE), SCALINGS[scaling], Crop(SIZE), NAMES)
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS[scaling], Crop(SIZE), Decision(NAMES))
     scaled = SCALINGS[scaling](images.astype(np.float32))
     expected = tf.nn.softmax(model.model(scaled, training=False)).numpy()
     found = load(file_format, write_model(file_format, model, tmp_path))(images)
@@ -47,7 +48,7 @@ def test_format_includes_preprocessing(file_format, scaling, images, tmp_path):
 @pytest.mark.parametrize("mode", RESIZES)
 def test_saved_model_resizes_as_evaluation_does(mode, tmp_path):
     keras.utils.set_random_seed(0)
-    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE, resize=mode), NAMES)
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE, resize=mode), Decision(NAMES))
     loaded = tf.saved_model.load(str(write_model("saved_model", model, tmp_path)))
     pictures = [pixels(number, 60)[:height, :width] for number, (height, width) in enumerate([(60, 20), (17, 60)])]
     expected = model.probabilities(tf.stack([resize(tf.constant(picture), model.crop) for picture in pictures]))
@@ -61,7 +62,7 @@ def test_saved_model_resizes_as_evaluation_does(mode, tmp_path):
 
 @pytest.mark.parametrize("file_format", [pytest.param("saved_model", marks=pytest.mark.slow), "keras", "onnx"])
 def test_no_images_get_no_answers(file_format, images, tmp_path):
-    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), NAMES)
+    model = ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), Decision(NAMES))
     path = write_model(file_format, model, tmp_path)
     assert load(file_format, path)(images[:0]).shape == (0, len(NAMES))
     if file_format == "saved_model":
@@ -79,7 +80,11 @@ def test_full_disk_raises_oserror(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model, "save", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
-        write_model("saved_model", ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), NAMES), tmp_path)
+        write_model(
+            "saved_model",
+            ServingModel(small(len(NAMES), SIZE), SCALINGS["unit"], Crop(SIZE), Decision(NAMES)),
+            tmp_path,
+        )
 
 
 @pytest.mark.slow
@@ -91,7 +96,7 @@ def test_keras_applications_model_includes_its_own_preprocessing(images, tmp_pat
             variable.assign(variable * 0.05)  # otherwise random weights give every image the same probabilities
     expected = tf.nn.softmax(built.model(built.scale_pixels(images.astype(np.float32)), training=False)).numpy()
     assert np.ptp(expected, axis=0).max() > 1e-3
-    model = ServingModel(with_keras_layers(built.model), built.scale_pixels, Crop(SIZE), NAMES)
+    model = ServingModel(with_keras_layers(built.model), built.scale_pixels, Crop(SIZE), Decision(NAMES))
     found = load("onnx", write_model("onnx", model, tmp_path))(images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -22,6 +22,7 @@ from convoy.trainer.export.int8 import calibration_images, write_int8
 from convoy.trainer.export.loaders import FILES, load
 from convoy.trainer.export.request import QUANTIZABLE
 from convoy.trainer.models import build_model
+from convoy.trainer.run.task import Decision
 from tests.trainer.export.helpers import NAMES, SIZE, write_model
 from tests.trainer.export.test_check import make_dataset
 from tests.trainer.run_files import result_of
@@ -74,7 +75,7 @@ def model(float32_policy):
     """A network with batch and instance normalization whose predictions depend on the image."""
     keras.utils.set_random_seed(0)
     built = build_model("convnet", num_classes=len(NAMES), image_size=SIZE)
-    return ServingModel(built.model, lambda pixels: pixels / 255.0, Crop(SIZE), NAMES)
+    return ServingModel(built.model, lambda pixels: pixels / 255.0, Crop(SIZE), Decision(NAMES))
 
 
 @pytest.mark.slow

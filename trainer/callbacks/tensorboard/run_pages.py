@@ -9,18 +9,24 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.tensorboard import summaries
 from convoy.trainer.callbacks.tensorboard.model_graph import layers_of
+from convoy.trainer.run.task import SINGLE_LABEL, Task
 
 _SHOWN_FIRST = ("augment.ops", "batch_size", "model.name", "optimizer.learning_rate", "optimizer.name")
 
 
-def pages_of_run(config: ml_collections.ConfigDict, model: keras.Model) -> dict[str, list[Summary.Value]]:
-    """Returns values by TensorBoard run; the name of the run in RUN/tensorboard itself is empty."""
+def pages_of_run(
+    config: ml_collections.ConfigDict, model: keras.Model, task: Task = SINGLE_LABEL
+) -> dict[str, list[Summary.Value]]:
+    """Returns values by TensorBoard run; the name of the run in RUN/tensorboard itself is empty.
+
+    `task` decides which metrics there are, and by which the HParams page compares runs.
+    """
     hyperparameters = {
         name: value for name, value in configs.fields(config) if not name.startswith(configs.OPERATIONAL_FIELDS)
     }
     root = [
-        summaries.layout(),
-        summaries.experiment(hyperparameters, first=_SHOWN_FIRST, metrics=("best/top1",)),
+        summaries.layout(multi_label=task.multi_label),
+        summaries.experiment(hyperparameters, first=_SHOWN_FIRST, metrics=(f"best/{task.score}",)),
         summaries.session_start(hyperparameters, time.time()),
     ]
     layers = layers_of(model)

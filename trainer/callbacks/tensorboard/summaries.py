@@ -65,6 +65,18 @@ _CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+_OF_LABELS: dict[str, tuple[str, ...]] = {
+    "loss, train and validation": ("quality/loss$",),
+    "mAP, train and validation": ("quality/mean_average_precision$",),
+    "gap in mAP: train minus validation": ("gap/mean_average_precision$",),
+    "gap in loss: validation minus train": ("gap/loss$",),
+    "best mAP in validation": ("best/mean_average_precision$",),
+    "micro F1": ("quality/micro_f1$",),
+    "macro F1": ("quality/macro_f1$",),
+    "other metrics": ("quality/(?!loss$|mean_average_precision$|micro_f1$|macro_f1$).+",),
+}
+
+
 def scalar(tag: str, value: float) -> Summary.Value:
     """Returns a point of a curve."""
     tensor = TensorProto(dtype=DT_FLOAT, float_val=[value])
@@ -118,8 +130,9 @@ def pr_curve(tag: str, positives: np.ndarray, negatives: np.ndarray) -> Summary.
     return _value(tag, metadata, np.stack(rows).astype(np.float32))  # [6, THRESHOLDS]
 
 
-def layout() -> Summary.Value:
+def layout(*, multi_label: bool = False) -> Summary.Value:
     """Returns the layout of the custom scalars page."""
+    by_category = _CHARTS | ({"Generalization": _OF_LABELS} if multi_label else {})
     categories = [
         layout_pb2.Category(
             title=title,
@@ -128,7 +141,7 @@ def layout() -> Summary.Value:
                 for chart, tags in charts.items()
             ],
         )
-        for title, charts in _CHARTS.items()
+        for title, charts in by_category.items()
     ]
     content = layout_pb2.Layout(category=categories).SerializeToString()
     return _value(custom_scalar.CONFIG_SUMMARY_TAG, custom_scalar.create_summary_metadata(), np.array(content, object))

@@ -21,19 +21,31 @@ class Tag(NamedTuple):
 
 _BOTH = "train, validation"
 
-# Also the keys of metrics.jsonl, except for `best/top1`.
+# Also the keys of metrics.jsonl, except for those of `best`.
 SCALARS = {
     "quality/loss": Tag(
         _BOTH, "mean loss (cross-entropy: in nats), without class weights; validation also without label smoothing"
     ),
     "quality/top1": Tag(_BOTH, "share of images whose most probable class is right, 0 to 1"),
     "quality/top5": Tag(_BOTH, "share of images whose class is among the five most probable, 0 to 1"),
-    "quality/macro_f1": Tag(_BOTH, "mean F1 over the classes, 0 to 1"),
+    "quality/macro_f1": Tag(
+        _BOTH,
+        "mean F1 over the classes, 0 to 1; with several labels per image in validation at the threshold of each class "
+        "with the highest F1, in training at 0.5",
+    ),
+    "quality/mean_average_precision": Tag(
+        _BOTH,
+        "with several labels per image, instead of top-1, top-5 and ECE: mean over the classes of the average "
+        "precision, 0 to 1; in training from a histogram of 80 bins",
+    ),
+    "quality/micro_f1": Tag(_BOTH, "with several labels per image: F1 over all classes together, as macro F1"),
     "quality/ece": Tag(_BOTH, "expected calibration error over 15 bins of equal width, 0 to 1"),
     "quality/{metric}": Tag(_BOTH, "each metric of `config.metrics`, by its name"),
     "gap/top1": Tag("validation", "top-1 on training images minus top-1 on validation images"),
+    "gap/mean_average_precision": Tag("validation", "the same of mean average precision"),
     "gap/loss": Tag("validation", "loss on validation images minus loss on training images"),
     "best/top1": Tag(".", "best top-1 on the validation split so far"),
+    "best/mean_average_precision": Tag(".", "the same of mean average precision"),
     "optim/lr": Tag("train", "learning rate of the last step"),
     "optim/grad_norm": Tag("train", "norm of the gradient over all weights in the last step, before clipping"),
     "optim/weight_norm": Tag("train", "norm of all weights"),
@@ -60,12 +72,12 @@ SCALARS = {
 # All but scalars.
 OTHERS = {
     "media/train_batch": Tag("media", "images of the first training batch, augmented, before mixing; at step 0"),
-    "media/confusion_matrix": Tag("media", "confusion matrix; ten times per run"),
+    "media/confusion_matrix": Tag("media", "confusion matrix, with one label per image; ten times per run"),
     "media/worst": Tag("media", "most confident errors with label and prediction; ten times per run"),
     "media/grad_cam": Tag(
         "media",
         "the first of these as the model saw them, and where it finds evidence for the predicted class and the label "
-        "(Grad-CAM); missing for models without a feature map before their head",
+        "(Grad-CAM); missing for models without a feature map before their head, and with several labels per image",
     ),
     "media/class_numbers": Tag("media", "names of classes that pictures show by number; only if there are any"),
     "pr/micro": Tag("validation", "precision-recall curve over all classes; ten times per run"),

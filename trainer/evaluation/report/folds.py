@@ -10,7 +10,8 @@ from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.plots import Chart, line_chart
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.records import USUAL_METRICS, EvaluationRow
+from convoy.trainer.run.records import EvaluationRow
+from convoy.trainer.run.task import SINGLE_LABEL
 
 _CURVES = (
     ("Top-1", "quality/top1", True),
@@ -53,7 +54,7 @@ def over_folds(folds: Sequence[FoldOfReport]) -> list[tuple[str, Mapping[str, fl
     qualities = [fold.row.quality for fold in folds if fold.row]
     if not 1 < len(qualities) == len(folds):
         return []
-    values = {name: [quality[name] for quality in qualities] for name in USUAL_METRICS}
+    values = {name: [quality[name] for quality in qualities] for name in SINGLE_LABEL.metrics}
     return [
         (title, {name: summary(column) for name, column in values.items()})
         for title, summary in (("mean", statistics.fmean), ("standard deviation", statistics.stdev))

@@ -16,6 +16,7 @@ from convoy.core.errors import DataError
 from convoy.core.reading import read_file
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow, read_evaluations, read_json_lines, read_json_object
+from convoy.trainer.run.task import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class History:
     events: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
     results: Sequence[EvaluationRow]
+
+    @property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return task_of(self.dataset)
 
     @property
     def class_names(self) -> list[str]:

@@ -19,6 +19,8 @@ from convoy.trainer.evaluation.predictions import Evaluation, Predictions
 from convoy.trainer.evaluation.report import analysis
 from convoy.trainer.evaluation.report.analysis import ByClass, Pair, Reliability
 from convoy.trainer.evaluation.report.history import History
+from convoy.trainer.evaluation.report.label_insights import label_insights
+from convoy.trainer.evaluation.report.label_section import LabelEvaluated
 
 _SHIFT = 0.02  # between validation and another split: a smaller difference does not matter
 _SOME_GAP = 0.05  # between training and unseen images
@@ -60,11 +62,17 @@ class Evaluated:
         return len(self.label_errors) > _MOST_LABEL_ERRORS * self.evaluation.images
 
 
-def derive_insights(history: History, evaluated: Evaluated | None) -> list[Finding]:
+AnyEvaluated = Evaluated | LabelEvaluated
+
+
+def derive_insights(history: History, evaluated: AnyEvaluated | None) -> list[Finding]:
     """Returns the findings on a run: its accuracy first, then the others, the most serious first."""
     first: list[Finding] = []
     findings = [*_training(history), *_speed(history)]
-    if evaluated:
+    if isinstance(evaluated, LabelEvaluated):
+        score, *others = label_insights(history, evaluated)
+        first, findings = [score], [*findings, *others]
+    elif evaluated:
         first = [_accuracy(history, evaluated)]
         findings += [*_generalization(history, evaluated.evaluation), *_predictions(history, evaluated)]
     return first + sorted(findings, key=lambda finding: finding.severity.rank)
@@ -221,11 +229,11 @@ def _training(history: History) -> Iterator[Finding]:
         text = f"The run is not finished; this page shows it {progress}."
         section = "curves" if history.metrics else "run"
         yield Finding(Severity.NOTE, "unfinished", text, section=section)
-    _, top1 = history.curve("validation", "quality/top1")
+    _, score = history.curve("validation", f"quality/{history.task.score}")
     _, loss = history.curve("validation", "quality/loss")
     images = history.dataset.get("validation_images", 0)
-    if history.result is not None and analysis.still_improves(top1, images):
-        text = "Validation top-1 was still improving when the run ended."
+    if history.result is not None and analysis.still_improves(score, images):
+        text = f"Validation {history.task.score_title} was still improving when the run ended."
         yield Finding(
             Severity.NOTE, "still-improving", text, "Train for more epochs: --extend continues this run.", "curves"
         )

@@ -22,7 +22,7 @@ from convoy.core.text import counted, share
 from convoy.trainer.config import loss_text
 from convoy.trainer.evaluation.report.analysis import ClassRow
 from convoy.trainer.evaluation.report.history import History
-from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
+from convoy.trainer.evaluation.report.insights import AnyEvaluated, derive_insights
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow
 
@@ -32,7 +32,9 @@ _LAST_LINE = "<!-- Written by convoy, SHA-256 of all above: {}. Once edited, thi
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
-def write(run: RunDirectory, history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None) -> bool:
+def write(
+    run: RunDirectory, history: History, results: Sequence[EvaluationRow], evaluated: AnyEvaluated | None
+) -> bool:
     """Writes the card unless it was edited by hand; returns whether it was written.
 
     Raises:
@@ -55,7 +57,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluated | None) -> str:
+def _card(history: History, results: Sequence[EvaluationRow], evaluated: AnyEvaluated | None) -> str:
     config, dataset, result = history.config, history.dataset, history.result or {}
     insights = [
         finding
@@ -64,6 +66,7 @@ def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluat
     ]
     worst, best = _extremes(history.class_names, evaluated)
     return _template().render(
+        task=history.task,
         metadata=Markup(_metadata(history, results)),  # YAML escapes names itself
         name=history.name,
         num_classes=len(history.class_names),
@@ -74,7 +77,8 @@ def _card(history: History, results: Sequence[EvaluationRow], evaluated: Evaluat
                 config.get("eval_image_size") or config["image_size"],
                 _RESIZED[config.get("resize", "squash")],
             ),
-            "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}",
+            "output": f"a probability for each of {counted(len(history.class_names), 'class', 'classes')}"
+            + (", any number of which an image may have" if history.task.multi_label else ""),
             "weights": evaluated and evaluated.evaluation.weights,
             "SHA-256 of the last weights": result.get("weights_sha256"),
         },
@@ -120,13 +124,14 @@ def _template() -> jinja2.Template:
 
 def _metadata(history: History, results: Sequence[EvaluationRow]) -> str:
     """Returns the card's front matter."""
-    name = shown(history.dataset_name)
+    name, task = shown(history.dataset_name), history.task
+    score_type = task.score if task.multi_label else "accuracy"
     entries = [
         {
             "task": {"type": "image-classification"},
             "dataset": {"name": name, "type": "imagefolder", "split": row.split},
             "metrics": [
-                {"type": "accuracy", "value": round(row.quality["top1"], 6), "name": "top-1"},
+                {"type": score_type, "value": round(row.quality[task.score], 6), "name": task.score_title},
                 {"type": "f1", "value": round(row.quality["macro_f1"], 6), "name": "macro F1"},
             ],
         }
@@ -136,7 +141,7 @@ def _metadata(history: History, results: Sequence[EvaluationRow]) -> str:
         "library_name": "keras",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "convoy"],
-        "metrics": ["accuracy", "f1"],
+        "metrics": [score_type, "f1"],
         "model-index": [{"name": shown(history.name), "results": entries}],
     }
     text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
@@ -185,7 +190,7 @@ def _mixing(mix: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in mix.items())
 
 
-def _extremes(class_names: Sequence[str], evaluated: Evaluated | None) -> tuple[list[ClassRow], list[ClassRow]]:
+def _extremes(class_names: Sequence[str], evaluated: AnyEvaluated | None) -> tuple[list[ClassRow], list[ClassRow]]:
     """Returns the classes with the lowest and with the highest F1."""
     if not evaluated:
         return [], []

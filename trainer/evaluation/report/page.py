@@ -22,18 +22,20 @@ from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.input_pipeline.dataset.source import check_source_owner
 from convoy.input_pipeline.report import pictures
-from convoy.trainer.evaluation import heat_maps, predictions
+from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
 from convoy.trainer.evaluation.lettering import legend, names_in_pictures
 from convoy.trainer.evaluation.pictures import confusion_matrix, heat_colors
 from convoy.trainer.evaluation.predictions import Evaluation
-from convoy.trainer.evaluation.report import analysis, model_card, plots
+from convoy.trainer.evaluation.report import analysis, label_section, model_card, plots
 from convoy.trainer.evaluation.report.folds import FoldOfReport, fold_curves, over_folds, read_folds
 from convoy.trainer.evaluation.report.history import History, read_history
-from convoy.trainer.evaluation.report.insights import Evaluated, derive_insights
+from convoy.trainer.evaluation.report.insights import AnyEvaluated, Evaluated, derive_insights
+from convoy.trainer.evaluation.report.label_section import LabelEvaluated
 from convoy.trainer.evaluation.report.matrix import matrix_plot
 from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow
+from convoy.trainer.run.task import Decision, capitalized
 
 # Limits that keep the page small and readable; all counts are over everything.
 _MATRIX_CLASSES = 40
@@ -43,6 +45,13 @@ _LABELS, _EVENTS = 24, 20
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 _ACCURACIES = (0.9, 0.95, 0.99)
 _LEGEND_COLORS = 9
+_SECTIONS = {  # of an evaluation: titles by id
+    "classes": "Classes",
+    "confusion": "Confusion",
+    "errors": "Errors",
+    "labels": "Labels",
+    "calibration": "Calibration",
+}
 _FIRST_SPLITS = ("train", "validation", "test")
 
 
@@ -72,7 +81,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
             notes.append(f"No details on {evaluation.split}: {error}")
     try:
         results = _results(history, evaluated)
-        if evaluated and not output:
+        if isinstance(evaluated, Evaluated) and not output:
             _draw_matrix(run, history, evaluated)
         # The models of a cross-validation have their own.
         if not output and not folds and not model_card.write(run, history, results, evaluated):
@@ -89,7 +98,10 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
     return [*notes, f"Report: {page}"]
 
 
-def _evaluated(run: RunDirectory, history: History, evaluation: Evaluation) -> Evaluated:
+def _evaluated(run: RunDirectory, history: History, evaluation: Evaluation) -> AnyEvaluated:
+    if history.task.multi_label:
+        decision = Decision(history.class_names, evaluation.thresholds, history.dataset.get("label_delimiter", ""))
+        return LabelEvaluated.of(evaluation, label_predictions.load(run, evaluation, decision))
     found = predictions.load(run, evaluation, history.class_names)
     return Evaluated.of(evaluation, found, len(history.class_names))
 
@@ -104,7 +116,7 @@ def _draw_matrix(run: RunDirectory, history: History, evaluated: Evaluated) -> N
         confusion_matrix(shares, [names[label] for label in classes], title).save(file, "PNG")
 
 
-def _results(history: History, evaluated: Evaluated | None) -> list[EvaluationRow]:
+def _results(history: History, evaluated: AnyEvaluated | None) -> list[EvaluationRow]:
     """Returns the newest result on each split, preferably with the weights that were evaluated."""
     weights = (evaluated.evaluation.step, evaluated.evaluation.checkpoint) if evaluated else (None,)
     splits = sorted({row.split for row in history.results}, key=_split_order)
@@ -116,12 +128,14 @@ def _page(
     history: History,
     folds: Sequence[FoldOfReport],
     results: Sequence[EvaluationRow],
-    evaluated: Evaluated | None,
+    evaluated: AnyEvaluated | None,
     details: Sequence[Mapping[str, Any]],
 ) -> str:
     """Returns the page. `details`: values of `_evaluation` for each split, first for that of `evaluated`."""
     return page_template(Path(__file__).with_name("report.html.j2")).render(
         plots=plots,
+        task=history.task,
+        sections=label_section.SECTIONS if history.task.multi_label else _SECTIONS,
         name=history.name,
         class_names=history.class_names,
         dataset=history.dataset,
@@ -153,7 +167,7 @@ def _split_order(split: str) -> tuple[int, str]:
     return (_FIRST_SPLITS.index(split) if split in _FIRST_SPLITS else len(_FIRST_SPLITS), split)
 
 
-def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow]) -> EvaluationRow | None:
+def _shown_result(evaluated: AnyEvaluated | None, results: Sequence[EvaluationRow]) -> EvaluationRow | None:
     """Returns the result in the page's header: the evaluation, else the newest result of the last split."""
     if evaluated:
         evaluation = evaluated.evaluation
@@ -162,8 +176,27 @@ def _shown_result(evaluated: Evaluated | None, results: Sequence[EvaluationRow])
     return results[-1] if results else None
 
 
-def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data: str | None) -> dict[str, Any]:
+def _evaluation(run: RunDirectory, history: History, evaluated: AnyEvaluated, data: str | None) -> dict[str, Any]:
     """Returns the template's values for an evaluation."""
+    evaluation = evaluated.evaluation
+    facts = {
+        "evaluation": evaluation,
+        "time": _time_text(evaluation.time),
+        "parameters": _rounded(evaluation.parameters),
+    }
+    if isinstance(evaluated, Evaluated):
+        return {**facts, **_error_analysis(run, history, evaluated, data)}
+
+    def thumbnails(wanted: Sequence[int]) -> tuple[dict[int, pictures.Picture], str]:
+        return _thumbnails(run, history, evaluation, wanted, data)
+
+    why_none = heat_maps.load(run, evaluation, evaluated.predictions).obstacle
+    values = label_section.values_of(evaluated, history.class_names, thumbnails)
+    return {**facts, **values, "why_no_heat_maps": why_none}
+
+
+def _error_analysis(run: RunDirectory, history: History, evaluated: Evaluated, data: str | None) -> dict[str, Any]:
+    """Returns the template's values for an evaluation with one label per image."""
     evaluation, found, classes = evaluated.evaluation, evaluated.predictions, evaluated.classes
     names = history.class_names
     in_matrix = classes.most_errors_first()
@@ -194,9 +227,6 @@ def _evaluation(run: RunDirectory, history: History, evaluated: Evaluated, data:
     order = classes.worst_first()
     is_cut = len(order) > _CLASSES
     return {
-        "evaluation": evaluation,
-        "time": _time_text(evaluation.time),
-        "parameters": _rounded(evaluation.parameters),
         "num_mistakes": len(mistakes),
         "why_no_pictures": why_none,
         "classes": classes.rows(names, order[:_WORST] if is_cut else order),
@@ -256,13 +286,15 @@ def _thumbnails(
         split = dataset.split(evaluation.split)
     except ConvoyError as error:
         return {}, f"{error} If the dataset has moved, pass --data=DATA."
-    found = pictures.of_records({split.name: split}, history.class_names, [(split.name, i) for i in wanted])
+    numbered, delimiter = [(split.name, i) for i in wanted], dataset.label_delimiter
+    found = pictures.of_records({split.name: split}, history.class_names, numbered, delimiter=delimiter)
     return {i: picture for (_, i), picture in found.items()}, ""
 
 
 def _curves(history: History) -> list[tuple[str, Any]]:
+    task = history.task
     shown = [
-        ("Top-1", "quality/top1", True),
+        (capitalized(task.score_title), f"quality/{task.score}", True),
         ("Loss", "quality/loss", False),
         ("Macro F1", "quality/macro_f1", True),
         ("Learning rate", "optim/lr", False),
