@@ -1,4 +1,4 @@
-"""Ensembles of runs that resize images differently: each loads the images itself, and every model counts the same."""
+"""Ensembles of runs, also those that resize images differently: each loads the images itself then."""
 
 from types import SimpleNamespace
 
@@ -6,8 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.input_pipeline.reading.decode import Crop
+from convoy.trainer.config import default_config
 from convoy.trainer.evaluation.classifier import MixedEnsemble
 from convoy.trainer.evaluation.loading import probabilities_of
+from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.session.restore import TrainedRun
 from tests.input_pipeline.images import pixels
 
 
@@ -39,3 +42,14 @@ def test_every_model_counts_the_same():
     alone = [np.stack(list(probabilities_of(images, each))) for each in parts]
     together = np.stack(list(probabilities_of(images, MixedEnsemble(parts))))
     np.testing.assert_allclose(together, (3 * alone[0] + alone[1]) / 4, rtol=1e-6)
+
+
+def test_a_cross_validation_has_the_loss_that_its_folds_keep(tmp_path):
+    kept = tmp_path / "fold-1/code/loss/losses.py"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("import tensorflow as tf\ndef mine(logits, labels): return 7 * tf.reduce_sum(logits**2, -1)\n")
+    (tmp_path / "dataset.json").write_text('{"folds": 2}')
+    config = default_config()
+    config.loss.name, config.label_smoothing = f"{tmp_path / 'gone/losses.py'}:mine", 0.0
+    trained = TrainedRun(RunDirectory(tmp_path), config, {"class_names": ["a", "b"]}, None, (1,))
+    assert trained.objective().loss(tf.ones([1, 2]), tf.zeros([1], tf.int32)).numpy() == [14]

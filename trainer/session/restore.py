@@ -136,7 +136,8 @@ class TrainedRun:
         Raises:
           UsageError: there is no such piece any more, or its code is not trusted.
         """
-        find = functools.partial(find_kept, self.run, trust_code=self.trust_code)
+        keeps_code = RunDirectory(self.run.fold(1)) if self.run.folds else self.run
+        find = functools.partial(find_kept, keeps_code, trust_code=self.trust_code)
         return find_objective(self.config, len(self.class_names), find, task=self.task)
 
 
