@@ -254,7 +254,7 @@ def open_runs(
 
     Raises:
       UsageError: as `open_run`.
-      DataError: as `open_run`, or the runs have different classes.
+      DataError: as `open_run`, or the runs have different classes, or predict one label per image and several.
     """
     strategy = make_strategy(devices)
     first, *more = (
