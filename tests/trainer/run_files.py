@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -46,6 +47,20 @@ def measured(workdir: Path, split: str) -> list[dict[str, Any]]:
         {name: value for name, value in line.items() if not name.startswith("perf/")}
         for line in json_lines(workdir / "metrics.jsonl")
         if line["split"] == split
+    ]
+
+
+def approximately(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns `measured` evaluations whose metrics are compared up to rounding.
+
+    The evaluation batch size depends on the number of devices, which changes rounding.
+    """
+    return [
+        {
+            tag: pytest.approx(value, rel=1e-4, abs=1e-5) if tag.startswith(("quality/", "gap/")) else value
+            for tag, value in line.items()
+        }
+        for line in lines
     ]
 
 
