@@ -4,7 +4,7 @@
     class_columns(path, header, used=[0])                                # {"cat": 1, "dog": 2}
     one_hot_labels(path, line, row, columns)                             # ("dog",)
 
-Without the flags for them, such a CSV is not taken for something else (`refuse_one_hot`, `note_on_lists`).
+A CSV that needs other flags is refused or noted (`refuse_one_hot`, `note_on_lists`).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -88,7 +88,7 @@ def note_on_lists(path: Path, categories: Set[str]) -> tuple[str, ...]:
         if lists:
             are = counted(len(lists), "category looks like a list", "categories look like lists")
             return (
-                f"{path}: {are} of others, such as {lists[0]!r}, and is taken as one class. Pass "
+                f"{path}: {are} of others, such as {lists[0]!r}, and each is one class. Pass "
                 f"--label_delimiter='{separator}' if an image may have several labels.",
             )
     return ()

@@ -12,7 +12,7 @@ from convoy.core.reading import parsed_json, read_file
 from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.plan import Duplicates
 from convoy.input_pipeline.convert.sources import Sources, Table
-from convoy.input_pipeline.dataset.open import DUPLICATE, QUARANTINE
+from convoy.input_pipeline.dataset.open import DUPLICATE, NO_IMAGE, NOT_NAMED, QUARANTINE
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def collect(
     """
     first = next(iter(shards))
     for name in found.stray:
-        yield LeftOut(first, name, "", f"not named by {table.path.name}" if table else "not an image by its name")
+        yield LeftOut(first, name, "", f"{NOT_NAMED}{table.path.name}" if table else NO_IMAGE)
     for name, category in found.missing:
         yield LeftOut(first, name, category, f"named by {table.path.name}, and missing" if table else "missing")
     for image, reason in (*found.excluded, *found.bad):

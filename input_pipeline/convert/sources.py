@@ -365,24 +365,23 @@ def _read_rows(table: Table) -> tuple[list[_Row], tuple[str, ...], tuple[str, ..
         filename, category = column_indices(manifest, header, (table.filename_column, category_column), fix)
     of_group = column_indices(manifest, header, (table.group_column,)) if table.group_column else []
     classes = label_columns.class_columns(manifest, header, [filename, *of_group]) if table.one_hot else {}
+    if table.one_hot:
+        labels = [label_columns.one_hot_labels(manifest, line, row, classes) for line, row in rows]
+    elif table.label_delimiter:
+        labels = [label_columns.split_labels(row[category], table.label_delimiter) for _, row in rows]
+    else:
+        labels = [(row[category].strip(),) for _, row in rows]
+    names = {name for own in labels for name in own} - {""}
+    notes = () if table.one_hot else label_columns.note_on_lists(manifest, names)
     parsed = []
-    for line, row in rows:
-        if table.one_hot:
-            labels = label_columns.one_hot_labels(manifest, line, row, classes)
-        elif table.label_delimiter:
-            labels = label_columns.split_labels(row[category], table.label_delimiter)
-        else:
-            labels = (row[category].strip(),)
-        required = {table.filename_column: row[filename].strip()}
-        if not table.multi_label:
-            required[category_column] = labels[0]
-        for column, value in required.items():
-            if not value:
-                raise DataError(
-                    f"{manifest} line {line}: empty {column} ({one_line(','.join(row))}). Fill it in, or remove the row"
-                )
+    for (line, row), own in zip(rows, labels, strict=True):
+        empty = f"({one_line(','.join(row))}). Fill it in, or remove the row"
+        if not row[filename].strip():
+            raise DataError(f"{manifest} line {line}: empty {table.filename_column} {empty}")
+        if own == ("",):
+            raise DataError(". ".join((f"{manifest} line {line}: empty {category_column} {empty}", *notes)))
         group = plain_name("".join(row[column] for column in of_group).strip())
-        parsed.append(_Row(line, row[filename], labels, group))
+        parsed.append(_Row(line, row[filename], own, group))
     counts = Counter(row.filename for row in parsed)
     repeated = [filename for filename, number in counts.items() if number > 1]
     if repeated:
@@ -391,11 +390,9 @@ def _read_rows(table: Table) -> tuple[list[_Row], tuple[str, ...], tuple[str, ..
             f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"
         )
-    names = {name for row in parsed for name in row.labels}
     check_class_names({*names, *classes}, where=str(manifest))
     if not names:
         raise DataError(f"{manifest} has no label in any row. Check the columns")
-    notes = () if table.multi_label else label_columns.note_on_lists(manifest, names)
     return parsed, tuple(sorted(classes)), notes
 
 

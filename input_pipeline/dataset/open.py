@@ -38,7 +38,9 @@ from convoy.input_pipeline.dataset.storage import RemotePath, dataset_path, is_r
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
-DUPLICATE = "same bytes as "  # start of the `reason` of a duplicate in quarantine.jsonl
+# Starts of a `reason` in quarantine.jsonl.
+DUPLICATE = "same bytes as "
+NOT_NAMED, NO_IMAGE = "not named by ", "not an image by its name"
 
 _logger = logging.getLogger("convoy")
 _FILE_WORD = re.compile(r"\w[\w.-]*")  # a file name, or part of one

@@ -23,7 +23,7 @@ import numpy as np
 from convoy.core.files import write_whole
 from convoy.core.html.templates import page_template
 from convoy.input_pipeline.dataset.image_facts import IMAGE_TYPES
-from convoy.input_pipeline.dataset.open import DUPLICATE, Split
+from convoy.input_pipeline.dataset.open import DUPLICATE, NO_IMAGE, NOT_NAMED, Split
 from convoy.input_pipeline.images.perceptual import NEAR
 from convoy.input_pipeline.report import label_sets, numbers, pictures
 from convoy.input_pipeline.report.alike import Alike, Group, Images, find_alike, gather
@@ -90,6 +90,7 @@ def write_report(
 
     duplicates = [entry for entry in quarantine if entry["reason"].startswith(DUPLICATE)]
     bad = [entry for entry in quarantine if not entry["reason"].startswith(DUPLICATE)]
+    num_stray = sum(entry["reason"].startswith((NOT_NAMED, NO_IMAGE)) for entry in bad)
     kinds, num_kinds = numbers.reasons([entry["reason"] for entry in bad], _REASONS)
     small, balance = small_classes(counts, class_names), balances(counts, class_names)
     num_images = sum(split.num_images for split in splits.values())
@@ -107,8 +108,8 @@ def write_report(
             images=gathered,
             alike=alike,
             num_kept=num_images,
-            num_bad=sum(1 for entry in bad if entry["category"]),
-            num_stray=sum(1 for entry in bad if not entry["category"]),
+            num_bad=len(bad) - num_stray,
+            num_stray=num_stray,
             num_duplicates=len(duplicates),
         ),
         **_class_rows(counts, class_names),

@@ -98,11 +98,19 @@ class TestTables:
         with pytest.raises(DataError, match="--multi_label"):
             list_sources(photos, Table(one_hot(tmp_path / "t.csv")))
 
-    def test_lists_without_the_flag_are_noted(self, tmp_path, photos):
-        path = csv_of(tmp_path / "t.csv", ["filename,category", "a.png,cat dog", "b.png,cat", "c.png,dog"])
-        found = list_sources(photos, Table(path))
+    @pytest.mark.parametrize("delimiter", ["", "|"])
+    def test_lists_without_their_delimiter_are_noted(self, tmp_path, photos, delimiter):
+        lines = ["filename,category", "a.png,cat dog", "b.png,cat", "c.png,dog"]
+        table = Table(csv_of(tmp_path / "t.csv", lines), label_delimiter=delimiter)
+        found = list_sources(photos, table)
         assert found.class_names == ("cat", "cat dog", "dog")
-        assert "--label_delimiter" in found.notes[0]
+        assert "--label_delimiter=' '" in found.notes[0]
+        csv_of(table.path, [*lines, "d.png,"])
+        if delimiter:
+            assert list_sources(photos, table).images[-1].labels == ()
+        else:
+            with pytest.raises(DataError, match=r"line 5.*--label_delimiter=' '"):
+                list_sources(photos, table)
 
     def test_flags_need_a_table_and_exclude_each_other(self, tmp_path, photos, capsys):
         flags = (f"--images={photos}", f"--output={tmp_path / 'data'}")
@@ -217,10 +225,20 @@ class TestConversion:
         assert summary.conflicts == (("h.png", "a.png"),)
         assert quarantined(tmp_path / "data") == {("g.png", "same bytes as a.png")}
 
+    def test_broken_images_are_unusable_also_without_a_label(self, tmp_path, photos):
+        (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:40])  # has no label
+        (photos / "other.png").write_bytes((photos / "a.png").read_bytes())
+        table = Table(delimited(tmp_path / "t.csv"), label_delimiter=" ")
+        dataset = converted(photos, tmp_path / "data", table, max_bad_fraction=0.2)
+        assert dataset.split("train").num_images == 5
+        assert {path for path, _ in quarantined(tmp_path / "data")} == {"b.png", "other.png"}
+        page = (tmp_path / "data/report.html").read_text()
+        assert "1 file (17 %) could not be used" in page and "1 file was ignored" in page
+
     def test_report_counts_labels_and_pairs(self, tmp_path, photos):
         converted(photos, tmp_path / "data", Table(delimited(tmp_path / "t.csv"), label_delimiter=" "))
         page = (tmp_path / "data/report.html").read_text()
-        assert "classes per image" in page
+        assert "labels per image" in page
         assert "cat" in page.partition("occur together")[2]
 
     def test_tfds_reads_the_lists(self, tmp_path, photos):
