@@ -41,10 +41,10 @@ class LabelEvaluation(Evaluation):
     def confusion(self) -> np.ndarray:
         """Number of images by class, [num_classes, 2, 2] int64: rows without and with the label, columns predicted."""
         cells = [
-            [[np.sum((self.labels == has) & (self.predicted == gets), 0) for gets in (False, True)]]
+            [np.sum((self.labels == has) & (self.predicted == gets), 0) for gets in (False, True)]
             for has in (False, True)
         ]
-        return np.array(cells, np.int64)[:, 0].transpose(2, 0, 1)
+        return np.array(cells, np.int64).transpose(2, 0, 1)
 
     def per_class(self) -> Rows:
         """Returns a row per class: `class`, `images`, `average_precision`, `threshold`, `precision`, `recall`, `f1`."""

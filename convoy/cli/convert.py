@@ -318,7 +318,10 @@ def _conflict_lines(summary: "Summary") -> Iterator[str]:
         listed = "; ".join(f"{one!r} and {other!r}" for one, other in summary.conflicts[:_EXTREMES])
         more = "; ..." if len(summary.conflicts) > _EXTREMES else ""
         same = counted(len(summary.conflicts), "image has", "images have")
-        yield f"{same} the bytes of an image of another class: {listed}{more}. Keep each in one class only."
+        yield (
+            f"{same} the bytes of an image with another label: {listed}{more}. Correct the labels, or keep one copy of "
+            "each."
+        )
 
 
 def _print_summary(summary: "Summary", output: Path, seconds: float, *, verbose: bool) -> None:

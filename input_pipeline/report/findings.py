@@ -128,11 +128,11 @@ def _label_conflict_findings(alike: Alike) -> list[Finding]:
     exact = sum(group.exact for group in alike.across_classes)
     near = len(alike.across_classes) - exact
     if exact:
-        text = f"{counted(exact, 'image')} {_are(exact)} in more than one class with identical bytes."
-        fix = "Keep each in one class only."
+        text = f"{counted(exact, 'image')} {_are(exact)} there more than once, with different labels."
+        fix = "Correct the labels, or keep one copy of each."
         found.append(Finding(Severity.ERROR, "label-conflict", text, fix, "alike"))
     if near:
-        text = f"{counted(near, 'group')} of near duplicates {_are(near)} spread over several classes."
+        text = f"{counted(near, 'group')} of near duplicates {'has' if near == 1 else 'have'} different labels."
         fix = "Check their labels."
         found.append(Finding(Severity.WARNING, "near-duplicates-across-classes", text, fix, "alike"))
     return found
@@ -197,7 +197,8 @@ def _image_findings(images: Images, alike: Alike) -> list[Finding]:
         found.append(Finding(Severity.WARNING, "single-color-images", text, section="alike"))
     if alike.surplus:
         share = percent(alike.surplus, number)
-        text = f"{counted(alike.surplus, 'image')} ({share}) {_are(alike.surplus)} redundant: the class has a copy."
+        are = f"{counted(alike.surplus, 'image')} ({share}) {_are(alike.surplus)}"
+        text = f"{are} redundant: there is a copy with the same label."
         found.append(Finding(Severity.NOTE, "redundant-images", text, section="alike"))
     small = int((np.minimum(images.width, images.height) < _SMALL_SIDE).sum())
     if small:

@@ -156,17 +156,17 @@ def test_exact_duplicate_across_classes_is_shown_before_a_near_duplicate(made):
     page = made.write()
     assert badges(page)[:2] == ["fix", "check"]
     alike = page.words("alike")
-    assert "2 groups in different classes" in alike
+    assert "2 groups with different labels" in alike
     same = "same bytes 3 images bag train bag/9.jpg shoe train shoe/same.jpg shoe train shoe/same.png"
     assert alike.index(same) < alike.index("look alike 2 images bag train bag/0.jpg mug train mug/like.png")
-    assert "within one class" not in alike
+    assert "with the same label" not in alike
 
 
 def test_copies_within_a_class_are_one_group(made):
     for number in range(9):
         made.add("train", copied(picture(0)) // (number + 1) * (number + 1), 0, f"bag/copy{number}.png", "png")
     page = made.write()
-    assert "1 group within one class" in page.words("alike")
+    assert "1 group with the same label" in page.words("alike")
     assert "10 images bag train bag/0.jpg bag train bag/copy0.png" in page.words("alike")
     assert "and 5 more" in page.words("alike")
     assert len(page.images["alike"]) == 5

@@ -30,6 +30,11 @@ class Task:
     default_loss: str
 
     @property
+    def labels_text(self) -> str:
+        """How many labels an image has, as text."""
+        return f"{'any number of labels' if self.multi_label else 'one label'} per image"
+
+    @property
     def titles(self) -> dict[str, str]:
         """The names of the metrics in tables, by name."""
         return {name: _TITLES[name] for name in self.metrics}

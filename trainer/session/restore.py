@@ -32,7 +32,7 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
-from convoy.trainer.run.task import DEFAULT_THRESHOLD, Decision, Task, task_of
+from convoy.trainer.run.task import DEFAULT_THRESHOLD, MULTI_LABEL, SINGLE_LABEL, Decision, Task, task_of
 from convoy.trainer.session.batch_statistics import (
     NUM_IMAGES,
     layers_to_renew,
@@ -263,11 +263,9 @@ def open_runs(
     )
     for other in more:
         if other.task != first.task:
-            one, several = "one label per image", "any number of labels per image"
-            own, of_first = (several, one) if other.task.multi_label else (one, several)
             raise DataError(
-                f"--workdir={other.run.path}: predicts {own}, and {first.run.path} {of_first}. Pass runs of the same "
-                "kind."
+                f"--workdir={other.run.path}: predicts {other.task.labels_text}, and {first.run.path} "
+                f"{first.task.labels_text}. Pass runs of the same kind."
             )
         if other.class_names != first.class_names:
             different = sorted({*first.class_names} ^ {*other.class_names}) or ["their order"]
@@ -333,11 +331,11 @@ def open_dataset_of(
         check_source_owner(recorded, trained.run.dataset)
     record_format = trained.run.record_format(record_format or RecordFormat())
     dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
-    if dataset.multi_label != trained.task.multi_label:
-        one, several = "one label per image", "any number of labels per image"
-        own, other = (several, one) if trained.task.multi_label else (one, several)
+    task = MULTI_LABEL if dataset.multi_label else SINGLE_LABEL
+    if task != trained.task:
         raise DataError(
-            f"--data={dataset.directory} has {other}, and the run {own}. Convert the images as for the run."
+            f"--data={dataset.directory} has {task.labels_text}, and the run {trained.task.labels_text}. Convert the "
+            "images as for the run."
         )
     if list(dataset.class_names) != trained.class_names:
         different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
