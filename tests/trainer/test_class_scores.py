@@ -1,6 +1,7 @@
 """Exact metrics of several labels per image, against scikit-learn."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import class_scores
+from convoy.trainer.evaluation.class_pictures import LabelCounts
 from convoy.trainer.evaluation.class_scores import ScoreCollector, best_threshold
+from convoy.trainer.evaluation.counts import CURVES, MISTAKES
 from convoy.trainer.run.task import MULTI_LABEL, SINGLE_LABEL, Decision, task_of
 
 RANDOM = np.random.default_rng(0)
@@ -46,6 +49,21 @@ class Exchanging:
         return gathered
 
 
+def on_two_workers(work):
+    """Returns the results of `work` on two workers with a part of the images each."""
+    group, found = Exchanging(), {}
+
+    def run(rank, part):
+        found[rank] = work(part, group.at(rank))
+
+    threads = [threading.Thread(target=run, args=args) for args in ((0, slice(0, 170)), (1, slice(170, 300)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[0], found[1]]
+
+
 def test_average_precision_and_f1_are_those_of_scikit_learn():
     scores = collected(slice(0, 100), slice(100, 300)).gather(WorkerGroup(None))
     predicted = scores.thresholds <= PROBABILITIES
@@ -72,21 +90,32 @@ def test_thresholds_have_the_highest_f1():
 @pytest.mark.parametrize("at_once", [2**20, 500])
 def test_workers_get_what_one_process_gets(monkeypatch, at_once):
     monkeypatch.setattr(class_scores, "_EXCHANGED", at_once)
-    group, found = Exchanging(), {}
-
-    def work(rank, part):
-        found[rank] = collected(part).gather(group.at(rank))
-
-    threads = [threading.Thread(target=work, args=args) for args in ((0, slice(0, 170)), (1, slice(170, 300)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     alone = collected(slice(0, 300)).gather(WorkerGroup(None))
-    for scores in found.values():
+    for scores in on_two_workers(lambda part, worker: collected(part).gather(worker)):
         assert scores.quality() == alone.quality()
         np.testing.assert_array_equal(scores.thresholds, alone.thresholds)
         np.testing.assert_array_equal(scores.histograms, alone.histograms)
+
+
+def test_pictures_are_of_the_most_confident_mistakes_of_all_workers():
+    scores = collected(slice(0, 300)).gather(WorkerGroup(None))
+
+    def gathered(part, worker):
+        counts = LabelCounts(SimpleNamespace(scores=scores))  # the evaluator
+        counts.add(np.arange(300)[part], TARGETS[part].astype(np.float32), PROBABILITIES[part])
+        return counts.gather(worker)
+
+    is_label = scores.thresholds <= PROBABILITIES
+    worst = np.where(is_label != TARGETS, np.where(is_label, PROBABILITIES, 1 - PROBABILITIES), 0).max(1)
+    expected = np.argsort(-worst, kind="stable")[:MISTAKES]
+    first, second = on_two_workers(gathered)
+    assert [mistake.index for mistake in first.mistakes] == expected.tolist()
+    for mistake in first.mistakes:
+        assert mistake.is_extra == is_label[mistake.index, mistake.label] != TARGETS[mistake.index, mistake.label]
+    assert first.mistakes == second.mistakes == gathered(slice(0, 300), WorkerGroup(None)).mistakes
+    shown = sorted(np.flatnonzero(OCCURS), key=lambda label: scores.f1[label])[:CURVES]
+    assert list(first.curves) == [-1, *shown]
+    assert first.curves[-1].sum() == TARGETS.size
 
 
 def test_decisions():

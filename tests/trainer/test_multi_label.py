@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, multilabel_confusion_matrix
 
 from convoy.api.runs import Run
 from convoy.api.training import TrainingResult
@@ -259,6 +259,10 @@ class TestRun:
         quality = evaluation["quality"]
         assert quality["mean_average_precision"] == pytest.approx(average_precision_score(targets, scores), abs=1e-6)
         assert quality["macro_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"), abs=1e-6)
+        from_python = Run(run).evaluation("test")
+        np.testing.assert_array_equal(from_python.confusion, multilabel_confusion_matrix(targets, predicted))
+        per_class = [row["average_precision"] for row in from_python.per_class()]
+        np.testing.assert_allclose(per_class, average_precision_score(targets, scores, average=None), atol=1e-6)
 
     def test_predictions_and_exports_agree(self, run, convoy, drawn, tmp_path):
         formats = "--format=saved_model,keras,litert,onnx"
