@@ -26,7 +26,7 @@ from convoy.input_pipeline.convert.marks import Shard
 from convoy.input_pipeline.convert.options import Options, check, with_split_folders
 from convoy.input_pipeline.convert.publish import WorkingDirectory
 from convoy.input_pipeline.convert.shards import shard_tasks, write_shards
-from convoy.input_pipeline.convert.sources import Source, Sources, list_sources, one_spelling
+from convoy.input_pipeline.convert.sources import Source, Sources, category_text, list_sources, one_spelling
 from convoy.input_pipeline.convert.split_folders import find_unlabeled
 from convoy.input_pipeline.convert.summary import (
     GroupSummary,
@@ -237,7 +237,7 @@ def _earlier_classes(output: Path) -> Callable[[str, int], str]:
 
     def category_of(split: str, number: int) -> str:
         dataset = opened(output)
-        return " + ".join(dataset.class_names[label] for label in dataset.split(split).labels_of(number))
+        return category_text([dataset.class_names[label] for label in dataset.split(split).labels_of(number)])
 
     return category_of
 

@@ -184,7 +184,12 @@ def one_spelling(found: Sources, known: Sequence[str] = ()) -> Sources:
 
 def with_labels(image: Source, labels: tuple[str, ...]) -> Source:
     """Returns an image with these labels."""
-    return replace(image, labels=labels, category=" + ".join(labels))
+    return replace(image, labels=labels, category=category_text(labels))
+
+
+def category_text(labels: Sequence[str]) -> str:
+    """Returns the category of an image with any number of labels."""
+    return " + ".join(labels)
 
 
 def _from_folders(images: Path, splits: Mapping[str, str]) -> Sources:
@@ -235,18 +240,15 @@ def _from_table(images: Path, table: Table) -> Sources:
                 f"{table.path} line {row.line}: {row.filename!r} repeats the file {file.name} of another row. Remove "
                 "one row"
             )
-        image = Source(file.path, file.name, row.labels[0] if row.labels else "", file.size, file.modified)
-        image = replace(image, group=row.group)
-        found[file.name] = with_labels(image, row.labels) if table.multi_label else image
+        image = Source(file.path, file.name, row.category, file.size, file.modified, group=row.group)
+        found[file.name] = replace(image, labels=row.labels) if table.multi_label else image
     ordered = tuple(sorted(found.values(), key=lambda source: source.name))
     return Sources(
         images=ordered,
         class_names=class_names or tuple(sorted({name for source in ordered for name in source.classes})),
         ignored=len(files) - len(ordered),
         stray=tuple(sorted(file.name for file in files if file.name not in found)),
-        missing=tuple(
-            (row.filename, " + ".join(row.labels)) for row, matches in zip(rows, matched, strict=True) if not matches
-        ),
+        missing=tuple((row.filename, row.category) for row, matches in zip(rows, matched, strict=True) if not matches),
         without_suffix=number_without_suffix(
             [row.filename for row, matches in zip(rows, matched, strict=True) if matches]
         ),
@@ -352,6 +354,11 @@ class _Row(NamedTuple):
     labels: tuple[str, ...]
     group: str
 
+    @property
+    def category(self) -> str:
+        """As `Source.category`."""
+        return category_text(self.labels)
+
 
 def _read_rows(table: Table) -> tuple[list[_Row], tuple[str, ...], tuple[str, ...]]:
     """Returns every row of the CSV, validated; the classes that its columns name; and notes for the user."""
@@ -385,7 +392,7 @@ def _read_rows(table: Table) -> tuple[list[_Row], tuple[str, ...], tuple[str, ..
     counts = Counter(row.filename for row in parsed)
     repeated = [filename for filename, number in counts.items() if number > 1]
     if repeated:
-        lines = [(row.line, " + ".join(row.labels)) for row in parsed if row.filename == repeated[0]]
+        lines = [(row.line, row.category) for row in parsed if row.filename == repeated[0]]
         raise DataError(
             f"{counted(len(repeated), 'file name is', 'file names are')} repeated in {manifest}: {repeated[0]!r} in "
             f"{', '.join(f'line {line} as {category!r}' for line, category in lines[:_LISTED])}. Keep one row for each"

@@ -26,7 +26,7 @@ from convoy.trainer.step.mixing import Mixed
 from convoy.trainer.step.multi_label_metrics import MultiLabelMetrics
 from convoy.trainer.step.outputs import logits_of_mean, probabilities
 from tests.trainer import user_models
-from tests.trainer.run_files import approximately, json_lines, measured, result_of
+from tests.trainer.run_files import approximately, events_of, json_lines, measured, result_of
 
 RANDOM = np.random.default_rng(0)
 LOGITS = tf.constant(2 * RANDOM.normal(size=(8, 4)), tf.float32)
@@ -226,6 +226,7 @@ class TestRun:
                 path.unlink()
         (tmp_path / "run/result.json").unlink()
         convoy("train", *FLAGS, *where, check=True)
+        assert [event["step"] for event in events_of(tmp_path / "run", "restored")] == [12]
         assert result_of(tmp_path / "run")["weights_sha256"] == result_of(run)["weights_sha256"]
 
     def test_is_the_same_in_two_processes(self, run, cluster, drawn, tmp_path):

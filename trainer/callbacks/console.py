@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from convoy.trainer.step.step import StepResult
 
 _REFRESHES_PER_SECOND = 2  # a refresh takes some milliseconds of CPU time
-# Width of each column of the table of evaluations.
+# Widths of columns of the table of evaluations; those of metrics follow from their titles.
 _FIRST_COLUMNS = {"step": 7, "epoch": 7}
 
 

@@ -42,10 +42,12 @@ SCALARS = {
     "quality/ece": Tag(_BOTH, "expected calibration error over 15 bins of equal width, 0 to 1"),
     "quality/{metric}": Tag(_BOTH, "each metric of `config.metrics`, by its name"),
     "gap/top1": Tag("validation", "top-1 on training images minus top-1 on validation images"),
-    "gap/mean_average_precision": Tag("validation", "the same of mean average precision"),
+    "gap/mean_average_precision": Tag(
+        "validation", "mean average precision on training images minus that on validation images"
+    ),
     "gap/loss": Tag("validation", "loss on validation images minus loss on training images"),
     "best/top1": Tag(".", "best top-1 on the validation split so far"),
-    "best/mean_average_precision": Tag(".", "the same of mean average precision"),
+    "best/mean_average_precision": Tag(".", "best mean average precision on the validation split so far"),
     "optim/lr": Tag("train", "learning rate of the last step"),
     "optim/grad_norm": Tag("train", "norm of the gradient over all weights in the last step, before clipping"),
     "optim/weight_norm": Tag("train", "norm of all weights"),
