@@ -4,10 +4,8 @@
     python examples/efficientnet_lite0.py efficientnet_lite0.weights.h5
     convoy bench generalization --dataset=stamps --recipes=benchmarks/finetune_efficientnet.py,convnet
 
-The weights file is read from the current folder.
+Run from the root of the repository, where the weights file is too.
 """
-
-from pathlib import Path
 
 import ml_collections
 
@@ -17,6 +15,6 @@ from convoy.configs.finetune import get_config as finetune
 def get_config() -> ml_collections.ConfigDict:
     """Returns the recipe."""
     config = finetune()
-    config.model.name = f"{Path(__file__).parents[1] / 'examples/efficientnet_lite0.py'}:model"
+    config.model.name = "examples/efficientnet_lite0.py:model"
     config.model.weights = "efficientnet_lite0.weights.h5"
     return config

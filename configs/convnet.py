@@ -2,8 +2,7 @@
 
     convoy train --config=convnet --data=data --workdir=runs/convnet
 
-On the sample set (`convoy sample`): 99.8 % top-1 on the training images, 90 % on the test images, in 168 s on two
-cores.
+On the sample set (`convoy sample`): 99.8 % top-1 on the training images, 91 % on the test images.
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
     convoy train --config=resnet10 --data=data --workdir=runs/resnet10
 
-On the sample set (`convoy sample`), with --config.steps=4674: 99.9 % top-1 on the training images, 90.5 % on the test
-images, in 252 s on two cores.
+On the sample set (`convoy sample`), with --config.steps=2400: 98 % top-1 on the training images, 88 % on the test
+images.
 """
 
 import ml_collections
