@@ -101,7 +101,12 @@ def evaluate_split(
       DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
     dataset = open_dataset_of(trained, data, record_format)
-    if trained.others and isinstance(dataset, View) and split_name in (*LABELLED, OUT_OF_FOLD):
+    if split_name == OUT_OF_FOLD and (isinstance(dataset, View) or split_name not in dataset.splits):
+        raise UsageError(
+            f"--split={split_name}: only a whole cross-validation has it, alone. Pass the --workdir of `convoy train "
+            f"--folds`, instead of {trained.run.path} or with others."
+        )
+    if trained.others and isinstance(dataset, View) and split_name in LABELLED:
         raise UsageError(
             f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
             f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."
