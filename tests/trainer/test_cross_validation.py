@@ -16,13 +16,13 @@ from tests.trainer.run_files import events_of, result_of
 pytestmark = pytest.mark.slow
 
 COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "white": (210, 210, 210)}
-PER_CLASS, WRONG_PER_CLASS, FOLDS, STEPS = 24, 2, 3, 90
+PER_CLASS, WRONG_PER_CLASS, FOLDS, STEPS = 24, 2, 3, 60
 FLAGS = (
     "--config=smoke",
     f"--config.model.name={user_models.__file__}:small",
     f"--config.steps={STEPS}",
     "--config.eval_every_steps=30",
-    "--config.checkpoint_every_steps=20",
+    "--config.checkpoint_every_steps=30",
     "--config.log_every_steps=30",
     "--config.augment.ops=flip",
     "--config.ema.decay=0",
@@ -42,7 +42,7 @@ import convoy
 class Kill(convoy.Callback):
     def on_step_end(self, training, result):
         mark = training.workdir.parent / "killed"
-        if training.workdir.name == "fold-2" and training.step == 47 and not mark.exists():
+        if training.workdir.name == "fold-2" and training.step == 34 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 """
