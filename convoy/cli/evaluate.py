@@ -85,16 +85,18 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     save: Callable[[], None]
     if flags.split == OUT_OF_FOLD and len(workdirs) == 1 and run.folds:
         found = evaluate_out_of_fold(run, devices, flip_tta=flags.flip_tta, **model, **data)
-        evaluated, save, weights = found.together, found.save, "the model that was not trained on each"
-        print(found.conclusion()[0])
+        evaluated, save, files = found.together, found.save, found.files()
+        weights = ", each with the weights of the run that was not trained on it"
+        print(found.figures())
     else:
         trained = open_runs(workdirs, devices, **model)
         flip_tta = trained.flip_tta if flags.flip_tta is None else flags.flip_tta
         evaluated = evaluate_split(trained, flags.split, flip_tta=flip_tta, **data)
-        save, weights = evaluated.save, trained.weights_text
+        save, files = evaluated.save, [f"Predictions: {run.predictions(flags.split)}"]
+        weights = f" with {trained.weights_text}"
     evaluation = evaluated.evaluation
     tta = " and flip test-time augmentation" if evaluation.flip_tta else ""
-    print(f"Evaluated {counted(evaluation.images, 'image')} of {flags.split} with {weights}{tta}.")
+    print(f"Evaluated {counted(evaluation.images, 'image')} of {flags.split}{weights}{tta}.")
     print(quality_row(flags.split, evaluation.quality))
     if flags.json:
         names = ("split", "step", "images", "flip_tta")
@@ -111,8 +113,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     save()
     print(f"Metrics: {run.results_table}")
-    print(f"Predictions: {run.predictions(flags.split)}")
-    print("\n".join(write_report(run)))
+    print("\n".join([*files, *write_report(run)]))
 
 
 def _why_not_saved(workdirs: Sequence[str], run: "RunDirectory") -> str:

@@ -46,6 +46,7 @@ def main(workdir: str, photos: str, folder: str) -> None:
         "mean": run.result.mean,
         "refused": {
             "trained on": refusal(lambda: run.evaluate("validation", save=False)),
+            "of a fold": refusal(lambda: folds[0].evaluate("out_of_fold", save=False)),
             "export": refusal(lambda: run.export(Path(folder) / "exported")),
             "other number": refusal(lambda: convoy.train("smoke", data="none", workdir=workdir, folds=2)),
             "no folds": refusal(

@@ -48,6 +48,7 @@ def test_a_cross_validation_has_the_loss_that_its_folds_keep(tmp_path):
     kept = tmp_path / "fold-1/code/loss/losses.py"
     kept.parent.mkdir(parents=True)
     kept.write_text("import tensorflow as tf\ndef mine(logits, labels): return 7 * tf.reduce_sum(logits**2, -1)\n")
+    (tmp_path / "fold-1/config.json").touch()  # its owner is who kept the code
     (tmp_path / "dataset.json").write_text('{"folds": 2}')
     config = default_config()
     config.loss.name, config.label_smoothing = f"{tmp_path / 'gone/losses.py'}:mine", 0.0

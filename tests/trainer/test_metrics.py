@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
+from convoy.trainer.evaluation.inference import evaluation_batch_size
 from convoy.trainer.step.metrics import CALIBRATION_BINS, MetricSet, batch_sums, image_count, summarize, sums_size
 from convoy.trainer.step.more_metrics import METRICS
 
@@ -190,3 +191,9 @@ class TestMoreMetrics:
         assert MetricSet().restored(range(size), CLASSES, same_metrics=False).tolist() == usual
         assert found.restored(range(size), CLASSES, same_metrics=True).tolist() == list(range(size))
         assert not found.restored((), CLASSES, same_metrics=True).any()
+
+
+@pytest.mark.parametrize("num_images", [10, 64, 1000])
+def test_the_batch_of_a_device_in_a_deterministic_evaluation_does_not_depend_on_their_number(num_images):
+    sizes = {evaluation_batch_size(num_images, devices, deterministic=True) / devices for devices in (1, 2, 3, 8)}
+    assert len(sizes) == 1 and 1 <= max(sizes) <= num_images

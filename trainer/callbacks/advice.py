@@ -9,6 +9,7 @@ import numpy as np
 from convoy.core.finding import Finding, Severity
 from convoy.core.text import counted, joined
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
+from convoy.input_pipeline.dataset.folds import View
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
 from convoy.trainer.config import resolution
 from convoy.trainer.run.task import capitalized
@@ -48,17 +49,16 @@ class Advice(Callback):
             text = f"config.resize={resize} has no effect: `convoy convert --image_size={side}` made all images square."
             fix = "Convert them again without --image_size to keep their aspect ratio."
             self._show(Finding(Severity.WARNING, "resize-has-no-effect", text, fix))
+        more_validation = "Convert with a larger --validation_fraction." if is_converted else ""
+        if isinstance(self._dataset, View):
+            more_validation = "Pass fewer --folds, or add images of these classes."
         for split_name, consequence, fix in (
             (
                 "train",
                 "the model cannot learn them",
                 "Add images of these classes or leave the classes out, and convert again." if is_converted else "",
             ),
-            (
-                "validation",
-                "they are not evaluated",
-                "Convert with a larger --validation_fraction." if is_converted else "",
-            ),
+            ("validation", "they are not evaluated", more_validation),
         ):
             if split_name not in self._dataset.splits:
                 continue

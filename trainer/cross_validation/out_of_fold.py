@@ -30,6 +30,7 @@ from convoy.trainer.evaluation.split import EvaluatedSplit, evaluate_split
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.chosen_steps import steps_by_model
 from convoy.trainer.session.restore import TrainedRun, open_dataset_of, open_steps
+from convoy.trainer.tf_compat.keras_state import retracing_advice_left_out
 
 _SHOWN = {"top1": "top-1", "macro_f1": "macro F1"}
 
@@ -58,12 +59,16 @@ class OutOfFold:
         qualities = [fold.evaluation.quality for fold in self.folds]
         return {name: summary([quality[name] for quality in qualities]) for name in qualities[0]}
 
-    def conclusion(self) -> list[str]:
-        """Returns lines on the folds, the images together, and their labels."""
-        run, mean, sd = self.together.run, self.over_folds(statistics.fmean), self.over_folds(statistics.stdev)
+    def figures(self) -> str:
+        """Returns a line on the folds."""
+        mean, sd = self.over_folds(statistics.fmean), self.over_folds(statistics.stdev)
         texts = [f"{title} {share(mean[name])} ± {share(sd[name])}" for name, title in _SHOWN.items()]
+        return f"{counted(len(self.folds), 'fold')}: {', '.join(texts)} (mean and standard deviation over the folds)"
+
+    def files(self) -> list[str]:
+        """Returns a line on each file about all images that `save` writes."""
+        run = self.together.run
         return [
-            f"{counted(len(self.folds), 'fold')}: {', '.join(texts)} (mean and standard deviation over the folds)",
             f"Out-of-fold predictions: {run.predictions(OUT_OF_FOLD)} "
             f"({counted(self.together.evaluation.images, 'image')})",
             f"Likely label errors: {run.label_errors} ({counted(len(self.label_errors), 'image')})",
@@ -88,6 +93,7 @@ class OutOfFold:
             ) from None
 
 
+@retracing_advice_left_out()
 def evaluate_out_of_fold(
     run: RunDirectory,
     devices: Devices,

@@ -39,10 +39,12 @@ from convoy.trainer.session.agreement import wait_until_visible
 from convoy.trainer.session.chosen_steps import steps_by_model
 from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.restore import TrainedRun, open_steps
+from convoy.trainer.tf_compat.keras_state import retracing_advice_left_out
 
 Say = Callable[[str], None]
 
 
+@retracing_advice_left_out()
 def train_folds(
     config: ml_collections.ConfigDict,
     *,
@@ -156,7 +158,7 @@ def _write(run: RunDirectory, results: Sequence[Mapping[str, Any]], found: OutOf
             f"{run.result} cannot be written ({error.strerror}). All folds are trained: free disk space and rerun the "
             "same command."
         ) from None
-    for line in [*found.conclusion(), *write_report(run)]:
+    for line in [found.figures(), *found.files(), *write_report(run)]:
         say(line)
 
 
@@ -169,8 +171,8 @@ def _description(folds: Folds) -> list[str]:
     if few := folds.small_classes():
         name, rest = few[0], f" and {len(few) - 1} more" if len(few) > 1 else ""
         lines.append(
-            f"Warning: class {name!r}{rest}: fewer images, or groups of images that stay together, than folds. Not "
-            "every fold has one."
+            f"Warning: class {name!r}{rest}: fewer images, or groups of images that stay together, than folds, so that "
+            "not every fold has one. Pass fewer --folds, or add images."
         )
     if alike := folds.alike_across_folds():
         lines.append(

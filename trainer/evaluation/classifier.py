@@ -17,7 +17,7 @@ import tensorflow as tf
 from convoy.core.processes import usable_cores
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.evaluation.grad_cam import GradCam
-from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE, infer
+from convoy.trainer.evaluation.inference import evaluation_batch_size, infer
 from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
 from convoy.trainer.step.outputs import probabilities
@@ -79,7 +79,7 @@ class RunClassifier:
         self._runtimes = [member.runtime for member in trained.members]
         self.models = len(self._runtimes)
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
-        self._task = trained.task
+        self._task, self._deterministic = trained.task, trained.config.deterministic
         self.class_names = trained.class_names
         self.decision = trained.decision
         self.crop = trained.crop
@@ -93,7 +93,7 @@ class RunClassifier:
         """Implements `Classifier.probabilities`."""
         strategy = self._runtimes[0].strategy
         replicas = strategy.num_replicas_in_sync
-        batch = -(-min(EVALUATION_BATCH_SIZE, num_images) // replicas)
+        batch = evaluation_batch_size(num_images, replicas, deterministic=self._deterministic) // replicas
         padded = -(-num_images // (batch * replicas)) * batch * replicas
         numbers = tf.data.Dataset.range(padded).map(lambda number: tf.minimum(number, num_images - 1))
         dataset = numbers.map(image_of, num_parallel_calls=usable_cores()).batch(batch).prefetch(2 * replicas)

@@ -76,7 +76,7 @@ class Evaluator:
         self._flip_tta = flip_tta
         strategy = state.strategy
         replicas = strategy.num_replicas_in_sync
-        batch_size = -(-min(batch_size, reader.num_images) // replicas) * replicas
+        batch_size = -(-batch_size // replicas) * replicas
         slices = batch_slice(strategy, self._worker_group.rank, batch_size)
         self._steps = -(-reader.num_images // batch_size)
         # For a dataset of unknown length TensorFlow asks all workers before each batch whether they have another one.

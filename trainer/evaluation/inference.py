@@ -15,7 +15,19 @@ from convoy.trainer.models import ModelBundle
 from convoy.trainer.step.state import TrainState
 from convoy.trainer.tf_compat.internals import iterate
 
-EVALUATION_BATCH_SIZE = 256  # images per batch over all devices
+_BATCH_SIZE = 256  # images per batch over all devices
+_DETERMINISTIC_BATCH_SIZE = 64  # images per batch on each device, however many there are
+
+
+def evaluation_batch_size(num_images: int, replicas: int, *, deterministic: bool) -> int:
+    """Returns the number of images per batch over all devices, a multiple of their number.
+
+    Roundings depend on the size of a device's batch and on the place of an image in it. Neither depends on the number
+    of devices in a deterministic run.
+    """
+    if deterministic:
+        return min(_DETERMINISTIC_BATCH_SIZE, num_images) * replicas
+    return -(-min(_BATCH_SIZE, num_images) // replicas) * replicas
 
 
 def infer(state: TrainState, built: ModelBundle, images: tf.Tensor) -> tf.Tensor:

@@ -22,7 +22,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
 from convoy.trainer.evaluation.evaluator import Evaluator, Member
 from convoy.trainer.evaluation.grad_cam import GradCam
-from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
+from convoy.trainer.evaluation.inference import evaluation_batch_size
 from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.task import Decision
@@ -101,7 +101,12 @@ def evaluate_split(
       DataError: the dataset cannot be used, lacks the split or has other classes than the run.
     """
     dataset = open_dataset_of(trained, data, record_format)
-    if trained.others and isinstance(dataset, View) and split_name in (*LABELLED, OUT_OF_FOLD):
+    if split_name == OUT_OF_FOLD and (isinstance(dataset, View) or split_name not in dataset.splits):
+        raise UsageError(
+            f"--split={split_name}: only a whole cross-validation has it, alone. Pass the --workdir of `convoy train "
+            f"--folds`, instead of {trained.run.path} or with others."
+        )
+    if trained.others and isinstance(dataset, View) and split_name in LABELLED:
         raise UsageError(
             f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
             f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."
@@ -111,9 +116,11 @@ def evaluate_split(
     first, *others = (
         Member(member.runtime.state, member.runtime.built, readers[member.crop]) for member in trained.members
     )
+    replicas = trained.runtime.strategy.num_replicas_in_sync
+    batch_size = evaluation_batch_size(split.num_images, replicas, deterministic=trained.config.deterministic)
     evaluator = Evaluator(
         *first,
-        EVALUATION_BATCH_SIZE,
+        batch_size,
         worker_group,
         objective=objective,
         flip_tta=flip_tta,

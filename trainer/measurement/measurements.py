@@ -21,7 +21,7 @@ from convoy.trainer.config import resolution
 from convoy.trainer.evaluation.class_pictures import LabelCounts
 from convoy.trainer.evaluation.counts import EvaluationCounts
 from convoy.trainer.evaluation.evaluator import Evaluator
-from convoy.trainer.evaluation.inference import EVALUATION_BATCH_SIZE
+from convoy.trainer.evaluation.inference import evaluation_batch_size
 from convoy.trainer.measurement.bottleneck import BottleneckAnalyzer
 from convoy.trainer.measurement.step_timer import StepTimer
 from convoy.trainer.measurement.worker_times import WorkerTimes
@@ -56,12 +56,12 @@ class Measurements:
         self.worker_times = WorkerTimes(worker_group.num_workers)
         self._evaluator = None
         if _VALIDATION in session.dataset.splits:
-            size = resolution.evaluation_size(session.config)
+            size, split = resolution.evaluation_size(session.config), session.dataset.split(_VALIDATION)
             self._evaluator = Evaluator(
                 self._state,
                 session.runtime.model_for_size(size),
-                Reader(session.dataset.split(_VALIDATION), Crop(size, resize=session.config.resize)),
-                EVALUATION_BATCH_SIZE,
+                Reader(split, Crop(size, resize=session.config.resize)),
+                evaluation_batch_size(split.num_images, plan.replicas, deterministic=session.config.deterministic),
                 worker_group,
                 objective=session.objective,
                 flip_tta=session.config.flip_tta,

@@ -27,8 +27,7 @@ def global_state_kept() -> Iterator[None]:
 
     That is Keras' session (layer names, dtype policy, global seed) and settings, the seeds of Python, NumPy and
     TensorFlow, TensorFlow's determinism and its graph optimizations. Blocks may be nested. Other threads that use Keras
-    meanwhile see the state of the block, as with `keras.utils.clear_session`. TensorFlow's warning that functions of
-    one name are traced repeatedly, as by several runs in one process, is left out.
+    meanwhile see the state of the block, as with `keras.utils.clear_session`. As `retracing_advice_left_out`.
     """
     names = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
     session = {name: getattr(global_state, name) for name in names}
@@ -39,16 +38,13 @@ def global_state_kept() -> Iterator[None]:
     operation_seeds = None if seed is None else eager._rng.getstate()
     deterministic = tf_config.is_op_determinism_enabled()
     options = tf.config.optimizer.get_experimental_options()
-    logger, nested = tf.get_logger(), _says_more_than_retracing in tf.get_logger().filters
     try:
-        logger.addFilter(_says_more_than_retracing)
         keras.utils.clear_session(free_memory=False)
         for name, value in _SETTINGS.items():
             getattr(keras.config, f"set_{name}")(value)
-        yield
+        with retracing_advice_left_out():
+            yield
     finally:
-        if not nested:
-            logger.removeFilter(_says_more_than_retracing)
         for name, tracker in session.items():
             setattr(global_state, name, tracker)
         for name, value in settings.items():
@@ -61,6 +57,20 @@ def global_state_kept() -> Iterator[None]:
         (tf_config.enable_op_determinism if deterministic else tf_config.disable_op_determinism)()
         if tf.config.optimizer.get_experimental_options() != options:
             tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, **options})
+
+
+@contextlib.contextmanager
+def retracing_advice_left_out() -> Iterator[None]:
+    """Leaves out TensorFlow's warning that functions of one name are traced repeatedly, as by several runs."""
+    logger = tf.get_logger()
+    if _says_more_than_retracing in logger.filters:  # of an outer block
+        yield
+        return
+    logger.addFilter(_says_more_than_retracing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_says_more_than_retracing)
 
 
 def _says_more_than_retracing(record: logging.LogRecord) -> bool:

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from convoy.core.finding import Severity
+from convoy.input_pipeline.dataset.folds import make_folds
+from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.callbacks.advice import Advice
 from convoy.trainer.callbacks.callback import Evaluation, Log
 from convoy.trainer.config import default_config, resolve
 from convoy.trainer.run.task import SINGLE_LABEL
+from tests.input_pipeline.datasets import write_dataset
+from tests.input_pipeline.images import pixels
 
 NAMES = ("cups", "jugs", "pots")
 LATE = 10_000  # a step far beyond the first epochs
@@ -23,11 +27,11 @@ def shown():
 def advice_on(shown):
     """Starts the advice on a run; `labels` are the labels of each split's images."""
 
-    def make(labels=None, *, num_images=100, settings=None, is_converted=True, **changed):
+    def make(labels=None, *, dataset=None, num_images=100, settings=None, is_converted=True, **changed):
         config = default_config()
         config.update(changed)
         labels = labels or {"train": [0, 1, 2]}
-        dataset = SimpleNamespace(
+        dataset = dataset or SimpleNamespace(
             num_classes=len(NAMES),
             class_names=NAMES,
             splits=tuple(labels),
@@ -88,6 +92,13 @@ def test_classes_without_images_are_named_per_split(advice_on, shown):
     assert train.severity == validation.severity == Severity.WARNING
     assert "'jugs'" in train.text and "'cups'" not in train.text
     assert "'cups', 'pots'" in validation.text and "--validation_fraction" in validation.fix
+
+
+def test_a_fold_without_images_of_a_class_calls_for_fewer_folds(advice_on, shown, tmp_path):
+    path = write_dataset(tmp_path / "data", {"train": [pixels(i, 8) for i in range(6)]}, NAMES)
+    advice_on(dataset=make_folds(open_dataset(path), 6).without(1))
+    assert codes(shown) == ["missing-classes-validation"]
+    assert "--folds" in shown[0].fix and "--validation_fraction" not in shown[0].fix
 
 
 def test_resizing_without_effect_on_images_that_were_converted_to_squares_is_reported(advice_on, shown):
