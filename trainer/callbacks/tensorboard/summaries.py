@@ -97,7 +97,7 @@ def text_of_json(tag: str, value: Any) -> Summary.Value:  # noqa: ANN401 (any JS
 def image(tag: str, picture: Image.Image) -> Summary.Value:
     """Returns a picture."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    picture.save(file, "PNG", compress_level=1)  # a third of the time, 8 % more bytes
     size = [str(side).encode() for side in picture.size]
     metadata = images.create_summary_metadata(display_name=None, description=None)
     return _value(tag, metadata, np.array([*size, file.getvalue()], object))
