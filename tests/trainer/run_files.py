@@ -53,7 +53,7 @@ def measured(workdir: Path, split: str) -> list[dict[str, Any]]:
 def approximately(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns `measured` evaluations whose metrics are compared up to rounding.
 
-    The evaluation batch size depends on the number of devices, which changes rounding.
+    Each device sums the metrics of its images, so that their number changes rounding.
     """
     return [
         {
