@@ -128,6 +128,10 @@ class TestViews:
         assert fold.digest("validation") == make_folds(whole, 3).without(2).digest("validation")
         assert OUT_OF_FOLD in view_of(whole, {"folds": 3}).splits
 
+    def test_a_dataset_that_is_too_small_for_the_folds_is_another_one(self, data):
+        whole = open_dataset(data)
+        assert view_of(whole, {"fold": 2, "folds": 60}) is whole
+
     def test_too_many_folds_are_refused(self, data):
         with pytest.raises(DataError, match="--folds=60"):
             make_folds(open_dataset(data), 60)
