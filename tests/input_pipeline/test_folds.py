@@ -8,8 +8,10 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, assign, make_folds, view_of
+from convoy.input_pipeline.dataset.image_facts import GROUP, read_images
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.evaluation.predictions import filenames
 from tests.input_pipeline.datasets import encode, read_payloads, write_dataset, write_split
@@ -161,8 +163,11 @@ class TestGroups:
                 workers=1,
             )
         )
+        stored = [read_images(tmp_path / "data", split)[GROUP] for split in ("train", "validation")]
+        groups = {row[2] for row in rows} - {""}
+        assert {*np.concatenate(stored).tolist()} == {0, *(content_hash(group.encode()) for group in groups)}
         of = by_name(make_folds(open_dataset(tmp_path / "data"), 3))
-        for group in {row[2] for row in rows} - {""}:
+        for group in groups:
             assert len({of[name] for name, _, patient in rows if patient == group}) == 1
         assert len({of[name] for name, _, patient in rows if not patient}) > 1
 
