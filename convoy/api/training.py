@@ -168,7 +168,8 @@ class CrossValidation(TrainingResult):
     def _facts(self) -> Mapping[str, object]:
         stopped = {"stopped": self.stop["reason"]} if self.stop else {}
         mean, sd = self.mean or {}, self.sd or {}
-        return {**stopped, **{name: f"{value:.4g} ± {sd[name]:.2g}" for name, value in mean.items()}}
+        texts = {name: value if value is None else f"{value:.4g} ± {sd[name]:.2g}" for name, value in mean.items()}
+        return {**stopped, **texts}
 
 
 @spelled_for_python()

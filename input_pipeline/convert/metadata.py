@@ -94,7 +94,9 @@ def write_images(directory: Path, split: str, arrays: Mapping[str, np.ndarray], 
     types: dict[str, Any] = dict(IMAGE_TYPES)
     if any(groups):
         hashes = {group: content_hash(os.fsencode(group)) for group in set(groups) - {""}}
-        types[GROUP], arrays = np.uint64, {**arrays, GROUP: np.array([hashes.get(group, 0) for group in groups])}
+        # With its type: NumPy makes floats of small and large numbers together.
+        of_image = np.array([hashes.get(group, 0) for group in groups], np.uint64)
+        types[GROUP], arrays = np.uint64, {**arrays, GROUP: of_image}
     _write_arrays(images_path(directory, split), arrays, types)
 
 

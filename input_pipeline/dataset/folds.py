@@ -31,6 +31,10 @@ LABELLED = ("train", "validation")
 OUT_OF_FOLD = "out_of_fold"
 
 
+class _TooFewImagesError(DataError):
+    """A fold would be empty."""
+
+
 @dataclass(frozen=True)
 class View(Dataset):
     """A dataset with splits of its own.
@@ -139,7 +143,7 @@ def make_folds(dataset: Dataset, number: int) -> Folds:
     keys = contents if contents is not None else np.concatenate([_checksums(split) for split in splits])
     of = assign(keys, _groups(keys, columns, hashes), labels, number, dataset.class_names)
     if empty := sorted({*range(1, number + 1)} - {*of.tolist()}):
-        raise DataError(
+        raise _TooFewImagesError(
             f"--folds={number}: fold {empty[0]} would be empty, {dataset.directory} has "
             f"{counted(len(labels), 'labelled image')} in {counted(len(np.unique(labels)), 'class', 'classes')}. Pass "
             "fewer folds."
@@ -148,11 +152,14 @@ def make_folds(dataset: Dataset, number: int) -> Folds:
 
 
 def view_of(dataset: Dataset, description: Mapping[str, Any]) -> Dataset:
-    """Returns a dataset as the run sees it whose dataset.json has this content."""
+    """Returns a dataset as the run sees it whose dataset.json has this content; one that cannot be its own as it is."""
     fold, number = description.get("fold", 0), description.get("folds", 0)
     if not number or "train" not in dataset.splits:
         return dataset
-    folds = make_folds(dataset, number)
+    try:
+        folds = make_folds(dataset, number)
+    except _TooFewImagesError:
+        return dataset
     return folds.without(fold) if fold else folds.together()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import convoy
-from convoy.api.training import TrainingResult
+from convoy.api.training import CrossValidation, TrainingResult
 from convoy.trainer.config import fields, load_recipe
 
 
@@ -56,6 +56,14 @@ def test_a_result_says_why_the_run_stopped(tmp_path):
     result = TrainingResult(tmp_path, {"step": 4, "metrics": {}, "stop": stop})
     assert "enough is enough" in repr(result) and "enough is enough" in result._repr_html_()
     assert "stopped" not in repr(TrainingResult(tmp_path, {"step": 4, "metrics": {}, "stop": None}))
+
+
+def test_a_metric_that_a_fold_does_not_have_is_shown_as_missing(tmp_path):
+    content = {"folds": [], "mean": {"loss": None, "top1": 0.5}, "sd": {"loss": None, "top1": 0.1}, "stop": None}
+    assert [line.split() for line in repr(CrossValidation(tmp_path, content)).splitlines()[1:]] == [
+        ["loss", "-"],
+        ["top1", "0.5", "±", "0.1"],
+    ]
 
 
 @pytest.mark.parametrize(

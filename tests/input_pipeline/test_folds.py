@@ -8,8 +8,10 @@ from PIL import Image
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
+from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Table
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, assign, make_folds, view_of
+from convoy.input_pipeline.dataset.image_facts import GROUP, read_images
 from convoy.input_pipeline.dataset.open import open_dataset
 from convoy.trainer.evaluation.predictions import filenames
 from tests.input_pipeline.datasets import encode, read_payloads, write_dataset, write_split
@@ -128,6 +130,10 @@ class TestViews:
         assert fold.digest("validation") == make_folds(whole, 3).without(2).digest("validation")
         assert OUT_OF_FOLD in view_of(whole, {"folds": 3}).splits
 
+    def test_a_dataset_that_is_too_small_for_the_folds_is_another_one(self, data):
+        whole = open_dataset(data)
+        assert view_of(whole, {"fold": 2, "folds": 60}) is whole
+
     def test_too_many_folds_are_refused(self, data):
         with pytest.raises(DataError, match="--folds=60"):
             make_folds(open_dataset(data), 60)
@@ -157,8 +163,11 @@ class TestGroups:
                 workers=1,
             )
         )
+        stored = [read_images(tmp_path / "data", split)[GROUP] for split in ("train", "validation")]
+        groups = {row[2] for row in rows} - {""}
+        assert {*np.concatenate(stored).tolist()} == {0, *(content_hash(group.encode()) for group in groups)}
         of = by_name(make_folds(open_dataset(tmp_path / "data"), 3))
-        for group in {row[2] for row in rows} - {""}:
+        for group in groups:
             assert len({of[name] for name, _, patient in rows if patient == group}) == 1
         assert len({of[name] for name, _, patient in rows if not patient}) > 1
 

@@ -149,6 +149,14 @@ def test_stopped_killed_and_resumed_on_other_devices_it_is_the_same(run, data, c
         assert (other / name).read_bytes() == (run / name).read_bytes()
 
 
+def test_it_is_the_same_in_two_processes(run, data, cluster, tmp_path):
+    where = (f"--data={data}", f"--workdir={tmp_path / 'run'}", "--devices=cpu:1")
+    cluster("train", *FLAGS, *where, processes=2, output=tmp_path / "logs", check=True)
+    assert weights(tmp_path / "run") == weights(run)
+    for name in ("predictions_out_of_fold.csv", "label_errors.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
+
+
 def test_ensemble_is_the_mean_of_the_models(facts):
     assert max(facts["differences"]) < 1e-5
     assert min(facts["differences of the first"]) > 1e-3

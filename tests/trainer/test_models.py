@@ -347,6 +347,14 @@ def test_weights_of_a_run_or_of_one_of_its_checkpoints_are_loaded(tmp_path, aver
             assert np.array_equal(kernel, best[f"{'average' if averaged else 'model'}/{kernel.path}"])
 
 
+def test_the_weights_of_a_preset_are_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "preset").mkdir()
+    assert weights_file("preset") == "preset"
+    with pytest.raises(DataError, match="no checkpoints"):
+        weights_file("./preset")
+
+
 def test_a_missing_or_damaged_weights_file_is_rejected(tmp_path):
     with pytest.raises(DataError, match=r"config\.model\.weights=.*none\.weights\.h5"):
         build_model("convnet", num_classes=3, image_size=SIZE, weights=str(tmp_path / "none.weights.h5"))

@@ -26,6 +26,7 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, predictions
 from convoy.trainer.evaluation.predictions import Predictions
 from convoy.trainer.evaluation.report.analysis import likely_label_errors
+from convoy.trainer.evaluation.report.folds import deviation
 from convoy.trainer.evaluation.split import EvaluatedSplit, evaluate_split
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.chosen_steps import steps_by_model
@@ -61,7 +62,7 @@ class OutOfFold:
 
     def figures(self) -> str:
         """Returns a line on the folds."""
-        mean, sd = self.over_folds(statistics.fmean), self.over_folds(statistics.stdev)
+        mean, sd = self.over_folds(statistics.fmean), self.over_folds(deviation)
         texts = [f"{title} {share(mean[name])} ± {share(sd[name])}" for name, title in _SHOWN.items()]
         return f"{counted(len(self.folds), 'fold')}: {', '.join(texts)} (mean and standard deviation over the folds)"
 

@@ -31,6 +31,7 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.cross_validation.out_of_fold import OutOfFold, evaluate_folds
+from convoy.trainer.evaluation.report.folds import deviation
 from convoy.trainer.evaluation.report.page import write_report
 from convoy.trainer.loop import train
 from convoy.trainer.run.directory import RunDirectory
@@ -192,7 +193,7 @@ def _content(results: Sequence[Mapping[str, Any]], found: OutOfFold | None) -> d
     return {
         "folds": of_folds,
         "mean": found.over_folds(statistics.fmean),
-        "sd": found.over_folds(statistics.stdev),
+        "sd": found.over_folds(deviation),
         "out_of_fold": found.together.evaluation.quality,
         "label_errors": len(found.label_errors),
         "stop": None,

@@ -27,7 +27,7 @@ from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.task import Decision
 from convoy.trainer.session.objective import Objective
-from convoy.trainer.session.restore import TrainedRun, open_dataset_of
+from convoy.trainer.session.restore import TrainedRun, folds_of, open_dataset_of
 
 AnyPredictions = predictions.Predictions | label_predictions.LabelPredictions
 
@@ -106,10 +106,11 @@ def evaluate_split(
             f"--split={split_name}: only a whole cross-validation has it, alone. Pass the --workdir of `convoy train "
             f"--folds`, instead of {trained.run.path} or with others."
         )
-    if trained.others and isinstance(dataset, View) and split_name in LABELLED:
+    if trained.others and split_name in LABELLED and any(folds_of(member, dataset) for member in trained.members):
         raise UsageError(
-            f"--split={split_name}: the models of {trained.run.path} were trained on it, each on a part. Pass "
-            f"--split={OUT_OF_FOLD}, which predicts each image by the model that was not."
+            f"--split={split_name}: models of the ensemble were trained on it, each on a part. Pass the --workdir of "
+            f"their cross-validation alone and --split={OUT_OF_FOLD}, which predicts each image by the model that was "
+            "not."
         )
     split, objective = dataset.split(split_name), trained.objective()
     readers = {crop: Reader(split, crop) for crop in dict.fromkeys(member.crop for member in trained.members)}

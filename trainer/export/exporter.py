@@ -96,8 +96,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
 
     Raises:
       UsageError: the library of the only format is not installed; the run is a cross-validation; int8 with several
-        labels per image; the output exists and is not an export, or another
-        process is exporting to it.
+        labels per image; the output exists and is not an export, or another process is exporting to it.
       DataError: run, checkpoint or dataset cannot be used; every format is left out, for the reason of the last one;
         the output cannot be written.
     """

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import ml_collections
 
 from convoy.core.devices import Devices, check_strategy
@@ -177,6 +178,7 @@ def prepare(
                 with _suspended_deadline(deadlines.startup if cluster else 0.0):
                     to_build.model.weights = fetch_weights(worker_group, config)
             if cluster and is_from_user(config.model.name):
+                keras.utils.clear_session()  # the chief has built more since, if the process has trained another run
                 # Not in the strategy's scope: variables of different shapes end in an error of a collective operation.
                 alone = build_model(config.model.name, num_classes=dataset.num_classes, image_size=config.image_size)
                 agree_on_model(worker_group, model_identity(alone))

@@ -351,15 +351,20 @@ def open_dataset_of(
     return _as_trained_on(dataset, trained, is_given=data is not None)
 
 
-def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> Dataset:
-    """Returns the folds of a dataset that a run was trained on; another dataset as it is."""
+def folds_of(trained: TrainedRun, dataset: Dataset) -> View | None:
+    """Returns the folds of a dataset that a run was trained on; None if it was trained on another, or without folds."""
     view = dataset if isinstance(dataset, View) else view_of(dataset, trained.dataset)
     if not isinstance(view, View):
-        return dataset
+        return None
     images = view.digest("train" if view.fold else OUT_OF_FOLD)
-    if images[:16] == trained.dataset.get("train_digest"):
+    return view if images[:16] == trained.dataset.get("train_digest") else None
+
+
+def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> Dataset:
+    """Returns the folds of a dataset that a run was trained on; another dataset as it is."""
+    if view := folds_of(trained, dataset):
         return view
-    if is_given and not isinstance(dataset, View):
+    if not trained.dataset.get("folds") or (is_given and not isinstance(dataset, View)):
         return dataset
     raise DataError(
         f"{dataset.directory} has changed since {trained.run.path} was trained on a part of it, and its folds with it. "

@@ -105,12 +105,12 @@ def located_text(config: ml_collections.ConfigDict) -> str:
 
 def weights_file(path: str) -> str:
     """Returns the file that config.model.weights stands for: of a run directory its best checkpoint, of the folder of
-    an export its Keras file or SavedModel.
+    an export its Keras file or SavedModel. `preset` stands for itself, also if there is a folder of this name.
 
     Raises:
       DataError: a folder without checkpoints and without these.
     """
-    if not path or not Path(path).is_dir():
+    if path in ("", PRESET) or not Path(path).is_dir():
         return path
     folder = RunLayout(path).checkpoints
     store = CheckpointStore(folder)

@@ -513,3 +513,11 @@ class TestFolds:
         one = RunDirectory(run.fold(2))
         one.evaluation("validation").unlink()
         assert [row[0] for row in page_of(run).rows["folds"]] == ["fold", "1", "2"]
+
+    def test_one_that_diverged_has_no_standard_deviation(self, run):
+        one = RunDirectory(run.fold(2))
+        content = json.loads(one.evaluation("validation").read_text())
+        one.write_json(one.evaluation("validation"), content | {"quality": content["quality"] | {"loss": None}})
+        loss = page_of(run).rows["folds"]
+        column = loss[0].index("loss")
+        assert loss[-1][0] == "standard deviation" and not any(mark.isdigit() for mark in loss[-1][column])

@@ -1,5 +1,6 @@
 """The folds of a cross-validation in its report."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,13 @@ def over_folds(folds: Sequence[FoldOfReport]) -> list[tuple[str, Mapping[str, fl
     values = {name: [quality[name] for quality in qualities] for name in SINGLE_LABEL.metrics}
     return [
         (title, {name: summary(column) for name, column in values.items()})
-        for title, summary in (("mean", statistics.fmean), ("standard deviation", statistics.stdev))
+        for title, summary in (("mean", statistics.fmean), ("standard deviation", deviation))
     ]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Returns the standard deviation of two values or more; NaN if one is not finite, with which `stdev` fails."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def fold_curves(folds: Sequence[FoldOfReport]) -> list[tuple[str, Chart]]:
