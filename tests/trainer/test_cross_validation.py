@@ -178,8 +178,11 @@ def test_what_an_ensemble_cannot_do_is_refused(facts):
     assert f"folds={FOLDS}" in refused["other number"] and f"folds={FOLDS}" in refused["no folds"]
 
 
-def test_the_same_command_has_nothing_left_to_do(run, data, convoy):
+def test_the_same_command_only_writes_a_missing_report(run, data, convoy):
+    """The command can end between the result and the report."""
     before = (run / "result.json").read_bytes()
+    (run / "report.html").unlink()
     convoy("train", *FLAGS, f"--data={data}", f"--workdir={run}", "--devices=cpu:1", check=True)
     assert (run / "result.json").read_bytes() == before
+    assert (run / "report.html").is_file()
     assert json.loads(before)["stop"] is None

@@ -132,6 +132,9 @@ def train_folds(
             steps = [*steps_by_model(run, "best")]
         steps = worker_group.exchange("checkpoints of the folds", steps)[0]
         if not steps:
+            if worker_group.is_chief and not run.report.exists():  # ended before it was written
+                for line in write_report(run):
+                    say(line)
             return before
         for number, of_fold in enumerate(steps, 1):
             for step in of_fold:
