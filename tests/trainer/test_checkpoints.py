@@ -98,12 +98,16 @@ class TestRetention:
         assert store.steps() == [1, 2]
         assert store.best() == 1
 
-    def test_unreadable_best_is_ignored(self, store, tmp_path):
+    def test_unreadable_best_is_reported_and_another_one_chosen(self, store, tmp_path, caplog):
         save(store, 1, score=0.5)
         save(store, 2, score=0.9)
         path = tmp_path / "step-000000002.npz"
         path.write_bytes(path.read_bytes()[:-50])
         assert (store.best(), store.best_score()) == (1, 0.5)
+        assert not caplog.records
+        assert store.chosen() == 1
+        (record,) = caplog.records
+        assert str(path) in record.getMessage()
 
     def test_empty_or_absent_folder_has_no_checkpoints(self, tmp_path):
         for folder in (tmp_path, tmp_path / "absent"):

@@ -69,6 +69,17 @@ class CheckpointStore:
         scores = self._scores()
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
+    def chosen(self) -> int | None:
+        """Returns the best step, or the latest if none has a score; reports damaged files, of which one may be it."""
+        for step in self.steps():
+            try:
+                self._score(step)
+            except FileNotFoundError:
+                pass  # a run that goes on has deleted it
+            except Exception as error:  # as in `load`
+                _logger.warning("checkpoint %s: damaged (%s). It is not considered.", self.path(step), error)
+        return self.best() or self.latest()
+
     def best_score(self) -> float | None:
         """Returns the best score, or None if no checkpoint has one."""
         return max(self._scores().values(), default=None)
@@ -135,14 +146,14 @@ class CheckpointStore:
     def _scores(self) -> dict[int, float]:
         scores = {}
         for step in self.steps():
-            try:
-                with opened(self.path(step)) as archive:
-                    score = _read_metadata(archive)["score"]
-            except Exception:  # as in `load`; an unreadable checkpoint cannot be the best
-                continue
-            if score is not None:
-                scores[step] = float(score)
+            with contextlib.suppress(Exception):  # as in `load`; an unreadable checkpoint cannot be the best
+                if (score := self._score(step)) is not None:
+                    scores[step] = float(score)
         return scores
+
+    def _score(self, step: int) -> float | None:
+        with opened(self.path(step)) as archive:
+            return _read_metadata(archive)["score"]
 
     def _drop_later(self, newest: int) -> None:
         for step in self.steps():

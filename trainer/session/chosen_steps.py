@@ -44,7 +44,7 @@ def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:
     if checkpoint == "last":
         return (steps[-1],)
     if checkpoint == "best":
-        return (store.best() or steps[-1],)
+        return (store.chosen() or steps[-1],)
     if is_count(checkpoint) and int(checkpoint) in steps:
         return (int(checkpoint),)
     kind, _, count = checkpoint.partition(":")

@@ -114,7 +114,7 @@ def weights_file(path: str) -> str:
         return path
     folder = RunLayout(path).checkpoints
     store = CheckpointStore(folder)
-    step = store.best() or store.latest()
+    step = store.chosen()
     if step is not None:
         return str(folder / checkpoint_name(step))
     saved_models = [found.parent for found in Path(path).rglob(SAVED_MODEL)]
