@@ -22,8 +22,8 @@ class Evaluation(Shown):
     Attributes:
       split: name of the split.
       step: last step of the weights.
-      checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
-        one.
+      checkpoint: which checkpoints were used, such as `mean:3 (steps 80-100)` or `2 models (step 90, step 60)`; empty
+        for a single one.
       models: number of models whose probabilities are averaged.
       images: number of images.
       flip_tta: whether probabilities are the mean over each image and its mirror image.
@@ -113,7 +113,7 @@ class Evaluation(Shown):
 
     def _title(self) -> str:
         tta = ", with flip test-time augmentation" if self.flip_tta else ""
-        weights = weights_text(self.step, self.checkpoint, self.models)
+        weights = weights_text(self.step, self.checkpoint)
         return f"Evaluation of {weights} on split {self.split!r}: {counted(self.images, 'image')}{tta}"
 
     def _facts(self) -> Mapping[str, object]:
@@ -224,7 +224,7 @@ class Predictions(Shown):
         return Rows(prediction._asdict() for prediction in self)
 
     def _title(self) -> str:
-        weights = weights_text(self.step, self.checkpoint, self.models)
+        weights = weights_text(self.step, self.checkpoint)
         return f"Predictions of {weights} for {counted(len(self), 'image')}"
 
     def _table(self) -> Rows:

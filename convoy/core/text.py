@@ -1,5 +1,6 @@
 """Formats numbers: percentages, sizes, counts, durations, bars; and hides secrets in text."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -58,9 +59,17 @@ def is_count(text: str) -> bool:
     return bool(re.fullmatch("[0-9]{1,18}", text))
 
 
-def weights_text(step: int, checkpoint: str, models: int = 1) -> str:
-    """Returns which weights were used: `step 1,200`, `checkpoint` if it names several, or the number of models."""
-    return f"{models} models" if models > 1 else checkpoint or f"step {step:,}"
+def weights_text(step: int, checkpoint: str) -> str:
+    """Returns which weights were used: `step 1,200`, or `checkpoint` if it names several."""
+    return checkpoint or f"step {step:,}"
+
+
+def models_text(weights: Sequence[tuple[int, str]]) -> str:
+    """Returns which weights of several models were used, from (step, checkpoint) of each.
+
+    Such as `2 models (step 1,200, step 900)`.
+    """
+    return f"{len(weights)} models ({', '.join(itertools.starmap(weights_text, weights))})"
 
 
 def joined(items: Sequence[str], conjunction: str) -> str:

@@ -129,6 +129,9 @@ def test_result_has_mean_and_standard_deviation_of_the_folds(run, facts):
     of_all = [row["correct"] == "1" for row in rows(run / "predictions_out_of_fold.csv")]
     assert result["out_of_fold"]["top1"] == pytest.approx(np.mean(of_all))
     assert facts["out of fold"][0] == pytest.approx(facts["out of fold"][1], abs=1e-5)
+    recorded = [row for row in rows(run / "results.csv") if row["split"] == "out_of_fold"]
+    used = ", ".join(f"step {fold['checkpoint']}" for fold in result["folds"])
+    assert [row["checkpoint"] for row in recorded] == [f"{FOLDS} models ({used})"]
 
 
 def test_stopped_killed_and_resumed_on_other_devices_it_is_the_same(run, data, convoy, tmp_path):

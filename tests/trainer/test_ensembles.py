@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from convoy.core.devices import parse_devices
 from convoy.core.errors import UsageError
 from convoy.input_pipeline.dataset.folds import View, make_folds
 from convoy.input_pipeline.dataset.open import open_dataset
@@ -17,7 +18,7 @@ from convoy.trainer.evaluation.loading import probabilities_of
 from convoy.trainer.evaluation.split import evaluate_split
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
-from convoy.trainer.session.restore import TrainedRun, open_dataset_of
+from convoy.trainer.session.restore import TrainedRun, open_dataset_of, open_runs
 from tests.input_pipeline.datasets import write_dataset
 from tests.input_pipeline.images import pixels
 
@@ -50,6 +51,16 @@ def test_every_model_counts_the_same():
     alone = [np.stack(list(probabilities_of(images, each))) for each in parts]
     together = np.stack(list(probabilities_of(images, MixedEnsemble(parts))))
     np.testing.assert_allclose(together, (3 * alone[0] + alone[1]) / 4, rtol=1e-6)
+
+
+def test_a_model_counts_once(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"folds": 2}')
+    for number in (1, 2):
+        (tmp_path / f"fold-{number}").mkdir()
+    fold = tmp_path / "fold-2"
+    for workdirs in ([fold, fold], [tmp_path, fold], [fold, tmp_path / "fold-1/../fold-2"]):
+        with pytest.raises(UsageError, match="fold-2 twice"):
+            open_runs([str(path) for path in workdirs], parse_devices("cpu:1"))
 
 
 def test_a_cross_validation_has_the_loss_that_its_folds_keep(tmp_path):

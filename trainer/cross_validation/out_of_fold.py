@@ -17,7 +17,7 @@ import numpy as np
 
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError
-from convoy.core.text import counted, share
+from convoy.core.text import counted, models_text, share
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, View, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
@@ -160,13 +160,12 @@ def evaluate_folds(
 
     evaluated = [evaluate(number) for number in range(1, folds.number + 1)]
     evaluations = [fold.evaluation for fold in evaluated]
-    checkpoints = {evaluation.checkpoint for evaluation in evaluations}
     sums = np.sum([fold.sums for fold in evaluated], 0)
     evaluation = replace(
         evaluations[0],
         split=OUT_OF_FOLD,
         step=max(evaluation.step for evaluation in evaluations),
-        checkpoint=", ".join(sorted(checkpoints)),
+        checkpoint=models_text([(evaluation.step, evaluation.checkpoint) for evaluation in evaluations]),
         images=len(folds.of),
         quality=evaluated[0].objective.metrics.summarize(sums),
         digest=folds.together().digest(OUT_OF_FOLD),

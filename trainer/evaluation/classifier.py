@@ -144,11 +144,11 @@ class MixedEnsemble:
       models: number of models whose probabilities are averaged.
     """
 
-    def __init__(self, parts: Sequence[RunClassifier]):
-        """Takes the parts."""
+    def __init__(self, parts: Sequence[RunClassifier], checkpoint: str = ""):
+        """Takes the parts; `checkpoint` is that of the whole ensemble."""
         self.parts = parts
         self.class_names = parts[0].class_names
-        self.step, self.checkpoint = parts[0].step, parts[0].checkpoint
+        self.step, self.checkpoint = parts[0].step, checkpoint
         self.decision = parts[0].decision
         self.models = sum(part.models for part in parts)
         self.flip_tta = any(part.flip_tta for part in parts)
@@ -160,4 +160,4 @@ def classifier_of(trained: TrainedRun) -> RunClassifier | MixedEnsemble:
     for member in trained.members:
         by_crop.setdefault(member.crop, []).append(member)
     parts = [RunClassifier(replace(first, others=tuple(others))) for first, *others in by_crop.values()]
-    return MixedEnsemble(parts) if len(parts) > 1 else parts[0]
+    return MixedEnsemble(parts, trained.checkpoint) if len(parts) > 1 else parts[0]

@@ -60,8 +60,8 @@ class Evaluation:
       time: seconds since 1970.
       flip_tta: whether probabilities are averaged with those of the mirror image.
       record_format: feature names and classes by which records of other tools were read.
-      checkpoint: which checkpoints the weights are the mean of, such as `mean:3 (steps 80-100)`; empty for a single
-        one.
+      checkpoint: which checkpoints were used, such as `mean:3 (steps 80-100)` or `2 models (step 90, step 60)`; empty
+        for a single one.
       models: number of models whose probabilities are averaged.
       thresholds: with several labels per image, smallest probability of each class that counts as a label.
     """
@@ -83,7 +83,7 @@ class Evaluation:
     @property
     def weights(self) -> str:
         """Which weights were evaluated, as text."""
-        return weights_text(self.step, self.checkpoint, self.models)
+        return weights_text(self.step, self.checkpoint)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ steps_by_model(RunDirectory("folds"), "best")     # [(80,), (100,)]
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from convoy.core.errors import DataError, UsageError
 from convoy.core.run_layout import RunLayout
@@ -28,8 +29,12 @@ def steps_by_model(run: RunDirectory, checkpoint: str) -> list[tuple[int, ...]]:
                 f"--workdir={run.path}: fold {number} of {run.folds} is not trained yet. Rerun its command to finish, "
                 f"or pass one fold: --workdir={run.fold(1)}."
             )
-    folds = [RunDirectory(run.fold(number)) for number in range(1, run.folds + 1)]
-    return [chosen_steps(each, checkpoint) for each in folds or [run]]
+    return [chosen_steps(RunDirectory(folder), checkpoint) for folder in model_folders(run)]
+
+
+def model_folders(run: RunDirectory) -> list[Path]:
+    """Returns the run directories of the models of a run: its own, of a cross-validation those of the folds."""
+    return [Path(run.fold(number)) for number in range(1, run.folds + 1)] or [run.path]
 
 
 def chosen_steps(run: RunDirectory, checkpoint: str) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from convoy.core.devices import Devices
-from convoy.core.errors import DataError
-from convoy.core.text import counted, weights_text
+from convoy.core.errors import DataError, UsageError
+from convoy.core.text import counted, models_text, weights_text
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, View, view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Dataset, Split, open_dataset
@@ -39,7 +39,7 @@ from convoy.trainer.session.batch_statistics import (
     renew_batch_statistics,
     training_pixels,
 )
-from convoy.trainer.session.chosen_steps import steps_by_model
+from convoy.trainer.session.chosen_steps import model_folders, steps_by_model
 from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, kept_preset, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
@@ -85,7 +85,7 @@ class TrainedRun:
         """The weights for messages: `the weights of step 40`."""
         if not self.others:
             return f"the weights of {weights_text(self.step, self.checkpoint)}"
-        of_each = f", each the mean of {len(self.steps)} checkpoints" if self.checkpoint else ""
+        of_each = f", each the mean of {len(self.steps)} checkpoints" if len(self.steps) > 1 else ""
         return f"the mean of {len(self.members)} models{of_each}"
 
     @property
@@ -95,7 +95,9 @@ class TrainedRun:
 
     @property
     def checkpoint(self) -> str:
-        """Which checkpoints the weights are the mean of: `mean:3 (steps 80-100)`; empty for a single one."""
+        """Which checkpoints were used: `mean:3 (steps 80-100)` or `2 models (step 90, step 60)`; empty for one."""
+        if self.others:
+            return models_text([(member.step, member.checkpoint) for member in self.members])
         first, *others = self.steps
         return f"mean:{len(self.steps)} (steps {first}-{others[-1]})" if others else ""
 
@@ -253,9 +255,12 @@ def open_runs(
       trust_code: as in `open_run`.
 
     Raises:
-      UsageError: as `open_run`.
+      UsageError: as `open_run`, or a model is in `workdirs` twice.
       DataError: as `open_run`, or the runs have different classes, or predict one label per image and several.
     """
+    models = [str(path.resolve()) for workdir in workdirs for path in model_folders(RunDirectory(workdir))]
+    if twice := [path for path in models if models.count(path) > 1]:
+        raise UsageError(f"--workdir={','.join(workdirs)}: has the model of {twice[0]} twice. Pass each run once.")
     strategy = make_strategy(devices)
     first, *more = (
         open_run(workdir, devices, checkpoint=checkpoint, trust_code=trust_code, strategy=strategy)
