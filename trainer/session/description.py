@@ -160,6 +160,7 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
         + (f", fold {dataset.fold} of {dataset.folds} left out" if isinstance(dataset, View) else "")
         + (", block shuffle" if config.shuffle == "block" else "")
+        + (f", {config.sampling} sampling" if config.sampling != "natural" else "")
         + (
             f", {counted(validation, 'validation image')}"
             if validation
