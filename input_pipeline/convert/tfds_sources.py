@@ -126,11 +126,12 @@ def find_prepared(name: str, folder: Path) -> Path:
 
     Raises:
       NotPreparedError: the dataset is not there.
-      UsageError: it has several configurations, and `name` has none.
+      UsageError: it has several configurations, and `name` has none; or `name` is the path of a dataset elsewhere.
     """
     path, _, version = name.partition(":")
     root = folder / path
     if not root.is_dir():
+        _refuse_folder(name)
         known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
         raise NotPreparedError(
             f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Pass --download to prepare the "
@@ -153,6 +154,16 @@ def find_prepared(name: str, folder: Path) -> Path:
             f"--tfds={name}: {root} has no prepared dataset{of_version}. Pass --download to prepare it"
         )
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
+
+
+def _refuse_folder(name: str) -> None:
+    """Raises a UsageError if the name is the path of a prepared dataset, or of its folder."""
+    path = Path(name)
+    if (path / DATASET_INFO).is_file():
+        raise UsageError(f"--tfds={name} is a folder, not the name of a dataset. Pass --tfrecords={name}")
+    if any(path.glob(f"*/{DATASET_INFO}")):
+        named = f"--tfds={path.name} --tfds_dir={path.parent}"
+        raise UsageError(f"--tfds={name} is a folder, not the name of a dataset. Pass {named}")
 
 
 def list_prepared(dataset: Dataset, splits: Sequence[str]) -> Sources:

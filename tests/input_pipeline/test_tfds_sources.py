@@ -62,6 +62,20 @@ def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
             find_prepared(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("tfds/mnist/3.0.1", "--tfrecords=tfds/mnist/3.0.1"), ("tfds/mnist/", "--tfds=mnist --tfds_dir=tfds")],
+)
+@pytest.mark.parametrize("download", ["--download", "--nodownload"])
+def test_the_path_of_a_prepared_dataset_is_not_a_name(tmp_path, capsys, monkeypatch, name, fix, download):
+    (tmp_path / "tfds" / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "tfds" / "mnist" / "3.0.1" / "dataset_info.json").touch()
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--tfds={name}", f"--tfds_dir={tmp_path}/elsewhere", "--output=data", download]
+    assert cli.main(["convoy", "convert", *flags]) == 2
+    assert fix in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--images=x", "--manifest=x.csv", "--split=train", "--splits=a:1"])
 def test_flags_that_conflict_with_a_prepared_dataset_are_rejected(tmp_path, capsys, flag):
     assert cli.main(["convoy", "convert", "--tfds=photos", f"--tfds_dir={tmp_path}", "--output=data", flag]) == 2
