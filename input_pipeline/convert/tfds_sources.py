@@ -18,7 +18,7 @@ import numpy as np
 from convoy.core.errors import DataError, UsageError, did_you_mean
 from convoy.core.registry import is_from_file
 from convoy.input_pipeline.convert.compressed import uncompressed
-from convoy.input_pipeline.convert.options import Options
+from convoy.input_pipeline.convert.options import VALIDATION, Options
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources
 from convoy.input_pipeline.convert.tfds_download import directory_of, prepare
@@ -38,14 +38,24 @@ class NotPreparedError(UsageError):
 
 @contextlib.contextmanager
 def opened_tfds(request: Request, log: Log) -> Iterator[Options]:
-    """Yields the options for a TFDS dataset, with equal shares of its splits, train first; prepares it if asked to."""
+    """Yields the options for a TFDS dataset, with its splits; prepares it if asked to."""
     name, folder = request.text("tfds"), Path(request.text("tfds_dir") or default_folder())
-    request.refuse("tfds", ("split", "splits", "validation_fraction"), "its own splits")
+    request.refuse("tfds", ("split", "splits"), "its own splits")
     directory = _directory(request, name, folder, log)
     dataset = open_dataset(directory, request.record_format, keep_index=not request.is_dry_run)
-    usable = _usable_splits(dataset, f"--tfds={name}", log)
-    splits = dict.fromkeys(usable, 1 / len(usable))
-    yield request.options(directory, splits=splits, prepared=True, listing=partial(_listed, dataset, usable))
+    own = request.own_splits("tfds", _usable_splits(dataset, f"--tfds={name}", log))
+    if "train" in own and VALIDATION not in own and request.validation_fraction is None:
+        log(
+            f"--tfds={name} has no split {VALIDATION!r} (it has {', '.join(own)}), so that training on it has no "
+            "evaluation. --validation_fraction=0.1 takes one from 'train'."
+        )
+    yield request.options(
+        directory,
+        split_folders=own,
+        validation_fraction=request.validation_fraction or 0.0,
+        prepared=True,
+        listing=partial(_listed, dataset, list(own)),
+    )
 
 
 def _directory(request: Request, name: str, folder: Path, log: Log) -> Path:
