@@ -194,7 +194,7 @@ def convert(
       label_column: their column of labels; detected by default.
       tar: WebDataset archives, instead of `images`: `shard-{000..099}.tar`, or a folder of them.
       label_field: where the labels are in them: `cls`, `txt`, or `json:KEY`; detected by default.
-      tfds: dataset of TFDS, `NAME[/CONFIG][:VERSION]`, instead of `images`; with `download` also `FILE.py:CLASS`.
+      tfds: dataset of TFDS, `NAME[/CONFIG][:VERSION]`, or `FILE.py:CLASS`, instead of `images`.
       tfds_dir: TFDS' data_dir.
       download: have TFDS download and prepare the dataset if it is not in its data_dir.
       imagenet: folder of ImageNet (ILSVRC 2012), as downloaded, unpacked, or from Kaggle, instead of `images`.

@@ -60,7 +60,7 @@ _NAME_LENGTH = 40
 def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Defines the command's flags."""
     define = FlagDefiner(flags)
-    define.string(
+    define.once(
         "images",
         None,
         "folder of images: one subfolder per class, or one per split (train, test, ...) with class folders inside, "
@@ -72,40 +72,41 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         ("auto", "classes", "splits"),
         "what the folders in --images are; auto: splits if they are named like splits and have class folders inside",
     )
-    define.string(
+    define.once(
         "parquet",
         None,
         "instead of --images: parquet files, as of Hugging Face: 'data/train-*.parquet', or a folder of them",
+        "Pass one pattern, such as --parquet='{a,b}.parquet'",
     )
     define.string("image_column", "", "column of the images in the parquet files; default: detected")
     define.string("label_column", "", "column of the labels in the parquet files; default: detected")
-    define.string(
+    define.once(
         "tar",
         None,
         "instead of --images: WebDataset archives, such as 'shard-{000..099}.tar', 'shards/*.tar' or a folder of them; "
         "also compressed ones",
+        "Pass one pattern, such as --tar='{a,b}.tar'",
     )
     define.string(
         "label_field",
         "",
         "where the labels are in the archives: cls, txt or another suffix, or json:KEY; default: detected",
     )
-    define.string(
+    define.once(
         "tfds",
         None,
-        "instead of --images: a dataset of TFDS, `NAME[/CONFIG][:VERSION]`; with --download also FILE.py:CLASS, a "
-        "builder of yours",
+        "instead of --images: a dataset of TFDS, `NAME[/CONFIG][:VERSION]`, or FILE.py:CLASS, a builder of yours",
     )
-    define.string("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
+    define.once("tfrecords", None, "instead of --images: a folder of TFRecords of other tools, also compressed ones")
     define_record_flags(flags)
     define.string("tfds_dir", None, "data_dir of TFDS; default: that of TFDS itself")
     define.bool("download", None, "have TFDS download and prepare the dataset if it is not in its data_dir")
-    define.string(
+    define.once(
         "imagenet",
         None,
         "instead of --images: the folder of ImageNet (ILSVRC 2012), as downloaded, unpacked, or from Kaggle",
     )
-    define.string("manifest", None, "CSV of file names and categories: filename,category")
+    define.once("manifest", None, "CSV of file names and categories: filename,category")
     define.string("filename_column", "filename", "manifest column of file names")
     define.string("category_column", "category", "manifest column of categories")
     define.string(

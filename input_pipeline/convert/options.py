@@ -226,7 +226,8 @@ def _check_fits(options: Options, manifest: dict[str, Any]) -> None:
             f"{options.output} already has a split {repeated[0]!r} (it has {', '.join(existing)}). Pass one of the "
             f"other folders in --images={options.images} with --split, or another --output"
         )
-    if repeated == [VALIDATION] and options.splits is None and options.split != VALIDATION:
+    own = options.splits or options.split_folders or [options.split]
+    if repeated == [VALIDATION] and VALIDATION not in own:
         raise UsageError(
             f"{options.output} already has a split {VALIDATION!r}. Pass --validation_fraction=0 to keep it"
         )

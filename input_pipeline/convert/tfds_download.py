@@ -38,6 +38,19 @@ _PARTIAL = f"*.tmp.{'[0-9a-f]' * 32}"  # a folder with what was downloaded of a 
 _RETRIES = 5  # of a request, 6 s in all; TFDS' own 10 take 200 s, also where there is no network
 
 
+def directory_of(name: str, folder: Path) -> Path:
+    """Returns the directory of the dataset of a `FILE.py:BUILDER`, which may not be there.
+
+    Args:
+      name: the builder, which determines the names of the dataset, configuration and version.
+      folder: TFDS' data_dir.
+
+    Raises:
+      UsageError: there is no such builder, or it fails.
+    """
+    return _answer(_directory, name, folder)
+
+
 def prepare(name: str, folder: Path, record_format: RecordFormat, log: _Log, *, show_bars: bool = False) -> Path:
     """Downloads and prepares a dataset, unless that is done.
 
@@ -55,10 +68,15 @@ def prepare(name: str, folder: Path, record_format: RecordFormat, log: _Log, *, 
       UsageError: TFDS has no such dataset, configuration or version; or another process is preparing it.
       DataError: it has no images with labels, or its files cannot be downloaded, read or written.
     """
+    return _answer(_prepared, name, folder, record_format, show_bars, log=log)
+
+
+def _answer(work: Callable[..., Path], name: str, *arguments: object, log: _Log = lambda line: None) -> Path:
+    """Returns what `work(name, *arguments, note)` returns in a process of its own; raises its errors."""
     context = multiprocessing.get_context("spawn")
     with helper_starting(), main_module_hidden():
         connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, name, folder, record_format, show_bars))
+        process = context.Process(target=_serve, args=(theirs, work, name, *arguments))
         process.start()
     theirs.close()
     try:
@@ -82,7 +100,7 @@ def prepare(name: str, folder: Path, record_format: RecordFormat, log: _Log, *, 
         connection.close()
 
 
-def _serve(connection: Connection, name: str, folder: Path, record_format: RecordFormat, show_bars: bool) -> None:
+def _serve(connection: Connection, work: Callable[..., Path], name: str, *arguments: object) -> None:
     """Sends notes, and then the directory or an error."""
     follow_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # TFDS then removes its incomplete directory
@@ -93,8 +111,7 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
     code = 1
     try:
         try:
-            directory = _prepared(name, folder, record_format, lambda text: connection.send(("note", text)), show_bars)
-            reply = "directory", str(directory)
+            reply = "directory", str(work(name, *arguments, lambda text: connection.send(("note", text))))
         except ConvoyError as error:
             reply = type(error).__name__, str(error)
         except Exception as error:
@@ -106,7 +123,13 @@ def _serve(connection: Connection, name: str, folder: Path, record_format: Recor
         os._exit(code)  # not waiting for the threads of other downloads
 
 
-def _prepared(name: str, folder: Path, record_format: RecordFormat, note: _Log, show_bars: bool) -> Path:
+def _directory(name: str, folder: Path, note: _Log) -> Path:
+    """Does what `directory_of` does."""
+    del note
+    return Path(_builder(name, folder).data_dir)
+
+
+def _prepared(name: str, folder: Path, record_format: RecordFormat, show_bars: bool, note: _Log) -> Path:
     """Does what `prepare` does."""
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import MessageToDict

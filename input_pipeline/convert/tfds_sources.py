@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError, did_you_mean
+from convoy.core.registry import is_from_file
 from convoy.input_pipeline.convert.compressed import uncompressed
-from convoy.input_pipeline.convert.options import Options
+from convoy.input_pipeline.convert.options import VALIDATION, Options
 from convoy.input_pipeline.convert.request import Log, Request
 from convoy.input_pipeline.convert.sources import Source, Sources
-from convoy.input_pipeline.convert.tfds_download import prepare
+from convoy.input_pipeline.convert.tfds_download import directory_of, prepare
 from convoy.input_pipeline.dataset.examples import from_bytes, locate_bytes
 from convoy.input_pipeline.dataset.layout import DATASET_INFO
 from convoy.input_pipeline.dataset.open import Dataset, Split, open_dataset
@@ -37,23 +38,52 @@ class NotPreparedError(UsageError):
 
 @contextlib.contextmanager
 def opened_tfds(request: Request, log: Log) -> Iterator[Options]:
-    """Yields the options for a TFDS dataset, with equal shares of its splits, train first; prepares it if asked to."""
+    """Yields the options for a TFDS dataset, with its splits; prepares it if asked to."""
     name, folder = request.text("tfds"), Path(request.text("tfds_dir") or default_folder())
-    request.refuse("tfds", ("split", "splits", "validation_fraction"), "its own splits")
+    request.refuse("tfds", ("split", "splits"), "its own splits")
+    directory = _directory(request, name, folder, log)
+    dataset = open_dataset(directory, request.record_format, keep_index=not request.is_dry_run)
+    own = request.own_splits("tfds", _usable_splits(dataset, f"--tfds={name}", log))
+    if "train" in own and VALIDATION not in own and request.validation_fraction is None:
+        log(
+            f"--tfds={name} has no split {VALIDATION!r} (it has {', '.join(own)}), so that training on it has no "
+            "evaluation. --validation_fraction=0.1 takes one from 'train'."
+        )
+    yield request.options(
+        directory,
+        split_folders=own,
+        validation_fraction=request.validation_fraction or 0.0,
+        prepared=True,
+        listing=partial(_listed, dataset, list(own)),
+    )
+
+
+def _directory(request: Request, name: str, folder: Path, log: Log) -> Path:
+    """Returns the directory of a dataset; prepares it if asked to."""
+    download = bool(request.origin.get("download"))
     try:
-        directory = find_prepared(name, folder)
+        if not is_from_file(name):
+            return find_prepared(name, folder)
+        if request.is_dry_run or not download:  # else `prepare` finds it
+            return _of_builder(name, folder)
     except NotPreparedError as error:
-        if not request.origin.get("download"):
+        if not download:
             raise
         if request.is_dry_run:
             raise UsageError(
                 f"--download: {name} is not prepared in {folder}, and --dry_run writes nothing. Omit --dry_run"
             ) from error
-        directory = prepare(name, folder, request.record_format, log, show_bars=request.show_bars)
-    dataset = open_dataset(directory, request.record_format, keep_index=not request.is_dry_run)
-    usable = _usable_splits(dataset, f"--tfds={name}", log)
-    splits = dict.fromkeys(usable, 1 / len(usable))
-    yield request.options(directory, splits=splits, prepared=True, listing=partial(_listed, dataset, usable))
+    return prepare(name, folder, request.record_format, log, show_bars=request.show_bars)
+
+
+def _of_builder(name: str, folder: Path) -> Path:
+    directory = directory_of(name, folder)
+    if not directory.is_dir():
+        raise NotPreparedError(
+            f"--tfds={name}: there is no folder {directory}. Pass --download to prepare the dataset, or the data_dir "
+            "that has it as --tfds_dir"
+        )
+    return directory
 
 
 @contextlib.contextmanager
@@ -106,11 +136,12 @@ def find_prepared(name: str, folder: Path) -> Path:
 
     Raises:
       NotPreparedError: the dataset is not there.
-      UsageError: it has several configurations, and `name` has none.
+      UsageError: it has several configurations, and `name` has none; or `name` is the path of a dataset elsewhere.
     """
     path, _, version = name.partition(":")
     root = folder / path
     if not root.is_dir():
+        _refuse_folder(name)
         known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
         raise NotPreparedError(
             f"--tfds={name}: there is no folder {root}{did_you_mean(path, known)}. Pass --download to prepare the "
@@ -133,6 +164,16 @@ def find_prepared(name: str, folder: Path) -> Path:
             f"--tfds={name}: {root} has no prepared dataset{of_version}. Pass --download to prepare it"
         )
     return max(found, key=lambda directory: [int(part) for part in re.findall(r"\d+", directory.name)])
+
+
+def _refuse_folder(name: str) -> None:
+    """Raises a UsageError if the name is the path of a prepared dataset, or of its folder."""
+    path = Path(name)
+    if (path / DATASET_INFO).is_file():
+        raise UsageError(f"--tfds={name} is a folder, not the name of a dataset. Pass --tfrecords={name}")
+    if any(path.glob(f"*/{DATASET_INFO}")):
+        named = f"--tfds={path.name} --tfds_dir={path.parent}"
+        raise UsageError(f"--tfds={name} is a folder, not the name of a dataset. Pass {named}")
 
 
 def list_prepared(dataset: Dataset, splits: Sequence[str]) -> Sources:

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def stated_format(
       class_names: these classes, instead of the file.
 
     Raises:
-      UsageError: `data` is from `convoy convert`, which states all of it.
+      UsageError: `data` is from `convoy convert`, which states all of it; or a name in `class_names` is repeated.
       DataError: the file of class names cannot be used.
     """
     given = {"image_key": image_key, "label_key": label_key, "class_names_file": class_names_file}
@@ -218,6 +219,8 @@ def stated_format(
     if stated and source_name(data):
         raise UsageError(f"{stated[0]}: is for TFRecords, and {data} is a source. Omit it")
     names = read_class_names(Path(class_names_file)) if class_names_file else tuple(class_names)
+    if repeated := [name for name, number in Counter(names).items() if number > 1]:
+        raise UsageError(f"class_names has {repeated[0]!r} more than once. Give each class its own name")
     return RecordFormat(image_key, label_key, names)
 
 

@@ -37,9 +37,17 @@ class Photos(tfds.core.GeneratorBasedBuilder):
             yield number, {"id": f"{number}", "kind": number % 3 if labeled else -1, "photo": pixels(number)}
 
 
-def prepare_with_tfds(folder: Path) -> Path:
-    """Prepares `Photos` with TFDS under `folder`; returns the dataset directory."""
-    builder = Photos(data_dir=str(folder))
+class TwoSplits(Photos):
+    """Images of three kinds, without a split `validation`."""
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples(range(30)), "test": self._generate_examples(range(30, 36))}
+
+
+def prepare_with_tfds(folder: Path, builder_class: type[tfds.core.GeneratorBasedBuilder] = Photos) -> Path:
+    """Prepares a dataset with TFDS under `folder`; returns the dataset directory."""
+    builder = builder_class(data_dir=str(folder))
     builder.download_and_prepare()
     return Path(builder.data_dir)
 

@@ -90,6 +90,7 @@ def test_images_that_cannot_be_used_are_listed_by_position(tmp_path):
         ({"images": COLOR, "labels": NUMBERS, "manifest": "photos.csv"}, "manifest=photos.csv"),
         ({"images": COLOR / 255, "labels": NUMBERS}, "float64"),
         ({"images": zip(COLOR, NUMBERS, strict=True)}, "ndarray, int"),
+        ({"images": COLOR, "labels": NUMBERS, "class_names": ["a", "d", "b", "d"]}, "'d'"),
     ],
 )
 def test_arrays_that_cannot_be_converted_leave_nothing(tmp_path, given, named):

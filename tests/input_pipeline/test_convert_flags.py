@@ -112,6 +112,16 @@ def test_invalid_flag_is_rejected(tmp_path, photos, capsys, flag, named):
     assert_rejected(capsys, named, f"--images={photos}", f"--output={tmp_path}/data", flag, code=2)
 
 
+@pytest.mark.parametrize("source", ["images", "parquet", "tar", "tfds", "tfrecords", "imagenet", "manifest"])
+def test_a_source_given_twice_is_rejected(tmp_path, capsys, source):
+    flags = (f"--{source}={tmp_path}/a", f"--output={tmp_path}/data")
+    assert_rejected(capsys, f"--{source}={tmp_path}/b", *flags, f"--{source}", f"{tmp_path}/b", code=2)
+    several = {"tar": "{a,b}.tar", "parquet": "{a,b}.parquet"}.get(source, "Pass one of them")
+    assert_rejected(capsys, several, *flags, f"--{source}=b", code=2)
+    parsed, _ = cli.parse("convert", [*flags, flags[0]])
+    assert parsed[source].value == f"{tmp_path}/a"
+
+
 def test_split_that_does_not_fit_is_rejected_and_the_dataset_is_unchanged(tmp_path, photos, capsys):
     data = tmp_path / "data"
     convert(Options(photos, data))

@@ -116,7 +116,7 @@ def builders(tmp_path, monkeypatch):
 
 def prepare_here(name, folder):
     """Prepares in this process; returns the directory."""
-    return tfds_download._prepared(str(name), folder, RecordFormat(), lambda note: None, show_bars=False)
+    return tfds_download._prepared(str(name), folder, RecordFormat(), False, lambda note: None)
 
 
 def downloads(folder):
@@ -142,6 +142,17 @@ def test_a_set_is_downloaded_once_and_converted_with_its_splits(tmp_path, server
     finished = processes.run([sys.executable, "-c", without_tfds, "convert", *again])
     assert finished.returncode == 0, finished.stderr
     assert (contents(folder), server.requests) == before
+
+
+@pytest.mark.parametrize("flag", ["--download", "--nodownload"])
+def test_the_prepared_set_of_a_builder_is_found_also_in_a_dry_run(tmp_path, server, builders, capsys, flag):
+    folder, output = tmp_path / "tfds", tmp_path / "data"
+    flags = (f"--tfds={builders.name}", f"--tfds_dir={folder}", f"--output={output}", "--dry_run", "--workers=1", flag)
+    assert cli.main(["convoy", "convert", *flags]) == 2
+    assert ("Omit --dry_run" in capsys.readouterr().err) == (flag == "--download") and not folder.exists()
+    prepare_here(builders.name, folder)
+    assert cli.main(["convoy", "convert", *flags]) == 0
+    assert "18 images would be converted" in capsys.readouterr().out and not output.exists()
 
 
 @pytest.mark.slow

@@ -45,6 +45,29 @@ def test_prepared_dataset_is_converted_with_splits_and_labels(tmp_path, capsys, 
     assert found == {number: number % 3 for number in range(60, 75)}
 
 
+def test_validation_split_is_taken_from_a_prepared_dataset_without_one(tmp_path, capsys):
+    from tests.input_pipeline.external_sets import TwoSplits, prepare_with_tfds
+
+    prepare_with_tfds(tmp_path / "tfds", TwoSplits)
+    flags = ("--tfds=two_splits", f"--tfds_dir={tmp_path / 'tfds'}", "--workers=1")
+    for given, validation, is_noted in ((), {}, True), (("--validation_fraction=.1",), {"validation": 3}, False):
+        output = tmp_path / f"data{len(given)}"
+        assert cli.main(["convoy", "convert", *flags, f"--output={output}", *given]) == 0
+        dataset = open_dataset(output)
+        counts = {split: dataset.split(split).num_images for split in dataset.splits}
+        assert counts == {"train": 30 - sum(validation.values()), "test": 6, **validation}
+        assert ("--validation_fraction" in capsys.readouterr().err) == is_noted
+
+
+def test_own_validation_split_leaves_none_to_be_taken(tmp_path, capsys):
+    from tests.input_pipeline.external_sets import prepare_with_tfds
+
+    flags = ("convert", f"--output={tmp_path / 'data'}", "--workers=1", "--tfds=photos", f"--tfds_dir={tmp_path}")
+    prepare_with_tfds(tmp_path)
+    assert cli.main(["convoy", *flags, "--validation_fraction=.1"]) == 2
+    assert "--tfds=photos" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
 def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
     for path in ("mnist/3.0.1", "mnist/3.0.10", "resized/8x8/1.0.0", "resized/16x16/1.0.0", "half/1.0.0"):
         (tmp_path / path).mkdir(parents=True)
@@ -60,6 +83,20 @@ def test_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             find_prepared(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("tfds/mnist/3.0.1", "--tfrecords=tfds/mnist/3.0.1"), ("tfds/mnist/", "--tfds=mnist --tfds_dir=tfds")],
+)
+@pytest.mark.parametrize("download", ["--download", "--nodownload"])
+def test_the_path_of_a_prepared_dataset_is_not_a_name(tmp_path, capsys, monkeypatch, name, fix, download):
+    (tmp_path / "tfds" / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "tfds" / "mnist" / "3.0.1" / "dataset_info.json").touch()
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--tfds={name}", f"--tfds_dir={tmp_path}/elsewhere", "--output=data", download]
+    assert cli.main(["convoy", "convert", *flags]) == 2
+    assert fix in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--images=x", "--manifest=x.csv", "--split=train", "--splits=a:1"])
