@@ -1,6 +1,6 @@
 """`Run.explain`: where a model finds the evidence for a class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,9 @@ class HeatMaps(Shown):
 def explained(
     classifier: "RunClassifier | MixedEnsemble",
     images: Any,  # noqa: ANN401 (as in `Run.explain`)
-    classes: str | Sequence[str] | None,
+    classes: list[str] | str | None,
 ) -> HeatMaps:
-    """Returns the heat maps of a run's model; the arguments are those of `Run.explain`."""
+    """Returns the heat maps of a run's model; `images` as in `Run.explain`, `classes` from `class_names_in`."""
     import tensorflow as tf
 
     from convoy.trainer.evaluation.classifier import RunClassifier
@@ -86,8 +86,23 @@ def explained(
     return HeatMaps(names, explained_names, maps, pixels, classifier.step, classifier.checkpoint)
 
 
-def _labels(classes: str | Sequence[str], class_names: Sequence[str], count: int) -> list[int]:
-    given = [classes] * count if isinstance(classes, str) else list(classes)
+def class_names_in(classes: object) -> list[str] | str | None:
+    """Returns `classes` of `Run.explain`; raises a UsageError if these are no names."""
+    if classes is None or isinstance(classes, str):
+        return classes
+    given = list(classes) if isinstance(classes, Iterable) else [classes]
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) < len(given):
+        wrong = next(name for name in given if not isinstance(name, str))
+        raise UsageError(
+            f"classes={classes!r:.200}: {wrong!r:.60} is not the name of a class. Pass a name as text, or a list of "
+            "one name per image."
+        )
+    return names
+
+
+def _labels(classes: list[str] | str, class_names: Sequence[str], count: int) -> list[int]:
+    given = [classes] * count if isinstance(classes, str) else classes
     if len(given) != count:
         raise UsageError(f"classes: {counted(len(given), 'name')} for {counted(count, 'image')}. Pass one per image.")
     for name in given:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from convoy.api.datasets import path_text
 from convoy.api.exports import predicted
-from convoy.api.heat_maps import HeatMaps, explained
+from convoy.api.heat_maps import HeatMaps, class_names_in, explained
 from convoy.api.label_results import evaluation_of
 from convoy.api.recorded import RecordedRun
 from convoy.api.results import Evaluation, Export, Predictions
 from convoy.api.shown import Rows
 from convoy.api.spelling import in_python, spelled_for_python
 from convoy.core.devices import parse_devices
-from convoy.core.errors import ConvoyError, DataError
+from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD
 from convoy.input_pipeline.dataset.open import Data, stated_format
 from convoy.trainer.run import listing
@@ -193,16 +193,17 @@ class Run(RecordedRun):
           trust_code: as in `evaluate`.
 
         Raises:
-          UsageError: as `predict`; a class is unknown, the model has no feature map before its head, or the run is a
-            cross-validation, which has several models.
+          UsageError: as `predict`; a class is unknown or no text, the model has no feature map before its head, or the
+            run is a cross-validation, which has several models.
           DataError: run or images cannot be used.
 
         Example:
           found = convoy.open_run("run").explain("photos/test")
           found.labels[0], found.maps[0].max(), found.overlays[0].shape
         """
+        named = class_names_in(classes)
         with self._model(checkpoint, devices, trust_code) as (_, classifier):
-            return explained(classifier, images, classes)
+            return explained(classifier, images, named)
 
     @spelled_for_python()
     def export(
@@ -347,12 +348,17 @@ def open_run(workdir: _Path) -> Run:
       workdir: the run directory.
 
     Raises:
+      UsageError: it is no path.
       DataError: there is no run.
 
     Example:
       run = convoy.open_run("run")
       run.metrics("validation")
     """
+    if not isinstance(workdir, str | os.PathLike):
+        several = isinstance(workdir, Iterable)
+        ensemble = " For several runs as an ensemble, run `convoy predict --workdir=RUN,RUN`." if several else ""
+        raise UsageError(f"workdir={workdir!r:.200}: is not a path. Pass that of one run directory.{ensemble}")
     path = Path(workdir)
     if not listing.is_run(path):
         raise DataError(
@@ -369,11 +375,13 @@ def list_runs(folder: _Path) -> Runs:
       folder: the folder.
 
     Raises:
-      UsageError: it is not a folder.
+      UsageError: it is not the path of a folder.
 
     Example:
       for run in convoy.list_runs("."):
           run.name, run.best, run.differences
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(f"folder={folder!r:.200}: is not a path. Pass that of one folder.")
     found = listing.list_runs(Path(folder))
     return Runs(Run(Path(folder) / run.name, run.name, run.differences) for run in found)

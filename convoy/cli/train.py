@@ -325,7 +325,9 @@ def _print_config(config: ml_collections.ConfigDict, flags: absl_flags.FlagValue
 
     dataset = open_dataset(flags.data, record_format(flags, flags.data))
     if flags.folds:
-        dataset = make_folds(dataset, flags.folds).without(1)
+        folds = make_folds(dataset, flags.folds)
+        folds.check()
+        dataset = folds.without(1)
     num_images = dataset.split("train").num_images
     strategy = make_strategy(parse_devices(flags.devices), flags.strategy)
     plan = configs.resolve(config, num_images=num_images, replicas=strategy.num_replicas_in_sync)

@@ -70,11 +70,26 @@ class Folds:
       dataset: the dataset.
       number: number of folds, K.
       of: [n] int64, the fold of each labelled image, from 1: those of `train`, then those of `validation`.
+      groups: [n] integers, images with the same are in the same fold.
     """
 
     dataset: Dataset
     number: int
     of: np.ndarray
+    groups: np.ndarray
+
+    def check(self) -> None:
+        """Raises a DataError if no class has enough images, or groups of them, for every fold."""
+        labels = self._labelled.label
+        label_of_group, _ = np.unique(np.stack([labels.astype(np.int64), self.groups]), axis=1)
+        most = int(np.bincount(label_of_group).max())
+        if self.number > most:
+            fix = f"Pass fewer folds, at most {most}." if most > 1 else "Train a single run, without --folds."
+            raise DataError(
+                f"--folds={self.number}: no class of {self.dataset.directory} has more than "
+                f"{counted(most, 'labelled image')}, or groups of images that stay together, so each would be missing "
+                f"from some fold. {fix}"
+            )
 
     def without(self, fold: int) -> View:
         """Returns the dataset to train on without a fold, which is validated on."""
@@ -141,14 +156,15 @@ def make_folds(dataset: Dataset, number: int) -> Folds:
     contents, columns = _facts(dataset, "content"), _facts(dataset, GROUP, or_zero=True)
     hashes = _facts(dataset, "perceptual") if _groups_alike(dataset) else None
     keys = contents if contents is not None else np.concatenate([_checksums(split) for split in splits])
-    of = assign(keys, _groups(keys, columns, hashes), labels, number, dataset.class_names)
+    groups = _groups(keys, columns, hashes)
+    of = assign(keys, groups, labels, number, dataset.class_names)
     if empty := sorted({*range(1, number + 1)} - {*of.tolist()}):
         raise _TooFewImagesError(
             f"--folds={number}: fold {empty[0]} would be empty, {dataset.directory} has "
             f"{counted(len(labels), 'labelled image')} in {counted(len(np.unique(labels)), 'class', 'classes')}. Pass "
             "fewer folds."
         )
-    return Folds(dataset, number, of)
+    return Folds(dataset, number, of, groups)
 
 
 def view_of(dataset: Dataset, description: Mapping[str, Any]) -> Dataset:

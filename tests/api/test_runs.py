@@ -46,6 +46,23 @@ def test_run_in_progress_is_read_anew_each_time(run):
         _ = opened.result.weights_sha
 
 
+@pytest.mark.parametrize("wrong", [["a", "b"], ("a",), 3, None])
+def test_what_is_no_path_is_refused(wrong):
+    with pytest.raises(convoy.UsageError) as refused:
+        convoy.open_run(wrong)
+    assert f"workdir={wrong!r}" in str(refused.value)
+    assert ("`convoy predict --workdir=" in str(refused.value)) == isinstance(wrong, list | tuple)
+    with pytest.raises(convoy.UsageError, match="^folder="):
+        convoy.list_runs(wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, ["mug", 3], [None]])
+def test_classes_to_explain_that_are_no_names_are_refused(run, wrong):
+    with pytest.raises(convoy.UsageError) as refused:
+        convoy.open_run(run.path).explain("photos", classes=wrong)
+    assert f"classes={wrong!r}" in str(refused.value)
+
+
 def test_config_of_an_earlier_version_is_complete(run):
     content = json.loads(run.config.read_text())
     del content["divergence"]

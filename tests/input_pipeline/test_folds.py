@@ -138,6 +138,15 @@ class TestViews:
         with pytest.raises(DataError, match="--folds=60"):
             make_folds(open_dataset(data), 60)
 
+    def test_more_folds_than_any_class_has_images_are_refused(self, data):
+        whole = open_dataset(data)
+        labels = np.concatenate([whole.split(name).label for name in ("train", "validation")])
+        most = int(np.bincount(labels).max())
+        make_folds(whole, most).check()
+        folds = make_folds(whole, most + 1)  # runs of earlier versions are read
+        with pytest.raises(DataError, match=rf"--folds={most + 1}:.*at most {most}\b"):
+            folds.check()
+
     def test_classes_with_too_few_images_are_named(self, data):
         whole = open_dataset(data)
         assert "Käse" in make_folds(whole, 12).small_classes()
@@ -166,10 +175,14 @@ class TestGroups:
         stored = [read_images(tmp_path / "data", split)[GROUP] for split in ("train", "validation")]
         groups = {row[2] for row in rows} - {""}
         assert {*np.concatenate(stored).tolist()} == {0, *(content_hash(group.encode()) for group in groups)}
-        of = by_name(make_folds(open_dataset(tmp_path / "data"), 3))
+        folds = make_folds(open_dataset(tmp_path / "data"), 3)
+        of = by_name(folds)
         for group in groups:
             assert len({of[name] for name, _, patient in rows if patient == group}) == 1
         assert len({of[name] for name, _, patient in rows if not patient}) > 1
+        dataclasses.replace(folds, number=9).check()  # 5 patients and 4 images without one
+        with pytest.raises(DataError, match=r"--folds=10:.*at most 9\b"):
+            dataclasses.replace(folds, number=10).check()
 
     @pytest.mark.parametrize("similar", [False, True])
     def test_look_alikes_stay_together_or_are_counted(self, tmp_path, similar):

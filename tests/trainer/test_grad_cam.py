@@ -11,7 +11,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import convoy as api
+from convoy.core.errors import DataError
+from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.evaluation.grad_cam import GradCam
+from convoy.trainer.evaluation.loading import pixels_of, sources_of
 from convoy.trainer.evaluation.pictures import heat_colors, heat_overlay
 from convoy.trainer.models import ModelBundle
 from convoy.trainer.models.from_users import unit_scale
@@ -145,6 +148,15 @@ def test_heat_is_drawn_over_a_gray_image_in_rising_brightness():
     assert all(np.ptp(pixel) > 30 for pixel in drawn[0, 1:])
     legend = [int(color[1:3], 16) + int(color[3:5], 16) for color in heat_colors(9)]
     assert legend[1:] == sorted(legend[1:])
+
+
+def test_unreadable_file_is_named_without_a_traceback_of_tensorflow(tmp_path, capfd):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    _, sources = sources_of([tmp_path / "good.png", tmp_path / "broken.jpg"])
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        list(pixels_of(sources, Crop(16)))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

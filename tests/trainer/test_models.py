@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -345,6 +347,16 @@ def test_weights_of_a_run_or_of_one_of_its_checkpoints_are_loaded(tmp_path, aver
             best, _ = store.load(10 if weights.is_dir() else step)
             kernel = built.model.trainable_variables[0]
             assert np.array_equal(kernel, best[f"{'average' if averaged else 'model'}/{kernel.path}"])
+
+
+def test_of_a_cross_validation_the_weights_are_those_of_a_fold(tmp_path):
+    fold = tmp_path / "folds" / "fold-1"
+    (fold / "checkpoints").mkdir(parents=True)
+    (fold / "dataset.json").write_text('{"fold": 1, "folds": 3}')
+    with pytest.raises(DataError, match=re.escape(f"{fold}.")):
+        weights_file(str(tmp_path / "folds"))
+    with pytest.raises(DataError, match="no checkpoints"):
+        weights_file(str(fold))
 
 
 def test_the_weights_of_a_preset_are_no_folder_of_that_name(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from convoy.trainer.checkpoint.checkpoints import CheckpointStore
 from convoy.trainer.config import resolution
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.description import dataset_identity
+from convoy.trainer.session.prepare import open_training_data
 from convoy.trainer.session.resume import effects_of_extension, resumed_config
 from convoy.trainer.session.weights import weights_digest
 from tests.input_pipeline.datasets import write_dataset
@@ -29,6 +30,23 @@ def shards(tmp_path):
     frames = [records.frame(records.example({"image": b"x", "label": label})) for label in (0, 1, 1)]
     (folder / "train.tfrecord").write_bytes(b"".join(frames))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "meant"),
+    [
+        ("loss.name", "focl", "focal"),
+        ("loss.class_weights", "balance", "balanced"),
+        ("optimizer.name", "lamp", "lamb"),
+        ("model.name", "convnt", "convnet"),
+    ],
+)
+def test_misspelled_names_are_found_before_a_run_is_compared(shards, field, typed, meant):
+    config = ml_collections.ConfigDict(configs.default_config())
+    open_training_data(config, str(shards))
+    config.update_from_flattened_dict({field: typed})
+    with pytest.raises(UsageError, match=rf"config\.{field}='{typed}'.*did you mean '{meant}'"):
+        open_training_data(config, str(shards))
 
 
 @pytest.fixture

@@ -100,6 +100,8 @@ def train_folds(
             run.check(folds=folds)
         known = RunDirectory(run.fold(1)).record_format(record_format or RecordFormat())
         divided = make_folds(open_training_data(config, data, known), folds)
+        if not run.folds:  # one that earlier versions have begun can be ended
+            divided.check()
         if worker_group.is_chief:
             for line in _description(divided):
                 say(line)

@@ -136,7 +136,7 @@ def _results(
     """Yields a result per image; `results` takes what `Classifier.probabilities` takes."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
-    one_pixel = buffer.getvalue()  # in place of an image that is skipped
+    one_pixel = buffer.getvalue()  # in place of an image that cannot be read
     reasons = {} if unreadable is None else unreadable
 
     def load(index: np.ndarray) -> tuple[bytes, bytes, np.int64, np.int64]:
@@ -150,8 +150,7 @@ def _results(
                 tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except Exception as error:  # decoders raise anything for a broken image
             reasons[int(index)] = _reason(error, data)
-            if unreadable is None:
-                raise
+            # Not raised again: TensorFlow would log the traceback.
             encoded, image_format, (width, height), _ = pixels.encode(one_pixel, pixels.Pixels(0, "keep"))
         return encoded, image_format.encode(), np.int64(height), np.int64(width)
 
@@ -162,16 +161,21 @@ def _results(
         features = {name: tf.ensure_shape(value, []) for name, value in features.items()}
         return decode_and_crop(features, tf.zeros([CROP_DRAWS]), crop, any_viewed=False)
 
+    files = {number: image for number, image in enumerate(images) if isinstance(image, ImageFile)}
+    found: dict[str, str] = {}
     try:
-        yield from results(decode, len(images))
+        for result in results(decode, len(images)):
+            if unreadable is None and reasons:
+                found = {files[number].name: reason for number, reason in sorted(reasons.copy().items())}
+                break
+            yield result
     except tf.errors.OpError:
-        files = {number: image for number, image in enumerate(images) if isinstance(image, ImageFile)}
-        found = {files[number].name: reason for number, reason in reasons.items()}
-        found = found or _undecodable(files.values(), limits)
+        found = _undecodable(files.values(), limits)
         if not found:
             raise
+    if found:
         listed = "; ".join(f"{name!r}: {why}" for name, why in list(found.items())[:_NAMED])
-        raise DataError(f"at least {len(found)} of the images cannot be read: {listed}. {fix}") from None
+        raise DataError(f"at least {len(found)} of the images cannot be read: {listed}. {fix}")
 
 
 def _read(file: ImageFile, limits: pixels.Limits) -> bytes:

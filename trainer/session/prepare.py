@@ -29,7 +29,7 @@ from convoy.trainer.cluster.strategy import make_strategy, set_cpu_threads
 from convoy.trainer.cluster.watchdog import Deadlines
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan
-from convoy.trainer.models import build_model, is_from_user
+from convoy.trainer.models import MODELS, build_model, is_from_user
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.session.agreement import (
     agree_on_checkpoint,
@@ -49,7 +49,7 @@ from convoy.trainer.session.kept_code import (
     model_identity,
     piece_digests,
 )
-from convoy.trainer.session.objective import Objective, config_for, training_objective
+from convoy.trainer.session.objective import Objective, class_weights, config_for, training_objective
 from convoy.trainer.session.restore import restore_state
 from convoy.trainer.session.resume import resumed_config
 from convoy.trainer.session.runtime import (
@@ -59,6 +59,8 @@ from convoy.trainer.session.runtime import (
     resolve_precision_and_xla,
 )
 from convoy.trainer.session.weights import fetch_weights, initial_digest
+from convoy.trainer.step.losses import LOSSES
+from convoy.trainer.step.optimizers import OPTIMIZERS
 from convoy.trainer.tf_compat.internals import MOST_EXCHANGING_DEVICES
 
 _MAX_LOCK_WAIT_SECONDS = 120.0
@@ -222,6 +224,10 @@ def open_training_data(
       DataError: the dataset cannot be used.
     """
     configs.check(config)
+    LOSSES.check(config.loss.name)
+    OPTIMIZERS.check(config.optimizer.name)
+    if is_from_user(config.model.name):
+        MODELS.check(config.model.name)
     dataset = open_dataset(data, record_format)
     split = dataset.split("train")
     if dataset.num_classes < 2:
@@ -244,6 +250,7 @@ def open_training_data(
             f"--data={dataset.directory}: is not on a local file system, and config.shuffle=global reads every record "
             "separately. Pass --config.shuffle=block, or copy the dataset to this machine."
         )
+    class_weights(config.loss.class_weights, dataset)
     return dataset
 
 

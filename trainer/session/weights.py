@@ -19,6 +19,7 @@ from convoy.trainer.models.from_users import APPLICATIONS
 from convoy.trainer.models.hub import HUB, PRESET, fetch_preset, preset_weights
 from convoy.trainer.models.pretrained import SAVED_MODEL
 from convoy.trainer.models.published import IMAGENET, cached_path, cached_weights, fetched_weights, published_file
+from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EXPORT_DESCRIPTION, read_json_object
 
 _DOWNLOAD_SECONDS = 6 * 3600.0
@@ -108,7 +109,7 @@ def weights_file(path: str) -> str:
     an export its Keras file or SavedModel. `preset` stands for itself, also if there is a folder of this name.
 
     Raises:
-      DataError: a folder without checkpoints and without these.
+      DataError: a folder without checkpoints and without these, as that of a cross-validation.
     """
     if path in ("", PRESET) or not Path(path).is_dir():
         return path
@@ -120,6 +121,12 @@ def weights_file(path: str) -> str:
     saved_models = [found.parent for found in Path(path).rglob(SAVED_MODEL)]
     for exported in (*sorted(Path(path).glob("*.keras")), *sorted(saved_models)):
         return str(exported)
+    run = RunDirectory(path)
+    if run.folds:
+        raise DataError(
+            f"config.model.weights={path!r}: has the {run.folds} runs of a cross-validation. Pass one of them, such as "
+            f"{run.fold(1)}."
+        )
     raise DataError(
         f"config.model.weights={path!r}: has no checkpoints. Pass a run directory, a weights file, or a folder of "
         "`convoy export` with a SavedModel or a Keras file."
