@@ -7,6 +7,7 @@ The images are copied to a temporary file, a few rows at a time, since parquet f
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,8 @@ from convoy.input_pipeline.convert.sources import Source, Sources
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
+
+Batch = tuple["pa.Array", list[object]]  # images, as large_binary, and labels
 
 _SUFFIXES = (".parquet", ".parq")
 _ROWS = 64  # that are in memory at a time
@@ -200,7 +203,7 @@ def _images_of(file: NamedFile, columns: Columns, labels: Labels, copies: Spool)
     """Yields the images of a file after copying them, each with why it cannot be used, or ""."""
     modified = file.path.stat().st_mtime_ns
     row = 0
-    for images, values in _batches(file.path, columns):
+    for images, values in _read_ahead(_batches(file.path, columns)):
         offsets, sizes = _copied(images, copies)
         for offset, size, is_null, value in zip(offsets, sizes, images.is_null().to_pylist(), values, strict=True):
             category, problem = "", "no image (null)" if is_null else ""
@@ -214,8 +217,17 @@ def _images_of(file: NamedFile, columns: Columns, labels: Labels, copies: Spool)
             row += 1
 
 
-def _batches(path: Path, columns: Columns) -> Iterator[tuple["pa.Array", list[object]]]:
-    """Yields images, as large_binary, and labels of some rows at a time.
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yields batches, while a thread reads the next one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def _batches(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Yields the images and labels of some rows at a time.
 
     Raises:
       DataError: the file is damaged.
