@@ -124,7 +124,7 @@ def test_an_image_in_other_classes_of_other_splits_is_said_on_the_console(tmp_pa
     for split, folder in (("train", photos), ("test", test)):
         command = ["convoy", "convert", f"--images={folder}", f"--output={tmp_path / 'data'}", f"--split={split}"]
         assert cli.main([*command, "--validation_fraction=0"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "another class" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "another label" in line]
     assert len(said) == 1 and "mug/z_other.jpg" in said[0] and "of train" in said[0]
 
 
