@@ -15,8 +15,8 @@ from convoy.trainer.step.step import StepResult
 class StepProfiler(Callback):
     """Profiles one range of steps, once, on the chief.
 
-    Not on the other workers: TensorFlow 2.21 frees memory twice there when it ends a recording, once in about 100 times
-    (`SplitEventTracker` keeps pointers into events that a growing vector copies), which aborts the process.
+    Not on the other workers: TensorFlow 2.21 sometimes frees memory twice there when it ends a recording, which aborts
+    the process (it seems that `SplitEventTracker` keeps pointers into events that a growing vector copies).
     """
 
     def __init__(self, first: int, last: int):
