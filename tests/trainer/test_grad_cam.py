@@ -77,9 +77,7 @@ def computed_by_keras(model, map_layer, pixels, label):
 
 
 class TestFormula:
-    @pytest.mark.parametrize(
-        ("end", "map_layer"), [(pooled, "map"), (flattened, "pool"), (pooled_with_sides, "map")]
-    )
+    @pytest.mark.parametrize(("end", "map_layer"), [(pooled, "map"), (flattened, "pool"), (pooled_with_sides, "map")])
     def test_maps_are_those_of_a_gradient_through_the_keras_model(self, end, map_layer):
         model, pixels = convolutional(end), images()
         grad_cam, _ = grad_cam_of(model)
