@@ -130,8 +130,8 @@ class Prediction(NamedTuple):
       name: path of the image, or its number.
       label: the most probable class; with several labels per image the list of its classes, the most probable first.
         None for an image that cannot be read.
-      probability: its probability, in [0, 1]; with several labels that of the least probable one, and without any that
-        of no label at all as the model sees it.
+      probability: its probability, in [0, 1]; with several labels that of the least probable one, and without any 1
+        minus the highest one.
 
     Example:
       first = convoy.open_run("run").predict("photos/test")[0]

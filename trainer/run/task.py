@@ -130,7 +130,7 @@ class Decision:
         return [sorted(self.labels(row)) for row in probabilities]
 
     def certainty(self, probabilities: np.ndarray) -> float:
-        """Returns the probability of the least probable label of an image; without any, that of lacking the others."""
+        """Returns the probability of the least probable label of an image; without any, 1 minus the highest one."""
         labels = self.labels(probabilities)
         return float(min(probabilities[labels])) if labels else 1 - float(probabilities.max())
 
