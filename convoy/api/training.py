@@ -80,6 +80,8 @@ class TrainingResult(Shown):
       substituted_records: unusable records in whose place others were used.
       thresholds: with several labels per image, smallest probability of each class that counts as a label, chosen at
         the last evaluation; missing otherwise.
+      temperature: what the logits are divided by for calibrated probabilities, fitted at the last evaluation; missing
+        without a validation split.
       stop: `reason`, `by` and `resumable`, if the run stopped before its last step by request; else None.
 
     Example:
@@ -104,6 +106,7 @@ class TrainingResult(Shown):
     substituted_records: int
     stop: dict[str, Any] | None
     thresholds: list[float]
+    temperature: float
 
     def __init__(self, workdir: Path, content: Mapping[str, Any]):
         """Takes the content of result.json."""

@@ -140,7 +140,8 @@ CHECKPOINT_METADATA = {
     "weights_sha256": "SHA-256 over all weights",
     "rollbacks": "number of rollbacks so far",
     "window_sums": "sums of the metrics since the last log line",
-    "reported": "the newest `metrics`, `images_per_second`, `limits` and `thresholds`, as in result.json",
+    "reported": "the newest `metrics`, `images_per_second`, `limits`, `temperature` and `thresholds`, as in "
+    "result.json",
     "callbacks": "state of each callback that has one, by its name",
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from convoy.trainer.models import build_model
 from tests.trainer import user_models
-checkpoint, output, *files = sys.argv[1:]
+checkpoint, temperature, output, *files = sys.argv[1:]
 values = np.load(checkpoint)
 model = build_model(f"{user_models.__file__}:normalized", num_classes=7, image_size=32).model
 for variable in model.variables:
@@ -32,7 +32,8 @@ for variable in model.variables:
             variable.assign(values[name])
             break
 images = np.stack([tf.io.decode_jpeg(tf.io.read_file(file)).numpy() for file in files])
-np.save(output, tf.nn.softmax(model(images.astype("float32") / 255, training=False)).numpy())
+logits = model(images.astype("float32") / 255, training=False)
+np.save(output, tf.nn.softmax(logits / float(temperature)).numpy())
 """
 
 
@@ -202,7 +203,9 @@ def plain_quality(run, dataset, python, tmp_path_factory):
     output = tmp_path_factory.mktemp("plain") / "probabilities.npy"
     rows = dataset.rows("test")
     files = [next((dataset.photos / "test").rglob(name)) for name, _ in rows]
-    result = python("-c", _PLAIN_PROBABILITIES, run / "checkpoints" / "step-000000040.npz", output, *files)
+    last = CheckpointStore(run / "checkpoints")
+    temperature = last.load(40)[1]["reported"]["temperature"]
+    result = python("-c", _PLAIN_PROBABILITIES, last.path(40), temperature, output, *files)
     assert result.returncode == 0, result.stderr
     return quality(np.load(output), np.array([dataset.categories.index(category) for _, category in rows]))
 
@@ -270,8 +273,13 @@ class TestEvaluate:
         answers, _, _ = answered
         assert "9 images" in answers["validation"].output and "step 40" in answers["validation"].output
         in_training, afterwards = (row for row in results(run) if (row["split"], row["step"]) == ("validation", "40"))
-        for name in ("loss", "top1", "top5", "macro_f1", "ece"):
+        for name in ("top1", "top5", "macro_f1"):
             assert float(in_training[name]) == pytest.approx(float(afterwards[name]), abs=2e-6)
+        # The temperature is fitted to these images.
+        assert float(afterwards["loss"]) < float(in_training["loss"])
+        evaluation = json.loads((run / "evaluation_validation.json").read_text())
+        assert float(in_training["ece"]) == pytest.approx(evaluation["ece_before"], abs=2e-6)
+        assert float(afterwards["ece"]) == pytest.approx(evaluation["ece_after"], abs=2e-6)
 
     def test_flip_tta_averages_each_image_and_its_mirror_image(self, run, answered, dataset):
         answers, folder, _ = answered

@@ -168,6 +168,9 @@ def evaluate_folds(
         checkpoint=models_text([(evaluation.step, evaluation.checkpoint) for evaluation in evaluations]),
         images=len(folds.of),
         quality=evaluated[0].objective.metrics.summarize(sums),
+        temperature=None,  # each fold's run has its own
+        ece_before=None,
+        ece_after=None,
         digest=folds.together().digest(OUT_OF_FOLD),
         time=time.time(),
     )

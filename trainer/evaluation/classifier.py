@@ -20,7 +20,7 @@ from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import evaluation_batch_size, infer
 from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
-from convoy.trainer.step.outputs import probabilities
+from convoy.trainer.step.outputs import calibrated, logits_of_mean, probabilities
 from convoy.trainer.tf_compat.internals import iterate
 
 
@@ -80,6 +80,7 @@ class RunClassifier:
         self.models = len(self._runtimes)
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
         self._task, self._deterministic = trained.task, trained.config.deterministic
+        self._temperature = trained.temperature or 1.0
         self.class_names = trained.class_names
         self.decision = trained.decision
         self.crop = trained.crop
@@ -119,17 +120,13 @@ class RunClassifier:
         strategy = self._runtimes[0].strategy
 
         def one_replica(images: tf.Tensor) -> tf.Tensor:
-            found = [
-                probabilities(infer(runtime.state, runtime.built, images), self._task) for runtime in self._runtimes
-            ]
-            return tf.add_n(found) / self.models if self.models > 1 else found[0]
-
-        def one_replica_flip_tta(images: tf.Tensor) -> tf.Tensor:
-            return (one_replica(images) + one_replica(tf.reverse(images, [2]))) / 2
+            views = (images, tf.reverse(images, [2])) if flip_tta else (images,)
+            logits = [infer(runtime.state, runtime.built, view) for runtime in self._runtimes for view in views]
+            return probabilities(calibrated(logits_of_mean(logits, self._task), self._temperature), self._task)
 
         @tf.function(autograph=False, reduce_retracing=True)
         def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            run = strategy.run(one_replica_flip_tta if flip_tta else one_replica, (images,))
+            run = strategy.run(one_replica, (images,))
             return strategy.experimental_local_results(run)
 
         self._compiled[flip_tta] = classify
@@ -142,11 +139,13 @@ class MixedEnsemble:
     Attributes:
       parts: the runs, together where they resize in the same way.
       models: number of models whose probabilities are averaged.
+      temperature: as `TrainedRun.temperature`, applied to the mean of the parts, which have none.
     """
 
-    def __init__(self, parts: Sequence[RunClassifier], checkpoint: str = ""):
+    def __init__(self, parts: Sequence[RunClassifier], checkpoint: str = "", temperature: float = 1.0):
         """Takes the parts; `checkpoint` is that of the whole ensemble."""
         self.parts = parts
+        self.temperature = temperature
         self.class_names = parts[0].class_names
         self.step, self.checkpoint = parts[0].step, checkpoint
         self.decision = parts[0].decision
@@ -159,5 +158,9 @@ def classifier_of(trained: TrainedRun) -> RunClassifier | MixedEnsemble:
     by_crop: dict[Crop, list[TrainedRun]] = {}
     for member in trained.members:
         by_crop.setdefault(member.crop, []).append(member)
-    parts = [RunClassifier(replace(first, others=tuple(others))) for first, *others in by_crop.values()]
-    return MixedEnsemble(parts, trained.checkpoint) if len(parts) > 1 else parts[0]
+    if len(by_crop) == 1:
+        return RunClassifier(trained)
+    parts = [
+        RunClassifier(replace(first, others=tuple(others), temperature=None)) for first, *others in by_crop.values()
+    ]
+    return MixedEnsemble(parts, trained.checkpoint, trained.temperature or 1.0)

@@ -17,9 +17,10 @@ from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation.class_scores import ClassScores, ScoreCollector
 from convoy.trainer.evaluation.inference import distributed_batches, infer
 from convoy.trainer.models import ModelBundle
+from convoy.trainer.run.temperature import best_temperature
 from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.runtime import batch_slice
-from convoy.trainer.step.outputs import logits_of_mean, probabilities
+from convoy.trainer.step.outputs import calibrated, logits_of_mean, probabilities, temperature_losses
 from convoy.trainer.step.state import TrainState
 
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -38,6 +39,7 @@ class Evaluator:
 
     Attributes:
       scores: the metrics of each class in the last evaluation, with several labels per image; else None.
+      best_temperature: the temperature that fits the images of the last evaluation; 1 before.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Evaluator:
         flip_tta: bool = False,
         others: Sequence[Member] = (),
         thresholds: Sequence[float] | None = None,
+        temperature: float = 1.0,
     ):
         """Prepares the evaluation; the first call of `metrics` compiles it.
 
@@ -65,8 +68,11 @@ class Evaluator:
           flip_tta: average each image's probabilities with those of its mirror image.
           others: models whose probabilities are averaged with those of this one.
           thresholds: with several labels per image, of each class; None chooses them on the evaluated images.
+          temperature: what the logits are divided by, for all metrics.
         """
         self.scores: ClassScores | None = None
+        self.best_temperature = 1.0
+        self._temperature = temperature
         self._thresholds = thresholds
         self._state = state
         self._reader = reader
@@ -106,15 +112,15 @@ class Evaluator:
           DataError: a record cannot be used.
           PeerLostError: another worker is gone.
         """
-        total, objective = np.float64(0), self._objective
+        total, losses, objective = np.float64(0), np.int64(0), self._objective
         collector = ScoreCollector() if objective.task.multi_label else None
         with contextlib.ExitStack() as stack:
             opened = [distributed_batches(dataset, reader) for reader, dataset in self._datasets.items()]
             for batches in opened:
                 stack.enter_context(contextlib.closing(batches))
             for batch in itertools.islice(zip(*opened, strict=True), self._steps):
-                sums, found = self._evaluate_batch(batch)
-                total = total + sums.numpy()
+                sums, at_temperatures, found = self._evaluate_batch(batch)
+                total, losses = total + sums.numpy(), losses + at_temperatures.numpy()
                 if each or collector:
                     columns = self._without_padding(batch[0], found)
                     if collector:
@@ -122,8 +128,9 @@ class Evaluator:
                     if each:
                         each(*columns)
                 self._worker_group.report(self._state.step, "evaluation")
-        gathered = self._worker_group.exchange("evaluation", total.tolist(), seconds=seconds)
-        total = np.sum(np.array(gathered, np.float64), axis=0)
+        gathered = self._worker_group.exchange("evaluation", [total.tolist(), losses.tolist()], seconds=seconds)
+        total = np.sum(np.array([sums for sums, _ in gathered], np.float64), axis=0)
+        self.best_temperature = best_temperature(np.sum([at for _, at in gathered], axis=0))
         counted = objective.metrics.base.image_count(total)
         if counted != self._reader.num_images:
             raise AssertionError(f"evaluation counted {counted} images of {self._reader.num_images}")
@@ -135,22 +142,26 @@ class Evaluator:
         """Returns the metrics (`MetricSet.summarize`) of what `sums` has just returned."""
         return self._objective.metrics.summarize(sums) | (self.scores.quality() if self.scores else {})
 
-    def _all_replicas(self, batch: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    def _all_replicas(
+        self, batch: tuple[dict[str, tf.Tensor], ...]
+    ) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
-        sums, found = self._state.strategy.run(self._one_replica, (batch,))
-        return tf.add_n(local(sums)), local(found)
+        sums, losses, found = self._state.strategy.run(self._one_replica, (batch,))
+        return tf.add_n(local(sums)), tf.add_n(local(losses)), local(found)
 
-    def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         batch, views = batches[0], []
         images_of = {reader: one["image"] for reader, one in zip(self._datasets, batches, strict=True)}
         for state, built, reader in self._members:
             images = images_of[reader]
             flips = (images, tf.reverse(images, [2])) if self._flip_tta else (images,)
             views += [infer(state, built, shown) for shown in flips]
-        logits = logits_of_mean(views, self._objective.task)
-        losses = self._objective.evaluated_loss(logits, batch["label"])
-        sums = self._objective.metrics.batch_sums(logits, batch["label"], losses, batch["weight"])
-        return sums, probabilities(logits, self._objective.task)
+        labels, weights, task = batch["label"], batch["weight"], self._objective.task
+        logits = logits_of_mean(views, task)
+        scaled = calibrated(logits, self._temperature)
+        losses = self._objective.evaluated_loss(scaled, labels)
+        sums = self._objective.metrics.batch_sums(scaled, labels, losses, weights)
+        return sums, temperature_losses(logits, labels, weights, task), probabilities(scaled, task)
 
     def _without_padding(self, batch: dict[str, tf.Tensor], found: tuple[tf.Tensor, ...]) -> tuple[np.ndarray, ...]:
         local = self._state.strategy.experimental_local_results

@@ -64,6 +64,10 @@ class Evaluation:
         for a single one.
       models: number of models whose probabilities are averaged.
       thresholds: with several labels per image, smallest probability of each class that counts as a label.
+      temperature: what the logits were divided by; None if none was fitted.
+      ece_before: expected calibration error without it, in [0, 1]; with several labels per image, over every pair of an
+        image and a class. None if not measured.
+      ece_after: with it.
     """
 
     split: str
@@ -79,6 +83,9 @@ class Evaluation:
     checkpoint: str = ""
     models: int = 1
     thresholds: list[float] = field(default_factory=list)
+    temperature: float | None = None
+    ece_before: float | None = None
+    ece_after: float | None = None
 
     @property
     def weights(self) -> str:
@@ -271,6 +278,10 @@ def _is_sound(evaluation: Evaluation) -> bool:
         and isinstance(evaluation.record_format, dict)
         and isinstance(evaluation.thresholds, list)
         and all(isinstance(threshold, int | float) for threshold in evaluation.thresholds)
+        and all(
+            value is None or isinstance(value, int | float)
+            for value in (evaluation.temperature, evaluation.ece_before, evaluation.ece_after)
+        )
     )
 
 

@@ -20,6 +20,7 @@ from convoy.input_pipeline.dataset.open import Data, Split
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
+from convoy.trainer.evaluation.calibration import CalibrationErrors
 from convoy.trainer.evaluation.evaluator import Evaluator, Member
 from convoy.trainer.evaluation.grad_cam import GradCam
 from convoy.trainer.evaluation.inference import evaluation_batch_size
@@ -88,6 +89,9 @@ def evaluate_split(
 ) -> EvaluatedSplit:
     """Evaluates a trained run on a split, an ensemble by the mean of the probabilities. Writes nothing.
 
+    Weights without a temperature, such as those of earlier versions, get the one that fits the validation split, if it
+    is that one.
+
     Args:
       trained: the run with its weights.
       split_name: `train`, `validation`, `test` or another split of the dataset.
@@ -119,17 +123,34 @@ def evaluate_split(
     )
     replicas = trained.runtime.strategy.num_replicas_in_sync
     batch_size = evaluation_batch_size(split.num_images, replicas, deterministic=trained.config.deterministic)
-    evaluator = Evaluator(
-        *first,
-        batch_size,
-        worker_group,
-        objective=objective,
-        flip_tta=flip_tta,
-        others=others,
-        thresholds=trained.thresholds,
-    )
+    worker_group = worker_group or WorkerGroup(None)
+
+    def evaluator_of(trained: TrainedRun) -> Evaluator:
+        return Evaluator(
+            *first,
+            batch_size,
+            worker_group,
+            objective=objective,
+            flip_tta=flip_tta,
+            others=others,
+            thresholds=trained.thresholds,
+            temperature=trained.temperature or 1.0,
+        )
+
+    evaluator = evaluator_of(trained)
+    if not trained.temperature and split_name == "validation":
+        evaluator.sums()
+        trained = trained.with_temperature(evaluator.best_temperature)
+        evaluator = evaluator_of(trained)
     collector = label_predictions.Collector() if trained.task.multi_label else predictions.Collector()
-    sums = evaluator.sums(each=collector)
+    errors = CalibrationErrors(trained.temperature or 1.0, multi_label=trained.task.multi_label)
+
+    def collect(*columns: np.ndarray) -> None:
+        collector(*columns)
+        errors.add(*columns)
+
+    sums = evaluator.sums(each=collect)
+    before, after = errors.gather(worker_group)
     evaluation = predictions.Evaluation(
         split=split_name,
         step=trained.step,
@@ -144,6 +165,9 @@ def evaluate_split(
         record_format=dataset.record_format.as_dict(),
         models=len(trained.members),
         thresholds=list(trained.thresholds or ()),
+        temperature=trained.temperature,
+        ece_before=before,
+        ece_after=after,
     )
     found = collector.predictions(predictions.filenames(split), worker_group)
     draw = functools.partial(_heat_maps, trained, split, found)

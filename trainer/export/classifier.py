@@ -4,7 +4,8 @@ classifier = open_export(Path("exported"), "onnx")
 classifier.class_names
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.export.folder import file_digests, read_description
 from convoy.trainer.export.loaders import FILES, Classify, load
 from convoy.trainer.run.task import Decision
+from convoy.trainer.run.temperature import softened
 
 _BATCH_SIZE = 64
 
@@ -49,6 +51,7 @@ class ExportClassifier:
         self.step: int = description["step"]
         self.models = 1
         self.checkpoint: str = description.get("checkpoint", "")
+        self._temperature: float = description.get("temperature", 1.0)
         before_0_2 = description.get("mirrored_too", False)
         self.flip_tta: bool = description.get("flip_tta", before_0_2)
 
@@ -61,8 +64,16 @@ class ExportClassifier:
             images = images.numpy()
             probabilities = self._classify(images)
             if flip_tta:
-                probabilities = (probabilities + self._classify(images[:, :, ::-1])) / 2
+                probabilities = self._mean([probabilities, self._classify(images[:, :, ::-1])])
             yield from probabilities
+
+    def _mean(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the mean as a run computes it: before the temperature, which the file has applied."""
+        if self._temperature == 1.0:
+            return np.mean(batches, 0)
+        soften = functools.partial(softened, multi_label=self.decision.multi_label)
+        raw = np.mean([soften(batch, 1 / self._temperature) for batch in batches], 0)
+        return soften(raw, self._temperature).astype(np.float32)
 
 
 def open_export(folder: Path, file_format: str = "", *, trust_code: bool = False) -> ExportClassifier:

@@ -160,6 +160,7 @@ def export(request: Request, on_failure: Callable[[ConvoyError], None]) -> Expor
                 "image_size": model.crop.size,
                 "resize": model.crop.resize,
                 "flip_tta": trained.flip_tta,
+                "temperature": model.temperature,
                 "class_names": list(model.class_names),
                 **_decision_facts(model.decision),
                 "versions": _versions(formats),

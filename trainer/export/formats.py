@@ -36,6 +36,7 @@ from convoy.input_pipeline.reading.file_kinds import READABLE, unreadable_kind
 from convoy.input_pipeline.tf_startup import captured_stderr
 from convoy.trainer.run.task import Decision
 from convoy.trainer.session.restore import TrainedRun
+from convoy.trainer.step.outputs import calibrated
 from convoy.trainer.tf_compat.layers import all_layers, with_keras_layers
 
 LABELS = "labels.txt"
@@ -52,12 +53,14 @@ class ServingModel:
       scale_pixels: maps float pixels in [0, 255] to the model's input; for tensors and symbolic Keras tensors.
       crop: how images are resized to its square input.
       decision: class names, and how probabilities become labels.
+      temperature: what the logits are divided by.
     """
 
     model: keras.Model
     scale_pixels: Callable[[tf.Tensor], tf.Tensor]
     crop: Crop
     decision: Decision
+    temperature: float = 1.0
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -71,7 +74,9 @@ class ServingModel:
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
         """Returns probabilities [n, num_classes] float32 for images [n, size, size, 3] uint8."""
-        logits = self.model(self.scale_pixels(tf.cast(images, tf.float32)), training=False)
+        logits = calibrated(
+            self.model(self.scale_pixels(tf.cast(images, tf.float32)), training=False), self.temperature
+        )
         return tf.sigmoid(logits) if self.decision.multi_label else tf.nn.softmax(logits)
 
     def categories(self, probabilities: tf.Tensor) -> tf.Tensor:
@@ -93,7 +98,8 @@ def serving_model(trained: TrainedRun) -> ServingModel:
     state, built = trained.runtime.state, trained.runtime.built
     for weight, value in zip(state.weights, state.evaluated_weights, strict=True):
         weight.assign(value)
-    return ServingModel(with_keras_layers(built.model), built.scale_pixels, trained.crop, trained.decision)
+    model = with_keras_layers(built.model)
+    return ServingModel(model, built.scale_pixels, trained.crop, trained.decision, trained.temperature or 1.0)
 
 
 def obstacle(file_format: str, model: keras.Model) -> str:
@@ -209,6 +215,8 @@ def _saved_model(model: ServingModel, path: Path) -> None:
 def _keras(model: ServingModel, path: Path) -> None:
     images = keras.Input((model.crop.size, model.crop.size, 3), dtype="uint8", name="images")
     logits = model.model(model.scale_pixels(keras.ops.cast(images, "float32")))
+    if model.temperature != 1.0:
+        logits = keras.layers.Rescaling(1.0 / model.temperature, name="temperature")(logits)
     last = keras.layers.Softmax(name="probabilities")
     if model.decision.multi_label:
         last = keras.layers.Activation("sigmoid", name="probabilities")

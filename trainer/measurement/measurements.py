@@ -25,6 +25,7 @@ from convoy.trainer.evaluation.inference import evaluation_batch_size
 from convoy.trainer.measurement.bottleneck import BottleneckAnalyzer
 from convoy.trainer.measurement.step_timer import StepTimer
 from convoy.trainer.measurement.worker_times import WorkerTimes
+from convoy.trainer.run.temperature import softened
 from convoy.trainer.session.prepare import TrainingSession
 from convoy.trainer.step.step import StepResult, TrainStep
 
@@ -75,6 +76,7 @@ class Measurements:
         self._own_ms: list[float | None] = []  # of each worker, in the newest log line
         self._has_analyzed = False
         self._thresholds: list[float] | None = reported.get("thresholds")  # of the newest evaluation
+        self._temperature: float | None = reported.get("temperature")  # likewise
 
     def log(self, sums: np.ndarray, last: StepResult, learning_rate: float) -> Log:
         """Returns the training metrics. All workers must call it at the same step.
@@ -147,8 +149,9 @@ class Measurements:
                 counts = LabelCounts(self._evaluator) if task.multi_label else EvaluationCounts(self._num_classes)
             quality = self._evaluator.metrics(seconds=seconds, each=counts.add if counts else None)
             summary = counts.gather(self._worker_group, seconds=seconds) if counts else None
+            self._temperature = temperature = self._evaluator.best_temperature
             if scores := self._evaluator.scores:
-                self._thresholds = scores.thresholds.tolist()
+                self._thresholds = softened(scores.thresholds, temperature, multi_label=True).tolist()
             self._quality[_VALIDATION] = quality
             values = {f"quality/{name}": value for name, value in quality.items()} | {"run/epoch": self.epoch}
             train = self._quality.get("train")
@@ -175,11 +178,13 @@ class Measurements:
         """Returns the measurements for checkpoints and result.json, as JSON data.
 
         The newest metrics by split, images per second without warm-up and pauses, and the bottleneck analysis; None for
-        what is not known yet. With several labels per image, the thresholds of the newest evaluation.
+        what is not known yet. The temperature that fits the newest evaluation, and with several labels per image the
+        thresholds of probabilities that it was applied to.
         """
         return {
             "metrics": self._quality,
             "images_per_second": self.step_timer.steady_images_per_second() or self._images_per_second_before,
             "limits": self._limits,
             **({"thresholds": self._thresholds} if self._thresholds else {}),
+            **({"temperature": self._temperature} if self._temperature else {}),
         }

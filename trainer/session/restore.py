@@ -32,7 +32,9 @@ from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
+from convoy.trainer.run.records import number_in, read_json_object
 from convoy.trainer.run.task import DEFAULT_THRESHOLD, MULTI_LABEL, SINGLE_LABEL, Decision, Task, task_of
+from convoy.trainer.run.temperature import softened
 from convoy.trainer.session.batch_statistics import (
     NUM_IMAGES,
     layers_to_renew,
@@ -63,6 +65,8 @@ class TrainedRun:
       thresholds: with several labels per image, the smallest probability of each class that counts as a label: chosen
         on the validation split at the last evaluation before the checkpoint, else 0.5; their mean for several
         checkpoints or runs.
+      temperature: what logits are divided by (`run.temperature`): fitted on the validation split at the same
+        evaluation, else by the last one of these weights there; the mean for several; None if there is none.
       others: runs whose probabilities are averaged with those of this one.
     """
 
@@ -73,6 +77,7 @@ class TrainedRun:
     steps: tuple[int, ...]
     trust_code: bool = False
     thresholds: Sequence[float] | None = None
+    temperature: float | None = None
     others: "tuple[TrainedRun, ...]" = ()
 
     @property
@@ -132,6 +137,13 @@ class TrainedRun:
         # Missing in runs of earlier versions.
         return any(member.config.get("flip_tta", False) for member in self.members)
 
+    def with_temperature(self, temperature: float) -> "TrainedRun":
+        """Returns the run, which has no temperature, with one; its thresholds move along."""
+        thresholds = self.thresholds
+        if thresholds:
+            thresholds = softened(np.array(thresholds), temperature, multi_label=True).tolist()
+        return replace(self, temperature=temperature, thresholds=thresholds)
+
     def objective(self) -> Objective:
         """Returns the loss and the metrics that the run was trained with.
 
@@ -177,7 +189,8 @@ def open_run(
         open_steps(RunDirectory(run.fold(number)), of_fold, strategy, trust_code=trust_code)
         for number, of_fold in enumerate(steps, 1)
     )
-    return replace(first, run=run, dataset=run.read_dataset(), others=tuple(others))
+    together = replace(first, run=run, dataset=run.read_dataset(), others=tuple(others))
+    return replace(together, temperature=_mean_of_all([member.temperature for member in (first, *others)]))
 
 
 def open_steps(
@@ -195,7 +208,12 @@ def open_steps(
     if task_of(dataset).multi_label:
         default = [DEFAULT_THRESHOLD] * len(dataset["class_names"])
         thresholds = _mean([one.get("reported", {}).get("thresholds") or default for one in metadata])
-    trained = TrainedRun(run, config, dataset, runtime, tuple(steps), trust_code, thresholds)
+    temperatures = [one.get("reported", {}).get("temperature") for one in metadata]
+    trained = TrainedRun(
+        run, config, dataset, runtime, tuple(steps), trust_code, thresholds, _mean_of_all(temperatures)
+    )
+    if not trained.temperature and (temperature := _evaluated_temperature(trained)):
+        trained = trained.with_temperature(temperature)
     if layers := layers_to_renew(runtime.built.model, set(map(variable_path, changed))):
         renew_batch_statistics(runtime, layers, training_pixels(_training_split(trained), trained.crop))
     return trained
@@ -203,6 +221,19 @@ def open_steps(
 
 def _mean(thresholds: Sequence[Sequence[float]]) -> list[float]:
     return np.mean(thresholds, 0).tolist()
+
+
+def _mean_of_all(temperatures: Sequence[float | None]) -> float | None:
+    known = [temperature for temperature in temperatures if temperature]
+    return float(np.mean(known)) if len(known) == len(temperatures) else None
+
+
+def _evaluated_temperature(trained: TrainedRun) -> float | None:
+    """Returns the temperature that an evaluation of the same weights on the validation split has fitted."""
+    evaluated = read_json_object(trained.run.evaluation("validation"))
+    if (evaluated.get("step"), evaluated.get("checkpoint")) != (trained.step, trained.checkpoint):
+        return None
+    return number_in(evaluated, "temperature")
 
 
 def in_float32(trained: TrainedRun) -> TrainedRun:
@@ -281,7 +312,8 @@ def open_runs(
             )
     thresholds = _mean([run.thresholds for run in (first, *more) if run.thresholds]) if first.thresholds else None
     others = (*first.others, *(member for other in more for member in other.members))
-    return replace(first, others=others, thresholds=thresholds)
+    together = replace(first, others=others, thresholds=thresholds)
+    return replace(together, temperature=_mean_of_all([run.temperature for run in (first, *more)]))
 
 
 def restore_state(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from convoy.trainer.run.task import Task
+from convoy.trainer.run.temperature import LOSS_UNIT, TEMPERATURES
+
+_LARGEST_LOSS = 1e4
 
 
 def probabilities(logits: tf.Tensor, task: Task) -> tf.Tensor:
@@ -25,3 +28,35 @@ def logits_of_mean(batches: Sequence[tf.Tensor], task: Task) -> tf.Tensor:
         return log_mean([tf.nn.log_softmax(logits) for logits in batches])
     present = log_mean([tf.math.log_sigmoid(logits) for logits in batches])
     return present - log_mean([tf.math.log_sigmoid(-logits) for logits in batches])
+
+
+def calibrated(logits: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Returns logits divided by a temperature; by 1, they are not touched."""
+    return logits if temperature == 1.0 else logits * (1.0 / temperature)
+
+
+def temperature_losses(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, task: Task) -> tf.Tensor:
+    """Returns the loss of a batch at each temperature, in whole units: their sum is the same in any order.
+
+    Args:
+      logits: [batch, num_classes] float32.
+      labels: [batch] int32; [batch, num_classes] float32 with several labels per image.
+      weights: [batch] float32: 1 for an image, 0 for padding.
+      task: what the run predicts.
+
+    Returns:
+      [len(TEMPERATURES)] int64, the sum over the images in units of `LOSS_UNIT`: cross-entropy, or with several labels
+      the binary cross-entropy summed over the classes.
+    """
+
+    def at(temperature: float) -> tf.Tensor:
+        scaled = calibrated(logits, temperature)
+        if task.multi_label:
+            losses = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, scaled), -1)
+        else:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scaled)
+        losses = tf.minimum(tf.where(tf.math.is_finite(losses), losses, _LARGEST_LOSS), _LARGEST_LOSS)
+        units = tf.cast(tf.round(losses / LOSS_UNIT), tf.int64)
+        return tf.reduce_sum(tf.where(weights > 0, units, 0))
+
+    return tf.stack([at(temperature) for temperature in TEMPERATURES])

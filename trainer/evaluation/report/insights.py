@@ -213,14 +213,20 @@ def _predictions(history: History, evaluated: Evaluated) -> Iterator[Finding]:
         yield Finding(Severity.OK, "calibrated", text, section="calibration")
     elif over > 0:
         text = f"The model is overconfident: the expected calibration error (ECE) is {share(ece)}."
-        fix = "Use the probabilities with care. Fewer epochs make a model less sure"
-        fix += "." if history.config.get("label_smoothing") else ", and so does --config.label_smoothing=0.1."
+        fix = "Use the probabilities with care. " + _calibration_advice(evaluation, "harder")
         yield Finding(Severity.NOTE, "overconfident", text, fix, "calibration")
     else:
         text = f"The model is underconfident: the expected calibration error (ECE) is {share(ece)}."
-        smoothing = history.config.get("label_smoothing")
-        fix = f"Try {'less config.label_smoothing or ' if smoothing else ''}longer training."
+        fix = _calibration_advice(evaluation, "easier")
         yield Finding(Severity.NOTE, "underconfident", text, fix, "calibration")
+
+
+def _calibration_advice(evaluation: Evaluation, kind: str) -> str:
+    if not evaluation.temperature:
+        return "`convoy evaluate --split=validation` fits a temperature to them."
+    if evaluation.split == "validation":
+        return "More validation images would fit their temperature better."
+    return f"Their temperature fits the validation split, and the images of {evaluation.split} are {kind}."
 
 
 def _training(history: History) -> Iterator[Finding]:
