@@ -59,8 +59,20 @@ def test_losses_are_the_same_in_any_order_and_without_padding(multi_label):
 def test_a_few_images_that_are_all_correct_do_not_decide():
     logits = np.float32([[4, 0], [0, 4], [5, 0]])
     sums = temperature_losses(tf.constant(logits), tf.constant([0, 1, 0]), tf.ones(3), SINGLE_LABEL).numpy()
-    assert sums.argmin() == 0  # the loss alone asks for the lowest of all
+    assert sums[0].argmin() == 0  # the loss alone asks for the lowest of all
     assert 0.8 < best_temperature(sums) < 1
+
+
+def test_wrong_labels_do_not_make_a_sure_model_less_sure():
+    sure = 4 * TRUE_LOGITS
+    labels = (sure + RANDOM.gumbel(size=sure.shape)).argmax(1).astype(np.int32)
+    wrong = RANDOM.random(IMAGES) < 0.03
+    labels[wrong] = RANDOM.integers(0, CLASSES, wrong.sum())
+    sums = temperature_losses(tf.constant(np.float32(2 * sure)), tf.constant(labels), tf.ones(IMAGES), SINGLE_LABEL)
+    assert best_temperature(sums.numpy()) == pytest.approx(2, rel=0.1)
+    without_noise = np.full_like(sums, np.iinfo(np.int64).max // 2)
+    without_noise[0] = sums[0]
+    assert best_temperature(without_noise) > 3
 
 
 def test_logits_that_are_not_finite_do_not_count_as_good():

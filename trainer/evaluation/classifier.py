@@ -80,7 +80,7 @@ class RunClassifier:
         self.models = len(self._runtimes)
         self._compiled: dict[bool, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]] = {}  # by flip_tta
         self._task, self._deterministic = trained.task, trained.config.deterministic
-        self._temperature = trained.temperature or 1.0
+        self._temperatures = [member.temperature or 1.0 for member in trained.members]
         self.class_names = trained.class_names
         self.decision = trained.decision
         self.crop = trained.crop
@@ -121,8 +121,11 @@ class RunClassifier:
 
         def one_replica(images: tf.Tensor) -> tf.Tensor:
             views = (images, tf.reverse(images, [2])) if flip_tta else (images,)
-            logits = [infer(runtime.state, runtime.built, view) for runtime in self._runtimes for view in views]
-            return probabilities(calibrated(logits_of_mean(logits, self._task), self._temperature), self._task)
+            of_models = []
+            for runtime, temperature in zip(self._runtimes, self._temperatures, strict=True):
+                logits = [infer(runtime.state, runtime.built, view) for view in views]
+                of_models.append(calibrated(logits_of_mean(logits, self._task), temperature))
+            return probabilities(logits_of_mean(of_models, self._task), self._task)
 
         @tf.function(autograph=False, reduce_retracing=True)
         def classify(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -139,13 +142,11 @@ class MixedEnsemble:
     Attributes:
       parts: the runs, together where they resize in the same way.
       models: number of models whose probabilities are averaged.
-      temperature: as `TrainedRun.temperature`, applied to the mean of the parts, which have none.
     """
 
-    def __init__(self, parts: Sequence[RunClassifier], checkpoint: str = "", temperature: float = 1.0):
+    def __init__(self, parts: Sequence[RunClassifier], checkpoint: str = ""):
         """Takes the parts; `checkpoint` is that of the whole ensemble."""
         self.parts = parts
-        self.temperature = temperature
         self.class_names = parts[0].class_names
         self.step, self.checkpoint = parts[0].step, checkpoint
         self.decision = parts[0].decision
@@ -158,9 +159,5 @@ def classifier_of(trained: TrainedRun) -> RunClassifier | MixedEnsemble:
     by_crop: dict[Crop, list[TrainedRun]] = {}
     for member in trained.members:
         by_crop.setdefault(member.crop, []).append(member)
-    if len(by_crop) == 1:
-        return RunClassifier(trained)
-    parts = [
-        RunClassifier(replace(first, others=tuple(others), temperature=None)) for first, *others in by_crop.values()
-    ]
-    return MixedEnsemble(parts, trained.checkpoint, trained.temperature or 1.0)
+    parts = [RunClassifier(replace(first, others=tuple(others))) for first, *others in by_crop.values()]
+    return MixedEnsemble(parts, trained.checkpoint) if len(parts) > 1 else parts[0]

@@ -27,11 +27,12 @@ EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class Member(NamedTuple):
-    """A model of an ensemble, and the reader of its images."""
+    """A model of an ensemble, the reader of its images, and what its logits are divided by."""
 
     state: TrainState
     built: ModelBundle
     reader: Reader
+    temperature: float = 1.0
 
 
 class Evaluator:
@@ -39,7 +40,7 @@ class Evaluator:
 
     Attributes:
       scores: the metrics of each class in the last evaluation, with several labels per image; else None.
-      best_temperature: the temperature that fits the images of the last evaluation; 1 before.
+      best_temperature: what would have to divide the logits on the images of the last evaluation; 1 before.
     """
 
     def __init__(
@@ -68,15 +69,14 @@ class Evaluator:
           flip_tta: average each image's probabilities with those of its mirror image.
           others: models whose probabilities are averaged with those of this one.
           thresholds: with several labels per image, of each class; None chooses them on the evaluated images.
-          temperature: what the logits are divided by, for all metrics.
+          temperature: what the logits of this model are divided by, for all metrics.
         """
         self.scores: ClassScores | None = None
         self.best_temperature = 1.0
-        self._temperature = temperature
         self._thresholds = thresholds
         self._state = state
         self._reader = reader
-        self._members = [Member(state, built, reader), *others]
+        self._members = [Member(state, built, reader, temperature), *others]
         self._worker_group = worker_group or WorkerGroup(None)
         self._objective = objective or Objective()
         self._flip_tta = flip_tta
@@ -150,18 +150,18 @@ class Evaluator:
         return tf.add_n(local(sums)), tf.add_n(local(losses)), local(found)
 
     def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        batch, views = batches[0], []
+        batch, of_models = batches[0], []
         images_of = {reader: one["image"] for reader, one in zip(self._datasets, batches, strict=True)}
-        for state, built, reader in self._members:
-            images = images_of[reader]
-            flips = (images, tf.reverse(images, [2])) if self._flip_tta else (images,)
-            views += [infer(state, built, shown) for shown in flips]
         labels, weights, task = batch["label"], batch["weight"], self._objective.task
-        logits = logits_of_mean(views, task)
-        scaled = calibrated(logits, self._temperature)
-        losses = self._objective.evaluated_loss(scaled, labels)
-        sums = self._objective.metrics.batch_sums(scaled, labels, losses, weights)
-        return sums, temperature_losses(logits, labels, weights, task), probabilities(scaled, task)
+        for state, built, reader, temperature in self._members:
+            images = images_of[reader]
+            views = (images, tf.reverse(images, [2])) if self._flip_tta else (images,)
+            of_model = logits_of_mean([infer(state, built, view) for view in views], task)
+            of_models.append(calibrated(of_model, temperature))
+        logits = logits_of_mean(of_models, task)
+        losses = self._objective.evaluated_loss(logits, labels)
+        sums = self._objective.metrics.batch_sums(logits, labels, losses, weights)
+        return sums, temperature_losses(logits, labels, weights, task), probabilities(logits, task)
 
     def _without_padding(self, batch: dict[str, tf.Tensor], found: tuple[tf.Tensor, ...]) -> tuple[np.ndarray, ...]:
         local = self._state.strategy.experimental_local_results

@@ -25,7 +25,6 @@ from convoy.input_pipeline.images.kinds import unsupported_jpeg
 from convoy.input_pipeline.images.rgb import as_rgb
 from convoy.input_pipeline.reading.decode import CROP_DRAWS, Crop, decode_and_crop
 from convoy.trainer.evaluation.classifier import Classifier, MixedEnsemble
-from convoy.trainer.run.temperature import softened
 
 _NAMED = 3  # how many unreadable files an error names
 _DAMAGED = "it is truncated or damaged"
@@ -110,11 +109,7 @@ def probabilities_of(
             for part in classifier.parts
         ]
         weights = np.array([part.models for part in classifier.parts], np.float32)
-        for found in zip(*each, strict=True):
-            mean, temperature = weights @ np.stack(found) / weights.sum(), classifier.temperature
-            if temperature != 1.0:
-                mean = softened(mean, temperature, multi_label=classifier.decision.multi_label).astype(np.float32)
-            yield mean
+        yield from (weights @ np.stack(found) / weights.sum() for found in zip(*each, strict=True))
         return
     classify = functools.partial(classifier.probabilities, flip_tta=flip_tta)
     fix = "Fix or remove them, or pass --on_corrupt=skip."

@@ -64,7 +64,7 @@ class Evaluation:
         for a single one.
       models: number of models whose probabilities are averaged.
       thresholds: with several labels per image, smallest probability of each class that counts as a label.
-      temperature: what the logits were divided by; None if none was fitted.
+      temperature: what the logits were divided by; None if none was fitted, or with several models.
       ece_before: expected calibration error without it, in [0, 1]; with several labels per image, over every pair of an
         image and a class. None if not measured.
       ece_after: with it.

@@ -89,8 +89,7 @@ def evaluate_split(
 ) -> EvaluatedSplit:
     """Evaluates a trained run on a split, an ensemble by the mean of the probabilities. Writes nothing.
 
-    Weights without a temperature, such as those of earlier versions, get the one that fits the validation split, if it
-    is that one.
+    On the validation split, the weights of a single run without a temperature, as of earlier versions, get one.
 
     Args:
       trained: the run with its weights.
@@ -119,31 +118,33 @@ def evaluate_split(
     split, objective = dataset.split(split_name), trained.objective()
     readers = {crop: Reader(split, crop) for crop in dict.fromkeys(member.crop for member in trained.members)}
     first, *others = (
-        Member(member.runtime.state, member.runtime.built, readers[member.crop]) for member in trained.members
+        Member(member.runtime.state, member.runtime.built, readers[member.crop], member.temperature or 1.0)
+        for member in trained.members
     )
     replicas = trained.runtime.strategy.num_replicas_in_sync
     batch_size = evaluation_batch_size(split.num_images, replicas, deterministic=trained.config.deterministic)
     worker_group = worker_group or WorkerGroup(None)
 
-    def evaluator_of(trained: TrainedRun) -> Evaluator:
+    def evaluator_with(temperature: float) -> Evaluator:
         return Evaluator(
-            *first,
+            *first[:-1],
             batch_size,
             worker_group,
             objective=objective,
             flip_tta=flip_tta,
             others=others,
             thresholds=trained.thresholds,
-            temperature=trained.temperature or 1.0,
+            temperature=temperature,
         )
 
-    evaluator = evaluator_of(trained)
-    if not trained.temperature and split_name == "validation":
+    evaluator = evaluator_with(trained.temperature or 1.0)
+    if not trained.temperature and not trained.others and split_name == "validation":
         evaluator.sums()
         trained = trained.with_temperature(evaluator.best_temperature)
-        evaluator = evaluator_of(trained)
+        evaluator = evaluator_with(evaluator.best_temperature)
     collector = label_predictions.Collector() if trained.task.multi_label else predictions.Collector()
-    errors = CalibrationErrors(trained.temperature or 1.0, multi_label=trained.task.multi_label)
+    temperature = None if trained.others else trained.temperature
+    errors = CalibrationErrors(temperature or 1.0, multi_label=trained.task.multi_label)
 
     def collect(*columns: np.ndarray) -> None:
         collector(*columns)
@@ -165,7 +166,7 @@ def evaluate_split(
         record_format=dataset.record_format.as_dict(),
         models=len(trained.members),
         thresholds=list(trained.thresholds or ()),
-        temperature=trained.temperature,
+        temperature=temperature,
         ece_before=before,
         ece_after=after,
     )

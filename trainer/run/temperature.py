@@ -3,8 +3,13 @@
     temperature = best_temperature(losses)                    # losses summed over a split, at each of TEMPERATURES
     softened(probabilities, temperature, multi_label=False)
 
-Guo et al. 2017, "On calibration of modern neural networks". It changes neither the order of the classes of an image
-nor, with several labels per image, which of them it gets, because thresholds move along. Imports no TensorFlow.
+Guo et al. 2017, "On calibration of modern neural networks". They fit it to the cross-entropy, in which a few wrong
+labels outweigh all other images: the surer a model rightly is, the more such an image costs. So here a share of the
+labels may be wrong, any class by chance, and that share is fitted too (as the noise of Goldberger and Ben-Reuven 2017,
+"Training deep neural networks using a noise adaptation layer").
+
+A temperature changes neither the order of the classes of an image nor, with several labels per image, which of them it
+gets, because thresholds move along. Imports no TensorFlow.
 """
 
 import math
@@ -13,21 +18,25 @@ from collections.abc import Sequence
 import numpy as np
 
 TEMPERATURES = tuple(2.0 ** (k / 4) for k in range(-12, 13))  # 1/8 to 8
+NOISES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)  # share of wrong labels
 # Losses are summed as integers in this unit, so that their sum is the same in any order.
 LOSS_UNIT = 2.0**-20
 # Of the normal distribution that the logarithm is assumed to have before any image is seen: where a few images decide,
 # all of them classified correctly, the loss alone would ask for the lowest temperature.
 _PRIOR_DEVIATION = 0.5
+_PRIOR_NOISE = 0.02  # mean of the exponential distribution of the share of wrong labels
 
 
-def best_temperature(losses: Sequence[int]) -> float:
+def best_temperature(losses: Sequence[Sequence[int]] | np.ndarray) -> float:
     """Returns the temperature with the lowest loss, by a parabola through the lowest ones of `TEMPERATURES`.
 
     Args:
-      losses: sum over the images at each of `TEMPERATURES`, in units of `LOSS_UNIT`.
+      losses: sum over the images at each of `NOISES` (rows) and `TEMPERATURES`, in units of `LOSS_UNIT`.
     """
     places = np.log(TEMPERATURES)
-    total = np.array(losses, np.float64) * LOSS_UNIT + places**2 / (2 * _PRIOR_DEVIATION**2)
+    totals = np.array(losses, np.float64) * LOSS_UNIT + places**2 / (2 * _PRIOR_DEVIATION**2)
+    totals += np.array(NOISES)[:, np.newaxis] / _PRIOR_NOISE
+    total = totals[totals.min(1).argmin()]
     middle = min(max(int(total.argmin()), 1), len(total) - 2)
     before, at, after = total[middle - 1 : middle + 2].tolist()
     curvature = before - 2 * at + after

@@ -66,7 +66,8 @@ class TrainedRun:
         on the validation split at the last evaluation before the checkpoint, else 0.5; their mean for several
         checkpoints or runs.
       temperature: what logits are divided by (`run.temperature`): fitted on the validation split at the same
-        evaluation, else by the last one of these weights there; the mean for several; None if there is none.
+        evaluation, else by the last one of these weights there; the mean for several checkpoints; None if there is
+        none. Each of `others` has its own.
       others: runs whose probabilities are averaged with those of this one.
     """
 
@@ -189,8 +190,7 @@ def open_run(
         open_steps(RunDirectory(run.fold(number)), of_fold, strategy, trust_code=trust_code)
         for number, of_fold in enumerate(steps, 1)
     )
-    together = replace(first, run=run, dataset=run.read_dataset(), others=tuple(others))
-    return replace(together, temperature=_mean_of_all([member.temperature for member in (first, *others)]))
+    return replace(first, run=run, dataset=run.read_dataset(), others=tuple(others))
 
 
 def open_steps(
@@ -312,8 +312,7 @@ def open_runs(
             )
     thresholds = _mean([run.thresholds for run in (first, *more) if run.thresholds]) if first.thresholds else None
     others = (*first.others, *(member for other in more for member in other.members))
-    together = replace(first, others=others, thresholds=thresholds)
-    return replace(together, temperature=_mean_of_all([run.temperature for run in (first, *more)]))
+    return replace(first, others=others, thresholds=thresholds)
 
 
 def restore_state(
