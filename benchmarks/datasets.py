@@ -1,11 +1,4 @@
-"""The datasets of `convoy bench generalization`.
-
-    sample    drawn products of `convoy sample`; wrong labels in training, other backgrounds in the test images
-    tenth     a tenth of its training images, the same test images
-    digits    handwritten digits, easy
-    stamps    drawings and photographs, unbalanced, few
-    photos    small photographs, balanced
-    clothes   small pictures, balanced: held out
+"""The datasets of `convoy bench generalization` (`DATASETS`).
 
 Recipes and rules are chosen on `KEPT_FOR_CHOOSING`; `HELD_OUT` shows once, at the end, what the choices are worth.
 """
@@ -22,9 +15,16 @@ from benchmarks.photos import write_photos
 from benchmarks.stamps import write_stamps
 from benchmarks.trained_runs import Runs
 
-KEPT_FOR_CHOOSING = ("sample", "tenth", "digits", "stamps", "photos")
+DATASETS = {
+    "sample": "Drawn products of `convoy sample`: wrong labels in training, other backgrounds and shapes in testing.",
+    "tenth": "A tenth of the training images of `sample`, and the same test images.",
+    "digits": "Handwritten digits of scikit-learn, 8x8 pixels.",
+    "stamps": "Drawings and photographs of Tux Paint, unbalanced and few.",
+    "photos": "Photographs of CIFAR-10, 32x32 pixels, balanced.",
+    "clothes": "Pictures of Fashion-MNIST, 28x28 pixels, balanced.",
+}
 HELD_OUT = ("clothes",)
-DATASETS = (*KEPT_FOR_CHOOSING, *HELD_OUT)
+KEPT_FOR_CHOOSING = tuple(name for name in DATASETS if name not in HELD_OUT)
 TENTH = 0.1
 _STAMP_SIZE = 128  # pixels; no recipe uses more
 

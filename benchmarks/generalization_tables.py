@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import measure
-from benchmarks.datasets import HELD_OUT
+from benchmarks.datasets import DATASETS, HELD_OUT
 from benchmarks.study import Entry
 from benchmarks.trained_runs import Outcome
 
@@ -37,7 +37,7 @@ class Result:
     Attributes:
       dataset: its name.
       image_seed: selects its images.
-      description: one line about it.
+      description: numbers of its images and categories.
       outcomes: runs of each recipe, one per training seed.
       budget_seconds: the time that `RECIPE:TIMES` multiplies; 0 if it was not needed.
       ablations: runs of each recipe without each of its ingredients, the full recipe first.
@@ -58,7 +58,8 @@ class Result:
 
     def lines(self) -> list[str]:
         """Returns its tables with headings, in Markdown."""
-        lines = [f"## {self.title}", "", self.description, "", *table(self.outcomes)]
+        about = [DATASETS[self.dataset], "", f"{self.description}."]
+        lines = [f"## {self.title}", "", *about, "", *table(self.outcomes)]
         for entry, rows in self.ablations.items():
             lines += ["", f"Without each ingredient of {entry.label}:", "", *ablation_table(rows)]
         return lines
