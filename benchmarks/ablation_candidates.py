@@ -1,6 +1,6 @@
 """The recipe from which convnet_fast was derived by an ablation study.
 
-    convoy bench generalization --recipes=benchmarks/ablation_candidates.py --ablate --image_seed=1
+    convoy bench generalization --dataset=sample --recipes=benchmarks/ablation_candidates.py --ablate --image_seed=1
 
 The images have another seed than those of docs/results/recipes.md, which were not used for selection.
 """

@@ -7,11 +7,11 @@ which scikit-learn ships the test part). A fifth of each digit, drawn with a fix
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.image_folders import stratified, write_images
 from convoy.core.errors import ConvoyError, UsageError
 
 TEST_SHARE = 0.2
@@ -28,42 +28,20 @@ def write_digits(output: Path, *, seed: int = 0) -> None:
     Raises:
       UsageError: `output` exists, or scikit-learn is not installed.
     """
-    from PIL import Image
-
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UsageError(
             "the digits come with scikit-learn: `pip install scikit-learn`, or install convoy-train[bench]."
         ) from None
-    if output.exists():
-        raise UsageError(f"{output} exists already. Pass a new folder.")
     digits = load_digits()
     for_test = stratified(digits.target, TEST_SHARE, seed)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as scratch:
-        draft = Path(scratch) / output.name  # a subfolder, so that it gets the usual permissions of a new folder
-        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            folder = draft / ("test" if for_test[number] else "train") / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            grey = np.round(pixels * (255 / _BRIGHTEST)).astype(np.uint8)  # [8, 8]
-            Image.fromarray(grey).save(folder / f"{number:04d}.png")
-        draft.rename(output)
-
-
-def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Returns a random selection, [n] bool, with the same share of each label, rounded.
-
-    Args:
-      labels: [n] integers.
-      share: in [0, 1].
-      seed: seed of the selection.
-    """
-    random, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        chosen[members[: round(share * len(members))]] = True
-    return chosen
+    grey = np.round(digits.images * (255 / _BRIGHTEST)).astype(np.uint8)  # [n, 8, 8]
+    names = (
+        f"{'test' if test else 'train'}/{label}/{number:04d}.png"
+        for number, (test, label) in enumerate(zip(for_test, digits.target, strict=True))
+    )
+    write_images(output, zip(names, grey, strict=True))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from absl import flags as absl_flags
 
 import convoy
 from benchmarks import measure
-from benchmarks.generalization import spread
 from benchmarks.trained_runs import Runs, define_recipe_flags, define_training_flags, refuse_useless_flags
 
 KEPT = 0.1  # share of the training images that every second class keeps
@@ -96,10 +95,10 @@ def table(scores: Mapping[str, Sequence[Score]]) -> list[str]:
         flags = " ".join(f"--config.{name}={value}" for name, value in REMEDIES[remedy].items())
         cells = (
             f"`{flags}`" if flags else "",
-            spread([100 * score.macro_f1 for score in found], " %"),
-            "" if found is first else spread(changes, signed=True),
-            spread([100 * score.small for score in found], " %"),
-            spread([100 * score.others for score in found], " %"),
+            measure.spread([100 * score.macro_f1 for score in found], " %"),
+            "" if found is first else measure.spread(changes, signed=True),
+            measure.spread([100 * score.small for score in found], " %"),
+            measure.spread([100 * score.others for score in found], " %"),
         )
         lines.append(measure.markdown(cells))
     return lines

@@ -197,15 +197,20 @@ def begin() -> tuple[Console, dict[str, Any]]:
     # As wide as the terminal; elsewhere lines are not broken.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     about = _environment()
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    amx = " with AMX" if about["amx"] else ""
-    console.print(f"{about['date']}, {about['cpu']}{amx}, {about['cores']} cores; {versions}")
+    console.print(environment_text(about))
     if about["load_average_before"] > _BUSY:
         console.print(
             f"Warning: the machine is busy (load {about['load_average_before']:.1f}), which slows peers unequally: "
             "repeat the measurement on an idle machine."
         )
     return console, about
+
+
+def environment_text(about: Mapping[str, Any]) -> str:
+    """Returns the environment as one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    amx = " with AMX" if about["amx"] else ""
+    return f"{about['date']}, {about['cpu']}{amx}, {about['cores']} cores; {versions}"
 
 
 def _environment() -> dict[str, Any]:
@@ -246,6 +251,12 @@ def print_table(console: Console, columns: Sequence[str], lines: Sequence[Sequen
 def markdown(cells: Sequence[str]) -> str:
     """Returns a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def spread(values: Sequence[float], unit: str = "", *, signed: bool = False) -> str:
+    """Returns mean and standard deviation, such as `71.4 ± 0.8 %`, or the value alone if there is only one."""
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
+    return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + unit
 
 
 def rate_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ The images are those of `convoy sample` with sides of up to 2:1, wide or tall, i
     scene   the picture continues to one or both sides: the product is whole and somewhere near the center
     cut     the picture is cut to one part of it: the product fills the frame or leaves it
 
-As in `generalization`, each run is one `convoy train` and two `convoy evaluate` commands in --workdir, and finished
+As in `generalization`, each run is one `convoy train` and three `convoy evaluate` commands in --workdir, and finished
 runs are reused. The table is Markdown.
 """
 
@@ -21,7 +21,6 @@ from absl import flags as absl_flags
 from PIL import Image
 
 from benchmarks import measure
-from benchmarks.generalization import spread
 from benchmarks.trained_runs import Outcome, Runs, define_recipe_flags, define_training_flags, refuse_useless_flags
 from convoy.trainer.config.resolution import RESIZES
 
@@ -71,9 +70,9 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
         changes = [100 * (run.test_top1 - base.test_top1) for run, base in zip(found, first, strict=True)]
         cells = (
             f"`{resize}`",
-            spread([100 * run.train_top1 for run in found], " %"),
-            spread([100 * run.test_top1 for run in found], " %"),
-            "" if found is first else spread(changes, signed=True),
+            measure.spread([100 * run.train_top1 for run in found], " %"),
+            measure.spread([100 * run.test_top1 for run in found], " %"),
+            "" if found is first else measure.spread(changes, signed=True),
         )
         lines.append(measure.markdown(cells))
     return lines

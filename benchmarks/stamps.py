@@ -9,9 +9,9 @@ pixels, cut out on transparent ground, in color, gray or with a palette. Stamps 
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from benchmarks.image_folders import draft_folder
 from convoy.core.errors import ConvoyError, UsageError
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -47,17 +47,12 @@ def write_stamps(output: Path, source: Path = STAMPS) -> None:
     """
     if not source.is_dir():
         raise UsageError(f"{source} does not exist: install Debian's package tuxpaint-stamps-default.")
-    if output.exists():
-        raise UsageError(f"{output} exists already. Pass a new folder.")
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent) as scratch:
-        draft = Path(scratch) / output.name  # a subfolder, so that it gets the usual permissions of a new folder
+    with draft_folder(output) as draft:
         for category, folders in CLASSES.items():
-            (draft / category).mkdir(parents=True)
+            (draft / category).mkdir()
             for path in sorted(path for folder in folders for path in (source / folder).rglob("*.png")):
                 if "_mirror" not in path.name:
                     shutil.copyfile(path, draft / category / "-".join(path.relative_to(source).parts[1:]))
-        draft.rename(output)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from convoy.launch.trainer_command import TRAINER, trainer_environment
 from convoy.trainer import config as configs
 from convoy.trainer.run.directory import RunDirectory
 
+EVALUATED_SPLITS = ("train", "validation", "test")
 _POLL_SECONDS = 0.05
 _SHOWN_ERROR_LINES = 5
 _STARTS = ("start", "restored")
@@ -91,8 +92,12 @@ class Outcome:
       images_per_second: training throughput, without evaluations and checkpoints.
       seconds: wall time of training, including compilation, evaluations and checkpoints.
       seconds_to_best: wall time until the checkpoint with the best validation score.
+      test_images: number of test images.
       train_top1: on the training images without augmentation, in [0, 1].
+      validation_top1: on the validation images, by which the checkpoint was chosen, in [0, 1].
       test_top1: on the test images, in [0, 1].
+      validation_ece: expected calibration error on the validation images, in [0, 1]; None if it was not measured.
+      test_ece: the same on the test images.
     """
 
     command: Sequence[str]
@@ -101,8 +106,12 @@ class Outcome:
     images_per_second: float
     seconds: float
     seconds_to_best: float
+    test_images: int
     train_top1: float
+    validation_top1: float
     test_top1: float
+    validation_ece: float | None = None
+    test_ece: float | None = None
 
     @property
     def gap(self) -> float:
@@ -164,7 +173,8 @@ class Runs:
           ConvoyError: a command failed; the message ends with the last lines of its output.
         """
         trained = self.trained(name, recipe, overrides)
-        evaluations = {split: self.evaluation(trained, split) for split in ("train", "test")}
+        evaluations = {split: self.evaluation(trained, split) for split in EVALUATED_SPLITS}
+        quality = {split: evaluation["quality"] for split, evaluation in evaluations.items()}
         outcome = Outcome(
             command=trained.command,
             steps=trained.result["step"],
@@ -172,8 +182,12 @@ class Runs:
             images_per_second=trained.result["images_per_second"] or 0.0,
             seconds=seconds_of(trained.events),
             seconds_to_best=seconds_of(trained.events, until_step=trained.result["best"]["step"]),
-            train_top1=evaluations["train"]["quality"]["top1"],
-            test_top1=evaluations["test"]["quality"]["top1"],
+            test_images=evaluations["test"]["images"],
+            train_top1=quality["train"]["top1"],
+            validation_top1=quality["validation"]["top1"],
+            test_top1=quality["test"]["top1"],
+            validation_ece=quality["validation"].get("ece"),
+            test_ece=quality["test"].get("ece"),
         )
         self._say(f"{name}: {outcome.seconds:.0f} s, train {outcome.train_top1:.1%}, test {outcome.test_top1:.1%}")
         return outcome

@@ -1,27 +1,16 @@
-"""The generalization benchmark: tables, time budget, reuse of finished runs."""
+"""The generalization benchmark: what is trained for it, time budget, reuse of finished runs, files."""
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from benchmarks.digits import stratified, write_digits
-from benchmarks.generalization import (
-    INGREDIENTS,
-    Entry,
-    Study,
-    ablation_table,
-    ingredients_of,
-    parse_entry,
-    spread,
-    table,
-)
-from benchmarks.stamps import CLASSES, write_stamps
-from benchmarks.trained_runs import Outcome, Runs, TrainedRun, seconds_of, steps_within
+from benchmarks import generalization
+from benchmarks.study import INGREDIENTS, Entry, Study, ingredients_of, parse_entry
+from benchmarks.trained_runs import Runs, TrainedRun, seconds_of, steps_within
 from convoy import cli
 from convoy.core.errors import ConvoyError, UsageError
 from convoy.trainer import config as configs
@@ -48,38 +37,7 @@ def commands(runs):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def outcome(*, train=0.9, test=0.6, seconds=100.0, **other):
-    known = {"command": ["convoy", "train", "--config=it"], "steps": 10, "parameters": 11_253_258}
-    known |= {"images_per_second": 250.0, "seconds": seconds, "seconds_to_best": seconds / 2}
-    return Outcome(**known | other, train_top1=train, test_top1=test)
-
-
-# What is made of runs.
-
-
-def test_table_has_mean_and_deviation_over_seeds_and_the_command():
-    rows = table({Entry("baseline_cnn"): [outcome(test=0.6), outcome(test=0.7)], Entry("convnet", 4.0): [outcome()]})
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[0][0] == "recipe" and cells[0][-1] == "command"
-    assert len({len(row) for row in cells}) == 1
-    numbers = ["11,253,258", "250", "100 s", "50 s", "90.0 ± 0.0 %", "65.0 ± 7.1 %", "25.0 ± 7.1"]
-    assert cells[2] == ["`baseline_cnn`", *numbers, "`convoy train --config=it`"]
-    assert cells[3][0] == "`convnet`, 4x the budget"
-    assert cells[3][5:8] == ["90.0 %", "60.0 %", "30.0"]
-
-
-def test_ablation_pairs_runs_with_the_same_seed():
-    whole = [outcome(test=0.6), outcome(test=0.8)]
-    without = Entry("convnet", None, {"augment.ops": "crop | flip"}, "erase(0.25)")
-    rows = ablation_table({Entry("convnet"): whole, without: [outcome(test=0.58), outcome(test=0.78)]})
-    assert "| 100 s | 90.0 ± 0.0 % | 70.0 ± 14.1 % |" in rows[2]
-    assert "| -2.0 ± 0.0 |" in rows[3]
-    assert r"`--config.augment.ops=crop \| flip`" in rows[3]  # a bar in a cell would end it
-
-
-def test_no_deviation_for_a_single_run():
-    assert spread([71.44], " %") == "71.4 %"
-    assert spread([1.0, 3.0], signed=True) == "+2.0 ± 1.4"
+# Times of runs.
 
 
 def events(*lines):
@@ -130,9 +88,9 @@ def test_finished_runs_are_reused(runs):
     assert done[:3] == [
         "train baseline_cnn-seed0",
         "evaluate baseline_cnn-seed0 train",
-        "evaluate baseline_cnn-seed0 test",
+        "evaluate baseline_cnn-seed0 validation",
     ]
-    assert len(done) == 2 * 3 + 2 + 2 * 3
+    assert len(done) == 2 * 4 + 2 + 2 * 4
     again = Study(runs, seeds=range(2)).outcomes(entries)
     assert list(again.values()) == list(first.values())
     assert [run.test_top1 for run in again[entries[0]]] == pytest.approx([0.6, 0.7])
@@ -149,7 +107,8 @@ def test_trained_run_is_only_evaluated(tmp_path, monkeypatch):
         runs.outcome("a", "baseline_cnn", {"seed": 0})
     (runs.folder / "fail-evaluate").unlink()
     assert runs.outcome("a", "baseline_cnn", {"seed": 0}).gap == pytest.approx(0.3)
-    assert commands(runs) == ["train a", "evaluate a train", "evaluate a train", "evaluate a test"]
+    evaluated = ["evaluate a train", "evaluate a validation", "evaluate a test"]
+    assert commands(runs) == ["train a", evaluated[0], *evaluated]
 
 
 def test_run_with_another_config_is_refused(runs):
@@ -169,6 +128,21 @@ def test_recipe_with_a_budget_trains_that_long(runs):
     assert found[convnet][0].command[:5] == [
         "convoy", "train", "--config=convnet", "--config.seed=0", f"--config.steps={steps}",
     ]  # fmt: skip
+
+
+def test_recipes_of_their_own_length_are_trained_in_turn(runs):
+    study = Study(runs, seeds=range(2))
+    study.outcomes([Entry("baseline_cnn"), Entry("convnet")])
+    trained = [line for line in commands(runs) if line.startswith("train")]
+    assert trained == [f"train {name}-seed{seed}" for seed in (0, 1) for name in ("baseline_cnn", "convnet")]
+    assert study.budget_seconds == 0
+
+
+def test_evaluation_without_a_calibration_error_is_accepted(runs):
+    path = runs.trained("a", "baseline_cnn", {"seed": 0}).run.evaluation("test")
+    path.write_text(json.dumps({"parameters": 1, "images": 10, "quality": {"top1": 0.5}}))
+    found = runs.outcome("a", "baseline_cnn", {"seed": 0})
+    assert (found.test_top1, found.test_ece, found.validation_ece) == (0.5, None, 0.05)
 
 
 def test_more_seeds_keep_the_budget_and_its_runs(runs, monkeypatch):
@@ -240,6 +214,8 @@ def test_entry_is_a_recipe_with_an_optional_multiple():
         ("--recipes=convnet24", "'convnet'"),
         ("--dataset=digit", "'digits'"),
         ("--batch_size=3", "--batch_size"),
+        ("--image_seed=1,-2", "--image_seed=1,-2"),
+        ("--page=missing/page.md", "--page=missing/page.md"),
     ],
 )
 def test_usage_errors_come_first(capsys, tmp_path, flag, named):
@@ -249,49 +225,53 @@ def test_usage_errors_come_first(capsys, tmp_path, flag, named):
     assert list(tmp_path.iterdir()) == []
 
 
-# The digits.
+# The command.
 
 
-def test_stratified_selection_takes_the_same_share_of_each_label():
-    labels = np.repeat([0, 1, 2], [10, 50, 100])
-    chosen = stratified(labels, 0.2, seed=0)
-    assert np.bincount(labels[chosen]).tolist() == [2, 10, 20]
-    assert np.array_equal(chosen, stratified(labels, 0.2, seed=0))
-    assert not np.array_equal(chosen, stratified(labels, 0.2, seed=1))
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Returns a function that runs the benchmark, without images, and returns the page and the JSON."""
+    monkeypatch.setattr(generalization, "Runs", FakeRuns)
+    monkeypatch.setattr(FakeRuns, "description", "some images")
+    monkeypatch.setattr(
+        generalization, "make_dataset", lambda name, runs, **other: runs.folder.mkdir(parents=True, exist_ok=True)
+    )
+
+    def run(*words):
+        outputs = (f"--page={tmp_path / 'page.md'}", f"--json={tmp_path / 'all.json'}")
+        words = ("--recipes=convnet,baseline_cnn", f"--workdir={tmp_path / 'runs'}", *outputs, *words)
+        assert cli.main(["convoy", "bench", "generalization", *words]) == 0
+        return (tmp_path / "page.md").read_text(), json.loads((tmp_path / "all.json").read_text())
+
+    return run
 
 
-def test_digits_are_written_as_grayscale_images(tmp_path):
-    pytest.importorskip("sklearn")
-    write_digits(tmp_path / "digits")
-    counts = {split: len(list((tmp_path / "digits" / split).glob("*/*.png"))) for split in ("train", "test")}
-    assert counts == {"train": 1438, "test": 359}
-    names = [path.name for path in (tmp_path / "digits").glob("*/*/*.png")]
-    assert len(set(names)) == 1797
-    with Image.open(next((tmp_path / "digits" / "test" / "0").iterdir())) as image:
-        assert (image.mode, image.size) == ("L", (8, 8))
-        assert image.getextrema() == (0, 255)
-    with pytest.raises(UsageError, match=str(tmp_path)):
-        write_digits(tmp_path / "digits")
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+def test_all_datasets_but_the_held_out_one_are_trained_on_by_default(bench, tmp_path):
+    page, content = bench("--seeds=1")
+    names = [found["dataset"] for found in content["datasets"]]
+    assert names == ["sample", "tenth", "digits", "stamps", "photos"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
+    assert "clothes" not in page and not any(found["held_out"] for found in content["datasets"])
 
 
-# The stamps.
+def test_held_out_dataset_is_trained_on_if_named_and_is_not_in_the_summary(bench):
+    page, content = bench("--seeds=1", "--dataset=clothes,digits,photos")
+    assert [found["held_out"] for found in content["datasets"]] == [True, False, False]
+    assert "Mean over digits; photos." in page and "## clothes (held out" in page
+    assert bench("--seeds=1", "--dataset=clothes")[1]["summary"] == []
 
 
-def test_stamps_are_copied_into_a_folder_per_class_without_mirror_images(tmp_path):
-    source = tmp_path / "source"
-    for folders in CLASSES.values():
-        for folder in folders:
-            (source / folder).mkdir(parents=True, exist_ok=True)
-    stamps = ("animals/birds/owl.png", "animals/birds/sea/gull.png", "vehicles/tug.png", "vehicles/tug_mirror.png")
-    for stamp in (*stamps, "animals/birds/owl.txt", "symbols/letters.png"):
-        (source / stamp).parent.mkdir(exist_ok=True)
-        (source / stamp).write_text(stamp)
-    write_stamps(tmp_path / "stamps", source)
-    found = {path.relative_to(tmp_path / "stamps").as_posix(): path.read_text() for path in tmp_path.glob("stamps/*/*")}
-    assert sorted(found.values()) == sorted(stamps[:3])
-    assert {name.split("/")[0] for name in found} == {"birds", "vehicles"}
-    with pytest.raises(UsageError, match="exists"):
-        write_stamps(tmp_path / "stamps", source)
-    with pytest.raises(UsageError, match="tuxpaint-stamps-default"):
-        write_stamps(tmp_path / "other", tmp_path / "missing")
+def test_several_image_seeds_are_datasets_of_their_own(bench, tmp_path):
+    page, content = bench("--seeds=2", "--dataset=digits", "--image_seed=0,3")
+    assert [found["image_seed"] for found in content["datasets"]] == [0, 3]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "digits-images3"]
+    assert "Mean over digits; digits, image seed 3." in page
+    assert "convoy bench generalization --recipes=convnet,baseline_cnn --dataset=digits --image_seed=0,3" in page
+    assert [len(row["runs"]) for found in content["datasets"] for row in found["rows"]] == [2] * 4
+
+
+def test_ablation_is_on_the_page(bench):
+    page, content = bench("--seeds=1", "--dataset=digits", "--recipes=convnet", "--ablate")
+    rows = content["datasets"][0]["ablations"]["convnet"]
+    assert [row["without"] for row in rows[:2]] == ["", "label smoothing"]
+    assert "| label smoothing |" in page and "## Summary" not in page

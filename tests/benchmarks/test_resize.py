@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.resize import reframed, table
-from tests.benchmarks.test_generalization import outcome
+from tests.benchmarks.test_generalization_tables import outcome
 from tests.input_pipeline.images import pixels
 
 
