@@ -155,7 +155,10 @@ def evaluate_folds(
         trained = open_fold(number)
         flips = trained.flip_tta if flip_tta is None else flip_tta
         data = folds.without(number)
-        evaluated = evaluate_split(trained, "validation", data=data, flip_tta=flips, worker_group=worker_group)
+        # Without temperatures, which differ between the folds: probabilities of all folds are compared with each other.
+        evaluated = evaluate_split(
+            trained, "validation", data=data, flip_tta=flips, worker_group=worker_group, calibrated=False
+        )
         return replace(evaluated, draw_heat_maps=_no_heat_maps)
 
     evaluated = [evaluate(number) for number in range(1, folds.number + 1)]
@@ -168,7 +171,6 @@ def evaluate_folds(
         checkpoint=models_text([(evaluation.step, evaluation.checkpoint) for evaluation in evaluations]),
         images=len(folds.of),
         quality=evaluated[0].objective.metrics.summarize(sums),
-        temperature=None,  # each fold's run has its own
         ece_before=None,
         ece_after=None,
         digest=folds.together().digest(OUT_OF_FOLD),

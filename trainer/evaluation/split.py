@@ -9,7 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,6 +86,7 @@ def evaluate_split(
     flip_tta: bool = False,
     record_format: RecordFormat | None = None,
     worker_group: WorkerGroup | None = None,
+    calibrated: bool = True,
 ) -> EvaluatedSplit:
     """Evaluates a trained run on a split, an ensemble by the mean of the probabilities. Writes nothing.
 
@@ -98,6 +99,7 @@ def evaluate_split(
       flip_tta: as in `Evaluator`.
       record_format: as in `open_dataset_of`.
       worker_group: workers that evaluate together; None for this process alone.
+      calibrated: whether a single run with one label per image is evaluated with its temperature.
 
     Raises:
       UsageError: the ensemble was trained on the split.
@@ -137,8 +139,9 @@ def evaluate_split(
             temperature=temperature,
         )
 
+    trained = trained if calibrated else replace(trained, temperature=None)
     evaluator = evaluator_with(trained.temperature or 1.0)
-    if not trained.temperature and not trained.others and split_name == "validation":
+    if calibrated and not trained.temperature and not trained.others and split_name == "validation":
         evaluator.sums()
         trained = trained.with_temperature(evaluator.best_temperature)
         evaluator = evaluator_with(evaluator.best_temperature)
