@@ -21,9 +21,10 @@ TEMPERATURES = tuple(2.0 ** (k / 4) for k in range(-12, 13))  # 1/8 to 8
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)  # share of wrong labels
 # Losses are summed as integers in this unit, so that their sum is the same in any order.
 LOSS_UNIT = 2.0**-20
-# Of the normal distribution that the logarithm is assumed to have before any image is seen: where a few images decide,
-# all of them classified correctly, the loss alone would ask for the lowest temperature.
-_PRIOR_DEVIATION = 0.5
+# Of the normal distribution that the logarithm is assumed to have before any image is seen, so that 95 % of all
+# temperatures are between 1/2 and 2: where a few images decide, all of them classified correctly, the loss alone would
+# ask for the lowest temperature.
+_PRIOR_DEVIATION = 0.35
 _PRIOR_NOISE = 0.02  # mean of the exponential distribution of the share of wrong labels
 
 
