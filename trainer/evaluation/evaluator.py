@@ -20,7 +20,7 @@ from convoy.trainer.models import ModelBundle
 from convoy.trainer.run.temperature import best_temperature
 from convoy.trainer.session.objective import Objective
 from convoy.trainer.session.runtime import batch_slice
-from convoy.trainer.step.outputs import calibrated, logits_of_mean, probabilities, temperature_losses
+from convoy.trainer.step.outputs import calibrated, logits_of_mean, probabilities, temperature_scores
 from convoy.trainer.step.state import TrainState
 
 EachBatch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -112,7 +112,7 @@ class Evaluator:
           DataError: a record cannot be used.
           PeerLostError: another worker is gone.
         """
-        total, losses, objective = np.float64(0), np.int64(0), self._objective
+        total, scores, objective = np.float64(0), np.int64(0), self._objective
         collector = ScoreCollector() if objective.task.multi_label else None
         with contextlib.ExitStack() as stack:
             opened = [distributed_batches(dataset, reader) for reader, dataset in self._datasets.items()]
@@ -120,7 +120,7 @@ class Evaluator:
                 stack.enter_context(contextlib.closing(batches))
             for batch in itertools.islice(zip(*opened, strict=True), self._steps):
                 sums, at_temperatures, found = self._evaluate_batch(batch)
-                total, losses = total + sums.numpy(), losses + at_temperatures.numpy()
+                total, scores = total + sums.numpy(), scores + at_temperatures.numpy()
                 if each or collector:
                     columns = self._without_padding(batch[0], found)
                     if collector:
@@ -128,7 +128,7 @@ class Evaluator:
                     if each:
                         each(*columns)
                 self._worker_group.report(self._state.step, "evaluation")
-        gathered = self._worker_group.exchange("evaluation", [total.tolist(), losses.tolist()], seconds=seconds)
+        gathered = self._worker_group.exchange("evaluation", [total.tolist(), scores.tolist()], seconds=seconds)
         total = np.sum(np.array([sums for sums, _ in gathered], np.float64), axis=0)
         self.best_temperature = best_temperature(np.sum([at for _, at in gathered], axis=0))
         counted = objective.metrics.base.image_count(total)
@@ -146,8 +146,8 @@ class Evaluator:
         self, batch: tuple[dict[str, tf.Tensor], ...]
     ) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
         local = self._state.strategy.experimental_local_results
-        sums, losses, found = self._state.strategy.run(self._one_replica, (batch,))
-        return tf.add_n(local(sums)), tf.add_n(local(losses)), local(found)
+        sums, scores, found = self._state.strategy.run(self._one_replica, (batch,))
+        return tf.add_n(local(sums)), tf.add_n(local(scores)), local(found)
 
     def _one_replica(self, batches: tuple[dict[str, tf.Tensor], ...]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         batch, of_models = batches[0], []
@@ -161,7 +161,7 @@ class Evaluator:
         logits = logits_of_mean(of_models, task)
         losses = self._objective.evaluated_loss(logits, labels)
         sums = self._objective.metrics.batch_sums(logits, labels, losses, weights)
-        return sums, temperature_losses(logits, labels, weights, task), probabilities(logits, task)
+        return sums, temperature_scores(logits, labels, weights, task), probabilities(logits, task)
 
     def _without_padding(self, batch: dict[str, tf.Tensor], found: tuple[tf.Tensor, ...]) -> tuple[np.ndarray, ...]:
         local = self._state.strategy.experimental_local_results

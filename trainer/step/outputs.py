@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from convoy.trainer.run.task import Task
-from convoy.trainer.run.temperature import LOSS_UNIT, NOISES, TEMPERATURES
-
-_LARGEST_LOSS = 1e4
+from convoy.trainer.run.temperature import SCORE_UNIT, TEMPERATURES
 
 
 def probabilities(logits: tf.Tensor, task: Task) -> tf.Tensor:
@@ -35,8 +33,8 @@ def calibrated(logits: tf.Tensor, temperature: float) -> tf.Tensor:
     return logits if temperature == 1.0 else logits * (1.0 / temperature)
 
 
-def temperature_losses(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, task: Task) -> tf.Tensor:
-    """Returns the loss of a batch by `run.temperature`, in whole units: their sum is the same in any order.
+def temperature_scores(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, task: Task) -> tf.Tensor:
+    """Returns the Brier score of a batch at each temperature, in whole units: their sum is the same in any order.
 
     Args:
       logits: [batch, num_classes] float32.
@@ -45,27 +43,15 @@ def temperature_losses(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor,
       task: what the run predicts.
 
     Returns:
-      [len(NOISES), len(TEMPERATURES)] int64, the sum over the images in units of `LOSS_UNIT`: the negative logarithm of
-      the probability of an image's label, or with several labels of each of them, summed over the classes.
+      [len(TEMPERATURES)] int64, the sum over the images in units of `SCORE_UNIT`. The score of an image is the sum over
+      the classes of the square of probability minus label.
     """
-    choices = 2 if task.multi_label else logits.shape[-1]
+    targets = labels if task.multi_label else tf.one_hot(labels, logits.shape[-1])
 
-    def at(log_probability: tf.Tensor, noise: float) -> tf.Tensor:
-        if noise:
-            # log((1 - noise) * p + noise / choices)
-            of_noise = tf.fill(tf.shape(log_probability), math.log(noise / choices))
-            log_probability = tf.reduce_logsumexp(tf.stack([log_probability + math.log(1 - noise), of_noise]), 0)
-        losses = -tf.reduce_sum(log_probability, -1)
-        losses = tf.minimum(tf.where(tf.math.is_finite(losses), losses, _LARGEST_LOSS), _LARGEST_LOSS)
-        units = tf.cast(tf.round(losses / LOSS_UNIT), tf.int64)
+    def at(temperature: float) -> tf.Tensor:
+        scores = tf.reduce_sum((probabilities(calibrated(logits, temperature), task) - targets) ** 2, -1)
+        scores = tf.where(tf.math.is_finite(scores), scores, 2.0)
+        units = tf.cast(tf.round(scores / SCORE_UNIT), tf.int64)
         return tf.reduce_sum(tf.where(weights > 0, units, 0))
 
-    rows = []
-    for temperature in TEMPERATURES:
-        scaled = calibrated(logits, temperature)
-        if task.multi_label:
-            of_label = -tf.nn.sigmoid_cross_entropy_with_logits(labels, scaled)
-        else:
-            of_label = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scaled)[:, tf.newaxis]
-        rows.append([at(of_label, noise) for noise in NOISES])
-    return tf.transpose(tf.stack([tf.stack(row) for row in rows]))
+    return tf.stack([at(temperature) for temperature in TEMPERATURES])
