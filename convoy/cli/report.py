@@ -60,7 +60,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     read_history(run_directory)  # reports a wrong --workdir before TensorFlow starts
     if unwritable := run_directory.write_error():
         reason = f"--workdir={flags.workdir} cannot be written ({unwritable.strerror})"
-        if not output or flags.learning_curve:
+        if flags.learning_curve:
+            raise DataError(f"{reason}. Make it writable: the runs of a learning curve are kept in it.")
+        if not output:
             raise DataError(f"{reason}. Pass --output=FILE.")
     if flags.learning_curve:
         _measure_learning_curve(flags, devices)

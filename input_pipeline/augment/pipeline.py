@@ -134,14 +134,14 @@ def with_user_names(text: str, name_of: Callable[[int, str], str]) -> str:
     users: list[str] = []
 
     def renamed(part: str) -> str:
-        match = re.match(_NAME, part)
+        match = re.match(_NAME, part.lstrip())
         name = match[0] if match else ""
         if not name or name in OPERATIONS:
             return part
         users.extend([name] if name not in users else [])
-        return name_of(users.index(name), name) + part[len(name) :]
+        return part.replace(name, name_of(users.index(name), name), 1)
 
-    return " | ".join(renamed(part.strip()) for part in text.split("|"))
+    return "|".join(map(renamed, text.split("|")))
 
 
 def _parse_operation(part: str, place: str) -> tuple[str, tuple[Value, ...], UserOperation | None]:

@@ -100,14 +100,13 @@ def measure_learning_curve(
     of_fraction = {name: configs.scaled(config, count / images[-1]) for name, count in zip(views, images, strict=False)}
     for name in views:
         _check_same_length(run, RunDirectory(run.fraction(name)), of_fraction[name])
-    seconds = sum(images[:-1]) / images[-1] * _seconds(result)
-    say(f"Learning curve: runs of about {duration_text(seconds)} together, by the time that {run.path} took.")
     finished: list[tuple[RunDirectory, View]] = []
     for name, view in views.items():
-        gc.collect()  # frees the model of the run before
-        fraction = RunDirectory(run.fraction(name))
-        say(f"A {name} of the training images, {counted(_training_images(view), 'image')}: {fraction.path}")
+        fraction, count = RunDirectory(run.fraction(name)), _training_images(view)
         if not _is_finished(fraction, view):
+            gc.collect()  # frees the model of the run before
+            time = duration_text(count / images[-1] * _seconds(result))
+            say(f"A {name} of the training images, {counted(count, 'image')}, about {time}: {fraction.path}")
             of_run = train(
                 of_fraction[name],
                 data=view,
@@ -226,7 +225,7 @@ def _point(run: RunDirectory, dataset: Dataset, evaluation: Evaluation) -> Point
         top1=evaluation.quality["top1"],
         evaluated_images=evaluation.images,
         seconds=_seconds(result),
-        weights_sha256=result["weights_sha256"],
+        weights_sha256=str(result.get("weights_sha256")),
     )
 
 

@@ -94,9 +94,7 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
             "folder exists and is writable."
         ) from None
     if run.learning_curve.exists() and not history.learning_curve:
-        notes.append(
-            f"No learning curve: {run.learning_curve} is of another result. --learning_curve renews it."
-        )
+        notes.append(f"No learning curve: {run.learning_curve} is of another result. --learning_curve renews it.")
     reasons = dict.fromkeys(shown["why_no_pictures"] for shown in details)
     notes += [f"No thumbnails: {reason}" for reason in reasons if reason]
     return [*notes, f"Report: {page}"]
