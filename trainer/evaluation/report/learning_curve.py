@@ -186,8 +186,10 @@ class LearningCurve:
             }[self.outlook]
             yield Finding(Severity.NOTE, f"more-images-{self.outlook.value}", self.sentence(), fix, SECTION)
         if self.missing:
-            text = f"The learning curve lacks the run on a {joined(self.missing, 'and on a')} of the training images."
-            yield Finding(Severity.NOTE, "learning-curve-incomplete", text, f"Rerun {_COMMAND} to train it.", SECTION)
+            parts = joined([f"a {name}" for name in self.missing], "and")
+            text = f"The learning curve is not measured yet at {parts} of the training images."
+            fix = f"Rerun {_COMMAND} to complete it."
+            yield Finding(Severity.NOTE, "learning-curve-incomplete", text, fix, SECTION)
 
 
 def _is_sound(point: Point) -> bool:
