@@ -365,6 +365,7 @@ def _run_directory() -> str:
         "`mean:3 (steps 80-100)`; `step` is the last of them.\n\n"
     )
     text += f"## result.json\n\n{_fields({k: v for k, v in attributes(TrainingResult).items() if k != 'workdir'})}"
+    text += f"## learning_curve.json\n\n{_fields(run_contents.LEARNING_CURVE)}"
     columns = ", ".join(f"`{name}`" for name in predictions.COLUMNS)
     of_labels = ", ".join(f"`{name}`" for name in label_predictions.COLUMNS)
     text += (

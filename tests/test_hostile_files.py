@@ -32,6 +32,8 @@ from convoy.trainer.checkpoint.checkpoints import CheckpointStore, load_latest_v
 from convoy.trainer.evaluation import predictions
 from convoy.trainer.evaluation.report.history import read_history
 from convoy.trainer.evaluation.report.insights import derive_insights
+from convoy.trainer.evaluation.report.learning_curve import LearningCurve, Point
+from convoy.trainer.evaluation.report.plots import learning_curve_chart
 from convoy.trainer.evaluation.results import truncate_results
 from convoy.trainer.export.folder import read_description, write_description
 from convoy.trainer.run.directory import RunDirectory, truncate_json_lines
@@ -169,6 +171,10 @@ def run(tmp_path_factory):
     (attempt / "end-0.json").write_text('{"rank": 0, "returncode": 1, "time": 1000000000.5}\n')
     (attempt / "worker-0.log").write_text("line 1\nline 2\n")
     made.write_json(made.launch, {"attempts": [{"attempt": 1}]})
+    points = [
+        Point(fraction, round(8 * fraction), 20, fraction / 2, 40, 9.5, "0" * 64) for fraction in (0.25, 0.5, 1.0)
+    ]
+    made.write_json(made.learning_curve, LearningCurve("test", points).content())
     EventFile(made.tensorboard / "train", first_step=1).write(10, [])
     return made.path
 
@@ -186,6 +192,7 @@ RUN_FILES = (
     "events.jsonl",
     "evaluation_test.json",
     "predictions_test.csv",
+    "learning_curve.json",
     "launch.json",
     "logs/attempt-1/error-0.json",
     "logs/attempt-1/end-0.json",
@@ -216,6 +223,8 @@ def run_readers(path):
     def report():
         history = read_history(run)
         derive_insights(history, None)
+        if history.learning_curve:
+            learning_curve_chart(history.learning_curve)
         for evaluation in predictions.evaluations(run):
             predictions.load(run, evaluation, history.class_names)
 

@@ -105,6 +105,11 @@ class RecordedRun(Shown):
         return kind(self.path, content) if content else None
 
     @property
+    def learning_curve(self) -> dict[str, Any] | None:
+        """Accuracy by number of training images, as in learning_curve.json; None before `report --learning_curve`."""
+        return read_json_object(self._files.learning_curve) or None
+
+    @property
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints, in order."""
         names = os.listdir(self._files.checkpoints) if self._files.checkpoints.is_dir() else []

@@ -96,6 +96,14 @@ FILES = {
         "the most likely errors first",
         "`convoy train --folds`; `convoy evaluate --split=out_of_fold`",
     ),
+    "learning_curve.json": RunFile(
+        "accuracy by the number of training images; see [learning_curve.json](#learning_curvejson)",
+        "`convoy report --learning_curve`",
+    ),
+    "learning_curve/{name}/": RunFile(
+        "run directory of the same config on a `quarter` or a `half` of the training images",
+        "`convoy report --learning_curve`",
+    ),
     "report.html": RunFile("the report: curves, metrics and error analysis, in one file", _REPORT),
     "MODEL_CARD.md": RunFile("model card; not overwritten once it was edited", _REPORT),
     "confusion_matrix.png": RunFile("confusion matrix of the last evaluation, with one label per image", _REPORT),
@@ -162,6 +170,20 @@ EVENTS = {
     "stopped": ("a callback or the time limit stopped the run; the same command resumes it", "step, reason, by"),
     "done": ("the run has ended", "step"),
     "restart": ("the launcher restarts all workers", "attempt, cause"),
+}
+
+LEARNING_CURVE = {
+    "split": "the split that all runs were evaluated on",
+    "points": "per run, from the fewest training images to all: `fraction`, `images`, `step` of the evaluated weights, "
+    "`top1`, `evaluated_images`, `seconds` of training, `weights_sha256`",
+    "missing": "runs that are not trained yet: `quarter`, `half`",
+    "fit": "`factor` and `exponent` of the power law, error(n) = factor * n^-exponent; null if the error does not fall "
+    "with the number of images, or with one point",
+    "interval": "probability of the intervals",
+    "extrapolation": "for twice and four times the images: `images`, `top1`, and the interval, `low` to `high`; empty "
+    "without a `fit`",
+    "outlook": "of twice the images: `helps`, `little` (less than half a point, or no rise) or `unclear` (the error "
+    "may as well stay the same); null with one point",
 }
 
 LAUNCH = {

@@ -42,11 +42,16 @@ class RunLayout:
         self.learning_rate_plot = self.path / "find_lr.png"
         self.label_errors = self.path / "label_errors.csv"
         self.sample_order = self.path / "order"
+        self.learning_curve = self.path / "learning_curve.json"
         self.lock_file = self.path / ".lock"
 
     def fold(self, number: int) -> Path:
         """Returns the run directory of a fold of a cross-validation; numbers start at 1."""
         return self.path / f"fold-{number}"
+
+    def fraction(self, name: str) -> Path:
+        """Returns the run directory of a fraction of the training images, such as `half`, for the learning curve."""
+        return self.path / "learning_curve" / name
 
     def predictions(self, split: str) -> Path:
         """Returns the CSV of the latest predictions on a split."""

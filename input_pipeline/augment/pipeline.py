@@ -16,7 +16,7 @@ pipeline; the first `CROP_DRAWS` are reserved for the crop, whether there is one
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from convoy.core.errors import UsageError, did_you_mean
@@ -122,6 +122,26 @@ def parse_pipeline(text: str, *, image_size: int, called: str = "config.augment.
     while tail and operations[tail - 1].signature.on_device:
         tail -= 1
     return AugmentPipeline(scale, tuple(operations[:tail]), tuple(operations[tail:]))
+
+
+def with_user_names(text: str, name_of: Callable[[int, str], str]) -> str:
+    """Returns a pipeline string with other names of users' operations.
+
+    Args:
+      text: as in `parse_pipeline`.
+      name_of: returns the name that replaces one, from its place in `AugmentPipeline.pieces` and that name.
+    """
+    users: list[str] = []
+
+    def renamed(part: str) -> str:
+        match = re.match(_NAME, part.lstrip())
+        name = match[0] if match else ""
+        if not name or name in OPERATIONS:
+            return part
+        users.extend([name] if name not in users else [])
+        return part.replace(name, name_of(users.index(name), name), 1)
+
+    return "|".join(map(renamed, text.split("|")))
 
 
 def _parse_operation(part: str, place: str) -> tuple[str, tuple[Value, ...], UserOperation | None]:

@@ -83,7 +83,7 @@ class TestRunDirectory:
         layout = RunLayout("RUN")
         paths = {path for name, path in vars(layout).items() if name != "path"}
         paths |= {layout.predictions("{split}"), layout.evaluation("{split}"), layout.heat_maps("{split}")}
-        paths |= {layout.tracker("{name}"), layout.fold("{number}")}
+        paths |= {layout.tracker("{name}"), layout.fold("{number}"), layout.fraction("{name}")}
         known = {path.relative_to(layout.path).parts[0] for path in paths}
         assert {name.split("/")[0] for name in run_contents.FILES} == known
 

@@ -6,7 +6,14 @@ import sys
 import pytest
 
 from convoy.core.errors import UsageError
-from convoy.input_pipeline.augment.pipeline import CROP_DRAWS, OPERATIONS, AugmentPipeline, Operation, parse_pipeline
+from convoy.input_pipeline.augment.pipeline import (
+    CROP_DRAWS,
+    OPERATIONS,
+    AugmentPipeline,
+    Operation,
+    parse_pipeline,
+    with_user_names,
+)
 
 
 def parsed(text):
@@ -91,6 +98,13 @@ def test_errors_name_operation_position_and_fix(text, named):
     assert str(caught.value).startswith("config.augment.ops: operation ")
     assert all(name in str(caught.value) for name in named)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_users_operations_are_replaced_by_their_place():
+    text = "crop(scale=0.5..1) | dim(0.2)|a/ops.py:dim(1) |flip | dim | package.ops:other"
+    found = with_user_names(text, lambda number, name: f"<{number} {name}>")
+    assert found == "crop(scale=0.5..1) | <0 dim>(0.2)|<1 a/ops.py:dim>(1) |flip | <0 dim> | <2 package.ops:other>"
+    assert with_user_names("", lambda number, name: "") == ""
 
 
 def test_parsing_does_not_import_tensorflow():

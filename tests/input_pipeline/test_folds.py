@@ -10,9 +10,10 @@ from convoy.core.errors import DataError
 from convoy.input_pipeline.convert.convert import Options, convert
 from convoy.input_pipeline.convert.plan import content_hash
 from convoy.input_pipeline.convert.sources import Table
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, assign, make_folds, view_of
+from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, assign, make_folds
 from convoy.input_pipeline.dataset.image_facts import GROUP, read_images
 from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.recorded_view import view_of
 from convoy.trainer.evaluation.predictions import filenames
 from tests.input_pipeline.datasets import encode, read_payloads, write_dataset, write_split
 from tests.input_pipeline.images import draw_classes, pixels

@@ -9,7 +9,7 @@ import numpy as np
 from convoy.core.finding import Finding, Severity
 from convoy.core.text import counted, joined
 from convoy.core.thresholds import INPUT_BOUND_PCT, OVERFITTING_GAP
-from convoy.input_pipeline.dataset.folds import View
+from convoy.input_pipeline.dataset.views import View
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
 from convoy.trainer.config import resolution
 from convoy.trainer.run.task import capitalized
@@ -50,7 +50,7 @@ class Advice(Callback):
             fix = "Convert them again without --image_size to keep their aspect ratio."
             self._show(Finding(Severity.WARNING, "resize-has-no-effect", text, fix))
         more_validation = "Convert with a larger --validation_fraction." if is_converted else ""
-        if isinstance(self._dataset, View):
+        if isinstance(self._dataset, View) and self._dataset.folds:
             more_validation = "Pass fewer --folds, or add images of these classes."
         for split_name, consequence, fix in (
             (

@@ -9,8 +9,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from convoy.core.errors import DataError
 from convoy.core.files import json_value
 from convoy.core.text import without_secrets
-from convoy.input_pipeline.dataset.folds import View
 from convoy.input_pipeline.dataset.open import Dataset
+from convoy.input_pipeline.dataset.views import View
 from convoy.trainer import config as configs
 from convoy.trainer.callbacks.callback import Callback, Evaluation, Log, Training
 from convoy.trainer.callbacks.curves import draw_curves
@@ -132,7 +132,7 @@ def _description(dataset: Dataset) -> dict[str, Any]:
         **({"label_delimiter": dataset.label_delimiter} if dataset.multi_label else {}),
         **dataset_identity(dataset),
         **({} if dataset.manifest else {"record_format": dataset.record_format.as_dict()}),
-        **({"fold": dataset.fold, "folds": dataset.folds} if isinstance(dataset, View) else {}),
+        **(dataset.description if isinstance(dataset, View) else {}),
         # The report judges differences by it.
         **({"validation_images": dataset.split("validation").num_images} if "validation" in dataset.splits else {}),
     }

@@ -30,6 +30,7 @@ from convoy.trainer.config.recipes import (
     recipe_path,
     shipped_recipes,
 )
+from convoy.trainer.config.scaled import scaled
 from convoy.trainer.config.schema import default_config, fields, loss_text, to_json
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "overridden_durations",
     "recipe_path",
     "resolve",
+    "scaled",
     "shipped_recipes",
     "spans",
     "to_json",

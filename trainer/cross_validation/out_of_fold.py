@@ -18,9 +18,10 @@ import numpy as np
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError
 from convoy.core.text import counted, models_text, share
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, View, make_folds
+from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, Folds, make_folds
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data
+from convoy.input_pipeline.dataset.views import View
 from convoy.trainer.cluster.strategy import make_strategy
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, predictions

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convoy.core.errors import DataError, UsageError
-from convoy.input_pipeline.dataset.folds import LABELLED, OUT_OF_FOLD, View
+from convoy.input_pipeline.dataset.folds import LABELLED, OUT_OF_FOLD
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import Data, Split
+from convoy.input_pipeline.dataset.views import View
 from convoy.input_pipeline.reading.reader import Reader
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
@@ -28,7 +29,8 @@ from convoy.trainer.evaluation.results import append_result
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.task import Decision
 from convoy.trainer.session.objective import Objective
-from convoy.trainer.session.restore import TrainedRun, folds_of, open_dataset_of
+from convoy.trainer.session.restore import TrainedRun, open_dataset_of
+from convoy.trainer.session.run_dataset import view_trained_on
 
 AnyPredictions = predictions.Predictions | label_predictions.LabelPredictions
 
@@ -111,7 +113,8 @@ def evaluate_split(
             f"--split={split_name}: only a whole cross-validation has it, alone. Pass the --workdir of `convoy train "
             f"--folds`, instead of {trained.run.path} or with others."
         )
-    if trained.others and split_name in LABELLED and any(folds_of(member, dataset) for member in trained.members):
+    parts = [view_trained_on(member.dataset, dataset) for member in trained.members if trained.others]
+    if split_name in LABELLED and any(part and part.folds for part in parts):
         raise UsageError(
             f"--split={split_name}: models of the ensemble were trained on it, each on a part. Pass the --workdir of "
             f"their cross-validation alone and --split={OUT_OF_FOLD}, which predicts each image by the model that was "

@@ -231,6 +231,9 @@ class RunDirectory(RunLayout):
         fold, folds = dataset.get("fold", 0), dataset.get("folds", 0)
         if not (isinstance(fold, int) and isinstance(folds, int) and 0 <= fold <= folds <= MOST_FOLDS and folds != 1):
             raise DataError(f"{self.dataset}: damaged (folds). Restore it, or train in another --workdir.")
+        fraction = dataset.get("fraction", 0)
+        if not (isinstance(fraction, int | float) and 0 <= fraction < 1):
+            raise DataError(f"{self.dataset}: damaged (fraction). Restore it, or train in another --workdir.")
         return dataset
 
     def write_json(self, path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from convoy import __version__
 from convoy.core.text import counted
-from convoy.input_pipeline.dataset.folds import View
 from convoy.input_pipeline.dataset.open import Dataset
+from convoy.input_pipeline.dataset.views import View
 from convoy.trainer.cluster.strategy import runs_on_gpu
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan, loss_text, resolution
@@ -158,7 +158,7 @@ def _data_text(config: ml_collections.ConfigDict, dataset: Dataset) -> str:
         f"{dataset.directory}: {counted(dataset.num_classes, 'class', 'classes')}"
         + (", any number of labels per image" if dataset.multi_label else "")
         + (f", labels from {dataset.record_format.first_label}" if dataset.record_format.first_label else "")
-        + (f", fold {dataset.fold} of {dataset.folds} left out" if isinstance(dataset, View) else "")
+        + (f", {dataset.text}" if isinstance(dataset, View) else "")
         + (", block shuffle" if config.shuffle == "block" else "")
         + (f", {config.sampling} sampling" if config.sampling != "natural" else "")
         + (

@@ -20,10 +20,9 @@ import tensorflow as tf
 from convoy.core.devices import Devices
 from convoy.core.errors import DataError, UsageError
 from convoy.core.text import counted, models_text, weights_text
-from convoy.input_pipeline.dataset.folds import OUT_OF_FOLD, View, view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
-from convoy.input_pipeline.dataset.open import Data, Dataset, Split, open_dataset
-from convoy.input_pipeline.dataset.source import SourceName, check_source_owner, source_name
+from convoy.input_pipeline.dataset.open import Data, Dataset, Split
+from convoy.input_pipeline.dataset.source import source_name
 from convoy.input_pipeline.dataset.storage import dataset_path
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.trainer.checkpoint.checkpoints import CheckpointStore
@@ -33,7 +32,7 @@ from convoy.trainer.config import resolution
 from convoy.trainer.models import MODELS, is_from_user
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import number_in, read_json_object
-from convoy.trainer.run.task import DEFAULT_THRESHOLD, MULTI_LABEL, SINGLE_LABEL, Decision, Task, task_of
+from convoy.trainer.run.task import DEFAULT_THRESHOLD, Decision, Task, task_of
 from convoy.trainer.run.temperature import softened
 from convoy.trainer.session.batch_statistics import (
     NUM_IMAGES,
@@ -42,9 +41,9 @@ from convoy.trainer.session.batch_statistics import (
     training_pixels,
 )
 from convoy.trainer.session.chosen_steps import model_folders, steps_by_model
-from convoy.trainer.session.description import as_read_by_run
 from convoy.trainer.session.kept_code import MODEL, check_trusted, find_kept, kept_name, kept_preset, run_registering
 from convoy.trainer.session.objective import Objective, find_objective
+from convoy.trainer.session.run_dataset import open_recorded
 from convoy.trainer.session.runtime import Runtime, make_runtime
 from convoy.trainer.step.state import TrainState, has_average, variable_path
 
@@ -349,60 +348,5 @@ def _training_split(trained: TrainedRun) -> Split:
 def open_dataset_of(
     trained: TrainedRun, data: Data | None = None, record_format: RecordFormat | None = None
 ) -> Dataset:
-    """Opens the dataset a run was trained on, or another with the same classes; for a fold of it, as the run saw it.
-
-    Args:
-      trained: the run.
-      data: dataset directory or sources; None for the one the run was trained on.
-      record_format: of records of other tools, where it differs from that of the run's dataset.
-
-    Raises:
-      DataError: the dataset cannot be used, its classes differ from the run's, or its folds have changed.
-      UsageError: it is a source whose code is not trusted.
-    """
-    recorded = trained.dataset["directory"]
-    if not data and not source_name(recorded) and not dataset_path(recorded).is_dir():
-        raise DataError(f"the run's dataset {recorded} no longer exists. Pass its new location with --data=DATA.")
-    if not data and not trained.trust_code:
-        check_source_owner(recorded, trained.run.dataset)
-    record_format = trained.run.record_format(record_format or RecordFormat())
-    dataset = as_read_by_run(open_dataset(data or recorded, record_format), trained.dataset, trained.run)
-    task = MULTI_LABEL if dataset.multi_label else SINGLE_LABEL
-    if task != trained.task:
-        raise DataError(
-            f"--data={dataset.directory} has {task.labels_text}, and the run {trained.task.labels_text}. Convert the "
-            "images as for the run."
-        )
-    if list(dataset.class_names) != trained.class_names:
-        different = sorted(set(dataset.class_names) ^ set(trained.class_names)) or ["their order"]
-        fix = "Convert the images with the classes the run was trained on."
-        if isinstance(dataset.directory, SourceName):
-            fix = "Give the source the class_names of the run."
-        elif not dataset.manifest:
-            fix = "If its labels mean the classes of the run, name these in their order with --class_names_file."
-        raise DataError(
-            f"--data={dataset.directory} has {counted(dataset.num_classes, 'class', 'classes')} and the run "
-            f"{len(trained.class_names)}; different: {different[0]!r}. {fix}"
-        )
-    return _as_trained_on(dataset, trained, is_given=data is not None)
-
-
-def folds_of(trained: TrainedRun, dataset: Dataset) -> View | None:
-    """Returns the folds of a dataset that a run was trained on; None if it was trained on another, or without folds."""
-    view = dataset if isinstance(dataset, View) else view_of(dataset, trained.dataset)
-    if not isinstance(view, View):
-        return None
-    images = view.digest("train" if view.fold else OUT_OF_FOLD)
-    return view if images[:16] == trained.dataset.get("train_digest") else None
-
-
-def _as_trained_on(dataset: Dataset, trained: TrainedRun, *, is_given: bool) -> Dataset:
-    """Returns the folds of a dataset that a run was trained on; another dataset as it is."""
-    if view := folds_of(trained, dataset):
-        return view
-    if not trained.dataset.get("folds") or (is_given and not isinstance(dataset, View)):
-        return dataset
-    raise DataError(
-        f"{dataset.directory} has changed since {trained.run.path} was trained on a part of it, and its folds with it. "
-        "Restore it, or train in another --workdir."
-    )
+    """Opens the dataset a run was trained on, or another with the same classes; as `open_recorded`."""
+    return open_recorded(trained.run, trained.dataset, data, record_format, trust_code=trained.trust_code)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from convoy.core.text import counted, megabytes, percent, share
+from convoy.core.text import counted, duration_text, megabytes, percent, share
 
 _NAME_LENGTH = 160
 _BIDIRECTIONAL = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
@@ -29,6 +29,7 @@ def page_template(path: Path) -> jinja2.Template:
         shown=shown,
         share=lambda *value: share(*value).replace(" ", "\u00a0"),  # a line must not break before its percent sign
         megabytes=megabytes,
+        duration=duration_text,
         number=lambda value: f"{value:,}",
     )
     environment.globals.update(percent=percent, counted=counted)

@@ -205,9 +205,9 @@ def risk_coverage(predictions: Predictions) -> RiskCoverage:
     return RiskCoverage(confidence[last], answered / len(order), np.cumsum(predictions.correct[order])[last] / answered)
 
 
-def interval(hits: int, images: int) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
-    z, share = 1.96, hits / images
+def interval(hits: int, images: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns the confidence interval of a share (Wilson 1927): that of 95 % for z = 1.96, of 90 % for 1.645."""
+    share = hits / images
     center = share + z**2 / (2 * images)
     half = z * np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     return float((center - half) / (1 + z**2 / images)), float((center + half) / (1 + z**2 / images))

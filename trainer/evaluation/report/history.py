@@ -14,6 +14,7 @@ import numpy as np
 
 from convoy.core.errors import DataError
 from convoy.core.reading import read_file
+from convoy.trainer.evaluation.report.learning_curve import LearningCurve
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow, read_evaluations, read_json_lines, read_json_object
 from convoy.trainer.run.task import Task, task_of
@@ -33,6 +34,7 @@ class History:
       events: lines of events.jsonl.
       metrics: lines of metrics.jsonl.
       results: rows of results.csv.
+      learning_curve: of this result; None without one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class History:
     events: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
     results: Sequence[EvaluationRow]
+    learning_curve: LearningCurve | None = None
 
     @property
     def task(self) -> Task:
@@ -93,17 +96,21 @@ def read_history(run: RunDirectory) -> History:
     """
     if not run.path.is_dir():
         raise DataError(f"--workdir={run.path}: no such folder. Pass the --workdir of `convoy train`.")
-    command = run.command
+    command, result = run.command, read_json_object(run.result)
+    curve = LearningCurve.parsed(read_json_object(run.learning_curve))
+    if curve and curve.last.weights_sha256 != result.get("weights_sha256"):  # the run was extended, or replaced
+        curve = None
     return History(
         name=run.path.resolve().name,
         config=run.read_config(),
         dataset=run.read_dataset(),
         environment=read_json_object(run.environment),
         command=read_file(command).decode(errors="replace").strip() if command.is_file() else "",
-        result=read_json_object(run.result) or None,
+        result=result or None,
         events=[line for line in read_json_lines(run.events) if isinstance(line.get("event"), str)],
         metrics=[line for line in read_json_lines(run.metrics) if _is_of_step(line)],
         results=read_evaluations(run.results_table),
+        learning_curve=curve,
     )
 
 

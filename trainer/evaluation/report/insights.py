@@ -69,6 +69,7 @@ def derive_insights(history: History, evaluated: AnyEvaluated | None) -> list[Fi
     """Returns the findings on a run: its accuracy first, then the others, the most serious first."""
     first: list[Finding] = []
     findings = [*_training(history), *_speed(history)]
+    findings += history.learning_curve.findings() if history.learning_curve else []
     if isinstance(evaluated, LabelEvaluated):
         score, *others = label_insights(history, evaluated)
         first, findings = [score], [*findings, *others]

@@ -17,9 +17,9 @@ import numpy as np
 from convoy.core.errors import ConvoyError, DataError, UsageError
 from convoy.core.files import write_whole, written_whole
 from convoy.core.html.templates import page_template
-from convoy.input_pipeline.dataset.folds import view_of
 from convoy.input_pipeline.dataset.layout import RecordFormat
 from convoy.input_pipeline.dataset.open import open_dataset
+from convoy.input_pipeline.dataset.recorded_view import view_of
 from convoy.input_pipeline.dataset.source import check_source_owner
 from convoy.input_pipeline.report import pictures
 from convoy.trainer.evaluation import heat_maps, label_predictions, predictions
@@ -32,7 +32,7 @@ from convoy.trainer.evaluation.report.history import History, read_history
 from convoy.trainer.evaluation.report.insights import AnyEvaluated, Evaluated, derive_insights
 from convoy.trainer.evaluation.report.label_section import LabelEvaluated
 from convoy.trainer.evaluation.report.matrix import matrix_plot
-from convoy.trainer.evaluation.report.plots import coverage_chart, line_chart, reliability_chart
+from convoy.trainer.evaluation.report.plots import coverage_chart, learning_curve_chart, line_chart, reliability_chart
 from convoy.trainer.run.directory import RunDirectory
 from convoy.trainer.run.records import EvaluationRow
 from convoy.trainer.run.task import Decision, capitalized
@@ -93,6 +93,8 @@ def write_report(run: RunDirectory, *, output: Path | None = None, data: str | N
             f"{error.filename or run.path} cannot be written ({error.strerror}). Free disk space, or check that its "
             "folder exists and is writable."
         ) from None
+    if run.learning_curve.exists() and not history.learning_curve:
+        notes.append(f"No learning curve: {run.learning_curve} is of another result. --learning_curve renews it.")
     reasons = dict.fromkeys(shown["why_no_pictures"] for shown in details)
     notes += [f"No thumbnails: {reason}" for reason in reasons if reason]
     return [*notes, f"Report: {page}"]
@@ -147,6 +149,8 @@ def _page(
         shown_result=_shown_result(evaluated, results),
         last_step=history.last_step,
         result=history.result,
+        learning_curve=history.learning_curve,
+        learning_curve_chart=history.learning_curve and learning_curve_chart(history.learning_curve),
         folds=folds,
         over_folds=over_folds(folds),
         curves=fold_curves(folds) if folds else _curves(history),

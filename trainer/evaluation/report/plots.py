@@ -12,12 +12,16 @@ import numpy as np
 
 from convoy.core.text import counted, share
 from convoy.trainer.evaluation.report.analysis import Reliability, RiskCoverage
+from convoy.trainer.evaluation.report.learning_curve import LearningCurve
 
 WIDTH, HEIGHT = 440, 250
 LEFT, TOP, RIGHT, BOTTOM = 50, 10, 420, 214  # plotting area
 _POINTS = 300  # per line; more are not visible
 _COUNTS_HEIGHT = 30  # of the bars that show the number of images per bin
 _TONES = 6  # of lines other than `train` and `validation`
+_BAR, _MARK = 2, 8  # width of an interval's bar, and of a point
+_LEAST_DISTANCE = 44  # between ticks with numbers of images
+_CURVE_POINTS = 24
 _DASH = 8  # length of a line with a single point, which would be invisible
 
 Tick = tuple[float, str]
@@ -47,13 +51,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart in a box of WIDTH x HEIGHT; ticks are positions and labels."""
+    """A chart in a box of WIDTH x HEIGHT; ticks are positions and labels, areas the SVG paths of their outlines."""
 
     lines: Sequence[Line]
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     x_label: str
     bars: Sequence[Bar] = ()
+    areas: Sequence[str] = ()
 
 
 def line_chart(
@@ -106,6 +111,40 @@ def coverage_chart(curve: RiskCoverage) -> Chart:
         x, y = x[chosen], y[chosen]
     line = Line("accuracy", _path(x_axis, y_axis, x, y), "k0")
     return Chart([line], x_axis.ticks(True), y_axis.ticks(True), "coverage (share of images answered)")
+
+
+def learning_curve_chart(curve: LearningCurve) -> Chart:
+    """Returns a chart of accuracy by number of training images, logarithmic: points, power law, and extrapolation.
+
+    The points have bars for their intervals and the extrapolation a band, both of 90 %.
+    """
+    points, law = curve.points, curve.law
+    extrapolated = curve.extrapolated() if law else []
+    sizes = [*(point.images for point in points), *(images for images, *_ in extrapolated)]
+    values = [*(end for point in points for end in point.interval), *(end for *_, band in extrapolated for end in band)]
+    margin = 0.05 * (max(values) - min(values))
+    x_axis = _Axis(math.log(0.85 * sizes[0]), math.log(1.2 * sizes[-1]), LEFT, RIGHT)
+    y_axis = _Axis(max(0.0, min(values) - margin), min(1.0, max(values) + margin), BOTTOM, TOP)
+    bars = []
+    for point in points:
+        low, high = point.interval
+        x, y, top = x_axis(math.log(point.images)), y_axis(point.top1), y_axis(high)
+        title = f"{point.images:,} training images: top-1 {share(point.top1)} ({share(low)} to {share(high)})"
+        bars.append(Bar(x - _BAR / 2, top, _BAR, y_axis(low) - top, "k0", title))
+        bars.append(Bar(x - _MARK / 2, y - _MARK / 2, _MARK, _MARK, "k0", title))
+    x_ticks: list[Tick] = []
+    for size in sizes:
+        if not x_ticks or x_axis(math.log(size)) - x_ticks[-1][0] >= _LEAST_DISTANCE:
+            x_ticks.append((x_axis(math.log(size)), f"{size:,}"))
+    lines, areas = [], []
+    if law:
+        for first, last, tone in ((sizes[0], curve.last.images, "k0"), (curve.last.images, sizes[-1], "k0 dashed")):
+            images = np.geomspace(first, last, _CURVE_POINTS)
+            lines.append(Line("", _path(x_axis, y_axis, np.log(images), np.array([*map(law.accuracy, images)])), tone))
+        lows, highs = np.array([*map(law.interval, images)]).T
+        outline = np.append(images, images[::-1]), np.append(lows, highs[::-1])
+        areas.append(_path(x_axis, y_axis, np.log(outline[0]), outline[1]) + "Z")
+    return Chart(lines, x_ticks, y_axis.ticks(percent=True), "training images", bars, areas)
 
 
 class _Axis:

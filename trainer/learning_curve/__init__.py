@@ -1,0 +1,1 @@
+"""Learning curves: runs on some of the training images."""
