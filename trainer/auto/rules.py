@@ -44,6 +44,7 @@ ODD_SHAPES, LONG_SHAPES = 0.1, 0.25  # shares of the images
 SHARE_OF_BUDGET = 0.9
 STARTUP_SECONDS, STARTUP_SHARE = 60.0, 0.2  # to begin and to end, and its largest share of the budget
 EVALUATION_COST = 0.35  # of an image, in images trained on
+OVERHEAD = 1.1  # of steps: checkpoints, logs
 
 _SIDES = re.compile(r"(^|[^a-z])(left|right)([^a-z]|$)", re.IGNORECASE)
 
@@ -262,7 +263,7 @@ def _length(
     seconds = SHARE_OF_BUDGET * (budget - min(STARTUP_SECONDS, STARTUP_SHARE * budget))
 
     def affordable(size: int, stages: bool) -> float:
-        train = facts.images * _seconds_per_image(machine.speeds, size, stages)
+        train = OVERHEAD * facts.images * _seconds_per_image(machine.speeds, size, stages)
         check = (
             EVALUATIONS
             * facts.validation_images

@@ -1,10 +1,12 @@
 """Runs with `--config=auto`: the same as with the recipe that they write, also after a kill and on other devices."""
 
+import json
 import os
 import signal
 
 import pytest
 
+from convoy.trainer import config as configs
 from tests.trainer import user_models
 from tests.trainer.run_files import event_names, result_of
 
@@ -89,3 +91,16 @@ def test_a_killed_run_resumes_with_its_recipe(run, convoy, convoy_started, datas
     assert (workdir / "recipe.py").read_bytes() == written
     assert "restored" in event_names(workdir)
     assert result_of(workdir)["weights_sha256"] == result_of(run)["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_python_chooses_with_a_measured_speed(python, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    where = f"data={str(dataset.data)!r}, workdir={str(workdir)!r}, devices='cpu:1'"
+    done = python("-c", f"import convoy; convoy.train('auto', {where}, max_hours=0.005)")
+    assert done.returncode == 0, done.stderr
+    chosen = configs.load_recipe(str(workdir / "recipe.py"))
+    trained = json.loads((workdir / "config.json").read_text())
+    trained |= {name: chosen[name] for name in configs.AUTOMATIC}
+    assert not configs.differences(configs.to_json(chosen), trained)
+    assert chosen.epochs < 100  # 332 without a time budget

@@ -113,7 +113,7 @@ def seconds_of(choices, facts, speed):
     """Returns the time that the choices take at a speed per image of 64 pixels, without stages."""
     pixels = (choices["image_size"] / 64) ** 1.5
     evaluated = rules.EVALUATIONS * facts.validation_images * 2 * rules.EVALUATION_COST
-    return (choices["epochs"] * facts.images + evaluated) / speed * pixels
+    return (rules.OVERHEAD * choices["epochs"] * facts.images + evaluated) / speed * pixels
 
 
 @pytest.mark.parametrize("budget", [600, 1200, 3600, 10 * 3600])
@@ -128,7 +128,7 @@ def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     def within(minutes):
         return chosen(machine=Machine(speeds={64: 64.0}), budget=60.0 * minutes)
 
-    plenty, enough, less, least = within(120), within(20), within(14), within(2)
+    plenty, enough, less, least = within(120), within(21), within(15), within(2)
     assert plenty["epochs"] == 60.0 and "progressive.sizes" not in plenty
     assert enough["image_size"] == 64 and "progressive.sizes" not in enough
     assert less["image_size"] == 64 and less["progressive.sizes"] == (32, 48)
