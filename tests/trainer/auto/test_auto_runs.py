@@ -12,8 +12,8 @@ from tests.trainer.run_files import event_names, result_of
 
 FLAGS = (
     *("train", "--config=auto", f"--config.model.name={user_models.__file__}:small", "--deterministic"),
-    *("--config.virtual_replicas=2", "--config.precision=float32", "--config.steps=40"),
-    *("--config.checkpoint_every_steps=2", "--config.eval_every_steps=20"),
+    *("--config.virtual_replicas=2", "--config.precision=float32", "--config.steps=120"),
+    *("--config.checkpoint_every_steps=5", "--config.eval_every_steps=60"),
 )
 
 
@@ -84,7 +84,7 @@ def test_a_killed_run_resumes_with_its_recipe(run, convoy, convoy_started, datas
     workdir = tmp_path / "run"
     where = (f"--data={dataset.data}", f"--workdir={workdir}", "--devices=cpu:1")
     with convoy_started(*FLAGS, *where, output=tmp_path / "output.txt") as process:
-        wait_until(lambda: any((workdir / "checkpoints").glob("step-*.npz")))
+        wait_until(lambda: any((workdir / "checkpoints").glob("step-*.npz")), "a checkpoint")
         os.killpg(process.pid, signal.SIGKILL)
     written = (workdir / "recipe.py").read_bytes()
     convoy(*FLAGS, *where, check=True)
