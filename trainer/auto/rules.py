@@ -32,7 +32,7 @@ SHARE_OF_MEMORY = 0.5
 PROGRESSIVE = ((0.5, 0.3), (0.75, 0.6))  # as in `convnet_fast`: shares of the size, and of the run at their ends
 # AdamW averages over about 1 / (learning rate * decay) steps (Wang and Aitchison 2024): here, this share of the run.
 # `resnet10`, `convnet_fast` and `digits` have 0.15 to 0.31, the runs on 227 images had 1.
-LEARNING_RATE, AVERAGED_SHARE, DECAYS = 4e-3, 0.5, (0.02, 1.0)
+LEARNING_RATE, AVERAGED_SHARE, SHARE_OF_FEW, DECAYS = 4e-3, 0.3, 1.0, (0.02, 1.0)
 REFERENCE_BATCH = 64  # of the learning rate, which is scaled by the square root
 EVALUATIONS, CHECKPOINTS = 6, 30
 # What changes a class (`sensitivity`): in standard errors, and as shares of what is above chance.
@@ -128,8 +128,9 @@ def choose(
     rate = given.get("optimizer.learning_rate", LEARNING_RATE)
     if given.get("schedule.scaling", "sqrt") == "sqrt":
         rate *= math.sqrt(batch / given.get("schedule.reference_batch_size", REFERENCE_BATCH))
-    decay = _two_digits(min(max(1 / (rate * AVERAGED_SHARE * steps), DECAYS[0]), DECAYS[1]))
-    reason = f"AdamW then averages over about {share(AVERAGED_SHARE, 0)} of {steps:,} steps (Wang and Aitchison 2024)"
+    part = SHARE_OF_FEW if facts.images < FEW_IMAGES else AVERAGED_SHARE
+    decay = _two_digits(min(max(1 / (rate * part * steps), DECAYS[0]), DECAYS[1]))
+    reason = f"AdamW then averages over about {share(part, 0)} of {steps:,} steps (Wang and Aitchison 2024)"
     if decay in DECAYS:
         reason = f"the {'least' if decay == DECAYS[0] else 'most'} that is chosen, at {steps:,} steps"
     chosen.add("optimizer.weight_decay", decay, reason)
@@ -228,7 +229,10 @@ def _side(facts: DataFacts, machine: Machine, batch: int) -> tuple[int, str]:
         reason += ", and the model needs a few more (digits)"
     most = MOST_SIDE[machine.kind]
     if facts.images < FEW_IMAGES and side > SIDE_OF_FEW:
-        side, reason = SIDE_OF_FEW, f"with {facts.images:,} training images, more pixels are learned by heart"
+        side, reason = (
+            SIDE_OF_FEW,
+            f"with {facts.images:,} training images, the model would overfit more on larger ones",
+        )
     elif side > most:
         side, reason = most, f"{reason}; {most} is what a {machine.kind} trains on in reasonable time"
     if machine.memory and machine.kind == "CPU":
