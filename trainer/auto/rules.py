@@ -35,6 +35,7 @@ PROGRESSIVE = ((0.5, 0.3), (0.75, 0.6))  # as in `convnet_fast`: shares of the s
 LEARNING_RATE, AVERAGED_SHARE, SHARE_OF_FEW, DECAYS = 4e-3, 0.3, 1.0, (0.02, 1.0)
 REFERENCE_BATCH = 64  # of the learning rate, which is scaled by the square root
 EVALUATIONS, CHECKPOINTS = 6, 30
+SHORT = 10  # epochs, of which one is for warmup
 # What changes a class (`sensitivity`): in standard errors, and as shares of what is above chance.
 CERTAIN, KEPT_BY_MIRRORING = 3.0, 0.5
 WEAK_HUE, NO_HUE = 0.25, 0.5
@@ -122,9 +123,11 @@ def choose(
     steps = given.get("steps") or max(1, math.ceil(epochs * facts.images / batch))
     epochs = steps * batch / facts.images
     often = "few, since the best of many is often the best by chance (convnet)"
-    chosen.add("eval_every_epochs", float(max(1, round(epochs / EVALUATIONS))), f"{EVALUATIONS} evaluations: {often}")
-    every = float(max(1, round(epochs / CHECKPOINTS)))
-    chosen.add("checkpoint_every_epochs", every, f"about {CHECKPOINTS} checkpoints")
+    chosen.add("eval_every_epochs", _whole(epochs / EVALUATIONS), f"{EVALUATIONS} evaluations: {often}")
+    every = _whole(max(epochs / CHECKPOINTS, min(1.0, epochs / EVALUATIONS)))
+    chosen.add("checkpoint_every_epochs", every, f"at most {CHECKPOINTS} checkpoints")
+    if epochs < SHORT:
+        chosen.add("schedule.warmup_epochs", _two_digits(epochs / SHORT), "a tenth of the run, which is short")
     rate = given.get("optimizer.learning_rate", LEARNING_RATE)
     if given.get("schedule.scaling", "sqrt") == "sqrt":
         rate *= math.sqrt(batch / given.get("schedule.reference_batch_size", REFERENCE_BATCH))
@@ -143,7 +146,8 @@ def choose(
 def mirroring(facts: DataFacts) -> tuple[bool | None, str]:
     """Returns whether mirroring changes the class of an image, None if that cannot be found out, and the reason."""
     names = facts.class_names
-    letters = sum(len(name) == 1 and (name.isalpha() or (name.isdigit() and facts.is_gray)) for name in names)
+    signs = [name for name in names if len(name) == 1 and name.isascii()]
+    letters = sum(name.isalpha() or (name.isdigit() and facts.is_gray) for name in signs)
     by_name = letters > len(names) / 2 or sum(bool(_SIDES.search(name)) for name in names) >= 2
     test = facts.mirror
     if test and _is_certain(test.accuracy, test.chance, test.number):
@@ -248,7 +252,7 @@ class _Length(NamedTuple):
     side: int
     side_reason: str
     progressive: bool
-    epochs: int
+    epochs: float
     reason: str
 
 
@@ -285,7 +289,8 @@ def _length(
     ways += [(size, can_stage) for size in smaller]
     size, stages = next((way for way in ways if affordable(*way) >= wanted), ways[-1])
     possible = affordable(size, stages)
-    epochs = max(1, math.floor(min(possible, LONGEST * wanted)))
+    epochs = min(possible, float(LONGEST * wanted))
+    epochs = float(math.floor(epochs)) if epochs >= SHORT else max(0.01, math.floor(100 * epochs) / 100)
     time = f"in {share(SHARE_OF_BUDGET, 0)} of {duration_text(budget)}"
     if epochs < wanted:
         reason = f"what can be done {time}; {wanted} would be better"
@@ -325,6 +330,8 @@ def _resize(facts: DataFacts) -> tuple[str, str]:
 def _sampling(facts: DataFacts) -> tuple[str, str]:
     ratio = facts.largest_class / facts.smallest_class
     sizes = f"classes have {facts.smallest_class:,} to {counted(facts.largest_class, 'image')}"
+    if facts.multi_label:
+        return "natural", f"{sizes}, of several labels: drawing some more often changes how often others occur"
     if ratio >= VERY_UNBALANCED:
         return "balanced", f"{sizes}: the best macro F1 at 10 to 1 (docs/results/recipes.md)"
     if ratio >= UNBALANCED:
@@ -339,6 +346,11 @@ def _is_certain(accuracy: float, chance: float, number: int) -> bool:
 def _error(rate: float, number: int) -> float:
     """Returns the standard error of a rate among so many images."""
     return math.sqrt(max(rate * (1 - rate), 1 / number) / number)
+
+
+def _whole(value: float) -> float:
+    """Returns a number of epochs, rounded to an integer from 1 on."""
+    return float(round(value)) if value >= 1 else _two_digits(value)
 
 
 def _two_digits(value: float) -> float:

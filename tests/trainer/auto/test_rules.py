@@ -48,6 +48,7 @@ def chosen(changes=(), machine=Machine(), budget=0.0, **given):  # noqa: B008 (a
         # Numbers are often no digits but numbers of classes.
         ({"mirror": None, "class_names": ("0", "1", "2")}, "flip_tta", True),
         ({"mirror": None, "class_names": ("0", "1", "2"), "is_gray": True}, "flip_tta", False),
+        ({"mirror": None, "class_names": ("\u732b", "\u72ac")}, "flip_tta", True),  # cat and dog in Japanese
         # What was measured counts more than names.
         ({"class_names": ("left", "right")}, "flip_tta", True),
         ({}, "image_size", 64),
@@ -63,6 +64,7 @@ def chosen(changes=(), machine=Machine(), budget=0.0, **given):  # noqa: B008 (a
         ({"smallest_class": 300}, "sampling", "inverse_sqrt"),
         ({"smallest_class": 100}, "sampling", "balanced"),
         ({}, "resize", "squash"),
+        ({"smallest_class": 10, "multi_label": True}, "sampling", "natural"),
         ({"odd_shapes": 0.3}, "resize", "crop"),
         ({"odd_shapes": 0.5, "long_shapes": 0.4}, "resize", "pad"),
         ({"multi_label": True, "mirror": None, "color": None}, "loss.name", "bce"),
@@ -134,6 +136,13 @@ def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     assert less["image_size"] == 64 and less["progressive.sizes"] == (32, 48)
     assert less["epochs"] >= 30
     assert least["image_size"] == rules.SMALLEST_SIDE and least["epochs"] < 30
+
+
+def test_less_than_one_epoch_fits_in_a_short_time():
+    choices = chosen({"images": 10**6}, Machine(speeds={64: 64.0, 32: 256.0}), budget=900.0)
+    assert 0 < choices["epochs"] < 1
+    assert 0 < choices["schedule.warmup_epochs"] < choices["eval_every_epochs"] < choices["epochs"]
+    assert choices["checkpoint_every_epochs"] <= choices["eval_every_epochs"]
 
 
 def test_no_speed_no_budget():
