@@ -130,7 +130,7 @@ def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     def within(minutes):
         return chosen(machine=Machine(speeds={64: 64.0}), budget=60.0 * minutes)
 
-    plenty, enough, less, least = within(120), within(21), within(15), within(2)
+    plenty, enough, less, least = within(120), within(21), within(16), within(2)
     assert plenty["epochs"] == 60.0 and "progressive.sizes" not in plenty
     assert enough["image_size"] == 64 and "progressive.sizes" not in enough
     assert less["image_size"] == 64 and less["progressive.sizes"] == (32, 48)
