@@ -128,15 +128,8 @@ def choose(
     chosen.add("checkpoint_every_epochs", every, f"at most {CHECKPOINTS} checkpoints")
     if epochs < SHORT:
         chosen.add("schedule.warmup_epochs", _two_digits(epochs / SHORT), "a tenth of the run, which is short")
-    rate = given.get("optimizer.learning_rate", LEARNING_RATE)
-    if given.get("schedule.scaling", "sqrt") == "sqrt":
-        rate *= math.sqrt(batch / given.get("schedule.reference_batch_size", REFERENCE_BATCH))
-    part = SHARE_OF_FEW if facts.images < FEW_IMAGES else AVERAGED_SHARE
-    decay = _two_digits(min(max(1 / (rate * part * steps), DECAYS[0]), DECAYS[1]))
-    reason = f"AdamW then averages over about {share(part, 0)} of {steps:,} steps (Wang and Aitchison 2024)"
-    if decay in DECAYS:
-        reason = f"the {'least' if decay == DECAYS[0] else 'most'} that is chosen, at {steps:,} steps"
-    chosen.add("optimizer.weight_decay", decay, reason)
+    if given.get("optimizer.name", "adamw") == "adamw":
+        chosen.add("optimizer.weight_decay", *_weight_decay(facts, batch, steps, given))
     chosen.add("resize", *_resize(facts))
     chosen.add("sampling", *_sampling(facts))
     chosen.add("cache", "auto", "decoded images stay in memory if all fit easily; the result is the same")
@@ -316,6 +309,17 @@ def _seconds_per_image(speeds: Mapping[int, float], size: int, stages: bool) -> 
         power = 1.5 if pixels < measured else 2.0  # less is gained than pixels are saved
         total += (end - start) / speeds[measured] * (pixels / measured) ** power
     return total
+
+
+def _weight_decay(facts: DataFacts, batch: int, steps: int, given: Mapping[str, Any]) -> tuple[float, str]:
+    rate = given.get("optimizer.learning_rate", LEARNING_RATE)
+    if given.get("schedule.scaling", "sqrt") == "sqrt":
+        rate *= math.sqrt(batch / given.get("schedule.reference_batch_size", REFERENCE_BATCH))
+    part = SHARE_OF_FEW if facts.images < FEW_IMAGES else AVERAGED_SHARE
+    decay = _two_digits(min(max(1 / (rate * part * steps), DECAYS[0]), DECAYS[1]))
+    if decay in DECAYS:
+        return decay, f"the {'least' if decay == DECAYS[0] else 'most'} that is chosen, at {steps:,} steps"
+    return decay, f"AdamW then averages over about {share(part, 0)} of {steps:,} steps (Wang and Aitchison 2024)"
 
 
 def _resize(facts: DataFacts) -> tuple[str, str]:

@@ -158,6 +158,13 @@ def test_values_of_the_user_win_and_others_follow():
     assert few["optimizer.weight_decay"] > many["optimizer.weight_decay"]
 
 
+def test_weight_decay_is_chosen_for_adamw_only():
+    assert "optimizer.weight_decay" not in chosen(**{"optimizer.name": "sgd"})
+    assert chosen(**{"optimizer.learning_rate": 1e-3})["optimizer.weight_decay"] == 1.0  # the most
+    few, more = chosen({"images": 400}), chosen({"images": 600})
+    assert few["optimizer.weight_decay"] < more["optimizer.weight_decay"]
+
+
 def test_models_of_one_image_size_have_no_stages():
     choices = chosen(machine=Machine(speeds={64: 64.0}), budget=780.0, **{"model.name": "baseline_cnn"})
     assert "progressive.sizes" not in choices
