@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from convoy.core.errors import DataError
 from convoy.input_pipeline.dataset.open import open_dataset
-from convoy.trainer.auto import facts, rules
+from convoy.trainer.auto import facts, rules, table
 from convoy.trainer.auto.choosing import rounded_speed
 
 COLORS = ("red", "lime", "blue", "yellow")
@@ -81,7 +81,7 @@ def examined(draw, names, **options):
 def test_what_changes_the_class_is_found(draw, names, mirroring_matters, color_matters):
     found = examined(draw, names)
     assert bool(rules.mirroring(found)[0]) == mirroring_matters
-    assert (rules.color_weight(found)[0] >= rules.NO_HUE) == color_matters
+    assert (rules.color_weight(found)[0] >= table.NO_HUE) == color_matters
     assert ("flip" in ops_of(found)) != mirroring_matters
     assert ("hue" in ops_of(found)) != color_matters
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from convoy.trainer import config as configs
-from convoy.trainer.auto import rules
+from convoy.trainer.auto import table
 from convoy.trainer.auto.facts import DataFacts
 from convoy.trainer.auto.recipe_text import config_of, recipe_text
 from convoy.trainer.auto.rules import Machine, choose
@@ -59,7 +59,7 @@ def chosen(changes=(), machine=Machine(), budget=0.0, **given):  # noqa: B008 (a
         ({"images": 227}, "batch_size", 32),
         ({}, "epochs", 30.0),
         ({"images": 227}, "epochs", 120.0),
-        ({"images": 10}, "epochs", float(rules.MOST_EPOCHS)),
+        ({"images": 10}, "epochs", float(table.MOST_EPOCHS)),
         ({}, "sampling", "natural"),
         ({"smallest_class": 300}, "sampling", "inverse_sqrt"),
         ({"smallest_class": 100}, "sampling", "balanced"),
@@ -100,7 +100,7 @@ def test_machine_sets_the_largest_image_and_batch():
     assert chosen({"images": 50_000})["batch_size"] == 64
     small = Machine(memory=2**28)
     fits = chosen(machine=small)
-    assert rules.BYTES_PER_PIXEL * fits["image_size"] ** 2 * fits["batch_size"] <= 2**27
+    assert table.BYTES_PER_PIXEL * fits["image_size"] ** 2 * fits["batch_size"] <= 2**27
     assert fits["image_size"] < 64
 
 
@@ -114,8 +114,8 @@ def test_batch_is_divisible_by_the_virtual_replicas(replicas, given, batch):
 def seconds_of(choices, facts, speed):
     """Returns the time that the choices take at a speed per image of 64 pixels, without stages."""
     pixels = (choices["image_size"] / 64) ** 1.5
-    evaluated = rules.EVALUATIONS * facts.validation_images * 2 * rules.EVALUATION_COST
-    return (rules.OVERHEAD * choices["epochs"] * facts.images + evaluated) / speed * pixels
+    evaluated = table.EVALUATIONS * facts.validation_images * 2 * table.EVALUATION_COST
+    return (table.OVERHEAD * choices["epochs"] * facts.images + evaluated) / speed * pixels
 
 
 @pytest.mark.parametrize("budget", [600, 1200, 3600, 10 * 3600])
@@ -123,7 +123,7 @@ def test_length_keeps_to_nine_tenths_of_the_budget(budget):
     choices = chosen(machine=Machine(speeds={64: 64.0}), budget=budget)
     if "progressive.sizes" not in choices:
         assert seconds_of(choices, PHOTOS, 64.0) <= 0.9 * budget
-    assert choices["epochs"] <= rules.LONGEST * rules.EPOCHS
+    assert choices["epochs"] <= table.LONGEST * table.EPOCHS
 
 
 def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
@@ -135,7 +135,7 @@ def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     assert enough["image_size"] == 64 and "progressive.sizes" not in enough
     assert less["image_size"] == 64 and less["progressive.sizes"] == (32, 48)
     assert less["epochs"] >= 30
-    assert least["image_size"] == rules.SMALLEST_SIDE and least["epochs"] < 30
+    assert least["image_size"] == table.SMALLEST_SIDE and least["epochs"] < 30
 
 
 def test_less_than_one_epoch_fits_in_a_short_time():
