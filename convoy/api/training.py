@@ -198,7 +198,9 @@ def train(
     The same as `convoy train`, with the same weights. Several processes are started by `convoy launch`.
 
     Args:
-      config: from `load_config`, or the name or file of a recipe, which is then kept in the run directory.
+      config: from `load_config`, or the name or file of a recipe, which is then kept in the run directory; or `auto`,
+        which chooses one for the data, the devices and `max_hours`, logs the reasons, and writes it to
+        `workdir`/recipe.py.
       data: dataset directory: from `convert` or TFDS, or a folder of TFRecords; or sources, as in `open_dataset`. Needs
         a split `train`; a split `validation` is evaluated.
       workdir: run directory; an interrupted run in it is resumed.
@@ -231,8 +233,9 @@ def train(
     recipe = None
     if not isinstance(config, ml_collections.ConfigDict):
         config = _recipe_name(config)
-        recipe = code_of(configs.recipe_path(config))
-        config = configs.load_recipe(config)
+        if config != configs.AUTO_RECIPE:
+            recipe = code_of(configs.recipe_path(config))
+            config = configs.load_recipe(config)
     if cluster := find_cluster(os.environ):
         raise UsageError(
             f"convoy.train() runs in one process, not on the {cluster.num_workers} workers of {cluster.source}: start "
@@ -249,6 +252,8 @@ def train(
         )
     if not isinstance(folds, int) or not (folds == 0 or 2 <= folds <= MOST_FOLDS):
         raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
+    from convoy.trainer.auto.choosing import Request, auto_config
+    from convoy.trainer.auto.rules import Choice
     from convoy.trainer.callbacks.log_messages import LogMessages
     from convoy.trainer.callbacks.named import chosen_callbacks
     from convoy.trainer.callbacks.time_limit import TimeLimit
@@ -256,7 +261,15 @@ def train(
     from convoy.trainer.loop import train as train_loop
     from convoy.trainer.tf_compat.keras_state import global_state_kept
 
+    def log(headline: str, choices: list[Choice]) -> None:
+        for line in (headline, *(f"config.{choice.field} = {choice.value!r}: {choice.reason}" for choice in choices)):
+            _logger.info("%s", line)
+
     time_limit = TimeLimit(max_hours) if max_hours else None
+    if config == configs.AUTO_RECIPE:
+        opened = path_text(data) or data
+        request = Request(opened, workdir, str(devices), strategy, record_format, folds=folds, max_hours=max_hours)
+        config, recipe = auto_config(request, log)
     chosen = chosen_callbacks(callbacks, record_order=record_order, profile_steps=profile_steps, time_limit=time_limit)
     common: dict[str, Any] = {
         "data": path_text(data) or data,

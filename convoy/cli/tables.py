@@ -10,13 +10,16 @@ from convoy.core.terminal import can_redraw
 _UNCUT = 1000  # columns of output that is not a terminal
 
 
-def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> None:
+def print_table(
+    names: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str | int | float]], *, wrap: bool = False
+) -> None:
     """Prints a table.
 
     Args:
       names: headings of the first columns, left-aligned; long names are cut on narrow terminals only.
       numbers: headings of the other columns, right-aligned.
       rows: cells of each row; a float is printed with one decimal.
+      wrap: wrap long names instead.
     """
     from rich.console import Console
     from rich.table import Table
@@ -24,7 +27,7 @@ def print_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Seq
 
     table = Table(box=None, pad_edge=False)
     for heading in names:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
     for heading in numbers:
         table.add_column(heading, justify="right")
     for row in rows:

@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from convoy.cli import require_flags
+from convoy.cli.auto import START, config_from_flags, is_auto
 from convoy.cli.foreign_records import define_record_flags, record_format
 from convoy.core.cluster import find_cluster
 from convoy.core.devices import STRATEGIES, Devices, check_strategy, parse_devices
@@ -46,17 +47,22 @@ def define_flags(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str
         False,
         "try batch sizes in separate processes, print the largest one that fits in device memory, and exit",
     )
-    return define_run_flags(flags, arguments, startup_seconds=300.0)
+    return define_run_flags(flags, arguments, startup_seconds=300.0, auto=True)
 
 
-def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
+def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str], *, auto: bool = False) -> list[str]:
     """Defines `--config` and a flag for each of its fields; returns the arguments with the path of the recipe first.
+
+    `auto` is whether the command takes `--config=auto`.
 
     Raises:
       UsageError: unknown recipe or config field.
     """
     name, others = _take_config(arguments)
-    _start_tensorflow_for(configs.recipe_path(name), others)
+    auto = auto and name == configs.AUTO_RECIPE
+    name = configs.DEFAULT_RECIPE if auto else name
+    path = configs.recipe_path(name)
+    _start_tensorflow_for(path, others)
     recipe = configs.load_recipe(name)
     others = _with_joined_values(recipe, others)
     given: dict[str, str] = {}
@@ -76,13 +82,14 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str]) -> li
     replaced = [f"--config.{field}=0" for field in configs.overridden_durations(recipe, given)]
     if "epochs" in given and "steps" not in given:
         replaced.append("--config.steps=0")
-    replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given]
-    arguments = [f"--config={configs.recipe_path(name)}", *replaced, *others]
+    replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given and not auto]
+    arguments = [f"--config={START if auto else path}", *replaced, *others]
     config_flags.DEFINE_config_file(
         "config",
         str(configs.recipe_path(configs.DEFAULT_RECIPE)),
-        f"recipe: a file with get_config(), or one of {', '.join(configs.shipped_recipes())}. "
-        "--config.FIELD=VALUE sets a field; --print_config lists all fields",
+        f"recipe: a file with get_config(), or one of {', '.join(configs.shipped_recipes())}; for `convoy train` also "
+        "auto, which chooses one for the data and --max_hours. --config.FIELD=VALUE sets a field; --print_config lists "
+        "all fields",
         flag_values=flags,
         sys_argv=["convoy train", *arguments],
     )
@@ -125,13 +132,15 @@ def _start_tensorflow_for(recipe: Path, arguments: list[str]) -> None:
         start_tensorflow()
 
 
-def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float) -> list[str]:
+def define_run_flags(
+    flags: absl_flags.FlagValues, arguments: list[str], *, startup_seconds: float, auto: bool = False
+) -> list[str]:
     """Defines the flags of a run: config, data, devices and cluster; `startup_seconds`: default of `--startup_timeout`.
 
-    Returns and raises as `define_config_flag`.
+    Other arguments, returns and raises as `define_config_flag`.
     """
     define = FlagDefiner(flags)
-    arguments = define_config_flag(flags, arguments)
+    arguments = define_config_flag(flags, arguments, auto=auto)
     define.string(
         "data", None, "dataset directory from `convoy convert` or TFDS, or a folder of TFRecords; required to train"
     )
@@ -183,10 +192,15 @@ def define_run_flags(flags: absl_flags.FlagValues, arguments: list[str], *, star
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Trains, runs a finder, or prints the config."""
-    config = flags.config
+    devices = parse_devices(flags.devices)
+    profile_steps = _profile_steps(flags.profile_steps)
+    time_limit = TimeLimit(flags.max_hours) if flags.max_hours is not None else None
+    if is_auto(flags):
+        config, recipe = config_from_flags(flags)
+    else:
+        config, recipe = flags.config, code_of(Path(config_flags.get_config_filename(flags["config"])))
     if flags.deterministic is not None:
         config.deterministic = flags.deterministic
-    devices = parse_devices(flags.devices)
     configs.check(config)
     if flags.print_config:
         _print_config(config, flags)
@@ -195,8 +209,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         _find(config, flags, devices)
         return
     require_flags(flags, "data", "workdir")
-    profile_steps = _profile_steps(flags.profile_steps)
-    time_limit = TimeLimit(flags.max_hours) if flags.max_hours is not None else None
     cluster = find_cluster(os.environ, hosts=flags.worker_hosts, index=flags.worker_index)
     check_strategy(flags.strategy, cluster)
     if cluster:  # Convoy names lost workers; TensorFlow's own log lines do not
@@ -224,7 +236,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "cluster": cluster,
             "deadlines": Deadlines(flags.startup_timeout, flags.heartbeat_timeout, flags.step_timeout),
             "interface": flags.interface,
-            "recipe": code_of(Path(config_flags.get_config_filename(flags["config"]))),
+            "recipe": recipe,
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
             "command": shlex.join(sys.argv),

@@ -44,6 +44,10 @@ FILES = {
         "Keras Hub",
         _START,
     ),
+    "recipe.py": RunFile(
+        "the recipe that `--config=auto` has chosen, with a reason for each value; later starts use it as it is",
+        "chief of `convoy train --config=auto`, at the first start",
+    ),
     "checkpoints/step-{step}.npz": RunFile(
         "weights, optimizer state and metadata after a step, in nine digits; see [Checkpoints](#checkpoints)",
         f"{_TRAINING}, every `config.checkpoint_every`, after an evaluation with the best score, such as top-1, and "

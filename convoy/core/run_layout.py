@@ -29,6 +29,7 @@ class RunLayout:
         self.environment = self.path / "environment.json"
         self.command = self.path / "command.txt"
         self.code = self.path / "code"
+        self.recipe = self.path / "recipe.py"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.result = self.path / "result.json"

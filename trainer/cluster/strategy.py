@@ -68,6 +68,16 @@ def make_strategy(
     return tf.distribute.OneDeviceStrategy(names[0])
 
 
+def count_devices(devices: Devices) -> tuple[str, int]:
+    """Returns `CPU` or `GPU`, and the number of devices of a strategy, without using them."""
+    import tensorflow as tf
+
+    found = len(tf.config.list_physical_devices("GPU"))
+    if devices.kind == "cpu" or (devices.kind == "auto" and not found):
+        return "CPU", devices.count
+    return "GPU", len(devices.gpus) or found
+
+
 @functools.cache  # TensorFlow's server cannot be started twice in a process, which may train several runs
 def _multi_worker(cluster: Cluster, names: tuple[str, ...], heartbeat_seconds: float) -> "tf.distribute.Strategy":
     import tensorflow as tf

@@ -21,6 +21,7 @@ from convoy.trainer.config.plan import (
     with_recorded_choices,
 )
 from convoy.trainer.config.recipes import (
+    AUTO_RECIPE,
     DEFAULT_RECIPE,
     check_field_names,
     check_length,
@@ -35,6 +36,7 @@ from convoy.trainer.config.schema import default_config, fields, loss_text, to_j
 
 __all__ = [
     "AUTOMATIC",
+    "AUTO_RECIPE",
     "DEFAULT_RECIPE",
     "OPERATIONAL_FIELDS",
     "Plan",

@@ -19,6 +19,7 @@ from convoy.trainer.config.checks import check
 from convoy.trainer.config.schema import default_config, fields
 
 DEFAULT_RECIPE = "convnet"
+AUTO_RECIPE = "auto"  # chosen from the data and the machine
 
 _OPEN_SECTIONS = ("loss", "schedule", "optimizer")  # to which a recipe may add arguments of pieces of its own
 
@@ -42,6 +43,11 @@ def recipe_path(name: str) -> Path:
       UsageError: neither a file nor a shipped recipe.
     """
     recipes = shipped_recipes()
+    if name == AUTO_RECIPE:
+        raise UsageError(
+            "--config=auto: is chosen from the data by `convoy train --config=auto --data=DATA --workdir=RUN`. For "
+            "other commands and options pass the result: --config=RUN/recipe.py."
+        )
     if name in recipes:
         return recipes[name]
     path = located(name)

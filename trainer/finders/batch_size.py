@@ -181,17 +181,13 @@ def find_batch_size(
       ConvoyError: a trial failed for another reason than memory; the message ends with its last lines of output.
     """
     memory_limit = int(_SHARE_OF_MEMORY * available_memory())
-    options = {
-        "config": configs.to_json(config),
-        "data": data,
+    options: dict[str, Any] = {
         "devices": devices,
         "strategy_name": strategy_name,
-        "record_format": (record_format or RecordFormat()).as_dict(),
-        "files": [str(path) for path in files_run()],
+        "record_format": record_format,
         "memory_limit": memory_limit,
-        "parent": os.getpid(),
     }
-    first, scale = _run(options | {"virtual_batch_size": 0})
+    first, scale = try_batch(config, data, **options)
     say(
         f"Each size runs for a few steps in its own process, on {_devices(scale)}"
         + ("." if scale.on_gpu else f", within {megabytes(memory_limit)}: {_SHARE_OF_MEMORY:.0%} of the free memory.")
@@ -201,7 +197,7 @@ def find_batch_size(
     known = {first.size: first}
 
     def attempt(size: int) -> Attempt:
-        done = known.pop(size, None) or _run(options | {"virtual_batch_size": size})[0]
+        done = known.pop(size, None) or try_batch(config, data, size, **options)[0]
         say(row(done, scale))
         return done
 
@@ -257,8 +253,43 @@ def conclusion(found: Search, scale: Scale) -> list[str]:
     return lines
 
 
-def _run(options: dict[str, Any]) -> tuple[Attempt, Scale]:
-    """Tries one size in a new process."""
+def try_batch(
+    config: ml_collections.ConfigDict,
+    data: str,
+    virtual_batch_size: int = 0,
+    *,
+    devices: str = "auto",
+    strategy_name: str = "auto",
+    record_format: RecordFormat | None = None,
+    memory_limit: int = 0,
+) -> tuple[Attempt, Scale]:
+    """Tries one size in a new process, for a few steps.
+
+    Args:
+      config: complete.
+      data: dataset directory with a split `train`, or the name of a source.
+      virtual_batch_size: images per virtual replica; 0 for `config.batch_size`.
+      devices: as in `--devices`.
+      strategy_name: one of `devices.STRATEGIES`.
+      record_format: what is known about the records of other tools.
+      memory_limit: bytes that the process may use; 0 for a share of those that are free.
+
+    Raises:
+      UsageError: config, devices and dataset do not fit together.
+      DataError: the dataset cannot be used.
+      ConvoyError: the trial failed for another reason than memory; the message ends with its last lines of output.
+    """
+    options = {
+        "config": configs.to_json(config),
+        "data": data,
+        "devices": devices,
+        "strategy_name": strategy_name,
+        "record_format": (record_format or RecordFormat()).as_dict(),
+        "virtual_batch_size": virtual_batch_size,
+        "files": [str(path) for path in files_run()],
+        "memory_limit": memory_limit or int(_SHARE_OF_MEMORY * available_memory()),
+        "parent": os.getpid(),
+    }
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "convoy.trainer.finders.batch_size_trial", json.dumps(options)]

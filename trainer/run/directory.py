@@ -27,8 +27,8 @@ from convoy.trainer.config.renamed import modernized
 from convoy.trainer.config.schema import wrong_type
 from convoy.trainer.run.records import read_json_object
 
-# May exist before a run starts: written by a launcher or by `convoy train --find_lr`.
-_FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png")
+# May exist before a run starts: written by a launcher or by `convoy train` with `--find_lr` or `--config=auto`.
+_FILES_BEFORE_A_RUN = ("logs", "launch.json", "find_lr.csv", "find_lr.png", "recipe.py")
 
 _logger = logging.getLogger("convoy")
 

@@ -1,0 +1,1 @@
+"""`--config=auto`: a recipe chosen from the data, the machine and the time budget."""
