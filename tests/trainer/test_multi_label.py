@@ -221,6 +221,7 @@ class TestRun:
         convoy("train", *FLAGS, *where, check=True)
         assert result_of(tmp_path / "run")["weights_sha256"] == result_of(run)["weights_sha256"]
         assert measured(tmp_path / "run", "validation") == approximately(measured(run, "validation"))
+        assert result_of(tmp_path / "run")["temperature"] == result_of(run)["temperature"]
         for path in (tmp_path / "run/checkpoints").iterdir():  # as if it had been killed at step 12
             if "24" in path.name:
                 path.unlink()
@@ -235,6 +236,7 @@ class TestRun:
         assert result_of(tmp_path / "run")["weights_sha256"] == result_of(run)["weights_sha256"]
         assert measured(tmp_path / "run", "validation") == approximately(measured(run, "validation"))
         assert result_of(tmp_path / "run")["thresholds"] == pytest.approx(result_of(run)["thresholds"], rel=1e-4)
+        assert result_of(tmp_path / "run")["temperature"] == result_of(run)["temperature"]
 
     def test_files_have_its_metrics(self, run):
         line = json_lines(run / "metrics.jsonl")[-1]

@@ -119,6 +119,7 @@ def test_weights_are_bit_identical_to_one_device(trained_on, hardware, precision
     assert (result["workers"], result["replicas"]) == (processes, processes * devices)
     assert (result["step"], result["images_seen"]) == (STEPS, STEPS * BATCH)
     assert result["weights_sha256"] == expected["weights_sha256"]
+    assert result["temperature"] == expected["temperature"]
     assert measured(other, "train") == measured(one, "train")
     assert [line["step"] for line in measured(other, "validation")] == [5, STEPS]
     assert measured(other, "validation") == approximately(measured(one, "validation"))
