@@ -50,4 +50,6 @@ def test_the_same_run_on_one_and_on_two_devices(convoy, dataset, tmp_path):
     evaluate = ("evaluate", f"--workdir={runs[1]}", "--split=validation", "--checkpoint=last", "--devices=cpu:1")
     convoy(*evaluate, f"--json={tmp_path / 'quality.json'}", check=True)
     evaluated = json.loads((tmp_path / "quality.json").read_text())
-    assert {name: evaluated[name] for name in quality} == pytest.approx(quality, rel=1e-4)
+    unchanged = ("top1", "top5", "macro_f1", "mcc")  # by the temperature
+    assert {name: evaluated[name] for name in unchanged} == pytest.approx({name: quality[name] for name in unchanged})
+    assert -1 <= evaluated["mean_margin"] <= 1

@@ -1,5 +1,6 @@
 """Image sizes of a run: stages, checks, and a progressive run that is resumed, evaluated and used for prediction."""
 
+import json
 import re
 import shutil
 
@@ -140,16 +141,17 @@ class TestProgressiveRun:
     def test_is_evaluated_and_used_for_prediction_at_the_evaluation_size(self, trained, tmp_path, convoy, dataset):
         predictions = tmp_path / "predicted.csv"
         images = (f"--images={dataset.photos / 'test'}", f"--output={predictions}")
-        evaluated, mirrored, predicted = (
+        mirrored, evaluated, predicted = (
             convoy(command, f"--workdir={trained}", "--devices=cpu:1", "--checkpoint=last", *flags)
             for command, *flags in (
-                ["evaluate", "--split=validation"],
                 ["evaluate", "--split=validation", "--flip_tta"],
+                ["evaluate", "--split=validation"],
                 ["predict", *images],
             )
         )
         assert (evaluated.returncode, mirrored.returncode, predicted.returncode) == (0, 0, 0), evaluated.output
         in_training = measured(trained, "validation")[-1]
-        assert f"loss {in_training['quality/loss']:.4f}" in evaluated.output
+        evaluation = json.loads((trained / "evaluation_validation.json").read_text())
+        assert evaluation["ece_before"] == pytest.approx(in_training["quality/ece"], abs=1e-5)
         assert "flip test-time augmentation" in mirrored.output
         assert np.loadtxt(predictions, str, delimiter=",").shape == (260, 2)
