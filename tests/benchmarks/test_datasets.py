@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks import clothes, photos
 from benchmarks.datasets import DATASETS, HELD_OUT, KEPT_FOR_CHOOSING, make_dataset
 from benchmarks.digits import write_digits
-from benchmarks.image_folders import draft_folder, open_archive, stratified
+from benchmarks.image_folders import draft_folder, open_archive, stratified, write_images
 from benchmarks.stamps import CLASSES, write_stamps
 from benchmarks.trained_runs import Runs
 from convoy import cli
@@ -130,7 +130,7 @@ def test_photos_are_a_balanced_subset(tmp_path, monkeypatch):
         Image.fromarray(pixels[number]).save(content := io.BytesIO(), "png")
         files[name] = content.getvalue()
     pack(tmp_path, photos.PACKAGE, files)
-    photos.write_photos(tmp_path / "a", tmp_path, seed=1)
+    write_images(tmp_path / "a", photos.photos(tmp_path, seed=1))
     found = images_in(tmp_path / "a")
     number_of = {"train": 3, "test": 2}
     assert counts(found) == {f"{s}/{name}": number_of[s] for s in number_of for name in photos.CLASSES}
@@ -140,7 +140,7 @@ def test_photos_are_a_balanced_subset(tmp_path, monkeypatch):
         number = int(file.removesuffix(".png"))
         assert photos.CLASSES[labels[split][number]] == category
         assert np.array_equal(image, by_split[split][number])
-    photos.write_photos(tmp_path / "b", tmp_path, seed=2)
+    write_images(tmp_path / "b", photos.photos(tmp_path, seed=2))
     assert set(images_in(tmp_path / "b")) != set(found)
 
 
@@ -151,14 +151,14 @@ def test_clothes_are_a_balanced_subset_without_the_empty_images(tmp_path, monkey
     rows[0].insert(1, [])
     files = {f"src/clothes/{n}.json": json.dumps({"data": data}).encode() for n, data in enumerate(rows)}
     pack(tmp_path, clothes.PACKAGE, files)
-    clothes.write_clothes(tmp_path / "a", tmp_path, seed=1)
+    write_images(tmp_path / "a", clothes.clothes(tmp_path, seed=1))
     found = images_in(tmp_path / "a")
     assert counts(found) == {f"{split}/{name}": 2 for split in ("train", "test") for name in clothes.CLASSES}
     assert len({name.split("/", 1)[1] for name in found}) == len(found)  # none is in both splits
     for name, image in found.items():
         _, category, file = name.split("/")
         assert np.array_equal(image, pixels[clothes.CLASSES.index(category), int(file.removesuffix(".png"))])
-    clothes.write_clothes(tmp_path / "b", tmp_path, seed=2)
+    write_images(tmp_path / "b", clothes.clothes(tmp_path, seed=2))
     assert set(images_in(tmp_path / "b")) != set(found)
 
 

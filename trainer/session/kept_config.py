@@ -1,7 +1,7 @@
 """The config of a run with the code that it keeps, to train it again: on other images, without the user's files.
 
 config = kept_config(RunDirectory("run"))
-config.model.name                       # /work/run/code/model/models.py:small
+config.model.name                       # run/code/model/models.py:small, as an absolute path
 """
 
 import os
