@@ -88,7 +88,9 @@ def auto_config(request: Request, show: Show) -> tuple[ml_collections.ConfigDict
     """
     run = RunDirectory(request.workdir) if request.workdir else None
     if run and run.recipe.is_file():
-        _logger.info("%s: chosen at an earlier start, and used as it is. To choose again, pass another --workdir.", run.recipe)
+        _logger.info(
+            "%s: chosen at an earlier start, used as it is. To choose again, pass another --workdir.", run.recipe
+        )
         return _from_file(run.recipe, request)
     if run:
         run.check(folds=request.folds)
