@@ -4,8 +4,8 @@
     payloads = reader.read(np.array([3, 7]))        # RecordError: a damaged record
     problem = reader.problem(3)                     # None, or a RecordError
 
-Single records are read from local shards, or made of the images of a source. Blocks, and any records of remote shards,
-are read by byte ranges (`blocks`).
+Single records are read from local shards, or made of the images of a source. Windows, and any records of remote shards,
+are read by byte ranges (`windows`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -23,11 +23,11 @@ from convoy.input_pipeline.dataset.records import CONVERT, FRAME_OVERHEAD, Recor
 from convoy.input_pipeline.dataset.storage import Shards
 from convoy.input_pipeline.images.kinds import not_decoded_in_training
 from convoy.input_pipeline.images.pixels import refused_size
-from convoy.input_pipeline.reading.blocks import RangeReader
 from convoy.input_pipeline.reading.cache import PixelCache
 from convoy.input_pipeline.reading.decode import decode, parse_records
-from convoy.input_pipeline.reading.order import Blocks
+from convoy.input_pipeline.reading.order import Stripes
 from convoy.input_pipeline.reading.substitutes import Substitutes
+from convoy.input_pipeline.reading.windows import RangeReader
 
 
 class RecordReader:
@@ -38,12 +38,12 @@ class RecordReader:
       substitutes: replacements of records that cannot be used; None where such records raise.
     """
 
-    def __init__(self, split: Split, *, blocks: Blocks | None = None, on_corrupt: str = "raise"):
+    def __init__(self, split: Split, *, stripes: Stripes | None = None, on_corrupt: str = "raise"):
         """Opens the shards.
 
         Args:
           split: the split to read.
-          blocks: the blocks of a block shuffle; None with global shuffle.
+          stripes: the stripes of a striped shuffle; None with global shuffle.
           on_corrupt: `raise` or `substitute`, for `read_training`.
 
         Raises:
@@ -52,8 +52,8 @@ class RecordReader:
         self.shards = Shards(split.shard_paths)
         self.substitutes = Substitutes(split.num_images, self.problem) if on_corrupt == "substitute" else None
         self._split = split
-        self._blocks = blocks
-        self._ranges = RangeReader(split, self.shards) if self.shards.are_remote or blocks else None
+        self._stripes = stripes
+        self._ranges = RangeReader(split, self.shards) if self.shards.are_remote or stripes else None
         self._decode_one = _single_decoder(split)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
@@ -93,14 +93,13 @@ class RecordReader:
         cached = cache.keeps(used) if cache else np.zeros(len(used), bool)
         missing = np.flatnonzero(~cached)
         try:
-            if self._blocks and self._ranges and len(missing):
+            if self._stripes and self._ranges and len(missing):
                 replaced = (used != indices)[missing]
-                # Substitutes are not in the blocks of the images that they replace.
+                # Substitutes are not in the windows of the images that they replace.
                 original = missing[~replaced]
-                numbers = self._blocks.numbers(positions[original])
-                block_frames = self._ranges.read_blocks(self._blocks, numbers, used[original], seed=seed)
-                single_frames = self._single_frames(used[missing[replaced]])
-                frames = (next(single_frames if is_replaced else block_frames) for is_replaced in replaced.tolist())
+                windows = self._ranges.read_windows(self._stripes, positions[original], used[original], seed=seed)
+                singles = self._single_frames(used[missing[replaced]])
+                frames = (next(singles if is_replaced else windows) for is_replaced in replaced.tolist())
                 read = self._checked(frames, used[missing])
             else:
                 read = self._payloads(used[missing])

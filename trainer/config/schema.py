@@ -39,8 +39,8 @@ _FIELDS: dict[str, Any] = {
         "exchange gradients in bfloat16: half the traffic, 8 bits of mantissa; not if `deterministic`",
     ),
     "label_smoothing": (0.0, "share of each label that is spread evenly over all classes"),
-    "shuffle": ("global", "`global`, or `block`: shards and blocks of records, for storage with slow random reads"),
-    "shuffle_block_size": (0, "records shuffled together by `block`; 0: 64 MiB of them, usually at least 1024"),
+    "shuffle": ("global", "`global`, or `striped`: in windows of records, for storage with slow random reads"),
+    "shuffle_window_size": (0, "records that `striped` shuffles together; 0: 64 MiB, less above 16 virtual replicas"),
     "sampling": (
         "natural",
         "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",

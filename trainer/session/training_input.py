@@ -21,7 +21,9 @@ from convoy.input_pipeline.dataset.open import Split
 from convoy.input_pipeline.reading.cache import make_cache
 from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import Batch, Reader
+from convoy.input_pipeline.reading.sampler import Sampler
 from convoy.input_pipeline.reading.substitutes import Substitution
+from convoy.input_pipeline.reading.windows import make_stripes
 from convoy.trainer.cluster.worker_group import WorkerGroup
 from convoy.trainer.config import Plan, resolution
 from convoy.trainer.session.runtime import batch_slice
@@ -51,6 +53,15 @@ class TrainingInput:
         self._worker_group = worker_group
         self._seed = config.seed
         self._slice = batch_slice(strategy, worker_group.rank, plan.global_batch_size)
+        stripes = None
+        if config.shuffle == "striped":
+            stripes = make_stripes(
+                split,
+                virtual_replicas=plan.virtual_replicas,
+                global_batch_size=plan.global_batch_size,
+                window_size=config.shuffle_window_size,
+            )
+        self._sampler = Sampler(split, stripes=stripes, sampling=config.sampling)
         self._readers: dict[int, Reader] = {}  # by image size; only the last one is open
         self._open(config.image_size)
 
@@ -119,9 +130,7 @@ class TrainingInput:
             self._split,
             Crop(size, *pipeline.scale, config.resize),
             draws=pipeline.draws,
-            shuffle=config.shuffle,
-            block_size=config.shuffle_block_size,
-            sampling=config.sampling,
+            sampler=self._sampler,
             on_corrupt=config.on_corrupt,
             cache=make_cache(
                 cache,
