@@ -11,7 +11,7 @@ from convoy.input_pipeline.reading.decode import Crop
 from convoy.input_pipeline.reading.reader import BatchSlice
 from tests.input_pipeline.datasets import write_split
 from tests.input_pipeline.images import pixels
-from tests.input_pipeline.streams import SIZE, assert_same, make_split, stream
+from tests.input_pipeline.streams import SIZE, STRIPED, assert_same, make_split, stream
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +29,10 @@ def split(tmp_path_factory):
     [Crop(SIZE), Crop(8), Crop(20), Crop(SIZE, 0.3), Crop(8, 0.3)],
     ids=lambda crop: f"{crop.size}-{crop.min_area}",
 )
-@pytest.mark.parametrize("order", ["global", "block"])
+@pytest.mark.parametrize("order", [{}, STRIPED], ids=["global", "striped"])
 def test_every_epoch_equals_the_uncached_stream(split, crop, order):
     cache = PixelCache(IMAGES, budget_bytes=LARGE)
-    options = {"crop": crop, "shuffle": order, "block_size": 14}
+    options = {"crop": crop, **order}
     assert_same(stream(split, 4 * EPOCH, cache=cache, **options), stream(split, 4 * EPOCH, **options))
     assert cache.keeps(np.arange(IMAGES)).all()
 

@@ -110,6 +110,25 @@ def test_a_run_of_an_earlier_version_keeps_its_class_without_images(tmp_path, re
     resume_on({name: value for name, value in dataset_identity(dataset).items() if name not in new}, dataset)
 
 
+@pytest.mark.parametrize(("field", "value"), [("shuffle", "block"), ("shuffle", "windowed"), ("order", "windowed")])
+def test_a_run_of_an_earlier_sample_order_does_not_continue_in_another(shards, tmp_path, field, value):
+    dataset, run = open_dataset(shards), RunDirectory(tmp_path / "run")
+    config = configs.default_config()
+    config.update({"batch_size": 3, "steps": 30, "shuffle": "striped"})
+    recorded = {**configs.to_json(config), "virtual_replicas": 1, "precision": "float32"}
+    metadata = {"config": recorded, "dataset": dataset_identity(dataset), "step": 20}
+    resumed_config(metadata, config, dataset, run)
+    del recorded["shuffle"]
+    recorded[field] = value
+    with pytest.raises(UsageError, match=rf"step 20 .*config\.shuffle={value}.*--config\.model\.weights={run.path}"):
+        resumed_config(metadata, config, dataset, run)
+    config.shuffle = "global"
+    with pytest.raises(UsageError, match="shuffle: striped -> global"):
+        resumed_config(metadata, config, dataset, run)
+    config.shuffle = "striped"
+    resumed_config({**metadata, "step": 30}, config, dataset, run)  # it has ended
+
+
 class TestExtension:
     """A run of 30 steps on 3 images, which has reached step 20 or its end."""
 
