@@ -10,9 +10,10 @@ vectors in `tests/input_pipeline/test_order.py` guarantee that the order of exis
 
 Striped shuffle is for storage where reading single records is slow. Each epoch puts the shards in a row of its own and
 cuts the row into V stripes, one per virtual replica: stripe v has as many records as virtual replica v has positions in
-that epoch. A stripe is cut into windows, which are read one after another in a few long reads, and the records of a
-window are permuted with the same network under separate keys. A process reads only the stripes of its own virtual
-replicas, so that all processes together read each record once per epoch.
+that epoch. A stripe is read window by window. A window has a piece from each of m sections of the stripe, so that it
+takes a few long reads and yet has records from everywhere in the stripe, and its records are permuted with the same
+network under separate keys. A process reads only the stripes of its own virtual replicas, so that all processes
+together read each record once per epoch.
 
 Class sampling gives each class a fixed number of an epoch's N positions, spread over the epoch by a permutation. These
 positions draw from endless passes over the class's images, each pass with its own permutation, so the images of a class
@@ -20,6 +21,8 @@ are seen equally often, within one. An image's randomness depends on the pass, s
 in an epoch is augmented differently each time.
 """
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -29,12 +32,13 @@ Numbers = TypeVar("Numbers", int, np.ndarray)
 _ROUNDS = 4
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ORDER_STREAM, _IMAGE_STREAM, _SHARD_STREAM, _SAMPLE_STREAM, _CLASS_STREAM = 1, 2, 3, 5, 6
-_WINDOW_STREAM, _ROW_STREAM = 7, 8
+_WINDOW_STREAM, _ROW_STREAM, _SECTION_STREAM = 7, 8, 9
 SAMPLINGS = ("natural", "inverse_sqrt", "balanced")
 
 
-class Stripes(NamedTuple):
-    """The stripes of a striped shuffle. The order of a run depends on all four fields, and on its seed.
+@dataclass(frozen=True, eq=False)
+class Stripes:
+    """The stripes of a striped shuffle. The order of a run depends on all fields, and on its seed.
 
     With G positions per step and V virtual replicas, position p belongs to virtual replica `p % G // (G / V)`.
 
@@ -43,14 +47,16 @@ class Stripes(NamedTuple):
       window_size: the most records per window. The windows of a stripe have the same size, give or take one record.
       virtual_replicas: V.
       global_batch_size: G, a multiple of V.
+      pieces: m, the stretches of neighboring records in a window.
     """
 
     shard_sizes: np.ndarray
     window_size: int
     virtual_replicas: int
     global_batch_size: int
+    pieces: int = 1
 
-    @property
+    @functools.cached_property
     def num_images(self) -> int:
         """N, the total number of records."""
         return int(self.shard_sizes.sum())
@@ -80,7 +86,9 @@ class Stripes(NamedTuple):
             epochs=epochs,
             replicas=replicas,
             numbers=numbers,
-            row_starts=stripe_starts + starts,
+            stripe_starts=stripe_starts,
+            stripe_sizes=stripe_sizes,
+            starts=starts,
             places=places - starts,
         )
 
@@ -112,7 +120,9 @@ class Windows(NamedTuple):
       epochs: the epoch.
       replicas: the virtual replica.
       numbers: number of the window in its stripe.
-      row_starts: place of the window's first record in the epoch's row of shards.
+      stripe_starts: where its stripe begins in the epoch's row of shards.
+      stripe_sizes: records in its stripe.
+      starts: records in earlier windows of its stripe.
       places: the position's place in the window.
     """
 
@@ -121,7 +131,9 @@ class Windows(NamedTuple):
     epochs: np.ndarray
     replicas: np.ndarray
     numbers: np.ndarray
-    row_starts: np.ndarray
+    stripe_starts: np.ndarray
+    stripe_sizes: np.ndarray
+    starts: np.ndarray
     places: np.ndarray
 
 
@@ -180,10 +192,13 @@ def striped_positions_to_images(positions: np.ndarray, *, stripes: Stripes, seed
     """As `positions_to_images`, with a striped shuffle."""
     windows = stripes.windows(np.asarray(positions, np.int64))
     keys = _keys(seed, _WINDOW_STREAM, windows.epochs, windows.replicas, windows.numbers)
-    indices = windows.row_starts + _permute_each(windows.places, windows.sizes, keys)
+    places = windows.starts + _permute_each(windows.places, windows.sizes, keys)
+    indices = windows.stripe_starts + _spread(places, windows, stripes.pieces, seed)
     for epoch in np.unique(windows.epochs):
         chosen = windows.epochs == epoch
-        indices[chosen] = _in_row(indices[chosen], stripes.shard_sizes, seed=seed, epoch=int(epoch))
+        begin, ends, shifts = _row(stripes, seed, int(epoch))
+        places = (indices[chosen] + begin) % stripes.num_images
+        indices[chosen] = places + shifts[np.searchsorted(ends, places, side="right")]
     return indices, windows.epochs
 
 
@@ -215,19 +230,33 @@ def permute(values: np.ndarray, *, num_images: int, seed: int, epoch: int) -> np
     return _permute(values, num_images, _key(seed, _ORDER_STREAM, epoch))
 
 
-def _in_row(places: np.ndarray, shard_sizes: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns the image at each place of the epoch's row of shards.
+def _spread(places: np.ndarray, windows: Windows, pieces: int, seed: int) -> np.ndarray:
+    """Returns where the n-th record of the windows, [n] int64, is in its stripe: in each section in turn.
 
-    The row begins anywhere in its first shard, and ends with the rest of it: otherwise the stripes and windows of a
-    split of few shards would have much the same images in all epochs.
+    Each section begins anywhere: otherwise the pieces of a window would be as far apart in every epoch.
     """
-    num_shards, num_images = len(shard_sizes), int(shard_sizes.sum())
-    places = (places + int(_key(seed, _ROW_STREAM, epoch) % np.uint64(num_images))) % num_images
-    shards = _permute(np.arange(num_shards), num_shards, _key(seed, _SHARD_STREAM, epoch))
-    ends = np.cumsum(shard_sizes[shards])
-    first_images = (np.cumsum(shard_sizes) - shard_sizes)[shards]
-    nth = np.searchsorted(ends, places, side="right")
-    return first_images[nth] + places - (ends - shard_sizes[shards])[nth]
+    sections = places % pieces
+    sizes, longer = np.divmod(windows.stripe_sizes, pieces)
+    section_starts = sections * sizes + np.minimum(sections, longer)
+    sizes = sizes + (sections < longer)
+    begins = _keys(seed, _SECTION_STREAM, windows.epochs, windows.replicas, sections) % sizes.astype(np.uint64)
+    return section_starts + (places // pieces + begins.astype(np.int64)) % sizes
+
+
+@functools.lru_cache(maxsize=4)  # batches and the windows read ahead are in one or two epochs
+def _row(stripes: Stripes, seed: int, epoch: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Returns the row of shards of an epoch, as a ring.
+
+    Returns:
+      the place where the row begins, and ends: otherwise the stripes and windows of a split of few shards would have
+      much the same images in all epochs; the place where each shard ends [num_shards] int64; and the difference of its
+      images' indices to their places [num_shards] int64.
+    """
+    sizes = stripes.shard_sizes
+    shards = _permute(np.arange(len(sizes)), len(sizes), _key(seed, _SHARD_STREAM, epoch))
+    ends, first_images = np.cumsum(sizes[shards]), (np.cumsum(sizes) - sizes)[shards]
+    begin = int(_key(seed, _ROW_STREAM, epoch) % np.uint64(stripes.num_images))
+    return begin, ends, first_images - (ends - sizes[shards])
 
 
 def _permute(values: np.ndarray, num_images: int, key: np.uint64) -> np.ndarray:

@@ -25,9 +25,10 @@ _READ_BYTES = 8 * 2**20
 _PARALLEL_READS = 8
 _SKIPPED_BYTES = 2**16  # reading through a gap up to this size is faster than a new request
 _PARALLEL_CALLS = 2  # of `read_windows`, by the reader's pipeline
-# Default window size. Do not change: resumed runs must compute the same sample order.
-_SMALLEST_WINDOW_BYTES, _WINDOW_BYTES, _ALL_WINDOWS_BYTES = 2**23, 2**26, 2**30
+# Sizes of windows and of their pieces. Do not change: resumed runs must compute the same sample order.
+_SMALLEST_WINDOW_BYTES, _WINDOW_BYTES, _ALL_WINDOWS_BYTES = 2**24, 2**26, 2**30
 _ALL_WINDOWS_RECORDS, _RAISED_TO_BYTES = 1024, 2**29
+_PIECE_BYTES = 2**22
 
 
 def make_stripes(split: Split, *, virtual_replicas: int, global_batch_size: int, window_size: int = 0) -> Stripes:
@@ -37,18 +38,19 @@ def make_stripes(split: Split, *, virtual_replicas: int, global_batch_size: int,
       split: its records in shard order.
       virtual_replicas: V, 1 or more.
       global_batch_size: positions per step, a multiple of V.
-      window_size: records per window. 0 chooses 64 MiB of records, and less for more than 16 virtual replicas, so that
-        all their windows together have 1 GiB, but at least 8 MiB. All windows together have at least 1024 records, so
-        that several batches are shuffled together, if these fit into 512 MiB.
+      window_size: records per window, in pieces of at least 4 MiB. 0 chooses 64 MiB of records, and less for more than
+        16 virtual replicas, so that all their windows together have 1 GiB, but at least 16 MiB. All windows together
+        have at least 1024 records, so that several batches are shuffled together, if these fit into 512 MiB.
     """
+    record_bytes = max(1.0, split.length.mean())
     if not window_size:
-        record_bytes = max(1.0, split.length.mean())
         window_bytes = min(_WINDOW_BYTES, max(_SMALLEST_WINDOW_BYTES, _ALL_WINDOWS_BYTES // virtual_replicas))
         at_least = min(_ALL_WINDOWS_RECORDS, int(_RAISED_TO_BYTES // record_bytes)) // virtual_replicas
         window_size = max(1, int(window_bytes // record_bytes), at_least)
     # Search with the column's own dtype: numpy would otherwise convert (copy) the whole column.
     firsts = np.searchsorted(split.shard, np.arange(len(split.shard_paths) + 1, dtype=split.shard.dtype))
-    return Stripes(np.diff(firsts), window_size, virtual_replicas, global_batch_size)
+    pieces = max(1, int(window_size * record_bytes // _PIECE_BYTES))
+    return Stripes(np.diff(firsts), window_size, virtual_replicas, global_batch_size, pieces)
 
 
 class RangeReader:
@@ -141,7 +143,8 @@ class _Range:
         # A new read begins at a new shard, after a large gap, and when the read is long enough.
         begins = np.diff(shard, prepend=-1) != 0
         begins[1:] |= starts[1:] - ends[:-1] > _SKIPPED_BYTES
-        begins |= np.diff(np.cumsum(sizes) // _READ_BYTES, prepend=0) != 0
+        in_stretch = starts - starts[begins][np.cumsum(begins) - 1]
+        begins |= np.diff(in_stretch // _READ_BYTES, prepend=0) != 0
         self._read_numbers = np.cumsum(begins) - 1
         first = np.flatnonzero(begins)
         last = np.append(first[1:], len(indices)) - 1
