@@ -38,7 +38,8 @@ def remote(split):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Records each (shard, offset, size) that is read."""
+    """Records each (shard, offset, size) that is read. No gaps are read: in small shards, all are small."""
+    monkeypatch.setattr("convoy.input_pipeline.reading.windows._SKIPPED_BYTES", 0)
     recorded = []
     read = Shards.read
 
@@ -116,10 +117,11 @@ def test_each_process_reads_its_share_of_the_bytes_once(many, reads, processes, 
 
 
 @pytest.mark.parametrize("window_size", [1, 5, 25, 1000])
+@pytest.mark.usefixtures("reads")
 def test_at_most_three_windows_of_each_local_virtual_replica_are_in_memory(many, window_size):
     record_bytes = int(many.length.max()) + FRAME_OVERHEAD
     for processes in (1, 4):
-        _, most_bytes = read_by(0, processes, many, range(100), window_size=window_size)
+        _, most_bytes = read_by(0, processes, many, range(40), window_size=window_size)
         needed = 2 * 2 * 16 // processes  # records of two calls
         assert most_bytes <= (3 * min(window_size, 51) * 8 // processes + needed) * record_bytes
 
