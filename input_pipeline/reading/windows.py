@@ -1,7 +1,7 @@
 """Reads records through a few long range reads, which object stores and hard disks serve faster than single records.
 
     reader = RangeReader(split, shards)
-    reader.read(indices)                                   # one read per run of neighboring records
+    reader.read(indices)                                       # one read per run of neighboring records
     reader.read_windows(stripes, positions, indices, seed=0)   # windows of a shuffle; the next ones are prefetched
 
 In memory are the windows of the virtual replicas that this process feeds, and the next window of each. While a batch
