@@ -26,7 +26,7 @@ _PARALLEL_READS = 8
 _SKIPPED_BYTES = 2**16  # reading through a gap up to this size is faster than a new request
 _PARALLEL_CALLS = 2  # of `read_windows`, by the reader's pipeline
 # Sizes of windows and of their pieces. Do not change: resumed runs must compute the same sample order.
-_SMALLEST_WINDOW_BYTES, _WINDOW_BYTES, _ALL_WINDOWS_BYTES = 2**24, 2**26, 2**30
+_SMALLEST_WINDOW_BYTES, _WINDOW_BYTES, _ALL_WINDOWS_BYTES = 2**25, 2**26, 2**31
 _ALL_WINDOWS_RECORDS, _RAISED_TO_BYTES = 1024, 2**29
 _PIECE_BYTES = 2**22
 
@@ -39,7 +39,7 @@ def make_stripes(split: Split, *, virtual_replicas: int, global_batch_size: int,
       virtual_replicas: V, 1 or more.
       global_batch_size: positions per step, a multiple of V.
       window_size: records per window, in pieces of at least 4 MiB. 0 chooses 64 MiB of records, and less for more than
-        16 virtual replicas, so that all their windows together have 1 GiB, but at least 16 MiB. All windows together
+        32 virtual replicas, so that all their windows together have 2 GiB, but at least 32 MiB. All windows together
         have at least 1024 records, so that several batches are shuffled together, if these fit into 512 MiB.
     """
     record_bytes = max(1.0, split.length.mean())

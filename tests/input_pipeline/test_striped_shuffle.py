@@ -183,9 +183,9 @@ def test_workers_read_disjoint_parts_of_the_single_process_stream(split):
         (2**20, 1, 512),
         (2**30, 1, 1),
         (2**18, 2, 512),
-        (2**16, 16, 1024),
-        (2**16, 64, 256),
-        (2**16, 512, 256),
+        (2**16, 32, 1024),
+        (2**16, 64, 512),
+        (2**16, 512, 512),
     ],
 )
 def test_default_window_size(split, record_bytes, virtual_replicas, records):

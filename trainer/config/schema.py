@@ -40,7 +40,7 @@ _FIELDS: dict[str, Any] = {
     ),
     "label_smoothing": (0.0, "share of each label that is spread evenly over all classes"),
     "shuffle": ("global", "`global`, or `striped`: in windows of records, for storage with slow random reads"),
-    "shuffle_window_size": (0, "records that `striped` shuffles together; 0: 64 MiB, less above 16 virtual replicas"),
+    "shuffle_window_size": (0, "records that `striped` shuffles together; 0: 64 MiB, less above 32 virtual replicas"),
     "sampling": (
         "natural",
         "draw small classes more often (`inverse_sqrt`), or all equally (`balanced`); needs `shuffle=global`",
