@@ -38,8 +38,7 @@ def remote(split):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Records each (shard, offset, size) that is read. No gaps are read: in small shards, all are small."""
-    monkeypatch.setattr("convoy.input_pipeline.reading.windows._SKIPPED_BYTES", 0)
+    """Records each (shard, offset, size) that is read."""
     recorded = []
     read = Shards.read
 
@@ -49,6 +48,12 @@ def reads(monkeypatch):
 
     monkeypatch.setattr(Shards, "read", recording)
     return recorded
+
+
+@pytest.fixture
+def without_gaps(monkeypatch):
+    """No gaps between records are read: in shards as small as these, all gaps are small."""
+    monkeypatch.setattr("convoy.input_pipeline.reading.windows._SKIPPED_BYTES", 0)
 
 
 def read_by(process: int, processes: int, split, steps: range, *, virtual_replicas=8, window_size=14, **calls):
@@ -96,6 +101,7 @@ def test_processes_together_read_the_records_of_the_same_order(many, part):
         assert [together[position] for position in positions] == expected
 
 
+@pytest.mark.usefixtures("without_gaps")
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_each_process_reads_its_share_of_the_bytes_once(many, reads, processes, swapped):
@@ -117,7 +123,7 @@ def test_each_process_reads_its_share_of_the_bytes_once(many, reads, processes, 
 
 
 @pytest.mark.parametrize("window_size", [1, 5, 25, 1000])
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("without_gaps")
 def test_at_most_three_windows_of_each_local_virtual_replica_are_in_memory(many, window_size):
     record_bytes = int(many.length.max()) + FRAME_OVERHEAD
     for processes in (1, 4):
@@ -126,6 +132,7 @@ def test_at_most_three_windows_of_each_local_virtual_replica_are_in_memory(many,
         assert most_bytes <= (3 * min(window_size, 51) * 8 // processes + needed) * record_bytes
 
 
+@pytest.mark.usefixtures("without_gaps")
 def test_resuming_reads_the_same_records_with_no_earlier_ones(many, reads):
     whole, _ = read_by(1, 2, many, range(60))
     reads.clear()
@@ -135,6 +142,7 @@ def test_resuming_reads_the_same_records_with_no_earlier_ones(many, reads):
     assert bytes_read < 30 * 8 * many.length.mean() + 3 * 4 * 14 * many.length.max()
 
 
+@pytest.mark.usefixtures("without_gaps")
 def test_windows_are_read_in_few_long_reads(many, reads):
     read_by(0, 1, many, range(100))  # 4 epochs of 8 stripes of 50 records, in 4 windows each
     assert len(reads) < 4 * 8 * 4 * 1.5 + 8
