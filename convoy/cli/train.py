@@ -79,7 +79,7 @@ def define_config_flag(flags: absl_flags.FlagValues, arguments: list[str], *, au
     _check_for_bare_fields(recipe, others)
     # The config flag loads the recipe itself: what `load_recipe` changed must be repeated on the command line.
     values = dict(configs.fields(recipe))
-    replaced = [f"--config.{field}=0" for field in configs.overridden_durations(recipe, given)]
+    replaced = [f"--config.{field}=0" for field in configs.overridden_fields(recipe, given)]
     if "epochs" in given and "steps" not in given:
         replaced.append("--config.steps=0")
     replaced += [f"--config.{field}={values[field]}" for field in renamed.VALUES if field not in given and not auto]

@@ -27,7 +27,7 @@ from convoy.trainer.config.recipes import (
     check_length,
     configured,
     load_recipe,
-    overridden_durations,
+    overridden_fields,
     recipe_path,
     shipped_recipes,
 )
@@ -52,7 +52,7 @@ __all__ = [
     "load_recipe",
     "loss_text",
     "mixing_steps",
-    "overridden_durations",
+    "overridden_fields",
     "recipe_path",
     "resolve",
     "scaled",

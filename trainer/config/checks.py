@@ -76,6 +76,7 @@ RANGES = {
     "optimizer.epsilon": _POSITIVE,
     "optimizer.trust_coefficient": _POSITIVE,
     "optimizer.weight_decay": NON_NEGATIVE,
+    "optimizer.weight_decay_per_run": FINITE_NON_NEGATIVE,
     "optimizer.clip_norm": NON_NEGATIVE,
     "optimizer.beta_1": _FRACTION_BELOW_1,
     "optimizer.beta_2": _FRACTION_BELOW_1,
@@ -93,6 +94,8 @@ RANGES = {
     "model.backbone_rate": _FINITE_POSITIVE,
     "model.layer_decay": _POSITIVE_FRACTION,
 }
+# Fields that set the weight decay; only one of them may be above 0.
+DECAYS = ("optimizer.weight_decay", "optimizer.weight_decay_per_run")
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "xla": ("auto", "on", "off"),
@@ -129,6 +132,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(value in choices, field, value, f"must be one of {', '.join(choices)}{suggestion}")
     has_end = config.steps > 0 or 0 < config.epochs < math.inf
     require(has_end, "epochs", config.epochs, "must be greater than 0 and finite unless config.steps is set")
+    each, per_run = (values[field] for field in DECAYS)
+    require(
+        not each or not per_run, DECAYS[0], each, f"config.{DECAYS[1]}={per_run} sets the same: set one of them to 0"
+    )
     boundaries = list(config.schedule.boundaries)
     in_range = all(isinstance(boundary, int | float) and 0 < boundary < 1 for boundary in boundaries)
     rising = in_range and boundaries == sorted(boundaries)

@@ -12,7 +12,7 @@ from convoy.core.errors import UsageError
 from convoy.core.registry import Found
 from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
-from convoy.trainer.config.extension import length_at
+from convoy.trainer.config.extension import length_at, spans
 from convoy.trainer.config.schedules import SCHEDULES, Schedule, check_schedule, learning_rate, scaled_peak
 
 # Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
@@ -40,6 +40,7 @@ class Plan:
       histogram_every_steps: steps between histograms of the weights; 0: no histograms.
       freeze_steps: first steps, which train only the model's head.
       peak_learning_rate: peak rate after scaling with the global batch.
+      weight_decay: of the optimizer, from `weight_decay_per_run` if that is set.
       schedule: the schedule of the learning rate.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     histogram_every_steps: int
     freeze_steps: int
     peak_learning_rate: float
+    weight_decay: float
     schedule: Found[Schedule] = dataclasses.field(
         default_factory=lambda: SCHEDULES.find("constant"), repr=False, compare=False
     )
@@ -164,7 +166,14 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     steps_per_epoch = num_images / batch
     epoch_steps = max(1, round(steps_per_epoch))
     eval_every = duration_in_steps(config, "eval_every", **convert) or epoch_steps
+    steps = total_steps(config, num_images)
     schedule = config.schedule
+    peak = scaled_peak(
+        config.optimizer.learning_rate,
+        scaling=schedule.scaling,
+        batch_size=batch,
+        reference_batch_size=schedule.reference_batch_size,
+    )
     plan = Plan(
         num_images=num_images,
         replicas=replicas,
@@ -173,20 +182,26 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
         replica_batch_size=batch // replicas,
         virtual_batch_size=batch // virtual,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps(config, num_images),
+        total_steps=steps,
         warmup_steps=duration_in_steps(schedule, "warmup", **convert, section="schedule."),
         eval_every_steps=eval_every,
         checkpoint_every_steps=duration_in_steps(config, "checkpoint_every", **convert) or eval_every,
         log_every_steps=duration_in_steps(config, "log_every", **convert) or 20,
         histogram_every_steps=duration_in_steps(config, "histogram_every", **convert),
         freeze_steps=duration_in_steps(config.model, "freeze", **convert, section="model."),
-        peak_learning_rate=scaled_peak(
-            config.optimizer.learning_rate,
-            scaling=schedule.scaling,
-            batch_size=batch,
-            reference_batch_size=schedule.reference_batch_size,
-        ),
+        peak_learning_rate=peak,
+        weight_decay=_weight_decay(config.optimizer, peak, spans(config, steps)[0].length),
         schedule=SCHEDULES.find(schedule.name),
     )
     check_schedule(lambda step: learning_rate_of(config, plan, step), plan.schedule, plan.total_steps)
     return plan
+
+
+def _weight_decay(optimizer: Mapping[str, Any], peak: float, steps: int) -> float:
+    """Returns the weight decay of a run of so many steps; of an extended run, those it was started with.
+
+    Per run: AdamW averages over about 1 / (learning rate * decay) steps, best a fixed share of the run (Wang and
+    Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size").
+    """
+    per_run = optimizer["weight_decay_per_run"]
+    return per_run / (peak * steps) if per_run else optimizer["weight_decay"]

@@ -66,6 +66,7 @@ _FIELDS: dict[str, Any] = {
         "width": (0, "resnet: channels of the first stage, even; 0: 64"),
         "stochastic_depth": (0.0, "resnet: drop rate of the last block, proportionally less for earlier ones"),
         "instance_norm": ("auto", "end early stages in instance normalization; `auto`: on for convnet, off for resnet"),
+        "shortcuts": (False, "convnet: a shortcut around the second convolution of each stage"),
         **_duration("freeze", "first steps that train only the head, of a model with `weights`; all four 0: none"),
         "backbone_rate": (1.0, "learning rate of the backbone, as a factor of the head's"),
         "layer_decay": (1.0, "factor of the learning rate from each block of the backbone to the one before it"),
@@ -84,6 +85,10 @@ _FIELDS: dict[str, Any] = {
         "momentum": (0.9, "momentum: sgd, lars, muon"),
         "nesterov": (True, "Nesterov's momentum: sgd, muon"),
         "weight_decay": (0.0, "weight decay of all optimizers but adam; not applied to biases and normalizations"),
+        "weight_decay_per_run": (
+            0.0,
+            "above 0: `weight_decay` is this, divided by the peak learning rate and the steps of the run",
+        ),
         "trust_coefficient": (0.001, "lars: ratio of step norm to weight norm"),
         "clip_norm": (0.0, "largest norm of the gradient over all weights; larger ones are scaled; 0: no clipping"),
     },

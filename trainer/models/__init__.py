@@ -32,6 +32,7 @@ _OPTIONS = {
     "stochastic_depth": ("resnet",),
     "dropout": ("convnet", "resnet"),
     "instance_norm": ("convnet", "resnet"),
+    "shortcuts": ("convnet",),
 }
 
 
@@ -70,6 +71,7 @@ def build_model(
     width: int = 0,
     stochastic_depth: float = 0.0,
     instance_norm: str = "auto",
+    shortcuts: bool = False,
 ) -> ModelBundle:
     """Builds a model with random weights, or with weights from a file.
 
@@ -87,6 +89,7 @@ def build_model(
       width: channels of the first stage of `resnet`; 0: its default.
       stochastic_depth: drop rate of the last block of `resnet`, in [0, 1).
       instance_norm: `on`, `off` or `auto` (the model's default), for `convnet` and `resnet`.
+      shortcuts: whether `convnet` has shortcuts.
 
     Raises:
       UsageError: unknown model, an option that it does not have, or images too small for it.
@@ -98,6 +101,7 @@ def build_model(
         "stochastic_depth": stochastic_depth or None,
         "dropout": dropout if dropout >= 0 else None,
         "instance_norm": None if instance_norm == "auto" else instance_norm,
+        "shortcuts": shortcuts or None,
     }
     options = {option: value for option, value in given.items() if value is not None}
     for option, value in options.items():

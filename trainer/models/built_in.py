@@ -30,7 +30,9 @@ def baseline_cnn(num_classes: int, image_size: int) -> keras.Model:
     )
 
 
-def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True) -> keras.Model:
+def convnet(
+    num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True, shortcuts: bool = False
+) -> keras.Model:
     """Returns a convolutional network for images of any size, derived from `baseline_cnn` to generalize better.
 
     Convolutions have no bias, normalization comes before ReLU, and global average pooling replaces the dense layer of
@@ -46,6 +48,8 @@ def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance
       image_size: side in pixels of the images it is meant for, 8 or more.
       dropout: rate before the last layer, in [0, 1).
       instance_norm: whether the first two stages end in instance normalization.
+      shortcuts: whether each stage adds the input of its second convolution to the output (He et al. 2016, "Deep
+        residual learning for image recognition").
 
     Raises:
       ValueError: the images are too small.
@@ -55,15 +59,20 @@ def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance
     inputs = x = layers.Input((None, None, 3))
     for stage, filters in enumerate((32, 64, 128, 256), start=1):
         x = _conv(x, filters, f"{stage}a")
-        x = _batch_norm_relu(x, f"{stage}a")
-        x = _conv(x, filters, f"{stage}b")
-        if instance_norm and stage <= 2:
+        x = layers.BatchNormalization(momentum=0.9, name=f"norm{stage}a")(x)
+        x = layers.Activation("relu", name=f"relu{stage}a")(x)
+        y = _conv(x, filters, f"{stage}b")
+        per_image = instance_norm and stage <= 2
+        if shortcuts or not per_image:
+            y = layers.BatchNormalization(momentum=0.9, name=f"norm{stage}b")(y)
+        x = layers.Add(name=f"add{stage}")([x, y]) if shortcuts else y
+        if per_image:
             x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
-            x = layers.GroupNormalization(groups=-1, name=f"norm{stage}b")(x)
-            x = layers.Activation("relu", name=f"relu{stage}b")(x)
-        else:
-            x = _batch_norm_relu(x, f"{stage}b")
-            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x) if stage < 4 else x
+            # Both names are of variable paths, hence of checkpoint keys: keep.
+            x = layers.GroupNormalization(groups=-1, name=f"instance_norm{stage}" if shortcuts else f"norm{stage}b")(x)
+        x = layers.Activation("relu", name=f"relu{stage}b")(x)
+        if not per_image and stage < 4:
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
     x = layers.Dropout(dropout, name="drop")(x) if dropout > 0 else x
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="convnet")
@@ -90,8 +99,3 @@ def _conv(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
     return layers.Conv2D(
         filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"conv{name}"
     )(x)
-
-
-def _batch_norm_relu(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    x = layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
-    return layers.Activation("relu", name=f"relu{name}")(x)

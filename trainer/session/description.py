@@ -176,7 +176,8 @@ def _optimizer_text(config: ml_collections.ConfigDict, plan: Plan) -> str:
             f", scaled ({schedule.scaling}) from {config.optimizer.learning_rate:g} "
             f"at batch {schedule.reference_batch_size}"
         )
-    return f"{config.optimizer.name}, {peak}, {schedule.name}"
+    decay = f", weight decay {plan.weight_decay:.3g}" if plan.weight_decay else ""
+    return f"{config.optimizer.name}, {peak}, {schedule.name}{decay}"
 
 
 def _strategy_name(strategy: tf.distribute.Strategy) -> str:

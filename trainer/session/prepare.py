@@ -174,6 +174,7 @@ def prepare(
             named = {"schedule": plan.schedule, **objective.found}
             named |= {f"operation-{number}": found for number, found in enumerate(operations)}
             to_build = config.copy_and_resolve_references()
+            to_build.optimizer.weight_decay = plan.weight_decay
             if checkpoint:  # it replaces them
                 to_build.model.update({"weights": "", "name": kept_preset(run, config.model.name)})
             else:

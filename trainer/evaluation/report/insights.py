@@ -160,13 +160,17 @@ def _generalization(history: History, evaluation: Evaluation) -> Iterator[Findin
 def _stronger_augmentation(history: History) -> str:
     """Returns advice on augmentation and regularization that the run does not follow already."""
     config = history.config
-    ops, decay = config.get("augment", {}).get("ops"), config.get("optimizer", {}).get("weight_decay")
+    ops, optimizer = config.get("augment", {}).get("ops"), config.get("optimizer", {})
     mixes = any(config.get("mix", {}).get(name) for name in ("mixup", "cutmix"))
     advice = [
         "stronger config.augment.ops" if ops else "augmentation (--config.augment.ops='crop(scale=0.7..1) | flip')"
     ]
     advice += [] if mixes else ["--config.mix.mixup=0.2"]
-    advice += [] if decay else ["--config.optimizer.weight_decay=0.05"]
+    advice += (
+        []
+        if optimizer.get("weight_decay") or optimizer.get("weight_decay_per_run")
+        else ["--config.optimizer.weight_decay=0.05"]
+    )
     return joined(advice, "or")
 
 

@@ -161,8 +161,7 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
     optimizer, schedule = config["optimizer"], config["schedule"]
     rows = {
         "loss": loss_text(config),
-        "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, weight decay "
-        f"{optimizer['weight_decay']:g}",
+        "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, " + _weight_decay(optimizer),
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{counted(config['batch_size'], 'image')} in "
         f"{counted(config['virtual_replicas'], 'virtual replica')}",
@@ -182,6 +181,11 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
             "training time since the last start": f"{hours:.2f} h on {counted(result['replicas'], 'device')}",
         }
     return rows
+
+
+def _weight_decay(optimizer: Mapping[str, Any]) -> str:
+    per_run = optimizer.get("weight_decay_per_run")
+    return f"weight decay per run {per_run:g}" if per_run else f"weight decay {optimizer['weight_decay']:g}"
 
 
 def _mixing(mix: Mapping[str, float]) -> str:
