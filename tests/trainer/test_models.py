@@ -200,7 +200,7 @@ def test_convnet_has_no_flatten_and_no_bias_before_a_normalization():
     [
         (models.convnet, {}, ["norm1b", "norm2b"]),
         (models.convnet, {"instance_norm": False}, []),
-        (models.convnet, {"shortcuts": True}, ["instance_norm1", "instance_norm2"]),
+        (models.residual_convnet, {}, ["instance_norm1", "instance_norm2"]),
         (models.resnet, {"width": 8, "instance_norm": True}, ["stage2_block2_instance_norm"]),
         (models.resnet, {"width": 8}, []),
     ],
@@ -230,7 +230,7 @@ def test_instance_normalization_can_be_set_or_left_to_the_model(setting, convnet
 
 
 def test_a_shortcut_leads_around_the_second_convolution_of_each_stage():
-    plain, model = (models.convnet(3, SIZE, instance_norm=False, shortcuts=shortcuts) for shortcuts in (False, True))
+    plain, model = (make(3, SIZE, instance_norm=False) for make in (models.convnet, models.residual_convnet))
     assert model.count_params() == plain.count_params()
     for stage in range(1, 5):
         add = model.get_layer(f"add{stage}")

@@ -249,7 +249,7 @@ def _length(
 
     can_shrink = "image_size" not in given
     smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side] if can_shrink else []
-    any_size = given.get("model.name", "convnet") in ("convnet", "resnet")
+    any_size = given.get("model.name", "convnet") in ("convnet", "residual_convnet", "resnet")
     can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
     ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
     ways += [(size, can_stage) for size in smaller]

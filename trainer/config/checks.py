@@ -109,7 +109,7 @@ CHOICES = {
     "model.instance_norm": ("auto", "on", "off"),
 }
 # Models of users may have loaded weights themselves.
-MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "resnet", "keras_applications", "keras_hub")
+MODELS_WITHOUT_WEIGHTS = ("baseline_cnn", "convnet", "residual_convnet", "resnet", "keras_applications", "keras_hub")
 # Names of weights that are downloaded, with the models that have them.
 NAMED_WEIGHTS = {"imagenet": "keras_applications:NAME", "preset": "keras_hub:PRESET"}
 

@@ -1,4 +1,4 @@
-"""Builds models by name: three built-in ones, `keras.applications`, Keras Hub, and functions of users.
+"""Builds models by name: four built-in ones, `keras.applications`, Keras Hub, and functions of users.
 
     built = build_model("baseline_cnn", num_classes=42, image_size=64)
     logits = built.model(built.scale_pixels(images))
@@ -16,23 +16,22 @@ import tensorflow as tf
 from convoy.core.errors import UsageError
 from convoy.core.registry import Found
 from convoy.trainer.models.applications import application
-from convoy.trainer.models.built_in import baseline_cnn, convnet
+from convoy.trainer.models.built_in import baseline_cnn, convnet, residual_convnet
 from convoy.trainer.models.from_users import APPLICATIONS, MODELS, model_from_user, unit_scale
 from convoy.trainer.models.hub import HUB, PRESET, hub_model
 from convoy.trainer.models.pretrained import load_pretrained
 from convoy.trainer.models.resnet import resnet
 from convoy.trainer.tf_compat.layers import with_fast_layers
 
-for _name, _function in (("baseline_cnn", baseline_cnn), ("convnet", convnet), ("resnet", resnet)):
-    MODELS.register(_name)(_function)
+for _function in (baseline_cnn, convnet, residual_convnet, resnet):
+    MODELS.register(_function.__name__)(_function)
 # The models that have each option.
 _OPTIONS = {
     "depth": ("resnet",),
     "width": ("resnet",),
     "stochastic_depth": ("resnet",),
-    "dropout": ("convnet", "resnet"),
-    "instance_norm": ("convnet", "resnet"),
-    "shortcuts": ("convnet",),
+    "dropout": ("convnet", "residual_convnet", "resnet"),
+    "instance_norm": ("convnet", "residual_convnet", "resnet"),
 }
 
 
@@ -71,7 +70,6 @@ def build_model(
     width: int = 0,
     stochastic_depth: float = 0.0,
     instance_norm: str = "auto",
-    shortcuts: bool = False,
 ) -> ModelBundle:
     """Builds a model with random weights, or with weights from a file.
 
@@ -89,7 +87,6 @@ def build_model(
       width: channels of the first stage of `resnet`; 0: its default.
       stochastic_depth: drop rate of the last block of `resnet`, in [0, 1).
       instance_norm: `on`, `off` or `auto` (the model's default), for `convnet` and `resnet`.
-      shortcuts: whether `convnet` has shortcuts.
 
     Raises:
       UsageError: unknown model, an option that it does not have, or images too small for it.
@@ -101,7 +98,6 @@ def build_model(
         "stochastic_depth": stochastic_depth or None,
         "dropout": dropout if dropout >= 0 else None,
         "instance_norm": None if instance_norm == "auto" else instance_norm,
-        "shortcuts": shortcuts or None,
     }
     options = {option: value for option, value in given.items() if value is not None}
     for option, value in options.items():

@@ -30,9 +30,7 @@ def baseline_cnn(num_classes: int, image_size: int) -> keras.Model:
     )
 
 
-def convnet(
-    num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True, shortcuts: bool = False
-) -> keras.Model:
+def convnet(num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True) -> keras.Model:
     """Returns a convolutional network for images of any size, derived from `baseline_cnn` to generalize better.
 
     Convolutions have no bias, normalization comes before ReLU, and global average pooling replaces the dense layer of
@@ -48,12 +46,24 @@ def convnet(
       image_size: side in pixels of the images it is meant for, 8 or more.
       dropout: rate before the last layer, in [0, 1).
       instance_norm: whether the first two stages end in instance normalization.
-      shortcuts: whether each stage adds the input of its second convolution to the output (He et al. 2016, "Deep
-        residual learning for image recognition").
 
     Raises:
       ValueError: the images are too small.
     """
+    return _convnet(num_classes, image_size, dropout, instance_norm, shortcuts=False)
+
+
+def residual_convnet(
+    num_classes: int, image_size: int, *, dropout: float = 0.2, instance_norm: bool = True
+) -> keras.Model:
+    """Returns `convnet` with a shortcut around the second convolution of each stage.
+
+    He et al. 2016, "Deep residual learning for image recognition". Arguments and errors are those of `convnet`.
+    """
+    return _convnet(num_classes, image_size, dropout, instance_norm, shortcuts=True)
+
+
+def _convnet(num_classes: int, image_size: int, dropout: float, instance_norm: bool, *, shortcuts: bool) -> keras.Model:
     if image_size < 8:
         raise ValueError("three stages halve the image, so config.image_size must be at least 8.")
     inputs = x = layers.Input((None, None, 3))

@@ -25,7 +25,7 @@ from convoy.trainer.step.state import TrainState
 from convoy.trainer.step.step import TrainStep
 from convoy.trainer.tf_compat.layers import all_layers
 
-_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm", "shortcuts")
+_MODEL_OPTIONS = ("dropout", "depth", "width", "stochastic_depth", "instance_norm")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
