@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_collections
 
+from benchmarks.averages import Averaged, averages
 from benchmarks.trained_runs import Outcome, Runs, steps_within
 from convoy.core.errors import UsageError
 from convoy.core.files import write_whole
@@ -163,11 +164,15 @@ class Study:
                 found[one].append(self._outcome(one, seed))
         return found
 
+    def averages(self, entry: Entry) -> list[Averaged]:
+        """Returns the ways to evaluate the runs of an entry that `outcomes` has trained."""
+        return averages(self._runs, [_run_name(entry, seed) for seed in self._seeds])
+
     def _outcome(self, entry: Entry, seed: int) -> Outcome:
         overrides = {**entry.overrides, "seed": seed}
         if entry.times is not None:
             overrides["steps"] = self._steps(entry)
-        return self._runs.outcome(f"{entry.name}-seed{seed}", entry.recipe, overrides)
+        return self._runs.outcome(_run_name(entry, seed), entry.recipe, overrides)
 
     def _kept_budget(self, name: str, outcomes: Sequence[Outcome]) -> float:
         """Returns the mean time to the best evaluation, as first measured in this folder: its runs stay valid."""
@@ -190,3 +195,7 @@ class Study:
             for n in _CALIBRATION_EPOCHS
         )
         return steps_within(entry.times * self.budget_seconds, short, longer)
+
+
+def _run_name(entry: Entry, seed: int) -> str:
+    return f"{entry.name}-seed{seed}"
