@@ -85,10 +85,10 @@ def choose(
     tta = 2 if flips and given.get("flip_tta", True) else 1
     length = _length(facts, machine, batch, given.get("image_size", side), tta, budget_seconds, given)
     size = chosen.add("image_size", length.side, length.side_reason if length.side != side else side_reason)
-    sizes, ends = (tuple(column) for column in zip(*_stages(size), strict=True)) if length.progressive else ((), ())
-    why = "fewer pixels at first, to do more epochs in the time (convnet)" if sizes else "the same size from the start"
-    chosen.add("progressive.sizes", sizes, why)
-    chosen.add("progressive.ends", ends, "where each of these sizes ends, as in convnet" if sizes else why)
+    if length.progressive:
+        sizes, ends = (tuple(column) for column in zip(*_stages(size), strict=True))
+        chosen.add("progressive.sizes", sizes, "fewer pixels at first, to do more epochs in the time (convnet_fast)")
+        chosen.add("progressive.ends", ends, "where each of these sizes ends, as in convnet_fast")
     if not given.get("steps"):
         chosen.add("epochs", float(length.epochs), length.reason)
     epochs = given.get("epochs", length.epochs)
@@ -236,23 +236,24 @@ def _length(
     wanted = min(max(table.EPOCHS, for_steps), table.MOST_EPOCHS)
     reason = "as convnet"
     if wanted > table.EPOCHS:
-        reason = f"{math.ceil(wanted * facts.images / batch):,} steps: fewer epochs would be too few (convnet: 4,253)"
-    any_size = given.get("model.name", _MODEL) in ("convnet", "residual_convnet", "resnet")
-    stages = any_size and side >= table.SMALLEST_SIDE
+        reason = f"{math.ceil(wanted * facts.images / batch):,} steps: fewer epochs would be too few (convnet: 2,835)"
     is_given = bool(given.get("steps") or "epochs" in given)
     if not budget or not machine.speeds or is_given:
-        return _Length(side, "", stages, wanted, reason)
+        return _Length(side, "", False, wanted, reason)
     seconds = table.SHARE_OF_BUDGET * (budget - min(table.STARTUP_SECONDS, table.STARTUP_SHARE * budget))
 
-    def affordable(size: int) -> float:
+    def affordable(size: int, stages: bool) -> float:
         train = table.OVERHEAD * facts.images * _seconds_per_image(machine.speeds, size, stages)
         evaluated = table.EVALUATIONS * facts.validation_images * tta * table.EVALUATION_COST
         return max(0.0, seconds - evaluated * _seconds_per_image(machine.speeds, size, False)) / train
 
     smaller = [size for size in reversed(table.SIZES) if table.SMALLEST_SIDE <= size < side]
-    sizes = [side, *smaller] if "image_size" not in given else [side]
-    size = next((size for size in sizes if affordable(size) >= wanted), sizes[-1])
-    possible = affordable(size)
+    any_size = given.get("model.name", _MODEL) in ("convnet", "residual_convnet", "resnet")
+    can_stage = any_size and not {"progressive.sizes", "progressive.ends"} & given.keys()
+    ways = [(side, False), *([(side, True)] if can_stage and side >= table.SMALLEST_SIDE else [])]
+    ways += [(size, can_stage) for size in smaller if "image_size" not in given]
+    size, stages = next((way for way in ways if affordable(*way) >= wanted), ways[-1])
+    possible = affordable(size, stages)
     epochs = min(possible, float(table.LONGEST * wanted))
     epochs = float(math.floor(epochs)) if epochs >= table.SHORT else max(0.01, math.floor(100 * epochs) / 100)
     time = f"in {share(table.SHARE_OF_BUDGET, 0)} of {duration_text(budget)}"

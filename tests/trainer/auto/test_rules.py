@@ -57,9 +57,7 @@ def chosen(changes=(), machine=Machine(), budget=0.0, **given):  # noqa: B008 (a
         ({"images": 227, "side": 64.0}, "image_size", 32),
         ({}, "batch_size", 64),
         ({"images": 227}, "batch_size", 32),
-        ({}, "progressive.sizes", (16, 24)),
-        ({"side": 8.0}, "progressive.sizes", ()),
-        ({}, "epochs", 120.0),
+        ({}, "epochs", 80.0),
         ({"images": 150}, "epochs", 182.0),
         ({"images": 10}, "epochs", float(table.MOST_EPOCHS)),
         ({}, "sampling", "natural"),
@@ -123,18 +121,19 @@ def seconds_of(choices, facts, speed):
 @pytest.mark.parametrize("budget", [600, 1200, 3600, 10 * 3600])
 def test_length_keeps_to_nine_tenths_of_the_budget(budget):
     choices = chosen(machine=Machine(speeds={64: 64.0}), budget=budget, **{"model.name": "baseline_cnn"})
-    assert choices["progressive.sizes"] == ()
+    assert "progressive.sizes" not in choices
     assert seconds_of(choices, PHOTOS, 64.0) <= 0.9 * budget
     assert choices["epochs"] <= table.LONGEST * table.EPOCHS
 
 
-def test_less_time_means_smaller_images_then_fewer_epochs():
+def test_less_time_means_stages_then_smaller_images_then_fewer_epochs():
     def within(hours):
         return chosen(machine=Machine("GPU", speeds={128: 64.0}), budget=3600.0 * hours)
 
-    plenty, less, least = within(4), within(0.5), within(0.02)
-    assert plenty["epochs"] == 240.0 and plenty["progressive.sizes"] == (64, 96)
-    assert table.SMALLEST_SIDE < less["image_size"] < 128 and less["epochs"] >= 120
+    plenty, enough, less, least = within(4), within(0.8), within(0.3), within(0.02)
+    assert plenty["epochs"] == 160.0 and "progressive.sizes" not in plenty
+    assert enough["image_size"] == 128 and enough["progressive.sizes"] == (64, 96)
+    assert table.SMALLEST_SIDE < less["image_size"] < 128 and less["epochs"] >= 80
     assert least["image_size"] == table.SMALLEST_SIDE and least["epochs"] < 50
     assert least["mix.probability"] == 0.0 and "mix.probability" not in less
 
@@ -147,7 +146,7 @@ def test_less_than_one_epoch_fits_in_a_short_time():
 
 
 def test_no_speed_no_budget():
-    assert chosen(budget=60.0)["epochs"] == 120.0
+    assert chosen(budget=60.0)["epochs"] == 80.0
 
 
 def test_values_of_the_user_win_and_others_follow():
@@ -165,9 +164,9 @@ def test_weight_decay_is_chosen_for_adamw_unless_it_is_given():
     assert (given["optimizer.weight_decay"], given["optimizer.weight_decay_per_run"]) == (0.1, 0.0)
 
 
-def test_the_only_sizes_are_those_of_the_user():
-    given = {"progressive.sizes": (8,), "progressive.ends": (0.5,)}
-    assert given.items() <= chosen(**given).items()
+def test_models_of_one_image_size_have_no_stages():
+    choices = chosen(machine=Machine(speeds={32: 64.0}), budget=1800.0, **{"model.name": "baseline_cnn"})
+    assert "progressive.sizes" not in choices
 
 
 @pytest.mark.parametrize(
