@@ -35,7 +35,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     help_of = "Benchmark generalization: {}".format
     absl_flags.DEFINE_list(
         "recipes",
-        ["baseline_cnn", "convnet_fast:1", "convnet", "resnet10:4"],
+        ["baseline_cnn", "convnet_fast", "convnet", "resnet10"],
         help_of("recipes, as in --config; NAME:TIMES trains for a multiple of the first one's time to its best."),
         flag_values=flags,
     )
