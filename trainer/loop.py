@@ -253,6 +253,7 @@ class _Training:
         if step and self._metadata["config"]["virtual_replicas"] != self._plan.virtual_replicas:
             self._report_virtual_replicas(self._metadata["config"]["virtual_replicas"])
             self._save(self._metadata["score"])  # the same weights: later starts keep the new number
+            self._finish_saving()
         self._stopping.agree("begin")
         self._stop_request.listen_to_interrupts()
 

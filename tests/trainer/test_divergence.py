@@ -107,16 +107,20 @@ class TestRollback:
             assert of_workers[0][step] + of_workers[1][step] == images_of(step)
 
 
-# Kills the process in step 4, before it diverges.
+# Kills the process in step 4, before it diverges, with the checkpoint of step 3 written.
 KILL = """
 import os
 import signal
+import threading
 
 import convoy
 
 class Kill(convoy.Callback):
     def on_batch(self, training, batch):
         if training.step == 3:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
