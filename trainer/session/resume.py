@@ -89,7 +89,7 @@ def _ways_on(run: RunDirectory, before: int, after: int, others: list[str], conf
     number = config.virtual_replicas
     only_number = len(others) == 1 and others[0].startswith("virtual_replicas:")
     if only_number and number in configs.possible_virtual_replicas(config):
-        return f"Pass --virtual_replicas={number} for {number} from this step on, the same config, or {new_run}."
+        return f"Pass --virtual_replicas={number} to change it from this step on, the same config, or {new_run}."
     if others:
         return f"Pass the same config to resume (only longer, with --extend), or {new_run}."
     if after < before:
