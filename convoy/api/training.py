@@ -75,6 +75,7 @@ class TrainingResult(Shown):
       seconds: seconds spent on `steps` and on each kind of pause, such as `evaluation` and `checkpoints`.
       weights_sha256: SHA-256 over all weights, equal for equal runs (with `deterministic`) on any devices.
       virtual_replicas: number of virtual replicas.
+      virtual_replicas_changes: per change of this number in the course of the run `step`, `before` and `after`.
       replicas: number of devices.
       workers: number of workers.
       substituted_records: unusable records in whose place others were used.
@@ -101,6 +102,7 @@ class TrainingResult(Shown):
     seconds: dict[str, float]
     weights_sha256: str
     virtual_replicas: int
+    virtual_replicas_changes: list[dict[str, int]]
     replicas: int
     workers: int
     substituted_records: int
@@ -187,6 +189,7 @@ def train(
     folds: int = 0,
     strategy: str = "auto",
     extend: bool = False,
+    virtual_replicas: int | None = None,
     record_order: bool = False,
     profile_steps: tuple[int, int] | None = None,
     image_key: str = "",
@@ -213,6 +216,8 @@ def train(
         a run without each. The result is a `CrossValidation`. Each run gets a shallow copy of the callbacks.
       strategy: `auto`, `one_device` or `mirrored`.
       extend: continue the run to a longer `config.epochs` or `config.steps`.
+      virtual_replicas: continue the run in `workdir` with another number of virtual replicas, for devices that do not
+        divide its present one. A new run has `config.virtual_replicas`.
       record_order: write the images of each step to RUN/order.
       profile_steps: first and last step to profile for TensorBoard.
       image_key: feature of the encoded image in TFRecords of other tools.
@@ -252,6 +257,8 @@ def train(
         )
     if not isinstance(folds, int) or not (folds == 0 or 2 <= folds <= MOST_FOLDS):
         raise UsageError(f"folds={folds!r}: pass 2 to {MOST_FOLDS}, or 0 for a single run.")
+    if virtual_replicas is not None and not (isinstance(virtual_replicas, int) and virtual_replicas > 0):
+        raise UsageError(f"virtual_replicas={virtual_replicas!r}: pass an integer above 0, or None to change nothing.")
     from convoy.trainer.auto.choosing import Request, auto_config
     from convoy.trainer.auto.rules import Choice
     from convoy.trainer.callbacks.log_messages import LogMessages
@@ -279,6 +286,7 @@ def train(
         "recipe": recipe,
         "record_format": record_format,
         "extend": extend,
+        "virtual_replicas": virtual_replicas,
         "command": f"convoy.train(data={name!r}, workdir={workdir!r}, devices={devices!r}"
         + (f", folds={folds})" if folds else ")"),
     }

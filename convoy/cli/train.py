@@ -30,6 +30,7 @@ from convoy.trainer.config import renamed
 
 _NUMBER = r"\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\s*"
 _NUMBERS = re.compile(rf"[(\[]?{_NUMBER}(,{_NUMBER})*,?\s*[)\]]?|\(\s*\)|\[\s*\]")
+_ALSO_FLAGS = ("deterministic", "virtual_replicas")  # of config fields
 _USES_TENSORFLOW = re.compile(r"^\s*(?:import|from) (?:tensorflow|keras)\b|\bregister_(?:loss|metric|model)\b", re.M)
 
 
@@ -151,6 +152,13 @@ def define_run_flags(
         False,
         "continue the run in --workdir to a longer config.epochs or config.steps, by the schedule of the new length",
     )
+    define.integer(
+        "virtual_replicas",
+        None,
+        "continue the run in --workdir with this many virtual replicas, for devices that do not divide its present "
+        "number; the weights are then not those of the run without this change. New runs: --config.virtual_replicas",
+        lower_bound=1,
+    )
     define.string("devices", "auto", "auto (all GPUs, else the CPU), cpu:N (N logical devices) or gpu:0,1")
     define.enum("strategy", "auto", STRATEGIES, "tf.distribute strategy")
     define.list("worker_hosts", [], "HOST:PORT of every worker, without TF_CONFIG and scheduler")
@@ -202,6 +210,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.deterministic is not None:
         config.deterministic = flags.deterministic
     configs.check(config)
+    for inspection in ("print_config", "find_lr", "find_batch_size"):
+        if flags[inspection].value and flags.virtual_replicas is not None:
+            raise UsageError(
+                f"--virtual_replicas={flags.virtual_replicas}: is only for a run that resumes. Pass "
+                f"--config.virtual_replicas={flags.virtual_replicas} with --{inspection}."
+            )
     if flags.print_config:
         _print_config(config, flags)
         return
@@ -239,6 +253,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "recipe": recipe,
             "record_format": record_format(flags, flags.data),
             "extend": flags.extend,
+            "virtual_replicas": flags.virtual_replicas,
             "command": shlex.join(sys.argv),
             "owns_process": True,
         }
@@ -301,10 +316,11 @@ def _profile_steps(text: str) -> tuple[int, int] | None:
 
 def _check_for_bare_fields(recipe: ml_collections.ConfigDict, arguments: list[str]) -> None:
     """Raises a UsageError for `--batch_size=2` that suggests `--config.batch_size=2`."""
-    by_last_part = {field.split(".")[-1]: field for field, _ in configs.fields(recipe)}
+    names = sorted(dict(configs.fields(recipe)), key=lambda field: field.count("."), reverse=True)
+    by_last_part = {field.split(".")[-1]: field for field in names}  # of equal ones the one outside sections
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("--") and name in by_last_part and name != "deterministic":
+        if argument.startswith("--") and name in by_last_part and name not in _ALSO_FLAGS:
             raise UsageError(f"--{name} is a config field: pass --config.{by_last_part[name]}={value}.")
 
 

@@ -159,6 +159,16 @@ class TestResolve:
         assert_rejected(parts, configs.resolve, config, num_images=1000, replicas=devices)
 
     @pytest.mark.parametrize(
+        ("fields", "devices", "is_named"), [({}, 8, True), ({}, 5, False), ({"shuffle": "block"}, 8, False)]
+    )
+    def test_a_run_that_has_begun_may_get_as_many_virtual_replicas_as_devices(self, config, fields, devices, is_named):
+        changed(config, {"virtual_replicas": 2, "batch_size": 64, **fields})
+        with pytest.raises(UsageError) as caught:
+            configs.resolve(config, num_images=1000, replicas=devices, resumes=True)
+        assert (f"--virtual_replicas={devices}" in str(caught.value)) == is_named
+        assert "1 or 2 devices" in str(caught.value)
+
+    @pytest.mark.parametrize(
         ("batch", "virtual", "nearest"), [(63, 2, "62 or 64."), (100, 8, "96 or 104."), (3, 4, "to 4.")]
     )
     def test_batch_sizes_that_the_virtual_replicas_do_not_divide_are_rejected(self, config, batch, virtual, nearest):

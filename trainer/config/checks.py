@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ml_collections
@@ -140,15 +141,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     in_range = all(isinstance(boundary, int | float) and 0 < boundary < 1 for boundary in boundaries)
     rising = in_range and boundaries == sorted(boundaries)
     require(rising, "schedule.boundaries", config.schedule.boundaries, "must be rising fractions of the run in (0, 1)")
-    extended = config.extended
+    extended, earlier = config.extended, config.earlier_virtual_replicas
     steps, lengths = ([0, *values] for values in (extended.steps, extended.lengths))
     is_possible = (
-        len(steps) == len(lengths)
-        and all(isinstance(value, int) for value in (*steps, *lengths))
-        and all(before < after for each in (steps, lengths) for before, after in itertools.pairwise(each))
+        _are_rising(steps)
+        and _are_rising(lengths)
+        and len(steps) == len(lengths)
         and all(step <= length for step, length in zip(steps, lengths, strict=True))
     )
-    require(is_possible, "extended", extended.to_dict(), "set by --extend; leave it as the run's config.json has it")
+    leave = "leave it as the run's config.json has it"
+    require(is_possible, "extended", extended.to_dict(), f"set by --extend; {leave}")
+    is_possible = (
+        _are_rising([0, *earlier.steps])
+        and len(earlier.steps) == len(earlier.numbers)
+        and all(isinstance(number, int) and number > 0 for number in earlier.numbers)
+    )
+    require(is_possible, "earlier_virtual_replicas", earlier.to_dict(), f"set by --virtual_replicas; {leave}")
     can_sample = config.sampling == "natural" or config.shuffle == "global"
     require(can_sample, "sampling", config.sampling, "set config.sampling=natural with config.shuffle=block")
     if config.deterministic:
@@ -165,6 +173,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     SCHEDULES.check(config.schedule.name)
     resolution.check(config)
     parse_pipeline(config.augment.ops, image_size=config.image_size)
+
+
+def _are_rising(values: Sequence[object]) -> bool:
+    """Returns whether all values are integers, each above the one before."""
+    integers = [value for value in values if isinstance(value, int)]
+    return len(integers) == len(values) and all(before < after for before, after in itertools.pairwise(integers))
 
 
 def _check_named_weights(model: ml_collections.ConfigDict) -> None:

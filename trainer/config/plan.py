@@ -14,6 +14,7 @@ from convoy.core.text import joined
 from convoy.trainer.config.checks import FINITE_NON_NEGATIVE, check, check_range
 from convoy.trainer.config.extension import length_at, spans
 from convoy.trainer.config.schedules import SCHEDULES, Schedule, check_schedule, learning_rate, scaled_peak
+from convoy.trainer.config.virtual_replicas import possible_virtual_replicas
 
 # Fields that the first start of a run sets according to its hardware and later starts keep, with the value that
 # leaves the choice to Convoy.
@@ -120,23 +121,29 @@ def learning_rate_of(config: ml_collections.ConfigDict, plan: Plan, step: int) -
 
 
 def with_recorded_choices(config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns a copy of `config` with the `AUTOMATIC` fields and the extensions of the run's earlier starts."""
+    """Returns a copy of `config` with the `AUTOMATIC` fields and the changes of length and virtual replicas so far.
+
+    The number of virtual replicas that the run began with also means the present one: commands and recipes keep it.
+    """
     config = config.copy_and_resolve_references()
+    first = recorded.get("earlier_virtual_replicas", {}).get("numbers", ())[:1]
     for field, automatic in AUTOMATIC.items():
-        if config[field] == automatic:
+        if config[field] == automatic or (field == "virtual_replicas" and config[field] in first):
             config[field] = recorded[field]
-    if not config.extended.steps:  # earlier versions recorded none
-        config.extended.update({name: tuple(values) for name, values in recorded.get("extended", {}).items()})
+    for section in ("extended", "earlier_virtual_replicas"):
+        if not config[section].steps:  # earlier versions recorded none
+            config[section].update({name: tuple(values) for name, values in recorded.get(section, {}).items()})
     return config
 
 
-def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int) -> Plan:
+def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int, resumes: bool = False) -> Plan:
     """Checks a config and returns the plan of the run.
 
     Args:
       config: a complete config.
       num_images: images of the training split, 1 or more.
       replicas: number of devices in all processes, R.
+      resumes: whether the run has begun, so that only `--virtual_replicas` changes their number.
 
     Raises:
       UsageError: a value is out of range, batch, virtual replicas and devices do not divide evenly, or a user's
@@ -147,9 +154,12 @@ def resolve(config: ml_collections.ConfigDict, *, num_images: int, replicas: int
     virtual = config.virtual_replicas or replicas
     if virtual % replicas:
         allowed = [str(r) for r in range(1, virtual + 1) if virtual % r == 0]
+        fix = "start a new run with another config.virtual_replicas"
+        if resumes and replicas in possible_virtual_replicas(config):
+            fix = f"continue with --virtual_replicas={replicas}, which changes the weights from this step on"
         raise UsageError(
             f"virtual_replicas={virtual} is not divisible by {replicas} devices: use {joined(allowed, 'or')} "
-            f"device{'s' if virtual > 1 else ''}, or start a new run with another config.virtual_replicas."
+            f"device{'s' if virtual > 1 else ''}, or {fix}."
         )
     if batch % virtual:
         below, above = batch // virtual * virtual, (batch // virtual + 1) * virtual

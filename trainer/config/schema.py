@@ -130,6 +130,10 @@ _FIELDS: dict[str, Any] = {
         "steps": ((), "steps at which `--extend` made the run longer; set by Convoy"),
         "lengths": ((), "lengths of the run until these steps; set by Convoy"),
     },
+    "earlier_virtual_replicas": {
+        "steps": ((), "steps at which `--virtual_replicas` changed the number of virtual replicas; set by Convoy"),
+        "numbers": ((), "numbers of virtual replicas until these steps; set by Convoy"),
+    },
 }
 
 

@@ -19,7 +19,7 @@ from convoy.core.files import write_whole
 from convoy.core.finding import Severity
 from convoy.core.html.templates import shown
 from convoy.core.text import counted, share
-from convoy.trainer.config import loss_text
+from convoy.trainer.config import earlier_virtual_replicas_text, loss_text
 from convoy.trainer.evaluation.report.analysis import ClassRow
 from convoy.trainer.evaluation.report.history import History
 from convoy.trainer.evaluation.report.insights import AnyEvaluated, derive_insights
@@ -164,7 +164,7 @@ def _procedure(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, " + _weight_decay(optimizer),
         "schedule": f"{schedule['name']}, scaling {schedule['scaling']}",
         "global batch": f"{counted(config['batch_size'], 'image')} in "
-        f"{counted(config['virtual_replicas'], 'virtual replica')}",
+        f"{counted(config['virtual_replicas'], 'virtual replica')}{earlier_virtual_replicas_text(config)}",
         "augmentation": config["augment"].get("ops") or "none",
         "mixing": _mixing(config.get("mix", {})),
         "class sampling": config.get("sampling", "natural"),
