@@ -20,6 +20,7 @@ from benchmarks.averages import Averaged
 from benchmarks.datasets import DATASETS, HELD_OUT
 from benchmarks.study import Entry
 from benchmarks.trained_runs import Outcome
+from convoy.core.text import counted
 
 # 97.5 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
 _T_QUANTILES = (
@@ -270,7 +271,7 @@ def page(results: Sequence[Result], command: str, environment: str, seeds: int) 
     lines += [
         "## Columns",
         "",
-        f"- All values are means over {seeds} training seeds. ± is half of the 95 % confidence interval of the mean by",
+        f"- All values are means over {counted(seeds, 'training seed')}. ± is half of the 95 % confidence interval of the mean by",
         "  Student's t distribution. It covers training again on the same images, not other images.",
         "- Train top-1 is measured on training images without augmentation; gap is train minus test top-1, in points.",
         "- The checkpoint was chosen by the validation images; the test images had no part in training.",
