@@ -271,8 +271,8 @@ def page(results: Sequence[Result], command: str, environment: str, seeds: int) 
     lines += [
         "## Columns",
         "",
-        f"- All values are means over {counted(seeds, 'training seed')}. ± is half of the 95 % confidence interval of the mean by",
-        "  Student's t distribution. It covers training again on the same images, not other images.",
+        f"- All values are means over {counted(seeds, 'training seed')}. ± is half of the 95 % confidence interval of",
+        "  the mean by Student's t distribution. It covers training again on the same images, not other images.",
         "- Train top-1 is measured on training images without augmentation; gap is train minus test top-1, in points.",
         "- The checkpoint was chosen by the validation images; the test images had no part in training.",
         "- ECE is the expected calibration error: how far confidence and accuracy are apart, on average.",
